@@ -1,0 +1,1 @@
+"""LoRA ensembles: many adapters on one frozen LLM, trained together."""

@@ -1,0 +1,1 @@
+"""The numerics: packed multi-member LoRA, attention, optimizer, objective, predictive distribution, metrics."""

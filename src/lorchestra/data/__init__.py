@@ -1,0 +1,1 @@
+"""Task files, splits, prompts, and examples as token ids."""

@@ -1,0 +1,54 @@
+"""Settings of the data: which files, which columns, how an answer is asked for and scored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class FieldsConfig:
+    """Column names of the task files."""
+
+    question: str = "question"
+    """Column with the question of a multiple-choice row."""
+    choices: str = "choices"
+    """Column with the row's choices (a list; in a CSV cell, a JSON list)."""
+    answer: str = "answer"
+    """Column with the index of the right choice, from 0."""
+    text: str = "text"
+    """Column with the text to classify; a file with this column and the label column is read as texts with labels."""
+    label: str = "label"
+    """Column with the text's label."""
+    id: str = "id"
+    """Column with the row's id (optional in the file)."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Task files, and how their rows become prompts with scored choices."""
+
+    train: str | None = None
+    """Training rows: a .jsonl, .jsonl.gz, .csv or .parquet file."""
+    val: str | None = None
+    """Validation rows. Without it a seeded, stratified part of the training rows is held out."""
+    test: str | None = None
+    """Test rows, never fitted. Without it a seeded, stratified part of the training rows is held out."""
+    fields: FieldsConfig = field(default_factory=FieldsConfig)
+    """Column names, where the files use others."""
+    scoring: Literal["auto", "letter", "text"] = "auto"
+    """How an answer is scored: its option letter, its text, or (auto) letters if the base can use them, else text."""
+    normalize: Literal["sum", "token", "byte"] = "sum"
+    """With text scoring: log-probability of the whole choice, or per token, or per byte of it."""
+    prompt: str | None = None
+    """Prompt template; {question} stands for the question or text, {options} for the lettered list of choices."""
+    chat_template: bool = False
+    """Wrap the prompt in the tokenizer's chat template."""
+    system_prompt: str | None = None
+    """System message; implies chat_template."""
+    max_length: int | None = None
+    """Longest row in tokens; the default is the model's context."""
+    too_long: Literal["error", "drop", "truncate"] = "error"
+    """What to do with a row over max_length: stop, leave the row out, or cut the question (never the choices)."""
+    class_weights: bool = False
+    """Weight each training row by the inverse frequency of its label (texts with labels only)."""

@@ -1,0 +1,1 @@
+"""Training and prediction of all members in packed passes."""

@@ -1,0 +1,77 @@
+"""Settings of training and evaluation, and the whole configuration of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from lorchestra.data.config import DataConfig
+from lorchestra.models.config import AdaptConfig, BaseConfig
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The lockstep training of all members."""
+
+    seed: int = 0
+    """Run seed; each member's initialization, data order and dropout derive from it and the member's index."""
+    epochs: int = 3
+    """Passes over the training rows."""
+    batch_size: int = 8
+    """Rows a member sees in one optimizer step."""
+    lr: float = 3e-4
+    """Peak learning rate of AdamW."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How the learning rate falls after the warm-up."""
+    warmup: float = 0.06
+    """Share of all steps in which the learning rate rises from zero, in [0, 1)."""
+    clip_norm: float = 1.0
+    """Largest gradient norm of a member; 0 turns clipping off."""
+    patience: int = 0
+    """Stop a member after this many evaluations in a row without a better validation NLL; 0 never stops early."""
+    keep: Literal["best", "last"] = "best"
+    """Which adapter of each member is saved: the one with the best validation NLL, or the last."""
+    token_budget: int | None = None
+    """Most tokens in one packed micro-batch; bounds memory. The longest row sets the least; default: chosen by device."""
+    gradient_checkpointing: bool = False
+    """Recompute layers in the backward pass: less memory, more time, the same gradients."""
+    checkpoint_every_s: float = 60.0
+    """Seconds between checkpoints; what a crash can cost at most."""
+
+
+@dataclass(frozen=True)
+class RegularizeConfig:
+    """The paper's regularizers; each term is logged by member under its own name."""
+
+    weight_decay_b: float = 0.0
+    """Decoupled weight decay on B only, pulling towards the base (the paper: 1e2, 1e3); needs lr * weight_decay_b < 1."""
+    kl_beta: float = 0.0
+    """Weight of the KL divergence from the base's answer distribution."""
+    kl_direction: Literal["forward", "reverse"] = "forward"
+    """forward: KL(member || base); reverse: KL(base || member)."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What stands beside the ensemble in the evaluation."""
+
+    few_shot: int = 4
+    """Training rows put before each question for the few-shot base; 0 leaves it out."""
+    mc_dropout: bool = True
+    """Where members were trained with dropout: also evaluate MC dropout of one LoRA, with M passes."""
+    temperature: bool = False
+    """Also fit one temperature on the pooled mixture, on validation rows."""
+    resamples: int = 1000
+    """Bootstrap resamples behind each 95 % interval."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that defines a run; saved with it, and enough to repeat it."""
+
+    base: BaseConfig = field(default_factory=BaseConfig)
+    adapt: AdaptConfig = field(default_factory=AdaptConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    regularize: RegularizeConfig = field(default_factory=RegularizeConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)

@@ -1,0 +1,35 @@
+"""The one tree of errors a user can meet.
+
+Every message names the file, line or field, the value found there, and what to do about it.
+"""
+
+
+class LorchestraError(Exception):
+    """Base of all errors that a user can mend; the command line prints its text without a traceback.
+
+    `exit_code` is what the command line ends with.
+    """
+
+    exit_code = 2
+
+
+class ConfigError(LorchestraError, ValueError):
+    """A configuration value is missing, unknown or out of range."""
+
+
+class DataError(LorchestraError):
+    """A task file, a row or a split cannot be used."""
+
+
+class CheckpointError(LorchestraError):
+    """A run directory, adapter or base model cannot be read, written or matched."""
+
+
+class RequestError(LorchestraError):
+    """A request to a trained ensemble cannot be served."""
+
+
+class TrainingError(LorchestraError):
+    """Training itself failed: no member is left, or a check did not hold."""
+
+    exit_code = 1

@@ -1,0 +1,1 @@
+"""One file a method; each ends in one `Predictions`."""

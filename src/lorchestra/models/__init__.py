@@ -1,0 +1,1 @@
+"""The frozen base: where it comes from, and how members are put on it."""

@@ -1,0 +1,44 @@
+"""Settings of the base model and of the adapters on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class BaseConfig:
+    """The frozen LLM."""
+
+    name: str = "smollm2-135m"
+    """Hub id, local directory with safetensors, .gguf file, or smollm2-135m (needs no network)."""
+    revision: str | None = None
+    """Hub revision: branch, tag or commit."""
+    dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
+    """Number format of the base; auto is float32 on a CPU and bfloat16 on CUDA. Adapters stay in float32 or wider."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto takes CUDA where there is one."""
+    threads: int | None = None
+    """CPU threads; the default is what torch chooses. Saved with the run: the same bits need the same count."""
+
+
+@dataclass(frozen=True)
+class AdaptConfig:
+    """The LoRA members: how many, of which shape, on which layers."""
+
+    members: int = 5
+    """Number of LoRA members M in the ensemble."""
+    r: int = 8
+    """Rank of each adapter."""
+    lora_alpha: float = 32.0
+    """The adapter's product B A x is scaled by lora_alpha / r."""
+    target_modules: tuple[str, ...] = ("q_proj", "v_proj")
+    """Linear maps to adapt, by name within a decoder layer."""
+    layers: str = "all"
+    """Decoder layers to adapt: all, last:K, or a list such as [0, 5, 11]. Layers below the first are computed once."""
+    dropout: float = 0.0
+    """Dropout on the adapter's input while training, in [0, 1)."""
+    same_init: bool = False
+    """Give all members the same initial A (ablation: members then differ by data order alone)."""
+    same_order: bool = False
+    """Give all members the same data order (ablation: members then differ by initialization alone)."""

@@ -1,0 +1,1 @@
+"""Tables and pictures, made from saved predictions and metrics alone."""

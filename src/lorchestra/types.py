@@ -1,0 +1,102 @@
+"""The values that travel between layers, and the legend of axes.
+
+Axes: `M` member, `E` example, `N` packed token, `B` row, `T` position, `V` vocabulary, `C` choice, `D` width,
+`R` rank, `I`/`O` in/out features. A tensor's name may end in its axes: `log_probs_MEC`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One labelled (or unlabeled) multiple-choice question or text.
+
+    `where` says where it came from ("train.jsonl:17"), for error messages.
+    """
+
+    id: str
+    question: str
+    choices: tuple[str, ...]
+    answer: int | None
+    where: str = ""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Named splits of examples.
+
+    `labels` holds the label set in order (sorted, as seen in training) when the rows were texts with labels, and is
+    None when every row brings its own choices.
+    """
+
+    name: str
+    splits: Mapping[str, tuple[Example, ...]]
+    labels: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedExample:
+    """An example as token ids: a prefix common to all choices, and what each choice adds to it.
+
+    The score of choice c is `sum_j log p(choices[c][j] | prefix, choices[c][:j])`. `row` is the example's index in its
+    split: it keys dropout masks and the trunk cache, so it never depends on batching.
+    """
+
+    row: int
+    prefix: tuple[int, ...]
+    choices: tuple[tuple[int, ...], ...]
+    answer: int | None
+    divisors: tuple[float, ...] | None = None
+    """Per choice, what its summed log-probability is divided by (tokens or bytes); None for the plain sum."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that go through the model: the last token of a choice is only ever predicted."""
+        return len(self.prefix) + sum(len(choice) - 1 for choice in self.choices)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The pivot type: what every method ends in, and all that metrics, reports and figures need.
+
+    `log_probs_MEC` is float64 `[M, E, C]`, normalized over each row's own choices, -inf in columns past `num_choices`.
+    `labels` is int64 `[E]`, -1 where the answer is unknown.
+    """
+
+    log_probs_MEC: NDArray[np.float64]
+    labels: NDArray[np.int64]
+    ids: tuple[str, ...]
+    options: tuple[tuple[str, ...], ...]
+    task: str
+    split: str
+    texts: tuple[str, ...] = field(default=())
+    """The questions, kept so that a report can show them; may be empty."""
+
+    def __post_init__(self) -> None:
+        num_examples = self.log_probs_MEC.shape[1]
+        if self.log_probs_MEC.ndim != 3:
+            raise ValueError(f"log_probs_MEC has shape {self.log_probs_MEC.shape}, not [M, E, C]")
+        for name, length in (("labels", len(self.labels)), ("ids", len(self.ids)), ("options", len(self.options))):
+            if length != num_examples:
+                raise ValueError(f"{name} has {length} entries for {num_examples} examples")
+
+    @property
+    def num_members(self) -> int:
+        """M."""
+        return int(self.log_probs_MEC.shape[0])
+
+    @property
+    def num_examples(self) -> int:
+        """E."""
+        return int(self.log_probs_MEC.shape[1])
+
+    @property
+    def num_choices(self) -> NDArray[np.int64]:
+        """Choices per example, int64 `[E]`."""
+        return np.array([len(options) for options in self.options], dtype=np.int64)
