@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
 from lorchestra.data.config import DataConfig
+from lorchestra.errors import ConfigError
 from lorchestra.models.config import AdaptConfig, BaseConfig
 
 
@@ -75,3 +77,29 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     regularize: RegularizeConfig = field(default_factory=RegularizeConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+
+def check_training(config: TrainConfig, regularize: RegularizeConfig) -> None:
+    """Refuse settings that cannot work, before any work is done.
+
+    Raises:
+        ConfigError: names the field, its value and what to do.
+    """
+    positive = {"epochs": config.epochs, "batch_size": config.batch_size, "lr": config.lr}
+    for name, value in positive.items():
+        if not value > 0:
+            raise ConfigError(f"train.{name}: {value} is not above 0")
+    if not 0 <= config.warmup < 1:
+        raise ConfigError(f"train.warmup: {config.warmup} is not in [0, 1)")
+    for name, value in {"patience": config.patience, "clip_norm": config.clip_norm}.items():
+        if value < 0:
+            raise ConfigError(f"train.{name}: {value} is below 0")
+    for name, value in {"weight_decay_b": regularize.weight_decay_b, "kl_beta": regularize.kl_beta}.items():
+        if not 0 <= value < math.inf:
+            raise ConfigError(f"regularize.{name}: {value} is not a finite number from 0 up")
+    product = config.lr * regularize.weight_decay_b
+    if product >= 1:
+        raise ConfigError(
+            f"regularize.weight_decay_b: train.lr * weight_decay_b = {config.lr:g} * {regularize.weight_decay_b:g} = {product:g}"
+            f" must be below 1, or each step overshoots zero; take weight_decay_b below {1 / config.lr:g}, or a smaller train.lr"
+        )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from lorchestra.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class BaseConfig:
@@ -42,3 +44,17 @@ class AdaptConfig:
     """Give all members the same initial A (ablation: members then differ by data order alone)."""
     same_order: bool = False
     """Give all members the same data order (ablation: members then differ by initialization alone)."""
+
+
+def check_adapt(adapt: AdaptConfig) -> None:
+    """Refuse settings out of range, before anything is loaded.
+
+    Raises:
+        ConfigError: names the field and its value.
+    """
+    if adapt.members < 1:
+        raise ConfigError(f"adapt.members: {adapt.members} is less than 1; one member is one LoRA")
+    if adapt.r < 1:
+        raise ConfigError(f"adapt.r: {adapt.r} is less than 1")
+    if not 0 <= adapt.dropout < 1:
+        raise ConfigError(f"adapt.dropout: {adapt.dropout} is not in [0, 1)")

@@ -1,0 +1,131 @@
+"""Attention over a packed batch: every segment sees its context and itself, and nothing else.
+
+Written against the calling convention of transformers' `AttentionInterface`. Segments are cut out with `split`, whose
+backward is one concatenation: deterministic, and without the accumulating scatter of a gather.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lorchestra.core.lora import PackingSlot
+from lorchestra.core.packing import Packing, Segment
+
+_KNOWN_EXTRAS = {"position_ids", "use_cache", "cache_position", "output_attentions", "is_causal", "position_bias"}
+
+
+def make_attention(slot: PackingSlot) -> Callable[..., tuple[Tensor, None]]:
+    """An attention function for `AttentionInterface.register` that reads the packing from `slot`."""
+
+    def attention(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None = None,
+        scaling: float | None = None,
+        dropout: float = 0.0,
+        sliding_window: int | None = None,
+        softcap: float | None = None,
+        s_aux: Tensor | None = None,
+        **extras: Any,
+    ) -> tuple[Tensor, None]:
+        """query `[1, H, N, d]`, key and value `[1, G, N, d]` -> `[1, N, H, d]`; attention in `H / G` groups."""
+        if slot.packing is None:
+            raise RuntimeError("packed attention was called outside a packed pass")
+        unknown = {name for name, given in extras.items() if given is not None} - _KNOWN_EXTRAS
+        if unknown or attention_mask is not None:
+            raise ValueError(f"this model asks attention for more than packing can give: {sorted(unknown) or 'a mask'}")
+        scale = module.scaling if scaling is None and hasattr(module, "scaling") else scaling
+        out = packed_attention(
+            query, key, value, slot.packing, scale=scale, window=sliding_window, softcap=softcap, sinks=s_aux
+        )
+        return out.transpose(1, 2), None
+
+    return attention
+
+
+def packed_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    packing: Packing,
+    *,
+    scale: Any = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """Attention within the segments of `packing`.
+
+    Args:
+        query: `[1, H, N, d]`.
+        key: `[1, G, N, d]` with G a divisor of H.
+        value: `[1, G, N, d]`.
+        packing: the segments.
+        scale: factor on the scores; None is `d ** -0.5`.
+        window: a token sees itself and the `window - 1` tokens before it; None sees all.
+        softcap: scores become `softcap * tanh(score / softcap)`.
+        sinks: `[H]`, one extra score a head that takes probability and gives nothing.
+
+    Returns:
+        `[1, H, N, d]`.
+    """
+    lengths = [segment.stop - segment.start for segment in packing.segments]
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    queries, keys, values = query.split(lengths, dim=2), key.split(lengths, dim=2), value.split(lengths, dim=2)
+    outputs = []
+    for index, segment in enumerate(packing.segments):
+        own_key, own_value = keys[index], values[index]
+        mask = None
+        if segment.context:
+            own_key = torch.cat([*(keys[i] for i in segment.context), own_key], dim=2)
+            own_value = torch.cat([*(values[i] for i in segment.context), own_value], dim=2)
+        if segment.context or (window is not None and own_key.shape[2] > window):
+            mask = _visible(segment, lengths[index], own_key.shape[2], window, query.device)
+        if softcap is None and sinks is None:
+            out = F.scaled_dot_product_attention(
+                queries[index], own_key, own_value, attn_mask=mask, is_causal=mask is None, scale=scale
+            )
+        else:
+            if mask is None:
+                mask = _visible(segment, lengths[index], own_key.shape[2], None, query.device)
+            out = _explicit_attention(queries[index], own_key, own_value, mask, scale, softcap, sinks)
+        outputs.append(out)
+    return torch.cat(outputs, dim=2)
+
+
+def _visible(segment: Segment, num_queries: int, num_keys: int, window: int | None, device: torch.device) -> Tensor:
+    """Bool `[num_queries, num_keys]`: causal, aligned at the *last* key: the context comes first."""
+    last = num_keys - num_queries + torch.arange(num_queries, device=device)[:, None]
+    place = torch.arange(num_keys, device=device)[None, :]
+    visible = place <= last
+    return visible if window is None else visible & (place > last - window)
+
+
+def _explicit_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    scale: float | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """Attention spelled out, for models that cap their scores or add sinks."""
+    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    scores = scores.masked_fill(~mask, float("-inf"))
+    if sinks is not None:
+        sink = sinks.view(1, -1, 1, 1).expand(scores.shape[0], -1, scores.shape[2], 1).to(scores.dtype)
+        scores = torch.cat([scores, sink], dim=-1)
+    weights = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
+    return weights[..., : key.shape[2]] @ value

@@ -1,0 +1,101 @@
+"""All members' adapter parameters in one flat tensor `[M, P]`, and the modules' A and B as views into it.
+
+One row is one member: copying, freezing, clipping and saving a member are operations on a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lorchestra.core.seeding import generator
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterSlice:
+    """Where one module's A `[R, I]` and B `[O, R]` lie in a member's row."""
+
+    name: str
+    rank: int
+    in_features: int
+    out_features: int
+    start: int
+
+    @property
+    def middle(self) -> int:
+        """Where A ends and B starts."""
+        return self.start + self.rank * self.in_features
+
+    @property
+    def stop(self) -> int:
+        """Where B ends."""
+        return self.middle + self.rank * self.out_features
+
+
+class AdapterBank:
+    """The trainable parameters of M members and their gradients.
+
+    Args:
+        num_members: M.
+        rank: R, of every adapter (a member of lower rank has zero rows in A and zero columns in B, which stay zero).
+        shapes: `(module name, in_features, out_features)` of every adapted module, in the model's order.
+        dtype: of parameters and gradients.
+        device: where they live.
+    """
+
+    def __init__(
+        self,
+        num_members: int,
+        rank: int,
+        shapes: Sequence[tuple[str, int, int]],
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        slices: list[AdapterSlice] = []
+        for name, in_features, out_features in shapes:
+            start = slices[-1].stop if slices else 0
+            slices.append(AdapterSlice(name, rank, in_features, out_features, start))
+        self.slices = tuple(slices)
+        self.num_members = num_members
+        self.values = torch.zeros(num_members, slices[-1].stop, dtype=dtype, device=device)
+        self.grad = torch.zeros_like(self.values)
+        self.is_B = torch.zeros(slices[-1].stop, dtype=torch.bool, device=device)
+        for piece in slices:
+            self.is_B[piece.middle : piece.stop] = True
+        self.parameters = {piece.name: (self._leaves(piece, "A"), self._leaves(piece, "B")) for piece in slices}
+
+    def _leaves(self, piece: AdapterSlice, which: str) -> list[nn.Parameter]:
+        """One leaf a member: a member absent from a micro-batch then costs nothing in its backward pass."""
+        leaves = []
+        for values, grad in zip(self.values, self.grad, strict=True):
+            leaf = nn.Parameter(self.view(values, piece, which))
+            leaf.grad = self.view(grad, piece, which)  # autograd adds to it in place
+            leaves.append(leaf)
+        return leaves
+
+    def view(self, flat: Tensor, piece: AdapterSlice, which: str) -> Tensor:
+        """One module's A `[.., R, I]` or B `[.., O, R]` within a tensor laid out as `values` (`[.., P]`)."""
+        if which == "A":
+            return flat[..., piece.start : piece.middle].unflatten(-1, (piece.rank, piece.in_features))
+        return flat[..., piece.middle : piece.stop].unflatten(-1, (piece.out_features, piece.rank))
+
+    def zero_grad(self) -> None:
+        """Forget the gradients, keeping the buffers that autograd adds to."""
+        self.grad.zero_()
+
+    @torch.no_grad()
+    def initialize(self, seeds: Sequence[int]) -> None:
+        """A uniform in `+- 1 / sqrt(in_features)` (PEFT's default), B zero: every member starts as the base.
+
+        Each module's draw has a seed of its own, so it does not depend on which other modules are adapted.
+        """
+        self.values.zero_()
+        for member, seed in enumerate(seeds):
+            for piece in self.slices:
+                draw = torch.rand(piece.rank, piece.in_features, generator=generator(seed, "init", piece.name))
+                bound = piece.in_features**-0.5
+                self.view(self.values[member], piece, "A").copy_((2 * draw - 1) * bound)

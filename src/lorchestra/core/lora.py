@@ -1,0 +1,154 @@
+"""M low-rank adapters on one frozen linear map, applied to packed tokens of all members at once.
+
+`h = W0 x + scaling_m B_m A_m x` for the tokens of member m (Hu et al., arXiv 2106.09685; ensembles: arXiv 2310.00035).
+The base product runs once over all tokens; each member's small products run on its own contiguous span.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lorchestra.core.dropout import keep_mask
+from lorchestra.core.packing import BASE, Packing, Span
+from lorchestra.core.seeding import derive_seed
+
+
+@dataclass
+class PackingSlot:
+    """The one place where a model's layers find the packing of the pass under way.
+
+    A plain object, not a thread-local: a checkpointed layer is recomputed on autograd's own thread.
+    """
+
+    packing: Packing | None = None
+
+
+@dataclass(frozen=True)
+class _Dropout:
+    """What is needed to redo a module's mask: keys of the packed tokens, the module's seed, a rate a member."""
+
+    keys_N: Tensor | None
+    module_seed: int
+    rates: Sequence[float] = field(default=())
+
+    def scaled_mask(self, span: Span, width: int, dtype: torch.dtype) -> Tensor | None:
+        """The span's mask divided by the keep rate, `[n, width]`, or None where nothing is dropped."""
+        rate = self.rates[span.member] if self.keys_N is not None else 0.0
+        if rate == 0.0 or self.keys_N is None:
+            return None
+        mask = keep_mask(self.keys_N[span.start : span.stop], self.module_seed, width, rate)
+        return mask.to(dtype).mul_(1.0 / (1.0 - rate))
+
+
+class _PackedLoRA(torch.autograd.Function):
+    """Adds every member's `scaling B A drop(x)` to its span of `y`, in place.
+
+    Saves x and the rank-R product only; masks are recomputed in the backward pass.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, y: Tensor, x: Tensor, spans: Sequence[Span], scaling: Sequence[float], drop: _Dropout, *pairs: Tensor
+    ) -> Tensor:
+        """Shapes: y `[N, O]`, x `[N, I]`, pairs A `[R, I]` and B `[O, R]` of each span's member in turn; returns y."""
+        dtype = pairs[0].dtype
+        low = x.new_zeros((x.shape[0], pairs[0].shape[0]), dtype=dtype)
+        for span, A, B in zip(spans, pairs[::2], pairs[1::2], strict=True):
+            rows = slice(span.start, span.stop)
+            inputs = _masked(x[rows].to(dtype), drop.scaled_mask(span, x.shape[1], dtype))
+            torch.mm(inputs, A.t(), out=low[rows])
+            if y.dtype == dtype:
+                y[rows].addmm_(low[rows], B.t(), alpha=scaling[span.member])
+            else:
+                y[rows] += (low[rows] @ B.t() * scaling[span.member]).to(y.dtype)
+        ctx.mark_dirty(y)
+        ctx.save_for_backward(x, low, *pairs)
+        ctx.scaling, ctx.spans, ctx.drop = scaling, spans, drop
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of y, x and the pairs; None for the rest."""
+        (grad_y,) = grad_outputs
+        x, low, *pairs = ctx.saved_tensors
+        dtype = low.dtype
+        grad_x = torch.zeros_like(x) if ctx.needs_input_grad[1] else None
+        grad_pairs: list[Tensor] = []
+        for span, A, B in zip(ctx.spans, pairs[::2], pairs[1::2], strict=True):
+            rows, scale = slice(span.start, span.stop), ctx.scaling[span.member]
+            mask = ctx.drop.scaled_mask(span, x.shape[1], dtype)
+            grad_rows = grad_y[rows].to(dtype)
+            grad_low = (grad_rows @ B).mul_(scale)
+            grad_pairs.append(grad_low.t() @ _masked(x[rows].to(dtype), mask))
+            grad_pairs.append((grad_rows.t() @ low[rows]).mul_(scale))
+            if grad_x is not None:
+                grad_x[rows] = _masked(grad_low @ A, mask)
+        return grad_y, grad_x, None, None, None, *grad_pairs
+
+
+def _masked(values: Tensor, mask: Tensor | None) -> Tensor:
+    return values if mask is None else values * mask
+
+
+class MemberLoRALinear(nn.Module):
+    """A frozen linear map with M LoRA adapters; stands in its place in the model.
+
+    Which member a token belongs to is read from the slot's packing; tokens of the base, and passes without a packing,
+    see the frozen map alone. Whether dropout is on is a property of the packing (its keys), never of train/eval mode.
+
+    Args:
+        base: the frozen map, `[.., I] -> [.., O]`.
+        A: `[R, I]`, one a member.
+        B: `[O, R]`, one a member.
+        scaling: `lora_alpha / r`, one a member.
+        dropout: rate on the adapter's input, one a member.
+        slot: where the packing of the pass is found.
+        name: the module's name in the model; its dropout stream derives from it.
+    """
+
+    def __init__(
+        self,
+        base: nn.Module,
+        A: Sequence[nn.Parameter],
+        B: Sequence[nn.Parameter],
+        *,
+        scaling: Sequence[float],
+        dropout: Sequence[float],
+        slot: PackingSlot,
+        name: str,
+    ) -> None:
+        super().__init__()
+        self.base = base
+        self.A = nn.ParameterList(A)
+        self.B = nn.ParameterList(B)
+        self.scaling = tuple(scaling)
+        self.dropout = tuple(dropout)
+        self.slot = slot
+        self.module_seed = derive_seed("dropout", name)
+
+    @property
+    def weight(self) -> Tensor:
+        """The frozen weight: some model code looks at its dtype or device."""
+        return self.base.weight  # type: ignore[return-value]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The frozen bias."""
+        return self.base.bias  # type: ignore[return-value]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[1, N, I] -> [1, N, O]`, or any leading shape where no packing is set."""
+        packing = self.slot.packing
+        spans = () if packing is None else tuple(span for span in packing.spans if span.member != BASE)
+        if packing is None or not spans:
+            return self.base(x)
+        flat = x.flatten(0, -2)  # so that the base's output is no view, and can be added to in place
+        drop = _Dropout(packing.dropout_keys, self.module_seed, self.dropout)
+        pairs = [matrix for span in spans for matrix in (self.A[span.member], self.B[span.member])]
+        y = _PackedLoRA.apply(self.base(flat), flat, spans, self.scaling, drop, *pairs)
+        return y.unflatten(0, x.shape[:-1])

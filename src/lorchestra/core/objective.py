@@ -1,0 +1,62 @@
+"""From scores of choices to each member's loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lorchestra.core.packing import Scoring
+
+
+def choice_log_probs(logits_KU: Tensor, scoring: Scoring) -> Tensor:
+    """Normalized log-probabilities of each row's choices, `[B, C]`, -inf past a row's number of choices.
+
+    Args:
+        logits_KU: the head's output at the kept positions; U is the option ids, or the whole vocabulary where choices
+            have several tokens.
+        scoring: which output scores which choice.
+    """
+    wide = logits_KU.to(torch.promote_types(logits_KU.dtype, torch.float32))
+    if scoring.option_ids is None:
+        wide = wide.log_softmax(dim=-1)
+    terms = wide.flatten()[scoring.term_rows * wide.shape[1] + scoring.term_columns]
+    scores = terms.where(scoring.term_mask, terms.new_zeros(())).sum(dim=-1)
+    if scoring.divisors is not None:
+        scores = scores / scoring.divisors.to(scores.dtype)
+    present = scoring.term_mask.any(dim=-1)
+    return scores.masked_fill(~present, float("-inf")).log_softmax(dim=-1)
+
+
+def cross_entropy(log_probs_BC: Tensor, answers_B: Tensor) -> Tensor:
+    """`-log p(answer)` of each row, in nats, `[B]`."""
+    return -log_probs_BC.gather(1, answers_B[:, None]).squeeze(1)
+
+
+def kl_divergence(log_p_BC: Tensor, log_q_BC: Tensor) -> Tensor:
+    """`KL(p || q)` of each row, in nats, `[B]`; absent choices (-inf in both) count nothing."""
+    present = log_p_BC > float("-inf")
+    zero = log_p_BC.new_zeros(())
+    difference = log_p_BC.where(present, zero) - log_q_BC.where(present, zero)
+    return (log_p_BC.exp() * difference).where(present, zero).sum(dim=-1)
+
+
+def kl_to_base(log_probs_BC: Tensor, base_log_probs_BC: Tensor, direction: str) -> Tensor:
+    """The paper's function-space regularizer over the options: forward is KL(member || base), reverse KL(base || member)."""
+    if direction == "forward":
+        return kl_divergence(log_probs_BC, base_log_probs_BC)
+    return kl_divergence(base_log_probs_BC, log_probs_BC)
+
+
+def member_sums(values_B: Tensor, members: Sequence[int], num_members: int) -> Tensor:
+    """Sum of `values_B` by member, `[M]`.
+
+    Spelled as slices of contiguous runs: an indexed add would let one member's NaN into nobody else's sum either, but its
+    backward order is not fixed on every device.
+    """
+    sums = []
+    for m in range(num_members):
+        mine = [b for b, member in enumerate(members) if member == m]
+        sums.append(values_B[mine[0] : mine[-1] + 1].sum() if mine else values_B.new_zeros(()))
+    return torch.stack(sums)

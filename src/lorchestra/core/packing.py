@@ -1,0 +1,222 @@
+"""Packed ragged batches: (member, row) pairs on one token axis `[1, N]`, without padding.
+
+Rows are sorted by member, so that each member owns one contiguous span. A row is a tree of segments: its prefix, and one
+segment for what each choice adds to it. A segment's tokens attend causally to themselves and wholly to the segments of
+their context; nothing else is visible, whatever shares the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lorchestra.core.dropout import token_keys
+from lorchestra.types import EncodedExample
+
+BASE = -1
+"""The member index of the base itself: no adapter is applied."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One row for one member.
+
+    `dropout_seed` is None where dropout is off (evaluation), else the seed of this member, step and row.
+    """
+
+    member: int
+    example: EncodedExample
+    dropout_seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Tokens `start:stop` of the packed axis, and the indices of the segments they see before themselves."""
+
+    start: int
+    stop: int
+    context: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Tokens `start:stop` of the packed axis: all that belongs to one member."""
+
+    member: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where everything lies on the packed token axis; all that attention and the LoRA layers need to know."""
+
+    input_ids: Tensor
+    """int64 `[1, N]`."""
+    position_ids: Tensor
+    """int64 `[1, N]`: each token's place in its own row; a choice goes on after its prefix."""
+    segments: tuple[Segment, ...]
+    spans: tuple[Span, ...]
+    dropout_keys: Tensor | None
+    """int64 `[N]`, or None where dropout is off."""
+
+    @property
+    def num_tokens(self) -> int:
+        """N."""
+        return int(self.input_ids.shape[1])
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """Which outputs score which choice.
+
+    A term is one choice token's log-probability: row `term_rows[b, c, j]` of the kept positions, column
+    `term_columns[b, c, j]` of the head's output. Terms past a choice's length and choices past a row's number are False in
+    `term_mask`, all three `[B, C, J]`.
+    """
+
+    keep: Tensor
+    """int64 `[K]`: packed positions whose outputs are used, ascending and without repeats."""
+    term_rows: Tensor
+    term_columns: Tensor
+    term_mask: Tensor
+    option_ids: Tensor | None
+    """int64 `[U]`: the vocabulary rows of the head that are used; None for the whole vocabulary.
+
+    Where every choice is a single token, all of a row's terms come from one position and the vocabulary's normalizer
+    cancels between the choices, so only the options' rows of the head are needed.
+    """
+    divisors: Tensor | None
+    """float64 `[B, C]`: what the summed log-probabilities are divided by; None for the plain sum."""
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """A micro-batch: its items in packed order, where they lie, and how they are scored."""
+
+    items: tuple[Item, ...]
+    packing: Packing
+    scoring: Scoring
+
+
+def plan_micro_batches(items: Sequence[Item], token_budget: int) -> list[list[Item]]:
+    """Cut items, sorted by member (a stable sort), into micro-batches of at most `token_budget` tokens.
+
+    A row longer than the budget gets a micro-batch of its own: the longest row sets the least.
+    """
+    batches: list[list[Item]] = []
+    room = 0
+    for item in sorted(items, key=lambda item: item.member):
+        size = item.example.num_tokens
+        if not batches or size > room:
+            batches.append([])
+            room = token_budget
+        batches[-1].append(item)
+        room -= size
+    return batches
+
+
+def pack(items: Sequence[Item], device: torch.device | str = "cpu") -> PackedBatch:
+    """Flatten items, sorted by member, onto one token axis.
+
+    Raises:
+        ValueError: no items, or items not sorted by member.
+    """
+    if not items:
+        raise ValueError("cannot pack an empty list of items")
+    if any(a.member > b.member for a, b in zip(items, items[1:], strict=False)):
+        raise ValueError("items must be sorted by member: a member's tokens are one contiguous span")
+    ids: list[int] = []
+    positions: list[int] = []
+    segments: list[Segment] = []
+    spans: list[Span] = []
+    choice_starts: list[list[int]] = []
+    prefix_ends: list[int] = []
+    for item in items:
+        start = len(ids)
+        starts = _append_row(item.example, ids, positions, segments)
+        prefix_ends.append(start + len(item.example.prefix) - 1)
+        choice_starts.append(starts)
+        if spans and spans[-1].member == item.member:
+            spans[-1] = Span(item.member, spans[-1].start, len(ids))
+        else:
+            spans.append(Span(item.member, start, len(ids)))
+    packing = Packing(
+        input_ids=torch.tensor([ids], dtype=torch.int64, device=device),
+        position_ids=torch.tensor([positions], dtype=torch.int64, device=device),
+        segments=tuple(segments),
+        spans=tuple(spans),
+        dropout_keys=_dropout_keys(items, device),
+    )
+    return PackedBatch(tuple(items), packing, _scoring(items, prefix_ends, choice_starts, device))
+
+
+def _append_row(example: EncodedExample, ids: list[int], positions: list[int], segments: list[Segment]) -> list[int]:
+    """Append one row's tokens and segments; return, per choice, the packed position after its first fed token.
+
+    A choice's last token is only predicted, never fed, so a choice of one token adds nothing.
+    """
+    prefix_index = len(segments)
+    start = len(ids)
+    ids.extend(example.prefix)
+    positions.extend(range(len(example.prefix)))
+    segments.append(Segment(start, len(ids)))
+    starts = []
+    for choice in example.choices:
+        starts.append(len(ids))
+        fed = choice[:-1]
+        if fed:
+            segments.append(Segment(len(ids), len(ids) + len(fed), (prefix_index,)))
+            ids.extend(fed)
+            positions.extend(range(len(example.prefix), len(example.prefix) + len(fed)))
+    return starts
+
+
+def _dropout_keys(items: Sequence[Item], device: torch.device | str) -> Tensor | None:
+    seeds = [item.dropout_seed for item in items if item.dropout_seed is not None]
+    if not seeds:
+        return None
+    if len(seeds) != len(items):
+        raise ValueError("either all items of a batch carry a dropout seed, or none")
+    return token_keys(seeds, [item.example.num_tokens for item in items], device)
+
+
+def _scoring(
+    items: Sequence[Item], prefix_ends: list[int], choice_starts: list[list[int]], device: torch.device | str
+) -> Scoring:
+    num_choices = max(len(item.example.choices) for item in items)
+    num_terms = max(len(choice) for item in items for choice in item.example.choices)
+    shape = (len(items), num_choices, num_terms)
+    places = torch.full(shape, prefix_ends[0], dtype=torch.int64)
+    tokens = torch.zeros(shape, dtype=torch.int64)
+    mask = torch.zeros(shape, dtype=torch.bool)
+    for b, item in enumerate(items):
+        for c, choice in enumerate(item.example.choices):
+            length = len(choice)
+            mask[b, c, :length] = True
+            tokens[b, c, :length] = torch.tensor(choice)
+            places[b, c, 0] = prefix_ends[b]
+            if length > 1:
+                places[b, c, 1:length] = torch.arange(choice_starts[b][c], choice_starts[b][c] + length - 1)
+    keep, term_rows = torch.unique(places, return_inverse=True)
+    divisors = None
+    if any(item.example.divisors is not None for item in items):
+        divisors = torch.ones(shape[:2], dtype=torch.float64)
+        for b, item in enumerate(items):
+            if item.example.divisors is not None:
+                divisors[b, : len(item.example.divisors)] = torch.tensor(item.example.divisors, dtype=torch.float64)
+    option_ids = None
+    if num_terms == 1 and divisors is None:  # unequal divisors would keep the normalizer from canceling
+        option_ids, columns = torch.unique(torch.where(mask, tokens, tokens[0, 0, 0]), return_inverse=True)
+        tokens = torch.where(mask, columns, 0)
+    return Scoring(
+        keep=keep.to(device),
+        term_rows=term_rows.to(device),
+        term_columns=tokens.to(device),
+        term_mask=mask.to(device),
+        option_ids=None if option_ids is None else option_ids.to(device),
+        divisors=None if divisors is None else divisors.to(device),
+    )

@@ -1,0 +1,302 @@
+"""Lockstep training: all members take their optimizer steps together, in packed micro-batches.
+
+Members share the base's arithmetic and nothing else: each has its own data order, loss, gradient, clip, optimizer state,
+schedule position, best copy and end. Training M members here equals training each alone, up to rounding.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lorchestra.core.objective import cross_entropy, kl_to_base
+from lorchestra.core.optim import MemberAdamW, Schedule, clip_gradients
+from lorchestra.core.packing import BASE, Item, PackedBatch, pack, plan_micro_batches
+from lorchestra.core.seeding import derive_seed, permutation
+from lorchestra.engine.config import RegularizeConfig, TrainConfig, check_training
+from lorchestra.engine.predict import member_passes, predict_rows
+from lorchestra.engine.state import MemberState, TrainState, state_tensors
+from lorchestra.engine.trunk import TrunkCache
+from lorchestra.models.ensemble import EnsembleModel, member_seed
+from lorchestra.types import EncodedExample
+
+
+class Interrupted(Exception):  # noqa: N818 - an event, not an error
+    """The run was asked to stop, and stands at a whole optimizer step."""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one optimizer step did, by member; None for members that took no part."""
+
+    step: int
+    epoch: int
+    loss: list[float | None]
+    penalties: dict[str, list[float | None]]
+    grad_norm: list[float | None]
+    lr: float
+    tokens: int
+    seconds: float
+
+
+class Observer(Protocol):
+    """Hears of everything that happens in a run."""
+
+    def on_step(self, report: StepReport, state: TrainState) -> None:
+        """After each optimizer step."""
+
+    def on_evaluation(self, entry: dict[str, object], state: TrainState) -> None:
+        """After each evaluation on the validation rows."""
+
+    def on_phase(self, text: str, done: int, total: int) -> None:
+        """During work that is no training step: trunks, base pass, evaluation."""
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """The rows of a run: encoded training and validation examples, and a weight a training row (mean 1)."""
+
+    train: Sequence[EncodedExample]
+    val: Sequence[EncodedExample]
+    weights: Sequence[float] | None = None
+
+
+class Trainer:
+    """Trains all members of an ensemble; `run` may be called on a fresh or a restored state.
+
+    Args:
+        model: the ensemble, at its initial or restored parameters.
+        rows: training and validation rows.
+        config: the training settings; `token_budget` must be resolved.
+        regularize: the regularizers' strengths.
+        observer: hears of steps and evaluations.
+
+    Raises:
+        ConfigError: a setting out of range, such as `lr * weight_decay_b >= 1`.
+    """
+
+    def __init__(
+        self,
+        model: EnsembleModel,
+        rows: TrainingRows,
+        config: TrainConfig,
+        regularize: RegularizeConfig,
+        observer: Observer,
+    ) -> None:
+        check_training(config, regularize)
+        assert config.token_budget is not None
+        self.model, self.rows, self.config, self.regularize, self.observer = model, rows, config, regularize, observer
+        self.token_budget = config.token_budget
+        self.steps_per_epoch = math.ceil(len(rows.train) / config.batch_size)
+        self.num_steps = self.steps_per_epoch * config.epochs
+        self.schedule = Schedule(config.lr, self.num_steps, config.schedule, config.warmup)
+        self.optimizer = MemberAdamW(
+            model.bank.values, model.bank.is_B, [regularize.weight_decay_b] * model.num_members
+        )
+        self.best = model.bank.values.clone()
+        self.state = TrainState(members=[MemberState() for _ in range(model.num_members)])
+        self._trunks: tuple[TrunkCache | None, TrunkCache | None] = (None, None)
+        self._base_log_probs: Tensor | None = None
+        model.slot.checkpointing = config.gradient_checkpointing
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The live tensors that, with `state`, make a checkpoint."""
+        return state_tensors(self.model.bank, self.optimizer, self.best)
+
+    @torch.no_grad()
+    def restore(self, state: TrainState, tensors: dict[str, Tensor]) -> None:
+        """Stand where a checkpoint stood."""
+        for name, live in self.tensors().items():
+            live.copy_(tensors[name])
+        self.state = state
+        # a member's optimizer steps end with its training, so its count is the step it was last updated at
+        self.optimizer.num_steps = list(state.num_updates)
+
+    def run(self, checkpoint: Callable[[], None], should_stop: Callable[[], bool] = lambda: False) -> TrainState:
+        """Train to the end; `checkpoint` is called when one is due and before an interruption.
+
+        Raises:
+            Interrupted: `should_stop` returned true; the checkpoint is written.
+        """
+        self._prepare()
+        last_checkpoint = time.monotonic()
+        while self.state.step < self.num_steps and self.state.with_status("running"):
+            if not self._step(should_stop):
+                checkpoint()
+                raise Interrupted
+            if self.state.step % self.steps_per_epoch == 0:
+                self._evaluate()
+            if time.monotonic() - last_checkpoint >= self.config.checkpoint_every_s:
+                checkpoint()
+                last_checkpoint = time.monotonic()
+        for m in self.state.with_status("running"):
+            self.state.members[m].status = "finished"
+        checkpoint()
+        return self.state
+
+    def final_values(self) -> Tensor:
+        """The adapters to keep, `[M, P]`: each member's best or last, as configured."""
+        return self.best if self.config.keep == "best" else self.model.bank.values
+
+    def _prepare(self) -> None:
+        """Compute once what never changes: the trunks, and the base's answers for the KL term."""
+        rows, model = self.rows, self.model
+        if model.trunk_layers > 0:
+            self._trunks = (
+                self._trunk(rows.train, "trunk of training rows"),
+                self._trunk(rows.val, "trunk of validation rows"),
+            )
+        if self.regularize.kl_beta > 0:
+            found = predict_rows(model, rows.train, member_passes([BASE]), self.token_budget, self._trunks[0])
+            self._base_log_probs = torch.from_numpy(found[0]).to(model.bank.values)
+
+    def _trunk(self, rows: Sequence[EncodedExample], what: str) -> TrunkCache:
+        return TrunkCache(self.model, rows, self.token_budget, lambda n: self.observer.on_phase(what, n, len(rows)))
+
+    def step_items(self, step: int) -> list[Item]:
+        """The rows of every running member in one optimizer step; a function of the seed and the step alone."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        dropout = self.model.adapt.dropout > 0
+        items = []
+        for m in self.state.with_status("running"):
+            seed = member_seed(self.config.seed, m)
+            order_seed = member_seed(self.config.seed, 0) if self.model.adapt.same_order else seed
+            order = permutation(len(self.rows.train), order_seed, "order", epoch)
+            for e in order[place * self.config.batch_size : (place + 1) * self.config.batch_size]:
+                row = self.rows.train[e]
+                items.append(Item(m, row, derive_seed(seed, "dropout", step, row.row) if dropout else None))
+        return items
+
+    def _step(self, should_stop: Callable[[], bool]) -> bool:
+        """One optimizer step of all running members; False if it was interrupted, and then nothing has changed."""
+        started = time.perf_counter()
+        state, bank = self.state, self.model.bank
+        running = state.with_status("running")
+        items = self.step_items(state.step)
+        weights = self._item_weights(items)
+        sums: dict[str, Tensor] = {}
+        bank.zero_grad()
+        for micro_batch in plan_micro_batches(items, self.token_budget):
+            if should_stop():
+                return False
+            self._accumulate(pack(micro_batch, self.model.device), weights, sums)
+        norms = clip_gradients(bank.grad, [self.config.clip_norm] * self.model.num_members)
+        self._mark_failed(running, sums["loss"], norms)
+        running = state.with_status("running")
+        lr = self.schedule(state.step)
+        self.optimizer.step(bank.grad, [lr] * self.model.num_members, running)
+        state.step += 1
+        state.num_updates = list(self.optimizer.num_steps)
+        tokens = sum(item.example.num_tokens for item in items)
+        seconds = time.perf_counter() - started
+        state.tokens += tokens
+        state.train_s += seconds
+        by_member = {
+            name: [values[m].item() if m in running else None for m in range(len(values))]
+            for name, values in sums.items()
+        }
+        report = StepReport(
+            step=state.step,
+            epoch=(state.step - 1) // self.steps_per_epoch,
+            loss=by_member.pop("loss"),
+            penalties=by_member | self._decay_penalty(running),
+            grad_norm=[norms[m].item() if m in running else None for m in range(len(norms))],
+            lr=lr,
+            tokens=tokens,
+            seconds=seconds,
+        )
+        self.observer.on_step(report, state)
+        return True
+
+    def _item_weights(self, items: Sequence[Item]) -> dict[tuple[int, int], float]:
+        """Each item's share of its member's loss: its weight over the sum of its member's weights in this step."""
+        raw = {(item.member, item.example.row): self._row_weight(item.example.row) for item in items}
+        totals: dict[int, float] = {}
+        for (member, _), weight in raw.items():
+            totals[member] = totals.get(member, 0.0) + weight
+        return {key: weight / totals[key[0]] for key, weight in raw.items()}
+
+    def _row_weight(self, row: int) -> float:
+        return 1.0 if self.rows.weights is None else self.rows.weights[row]
+
+    def _accumulate(self, batch: PackedBatch, weights: dict[tuple[int, int], float], sums: dict[str, Tensor]) -> None:
+        """Forward and backward of one micro-batch; adds the members' losses and penalties to `sums`."""
+        trunk = self._trunks[0]
+        log_probs = self.model.log_probs(batch, None if trunk is None else trunk.gather(batch))
+        device = log_probs.device
+        answers = torch.tensor([item.example.answer for item in batch.items], device=device)
+        share = torch.tensor([weights[item.member, item.example.row] for item in batch.items], device=device)
+        share = share.to(log_probs.dtype)
+        terms = {"loss": cross_entropy(log_probs, answers) * share}
+        if self._base_log_probs is not None:
+            base = self._base_log_probs[[item.example.row for item in batch.items], : log_probs.shape[1]]
+            penalty = kl_to_base(log_probs, base.to(log_probs.dtype), self.regularize.kl_direction)
+            terms["kl_to_base"] = self.regularize.kl_beta * penalty * share
+        torch.stack(list(terms.values())).sum().backward()
+        members = torch.tensor([item.member for item in batch.items])
+        for name, values in terms.items():
+            totals = sums.setdefault(name, torch.zeros(self.model.num_members, dtype=torch.float64))
+            for m in members.unique().tolist():
+                totals[m] += values.detach().cpu().double()[members == m].sum()
+
+    def _mark_failed(self, running: Sequence[int], losses: Tensor, norms: Tensor) -> None:
+        for m in running:
+            if not (math.isfinite(losses[m].item()) and math.isfinite(norms[m].item())):
+                member = self.state.members[m]
+                member.status = "failed"
+                member.reason = (
+                    f"loss {losses[m].item()}, gradient norm {norms[m].item()} in step {self.state.step + 1}"
+                )
+
+    def _decay_penalty(self, running: Sequence[int]) -> dict[str, list[float | None]]:
+        strength = self.regularize.weight_decay_b
+        if strength == 0:
+            return {}
+        squares = (self.model.bank.values * self.model.bank.is_B).square().sum(dim=1)
+        return {
+            "weight_decay_b": [
+                0.5 * strength * squares[m].item() if m in running else None for m in range(len(squares))
+            ]
+        }
+
+    def _evaluate(self) -> None:
+        """Validation NLL and accuracy of every running member; keeps the best copies and stops who waited too long."""
+        state, rows = self.state, self.rows.val
+        running = state.with_status("running")
+        found = predict_rows(
+            self.model,
+            rows,
+            member_passes(running),
+            self.token_budget,
+            self._trunks[1],
+            lambda n: self.observer.on_phase("validation", n, len(rows)),
+        )
+        answers = [row.answer for row in rows]
+        entry: dict[str, object] = {"step": state.step, "epoch": state.step // self.steps_per_epoch}
+        nlls: list[float | None] = [None] * self.model.num_members
+        accuracies: list[float | None] = [None] * self.model.num_members
+        for index, m in enumerate(running):
+            nlls[m] = float(-found[index, range(len(rows)), answers].mean())
+            accuracies[m] = float((found[index].argmax(axis=1) == answers).mean())
+            self._judge(m, nlls[m])
+        entry |= {"val_nll": nlls, "val_accuracy": accuracies}
+        state.history.append(entry)
+        self.observer.on_evaluation(entry, state)
+
+    def _judge(self, m: int, nll: float | None) -> None:
+        member = self.state.members[m]
+        if nll is None or not math.isfinite(nll):
+            member.status, member.reason = "failed", f"validation NLL {nll} after step {self.state.step}"
+        elif member.best_nll is None or nll < member.best_nll:
+            member.best_nll, member.best_step, member.waited = nll, self.state.step, 0
+            self.best[m].copy_(self.model.bank.values[m])
+        else:
+            member.waited += 1
+            if 0 < self.config.patience <= member.waited:
+                member.status = "stopped"

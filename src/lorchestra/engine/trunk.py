@@ -1,0 +1,59 @@
+"""The trunk: hidden states below the first adapted layer, frozen and equal for all members, computed once a row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from lorchestra.core.packing import BASE, Item, PackedBatch, pack, plan_micro_batches
+from lorchestra.models.ensemble import EnsembleModel
+from lorchestra.types import EncodedExample
+
+
+class TrunkCache:
+    """Cached trunks of some rows, in memory.
+
+    Rows are packed in their own order into batches that depend on nothing else, so a resumed run reads the same bits.
+
+    Args:
+        model: the ensemble; its first adapted layer sets the cut.
+        rows: examples whose trunks are wanted, at their `row` index.
+        token_budget: most tokens in one pass.
+        progress: called with the number of rows done after each pass.
+    """
+
+    def __init__(
+        self,
+        model: EnsembleModel,
+        rows: Sequence[EncodedExample],
+        token_budget: int,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        self._hidden: dict[int, Tensor] = {}
+        for items in plan_micro_batches([Item(BASE, row) for row in rows], token_budget):
+            batch = pack(items, model.device)
+            hidden = model.trunk(batch)[0]
+            lengths = [item.example.num_tokens for item in items]
+            # clone: a view would keep the whole batch's memory, and later batches would read from scattered pages
+            for item, piece in zip(items, hidden.split(lengths), strict=True):
+                self._hidden[item.example.row] = piece.clone()
+            if progress is not None:
+                progress(len(self._hidden))
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes held."""
+        return sum(piece.nbytes for piece in self._hidden.values())
+
+    def gather(self, batch: PackedBatch) -> Tensor:
+        """The trunk of a packed batch, `[1, N, D]`."""
+        return torch.cat([self._hidden[item.example.row] for item in batch.items])[None]
+
+
+def trunk_bytes(model: EnsembleModel, rows: Sequence[EncodedExample]) -> int:
+    """Bytes that a `TrunkCache` of these rows would hold."""
+    width = model.model.config.get_text_config().hidden_size  # type: ignore[union-attr,operator]
+    size = next(model.model.parameters()).element_size()
+    return sum(row.num_tokens for row in rows) * width * size

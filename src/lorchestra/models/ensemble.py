@@ -1,0 +1,156 @@
+"""M LoRA members on one frozen base, evaluated together in packed passes."""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from lorchestra.core.attention import make_attention
+from lorchestra.core.bank import AdapterBank
+from lorchestra.core.lora import MemberLoRALinear
+from lorchestra.core.objective import choice_log_probs
+from lorchestra.core.packing import PackedBatch
+from lorchestra.core.seeding import derive_seed
+from lorchestra.models.config import AdaptConfig, check_adapt
+from lorchestra.models.surgery import (
+    PassSlot,
+    decoder_layers,
+    find_targets,
+    gate_layers,
+    parse_layers,
+    replace_module,
+    restrict_head,
+)
+
+_instances = itertools.count()
+
+
+class EnsembleModel:
+    """A frozen causal language model with M LoRA members.
+
+    Args:
+        model: a transformers causal language model; it is changed in place (see `surgery`) and frozen.
+        adapt: number, shape and place of the adapters.
+        seed: run seed; member m's initial A derives from it and m (or from it alone with `same_init`).
+
+    Raises:
+        ConfigError: unknown layers or target modules, M, r or dropout out of range.
+    """
+
+    def __init__(self, model: nn.Module, adapt: AdaptConfig, seed: int) -> None:
+        check_adapt(adapt)
+        self.model = model.eval().requires_grad_(False)
+        self.adapt = adapt
+        self.slot = PassSlot()
+        layers = decoder_layers(model)
+        self.num_layers = len(layers)
+        self.layers = parse_layers(adapt.layers, self.num_layers)
+        self.trunk_layers = self.layers[0]
+        self.stock_attention: str = model.config._attn_implementation  # type: ignore[union-attr,assignment]
+        model.set_attn_implementation(_register_attention(self))  # type: ignore[operator]
+        self.bank = self._insert_members(layers, seed)
+        gate_layers(layers, self.slot)
+        restrict_head(model.get_output_embeddings(), self.slot)  # type: ignore[operator]
+
+    def _insert_members(self, layers: nn.ModuleList, seed: int) -> AdapterBank:
+        adapt = self.adapt
+        prefix = next(name for name, module in self.model.named_modules() if module is layers)
+        targets = [
+            (index, name, f"{prefix}.{index}.{name}", linear)
+            for index, name, linear in find_targets(layers, self.layers, adapt.target_modules)
+        ]
+        weight = targets[0][-1].weight
+        bank = AdapterBank(
+            adapt.members,
+            adapt.r,
+            [(full, linear.in_features, linear.out_features) for *_, full, linear in targets],
+            dtype=torch.promote_types(weight.dtype, torch.float32),
+            device=weight.device,
+        )
+        bank.initialize([member_seed(seed, 0 if adapt.same_init else m) for m in range(adapt.members)])
+        for index, name, full, linear in targets:
+            lora = MemberLoRALinear(
+                linear,
+                *bank.parameters[full],
+                scaling=[adapt.lora_alpha / adapt.r] * adapt.members,
+                dropout=[adapt.dropout] * adapt.members,
+                slot=self.slot,
+                name=full,
+            )
+            replace_module(layers[index], name, lora)
+        return bank
+
+    @property
+    def num_members(self) -> int:
+        """M."""
+        return self.adapt.members
+
+    @property
+    def device(self) -> torch.device:
+        """Where the base is."""
+        return self.bank.values.device
+
+    def log_probs(self, batch: PackedBatch, hidden: Tensor | None = None) -> Tensor:
+        """Normalized log-probabilities of every item's choices, `[B, C]`.
+
+        Args:
+            batch: packed items of any members.
+            hidden: the batch's trunk `[1, N, D]` (see `trunk`), or None to run the whole model.
+        """
+        self.slot.option_ids = batch.scoring.option_ids
+        if hidden is not None:
+            self.slot.first_layer, self.slot.hidden = self.trunk_layers, hidden
+        try:
+            logits = self._run(batch, keep=batch.scoring.keep).logits[0]
+        finally:
+            self.slot.option_ids = None
+            self.slot.first_layer, self.slot.hidden = 0, None
+        return choice_log_probs(logits, batch.scoring)
+
+    @torch.no_grad()
+    def trunk(self, batch: PackedBatch) -> Tensor:
+        """Hidden states below the first adapted layer, `[1, N, D]`: frozen, and equal for all members."""
+        self.slot.last_layer = self.trunk_layers
+        try:
+            self._run(batch, keep=batch.scoring.keep[:1])
+            captured = self.slot.captured
+        finally:
+            self.slot.last_layer = self.slot.captured = None
+        assert captured is not None
+        return captured
+
+    def _run(self, batch: PackedBatch, keep: Tensor) -> Any:
+        """One pass over a packed batch; the head sees the positions `keep` only."""
+        self.slot.packing = batch.packing
+        try:
+            return self.model(
+                input_ids=batch.packing.input_ids,
+                position_ids=batch.packing.position_ids,
+                use_cache=False,
+                logits_to_keep=keep,
+            )
+        finally:
+            self.slot.packing = None
+
+
+def member_seed(seed: int, member: int) -> int:
+    """The seed from which all of a member's streams derive."""
+    return derive_seed(seed, "member", member)
+
+
+def _register_attention(ensemble: EnsembleModel) -> str:
+    """Register this model's attention function under a name of its own, until the model is gone.
+
+    A name a model, because the function must find this model's packing and not every architecture hands extra arguments
+    down to its attention.
+    """
+    name = f"lorchestra_{next(_instances)}"
+    AttentionInterface.register(name, make_attention(ensemble.slot))
+    weakref.finalize(ensemble, AttentionInterface._global_mapping.pop, name, None)
+    return name

@@ -1,0 +1,178 @@
+"""What is done to a loaded transformers model, and nothing else: its source stays as it is.
+
+Three instances get another `forward`: each decoder layer (a gate that can skip it, feed it cached hidden states, or
+checkpoint it), the output head (which can compute chosen vocabulary rows only), and each adapted linear map, which is
+replaced by a `MemberLoRALinear` around it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from lorchestra.core.lora import PackingSlot
+from lorchestra.errors import ConfigError
+
+
+@dataclass
+class PassSlot(PackingSlot):
+    """The state of the pass under way, read by all gates of one model."""
+
+    first_layer: int = 0
+    """Decoder layers below this one are skipped."""
+    last_layer: int | None = None
+    """Decoder layers from this one on are skipped; None skips none."""
+    hidden: Tensor | None = None
+    """`[1, N, D]`: what the first layer that runs is fed instead of what comes from below."""
+    captured: Tensor | None = None
+    """`[1, N, D]`: what came out below `last_layer`, where it is set."""
+    option_ids: Tensor | None = None
+    """`[U]`: vocabulary rows that the head computes; None for all."""
+    checkpointing: bool = False
+    """Recompute each layer in the backward pass."""
+
+
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """The list of decoder layers of a causal language model.
+
+    Raises:
+        ConfigError: no list of `num_hidden_layers` modules in it.
+    """
+    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config  # type: ignore[union-attr,operator]
+    wanted = config.num_hidden_layers  # type: ignore[union-attr]
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == wanted:
+            return module
+    raise ConfigError(
+        f"base.name: {type(model).__name__} has no list of {wanted} decoder layers; only decoder-only models can be adapted"
+    )
+
+
+def gate_layers(layers: nn.ModuleList, slot: PassSlot) -> None:
+    """Put a gate before every decoder layer."""
+    for index, layer in enumerate(layers):
+        layer.forward = _gated(layer.forward, index, slot)
+
+
+def _gated(original: Callable[..., Any], index: int, slot: PassSlot) -> Callable[..., Any]:
+    returns_tuple = False
+
+    def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        nonlocal returns_tuple
+        if slot.last_layer == index:
+            slot.captured = hidden_states
+        if index < slot.first_layer or (slot.last_layer is not None and index >= slot.last_layer):
+            return (hidden_states,) if returns_tuple else hidden_states
+        if slot.hidden is not None and index == slot.first_layer:
+            hidden_states = slot.hidden
+        if slot.checkpointing:
+            run = checkpoint(
+                original, hidden_states, *args, use_reentrant=False, context_fn=lambda: _recompute(slot), **kwargs
+            )
+        else:
+            run = original(hidden_states, *args, **kwargs)
+        returns_tuple = isinstance(run, tuple)
+        return run
+
+    return forward
+
+
+def _recompute(
+    slot: PassSlot,
+) -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
+    """Contexts for a checkpointed layer: plain forward, and a recompute that sees the packing of *its* forward."""
+    packing = slot.packing
+
+    @contextlib.contextmanager
+    def restored() -> Iterator[None]:
+        current, slot.packing = slot.packing, packing
+        try:
+            yield
+        finally:
+            slot.packing = current
+
+    return contextlib.nullcontext(), restored()
+
+
+def restrict_head(head: nn.Module, slot: PassSlot) -> None:
+    """Let the output head compute only the slot's option rows, where they are set."""
+    original = head.forward
+
+    def forward(hidden: Tensor) -> Tensor:
+        if slot.option_ids is None:
+            return original(hidden)
+        bias = getattr(head, "bias", None)
+        return F.linear(hidden, head.weight[slot.option_ids], None if bias is None else bias[slot.option_ids])  # type: ignore[index]
+
+    head.forward = forward  # type: ignore[method-assign]
+
+
+def parse_layers(text: str, num_layers: int) -> list[int]:
+    """The decoder layers that `all`, `last:K` or `[0, 5, 11]` names, ascending.
+
+    Raises:
+        ConfigError: another form, a K or an index out of range.
+    """
+    cleaned = text.strip()
+    if cleaned == "all":
+        return list(range(num_layers))
+    try:
+        if cleaned.startswith("last:"):
+            count = int(cleaned.removeprefix("last:"))
+            indices = list(range(num_layers - count, num_layers))
+            valid = 1 <= count <= num_layers
+        else:
+            indices = sorted({int(part) for part in cleaned.strip("[]").split(",")})
+            valid = bool(indices) and indices[0] >= 0 and indices[-1] < num_layers
+    except ValueError:
+        raise ConfigError(f"adapt.layers: {text!r} is none of all, last:K or a list such as [0, 5, 11]") from None
+    if not valid:
+        raise ConfigError(
+            f"adapt.layers: {text!r} is out of range; the base has {num_layers} layers, 0 to {num_layers - 1}"
+        )
+    return indices
+
+
+def find_targets(
+    layers: nn.ModuleList, adapted: list[int], targets: tuple[str, ...]
+) -> list[tuple[int, str, nn.Linear]]:
+    """`(layer index, name within the layer, module)` of every linear map to adapt, in the model's order.
+
+    Raises:
+        ConfigError: a target that no adapted layer has, or one that is not an `nn.Linear`.
+    """
+    found: list[tuple[int, str, nn.Linear]] = []
+    matched: set[str] = set()
+    for index in adapted:
+        for name, module in layers[index].named_modules():
+            target = next((t for t in targets if name == t or name.endswith("." + t)), None)
+            if target is None:
+                continue
+            if not isinstance(module, nn.Linear):
+                raise ConfigError(f"adapt.target_modules: {target!r} is a {type(module).__name__}, not a linear map")
+            matched.add(target)
+            found.append((index, name, module))
+    known = sorted({n.rsplit(".", 1)[-1] for n, m in layers[adapted[0]].named_modules() if isinstance(m, nn.Linear)})
+    for target in targets:
+        if target not in matched:
+            near = difflib.get_close_matches(target, known, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ConfigError(
+                f"adapt.target_modules: no linear map is named {target!r}; {hint}known here: {', '.join(known)}"
+            )
+    if not targets:
+        raise ConfigError(f"adapt.target_modules: name at least one linear map; known here: {', '.join(known)}")
+    return found
+
+
+def replace_module(root: nn.Module, name: str, replacement: nn.Module) -> None:
+    """Put `replacement` where `root` has the submodule called `name`."""
+    parent, _, leaf = name.rpartition(".")
+    setattr(root.get_submodule(parent), leaf, replacement)
