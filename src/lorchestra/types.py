@@ -79,6 +79,7 @@ class Predictions:
     """The questions, kept so that a report can show them; may be empty."""
 
     def __post_init__(self) -> None:
+        """Refuse arrays that do not belong together."""
         num_examples = self.log_probs_MEC.shape[1]
         if self.log_probs_MEC.ndim != 3:
             raise ValueError(f"log_probs_MEC has shape {self.log_probs_MEC.shape}, not [M, E, C]")

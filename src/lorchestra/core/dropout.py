@@ -1,8 +1,8 @@
 """Dropout masks that are a function of what they mask, not of how it was packed.
 
-An ordinary generator gives a token another mask whenever a neighbor in the batch changes. Here every element's fate is a
-hash of (member seed, step, row, token, module, feature): the same alone and in lockstep, in one micro-batch or in five,
-in the forward pass and when a checkpointed layer is recomputed on another thread.
+An ordinary generator gives a token another mask whenever a neighbor in the batch changes. Here every element's fate
+is a hash of (member seed, step, row, token, module, feature): the same alone and in lockstep, in one micro-batch or in
+five, in the forward pass and when a checkpointed layer is recomputed on another thread.
 """
 
 from __future__ import annotations

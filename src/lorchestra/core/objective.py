@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -43,20 +41,7 @@ def kl_divergence(log_p_BC: Tensor, log_q_BC: Tensor) -> Tensor:
 
 
 def kl_to_base(log_probs_BC: Tensor, base_log_probs_BC: Tensor, direction: str) -> Tensor:
-    """The paper's function-space regularizer over the options: forward is KL(member || base), reverse KL(base || member)."""
+    """The paper's function-space penalty over the options: forward KL(member || base), reverse KL(base || member)."""
     if direction == "forward":
         return kl_divergence(log_probs_BC, base_log_probs_BC)
     return kl_divergence(base_log_probs_BC, log_probs_BC)
-
-
-def member_sums(values_B: Tensor, members: Sequence[int], num_members: int) -> Tensor:
-    """Sum of `values_B` by member, `[M]`.
-
-    Spelled as slices of contiguous runs: an indexed add would let one member's NaN into nobody else's sum either, but its
-    backward order is not fixed on every device.
-    """
-    sums = []
-    for m in range(num_members):
-        mine = [b for b, member in enumerate(members) if member == m]
-        sums.append(values_B[mine[0] : mine[-1] + 1].sum() if mine else values_B.new_zeros(()))
-    return torch.stack(sums)

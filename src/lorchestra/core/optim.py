@@ -31,8 +31,8 @@ def clip_gradients(grad_MP: Tensor, max_norms: Sequence[float]) -> Tensor:
 class MemberAdamW:
     """AdamW (Loshchilov and Hutter, arXiv 1711.05101) with decoupled decay on B only.
 
-    `B <- B - lr * update - lr * weight_decay_b * B`, `A <- A - lr * update` (arXiv 2310.00035: decaying B to zero pulls the
-    function back to the base, while decaying A would only pull the members together).
+    `B <- B - lr * update - lr * weight_decay_b * B`, `A <- A - lr * update` (arXiv 2310.00035: decaying B to zero pulls
+    the function back to the base, while decaying A would only pull the members together).
 
     Args:
         values_MP: the members' parameters, changed in place.

@@ -1,12 +1,13 @@
 """Packed ragged batches: (member, row) pairs on one token axis `[1, N]`, without padding.
 
-Rows are sorted by member, so that each member owns one contiguous span. A row is a tree of segments: its prefix, and one
-segment for what each choice adds to it. A segment's tokens attend causally to themselves and wholly to the segments of
-their context; nothing else is visible, whatever shares the batch.
+Rows are sorted by member, so that each member owns one contiguous span. A row is a tree of segments: its prefix, and
+one segment for what each choice adds to it. A segment's tokens attend causally to themselves and wholly to the segments
+of their context; nothing else is visible, whatever shares the batch.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -74,8 +75,8 @@ class Scoring:
     """Which outputs score which choice.
 
     A term is one choice token's log-probability: row `term_rows[b, c, j]` of the kept positions, column
-    `term_columns[b, c, j]` of the head's output. Terms past a choice's length and choices past a row's number are False in
-    `term_mask`, all three `[B, C, J]`.
+    `term_columns[b, c, j]` of the head's output. Terms past a choice's length and choices past a row's number are False
+    in `term_mask`, all three `[B, C, J]`.
     """
 
     keep: Tensor
@@ -127,7 +128,7 @@ def pack(items: Sequence[Item], device: torch.device | str = "cpu") -> PackedBat
     """
     if not items:
         raise ValueError("cannot pack an empty list of items")
-    if any(a.member > b.member for a, b in zip(items, items[1:], strict=False)):
+    if any(a.member > b.member for a, b in itertools.pairwise(items)):
         raise ValueError("items must be sorted by member: a member's tokens are one contiguous span")
     ids: list[int] = []
     positions: list[int] = []

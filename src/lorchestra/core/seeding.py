@@ -30,7 +30,7 @@ def permutation(size: int, *names: int | str) -> list[int]:
 
 
 def mix_64(value: int) -> int:
-    """The finalizer of SplitMix64 (Steele, Lea and Flood, 2014) on a Python integer; returns an unsigned 64-bit value."""
+    """The finalizer of SplitMix64 (Steele, Lea and Flood, 2014) on a Python integer; returns 64 unsigned bits."""
     value &= _MASK_64
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK_64
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK_64

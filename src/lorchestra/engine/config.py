@@ -34,7 +34,7 @@ class TrainConfig:
     keep: Literal["best", "last"] = "best"
     """Which adapter of each member is saved: the one with the best validation NLL, or the last."""
     token_budget: int | None = None
-    """Most tokens in one packed micro-batch; bounds memory. The longest row sets the least; default: chosen by device."""
+    """Most tokens in one packed micro-batch; bounds memory. The longest row sets the least; default: by device."""
     gradient_checkpointing: bool = False
     """Recompute layers in the backward pass: less memory, more time, the same gradients."""
     checkpoint_every_s: float = 60.0
@@ -46,7 +46,7 @@ class RegularizeConfig:
     """The paper's regularizers; each term is logged by member under its own name."""
 
     weight_decay_b: float = 0.0
-    """Decoupled weight decay on B only, pulling towards the base (the paper: 1e2, 1e3); needs lr * weight_decay_b < 1."""
+    """Decoupled weight decay on B only, towards the base (the paper: 1e2, 1e3); needs lr * weight_decay_b < 1."""
     kl_beta: float = 0.0
     """Weight of the KL divergence from the base's answer distribution."""
     kl_direction: Literal["forward", "reverse"] = "forward"
@@ -100,6 +100,7 @@ def check_training(config: TrainConfig, regularize: RegularizeConfig) -> None:
     product = config.lr * regularize.weight_decay_b
     if product >= 1:
         raise ConfigError(
-            f"regularize.weight_decay_b: train.lr * weight_decay_b = {config.lr:g} * {regularize.weight_decay_b:g} = {product:g}"
-            f" must be below 1, or each step overshoots zero; take weight_decay_b below {1 / config.lr:g}, or a smaller train.lr"
+            f"regularize.weight_decay_b: train.lr * weight_decay_b = {config.lr:g} * {regularize.weight_decay_b:g} ="
+            f" {product:g} must be below 1, or each step overshoots zero; take weight_decay_b below {1 / config.lr:g},"
+            " or a smaller train.lr"
         )

@@ -17,8 +17,8 @@ Status = Literal["running", "finished", "stopped", "failed"]
 class MemberState:
     """One member's progress.
 
-    `best_nll` is the best validation NLL so far and `best_step` the optimizer step it was measured after; `waited` counts
-    evaluations since without a better one.
+    `best_nll` is the best validation NLL so far and `best_step` the optimizer step it was measured after; `waited`
+    counts evaluations since without a better one.
     """
 
     status: Status = "running"
@@ -26,6 +26,9 @@ class MemberState:
     best_step: int = 0
     waited: int = 0
     reason: str = ""
+    """Why it failed."""
+    failed_step: int | None = None
+    """The optimizer step in which it failed."""
 
 
 @dataclass

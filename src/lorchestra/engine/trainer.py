@@ -1,7 +1,7 @@
 """Lockstep training: all members take their optimizer steps together, in packed micro-batches.
 
-Members share the base's arithmetic and nothing else: each has its own data order, loss, gradient, clip, optimizer state,
-schedule position, best copy and end. Training M members here equals training each alone, up to rounding.
+Members share the base's arithmetic and nothing else: each has its own data order, loss, gradient, clip, optimizer
+state, schedule position, best copy and end. Training M members here equals training each alone, up to rounding.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -124,10 +125,10 @@ class Trainer:
         Raises:
             Interrupted: `should_stop` returned true; the checkpoint is written.
         """
-        self._prepare()
+        self.prepare()
         last_checkpoint = time.monotonic()
         while self.state.step < self.num_steps and self.state.with_status("running"):
-            if not self._step(should_stop):
+            if not self.step(should_stop):
                 checkpoint()
                 raise Interrupted
             if self.state.step % self.steps_per_epoch == 0:
@@ -144,7 +145,7 @@ class Trainer:
         """The adapters to keep, `[M, P]`: each member's best or last, as configured."""
         return self.best if self.config.keep == "best" else self.model.bank.values
 
-    def _prepare(self) -> None:
+    def prepare(self) -> None:
         """Compute once what never changes: the trunks, and the base's answers for the KL term."""
         rows, model = self.rows, self.model
         if model.trunk_layers > 0:
@@ -173,7 +174,7 @@ class Trainer:
                 items.append(Item(m, row, derive_seed(seed, "dropout", step, row.row) if dropout else None))
         return items
 
-    def _step(self, should_stop: Callable[[], bool]) -> bool:
+    def step(self, should_stop: Callable[[], bool] = lambda: False) -> bool:
         """One optimizer step of all running members; False if it was interrupted, and then nothing has changed."""
         started = time.perf_counter()
         state, bank = self.state, self.model.bank
@@ -248,11 +249,11 @@ class Trainer:
     def _mark_failed(self, running: Sequence[int], losses: Tensor, norms: Tensor) -> None:
         for m in running:
             if not (math.isfinite(losses[m].item()) and math.isfinite(norms[m].item())):
-                member = self.state.members[m]
-                member.status = "failed"
-                member.reason = (
-                    f"loss {losses[m].item()}, gradient norm {norms[m].item()} in step {self.state.step + 1}"
-                )
+                self._fail(m, self.state.step + 1, f"loss {losses[m].item()}, gradient norm {norms[m].item()}")
+
+    def _fail(self, m: int, step: int, reason: str) -> None:
+        member = self.state.members[m]
+        member.status, member.failed_step, member.reason = "failed", step, reason
 
     def _decay_penalty(self, running: Sequence[int]) -> dict[str, list[float | None]]:
         strength = self.regularize.weight_decay_b
@@ -277,12 +278,12 @@ class Trainer:
             self._trunks[1],
             lambda n: self.observer.on_phase("validation", n, len(rows)),
         )
-        answers = [row.answer for row in rows]
+        answers = np.array([row.answer for row in rows])
         entry: dict[str, object] = {"step": state.step, "epoch": state.step // self.steps_per_epoch}
         nlls: list[float | None] = [None] * self.model.num_members
         accuracies: list[float | None] = [None] * self.model.num_members
         for index, m in enumerate(running):
-            nlls[m] = float(-found[index, range(len(rows)), answers].mean())
+            nlls[m] = float(-found[index, np.arange(len(rows)), answers].mean())
             accuracies[m] = float((found[index].argmax(axis=1) == answers).mean())
             self._judge(m, nlls[m])
         entry |= {"val_nll": nlls, "val_accuracy": accuracies}
@@ -292,7 +293,7 @@ class Trainer:
     def _judge(self, m: int, nll: float | None) -> None:
         member = self.state.members[m]
         if nll is None or not math.isfinite(nll):
-            member.status, member.reason = "failed", f"validation NLL {nll} after step {self.state.step}"
+            self._fail(m, self.state.step, f"validation NLL {nll}")
         elif member.best_nll is None or nll < member.best_nll:
             member.best_nll, member.best_step, member.waited = nll, self.state.step, 0
             self.best[m].copy_(self.model.bank.values[m])

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lorchestra.core.packing import BASE, Item, PackedBatch, pack, plan_micro_batches
 from lorchestra.models.ensemble import EnsembleModel
+from lorchestra.models.surgery import text_config
 from lorchestra.types import EncodedExample
 
 
@@ -54,6 +55,6 @@ class TrunkCache:
 
 def trunk_bytes(model: EnsembleModel, rows: Sequence[EncodedExample]) -> int:
     """Bytes that a `TrunkCache` of these rows would hold."""
-    width = model.model.config.get_text_config().hidden_size  # type: ignore[union-attr,operator]
+    width = text_config(model.model).hidden_size
     size = next(model.model.parameters()).element_size()
     return sum(row.num_tokens for row in rows) * width * size

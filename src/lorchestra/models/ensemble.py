@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -103,15 +102,18 @@ class EnsembleModel:
             batch: packed items of any members.
             hidden: the batch's trunk `[1, N, D]` (see `trunk`), or None to run the whole model.
         """
-        self.slot.option_ids = batch.scoring.option_ids
+        return choice_log_probs(self.logits(batch, hidden, batch.scoring.option_ids), batch.scoring)
+
+    def logits(self, batch: PackedBatch, hidden: Tensor | None, option_ids: Tensor | None) -> Tensor:
+        """The head's output at the kept positions, `[K, U]`: of the option ids, or `[K, V]` where they are None."""
+        self.slot.option_ids = option_ids
         if hidden is not None:
             self.slot.first_layer, self.slot.hidden = self.trunk_layers, hidden
         try:
-            logits = self._run(batch, keep=batch.scoring.keep).logits[0]
+            return self._run(batch, keep=batch.scoring.keep).logits[0]
         finally:
             self.slot.option_ids = None
             self.slot.first_layer, self.slot.hidden = 0, None
-        return choice_log_probs(logits, batch.scoring)
 
     @torch.no_grad()
     def trunk(self, batch: PackedBatch) -> Tensor:

@@ -39,19 +39,25 @@ class PassSlot(PackingSlot):
     """Recompute each layer in the backward pass."""
 
 
+def text_config(model: nn.Module) -> Any:
+    """The configuration of the text model: of composite models, the part with decoder layers."""
+    config: Any = model.config
+    return config.get_text_config()
+
+
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
     """The list of decoder layers of a causal language model.
 
     Raises:
         ConfigError: no list of `num_hidden_layers` modules in it.
     """
-    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config  # type: ignore[union-attr,operator]
-    wanted = config.num_hidden_layers  # type: ignore[union-attr]
+    wanted = text_config(model).num_hidden_layers
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == wanted:
             return module
     raise ConfigError(
-        f"base.name: {type(model).__name__} has no list of {wanted} decoder layers; only decoder-only models can be adapted"
+        f"base.name: {type(model).__name__} has no list of {wanted} decoder layers;"
+        " only decoder-only models can be adapted"
     )
 
 
@@ -108,10 +114,11 @@ def restrict_head(head: nn.Module, slot: PassSlot) -> None:
     def forward(hidden: Tensor) -> Tensor:
         if slot.option_ids is None:
             return original(hidden)
-        bias = getattr(head, "bias", None)
-        return F.linear(hidden, head.weight[slot.option_ids], None if bias is None else bias[slot.option_ids])  # type: ignore[index]
+        weight: Any = head.weight
+        bias: Any = getattr(head, "bias", None)
+        return F.linear(hidden, weight[slot.option_ids], None if bias is None else bias[slot.option_ids])
 
-    head.forward = forward  # type: ignore[method-assign]
+    head.forward = forward
 
 
 def parse_layers(text: str, num_layers: int) -> list[int]:

@@ -1,0 +1,75 @@
+"""`lorchestra evaluate`: the ensemble beside what one would use without it."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from lorchestra.cli.arguments import parse
+
+
+@dataclass(frozen=True)
+class EvaluateArguments:
+    """Measure a trained ensemble: accuracy, NLL, calibration, OOD detection, beside one LoRA and the base.
+
+    Without --data the run's own test rows are taken. Predictions, metrics.json and a picture go into the run directory.
+    """
+
+    run: Annotated[str, tyro.conf.Positional]
+    """The run directory."""
+    data: str | None = None
+    """A file with other labelled rows."""
+    split: str = "test"
+    """Which of the run's own splits: train, val or test."""
+    ood: tuple[str, ...] = field(default=())
+    """Files with rows unlike the training rows; how well does uncertainty tell them apart?"""
+    json: bool = False
+    """Print the metrics as JSON instead of tables."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command."""
+    parsed = parse(EvaluateArguments, arguments, "evaluate")
+    evaluate_and_show(parsed.run, data=parsed.data, split=parsed.split, ood=parsed.ood, as_json=parsed.json)
+    return 0
+
+
+def evaluate_and_show(
+    root: str | Path,
+    *,
+    data: str | None = None,
+    split: str = "test",
+    ood: Sequence[str | Path] = (),
+    as_json: bool = False,
+) -> None:
+    """Evaluate a run with progress on stderr; print tables and a verdict, or JSON."""
+    from rich.console import Console
+
+    from lorchestra.cli.progress import RowProgress
+    from lorchestra.experiments.evaluate import evaluate_run
+    from lorchestra.experiments.load import load_run
+    from lorchestra.report.figure import reliability_figure
+    from lorchestra.report.table import evaluation_table, ood_table, verdict
+    from lorchestra.store.predictions import load_predictions
+
+    errors = Console(stderr=True)
+    with RowProgress(errors) as progress:
+        trained = load_run(root, lambda text: errors.print(text, highlight=False, markup=False))
+        entry = evaluate_run(trained, data=data, split=split, ood=ood, progress=progress)
+    name = f"{entry['task']}.{entry['split']}"
+    if as_json:
+        print(jsonlib.dumps(entry, ensure_ascii=False))
+        return
+    console = Console(width=None if Console().is_terminal else 100)
+    console.print(evaluation_table(entry))
+    if (table := ood_table(entry)) is not None:
+        console.print(table)
+    console.print(verdict(entry), highlight=False)
+    picture = trained.run.root / f"reliability.{name}.png"
+    reliability_figure(load_predictions(trained.run.predictions / f"{name}.safetensors"), picture)
+    errors.print(f"picture: {picture}", highlight=False, markup=False)

@@ -1,0 +1,92 @@
+"""The command line: finds the command, runs it, and turns what goes wrong into a text and an exit code.
+
+Exit codes: 0 done; 1 training or a check failed; 2 bad input or configuration; 3 internal error; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from lorchestra.errors import LorchestraError
+
+COMMANDS = {
+    "demo": "fine-tune, evaluate and use an ensemble on real data, end to end, in some minutes",
+    "train": "fine-tune an ensemble of LoRA adapters on your own data",
+    "evaluate": "measure accuracy, NLL, calibration and OOD detection of a trained ensemble",
+    "predict": "answer questions or label texts, with uncertainty, one JSON line a row",
+}
+
+_HELP = """\
+usage: lorchestra COMMAND [ARGUMENTS ...]
+
+Fine-tune an orchestra of LoRA adapters on one frozen LLM, in one run, and get
+answers that know when they don't know.
+
+commands:
+{commands}
+
+lorchestra COMMAND --help explains a command. Results go to stdout, progress to
+stderr. A first try, with nothing of your own: lorchestra demo
+
+options:
+  --version   print the version
+  --debug     show the traceback of errors (also: LORCHESTRA_DEBUG=1)
+"""
+
+
+def help_text() -> str:
+    """What `lorchestra --help` prints."""
+    return _HELP.format(commands="\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items()))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments or bool(os.environ.get("LORCHESTRA_DEBUG"))
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(help_text(), end="")
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"lorchestra {version('lorchestra')}")
+        return 0
+    try:
+        return _run(arguments[0], arguments[1:])
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # the reader of our output is gone (as in `| head`): nothing to say, and nobody to say it to
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except LorchestraError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except Exception as error:
+        if debug:
+            raise
+        print(f"internal error: {type(error).__name__}: {error}", file=sys.stderr)
+        print("this is a fault of lorchestra, not yours; --debug shows where it happened", file=sys.stderr)
+        return 3
+
+
+def _run(command: str, arguments: list[str]) -> int:
+    if command not in COMMANDS:
+        import difflib
+
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"commands: {', '.join(COMMANDS)}"
+        print(f"error: {command!r} is no command; {hint} (lorchestra --help)", file=sys.stderr)
+        return 2
+    return int(importlib.import_module(f"lorchestra.cli.{command}").run(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

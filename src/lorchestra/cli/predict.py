@@ -1,0 +1,60 @@
+"""`lorchestra predict`: one JSON line a row, with uncertainty."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from lorchestra.cli.arguments import parse
+from lorchestra.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class PredictArguments:
+    """Answer every row of a file: one JSON line a row, with the ensemble's probabilities and uncertainty.
+
+    The rows have the form the run was trained on; answers are not needed. Lines go to stdout, or to --out.
+    """
+
+    run: Annotated[str, tyro.conf.Positional]
+    """The run directory."""
+    data: str
+    """The file with the rows."""
+    out: str | None = None
+    """File to write instead of stdout; it appears whole or not at all."""
+    abstain_below: float | None = None
+    """Mark rows whose confidence is below this, in [0, 1], as ones to leave to a person."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command."""
+    parsed = parse(PredictArguments, arguments, "predict")
+    threshold = parsed.abstain_below
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise ConfigError(f"--abstain-below: {threshold} is not in [0, 1]")
+
+    from rich.console import Console
+
+    from lorchestra.cli.progress import RowProgress
+    from lorchestra.experiments.load import load_run, prediction_rows
+    from lorchestra.store.atomic import atomic_write_text
+
+    errors = Console(stderr=True)
+    with RowProgress(errors) as progress:
+        trained = load_run(parsed.run, lambda text: errors.print(text, highlight=False, markup=False))
+        examples = trained.read(parsed.data, require_answer=False)
+        found = trained.session.predict_members(
+            examples, "predict", lambda done: progress("predicting", done, len(examples))
+        )
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in prediction_rows(found, threshold)]
+    if parsed.out is None:
+        sys.stdout.writelines(lines)
+    else:
+        atomic_write_text(parsed.out, "".join(lines))
+        errors.print(f"{len(lines)} rows: {parsed.out}", highlight=False, markup=False)
+    return 0

@@ -1,0 +1,141 @@
+"""What a person sees while a run goes on: a live table in a terminal, plain lines elsewhere. All of it on stderr."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from lorchestra.engine.state import TrainState
+from lorchestra.engine.trainer import StepReport, Trainer
+
+_STYLES = {"running": "green", "stopped": "yellow", "finished": "green", "failed": "red bold"}
+_PLAIN_EVERY_S = 10.0
+
+
+class TrainingProgress:
+    """Shows a training run; a context manager, since a live table has to be closed.
+
+    Args:
+        console: where to; a terminal gets a live table, anything else a line now and then.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._trainer: Trainer | None = None
+        self._live: Live | None = None
+        self._losses: list[float | None] = []
+        self._rates: list[float] = []
+        self._phase = ""
+        self._last_line = 0.0
+
+    def attach(self, trainer: Trainer) -> TrainingProgress:
+        """Follow this trainer."""
+        self._trainer = trainer
+        self._losses = [None] * trainer.model.num_members
+        if self.console.is_terminal:
+            self._live = Live(self._render(trainer.state), console=self.console, refresh_per_second=4)
+            self._live.start()
+        return self
+
+    def __enter__(self) -> TrainingProgress:
+        """Nothing is shown before a trainer is attached."""
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        """Leave the last table standing."""
+        if self._live is not None:
+            self._live.stop()
+
+    def on_step(self, report: StepReport, state: TrainState) -> None:
+        """Show the step's losses, smoothed."""
+        for m, loss in enumerate(report.loss):
+            if loss is not None:
+                before = self._losses[m]
+                self._losses[m] = loss if before is None else 0.9 * before + 0.1 * loss
+        self._rates = [*self._rates[-19:], report.tokens / report.seconds]
+        self._phase = ""
+        self._show(state)
+
+    def on_evaluation(self, entry: dict[str, Any], state: TrainState) -> None:
+        """Show an evaluation."""
+        nlls = " ".join("-" if nll is None else f"{nll:.3f}" for nll in entry["val_nll"])
+        self._show(state, f"epoch {entry['epoch']}: validation NLL by member {nlls}")
+
+    def on_phase(self, text: str, done: int, total: int) -> None:
+        """Show work that is no training step."""
+        self._phase = f"{text}: {done} of {total} rows"
+        if self._trainer is not None:
+            self._show(self._trainer.state)
+
+    def _show(self, state: TrainState, line: str | None = None) -> None:
+        if self._live is not None:
+            self._live.update(self._render(state))
+        elif line is not None or time.monotonic() - self._last_line > _PLAIN_EVERY_S:
+            self._last_line = time.monotonic()
+            self.console.print(line or self._headline(state), highlight=False)
+
+    def _headline(self, state: TrainState) -> str:
+        assert self._trainer is not None
+        steps = self._trainer.num_steps
+        text = f"step {state.step} of {steps}"
+        if self._rates:
+            rate = sum(self._rates) / len(self._rates)
+            text += f", {rate:,.0f} tokens/s, {_duration(self._time_left(state))} left"
+        return f"{text}, {self._phase}" if self._phase else text
+
+    def _time_left(self, state: TrainState) -> float:
+        """Seconds of training steps left, by the mean step so far."""
+        assert self._trainer is not None
+        return state.train_s / max(1, state.step) * (self._trainer.num_steps - state.step)
+
+    def _render(self, state: TrainState) -> Group:
+        table = Table(box=None, padding=(0, 2), header_style="dim")
+        for name in ("member", "loss", "validation NLL", "accuracy", "best at step", "state"):
+            table.add_column(name, justify="left" if name == "state" else "right")
+        last = state.history[-1] if state.history else {}
+        for m, member in enumerate(state.members):
+            cells = (self._losses[m], last.get("val_nll", [None] * 99)[m], last.get("val_accuracy", [None] * 99)[m])
+            table.add_row(
+                str(m),
+                *("" if cell is None else f"{cell:.3f}" for cell in cells),
+                str(member.best_step) if member.best_nll is not None else "",
+                Text(member.status, style=_STYLES[member.status]),
+            )
+        return Group(table, Text(self._headline(state), style="bold"))
+
+
+class RowProgress:
+    """Progress of evaluations: one line rewritten in a terminal, one line a task elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._status = console.status("") if console.is_terminal else None
+
+    def __enter__(self) -> RowProgress:
+        """Start."""
+        if self._status is not None:
+            self._status.start()
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        """Clear the line."""
+        if self._status is not None:
+            self._status.stop()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Show how many rows are done."""
+        if self._status is not None:
+            self._status.update(f"{what}: {done} of {total} rows")
+        elif done >= total:
+            self.console.print(f"{what}: {total} rows", highlight=False)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"

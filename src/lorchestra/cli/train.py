@@ -1,0 +1,137 @@
+"""`lorchestra train`: a recipe and overrides in, a run directory out."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+from lorchestra.cli.arguments import parse
+from lorchestra.config import read_recipe
+from lorchestra.engine.config import RunConfig
+
+
+@dataclass(frozen=True)
+class TrainArguments(RunConfig):
+    """Fine-tune an ensemble of LoRA adapters on one frozen base.
+
+    A recipe (a YAML file, the first argument) gives the settings, options override it, and both may be left out where
+    the defaults will do:
+
+        lorchestra train --data.train reviews.csv --out runs/reviews
+
+    Files hold one example a row: {"text", "label"} or {"question", "choices", "answer"}. Training can be interrupted at
+    any time and goes on with --if-exists resume.
+    """
+
+    out: str = field(kw_only=True)
+    """The run directory to write."""
+    if_exists: Literal["fail", "resume", "new"] = field(default="fail", kw_only=True)
+    """Where a run is already there: stop, go on with it, or take the next free name."""
+    skip_evaluation: bool = field(default=False, kw_only=True)
+    """Do not evaluate on the test rows after training."""
+    json: bool = field(default=False, kw_only=True)
+    """Print the metrics as JSON instead of a table."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command."""
+    arguments = list(arguments)
+    recipe = None
+    if arguments and not arguments[0].startswith("-"):
+        recipe = arguments.pop(0)
+    defaults = RunConfig() if recipe is None else read_recipe(recipe, RunConfig)
+    default: Any = TrainArguments(**_fields(defaults), out=_missing())
+    parsed = parse(TrainArguments, arguments, "train", default=default)
+    config = RunConfig(**{f.name: getattr(parsed, f.name) for f in dataclasses.fields(RunConfig)})
+    return train_and_show(
+        config, parsed.out, parsed.if_exists, evaluate=not parsed.skip_evaluation, as_json=parsed.json
+    )
+
+
+def _fields(config: RunConfig) -> dict[str, Any]:
+    return {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+
+
+def _missing() -> Any:
+    import tyro
+
+    return tyro.MISSING
+
+
+def train_and_show(
+    config: RunConfig,
+    out: str | Path,
+    if_exists: Literal["fail", "resume", "new"],
+    *,
+    evaluate: bool = True,
+    as_json: bool = False,
+    ood: Sequence[str | Path] = (),
+) -> int:
+    """Train with progress on stderr, evaluate, and print the table; returns the exit code."""
+    from rich.console import Console
+
+    from lorchestra.cli.evaluate import evaluate_and_show
+    from lorchestra.cli.progress import TrainingProgress
+    from lorchestra.engine.trainer import Interrupted
+    from lorchestra.experiments.train import train_run
+
+    console = Console(stderr=True)
+    with TrainingProgress(console) as progress, GracefulStop(console) as stop:
+        try:
+            outcome = train_run(
+                config,
+                out,
+                if_exists=if_exists,
+                say=lambda text: console.print(text, highlight=False, markup=False),
+                observe=progress.attach,
+                should_stop=stop,
+            )
+        except Interrupted:
+            print(f"stopped; go on with: lorchestra train --out {out} --if-exists resume", file=sys.stderr)
+            return 130
+    root = outcome.run.root
+    console.print(f"trained ensemble: {root}", highlight=False, markup=False)
+    code = 0
+    if outcome.failed_members:
+        names = ", ".join(map(str, outcome.failed_members))
+        print(f"warning: member(s) {names} failed and are left out of the ensemble", file=sys.stderr)
+        code = 1
+    if evaluate:
+        evaluate_and_show(root, ood=ood, as_json=as_json)
+    elif not as_json:
+        print(root)
+    return code
+
+
+class GracefulStop:
+    """The first Ctrl-C asks the training to stop at a whole step; a second one interrupts at once."""
+
+    def __init__(self, console: Any) -> None:
+        self.console = console
+        self.asked = False
+
+    def __call__(self) -> bool:
+        """Whether a stop was asked for."""
+        return self.asked
+
+    def __enter__(self) -> GracefulStop:
+        """Take over the interrupt and termination signals."""
+        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        """Give the signals back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        self.console.print("stopping after this micro-batch; a second Ctrl-C stops at once", highlight=False)

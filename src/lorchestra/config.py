@@ -1,0 +1,126 @@
+"""Configurations as plain mappings: YAML recipes in, YAML out, with errors that name the file and the field."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+from lorchestra.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def read_recipe(path: str | Path, cls: type[T]) -> T:
+    """A configuration from a YAML file; what the file leaves out keeps its default.
+
+    Raises:
+        ConfigError: the file is missing or no YAML mapping, a field is unknown or of another type.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as a recipe ({error})") from error
+    try:
+        mapping = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+    return from_mapping(cls, {} if mapping is None else mapping, str(path))
+
+
+def to_yaml(config: Any) -> str:
+    """A configuration as YAML, in the order of its fields."""
+    return yaml.safe_dump(to_mapping(config), sort_keys=False, allow_unicode=True)
+
+
+def to_mapping(config: Any) -> dict[str, Any]:
+    """A configuration dataclass as nested plain values."""
+    mapping: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            value = to_mapping(value)
+        mapping[field.name] = list(value) if isinstance(value, tuple) else value
+    return mapping
+
+
+def from_mapping(cls: type[T], mapping: Any, where: str, path: str = "") -> T:
+    """The inverse of `to_mapping`; fields that are left out keep their defaults.
+
+    Args:
+        cls: a configuration dataclass.
+        mapping: nested plain values.
+        where: what is being read, for error messages.
+        path: dotted path of `mapping` within the configuration.
+
+    Raises:
+        ConfigError: an unknown field (the nearest known one is suggested) or a value of another type.
+    """
+    if not isinstance(mapping, Mapping):
+        raise ConfigError(f"{where}: {path or 'a recipe'} must be a mapping of settings, not {_shown(mapping)}")
+    hints = typing.get_type_hints(cls)
+    values: dict[str, Any] = {}
+    for key, value in mapping.items():
+        full = f"{path}.{key}" if path else str(key)
+        if key not in hints:
+            near = difflib.get_close_matches(str(key), hints, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(hints)}"
+            raise ConfigError(f"{where}: {full} is no setting; {hint}")
+        values[key] = _convert(hints[key], value, where, full)
+    return cls(**values)
+
+
+def differences(one: Any, other: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
+    """Dotted fields in which two configurations of the same class differ, with both values."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for field in dataclasses.fields(one):
+        full = f"{path}.{field.name}" if path else field.name
+        mine, theirs = getattr(one, field.name), getattr(other, field.name)
+        if dataclasses.is_dataclass(mine):
+            found |= differences(mine, theirs, full)
+        elif mine != theirs:
+            found[full] = (mine, theirs)
+    return found
+
+
+def _convert(hint: Any, value: Any, where: str, path: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return from_mapping(typing.cast(type, hint), value, where, path)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        return _convert(next(a for a in arguments if a is not type(None)), value, where, path)
+    if origin is Literal:
+        if value in arguments:
+            return value
+        raise ConfigError(f"{where}: {path} is {_shown(value)}; it must be one of {', '.join(map(str, arguments))}")
+    if origin is tuple:
+        if isinstance(value, list | tuple):
+            return tuple(_convert(arguments[0], item, where, path) for item in value)
+    elif hint is float:
+        # YAML 1.1 reads 1e-4 (no dot) as a string
+        if isinstance(value, int | float | str) and not isinstance(value, bool):
+            try:
+                return float(value)
+            except (ValueError, OverflowError):
+                pass
+    elif hint is str:
+        # a list of layers, as in `layers: [0, 5]`, is text here
+        if isinstance(value, str | int | list) and not isinstance(value, bool):
+            return str(value)
+    elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    kind = "a list" if origin is tuple else {"str": "text", "bool": "true or false"}.get(hint.__name__, hint.__name__)
+    raise ConfigError(f"{where}: {path} is {_shown(value)}; it must be {kind}")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

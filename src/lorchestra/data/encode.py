@@ -1,0 +1,274 @@
+"""Examples as token ids.
+
+Prompt and choice are tokenized together, as one string, because tokens merge across the boundary: scoring the tokens of
+" A" alone, put after those of a prompt that ends in a space, would score text the model never saw.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Literal
+
+from lorchestra.data.prompts import LETTERS, PromptTemplate, RenderedPrompt, Scoring
+from lorchestra.errors import ConfigError, DataError
+from lorchestra.types import EncodedExample, Example
+
+# Rows tokenized in one call: enough to keep the tokenizer's threads busy, few enough to bound memory.
+_ROWS_PER_CALL = 512
+# Letters meet the prompt's end, which is the template's: a sample of rows tells what all rows would.
+_ROWS_PROBED = 100
+
+_Ids = list[int]
+
+
+@dataclass(frozen=True)
+class EncodedSplit:
+    """The rows of a split as token ids.
+
+    `rows[i].row == i`, and `rows[i]` is example `kept[i]` of those given. `dropped` and `truncated` are the indices of
+    the examples given that were left out or cut. `warnings` are sentences for the user.
+    """
+
+    rows: tuple[EncodedExample, ...]
+    kept: tuple[int, ...]
+    dropped: tuple[int, ...] = ()
+    truncated: tuple[int, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def encode(
+    examples: Sequence[Example],
+    template: PromptTemplate,
+    tokenizer: Any,
+    *,
+    scoring: Scoring,
+    normalize: Literal["sum", "token", "byte"] = "sum",
+    max_length: int | None = None,
+    too_long: Literal["error", "drop", "truncate"] = "error",
+    shots: Sequence[Example] = (),
+) -> EncodedSplit:
+    """Tokenize each row's prompt with each of its choices.
+
+    The prefix is the longest common run of first tokens of the prompt alone and of the prompt with each choice; what
+    follows it are the choice's tokens. Special tokens are put in front as the tokenizer does (with a chat template:
+    only those that it writes itself), and none at the end. A row's length is its prefix with its longest choice, in
+    tokens, and `max_length` bounds it; None is no bound. `shots` are answered examples put before every question.
+
+    Raises: ConfigError where letters are no single, distinct tokens, or `max_length` is not positive; DataError where a
+    row is too long, or a choice has no tokens.
+    """
+    if max_length is not None and max_length < 1:
+        raise ConfigError(f"data.max_length is {max_length}; give the longest row in tokens, at least 1")
+    encoder = _Encoder(template, tokenizer, scoring, tuple(shots))
+    rows: list[EncodedExample] = []
+    kept: list[int] = []
+    dropped: list[int] = []
+    truncated: list[int] = []
+    for batch in _batched(enumerate(examples), _ROWS_PER_CALL):
+        encoded = encoder.encode([example for _, example in batch])
+        long = [place for place, row in enumerate(encoded) if max_length is not None and row.length > max_length]
+        if long and too_long == "error":
+            where, length = batch[long[0]][1].where, encoded[long[0]].length
+            message = f"{where}: the row has {length} tokens, over data.max_length {max_length}"
+            hint = "raise it, or use --data.too-long drop (leave such rows out) or truncate (cut their questions' ends)"
+            raise DataError(f"{message}; {hint}")
+        if long and too_long == "truncate" and max_length is not None:
+            cut = encoder.truncate([batch[place][1] for place in long], [encoded[place] for place in long], max_length)
+            for place, row in zip(long, cut, strict=True):
+                encoded[place] = row
+            truncated += [batch[place][0] for place in long]
+            long = []
+        for place, ((index, example), row) in enumerate(zip(batch, encoded, strict=True)):
+            if place in long:
+                dropped.append(index)
+                continue
+            encoder.check(example, row)
+            rows.append(row.example(len(rows), example.answer, normalize if scoring == "text" else "sum"))
+            kept.append(index)
+    if dropped and not rows:
+        raise DataError(f"all {len(dropped)} rows are longer than {max_length} tokens; raise --data.max-length")
+    warnings = [
+        f"{len(indices)} row(s) longer than {max_length} tokens {what}: {_places(examples, indices)}"
+        for indices, what in ((dropped, "left out"), (truncated, "cut at the question's end"))
+        if indices
+    ]
+    return EncodedSplit(tuple(rows), tuple(kept), tuple(dropped), tuple(truncated), tuple(warnings))
+
+
+def can_use_letters(examples: Sequence[Example], template: PromptTemplate, tokenizer: Any) -> tuple[bool, str]:
+    """Whether rows can be scored by letters, and if not, why: too many choices, no {options}, or no single tokens.
+
+    Choices are counted in every row; tokens are looked at in a hundred rows and in the one with the most choices.
+    """
+    if not examples:
+        return False, "there are no rows"
+    most = max(examples, key=lambda example: len(example.choices))
+    if len(most.choices) > len(LETTERS):
+        return False, f"{most.where} has {len(most.choices)} choices, but there are {len(LETTERS)} letters"
+    if not template.shows_options("letter"):
+        return False, "data.prompt has no {options}"
+    encoder = _Encoder(template, tokenizer, "letter", ())
+    probed = [most, *examples[:_ROWS_PROBED]]
+    try:
+        for example, row in zip(probed, encoder.encode(probed), strict=True):
+            encoder.check(example, row)
+    except (ConfigError, DataError) as error:
+        return False, str(error)
+    return True, ""
+
+
+def class_weights(examples: Sequence[Example], num_labels: int) -> list[float]:
+    """Weights of the labels `[num_labels]`, inverse to their frequency, with mean 1 over these rows.
+
+    A label without rows has weight 0.
+
+    Raises: DataError where a row has no answer, or one past the labels.
+    """
+    for example in examples:
+        if example.answer is None or not 0 <= example.answer < num_labels:
+            message = f"{example.where}: the answer is {example.answer} with {num_labels} labels"
+            raise DataError(f"{message}; class weights need a label in every row")
+    counts = Counter(example.answer for example in examples)
+    return [len(examples) / (len(counts) * counts[label]) if counts[label] else 0.0 for label in range(num_labels)]
+
+
+@dataclass(frozen=True)
+class _EncodedRow:
+    """A row's tokens before its place in the split is known."""
+
+    prefix: tuple[int, ...]
+    choices: tuple[tuple[int, ...], ...]
+    num_bytes: tuple[int, ...]
+
+    @property
+    def length(self) -> int:
+        return len(self.prefix) + max(len(choice) for choice in self.choices)
+
+    def example(self, row: int, answer: int | None, normalize: str) -> EncodedExample:
+        divisors = {
+            "sum": None,
+            "token": tuple(float(len(choice)) for choice in self.choices),
+            "byte": tuple(float(count) for count in self.num_bytes),
+        }[normalize]
+        return EncodedExample(row, self.prefix, self.choices, answer, divisors)
+
+
+@dataclass(frozen=True)
+class _Encoder:
+    template: PromptTemplate
+    tokenizer: Any
+    scoring: Scoring
+    shots: tuple[Example, ...]
+
+    def encode(self, examples: Sequence[Example]) -> list[_EncodedRow]:
+        """One tokenizer call for all strings of all rows."""
+        rendered = [self.template.render_shots(self.shots, example, scoring=self.scoring) for example in examples]
+        front = () if self.template.chat else _front_tokens(self.tokenizer)
+        texts = [text for row in rendered for text in (row.prompt, *(row.prompt + c for c in row.continuations))]
+        ids = iter(_tokenize(self.tokenizer, texts))
+        return [_split_at_prefix(row, list(islice(ids, 1 + len(row.continuations))), front) for row in rendered]
+
+    def truncate(self, examples: Sequence[Example], rows: Sequence[_EncodedRow], max_length: int) -> list[_EncodedRow]:
+        """Cut the questions' ends until every row fits.
+
+        Cutting by the question's own tokens lands near the bound at once; tokens that merge differently in the whole
+        prompt are made up for in further rounds, each of which cuts at least one token more.
+        """
+        out = list(rows)
+        offsets = self.tokenizer(
+            [example.question for example in examples],
+            add_special_tokens=False,
+            padding=False,
+            truncation=False,
+            return_offsets_mapping=True,
+            verbose=False,
+        )["offset_mapping"]
+        keep = [len(spans) for spans in offsets]
+        copies = max(1, self.template.text(self.scoring).count("{question}"))
+        open_ = list(range(len(out)))
+        while open_:
+            for place in open_:
+                if keep[place] == 0:
+                    message = (
+                        f"{examples[place].where}: without its question the row still has {out[place].length} tokens"
+                    )
+                    hint = "choices are never cut: raise it, use --data.too-long drop, or fewer few-shot rows"
+                    raise DataError(f"{message}, over data.max_length {max_length}; {hint}")
+                over = out[place].length - max_length
+                keep[place] = max(0, keep[place] - max(1, over // copies))
+            cut = []
+            for place in open_:
+                end = offsets[place][keep[place] - 1][1] if keep[place] else 0
+                old = examples[place]
+                cut.append(Example(old.id, old.question[:end].rstrip(), old.choices, old.answer, old.where))
+            for place, row in zip(open_, self.encode(cut), strict=True):
+                out[place] = row
+            open_ = [place for place in open_ if out[place].length > max_length]
+        return out
+
+    def check(self, example: Example, row: _EncodedRow) -> None:
+        """Refuse a row that cannot be scored."""
+        if not row.prefix:
+            hint = "let --data.prompt begin with a word of its own"
+            raise DataError(f"{example.where}: no token stands before the choices; {hint}")
+        for index, (choice, tokens) in enumerate(zip(example.choices, row.choices, strict=True)):
+            if not tokens:
+                message = f"{example.where}: choice {index}, {choice[:60]!r}, has no tokens of its own"
+                raise DataError(f"{message} with this tokenizer; reword it or leave the row out")
+        if self.scoring == "letter" and (
+            any(len(tokens) != 1 for tokens in row.choices) or len(set(row.choices)) < len(row.choices)
+        ):
+            message = f"{example.where}: with this tokenizer and prompt the letters are no single, distinct tokens"
+            raise ConfigError(f"{message} ({[list(tokens) for tokens in row.choices[:4]]}); use --data.scoring text")
+
+
+def _tokenize(tokenizer: Any, texts: list[str]) -> list[_Ids]:
+    """Token ids of each text without special tokens, whatever padding and truncation the tokenizer came with."""
+    return tokenizer(
+        texts,
+        add_special_tokens=False,
+        padding=False,
+        truncation=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )["input_ids"]
+
+
+def _front_tokens(tokenizer: Any) -> tuple[int, ...]:
+    """The special tokens that the tokenizer puts before a text (BOS), without those it puts after one (EOS)."""
+    probe = "a"
+    plain = _tokenize(tokenizer, [probe])[0]
+    ids = list(tokenizer(probe, padding=False, truncation=False)["input_ids"])
+    for start in range(len(ids) - len(plain) + 1):
+        if plain and ids[start : start + len(plain)] == plain:
+            return tuple(ids[:start])
+    message = "the base's tokenizer changes a text's tokens when it adds special ones, which cannot be undone"
+    raise ConfigError(f"{message}; use another base")
+
+
+def _split_at_prefix(row: RenderedPrompt, ids: list[_Ids], front: tuple[int, ...]) -> _EncodedRow:
+    """Part the strings' tokens (the prompt alone first, then with each choice) after what all of them begin with."""
+    common = 0
+    for column in zip(*ids, strict=False):
+        if len(set(column)) > 1:
+            break
+        common += 1
+    return _EncodedRow(
+        prefix=front + tuple(ids[0][:common]),
+        choices=tuple(tuple(tokens[common:]) for tokens in ids[1:]),
+        num_bytes=tuple(len(continuation.encode()) for continuation in row.continuations),
+    )
+
+
+def _places(examples: Sequence[Example], indices: Sequence[int]) -> str:
+    return ", ".join(examples[index].where for index in indices[:5]) + (", ..." if len(indices) > 5 else "")
+
+
+def _batched(items: Iterable[tuple[int, Example]], size: int) -> Iterator[list[tuple[int, Example]]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch

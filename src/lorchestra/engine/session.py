@@ -1,0 +1,126 @@
+"""A loaded base with members, together with how a task's rows become tokens for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lorchestra.core.packing import BASE
+from lorchestra.data.config import DataConfig
+from lorchestra.data.encode import EncodedSplit, can_use_letters, encode
+from lorchestra.data.prompts import PromptTemplate, Scoring
+from lorchestra.engine.predict import Pass, member_passes, predict_rows
+from lorchestra.models.ensemble import EnsembleModel
+from lorchestra.models.sources import LoadedBase
+from lorchestra.types import EncodedExample, Example, Predictions
+
+_PROBED_ROWS = 200
+
+CPU_TOKEN_BUDGET = 800
+"""Tokens of a micro-batch on a CPU: larger ones gain no speed there, and cost memory (see benchmarks/)."""
+CUDA_TOKEN_BUDGET = 16_384
+
+
+def default_token_budget(device_type: str) -> int:
+    """The token budget where none was given."""
+    return CUDA_TOKEN_BUDGET if device_type == "cuda" else CPU_TOKEN_BUDGET
+
+
+@dataclass
+class Session:
+    """What turns examples into predictions: the base, its members, the prompt and the way answers are scored."""
+
+    base: LoadedBase
+    model: EnsembleModel
+    template: PromptTemplate
+    data: DataConfig
+    scoring: Scoring
+    token_budget: int
+    task: str
+
+    @property
+    def max_length(self) -> int:
+        """The longest row in tokens."""
+        return self.data.max_length or self.base.context_length
+
+    def encode(self, examples: Sequence[Example], shots: Sequence[Example] = ()) -> EncodedSplit:
+        """Examples as tokens, with the session's prompt, scoring and bounds."""
+        return encode(
+            examples,
+            self.template,
+            self.base.tokenizer,
+            scoring=self.scoring,
+            normalize=self.data.normalize,
+            max_length=self.max_length,
+            too_long=self.data.too_long,
+            shots=shots,
+        )
+
+    def predict(
+        self,
+        examples: Sequence[Example],
+        passes: Sequence[Pass],
+        split: str,
+        *,
+        shots: Sequence[Example] = (),
+        progress: Callable[[int], None] | None = None,
+    ) -> Predictions:
+        """Predictions of every pass, on the rows that are not dropped for their length."""
+        encoded = self.encode(examples, shots)
+        log_probs = predict_rows(self.model, encoded.rows, passes, self.token_budget, progress=progress)
+        kept = [examples[index] for index in encoded.kept]
+        return Predictions(
+            log_probs_MEC=log_probs,
+            labels=np.array([-1 if e.answer is None else e.answer for e in kept], dtype=np.int64),
+            ids=tuple(e.id for e in kept),
+            options=tuple(e.choices for e in kept),
+            task=self.task,
+            split=split,
+            texts=tuple(e.question for e in kept),
+        )
+
+    def predict_members(
+        self, examples: Sequence[Example], split: str, progress: Callable[[int], None] | None = None
+    ) -> Predictions:
+        """Predictions of every member."""
+        return self.predict(examples, member_passes(range(self.model.num_members)), split, progress=progress)
+
+
+def decide_scoring(
+    base: LoadedBase,
+    model: EnsembleModel,
+    template: PromptTemplate,
+    data: DataConfig,
+    examples: Sequence[Example],
+    token_budget: int,
+) -> tuple[Scoring, str]:
+    """How answers are scored, and why.
+
+    `auto` takes letters if the base's zero-shot accuracy with them, on 200 training rows, exceeds chance by three
+    standard errors: a base that cannot read letters would have to learn them first.
+    """
+    if data.scoring != "auto":
+        return data.scoring, "as configured"
+    possible, reason = can_use_letters(examples, template, base.tokenizer)
+    if not possible:
+        return "text", reason
+    probed = [example for example in examples if example.answer is not None][:_PROBED_ROWS]
+    encoded = encode(
+        probed,
+        template,
+        base.tokenizer,
+        scoring="letter",
+        max_length=data.max_length or base.context_length,
+        too_long="drop",
+    )
+    rows: tuple[EncodedExample, ...] = encoded.rows
+    found = predict_rows(model, rows, [Pass(BASE)], token_budget)[0]
+    hits = float(np.mean([found[e].argmax() == row.answer for e, row in enumerate(rows)]))
+    chances = np.array([1 / len(row.choices) for row in rows])
+    chance, error = float(chances.mean()), float(np.sqrt((chances * (1 - chances)).sum()) / len(rows))
+    said = (
+        f"zero-shot accuracy with letters {hits:.3f} on {len(rows)} training rows, chance {chance:.3f} +- {error:.3f}"
+    )
+    return ("letter" if hits > chance + 3 * error else "text"), said

@@ -1,0 +1,1 @@
+"""Whole runs: train, evaluate and predict, from a configuration or a run directory."""

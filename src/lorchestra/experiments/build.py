@@ -1,0 +1,75 @@
+"""From a configuration to a session: base, members, probe, prompt and scoring."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from lorchestra.data.prompts import PromptTemplate
+from lorchestra.engine.config import RunConfig
+from lorchestra.engine.session import Session, decide_scoring, default_token_budget
+from lorchestra.errors import ConfigError
+from lorchestra.models.ensemble import EnsembleModel
+from lorchestra.models.probe import probe
+from lorchestra.models.sources import LoadedBase, load_base
+from lorchestra.types import Example
+
+Say = Callable[[str], None]
+
+
+def build_session(
+    config: RunConfig, task: str, labels: tuple[str, ...] | None, train: Sequence[Example], say: Say
+) -> tuple[Session, RunConfig]:
+    """Load the base, put members on it, try it once, and settle what the configuration left open.
+
+    Returns:
+        The session, and the configuration with threads, token budget and scoring resolved.
+    """
+    if config.base.threads is not None:
+        torch.set_num_threads(config.base.threads)
+    base = load_base(config.base, notify=say)
+    check_context(config, base)
+    model = EnsembleModel(base.model, config.adapt, config.train.seed)
+    probe(model)
+    template = PromptTemplate.from_config(config.data, has_labels=labels is not None, tokenizer=base.tokenizer)
+    token_budget = config.train.token_budget or default_token_budget(base.device.type)
+    scoring, why = decide_scoring(base, model, template, config.data, train, token_budget)
+    if config.data.scoring == "auto":
+        say(f"scoring answers by {scoring}: {why}")
+    resolved = dataclasses.replace(
+        config,
+        base=dataclasses.replace(config.base, threads=torch.get_num_threads()),
+        data=dataclasses.replace(config.data, scoring=scoring),
+        train=dataclasses.replace(config.train, token_budget=token_budget),
+    )
+    return Session(base, model, template, resolved.data, scoring, token_budget, task), resolved
+
+
+def check_context(config: RunConfig, base: LoadedBase) -> None:
+    """Refuse a `max_length` beyond what the base was made for."""
+    if config.data.max_length is not None and config.data.max_length > base.context_length:
+        raise ConfigError(
+            f"data.max_length: {config.data.max_length} is more than the {base.context_length} tokens of context that"
+            f" {base.id} has"
+        )
+
+
+def environment(base: LoadedBase) -> dict[str, Any]:
+    """What a run was made with: versions, machine and threads."""
+    packages = ("lorchestra", "torch", "transformers", "tokenizers", "safetensors", "peft", "numpy")
+    return {
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in packages},
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "num_cpus": os.cpu_count(),
+        "num_threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if base.device.type == "cuda" else "cpu",
+        "dtype": str(base.dtype).removeprefix("torch."),
+    }

@@ -1,0 +1,136 @@
+"""A finished run as a session: base, members and prompt as they were trained."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lorchestra.config import read_recipe
+from lorchestra.core import predictive
+from lorchestra.data.files import read_task_file
+from lorchestra.data.prompts import PromptTemplate
+from lorchestra.engine.config import RunConfig
+from lorchestra.engine.session import Session
+from lorchestra.errors import CheckpointError
+from lorchestra.experiments.build import Say
+from lorchestra.experiments.rows import check_same_kind
+from lorchestra.models.adapters import load_member
+from lorchestra.models.ensemble import EnsembleModel
+from lorchestra.models.sources import load_base
+from lorchestra.store.run_dir import RunDir, read_ensemble
+from lorchestra.types import Example, Predictions
+
+
+@dataclass
+class TrainedEnsemble:
+    """A finished run, ready to predict.
+
+    Failed members are left out: `session` holds the others, in order, and `members` their numbers in the run.
+    """
+
+    run: RunDir
+    record: dict[str, Any]
+    config: RunConfig
+    session: Session
+    members: tuple[int, ...]
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """The label set in order; None where every question brings its own choices."""
+        return None if self.record["labels"] is None else tuple(self.record["labels"])
+
+    def read(self, path: str | Path, *, require_answer: bool, ignore_answers: bool = False) -> tuple[Example, ...]:
+        """Rows of a file, in the form the run was trained on."""
+        file = read_task_file(
+            path,
+            self.config.data.fields,
+            require_answer=require_answer,
+            labels=self.labels,
+            ignore_answers=ignore_answers,
+        )
+        check_same_kind(self.labels, file.labels, path)
+        return file.examples
+
+    def predict(
+        self, rows: str | Path | Sequence[Example], abstain_below: float | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """One dictionary a row (see `prediction_rows`), for the rows of a file or given examples."""
+        examples = self.read(rows, require_answer=False) if isinstance(rows, str | Path) else rows
+        yield from prediction_rows(self.session.predict_members(examples, "predict"), abstain_below)
+
+
+def load_run(root: str | Path, say: Say = lambda text: None) -> TrainedEnsemble:
+    """Load a finished run.
+
+    Raises:
+        CheckpointError: no finished run, damaged files, or the base is not the one the run was trained on.
+    """
+    run, record = read_ensemble(root)
+    config = read_recipe(run.config, RunConfig)
+    good = tuple(m for m, member in enumerate(record["members"]) if member["state"] != "failed")
+    for m in good:
+        _check_member(run, record["members"][m])
+    base = load_base(dataclasses.replace(config.base, revision=record["base"]["revision"]), notify=say)
+    if base.digest != record["base"]["digest"]:
+        raise CheckpointError(
+            f"{run.ensemble}: trained on another base than {config.base.name!r} is now (digest"
+            f" {record['base']['digest'][:12]} against {base.digest[:12]}); adapters are only right on their own base"
+        )
+    if base.tokenizer_digest != record["tokenizer_digest"]:
+        raise CheckpointError(
+            f"{run.ensemble}: the tokenizer of {config.base.name!r} has changed since the run was trained"
+        )
+    model = EnsembleModel(base.model, dataclasses.replace(config.adapt, members=len(good)), config.train.seed)
+    for index, m in enumerate(good):
+        member = record["members"][m]
+        load_member(model.bank, index, run.root / member["path"], member["sha256"])
+    template = PromptTemplate.from_config(
+        config.data, has_labels=record["labels"] is not None, tokenizer=base.tokenizer
+    )
+    assert config.train.token_budget is not None
+    session = Session(base, model, template, config.data, record["scoring"], config.train.token_budget, record["task"])
+    return TrainedEnsemble(run, record, config, session, good)
+
+
+def _check_member(run: RunDir, member: dict[str, Any]) -> None:
+    folder = run.root / str(member.get("path"))
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder / name}: missing; copy the run directory again, whole")
+
+
+def prediction_rows(predictions: Predictions, abstain_below: float | None = None) -> Iterator[dict[str, Any]]:
+    """Predictions as one dictionary a row, as `lorchestra predict` writes them.
+
+    `probs` and `confidence` are of the mixture of members; `entropy` and `mutual_information` in nats; `disagreement`
+    is the share of member pairs with different answers; `abstain` is None unless a threshold is given.
+    """
+    log_probs = predictions.log_probs_MEC
+    mixture = np.exp(predictive.mixture_log_probs(log_probs))
+    member_probs = np.exp(log_probs)
+    entropy = predictive.total_entropy(log_probs)
+    information = predictive.mutual_information(log_probs)
+    disagreement = predictive.disagreement(log_probs)
+    for e, options in enumerate(predictions.options):
+        probs = mixture[e, : len(options)]
+        best = int(probs.argmax())
+        label = int(predictions.labels[e])
+        yield {
+            "id": predictions.ids[e],
+            "choices": list(options),
+            "prediction": best,
+            "prediction_text": options[best],
+            "label": None if label < 0 else label,
+            "confidence": float(probs[best]),
+            "probs": probs.tolist(),
+            "member_probs": member_probs[:, e, : len(options)].tolist(),
+            "entropy": float(entropy[e]),
+            "mutual_information": float(information[e]),
+            "disagreement": float(disagreement[e]),
+            "abstain": None if abstain_below is None else bool(probs[best] < abstain_below),
+        }

@@ -1,0 +1,258 @@
+"""Train an ensemble: from a configuration to a finished run directory; interrupted at any point, resumed exactly."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from lorchestra.config import differences, read_recipe, to_yaml
+from lorchestra.data.encode import EncodedSplit, class_weights
+from lorchestra.engine.checkpoint import load_checkpoint, save_checkpoint
+from lorchestra.engine.config import RunConfig, check_training
+from lorchestra.engine.session import Session
+from lorchestra.engine.trainer import Observer, Trainer, TrainingRows
+from lorchestra.errors import ConfigError, TrainingError
+from lorchestra.experiments.build import Say, build_session, environment
+from lorchestra.experiments.events import EventLog, Observers
+from lorchestra.experiments.rows import RunRows, check_unchanged, read_rows
+from lorchestra.models.adapters import save_members
+from lorchestra.models.config import check_adapt
+from lorchestra.models.ensemble import member_seed
+from lorchestra.store.atomic import atomic_directory, atomic_write_json, atomic_write_text
+from lorchestra.store.run_dir import RunDir, prepare_run, read_ensemble, write_ensemble
+from lorchestra.types import Example
+
+
+@dataclass(frozen=True)
+class TrainOutcome:
+    """A finished training."""
+
+    run: RunDir
+    failed_members: tuple[int, ...]
+
+
+def train_run(
+    config: RunConfig,
+    out: str | Path,
+    *,
+    if_exists: Literal["fail", "resume", "new"] = "fail",
+    say: Say = lambda text: None,
+    observe: Callable[[Trainer], Observer] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> TrainOutcome:
+    """Train the ensemble that `config` describes into the directory `out`.
+
+    Args:
+        config: the run's configuration; with `resume`, settings given here must be those the run was started with.
+        out: the run directory.
+        if_exists: what to do where a run is already there.
+        say: is told, in one line each, what a person should know.
+        observe: makes the observer that shows progress, once the trainer is there.
+        should_stop: asked between micro-batches; true writes a checkpoint and raises `Interrupted`.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: bad input; nothing half-written is left.
+        TrainingError: every member failed.
+        Interrupted: `should_stop` returned true.
+    """
+    check_training(config.train, config.regularize)
+    check_adapt(config.adapt)
+    run, resuming = prepare_run(out, if_exists)
+    if resuming:
+        config = _saved_config(run, config)
+    rows = read_rows(config.data, config.train.seed)
+    if resuming:
+        check_unchanged(rows, run.splits)
+        if run.ensemble.is_file():
+            say(f"{run.root} is finished already; nothing to train")
+            return TrainOutcome(run, _failed_members(run))
+    for note in rows.notes:
+        say(note)
+    train = rows.task.splits["train"]
+    session, resolved = build_session(config, rows.task.name, rows.task.labels, train, say)
+    encoded = {split: session.encode(rows.task.splits[split]) for split in ("train", "val")}
+    for split in encoded.values():
+        for warning in split.warnings:
+            say(warning)
+    weights = _row_weights(session, train, encoded["train"], rows.task.labels)
+    _check_budget(config, encoded.values())
+    if not resuming:
+        _begin(run, resolved, rows, session)
+    log = EventLog(run.events, keep_bytes=None)
+    trainer = _make_trainer(session, resolved, encoded, weights, log, observe)
+    if resuming:
+        _restore(run, trainer, log, say)
+    peak = _train(run, trainer, log, should_stop)
+    return _finish(run, trainer, session, rows, log, peak)
+
+
+def _saved_config(run: RunDir, asked: RunConfig) -> RunConfig:
+    """The configuration of the run to resume; refuses settings asked for now that are not its own."""
+    saved = read_recipe(run.config, RunConfig)
+    default = RunConfig()
+    absolute = dataclasses.replace(asked, data=_absolute(asked.data))
+    given = differences(absolute, default)
+    for field, (wanted, had) in differences(absolute, saved).items():
+        if field in given:
+            raise ConfigError(
+                f"{field}: the run in {run.root} has {had!r}, not {wanted!r}; a resumed run keeps its settings: leave"
+                " it out, or start another run with --if-exists new"
+            )
+    return saved
+
+
+def _absolute(data: Any) -> Any:
+    paths = {name: getattr(data, name) for name in ("train", "val", "test")}
+    return dataclasses.replace(data, **{name: str(Path(path).absolute()) for name, path in paths.items() if path})
+
+
+def _row_weights(
+    session: Session, train: Sequence[Example], encoded: EncodedSplit, labels: tuple[str, ...] | None
+) -> list[float] | None:
+    if not session.data.class_weights:
+        return None
+    if labels is None:
+        raise ConfigError("data.class_weights: only texts with labels have classes; leave it out for questions")
+    kept = [train[index] for index in encoded.kept]
+    by_label = class_weights(kept, len(labels))
+    return [by_label[example.answer] for example in kept if example.answer is not None]
+
+
+def _check_budget(config: RunConfig, splits: Any) -> None:
+    longest = max(row.num_tokens for split in splits for row in split.rows)
+    asked = config.train.token_budget
+    if asked is not None and asked < longest:
+        raise ConfigError(
+            f"train.token_budget: {asked} is below the longest row, which has {longest} tokens; raise it to {longest}"
+            " or more, or bound rows by data.max_length"
+        )
+
+
+def _begin(run: RunDir, resolved: RunConfig, rows: RunRows, session: Session) -> None:
+    """Write what describes the run; `config.yaml` last, since it makes the directory a run."""
+    run.root.mkdir(parents=True, exist_ok=True)
+    atomic_write_json(run.splits, rows.record())
+    atomic_write_json(run.environment, environment(session.base))
+    atomic_write_text(run.config, to_yaml(dataclasses.replace(resolved, data=_absolute(resolved.data))))
+
+
+def _make_trainer(
+    session: Session,
+    config: RunConfig,
+    encoded: dict[str, EncodedSplit],
+    weights: list[float] | None,
+    log: EventLog,
+    observe: Callable[[Trainer], Observer] | None,
+) -> Trainer:
+    rows = TrainingRows(encoded["train"].rows, encoded["val"].rows, weights)
+    trainer = Trainer(session.model, rows, config.train, config.regularize, log)
+    if observe is not None:
+        trainer.observer = Observers([log, observe(trainer)])
+    return trainer
+
+
+def _restore(run: RunDir, trainer: Trainer, log: EventLog, say: Say) -> None:
+    loaded = load_checkpoint(run.resume)
+    if loaded is None:
+        say(f"{run.root} has no checkpoint yet; starting from the first step")
+        EventLog(run.events, keep_bytes=0)
+        return
+    state, tensors, events_bytes = loaded
+    trainer.restore(state, tensors)
+    EventLog(run.events, keep_bytes=events_bytes)
+    log.write("resumed", step=state.step)
+    say(f"resuming {run.root} after step {state.step} of {trainer.num_steps}")
+
+
+def _train(run: RunDir, trainer: Trainer, log: EventLog, should_stop: Callable[[], bool]) -> int:
+    """Run the trainer with checkpoints; returns the peak bytes of this process."""
+
+    def checkpoint() -> None:
+        save_checkpoint(run.resume, trainer.state, trainer.tensors(), log.num_bytes)
+
+    trainer.run(checkpoint, should_stop)
+    return peak_bytes()
+
+
+def peak_bytes() -> int:
+    """The most memory used so far: of the GPU where there is one, else resident memory of this process."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    import resource  # not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _finish(run: RunDir, trainer: Trainer, session: Session, rows: RunRows, log: EventLog, peak: int) -> TrainOutcome:
+    """Save the members and the record; with `ensemble.json` the run is finished."""
+    failed = trainer.state.with_status("failed")
+    if len(failed) == len(trainer.state.members):
+        reasons = "; ".join(f"member {m}: {trainer.state.members[m].reason}" for m in failed)
+        raise TrainingError(f"every member failed ({reasons}); try a smaller train.lr; {run.events} has each step")
+    if run.members.exists():  # a run that was stopped between members and record
+        shutil.rmtree(run.members)
+    with atomic_directory(run.members) as directory:
+        written = save_members(directory, session.model, trainer.final_values(), session.base.path_for_peft)
+    members = []
+    for m, (state, files) in enumerate(zip(trainer.state.members, written, strict=True)):
+        members.append(
+            {
+                "path": f"members/member_{m:02d}",
+                "sha256": files["sha256"],
+                "seed": member_seed(trainer.config.seed, m),
+                "state": state.status,
+                "best_step": state.best_step,
+                "val_nll": state.best_nll,
+            }
+        )
+    data = session.data
+    cost = {
+        "train_s": round(trainer.state.train_s, 2),
+        "tokens": trainer.state.tokens,
+        "tokens_per_s": round(trainer.state.tokens / max(trainer.state.train_s, 1e-9), 1),
+        "peak_bytes": peak,
+        "base_passes": _base_passes(trainer),
+    }
+    record = {
+        "base": {
+            "id": session.base.id,
+            "revision": session.base.revision,
+            "digest": session.base.digest,
+            "path": session.base.path_for_peft,
+        },
+        "tokenizer_digest": session.base.tokenizer_digest,
+        "num_members": len(members),
+        "members": members,
+        "task": rows.task.name,
+        "labels": rows.task.labels,
+        "prompt_template": session.template.text(session.scoring),
+        "chat_template": session.template.chat,
+        "system_prompt": data.system_prompt,
+        "max_length": session.max_length,
+        "scoring": session.scoring,
+        "normalize": data.normalize,
+        "cost": cost,
+    }
+    write_ensemble(run, record)
+    log.write("finished", failed_members=failed)
+    return TrainOutcome(run, tuple(failed))
+
+
+def _base_passes(trainer: Trainer) -> float:
+    """Work in units of one pass of the whole base over the training rows, forward passes of training only."""
+    model = trainer.model
+    trunk = model.trunk_layers / model.num_layers
+    rows_seen = trainer.state.tokens / sum(row.num_tokens for row in trainer.rows.train)
+    kl = 1.0 if trainer.regularize.kl_beta > 0 else 0.0
+    return round(rows_seen * (1 - trunk) + (trunk if model.trunk_layers else 0.0) + kl * (1 - trunk), 3)
+
+
+def _failed_members(run: RunDir) -> tuple[int, ...]:
+    _, record = read_ensemble(run.root)
+    return tuple(m for m, member in enumerate(record["members"]) if member["state"] == "failed")

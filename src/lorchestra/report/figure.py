@@ -1,0 +1,186 @@
+"""The reliability figure: is the ensemble's confidence to be believed, and how sure is it when it is wrong?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lorchestra.core.metrics import NUM_BINS, RowScores, bin_rows, score_rows
+from lorchestra.core.predictive import FloatArray, mixture_log_probs
+from lorchestra.errors import LorchestraError
+from lorchestra.store.atomic import atomic_path
+from lorchestra.types import Predictions
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SINGLE_COLOR, ENSEMBLE_COLOR = "#D55E00", "#0072B2"
+"""Vermilion and blue of the Okabe-Ito palette: apart for every kind of color vision; markers and line styles differ too."""
+
+MOST_MEMBER_LINES = 8
+"""With more members, their lines would hide the panel."""
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """One distribution as it is drawn; `members` are also drawn one by one, as thin lines."""
+
+    name: str
+    rows: RowScores
+    color: str
+    style: str
+    marker: str
+    members: Sequence[RowScores] = ()
+
+
+def reliability_figure(predictions: Predictions, path: Path | str) -> None:
+    """Write a PNG: reliability diagrams on the left, the confidence of wrong predictions on the right.
+
+    "One LoRA" pools the rows of all members, each on its own. Bins of confidence are `(lo, hi]`, as for the ECE; the
+    strip below the diagram shows the share of rows in each, so that empty and thin bins are seen. The file is replaced
+    in one step.
+
+    Raises:
+        LorchestraError: matplotlib is not installed.
+        CheckpointError: the file cannot be written.
+        ValueError: an answer is unknown (label -1).
+
+    Source: arXiv 2310.00035, Fig. 1, for the confidence of wrong predictions.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise LorchestraError("figures need matplotlib: pip install 'lorchestra[report]'") from error
+
+    figure = Figure(figsize=(10, 5.3), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    _draw(figure, predictions)
+
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def reliability(scores: RowScores, bins: int = NUM_BINS) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Mean confidence, accuracy and share of rows by bin of confidence, each `[bins]`; NaN, NaN and 0 where empty."""
+    place_E = bin_rows(scores.confidence, bins)
+    counts = np.bincount(place_E, minlength=bins).astype(np.float64)
+    filled = np.where(counts > 0, counts, np.nan)
+    mean_confidence = np.bincount(place_E, weights=scores.confidence, minlength=bins) / filled
+    accuracy = np.bincount(place_E, weights=scores.correct, minlength=bins) / filled
+    return mean_confidence, accuracy, counts / counts.sum()
+
+
+def _pool(members: Sequence[RowScores]) -> RowScores:
+    """The rows of all members, one after the other."""
+    return RowScores(
+        **{field.name: np.concatenate([getattr(rows, field.name) for rows in members]) for field in fields(RowScores)}
+    )
+
+
+def _curves(predictions: Predictions) -> list[Curve]:
+    """What is compared: one LoRA and the ensemble, or the only member."""
+    members = [score_rows(log_probs_EC, predictions.labels) for log_probs_EC in predictions.log_probs_MEC]
+    if len(members) == 1:
+        return [Curve("one LoRA (one member)", members[0], ENSEMBLE_COLOR, "-", "o")]
+    ensemble = score_rows(mixture_log_probs(predictions.log_probs_MEC), predictions.labels)
+    return [
+        Curve("one LoRA (members pooled)", _pool(members), SINGLE_COLOR, "--", "s", members),
+        Curve("ensemble", ensemble, ENSEMBLE_COLOR, "-", "o"),
+    ]
+
+
+def _draw(figure: Figure, predictions: Predictions) -> None:
+    plural = "" if predictions.num_members == 1 else "s"
+    figure.suptitle(
+        f"{predictions.task} {predictions.split}: {predictions.num_examples} examples, "
+        f"{predictions.num_members} member{plural}",
+        parse_math=False,
+    )
+    grid = figure.add_gridspec(2, 2, height_ratios=(4, 1))
+    diagram = figure.add_subplot(grid[0, 0])
+    shares = figure.add_subplot(grid[1, 0], sharex=diagram)
+    wrong = figure.add_subplot(grid[:, 1])
+    curves = _curves(predictions)
+    _draw_diagram(diagram, curves)
+    _draw_shares(shares, curves)
+    _draw_wrong(wrong, curves)
+    # Below the panels, where it hides no curve.
+    figure.legend(*diagram.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+
+
+def _draw_diagram(axes: Any, curves: Sequence[Curve]) -> None:
+    axes.plot([0, 1], [0, 1], color="0.4", linestyle=":", linewidth=1.2, label="calibrated")
+    for curve in curves:
+        if len(curve.members) <= MOST_MEMBER_LINES:
+            for index, rows in enumerate(curve.members):
+                label = "each member" if index == 0 else None
+                axes.plot(*_filled_bins(rows), color=curve.color, alpha=0.35, linewidth=0.8, label=label)
+    for curve in curves:
+        axes.plot(
+            *_filled_bins(curve.rows),
+            color=curve.color,
+            linestyle=curve.style,
+            marker=curve.marker,
+            markersize=5,
+            clip_on=False,
+            label=curve.name,
+        )
+    axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy (share right)", title="Reliability")
+    axes.tick_params(labelbottom=False)
+
+
+def _filled_bins(rows: RowScores) -> tuple[FloatArray, FloatArray]:
+    """Mean confidence and accuracy of the bins that hold rows: a line passes over the empty ones."""
+    mean_confidence, accuracy, share = reliability(rows)
+    return mean_confidence[share > 0], accuracy[share > 0]
+
+
+def _draw_shares(axes: Any, curves: Sequence[Curve]) -> None:
+    edges = np.linspace(0, 1, NUM_BINS + 1)
+    width = 0.84 / NUM_BINS / len(curves)
+    for place, curve in enumerate(curves):
+        left = edges[:-1] + 0.08 / NUM_BINS + place * width
+        axes.bar(left, 100 * reliability(curve.rows)[2], width, align="edge", color=curve.color)
+    for edge in edges:
+        axes.axvline(edge, color="0.9", linewidth=0.6, zorder=0)
+    axes.set(xlabel="confidence (largest probability)", ylabel="rows (%)")
+
+
+def _draw_wrong(axes: Any, curves: Sequence[Curve]) -> None:
+    edges = np.linspace(0, 1, NUM_BINS + 1)
+    any_wrong = False
+    for curve in curves:
+        # Rounding can lift a probability above 1, where the histogram would leave it out.
+        wrong = np.minimum(curve.rows.confidence[curve.rows.correct == 0], 1.0)
+        if not len(wrong):
+            continue
+        any_wrong = True
+        axes.hist(wrong, edges, density=True, histtype="stepfilled", color=curve.color, alpha=0.15, linewidth=0)
+        label = f"{curve.name}: {len(wrong)} wrong, mean {wrong.mean():.2f}"
+        axes.hist(
+            wrong,
+            edges,
+            density=True,
+            histtype="step",
+            color=curve.color,
+            linestyle=curve.style,
+            linewidth=1.8,
+            label=label,
+        )
+    axes.set(
+        xlim=(0, 1),
+        xlabel="confidence (largest probability)",
+        ylabel="density (per unit of confidence)",
+        title="Confidence when wrong",
+    )
+    if any_wrong:
+        axes.set_ylim(top=1.25 * axes.get_ylim()[1])  # room for the legend
+        axes.legend(loc="upper left", fontsize="small", frameon=False)
+    else:
+        axes.set_yticks([])
+        axes.text(0.5, 0.5, "no wrong predictions", ha="center", va="center", transform=axes.transAxes)

@@ -1,0 +1,227 @@
+"""An evaluation entry of `metrics.json` as tables for the terminal, and as a verdict in plain words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+Entry = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """How one metric is shown: its key in the entry, title, factor (100 for percent), digits, and whether signed."""
+
+    key: str
+    title: str
+    factor: float
+    digits: int
+    signed: bool = False
+
+    def number(self, value: float | None, absent: str = "-") -> str:
+        """The value in the column's unit; `absent` where the entry holds null."""
+        if value is None:
+            return absent
+        return f"{value * self.factor:{'+' if self.signed else ''}.{self.digits}f}"
+
+
+COLUMNS = (
+    Column("accuracy", "Accuracy %", 100, 1),
+    Column("nll", "NLL nats", 1, 3),
+    Column("ece", "ECE %", 100, 1),
+    Column("signed_gap", "Gap %", 100, 1, signed=True),
+    Column("brier", "Brier", 1, 3),
+)
+BASELINES = {"base_zero_shot": "base, zero-shot", "base_few_shot": "base, few-shot", "mc_dropout": "MC dropout"}
+JUDGED = {
+    "accuracy": ("accuracy", 1, Column("accuracy", "", 100, 1, signed=True), " points"),
+    "nll": ("NLL", -1, Column("nll", "", 1, 3, signed=True), ""),
+    "ece": ("ECE", -1, Column("ece", "", 100, 1, signed=True), " points"),
+}
+"""Metrics of the verdict: name, +1 where more is better, format of a difference, unit."""
+
+
+def evaluation_table(entry: Entry) -> Table:
+    """One row a method, one column a metric; each cell holds the value and below it its interval.
+
+    Fits 100 columns. Methods that the entry lacks, or that have a "reason" instead of metrics, have no row. Behind the
+    values of the mean member stands its standard deviation over members.
+    """
+    level = f"{100 * entry['intervals']['level']:g} %"
+    table = Table(
+        title=_title(entry),
+        caption=f"In brackets: {level} bootstrap interval. Gap: mean confidence - accuracy. ±: spread of members.",
+        box=SIMPLE_HEAD,
+        title_justify="left",
+        caption_justify="left",
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("Method", overflow="fold")
+    for column in COLUMNS:
+        table.add_column(column.title, no_wrap=True)
+    methods = list(_methods(entry))
+    widths = [max(len(_value(column, values)) for _, values, _ in methods) for column in COLUMNS]
+    for name, values, intervals in methods:
+        style = "bold" if name == "ensemble" else ""
+        cells = [_cell(column, values, intervals, width, style) for column, width in zip(COLUMNS, widths, strict=True)]
+        table.add_row(Text(name, style=style), *cells)
+    return table
+
+
+def ood_table(entry: Entry) -> Table | None:
+    """AUROC of telling OOD rows apart by three scores, for the ensemble and the mean of its members.
+
+    None if the entry has no "ood".
+    """
+    sets: Mapping[str, Any] = entry.get("ood") or {}
+    if not sets:
+        return None
+    table = Table(
+        title=Text(f"Out of distribution, against {entry['task']} {entry['split']}: AUROC (0.5 is chance)"),
+        caption="One LoRA: mean of members ± their spread. Confidence: mean, % (in-distribution / OOD).",
+        box=SIMPLE_HEAD,
+        title_justify="left",
+        caption_justify="left",
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("OOD set", min_width=14, overflow="fold")
+    for title in ("Method", "Max prob.", "Entropy", "Mutual inf.", "Confidence"):
+        table.add_column(title, no_wrap=True)
+    for name, scores in sets.items():
+        single = scores["member_mean"]
+        pairs = zip(_aurocs(scores["auroc"], {}), _aurocs(single["auroc"], single["std"]), strict=True)
+        table.add_row(
+            Text(f"{name}\n{scores['num_examples']['ood']} rows"),
+            "ensemble\none LoRA",
+            *("\n".join(pair) for pair in pairs),
+            f"{_confidences(scores)}\n{_confidences(single)}",
+        )
+    return table
+
+
+def verdict(entry: Entry) -> str:
+    """What the paired intervals allow to say of the ensemble, in plain sentences.
+
+    A difference counts only where its interval leaves out 0.
+    """
+    intervals = entry["intervals"]
+    sentences = []
+    if entry["num_members"] == 1:
+        sentences.append("There is one member only, so the ensemble is that member.")
+    elif "ensemble_minus_member_mean" not in intervals:
+        sentences.append("No bootstrap intervals were computed, so no difference can be judged.")
+    else:
+        against_mean = _judge(entry, entry["member_mean"], intervals["ensemble_minus_member_mean"])
+        sentences.append(
+            f"Against the mean of its {entry['num_members']} members, the ensemble {against_mean}; "
+            "the gain over the mean member in NLL and Brier is guaranteed by convexity."
+        )
+        if "ensemble_minus_best_member" in intervals:
+            against_best = _judge(entry, entry["best_member"], intervals["ensemble_minus_best_member"])
+            sentences.append(f"Against the best member on validation, it {against_best}.")
+        scaled = (entry.get("temperature") or {}).get("best_member") or {}
+        if scaled.get("ensemble_minus"):
+            against_scaled = _judge(entry, scaled, scaled["ensemble_minus"])
+            sentences.append(f"Against that member after temperature scaling, it {against_scaled}.")
+    gap, gap_interval = entry["ensemble"]["signed_gap"], intervals.get("ensemble", {}).get("signed_gap")
+    if gap_interval is not None and not _covers_zero(gap_interval):
+        side, where = ("under", "below") if gap < 0 else ("over", "above")
+        distance = f"{abs(100 * gap):.1f} points {where} its accuracy"
+        sentences.append(f"The ensemble is {side}-confident: its mean confidence lies {distance}.")
+    return " ".join(sentences)
+
+
+def _title(entry: Entry) -> Text:
+    members = f"{entry['num_members']} member{'s' if entry['num_members'] != 1 else ''}"
+    return Text(f"{entry['task']} {entry['split']}: {entry['num_examples']} examples, {members}")
+
+
+def _methods(entry: Entry) -> Iterator[tuple[str, Entry, Entry]]:
+    """Name, metrics and intervals of each method that has metrics, in the order of the table."""
+    main = entry["intervals"]
+    scaled = entry.get("temperature") or {}
+    baselines = dict(entry.get("baselines") or {})
+    after = {name: baselines.pop(name) for name in ("mc_dropout",) if name in baselines}
+    before = {name: baselines[name] for name in sorted(baselines, key=_baseline_order)}
+    candidates = [
+        ("majority", entry.get("majority"), None),
+        *((BASELINES.get(name, name), values, None) for name, values in before.items()),
+        (f"one LoRA (mean of {entry['num_members']})", entry.get("member_mean"), main.get("member_mean")),
+        ("one LoRA (best on val)", entry.get("best_member"), main.get("best_member")),
+        ("  + temperature", scaled.get("best_member"), None),
+        *((BASELINES[name], values, None) for name, values in after.items()),
+        ("mean of logits", entry.get("mean_of_logits"), None),
+        ("ensemble", entry["ensemble"], main.get("ensemble")),
+        ("  + temperature", scaled, None),
+    ]
+    for name, values, intervals in candidates:
+        if values and "accuracy" in values:
+            yield name, values, intervals or values.get("intervals") or {}
+
+
+def _baseline_order(name: str) -> tuple[int, str]:
+    known = list(BASELINES)
+    return (known.index(name) if name in known else len(known), name)
+
+
+def _value(column: Column, values: Entry) -> str:
+    # Of these metrics only the NLL can be null: an answer of probability zero makes it infinite.
+    return column.number(values[column.key], absent="inf")
+
+
+def _cell(column: Column, values: Entry, intervals: Entry, width: int, style: str) -> Text:
+    text = Text(f"{_value(column, values):>{width}}", style=style)
+    spread = values.get("std", {}).get(column.key)
+    if spread is not None:
+        text.append(f" ±{spread * column.factor:.{column.digits}f}", style="dim")
+    if (ends := intervals.get(column.key)) is not None:
+        low, high = (column.number(end, absent="inf") for end in ends)
+        text.append(f"\n[{low},{high}]", style="dim")
+    return text
+
+
+def _aurocs(aurocs: Entry, std: Entry) -> list[str]:
+    cells = []
+    for name in ("max_prob", "entropy", "mutual_information"):
+        value, spread = aurocs.get(name), std.get(name)
+        cells.append("-" if value is None else f"{value:.3f}" + ("" if spread is None else f" ±{spread:.3f}"))
+    return cells
+
+
+def _confidences(scores: Entry) -> str:
+    return " / ".join(f"{100 * scores['mean_confidence'][side]:.1f}" for side in ("in_dist", "ood"))
+
+
+def _covers_zero(ends: Sequence[float]) -> bool:
+    return ends[0] <= 0 <= ends[1]
+
+
+def _judge(entry: Entry, other: Entry, differences: Entry) -> str:
+    """A predicate ("is better in ... and shows no clear difference in ...") from the intervals of ensemble - other."""
+    groups: dict[str, list[str]] = {"is better in": [], "is worse in": [], "shows no clear difference in": []}
+    unknown = []
+    for key, (name, direction, column, unit) in JUDGED.items():
+        ends = differences.get(key)
+        if ends is None or None in ends or other.get(key) is None:
+            unknown.append(name)
+        elif _covers_zero(ends):
+            groups["shows no clear difference in"].append(name)
+        else:
+            better = ends[0] * direction > 0
+            size = f"{name} ({column.number(entry['ensemble'][key] - other[key])}{unit})"
+            groups["is better in" if better else "is worse in"].append(size)
+    parts = [f"{relation} {_listed(names)}" for relation, names in groups.items() if names]
+    if unknown:
+        parts.append(f"cannot be compared in {_listed(unknown)} (an answer got probability zero)")
+    return _listed(parts)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

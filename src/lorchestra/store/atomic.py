@@ -1,0 +1,240 @@
+"""Files and directories that are either there whole or not there at all.
+
+Everything is written under a temporary name beside its target, flushed to the disk and renamed. A process that is
+killed leaves at most a dotted `.tmp` sibling, which nobody reads and which a later write of the same name removes.
+Two processes that write the same target never mix: the last file wins, the first directory wins.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import secrets
+import shutil
+import stat
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lorchestra.errors import CheckpointError
+from lorchestra.store.disk import explained, require_space
+
+LEFTOVER_AGE_S = 3600.0
+"""A temporary sibling untouched for this long (seconds) belongs to a process that is gone."""
+
+
+def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write `data` to `path`, whole or not at all.
+
+    Raises:
+        CheckpointError: the disk is full, or the place cannot be written.
+    """
+    with atomic_path(path, num_bytes=len(data)) as temporary:
+        temporary.write_bytes(data)
+
+
+def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
+    r"""Write `text` to `path` as UTF-8, whole or not at all; line ends stay `\n` on every system.
+
+    Raises:
+        CheckpointError: the disk is full, or the place cannot be written.
+    """
+    atomic_write_bytes(path, text.encode("utf-8"))
+
+
+def atomic_write_json(path: str | os.PathLike[str], value: Any, *, indent: int | None = 2) -> None:
+    """Write `value` to `path` as JSON, whole or not at all.
+
+    Paths become strings, NumPy scalars and arrays become numbers and lists. JSON knows neither NaN nor infinity:
+    they become null, so that every reader can parse the file.
+
+    Raises:
+        CheckpointError: the disk is full, or the place cannot be written.
+        TypeError: `value` holds something that has no place in JSON.
+    """
+    text = json.dumps(_plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    atomic_write_text(path, text + "\n")
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str], *, num_bytes: int | None = None) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; when the block ends well, the file there takes the place of `path`.
+
+    Missing parent directories are made. When the block raises, the temporary file is removed and `path` is as before.
+
+    Args:
+        path: where the file goes.
+        num_bytes: its size if known: checked against the free space first, and named in the error.
+
+    Raises:
+        CheckpointError: the disk is full, or the place cannot be written.
+    """
+    target = Path(path)
+    temporary = _temporary_sibling(target)
+    try:
+        with explained(target, num_bytes):
+            _prepare(target, num_bytes)
+            with temporary.open("xb"):
+                pass
+            mode = stat.S_IMODE(temporary.stat().st_mode)
+        with explained(target, num_bytes, inside=temporary):
+            yield temporary
+        with explained(target, num_bytes):
+            # Some writers (safetensors) put a private file of their own in place: give it back the usual mode.
+            temporary.chmod(mode)
+            _flush(temporary)
+            temporary.replace(target)
+            _flush_names(target.parent)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_directory(path: str | os.PathLike[str], *, num_bytes: int | None = None) -> Iterator[Path]:
+    """Yield an empty temporary directory beside `path`; when the block ends well, it is renamed to `path`.
+
+    If `path` has come into being meanwhile (another process was quicker), this one is dropped and that one stays.
+    When the block raises, the temporary directory is removed.
+
+    Args:
+        path: where the directory goes.
+        num_bytes: the size of its files if known: checked against the free space first, and named in the error.
+
+    Raises:
+        CheckpointError: the disk is full, the place cannot be written, or a file is where the directory should go.
+    """
+    target = Path(path)
+    temporary = _temporary_sibling(target)
+    try:
+        with explained(target, num_bytes):
+            _prepare(target, num_bytes)
+            temporary.mkdir()
+        with explained(target, num_bytes, inside=temporary):
+            yield temporary
+        with explained(target, num_bytes):
+            _settle(temporary)
+            try:
+                temporary.rename(target)
+            except OSError:
+                if not target.is_dir():
+                    raise
+            _flush_names(target.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def discard_directory(path: str | os.PathLike[str]) -> None:
+    """Remove a directory so that nobody meets it half removed; nothing happens when it is not there.
+
+    Raises:
+        CheckpointError: the directory cannot be moved out of the way.
+    """
+    target = Path(path)
+    aside = _temporary_sibling(target)
+    with explained(target, None):
+        try:
+            target.rename(aside)
+        except FileNotFoundError:
+            return
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def sweep_leftovers(path: str | os.PathLike[str], *, older_than_s: float = LEFTOVER_AGE_S) -> None:
+    """Remove the temporary siblings of `path` that killed processes left behind.
+
+    Args:
+        path: the target whose temporary siblings are looked for.
+        older_than_s: only those in which nothing was written for this long, in seconds, so that a process which is
+            still writing is left alone.
+    """
+    target = Path(path)
+    pattern = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{16}}\.tmp")
+    limit = time.time() - older_than_s
+    # Tidying up is a courtesy: whatever goes wrong here must not stop the write.
+    with suppress(OSError):
+        for sibling in target.parent.iterdir():
+            if pattern.fullmatch(sibling.name) and _last_written(sibling) < limit:
+                if sibling.is_dir():
+                    shutil.rmtree(sibling, ignore_errors=True)
+                else:
+                    sibling.unlink(missing_ok=True)
+
+
+def sha256_file(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a file's bytes, as 64 hexadecimal digits.
+
+    Raises:
+        CheckpointError: the file is missing or cannot be read.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: cannot be read ({error.strerror}). Check the path and its permissions."
+        ) from error
+
+
+def _plain(value: Any) -> Any:
+    """`value` as dicts, lists, strings, numbers and None."""
+    if isinstance(value, np.generic | np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _temporary_sibling(target: Path) -> Path:
+    return target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
+
+
+def _prepare(target: Path, num_bytes: int | None) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    sweep_leftovers(target)
+    if num_bytes is not None:
+        require_space(target, num_bytes)
+
+
+def _settle(directory: Path) -> None:
+    """Give the files in `directory` the usual modes and flush them and their names to the disk."""
+    mode = stat.S_IMODE(directory.stat().st_mode) & 0o666
+    for parent, _, names in os.walk(directory):
+        for name in names:
+            file = Path(parent, name)
+            file.chmod(mode)
+            _flush(file)
+        _flush_names(Path(parent))
+
+
+def _flush(file: Path) -> None:
+    with file.open("rb+") as handle:
+        os.fsync(handle.fileno())
+
+
+def _flush_names(directory: Path) -> None:
+    """Make a rename survive a power cut; some file systems cannot, which is no reason to fail."""
+    with suppress(OSError):
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _last_written(path: Path) -> float:
+    times = [path.stat().st_mtime]
+    if path.is_dir():
+        times += [entry.stat().st_mtime for entry in path.rglob("*")]
+    return max(times)

@@ -1,0 +1,143 @@
+"""The run directory: where each part lies, and the record that makes it an ensemble."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from lorchestra.errors import CheckpointError
+from lorchestra.store.atomic import atomic_write_json
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """Names within a run directory; nothing is read or made until asked for."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.root / "config.yaml"
+
+    @property
+    def environment(self) -> Path:
+        """Versions and machine the run was made with."""
+        return self.root / "environment.json"
+
+    @property
+    def events(self) -> Path:
+        """One JSON line a step, evaluation and checkpoint."""
+        return self.root / "events.jsonl"
+
+    @property
+    def ensemble(self) -> Path:
+        """The record of the finished ensemble."""
+        return self.root / "ensemble.json"
+
+    @property
+    def splits(self) -> Path:
+        """Ids and digest of each split."""
+        return self.root / "splits.json"
+
+    @property
+    def members(self) -> Path:
+        """The PEFT folders."""
+        return self.root / "members"
+
+    @property
+    def resume(self) -> Path:
+        """Checkpoints."""
+        return self.root / "resume"
+
+    @property
+    def metrics(self) -> Path:
+        """Evaluations and cost."""
+        return self.root / "metrics.json"
+
+    @property
+    def predictions(self) -> Path:
+        """Saved predictions by task and split."""
+        return self.root / "predictions"
+
+
+def prepare_run(out: str | Path, if_exists: Literal["fail", "resume", "new"]) -> tuple[RunDir, bool]:
+    """The directory to train in, and whether it holds a run to resume.
+
+    `new` leaves an existing run alone and takes the first free name `OUT-2`, `OUT-3`, ...
+
+    Raises:
+        CheckpointError: something is there and `fail` was asked for, or what is there is no run.
+    """
+    root = Path(out)
+    occupied = root.exists() and (not root.is_dir() or any(root.iterdir()))
+    if not occupied:
+        return RunDir(root), False
+    if if_exists == "new":
+        number = 2
+        while (numbered := root.with_name(f"{root.name}-{number}")).exists():
+            number += 1
+        return RunDir(numbered), False
+    run = RunDir(root)
+    if not run.config.is_file():
+        raise CheckpointError(f"--out {root}: exists and is not a run directory (no config.yaml); choose another name")
+    if if_exists == "fail":
+        raise CheckpointError(
+            f"--out {root}: a run is already there; go on with it by --if-exists resume, keep it and take a new name by"
+            " --if-exists new, or choose another --out"
+        )
+    return run, True
+
+
+def write_ensemble(run: RunDir, record: Mapping[str, Any]) -> None:
+    """Write `ensemble.json`, the last file of a training: with it the run is finished."""
+    atomic_write_json(run.ensemble, {"format_version": FORMAT_VERSION, **record})
+
+
+def read_ensemble(root: str | Path) -> tuple[RunDir, dict[str, Any]]:
+    """A finished run and its record.
+
+    Raises:
+        CheckpointError: no run, an unfinished one, another format version, or a damaged record.
+    """
+    run = RunDir(Path(root))
+    if not run.root.is_dir():
+        raise CheckpointError(f"{root}: no such run directory")
+    if not run.ensemble.is_file():
+        if run.config.is_file():
+            raise CheckpointError(
+                f"{root}: this run is not finished (no ensemble.json); finish it by: lorchestra train --out {root}"
+                " --if-exists resume"
+            )
+        raise CheckpointError(f"{root}: not a run directory (neither ensemble.json nor config.yaml in it)")
+    record = read_json(run.ensemble)
+    version = record.get("format_version")
+    if version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{run.ensemble}: format_version is {version!r}, this version of lorchestra reads {FORMAT_VERSION}; use the"
+            " version that wrote it, or train again"
+        )
+    missing = {"base", "tokenizer_digest", "members", "task", "scoring", "prompt_template"} - record.keys()
+    if missing:
+        raise CheckpointError(f"{run.ensemble}: lacks {', '.join(sorted(missing))}; the file was changed or damaged")
+    return run, record
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a run directory.
+
+    Raises:
+        CheckpointError: the file is missing, truncated or no JSON object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); the file is missing, truncated or damaged") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: holds a {type(value).__name__}, not a JSON object; the file is damaged")
+    return value

@@ -1,0 +1,186 @@
+import math
+
+import pytest
+import torch
+
+from lorchestra.core.attention import make_attention, packed_attention
+from lorchestra.core.lora import PackingSlot
+from lorchestra.core.packing import Packing, Segment
+
+D = 5
+
+
+def packing_from(*segments: Segment) -> Packing:
+    ids = torch.zeros(1, segments[-1].stop, dtype=torch.int64)
+    return Packing(ids, ids, segments, (), None)
+
+
+LAYOUTS = {
+    "one segment": packing_from(Segment(0, 6)),
+    "several segments": packing_from(Segment(0, 4), Segment(4, 5), Segment(5, 12)),
+    "choices after a prefix": packing_from(Segment(0, 5), Segment(5, 6), Segment(6, 9, (0,)), Segment(9, 13, (0,))),
+    "a chain of contexts": packing_from(Segment(0, 2), Segment(2, 5, (0,)), Segment(5, 7, (0, 1)), Segment(7, 11)),
+}
+
+
+def visible_places(packing):
+    """Per token, the packed places it may see, in the order of its own row."""
+    found = []
+    for segment in packing.segments:
+        context = [n for k in segment.context for n in range(packing.segments[k].start, packing.segments[k].stop)]
+        found += [[*context, *range(segment.start, n + 1)] for n in range(segment.start, segment.stop)]
+    return found
+
+
+def naive_attention(query, key, value, packing, scale=None, window=None, softcap=None, sinks=None):
+    """One token and one head at a time, in elementary operations."""
+    _, heads, tokens, width = query.shape
+    per_group = heads // key.shape[1]
+    scale = 1 / math.sqrt(width) if scale is None else scale
+    outputs = []
+    for head in range(heads):
+        for n, places in enumerate(visible_places(packing)):
+            seen = places if window is None else places[-window:]
+            scores = torch.stack([scale * (query[0, head, n] * key[0, head // per_group, i]).sum() for i in seen])
+            if softcap is not None:
+                scores = softcap * torch.tanh(scores / softcap)
+            weights = scores.exp()
+            total = weights.sum() + (0 if sinks is None else sinks[head].exp())
+            outputs.append(sum(w / total * value[0, head // per_group, i] for w, i in zip(weights, seen, strict=True)))
+    return torch.stack(outputs).view(1, heads, tokens, width)
+
+
+OPTIONS = {
+    "plain": {},
+    "scale": {"scale": 0.7},
+    "window": {"window": 3},
+    "window of one": {"window": 1},
+    "softcap": {"softcap": 0.8},
+    "softcap and window": {"softcap": 0.8, "window": 2, "scale": 1.3},
+    "sinks": {"sinks": True},
+    "sinks, softcap, window": {"sinks": True, "softcap": 1.5, "window": 3},
+}
+
+
+@pytest.mark.parametrize("groups", [4, 2, 1])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+@pytest.mark.parametrize("packing", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_equals_naive_attention_forward_and_backward(packing, options, groups, randn):
+    n = packing.num_tokens
+    inputs = [randn(1, 4, n, D), randn(1, groups, n, D), randn(1, groups, n, D)]
+    if options.get("sinks"):
+        options = {**options, "sinks": randn(4).requires_grad_()}
+    inputs = [tensor.requires_grad_() for tensor in inputs]
+    out = packed_attention(*inputs, packing, **options)
+    expected = naive_attention(*inputs, packing, **options)
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
+    weights = randn(*out.shape)
+    leaves = [*inputs, *(value for name, value in options.items() if name == "sinks")]
+    for grad, wanted in zip(
+        *(torch.autograd.grad((result * weights).sum(), leaves) for result in (out, expected)), strict=True
+    ):
+        torch.testing.assert_close(grad, wanted, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("options", [{}, {"window": 3}, {"softcap": 0.8}], ids=["plain", "window", "softcap"])
+def test_float32_equals_naive_attention_in_float64(options, randn):
+    packing = LAYOUTS["choices after a prefix"]
+    inputs = [randn(1, heads, packing.num_tokens, D) for heads in (4, 2, 2)]
+    out = packed_attention(*(tensor.float() for tensor in inputs), packing, **options)
+    torch.testing.assert_close(out.double(), naive_attention(*inputs, packing, **options), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"window": 2}, {"softcap": 0.8}, {"sinks": True}], ids=str)
+def test_nan_in_one_row_reaches_no_other_row(options, randn):
+    """Forward and backward, with the NaN row packed first; bit for bit what the others are without it."""
+    packing = packing_from(Segment(0, 4), Segment(4, 6, (0,)), Segment(6, 9), Segment(9, 11, (2,)))
+    clean = [randn(1, heads, 11, D) for heads in (4, 2, 2)]
+    weights = randn(1, 4, 11, D)
+    if options.get("sinks"):
+        options = {"sinks": randn(4)}
+    results = []
+    for bad in (None, float("nan"), float("inf")):
+        inputs = [tensor.clone() for tensor in clean]
+        if bad is not None:
+            for tensor in inputs:
+                tensor[:, :, 1:3] = bad
+        inputs = [tensor.requires_grad_() for tensor in inputs]
+        out = packed_attention(*inputs, packing, **options)
+        grads = torch.autograd.grad((out * weights).sum(), inputs)
+        results.append([tensor[:, :, 6:] for tensor in (out, *grads)])
+    assert out[:, :, 2].isnan().all()
+    for dirty in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], dirty, strict=True))
+    assert all(tensor.isfinite().all() for tensor in results[0])
+
+
+def test_nan_in_one_choice_reaches_neither_its_prefix_nor_its_siblings(randn):
+    packing = packing_from(Segment(0, 3), Segment(3, 5, (0,)), Segment(5, 7, (0,)))
+    inputs = [randn(1, 2, 7, D) for _ in range(3)]
+    before = packed_attention(*inputs, packing)
+    for tensor in inputs:
+        tensor[:, :, 3:5] = float("nan")
+    after = packed_attention(*inputs, packing)
+    keep = [0, 1, 2, 5, 6]
+    assert torch.equal(before[:, :, keep], after[:, :, keep])
+
+
+class FakeModule(torch.nn.Module):
+    scaling = 0.37
+
+
+@pytest.fixture
+def call(randn):
+    """The registered function on random tensors; `call.reference` is what it should equal."""
+    packing = LAYOUTS["several segments"]
+    slot = PackingSlot(packing)
+    attention = make_attention(slot)
+    tensors = [randn(1, heads, packing.num_tokens, D) for heads in (4, 2, 2)]
+
+    def run(**options):
+        return attention(options.pop("module", FakeModule()), *tensors, **options)
+
+    run.slot = slot
+    run.reference = lambda **options: naive_attention(*tensors, packing, **options).transpose(1, 2)
+    return run
+
+
+def test_registered_function_follows_the_calling_convention(call):
+    """`[1, N, H, d]` and no weights; the scale is the argument, else the module's, else the default."""
+    out, weights = call(scaling=0.9)
+    assert weights is None
+    torch.testing.assert_close(out, call.reference(scale=0.9), rtol=0, atol=1e-12)
+    torch.testing.assert_close(call()[0], call.reference(scale=0.37), rtol=0, atol=1e-12)
+    torch.testing.assert_close(call(module=torch.nn.Module())[0], call.reference(), rtol=0, atol=1e-12)
+
+
+def test_registered_function_passes_window_softcap_and_sinks_on(call, randn):
+    sinks = randn(4)
+    out, _ = call(scaling=0.9, sliding_window=2, softcap=0.7, s_aux=sinks)
+    torch.testing.assert_close(out, call.reference(scale=0.9, window=2, softcap=0.7, sinks=sinks), rtol=0, atol=1e-12)
+
+
+def test_unknown_extras_and_masks_are_refused(call):
+    expected = call(scaling=1.0)[0]
+    assert torch.equal(call(scaling=1.0, alibi=None, position_ids=torch.zeros(1), use_cache=False)[0], expected)
+    with pytest.raises(ValueError, match="alibi"):
+        call(scaling=1.0, alibi=torch.zeros(1))
+    with pytest.raises(ValueError, match="a mask"):
+        call(scaling=1.0, attention_mask=torch.zeros(1))
+
+
+@pytest.mark.parametrize("extra", [{"position_bias": torch.ones(1)}, {"is_causal": False}], ids=["bias", "not causal"])
+def test_extras_that_would_change_the_result_are_refused(call, extra):
+    """A bias on the scores and attention to later tokens are not what packing computes."""
+    with pytest.raises(ValueError, match=next(iter(extra))):
+        call(scaling=1.0, **extra)
+
+
+def test_extras_that_change_nothing_are_accepted(call):
+    assert torch.equal(call(scaling=1.0, is_causal=True, position_bias=None)[0], call(scaling=1.0)[0])
+
+
+def test_refused_outside_a_packed_pass(call):
+    call.slot.packing = None
+    with pytest.raises(RuntimeError, match="outside a packed pass"):
+        call()

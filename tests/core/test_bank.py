@@ -1,0 +1,118 @@
+import math
+
+import pytest
+import torch
+
+from lorchestra.core.bank import AdapterBank
+
+SHAPES = [("layers.0.q", 32, 24), ("layers.0.v", 32, 8), ("layers.1.q", 20, 24)]
+
+
+@pytest.fixture
+def bank():
+    return AdapterBank(3, 4, SHAPES, dtype=torch.float64)
+
+
+def test_views_tile_each_row_exactly_once(bank):
+    width = sum(4 * (in_features + out_features) for _, in_features, out_features in SHAPES)
+    assert bank.values.shape == bank.grad.shape == (3, width)
+    bank.values.copy_(torch.arange(3 * width).view(3, width))
+    for member in range(3):
+        seen = []
+        for name, in_features, out_features in SHAPES:
+            A, B = (leaves[member] for leaves in bank.parameters[name])
+            assert A.shape == (4, in_features)
+            assert B.shape == (out_features, 4)
+            seen += [*A.flatten().tolist(), *B.flatten().tolist()]
+        assert seen == bank.values[member].tolist()
+
+
+def test_is_b_marks_the_b_matrices(bank):
+    bank.values.zero_()
+    for _, Bs in bank.parameters.values():
+        for B in Bs:
+            B.data.fill_(1.0)
+    assert torch.equal(bank.values, bank.is_B.double().expand(3, -1))
+    assert bank.is_B.sum().item() == 4 * sum(out for *_, out in SHAPES)
+
+
+def test_backward_adds_to_the_bank_and_zero_grad_keeps_the_buffers(bank):
+    A = bank.parameters["layers.0.v"][0][1]
+    B = bank.parameters["layers.1.q"][1][2]
+    for _ in range(2):
+        ((3 * A).sum() + (5 * B).sum()).backward()
+    for name, leaves in bank.parameters.items():
+        for which, expected in (("A", 6.0), ("B", 10.0)):
+            for member, leaf in enumerate(leaves[which == "B"]):
+                hit = (name, which, member) in {("layers.0.v", "A", 1), ("layers.1.q", "B", 2)}
+                piece = next(piece for piece in bank.slices if piece.name == name)
+                assert (bank.view(bank.grad[member], piece, which) == (expected if hit else 0.0)).all()
+                assert leaf.grad.data_ptr() == bank.view(bank.grad[member], piece, which).data_ptr()
+    bank.zero_grad()
+    assert not bank.grad.any()
+    (7 * A).sum().backward()
+    assert bank.grad.sum().item() == 7 * A.numel()
+
+
+def test_all_members_share_two_storages(bank):
+    leaves = [leaf for pair in bank.parameters.values() for group in pair for leaf in group]
+    assert {leaf.untyped_storage().data_ptr() for leaf in leaves} == {bank.values.untyped_storage().data_ptr()}
+    assert {leaf.grad.untyped_storage().data_ptr() for leaf in leaves} == {bank.grad.untyped_storage().data_ptr()}
+
+
+def test_initial_a_is_uniform_as_in_peft_and_b_zero():
+    """PEFT draws A by `kaiming_uniform_(a=sqrt(5))`: uniform in +- 1/sqrt(in_features)."""
+    bank = AdapterBank(2, 64, [("q", 100, 30), ("v", 400, 30)])
+    bank.initialize([11, 12])
+    for name, in_features in (("q", 100), ("v", 400)):
+        bound = in_features**-0.5
+        for A, B in zip(*bank.parameters[name], strict=True):
+            n = A.numel()
+            assert A.abs().max() <= bound
+            assert A.abs().max() > 0.99 * bound
+            assert abs(A.mean()) < 4.5 * bound / math.sqrt(3 * n)
+            # variance bound^2 / 3 of a uniform draw; its estimate has relative deviation sqrt(0.8 / n)
+            assert A.var().item() == pytest.approx(bound**2 / 3, rel=4.5 * math.sqrt(0.8 / n))
+            assert not B.any()
+    reference = torch.nn.init.kaiming_uniform_(torch.empty(64, 100), a=math.sqrt(5))
+    assert reference.abs().max().item() == pytest.approx(0.1, rel=0.01)
+
+
+def test_initial_values_of_a_member_and_module_depend_on_nothing_else():
+    full = AdapterBank(3, 4, SHAPES)
+    full.initialize([5, 6, 7])
+    fewer = AdapterBank(2, 4, SHAPES[1:])
+    fewer.initialize([7, 5])
+    for name, *_ in SHAPES[1:]:
+        assert torch.equal(fewer.parameters[name][0][0], full.parameters[name][0][2])
+        assert torch.equal(fewer.parameters[name][0][1], full.parameters[name][0][0])
+
+
+def test_members_and_modules_start_apart():
+    bank = AdapterBank(3, 4, [("a", 32, 8), ("b", 32, 8)])
+    bank.initialize([5, 6, 7])
+    draws = [A for As, _ in bank.parameters.values() for A in As]
+    for i, first in enumerate(draws):
+        assert not any(torch.equal(first, other) for other in draws[:i])
+        for other in draws[:i]:
+            correlation = torch.corrcoef(torch.stack([first.flatten(), other.flatten()]))[0, 1]
+            assert abs(correlation) < 4.5 / math.sqrt(128)
+
+
+def test_initialize_starts_over_and_ignores_the_global_generator():
+    bank = AdapterBank(1, 4, SHAPES)
+    bank.initialize([5])
+    first = bank.values.clone()
+    bank.values.normal_()
+    torch.manual_seed(99)
+    state = torch.get_rng_state()
+    bank.initialize([5])
+    assert torch.equal(bank.values, first)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_float64_starts_from_the_same_values_as_float32(bank):
+    bank.initialize([1, 2, 3])
+    narrow = AdapterBank(3, 4, SHAPES)
+    narrow.initialize([1, 2, 3])
+    assert torch.equal(bank.values, narrow.values.double())

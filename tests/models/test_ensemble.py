@@ -1,0 +1,392 @@
+import copy
+import gc
+import math
+import warnings
+
+import peft
+import pytest
+import torch
+from torch import nn
+from transformers import AttentionInterface
+
+from lorchestra.core.packing import BASE, Item, pack
+from lorchestra.errors import ConfigError
+from lorchestra.models.config import AdaptConfig
+from lorchestra.models.ensemble import EnsembleModel, member_seed
+from lorchestra.types import EncodedExample
+
+ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
+
+
+def batch_of(rows, members, seed=None):
+    """Every member with its own choice of rows, so that the members' spans are of different lengths."""
+    items = [
+        Item(m, row, None if seed is None else 1000 * seed + 50 * m + row.row)
+        for m in members
+        for row in rows
+        if (row.row + m) % 3
+    ]
+    return pack(items)
+
+
+def loss_of(log_probs, batch):
+    answers = torch.tensor([item.example.answer for item in batch.items])
+    return -log_probs[torch.arange(len(answers)), answers].sum()
+
+
+def gradients(ensemble, batch, hidden=None):
+    ensemble.bank.zero_grad()
+    loss_of(ensemble.log_probs(batch, hidden), batch).backward()
+    return ensemble.bank.grad.clone()
+
+
+def sequences(row):
+    return [(*row.prefix, *choice) for choice in row.choices]
+
+
+def score(row, logits):
+    """Log-probabilities of the row's choices by brute force, from full logits of each whole sequence."""
+    scores = []
+    for choice, sequence_logits in zip(row.choices, logits, strict=True):
+        log_probs = sequence_logits.log_softmax(dim=-1)
+        start = len(row.prefix) - 1
+        scores.append(sum(log_probs[start + j, token] for j, token in enumerate(choice)))
+    return torch.stack(scores).log_softmax(dim=0)
+
+
+def one_by_one(model, rows):
+    """Each choice of each row in a pass of its own."""
+    return [score(row, [model(torch.tensor([ids])).logits[0] for ids in sequences(row)]) for row in rows]
+
+
+def padded(model, rows):
+    """All choices of all rows in one right-padded pass with an attention mask."""
+    flat = [ids for row in rows for ids in sequences(row)]
+    width = max(map(len, flat))
+    ids = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in flat])
+    mask = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids in flat])
+    logits = iter(model(ids, attention_mask=mask).logits)
+    return [score(row, [next(logits) for _ in row.choices]) for row in rows]
+
+
+def peft_model(base, ensemble, member):
+    """PEFT's model of one member, on its own copy of the base."""
+    adapt = ensemble.adapt
+    config = peft.LoraConfig(
+        r=adapt.r, lora_alpha=adapt.lora_alpha, target_modules=list(adapt.target_modules), lora_dropout=0.0
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft calls what transformers has deprecated
+        model = peft.get_peft_model(copy.deepcopy(base), config, autocast_adapter_dtype=False).eval()
+    parameters = dict(model.named_parameters())
+    for name, leaves in ensemble.bank.parameters.items():
+        for which, leaf in zip("AB", (group[member] for group in leaves), strict=True):
+            parameters[f"base_model.model.{name}.lora_{which}.default.weight"].data.copy_(leaf)
+    return model
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize(
+    ("family", "targets"),
+    [("llama", ALL_LINEAR), ("qwen2", ("q_proj", "v_proj")), ("qwen3", ("q_proj", "k_proj", "o_proj", "down_proj"))],
+)
+@pytest.mark.parametrize("kind", ["letters", "texts"])
+def test_packed_equals_peft_one_by_one_and_padded(request, tiny_model, tiny_ensemble, family, targets, kind, dtype):
+    """Log-probabilities and gradients of A and B: one packed batch of all members against PEFT, member by member."""
+    rows, base = request.getfixturevalue(kind), tiny_model(family, dtype=dtype)
+    ensemble = tiny_ensemble(base=copy.deepcopy(base), target_modules=targets, r=3)
+    batch = batch_of(rows, range(3))
+    assert (batch.scoring.option_ids is None) == (kind == "texts")
+    log_probs = ensemble.log_probs(batch)
+    gradients(ensemble, batch)
+    tolerance = TOLERANCE[dtype]
+    for member in range(3):
+        model = peft_model(base, ensemble, member)
+        mine = [b for b, item in enumerate(batch.items) if item.member == member]
+        examples = [batch.items[b].example for b in mine]
+        for scorer in (one_by_one, padded):
+            model.zero_grad()
+            found = scorer(model, examples)
+            for b, expected in zip(mine, found, strict=True):
+                torch.testing.assert_close(log_probs[b, : len(expected)], expected, rtol=0, atol=tolerance)
+                assert (log_probs[b, len(expected) :] == -math.inf).all()
+            sum(-line[example.answer] for line, example in zip(found, examples, strict=True)).backward()
+            parameters = dict(model.named_parameters())
+            for name, leaves in ensemble.bank.parameters.items():
+                for which, leaf in zip("AB", (group[member] for group in leaves), strict=True):
+                    expected = parameters[f"base_model.model.{name}.lora_{which}.default.weight"].grad
+                    largest = expected.abs().max().item()
+                    assert largest > 1e-3
+                    torch.testing.assert_close(leaf.grad, expected, rtol=0, atol=tolerance * max(1.0, largest))
+
+
+def test_sliding_windows_equal_the_stock_model(tiny_model, tiny_ensemble, letters, texts):
+    """Rows longer than the window, in a model whose layers alternate between full and sliding attention."""
+    kinds = ["sliding_attention", "full_attention", "sliding_attention"]
+    base = tiny_model("qwen2", depth=3, use_sliding_window=True, sliding_window=3, layer_types=kinds)
+    rows = [*letters, *texts]
+    assert max(len(row.prefix) for row in rows) > 6
+    expected = one_by_one(base, rows)
+    full = one_by_one(tiny_model("qwen2", depth=3), rows)
+    found = tiny_ensemble(base=base).log_probs(pack([Item(BASE, row) for row in rows]))
+    for b, line in enumerate(expected):
+        torch.testing.assert_close(found[b, : len(line)], line, rtol=0, atol=1e-9)
+    assert any((a - b).abs().max() > 1e-2 for a, b in zip(expected, full, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["letters", "texts"])
+def test_base_items_and_fresh_members_are_the_stock_model(request, tiny_model, kind):
+    """Step 0: B is zero, so every member is exactly the base; and BASE items are the base at any time."""
+    rows, base = request.getfixturevalue(kind), tiny_model()
+    expected = one_by_one(base, rows)
+    ensemble = EnsembleModel(base, AdaptConfig(members=2, r=2), seed=0)
+    batch = pack([Item(m, row) for m in (BASE, 0, 1) for row in rows])
+    found = ensemble.log_probs(batch)
+    for b, line in enumerate(expected * 3):
+        torch.testing.assert_close(found[b, : len(line)], line, rtol=0, atol=1e-12)
+    ensemble.bank.values.normal_(generator=torch.Generator().manual_seed(0))
+    changed = ensemble.log_probs(batch)
+    assert torch.equal(changed[: len(rows)], found[: len(rows)])
+    assert not torch.isclose(changed[len(rows) :, 0], found[len(rows) :, 0]).any()
+
+
+def test_probabilities_sum_to_one_over_each_rows_own_choices(tiny_ensemble, letters, texts):
+    for rows in (letters, texts):
+        totals = tiny_ensemble().log_probs(batch_of(rows, range(3))).exp().sum(dim=1)
+        torch.testing.assert_close(totals, torch.ones_like(totals), rtol=0, atol=1e-12)
+
+
+def parameter_bytes(ensemble):
+    """Bytes of the distinct storages behind all parameters and buffers, those of the bank included."""
+    tensors = [*ensemble.model.parameters(), *ensemble.model.buffers(), ensemble.bank.values]
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_base_weights_exist_once(tiny_model, tied):
+    sizes = {}
+    for members in (1, 8):
+        base = tiny_model(tie_word_embeddings=tied)
+        before = {p.untyped_storage().data_ptr() for p in base.parameters()}
+        ensemble = EnsembleModel(base, AdaptConfig(members=members, r=2), seed=0)
+        after = {p.untyped_storage().data_ptr() for p in base.parameters()}
+        assert before < after
+        assert len(after - before) == 1
+        sizes[members] = parameter_bytes(ensemble)
+    # two layers; A: 32 -> 2 twice, B: 2 -> 32 (q) and 2 -> 16 (v), eight bytes each
+    one_member = 2 * (2 * 32 * 2 + 2 * 32 + 2 * 16) * 8
+    assert sizes[8] - sizes[1] == 7 * one_member
+    assert one_member == ensemble.bank.values[0].nbytes
+
+
+def test_only_the_adapters_are_trainable(tiny_ensemble):
+    ensemble = tiny_ensemble()
+    trainable = {id(p) for p in ensemble.model.parameters() if p.requires_grad}
+    leaves = {id(p) for pair in ensemble.bank.parameters.values() for group in pair for p in group}
+    assert trainable == leaves
+    assert not ensemble.model.training
+
+
+@pytest.mark.parametrize(("base_dtype", "adapter_dtype"), [(torch.bfloat16, torch.float32), (torch.float64,) * 2])
+def test_adapters_are_float32_or_wider(tiny_model, letters, base_dtype, adapter_dtype):
+    ensemble = EnsembleModel(tiny_model(dtype=base_dtype), AdaptConfig(members=2, r=2), seed=0)
+    assert ensemble.bank.values.dtype == adapter_dtype
+    log_probs = ensemble.log_probs(batch_of(letters, range(2)))
+    assert log_probs.dtype == torch.promote_types(base_dtype, torch.float32)
+
+
+LAYERS = {"last:2": [2, 3], "last:1": [3], "[1, 3]": [1, 3], "all": [0, 1, 2, 3]}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize(("layers", "adapted"), LAYERS.items())
+def test_trunk_and_top_are_the_full_model(tiny_ensemble, texts, layers, adapted, dtype):
+    """Forward and gradients; with dropout too, since masks do not know of the trunk."""
+    ensemble = tiny_ensemble(dtype=dtype, depth=4, layers=layers, dropout=0.3)
+    assert ensemble.layers == adapted
+    tolerance = {torch.float32: 1e-6, torch.float64: 1e-12}[dtype]
+    for seed in (None, 1):
+        batch = batch_of(texts, range(3), seed)
+        hidden = ensemble.trunk(batch)
+        full, top = ensemble.log_probs(batch), ensemble.log_probs(batch, hidden)
+        present = batch.scoring.term_mask.any(dim=-1)
+        torch.testing.assert_close(top[present], full[present], rtol=tolerance, atol=tolerance)
+        whole = gradients(ensemble, batch)
+        torch.testing.assert_close(gradients(ensemble, batch, hidden), whole, rtol=tolerance, atol=tolerance)
+        assert whole.abs().max() > 0.1
+
+
+def test_trunk_is_the_stock_hidden_states_whatever_the_member_and_its_adapter(tiny_model, tiny_ensemble, letters):
+    base = tiny_model(depth=4)
+    ensemble = tiny_ensemble(base=copy.deepcopy(base), layers="last:2", dropout=0.5)
+    items = [Item(m, row, 100 * m + row.row) for m in range(3) for row in letters]
+    batch = pack(items)
+    hidden = ensemble.trunk(batch)
+    assert not hidden.requires_grad
+    for item, piece in zip(items, hidden[0].split([item.example.num_tokens for item in items]), strict=True):
+        stock = base(torch.tensor([item.example.prefix]), output_hidden_states=True).hidden_states[2][0]
+        torch.testing.assert_close(piece, stock, rtol=0, atol=1e-12)
+    ensemble.bank.values.normal_()
+    assert torch.equal(ensemble.trunk(batch), hidden)
+
+
+@pytest.fixture
+def count_layers():
+    """Counts how often each layer's MLP really runs."""
+
+    def attach(ensemble):
+        runs = [0] * ensemble.num_layers
+
+        def count(index):
+            def hook(*_):
+                runs[index] += 1
+
+            return hook
+
+        for index, layer in enumerate(ensemble.model.model.layers):
+            layer.mlp.register_forward_hook(count(index))
+        return runs
+
+    return attach
+
+
+def test_each_pass_runs_its_own_layers_only(tiny_ensemble, letters, count_layers):
+    ensemble = tiny_ensemble(depth=4, layers="last:1")
+    runs, batch = count_layers(ensemble), batch_of(letters, range(2))
+    hidden = ensemble.trunk(batch)
+    assert runs == [1, 1, 1, 0]
+    ensemble.log_probs(batch, hidden)
+    assert runs == [1, 1, 1, 1]
+    ensemble.log_probs(batch)
+    assert runs == [2, 2, 2, 2]
+
+
+def test_only_the_options_rows_of_the_head_are_computed(tiny_ensemble, letters):
+    """And at the answer positions only; the whole vocabulary gives the same log-probabilities."""
+    ensemble = tiny_ensemble()
+    batch = batch_of(letters, range(3))
+    options = batch.scoring.option_ids
+    narrow = ensemble.logits(batch, None, options)
+    wide = ensemble.logits(batch, None, None)
+    assert narrow.shape == (len(batch.items), len(options))
+    assert wide.shape == (len(batch.items), 101)
+    assert 2 < len(options) < 30
+    torch.testing.assert_close(narrow, wide[:, options], rtol=0, atol=1e-12)
+
+
+def test_gradient_of_a_member_is_the_same_alone_and_among_five(tiny_ensemble, texts):
+    """The loss is a sum over members: an average would divide the gradient by five."""
+    ensemble = tiny_ensemble(members=5, dropout=0.2)
+    together = gradients(ensemble, batch_of(texts, range(5), seed=3))
+    for member in range(5):
+        alone = gradients(ensemble, batch_of(texts, [member], seed=3))
+        torch.testing.assert_close(together[member], alone[member], rtol=1e-11, atol=1e-11)
+        assert not alone[[m for m in range(5) if m != member]].any()
+
+
+def test_rows_packed_in_any_order_score_and_train_alike(tiny_ensemble, texts):
+    ensemble = tiny_ensemble(dropout=0.4)
+    items = [Item(m, row, 1000 * m + row.row) for m in range(3) for row in texts]
+    shuffled = [items[i] for i in torch.randperm(len(items), generator=torch.Generator().manual_seed(1)).tolist()]
+    shuffled.sort(key=lambda item: item.member)
+    first, second = pack(items), pack(shuffled)
+    found = dict(zip(shuffled, ensemble.log_probs(second), strict=True))
+    for item, line in zip(items, ensemble.log_probs(first), strict=True):
+        torch.testing.assert_close(found[item], line, rtol=0, atol=1e-12)
+    torch.testing.assert_close(gradients(ensemble, second), gradients(ensemble, first), rtol=1e-11, atol=1e-11)
+
+
+def test_a_nan_row_packed_first_reaches_no_other_row(tiny_model, letters, texts):
+    """A token whose embedding is NaN: member 0's row with it is NaN, all else is what it is without that row."""
+    base = tiny_model()
+    poisoned = 77
+    rows = [row for row in [*letters, *texts] if poisoned not in row.prefix + sum(row.choices, ())]
+    with torch.no_grad():
+        base.model.embed_tokens.weight[poisoned] = float("nan")
+        base.lm_head.weight = nn.Parameter(base.lm_head.weight.clone(), requires_grad=False)
+    ensemble = EnsembleModel(base, AdaptConfig(members=3, r=2, dropout=0.2), seed=0)
+    ensemble.bank.values.add_(0.1)
+    bad = EncodedExample(99, (1, poisoned, 2), ((3, 4), (5,)), 0)
+    clean = [Item(m, row, 10 * m + row.row) for m in (1, 2) for row in rows]
+    with_bad = pack([Item(0, bad, 1), *clean])
+    without = pack(clean)
+    found = ensemble.log_probs(with_bad)
+    assert found[0, :2].isnan().all()
+    expected = ensemble.log_probs(without)
+    torch.testing.assert_close(found[1:, : expected.shape[1]], expected, rtol=0, atol=1e-12)
+    dirty, pure = gradients(ensemble, with_bad), gradients(ensemble, without)
+    assert dirty[0].isnan().any()
+    torch.testing.assert_close(dirty[1:], pure[1:], rtol=1e-11, atol=1e-11)
+
+
+def test_a_nan_member_packed_first_reaches_nobody(tiny_ensemble, letters):
+    ensemble = tiny_ensemble()
+    batch = batch_of(letters, range(3))
+    expected, pure = ensemble.log_probs(batch), gradients(ensemble, batch)
+    ensemble.bank.values[0, 0] = float("nan")
+    found, dirty = ensemble.log_probs(batch), gradients(ensemble, batch)
+    first = sum(item.member == 0 for item in batch.items)
+    assert found[:first, 0].isnan().all()
+    assert torch.equal(found[first:], expected[first:])
+    assert torch.equal(dirty[1:], pure[1:])
+
+
+def test_a_failed_pass_leaves_no_trace(tiny_ensemble, letters):
+    """An error in mid-pass must not leave its packing, trunk or options to the next pass."""
+    ensemble = tiny_ensemble(depth=3, layers="last:1")
+    batch = batch_of(letters, range(3))
+    hidden, expected = ensemble.trunk(batch), ensemble.log_probs(batch)
+    wrong = pack([Item(0, EncodedExample(0, (5_000,), ((1,), (2,)), 0))])
+    for failing in (lambda: ensemble.log_probs(wrong, hidden), lambda: ensemble.trunk(wrong)):
+        with pytest.raises((IndexError, RuntimeError)):
+            failing()
+        assert ensemble.slot.packing is None
+        assert torch.equal(ensemble.log_probs(batch), expected)
+
+
+def test_initial_a_derives_from_run_seed_and_member(tiny_model):
+    def start(seed=0, **adapt):
+        return EnsembleModel(tiny_model(), AdaptConfig(r=2, **adapt), seed).bank.values
+
+    three, five = start(members=3), start(members=5)
+    assert torch.equal(three, five[:3])
+    assert len({tuple(line.tolist()) for line in five}) == 5
+    assert not torch.isclose(start(seed=1, members=3), three).all(dim=1).any()
+    same = start(members=3, same_init=True)
+    assert torch.equal(same, three[:1].expand(3, -1))
+
+
+def test_initial_a_of_a_layer_does_not_depend_on_which_others_are_adapted(tiny_model):
+    every = EnsembleModel(tiny_model(depth=3), AdaptConfig(members=2, r=2), 0).bank
+    top = EnsembleModel(tiny_model(depth=3), AdaptConfig(members=2, r=2, layers="last:1"), 0).bank
+    assert set(top.parameters) < set(every.parameters)
+    for name, (As, _) in top.parameters.items():
+        assert all(torch.equal(a, b) for a, b in zip(As, every.parameters[name][0], strict=True))
+
+
+def test_member_seeds_differ_by_run_and_member():
+    assert len({member_seed(run, m) for run in range(10) for m in range(10)}) == 100
+
+
+def test_several_ensembles_live_side_by_side(tiny_ensemble, letters):
+    """Each has its own packing; the registered attention goes with its ensemble."""
+    first, second = tiny_ensemble(seed=0), tiny_ensemble("qwen2", seed=3)
+    batches = [batch_of(letters, range(3)), batch_of(letters[:3], range(2))]
+    expected = [first.log_probs(batches[0]), second.log_probs(batches[1])]
+    assert torch.equal(first.log_probs(batches[0]), expected[0])
+    names = {ensemble.model.config._attn_implementation for ensemble in (first, second)}
+    assert len(names) == 2
+    assert names <= set(AttentionInterface._global_mapping)
+    del first, second
+    gc.collect()
+    assert not names & set(AttentionInterface._global_mapping)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("members", 0), ("r", 0), ("dropout", 1.0), ("dropout", -0.1), ("layers", "last:9")]
+)
+def test_settings_out_of_range_name_the_field_and_its_value(tiny_model, field, value):
+    with pytest.raises(ConfigError, match=rf"adapt\.{field}.*{value}"):
+        EnsembleModel(tiny_model(), AdaptConfig(**{field: value}), seed=0)

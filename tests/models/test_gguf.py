@@ -1,0 +1,155 @@
+"""GGUF files: converted exactly, or refused with the reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from lorchestra.errors import CheckpointError
+from lorchestra.models import gguf as converter
+from lorchestra.models.config import BaseConfig
+from lorchestra.models.gguf import converted_directory
+from lorchestra.models.sources import load_base
+
+gguf = pytest.importorskip("gguf", reason="needs lorchestra[gguf]")
+
+MERGES = ["t h", "Ġ th", "i n", "Ġ c"]
+TOKENS = ["<unk>", "<s>", "</s>", *bytes_to_unicode().values(), *(merge.replace(" ", "") for merge in MERGES)]
+
+
+def interleave(weight: np.ndarray, heads: int) -> np.ndarray:
+    """The order in which GGUF keeps the rows of Llama's query and key projections."""
+    width, inputs = weight.shape
+    return weight.reshape(heads, 2, width // heads // 2, inputs).swapaxes(1, 2).reshape(width, inputs)
+
+
+def write_gguf(file: Path, model: transformers.LlamaForCausalLM, architecture: str = "llama") -> Path:
+    """Write a Llama with a byte-level tokenizer; one matrix is kept in 8 bits."""
+    config = model.config
+    writer = gguf.GGUFWriter(file, architecture)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(10_000.0)
+    writer.add_vocab_size(len(TOKENS))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(TOKENS)
+    writer.add_token_types([3, 3, 3, *[1] * (len(TOKENS) - 3)])  # control tokens, then normal ones
+    writer.add_token_merges(MERGES)
+    writer.add_unk_token_id(0)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for name, value in model.state_dict().items():
+        array = value.numpy()
+        if ".q_proj." in name or ".k_proj." in name:
+            heads = config.num_attention_heads if ".q_proj." in name else config.num_key_value_heads
+            array = interleave(array, heads)
+        target = names.get_name(name, try_suffixes=(".weight",))
+        if name == "model.layers.0.mlp.up_proj.weight":
+            kind = gguf.GGMLQuantizationType.Q8_0
+            writer.add_tensor(target, gguf.quants.quantize(array, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(target, np.ascontiguousarray(array))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file
+
+
+@pytest.fixture(scope="module")
+def source(tiny_model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = tiny_model(dtype=torch.float32, vocab_size=len(TOKENS))
+    return write_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf", model)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LORCHESTRA_CACHE", str(tmp_path / "cache"))
+
+
+def test_the_converted_base_answers_as_the_direct_load(
+    source: Path, tiny_model, capfd: pytest.CaptureFixture[str]
+) -> None:
+    said: list[str] = []
+    base = load_base(BaseConfig(name=str(source), device="cpu"), notify=said.append)
+    assert capfd.readouterr().out == ""
+    assert len(said) == 1
+    assert said[0].startswith(f"Converting tiny.gguf into {base.path_for_peft}: once only")
+    assert base.id == str(source)
+
+    place = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
+    direct = transformers.AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(**place)
+    for text in ("the cat in the hat", "  1,234\n\n thing</s>"):
+        ids = tokenizer(text, return_tensors="pt").input_ids
+        assert base.tokenizer(text, return_tensors="pt").input_ids.tolist() == ids.tolist()
+        assert torch.equal(base.model(input_ids=ids).logits, direct(input_ids=ids).logits)
+    assert base.tokenizer("the</s>").input_ids == [TOKENS.index("th"), TOKENS.index("e"), 2]
+
+    original = tiny_model(dtype=torch.float32, vocab_size=len(TOKENS)).state_dict()
+    for name, value in base.model.state_dict().items():
+        tolerance = 0.02 if name == "model.layers.0.mlp.up_proj.weight" else 0.0
+        torch.testing.assert_close(value, original[name], rtol=0.0, atol=tolerance)
+
+
+def test_the_file_is_parsed_once_and_gguf_is_left_as_it_was(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[object] = []
+
+    class Counting(gguf.GGUFReader):  # type: ignore[misc,name-defined]
+        def __init__(self, path: object, *options: object) -> None:
+            parsed.append(path)
+            super().__init__(path, *options)
+
+    monkeypatch.setattr(gguf, "GGUFReader", Counting)
+    table = gguf.get_tensor_name_map
+    converted_directory(source, notify=lambda message: None)
+    assert len(parsed) == 1
+    assert gguf.GGUFReader is Counting
+    assert gguf.get_tensor_name_map is table
+
+
+def test_files_that_cannot_be_converted_are_refused(source: Path, tmp_path: Path, tiny_model) -> None:
+    def refused(name: str, content: bytes) -> str:
+        file = tmp_path / name
+        file.write_bytes(content)
+        with pytest.raises(CheckpointError) as caught:
+            converted_directory(file, notify=lambda message: None)
+        assert str(caught.value).startswith(f"{file}: ")
+        return str(caught.value)
+
+    assert "is a Git LFS pointer" in refused("lfs.gguf", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    assert "does not begin with GGUF" in refused("text.gguf", b"hello")
+    whole = source.read_bytes()
+    assert "cannot be converted" in refused("half.gguf", whole[: len(whole) // 2])
+    model = tiny_model(dtype=torch.float32, vocab_size=len(TOKENS))
+    unknown = write_gguf(tmp_path / "unknown.gguf", model, architecture="newest").read_bytes()
+    assert "architecture newest is not supported" in refused("unknown.gguf", unknown)
+    with pytest.raises(CheckpointError, match=r"missing\.gguf: cannot be read \(No such file"):
+        converted_directory(tmp_path / "missing.gguf")
+
+
+def test_a_missing_gguf_package_is_named(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(converter.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(CheckpointError, match=r"pip install 'lorchestra\[gguf\]'"):
+        converted_directory(source)
+
+
+def test_a_tokenizer_that_changes_when_saved_is_refused(source: Path, tmp_path: Path) -> None:
+    directory = converted_directory(source, notify=lambda message: None)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+    converter._check_saved_tokenizer(source, tokenizer, directory)
+    tokenizer.add_tokens(["fox"])
+    with pytest.raises(CheckpointError, match="its tokenizer changes when it is saved"):
+        converter._check_saved_tokenizer(source, tokenizer, directory)

@@ -1,0 +1,264 @@
+import types
+import weakref
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from lorchestra.core.packing import Item, pack
+from lorchestra.errors import ConfigError
+from lorchestra.models.surgery import (
+    PassSlot,
+    decoder_layers,
+    find_targets,
+    gate_layers,
+    parse_layers,
+    replace_module,
+    restrict_head,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("all", [0, 1, 2, 3, 4]),
+        (" all ", [0, 1, 2, 3, 4]),
+        ("last:1", [4]),
+        ("last:2", [3, 4]),
+        ("last:5", [0, 1, 2, 3, 4]),
+        ("[0, 3]", [0, 3]),
+        ("[3,0, 3]", [0, 3]),
+        ("2", [2]),
+    ],
+)
+def test_parse_layers(text, expected):
+    assert parse_layers(text, 5) == expected
+
+
+@pytest.mark.parametrize("text", ["last:0", "last:6", "last:-1", "[5]", "[-1]", "[0, 9]"])
+def test_parse_layers_refuses_what_is_out_of_range(text):
+    with pytest.raises(ConfigError, match=r"adapt\.layers.*out of range; the base has 5 layers, 0 to 4") as caught:
+        parse_layers(text, 5)
+    assert repr(text) in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "first:2", "last:two", "[]", "[a]", "1.5"])
+def test_parse_layers_refuses_other_forms(text):
+    with pytest.raises(ConfigError, match=r"adapt\.layers.*none of all, last:K or a list") as caught:
+        parse_layers(text, 5)
+    assert repr(text) in str(caught.value)
+
+
+def test_decoder_layers_are_found_by_their_number(tiny_model):
+    model = tiny_model(depth=3)
+    assert decoder_layers(model) is model.model.layers
+
+
+def test_a_model_without_decoder_layers_is_refused():
+    model = nn.Sequential(nn.Linear(2, 2))
+    model.config = types.SimpleNamespace(num_hidden_layers=3)
+    with pytest.raises(ConfigError, match=r"base\.name: Sequential has no list of 3 decoder layers"):
+        decoder_layers(model)
+
+
+def test_targets_come_in_the_models_order(tiny_model):
+    layers = tiny_model(depth=3).model.layers
+    found = find_targets(layers, [0, 2], ("v_proj", "q_proj", "mlp.down_proj"))
+    names = ["self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj"]
+    assert [(index, name) for index, name, _ in found] == [(index, name) for index in (0, 2) for name in names]
+    assert all(layers[index].get_submodule(name) is module for index, name, module in found)
+
+
+def test_a_target_matches_whole_names_only(tiny_model):
+    with pytest.raises(ConfigError, match=r"adapt\.target_modules: no linear map is named 'proj'"):
+        find_targets(tiny_model().model.layers, [0], ("proj",))
+
+
+def test_refused_targets_say_what_is_known(tiny_model):
+    layers = tiny_model().model.layers
+    with pytest.raises(
+        ConfigError, match=r"no linear map is named 'q_prj'; did you mean 'q_proj'\? known here: down_proj"
+    ):
+        find_targets(layers, [0, 1], ("q_prj",))
+    with pytest.raises(ConfigError, match=r"'zzz'; known here"):
+        find_targets(layers, [0], ("q_proj", "zzz"))
+    with pytest.raises(ConfigError, match="'mlp' is a LlamaMLP, not a linear map"):
+        find_targets(layers, [0], ("mlp",))
+    with pytest.raises(ConfigError, match="name at least one linear map"):
+        find_targets(layers, [0], ())
+
+
+def test_replace_module_changes_one_place(tiny_model):
+    layer = tiny_model().model.layers[0]
+    old, new = layer.self_attn.k_proj, nn.Identity()
+    replace_module(layer, "self_attn.q_proj", new)
+    assert layer.self_attn.q_proj is new
+    assert layer.self_attn.k_proj is old
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_restricted_head_computes_the_chosen_rows(bias):
+    head, slot = nn.Linear(6, 20, bias=bias, dtype=torch.float64), PassSlot()
+    hidden = torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    full = head(hidden)
+    restrict_head(head, slot)
+    assert torch.equal(head(hidden), full)
+    slot.option_ids = torch.tensor([4, 0, 19])
+    torch.testing.assert_close(head(hidden), full[:, [4, 0, 19]], rtol=0, atol=1e-14)
+    slot.option_ids = None
+    assert torch.equal(head(hidden), full)
+
+
+class Layer(nn.Module):
+    """Adds its number; hands its output on bare or as a tuple, as architectures do."""
+
+    def __init__(self, number, as_tuple):
+        super().__init__()
+        self.number, self.as_tuple = number, as_tuple
+
+    def forward(self, hidden, shift=0):
+        out = hidden + self.number + shift
+        return (out,) if self.as_tuple else out
+
+
+@pytest.mark.parametrize("as_tuple", [False, True], ids=["bare", "tuple"])
+def test_gates_skip_capture_and_feed(as_tuple):
+    """Layers add 1, 10, 100, 1000; skipped ones hand on in the form that the others use, from the first pass on."""
+    layers, slot = nn.ModuleList(Layer(10**i, as_tuple) for i in range(4)), PassSlot()
+    gate_layers(layers, slot)
+
+    def run(start):
+        hidden = torch.full((1, 3, 2), float(start))
+        for layer in layers:
+            out = layer(hidden, shift=0)
+            assert isinstance(out, tuple) is as_tuple
+            hidden = out[0] if as_tuple else out
+        assert hidden.shape == (1, 3, 2)
+        return hidden[0, 0, 0].item()
+
+    slot.last_layer = 2
+    assert run(0) == 11
+    assert slot.captured[0, 0, 0] == 11
+    slot.last_layer = None
+    slot.first_layer, slot.hidden = 2, slot.captured
+    assert run(5) == 1111
+    slot.first_layer, slot.hidden = 0, None
+    assert run(0) == 1111
+
+
+@pytest.fixture
+def packed(letters, texts):
+    """A batch of three members with dropout keys; another, of another shape, for interleaving."""
+
+    def build(rows, members, seed):
+        return pack([Item(m, row, 1000 * m + 10 * seed + row.row) for m in members for row in rows])
+
+    return build(texts, (0, 1, 2), 1), build(letters[:3], (1, 2), 2)
+
+
+def loss(ensemble, batch, hidden=None):
+    return -ensemble.log_probs(batch, hidden)[:, 0].sum()
+
+
+@pytest.mark.parametrize("layers", ["all", "last:2"])
+def test_checkpointing_gives_the_same_gradients(tiny_ensemble, packed, layers):
+    """Bit for bit in float32, with dropout, with and without the trunk, and every layer really is run twice."""
+    ensemble = tiny_ensemble(dtype=torch.float32, depth=4, layers=layers, dropout=0.4)
+    batch = packed[0]
+    hidden = ensemble.trunk(batch) if ensemble.trunk_layers else None
+    runs = []
+    ensemble.model.model.layers[-1].mlp.down_proj.register_forward_pre_hook(lambda *_: runs.append(1))
+    grads = []
+    for checkpointing, wanted in ((False, 1), (True, 2)):
+        ensemble.slot.checkpointing = checkpointing
+        ensemble.bank.zero_grad()
+        runs.clear()
+        loss(ensemble, batch, hidden).backward()
+        assert len(runs) == wanted
+        grads.append(ensemble.bank.grad.clone())
+    assert grads[0].abs().max() > 0.1
+    assert torch.equal(*grads)
+
+
+@pytest.mark.parametrize("interleaved", ["other batch", "other batch without dropout", "trunk"])
+def test_checkpointed_layers_are_recomputed_with_their_own_packing(tiny_ensemble, packed, texts, interleaved):
+    """Another packed pass between forward and backward leaves no trace in the gradients."""
+    ensemble = tiny_ensemble(dtype=torch.float32, depth=3, layers="last:2", dropout=0.4)
+    batch, other = packed
+    if interleaved == "other batch without dropout":
+        other = pack([Item(item.member, item.example) for item in batch.items])
+    loss(ensemble, batch).backward()
+    expected = ensemble.bank.grad.clone()
+    ensemble.bank.zero_grad()
+    ensemble.slot.checkpointing = True
+    first = loss(ensemble, batch)
+    if interleaved == "trunk":
+        ensemble.trunk(other)
+    else:
+        with torch.no_grad():
+            ensemble.log_probs(other)
+    first.backward()
+    assert torch.equal(ensemble.bank.grad, expected)
+    assert ensemble.slot.packing is None
+
+
+def test_two_checkpointed_passes_can_be_backpropagated_in_any_order(tiny_ensemble, packed):
+    ensemble = tiny_ensemble(depth=2, dropout=0.4)
+    expected = []
+    for batch in packed:
+        ensemble.bank.zero_grad()
+        loss(ensemble, batch).backward()
+        expected.append(ensemble.bank.grad.clone())
+    ensemble.slot.checkpointing = True
+    losses = [loss(ensemble, batch) for batch in packed]
+    for index in (0, 1):
+        ensemble.bank.zero_grad()
+        losses[index].backward()
+        torch.testing.assert_close(ensemble.bank.grad, expected[index], rtol=0, atol=1e-12)
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of storages made under it that are still alive, and their peak."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.peak = 0
+        self.known = weakref.WeakSet()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        old = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                if storage.data_ptr() not in old and storage not in self.known:
+                    self.known.add(storage)
+                    self.now += storage.nbytes()
+                    self.peak = max(self.peak, self.now)
+                    weakref.finalize(storage, self.release, storage.nbytes())
+        return out
+
+    def release(self, size):
+        self.now -= size
+
+
+def test_checkpointing_keeps_less_memory(tiny_ensemble, packed):
+    """Between forward and backward only one hidden state a layer is kept; the peak falls accordingly."""
+    held, peaks = [], []
+    ensemble = tiny_ensemble(dtype=torch.float32, depth=4, dropout=0.4)
+    batch = packed[0]
+    for checkpointing in (False, True):
+        ensemble.slot.checkpointing = checkpointing
+        with LiveBytes() as counter:
+            before = counter.now
+            value = loss(ensemble, batch)
+            held.append(counter.now - before)
+            value.backward()
+        peaks.append(counter.peak)
+        del value
+    hidden_bytes = batch.packing.num_tokens * 32 * 4
+    assert held[0] > 4 * 10 * hidden_bytes
+    assert 4 * hidden_bytes <= held[1] < 4 * 3 * hidden_bytes
+    assert peaks[1] < 0.5 * peaks[0]

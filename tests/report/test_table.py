@@ -1,0 +1,204 @@
+"""Tables at a terminal's width, and a verdict that says no more than the intervals allow."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+from lorchestra.core.evaluation import evaluate_predictions, ood_scores
+from lorchestra.report.table import evaluation_table, ood_table, verdict
+from lorchestra.types import Predictions
+
+
+def make_predictions(members: int = 3, seed: int = 0, scale: float = 2.0, signal: float = 1.2) -> Predictions:
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(4, size=100)
+    shared = generator.normal(size=(100, 4))
+    shared[np.arange(100), labels] += signal
+    scores = scale * (shared + generator.normal(size=(members, 100, 4)))
+    log_probs = scores - np.log(np.exp(scores).sum(axis=-1, keepdims=True))
+    ids = tuple(str(row) for row in range(100))
+    return Predictions(log_probs, labels, ids, (("a", "b", "c", "d"),) * 100, task="[red]toy", split="test")
+
+
+def full_entry(**changes: Any) -> dict[str, Any]:
+    baselines = {
+        "mc_dropout": make_predictions(seed=0),
+        "base_few_shot": make_predictions(members=1, seed=0, scale=0.5),
+        "base_zero_shot": make_predictions(members=1, seed=0, scale=0.3),
+        "wide": make_predictions(members=1, seed=0, scale=1),
+    }
+    settings: dict[str, Any] = {
+        "validation": make_predictions(seed=1),
+        "train_labels": [0, 1, 2, 2],
+        "baselines": baselines,
+        "temperature": True,
+        "resamples": 100,
+    }
+    entry = evaluate_predictions(make_predictions(), **(settings | changes))
+    loaded: dict[str, Any] = json.loads(json.dumps(entry))
+    return loaded
+
+
+def render(table: Table, width: int = 100) -> list[str]:
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    console.print(table)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    return [line.rstrip() for line in text.splitlines()]
+
+
+def names_in(lines: list[str]) -> list[str]:
+    """The first column of the lines that open a row."""
+    body = lines[next(index for index, line in enumerate(lines) if line.startswith("──")) + 1 :]
+    return [line[:22].rstrip() for line in body if line[:1].strip() or line.startswith("  +")][:-1]
+
+
+def test_every_method_has_its_row_in_order() -> None:
+    assert names_in(render(evaluation_table(full_entry()))) == [
+        "majority",
+        "base, zero-shot",
+        "base, few-shot",
+        "wide",
+        "one LoRA (mean of 3)",
+        "one LoRA (best on val)",
+        "  + temperature",
+        "MC dropout",
+        "mean of logits",
+        "ensemble",
+        "  + temperature",
+    ]
+
+
+def test_methods_that_are_missing_have_no_row() -> None:
+    entry = full_entry(validation=None, train_labels=None, baselines=None, temperature=False)
+    assert names_in(render(evaluation_table(entry))) == ["one LoRA (mean of 3)", "mean of logits", "ensemble"]
+
+
+def test_a_cell_holds_value_spread_and_interval() -> None:
+    entry = full_entry()
+    lines = render(evaluation_table(entry))
+    row = next(index for index, line in enumerate(lines) if line.startswith("one LoRA (mean"))
+    mean, (low, high) = entry["member_mean"], entry["intervals"]["member_mean"]["nll"]
+    assert f"{mean['nll']:.3f} ±{mean['std']['nll']:.3f}" in lines[row]
+    assert f"{100 * mean['accuracy']:.1f} ±{100 * mean['std']['accuracy']:.1f}" in lines[row]
+    assert f"{100 * mean['signed_gap']:+.1f} ±" in lines[row]
+    assert f"[{low:.3f},{high:.3f}]" in lines[row + 1]
+
+
+def test_numbers_stand_under_each_other() -> None:
+    lines = render(evaluation_table(full_entry()))
+    places = set()
+    for line in lines:
+        if line.startswith(("majority", "base", "ensemble", "one LoRA")):
+            places.add(
+                tuple(index for index, sign in enumerate(line) if sign == "." and "±" not in line[index - 4 : index])
+            )
+    assert len({place for place in places if len(place) == 5}) == 1
+
+
+@pytest.mark.parametrize(("width", "kind"), [(100, "easy"), (100, "hard"), (80, "easy")])
+def test_tables_fit_and_cut_nothing(width: int, kind: str) -> None:
+    entry = full_entry()
+    entry["ood"] = {"a_long_name_of_a_set/in_some_folder.jsonl": ood_scores(make_predictions(), make_predictions())}
+    if kind == "hard":  # wide numbers: all right, NLL of two digits, a member with an infinite one
+        entry["intervals"]["ensemble"] |= {
+            "accuracy": [0.985, 1.0],
+            "nll": [10.5, 11.75],
+            "signed_gap": [-0.255, -0.111],
+        }
+        entry["member_mean"]["nll"] = None
+        entry["intervals"]["member_mean"]["nll"] = [12.125, None]
+    ood = ood_table(entry)
+    assert ood is not None
+    for table in (evaluation_table(entry), ood):
+        lines = render(table, width)
+        assert max(map(len, lines)) <= width
+        assert "…" not in "".join(lines)
+    text = "".join(render(evaluation_table(entry), width))
+    assert "[red]toy test: 100 examples, 3 members" in text
+    if kind == "hard":
+        assert "[12.125,inf]" in text
+        assert "[98.5,100.0]" in text
+
+
+def test_ood_rows_show_the_three_scores() -> None:
+    entry = full_entry()
+    assert ood_table(entry) is None
+    far = make_predictions(seed=5, signal=0.0)
+    entry["ood"] = {"far": ood_scores(make_predictions(), far)}
+    scores = entry["ood"]["far"]
+    table = ood_table(entry)
+    assert table is not None
+    lines = render(table)
+    ensemble = next(line for line in lines if line.startswith("far"))
+    for name in ("max_prob", "entropy", "mutual_information"):
+        assert f"{scores['auroc'][name]:.3f}" in ensemble
+    assert f"{100 * scores['mean_confidence']['ood']:.1f}" in ensemble
+    single = next(line for line in lines if line.startswith("100 rows"))
+    assert f"{scores['member_mean']['auroc']['entropy']:.3f} ±" in single
+    assert f" {scores['auroc']['mutual_information']:.3f}" not in single
+
+
+def small_entry(mean: dict[str, Any], best: dict[str, Any] | None, gap: tuple[float, list[float]]) -> dict[str, Any]:
+    """An entry that holds only what a verdict reads: ensemble minus mean and minus best member, and the signed gap.
+
+    The point values are the same in every case, so that a verdict drawn from them and not from intervals is found out.
+    """
+    ensemble = {"accuracy": 0.80, "nll": 0.500, "ece": 0.050, "signed_gap": gap[0]}
+    single = {"accuracy": 0.75, "nll": 0.600, "ece": 0.020}
+    intervals: dict[str, Any] = {"ensemble": {"signed_gap": gap[1]}, "ensemble_minus_member_mean": mean}
+    entry = {"num_members": 5, "ensemble": ensemble, "member_mean": single, "intervals": intervals}
+    if best is not None:
+        intervals["ensemble_minus_best_member"] = best
+        entry["best_member"] = single
+    return entry
+
+
+CLEAR = {"accuracy": [0.01, 0.09], "nll": [-0.2, -0.05], "ece": [0.01, 0.05]}
+UNCLEAR = {"accuracy": [-0.01, 0.09], "nll": [-0.2, 0.05], "ece": [0.0, 0.05]}
+
+
+def test_the_verdict_says_better_and_worse_where_intervals_leave_out_zero() -> None:
+    text = verdict(small_entry(CLEAR, UNCLEAR, (0.01, [-0.01, 0.03])))
+    assert text == (
+        "Against the mean of its 5 members, the ensemble is better in accuracy (+5.0 points) and NLL (-0.100) and "
+        "is worse in ECE (+3.0 points); the gain over the mean member in NLL and Brier is guaranteed by convexity. "
+        "Against the best member on validation, it shows no clear difference in accuracy, NLL and ECE."
+    )
+
+
+def test_the_verdict_names_the_direction_of_each_metric() -> None:
+    worse = {"accuracy": [-0.09, -0.01], "nll": [0.05, 0.2], "ece": [-0.05, -0.01]}
+    text = verdict(small_entry(UNCLEAR, worse, (0.0, [-0.1, 0.1])))
+    assert "the ensemble shows no clear difference in accuracy, NLL and ECE" in text
+    assert "it is better in ECE (+3.0 points) and is worse in accuracy (+5.0 points) and NLL (-0.100)" in text
+
+
+def test_the_verdict_says_under_confident_only_where_the_gap_is_clear() -> None:
+    under = verdict(small_entry(CLEAR, None, (-0.042, [-0.06, -0.02])))
+    assert "under-confident: its mean confidence lies 4.2 points below its accuracy" in under
+    assert "best member" not in under
+    assert "over-confident" in verdict(small_entry(CLEAR, None, (0.042, [0.02, 0.06])))
+    assert "-confident" not in verdict(small_entry(CLEAR, None, (-0.042, [-0.09, 0.001])))
+
+
+def test_the_verdict_without_anything_to_compare() -> None:
+    assert "one member only" in verdict(full_entry(resamples=0) | {"num_members": 1})
+    assert "No bootstrap intervals" in verdict(full_entry(resamples=0))
+    unknown = verdict(small_entry(CLEAR | {"nll": None}, None, (0.0, [-0.1, 0.1])))
+    assert "cannot be compared in NLL (an answer got probability zero)" in unknown
+
+
+def test_the_verdict_of_a_real_entry_uses_its_own_intervals() -> None:
+    entry = full_entry()
+    assert max(entry["intervals"]["ensemble_minus_member_mean"]["nll"]) < 0
+    text = verdict(entry)
+    assert f"NLL ({entry['ensemble']['nll'] - entry['member_mean']['nll']:+.3f})" in text
+    assert "guaranteed by convexity" in text
+    assert "after temperature scaling" in text
