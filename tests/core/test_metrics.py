@@ -172,16 +172,29 @@ def test_aurc_is_the_mean_of_the_risk_coverage_curve() -> None:
     assert metrics.aurc(log_probs, labels) == pytest.approx(predictive.risk_coverage(log_probs, labels)[1].mean())
 
 
-def test_a_resample_is_the_set_of_rows_it_draws() -> None:
-    log_probs, labels = random_rows(4, 60, ragged=True)
+def test_all_metrics_are_those_of_the_single_functions() -> None:
+    log_probs, labels = random_rows(9, 50, ragged=True)
+    values = metrics.all_metrics(log_probs, labels)
+    for name in metrics.RESAMPLED:
+        assert values[name] == pytest.approx(getattr(metrics, name)(log_probs, labels), abs=1e-12), name
+    for bins in (10, 15, 20):
+        assert values[f"ece_width_{bins}"] == metrics.ece(log_probs, labels, bins)
+        assert values[f"ece_mass_{bins}"] == metrics.ece(log_probs, labels, bins, "mass")
+    assert values["mean_confidence"] == pytest.approx(values["accuracy"] + values["signed_gap"])
+
+
+@pytest.mark.parametrize("num_rows", [6, 60])  # few rows: resamples without some class, or some group of confidence
+def test_a_resample_is_the_set_of_rows_it_draws(num_rows: int) -> None:
+    log_probs, labels = random_rows(5, num_rows, ragged=True)
     log_probs[::3] = log_probs[0]  # equal confidences, so that groups are resampled too
-    labels[::3] = np.arange(20) % 3
+    labels[::3] = np.arange(num_rows // 3) % 3
     generator = np.random.default_rng(0)
-    counts = generator.multinomial(60, np.full(60, 1 / 60), size=5).astype(np.float64)
+    counts = generator.multinomial(num_rows, np.full(num_rows, 1 / num_rows), size=8).astype(np.float64)
     resampled = metrics.resampled_metrics(metrics.score_rows(log_probs, labels), counts)
     assert tuple(resampled) == metrics.RESAMPLED
+    assert (resampled["macro_f1"] > 0).any()
     for index, count in enumerate(counts):
-        rows = np.repeat(np.arange(60), count.astype(int))
+        rows = np.repeat(np.arange(num_rows), count.astype(int))
         alone = metrics.all_metrics(log_probs[rows], labels[rows])
         for name in metrics.RESAMPLED:
             assert resampled[name][index] == pytest.approx(alone[name], abs=1e-12), name

@@ -185,30 +185,6 @@ def test_rows_are_weighted_within_each_members_step(make_trainer):
     assert reports["doubled"] == pytest.approx(reports["plain"], rel=1e-12)
 
 
-@pytest.mark.parametrize("what", ["kl_to_base", "loss"])
-def test_base_answers_and_weights_follow_their_rows(make_trainer, make_rows, what):
-    """Training rows handed over in another order than that of their numbers, as a subset or a shuffled split is."""
-    train_rows, val_rows = make_rows(12), make_rows(7, seed=1)
-    shuffled = [train_rows[i] for i in (7, 3, 11, 0, 9, 5, 1, 10, 2, 8, 4, 6)]
-    weights = [1.0 + i for i in range(12)]
-    trainer = make_trainer(
-        rows=(shuffled, val_rows), weights=weights, regularize={"kl_beta": 0.7}, spread=0.3, members=1
-    )
-    rows = [item.example for item in trainer.step_items(0)]
-    mine, base = one_by_one(trainer.model, 0, rows), one_by_one(trainer.model, BASE, rows)
-    share = [weights[shuffled.index(row)] for row in rows]
-    values = {
-        "kl_to_base": [0.7 * kl_to_base(p[None], q[None], "forward").item() for p, q in zip(mine, base, strict=True)],
-        "loss": [-p[row.answer].item() for p, row in zip(mine, rows, strict=True)],
-    }[what]
-    expected = sum(w * value for w, value in zip(share, values, strict=True)) / sum(share)
-    trainer.prepare()
-    trainer.step()
-    (report,) = trainer.observer.reports
-    found = report.loss if what == "loss" else report.penalties[what]
-    assert found[0] == pytest.approx(expected, rel=1e-10)
-
-
 # Evaluation in mid-training
 
 

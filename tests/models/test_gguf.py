@@ -88,6 +88,7 @@ def test_the_converted_base_answers_as_the_direct_load(
     assert len(said) == 1
     assert said[0].startswith(f"Converting tiny.gguf into {base.path_for_peft}: once only")
     assert base.id == str(source)
+    assert "quantization_config" not in (Path(base.path_for_peft) / "config.json").read_text("utf-8")
 
     place = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
     direct = transformers.AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32).eval()

@@ -1,8 +1,8 @@
-import types
 import weakref
 
 import pytest
 import torch
+import transformers
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -58,7 +58,7 @@ def test_decoder_layers_are_found_by_their_number(tiny_model):
 
 def test_a_model_without_decoder_layers_is_refused():
     model = nn.Sequential(nn.Linear(2, 2))
-    model.config = types.SimpleNamespace(num_hidden_layers=3)
+    model.config = transformers.LlamaConfig(num_hidden_layers=3)
     with pytest.raises(ConfigError, match=r"base\.name: Sequential has no list of 3 decoder layers"):
         decoder_layers(model)
 

@@ -24,7 +24,7 @@ def make_predictions(members: int = 3, seed: int = 0, signal: float = 1.2) -> Pr
     scores[:, np.arange(100), labels] += signal
     log_probs = scores - np.log(np.exp(scores).sum(axis=-1, keepdims=True))
     ids = tuple(str(row) for row in range(100))
-    return Predictions(log_probs, labels, ids, (("a", "b", "c", "d"),) * 100, task="toy $x", split="test")
+    return Predictions(log_probs, labels, ids, (("a", "b", "c", "d"),) * 100, task=r"$\frac$", split="test")
 
 
 @pytest.fixture

@@ -121,7 +121,7 @@ def test_tables_fit_and_cut_nothing(width: int, kind: str) -> None:
         assert max(map(len, lines)) <= width
         assert "…" not in "".join(lines)
     text = "".join(render(evaluation_table(entry), width))
-    assert "[red]toy test: 100 examples, 3 members" in text
+    assert "[red]toy test (examples: 100, members: 3)" in text
     if kind == "hard":
         assert "[12.125,inf]" in text
         assert "[98.5,100.0]" in text

@@ -4,8 +4,8 @@ Pure numpy functions of log-probabilities `[E, C]` (-inf in the columns past a r
 All of them refuse rows without an answer (label -1). Axes: `E` example, `C` choice, `R` resample, `K` bin, `G` group of
 equal confidence.
 
-Each metric has one implementation, on rows with integer counts: a point value has all counts 1, a bootstrap resample
-counts how often it drew each row. Nothing but sums over rows is then left to do per resample.
+What is more than a mean over rows has one implementation, on rows with counts: a point value has all counts 1, a
+bootstrap resample counts how often it drew each row. Nothing but sums over rows is then left to do per resample.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SINGLE_COLOR, ENSEMBLE_COLOR = "#D55E00", "#0072B2"
-"""Vermilion and blue of the Okabe-Ito palette: apart for every kind of color vision; markers and line styles differ too."""
+"""Vermilion and blue of the Okabe-Ito palette, apart for every kind of color vision; line styles differ as well."""
 
 MOST_MEMBER_LINES = 8
 """With more members, their lines would hide the panel."""
@@ -95,12 +95,8 @@ def _curves(predictions: Predictions) -> list[Curve]:
 
 
 def _draw(figure: Figure, predictions: Predictions) -> None:
-    plural = "" if predictions.num_members == 1 else "s"
-    figure.suptitle(
-        f"{predictions.task} {predictions.split}: {predictions.num_examples} examples, "
-        f"{predictions.num_members} member{plural}",
-        parse_math=False,
-    )
+    sizes = f"examples: {predictions.num_examples}, members: {predictions.num_members}"
+    figure.suptitle(f"{predictions.task} {predictions.split} ({sizes})", parse_math=False)
     grid = figure.add_gridspec(2, 2, height_ratios=(4, 1))
     diagram = figure.add_subplot(grid[0, 0])
     shares = figure.add_subplot(grid[1, 0], sharex=diagram)

@@ -139,8 +139,9 @@ def verdict(entry: Entry) -> str:
 
 
 def _title(entry: Entry) -> Text:
-    members = f"{entry['num_members']} member{'s' if entry['num_members'] != 1 else ''}"
-    return Text(f"{entry['task']} {entry['split']}: {entry['num_examples']} examples, {members}")
+    return Text(
+        f"{entry['task']} {entry['split']} (examples: {entry['num_examples']}, members: {entry['num_members']})"
+    )
 
 
 def _methods(entry: Entry) -> Iterator[tuple[str, Entry, Entry]]:
