@@ -84,7 +84,9 @@ class PeftRuns:
         for m in range(MEMBERS):
             values = self._initial(m)
             self._put(values)
-            self.members.append({"values": values, "optimizer": torch.optim.AdamW(self.adapters, lr=LR, weight_decay=0.0)})
+            self.members.append(
+                {"values": values, "optimizer": torch.optim.AdamW(self.adapters, lr=LR, weight_decay=0.0)}
+            )
         self.loss: list[float | None] = []
 
     def _initial(self, m: int) -> list[torch.Tensor]:
@@ -127,7 +129,9 @@ class PeftRuns:
 
 
 def make_trainer(layers: str, rows: list[EncodedExample], token_budget: int, threads: int | None = None) -> Trainer:
-    ensemble = EnsembleModel(load_base(BaseConfig(threads=threads)).model, AdaptConfig(members=MEMBERS, layers=layers), 0)
+    ensemble = EnsembleModel(
+        load_base(BaseConfig(threads=threads)).model, AdaptConfig(members=MEMBERS, layers=layers), 0
+    )
     config = TrainConfig(epochs=100, batch_size=BATCH, lr=LR, schedule="constant", warmup=0, token_budget=token_budget)
     trainer = Trainer(ensemble, TrainingRows(rows, rows[:1]), config, RegularizeConfig(), Silent())
     trainer.prepare()
@@ -172,7 +176,16 @@ def build(way: str, rows: list[EncodedExample], token_budget: int) -> tuple[Call
 
 def peak_bytes(way: str, args: argparse.Namespace) -> int:
     """Peak resident memory of a process of its own that runs two steps."""
-    command = [sys.executable, __file__, "--memory-of", way, "--mean", str(args.mean), "--token-budget", str(args.token_budget)]
+    command = [
+        sys.executable,
+        __file__,
+        "--memory-of",
+        way,
+        "--mean",
+        str(args.mean),
+        "--token-budget",
+        str(args.token_budget),
+    ]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
@@ -224,7 +237,10 @@ def main() -> None:
         lines.append(f"| {way}: {WAYS[way]} | {spread} | {ratios} | {memory} |")
     if "a1" in losses and "all" in losses:
         largest = max(abs(a - b) for a, b in zip(losses["a1"], losses["all"], strict=True))
-        lines += ["", f"Largest difference of a member's loss after one step, a1 against all layers packed: {largest:.1e}."]
+        lines += [
+            "",
+            f"Largest difference of a member's loss after one step, a1 against all layers packed: {largest:.1e}.",
+        ]
     text = "\n".join(lines) + "\n"
     print(text)
     if args.out:

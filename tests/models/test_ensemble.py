@@ -325,7 +325,7 @@ def test_a_nan_member_packed_first_reaches_nobody(tiny_ensemble, letters):
     ensemble = tiny_ensemble()
     batch = batch_of(letters, range(3))
     expected, pure = ensemble.log_probs(batch), gradients(ensemble, batch)
-    ensemble.bank.values[0, 0] = float("nan")
+    ensemble.bank.values[0] = float("nan")
     found, dirty = ensemble.log_probs(batch), gradients(ensemble, batch)
     first = sum(item.member == 0 for item in batch.items)
     assert found[:first, 0].isnan().all()
@@ -364,6 +364,12 @@ def test_initial_a_of_a_layer_does_not_depend_on_which_others_are_adapted(tiny_m
     assert set(top.parameters) < set(every.parameters)
     for name, (As, _) in top.parameters.items():
         assert all(torch.equal(a, b) for a, b in zip(As, every.parameters[name][0], strict=True))
+
+
+def test_adapters_are_named_as_in_the_model(tiny_ensemble):
+    """PEFT's names for them, on which seeds and saved files rest."""
+    names = tiny_ensemble(depth=4, layers="[1, 3]", target_modules=("v_proj", "q_proj")).bank.parameters
+    assert list(names) == [f"model.layers.{i}.self_attn.{which}_proj" for i in (1, 3) for which in "qv"]
 
 
 def test_member_seeds_differ_by_run_and_member():

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from lorchestra.core.lora import PackingSlot
 from lorchestra.core.packing import Packing, Segment
 
-_KNOWN_EXTRAS = {"position_ids", "use_cache", "cache_position", "output_attentions", "is_causal", "position_bias"}
+# What packing answers for by itself; any other argument that is given would change the result.
+_KNOWN_EXTRAS = {"position_ids", "use_cache", "cache_position", "output_attentions"}
 
 
 def make_attention(slot: PackingSlot) -> Callable[..., tuple[Tensor, None]]:
@@ -33,14 +34,19 @@ def make_attention(slot: PackingSlot) -> Callable[..., tuple[Tensor, None]]:
         sliding_window: int | None = None,
         softcap: float | None = None,
         s_aux: Tensor | None = None,
+        is_causal: bool | None = None,
         **extras: Any,
     ) -> tuple[Tensor, None]:
         """query `[1, H, N, d]`, key and value `[1, G, N, d]` -> `[1, N, H, d]`; attention in `H / G` groups."""
         if slot.packing is None:
             raise RuntimeError("packed attention was called outside a packed pass")
         unknown = {name for name, given in extras.items() if given is not None} - _KNOWN_EXTRAS
-        if unknown or attention_mask is not None:
-            raise ValueError(f"this model asks attention for more than packing can give: {sorted(unknown) or 'a mask'}")
+        if attention_mask is not None:
+            unknown.add("a mask")
+        if is_causal is False:
+            unknown.add("is_causal=False")
+        if unknown:
+            raise ValueError(f"this model asks attention for more than packing can give: {', '.join(sorted(unknown))}")
         scale = module.scaling if scaling is None and hasattr(module, "scaling") else scaling
         out = packed_attention(
             query, key, value, slot.packing, scale=scale, window=sliding_window, softcap=softcap, sinks=s_aux

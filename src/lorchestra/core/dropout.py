@@ -45,7 +45,7 @@ def keep_mask(keys_N: Tensor, module_seed: int, width: int, rate: float) -> Tens
     offsets = torch.arange(1, lanes + 1, dtype=torch.int64, device=keys_N.device) * _signed(_GAMMA)
     bits = _mix(keys_N + _signed(mix_64(module_seed)))[:, None] + offsets
     draws = _mix(bits).view(torch.int16)[:, :width]
-    return draws >= round(rate * 65536) - 32768
+    return draws >= min(round(rate * 65536), 65535) - 32768  # 65536 would wrap around to "drop nothing"
 
 
 def _mix(value: Tensor) -> Tensor:

@@ -103,44 +103,69 @@ class PackedBatch:
     scoring: Scoring
 
 
-def plan_micro_batches(items: Sequence[Item], token_budget: int) -> list[list[Item]]:
+def common_prefix(rows: Sequence[EncodedExample]) -> int:
+    """How many first tokens all rows share; each keeps at least the last token of its prefix for itself."""
+    if not rows:
+        return 0
+    first, last = min(row.prefix for row in rows), max(row.prefix for row in rows)
+    shared = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    return min(shared, min(len(row.prefix) for row in rows) - 1)
+
+
+def plan_micro_batches(items: Sequence[Item], token_budget: int, shared: int = 0) -> list[list[Item]]:
     """Cut items, sorted by member (a stable sort), into micro-batches of at most `token_budget` tokens.
 
-    A row longer than the budget gets a micro-batch of its own: the longest row sets the least.
+    A row longer than the budget gets a micro-batch of its own: the longest row sets the least. `shared` first tokens of
+    every row count once a member and micro-batch (see `pack`).
     """
     batches: list[list[Item]] = []
     room = 0
     for item in sorted(items, key=lambda item: item.member):
-        size = item.example.num_tokens
+        own = item.example.num_tokens - shared
+        size = own if batches and batches[-1][-1].member == item.member else own + shared
         if not batches or size > room:
             batches.append([])
-            room = token_budget
+            room, size = token_budget, own + shared
         batches[-1].append(item)
         room -= size
     return batches
 
 
-def pack(items: Sequence[Item], device: torch.device | str = "cpu") -> PackedBatch:
+def pack(items: Sequence[Item], device: torch.device | str = "cpu", shared: int = 0) -> PackedBatch:
     """Flatten items, sorted by member, onto one token axis.
 
+    Args:
+        items: the rows of one micro-batch.
+        device: where the index tensors go.
+        shared: number of first tokens that all rows have in common (`common_prefix`); each member computes them once,
+            as a segment that its rows have as context.
+
     Raises:
-        ValueError: no items, or items not sorted by member.
+        ValueError: no items, items not sorted by member, or a shared prefix together with dropout (whose masks are a
+            row's own).
     """
     if not items:
         raise ValueError("cannot pack an empty list of items")
     if any(a.member > b.member for a, b in itertools.pairwise(items)):
         raise ValueError("items must be sorted by member: a member's tokens are one contiguous span")
+    if shared and any(item.dropout_seed is not None for item in items):
+        raise ValueError("rows under dropout cannot share a prefix: every row has masks of its own")
     ids: list[int] = []
     positions: list[int] = []
     segments: list[Segment] = []
     spans: list[Span] = []
     choice_starts: list[list[int]] = []
     prefix_ends: list[int] = []
+    context: tuple[int, ...] = ()
     for item in items:
         start = len(ids)
-        starts = _append_row(item.example, ids, positions, segments)
-        prefix_ends.append(start + len(item.example.prefix) - 1)
-        choice_starts.append(starts)
+        if shared and not (spans and spans[-1].member == item.member):
+            context = (len(segments),)
+            ids.extend(item.example.prefix[:shared])
+            positions.extend(range(shared))
+            segments.append(Segment(start, len(ids)))
+        prefix_ends.append(len(ids) + len(item.example.prefix) - shared - 1)
+        choice_starts.append(_append_row(item.example, ids, positions, segments, context))
         if spans and spans[-1].member == item.member:
             spans[-1] = Span(item.member, spans[-1].start, len(ids))
         else:
@@ -155,22 +180,30 @@ def pack(items: Sequence[Item], device: torch.device | str = "cpu") -> PackedBat
     return PackedBatch(tuple(items), packing, _scoring(items, prefix_ends, choice_starts, device))
 
 
-def _append_row(example: EncodedExample, ids: list[int], positions: list[int], segments: list[Segment]) -> list[int]:
-    """Append one row's tokens and segments; return, per choice, the packed position after its first fed token.
+def _append_row(
+    example: EncodedExample,
+    ids: list[int],
+    positions: list[int],
+    segments: list[Segment],
+    context: tuple[int, ...],
+) -> list[int]:
+    """Append one row's own tokens and segments; return, per choice, the packed position of its first fed token.
 
-    A choice's last token is only predicted, never fed, so a choice of one token adds nothing.
+    A choice's last token is only predicted, never fed, so a choice of one token adds nothing. `context` is the segment
+    of the first tokens shared with other rows, if any.
     """
-    prefix_index = len(segments)
+    shared = segments[context[0]].stop - segments[context[0]].start if context else 0
     start = len(ids)
-    ids.extend(example.prefix)
-    positions.extend(range(len(example.prefix)))
-    segments.append(Segment(start, len(ids)))
+    ids.extend(example.prefix[shared:])
+    positions.extend(range(shared, len(example.prefix)))
+    segments.append(Segment(start, len(ids), context))
+    seen = (*context, len(segments) - 1)
     starts = []
     for choice in example.choices:
         starts.append(len(ids))
         fed = choice[:-1]
         if fed:
-            segments.append(Segment(len(ids), len(ids) + len(fed), (prefix_index,)))
+            segments.append(Segment(len(ids), len(ids) + len(fed), seen))
             ids.extend(fed)
             positions.extend(range(len(example.prefix), len(example.prefix) + len(fed)))
     return starts

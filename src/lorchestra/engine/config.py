@@ -87,13 +87,13 @@ def check_training(config: TrainConfig, regularize: RegularizeConfig) -> None:
     """
     positive = {"epochs": config.epochs, "batch_size": config.batch_size, "lr": config.lr}
     for name, value in positive.items():
-        if not value > 0:
-            raise ConfigError(f"train.{name}: {value} is not above 0")
+        if not 0 < value < math.inf:
+            raise ConfigError(f"train.{name}: {value} is not a finite number above 0")
     if not 0 <= config.warmup < 1:
         raise ConfigError(f"train.warmup: {config.warmup} is not in [0, 1)")
     for name, value in {"patience": config.patience, "clip_norm": config.clip_norm}.items():
-        if value < 0:
-            raise ConfigError(f"train.{name}: {value} is below 0")
+        if not 0 <= value < math.inf:
+            raise ConfigError(f"train.{name}: {value} is not a finite number from 0 up")
     for name, value in {"weight_decay_b": regularize.weight_decay_b, "kl_beta": regularize.kl_beta}.items():
         if not 0 <= value < math.inf:
             raise ConfigError(f"regularize.{name}: {value} is not a finite number from 0 up")

@@ -9,11 +9,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lorchestra.core.packing import BASE, Item, pack, plan_micro_batches
+from lorchestra.core.packing import BASE, Item, common_prefix, pack, plan_micro_batches
 from lorchestra.core.seeding import derive_seed
 from lorchestra.engine.trunk import TrunkCache
 from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.types import EncodedExample
+
+_LEAST_SHARED = 16
+"""Common first tokens from which sharing them is worth the shorter attention segments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +57,16 @@ def predict_rows(
         float64 `[len(passes), E, C]`, -inf past a row's number of choices.
     """
     num_choices = max((len(row.choices) for row in rows), default=0)
+    by_trunk = model.trunk_layers > 0 and any(p.member != BASE for p in passes)
+    shared = 0 if by_trunk or any(p.dropout_seed is not None for p in passes) else common_prefix(rows)
+    shared = shared if shared >= _LEAST_SHARED else 0
     log_probs = np.full((len(passes), len(rows), num_choices), -np.inf)
     place = {row.row: e for e, row in enumerate(rows)}
-    shared = model.trunk_layers > 0 and any(p.member != BASE for p in passes)
     done = 0
-    for group in plan_micro_batches([Item(BASE, row) for row in rows], token_budget):
+    for group in plan_micro_batches([Item(BASE, row) for row in rows], token_budget, shared):
         examples = [item.example for item in group]
         cache = trunk
-        if cache is None and shared:
+        if cache is None and by_trunk:
             cache = TrunkCache(model, examples, token_budget)
         wanted = [
             (index, Item(p.member, row, None if p.dropout_seed is None else derive_seed(p.dropout_seed, row.row)))
@@ -69,8 +74,8 @@ def predict_rows(
             for row in examples
         ]
         pass_of = {id(item): index for index, item in wanted}
-        for items in plan_micro_batches([item for _, item in wanted], token_budget):
-            batch = pack(items, model.device)
+        for items in plan_micro_batches([item for _, item in wanted], token_budget, shared):
+            batch = pack(items, model.device, shared)
             found = model.log_probs(batch, cache.gather(batch) if cache is not None else None).double().cpu().numpy()
             for b, item in enumerate(items):
                 log_probs[pass_of[id(item)], place[item.example.row], : found.shape[1]] = found[b]

@@ -101,7 +101,8 @@ class Trainer:
             model.bank.values, model.bank.is_B, [regularize.weight_decay_b] * model.num_members
         )
         self.best = model.bank.values.clone()
-        self.state = TrainState(members=[MemberState() for _ in range(model.num_members)])
+        num_members = model.num_members
+        self.state = TrainState(members=[MemberState() for _ in range(num_members)], num_updates=[0] * num_members)
         self._trunks: tuple[TrunkCache | None, TrunkCache | None] = (None, None)
         self._base_log_probs: Tensor | None = None
         model.slot.checkpointing = config.gradient_checkpointing
@@ -232,8 +233,7 @@ class Trainer:
         log_probs = self.model.log_probs(batch, None if trunk is None else trunk.gather(batch))
         device = log_probs.device
         answers = torch.tensor([item.example.answer for item in batch.items], device=device)
-        share = torch.tensor([weights[item.member, item.example.row] for item in batch.items], device=device)
-        share = share.to(log_probs.dtype)
+        share = log_probs.new_tensor([weights[item.member, item.example.row] for item in batch.items])
         terms = {"loss": cross_entropy(log_probs, answers) * share}
         if self._base_log_probs is not None:
             base = self._base_log_probs[[item.example.row for item in batch.items], : log_probs.shape[1]]

@@ -37,6 +37,8 @@ class PassSlot(PackingSlot):
     """`[U]`: vocabulary rows that the head computes; None for all."""
     checkpointing: bool = False
     """Recompute each layer in the backward pass."""
+    as_tuple: bool = False
+    """Whether this architecture's layers hand their output on in a tuple, as seen in the last layer that ran."""
 
 
 def text_config(model: nn.Module) -> Any:
@@ -68,14 +70,11 @@ def gate_layers(layers: nn.ModuleList, slot: PassSlot) -> None:
 
 
 def _gated(original: Callable[..., Any], index: int, slot: PassSlot) -> Callable[..., Any]:
-    returns_tuple = False
-
     def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        nonlocal returns_tuple
         if slot.last_layer == index:
             slot.captured = hidden_states
         if index < slot.first_layer or (slot.last_layer is not None and index >= slot.last_layer):
-            return (hidden_states,) if returns_tuple else hidden_states
+            return (hidden_states,) if slot.as_tuple else hidden_states
         if slot.hidden is not None and index == slot.first_layer:
             hidden_states = slot.hidden
         if slot.checkpointing:
@@ -84,7 +83,7 @@ def _gated(original: Callable[..., Any], index: int, slot: PassSlot) -> Callable
             )
         else:
             run = original(hidden_states, *args, **kwargs)
-        returns_tuple = isinstance(run, tuple)
+        slot.as_tuple = isinstance(run, tuple)
         return run
 
     return forward
