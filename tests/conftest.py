@@ -1,1 +1,124 @@
-"""Fixtures shared by all tests."""
+"""Fixtures shared by all tests: a tiny base on disk, task files, and configurations of runs that take a second."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from lorchestra.data.config import DataConfig
+from lorchestra.engine.config import EvaluateConfig, RegularizeConfig, RunConfig, TrainConfig
+from lorchestra.models.config import AdaptConfig, BaseConfig
+
+_WORDS = ("the", "a", "film", "play", "song", "was", "is", "very", "rather", "good", "bad", "fine", "dull", "long")
+
+
+@pytest.fixture(scope="session")
+def make_base(tmp_path_factory):
+    """Saves a tiny random Llama with a byte-level tokenizer as transformers does; returns its directory."""
+
+    def build(seed=0):
+        directory = tmp_path_factory.mktemp(f"base{seed}") / "tiny"
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=330,
+            special_tokens=["<s>", "</s>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(
+            ["Question: Text: Label: Answer: yes no", " ".join(_WORDS), " A B C D\nA. x"] * 5, trainer
+        )
+        fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+        config = transformers.LlamaConfig(
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            vocab_size=len(fast),
+            max_position_embeddings=256,
+            bos_token_id=0,
+            eos_token_id=1,
+        )
+        model = transformers.LlamaForCausalLM(config)
+        source = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                noise = torch.randn(parameter.shape, generator=source)
+                parameter.copy_(1 + 0.1 * noise if "norm" in name else 0.15 * noise)
+        model.save_pretrained(directory)
+        fast.save_pretrained(directory)
+        return directory
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def tiny_base(make_base):
+    """The directory of one tiny base."""
+    return make_base(0)
+
+
+def sentences(number, seed=0):
+    """`(text, label)` pairs, all different; the label is whether "good" is among the words."""
+    draw = random.Random(seed)
+    found = {}
+    while len(found) < number:
+        words = draw.choices(_WORDS, k=draw.randint(4, 9))
+        found[" ".join(words)] = "yes" if "good" in words or "fine" in words else "no"
+    return list(found.items())
+
+
+@pytest.fixture
+def texts_csv(tmp_path):
+    """Writes a CSV of labelled sentences; returns its path."""
+
+    def build(name="reviews.csv", number=50, seed=0, columns=("text", "label")):
+        path = tmp_path / name
+        with path.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([columns, *sentences(number, seed)])
+        return path
+
+    return build
+
+
+@pytest.fixture
+def questions_jsonl(tmp_path):
+    """Writes questions with two to four choices; returns the path."""
+
+    def build(name="questions.jsonl", number=50, seed=0):
+        draw = random.Random(seed)
+        rows = []
+        for text, _ in sentences(number, seed):
+            choices = draw.sample(_WORDS, draw.randint(2, 4))
+            rows.append({"question": text, "choices": choices, "answer": draw.randrange(len(choices))})
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return path
+
+    return build
+
+
+@pytest.fixture
+def run_config(tiny_base):
+    """Builds the configuration of a run on the tiny base that takes about a second."""
+
+    def build(train_file, *, base=None, adapt=None, data=None, train=None, regularize=None, evaluate=None):
+        return RunConfig(
+            base=BaseConfig(name=str(base or tiny_base)),
+            adapt=AdaptConfig(**{"members": 3, "r": 2} | (adapt or {})),
+            data=DataConfig(train=str(train_file), **{"scoring": "text"} | (data or {})),
+            train=TrainConfig(**{"epochs": 2, "batch_size": 8, "lr": 0.01, "checkpoint_every_s": 0.0} | (train or {})),
+            regularize=RegularizeConfig(**(regularize or {})),
+            evaluate=EvaluateConfig(**{"few_shot": 2, "resamples": 50} | (evaluate or {})),
+        )
+
+    return build

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import types
 import typing
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
-from lorchestra.errors import ConfigError
+from lorchestra.errors import ConfigError, did_you_mean
 
 T = TypeVar("T")
 
@@ -69,9 +68,7 @@ def from_mapping(cls: type[T], mapping: Any, where: str, path: str = "") -> T:
     for key, value in mapping.items():
         full = f"{path}.{key}" if path else str(key)
         if key not in hints:
-            near = difflib.get_close_matches(str(key), hints, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(hints)}"
-            raise ConfigError(f"{where}: {full} is no setting; {hint}")
+            raise ConfigError(f"{where}: {full} is no setting; {did_you_mean(str(key), hints)}")
         values[key] = _convert(hints[key], value, where, full)
     return cls(**values)
 

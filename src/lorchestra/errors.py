@@ -3,6 +3,17 @@
 Every message names the file, line or field, the value found there, and what to do about it.
 """
 
+import difflib
+from collections.abc import Iterable
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the nearest known one as a question, and what is known at all."""
+    names = list(known)
+    near = difflib.get_close_matches(name[:100], names, n=1)
+    question = f"did you mean {near[0]!r}? " if near else ""
+    return f"{question}known here: {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}"
+
 
 class LorchestraError(Exception):
     """Base of all errors that a user can mend; the command line prints its text without a traceback.

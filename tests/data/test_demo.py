@@ -60,7 +60,7 @@ def test_demo_files_are_task_files_of_the_asked_sizes(tmp_path: Path) -> None:
         assert all(set(row) == {"id", "text"} for row in rows(path))
     # Nothing but the files is left: no temporary names.
     assert sorted(path.name for path in data.train.parent.iterdir()) == sorted(
-        ["SOURCE.md", "train.jsonl", "val.jsonl", "test.jsonl", *(f"ood_{name}.jsonl" for name in OOD_NAMES)]
+        ["SOURCE.md", *(f"headlines.{split}.jsonl" for split in splits), *(f"{name}.jsonl" for name in OOD_NAMES)]
     )
 
 

@@ -249,7 +249,10 @@ def test_token_budget_and_checkpointing_change_nothing_but_rounding(make_trainer
 def test_a_run_over_the_trunk_equals_one_over_the_whole_model(make_trainer, train):
     settings = {"depth": 3, "layers": "last:1", "dropout": 0.2, "regularize": {"kl_beta": 0.3}}
     cached = train(make_trainer(**settings))
-    assert {text for text, _, _ in cached.observer.phases} >= {"trunk of training rows", "trunk of validation rows"}
+    assert {text for text, _, _ in cached.observer.phases} >= {
+        "layers below, training rows",
+        "layers below, validation rows",
+    }
     whole = make_trainer(**settings)
     whole.model.trunk_layers = 0
     train(whole)

@@ -9,6 +9,12 @@ from typing import Literal
 
 from lorchestra.cli.arguments import parse
 
+_NEXT = """
+The same with your own texts and labels (a CSV with a header):
+  lorchestra train --data.train mine.csv --data.fields.text COLUMN --data.fields.label COLUMN --out runs/mine
+  lorchestra predict runs/mine --data new.csv --abstain-below 0.8
+The run is in {run}: adapters for PEFT, predictions, metrics.json and a picture."""
+
 
 @dataclass(frozen=True)
 class DemoArguments:
@@ -28,37 +34,25 @@ def run(arguments: Sequence[str]) -> int:
     """Run the command."""
     parsed = parse(DemoArguments, arguments, "demo")
 
-    from rich.console import Console
-
+    from lorchestra.cli.output import results
     from lorchestra.cli.train import train_and_show
     from lorchestra.experiments.demo import pick_examples, prepare_demo
     from lorchestra.store.run_dir import RunDir
 
     root, if_exists = _place(parsed.out)
     config, ood = prepare_demo(root, parsed.seed)
-    code = train_and_show(config, root, if_exists, ood=ood)
+    again = "lorchestra demo" if parsed.out == DemoArguments.out else f"lorchestra demo --out {parsed.out}"
+    code = train_and_show(config, root, if_exists, ood=ood, resume_with=again)
     if code == 130:
         return code
-    console = Console(width=None if Console().is_terminal else 100)
-    for example in pick_examples(RunDir(root), "train", ood[0].stem):
+    console = results()
+    console.print("\nThree of its answers to: is this headline satire?")
+    for example in pick_examples(RunDir(root), ood[0].stem):
         console.print(f"\n[bold]{example.title}[/bold]")
         console.print(f"  {example.text}", style="italic", highlight=False, markup=False)
-        probs = ", ".join(f"{name} {p:.2f}" for name, p in example.probs.items())
-        members = " ".join(f"{p:.2f}" for p in example.member_probs)
-        truth = "no headline at all" if example.truth is None else f"truth: {example.truth}"
-        console.print(f"  satire? {probs}; {truth}", highlight=False)
-        best = max(example.probs, key=example.probs.__getitem__)
-        console.print(
-            f"  the members' probability of {best!r}: {members}; mutual information {example.mutual_information:.3f} nats",
-            highlight=False,
-        )
-    console.print(
-        "\nThe same with your own texts and labels:\n"
-        "  lorchestra train --data.train mine.csv --data.fields.text COLUMN --data.fields.label COLUMN --out runs/mine\n"
-        "  lorchestra predict runs/mine --data new.csv --abstain-below 0.8",
-        highlight=False,
-        soft_wrap=True,
-    )
+        for line in example.lines():
+            console.print(f"  {line}", highlight=False)
+    console.print(_NEXT.format(run=root), highlight=False, soft_wrap=True)
     return code
 
 

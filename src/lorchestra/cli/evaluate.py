@@ -48,8 +48,7 @@ def evaluate_and_show(
     as_json: bool = False,
 ) -> None:
     """Evaluate a run with progress on stderr; print tables and a verdict, or JSON."""
-    from rich.console import Console
-
+    from lorchestra.cli.output import messages, results, speaker
     from lorchestra.cli.progress import RowProgress
     from lorchestra.experiments.evaluate import evaluate_run
     from lorchestra.experiments.load import load_run
@@ -57,19 +56,20 @@ def evaluate_and_show(
     from lorchestra.report.table import evaluation_table, ood_table, verdict
     from lorchestra.store.predictions import load_predictions
 
-    errors = Console(stderr=True)
+    errors = messages()
+    say = speaker(errors)
     with RowProgress(errors) as progress:
-        trained = load_run(root, lambda text: errors.print(text, highlight=False, markup=False))
+        trained = load_run(root, say)
         entry = evaluate_run(trained, data=data, split=split, ood=ood, progress=progress)
     name = f"{entry['task']}.{entry['split']}"
     if as_json:
         print(jsonlib.dumps(entry, ensure_ascii=False))
         return
-    console = Console(width=None if Console().is_terminal else 100)
+    console = results()
     console.print(evaluation_table(entry))
     if (table := ood_table(entry)) is not None:
         console.print(table)
     console.print(verdict(entry), highlight=False)
     picture = trained.run.root / f"reliability.{name}.png"
     reliability_figure(load_predictions(trained.run.predictions / f"{name}.safetensors"), picture)
-    errors.print(f"picture: {picture}", highlight=False, markup=False)
+    say(f"picture: {picture}")

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from lorchestra.errors import LorchestraError
+from lorchestra.errors import LorchestraError, did_you_mean
 
 COMMANDS = {
     "demo": "fine-tune, evaluate and use an ensemble on real data, end to end, in some minutes",
@@ -79,10 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(command: str, arguments: list[str]) -> int:
     if command not in COMMANDS:
-        import difflib
-
-        near = difflib.get_close_matches(command, COMMANDS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"commands: {', '.join(COMMANDS)}"
+        hint = did_you_mean(command, COMMANDS)
         print(f"error: {command!r} is no command; {hint} (lorchestra --help)", file=sys.stderr)
         return 2
     return int(importlib.import_module(f"lorchestra.cli.{command}").run(arguments))

@@ -38,15 +38,15 @@ def run(arguments: Sequence[str]) -> int:
     if threshold is not None and not 0 <= threshold <= 1:
         raise ConfigError(f"--abstain-below: {threshold} is not in [0, 1]")
 
-    from rich.console import Console
-
+    from lorchestra.cli.output import messages, speaker
     from lorchestra.cli.progress import RowProgress
     from lorchestra.experiments.load import load_run, prediction_rows
     from lorchestra.store.atomic import atomic_write_text
 
-    errors = Console(stderr=True)
+    errors = messages()
+    say = speaker(errors)
     with RowProgress(errors) as progress:
-        trained = load_run(parsed.run, lambda text: errors.print(text, highlight=False, markup=False))
+        trained = load_run(parsed.run, say)
         examples = trained.read(parsed.data, require_answer=False)
         found = trained.session.predict_members(
             examples, "predict", lambda done: progress("predicting", done, len(examples))
@@ -56,5 +56,5 @@ def run(arguments: Sequence[str]) -> int:
         sys.stdout.writelines(lines)
     else:
         atomic_write_text(parsed.out, "".join(lines))
-        errors.print(f"{len(lines)} rows: {parsed.out}", highlight=False, markup=False)
+        say(f"{len(lines)} rows: {parsed.out}")
     return 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import signal
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,35 +71,39 @@ def train_and_show(
     evaluate: bool = True,
     as_json: bool = False,
     ood: Sequence[str | Path] = (),
+    resume_with: str | None = None,
 ) -> int:
-    """Train with progress on stderr, evaluate, and print the table; returns the exit code."""
-    from rich.console import Console
+    """Train with progress on stderr, evaluate, and print the table; returns the exit code.
 
+    `resume_with` is the command that goes on with the run after an interruption, if it is not `train`.
+    """
     from lorchestra.cli.evaluate import evaluate_and_show
+    from lorchestra.cli.output import messages, speaker
     from lorchestra.cli.progress import TrainingProgress
     from lorchestra.engine.trainer import Interrupted
     from lorchestra.experiments.train import train_run
 
-    console = Console(stderr=True)
+    console = messages()
+    say = speaker(console)
     with TrainingProgress(console) as progress, GracefulStop(console) as stop:
         try:
             outcome = train_run(
                 config,
                 out,
                 if_exists=if_exists,
-                say=lambda text: console.print(text, highlight=False, markup=False),
+                say=say,
                 observe=progress.attach,
                 should_stop=stop,
             )
         except Interrupted:
-            print(f"stopped; go on with: lorchestra train --out {out} --if-exists resume", file=sys.stderr)
+            say(f"stopped; go on with: {resume_with or f'lorchestra train --out {out} --if-exists resume'}")
             return 130
     root = outcome.run.root
-    console.print(f"trained ensemble: {root}", highlight=False, markup=False)
+    say(f"trained ensemble: {root}")
     code = 0
     if outcome.failed_members:
         names = ", ".join(map(str, outcome.failed_members))
-        print(f"warning: member(s) {names} failed and are left out of the ensemble", file=sys.stderr)
+        say(f"warning: member(s) {names} failed and are left out of the ensemble")
         code = 1
     if evaluate:
         evaluate_and_show(root, ood=ood, as_json=as_json)

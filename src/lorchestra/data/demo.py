@@ -90,13 +90,16 @@ _OOD = {
     ),
 }
 
+_FILES = {split: f"headlines.{split}.jsonl" for split in ("train", "val", "test")}
+
 OOD_NAMES = tuple(_OOD)
 """The names of the sets unlike headlines."""
 
 
 def write_demo_data(directory: str | Path, sizes: DemoSizes | None = None, seed: int = 0) -> DemoData:
-    """Write `train.jsonl`, `val.jsonl`, `test.jsonl` (`{"id", "text", "label"}`, labels "no" and "yes") and
-    `ood_<name>.jsonl` (`{"id", "text"}`) into `directory`, which is made where it is missing.
+    """Write `headlines.train.jsonl`, `headlines.val.jsonl`, `headlines.test.jsonl` (`{"id", "text", "label"}`, labels
+    "no" and "yes") and `<name>.jsonl` (`{"id", "text"}`) of each set of OOD texts into `directory`, which is made where
+    it is missing.
 
     Rows are drawn by `seed` and by content: the splits are disjoint, and no text (case and spaces folded) is in
     two rows. An `id` names the row's set and line in the wheel. Each file appears whole or not at all.
@@ -117,16 +120,16 @@ def write_demo_data(directory: str | Path, sizes: DemoSizes | None = None, seed:
         )
     ends = (sizes.train, sizes.train + sizes.val, wanted)
     files = {
-        f"{name}.jsonl": rows[start:end]
+        _FILES[name]: rows[start:end]
         for name, start, end in zip(("train", "val", "test"), (0, *ends), ends, strict=False)
     }
     for name, source in _OOD.items():
         texts = _draw(_read(folder, source), seed)[: sizes.ood]
-        files[f"ood_{name}.jsonl"] = [{"id": row["id"], "text": row["text"]} for row in texts]
+        files[f"{name}.jsonl"] = [{"id": row["id"], "text": row["text"]} for row in texts]
     directory = Path(directory)
     _write_all(directory, files)
-    ood = {name: directory / f"ood_{name}.jsonl" for name in _OOD}
-    return DemoData(directory / "train.jsonl", directory / "val.jsonl", directory / "test.jsonl", ood)
+    ood = {name: directory / f"{name}.jsonl" for name in _OOD}
+    return DemoData(**{split: directory / file for split, file in _FILES.items()}, ood=ood)
 
 
 def _wheel_folder() -> Path:

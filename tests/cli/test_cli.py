@@ -1,0 +1,235 @@
+"""The command line: what goes where, exit codes, and no traceback whatever is wrong."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from lorchestra.cli import main as cli
+from lorchestra.config import to_yaml
+from lorchestra.engine import trainer
+
+
+@pytest.fixture
+def lorchestra(capsys):
+    """Runs a command in this process; returns exit code, stdout and stderr."""
+
+    def run(*arguments):
+        try:
+            code = cli.main([str(argument) for argument in arguments])
+        except SystemExit as stop:  # tyro's way of refusing arguments
+            code = stop.code
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def recipe(run_config, tmp_path):
+    """Writes a recipe for a run on the tiny base; returns its path."""
+
+    def build(train_file, **settings):
+        path = tmp_path / "recipe.yaml"
+        path.write_text(to_yaml(run_config(train_file, **settings)))
+        return path
+
+    return build
+
+
+@pytest.fixture
+def finished(lorchestra, recipe, texts_csv, tmp_path):
+    """A finished run."""
+    code, out, err = lorchestra("train", recipe(texts_csv()), "--out", tmp_path / "run", "--skip-evaluation")
+    assert code == 0, err
+    assert out == f"{tmp_path / 'run'}\n"
+    return tmp_path / "run"
+
+
+def test_train_evaluate_predict(lorchestra, recipe, texts_csv, tmp_path):
+    path = recipe(texts_csv(), train={"epochs": 1})
+    code, out, err = lorchestra("train", path, "--train.epochs", 3, "--out", tmp_path / "run")
+    assert code == 0, err
+    assert "ensemble" in out
+    assert "one LoRA (mean of 3)" in out
+    assert "epoch 3" in err
+    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["train"]["epochs"] == 3
+    assert (tmp_path / "run/reliability.reviews.test.png").read_bytes().startswith(b"\x89PNG")
+
+    far = texts_csv("far.csv", 8, seed=4)
+    code, out, _ = lorchestra("evaluate", tmp_path / "run", "--ood", far, "--json")
+    assert code == 0
+    assert json.loads(out)["ood"]["far"]["num_examples"] == {"in_dist": 5, "ood": 8}
+
+    code, out, _ = lorchestra("predict", tmp_path / "run", "--data", far, "--abstain-below", 0.6)
+    assert code == 0
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert len(rows) == 8
+    assert all(row["abstain"] == (row["confidence"] < 0.6) for row in rows)
+    assert all(len(row["member_probs"]) == 3 for row in rows)
+
+    code, out, err = lorchestra("predict", tmp_path / "run", "--data", far, "--out", tmp_path / "answers.jsonl")
+    assert (code, out) == (0, "")
+    assert "8 rows" in err
+    assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 8
+
+
+def test_columns_of_other_names(lorchestra, recipe, texts_csv, tmp_path):
+    path = recipe(texts_csv(columns=("review body", "stars")))
+    fields = ("--data.fields.text", "review body", "--data.fields.label", "stars")
+    code, _, err = lorchestra("train", path, *fields, "--out", tmp_path / "run", "--skip-evaluation")
+    assert code == 0, err
+
+
+def test_json_of_train_is_one_object_on_stdout(lorchestra, recipe, texts_csv, tmp_path):
+    code, out, _ = lorchestra("train", recipe(texts_csv()), "--out", tmp_path / "run", "--json")
+    assert code == 0
+    assert json.loads(out)["task"] == "reviews"
+
+
+BAD = {
+    "no command": (("trian",), "did you mean 'train'"),
+    "no rows": (("train", "--out", "OUT"), "data.train: no training rows; give a file with --data.train"),
+    "missing file": (("train", "--data.train", "none.csv", "--out", "OUT"), "none.csv: no such file"),
+    "missing recipe": (("train", "none.yaml", "--out", "OUT"), "none.yaml: cannot be read as a recipe"),
+    "decay": (
+        ("train", "--data.train", "x.csv", "--regularize.weight-decay-b", "1e4", "--out", "OUT"),
+        "must be below 1",
+    ),
+    "members": (("train", "--data.train", "x.csv", "--adapt.members", "0", "--out", "OUT"), "adapt.members: 0"),
+    "unknown option": (("train", "--data.trian", "x", "--out", "OUT"), "--data.train"),
+    "not a number": (("train", "--adapt.members", "five", "--out", "OUT"), "--adapt.members"),
+    "no out": (("train", "--data.train", "x.csv"), "--out"),
+    "no run": (("evaluate", "OUT"), "no such run directory"),
+    "no run to predict": (("predict", "OUT", "--data", "x.csv"), "no such run directory"),
+    "threshold": (("predict", "OUT", "--data", "x.csv", "--abstain-below", "1.5"), "--abstain-below: 1.5"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD.keys())
+def test_bad_input_ends_with_2_and_a_text_on_stderr(lorchestra, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = lorchestra(*arguments)
+    assert code == 2
+    assert message in err
+    assert out == ""
+    assert "Traceback" not in err
+    assert not (tmp_path / "OUT").exists()
+
+
+ROWS = {
+    "no JSON": ('{"question": "q", "choices": ["a", "b"], "answer": 0}\nnonsense\n', "rows.jsonl:2: no JSON"),
+    "one choice": ('{"question": "q", "choices": ["a"], "answer": 0}\n', "rows.jsonl:1: .*at least two"),
+    "answer out of range": ('{"question": "q", "choices": ["a", "b"], "answer": 2}\n', "rows.jsonl:1: .*0 to 1"),
+    "no answer": ('{"question": "q", "choices": ["a", "b"]}\n', "rows.jsonl:1: no column 'answer'"),
+    "same id": ('{"id": "x", "question": "q", "choices": ["a", "b"], "answer": 0}\n' * 2, "already that of line 1"),
+    "empty": ("", "rows.jsonl: the file has no rows"),
+    "too few": ('{"question": "q", "choices": ["a", "b"], "answer": 0}\n', "too few to hold out"),
+    "free text": ('{"prompt": "p", "completion": "c"}\n', "nothing generates text yet"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), ROWS.values(), ids=ROWS.keys())
+def test_bad_rows_are_named(lorchestra, tmp_path, text, message):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(text)
+    code, _, err = lorchestra("train", "--data.train", path, "--out", tmp_path / "run")
+    assert code == 2
+    assert re.search(message, err), err
+    assert not (tmp_path / "run").exists()
+
+
+def test_letters_that_are_no_single_tokens_are_refused_or_avoided(lorchestra, recipe, questions_jsonl, tmp_path):
+    """`auto` falls back to texts; letters asked for by name are an error, as with a base that splits them."""
+    path = recipe(questions_jsonl(), data={"scoring": "auto", "prompt": "{question} Answer:"})
+    code, _, err = lorchestra("train", path, "--out", tmp_path / "auto", "--skip-evaluation")
+    assert code == 0
+    assert "scoring answers by text: data.prompt has no {options}" in err
+    code, _, err = lorchestra("train", path, "--data.scoring", "letter", "--out", tmp_path / "letter")
+    assert code == 2
+    assert "data.prompt has no {options}" in err
+
+
+def test_an_existing_run_is_refused(lorchestra, recipe, texts_csv, finished):
+    code, _, err = lorchestra("train", recipe(texts_csv()), "--out", finished)
+    assert code == 2
+    assert "--if-exists resume" in err
+
+
+def test_a_failed_member_is_exit_code_1(lorchestra, recipe, texts_csv, tmp_path, monkeypatch):
+    def clip_gradients(grad, max_norms):
+        grad[1] = float("nan")
+        return original(grad, max_norms)
+
+    original = trainer.clip_gradients
+    monkeypatch.setattr(trainer, "clip_gradients", clip_gradients)
+    code, out, err = lorchestra("train", recipe(texts_csv()), "--out", tmp_path / "run")
+    assert code == 1
+    assert "member(s) 1 failed and are left out of the ensemble" in err
+    assert "one LoRA (mean of 2)" in out
+
+
+def test_an_internal_error_is_exit_code_3(lorchestra, monkeypatch):
+    def broken(arguments):
+        raise ZeroDivisionError("oh")
+
+    monkeypatch.setattr("lorchestra.cli.predict.run", broken)
+    code, _, err = lorchestra("predict")
+    assert code == 3
+    assert "internal error: ZeroDivisionError: oh" in err
+    with pytest.raises(ZeroDivisionError):
+        lorchestra("predict", "--debug")
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_cleanly_and_says_how_to_resume(recipe, texts_csv, tmp_path):
+    path = recipe(texts_csv(), train={"epochs": 200})
+    command = [sys.executable, "-m", "lorchestra", "train", str(path), "--out", str(tmp_path / "run")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    events = tmp_path / "run/events.jsonl"
+    deadline = time.monotonic() + 60
+    while (not events.exists() or not events.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert f"go on with: lorchestra train --out {tmp_path / 'run'} --if-exists resume" in err
+    assert out == ""
+    assert (tmp_path / "run/resume/latest.json").exists()
+
+
+def test_help_is_quick_and_needs_no_torch():
+    """The bound of 0.6 s is measured in `benchmarks/`; here, that the heavy packages are not imported."""
+    code = (
+        "import sys\n"
+        "from lorchestra.cli.main import main\n"
+        "main(['--help'])\n"
+        "try:\n"
+        "    main(['train', '--help'])\n"
+        "except SystemExit:\n"
+        "    pass\n"
+        "print('loaded', sorted({'torch', 'transformers', 'numpy', 'pyarrow'} & set(sys.modules)))\n"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.endswith("loaded []\n")
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_each_command_explains_itself(lorchestra, command):
+    code, out, _ = lorchestra(command, "--help")
+    assert code == 0
+    assert f"usage: lorchestra {command}" in out
+
+
+def test_version_and_plain_call(lorchestra):
+    assert lorchestra("--version")[1].startswith("lorchestra 0.")
+    code, out, _ = lorchestra()
+    assert code == 2
+    assert "commands:" in out

@@ -1,0 +1,49 @@
+"""SIGKILL at random moments: a resumed run ends with the bytes of one that was never killed."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import time
+
+import pytest
+
+from lorchestra.config import to_yaml
+from lorchestra.experiments.train import train_run
+from lorchestra.store.atomic import atomic_write_text
+
+
+@pytest.mark.slow
+def test_kill_9_over_and_over_ends_with_the_same_bytes(run_config, texts_csv, tmp_path):
+    """A checkpoint after every step, so that many kills fall into saving; the moments are drawn, a dozen in all."""
+    config = run_config(texts_csv(), adapt={"dropout": 0.1}, train={"epochs": 12})
+    whole = train_run(config, tmp_path / "whole").run.root
+    recipe, root, draw = tmp_path / "recipe.yaml", tmp_path / "run", random.Random(5)
+    atomic_write_text(recipe, to_yaml(config))
+    command = [sys.executable, "-m", "lorchestra", "train", str(recipe), "--out", str(root), "--skip-evaluation"]
+    command += ["--if-exists", "resume"]
+    kills = 0
+    for _ in range(40):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        before = size(root)
+        deadline = time.monotonic() + 60
+        # Killed a random time after it first got on, whatever it was doing then; the last ones are left to finish.
+        while process.poll() is None and size(root) == before and time.monotonic() < deadline:
+            time.sleep(0.005)
+        if kills < 6:
+            time.sleep(draw.uniform(0, 0.15))
+            process.kill()
+        _, errors = process.communicate(timeout=120)
+        if process.returncode == 0:
+            break
+        assert process.returncode == -9, errors.decode()
+        kills += 1
+    assert kills >= 4
+    names = [f"members/member_{m:02d}/adapter_model.safetensors" for m in range(3)]
+    assert [(root / name).read_bytes() for name in names] == [(whole / name).read_bytes() for name in names]
+
+
+def size(root):
+    events = root / "events.jsonl"
+    return events.stat().st_size if events.exists() else 0

@@ -1,0 +1,297 @@
+"""Whole trainings: the run directory, exact resume, failures, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import math
+
+import pytest
+import safetensors.torch
+import torch
+import transformers
+
+import lorchestra.engine.checkpoint
+import lorchestra.engine.trainer
+from lorchestra.config import read_recipe
+from lorchestra.engine.config import RunConfig
+from lorchestra.engine.trainer import Interrupted
+from lorchestra.errors import CheckpointError, ConfigError, DataError, TrainingError
+from lorchestra.experiments.load import load_run
+from lorchestra.experiments.train import train_run
+from lorchestra.store.run_dir import read_ensemble
+
+
+def adapters(root):
+    """The bytes of all members' weights."""
+    files = sorted((root / "members").glob("member_*/adapter_model.safetensors"))
+    return [file.read_bytes() for file in files]
+
+
+class StopAfter:
+    """Asks a run to stop once it was asked `number` times whether to."""
+
+    def __init__(self, number):
+        self.left = number
+
+    def __call__(self):
+        self.left -= 1
+        return self.left < 0
+
+
+def test_the_run_directory_holds_the_contract(run_config, texts_csv, tmp_path):
+    root = train_run(run_config(texts_csv()), tmp_path / "run").run.root
+    record = json.loads((root / "ensemble.json").read_text())
+    assert record["format_version"] == 1
+    assert record["num_members"] == 3
+    assert record["labels"] == ["no", "yes"]
+    assert record["task"] == "reviews"
+    assert [member["state"] for member in record["members"]] == ["finished"] * 3
+    assert len({member["seed"] for member in record["members"]}) == 3
+    assert len(set(adapters(root))) == 3
+    splits = json.loads((root / "splits.json").read_text())
+    ids = [name for split in splits.values() for name in split["ids"]]
+    assert len(ids) == len(set(ids)) == 50
+    assert {split: len(values["ids"]) for split, values in splits.items()} == {"train": 40, "val": 5, "test": 5}
+    events = [json.loads(line) for line in (root / "events.jsonl").read_text().splitlines()]
+    assert [e["step"] for e in events if e["event"] == "step"] == list(range(1, 11))
+    assert [e["epoch"] for e in events if e["event"] == "evaluation"] == [1, 2]
+    assert events[-1]["event"] == "finished"
+    assert record["cost"]["tokens"] == sum(e["tokens"] for e in events if e["event"] == "step")
+    assert record["cost"]["base_passes"] == pytest.approx(3 * 2)
+    assert not list(root.rglob(".*.tmp"))
+
+
+def test_the_saved_configuration_is_resolved_and_repeats_the_run(run_config, texts_csv, tmp_path):
+    config = run_config(texts_csv(), data={"scoring": "auto"})
+    first = train_run(config, tmp_path / "first").run
+    saved = read_recipe(first.config, RunConfig)
+    assert saved.data.scoring in ("letter", "text")
+    assert saved.train.token_budget == 800
+    assert saved.base.threads == torch.get_num_threads()
+    second = train_run(saved, tmp_path / "second").run
+    assert adapters(first.root) == adapters(second.root)
+
+
+@pytest.mark.parametrize("layers", ["all", "last:1"])
+def test_peft_reproduces_each_members_logits(run_config, texts_csv, tiny_base, tmp_path, layers):
+    """Loaded by PEFT alone, onto a base loaded by transformers alone."""
+    from peft import PeftModel
+
+    adapt = {"layers": layers, "target_modules": ("q_proj", "v_proj", "down_proj")}
+    root = train_run(run_config(texts_csv(), adapt=adapt), tmp_path / "run").run.root
+    trained = load_run(root)
+    examples = trained.read(texts_csv("new.csv", 6, seed=9), require_answer=False)
+    found = trained.session.predict_members(examples, "new").log_probs_MEC
+    encoded = trained.session.encode(examples).rows
+    for m in range(3):
+        base = transformers.AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
+        peft = PeftModel.from_pretrained(base, str(root / f"members/member_{m:02d}")).eval()
+        for e, row in enumerate(encoded):
+            scores = []
+            for choice in row.choices:
+                with torch.no_grad():
+                    logits = peft(input_ids=torch.tensor([row.prefix + choice])).logits[0].log_softmax(dim=-1)
+                places = range(len(row.prefix) - 1, len(row.prefix) + len(choice) - 1)
+                scores.append(sum(logits[p, t] for p, t in zip(places, choice, strict=True)))
+            expected = torch.stack(scores).log_softmax(dim=0)
+            torch.testing.assert_close(torch.tensor(found[m, e]).float(), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"adapt": {"layers": "last:1", "dropout": 0.2}, "regularize": {"kl_beta": 0.5, "weight_decay_b": 5.0}},
+        {"train": {"token_budget": 60, "patience": 1, "epochs": 3}, "data": {"class_weights": True}},
+    ],
+    ids=["plain", "trunk, dropout, KL, decay", "budget, early stop, weights"],
+)
+def test_a_run_interrupted_over_and_over_ends_with_the_same_bytes(run_config, texts_csv, tmp_path, settings):
+    config = run_config(texts_csv(), **settings)
+    whole = train_run(config, tmp_path / "whole").run.root
+    root = tmp_path / "pieces"
+    stops = 0
+    for asked in (0, 3, 2, 7, 1, 5, 10_000):
+        try:
+            train_run(config, root, if_exists="resume" if stops else "fail", should_stop=StopAfter(asked))
+        except Interrupted:
+            stops += 1
+        else:
+            break
+    assert stops >= 3
+    assert adapters(root) == adapters(whole)
+    steps = [[json.loads(line) for line in (r / "events.jsonl").read_text().splitlines()] for r in (whole, root)]
+    plain = [[(e["step"], e["loss"]) for e in events if e["event"] == "step"] for events in steps]
+    assert plain[0] == plain[1]  # nothing is logged twice
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before_in_force(
+    run_config, texts_csv, tmp_path, monkeypatch
+):
+    """The disk fills up in the fourth checkpoint; with room again, the run goes on and ends with the same bytes."""
+    config = run_config(texts_csv())
+    whole = train_run(config, tmp_path / "whole").run.root
+    original, saves = lorchestra.engine.checkpoint.save_file, []
+
+    def save_file(tensors, path):
+        saves.append(path)
+        if len(saves) == 4:
+            path.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(tensors, path)
+
+    monkeypatch.setattr(lorchestra.engine.checkpoint, "save_file", save_file)
+    root = tmp_path / "run"
+    with pytest.raises(CheckpointError, match=r"disk is full.*Free some space"):
+        train_run(config, root)
+    assert not list(root.rglob(".*.tmp"))
+    said = []
+    train_run(config, root, if_exists="resume", say=said.append)
+    assert any("after step 3 of 10" in text for text in said)
+    assert adapters(root) == adapters(whole)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "missing", "record"])
+def test_a_damaged_checkpoint_is_refused(run_config, texts_csv, tmp_path, damage):
+    config, root = run_config(texts_csv()), tmp_path / "run"
+    with pytest.raises(Interrupted):
+        train_run(config, root, should_stop=StopAfter(4))
+    (state,) = (root / "resume").glob("state-*.safetensors")
+    data = bytearray(state.read_bytes())
+    if damage == "truncated":
+        state.write_bytes(data[:-1])
+    elif damage == "flipped":
+        data[-5] ^= 1
+        state.write_bytes(data)
+    elif damage == "missing":
+        state.unlink()
+    else:
+        latest = root / "resume/latest.json"
+        latest.write_text(latest.read_text().replace('"step": 4', '"step": 5'))
+    with pytest.raises(CheckpointError, match=r"checksum.*start it again with --if-exists new"):
+        train_run(config, root, if_exists="resume")
+
+
+def test_an_existing_run_is_never_overwritten(run_config, texts_csv, tmp_path):
+    config, root = run_config(texts_csv()), tmp_path / "run"
+    train_run(config, root)
+    before = adapters(root)
+    with pytest.raises(CheckpointError, match="--if-exists"):
+        train_run(config, root)
+    outcome = train_run(config, root, if_exists="new")
+    assert outcome.run.root == tmp_path / "run-2"
+    said = []
+    assert train_run(config, root, if_exists="resume", say=said.append).run.root == root
+    assert "finished already" in said[-1]
+    assert adapters(root) == before
+
+
+def test_a_directory_that_is_no_run_is_left_alone(run_config, texts_csv, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.txt").write_text("keep me")
+    for if_exists in ("fail", "resume"):
+        with pytest.raises(CheckpointError, match="not a run directory"):
+            train_run(run_config(texts_csv()), tmp_path / "mine", if_exists=if_exists)
+    assert [file.name for file in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+
+
+def test_a_resumed_run_keeps_its_settings(run_config, texts_csv, tmp_path):
+    config, root = run_config(texts_csv()), tmp_path / "run"
+    with pytest.raises(Interrupted):
+        train_run(config, root, should_stop=StopAfter(4))
+    other = dataclasses.replace(config, train=dataclasses.replace(config.train, lr=0.02))
+    with pytest.raises(ConfigError, match=r"train\.lr: the run in .* has 0\.01, not 0\.02"):
+        train_run(other, root, if_exists="resume")
+
+
+def test_changed_rows_are_not_resumed_on(run_config, texts_csv, tmp_path):
+    path = texts_csv()
+    config, root = run_config(path), tmp_path / "run"
+    with pytest.raises(Interrupted):
+        train_run(config, root, should_stop=StopAfter(4))
+    path.write_text(path.read_text() + "one more film,yes\n")
+    with pytest.raises(DataError, match="have changed since"):
+        train_run(config, root, if_exists="resume")
+
+
+def poison(monkeypatch, member, step):
+    """Makes one member's gradient NaN in one step."""
+    original = lorchestra.engine.trainer.clip_gradients
+    calls = []
+
+    def clip_gradients(grad, max_norms):
+        calls.append(0)
+        if len(calls) == step:
+            grad[member] = math.nan
+        return original(grad, max_norms)
+
+    monkeypatch.setattr(lorchestra.engine.trainer, "clip_gradients", clip_gradients)
+
+
+def test_a_failed_member_is_left_out_of_the_ensemble(run_config, texts_csv, tmp_path, monkeypatch):
+    whole = train_run(run_config(texts_csv()), tmp_path / "whole").run.root
+    poison(monkeypatch, member=1, step=4)
+    outcome = train_run(run_config(texts_csv()), tmp_path / "run")
+    assert outcome.failed_members == (1,)
+    root = outcome.run.root
+    states = [member["state"] for member in read_ensemble(root)[1]["members"]]
+    assert states == ["finished", "failed", "finished"]
+    events = [json.loads(line) for line in (root / "events.jsonl").read_text().splitlines()]
+    (failure,) = [e for e in events if e["event"] == "member_failed"]
+    assert (failure["member"], failure["step"]) == (1, 4)
+    trained = load_run(root)
+    assert trained.members == (0, 2)
+    assert trained.session.model.num_members == 2
+    for m in (0, 2):  # packing without member 1 changes rounding, nothing else
+        ours, theirs = (
+            safetensors.torch.load_file(r / f"members/member_{m:02d}/adapter_model.safetensors") for r in (root, whole)
+        )
+        for name, tensor in ours.items():
+            torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=2e-4)
+
+
+def test_a_run_whose_members_all_fail_ends_in_an_error(run_config, texts_csv, tmp_path, monkeypatch):
+    poison(monkeypatch, member=slice(None), step=3)
+    with pytest.raises(TrainingError, match=r"every member failed.*smaller train\.lr") as caught:
+        train_run(run_config(texts_csv()), tmp_path / "run")
+    assert caught.value.exit_code == 1
+
+
+def test_questions_with_their_own_choices(run_config, questions_jsonl, tmp_path):
+    config = run_config(questions_jsonl(), data={"scoring": "letter"})
+    record = read_ensemble(train_run(config, tmp_path / "run").run.root)[1]
+    assert record["labels"] is None
+    assert record["scoring"] == "letter"
+    assert "{options}" in record["prompt_template"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"adapt": {"members": 0}}, r"adapt\.members: 0"),
+        ({"adapt": {"target_modules": ("q_porj",)}}, r"did you mean 'q_proj'"),
+        ({"adapt": {"layers": "last:9"}}, r"adapt\.layers: 'last:9' is out of range; the base has 3 layers"),
+        ({"regularize": {"weight_decay_b": 100.0}}, r"must be below 1"),
+        ({"train": {"token_budget": 5}}, r"train\.token_budget: 5 is below the longest row"),
+        ({"data": {"max_length": 300}}, r"data\.max_length: 300 is more than the 256 tokens"),
+        ({"data": {"prompt": "{qestion}"}}, r"did you mean \{question\}"),
+    ],
+)
+def test_bad_settings_leave_no_directory(run_config, texts_csv, tmp_path, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        train_run(run_config(texts_csv(), **settings), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_row_longer_than_the_context_is_named_and_can_be_dropped_or_cut(run_config, texts_csv, tmp_path):
+    path = texts_csv()
+    path.write_text(path.read_text() + "long " * 300 + "film,yes\n")
+    with pytest.raises(DataError, match=r"reviews\.csv:52: the row has \d+ tokens.*drop.*truncate"):
+        train_run(run_config(path), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    for how in ("drop", "truncate"):
+        said = []
+        train_run(run_config(path, data={"too_long": how}), tmp_path / how, say=said.append)
+        assert any("reviews.csv:52" in text for text in said)
