@@ -13,7 +13,7 @@ import argparse
 import json
 import os
 import platform
-import resource
+import re
 import statistics
 import subprocess
 import sys
@@ -28,6 +28,7 @@ from peft import LoraConfig, get_peft_model
 from lorchestra.core.packing import Item
 from lorchestra.engine.config import RegularizeConfig, TrainConfig
 from lorchestra.engine.trainer import Trainer, TrainingRows
+from lorchestra.experiments.build import peak_bytes as process_peak_bytes
 from lorchestra.models.config import AdaptConfig, BaseConfig
 from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.models.sources import load_base
@@ -74,25 +75,16 @@ def make_rows(count: int, mean: int, vocab_size: int) -> list[EncodedExample]:
 class PeftRuns:
     """Five ordinary PEFT runs on one base object; each step trains every member once, one after the other."""
 
-    def __init__(self, trainer: Trainer, head: str, sort: bool) -> None:
-        self.trainer, self.head, self.sort = trainer, head, sort
+    def __init__(self, initial: list[list[torch.Tensor]], head: str) -> None:
+        self.head = head
         config = LoraConfig(r=8, lora_alpha=32, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
         self.model = get_peft_model(load_base(BaseConfig()).model, config)
         self.adapters = [p for p in self.model.parameters() if p.requires_grad]
-        self.step = 0
-        self.members = []
-        for m in range(MEMBERS):
-            values = self._initial(m)
-            self._put(values)
-            self.members.append(
-                {"values": values, "optimizer": torch.optim.AdamW(self.adapters, lr=LR, weight_decay=0.0)}
-            )
+        self.members = [
+            {"values": values, "optimizer": torch.optim.AdamW(self.adapters, lr=LR, weight_decay=0.0)}
+            for values in initial
+        ]
         self.loss: list[float | None] = []
-
-    def _initial(self, m: int) -> list[torch.Tensor]:
-        bank = self.trainer.model.bank
-        pairs = [bank.view(bank.values[m], piece, which).clone() for piece in bank.slices for which in "AB"]
-        return [pair.detach() for pair in pairs]
 
     def _put(self, values: list[torch.Tensor]) -> None:
         with torch.no_grad():
@@ -112,7 +104,6 @@ class PeftRuns:
             member["optimizer"].zero_grad()
             member["values"] = [p.detach().clone() for p in self.adapters]
             self.loss.append(loss.item())
-        self.step += 1
 
     def _forward(self, rows: list[EncodedExample]) -> torch.Tensor:
         width = max(len(row.prefix) for row in rows)
@@ -138,8 +129,21 @@ def make_trainer(layers: str, rows: list[EncodedExample], token_budget: int, thr
     return trainer
 
 
+def same_start(
+    rows: list[EncodedExample], token_budget: int, steps: int, members: int
+) -> tuple[list[list[torch.Tensor]], list[list[Item]]]:
+    """The members' first adapters and the rows of each step, as lorchestra has them; its model is dropped again."""
+    trainer = make_trainer("all", rows, token_budget)
+    bank = trainer.model.bank
+    initial = [
+        [bank.view(bank.values[m], piece, which).detach().clone() for piece in bank.slices for which in "AB"]
+        for m in range(members)
+    ]
+    return initial, [trainer.step_items(step) for step in range(steps)]
+
+
 def sorted_items(items: list[Item], rows: list[EncodedExample]) -> list[Item]:
-    """Batches of like lengths: each member's rows are taken from a neighborhood in length, as many tokens on average."""
+    """Batches of like lengths: each member's rows are neighbors in length, with as many tokens on average."""
     ordered = sorted(rows, key=lambda row: row.num_tokens)
     batches = [ordered[i : i + BATCH] for i in range(0, len(ordered) - BATCH + 1, BATCH)]
     taken = []
@@ -149,7 +153,9 @@ def sorted_items(items: list[Item], rows: list[EncodedExample]) -> list[Item]:
     return taken
 
 
-def build(way: str, rows: list[EncodedExample], token_budget: int) -> tuple[Callable[[int], int], Callable[[], list]]:
+def build(
+    way: str, rows: list[EncodedExample], token_budget: int, steps: int, peft_members: int = MEMBERS
+) -> tuple[Callable[[int], int], Callable[[], list]]:
     """A function that runs step `s` and returns its tokens, and one that gives the last losses."""
     if way in ("all", "last10"):
         trainer = make_trainer("all" if way == "all" else "last:10", rows, token_budget)
@@ -161,17 +167,22 @@ def build(way: str, rows: list[EncodedExample], token_budget: int) -> tuple[Call
             return trainer.state.tokens - before
 
         return packed, lambda: trainer.observer.loss
-    reference = make_trainer("all", rows, token_budget)
-    runs = PeftRuns(reference, "all" if way == "a0" else "answer", way == "b")
+    initial, schedule = same_start(rows, token_budget, steps, peft_members)
+    runs = PeftRuns(initial, "all" if way == "a0" else "answer")
 
     def padded(step: int) -> int:
-        items = reference.step_items(step)
-        if way == "b":
-            items = sorted_items(items, rows)
+        items = sorted_items(schedule[step], rows) if way == "b" else schedule[step]
         runs.run_step(items)
-        return sum(item.example.num_tokens for item in items)
+        return sum(item.example.num_tokens for item in items if item.member < peft_members)
 
     return padded, lambda: runs.loss
+
+
+def processor() -> str:
+    """The CPU's name, where Linux tells it."""
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
+    return names[0] if names else platform.machine()
 
 
 def peak_bytes(way: str, args: argparse.Namespace) -> int:
@@ -201,14 +212,15 @@ def main() -> None:
     args = parser.parse_args()
     rows = make_rows(200, args.mean, 49152)
     if args.memory_of:
-        run, _ = build(args.memory_of, rows, args.token_budget)
+        # One PEFT run, as a user would have in memory; of lorchestra all members.
+        run, _ = build(args.memory_of, rows, args.token_budget, 2, peft_members=1)
         for step in range(2):
             run(step)
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        print(process_peak_bytes())
         return
-    ways = {way: build(way, rows, args.token_budget) for way in args.ways}
+    ways = {way: build(way, rows, args.token_budget, args.rounds + 1) for way in args.ways}
     rates: dict[str, list[float]] = {way: [] for way in ways}
-    for way, (run, _) in ways.items():
+    for run, _ in ways.values():
         run(0)  # warm-up
     losses: dict[str, list] = {}
     for step in range(1, args.rounds + 1):
@@ -222,10 +234,11 @@ def main() -> None:
     medians = {way: statistics.median(values) for way, values in rates.items()}
     baselines = [way for way in ("a0", "a1", "b") if way in medians]
     lines = [
-        f"# Training step: {platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
+        f"# Training step: {processor()}, {os.cpu_count()} cores, torch {torch.__version__}",
         "",
-        f"M = {MEMBERS}, {BATCH} rows a member, mean {args.mean} tokens, r = 8, q_proj and v_proj, SmolLM2-135M in float32,"
-        f" token budget {args.token_budget}, {args.rounds} alternating rounds, medians (least to most).",
+        f"M = {MEMBERS}, {BATCH} rows a member, mean {args.mean} tokens, r = 8, q_proj and v_proj, SmolLM2-135M in"
+        f" float32, token budget {args.token_budget}, {args.rounds} alternating rounds, medians (least to most). Peak"
+        " memory: of a process of its own; of PEFT one run, of lorchestra all members.",
         "",
         "| way | tokens/s | " + " | ".join(f"over {b}" for b in baselines) + " | peak memory, GB |",
         "|---|---|" + "---|" * len(baselines) + "---|",

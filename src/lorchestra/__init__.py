@@ -1,1 +1,55 @@
-"""LoRA ensembles: many adapters on one frozen LLM, trained together."""
+"""Fine-tune an orchestra of LoRA adapters on one frozen LLM, for answers that know when they don't know.
+
+The names below are the whole way from Python; each is imported when it is first used, so that `lorchestra --help` does
+not wait for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lorchestra.data.config import DataConfig as DataConfig
+    from lorchestra.data.config import FieldsConfig as FieldsConfig
+    from lorchestra.engine.config import EvaluateConfig as EvaluateConfig
+    from lorchestra.engine.config import RegularizeConfig as RegularizeConfig
+    from lorchestra.engine.config import RunConfig as RunConfig
+    from lorchestra.engine.config import TrainConfig as TrainConfig
+    from lorchestra.errors import LorchestraError as LorchestraError
+    from lorchestra.experiments.evaluate import evaluate_run as evaluate_run
+    from lorchestra.experiments.load import load_run as load_run
+    from lorchestra.experiments.train import train_run as train_run
+    from lorchestra.models.config import AdaptConfig as AdaptConfig
+    from lorchestra.models.config import BaseConfig as BaseConfig
+    from lorchestra.types import Example as Example
+    from lorchestra.types import Predictions as Predictions
+
+_HOME = {
+    "AdaptConfig": "models.config",
+    "BaseConfig": "models.config",
+    "DataConfig": "data.config",
+    "EvaluateConfig": "engine.config",
+    "Example": "types",
+    "FieldsConfig": "data.config",
+    "LorchestraError": "errors",
+    "Predictions": "types",
+    "RegularizeConfig": "engine.config",
+    "RunConfig": "engine.config",
+    "TrainConfig": "engine.config",
+    "evaluate_run": "experiments.evaluate",
+    "load_run": "experiments.load",
+    "train_run": "experiments.train",
+}
+
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

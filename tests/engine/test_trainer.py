@@ -8,9 +8,9 @@ import torch
 from lorchestra.core.objective import kl_to_base
 from lorchestra.core.packing import BASE, Item, pack
 from lorchestra.engine.config import RegularizeConfig, TrainConfig, check_training
+from lorchestra.engine.observer import Interrupted
 from lorchestra.engine.predict import member_passes, predict_rows
 from lorchestra.engine.state import TrainState
-from lorchestra.engine.trainer import Interrupted
 from lorchestra.errors import ConfigError
 
 

@@ -47,7 +47,7 @@ def test_metrics_are_a_function_of_the_saved_predictions(trained):
     entry = evaluate_run(run)
     predictions = load_predictions(run.run.predictions / "reviews.test.safetensors")
     mixture = predictive.mixture_log_probs(predictions.log_probs_MEC)
-    assert entry["ensemble"]["nll"] == metrics.nll(mixture, predictions.labels)
+    assert entry["ensemble"]["nll"] == pytest.approx(metrics.nll(mixture, predictions.labels), rel=1e-12)
     assert entry["ensemble"]["accuracy"] == metrics.accuracy(mixture, predictions.labels)
     by_member = [metrics.nll(log_probs, predictions.labels) for log_probs in predictions.log_probs_MEC]
     assert entry["member_mean"]["nll"] == pytest.approx(np.mean(by_member))
@@ -83,6 +83,26 @@ def test_other_labelled_rows(trained, texts_csv):
 
 def test_mc_dropout_stands_in_only_where_it_was_trained_with_dropout(trained):
     assert "mc_dropout" not in evaluate_run(trained())["baselines"]
+
+
+def test_a_few_shot_prompt_that_does_not_fit_is_left_out_and_told(run_config, texts_csv, tmp_path):
+    """Sixteen examples before every question are more than a row may have; the rest of the evaluation goes on."""
+    config = run_config(texts_csv(), data={"max_length": 60}, evaluate={"few_shot": 16})
+    said = []
+    run = load_run(train_run(config, tmp_path / "run").run.root, said.append)
+    entry = evaluate_run(run)
+    assert set(entry["baselines"]) == {"base_zero_shot"}
+    assert any("base_few_shot is left out" in text and "5 of 5 rows" in text for text in said)
+
+
+def test_rows_left_out_of_a_prediction_are_told(run_config, texts_csv, tmp_path):
+    config = run_config(texts_csv(), data={"too_long": "drop", "max_length": 60})
+    said = []
+    run = load_run(train_run(config, tmp_path / "run").run.root, said.append)
+    new = tmp_path / "new.csv"
+    new.write_text("text\nthe film was good\n" + "long " * 80 + "\nthe play was dull\n")
+    assert [row["id"] for row in run.predict(new)] == ["new-1", "new-3"]
+    assert [text for text in said if "new.csv:3" in text]
 
 
 def test_refusals(trained, texts_csv, tmp_path):

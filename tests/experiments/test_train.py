@@ -16,7 +16,7 @@ import lorchestra.engine.checkpoint
 import lorchestra.engine.trainer
 from lorchestra.config import read_recipe
 from lorchestra.engine.config import RunConfig
-from lorchestra.engine.trainer import Interrupted
+from lorchestra.engine.observer import Interrupted
 from lorchestra.errors import CheckpointError, ConfigError, DataError, TrainingError
 from lorchestra.experiments.load import load_run
 from lorchestra.experiments.train import train_run

@@ -111,6 +111,26 @@ def test_restricted_head_computes_the_chosen_rows(bias):
     assert torch.equal(head(hidden), full)
 
 
+@pytest.mark.parametrize("targets", [("q_proj",), ("q_proj", "down_proj")], ids=["attention", "mlp adapted"])
+def test_the_last_mlp_computes_read_positions_only(tiny_ensemble, packed, targets):
+    """Without adapters of its own; the answers are those of the whole MLP."""
+    ensemble = tiny_ensemble(depth=3, target_modules=targets)
+    batch = packed[0]
+    seen = {}
+    for index, layer in enumerate(ensemble.model.model.layers):
+        layer.mlp.gate_proj.register_forward_pre_hook(
+            lambda module, inputs, index=index: seen.update({index: inputs[0].shape[1]})
+        )
+    narrow = ensemble.log_probs(batch)
+    kept, whole = len(batch.scoring.keep), batch.packing.num_tokens
+    assert kept < whole
+    assert seen == {0: whole, 1: whole, 2: kept if targets == ("q_proj",) else whole}
+    last = ensemble.model.model.layers[-1].mlp
+    if "forward" in vars(last):
+        del last.forward
+    torch.testing.assert_close(ensemble.log_probs(batch), narrow, rtol=0, atol=1e-12)
+
+
 class Layer(nn.Module):
     """Adds its number; hands its output on bare or as a tuple, as architectures do."""
 

@@ -20,7 +20,7 @@ class EvaluateArguments:
     Without --data the run's own test rows are taken. Predictions, metrics.json and a picture go into the run directory.
     """
 
-    run: Annotated[str, tyro.conf.Positional]
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run directory."""
     data: str | None = None
     """A file with other labelled rows."""

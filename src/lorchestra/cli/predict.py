@@ -21,7 +21,7 @@ class PredictArguments:
     The rows have the form the run was trained on; answers are not needed. Lines go to stdout, or to --out.
     """
 
-    run: Annotated[str, tyro.conf.Positional]
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run directory."""
     data: str
     """The file with the rows."""

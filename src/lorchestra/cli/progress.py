@@ -10,8 +10,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from lorchestra.engine.observer import StepReport
 from lorchestra.engine.state import TrainState
-from lorchestra.engine.trainer import StepReport, Trainer
+from lorchestra.engine.trainer import Trainer
 
 _STYLES = {"running": "green", "stopped": "yellow", "finished": "green", "failed": "red bold"}
 _PLAIN_EVERY_S = 10.0

@@ -80,7 +80,7 @@ def train_and_show(
     from lorchestra.cli.evaluate import evaluate_and_show
     from lorchestra.cli.output import messages, speaker
     from lorchestra.cli.progress import TrainingProgress
-    from lorchestra.engine.trainer import Interrupted
+    from lorchestra.engine.observer import Interrupted
     from lorchestra.experiments.train import train_run
 
     console = messages()

@@ -55,7 +55,8 @@ def encode(
     The prefix is the longest common run of first tokens of the prompt alone and of the prompt with each choice; what
     follows it are the choice's tokens. Special tokens are put in front as the tokenizer does (with a chat template:
     only those that it writes itself), and none at the end. A row's length is its prefix with its longest choice, in
-    tokens, and `max_length` bounds it; None is no bound. `shots` are answered examples put before every question.
+    tokens, and `max_length` bounds it; None is no bound. `shots` are answered examples put before every question; with
+    them, no row at all may be left.
 
     Raises: ConfigError where letters are no single, distinct tokens, or `max_length` is not positive; DataError where a
     row is too long, or a choice has no tokens.
@@ -88,7 +89,7 @@ def encode(
             encoder.check(example, row)
             rows.append(row.example(len(rows), example.answer, normalize if scoring == "text" else "sum"))
             kept.append(index)
-    if dropped and not rows:
+    if dropped and not rows and not shots:
         raise DataError(f"all {len(dropped)} rows are longer than {max_length} tokens; raise --data.max-length")
     warnings = [
         f"{len(indices)} row(s) longer than {max_length} tokens {what}: {_places(examples, indices)}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -39,6 +39,9 @@ class Session:
     scoring: Scoring
     token_budget: int
     task: str
+    say: Callable[[str], None] = lambda text: None
+    """Is told, once each, what a person should know about rows: which were left out or cut."""
+    _said: set[str] = field(default_factory=set)
 
     @property
     def max_length(self) -> int:
@@ -46,17 +49,25 @@ class Session:
         return self.data.max_length or self.base.context_length
 
     def encode(self, examples: Sequence[Example], shots: Sequence[Example] = ()) -> EncodedSplit:
-        """Examples as tokens, with the session's prompt, scoring and bounds."""
-        return encode(
+        """Examples as tokens, with the session's prompt, scoring and bounds.
+
+        With `shots` before them, rows that no longer fit are left out whatever `data.too_long` says, and not told of.
+        """
+        split = encode(
             examples,
             self.template,
             self.base.tokenizer,
             scoring=self.scoring,
             normalize=self.data.normalize,
             max_length=self.max_length,
-            too_long=self.data.too_long,
+            too_long="drop" if shots else self.data.too_long,
             shots=shots,
         )
+        for warning in split.warnings:
+            if not shots and warning not in self._said:
+                self._said.add(warning)
+                self.say(warning)
+        return split
 
     def predict(
         self,

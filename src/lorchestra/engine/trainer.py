@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,42 +20,12 @@ from lorchestra.core.optim import MemberAdamW, Schedule, clip_gradients
 from lorchestra.core.packing import BASE, Item, PackedBatch, pack, plan_micro_batches
 from lorchestra.core.seeding import derive_seed, permutation
 from lorchestra.engine.config import RegularizeConfig, TrainConfig, check_training
+from lorchestra.engine.observer import Interrupted, Observer, StepReport
 from lorchestra.engine.predict import member_passes, predict_rows
 from lorchestra.engine.state import MemberState, TrainState, state_tensors
 from lorchestra.engine.trunk import TrunkCache
 from lorchestra.models.ensemble import EnsembleModel, member_seed
 from lorchestra.types import EncodedExample
-
-
-class Interrupted(Exception):  # noqa: N818 - an event, not an error
-    """The run was asked to stop, and stands at a whole optimizer step."""
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """What one optimizer step did, by member; None for members that took no part."""
-
-    step: int
-    epoch: int
-    loss: list[float | None]
-    penalties: dict[str, list[float | None]]
-    grad_norm: list[float | None]
-    lr: float
-    tokens: int
-    seconds: float
-
-
-class Observer(Protocol):
-    """Hears of everything that happens in a run."""
-
-    def on_step(self, report: StepReport, state: TrainState) -> None:
-        """After each optimizer step."""
-
-    def on_evaluation(self, entry: dict[str, object], state: TrainState) -> None:
-        """After each evaluation on the validation rows."""
-
-    def on_phase(self, text: str, done: int, total: int) -> None:
-        """During work that is no training step: trunks, base pass, evaluation."""
 
 
 @dataclass(frozen=True)

@@ -60,12 +60,17 @@ def evaluate_run(
     settings = trained.config.evaluate
     train = rows.task.splits["train"]
     baselines = _baselines(trained, examples, split, train, progress)
-    kept = set(predictions.ids)
+    for name in [name for name, found in baselines.items() if found.ids != predictions.ids]:
+        fewer = predictions.num_examples - baselines.pop(name).num_examples
+        trained.session.say(
+            f"{name} is left out: with its longer prompts {fewer} of {predictions.num_examples} rows have more than"
+            f" {trained.session.max_length} tokens; lower evaluate.few_shot to have it"
+        )
     entry = evaluate_predictions(
         predictions,
         validation=validation,
         train_labels=[row.answer for row in train if row.answer is not None],
-        baselines={name: found for name, found in baselines.items() if set(found.ids) == kept},
+        baselines=baselines,
         temperature=settings.temperature,
         resamples=settings.resamples,
         seed=trained.config.train.seed,

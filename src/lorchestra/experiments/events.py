@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from lorchestra.core.evaluation import to_plain
+from lorchestra.engine.observer import Observer, StepReport
 from lorchestra.engine.state import TrainState
-from lorchestra.engine.trainer import Observer, StepReport
 from lorchestra.store.disk import explained
 
 

@@ -93,7 +93,9 @@ def load_run(root: str | Path, say: Say = lambda text: None) -> TrainedEnsemble:
         config.data, has_labels=record["labels"] is not None, tokenizer=base.tokenizer
     )
     assert config.train.token_budget is not None
-    session = Session(base, model, template, config.data, record["scoring"], config.train.token_budget, record["task"])
+    session = Session(
+        base, model, template, config.data, record["scoring"], config.train.token_budget, record["task"], say
+    )
     return TrainedEnsemble(run, record, config, session, good)
 
 

@@ -9,16 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from lorchestra.config import differences, read_recipe, to_yaml
 from lorchestra.data.encode import EncodedSplit, class_weights
 from lorchestra.engine.checkpoint import load_checkpoint, save_checkpoint
 from lorchestra.engine.config import RunConfig, check_training
+from lorchestra.engine.observer import Observer
 from lorchestra.engine.session import Session
-from lorchestra.engine.trainer import Observer, Trainer, TrainingRows
+from lorchestra.engine.trainer import Trainer, TrainingRows
 from lorchestra.errors import ConfigError, TrainingError
-from lorchestra.experiments.build import Say, build_session, environment
+from lorchestra.experiments.build import Say, build_session, environment, peak_bytes
 from lorchestra.experiments.events import EventLog, Observers
 from lorchestra.experiments.rows import RunRows, check_unchanged, read_rows
 from lorchestra.models.adapters import save_members
@@ -77,9 +76,6 @@ def train_run(
     train = rows.task.splits["train"]
     session, resolved = build_session(config, rows.task.name, rows.task.labels, train, say)
     encoded = {split: session.encode(rows.task.splits[split]) for split in ("train", "val")}
-    for split in encoded.values():
-        for warning in split.warnings:
-            say(warning)
     weights = _row_weights(session, train, encoded["train"], rows.task.labels)
     _check_budget(config, encoded.values())
     if not resuming:
@@ -178,15 +174,6 @@ def _train(run: RunDir, trainer: Trainer, log: EventLog, should_stop: Callable[[
 
     trainer.run(checkpoint, should_stop)
     return peak_bytes()
-
-
-def peak_bytes() -> int:
-    """The most memory used so far: of the GPU where there is one, else resident memory of this process."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated()
-    import resource  # not on Windows
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _finish(run: RunDir, trainer: Trainer, session: Session, rows: RunRows, log: EventLog, peak: int) -> TrainOutcome:
