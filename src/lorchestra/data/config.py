@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from lorchestra.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class FieldsConfig:
@@ -52,3 +54,19 @@ class DataConfig:
     """What to do with a row over max_length: stop, leave the row out, or cut the question (never the choices)."""
     class_weights: bool = False
     """Weight each training row by the inverse frequency of its label (texts with labels only)."""
+
+
+def check_data(config: DataConfig) -> None:
+    """Refuse settings out of range, before any file is read.
+
+    Raises:
+        ConfigError: names the field and its value.
+    """
+    if config.max_length is not None and config.max_length < 1:
+        raise ConfigError(f"data.max_length: {config.max_length} is less than 1; give the longest row in tokens")
+    for name in ("prompt", "system_prompt"):
+        try:
+            (getattr(config, name) or "").encode()
+        except UnicodeEncodeError as error:
+            message = f"data.{name}: holds half of a surrogate pair at place {error.start}, which is no character"
+            raise ConfigError(f"{message}; mend the escape") from None

@@ -169,7 +169,8 @@ def _parquet_rows(path: Path, wanted: set[str]) -> Iterator[Row]:
             names = file.schema_arrow.names
             _check_names(str(path), names, wanted)
             values = file.read(columns=[name for name in names if name in wanted]).to_pylist()
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, ArithmeticError, LookupError) as error:
+        # Arrow's own errors, and those of Python where a date or decimal in a cell has no Python value
         raise DataError(f"{path}: no Parquet file that can be read ({error}); write it again") from error
     for number, cells in enumerate(values, 1):
         # Columns that were not read still show their names, for the hints in messages.

@@ -19,6 +19,7 @@ from lorchestra.core.objective import cross_entropy, kl_to_base
 from lorchestra.core.optim import MemberAdamW, Schedule, clip_gradients
 from lorchestra.core.packing import BASE, Item, PackedBatch, pack, plan_micro_batches
 from lorchestra.core.seeding import derive_seed, permutation
+from lorchestra.engine.checkpoint import check_fits
 from lorchestra.engine.config import RegularizeConfig, TrainConfig, check_training
 from lorchestra.engine.observer import Interrupted, Observer, StepReport
 from lorchestra.engine.predict import member_passes, predict_rows
@@ -82,7 +83,12 @@ class Trainer:
 
     @torch.no_grad()
     def restore(self, state: TrainState, tensors: dict[str, Tensor]) -> None:
-        """Stand where a checkpoint stood."""
+        """Stand where a checkpoint stood.
+
+        Raises:
+            CheckpointError: it is of another run.
+        """
+        check_fits(state, tensors, self.tensors(), self.num_steps)
         for name, live in self.tensors().items():
             live.copy_(tensors[name])
         self.state = state

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from lorchestra.errors import ConfigError
+
+_MOST_THREADS = 1024
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,16 @@ class AdaptConfig:
     """Give all members the same data order (ablation: members then differ by initialization alone)."""
 
 
+def check_base(base: BaseConfig) -> None:
+    """Refuse settings out of range, before anything is loaded.
+
+    Raises:
+        ConfigError: names the field and its value.
+    """
+    if base.threads is not None and not 1 <= base.threads <= _MOST_THREADS:
+        raise ConfigError(f"base.threads: {base.threads} is not in [1, {_MOST_THREADS}]")
+
+
 def check_adapt(adapt: AdaptConfig) -> None:
     """Refuse settings out of range, before anything is loaded.
 
@@ -54,6 +67,8 @@ def check_adapt(adapt: AdaptConfig) -> None:
     """
     if adapt.members < 1:
         raise ConfigError(f"adapt.members: {adapt.members} is less than 1; one member is one LoRA")
+    if not 0 < adapt.lora_alpha < math.inf:
+        raise ConfigError(f"adapt.lora_alpha: {adapt.lora_alpha} is not a finite number above 0")
     if adapt.r < 1:
         raise ConfigError(f"adapt.r: {adapt.r} is less than 1")
     if not 0 <= adapt.dropout < 1:
