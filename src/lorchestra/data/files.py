@@ -203,7 +203,8 @@ class _Reader:
             value = self.value(row, "id")
             if isinstance(value, bool) or not isinstance(value, str | int | None):
                 raise self.error(row, f"the id is {_show(value)}; give a string or an integer, or leave it out")
-            name = self._clean(row, "id", str(value)) if value not in (None, "") else f"{stem}-{number}"
+            given = value is not None and bool(str(value).strip())
+            name = self._clean(row, "id", str(value)) if given else f"{stem}-{number}"
             if name in lines:
                 raise self.error(row, f"id {_show(name)} was already that of line {lines[name]}; make the ids unique")
             lines[name] = row.line

@@ -9,6 +9,8 @@ from typing import Literal
 from lorchestra.errors import ConfigError
 
 _MOST_THREADS = 1024
+_MOST = 10_000
+"""Members, and rank; what fits into memory is less, and found out when the members are made."""
 
 
 @dataclass(frozen=True)
@@ -71,5 +73,8 @@ def check_adapt(adapt: AdaptConfig) -> None:
         raise ConfigError(f"adapt.lora_alpha: {adapt.lora_alpha} is not a finite number above 0")
     if adapt.r < 1:
         raise ConfigError(f"adapt.r: {adapt.r} is less than 1")
+    for name, value in {"members": adapt.members, "r": adapt.r}.items():
+        if value > _MOST:
+            raise ConfigError(f"adapt.{name}: {value} is more than {_MOST}")
     if not 0 <= adapt.dropout < 1:
         raise ConfigError(f"adapt.dropout: {adapt.dropout} is not in [0, 1)")

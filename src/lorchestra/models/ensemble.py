@@ -16,6 +16,7 @@ from lorchestra.core.lora import MemberLoRALinear
 from lorchestra.core.objective import choice_log_probs
 from lorchestra.core.packing import PackedBatch
 from lorchestra.core.seeding import derive_seed
+from lorchestra.errors import ConfigError
 from lorchestra.models.config import AdaptConfig, check_adapt
 from lorchestra.models.surgery import (
     PassSlot,
@@ -67,13 +68,19 @@ class EnsembleModel:
             for index, name, linear in find_targets(layers, self.layers, adapt.target_modules)
         ]
         weight = targets[0][-1].weight
-        bank = AdapterBank(
-            adapt.members,
-            adapt.r,
-            [(full, linear.in_features, linear.out_features) for *_, full, linear in targets],
-            dtype=torch.promote_types(weight.dtype, torch.float32),
-            device=weight.device,
-        )
+        try:
+            bank = AdapterBank(
+                adapt.members,
+                adapt.r,
+                [(full, linear.in_features, linear.out_features) for *_, full, linear in targets],
+                dtype=torch.promote_types(weight.dtype, torch.float32),
+                device=weight.device,
+            )
+        except (RuntimeError, MemoryError) as error:  # torch has no class of its own for a full memory on a CPU
+            raise ConfigError(
+                f"adapt.members: {adapt.members} members of rank {adapt.r} do not fit into the memory of"
+                f" {weight.device}; take fewer members or a smaller adapt.r"
+            ) from error
         bank.initialize([member_seed(seed, 0 if adapt.same_init else m) for m in range(adapt.members)])
         for index, name, full, linear in targets:
             lora = MemberLoRALinear(
