@@ -113,6 +113,8 @@ def train(recipe: Path, root: Path, crash: Crash | None, count: Path | None = No
             sys.stdout.flush()
             if count is not None:
                 count.write_text(str(operations[0]))
+        except KeyboardInterrupt:  # before the command line was reached
+            code = 130
         finally:
             os._exit(code)
     os.close(write)

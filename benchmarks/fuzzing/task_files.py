@@ -339,6 +339,7 @@ def _long_texts(draw: random.Random, folder: Path) -> DataConfig:
     rows = valid_rows(draw)
     size = draw.choice((1_000, 100_000)) if draw.randrange(16) else 200_000
     text = draw.choice(("x", "word ", "\u202e", "é", "\n", "[", '"', ",", "{question}", "\x00")) * size
+    text = text[:300_000]
     row = draw.choice(rows)
     part = draw.choice([*row, "id"])
     row[part] = [text, "b"] if part == "choices" and draw.random() < 0.5 else text
