@@ -204,6 +204,8 @@ def stopped(run_config, texts_csv, tmp_path):
         ),
         (lambda body: body.update(file="/state-1.safetensors"), "which is no checkpoint of this run"),
         (lambda body: body.update(events_bytes=[1]), r"events_bytes is \[1\], not an integer"),
+        (lambda body: body.update(events_bytes=-1), "events_bytes is -1, less than 0"),
+        (lambda body: body["state"].update(tokens=10**400), r"state\.tokens is 1000"),
         (lambda body: body.update(state=[]), r"state is \[\], not an object"),
         (lambda body: body["state"].pop("members"), r"state\.members is missing"),
         (lambda body: body["state"]["members"][1].pop("waited"), r"state\.members\[1\]\.waited is missing"),

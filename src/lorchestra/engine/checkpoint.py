@@ -75,6 +75,8 @@ def load_checkpoint(directory: Path) -> tuple[TrainState, dict[str, Tensor], int
         raise CheckpointError(f"{path}: wrong checksum, the file was changed or damaged; {hint}")
     check_shape(body, _BODY, path)
     tensors_path = directory / body["file"]
+    if body["events_bytes"] < 0:
+        raise CheckpointError(f"{path}: events_bytes is {body['events_bytes']}, less than 0; {hint}")
     if tensors_path.parent != directory or not tensors_path.name.startswith("state-"):
         raise CheckpointError(f"{path}: file is {body['file']!r}, which is no checkpoint of this run; {hint}")
     if not tensors_path.exists() or sha256_file(tensors_path) != body["sha256"]:

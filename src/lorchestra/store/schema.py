@@ -1,6 +1,6 @@
 """The shape of the JSON records in a run directory, checked where they are read.
 
-A shape is a type (`float` takes integers too, and nothing that is not finite), a set of strings to choose from,
+A shape is a type (`int` of 64 bits; `float` takes these too, and nothing that is not finite), a set of strings to choose from,
 `(shape, None)` for what may be null, `[shape]` for a list of these, or `{"name": shape}` for an object that has these
 fields among others.
 """
@@ -14,6 +14,8 @@ from typing import Any
 
 from lorchestra.errors import CheckpointError
 
+# Python's integers have no bound, but floats, files and torch do.
+_MOST = 2**63
 _WORDS = {str: "text", int: "an integer", float: "a number", bool: "true or false", dict: "an object", list: "a list"}
 
 
@@ -48,9 +50,11 @@ def _fits(value: Any, shape: Any) -> bool:
         return isinstance(value, str) and value in shape
     if not isinstance(shape, type):
         return False
-    if shape is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return isinstance(value, shape) and not (shape is int and isinstance(value, bool))
+    if isinstance(value, int) and not isinstance(value, bool):
+        return shape in (int, float) and abs(value) < _MOST
+    if isinstance(value, float):
+        return shape is float and math.isfinite(value)
+    return isinstance(value, shape) and shape is not int
 
 
 def _words(shape: Any) -> str:
