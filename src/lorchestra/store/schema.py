@@ -1,8 +1,8 @@
 """The shape of the JSON records in a run directory, checked where they are read.
 
-A shape is a type (`int` of 64 bits; `float` takes these too, and nothing that is not finite), a set of strings to choose from,
-`(shape, None)` for what may be null, `[shape]` for a list of these, or `{"name": shape}` for an object that has these
-fields among others.
+A shape is a type (`int` of 64 bits; `float` takes these too, and nothing that is not finite), a set of strings to
+choose from, `(shape, None)` for what may be null, `[shape]` for a list of these, or `{"name": shape}` for an object
+that has these fields among others.
 """
 
 from __future__ import annotations
