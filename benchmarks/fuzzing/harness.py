@@ -10,6 +10,7 @@ import random
 import signal
 import sys
 import tempfile
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -107,6 +108,7 @@ def judge(work: Work, folder: Path, *, limit_s: float = LIMIT_S, keeps: bool = T
         keeps: whether `folder` must be as before where the case fails.
     """
     before = snapshot(folder)
+    started = time.process_time()
     try:
         with _watched(limit_s), warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -118,14 +120,11 @@ def judge(work: Work, folder: Path, *, limit_s: float = LIMIT_S, keeps: bool = T
             return "violation", f"exit code {error.exit_code}: {text}"
         if not text.strip() or len(text) > _LONGEST_MESSAGE or not text.isprintable():
             return "violation", f"a message of {len(text)} characters that no terminal should be sent: {text[:300]!r}"
-    except _TooLong:
-        return "violation", f"not done after {limit_s} s"
+    except _TooLong as error:
+        spent = time.process_time() - started
+        return "violation", f"not done after {limit_s} s, of which it computed {spent:.1f} s ({_place(error)})"
     except BaseException as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        own = [frame for frame in traceback.extract_tb(error.__traceback__) if "lorchestra" in frame.filename]
-        place = own[-1] if own else place
-        what = f"{type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})"
-        return "violation", " ".join(what.split())[:400]
+        return "violation", " ".join(f"{type(error).__name__}: {error} ({_place(error)})".split())[:400]
     if _pickles:
         return "violation", f"a pickle was loaded: {_pickles[0]}"
     after = snapshot(folder)
@@ -138,6 +137,14 @@ def judge(work: Work, folder: Path, *, limit_s: float = LIMIT_S, keeps: bool = T
         changed = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
         return "violation", f"failed ({text[:200]}) and yet changed {changed[0]}"
     return ended, text
+
+
+def _place(error: BaseException) -> str:
+    """Where it was raised: the innermost lines of the package, and the very innermost."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "lorchestra" in frame.filename][-2:]
+    shown = own if own and own[-1] is frames[-1] else [*own, frames[-1]]
+    return ", ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in shown)
 
 
 def snapshot(folder: Path) -> dict[str, bytes | None]:
