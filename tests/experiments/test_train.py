@@ -15,6 +15,7 @@ import transformers
 import lorchestra.engine.checkpoint
 import lorchestra.engine.trainer
 from lorchestra.config import read_recipe
+from lorchestra.data.config import PromptConfig
 from lorchestra.engine.config import RunConfig
 from lorchestra.engine.observer import Interrupted
 from lorchestra.errors import CheckpointError, ConfigError, DataError, TrainingError
@@ -276,7 +277,7 @@ def test_questions_with_their_own_choices(run_config, questions_jsonl, tmp_path)
         ({"regularize": {"weight_decay_b": 100.0}}, r"must be below 1"),
         ({"train": {"token_budget": 5}}, r"train\.token_budget: 5 is below the longest row"),
         ({"data": {"max_length": 300}}, r"data\.max_length: 300 is more than the 256 tokens"),
-        ({"data": {"prompt": "{qestion}"}}, r"did you mean \{question\}"),
+        ({"data": {"prompt": PromptConfig("{qestion}")}}, r"did you mean \{question\}"),
     ],
 )
 def test_bad_settings_leave_no_directory(run_config, texts_csv, tmp_path, settings, message):

@@ -23,6 +23,7 @@ class TrainArguments(RunConfig):
     the defaults will do:
 
         lorchestra train --data.train reviews.csv --out runs/reviews
+        lorchestra train --data.task arc_easy --out runs/arc
 
     Files hold one example a row: {"text", "label"} or {"question", "choices", "answer"}. Training can be interrupted at
     any time and goes on with --if-exists resume.

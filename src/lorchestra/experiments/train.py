@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lorchestra.config import differences, read_recipe, to_yaml
+from lorchestra.data.config import DataConfig
 from lorchestra.data.encode import EncodedSplit, class_weights
+from lorchestra.data.tasks.sources import data_directory
 from lorchestra.engine.checkpoint import load_checkpoint, save_checkpoint
 from lorchestra.engine.config import RunConfig, check_training
 from lorchestra.engine.observer import Observer
@@ -19,7 +21,7 @@ from lorchestra.engine.trainer import Trainer, TrainingRows
 from lorchestra.errors import ConfigError, TrainingError
 from lorchestra.experiments.build import Say, build_session, environment, peak_bytes
 from lorchestra.experiments.events import EventLog, Observers
-from lorchestra.experiments.rows import RunRows, check_unchanged, read_rows
+from lorchestra.experiments.rows import RunRows, check_unchanged, read_rows, with_directory
 from lorchestra.models.adapters import save_members
 from lorchestra.models.config import check_adapt
 from lorchestra.models.ensemble import member_seed
@@ -95,17 +97,23 @@ def _saved_config(run: RunDir, asked: RunConfig) -> RunConfig:
     absolute = dataclasses.replace(asked, data=_absolute(asked.data))
     given = differences(absolute, default)
     for field, (wanted, had) in differences(absolute, saved).items():
-        if field in given:
+        if field == "data.dir":  # the rows are checked by their digest: they may come from another place now
+            saved = dataclasses.replace(saved, data=with_directory(saved.data, wanted))
+        elif field in given:
             raise ConfigError(
                 f"{field}: the run in {run.root} has {had!r}, not {wanted!r}; a resumed run keeps its settings: leave"
                 " it out, or start another run with --if-exists new"
             )
-    return saved
+    return dataclasses.replace(saved, data=with_directory(saved.data, None))
 
 
-def _absolute(data: Any) -> Any:
+def _absolute(data: DataConfig) -> DataConfig:
+    """Paths that hold from any directory; a directory of data sets that the environment names is written down."""
     paths = {name: getattr(data, name) for name in ("train", "val", "test")}
-    return dataclasses.replace(data, **{name: str(Path(path).absolute()) for name, path in paths.items() if path})
+    if data.task is not None or data.dir is not None:
+        paths["dir"] = data_directory(data.dir)
+    absolute: dict[str, Any] = {name: str(Path(path).absolute()) for name, path in paths.items() if path}
+    return dataclasses.replace(data, **absolute)
 
 
 def _row_weights(
@@ -220,7 +228,7 @@ def _finish(run: RunDir, trainer: Trainer, session: Session, rows: RunRows, log:
         "labels": rows.task.labels,
         "prompt_template": session.template.text(session.scoring),
         "chat_template": session.template.chat,
-        "system_prompt": data.system_prompt,
+        "system_prompt": data.prompt.system_prompt,
         "max_length": session.max_length,
         "scoring": session.scoring,
         "normalize": data.normalize,
