@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lorchestra.core.objective import cross_entropy, kl_to_base
 from lorchestra.core.optim import MemberAdamW, Schedule, clip_gradients
-from lorchestra.core.packing import BASE, Item, PackedBatch, pack, plan_micro_batches
+from lorchestra.core.packing import BASE, Item, PackedBatch, pack, plan_micro_batches, shareable_prefix
 from lorchestra.core.seeding import derive_seed, permutation
 from lorchestra.engine.config import RegularizeConfig, TrainConfig, check_training
 from lorchestra.engine.observer import Interrupted, Observer, StepReport
@@ -72,6 +72,7 @@ class Trainer:
         self.best = model.bank.values.clone()
         num_members = model.num_members
         self.state = TrainState(members=[MemberState() for _ in range(num_members)], num_updates=[0] * num_members)
+        self.shared = shareable_prefix(rows.train, dropout=model.adapt.dropout > 0)
         self._trunks: tuple[TrunkCache | None, TrunkCache | None] = (None, None)
         self._base_log_probs: Tensor | None = None
         model.slot.checkpointing = config.gradient_checkpointing
@@ -95,7 +96,11 @@ class Trainer:
         Raises:
             Interrupted: `should_stop` returned true; the checkpoint is written.
         """
-        self.prepare(should_stop)
+        try:
+            self.prepare(should_stop)
+        except Interrupted:
+            checkpoint()
+            raise
         last_checkpoint = time.monotonic()
         while self.state.step < self.num_steps and self.state.with_status("running"):
             if not self.step(should_stop):
@@ -119,7 +124,7 @@ class Trainer:
         """Compute once what never changes: the trunks, and the base's answers for the KL term.
 
         Raises:
-            Interrupted: `should_stop` returned true; there is nothing to save yet.
+            Interrupted: `should_stop` returned true; what was computed is dropped.
         """
         rows, model = self.rows, self.model
 
@@ -132,9 +137,10 @@ class Trainer:
             return progress
 
         if model.trunk_layers > 0:
+            val_shared = shareable_prefix(rows.val, dropout=False)
             train, val = (
-                TrunkCache(model, split, self.token_budget, tell(f"layers below, {name} rows", len(split)))
-                for name, split in (("training", rows.train), ("validation", rows.val))
+                TrunkCache(model, split, self.token_budget, tell(f"layers below, {name} rows", len(split)), shared)
+                for name, split, shared in (("training", rows.train, self.shared), ("validation", rows.val, val_shared))
             )
             self._trunks = (train, val)
         if self.regularize.kl_beta > 0:
@@ -171,10 +177,10 @@ class Trainer:
         weights = self._item_weights(items)
         sums: dict[str, Tensor] = {}
         bank.zero_grad()
-        for micro_batch in plan_micro_batches(items, self.token_budget):
+        for micro_batch in plan_micro_batches(items, self.token_budget, self.shared):
             if should_stop():
                 return False
-            self._accumulate(pack(micro_batch, self.model.device), weights, sums)
+            self._accumulate(pack(micro_batch, self.model.device, self.shared), weights, sums)
         norms = clip_gradients(bank.grad, [self.config.clip_norm] * self.model.num_members)
         self._mark_failed(running, sums["loss"], norms)
         running = state.with_status("running")

@@ -23,6 +23,7 @@ class TrunkCache:
         rows: examples whose trunks are wanted, at their `row` index.
         token_budget: most tokens in one pass.
         progress: called with the number of rows done after each pass.
+        shared: first tokens that all rows have in common; they are kept once, and batches must be packed with the same.
     """
 
     def __init__(
@@ -31,14 +32,19 @@ class TrunkCache:
         rows: Sequence[EncodedExample],
         token_budget: int,
         progress: Callable[[int], None] | None = None,
+        shared: int = 0,
     ) -> None:
+        self.shared = shared
+        self._prefix: Tensor | None = None
         self._hidden: dict[int, Tensor] = {}
-        for items in plan_micro_batches([Item(BASE, row) for row in rows], token_budget):
-            batch = pack(items, model.device)
+        for items in plan_micro_batches([Item(BASE, row) for row in rows], token_budget, shared):
+            batch = pack(items, model.device, shared)
             hidden = model.trunk(batch)[0]
-            lengths = [item.example.num_tokens for item in items]
+            if self._prefix is None:
+                self._prefix = hidden[:shared].clone()
+            lengths = [item.example.num_tokens - shared for item in items]
             # clone: a view would keep the whole batch's memory, and later batches would read from scattered pages
-            for item, piece in zip(items, hidden.split(lengths), strict=True):
+            for item, piece in zip(items, hidden[shared:].split(lengths), strict=True):
                 self._hidden[item.example.row] = piece.clone()
             if progress is not None:
                 progress(len(self._hidden))
@@ -46,15 +52,31 @@ class TrunkCache:
     @property
     def num_bytes(self) -> int:
         """Bytes held."""
-        return sum(piece.nbytes for piece in self._hidden.values())
+        return sum(piece.nbytes for piece in self._hidden.values()) + (
+            0 if self._prefix is None else self._prefix.nbytes
+        )
 
     def gather(self, batch: PackedBatch) -> Tensor:
-        """The trunk of a packed batch, `[1, N, D]`."""
-        return torch.cat([self._hidden[item.example.row] for item in batch.items])[None]
+        """The trunk of a packed batch, `[1, N, D]`.
+
+        Raises:
+            ValueError: the batch was packed with another shared prefix than the cache.
+        """
+        if batch.shared != self.shared:
+            raise ValueError(f"the batch shares {batch.shared} first tokens, the cached trunks {self.shared}")
+        assert self._prefix is not None
+        pieces: list[Tensor] = []
+        member = None
+        for item in batch.items:
+            if self.shared and item.member != member:
+                pieces.append(self._prefix)
+                member = item.member
+            pieces.append(self._hidden[item.example.row])
+        return torch.cat(pieces)[None]
 
 
-def trunk_bytes(model: EnsembleModel, rows: Sequence[EncodedExample]) -> int:
+def trunk_bytes(model: EnsembleModel, rows: Sequence[EncodedExample], shared: int = 0) -> int:
     """Bytes that a `TrunkCache` of these rows would hold."""
     width = text_config(model.model).hidden_size
     size = next(model.model.parameters()).element_size()
-    return sum(row.num_tokens for row in rows) * width * size
+    return (sum(row.num_tokens - shared for row in rows) + shared) * width * size
