@@ -65,8 +65,10 @@ def test_a_run_without_evaluation_names_the_command(make_run):
 
 def test_an_evaluation_that_is_not_there_names_those_that_are(make_run):
     root = make_run(evaluations=("test", "val"))
-    with pytest.raises(CheckpointError, match=f"--split dev: .*only test, val; .*evaluate {root} --split dev"):
-        read_run(root, "dev")
+    with pytest.raises(
+        CheckpointError, match=f"--split tset: .*did you mean 'test'.*here: test, val; .*evaluate {root} --split"
+    ):
+        read_run(root, "tset")
 
 
 DAMAGES = {

@@ -11,7 +11,7 @@ from lorchestra.core import predictive
 from lorchestra.core.metrics import nll
 from lorchestra.core.predictive import FloatArray
 from lorchestra.report.figure import MOST_MEMBER_LINES
-from lorchestra.report.html.figures import ENSEMBLE, ONE, padded_range
+from lorchestra.report.html.figures import ENSEMBLE, MOST_POINTS, ONE, padded_range
 from lorchestra.report.html.measures import (
     History,
     agreement,
@@ -32,7 +32,6 @@ _SCORES = {
     "entropy": "entropy (nats)",
     "mutual_information": "mutual information (nats)",
 }
-_MOST_POINTS = 240
 _MOST_NUMBERS = 10
 """With more members, numbers in the cells of a matrix would not be read."""
 
@@ -64,8 +63,8 @@ def training_figure(run: ReportRun) -> Figure | None:
     return Figure(
         "How training went",
         [panel.svg() for panel in panels],
-        "Validation once an epoch. Training loss: cross-entropy of each member's batch, smoothed over"
-        f" the last {window} steps."
+        "Validation once an epoch. Training loss: cross-entropy of each member's batch"
+        + (f", smoothed over the last {window} steps." if window > 1 else ".")
         + (" Rings: the step whose adapter was kept." if run.config.train.keep == "best" else ""),
         keys,
         "three",
@@ -92,7 +91,7 @@ def _by_epoch(
 ) -> Panel:
     """One panel: a thin line a member, their mean, rings where adapters were kept, and the ensemble's level."""
     values = np.array([[np.nan if value is None else value for value in row] for row in rows], dtype=np.float64)
-    kept = thin(len(values), _MOST_POINTS)
+    kept = thin(len(values), MOST_POINTS)
     last = float(max(course.step_epochs[-1], course.epochs[-1]))
     finite = [float(value) for value in values.ravel()] + ([level] if level is not None else [])
     panel = Panel(

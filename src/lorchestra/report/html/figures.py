@@ -10,7 +10,7 @@ from lorchestra.core import predictive
 from lorchestra.core.metrics import NUM_BINS, RowScores, score_rows
 from lorchestra.core.predictive import FloatArray
 from lorchestra.report.figure import MOST_MEMBER_LINES, pool, reliability
-from lorchestra.report.html.measures import abstain, density
+from lorchestra.report.html.measures import abstain, density, thin
 from lorchestra.report.html.source import ReportRun
 from lorchestra.report.html.svg import Axis, Figure, Key, Panel, percent, plain
 
@@ -19,6 +19,9 @@ ONE, ENSEMBLE, BASE = "one", "ens", "base"
 
 SLIDER_STEPS = 200
 """Thresholds of the slider: one in every 0.005 of confidence."""
+
+MOST_POINTS = 500
+"""Points of a line; more could not be seen."""
 
 FEW_SHOT, ZERO_SHOT = "base_few_shot", "base_zero_shot"
 
@@ -154,7 +157,8 @@ def risk_figure(run: ReportRun, probe: str) -> tuple[Figure, dict[str, object]]:
         height=340,
     )
     for coverage, risk, key in lines:
-        panel.line(coverage, risk, key.color, key.style)
+        kept = thin(len(coverage), MOST_POINTS)
+        panel.line(coverage[kept], risk[kept], key.color, key.style)
     panel.parts.append(
         f'<g class="c-ens probe" id="{probe}" hidden=""><path class="line thin"/><circle class="ring" r="6"/></g>'
     )

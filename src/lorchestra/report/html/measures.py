@@ -35,8 +35,9 @@ def density(values: FloatArray, low: float, high: float, points: int = GRID) -> 
     width = max(0.9 * spread * len(values) ** -0.2, (high - low) / 100)
     grid = np.linspace(low, high, points)
     centers = np.concatenate([values, 2 * low - values, 2 * high - values])
-    kernels = np.exp(-0.5 * ((grid[:, None] - centers) / width) ** 2)
-    return grid, kernels.sum(axis=1) / (len(values) * width * np.sqrt(2 * np.pi))
+    # point by point: a table of all points and all rows of many members would not fit
+    sums = np.array([np.exp(-0.5 * ((point - centers) / width) ** 2).sum() for point in grid])
+    return grid, sums / (len(values) * width * np.sqrt(2 * np.pi))
 
 
 def moving_mean(values_S: Sequence[float | None], window: int) -> FloatArray:

@@ -16,7 +16,7 @@ from lorchestra.core.evaluation import evaluate_predictions
 from lorchestra.core.metrics import accuracy
 from lorchestra.core.predictive import mixture_log_probs
 from lorchestra.engine.config import RunConfig
-from lorchestra.errors import CheckpointError, DataError
+from lorchestra.errors import CheckpointError, DataError, did_you_mean
 from lorchestra.report.html.checks import fault
 from lorchestra.store.predictions import load_predictions
 from lorchestra.store.run_dir import RunDir, read_ensemble, read_json
@@ -186,8 +186,8 @@ def _choose(run: RunDir, entries: Sequence[Entry], split: str | None) -> Entry:
         return by_split.get("test", entries[-1])
     if split not in by_split:
         raise CheckpointError(
-            f"--split {split}: {run.root} has no such evaluation, only {', '.join(by_split)}; make it by: lorchestra"
-            f" evaluate {run.root} --split {split}"
+            f"--split {split}: {run.root} has no such evaluation; {did_you_mean(split, by_split)}; others are made by:"
+            f" lorchestra evaluate {run.root} --split NAME"
         )
     return by_split[split]
 
