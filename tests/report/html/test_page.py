@@ -188,6 +188,8 @@ def test_a_single_member_makes_a_page(make_run, report):
     assert "There is one member only" in page.text
     assert page.row("one LoRA")
     assert "Do the members differ?" not in page.text
+    assert "mean member" not in page.text
+    assert page.row("far")[5] == "\N{EN DASH}"
     assert not [row for rows in page.tables for row in rows if row and row[0] == "ensemble"]
 
 

@@ -147,7 +147,7 @@ def risk_figure(run: ReportRun, probe: str) -> tuple[Figure, dict[str, object]]:
     curves: list[tuple[FloatArray, Key]] = []
     if several and (best := entry["best_member"].get("index")) is not None:
         curves.append((predictions.log_probs_MEC[best], Key("one LoRA (best on validation)", ONE, "dash")))
-    curves.append((mixture, Key("ensemble" if several else single_name(run), ENSEMBLE)))
+    curves.append((mixture, Key("ensemble", ENSEMBLE) if several else Key(single_name(run), ONE, "dash")))
     lines = [(*predictive.risk_coverage(rows, predictions.labels), key) for rows, key in curves]
     top = _round_up(max(float(risk.max()) for _, risk, _ in lines) or 0.01)
     panel = Panel(

@@ -173,6 +173,8 @@ def _ood_rows(entry: dict[str, Any]) -> list[dict[str, Any]]:
         cells = []
         for score in ("max_prob", "entropy", "mutual_information"):
             mine, theirs = scores["auroc"].get(score), single["auroc"].get(score)
+            if score == "mutual_information" and entry["num_members"] == 1:
+                mine = None  # equal for all rows, so its AUROC is 0.5 and means nothing
             spread = single["std"].get(score)
             one = NO_VALUE if theirs is None else f"{theirs:.3f}" + ("" if spread is None else f" ± {spread:.3f}")
             cells.append((NO_VALUE if mine is None else f"{mine:.3f}", one))
