@@ -17,6 +17,7 @@ COMMANDS = {
     "train": "fine-tune an ensemble of LoRA adapters on your own data",
     "evaluate": "measure accuracy, NLL, calibration and OOD detection of a trained ensemble",
     "predict": "answer questions or label texts, with uncertainty, one JSON line a row",
+    "report": "write one HTML page about a finished run, or compare several",
 }
 
 _HELP = """\
