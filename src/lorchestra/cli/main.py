@@ -18,6 +18,7 @@ COMMANDS = {
     "evaluate": "measure accuracy, NLL, calibration and OOD detection of a trained ensemble",
     "tasks": "list what is known by name, where its rows come from here, and what they look like",
     "predict": "answer questions or label texts, with uncertainty, one JSON line a row",
+    "report": "write one HTML page about a finished run, or compare several",
 }
 
 _HELP = """\
