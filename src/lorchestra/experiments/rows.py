@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,14 @@ def read_rows(config: DataConfig, seed: int) -> RunRows:
     splits, report = make_splits(train.examples, others["val"], others["test"], seed)
     task = Task(Path(config.train).name.split(".")[0], splits, train.labels)
     return RunRows(task, (*notes, *report.sentences()))
+
+
+def absolute_paths(config: DataConfig) -> DataConfig:
+    """The same files by their absolute paths: a saved configuration must not depend on where it is read."""
+    paths: dict[str, Any] = {
+        name: str(Path(path).absolute()) for name in ("train", "val", "test") if (path := getattr(config, name))
+    }
+    return dataclasses.replace(config, **paths)
 
 
 def check_same_kind(trained: tuple[str, ...] | None, found: tuple[str, ...] | None, path: str | Path) -> None:
