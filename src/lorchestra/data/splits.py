@@ -76,7 +76,7 @@ def make_splits(
             splits[loser] = kept
     held_out = tuple(split for split in ("val", "test") if split not in splits)
     if held_out:
-        parts = _hold_out(splits["train"], held_out, seed)
+        parts = hold_out(splits["train"], held_out, seed)
         splits |= parts
     splits = {split: splits[split] for split in ("train", "val", "test")}
     repeated = {split: len(rows) - len({_content(row) for row in rows}) for split, rows in splits.items()}
@@ -124,8 +124,11 @@ def _without(rows: Sequence[Example], contents: Collection[str]) -> tuple[Exampl
     return tuple(row for row in rows if _content(row) not in contents)
 
 
-def _hold_out(rows: Sequence[Example], names: Sequence[str], seed: int) -> dict[str, tuple[Example, ...]]:
-    """The rows dealt to each of `names`, and the rest as "train"."""
+def hold_out(rows: Sequence[Example], names: Sequence[str], seed: int) -> dict[str, tuple[Example, ...]]:
+    """A tenth of the distinct rows dealt to each of `names`, stratified (see `make_splits`), and the rest as "train".
+
+    Raises: DataError where the rows are too few.
+    """
     strata: dict[str, str] = {}
     for row in rows:
         content, stratum = _content(row), "" if row.answer is None else f"{row.answer:09d}"

@@ -41,9 +41,14 @@ def evaluate_run(
         The entry written into `metrics.json`.
 
     Raises:
-        ConfigError: an unknown split.
+        ConfigError: an unknown split, or a run of rows that came from Python.
         DataError: the rows cannot be used, or have changed since the run.
     """
+    if trained.config.data.train is None:
+        raise ConfigError(
+            f"{trained.run.root}: trained on rows that came from Python and were not kept; evaluate it there, by the"
+            " classifier's score or from its predictions"
+        )
     rows = read_rows(trained.config.data, trained.config.train.seed)
     check_unchanged(rows, trained.run.splits)
     if data is not None:

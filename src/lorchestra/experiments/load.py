@@ -15,6 +15,7 @@ from lorchestra.core import predictive
 from lorchestra.data.files import read_task_file
 from lorchestra.data.prompts import PromptTemplate
 from lorchestra.engine.config import RunConfig
+from lorchestra.engine.module import EnsembleModule
 from lorchestra.engine.session import Session
 from lorchestra.errors import CheckpointError
 from lorchestra.experiments.build import Say
@@ -43,6 +44,10 @@ class TrainedEnsemble:
     def labels(self) -> tuple[str, ...] | None:
         """The label set in order; None where every question brings its own choices."""
         return None if self.record["labels"] is None else tuple(self.record["labels"])
+
+    def as_module(self) -> EnsembleModule:
+        """The members as a `torch.nn.Module`: differentiable, and with the adapters as its parameters."""
+        return EnsembleModule(self.session)
 
     def read(self, path: str | Path, *, require_answer: bool, ignore_answers: bool = False) -> tuple[Example, ...]:
         """Rows of a file, in the form the run was trained on."""
