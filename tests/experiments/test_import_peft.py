@@ -11,6 +11,7 @@ import torch
 import transformers
 
 from lorchestra.data.config import DataConfig
+from lorchestra.engine.config import RunConfig
 from lorchestra.errors import CheckpointError, ConfigError, DataError
 from lorchestra.experiments.evaluate import evaluate_run
 from lorchestra.experiments.import_peft import import_run
@@ -98,6 +99,49 @@ def test_scoring_and_threads_are_settled_as_in_a_training(mixed, questions_jsonl
     trained = load_run(run.root)
     assert (trained.labels, trained.session.scoring) == (None, "text")
     assert evaluate_run(trained)["num_members"] == 1
+
+
+def test_what_a_member_lacks_stays_zero_under_training_and_what_was_learned_can_be_saved(
+    mixed, data, texts_csv, tmp_path
+):
+    """A loop of one's own over imported members of unlike shapes, saved as PEFT folders and imported again."""
+    trained = load_run(import_run(mixed, tmp_path / "run", data=data).root)
+    ensemble, bank = trained.as_module(), trained.session.model.bank
+    examples = trained.read(data.train, require_answer=True)[:8]
+    rows = ensemble.encode(examples)
+    answers = torch.tensor([row.answer for row in rows])
+    start = bank.values.clone()
+    optimizer = torch.optim.AdamW(ensemble.parameters(), lr=0.01)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (-ensemble(rows)[:, torch.arange(8), answers].mean(dim=1)).sum().backward()
+        optimizer.step()
+    for m, rank in enumerate((2, 5, 8)):
+        for piece in bank.slices:
+            A, B = (bank.view(bank.values[m], piece, which) for which in ("A", "B"))
+            assert not A[rank:].any()
+            assert not B[:, rank:].any()
+    assert torch.equal(bank.values == 0, start == 0)
+    assert (bank.values != start).any(dim=1).all()
+
+    ensemble.save_pretrained(tmp_path / "learned")
+    with pytest.raises(CheckpointError, match="exists already"):
+        ensemble.save_pretrained(tmp_path / "learned")
+    again = load_run(import_run(sorted((tmp_path / "learned").iterdir()), tmp_path / "again", data=data).root)
+    new = again.read(texts_csv("new.csv", 5, seed=9), require_answer=False)
+    expected = trained.session.predict_members(new, "new").log_probs_MEC
+    found = again.session.predict_members(new, "new").log_probs_MEC
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+def test_an_imported_run_has_nothing_to_resume(mixed, texts_csv, tmp_path):
+    path = texts_csv()
+    root = import_run(mixed, tmp_path / "run", data=DataConfig(train=str(path), scoring="text")).root
+    said = []
+    before = {file: file.read_bytes() for file in root.rglob("*") if file.is_file()}
+    train_run(RunConfig(), root, if_exists="resume", say=said.append)
+    assert any("finished already" in text for text in said)
+    assert {file: file.read_bytes() for file in root.rglob("*") if file.is_file()} == before
 
 
 def test_no_folder(data, tmp_path):
