@@ -77,6 +77,15 @@ def test_imported_members_of_unlike_shapes_are_merged_too(peft_folder, texts_csv
     assert json.loads((out / "member_00/adapter_config.json").read_text())["r"] == 2
 
 
+@pytest.mark.parametrize("merge", [False, True])
+def test_adapters_can_name_a_base_that_others_have(finished, tmp_path, merge):
+    out = export_run(finished, tmp_path / "out", card="", merge=merge, base_name="org/name")
+    config = json.loads((out / "member_01/adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "org/name"
+    own = json.loads((finished / "members/member_01/adapter_config.json").read_text())
+    assert config == own | {"base_model_name_or_path": "org/name", "revision": None}
+
+
 def test_failed_members_are_left_out(finished, tmp_path):
     record = json.loads((finished / "ensemble.json").read_text())
     record["members"][1]["state"] = "failed"

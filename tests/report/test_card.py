@@ -20,7 +20,7 @@ from lorchestra.report.card import base_reference, model_card
 from lorchestra.types import Example
 
 
-def card_of(root, **changes):
+def card_of(root, base_name=None, **changes):
     record = json.loads((root / "ensemble.json").read_text()) | changes
     metrics = root / "metrics.json"
     return model_card(
@@ -30,6 +30,7 @@ def card_of(root, **changes):
         json.loads(metrics.read_text()) if metrics.exists() else None,
         exported_members(root),
         merged=False,
+        base_name=base_name,
     )
 
 
@@ -51,6 +52,9 @@ def test_the_hub_can_read_it_and_the_license_is_left_open(finished, tiny_base):
     hub = card_of(finished, base={"id": "org/base", "revision": "c0ffee", "digest": "", "path": "org/base"})
     assert ModelCard(hub).data.base_model == "org/base"
     assert "revision='c0ffee'" in hub
+    named = card_of(finished, base_name="org/name")
+    assert ModelCard(named).data.base_model == "org/name"
+    assert "BASE = 'org/name'\n" in named
 
 
 def test_it_says_what_it_was_trained_on_and_how_well_it_does(finished):
@@ -59,6 +63,7 @@ def test_it_says_what_it_was_trained_on_and_how_well_it_does(finished):
     assert "train 40, val 5, test 5" in text
     assert "Text: {question}" in text
     assert "LoRA of rank 2" in text
+    assert "its own initialization and its own order of the rows" in text
     (entry,) = json.loads((finished / "metrics.json").read_text())["evaluations"]
     line = next(line for line in text.splitlines() if "| ensemble |" in line)
     assert f"| {100 * entry['ensemble']['accuracy']:.1f} | {entry['ensemble']['nll']:.3f} |" in line

@@ -24,6 +24,8 @@ class ExportArguments:
     """The directory to make; it must not be there yet."""
     merge: bool = False
     """Also write each member as a whole model (merged_00, ...): the base with the adapter added to its weights."""
+    base_name: str | None = None
+    """Hub id of the base to write into adapters and card, where the run has a local one that others do not have."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -47,8 +49,13 @@ def run(arguments: Sequence[str]) -> int:
         read_json(run_dir.metrics) if run_dir.metrics.exists() else None,
         names,
         merged=parsed.merge,
+        base_name=parsed.base_name,
     )
-    written = export_run(parsed.run, parsed.out, card=card, merge=parsed.merge, say=say)
+    written = export_run(parsed.run, parsed.out, card=card, merge=parsed.merge, base_name=parsed.base_name, say=say)
+    if parsed.base_name is None and record["base"]["revision"] is None:
+        say(
+            f"the adapters name their base by its place here, {record['base']['path']}; to share them, give --base-name"
+        )
     say(f"{len(names)} members and README.md, which says how to use them; choose a license there before you share it")
     print(written)
     return 0

@@ -18,8 +18,8 @@ from lorchestra.models.adapters import WEIGHTS
 from lorchestra.models.gguf import quiet_transformers
 from lorchestra.models.peft_folders import CONFIG, read_peft_folder
 from lorchestra.models.sources import LoadedBase
-from lorchestra.store.atomic import atomic_directory, atomic_write_text, sha256_file
-from lorchestra.store.run_dir import RunDir, read_ensemble, require_free
+from lorchestra.store.atomic import atomic_directory, atomic_write_json, atomic_write_text, sha256_file
+from lorchestra.store.run_dir import RunDir, read_ensemble, read_json, require_free
 
 
 def exported_members(root: str | Path) -> list[str]:
@@ -33,7 +33,13 @@ def exported_members(root: str | Path) -> list[str]:
 
 
 def export_run(
-    root: str | Path, out: str | Path, *, card: str, merge: bool = False, say: Say = lambda text: None
+    root: str | Path,
+    out: str | Path,
+    *,
+    card: str,
+    merge: bool = False,
+    base_name: str | None = None,
+    say: Say = lambda text: None,
 ) -> Path:
     """Write `member_00`, `member_01`, ... and README.md into a new directory, which appears whole or not at all.
 
@@ -42,6 +48,7 @@ def export_run(
         out: the directory to make.
         card: the text of README.md (see `report.card`).
         merge: also write `merged_00`, ...: whole models, with tokenizer, in the base's number format.
+        base_name: what the adapters name as their base (a hub id), where it is not to be what this machine has.
         say: is told, in one line each, what a person should know.
 
     Raises:
@@ -64,6 +71,9 @@ def export_run(
             _copy_member(run, member, directory)
         if base is not None:
             _merge_members(directory, [Path(member["path"]).name for member in members], base, say)
+        if base_name is not None:  # last: merging loads the adapters with the base at hand
+            for member in members:
+                _rename_base(directory / Path(member["path"]).name / CONFIG, base_name)
         atomic_write_text(directory / "README.md", card)
     return target
 
@@ -74,6 +84,10 @@ def _copy_member(run: RunDir, member: dict[str, Any], directory: Path) -> None:
     folder.mkdir()
     for name in (CONFIG, WEIGHTS):
         shutil.copyfile(source / name, folder / name)
+
+
+def _rename_base(path: Path, base_name: str) -> None:
+    atomic_write_json(path, read_json(path) | {"base_model_name_or_path": base_name, "revision": None})
 
 
 @torch.no_grad()

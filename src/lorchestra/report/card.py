@@ -26,6 +26,7 @@ def model_card(
     members: Sequence[str],
     *,
     merged: bool,
+    base_name: str | None = None,
 ) -> str:
     """The card's text.
 
@@ -36,7 +37,10 @@ def model_card(
         metrics: its `metrics.json`; None where it was never evaluated.
         members: names of the exported adapters' folders.
         merged: whether merged models lie beside them.
+        base_name: what to call the base, where it is known elsewhere by another name than here (a hub id).
     """
+    if base_name is not None:
+        record = {**record, "base": {**record["base"], "id": base_name, "revision": None, "named": True}}
     parts = [
         _front_matter(record),
         f"# {record['task']}: an ensemble of {len(members)} LoRA adapters\n",
@@ -51,7 +55,11 @@ def model_card(
 def base_reference(record: Mapping[str, Any]) -> str:
     """The base's hub id; of a local base the name alone, since the path is one of another machine."""
     base = record["base"]
-    return str(base["id"] if base["revision"] else PurePath(base["id"]).name)
+    return str(base["id"] if _is_known_elsewhere(record) else PurePath(base["id"]).name)
+
+
+def _is_known_elsewhere(record: Mapping[str, Any]) -> bool:
+    return bool(record["base"]["revision"] or record["base"].get("named"))
 
 
 def _front_matter(record: Mapping[str, Any]) -> str:
@@ -61,15 +69,15 @@ def _front_matter(record: Mapping[str, Any]) -> str:
         "pipeline_tag": "text-classification" if record["labels"] else "question-answering",
         "tags": ["lora", "ensemble", "uncertainty", "calibration", "lorchestra"],
     }
-    note = "" if record["base"]["revision"] else "# base_model: a local one was used; write its id on the hub here\n"
+    note = "" if _is_known_elsewhere(record) else "# base_model: a local one was used; write its id on the hub here\n"
     return f"---\n{note}{_LICENSE_NOTE}{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---\n"
 
 
 def _introduction(record: Mapping[str, Any], members: Sequence[str], merged: bool) -> str:
+    folders = ", ".join(f"`{name}`" for name in members)
     text = (
-        f"Each of the {len(members)} folders `{members[0]}` to `{members[-1]}` is a LoRA adapter for"
-        f" `{base_reference(record)}`. They were trained alike but for their random initialization and data order;"
-        " their answers are averaged *as probabilities*, and where they disagree the ensemble is uncertain.\n"
+        f"LoRA adapters for `{base_reference(record)}`, a folder each: {folders}. Their answers are averaged *as"
+        " probabilities*, and where they disagree the ensemble is uncertain.\n"
     )
     if merged:
         text += "\n`merged_..` holds the same members as whole models, the adapter added to the base's weights.\n"
@@ -87,10 +95,17 @@ def _training(record: Mapping[str, Any], config: RunConfig, splits: Mapping[str,
     if all(member["state"] == "imported" for member in record["members"]):
         yield f"The adapters (rank up to {adapt.r} on {maps}) were trained elsewhere and imported."
     else:
+        own = [
+            name
+            for name, same in (("initialization", adapt.same_init), ("order of the rows", adapt.same_order))
+            if not same
+        ]
+        if own and len(record["members"]) > 1:
+            yield f"Each member has its own {' and its own '.join(own)}; everything else is the same for all."
         scale = f"alpha {adapt.lora_alpha:g}, dropout {adapt.dropout:g}"
         yield f"LoRA of rank {adapt.r}, {scale} on {maps}, layers: {adapt.layers}."
         yield (
-            f"{train.epochs} epochs in batches of {train.batch_size}, AdamW, peak learning rate {train.lr:g}"
+            f"Epochs: {train.epochs}, in batches of {train.batch_size}; AdamW, peak learning rate {train.lr:g}"
             f" ({train.schedule}), weight decay on B {regularize.weight_decay_b:g}, KL to the base"
             f" {regularize.kl_beta:g}, run seed {train.seed}, each member's {train.keep} copy."
         )
@@ -115,15 +130,17 @@ def _use(record: Mapping[str, Any], members: Sequence[str]) -> str:
     return (
         f"With PEFT alone, in this directory:\n\n```python\n{_code(record, members)}```\n\n"
         "The mean is over probabilities, not over logits: the softmax of mean logits is another, sharper estimate."
-        " With [lorchestra](https://pypi.org/project/lorchestra), which runs all members in one pass and gives"
-        " uncertainties: `lorchestra import member_* --task ROWS.csv --out RUN`, then `lorchestra predict`.\n"
+        " With lorchestra (`pip install lorchestra`), which runs all members in one pass and gives uncertainties:"
+        " `lorchestra import member_* --task ROWS.csv --out RUN`, then `lorchestra predict`.\n"
     )
 
 
 def _code(record: Mapping[str, Any], members: Sequence[str]) -> str:
     """A program that asks one question; it scores choices as lorchestra does."""
     revision = record["base"]["revision"]
-    base = f"BASE = {base_reference(record)!r}" + ("" if revision else "  # the base: a directory or hub id")
+    base = f"BASE = {base_reference(record)!r}" + (
+        "" if _is_known_elsewhere(record) else "  # the base: a directory or hub id"
+    )
     pinned = f", revision={revision!r}" if revision else ""
     choices = list(record["labels"] or ["the first choice", "the second choice"])
     template = re.sub(r"\{\s*(\w+)\s*\}", r"{\1}", record["prompt_template"])
