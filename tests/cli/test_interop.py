@@ -38,6 +38,9 @@ def test_import_evaluate_predict_export_and_import_again(lorchestra, peft_folder
     assert code == 0, err
     evaluation = json.loads(out)
     assert evaluation["num_members"] == 2
+    code, _, err = lorchestra("report", tmp_path / "run", "--out", tmp_path / "report.html")
+    assert code == 0, err
+    assert "imported" in (tmp_path / "report.html").read_text()
     new = texts_csv("new.csv", 6, seed=8)
     code, first, _ = lorchestra("predict", tmp_path / "run", "--data", new)
     assert code == 0

@@ -14,6 +14,7 @@ import transformers
 
 import lorchestra.engine.checkpoint
 import lorchestra.engine.trainer
+import lorchestra.store.disk
 from lorchestra.config import read_recipe
 from lorchestra.engine.config import RunConfig
 from lorchestra.engine.observer import Interrupted
@@ -119,6 +120,39 @@ def test_a_run_interrupted_over_and_over_ends_with_the_same_bytes(run_config, te
     steps = [[json.loads(line) for line in (r / "events.jsonl").read_text().splitlines()] for r in (whole, root)]
     plain = [[(e["step"], e["loss"]) for e in events if e["event"] == "step"] for events in steps]
     assert plain[0] == plain[1]  # nothing is logged twice
+
+
+def test_trunks_in_a_file_give_the_same_bytes_and_are_gone_in_the_end(run_config, texts_csv, tmp_path):
+    """With no memory for them at all; the second of two processes maps what the first computed."""
+    whole = train_run(run_config(texts_csv(), adapt={"layers": "last:1"}), tmp_path / "whole").run.root
+    config = run_config(texts_csv(), adapt={"layers": "last:1", "trunk_memory_gb": 0.0})
+    root = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        train_run(config, root, should_stop=StopAfter(9))
+    files = {path: path.stat().st_mtime_ns for path in (root / "resume").glob("trunk-*")}
+    assert {path.name for path in files} == {
+        f"trunk-{s}.{e}" for s in ("training", "validation") for e in ("bin", "json")
+    }
+    with pytest.raises(Interrupted):
+        train_run(config, root, if_exists="resume", should_stop=StopAfter(1))
+    assert {path: path.stat().st_mtime_ns for path in files} == files
+    train_run(config, root, if_exists="resume")
+    assert adapters(root) == adapters(whole)
+    assert not list((root / "resume").glob("trunk-*"))
+
+
+def test_without_room_for_trunks_training_goes_on_without_them(run_config, texts_csv, tmp_path, monkeypatch):
+    config = run_config(texts_csv(), adapt={"layers": "last:1", "trunk_memory_gb": 0.0})
+    monkeypatch.setattr(lorchestra.store.disk, "_free_bytes", lambda path: 1000 if "trunk" in path.name else None)
+    said = []
+    root = train_run(config, tmp_path / "run", say=said.append).run.root
+    assert any("disk is full" in text and "goes on without the cache" in text for text in said)
+    monkeypatch.undo()
+    other = train_run(config, tmp_path / "other").run.root
+    for ours, theirs in zip(*(sorted(r.glob("members/*/*.safetensors")) for r in (root, other)), strict=True):
+        one, two = safetensors.torch.load_file(ours), safetensors.torch.load_file(theirs)
+        for name, tensor in one.items():
+            torch.testing.assert_close(tensor, two[name], rtol=0, atol=2e-4)
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before_in_force(

@@ -18,6 +18,7 @@ COMMANDS = {
     "train": "fine-tune an ensemble of LoRA adapters on your own data",
     "evaluate": "measure accuracy, NLL, calibration and OOD detection of a trained ensemble",
     "predict": "answer questions or label texts, with uncertainty, one JSON line a row",
+    "report": "write one HTML page about a finished run, or compare several",
     "import": "make a run of LoRA adapters that PEFT saved",
     "export": "write a run's members as plain PEFT folders or merged models, with a model card",
 }

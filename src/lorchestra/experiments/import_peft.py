@@ -13,7 +13,7 @@ from typing import Any
 from lorchestra.data.config import DataConfig
 from lorchestra.engine.config import RunConfig, TrainConfig
 from lorchestra.errors import CheckpointError, ConfigError
-from lorchestra.experiments.build import Say, build_session, peak_bytes
+from lorchestra.experiments.build import Say, build_session
 from lorchestra.experiments.record import ensemble_record, write_description
 from lorchestra.experiments.rows import read_rows
 from lorchestra.models.adapters import WEIGHTS, load_member
@@ -100,7 +100,8 @@ def import_run(
             _copy_member(run, m, folder, checksum, session.model, session.base)
             for m, (folder, checksum) in enumerate(zip(found, checksums, strict=True))
         ]
-        cost = {"train_s": 0.0, "tokens": 0, "tokens_per_s": 0.0, "peak_bytes": peak_bytes(), "base_passes": 0.0}
+        # what their training cost is not known here
+        cost = dict.fromkeys(("train_s", "tokens", "tokens_per_s", "peak_bytes", "base_passes"))
         write_ensemble(run, ensemble_record(session, rows, members, cost))
     return RunDir(root)
 

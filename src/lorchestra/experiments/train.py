@@ -13,9 +13,11 @@ from lorchestra.config import differences, read_recipe
 from lorchestra.data.encode import EncodedSplit, class_weights
 from lorchestra.engine.checkpoint import load_checkpoint, save_checkpoint
 from lorchestra.engine.config import RunConfig, check_training
+from lorchestra.engine.frozen import TrainingRows
 from lorchestra.engine.observer import Observer
 from lorchestra.engine.session import Session
-from lorchestra.engine.trainer import Trainer, TrainingRows
+from lorchestra.engine.trainer import Trainer
+from lorchestra.engine.trunk_file import TrunkFiles
 from lorchestra.errors import ConfigError, TrainingError
 from lorchestra.experiments.build import Say, build_session, peak_bytes
 from lorchestra.experiments.events import EventLog, Observers
@@ -85,7 +87,8 @@ def train_run(
     if not resuming:
         _begin(run, resolved, rows, session)
     log = EventLog(run.events, keep_bytes=None)
-    trainer = _make_trainer(session, resolved, encoded, weights, log, observe)
+    files = TrunkFiles(run.resume, session.base.digest, round(resolved.adapt.trunk_memory_gb * 1e9), say)
+    trainer = _make_trainer(session, resolved, encoded, weights, log, observe, files)
     if resuming:
         _restore(run, trainer, log, say)
     peak = _train(run, trainer, log, should_stop)
@@ -141,9 +144,10 @@ def _make_trainer(
     weights: list[float] | None,
     log: EventLog,
     observe: Callable[[Trainer], Observer] | None,
+    files: TrunkFiles,
 ) -> Trainer:
     rows = TrainingRows(encoded["train"].rows, encoded["val"].rows, weights)
-    trainer = Trainer(session.model, rows, config.train, config.regularize, log)
+    trainer = Trainer(session.model, rows, config.train, config.regularize, log, files)
     if observe is not None:
         trainer.observer = Observers([log, observe(trainer)])
     return trainer
@@ -202,6 +206,8 @@ def _finish(run: RunDir, trainer: Trainer, session: Session, rows: RunRows, log:
         "base_passes": _base_passes(trainer),
     }
     write_ensemble(run, ensemble_record(session, rows, members, cost))
+    for cached in run.resume.glob("trunk-*"):
+        cached.unlink(missing_ok=True)
     log.write("finished", failed_members=failed)
     return TrainOutcome(run, tuple(failed))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,6 +39,8 @@ class AdaptConfig:
     """Linear maps to adapt, by name within a decoder layer."""
     layers: str = "all"
     """Decoder layers to adapt: all, last:K, or a list such as [0, 5, 11]. Layers below the first are computed once."""
+    trunk_memory_gb: float = 4.0
+    """Most GB of cached hidden states below the first adapted layer kept in memory; more go to a file in the run."""
     dropout: float = 0.0
     """Dropout on the adapter's input while training, in [0, 1)."""
     same_init: bool = False
@@ -56,5 +59,7 @@ def check_adapt(adapt: AdaptConfig) -> None:
         raise ConfigError(f"adapt.members: {adapt.members} is less than 1; one member is one LoRA")
     if adapt.r < 1:
         raise ConfigError(f"adapt.r: {adapt.r} is less than 1")
+    if not 0 <= adapt.trunk_memory_gb < math.inf:
+        raise ConfigError(f"adapt.trunk_memory_gb: {adapt.trunk_memory_gb} is not a finite number from 0 up")
     if not 0 <= adapt.dropout < 1:
         raise ConfigError(f"adapt.dropout: {adapt.dropout} is not in [0, 1)")
