@@ -205,3 +205,40 @@ def make_task(tmp_path, monkeypatch, no_other_sources):
         return task
 
     return build
+
+
+@pytest.fixture
+def peft_folder(tiny_base, tmp_path):
+    """Lets PEFT itself make a LoRA of random weights on the tiny base and save it; returns the folder."""
+
+    def build(name="a", base=None, seed=0, **settings):
+        from peft import LoraConfig, get_peft_model
+
+        model = transformers.AutoModelForCausalLM.from_pretrained(base or tiny_base, dtype=torch.float32)
+        defaults = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
+        peft = get_peft_model(model, LoraConfig(**(defaults | settings)))
+        source = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter_name, parameter in peft.named_parameters():
+                if "lora_" in parameter_name:
+                    parameter.copy_(0.3 * torch.randn(parameter.shape, generator=source))
+        peft.save_pretrained(tmp_path / name, save_embedding_layers=False)
+        return tmp_path / name
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def reference_log_probs():
+    """Log-probabilities of an encoded row's choices under a plain causal language model, one full pass a choice."""
+
+    def compute(model, row):
+        scores = []
+        for choice in row.choices:
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([row.prefix + choice])).logits[0].log_softmax(dim=-1)
+            places = range(len(row.prefix) - 1, len(row.prefix) + len(choice) - 1)
+            scores.append(sum(logits[p, t] for p, t in zip(places, choice, strict=True)))
+        return torch.stack(scores).log_softmax(dim=0)
+
+    return compute

@@ -77,7 +77,7 @@ def test_the_saved_configuration_is_resolved_and_repeats_the_run(run_config, tex
 
 
 @pytest.mark.parametrize("layers", ["all", "last:1"])
-def test_peft_reproduces_each_members_logits(run_config, texts_csv, tiny_base, tmp_path, layers):
+def test_peft_reproduces_each_members_logits(run_config, texts_csv, tiny_base, reference_log_probs, tmp_path, layers):
     """Loaded by PEFT alone, onto a base loaded by transformers alone."""
     from peft import PeftModel
 
@@ -91,13 +91,7 @@ def test_peft_reproduces_each_members_logits(run_config, texts_csv, tiny_base, t
         base = transformers.AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
         peft = PeftModel.from_pretrained(base, str(root / f"members/member_{m:02d}")).eval()
         for e, row in enumerate(encoded):
-            scores = []
-            for choice in row.choices:
-                with torch.no_grad():
-                    logits = peft(input_ids=torch.tensor([row.prefix + choice])).logits[0].log_softmax(dim=-1)
-                places = range(len(row.prefix) - 1, len(row.prefix) + len(choice) - 1)
-                scores.append(sum(logits[p, t] for p, t in zip(places, choice, strict=True)))
-            expected = torch.stack(scores).log_softmax(dim=0)
+            expected = reference_log_probs(peft, row)
             torch.testing.assert_close(torch.tensor(found[m, e]).float(), expected, rtol=0, atol=1e-4)
 
 

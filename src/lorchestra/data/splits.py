@@ -72,7 +72,7 @@ def make_splits(
     splits, dropped = drop_duplicates({split: rows for split, rows in given.items() if rows is not None})
     held_out = tuple(split for split in ("val", "test") if split not in splits)
     if held_out:
-        parts = _hold_out(splits["train"], held_out, seed, share, stratum or _answer_stratum)
+        parts = hold_out(splits["train"], held_out, seed, share, stratum)
         splits |= parts
     splits = {split: splits[split] for split in ("train", "val", "test")}
     repeated = {split: len(rows) - len({_content(row) for row in rows}) for split, rows in splits.items()}
@@ -145,10 +145,18 @@ def _answer_stratum(row: Example) -> str:
     return "" if row.answer is None else f"{row.answer:09d}"
 
 
-def _hold_out(
-    rows: Sequence[Example], names: Sequence[str], seed: int, share: float, stratum: Callable[[Example], str]
+def hold_out(
+    rows: Sequence[Example],
+    names: Sequence[str],
+    seed: int,
+    share: float = HELD_OUT_SHARE,
+    stratum: Callable[[Example], str] | None = None,
 ) -> dict[str, tuple[Example, ...]]:
-    """The rows dealt to each of `names`, and the rest as "train"."""
+    """A share of the distinct rows dealt to each of `names`, stratified (see `make_splits`), and the rest as "train".
+
+    Raises: DataError where the rows are too few.
+    """
+    stratum = stratum or _answer_stratum
     strata: dict[str, str] = {}
     for row in rows:
         content, own = _content(row), stratum(row)

@@ -58,10 +58,15 @@ def evaluate_run(
         The entry written into `metrics.json`.
 
     Raises:
-        ConfigError: an unknown split or task, or a task and a file.
+        ConfigError: an unknown split or task, a task and a file, or a run of rows that came from Python.
         DataError: the rows cannot be used, or have changed since the run.
     """
     config = with_directory(trained.config.data, data_dir)
+    if config.train is None and config.task is None:
+        raise ConfigError(
+            f"{trained.run.root}: trained on rows that came from Python and were not kept; evaluate it there, by the"
+            " classifier's score or from its predictions"
+        )
     rows = read_rows(config, trained.config.train.seed)
     check_unchanged(rows, trained.run.splits)
     far = _read_ood(trained, ood, config)

@@ -13,6 +13,7 @@ from lorchestra.data.files import read_task_file
 from lorchestra.data.formats import SUFFIXES
 from lorchestra.data.splits import make_splits, split_digest
 from lorchestra.data.tasks.load import load_task
+from lorchestra.data.tasks.sources import data_directory
 from lorchestra.data.tasks.table import TASKS
 from lorchestra.errors import ConfigError, DataError, did_you_mean
 from lorchestra.store.run_dir import read_json
@@ -68,6 +69,15 @@ def read_rows(config: DataConfig, seed: int) -> RunRows:
     splits, report = make_splits(train.examples, others["val"], others["test"], seed)
     task = Task(Path(config.train).name.split(".")[0], splits, train.labels)
     return RunRows(task, (*notes, *report.sentences()))
+
+
+def absolute_paths(config: DataConfig) -> DataConfig:
+    """Paths that hold from any directory; a directory of data sets that the environment names is written down."""
+    paths = {name: getattr(config, name) for name in ("train", "val", "test")}
+    if config.task is not None or config.dir is not None:
+        paths["dir"] = data_directory(config.dir)
+    absolute: dict[str, Any] = {name: str(Path(path).absolute()) for name, path in paths.items() if path}
+    return dataclasses.replace(config, **absolute)
 
 
 def check_same_kind(trained: tuple[str, ...] | None, found: tuple[str, ...] | None, path: str | Path) -> None:

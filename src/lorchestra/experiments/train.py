@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lorchestra.config import differences, read_recipe, to_yaml
-from lorchestra.data.config import DataConfig
+from lorchestra.config import differences, read_recipe
 from lorchestra.data.encode import EncodedSplit, class_weights
-from lorchestra.data.tasks.sources import data_directory
 from lorchestra.engine.checkpoint import load_checkpoint, save_checkpoint
 from lorchestra.engine.config import RunConfig, check_training
 from lorchestra.engine.frozen import TrainingRows
@@ -21,13 +19,14 @@ from lorchestra.engine.session import Session
 from lorchestra.engine.trainer import Trainer
 from lorchestra.engine.trunk_file import TrunkFiles
 from lorchestra.errors import ConfigError, TrainingError
-from lorchestra.experiments.build import Say, build_session, environment, peak_bytes
+from lorchestra.experiments.build import Say, build_session, peak_bytes
 from lorchestra.experiments.events import EventLog, Observers
-from lorchestra.experiments.rows import RunRows, check_unchanged, read_rows, with_directory
+from lorchestra.experiments.record import ensemble_record, write_description
+from lorchestra.experiments.rows import RunRows, absolute_paths, check_unchanged, read_rows, with_directory
 from lorchestra.models.adapters import save_members
 from lorchestra.models.config import check_adapt
 from lorchestra.models.ensemble import member_seed
-from lorchestra.store.atomic import atomic_directory, atomic_write_json, atomic_write_text
+from lorchestra.store.atomic import atomic_directory
 from lorchestra.store.run_dir import RunDir, prepare_run, read_ensemble, write_ensemble
 from lorchestra.types import Example
 
@@ -48,6 +47,7 @@ def train_run(
     say: Say = lambda text: None,
     observe: Callable[[Trainer], Observer] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    rows: RunRows | None = None,
 ) -> TrainOutcome:
     """Train the ensemble that `config` describes into the directory `out`.
 
@@ -58,6 +58,7 @@ def train_run(
         say: is told, in one line each, what a person should know.
         observe: makes the observer that shows progress, once the trainer is there.
         should_stop: asked between micro-batches; true writes a checkpoint and raises `Interrupted`.
+        rows: the splits "train" and "val", where they come from Python and not from the files in `config.data`.
 
     Raises:
         ConfigError, DataError, CheckpointError: bad input; nothing half-written is left.
@@ -69,7 +70,8 @@ def train_run(
     run, resuming = prepare_run(out, if_exists)
     if resuming:
         config = _saved_config(run, config)
-    rows = read_rows(config.data, config.train.seed)
+    if rows is None:
+        rows = read_rows(config.data, config.train.seed)
     if resuming:
         check_unchanged(rows, run.splits)
         if run.ensemble.is_file():
@@ -97,7 +99,7 @@ def _saved_config(run: RunDir, asked: RunConfig) -> RunConfig:
     """The configuration of the run to resume; refuses settings asked for now that are not its own."""
     saved = read_recipe(run.config, RunConfig)
     default = RunConfig()
-    absolute = dataclasses.replace(asked, data=_absolute(asked.data))
+    absolute = dataclasses.replace(asked, data=absolute_paths(asked.data))
     given = differences(absolute, default)
     for field, (wanted, had) in differences(absolute, saved).items():
         if field == "data.dir":  # the rows are checked by their digest: they may come from another place now
@@ -108,15 +110,6 @@ def _saved_config(run: RunDir, asked: RunConfig) -> RunConfig:
                 " it out, or start another run with --if-exists new"
             )
     return dataclasses.replace(saved, data=with_directory(saved.data, None))
-
-
-def _absolute(data: DataConfig) -> DataConfig:
-    """Paths that hold from any directory; a directory of data sets that the environment names is written down."""
-    paths = {name: getattr(data, name) for name in ("train", "val", "test")}
-    if data.task is not None or data.dir is not None:
-        paths["dir"] = data_directory(data.dir)
-    absolute: dict[str, Any] = {name: str(Path(path).absolute()) for name, path in paths.items() if path}
-    return dataclasses.replace(data, **absolute)
 
 
 def _row_weights(
@@ -142,11 +135,8 @@ def _check_budget(config: RunConfig, splits: Any) -> None:
 
 
 def _begin(run: RunDir, resolved: RunConfig, rows: RunRows, session: Session) -> None:
-    """Write what describes the run; `config.yaml` last, since it makes the directory a run."""
     run.root.mkdir(parents=True, exist_ok=True)
-    atomic_write_json(run.splits, rows.record())
-    atomic_write_json(run.environment, environment(session.base))
-    atomic_write_text(run.config, to_yaml(dataclasses.replace(resolved, data=_absolute(resolved.data))))
+    write_description(run, resolved, rows, session)
 
 
 def _make_trainer(
@@ -210,7 +200,6 @@ def _finish(run: RunDir, trainer: Trainer, session: Session, rows: RunRows, log:
                 "val_nll": state.best_nll,
             }
         )
-    data = session.data
     cost = {
         "train_s": round(trainer.state.train_s, 2),
         "tokens": trainer.state.tokens,
@@ -218,27 +207,7 @@ def _finish(run: RunDir, trainer: Trainer, session: Session, rows: RunRows, log:
         "peak_bytes": peak,
         "base_passes": _base_passes(trainer),
     }
-    record = {
-        "base": {
-            "id": session.base.id,
-            "revision": session.base.revision,
-            "digest": session.base.digest,
-            "path": session.base.path_for_peft,
-        },
-        "tokenizer_digest": session.base.tokenizer_digest,
-        "num_members": len(members),
-        "members": members,
-        "task": rows.task.name,
-        "labels": rows.task.labels,
-        "prompt_template": session.template.text(session.scoring),
-        "chat_template": session.template.chat,
-        "system_prompt": data.prompt.system_prompt,
-        "max_length": session.max_length,
-        "scoring": session.scoring,
-        "normalize": data.normalize,
-        "cost": cost,
-    }
-    write_ensemble(run, record)
+    write_ensemble(run, ensemble_record(session, rows, members, cost))
     for cached in run.resume.glob("trunk-*"):
         cached.unlink(missing_ok=True)
     log.write("finished", failed_members=failed)

@@ -47,19 +47,20 @@ def save_members(directory: Path, ensemble: EnsembleModel, values_MP: Tensor, ba
     from peft import LoraConfig  # heavy; only needed here
 
     adapt = ensemble.adapt
-    alpha = int(adapt.lora_alpha) if float(adapt.lora_alpha).is_integer() else adapt.lora_alpha
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        base_model_name_or_path=base_path,
-        inference_mode=True,
-        r=adapt.r,
-        lora_alpha=alpha,
-        lora_dropout=adapt.dropout,
-        target_modules=list(adapt.target_modules),
-        layers_to_transform=None if len(ensemble.layers) == ensemble.num_layers else ensemble.layers,
-    )
     written = []
     for m in range(ensemble.num_members):
+        shared = ensemble.scaling[m] == adapt.lora_alpha / adapt.r
+        alpha = float(adapt.lora_alpha if shared else ensemble.scaling[m] * adapt.r)
+        config = LoraConfig(
+            task_type="CAUSAL_LM",
+            base_model_name_or_path=base_path,
+            inference_mode=True,
+            r=adapt.r,
+            lora_alpha=int(alpha) if alpha.is_integer() else alpha,
+            lora_dropout=adapt.dropout,
+            target_modules=list(adapt.target_modules),
+            layers_to_transform=None if len(ensemble.layers) == ensemble.num_layers else ensemble.layers,
+        )
         folder = directory / f"member_{m:02d}"
         folder.mkdir()
         config.save_pretrained(folder)
@@ -69,8 +70,22 @@ def save_members(directory: Path, ensemble: EnsembleModel, values_MP: Tensor, ba
 
 
 @torch.no_grad()
-def load_member(bank: AdapterBank, member: int, folder: str | os.PathLike[str], sha256: str | None = None) -> None:
+def load_member(
+    bank: AdapterBank,
+    member: int,
+    folder: str | os.PathLike[str],
+    sha256: str | None = None,
+    rank: int | None = None,
+) -> None:
     """Read one PEFT folder into a member's row.
+
+    Args:
+        bank: where to.
+        member: whose row.
+        folder: the PEFT folder.
+        sha256: what its weights' checksum must be.
+        rank: the member's own rank, for one that was trained elsewhere: rows of A and columns of B past it, and modules
+            that this member does not adapt, are zero. None: the bank's rank, and every module must be there.
 
     Raises:
         CheckpointError: the file is missing, damaged, or of other modules or shapes than the ensemble.
@@ -84,10 +99,16 @@ def load_member(bank: AdapterBank, member: int, folder: str | os.PathLike[str], 
         raise CheckpointError(
             f"{path}: not a readable safetensors file ({error}); copy the run directory again"
         ) from error
+    if rank is not None:
+        bank.values[member].zero_()
     for piece in bank.slices:
-        for which in ("A", "B"):
-            key = f"base_model.model.{piece.name}.lora_{which}.weight"
+        keys = {which: f"base_model.model.{piece.name}.lora_{which}.weight" for which in ("A", "B")}
+        if rank is not None and not tensors.keys() & set(keys.values()):
+            continue
+        for which, key in keys.items():
             view = bank.view(bank.values[member], piece, which)
+            if rank is not None:
+                view = view[:rank] if which == "A" else view[:, :rank]
             found = tensors.pop(key, None)
             if found is None or found.shape != view.shape:
                 shape = "is missing" if found is None else f"has shape {list(found.shape)}, not {list(view.shape)}"

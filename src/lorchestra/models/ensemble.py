@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -38,15 +39,18 @@ class EnsembleModel:
         model: a transformers causal language model; it is changed in place (see `surgery`) and frozen.
         adapt: number, shape and place of the adapters.
         seed: run seed; member m's initial A derives from it and m (or from it alone with `same_init`).
+        scaling: what each member's B A x is multiplied by, where members differ (imported ones); by default
+            `lora_alpha / r` for all.
 
     Raises:
         ConfigError: unknown layers or target modules, M, r or dropout out of range.
     """
 
-    def __init__(self, model: nn.Module, adapt: AdaptConfig, seed: int) -> None:
+    def __init__(self, model: nn.Module, adapt: AdaptConfig, seed: int, scaling: Sequence[float] | None = None) -> None:
         check_adapt(adapt)
         self.model = model.eval().requires_grad_(False)
         self.adapt = adapt
+        self.scaling = tuple(scaling or [adapt.lora_alpha / adapt.r] * adapt.members)
         self.slot = PassSlot()
         layers = decoder_layers(model)
         self.num_layers = len(layers)
@@ -79,7 +83,7 @@ class EnsembleModel:
             lora = MemberLoRALinear(
                 linear,
                 *bank.parameters[full],
-                scaling=[adapt.lora_alpha / adapt.r] * adapt.members,
+                scaling=self.scaling,
                 dropout=[adapt.dropout] * adapt.members,
                 slot=self.slot,
                 name=full,
