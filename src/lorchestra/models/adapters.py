@@ -6,8 +6,12 @@ Format: `adapter_config.json` and `adapter_model.safetensors` as PEFT's `save_pr
 
 from __future__ import annotations
 
+import copy
 import os
+import re
+import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -15,8 +19,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lorchestra.core.bank import AdapterBank
-from lorchestra.errors import CheckpointError
+from lorchestra.errors import CheckpointError, ConfigError
 from lorchestra.models.ensemble import EnsembleModel
+from lorchestra.models.gguf import quiet_transformers
+from lorchestra.models.targets import base_names, is_transposed
 from lorchestra.store.atomic import sha256_file
 
 WEIGHTS = "adapter_model.safetensors"
@@ -44,20 +50,7 @@ def save_members(directory: Path, ensemble: EnsembleModel, values_MP: Tensor, ba
     Returns:
         For each member, its folder's name and the SHA-256 of its weights.
     """
-    from peft import LoraConfig  # heavy; only needed here
-
-    adapt = ensemble.adapt
-    alpha = int(adapt.lora_alpha) if float(adapt.lora_alpha).is_integer() else adapt.lora_alpha
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        base_model_name_or_path=base_path,
-        inference_mode=True,
-        r=adapt.r,
-        lora_alpha=alpha,
-        lora_dropout=adapt.dropout,
-        target_modules=list(adapt.target_modules),
-        layers_to_transform=None if len(ensemble.layers) == ensemble.num_layers else ensemble.layers,
-    )
+    config = peft_config(ensemble, base_path)
     written = []
     for m in range(ensemble.num_members):
         folder = directory / f"member_{m:02d}"
@@ -66,6 +59,78 @@ def save_members(directory: Path, ensemble: EnsembleModel, values_MP: Tensor, ba
         save_file(adapter_tensors(ensemble.bank, values_MP[m]), folder / WEIGHTS, metadata={"format": "pt"})
         written.append({"path": f"{directory.name}/{folder.name}", "sha256": sha256_file(folder / WEIGHTS)})
     return written
+
+
+def peft_config(ensemble: EnsembleModel, base_path: str) -> Any:
+    """The `LoraConfig` with which PEFT adapts exactly the modules that the ensemble adapts.
+
+    It names them in the shortest way that does: as the user did, by the last parts of their names, or by whole names.
+    """
+    from peft import LoraConfig  # heavy; only needed here
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    adapt = ensemble.adapt
+    adapted = [piece.name for piece in ensemble.bank.slices]
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=base_path,
+        inference_mode=True,
+        r=adapt.r,
+        lora_alpha=int(adapt.lora_alpha) if float(adapt.lora_alpha).is_integer() else adapt.lora_alpha,
+        lora_dropout=adapt.dropout,
+        use_rslora=adapt.use_rslora,
+        init_lora_weights=adapt.init_lora_weights,
+        fan_in_fan_out=any(is_transposed(ensemble.model.get_submodule(name).base) for name in adapted),
+        target_modules=adapted,
+    )
+    every = [name for name in base_names(ensemble.model) if name]
+    layers = None if len(ensemble.layers) == ensemble.num_layers else ensemble.layers
+    ways: list[tuple[list[str], list[int] | None]] = [
+        ([] if isinstance(adapt.target_modules, str) else list(adapt.target_modules), layers),
+        (sorted({name.rsplit(".", 1)[-1] for name in adapted}), layers),
+        (adapted, None),
+    ]
+    for names, some_layers in ways:
+        config.target_modules, config.layers_to_transform = names, some_layers  # a list: PEFT's own set has no order
+        if {name for name in every if names and check_target_module_exists(config, name)} == set(adapted):
+            return config
+    config.target_modules = "|".join(map(re.escape, adapted))  # a whole name may also be the end of another
+    return config
+
+
+def check_readable(ensemble: EnsembleModel) -> None:
+    """Refuse targets whose adapters PEFT could not read, before anything is trained.
+
+    In some mixtures of experts PEFT takes names such as `gate_proj` for the experts of former days, which transformers
+    now keeps in one tensor, even where a linear map has that name. With such a base PEFT is asked, on a model without
+    weights.
+
+    Raises:
+        ConfigError: PEFT would adapt others than the adapted modules.
+    """
+    if all(parameter.ndim < 3 for parameter in ensemble.model.parameters()):
+        return
+    from peft import get_peft_model
+    from peft.tuners.lora import LoraLayer
+
+    config = peft_config(ensemble, "")
+    config.init_lora_weights = True
+    adapted = {piece.name for piece in ensemble.bank.slices}
+    kind: Any = type(ensemble.model)
+    with torch.device("meta"), warnings.catch_warnings(), quiet_transformers():
+        warnings.simplefilter("ignore")
+        skeleton = kind._from_config(copy.deepcopy(ensemble.model.config), attn_implementation="eager")
+        try:
+            modules = get_peft_model(skeleton, config, low_cpu_mem_usage=True).base_model.model.named_modules()
+            found = {name for name, module in modules if isinstance(module, LoraLayer)}
+        except ValueError:  # names of some of its experts, but not of all that are one tensor
+            found = set()
+    if found != adapted:
+        lost = {name.rsplit(".", 1)[-1] for name in adapted ^ found}
+        raise ConfigError(
+            f"adapt.target_modules: {ensemble.adapt.target_modules!r} cannot be saved for PEFT, which takes"
+            f" {', '.join(sorted(lost))} of a {kind.__name__} for its experts; name linear maps of the attention only"
+        )
 
 
 @torch.no_grad()
