@@ -150,6 +150,13 @@ FAMILIES = {
         linear=(*GROUPED, *GATED, "shared_expert_gate"),
         tolerance=ROUNDED,
     ),
+    "phimoe": Family(
+        "Phimoe",
+        {"num_experts_per_tok": 2, "num_local_experts": 4},
+        without=("head_dim",),
+        linear=GROUPED,  # its router is a linear map by class, but not by what it returns
+        tolerance=ROUNDED,
+    ),
     "cohere": Family("Cohere", tolerance=ROUNDED),
 }
 ROWS = [
@@ -290,6 +297,7 @@ def test_of_a_composite_model_the_text_part_is_adapted(tmp_path):
     assert len(adapted) == 4
     assert all(name.startswith("model.language_model.layers.") for name in adapted)
     assert probe(ensemble) < 1e-5
+    check_readable(ensemble)
     save_members(tmp_path, ensemble, ensemble.bank.values, "base")
     model = read_by_peft(base, tmp_path / "member_00")
     layers = [name for name, module in model.named_modules() if isinstance(module, peft.tuners.lora.LoraLayer)]
@@ -383,6 +391,12 @@ def test_an_architecture_that_packing_would_get_wrong_is_refused_with_the_reason
     with pytest.raises(ConfigError, match=r"base.name: \w+ cannot be used: .*" + reason) as caught:
         EnsembleModel(build(), AdaptConfig(), seed=0)
     assert "take a decoder-only model" in str(caught.value)
+
+
+def test_a_router_is_no_target():
+    base = FAMILIES["phimoe"].build(torch.float32)
+    with pytest.raises(ConfigError, match=r"'router' names '.*', which is a PhimoeTopKRouter, not a linear map"):
+        ensemble_on(base, target_modules=("q_proj", "router"))
 
 
 def test_a_model_without_a_list_of_decoder_layers_is_refused():

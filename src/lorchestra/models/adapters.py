@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import os
 import re
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from lorchestra.core.bank import AdapterBank
 from lorchestra.errors import CheckpointError, ConfigError
 from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.models.gguf import quiet_transformers
+from lorchestra.models.surgery import text_config
 from lorchestra.models.targets import base_names, is_transposed
 from lorchestra.store.atomic import sha256_file
 
@@ -55,10 +57,14 @@ def save_members(directory: Path, ensemble: EnsembleModel, values_MP: Tensor, ba
     for m in range(ensemble.num_members):
         folder = directory / f"member_{m:02d}"
         folder.mkdir()
-        config.save_pretrained(folder)
-        save_file(adapter_tensors(ensemble.bank, values_MP[m]), folder / WEIGHTS, metadata={"format": "pt"})
+        _write_member(folder, config, adapter_tensors(ensemble.bank, values_MP[m]))
         written.append({"path": f"{directory.name}/{folder.name}", "sha256": sha256_file(folder / WEIGHTS)})
     return written
+
+
+def _write_member(folder: Path, config: Any, tensors: dict[str, Tensor]) -> None:
+    config.save_pretrained(folder)
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
 
 def peft_config(ensemble: EnsembleModel, base_path: str) -> Any:
@@ -101,36 +107,52 @@ def peft_config(ensemble: EnsembleModel, base_path: str) -> Any:
 def check_readable(ensemble: EnsembleModel) -> None:
     """Refuse targets whose adapters PEFT could not read, before anything is trained.
 
-    In some mixtures of experts PEFT takes names such as `gate_proj` for the experts of former days, which transformers
-    now keeps in one tensor, even where a linear map has that name. With such a base PEFT is asked, on a model without
-    weights.
+    For bases whose modules had other names in former days (mixtures of experts, composite models) PEFT renames what it
+    reads, and takes names such as `gate_proj` for experts even where a linear map is called so. With such a base a
+    member is written and read for trial, on a model whose weights take no memory.
 
     Raises:
-        ConfigError: PEFT would adapt others than the adapted modules.
+        ConfigError: PEFT would adapt other modules, or not find their weights.
     """
-    if all(parameter.ndim < 3 for parameter in ensemble.model.parameters()):
+    config: Any = ensemble.model.config
+    if config is text_config(ensemble.model) and all(p.ndim < 3 for p in ensemble.model.parameters()):
         return
-    from peft import get_peft_model
+    kind: Any = type(ensemble.model)
+    trial = torch.randn(ensemble.bank.values.shape[1], generator=torch.Generator().manual_seed(0))
+    tensors = adapter_tensors(ensemble.bank, trial)
+    with tempfile.TemporaryDirectory() as place, warnings.catch_warnings(), quiet_transformers():
+        warnings.simplefilter("ignore")
+        _write_member(Path(place), peft_config(ensemble, ""), tensors)
+        with torch.device("meta"):
+            skeleton = kind._from_config(copy.deepcopy(config), attn_implementation="eager")
+        skeleton._apply(lambda tensor: torch.zeros((), dtype=tensor.dtype).expand(tensor.shape))
+        found = _read_by_peft(skeleton, place)
+    same = {key for key, tensor in tensors.items() if key in found and torch.equal(found[key], tensor)}
+    lost = {key.removesuffix(".weight").rsplit(".", 2)[1] for key in tensors.keys() - same}
+    if lost or found.keys() - same:
+        raise ConfigError(
+            f"adapt.target_modules: {ensemble.adapt.target_modules!r} cannot be saved for PEFT, which in a"
+            f" {kind.__name__} takes names for those of experts, or of former days"
+            f" ({', '.join(sorted(lost)) or 'of others, too'}); leave those out, as by naming attention's maps only"
+        )
+
+
+def _read_by_peft(skeleton: nn.Module, folder: str) -> dict[str, Tensor]:
+    """The adapter tensors that PEFT puts onto a model; none where it refuses."""
+    from peft import PeftModel
     from peft.tuners.lora import LoraLayer
 
-    config = peft_config(ensemble, "")
-    config.init_lora_weights = True
-    adapted = {piece.name for piece in ensemble.bank.slices}
-    kind: Any = type(ensemble.model)
-    with torch.device("meta"), warnings.catch_warnings(), quiet_transformers():
-        warnings.simplefilter("ignore")
-        skeleton = kind._from_config(copy.deepcopy(ensemble.model.config), attn_implementation="eager")
-        try:
-            modules = get_peft_model(skeleton, config, low_cpu_mem_usage=True).base_model.model.named_modules()
-            found = {name for name, module in modules if isinstance(module, LoraLayer)}
-        except ValueError:  # names of some of its experts, but not of all that are one tensor
-            found = set()
-    if found != adapted:
-        lost = {name.rsplit(".", 1)[-1] for name in adapted ^ found}
-        raise ConfigError(
-            f"adapt.target_modules: {ensemble.adapt.target_modules!r} cannot be saved for PEFT, which takes"
-            f" {', '.join(sorted(lost))} of a {kind.__name__} for its experts; name linear maps of the attention only"
-        )
+    try:
+        model = PeftModel.from_pretrained(skeleton, folder, low_cpu_mem_usage=True)
+    except (ValueError, RuntimeError):
+        return {}
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer)]
+    found = {}
+    for name, module in layers:
+        for which in ("lora_A", "lora_B"):
+            weight = getattr(module, which)["default"].weight.detach()
+            found[f"{name}.{which}.weight"] = torch.empty(0) if weight.is_meta else weight  # meta: nothing was read
+    return found
 
 
 @torch.no_grad()

@@ -39,7 +39,7 @@ def find_targets(
         for name, module in layers[index].named_modules()
         if name
     }
-    linear = {name: module for name, module in inside.items() if isinstance(module, _LINEAR_MAPS)}
+    linear = {name: module for name, module in inside.items() if is_linear_map(module)}
     known = sorted({name.rsplit(".", 1)[-1] for name in linear})
     if (isinstance(targets, str) and not targets.strip()) or not targets:
         raise ConfigError(f"{_FIELD}: name at least one linear map; known here: {', '.join(known)}")
@@ -70,6 +70,17 @@ def is_all_linear(targets: str | Sequence[str]) -> bool:
     """Whether `all-linear` is asked for, alone, as a string or as a list of one."""
     alone = targets if isinstance(targets, str) else targets[0] if len(targets) == 1 else ""
     return alone.lower() == ALL_LINEAR
+
+
+def is_linear_map(module: nn.Module) -> bool:
+    """Whether an adapter can stand beside a module.
+
+    Not so a linear map to which a model's own code gives another output, as a router of experts; those that hold
+    quantized weights are defined elsewhere.
+    """
+    kind = type(module)
+    changed = kind.forward not in [linear.forward for linear in _LINEAR_MAPS]
+    return isinstance(module, _LINEAR_MAPS) and not (changed and kind.__module__.startswith("transformers.models."))
 
 
 def features(linear: Any) -> tuple[int, int]:
