@@ -11,6 +11,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from lorchestra.config import read_recipe
+from lorchestra.data.config import PromptConfig
 from lorchestra.engine.config import RunConfig
 from lorchestra.experiments.evaluate import evaluate_run
 from lorchestra.experiments.export import export_run, exported_members
@@ -83,7 +84,7 @@ SETTINGS = {
     "per token": {"normalize": "token"},
     "per byte": {"normalize": "byte"},
     "letters": {"scoring": "letter"},
-    "own prompt": {"prompt": 'Is "{question}" good? ('},
+    "own prompt": {"prompt": PromptConfig('Is "{question}" good? (')},
 }
 
 
@@ -108,7 +109,7 @@ def test_its_program_asks_through_the_chat_template(run_config, texts_csv, make_
     tokenizer = transformers.AutoTokenizer.from_pretrained(base)
     tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}answer:"
     tokenizer.save_pretrained(base)
-    data = {"system_prompt": "be 'brief'"}
+    data = {"prompt": PromptConfig(system_prompt="be 'brief'")}
     root = train_run(run_config(texts_csv(), base=base, train={"lr": 0.05}, data=data), tmp_path / "run").run.root
     trained = load_run(root)
     example = Example("x", "the song was rather fine", trained.labels, None)

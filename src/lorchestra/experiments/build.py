@@ -16,6 +16,7 @@ from lorchestra.data.prompts import PromptTemplate
 from lorchestra.engine.config import RunConfig
 from lorchestra.engine.session import Session, decide_scoring, default_token_budget
 from lorchestra.errors import ConfigError
+from lorchestra.models.adapters import check_readable
 from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.models.probe import probe
 from lorchestra.models.sources import LoadedBase, load_base
@@ -54,6 +55,7 @@ def build_session(
     check_context(config, base)
     check_base(base)
     model = EnsembleModel(base.model, config.adapt, config.train.seed, scaling)
+    check_readable(model)
     probe(model)
     template = PromptTemplate.from_config(config.data, has_labels=labels is not None, tokenizer=base.tokenizer)
     token_budget = config.train.token_budget or default_token_budget(base.device.type)

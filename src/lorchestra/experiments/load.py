@@ -100,7 +100,7 @@ def load_run(root: str | Path, say: Say = lambda text: None) -> TrainedEnsemble:
     base = load_own_base(run, record, config, say)
     members = [record["members"][m] for m in good]
     # only imported members have a rank and a scaling of their own
-    scaling = [member.get("scaling", config.adapt.lora_alpha / config.adapt.r) for member in members]
+    scaling = [member.get("scaling", config.adapt.scaling) for member in members]
     adapt = dataclasses.replace(config.adapt, members=len(good))
     model = EnsembleModel(base.model, adapt, config.train.seed, scaling)
     for index, member in enumerate(members):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from types import MappingProxyType
+from typing import ClassVar, Literal
 
 from lorchestra.errors import ConfigError
 
@@ -35,8 +37,14 @@ class AdaptConfig:
     """Rank of each adapter."""
     lora_alpha: float = 32.0
     """The adapter's product B A x is scaled by lora_alpha / r."""
-    target_modules: tuple[str, ...] = ("q_proj", "v_proj")
-    """Linear maps to adapt, by name within a decoder layer."""
+    use_rslora: bool = False
+    """Scale by lora_alpha / sqrt(r) instead (rsLoRA), so that a higher rank does not learn more slowly."""
+    init_lora_weights: Literal[True, "gaussian", "orthogonal"] = True
+    """Start of A: True is uniform in +-1/sqrt(in_features), gaussian has standard deviation 1/r, both with B zero;
+    orthogonal draws A and B so that B A is zero (even r). No PiSSA: it changes the base, which all members share."""
+    target_modules: str | tuple[str, ...] = ("q_proj", "v_proj")
+    """Linear maps to adapt, as in PEFT: names or ends of names; or one regular expression for the whole name; or
+    all-linear, which is every linear map in the decoder layers."""
     layers: str = "all"
     """Decoder layers to adapt: all, last:K, or a list such as [0, 5, 11]. Layers below the first are computed once."""
     trunk_memory_gb: float = 4.0
@@ -47,6 +55,19 @@ class AdaptConfig:
     """Give all members the same initial A (ablation: members then differ by data order alone)."""
     same_order: bool = False
     """Give all members the same data order (ablation: members then differ by initialization alone)."""
+
+    REFUSED: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {
+            "modules_to_save": "members are low-rank adapters only, and share every other weight of the base; leave it"
+            " out, or name linear maps in adapt.target_modules"
+        }
+    )
+    """Settings that PEFT has and that are refused here, with the reason."""
+
+    @property
+    def scaling(self) -> float:
+        """The factor of B A x."""
+        return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
 
 
 def check_adapt(adapt: AdaptConfig) -> None:
@@ -63,3 +84,5 @@ def check_adapt(adapt: AdaptConfig) -> None:
         raise ConfigError(f"adapt.trunk_memory_gb: {adapt.trunk_memory_gb} is not a finite number from 0 up")
     if not 0 <= adapt.dropout < 1:
         raise ConfigError(f"adapt.dropout: {adapt.dropout} is not in [0, 1)")
+    if adapt.init_lora_weights == "orthogonal" and adapt.r % 2:
+        raise ConfigError(f"adapt.init_lora_weights: orthogonal needs an even rank; adapt.r is {adapt.r}")
