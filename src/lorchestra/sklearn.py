@@ -228,8 +228,10 @@ class LoRAEnsembleClassifier(ClassifierMixin, BaseEstimator):
             "adapt": {name: getattr(self, name) for name in ("members", "r", "lora_alpha", "layers", "dropout")},
             "train": {name: getattr(self, name) for name in ("epochs", "batch_size", "lr")},
             "regularize": {"weight_decay_b": self.weight_decay_b, "kl_beta": self.kl_beta},
-            "data": {"prompt": {"template": self.prompt}, "scoring": self.scoring},
+            "data": {"scoring": self.scoring},
         }
+        if self.prompt is not None:
+            given["data"]["prompt"] = dataclasses.replace(config.data.prompt, template=self.prompt)
         if self.target_modules is not None:
             if isinstance(self.target_modules, str):
                 raise ConfigError(f"target_modules: {self.target_modules!r} is one string; give a list of names")
