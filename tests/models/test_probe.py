@@ -83,6 +83,30 @@ def test_a_layer_that_reads_one_below_the_cut_is_found(tiny_model, source):
             probe(ensemble)
 
 
+class Expert(torch.nn.Module):
+    """An MLP of which every token but the last takes the upper map, as experts share tokens out."""
+
+    def __init__(self, mlp):
+        super().__init__()
+        self.mlp, self.expert = mlp, torch.nn.Linear(32, 32, dtype=torch.float64)
+
+    def forward(self, hidden):
+        out = self.mlp(hidden)
+        return torch.cat([out[:, :-1] + self.expert(hidden[:, :-1]), out[:, -1:]], dim=1)
+
+
+def test_a_map_that_is_given_some_tokens_only_is_no_target(tiny_model):
+    """The refusal names the map, not the whole base."""
+    base = tiny_model(depth=2)
+    base.model.layers[0].mlp = Expert(base.model.layers[0].mlp)
+    ensemble = on(base, target_modules=("expert",))
+    with pytest.raises(
+        ConfigError, match=r"target_modules: 'model.layers.0.mlp.expert' .* is given 58 of a batch's 59 tokens"
+    ):
+        probe(ensemble)
+    assert not any(module._forward_pre_hooks for module in ensemble.model.modules())
+
+
 class Unpackable(torch.nn.Module):
     """Fails on any number of rows but one, or at once."""
 

@@ -40,11 +40,9 @@ class AdaptConfig:
     use_rslora: bool = False
     """Scale by lora_alpha / sqrt(r) instead (rsLoRA), so that a higher rank does not learn more slowly."""
     init_lora_weights: Literal[True, "gaussian", "orthogonal"] = True
-    """Start of A: True is uniform in +-1/sqrt(in_features), gaussian has standard deviation 1/r, both with B zero;
-    orthogonal draws A and B so that B A is zero (even r). No PiSSA: it changes the base, which all members share."""
+    """Start of A and B as in PEFT: True (A uniform, B zero), gaussian (A normal, B zero), orthogonal (B A zero)."""
     target_modules: str | tuple[str, ...] = ("q_proj", "v_proj")
-    """Linear maps to adapt, as in PEFT: names or ends of names; or one regular expression for the whole name; or
-    all-linear, which is every linear map in the decoder layers."""
+    """Linear maps to adapt as in PEFT: names or their ends, one regular expression for whole names, or all-linear."""
     layers: str = "all"
     """Decoder layers to adapt: all, last:K, or a list such as [0, 5, 11]. Layers below the first are computed once."""
     trunk_memory_gb: float = 4.0

@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from lorchestra.core.lora import MemberLoRALinear
 from lorchestra.core.packing import BASE, Item, PackedBatch, pack
-from lorchestra.errors import ConfigError
+from lorchestra.errors import ConfigError, LorchestraError
 from lorchestra.models.architectures import ADVICE
 from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.models.surgery import text_config
@@ -35,8 +36,8 @@ def probe(ensemble: EnsembleModel) -> float:
         The largest difference found, relative to the largest logit.
 
     Raises:
-        ConfigError: the difference is more than rounding, or the model cannot be run packed at all; says which of the
-            comparisons failed.
+        ConfigError: the difference is more than rounding, or the model or an adapted map cannot be run packed at all;
+            says which of the comparisons failed.
     """
     batch = _probe_batch(ensemble)
     name = type(ensemble.model).__name__
@@ -44,7 +45,7 @@ def probe(ensemble: EnsembleModel) -> float:
         reference = torch.cat([_stock_logits(ensemble, item.example) for item in batch.items])
     scale = reference.abs().max().item()
     tolerance = _tolerance(ensemble) * max(scale, 1e-6)
-    with _refusing(f"base.name: {name} cannot be used: it fails on packed rows", ADVICE):
+    with _refusing(f"base.name: {name} cannot be used: it fails on packed rows", ADVICE), _all_tokens(ensemble, batch):
         packed = _packed_logits(ensemble, batch, None)
         if packed.shape != reference.shape:
             raise ValueError(f"the head gives {list(packed.shape)} logits where {list(reference.shape)} are asked for")
@@ -75,11 +76,35 @@ def _refusing(what: str, advice: str = "take another base") -> Iterator[None]:
     """Turn whatever a model's own code raises into a refusal of the model."""
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError):
+    except (LorchestraError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         lines = str(error).strip().splitlines() or ["no message"]
         raise ConfigError(f"{what} ({type(error).__name__}: {lines[0]}); {advice}") from error
+
+
+@contextlib.contextmanager
+def _all_tokens(ensemble: EnsembleModel, batch: PackedBatch) -> Iterator[None]:
+    """Refuse adapted maps that are not given every token: a member's tokens could not be told there."""
+    hooks = []
+    for name, module in ensemble.model.named_modules():
+        if not isinstance(module, MemberLoRALinear):
+            continue
+
+        def check(_: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
+            given, every = inputs[0].shape[:-1].numel(), batch.packing.num_tokens
+            if given != every:
+                raise ConfigError(
+                    f"adapt.target_modules: {name!r} cannot be adapted: it is given {given} of a batch's {every}"
+                    " tokens, as one expert among others; leave it out"
+                )
+
+        hooks.append(module.register_forward_pre_hook(check))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _tolerance(ensemble: EnsembleModel) -> float:
