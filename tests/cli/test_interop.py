@@ -29,7 +29,7 @@ def lorchestra(capsys):
 def test_import_evaluate_predict_export_and_import_again(lorchestra, peft_folder, texts_csv, tiny_base, tmp_path):
     folders = [peft_folder("a", seed=1, r=2), peft_folder("b", seed=2, r=4, lora_alpha=32)]
     rows = texts_csv()
-    options = ("--base", tiny_base, "--data.scoring", "text", "--data.prompt", "{question}? It is")
+    options = ("--base", tiny_base, "--data.scoring", "text", "--data.prompt.template", "{question}? It is")
     code, out, err = lorchestra("import", *folders, *options, "--task", rows, "--out", tmp_path / "run")
     assert code == 0, err
     assert out == f"{tmp_path / 'run'}\n"
