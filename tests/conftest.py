@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tiny_base import WORDS, save_tiny_base
 
 from lorchestra.data.config import DataConfig
 from lorchestra.data.tasks import convert, sources, table
@@ -20,8 +20,6 @@ from lorchestra.data.tasks.spec import Files, Rows, TaskSpec
 from lorchestra.engine.config import EvaluateConfig, RegularizeConfig, RunConfig, TrainConfig
 from lorchestra.models.config import AdaptConfig, BaseConfig
 from lorchestra.types import Example
-
-_WORDS = ("the", "a", "film", "play", "song", "was", "is", "very", "rather", "good", "bad", "fine", "dull", "long")
 
 
 @pytest.fixture(scope="session")
@@ -39,40 +37,7 @@ def make_base(tmp_path_factory):
     """Saves a tiny random Llama with a byte-level tokenizer as transformers does; returns its directory."""
 
     def build(seed=0):
-        directory = tmp_path_factory.mktemp(f"base{seed}") / "tiny"
-        tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        tokenizer.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=330,
-            special_tokens=["<s>", "</s>"],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        )
-        tokenizer.train_from_iterator(
-            ["Question: Text: Label: Answer: yes no", " ".join(_WORDS), " A B C D\nA. x"] * 5, trainer
-        )
-        fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
-        config = transformers.LlamaConfig(
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            vocab_size=len(fast),
-            max_position_embeddings=256,
-            bos_token_id=0,
-            eos_token_id=1,
-        )
-        model = transformers.LlamaForCausalLM(config)
-        source = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                noise = torch.randn(parameter.shape, generator=source)
-                parameter.copy_(1 + 0.1 * noise if "norm" in name else 0.15 * noise)
-        model.save_pretrained(directory)
-        fast.save_pretrained(directory)
-        return directory
+        return save_tiny_base(tmp_path_factory.mktemp(f"base{seed}") / "tiny", seed)
 
     return build
 
@@ -88,7 +53,7 @@ def sentences(number, seed=0):
     draw = random.Random(seed)
     found = {}
     while len(found) < number:
-        words = draw.choices(_WORDS, k=draw.randint(4, 9))
+        words = draw.choices(WORDS, k=draw.randint(4, 9))
         found[" ".join(words)] = "yes" if "good" in words or "fine" in words else "no"
     return list(found.items())
 
@@ -114,7 +79,7 @@ def questions_jsonl(tmp_path):
         draw = random.Random(seed)
         rows = []
         for text, _ in sentences(number, seed):
-            choices = draw.sample(_WORDS, draw.randint(2, 4))
+            choices = draw.sample(WORDS, draw.randint(2, 4))
             rows.append({"question": text, "choices": choices, "answer": draw.randrange(len(choices))})
         path = tmp_path / name
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 import re
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import yaml
 
 from lorchestra.config import differences, from_mapping, read_recipe, refused_settings, to_mapping, to_yaml
 from lorchestra.data.config import DataConfig, FieldsConfig, PromptConfig
-from lorchestra.engine.config import RunConfig, TrainConfig
+from lorchestra.engine.config import RunConfig, TrainConfig, check_run
 from lorchestra.errors import ConfigError
 from lorchestra.models.config import AdaptConfig
 
@@ -93,6 +94,16 @@ def test_refused_settings_are_found_through_the_parts():
         ("train: {lr: 1", "not valid YAML"),
         ("x: !!python/object/apply:os.system [ls]", "not valid YAML"),
         ("[" * 5000, "not valid YAML"),
+        ("train: {epochs: !!int ''}", "not valid YAML"),
+        ("train: {epochs: !!bool maybe}", "not valid YAML"),
+        ("train: {epochs: !!timestamp x}", "not valid YAML"),
+        ("train: !!map [1]", "not valid YAML"),
+        ("train: &t {epochs: 2}\nadapt: *t", "*t: write the value out in place"),
+        ("a: &a [*a]", "*a: write the value out in place"),
+        ("train: {epochs: 2}\ntrain: {lr: 0.1}", "train is set twice"),
+        ("train: {epochs: 2, epochs: 3}", "epochs is set twice"),
+        ("train: {epochs: 0x" + "f" * 5000 + "}", "train.epochs is a number of 20,000 bits, which is no setting"),
+        ("data: {prompt: [a, b]}", "data.prompt is ['a', 'b']; it must be text"),
     ],
 )
 def test_refusals(tmp_path, text, message):
@@ -137,3 +148,70 @@ def test_no_class_has_more_than_twelve_fields_and_each_is_explained():
                 total += 1
                 assert re.search(rf'    {field.name}: .*\n    """', source), f"{cls.__name__}.{field.name}"
     assert total <= 54
+
+
+def test_a_billion_laughs_are_no_joke(tmp_path):
+    """References to references: a kilobyte on disk, more than any memory written out; refused at the first."""
+    path = tmp_path / "recipe.yaml"
+    lines = ["- &a0 [lol, lol]", *(f"- &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 30))]
+    path.write_text("adapt:\n  target_modules:\n" + "".join(f"    {line}\n" for line in lines))
+    with pytest.raises(ConfigError, match=r"\*a0: write the value out in place"):
+        read_recipe(path, RunConfig)
+
+
+@pytest.mark.parametrize("text", ["a\x85b", "\x85", "line\u2028line", "\x1b[31m", "\x00", "e: f", " 1e3", "é\n\nx\n"])
+def test_every_text_survives_being_saved(tmp_path, text):
+    config = RunConfig(data=DataConfig(prompt=PromptConfig(template=text)))
+    path = tmp_path / "recipe.yaml"
+    path.write_text(to_yaml(config), encoding="utf-8")
+    assert read_recipe(path, RunConfig) == config
+
+
+def test_a_saved_configuration_that_was_cut_off_is_not_one_with_defaults(tmp_path):
+    path = tmp_path / "config.yaml"
+    whole = to_yaml(RunConfig(train=TrainConfig(epochs=9)))
+    path.write_text(whole)
+    assert read_recipe(path, RunConfig, whole=True).train.epochs == 9
+    path.write_text(whole[: whole.index("regularize:")])
+    assert read_recipe(path, RunConfig).train.epochs == 9
+    with pytest.raises(ConfigError, match=r"config\.yaml: has no regularize settings; the file was cut off"):
+        read_recipe(path, RunConfig, whole=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"base": {"threads": 0}}, "base.threads: 0 is not in [1, 1024]"),
+        ({"base": {"threads": 10**9}}, "base.threads: 1000000000 is not in"),
+        ({"adapt": {"lora_alpha": math.nan}}, "adapt.lora_alpha: nan is not a finite number above 0"),
+        ({"adapt": {"lora_alpha": 0}}, "adapt.lora_alpha: 0.0 is not a finite number above 0"),
+        ({"adapt": {"members": 10**9}}, "adapt.members: 1000000000 is more than 10000"),
+        ({"adapt": {"r": 10**6}}, "adapt.r: 1000000 is more than 10000"),
+        ({"data": {"max_length": 0}}, "data.max_length: 0 is less than 1"),
+        (
+            {"data": {"prompt": {"template": "\ud800 {question}"}}},
+            "data.prompt.template: holds half of a surrogate",
+        ),
+        (
+            {"data": {"prompt": {"system_prompt": "x\udfff"}}},
+            "data.prompt.system_prompt: holds half of a surrogate",
+        ),
+        ({"train": {"token_budget": 0}}, "train.token_budget: 0 is less than 1"),
+        ({"train": {"token_budget": -5}}, "train.token_budget: -5 is less than 1"),
+        ({"train": {"checkpoint_every_s": math.nan}}, "train.checkpoint_every_s: nan is not a number from 0 up"),
+        ({"train": {"checkpoint_every_s": -1}}, "train.checkpoint_every_s: -1.0 is not a number from 0 up"),
+        ({"evaluate": {"few_shot": -1}}, "evaluate.few_shot: -1 is less than 0"),
+        ({"evaluate": {"resamples": -1}}, "evaluate.resamples: -1 is not in [0, 100000]"),
+        ({"evaluate": {"resamples": 10**9}}, "evaluate.resamples: 1000000000 is not in"),
+    ],
+)
+def test_settings_that_could_only_fail_later_are_refused_before_anything_is_loaded(settings, message):
+    config = from_mapping(RunConfig, settings | {}, "here")
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        check_run(config)
+
+
+def test_the_defaults_and_the_recipes_pass_the_checks():
+    check_run(RunConfig())
+    for recipe in RECIPES:
+        check_run(read_recipe(recipe, RunConfig))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 import types
 import typing
 from collections.abc import Mapping
@@ -15,9 +16,20 @@ from lorchestra.errors import ConfigError, did_you_mean
 
 T = TypeVar("T")
 
+# Python reads and writes decimal integers of up to 4,300 digits, but hexadecimal ones of any length.
+_MOST_BITS = 10_000
+_REPR = reprlib.Repr()
+_REPR.maxlong = _REPR.maxstring = _REPR.maxother = 60
 
-def read_recipe(path: str | Path, cls: type[T]) -> T:
+
+def read_recipe(path: str | Path, cls: type[T], *, whole: bool = False) -> T:
     """A configuration from a YAML file; what the file leaves out keeps its default.
+
+    Args:
+        path: the file.
+        cls: a configuration dataclass.
+        whole: whether every group of settings must be there, as in a file that a run saved: one that was cut off must
+            not pass for a run with default settings.
 
     Raises:
         ConfigError: the file is missing or no YAML mapping, a field is unknown or of another type.
@@ -27,15 +39,23 @@ def read_recipe(path: str | Path, cls: type[T]) -> T:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as a recipe ({error})") from error
     try:
-        mapping = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mapping = yaml.load(text, _RecipeLoader)
+    except (yaml.YAMLError, ValueError, RecursionError, LookupError, AttributeError) as error:
+        # the last two come out of PyYAML itself, as for `!!int ''` and `!!timestamp x`
         raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+    if whole:
+        for name in typing.get_type_hints(cls):
+            if not isinstance(mapping, dict) or name not in mapping:
+                raise ConfigError(f"{path}: has no {name} settings; the file was cut off or changed")
     return from_mapping(cls, {} if mapping is None else mapping, str(path))
 
 
 def to_yaml(config: Any) -> str:
     """A configuration as YAML, in the order of its fields."""
-    return yaml.safe_dump(to_mapping(config), sort_keys=False, allow_unicode=True)
+    mapping = to_mapping(config)
+    text = yaml.safe_dump(mapping, sort_keys=False, allow_unicode=True)
+    # PyYAML writes U+0085 as it is, and reads it as a space
+    return text if yaml.safe_load(text) == mapping else yaml.safe_dump(mapping, sort_keys=False)
 
 
 def to_mapping(config: Any) -> dict[str, Any]:
@@ -102,6 +122,25 @@ def _hints(cls: Any) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
+class _RecipeLoader(yaml.SafeLoader):
+    """YAML's plain values only, each field once, and no references: a few of them can stand for billions of values."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.MarkedYAMLError(None, None, f"*{event.anchor}: write the value out in place", event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.MarkedYAMLError(None, None, f"{key.value} is set twice", key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def _convert(hint: Any, value: Any, where: str, path: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return from_mapping(typing.cast(type, hint), value, where, path)
@@ -113,6 +152,8 @@ def _convert(hint: Any, value: Any, where: str, path: str) -> Any:
         if isinstance(value, list | tuple):  # where a list may stand beside text, it is no text
             kinds.sort(key=lambda kind: typing.get_origin(kind) is not tuple)
         return _convert(kinds[0], value, where, path)
+    if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+        raise ConfigError(f"{where}: {path} is a number of {value.bit_length():,} bits, which is no setting")
     if origin is Literal:
         if any(value == known and type(value) is type(known) for known in arguments):
             return value
@@ -129,7 +170,8 @@ def _convert(hint: Any, value: Any, where: str, path: str) -> Any:
                 pass
     elif hint is str:
         # a list of layers, as in `layers: [0, 5]`, is text here
-        if isinstance(value, str | int | list) and not isinstance(value, bool):
+        layers = isinstance(value, list) and all(type(item) is int for item in value)
+        if (isinstance(value, str | int) and not isinstance(value, bool)) or layers:
             return str(value)
     elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
@@ -138,5 +180,5 @@ def _convert(hint: Any, value: Any, where: str, path: str) -> Any:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    text = _REPR.repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -15,6 +15,14 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"{question}known here: {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}"
 
 
+def printable(text: str, longest: int = 2000) -> str:
+    """Text on one line, control characters and halves of surrogate pairs as escapes, the middle cut where too long."""
+    line = " ".join(text.split()) if "\n" in text or "\r" in text else text
+    if len(line) > longest:
+        line = f"{line[: longest - 300]} ... {line[-295:]}"
+    return line if line.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+
+
 class LorchestraError(Exception):
     """Base of all errors that a user can mend; the command line prints its text without a traceback.
 
@@ -22,6 +30,10 @@ class LorchestraError(Exception):
     """
 
     exit_code = 2
+
+    def __str__(self) -> str:
+        """The message on one line, fit for a terminal whatever the file that it quotes holds."""
+        return printable(super().__str__())
 
 
 class ConfigError(LorchestraError, ValueError):

@@ -185,7 +185,9 @@ def test_truncated_rows_fit_and_keep_their_choices(
         assert "cut" in split.warnings[0]
         # No more is cut than other merges and the spaces before the cut explain.
         spaces = max((len(run) for run in re.findall(r"\s+", question)), default=0)
-        assert length(row) > max_length - (8 + spaces) * copies
+        # A character without a token shifts the tokenizer's own offsets by its bytes.
+        lost = sum(len(character.encode()) for character in question if not tokenizer.tokenize(character))
+        assert length(row) > max_length - (8 + spaces + lost) * copies
 
 
 def test_truncation_cuts_the_questions_end(tokenizer: Any) -> None:
@@ -299,3 +301,24 @@ def test_class_weights_are_inverse_frequencies_with_mean_one(answers: list[int])
 def test_class_weights_need_labels(answer: int | None) -> None:
     with pytest.raises(DataError, match=r"t\.jsonl:1"):
         class_weights([replace(SKY, answer=answer)], 2)
+
+
+def test_a_row_that_no_tokenizer_should_be_given(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The prompt is tokenized once a choice: what counts is their product."""
+    monkeypatch.setattr("lorchestra.data.encode._MOST_CHARACTERS", 2_000)
+    template = PromptTemplate("{question} Answer:")
+    many = Example("m", "word " * 10, tuple(str(i) for i in range(40)), 0, "rows.jsonl:7")
+    with pytest.raises(DataError, match=r"rows\.jsonl:7: the prompt, once a choice, has 2,\d+ characters in all"):
+        encode([many], template, tokenizer, scoring="text", too_long="drop")
+    few = replace(many, choices=many.choices[:4])
+    assert len(encode([few], template, tokenizer, scoring="text").rows) == 1
+
+
+def test_many_characters_take_several_calls_with_the_same_tokens(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template = PromptTemplate("{question} Answer:")
+    rows = [Example(str(i), "word " * (i + 1), ("yes", "no"), 0, f"rows:{i}") for i in range(9)]
+    whole = encode(rows, template, tokenizer, scoring="text").rows
+    monkeypatch.setattr("lorchestra.data.encode._CHARACTERS_PER_CALL", 100)
+    assert encode(rows, template, tokenizer, scoring="text").rows == whole

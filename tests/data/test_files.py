@@ -502,3 +502,47 @@ def test_every_format_reads_the_same_texts(rows: list[dict[str, Any]]) -> None:
         assert [(e.question, e.choices[e.answer or 0]) for e in file.examples] == [
             (r["text"], r["label"]) for r in rows
         ]
+
+
+def test_a_key_that_comes_twice_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "a", "label": "x"}\n{"text": "b", "label": "x", "label": "y"}\n')
+    with pytest.raises(DataError, match=r"rows\.jsonl:2: the key 'label' comes twice"):
+        read(path)
+    path.write_text('{"text": "a", "label": "x", "other": 1, "other": 2}\n{"text": "b", "label": {"a": 1, "a": 2}}\n')
+    with pytest.raises(DataError, match=r"rows\.jsonl:2: .*several labels"):
+        read(path)
+
+
+@pytest.mark.parametrize("blank", ["", "  ", "\t"])
+def test_a_blank_id_is_none(tmp_path: Path, blank: str) -> None:
+    rows = [{**QUESTION, "id": blank}, {**QUESTION, "question": "Which is blue?", "id": "mine"}]
+    assert [example.id for example in read(write_jsonl(tmp_path / "rows.jsonl", rows)).examples] == ["rows-1", "mine"]
+
+
+def test_choices_and_labels_have_a_bound(tmp_path: Path) -> None:
+    long = "x" * 100_000
+    assert (
+        read(write_jsonl(tmp_path / "a.jsonl", [{**QUESTION, "choices": [long, "b"]}])).examples[0].choices[0] == long
+    )
+    for row in ({**QUESTION, "choices": ["b", long + "y"]}, {"text": "a", "label": long + "y"}):
+        with pytest.raises(
+            DataError, match=r"rows\.jsonl:1: the (choice 1|label) .* has 100,001 characters, over 100,000"
+        ):
+            read(write_jsonl(tmp_path / "rows.jsonl", [row]))
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([2**31 - 1], pa.int32()).cast(pa.date32()),
+        pa.array([2**62]).cast(pa.timestamp("ns")),
+        pa.array([2**62], pa.int64()).view(pa.duration("us")),
+    ],
+    ids=["date", "nanoseconds", "duration"],
+)
+def test_parquet_cells_that_python_has_no_value_for(tmp_path: Path, column: Any) -> None:
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"text": column, "label": ["x"]}), path)
+    with pytest.raises(DataError, match=r"rows\.parquet"):
+        read(path)

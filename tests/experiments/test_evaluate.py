@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lorchestra.core import metrics, predictive
-from lorchestra.errors import ConfigError, DataError
+from lorchestra.errors import CheckpointError, ConfigError, DataError
 from lorchestra.experiments.evaluate import evaluate_run
 from lorchestra.experiments.load import load_run
 from lorchestra.experiments.train import train_run
@@ -103,6 +103,26 @@ def test_rows_left_out_of_a_prediction_are_told(run_config, texts_csv, tmp_path)
     new.write_text("text\nthe film was good\n" + "long " * 80 + "\nthe play was dull\n")
     assert [row["id"] for row in run.predict(new)] == ["new-1", "new-3"]
     assert [text for text in said if "new.csv:3" in text]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("metrics.json", '{"evaluations": [{"task": "x"}]}', r"metrics\.json: evaluations\[0\]\.split is missing"),
+        ("metrics.json", '{"cost": {}}', r"metrics\.json: evaluations is missing"),
+        ("metrics.json", "[", r"metrics\.json: cannot be read"),
+        ("splits.json", '{"train": true}', r"splits\.json: train is True, not an object"),
+        ("splits.json", '{"train": {"digest": "x"}}', r"splits\.json: val is missing"),
+    ],
+)
+def test_a_damaged_record_ends_an_evaluation_before_anything_is_computed(trained, name, text, message):
+    run = trained()
+    (run.run.root / name).write_text(text)
+    seen = []
+    with pytest.raises(CheckpointError, match=message):
+        evaluate_run(run, progress=lambda what, done, total: seen.append(what))
+    assert seen == []
+    assert not run.run.predictions.exists()
 
 
 def test_refusals(trained, texts_csv, tmp_path):

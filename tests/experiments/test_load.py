@@ -9,10 +9,13 @@ import shutil
 
 import numpy as np
 import pytest
+import safetensors.torch
+import torch
 
 from lorchestra.errors import CheckpointError, ConfigError, DataError
 from lorchestra.experiments.load import load_run, prediction_rows
 from lorchestra.experiments.train import train_run
+from lorchestra.store.atomic import sha256_file
 from lorchestra.types import Predictions
 
 
@@ -90,6 +93,113 @@ def test_each_damage_is_named(run_copy, damage, message):
     with pytest.raises((CheckpointError, ConfigError)) as caught:
         load_run(run_copy)
     assert re.search(message, str(caught.value)), str(caught.value)
+
+
+def change(path, *names, value=None, drop=False):
+    """Set or remove one field, anywhere in a JSON file."""
+    record = json.loads(path.read_text())
+    holder = record
+    for name in names[:-1]:
+        holder = holder[name]
+    if drop:
+        del holder[names[-1]]
+    else:
+        holder[names[-1]] = value
+    path.write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize(
+    ("names", "value", "message"),
+    [
+        (("members",), None, "members is None, not a list"),
+        (("members",), [], "has 0 members, and adapt.members in config.yaml is 2"),
+        (("members", 0), "member_00", r"members\[0\] is 'member_00', not an object"),
+        (("members", 1, "state"), True, r"members\[1\]\.state is True, not text"),
+        (("members", 1, "sha256"), None, r"members\[1\]\.sha256 is None, not text"),
+        (("base",), "tiny", "base is 'tiny', not an object"),
+        (("base", "revision"), 3, r"base\.revision is 3, not text"),
+        (("labels",), "yes", "labels is 'yes', not a list"),
+        (("labels",), ["yes", "yes"], "labels are not two or more different ones"),
+        (("labels",), ["yes"], "labels are not two or more different ones"),
+        (("scoring",), "words", "scoring is 'words', not one of letter, text"),
+        (("scoring",), "letter", "scoring is 'letter', and data.scoring in config.yaml is 'text'"),
+        (("prompt_template",), "{question}?", "prompt_template is not the one of data.prompt"),
+        (("tokenizer_digest",), "0" * 64, "the tokenizer of .* has changed"),
+    ],
+)
+def test_each_field_of_the_record_is_checked(run_copy, names, value, message):
+    change(run_copy / "ensemble.json", *names, value=value)
+    with pytest.raises(CheckpointError, match=rf"ensemble\.json: {message}"):
+        load_run(run_copy)
+
+
+@pytest.mark.parametrize("names", [("members", 1, "sha256"), ("members", 0, "state"), ("base", "digest")], ids=str)
+def test_each_missing_field_of_the_record_is_named(run_copy, names):
+    change(run_copy / "ensemble.json", *names, drop=True)
+    with pytest.raises(CheckpointError, match=rf"{names[-1]} is missing; the file was changed or damaged"):
+        load_run(run_copy)
+
+
+@pytest.mark.parametrize("way", ["../elsewhere", "members/../../elsewhere", "/ABSOLUTE/elsewhere", ""])
+def test_a_members_path_never_leads_out_of_the_run(run_copy, way):
+    """Though the adapter there is whole and has the right checksum."""
+    shutil.copytree(run_copy / "members/member_00", run_copy.parent / "elsewhere")
+    change(run_copy / "ensemble.json", "members", 0, "path", value=way.replace("/ABSOLUTE", str(run_copy.parent)))
+    with pytest.raises(
+        CheckpointError, match=r"members\[0\]\.path is '.*', which is no place within the run directory"
+    ):
+        load_run(run_copy)
+
+
+def other_tensors(root, make):
+    """Replace member 1's tensors, checksum included, as another program might."""
+    file = root / "members/member_01/adapter_model.safetensors"
+    tensors = safetensors.torch.load_file(file)
+    name = sorted(tensors)[0]
+    tensors[name] = make(tensors[name])
+    safetensors.torch.save_file(tensors, file)
+    change(root / "ensemble.json", "members", 1, "sha256", value=sha256_file(file))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda t: t * math.nan, "holds NaN or infinite values"),
+        (lambda t: t.double() * 0 + 1e300, "holds NaN or infinite values"),
+        (lambda t: t.to(torch.int64), "holds torch.int64 values, not floating-point ones"),
+        (lambda t: t.to(torch.complex64), "holds torch.complex64 values"),
+        (lambda t: t.T.contiguous(), r"has shape \[32, 2\], not \[2, 32\]"),
+    ],
+    ids=["NaN", "too large", "integers", "complex", "shape"],
+)
+def test_adapters_of_other_values_are_refused(run_copy, make, message):
+    other_tensors(run_copy, make)
+    with pytest.raises(CheckpointError, match=rf"member_01/adapter_model\.safetensors: .*{message}"):
+        load_run(run_copy)
+
+
+def test_adapters_of_another_precision_are_taken(run_copy):
+    other_tensors(run_copy, lambda t: t.to(torch.bfloat16))
+    assert load_run(run_copy).session.model.num_members == 2
+
+
+def test_a_run_whose_members_all_failed_is_refused(run_copy):
+    for m in range(2):
+        change(run_copy / "ensemble.json", "members", m, "state", value="failed")
+    with pytest.raises(CheckpointError, match=r"every member failed; train again with a smaller train\.lr"):
+        load_run(run_copy)
+
+
+def test_a_configuration_that_was_cut_off_is_refused(run_copy):
+    config = run_copy / "config.yaml"
+    config.write_text(config.read_text().split("regularize:")[0])
+    with pytest.raises(ConfigError, match=r"config\.yaml: has no regularize settings; the file was cut off"):
+        load_run(run_copy)
+    config.write_text(
+        config.read_text().replace("token_budget: 800", "token_budget: null") + "regularize: {}\nevaluate: {}\n"
+    )
+    with pytest.raises(CheckpointError, match=r"config\.yaml: train\.token_budget is missing"):
+        load_run(run_copy)
 
 
 def test_another_base_than_the_one_trained_on_is_refused(run_copy, make_base):

@@ -14,6 +14,7 @@ import transformers
 
 import lorchestra.engine.checkpoint
 import lorchestra.engine.trainer
+import lorchestra.experiments.train
 import lorchestra.store.disk
 from lorchestra.config import read_recipe
 from lorchestra.data.config import PromptConfig
@@ -22,6 +23,7 @@ from lorchestra.engine.observer import Interrupted
 from lorchestra.errors import CheckpointError, ConfigError, DataError, TrainingError
 from lorchestra.experiments.load import load_run
 from lorchestra.experiments.train import train_run
+from lorchestra.store.atomic import sha256_file
 from lorchestra.store.run_dir import read_ensemble
 
 
@@ -201,6 +203,131 @@ def test_a_damaged_checkpoint_is_refused(run_config, texts_csv, tmp_path, damage
         latest.write_text(latest.read_text().replace('"step": 4', '"step": 5'))
     with pytest.raises(CheckpointError, match=r"checksum.*start it again with --if-exists new"):
         train_run(config, root, if_exists="resume")
+
+
+def rewrite_checkpoint(root, change):
+    """Change a checkpoint's record and make its checksum right again, as a program at fault would."""
+    latest = root / "resume/latest.json"
+    body = json.loads(latest.read_text())
+    body.pop("checksum")
+    change(body)
+    latest.write_text(json.dumps(body | {"checksum": lorchestra.engine.checkpoint._checksum(body)}))
+
+
+@pytest.fixture
+def stopped(run_config, texts_csv, tmp_path):
+    """An interrupted run with a checkpoint after step 4: configuration and directory."""
+    config, root = run_config(texts_csv()), tmp_path / "run"
+    with pytest.raises(Interrupted):
+        train_run(config, root, should_stop=StopAfter(4))
+    return config, root
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda body: body.pop("file"), r"latest\.json: file is missing"),
+        (
+            lambda body: body.update(file="../state-1.safetensors"),
+            "file is '../state-1.safetensors', which is no check",
+        ),
+        (lambda body: body.update(file="/state-1.safetensors"), "which is no checkpoint of this run"),
+        (lambda body: body.update(events_bytes=[1]), r"events_bytes is \[1\], not an integer"),
+        (lambda body: body.update(events_bytes=-1), "events_bytes is -1, less than 0"),
+        (lambda body: body["state"].update(tokens=10**400), r"state\.tokens is 1000"),
+        (lambda body: body.update(state=[]), r"state is \[\], not an object"),
+        (lambda body: body["state"].pop("members"), r"state\.members is missing"),
+        (lambda body: body["state"]["members"][1].pop("waited"), r"state\.members\[1\]\.waited is missing"),
+        (lambda body: body["state"]["members"][1].update(status="asleep"), "is 'asleep', not one of failed, finished"),
+        (lambda body: body["state"]["members"].pop(), "the checkpoint is not of 3 members"),
+        (lambda body: body["state"]["num_updates"].append(1), "the checkpoint is not of 3 members"),
+        (lambda body: body["state"].update(step="4"), r"state\.step is '4', not an integer"),
+        (lambda body: body["state"].update(step=99), "the checkpoint is at step 99, the run has 10"),
+        (lambda body: body["state"].update(num_updates=[4, 4, 5]), "the checkpoint is at step 4"),
+    ],
+)
+def test_each_field_of_a_checkpoint_is_checked(stopped, change, message):
+    config, root = stopped
+    rewrite_checkpoint(root, change)
+    with pytest.raises(CheckpointError, match=message):
+        train_run(config, root, if_exists="resume")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors: tensors.pop("best"), "best should be torch.float32 .* has no such tensor"),
+        (lambda tensors: tensors.update(values=tensors["values"][:2].clone()), r"has torch\.float32 \[2, \d+\]"),
+        (lambda tensors: tensors.update(values=tensors["values"].double()), r"has torch\.float64"),
+    ],
+)
+def test_a_checkpoint_of_other_tensors_is_refused(stopped, change, message):
+    config, root = stopped
+    (file,) = (root / "resume").glob("state-*.safetensors")
+    tensors = safetensors.torch.load_file(file)
+    change(tensors)
+    safetensors.torch.save_file(tensors, file)
+    rewrite_checkpoint(root, lambda body: body.update(sha256=sha256_file(file)))
+    with pytest.raises(CheckpointError, match=message):
+        train_run(config, root, if_exists="resume")
+
+
+def test_a_validation_nll_that_is_no_number_does_not_spoil_the_checkpoint(run_config, texts_csv, tmp_path, monkeypatch):
+    """The history then holds a NaN, for which JSON has null: the checksum must be of what is read again."""
+    original, calls = lorchestra.engine.trainer.predict_rows, []
+
+    def predict_rows(*arguments, **options):
+        found = original(*arguments, **options)
+        calls.append(0)
+        if len(calls) == 1:
+            found[1] = math.nan
+        return found
+
+    monkeypatch.setattr(lorchestra.engine.trainer, "predict_rows", predict_rows)
+    config, root = run_config(texts_csv()), tmp_path / "run"
+    with pytest.raises(Interrupted):
+        train_run(config, root, should_stop=StopAfter(6))
+    outcome = train_run(config, root, if_exists="resume")
+    assert outcome.failed_members == (1,)
+
+
+def test_a_run_directory_appears_with_its_configuration(run_config, texts_csv, tmp_path, monkeypatch):
+    """Killed before that there is nothing, so that the same command with --if-exists resume starts anew."""
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    config, root = run_config(texts_csv()), tmp_path / "run"
+    root.mkdir()  # an empty one may be there
+    monkeypatch.setattr("lorchestra.experiments.train.to_yaml", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train_run(config, root)
+    assert not root.exists()
+    monkeypatch.undo()
+    train_run(config, root, if_exists="resume")
+    assert len(adapters(root)) == 3
+
+
+def test_a_directory_that_another_process_made_meanwhile_is_left_alone(run_config, texts_csv, tmp_path, monkeypatch):
+    original, root = lorchestra.experiments.train.build_session, tmp_path / "run"
+
+    def slow(*arguments):
+        root.mkdir()
+        (root / "config.yaml").write_text("theirs")
+        return original(*arguments)
+
+    monkeypatch.setattr("lorchestra.experiments.train.build_session", slow)
+    with pytest.raises(CheckpointError, match="another process has just made it"):
+        train_run(run_config(texts_csv()), root)
+    assert [path.name for path in root.iterdir()] == ["config.yaml"]
+
+
+def test_a_file_where_the_members_should_go_is_refused_and_kept(stopped):
+    config, root = stopped
+    (root / "members").write_text("mine")
+    with pytest.raises(CheckpointError, match=r"members: a file is where a directory is needed"):
+        train_run(config, root, if_exists="resume")
+    assert (root / "members").read_text() == "mine"
 
 
 def test_an_existing_run_is_never_overwritten(run_config, texts_csv, tmp_path):

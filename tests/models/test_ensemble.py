@@ -413,3 +413,15 @@ def test_several_ensembles_live_side_by_side(tiny_ensemble, letters):
 def test_settings_out_of_range_name_the_field_and_its_value(tiny_model, field, value):
     with pytest.raises(ConfigError, match=rf"adapt\.{field}.*{value}"):
         EnsembleModel(tiny_model(), AdaptConfig(**{field: value}), seed=0)
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("[enforce fail at alloc_cpu.cpp] can't allocate memory"), MemoryError()]
+)
+def test_members_that_do_not_fit_into_memory_are_named(tiny_model, monkeypatch, error):
+    def full(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr("lorchestra.models.ensemble.AdapterBank", full)
+    with pytest.raises(ConfigError, match=r"adapt\.members: 3 members of rank 8 do not fit into the memory of cpu"):
+        EnsembleModel(tiny_model(), AdaptConfig(members=3), seed=0)

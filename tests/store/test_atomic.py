@@ -23,6 +23,7 @@ from lorchestra.store.atomic import (
     atomic_write_text,
     discard_directory,
     sha256_file,
+    sweep_directory,
     sweep_leftovers,
 )
 
@@ -234,3 +235,27 @@ def test_sha256_of_a_file(tmp_path: Path) -> None:
     assert sha256_file(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     with pytest.raises(CheckpointError, match=r"missing: cannot be read \(No such file"):
         sha256_file(tmp_path / "missing")
+
+
+def test_names_that_are_no_utf8_are_escaped_in_json(tmp_path: Path) -> None:
+    atomic_write_json(tmp_path / "x.json", {"path": "caf\udce9", "note": "é"})
+    assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == {"path": "caf\udce9", "note": "é"}
+
+
+def test_a_directory_is_swept_of_leftovers_whatever_their_target(tmp_path: Path) -> None:
+    names = [".state-00000007.safetensors.0123456789abcdef.tmp", ".latest.json.fedcba9876543210.tmp"]
+    spared = ["latest.json", ".hidden.tmp", "x.0123456789abcdef.tmp"]
+    for name in (*names, *spared):
+        (tmp_path / name).write_text("x")
+    sweep_directory(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 5  # still young
+    sweep_directory(tmp_path, older_than_s=-1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(spared)
+    sweep_directory(tmp_path / "none")
+
+
+def test_discarding_refuses_a_file_and_leaves_it(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("mine")
+    with pytest.raises(CheckpointError, match="a file is where a directory is needed"):
+        discard_directory(tmp_path / "x")
+    assert (tmp_path / "x").read_text() == "mine"

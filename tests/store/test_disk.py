@@ -27,6 +27,8 @@ class RustError(Exception):
         (OSError(errno.ENOSPC, "No space left on device"), ["the disk is full", "free in", "Free some space"]),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), ["the disk is full"]),
         (RustError("I/O error: No space left on device (os error 28)"), ["the disk is full", "unchanged"]),
+        (OSError(errno.EFBIG, "File too large"), ["limit of this process (ulimit -f)", "Raise the limit"]),
+        (RustError("I/O error: File too large (os error 27)"), ["ulimit -f"]),
         (OSError(errno.EROFS, "Read-only file system"), ["read-only", "Choose"]),
         (PermissionError(errno.EACCES, "Permission denied"), ["no permission to write", "Change the permissions of"]),
         (RustError("I/O error: Permission denied (os error 13)"), ["no permission to write"]),

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from lorchestra.errors import ConfigError
+
 DATA_DIR_VARIABLE = "LORCHESTRA_DATA_DIR"
 """The environment variable that stands in for `data.dir`."""
 
@@ -69,3 +71,21 @@ class DataConfig:
     """What to do with a row over max_length: stop, leave the row out, or cut the question (never the choices)."""
     class_weights: bool = False
     """Weight each training row by the inverse frequency of its label (texts with labels only)."""
+
+
+def check_data(config: DataConfig) -> None:
+    """Refuse settings out of range, before any file is read.
+
+    Raises:
+        ConfigError: names the field and its value.
+    """
+    if config.max_length is not None and config.max_length < 1:
+        raise ConfigError(f"data.max_length: {config.max_length} is less than 1; give the longest row in tokens")
+    for name in ("template", "system_prompt"):
+        try:
+            (getattr(config.prompt, name) or "").encode()
+        except UnicodeEncodeError as error:
+            message = (
+                f"data.prompt.{name}: holds half of a surrogate pair at place {error.start}, which is no character"
+            )
+            raise ConfigError(f"{message}; mend the escape") from None

@@ -18,6 +18,9 @@ from lorchestra.types import EncodedExample, Example
 
 # Rows tokenized in one call: enough to keep the tokenizer's threads busy, few enough to bound memory.
 _ROWS_PER_CALL = 512
+# A tokenizer takes some hundred bytes a character, and ends the whole process where it gets no memory.
+_CHARACTERS_PER_CALL = 2_000_000
+_MOST_CHARACTERS = 20_000_000
 # Letters meet the prompt's end, which is the template's: a sample of rows tells what all rows would.
 _ROWS_PROBED = 100
 
@@ -165,12 +168,20 @@ class _Encoder:
     shots: tuple[Example, ...]
 
     def encode(self, examples: Sequence[Example]) -> list[_EncodedRow]:
-        """One tokenizer call for all strings of all rows."""
+        """All strings of all rows, in few tokenizer calls."""
         rendered = [self.template.render_shots(self.shots, example, scoring=self.scoring) for example in examples]
+        sizes = [row.num_characters for row in rendered]
+        for example, size in zip(examples, sizes, strict=True):
+            if size > _MOST_CHARACTERS:
+                message = f"{example.where}: the prompt, once a choice, has {size:,} characters in all"
+                raise DataError(f"{message}, over {_MOST_CHARACTERS:,}; shorten the row or leave it out")
         front = () if self.template.chat else _front_tokens(self.tokenizer)
-        texts = [text for row in rendered for text in (row.prompt, *(row.prompt + c for c in row.continuations))]
-        ids = iter(_tokenize(self.tokenizer, texts))
-        return [_split_at_prefix(row, list(islice(ids, 1 + len(row.continuations))), front) for row in rendered]
+        encoded = []
+        for batch in _bounded(rendered, sizes):
+            texts = [text for row in batch for text in (row.prompt, *(row.prompt + c for c in row.continuations))]
+            ids = iter(_tokenize(self.tokenizer, texts))
+            encoded += [_split_at_prefix(row, list(islice(ids, 1 + len(row.continuations))), front) for row in batch]
+        return encoded
 
     def truncate(self, examples: Sequence[Example], rows: Sequence[_EncodedRow], max_length: int) -> list[_EncodedRow]:
         """Cut the questions' ends until every row fits.
@@ -272,4 +283,18 @@ def _places(examples: Sequence[Example], indices: Sequence[int]) -> str:
 def _batched(items: Iterable[tuple[int, Example]], size: int) -> Iterator[list[tuple[int, Example]]]:
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
+        yield batch
+
+
+def _bounded(rows: Sequence[RenderedPrompt], sizes: Sequence[int]) -> Iterator[list[RenderedPrompt]]:
+    """Runs of rows with no more characters than one tokenizer call should have; a longer row stands alone."""
+    batch: list[RenderedPrompt] = []
+    held = 0
+    for row, size in zip(rows, sizes, strict=True):
+        if batch and held + size > _CHARACTERS_PER_CALL:
+            yield batch
+            batch, held = [], 0
+        batch.append(row)
+        held += size
+    if batch:
         yield batch

@@ -23,6 +23,9 @@ _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _Form = Literal["question", "text"]
 _PARTS: dict[_Form, tuple[str, ...]] = {"question": ("question", "choices", "answer"), "text": ("text", "label")}
 
+LONGEST_CHOICE = 100_000
+"""Characters of a choice or label; it is tokenized with every prompt it may follow, and is never cut."""
+
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = _REPR.maxlong = 60
 
@@ -200,7 +203,8 @@ class _Reader:
             value = self.value(row, "id")
             if isinstance(value, bool) or not isinstance(value, str | int | None):
                 raise self.error(row, f"the id is {_show(value)}; give a string or an integer, or leave it out")
-            name = self._clean(row, "id", str(value)) if value not in (None, "") else f"{stem}-{number}"
+            given = value is not None and bool(str(value).strip())
+            name = self._clean(row, "id", str(value)) if given else f"{stem}-{number}"
             if name in lines:
                 raise self.error(row, f"id {_show(name)} was already that of line {lines[name]}; make the ids unique")
             lines[name] = row.line
@@ -213,6 +217,12 @@ class _Reader:
             message = f"the {part} {_show(text)} holds half of a surrogate pair, which is no character"
             raise self.error(row, f"{message}; mend the escape") from None
         return text
+
+    def _short(self, row: Row, part: str, text: str) -> str:
+        if len(text) > LONGEST_CHOICE:
+            message = f"the {part} {_show(text)} has {len(text):,} characters, over {LONGEST_CHOICE:,}"
+            raise self.error(row, f"{message}; shorten it or leave the row out")
+        return self._clean(row, part, text)
 
     def string(self, row: Row, part: str) -> str:
         value = self.value(row, part)
@@ -236,7 +246,7 @@ class _Reader:
                 raise self.error(row, f"choice {index} is {_show(choice)}, which is not a string; write it as one")
             if not choice.strip():
                 raise self.error(row, f"choice {index} is empty; fill it in or leave it out")
-            self._clean(row, "choice", choice)
+            self._short(row, f"choice {index}", choice)
         if len(value) < 2:
             raise self.error(row, f"the choices are {_show(value)}; a question needs at least two")
         return tuple(value)
@@ -276,7 +286,7 @@ class _Reader:
             raise self.error(row, f"{message}: give classes as words or integers")
         if not isinstance(value, str | int):
             raise self.error(row, f"the label is {_show(value)}; give a string or an integer")
-        return self._clean(row, "label", str(value))
+        return self._short(row, "label", str(value))
 
     def label_set(self, found: Sequence[str | None]) -> tuple[str, ...]:
         if self.labels is not None:

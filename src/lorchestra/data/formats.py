@@ -12,6 +12,7 @@ import io
 import json
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -50,7 +51,7 @@ def read_rows(path: Path, fields: FieldsConfig) -> list[Row]:
         return list(_parquet_rows(path, set(asdict(fields).values())))
     data = _read_bytes(path, zipped=name.endswith(".gz"))
     text = _decode(path, data)
-    return list(_csv_rows(path, text, fields) if name.endswith(".csv") else _jsonl_rows(path, text))
+    return list(_csv_rows(path, text, fields) if name.endswith(".csv") else _jsonl_rows(path, text, fields))
 
 
 def _check_readable(path: Path) -> None:
@@ -88,23 +89,40 @@ def _decode(path: Path, data: bytes) -> str:
         raise DataError(f"{path}:{line}: not UTF-8 (byte 0x{byte:02x}); save the file as UTF-8") from error
 
 
-def _jsonl_rows(path: Path, text: str) -> Iterator[Row]:
+class _Object(dict[str, Any]):
+    """A JSON object that remembers which of its keys came more than once (it keeps the last value of each)."""
+
+    repeated: frozenset[str] = frozenset()
+
+
+def _object(pairs: list[tuple[str, Any]]) -> _Object:
+    found = _Object(pairs)
+    if len(found) < len(pairs):
+        counts = Counter(name for name, _ in pairs)
+        found.repeated = frozenset(name for name, count in counts.items() if count > 1)
+    return found
+
+
+def _jsonl_rows(path: Path, text: str, fields: FieldsConfig) -> Iterator[Row]:
+    wanted = set(asdict(fields).values())
     # Not `splitlines`: a JSON string may hold U+2028 and other separators as they are.
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         shown = line.strip()[:60]
         try:
-            cells = json.loads(line)
+            cells = json.loads(line, object_pairs_hook=_object)
         except json.JSONDecodeError as error:
             message = f"{path}:{number}: no JSON at column {error.colno} ({error.msg}): {shown}"
             raise DataError(f"{message}; write one JSON object a line") from error
         except (ValueError, RecursionError) as error:
             raise DataError(f"{path}:{number}: JSON that cannot be read ({error}): {shown}; simplify it") from error
-        if not isinstance(cells, dict):
+        if not isinstance(cells, _Object):
             raise DataError(
                 f"{path}:{number}: not a JSON object: {shown}; write one object a line, with a key a column"
             )
+        for column in sorted(wanted & cells.repeated):
+            raise DataError(f"{path}:{number}: the key {column!r} comes twice; leave one out")
         yield Row(number, cells)
 
 
@@ -169,7 +187,8 @@ def _parquet_rows(path: Path, wanted: set[str]) -> Iterator[Row]:
             names = file.schema_arrow.names
             _check_names(str(path), names, wanted)
             values = file.read(columns=[name for name in names if name in wanted]).to_pylist()
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, ArithmeticError, LookupError) as error:
+        # Arrow's own errors, and those of Python where a date or decimal in a cell has no Python value
         raise DataError(f"{path}: no Parquet file that can be read ({error}); write it again") from error
     for number, cells in enumerate(values, 1):
         # Columns that were not read still show their names, for the hints in messages.

@@ -36,6 +36,11 @@ class RenderedPrompt:
     prompt: str
     continuations: tuple[str, ...]
 
+    @property
+    def num_characters(self) -> int:
+        """Characters of the prompt alone and with each choice."""
+        return (1 + len(self.continuations)) * len(self.prompt) + sum(map(len, self.continuations))
+
 
 @dataclass(frozen=True)
 class PromptTemplate:

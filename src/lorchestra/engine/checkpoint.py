@@ -15,11 +15,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lorchestra.engine.state import TrainState
+from lorchestra.engine.state import STATE, TrainState
 from lorchestra.errors import CheckpointError
-from lorchestra.store.atomic import atomic_path, atomic_write_json, sha256_file
+from lorchestra.store.atomic import atomic_path, atomic_write_json, plain_values, sha256_file
+from lorchestra.store.schema import check_shape
 
 FORMAT_VERSION = 1
+_HINT = "the run cannot be resumed; start it again with --if-exists new"
+_BODY = {"file": str, "sha256": str, "events_bytes": int, "state": STATE}
 
 
 def save_checkpoint(directory: Path, state: TrainState, tensors: dict[str, Tensor], events_bytes: int) -> None:
@@ -60,25 +63,50 @@ def load_checkpoint(directory: Path) -> tuple[TrainState, dict[str, Tensor], int
     path = directory / "latest.json"
     if not path.exists():
         return None
-    hint = "the run cannot be resumed; start it again with --if-exists new"
+    hint = _HINT
     try:
         body: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         checksum = body.pop("checksum")
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, RecursionError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{path}: damaged ({error}); {hint}") from error
     if body.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(f"{path}: format version {body.get('format_version')}, this is {FORMAT_VERSION}; {hint}")
     if checksum != _checksum(body):
         raise CheckpointError(f"{path}: wrong checksum, the file was changed or damaged; {hint}")
+    check_shape(body, _BODY, path)
     tensors_path = directory / body["file"]
+    if body["events_bytes"] < 0:
+        raise CheckpointError(f"{path}: events_bytes is {body['events_bytes']}, less than 0; {hint}")
+    if tensors_path.parent != directory or not tensors_path.name.startswith("state-"):
+        raise CheckpointError(f"{path}: file is {body['file']!r}, which is no checkpoint of this run; {hint}")
     if not tensors_path.exists() or sha256_file(tensors_path) != body["sha256"]:
         raise CheckpointError(f"{tensors_path}: missing, truncated or changed (wrong checksum); {hint}")
     try:
         tensors = load_file(tensors_path)
     except SafetensorError as error:
         raise CheckpointError(f"{tensors_path}: not a readable safetensors file ({error}); {hint}") from error
-    return TrainState.from_json(body["state"]), tensors, int(body["events_bytes"])
+    return TrainState.from_json(body["state"]), tensors, body["events_bytes"]
+
+
+def check_fits(state: TrainState, tensors: dict[str, Tensor], live: dict[str, Tensor], num_steps: int) -> None:
+    """Refuse a checkpoint of another run than the one that `live` and `num_steps` are of.
+
+    Raises:
+        CheckpointError: other members, tensors, shapes or steps.
+    """
+    num_members = len(live["values"])
+    for name, tensor in live.items():
+        found = tensors.get(name)
+        if found is None or found.shape != tensor.shape or found.dtype != tensor.dtype:
+            has = "no such tensor" if found is None else f"{found.dtype} {list(found.shape)}"
+            message = f"resume: {name} should be {tensor.dtype} {list(tensor.shape)}, and the checkpoint has {has}"
+            raise CheckpointError(f"{message}; config.yaml was changed, or {_HINT}")
+    if len(state.members) != num_members or len(state.num_updates) != num_members:
+        raise CheckpointError(f"resume: the checkpoint is not of {num_members} members; {_HINT}")
+    if not 0 <= state.step <= num_steps or not all(0 <= number <= state.step for number in state.num_updates):
+        raise CheckpointError(f"resume: the checkpoint is at step {state.step}, the run has {num_steps}; {_HINT}")
 
 
 def _checksum(body: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    """Of what is read again: a NaN in the history is null there."""
+    return hashlib.sha256(json.dumps(plain_values(body), sort_keys=True).encode()).hexdigest()

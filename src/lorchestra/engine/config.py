@@ -6,9 +6,11 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lorchestra.data.config import DataConfig
+from lorchestra.data.config import DataConfig, check_data
 from lorchestra.errors import ConfigError
-from lorchestra.models.config import AdaptConfig, BaseConfig
+from lorchestra.models.config import AdaptConfig, BaseConfig, check_adapt, check_base
+
+_MOST_RESAMPLES = 100_000
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,10 @@ def check_training(config: TrainConfig, regularize: RegularizeConfig) -> None:
             raise ConfigError(f"train.{name}: {value} is not a finite number above 0")
     if not 0 <= config.warmup < 1:
         raise ConfigError(f"train.warmup: {config.warmup} is not in [0, 1)")
+    if config.token_budget is not None and config.token_budget < 1:
+        raise ConfigError(f"train.token_budget: {config.token_budget} is less than 1; leave it out for the default")
+    if not config.checkpoint_every_s >= 0:  # NaN too
+        raise ConfigError(f"train.checkpoint_every_s: {config.checkpoint_every_s} is not a number from 0 up")
     for name, value in {"patience": config.patience, "clip_norm": config.clip_norm}.items():
         if not 0 <= value < math.inf:
             raise ConfigError(f"train.{name}: {value} is not a finite number from 0 up")
@@ -104,3 +110,28 @@ def check_training(config: TrainConfig, regularize: RegularizeConfig) -> None:
             f" {product:g} must be below 1, or each step overshoots zero; take weight_decay_b below {1 / config.lr:g},"
             " or a smaller train.lr"
         )
+
+
+def check_evaluation(config: EvaluateConfig) -> None:
+    """Refuse settings that would only fail once the training is done.
+
+    Raises:
+        ConfigError: names the field and its value.
+    """
+    if config.few_shot < 0:
+        raise ConfigError(f"evaluate.few_shot: {config.few_shot} is less than 0; 0 leaves the few-shot base out")
+    if not 0 <= config.resamples <= _MOST_RESAMPLES:
+        raise ConfigError(f"evaluate.resamples: {config.resamples} is not in [0, {_MOST_RESAMPLES}]")
+
+
+def check_run(config: RunConfig) -> None:
+    """All that can be said about a configuration before anything is read or loaded.
+
+    Raises:
+        ConfigError: names the field and its value.
+    """
+    check_base(config.base)
+    check_adapt(config.adapt)
+    check_data(config.data)
+    check_training(config.train, config.regularize)
+    check_evaluation(config.evaluate)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 
@@ -11,6 +11,25 @@ from lorchestra.core.bank import AdapterBank
 from lorchestra.core.optim import MemberAdamW
 
 Status = Literal["running", "finished", "stopped", "failed"]
+
+STATE: dict[str, Any] = {
+    "step": int,
+    "members": [
+        {
+            "status": set(get_args(Status)),
+            "best_nll": (float, None),
+            "best_step": int,
+            "waited": int,
+            "reason": str,
+            "failed_step": (int, None),
+        }
+    ],
+    "tokens": int,
+    "train_s": float,
+    "num_updates": [int],
+    "history": [dict],
+}
+"""The shape of a `TrainState` as JSON (see `store.schema`)."""
 
 
 @dataclass
@@ -59,8 +78,9 @@ class TrainState:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> TrainState:
-        """The inverse of `to_json`."""
-        return cls(**{**values, "members": [MemberState(**member) for member in values["members"]]})
+        """The inverse of `to_json`, of values in the shape of `STATE`."""
+        members = [MemberState(**{name: member[name] for name in STATE["members"][0]}) for member in values["members"]]
+        return cls(**{**{name: values[name] for name in STATE}, "members": members})
 
 
 def state_tensors(bank: AdapterBank, optimizer: MemberAdamW, best_MP: Tensor) -> dict[str, Tensor]:

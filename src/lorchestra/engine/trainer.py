@@ -18,6 +18,7 @@ from lorchestra.core.objective import cross_entropy, kl_to_base
 from lorchestra.core.optim import MemberAdamW, Schedule, clip_gradients
 from lorchestra.core.packing import Item, PackedBatch, pack, plan_micro_batches, shareable_prefix
 from lorchestra.core.seeding import derive_seed, permutation
+from lorchestra.engine.checkpoint import check_fits
 from lorchestra.engine.config import RegularizeConfig, TrainConfig, check_training
 from lorchestra.engine.frozen import Frozen, TrainingRows, compute_frozen
 from lorchestra.engine.observer import Interrupted, Observer, StepReport
@@ -75,7 +76,12 @@ class Trainer:
 
     @torch.no_grad()
     def restore(self, state: TrainState, tensors: dict[str, Tensor]) -> None:
-        """Stand where a checkpoint stood."""
+        """Stand where a checkpoint stood.
+
+        Raises:
+            CheckpointError: it is of another run.
+        """
+        check_fits(state, tensors, self.tensors(), self.num_steps)
         for name, live in self.tensors().items():
             live.copy_(tensors[name])
         self.state = state

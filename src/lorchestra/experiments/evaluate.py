@@ -26,6 +26,7 @@ from lorchestra.methods import mc_dropout, prompting
 from lorchestra.store.atomic import atomic_write_json
 from lorchestra.store.predictions import save_predictions
 from lorchestra.store.run_dir import RunDir, read_json
+from lorchestra.store.schema import check_shape
 from lorchestra.types import Example, Predictions
 
 Progress = Callable[[str, int, int], None]
@@ -61,6 +62,7 @@ def evaluate_run(
         ConfigError: an unknown split or task, a task and a file, or a run of rows that came from Python.
         DataError: the rows cannot be used, or have changed since the run.
     """
+    before = _read_metrics(trained.run)
     config = with_directory(trained.config.data, data_dir)
     if config.train is None and config.task is None:
         raise ConfigError(
@@ -102,7 +104,9 @@ def evaluate_run(
         found = _predict(session, unlike, f"ood_{name}", progress)
         save_predictions(folder, found)
         entry["ood"][name] = ood_scores(predictions, found)
-    _write_metrics(trained.run, trained.record, entry)
+    others = [e for e in before if (e["task"], e["split"]) != (entry["task"], entry["split"])]
+    metrics = {"evaluations": [*others, entry], "cost": trained.record.get("cost")}
+    atomic_write_json(trained.run.metrics, metrics)
     return entry
 
 
@@ -183,8 +187,10 @@ def _baselines(
     return found
 
 
-def _write_metrics(run: RunDir, record: dict[str, Any], entry: dict[str, Any]) -> None:
-    """Put the entry into `metrics.json`, in place of an older one of the same task and split."""
-    metrics = read_json(run.metrics) if run.metrics.exists() else {"evaluations": []}
-    others = [e for e in metrics["evaluations"] if (e["task"], e["split"]) != (entry["task"], entry["split"])]
-    atomic_write_json(run.metrics, {"evaluations": [*others, entry], "cost": record["cost"]})
+def _read_metrics(run: RunDir) -> list[dict[str, Any]]:
+    """The evaluations in `metrics.json` so far; read before anything is computed, since a damaged file ends it all."""
+    if not run.metrics.exists():
+        return []
+    metrics = read_json(run.metrics)
+    check_shape(metrics, {"evaluations": [{"task": str, "split": str}]}, run.metrics)
+    return list(metrics["evaluations"])

@@ -14,7 +14,7 @@ from lorchestra.config import read_recipe
 from lorchestra.core import predictive
 from lorchestra.data.files import read_task_file
 from lorchestra.data.prompts import PromptTemplate
-from lorchestra.engine.config import RunConfig
+from lorchestra.engine.config import RunConfig, check_run
 from lorchestra.engine.module import EnsembleModule
 from lorchestra.engine.session import Session
 from lorchestra.errors import CheckpointError
@@ -95,7 +95,9 @@ def load_run(root: str | Path, say: Say = lambda text: None) -> TrainedEnsemble:
         CheckpointError: no finished run, damaged files, or the base is not the one the run was trained on.
     """
     run, record = read_ensemble(root)
-    config = read_recipe(run.config, RunConfig)
+    config = read_recipe(run.config, RunConfig, whole=True)
+    check_run(config)
+    _check_consistent(run, record, config)
     good = good_members(run, record)
     base = load_own_base(run, record, config, say)
     members = [record["members"][m] for m in good]
@@ -108,6 +110,11 @@ def load_run(root: str | Path, say: Say = lambda text: None) -> TrainedEnsemble:
     template = PromptTemplate.from_config(
         config.data, has_labels=record["labels"] is not None, tokenizer=base.tokenizer
     )
+    if template.text(record["scoring"]) != record["prompt_template"]:
+        raise CheckpointError(
+            f"{run.ensemble}: prompt_template is not the one of data.prompt in {run.config.name}; one of the two files"
+            " was changed"
+        )
     assert config.train.token_budget is not None
     session = Session(
         base, model, template, config.data, record["scoring"], config.train.token_budget, record["task"], say
@@ -128,6 +135,24 @@ def good_members(run: RunDir, record: dict[str, Any]) -> tuple[int, ...]:
             if not (folder / name).is_file():
                 raise CheckpointError(f"{folder / name}: missing; copy the run directory again, whole")
     return good
+
+
+def _check_consistent(run: RunDir, record: dict[str, Any], config: RunConfig) -> None:
+    """The record and the configuration must speak of the same run."""
+    if len(record["members"]) != config.adapt.members:
+        raise CheckpointError(
+            f"{run.ensemble}: has {len(record['members'])} members, and adapt.members in {run.config.name} is"
+            f" {config.adapt.members}; one of the two files was changed"
+        )
+    if all(member["state"] == "failed" for member in record["members"]):
+        raise CheckpointError(f"{run.ensemble}: every member failed; train again with a smaller train.lr")
+    if config.data.scoring != record["scoring"]:
+        raise CheckpointError(
+            f"{run.ensemble}: scoring is {record['scoring']!r}, and data.scoring in {run.config.name} is"
+            f" {config.data.scoring!r}; one of the two files was changed"
+        )
+    if config.train.token_budget is None:
+        raise CheckpointError(f"{run.config}: train.token_budget is missing; the file was changed")
 
 
 def prediction_rows(predictions: Predictions, abstain_below: float | None = None) -> Iterator[dict[str, Any]]:

@@ -17,6 +17,7 @@ from lorchestra.data.tasks.sources import data_directory
 from lorchestra.data.tasks.table import TASKS
 from lorchestra.errors import ConfigError, DataError, did_you_mean
 from lorchestra.store.run_dir import read_json
+from lorchestra.store.schema import check_shape
 from lorchestra.types import Example, Task
 
 
@@ -148,10 +149,12 @@ def check_unchanged(rows: RunRows, splits_path: Path) -> None:
 
     Raises:
         DataError: a split's digest differs from the one in `splits.json`.
+        CheckpointError: `splits.json` is missing or damaged.
     """
     saved = read_json(splits_path)
+    check_shape(saved, {split: {"digest": str} for split in rows.task.splits}, splits_path)
     for split, examples in rows.task.splits.items():
-        if saved.get(split, {}).get("digest") != split_digest(examples):
+        if saved[split]["digest"] != split_digest(examples):
             raise DataError(
                 f"the {split} rows are not those this run was made with (digest differs from {splits_path}): the data"
                 " have changed since; give the changed file as new data with --data, or restore the files"

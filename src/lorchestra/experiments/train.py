@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,21 +12,20 @@ from typing import Any, Literal
 from lorchestra.config import differences, read_recipe
 from lorchestra.data.encode import EncodedSplit, class_weights
 from lorchestra.engine.checkpoint import load_checkpoint, save_checkpoint
-from lorchestra.engine.config import RunConfig, check_training
+from lorchestra.engine.config import RunConfig, check_run
 from lorchestra.engine.frozen import TrainingRows
 from lorchestra.engine.observer import Observer
 from lorchestra.engine.session import Session
 from lorchestra.engine.trainer import Trainer
 from lorchestra.engine.trunk_file import TrunkFiles
-from lorchestra.errors import ConfigError, TrainingError
+from lorchestra.errors import CheckpointError, ConfigError, TrainingError
 from lorchestra.experiments.build import Say, build_session, peak_bytes
 from lorchestra.experiments.events import EventLog, Observers
 from lorchestra.experiments.record import ensemble_record, write_description
 from lorchestra.experiments.rows import RunRows, absolute_paths, check_unchanged, read_rows, with_directory
 from lorchestra.models.adapters import save_members
-from lorchestra.models.config import check_adapt
 from lorchestra.models.ensemble import member_seed
-from lorchestra.store.atomic import atomic_directory
+from lorchestra.store.atomic import atomic_directory, discard_directory, sweep_directory
 from lorchestra.store.run_dir import RunDir, prepare_run, read_ensemble, write_ensemble
 from lorchestra.types import Example
 
@@ -65,8 +64,7 @@ def train_run(
         TrainingError: every member failed.
         Interrupted: `should_stop` returned true.
     """
-    check_training(config.train, config.regularize)
-    check_adapt(config.adapt)
+    check_run(config)
     run, resuming = prepare_run(out, if_exists)
     if resuming:
         config = _saved_config(run, config)
@@ -97,7 +95,8 @@ def train_run(
 
 def _saved_config(run: RunDir, asked: RunConfig) -> RunConfig:
     """The configuration of the run to resume; refuses settings asked for now that are not its own."""
-    saved = read_recipe(run.config, RunConfig)
+    saved = read_recipe(run.config, RunConfig, whole=True)
+    check_run(saved)
     default = RunConfig()
     absolute = dataclasses.replace(asked, data=absolute_paths(asked.data))
     given = differences(absolute, default)
@@ -135,8 +134,15 @@ def _check_budget(config: RunConfig, splits: Any) -> None:
 
 
 def _begin(run: RunDir, resolved: RunConfig, rows: RunRows, session: Session) -> None:
-    run.root.mkdir(parents=True, exist_ok=True)
-    write_description(run, resolved, rows, session)
+    """Write what describes the run; the directory appears with all of it, so that a killed run can be resumed."""
+    with suppress(OSError):
+        run.root.rmdir()  # an empty directory may be there
+    with atomic_directory(run.root) as directory:
+        new = RunDir(directory)
+        write_description(new, resolved, rows, session)
+        text = new.config.read_text(encoding="utf-8")
+    if not run.config.is_file() or run.config.read_text(encoding="utf-8") != text:
+        raise CheckpointError(f"--out {run.root}: another process has just made it; choose another --out")
 
 
 def _make_trainer(
@@ -156,6 +162,8 @@ def _make_trainer(
 
 
 def _restore(run: RunDir, trainer: Trainer, log: EventLog, say: Say) -> None:
+    for directory in (run.root, run.resume):
+        sweep_directory(directory)
     loaded = load_checkpoint(run.resume)
     if loaded is None:
         say(f"{run.root} has no checkpoint yet; starting from the first step")
@@ -184,8 +192,7 @@ def _finish(run: RunDir, trainer: Trainer, session: Session, rows: RunRows, log:
     if len(failed) == len(trainer.state.members):
         reasons = "; ".join(f"member {m}: {trainer.state.members[m].reason}" for m in failed)
         raise TrainingError(f"every member failed ({reasons}); try a smaller train.lr; {run.events} has each step")
-    if run.members.exists():  # a run that was stopped between members and record
-        shutil.rmtree(run.members)
+    discard_directory(run.members)  # of a run that was stopped between members and record
     with atomic_directory(run.members) as directory:
         written = save_members(directory, session.model, trainer.final_values(), session.base.path_for_peft)
     members = []

@@ -182,7 +182,8 @@ def load_member(
             that this member does not adapt, are zero. None: the bank's rank, and every module must be there.
 
     Raises:
-        CheckpointError: the file is missing, damaged, or of other modules or shapes than the ensemble.
+        CheckpointError: the file is missing, damaged, of other modules or shapes than the ensemble, or holds values
+            that are no finite numbers.
     """
     path = Path(folder) / WEIGHTS
     if sha256 is not None and sha256_file(path) != sha256:
@@ -207,6 +208,10 @@ def load_member(
             if found is None or found.shape != view.shape:
                 shape = "is missing" if found is None else f"has shape {list(found.shape)}, not {list(view.shape)}"
                 raise CheckpointError(f"{path}: {key} {shape}; config.yaml and the adapters do not belong together")
+            if not found.is_floating_point():
+                raise CheckpointError(f"{path}: {key} holds {found.dtype} values, not floating-point ones")
             view.copy_(found)
+            if not view.isfinite().all():
+                raise CheckpointError(f"{path}: {key} holds NaN or infinite values; train the member again")
     if tensors:
         raise CheckpointError(f"{path}: holds {len(tensors)} tensors that config.yaml does not name, as {min(tensors)}")

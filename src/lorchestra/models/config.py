@@ -10,6 +10,10 @@ from typing import ClassVar, Literal
 
 from lorchestra.errors import ConfigError
 
+_MOST_THREADS = 1024
+_MOST = 10_000
+"""Members, and rank; what fits into memory is less, and found out when the members are made."""
+
 
 @dataclass(frozen=True)
 class BaseConfig:
@@ -68,6 +72,16 @@ class AdaptConfig:
         return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
 
 
+def check_base(base: BaseConfig) -> None:
+    """Refuse settings out of range, before anything is loaded.
+
+    Raises:
+        ConfigError: names the field and its value.
+    """
+    if base.threads is not None and not 1 <= base.threads <= _MOST_THREADS:
+        raise ConfigError(f"base.threads: {base.threads} is not in [1, {_MOST_THREADS}]")
+
+
 def check_adapt(adapt: AdaptConfig) -> None:
     """Refuse settings out of range, before anything is loaded.
 
@@ -76,10 +90,15 @@ def check_adapt(adapt: AdaptConfig) -> None:
     """
     if adapt.members < 1:
         raise ConfigError(f"adapt.members: {adapt.members} is less than 1; one member is one LoRA")
+    if not 0 < adapt.lora_alpha < math.inf:
+        raise ConfigError(f"adapt.lora_alpha: {adapt.lora_alpha} is not a finite number above 0")
     if adapt.r < 1:
         raise ConfigError(f"adapt.r: {adapt.r} is less than 1")
     if not 0 <= adapt.trunk_memory_gb < math.inf:
         raise ConfigError(f"adapt.trunk_memory_gb: {adapt.trunk_memory_gb} is not a finite number from 0 up")
+    for name, value in {"members": adapt.members, "r": adapt.r}.items():
+        if value > _MOST:
+            raise ConfigError(f"adapt.{name}: {value} is more than {_MOST}")
     if not 0 <= adapt.dropout < 1:
         raise ConfigError(f"adapt.dropout: {adapt.dropout} is not in [0, 1)")
     if adapt.init_lora_weights == "orthogonal" and adapt.r % 2:

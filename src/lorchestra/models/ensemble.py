@@ -17,6 +17,7 @@ from lorchestra.core.lora import MemberLoRALinear
 from lorchestra.core.objective import choice_log_probs
 from lorchestra.core.packing import PackedBatch
 from lorchestra.core.seeding import derive_seed
+from lorchestra.errors import ConfigError
 from lorchestra.models.architectures import check_architecture, set_attention
 from lorchestra.models.config import AdaptConfig, check_adapt
 from lorchestra.models.surgery import (
@@ -70,13 +71,19 @@ class EnsembleModel:
         adapt = self.adapt
         targets = find_targets(self.model, layers, self.layers, adapt.target_modules)
         weight = targets[0][1].weight
-        bank = AdapterBank(
-            adapt.members,
-            adapt.r,
-            [(name, *features(linear)) for name, linear in targets],
-            dtype=torch.promote_types(weight.dtype, torch.float32),
-            device=weight.device,
-        )
+        try:
+            bank = AdapterBank(
+                adapt.members,
+                adapt.r,
+                [(name, *features(linear)) for name, linear in targets],
+                dtype=torch.promote_types(weight.dtype, torch.float32),
+                device=weight.device,
+            )
+        except (RuntimeError, MemoryError) as error:  # torch has no class of its own for a full memory on a CPU
+            raise ConfigError(
+                f"adapt.members: {adapt.members} members of rank {adapt.r} do not fit into the memory of"
+                f" {weight.device}; take fewer members or a smaller adapt.r"
+            ) from error
         seeds = [member_seed(seed, 0 if adapt.same_init else m) for m in range(adapt.members)]
         bank.initialize(seeds, adapt.init_lora_weights)
         for name, linear in targets:

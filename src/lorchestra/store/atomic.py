@@ -7,6 +7,7 @@ Two processes that write the same target never mix: the last file wins, the firs
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -25,6 +26,8 @@ import numpy as np
 
 from lorchestra.errors import CheckpointError
 from lorchestra.store.disk import explained, require_space
+
+_LEFTOVER = re.compile(r"\.(.+)\.[0-9a-f]{16}\.tmp")
 
 LEFTOVER_AGE_S = 3600.0
 """A temporary sibling untouched for this long (seconds) belongs to a process that is gone."""
@@ -59,8 +62,13 @@ def atomic_write_json(path: str | os.PathLike[str], value: Any, *, indent: int |
         CheckpointError: the disk is full, or the place cannot be written.
         TypeError: `value` holds something that has no place in JSON.
     """
-    text = json.dumps(_plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
-    atomic_write_text(path, text + "\n")
+    plain = plain_values(value)
+    text = json.dumps(plain, indent=indent, ensure_ascii=False, allow_nan=False)
+    try:
+        data = text.encode()
+    except UnicodeEncodeError:  # file names that are no UTF-8 hold halves of surrogate pairs in Python
+        data = json.dumps(plain, indent=indent, allow_nan=False).encode()
+    atomic_write_bytes(path, data + b"\n")
 
 
 @contextmanager
@@ -144,6 +152,9 @@ def discard_directory(path: str | os.PathLike[str]) -> None:
             target.rename(aside)
         except FileNotFoundError:
             return
+        if not aside.is_dir():
+            aside.rename(target)
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(target))
     shutil.rmtree(aside, ignore_errors=True)
 
 
@@ -168,6 +179,14 @@ def sweep_leftovers(path: str | os.PathLike[str], *, older_than_s: float = LEFTO
                     sibling.unlink(missing_ok=True)
 
 
+def sweep_directory(directory: str | os.PathLike[str], *, older_than_s: float = LEFTOVER_AGE_S) -> None:
+    """Remove what killed processes left in a directory, whatever its target was called; ages as `sweep_leftovers`."""
+    with suppress(OSError):
+        for entry in list(Path(directory).iterdir()):
+            if found := _LEFTOVER.fullmatch(entry.name):
+                sweep_leftovers(entry.with_name(found[1]), older_than_s=older_than_s)
+
+
 def sha256_file(path: str | os.PathLike[str]) -> str:
     """Return the SHA-256 of a file's bytes, as 64 hexadecimal digits.
 
@@ -183,16 +202,16 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
         ) from error
 
 
-def _plain(value: Any) -> Any:
-    """`value` as dicts, lists, strings, numbers and None."""
+def plain_values(value: Any) -> Any:
+    """`value` as dicts, lists, strings, finite numbers and None: what JSON holds of it."""
     if isinstance(value, np.generic | np.ndarray):
-        return _plain(value.tolist())
+        return plain_values(value.tolist())
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _plain(entry) for key, entry in value.items()}
+        return {key: plain_values(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
+        return [plain_values(entry) for entry in value]
     return str(value) if isinstance(value, Path) else value
 
 

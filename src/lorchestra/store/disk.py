@@ -40,7 +40,7 @@ def explained(target: Path, num_bytes: int | None, *, inside: Path | None = None
         yield
     except OSError as error:
         number = error.errno
-        if inside is not None and number not in _FULL | {errno.EROFS}:
+        if inside is not None and number not in _FULL | {errno.EROFS, errno.EFBIG}:
             about_ours = error.filename is None or str(inside) in str(error.filename)
             if number not in _DENIED or not about_ours:
                 raise
@@ -51,7 +51,7 @@ def explained(target: Path, num_bytes: int | None, *, inside: Path | None = None
         if found is None or isinstance(error, LorchestraError):
             raise
         number = int(found.group(1))
-        if number not in _FULL | _DENIED | {errno.EROFS}:
+        if number not in _FULL | _DENIED | {errno.EROFS, errno.EFBIG}:
             raise
         raise _as_checkpoint_error(target, number, os.strerror(number), num_bytes) from error
 
@@ -65,6 +65,11 @@ def _as_checkpoint_error(
         return CheckpointError(
             f"{target}: no permission to write there. "
             f"Change the permissions of {target.parent} or choose another place."
+        )
+    if number == errno.EFBIG:
+        return CheckpointError(
+            f"{target}: larger than the file system or a limit of this process (ulimit -f) allows a file to be."
+            " Raise the limit or choose another place."
         )
     if number == errno.EROFS:
         return CheckpointError(f"{target}: the file system is read-only. Choose a place on another one.")

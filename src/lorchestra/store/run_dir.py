@@ -10,8 +10,20 @@ from typing import Any, Literal
 
 from lorchestra.errors import CheckpointError
 from lorchestra.store.atomic import atomic_write_json
+from lorchestra.store.schema import check_shape
 
 FORMAT_VERSION = 1
+
+# What is read again; other fields are for people.
+_RECORD: dict[str, Any] = {
+    "base": {"digest": str, "revision": (str, None)},
+    "tokenizer_digest": str,
+    "members": [{"path": str, "state": str, "sha256": str}],
+    "task": str,
+    "labels": ([str], None),
+    "scoring": {"letter", "text"},
+    "prompt_template": str,
+}
 
 
 @dataclass(frozen=True)
@@ -134,10 +146,21 @@ def read_ensemble(root: str | Path) -> tuple[RunDir, dict[str, Any]]:
             f"{run.ensemble}: format_version is {version!r}, this version of lorchestra reads {FORMAT_VERSION}; use the"
             " version that wrote it, or train again"
         )
-    missing = {"base", "tokenizer_digest", "members", "task", "scoring", "prompt_template"} - record.keys()
+    missing = _RECORD.keys() - record.keys()
     if missing:
         raise CheckpointError(f"{run.ensemble}: lacks {', '.join(sorted(missing))}; the file was changed or damaged")
+    check_shape(record, _RECORD, run.ensemble)
+    if record["labels"] is not None and len(set(record["labels"])) < max(2, len(record["labels"])):
+        raise CheckpointError(f"{run.ensemble}: labels are not two or more different ones; the file was changed")
+    for index, member in enumerate(record["members"]):
+        _check_inside(run, member["path"], f"members[{index}].path")
     return run, record
+
+
+def _check_inside(run: RunDir, path: str, field: str) -> None:
+    """A copied run must not read another one's files, nor any file that its record was made to name."""
+    if not path or "\0" in path or Path(path).is_absolute() or ".." in Path(path).parts:
+        raise CheckpointError(f"{run.ensemble}: {field} is {path!r}, which is no place within the run directory")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -148,7 +171,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); the file is missing, truncated or damaged") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: holds a {type(value).__name__}, not a JSON object; the file is damaged")

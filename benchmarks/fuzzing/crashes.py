@@ -1,0 +1,243 @@
+"""A fork server for crash drills: children train, are killed, and are started again, a fraction of a second each.
+
+The parent imports everything and computes nothing (a thread pool does not survive a fork); a child is the command line
+of `lorchestra train`, with one crash arranged for it.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import json
+import os
+import random
+import resource
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+_HEAVY = (
+    "lorchestra.cli.train",
+    "lorchestra.cli.progress",
+    "lorchestra.experiments.train",
+    "lorchestra.models.gguf",
+    "transformers.models.llama.modeling_llama",
+    "transformers.models.llama.tokenization_llama",
+    "peft",
+)
+_OPERATIONS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.chmod", "os.utime")
+
+
+def import_everything() -> None:
+    """What a child would import otherwise, once a start."""
+    for name in _HEAVY:
+        importlib.import_module(name)
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@dataclass(frozen=True)
+class Crash:
+    """How a child is stopped: `kind` says where, `at` when (seconds, or a count of operations, saves or bytes)."""
+
+    kind: str
+    at: float
+
+    kinds: ClassVar[tuple[str, ...]] = (
+        "SIGKILL at a random time",
+        "SIGKILL before a file operation",
+        "SIGKILL in the middle of a checkpoint's file",
+        "SIGTERM",
+        "SIGINT",
+        "file size limit",
+        "disk full",
+        "disk full (injected)",
+    )
+
+    @classmethod
+    def draw(cls, draw: random.Random, kind: str, run_s: float, num_operations: int, left: float) -> Crash:
+        """A moment for this kind, in a run that takes so long and does so many file operations; `left` of it is ahead.
+
+        Loading the base takes some two fifths of such a run, in every child.
+        """
+        if kind in _SIGNALS:
+            return cls(kind, draw.uniform(0, run_s * (0.4 + 0.6 * left)))
+        if kind == "SIGKILL before a file operation":
+            return cls(kind, draw.randrange(max(8, int(left * num_operations))))
+        if kind == "file size limit":
+            return cls(kind, draw.choice((0, draw.randrange(36_000))))
+        if kind == "disk full":
+            return cls(kind, draw.choice((0, draw.randrange(120_000))))
+        return cls(kind, draw.randrange(max(1, int(left * 16))))
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a child ended: its exit code (minus the signal), what it said, seconds, file operations."""
+
+    code: int
+    said: str
+    seconds: float
+
+
+def train(recipe: Path, root: Path, crash: Crash | None, count: Path | None = None) -> Ended:
+    """Run `lorchestra train --if-exists resume` in a forked child, with a crash or without.
+
+    Args:
+        recipe: the run's recipe.
+        root: its directory.
+        crash: what happens to the child.
+        count: a file where a child without a crash writes how many file operations it did.
+    """
+    read, write = os.pipe()
+    started = time.perf_counter()
+    child = os.fork()
+    if child == 0:
+        code = 3
+        try:
+            os.close(read)
+            os.dup2(write, 1)
+            os.dup2(write, 2)
+            operations = _arrange(crash, root)
+            from lorchestra.cli.main import main
+
+            code = main(["train", str(recipe), "--out", str(root), "--if-exists", "resume", "--skip-evaluation"])
+            sys.stdout.flush()
+            if count is not None:
+                count.write_text(str(operations[0]))
+        except KeyboardInterrupt:  # before the command line was reached
+            code = 130
+        finally:
+            os._exit(code)
+    os.close(write)
+    if crash is not None and (number := _SIGNALS.get(crash.kind)) is not None:
+        said = _read(read, until=started + crash.at)
+        os.kill(child, number)
+    else:
+        said = b""
+    said += _read(read)
+    os.close(read)
+    _, status = os.waitpid(child, 0)
+    return Ended(os.waitstatus_to_exitcode(status), said.decode(errors="replace"), time.perf_counter() - started)
+
+
+_SIGNALS = {"SIGKILL at a random time": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
+
+
+def _read(pipe: int, until: float | None = None) -> bytes:
+    """What a child says, until it closes its end or a moment has come."""
+    data = b""
+    while True:
+        left = None if until is None else until - time.perf_counter()
+        if left is not None and left <= 0:
+            return data
+        if not select.select([pipe], [], [], left)[0]:
+            return data
+        piece = os.read(pipe, 65536)
+        if not piece:
+            if until is not None:
+                time.sleep(max(0.0, until - time.perf_counter()))
+            return data
+        data += piece
+
+
+def _arrange(crash: Crash | None, root: Path) -> list[int]:
+    """In the child: let the crash happen when its moment comes; returns the running count of file operations."""
+    operations = [0]
+    last = crash.at if crash is not None and crash.kind == "SIGKILL before a file operation" else None
+
+    def audit(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in _OPERATIONS and str(root) in str(arguments[0]):
+            if operations[0] == last:
+                os.kill(os.getpid(), signal.SIGKILL)
+            operations[0] += 1
+
+    sys.addaudithook(audit)
+    if crash is None:
+        return operations
+    if crash.kind == "file size limit":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(crash.at), resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    elif crash.kind == "SIGKILL in the middle of a checkpoint's file":
+        _at_save(int(crash.at), lambda: os.kill(os.getpid(), signal.SIGKILL))
+    elif crash.kind == "disk full (injected)":
+        _at_save(int(crash.at), _no_space)
+    return operations
+
+
+def _no_space() -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _at_save(number: int, happens: Callable[[], None]) -> None:
+    """After half of the bytes of the `number`-th tensor file are written, something happens."""
+    from lorchestra.engine import checkpoint
+    from lorchestra.models import adapters
+
+    saves = [0]
+
+    def spoiled(original: Callable[..., None]) -> Callable[..., None]:
+        def save_file(tensors: Any, path: Path, **options: Any) -> None:
+            original(tensors, path, **options)
+            if saves[0] == number:
+                os.truncate(path, Path(path).stat().st_size // 2)
+                happens()
+            saves[0] += 1
+
+        return save_file
+
+    for module in (checkpoint, adapters):
+        module.save_file = spoiled(module.save_file)  # type: ignore[attr-defined]
+
+
+@contextmanager
+def small_disk(place: Path, num_bytes: int) -> Any:
+    """Mount a file system in memory of so many bytes at `place`; yields whether that is possible here."""
+    place.mkdir(parents=True, exist_ok=True)
+    command = ["mount", "-t", "tmpfs", "-o", f"size={num_bytes}", "tmpfs", str(place)]
+    try:
+        mounted = subprocess.run(command, capture_output=True).returncode == 0
+    except OSError:
+        mounted = False
+    try:
+        yield mounted
+    finally:
+        if mounted:
+            subprocess.run(["umount", str(place)], check=True)
+
+
+def fill(place: Path, leave: int) -> Path:
+    """Fill the disk at `place` but for so many bytes; returns the file that does it."""
+    ballast = place / "ballast"
+    free = os.statvfs(place)
+    with ballast.open("wb") as file:
+        file.write(bytes(max(0, free.f_bavail * free.f_bsize - leave)))
+    return ballast
+
+
+def as_expected(crash: Crash, ended: Ended) -> bool:
+    """Whether a child ended as its crash should end it, or finished before the moment came."""
+    if ended.code == 0:
+        return True
+    if crash.kind.startswith("SIGKILL"):
+        return ended.code == -signal.SIGKILL
+    if crash.kind in ("SIGTERM", "SIGINT"):
+        # before the command has taken over the signals, SIGTERM ends a process as it ends any other
+        return ended.code == 130 or (crash.kind == "SIGTERM" and ended.code == -signal.SIGTERM)
+    errors = [line for line in ended.said.splitlines() if line.startswith("error: ")]
+    return ended.code == 2 and len(errors) == 1 and ("disk is full" in errors[0] or "ulimit" in errors[0])
+
+
+def logged_steps(root: Path) -> Sequence[int]:
+    """The optimizer steps in a run's log, in order; a line that a crash cut off does not count."""
+    events = root / "events.jsonl"
+    lines = events.read_bytes().splitlines(keepends=True) if events.exists() else []
+    whole = [json.loads(line) for line in lines if line.endswith(b"\n")]
+    return [event["step"] for event in whole if event["event"] == "step"]

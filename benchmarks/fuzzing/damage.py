@@ -1,0 +1,223 @@
+"""Damage to bytes and values, drawn from a seeded source: the mutators that all surfaces share."""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+STRANGE_TEXTS = (
+    "",
+    " ",
+    "\n",
+    "\x00",
+    "a\x00b",
+    "\x1b[31mred\x1b[0m",
+    "\x07\x08\x7f",
+    "\ufeff",
+    "\ufffe",
+    "\u202eright to left",
+    "שלום עולם",
+    "مرحبا",
+    "\u2028line\u2029",
+    "\u200b",
+    "e\u0301\u0301\u0301" * 40,
+    "𝕱𝖎𝖑𝖒",
+    "👩‍👩‍👧‍👦",
+    "ß",
+    "\ud800",
+    "a\udfffb",
+    "../../etc/passwd",
+    "{question}",
+    "{0.__class__}",
+    "%s%n%d",
+    "[bold]x[/bold]",
+    "[/x]",
+    "null",
+    "NaN",
+    "-0",
+    "1e999",
+    "[]",
+    "{}",
+    '"',
+    "'",
+    ",",
+    "\t",
+    "\r",
+    "<s>",
+    "</s>",
+    "A",
+    "x" * 5000,
+)
+
+STRANGE_NUMBERS = (
+    0,
+    -1,
+    1,
+    2,
+    10**6,
+    2**31,
+    2**63,
+    -(2**63) - 1,
+    10**30,
+    10**4000,
+    0.0,
+    -0.0,
+    0.5,
+    1e-320,
+    1e308,
+    math.inf,
+    -math.inf,
+    math.nan,
+)
+
+
+class Canary:
+    """Unpickling it writes a file: what must never happen."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return (Path.write_text, (Path(self.path), "a pickle was loaded"))
+
+
+def pickled(path: Path) -> bytes:
+    """A pickle that writes a file at `path` when it is loaded."""
+    return pickle.dumps(Canary(str(path)))
+
+
+def strange_value(draw: random.Random, depth: int = 0) -> Any:
+    """A value that JSON, or Python's reading of it, can hold."""
+    pick = draw.randrange(10 if depth < 3 else 7)
+    if pick < 3:
+        return draw.choice(STRANGE_TEXTS)
+    if pick < 5:
+        return draw.choice(STRANGE_NUMBERS)
+    if pick < 7:
+        return draw.choice((None, True, False))
+    if pick < 9:
+        return [strange_value(draw, depth + 1) for _ in range(draw.randrange(4))]
+    return {str(draw.choice(STRANGE_TEXTS)): strange_value(draw, depth + 1) for _ in range(draw.randrange(3))}
+
+
+def dumps(value: Any) -> str:
+    """JSON as Python writes it: NaN and infinities as words, surrogates as escapes, and integers of any length."""
+    try:
+        return json.dumps(value)
+    except ValueError:  # Python does not write integers of more than 4,300 digits
+        return "1" + "0" * 5000
+
+
+def damage_bytes(data: bytes, draw: random.Random) -> bytes:
+    """One to four pieces of damage to a file's bytes."""
+    for _ in range(draw.choice((1, 1, 1, 2, 4))):
+        data = draw.choice(_WAYS)(data, draw)
+    return data
+
+
+def _truncate(data: bytes, draw: random.Random) -> bytes:
+    return data[: draw.randrange(len(data) + 1)]
+
+
+def _flip_bit(data: bytes, draw: random.Random) -> bytes:
+    changed = bytearray(data)
+    for _ in range(draw.choice((1, 1, 3, 20))):
+        if changed:
+            changed[draw.randrange(len(changed))] ^= 1 << draw.randrange(8)
+    return bytes(changed)
+
+
+def _cut(data: bytes, draw: random.Random) -> bytes:
+    start, stop = sorted(draw.randrange(len(data) + 1) for _ in range(2))
+    return data[:start] + data[stop:]
+
+
+def _repeat(data: bytes, draw: random.Random) -> bytes:
+    start, stop = sorted(draw.randrange(len(data) + 1) for _ in range(2))
+    return data[:stop] + data[start:stop] + data[stop:]
+
+
+def _insert(data: bytes, draw: random.Random) -> bytes:
+    place = draw.randrange(len(data) + 1)
+    piece = draw.choice(
+        (
+            draw.randbytes(draw.randrange(1, 9)),
+            b"\x00",
+            b"\xff\xfe",
+            b"\xef\xbb\xbf",
+            b"\r",
+            b'"',
+            b"\n",
+            b"[" * draw.choice((1, 100, 100_000)),
+            b"1" * draw.choice((20, 5000)),
+            b"\xed\xa0\x80",
+        )
+    )
+    return data[:place] + piece + data[place:]
+
+
+def _shuffle_lines(data: bytes, draw: random.Random) -> bytes:
+    lines = data.split(b"\n")
+    draw.shuffle(lines)
+    return b"\n".join(lines)
+
+
+def _replace(data: bytes, draw: random.Random) -> bytes:
+    return draw.choice((b"", b"\n", b"\x00" * 64, draw.randbytes(draw.randrange(200)), b"null", b"[]", b"{}"))
+
+
+_WAYS: tuple[Callable[[bytes, random.Random], bytes], ...] = (
+    _truncate,
+    _flip_bit,
+    _flip_bit,
+    _cut,
+    _repeat,
+    _insert,
+    _insert,
+    _shuffle_lines,
+    _replace,
+)
+
+
+def other_encoding(text: str, draw: random.Random) -> bytes:
+    """Text in an encoding, with a byte order mark or with line ends that the reader may not expect."""
+    ends = draw.choice(("\n", "\r\n", "\r", "\u2028", "\n\n"))
+    encoding = draw.choice(("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32", "latin-1", "cp1252", "utf-7"))
+    data = text.replace("\n", ends).encode(encoding, errors="replace")
+    return draw.choice((b"", b"", b"\xef\xbb\xbf", b"\xef\xbb\xbf\xef\xbb\xbf")) + data
+
+
+def damage_json(value: Any, draw: random.Random) -> Any:
+    """A copy of a JSON value with one field or entry, anywhere in it, removed, replaced, added or doubled."""
+    copy = json.loads(json.dumps(value))
+    places = [(holder, key) for holder, key in _places(copy)]
+    if not places:
+        return strange_value(draw)
+    holder, key = draw.choice(places)
+    way = draw.randrange(5)
+    if way == 0:
+        del holder[key]
+    elif way == 1 and isinstance(holder, list):
+        holder.append(holder[key])
+    elif way == 2 and isinstance(holder, dict):
+        holder[f"{key}_"] = holder.pop(key)
+    elif way == 3:
+        holder[key] = {"text": holder[key]} if draw.random() < 0.5 else [holder[key]]
+    else:
+        holder[key] = strange_value(draw)
+    return copy
+
+
+def _places(value: Any) -> list[tuple[Any, Any]]:
+    if isinstance(value, dict):
+        keys: list[Any] = list(value)
+    elif isinstance(value, list):
+        keys = list(range(min(len(value), 6)))
+    else:
+        return []
+    return [(value, key) for key in keys] + [place for key in keys for place in _places(value[key])]
