@@ -127,7 +127,7 @@ BAD = {
     "neither": (("train", "--out", "OUT"), "or a task by name with --data.task"),
     "nowhere": (
         ("train", "--data.task", "sst2", "--out", "OUT"),
-        "task sst2: its published train rows were found nowhere. Looked for:\n  - no data directory is given",
+        "task sst2: its published train rows were found nowhere. Looked for: no data directory is given",
     ),
     "no directory": (
         ("train", "--data.task", "sst2", "--data-dir", "none", "--out", "OUT"),

@@ -299,7 +299,7 @@ def test_a_run_directory_appears_with_its_configuration(run_config, texts_csv, t
 
     config, root = run_config(texts_csv()), tmp_path / "run"
     root.mkdir()  # an empty one may be there
-    monkeypatch.setattr("lorchestra.experiments.train.to_yaml", killed)
+    monkeypatch.setattr("lorchestra.experiments.record.to_yaml", killed)
     with pytest.raises(KeyboardInterrupt):
         train_run(config, root)
     assert not root.exists()

@@ -115,6 +115,7 @@ def make_run(tmp_path):
                 "members": [
                     {
                         "path": f"members/member_{m:02d}",
+                        "sha256": "0" * 64,
                         "state": "finished",
                         "best_step": 8,
                         "val_nll": 0.5,

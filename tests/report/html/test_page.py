@@ -146,8 +146,7 @@ def test_everything_from_data_stays_text(make_run, report):
         "prompt_template": NASTY,
         "labels": [NASTY, "yes"],
         "tokenizer_digest": NASTY,
-        "scoring": NASTY,
-        "members": [{"path": "x", "state": NASTY, "best_step": 4, "val_nll": 0.5} for _ in range(3)],
+        "members": [{"path": "x", "sha256": NASTY, "state": NASTY, "best_step": 4, "val_nll": 0.5} for _ in range(3)],
     }
     # what a file's name can hold: no slash
     name = "<script>alert(1)<img src=x onerror=alert(2)>"

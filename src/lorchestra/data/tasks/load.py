@@ -173,6 +173,8 @@ def _notes(spec: TaskSpec, sources: Mapping[str, str]) -> Iterable[str]:
 
 
 def _nowhere(spec: TaskSpec, part: str, tried: Sequence[str]) -> DataError:
-    looked = "".join(f"\n  - {text}" for text in tried)
+    looked = "; ".join(tried)
     hint = f"give a directory that has them with --data-dir, or with a network: {INSTALL_HUB}"
-    return DataError(f"task {spec.name}: its published {part} rows were found nowhere. Looked for:{looked}\n{hint}")
+    return DataError(
+        f"task {spec.name}: its published {part} rows were found nowhere. Looked for: {looked}. Now {hint}"
+    )
