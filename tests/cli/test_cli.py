@@ -20,21 +20,6 @@ from lorchestra.engine import trainer
 
 
 @pytest.fixture
-def lorchestra(capsys):
-    """Runs a command in this process; returns exit code, stdout and stderr."""
-
-    def run(*arguments):
-        try:
-            code = cli.main([str(argument) for argument in arguments])
-        except SystemExit as stop:  # tyro's way of refusing arguments
-            code = stop.code
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
-
-
-@pytest.fixture
 def recipe(run_config, tmp_path):
     """Writes a recipe for a run on the tiny base; returns its path."""
 

@@ -8,23 +8,6 @@ import re
 import pytest
 from huggingface_hub import ModelCard
 
-from lorchestra.cli import main as cli
-
-
-@pytest.fixture
-def lorchestra(capsys):
-    """Runs a command in this process; returns exit code, stdout and stderr."""
-
-    def run(*arguments):
-        try:
-            code = cli.main([str(argument) for argument in arguments])
-        except SystemExit as stop:
-            code = stop.code
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
-
 
 def test_import_evaluate_predict_export_and_import_again(lorchestra, peft_folder, texts_csv, tiny_base, tmp_path):
     folders = [peft_folder("a", seed=1, r=2), peft_folder("b", seed=2, r=4, lora_alpha=32)]
@@ -111,3 +94,16 @@ def test_export_of_an_existing_directory_and_of_an_unfinished_run(lorchestra, ru
     code, _, err = lorchestra("export", root, "--out", tmp_path / "new")
     assert (code, "not finished" in err) == (2, True)
     assert not (tmp_path / "new").exists()
+
+
+def test_import_for_a_task_by_name(lorchestra, peft_folder, make_task, tiny_base, tmp_path):
+    quiz = make_task()
+    options = ("--base", tiny_base, "--data.scoring", "text", "--data-dir", quiz.directory)
+    code, _, err = lorchestra("import", peft_folder(), *options, "--task", "quiz", "--out", tmp_path / "run")
+    assert code == 0, err
+    code, out, err = lorchestra("evaluate", tmp_path / "run", "--json")
+    assert code == 0, err
+    assert (json.loads(out)["task"], json.loads(out)["num_examples"]) == ("quiz", 12)
+    code, _, err = lorchestra("import", peft_folder("b"), *options, "--task", "quizz", "--out", tmp_path / "other")
+    assert code == 2
+    assert "did you mean 'quiz'?" in err

@@ -2,25 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
-
-from lorchestra.cli import main as cli
 from lorchestra.config import to_yaml
-
-
-@pytest.fixture
-def lorchestra(capsys):
-    """Runs a command in this process; returns exit code, stdout and stderr."""
-
-    def run(*arguments):
-        try:
-            code = cli.main([str(argument) for argument in arguments])
-        except SystemExit as stop:
-            code = stop.code
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 def test_train_then_report(lorchestra, run_config, texts_csv, tmp_path):

@@ -6,25 +6,14 @@ import json
 
 import pytest
 
-from lorchestra.cli import main as cli
 from lorchestra.data.tasks import whereabouts
 from lorchestra.data.tasks.table import TASKS
 
 
-@pytest.fixture
-def lorchestra(capsys, no_other_sources, monkeypatch):
-    """Runs a command in this process; returns exit code, stdout and stderr. The hub's library is not there."""
+@pytest.fixture(autouse=True)
+def no_hub(no_other_sources, monkeypatch):
+    """The hub's library is not there, nor any other source."""
     monkeypatch.setattr(whereabouts, "hub_installed", lambda: False)
-
-    def run(*arguments):
-        try:
-            code = cli.main([str(argument) for argument in arguments])
-        except SystemExit as stop:
-            code = stop.code
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 def line_of(out, name):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 import tyro
@@ -33,7 +32,7 @@ class ImportArguments:
     base: str | None = None
     """The base, as base.name of a training; by default the one that the folders name."""
     task: str | None = None
-    """The training rows: the same as --data.train."""
+    """A task by name (`lorchestra tasks` lists them) or the file with the training rows."""
     revision: str | None = None
     """Hub revision of the base; by default the one that the folders name."""
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
@@ -52,9 +51,13 @@ def run(arguments: Sequence[str]) -> int:
     parsed = parse(ImportArguments, arguments, "import")
     data = parsed.data
     if parsed.task is not None:
-        if data.train is not None:
-            raise ConfigError(f"--task {parsed.task}: --data.train {data.train} is given too; leave one out")
-        data = dataclasses.replace(data, train=parsed.task)
+        for option, given in (("--data.train", data.train), ("--data.task", data.task)):
+            if given is not None:
+                raise ConfigError(f"--task {parsed.task}: {option} {given} is given too; leave one out")
+        from lorchestra.experiments.rows import is_task_name
+
+        named = is_task_name(parsed.task)
+        data = replace(data, task=parsed.task) if named else replace(data, train=parsed.task)
     if parsed.base is None and parsed.revision is not None:
         raise ConfigError(f"--revision {parsed.revision}: give --base too")
 
