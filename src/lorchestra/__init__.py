@@ -12,13 +12,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lorchestra.data.config import DataConfig as DataConfig
     from lorchestra.data.config import FieldsConfig as FieldsConfig
+    from lorchestra.data.config import PromptConfig as PromptConfig
     from lorchestra.engine.config import EvaluateConfig as EvaluateConfig
     from lorchestra.engine.config import RegularizeConfig as RegularizeConfig
     from lorchestra.engine.config import RunConfig as RunConfig
     from lorchestra.engine.config import TrainConfig as TrainConfig
+    from lorchestra.engine.module import EnsembleModule as EnsembleModule
     from lorchestra.errors import LorchestraError as LorchestraError
+    from lorchestra.experiments.build import build_session as build_session
     from lorchestra.experiments.evaluate import evaluate_run as evaluate_run
+    from lorchestra.experiments.import_peft import import_run as import_run
     from lorchestra.experiments.load import load_run as load_run
+    from lorchestra.experiments.load import prediction_rows as prediction_rows
+    from lorchestra.experiments.rows import read_rows as read_rows
     from lorchestra.experiments.train import train_run as train_run
     from lorchestra.models.config import AdaptConfig as AdaptConfig
     from lorchestra.models.config import BaseConfig as BaseConfig
@@ -29,16 +35,22 @@ _HOME = {
     "AdaptConfig": "models.config",
     "BaseConfig": "models.config",
     "DataConfig": "data.config",
+    "EnsembleModule": "engine.module",
     "EvaluateConfig": "engine.config",
     "Example": "types",
     "FieldsConfig": "data.config",
     "LorchestraError": "errors",
     "Predictions": "types",
+    "PromptConfig": "data.config",
     "RegularizeConfig": "engine.config",
     "RunConfig": "engine.config",
     "TrainConfig": "engine.config",
+    "build_session": "experiments.build",
     "evaluate_run": "experiments.evaluate",
+    "import_run": "experiments.import_peft",
     "load_run": "experiments.load",
+    "prediction_rows": "experiments.load",
+    "read_rows": "experiments.rows",
     "train_run": "experiments.train",
 }
 

@@ -83,10 +83,12 @@ def from_mapping(cls: type[T], mapping: Any, where: str, path: str = "") -> T:
     """
     if not isinstance(mapping, Mapping):
         raise ConfigError(f"{where}: {path or 'a recipe'} must be a mapping of settings, not {_shown(mapping)}")
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     values: dict[str, Any] = {}
     for key, value in mapping.items():
         full = f"{path}.{key}" if path else str(key)
+        if key in refused_settings(cls):
+            raise ConfigError(f"{where}: {full} is not offered: {refused_settings(cls)[key]}")
         if key not in hints:
             raise ConfigError(f"{where}: {full} is no setting; {did_you_mean(str(key), hints)}")
         values[key] = _convert(hints[key], value, where, full)
@@ -104,6 +106,20 @@ def differences(one: Any, other: Any, path: str = "") -> dict[str, tuple[Any, An
         elif mine != theirs:
             found[full] = (mine, theirs)
     return found
+
+
+def refused_settings(cls: type, path: str = "") -> dict[str, str]:
+    """Dotted settings that a configuration class knows but refuses (`REFUSED` in it and its parts), with the reason."""
+    found = {path + name: reason for name, reason in getattr(cls, "REFUSED", {}).items()}
+    for name, hint in _hints(cls).items():
+        if dataclasses.is_dataclass(hint):
+            found |= refused_settings(typing.cast(type, hint), f"{path}{name}.")
+    return found
+
+
+def _hints(cls: Any) -> dict[str, Any]:
+    hints = typing.get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
 class _RecipeLoader(yaml.SafeLoader):
@@ -132,11 +148,14 @@ def _convert(hint: Any, value: Any, where: str, path: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None:
             return None
-        return _convert(next(a for a in arguments if a is not type(None)), value, where, path)
+        kinds = [a for a in arguments if a is not type(None)]
+        if isinstance(value, list | tuple):  # where a list may stand beside text, it is no text
+            kinds.sort(key=lambda kind: typing.get_origin(kind) is not tuple)
+        return _convert(kinds[0], value, where, path)
     if isinstance(value, int) and value.bit_length() > _MOST_BITS:
         raise ConfigError(f"{where}: {path} is a number of {value.bit_length():,} bits, which is no setting")
     if origin is Literal:
-        if value in arguments:
+        if any(value == known and type(value) is type(known) for known in arguments):
             return value
         raise ConfigError(f"{where}: {path} is {_shown(value)}; it must be one of {', '.join(map(str, arguments))}")
     if origin is tuple:

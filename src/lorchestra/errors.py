@@ -44,6 +44,10 @@ class DataError(LorchestraError):
     """A task file, a row or a split cannot be used."""
 
 
+class InputError(DataError, ValueError):
+    """Texts or labels given from Python cannot be used; a ValueError too, as scikit-learn's conventions ask."""
+
+
 class CheckpointError(LorchestraError):
     """A run directory, adapter or base model cannot be read, written or matched."""
 

@@ -8,9 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+from lorchestra.errors import LorchestraError
+
+if TYPE_CHECKING:
+    import pandas
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,3 +107,34 @@ class Predictions:
     def num_choices(self) -> NDArray[np.int64]:
         """Choices per example, int64 `[E]`."""
         return np.array([len(options) for options in self.options], dtype=np.int64)
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """The numbers as a tidy table: one row a member, example and choice, in that order.
+
+        Columns: `member`, `id`, `label` (the right choice's index, missing where it is unknown), `choice` (index),
+        `option` (its text), `log_prob`, `prob`. For one row an example with the ensemble's uncertainty see
+        `prediction_rows`: `pandas.DataFrame(prediction_rows(predictions))`.
+
+        Raises:
+            LorchestraError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise LorchestraError("to_pandas needs pandas: pip install 'lorchestra[pandas]'") from error
+        # only a row's own choices: columns past them are padding
+        example, choice = np.nonzero(np.arange(self.log_probs_MEC.shape[2]) < self.num_choices[:, None])
+        log_probs = self.log_probs_MEC[:, example, choice]
+        labels = pandas.array(self.labels[example], dtype="Int64")
+        labels[self.labels[example] < 0] = pandas.NA
+        block = pandas.DataFrame(
+            {
+                "id": [self.ids[e] for e in example],
+                "label": labels,
+                "choice": choice,
+                "option": [self.options[e][c] for e, c in zip(example, choice, strict=True)],
+            }
+        )
+        table = pandas.concat([block] * self.num_members, ignore_index=True)
+        table.insert(0, "member", np.repeat(np.arange(self.num_members), len(block)))
+        return table.assign(log_prob=log_probs.ravel(), prob=np.exp(log_probs).ravel())

@@ -11,25 +11,12 @@ import time
 
 import pytest
 import yaml
+from safetensors.torch import load_file
 
 from lorchestra.cli import main as cli
 from lorchestra.config import to_yaml
+from lorchestra.data.config import PromptConfig
 from lorchestra.engine import trainer
-
-
-@pytest.fixture
-def lorchestra(capsys):
-    """Runs a command in this process; returns exit code, stdout and stderr."""
-
-    def run(*arguments):
-        try:
-            code = cli.main([str(argument) for argument in arguments])
-        except SystemExit as stop:  # tyro's way of refusing arguments
-            code = stop.code
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture
@@ -51,6 +38,52 @@ def finished(lorchestra, recipe, texts_csv, tmp_path):
     assert code == 0, err
     assert out == f"{tmp_path / 'run'}\n"
     return tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    ("options", "adapted"),
+    [
+        (["--adapt.target-modules", "all-linear", "--adapt.layers", "last:1"], 7),
+        (["--adapt.target-modules", r".*\.(q|down)_proj", "--adapt.init-lora-weights", "orthogonal"], 6),
+        (["--adapt.target-modules", "k_proj", "--adapt.use-rslora", "--adapt.init-lora-weights", "True"], 3),
+        (["--adapt.target-modules", "k_proj", "v_proj", "--adapt.init-lora-weights", "gaussian"], 6),
+    ],
+    ids=["all-linear", "regex", "one name", "two names"],
+)
+def test_target_modules_and_starts_as_options(lorchestra, recipe, texts_csv, tmp_path, options, adapted):
+    """What is given is saved with the run, and the run can be loaded again."""
+    out = tmp_path / "run"
+    code, _, err = lorchestra("train", recipe(texts_csv()), "--out", out, "--skip-evaluation", *options)
+    assert code == 0, err
+    settings = yaml.safe_load((out / "config.yaml").read_text())["adapt"]
+    given = options[1] if options[2].startswith("-") else options[1:3]
+    assert settings["target_modules"] == given
+    peft = json.loads((out / "members/member_00/adapter_config.json").read_text())
+    assert peft["use_rslora"] is settings["use_rslora"] is ("--adapt.use-rslora" in options)
+    assert peft["init_lora_weights"] == settings["init_lora_weights"]
+    assert len(load_file(out / "members/member_00/adapter_model.safetensors")) == 2 * adapted
+    code, out, err = lorchestra("predict", out, "--data", texts_csv("more.csv", 3, seed=9))
+    assert (code, len(out.splitlines())) == (0, 3), err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--adapt.modules-to-save", "lm_head"], "--adapt.modules-to-save is not offered: members are low-rank"),
+        (["--adapt.modules_to_save=lm_head"], "--adapt.modules-to-save is not offered: members are low-rank"),
+        (["--adapt.target-modules", "q_prj"], "'q_prj'; did you mean 'q_proj'?"),
+        (["--adapt.target-modules", r".*\.w[12]"], "matches no linear map's whole name"),
+        (["--adapt.target-modules", "("], "is no regular expression"),
+        (["--adapt.target-modules", "mlp"], "not a linear map"),
+        (["--adapt.init-lora-weights", "orthogonal", "--adapt.r", "3"], "orthogonal needs an even rank; adapt.r is 3"),
+        (["--adapt.init-lora-weights", "pissa"], "invalid choice 'pissa'"),
+    ],
+)
+def test_refused_adapters_write_nothing(lorchestra, recipe, texts_csv, tmp_path, options, message):
+    code, out, err = lorchestra("train", recipe(texts_csv()), "--out", tmp_path / "run", *options)
+    assert (code, out) == (2, "")
+    assert message in " ".join(err.split())
+    assert not (tmp_path / "run").exists()
 
 
 def test_train_evaluate_predict(lorchestra, recipe, texts_csv, tmp_path):
@@ -148,13 +181,13 @@ def test_bad_rows_are_named(lorchestra, tmp_path, text, message):
 
 def test_letters_that_are_no_single_tokens_are_refused_or_avoided(lorchestra, recipe, questions_jsonl, tmp_path):
     """`auto` falls back to texts; letters asked for by name are an error, as with a base that splits them."""
-    path = recipe(questions_jsonl(), data={"scoring": "auto", "prompt": "{question} Answer:"})
+    path = recipe(questions_jsonl(), data={"scoring": "auto", "prompt": PromptConfig("{question} Answer:")})
     code, _, err = lorchestra("train", path, "--out", tmp_path / "auto", "--skip-evaluation")
     assert code == 0
-    assert "scoring answers by text: data.prompt has no {options}" in err
+    assert "scoring answers by text: data.prompt.template has no {options}" in err
     code, _, err = lorchestra("train", path, "--data.scoring", "letter", "--out", tmp_path / "letter")
     assert code == 2
-    assert "data.prompt has no {options}" in err
+    assert "data.prompt.template has no {options}" in err
 
 
 def test_an_existing_run_is_refused(lorchestra, recipe, texts_csv, finished):

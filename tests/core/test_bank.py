@@ -1,5 +1,6 @@
 import math
 
+import peft
 import pytest
 import torch
 
@@ -76,6 +77,54 @@ def test_initial_a_is_uniform_as_in_peft_and_b_zero():
             assert not B.any()
     reference = torch.nn.init.kaiming_uniform_(torch.empty(64, 100), a=math.sqrt(5))
     assert reference.abs().max().item() == pytest.approx(0.1, rel=0.01)
+
+
+def test_gaussian_start_is_that_of_peft():
+    """Normal with standard deviation 1/r, B zero."""
+    bank = AdapterBank(2, 16, [("q", 400, 30)])
+    bank.initialize([11, 12], "gaussian")
+    for A, B in zip(*bank.parameters["q"], strict=True):
+        n = A.numel()
+        assert abs(A.mean()) < 4.5 / 16 / math.sqrt(n)
+        # the estimate of a normal draw's variance has relative deviation sqrt(2 / n)
+        assert A.var().item() == pytest.approx(1 / 16**2, rel=4.5 * math.sqrt(2 / n))
+        assert A.abs().max() > 3 / 16  # no uniform draw of this variance reaches that
+        assert not B.any()
+    assert not torch.equal(bank.values[0], bank.values[1])
+
+
+def orthogonal_by_peft(rank, in_features, out_features):
+    layer = torch.nn.Sequential(torch.nn.Linear(in_features, out_features, bias=False))
+    config = peft.LoraConfig(r=rank, target_modules=["0"], init_lora_weights="orthogonal")
+    lora = peft.get_peft_model(layer, config).base_model.model[0]
+    return lora.lora_A["default"].weight.detach(), lora.lora_B["default"].weight.detach()
+
+
+def test_orthogonal_start_is_that_of_peft():
+    """A and B have entries of variance 1/200 and half the rank each, and B A is zero."""
+    bank = AdapterBank(2, 8, [("q", 400, 300)])
+    bank.initialize([11, 12], "orthogonal")
+    drawn = [(A.detach(), B.detach()) for A, B in zip(*bank.parameters["q"], strict=True)]
+    for A, B in [*drawn, orthogonal_by_peft(8, 400, 300)]:
+        assert A.shape == (8, 400)
+        assert B.shape == (300, 8)
+        assert (B @ A).abs().max() < 1e-6
+        assert torch.linalg.matrix_rank(A) == torch.linalg.matrix_rank(B) == 4
+        # R/2 independent normal draws a column, of total variance R/2 / 100: its estimate deviates by sqrt(2 / draws)
+        for matrix, draws in ((A, 4 * 400), (B, 4 * 300)):
+            assert matrix.pow(2).sum().item() == pytest.approx(draws / 100, rel=4.5 * math.sqrt(2 / draws))
+            assert abs(matrix.sum()) < 4.5 * math.sqrt(8 * draws / 100)
+    assert not torch.isclose(bank.values[0], bank.values[1]).any()
+
+
+@pytest.mark.parametrize("how", [True, "gaussian", "orthogonal"])
+def test_every_start_depends_on_seed_and_module_only(how):
+    full, fewer = AdapterBank(2, 4, SHAPES), AdapterBank(1, 4, SHAPES[1:])
+    full.initialize([5, 6], how)
+    fewer.initialize([6], how)
+    for name, *_ in SHAPES[1:]:
+        for one, other in zip(fewer.parameters[name], full.parameters[name], strict=True):
+            assert torch.equal(one[0], other[1])
 
 
 def test_initial_values_of_a_member_and_module_depend_on_nothing_else():

@@ -273,7 +273,10 @@ def test_can_use_letters(tokenizer: Any) -> None:
     usable, reason = can_use_letters([SKY] * 200 + [many], TEMPLATE, tokenizer)
     assert not usable
     assert "t.jsonl:8 has 27 choices" in reason
-    assert can_use_letters([SKY], PromptTemplate("{question}:"), tokenizer) == (False, "data.prompt has no {options}")
+    assert can_use_letters([SKY], PromptTemplate("{question}:"), tokenizer) == (
+        False,
+        "data.prompt.template has no {options}",
+    )
     assert not can_use_letters([], TEMPLATE, tokenizer)[0]
 
 

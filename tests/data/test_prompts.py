@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from lorchestra.data.config import DataConfig
+from lorchestra.data.config import DataConfig, PromptConfig
 from lorchestra.data.prompts import PromptTemplate, Scoring
 from lorchestra.errors import ConfigError, DataError
 from lorchestra.types import Example
@@ -18,16 +18,16 @@ def many(num: int) -> Example:
 
 
 @pytest.mark.parametrize(
-    ("has_labels", "scoring", "prompt", "continuations"),
+    ("kind", "scoring", "prompt", "continuations"),
     [
-        (False, "letter", "Question: What is red?\nA. rose\nB. sky\nAnswer:", (" A", " B")),
-        (False, "text", "Question: What is red?\nAnswer:", (" rose", " sky")),
-        (True, "letter", "Text: What is red?\nA. rose\nB. sky\nLabel:", (" A", " B")),
-        (True, "text", "Text: What is red?\nLabel:", (" rose", " sky")),
+        ("question", "letter", "Question: What is red?\nA. rose\nB. sky\nAnswer:", (" A", " B")),
+        ("question", "text", "Question: What is red?\nAnswer:", (" rose", " sky")),
+        ("label", "letter", "Text: What is red?\nA. rose\nB. sky\nLabel:", (" A", " B")),
+        ("label", "text", "Text: What is red?\nLabel:", (" rose", " sky")),
     ],
 )
-def test_defaults(has_labels: bool, scoring: Scoring, prompt: str, continuations: tuple[str, ...]) -> None:
-    rendered = PromptTemplate(has_labels=has_labels).render(EXAMPLE, scoring=scoring)
+def test_defaults(kind: str, scoring: Scoring, prompt: str, continuations: tuple[str, ...]) -> None:
+    rendered = PromptTemplate(kind=kind).render(EXAMPLE, scoring=scoring)
     assert rendered.prompt == prompt
     assert rendered.continuations == continuations
 
@@ -70,7 +70,7 @@ def test_one_space_before_the_choice_unless_the_prompt_brings_it(end: str, conti
 def test_templates_that_cannot_be_used(prompt: str, said: str) -> None:
     with pytest.raises(ConfigError) as caught:
         PromptTemplate(prompt)
-    assert str(caught.value).startswith("data.prompt: ")
+    assert str(caught.value).startswith("data.prompt.template: ")
     assert said in str(caught.value)
 
 
@@ -128,18 +128,22 @@ def test_chat_wraps_the_whole_prompt_in_the_users_turn(chat_tokenizer: Any) -> N
 
 
 def test_chat_without_a_template_or_with_a_failing_one(tokenizer: Any, chat_tokenizer: Any) -> None:
-    with pytest.raises(ConfigError, match=r"data\.chat_template.*no chat template"):
+    with pytest.raises(ConfigError, match=r"data\.prompt\.chat_template.*no chat template"):
         PromptTemplate(chat=True, tokenizer=tokenizer)
-    with pytest.raises(ConfigError, match="chat-template"):
+    with pytest.raises(ConfigError, match=r"--data\.prompt\.chat-template"):
         PromptTemplate(system_prompt="x", tokenizer=chat_tokenizer)
     chat_tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
     template = PromptTemplate(chat=True, system_prompt="x", tokenizer=chat_tokenizer)
-    with pytest.raises(ConfigError, match=r"System role not supported.*--data\.system-prompt"):
+    with pytest.raises(ConfigError, match=r"System role not supported.*--data\.prompt\.system-prompt"):
         template.render(EXAMPLE, scoring="text")
 
 
 def test_from_config(chat_tokenizer: Any) -> None:
-    plain = PromptTemplate.from_config(DataConfig(prompt="{question}?"), has_labels=True, tokenizer=chat_tokenizer)
-    assert plain == PromptTemplate("{question}?", has_labels=True)
-    chat = PromptTemplate.from_config(DataConfig(system_prompt="s"), has_labels=False, tokenizer=chat_tokenizer)
+    plain = PromptTemplate.from_config(
+        DataConfig(prompt=PromptConfig("{question}?")), has_labels=True, tokenizer=chat_tokenizer
+    )
+    assert plain == PromptTemplate("{question}?", kind="label")
+    chat = PromptTemplate.from_config(
+        DataConfig(prompt=PromptConfig(system_prompt="s")), has_labels=False, tokenizer=chat_tokenizer
+    )
     assert chat == PromptTemplate(chat=True, system_prompt="s", tokenizer=chat_tokenizer)

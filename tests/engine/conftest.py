@@ -8,7 +8,8 @@ from torch import nn
 import lorchestra.engine.trainer
 import lorchestra.models.ensemble
 from lorchestra.engine.config import RegularizeConfig, TrainConfig
-from lorchestra.engine.trainer import Trainer, TrainingRows
+from lorchestra.engine.frozen import TrainingRows
+from lorchestra.engine.trainer import Trainer
 from lorchestra.models.config import AdaptConfig
 from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.types import EncodedExample

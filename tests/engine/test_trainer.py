@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 
@@ -5,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from lorchestra.core import packing
 from lorchestra.core.objective import kl_to_base
 from lorchestra.core.packing import BASE, Item, pack
 from lorchestra.engine.config import RegularizeConfig, TrainConfig, check_training
@@ -12,6 +14,7 @@ from lorchestra.engine.observer import Interrupted
 from lorchestra.engine.predict import member_passes, predict_rows
 from lorchestra.engine.state import TrainState
 from lorchestra.errors import ConfigError
+from lorchestra.models.ensemble import EnsembleModel
 
 
 def one_by_one(model, member, rows):
@@ -258,6 +261,42 @@ def test_a_run_over_the_trunk_equals_one_over_the_whole_model(make_trainer, trai
     train(whole)
     torch.testing.assert_close(cached.model.bank.values, whole.model.bank.values, rtol=0, atol=1e-9)
     assert (cached.model.bank.values - make_trainer(**settings).model.bank.values).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("adapt", [{}, {"layers": "last:1"}], ids=["all layers", "last layer"])
+@pytest.mark.parametrize("kind", ["letters", "texts"])
+def test_a_prefix_shared_by_all_rows_is_computed_once_and_changes_nothing(
+    make_trainer, make_rows, train, adapt, kind, monkeypatch
+):
+    """Gradients included, with the KL term and over the trunk; half of the tokens are saved."""
+    front = tuple(range(30, 50))
+    rows = [
+        [dataclasses.replace(row, prefix=front + row.prefix) for row in make_rows(number, kind, seed)]
+        for number, seed in ((12, 0), (7, 1))
+    ]
+    fed, original = [], EnsembleModel.log_probs
+
+    def log_probs(self, batch, hidden=None):
+        fed.append(batch.packing.num_tokens)
+        return original(self, batch, hidden)
+
+    monkeypatch.setattr(EnsembleModel, "log_probs", log_probs)
+    settings = {"rows": rows, "train": {"token_budget": 150}, "regularize": {"kl_beta": 0.5}, "depth": 3, **adapt}
+    with_sharing = train(make_trainer(**settings))
+    tokens = sum(fed)
+    assert with_sharing.shared == 20
+    monkeypatch.setattr(packing, "LEAST_SHARED", 1000)
+    fed.clear()
+    without = train(make_trainer(**settings))
+    assert without.shared == 0
+    assert tokens < 0.6 * sum(fed)
+    torch.testing.assert_close(with_sharing.best, without.best, rtol=0, atol=1e-9)
+    assert with_sharing.state.tokens == without.state.tokens
+
+
+def test_rows_under_dropout_share_no_prefix(make_trainer, make_rows, train):
+    rows = [[dataclasses.replace(row, prefix=tuple(range(30)) + row.prefix) for row in make_rows(6)]] * 2
+    assert train(make_trainer(rows=rows, dropout=0.2)).shared == 0
 
 
 def test_the_same_run_gives_the_same_bytes(make_trainer, train):

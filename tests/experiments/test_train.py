@@ -15,7 +15,9 @@ import transformers
 import lorchestra.engine.checkpoint
 import lorchestra.engine.trainer
 import lorchestra.experiments.train
+import lorchestra.store.disk
 from lorchestra.config import read_recipe
+from lorchestra.data.config import PromptConfig
 from lorchestra.engine.config import RunConfig
 from lorchestra.engine.observer import Interrupted
 from lorchestra.errors import CheckpointError, ConfigError, DataError, TrainingError
@@ -77,7 +79,7 @@ def test_the_saved_configuration_is_resolved_and_repeats_the_run(run_config, tex
 
 
 @pytest.mark.parametrize("layers", ["all", "last:1"])
-def test_peft_reproduces_each_members_logits(run_config, texts_csv, tiny_base, tmp_path, layers):
+def test_peft_reproduces_each_members_logits(run_config, texts_csv, tiny_base, reference_log_probs, tmp_path, layers):
     """Loaded by PEFT alone, onto a base loaded by transformers alone."""
     from peft import PeftModel
 
@@ -91,13 +93,7 @@ def test_peft_reproduces_each_members_logits(run_config, texts_csv, tiny_base, t
         base = transformers.AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
         peft = PeftModel.from_pretrained(base, str(root / f"members/member_{m:02d}")).eval()
         for e, row in enumerate(encoded):
-            scores = []
-            for choice in row.choices:
-                with torch.no_grad():
-                    logits = peft(input_ids=torch.tensor([row.prefix + choice])).logits[0].log_softmax(dim=-1)
-                places = range(len(row.prefix) - 1, len(row.prefix) + len(choice) - 1)
-                scores.append(sum(logits[p, t] for p, t in zip(places, choice, strict=True)))
-            expected = torch.stack(scores).log_softmax(dim=0)
+            expected = reference_log_probs(peft, row)
             torch.testing.assert_close(torch.tensor(found[m, e]).float(), expected, rtol=0, atol=1e-4)
 
 
@@ -127,6 +123,39 @@ def test_a_run_interrupted_over_and_over_ends_with_the_same_bytes(run_config, te
     steps = [[json.loads(line) for line in (r / "events.jsonl").read_text().splitlines()] for r in (whole, root)]
     plain = [[(e["step"], e["loss"]) for e in events if e["event"] == "step"] for events in steps]
     assert plain[0] == plain[1]  # nothing is logged twice
+
+
+def test_trunks_in_a_file_give_the_same_bytes_and_are_gone_in_the_end(run_config, texts_csv, tmp_path):
+    """With no memory for them at all; the second of two processes maps what the first computed."""
+    whole = train_run(run_config(texts_csv(), adapt={"layers": "last:1"}), tmp_path / "whole").run.root
+    config = run_config(texts_csv(), adapt={"layers": "last:1", "trunk_memory_gb": 0.0})
+    root = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        train_run(config, root, should_stop=StopAfter(9))
+    files = {path: path.stat().st_mtime_ns for path in (root / "resume").glob("trunk-*")}
+    assert {path.name for path in files} == {
+        f"trunk-{s}.{e}" for s in ("training", "validation") for e in ("bin", "json")
+    }
+    with pytest.raises(Interrupted):
+        train_run(config, root, if_exists="resume", should_stop=StopAfter(1))
+    assert {path: path.stat().st_mtime_ns for path in files} == files
+    train_run(config, root, if_exists="resume")
+    assert adapters(root) == adapters(whole)
+    assert not list((root / "resume").glob("trunk-*"))
+
+
+def test_without_room_for_trunks_training_goes_on_without_them(run_config, texts_csv, tmp_path, monkeypatch):
+    config = run_config(texts_csv(), adapt={"layers": "last:1", "trunk_memory_gb": 0.0})
+    monkeypatch.setattr(lorchestra.store.disk, "_free_bytes", lambda path: 1000 if "trunk" in path.name else None)
+    said = []
+    root = train_run(config, tmp_path / "run", say=said.append).run.root
+    assert any("disk is full" in text and "goes on without the cache" in text for text in said)
+    monkeypatch.undo()
+    other = train_run(config, tmp_path / "other").run.root
+    for ours, theirs in zip(*(sorted(r.glob("members/*/*.safetensors")) for r in (root, other)), strict=True):
+        one, two = safetensors.torch.load_file(ours), safetensors.torch.load_file(theirs)
+        for name, tensor in one.items():
+            torch.testing.assert_close(tensor, two[name], rtol=0, atol=2e-4)
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before_in_force(
@@ -270,7 +299,7 @@ def test_a_run_directory_appears_with_its_configuration(run_config, texts_csv, t
 
     config, root = run_config(texts_csv()), tmp_path / "run"
     root.mkdir()  # an empty one may be there
-    monkeypatch.setattr("lorchestra.experiments.train.to_yaml", killed)
+    monkeypatch.setattr("lorchestra.experiments.record.to_yaml", killed)
     with pytest.raises(KeyboardInterrupt):
         train_run(config, root)
     assert not root.exists()
@@ -403,7 +432,7 @@ def test_questions_with_their_own_choices(run_config, questions_jsonl, tmp_path)
         ({"regularize": {"weight_decay_b": 100.0}}, r"must be below 1"),
         ({"train": {"token_budget": 5}}, r"train\.token_budget: 5 is below the longest row"),
         ({"data": {"max_length": 300}}, r"data\.max_length: 300 is more than the 256 tokens"),
-        ({"data": {"prompt": "{qestion}"}}, r"did you mean \{question\}"),
+        ({"data": {"prompt": PromptConfig("{qestion}")}}, r"did you mean \{question\}"),
     ],
 )
 def test_bad_settings_leave_no_directory(run_config, texts_csv, tmp_path, settings, message):

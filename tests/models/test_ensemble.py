@@ -358,6 +358,23 @@ def test_initial_a_derives_from_run_seed_and_member(tiny_model):
     assert torch.equal(same, three[:1].expand(3, -1))
 
 
+@pytest.mark.parametrize(("how", "tolerance"), [(True, 0.0), ("gaussian", 0.0), ("orthogonal", 1e-12)])
+def test_whatever_the_start_members_differ_and_are_the_base(tiny_model, letters, how, tolerance):
+    ensemble = EnsembleModel(tiny_model(), AdaptConfig(members=3, r=2, init_lora_weights=how), seed=0)
+    rows = [*letters]
+    expected = ensemble.log_probs(pack([Item(BASE, row) for row in rows]))
+    for member in range(3):
+        found = ensemble.log_probs(pack([Item(member, row) for row in rows]))
+        torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
+    assert len({tuple(line.tolist()) for line in ensemble.bank.values}) == 3
+    assert ensemble.bank.values[:, ensemble.bank.is_B].any() == (how == "orthogonal")
+
+
+def test_an_orthogonal_start_needs_an_even_rank(tiny_model):
+    with pytest.raises(ConfigError, match=r"adapt\.init_lora_weights: orthogonal needs an even rank; adapt\.r is 3"):
+        EnsembleModel(tiny_model(), AdaptConfig(r=3, init_lora_weights="orthogonal"), seed=0)
+
+
 def test_initial_a_of_a_layer_does_not_depend_on_which_others_are_adapted(tiny_model):
     every = EnsembleModel(tiny_model(depth=3), AdaptConfig(members=2, r=2), 0).bank
     top = EnsembleModel(tiny_model(depth=3), AdaptConfig(members=2, r=2, layers="last:1"), 0).bank

@@ -12,12 +12,13 @@ from lorchestra.errors import ConfigError
 from lorchestra.models.surgery import (
     PassSlot,
     decoder_layers,
-    find_targets,
     gate_layers,
     parse_layers,
     replace_module,
     restrict_head,
+    restrict_last_mlp,
 )
+from lorchestra.types import EncodedExample
 
 
 @pytest.mark.parametrize(
@@ -63,33 +64,6 @@ def test_a_model_without_decoder_layers_is_refused():
         decoder_layers(model)
 
 
-def test_targets_come_in_the_models_order(tiny_model):
-    layers = tiny_model(depth=3).model.layers
-    found = find_targets(layers, [0, 2], ("v_proj", "q_proj", "mlp.down_proj"))
-    names = ["self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj"]
-    assert [(index, name) for index, name, _ in found] == [(index, name) for index in (0, 2) for name in names]
-    assert all(layers[index].get_submodule(name) is module for index, name, module in found)
-
-
-def test_a_target_matches_whole_names_only(tiny_model):
-    with pytest.raises(ConfigError, match=r"adapt\.target_modules: no linear map is named 'proj'"):
-        find_targets(tiny_model().model.layers, [0], ("proj",))
-
-
-def test_refused_targets_say_what_is_known(tiny_model):
-    layers = tiny_model().model.layers
-    with pytest.raises(
-        ConfigError, match=r"no linear map is named 'q_prj'; did you mean 'q_proj'\? known here: down_proj"
-    ):
-        find_targets(layers, [0, 1], ("q_prj",))
-    with pytest.raises(ConfigError, match=r"'zzz'; known here"):
-        find_targets(layers, [0], ("q_proj", "zzz"))
-    with pytest.raises(ConfigError, match="'mlp' is a LlamaMLP, not a linear map"):
-        find_targets(layers, [0], ("mlp",))
-    with pytest.raises(ConfigError, match="name at least one linear map"):
-        find_targets(layers, [0], ())
-
-
 def test_replace_module_changes_one_place(tiny_model):
     layer = tiny_model().model.layers[0]
     old, new = layer.self_attn.k_proj, nn.Identity()
@@ -129,6 +103,45 @@ def test_the_last_mlp_computes_read_positions_only(tiny_ensemble, packed, target
     if "forward" in vars(last):
         del last.forward
     torch.testing.assert_close(ensemble.log_probs(batch), narrow, rtol=0, atol=1e-12)
+
+
+class Experts(nn.Module):
+    """An MLP that hands on something beside its output, or wants more than the hidden states, as some mixtures do."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind, self.linear, self.widths = kind, nn.Linear(3, 3, dtype=torch.float64), []
+
+    def forward(self, hidden, residual=None):
+        self.widths.append(hidden.shape[1])
+        out = self.linear(hidden).tanh() if residual is None else residual + self.linear(hidden)
+        return {"pair": (out, out.sum(-1)), "dict": {"out": out}}.get(self.kind, out)
+
+
+@pytest.mark.parametrize("kind", ["bare", "pair", "dict", "two arguments"])
+def test_the_last_mlp_is_restricted_where_its_form_is_known(kind):
+    """Every other form runs whole: right, if not as quick."""
+    slot, layer = PassSlot(), nn.Module()
+    layer.mlp = Experts(kind)
+    hidden = torch.randn(1, 7, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    extra = (hidden,) if kind == "two arguments" else ()
+    whole = layer.mlp(hidden, *extra)
+    restrict_last_mlp(layer, slot)
+    slot.keep = torch.tensor([2, 6])
+    slot.packing = pack([Item(0, EncodedExample(0, (1, 2, 3, 4, 5, 6, 7), ((1,), (2,)), 0))]).packing
+    layer.mlp.widths.clear()
+    out = layer.mlp(hidden, *extra)
+    assert layer.mlp.widths == {"bare": [2], "pair": [2], "dict": [2, 7], "two arguments": [7]}[kind]
+    first, expected = {"pair": lambda: (out[0], whole[0]), "dict": lambda: (out["out"], whole["out"])}.get(
+        kind, lambda: (out, whole)
+    )()
+    assert first.shape == hidden.shape
+    torch.testing.assert_close(first[:, [2, 6]], expected[:, [2, 6]], rtol=0, atol=1e-14)
+    if kind in ("bare", "pair"):
+        assert not first[:, [0, 1, 3, 4, 5]].any()
+    flat = layer.mlp(hidden[0], *(e[0] for e in extra))
+    assert layer.mlp.widths[-1] == 3
+    torch.testing.assert_close(flat[0] if kind == "pair" else flat["out"] if kind == "dict" else flat, expected[0])
 
 
 class Layer(nn.Module):

@@ -17,17 +17,22 @@ from lorchestra.cli.arguments import parse
 class EvaluateArguments:
     """Measure a trained ensemble: accuracy, NLL, calibration, OOD detection, beside one LoRA and the base.
 
-    Without --data the run's own test rows are taken. Predictions, metrics.json and a picture go into the run directory.
+    Without --task and --data the run's own test rows are taken. Predictions, metrics.json and a picture go into the run
+    directory.
     """
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run directory."""
+    task: str | None = None
+    """Another task by name (`lorchestra tasks` lists them)."""
     data: str | None = None
     """A file with other labelled rows."""
     split: str = "test"
-    """Which of the run's own splits: train, val or test."""
+    """Which split of the run's own task, or of --task: train, val or test."""
     ood: tuple[str, ...] = field(default=())
-    """Files with rows unlike the training rows; how well does uncertainty tell them apart?"""
+    """Tasks by name or files with rows unlike the training rows; how well does uncertainty tell them apart?"""
+    data_dir: str | None = None
+    """Directory with data sets, where tasks by name are looked for first; the default is the run's."""
     json: bool = False
     """Print the metrics as JSON instead of tables."""
 
@@ -35,7 +40,15 @@ class EvaluateArguments:
 def run(arguments: Sequence[str]) -> int:
     """Run the command."""
     parsed = parse(EvaluateArguments, arguments, "evaluate")
-    evaluate_and_show(parsed.run, data=parsed.data, split=parsed.split, ood=parsed.ood, as_json=parsed.json)
+    evaluate_and_show(
+        parsed.run,
+        data=parsed.data,
+        task=parsed.task,
+        split=parsed.split,
+        ood=parsed.ood,
+        data_dir=parsed.data_dir,
+        as_json=parsed.json,
+    )
     return 0
 
 
@@ -43,8 +56,10 @@ def evaluate_and_show(
     root: str | Path,
     *,
     data: str | None = None,
+    task: str | None = None,
     split: str = "test",
     ood: Sequence[str | Path] = (),
+    data_dir: str | None = None,
     as_json: bool = False,
 ) -> None:
     """Evaluate a run with progress on stderr; print tables and a verdict, or JSON."""
@@ -60,7 +75,7 @@ def evaluate_and_show(
     say = speaker(errors)
     with RowProgress(errors) as progress:
         trained = load_run(root, say)
-        entry = evaluate_run(trained, data=data, split=split, ood=ood, progress=progress)
+        entry = evaluate_run(trained, data=data, task=task, split=split, ood=ood, data_dir=data_dir, progress=progress)
     name = f"{entry['task']}.{entry['split']}"
     if as_json:
         print(jsonlib.dumps(entry, ensure_ascii=False))

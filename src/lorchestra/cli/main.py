@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 training or a check failed; 2 bad input or configuration; 
 from __future__ import annotations
 
 import importlib
+import keyword
 import os
 import sys
 from collections.abc import Sequence
@@ -14,9 +15,13 @@ from lorchestra.errors import LorchestraError, did_you_mean
 
 COMMANDS = {
     "demo": "fine-tune, evaluate and use an ensemble on real data, end to end, in some minutes",
-    "train": "fine-tune an ensemble of LoRA adapters on your own data",
+    "train": "fine-tune an ensemble of LoRA adapters on your own data or a task by name",
     "evaluate": "measure accuracy, NLL, calibration and OOD detection of a trained ensemble",
+    "tasks": "list what is known by name, where its rows come from here, and what they look like",
     "predict": "answer questions or label texts, with uncertainty, one JSON line a row",
+    "report": "write one HTML page about a finished run, or compare several",
+    "import": "make a run of LoRA adapters that PEFT saved",
+    "export": "write a run's members as plain PEFT folders or merged models, with a model card",
 }
 
 _HELP = """\
@@ -82,7 +87,8 @@ def _run(command: str, arguments: list[str]) -> int:
         hint = did_you_mean(command, COMMANDS)
         print(f"error: {command!r} is no command; {hint} (lorchestra --help)", file=sys.stderr)
         return 2
-    return int(importlib.import_module(f"lorchestra.cli.{command}").run(arguments))
+    module = f"{command}_" if keyword.iskeyword(command) else command
+    return int(importlib.import_module(f"lorchestra.cli.{module}").run(arguments))
 
 
 if __name__ == "__main__":

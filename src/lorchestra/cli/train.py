@@ -23,6 +23,7 @@ class TrainArguments(RunConfig):
     the defaults will do:
 
         lorchestra train --data.train reviews.csv --out runs/reviews
+        lorchestra train --data.task arc_easy --out runs/arc
 
     Files hold one example a row: {"text", "label"} or {"question", "choices", "answer"}. Training can be interrupted at
     any time and goes on with --if-exists resume.
@@ -85,19 +86,13 @@ def train_and_show(
 
     console = messages()
     say = speaker(console)
-    with TrainingProgress(console) as progress, GracefulStop(console) as stop:
-        try:
-            outcome = train_run(
-                config,
-                out,
-                if_exists=if_exists,
-                say=say,
-                observe=progress.attach,
-                should_stop=stop,
-            )
-        except Interrupted:
-            say(f"stopped; go on with: {resume_with or f'lorchestra train --out {out} --if-exists resume'}")
-            return 130
+    try:
+        # closed before anything else is said, so that the last table stands above it
+        with TrainingProgress(console) as progress, GracefulStop(console) as stop:
+            outcome = train_run(config, out, if_exists=if_exists, say=say, observe=progress.attach, should_stop=stop)
+    except Interrupted:
+        say(f"stopped; go on with: {resume_with or f'lorchestra train --out {out} --if-exists resume'}")
+        return 130
     root = outcome.run.root
     say(f"trained ensemble: {root}")
     code = 0

@@ -17,7 +17,7 @@ from lorchestra.core.lora import PackingSlot
 from lorchestra.core.packing import Packing, Segment
 
 # What packing answers for by itself; any other argument that is given would change the result.
-_KNOWN_EXTRAS = {"position_ids", "use_cache", "cache_position", "output_attentions"}
+_KNOWN_EXTRAS = {"position_ids", "use_cache", "cache_position", "output_attentions", "output_router_logits"}
 
 
 def make_attention(slot: PackingSlot) -> Callable[..., tuple[Tensor, None]]:
@@ -51,7 +51,7 @@ def make_attention(slot: PackingSlot) -> Callable[..., tuple[Tensor, None]]:
         out = packed_attention(
             query, key, value, slot.packing, scale=scale, window=sliding_window, softcap=softcap, sinks=s_aux
         )
-        return out.transpose(1, 2), None
+        return out.transpose(1, 2).contiguous(), None  # some models call `view` on it
 
     return attention
 

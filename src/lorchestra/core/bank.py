@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -88,14 +89,44 @@ class AdapterBank:
         self.grad.zero_()
 
     @torch.no_grad()
-    def initialize(self, seeds: Sequence[int]) -> None:
-        """A uniform in `+- 1 / sqrt(in_features)` (PEFT's default), B zero: every member starts as the base.
+    def initialize(self, seeds: Sequence[int], how: Literal[True, "gaussian", "orthogonal"] = True) -> None:
+        """Draw every member's A and B so that B A is zero: every member starts as the base.
 
         Each module's draw has a seed of its own, so it does not depend on which other modules are adapted.
+
+        Args:
+            seeds: one a member.
+            how: PEFT's `init_lora_weights`. True: A uniform in `+- 1 / sqrt(in_features)`; gaussian: A normal with
+                standard deviation `1 / rank`; B is zero in both. orthogonal: see `_orthogonal_pair`.
         """
         self.values.zero_()
         for member, seed in enumerate(seeds):
             for piece in self.slices:
-                draw = torch.rand(piece.rank, piece.in_features, generator=generator(seed, "init", piece.name))
-                bound = piece.in_features**-0.5
-                self.view(self.values[member], piece, "A").copy_((2 * draw - 1) * bound)
+                source = generator(seed, "init", piece.name)
+                A = self.view(self.values[member], piece, "A")
+                if how == "orthogonal":
+                    start_A, start_B = _orthogonal_pair(piece, source)
+                    A.copy_(start_A)
+                    self.view(self.values[member], piece, "B").copy_(start_B)
+                elif how == "gaussian":
+                    A.copy_(torch.randn(A.shape, generator=source) / piece.rank)
+                else:
+                    draw = torch.rand(A.shape, generator=source)
+                    A.copy_((2 * draw - 1) * piece.in_features**-0.5)
+
+
+def _orthogonal_pair(piece: AdapterSlice, source: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A `[R, I]` and B `[O, R]` of normal entries on orthogonal halves of the rank's space, so that B A is zero.
+
+    Source: PEFT's `orthogonal_init`: a random rotation's odd rows carry A and its even rows B, both divided by 10.
+    Drawn in float64, so that the product is zero up to the rounding of the parameters.
+    """
+    half = piece.rank // 2
+
+    def normal(rows: int, columns: int) -> Tensor:
+        return torch.randn(rows, columns, generator=source, dtype=torch.float64)
+
+    rotation, _ = torch.linalg.qr(normal(piece.rank, piece.rank))
+    A = rotation[0::2].t() @ normal(half, piece.in_features) / 10
+    B = normal(piece.out_features, half) @ rotation[1::2] / 10
+    return A, B

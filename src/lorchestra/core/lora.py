@@ -148,6 +148,8 @@ class MemberLoRALinear(nn.Module):
         if packing is None or not spans:
             return self.base(x)
         flat = x.flatten(0, -2)  # so that the base's output is no view, and can be added to in place
+        if flat.shape[0] != packing.num_tokens:
+            raise ValueError(f"an adapted linear map is given {flat.shape[0]} of a batch's {packing.num_tokens} tokens")
         drop = _Dropout(packing.dropout_keys, self.module_seed, self.dropout)
         pairs = [matrix for span in spans for matrix in (self.A[span.member], self.B[span.member])]
         y = _PackedLoRA.apply(self.base(flat), flat, spans, self.scaling, drop, *pairs)

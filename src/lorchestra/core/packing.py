@@ -17,6 +17,9 @@ from torch import Tensor
 from lorchestra.core.dropout import token_keys
 from lorchestra.types import EncodedExample
 
+LEAST_SHARED = 16
+"""Common first tokens from which sharing them is worth the shorter attention segments."""
+
 BASE = -1
 """The member index of the base itself: no adapter is applied."""
 
@@ -101,6 +104,14 @@ class PackedBatch:
     items: tuple[Item, ...]
     packing: Packing
     scoring: Scoring
+    shared: int = 0
+    """First tokens that all rows have in common, laid once at the start of each member's span."""
+
+
+def shareable_prefix(rows: Sequence[EncodedExample], dropout: bool) -> int:
+    """How many first tokens are worth computing once for all rows; 0 under dropout, whose masks are a row's own."""
+    shared = 0 if dropout else common_prefix(rows)
+    return shared if shared >= LEAST_SHARED else 0
 
 
 def common_prefix(rows: Sequence[EncodedExample]) -> int:
@@ -177,7 +188,7 @@ def pack(items: Sequence[Item], device: torch.device | str = "cpu", shared: int 
         spans=tuple(spans),
         dropout_keys=_dropout_keys(items, device),
     )
-    return PackedBatch(tuple(items), packing, _scoring(items, prefix_ends, choice_starts, device))
+    return PackedBatch(tuple(items), packing, _scoring(items, prefix_ends, choice_starts, device), shared)
 
 
 def _append_row(

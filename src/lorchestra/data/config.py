@@ -1,11 +1,16 @@
-"""Settings of the data: which files, which columns, how an answer is asked for and scored."""
+"""Settings of the data: which rows, which columns, how an answer is asked for and scored."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from lorchestra.errors import ConfigError
+
+DATA_DIR_VARIABLE = "LORCHESTRA_DATA_DIR"
+"""The environment variable that stands in for `data.dir`."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +32,25 @@ class FieldsConfig:
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    """Task files, and how their rows become prompts with scored choices."""
+class PromptConfig:
+    """How a row is put to the model."""
 
+    template: str | None = None
+    """Prompt template; {question} stands for the question or text, {options} for the lettered list of choices."""
+    chat_template: bool = False
+    """Wrap the prompt in the tokenizer's chat template."""
+    system_prompt: str | None = None
+    """System message; implies chat_template."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """A task by name or its files, and how rows become prompts with scored choices."""
+
+    task: str | None = None
+    """A task by name (`lorchestra tasks` lists them) instead of files."""
+    dir: Annotated[str | None, tyro.conf.arg(aliases=["--data-dir"])] = None
+    """Directory with data sets, where a task by name is looked for first; default: $LORCHESTRA_DATA_DIR."""
     train: str | None = None
     """Training rows: a .jsonl, .jsonl.gz, .csv or .parquet file."""
     val: str | None = None
@@ -42,12 +63,8 @@ class DataConfig:
     """How an answer is scored: its option letter, its text, or (auto) letters if the base can use them, else text."""
     normalize: Literal["sum", "token", "byte"] = "sum"
     """With text scoring: log-probability of the whole choice, or per token, or per byte of it."""
-    prompt: str | None = None
-    """Prompt template; {question} stands for the question or text, {options} for the lettered list of choices."""
-    chat_template: bool = False
-    """Wrap the prompt in the tokenizer's chat template."""
-    system_prompt: str | None = None
-    """System message; implies chat_template."""
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    """How a row is put to the model."""
     max_length: int | None = None
     """Longest row in tokens; the default is the model's context."""
     too_long: Literal["error", "drop", "truncate"] = "error"
@@ -64,9 +81,11 @@ def check_data(config: DataConfig) -> None:
     """
     if config.max_length is not None and config.max_length < 1:
         raise ConfigError(f"data.max_length: {config.max_length} is less than 1; give the longest row in tokens")
-    for name in ("prompt", "system_prompt"):
+    for name in ("template", "system_prompt"):
         try:
-            (getattr(config, name) or "").encode()
+            (getattr(config.prompt, name) or "").encode()
         except UnicodeEncodeError as error:
-            message = f"data.{name}: holds half of a surrogate pair at place {error.start}, which is no character"
+            message = (
+                f"data.prompt.{name}: holds half of a surrogate pair at place {error.start}, which is no character"
+            )
             raise ConfigError(f"{message}; mend the escape") from None

@@ -113,7 +113,7 @@ def can_use_letters(examples: Sequence[Example], template: PromptTemplate, token
     if len(most.choices) > len(LETTERS):
         return False, f"{most.where} has {len(most.choices)} choices, but there are {len(LETTERS)} letters"
     if not template.shows_options("letter"):
-        return False, "data.prompt has no {options}"
+        return False, "data.prompt.template has no {options}"
     encoder = _Encoder(template, tokenizer, "letter", ())
     probed = [most, *examples[:_ROWS_PROBED]]
     try:
@@ -224,7 +224,7 @@ class _Encoder:
     def check(self, example: Example, row: _EncodedRow) -> None:
         """Refuse a row that cannot be scored."""
         if not row.prefix:
-            hint = "let --data.prompt begin with a word of its own"
+            hint = "let --data.prompt.template begin with a word of its own"
             raise DataError(f"{example.where}: no token stands before the choices; {hint}")
         for index, (choice, tokens) in enumerate(zip(example.choices, row.choices, strict=True)):
             if not tokens:

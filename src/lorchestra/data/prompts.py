@@ -11,24 +11,17 @@ import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from lorchestra.data.config import DataConfig
+from lorchestra.data.tasks.table import find_task
+from lorchestra.data.templates import TEMPLATES
+from lorchestra.data.templates import Scoring as Scoring
 from lorchestra.errors import ConfigError, DataError
 from lorchestra.types import Example
 
-Scoring = Literal["letter", "text"]
-
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 """The names of a row's choices in letter scoring; a row with more choices cannot be scored by letters."""
-
-DEFAULT_PROMPTS: dict[tuple[str, Scoring], str] = {
-    ("question", "letter"): "Question: {question}\n{options}\nAnswer:",
-    ("question", "text"): "Question: {question}\nAnswer:",
-    ("label", "letter"): "Text: {question}\n{options}\nLabel:",
-    ("label", "text"): "Text: {question}\nLabel:",
-}
-"""Templates where the user gives none: for questions with choices and texts with labels, by scoring."""
 
 _PLACEHOLDERS = ("question", "options")
 # Only a name in braces is a placeholder: JSON in a template keeps its braces without escapes.
@@ -54,14 +47,14 @@ class PromptTemplate:
     """How the rows of a task become prompts; the same for both ways of scoring.
 
     `prompt` is the user's template with `{question}` (the question or text) and `{options}` (the lettered choices, a
-    line each), None for the default of the task's kind (`has_labels`: texts with labels) and the scoring. Other braces
-    in it, and all braces in rows, are plain text. A chat template needs the `tokenizer` that brings it.
+    line each), None for the one that `templates` has for the `kind` of row and the scoring. Other braces in it, and all
+    braces in rows, are plain text. A chat template needs the `tokenizer` that brings it.
 
     Raises: ConfigError for an unknown placeholder, a template without {question}, a chat without a chat template.
     """
 
     prompt: str | None = None
-    has_labels: bool = False
+    kind: str = "question"
     chat: bool = False
     system_prompt: str | None = None
     tokenizer: Any = field(default=None, repr=False, compare=False)
@@ -71,27 +64,27 @@ class PromptTemplate:
         if self.prompt is not None:
             _check_template(self.prompt)
         if self.system_prompt is not None and not self.chat:
-            raise ConfigError("a system prompt needs the chat template: set --data.chat-template too")
+            raise ConfigError("a system prompt needs the chat template: set --data.prompt.chat-template too")
         if self.chat and getattr(self.tokenizer, "chat_template", None) is None:
-            hint = "use a base with one (often called Instruct or Chat), or drop --data.chat-template"
-            raise ConfigError(f"data.chat_template: the base's tokenizer has no chat template; {hint}")
+            hint = "use a base with one (often called Instruct or Chat), or drop --data.prompt.chat-template"
+            raise ConfigError(f"data.prompt.chat_template: the base's tokenizer has no chat template; {hint}")
 
     @classmethod
     def from_config(cls, config: DataConfig, *, has_labels: bool, tokenizer: Any) -> PromptTemplate:
         """The template that a configuration asks for; a system prompt implies the chat template."""
+        prompt = config.prompt
+        kind = "label" if has_labels else "question"
         return cls(
-            prompt=config.prompt,
-            has_labels=has_labels,
-            chat=config.chat_template or config.system_prompt is not None,
-            system_prompt=config.system_prompt,
+            prompt=prompt.template,
+            kind=kind if config.task is None else find_task(config.task).template,
+            chat=prompt.chat_template or prompt.system_prompt is not None,
+            system_prompt=prompt.system_prompt,
             tokenizer=tokenizer,
         )
 
     def text(self, scoring: Scoring) -> str:
         """The template in use: the user's or the default."""
-        return (
-            DEFAULT_PROMPTS["label" if self.has_labels else "question", scoring] if self.prompt is None else self.prompt
-        )
+        return TEMPLATES[self.kind][scoring] if self.prompt is None else self.prompt
 
     def shows_options(self, scoring: Scoring) -> bool:
         """Whether the prompt lists the choices with their letters."""
@@ -121,11 +114,11 @@ class PromptTemplate:
         template = self.text(scoring)
         lettered = scoring == "letter"
         if lettered and not self.shows_options(scoring):
-            message = "data.prompt has no {options}, so a letter means nothing to the model"
+            message = "data.prompt.template has no {options}, so a letter means nothing to the model"
             raise ConfigError(f"{message}; put {{options}} into it or use --data.scoring text")
         if (lettered or self.shows_options(scoring)) and len(example.choices) > len(LETTERS):
             message = f"{example.where}: {len(example.choices)} choices, but there are {len(LETTERS)} letters"
-            raise ConfigError(f"{message}; use --data.scoring text, and no {{options}} in --data.prompt")
+            raise ConfigError(f"{message}; use --data.scoring text, and no {{options}} in --data.prompt.template")
         options = (f"{letter}. {choice.strip()}" for letter, choice in zip(LETTERS, example.choices, strict=False))
         values = {"question": example.question, "options": "\n".join(options)}
         # One pass over the template: braces that come in with a row are not looked at again.
@@ -150,7 +143,11 @@ class PromptTemplate:
         try:
             prompt = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         except Exception as error:  # the template is a program of the base's: it may raise anything
-            hint = "drop --data.system-prompt" if self.system_prompt is not None else "drop --data.chat-template"
+            hint = (
+                "drop --data.prompt.system-prompt"
+                if self.system_prompt is not None
+                else "drop --data.prompt.chat-template"
+            )
             message = f"{example.where}: the base's chat template fails ({error})"
             raise ConfigError(f"{message}; {hint}, or use another base") from error
         return str(prompt)
@@ -167,6 +164,8 @@ def _check_template(template: str) -> None:
         if name not in _PLACEHOLDERS:
             near = difflib.get_close_matches(name.lower()[:100], _PLACEHOLDERS, n=1, cutoff=0.4)
             hint = f"did you mean {{{near[0]}}}?" if near else "{question} and {options} are known"
-            raise ConfigError(f"data.prompt: unknown placeholder {{{name[:60]}}}; {hint}")
+            raise ConfigError(f"data.prompt.template: unknown placeholder {{{name[:60]}}}; {hint}")
     if "question" not in found:
-        raise ConfigError(f"data.prompt: {template[:60]!r} has no {{question}}; put it where the row's text belongs")
+        raise ConfigError(
+            f"data.prompt.template: {template[:60]!r} has no {{question}}; put it where the row's text belongs"
+        )

@@ -11,7 +11,7 @@ import hashlib
 import json
 import unicodedata
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -19,7 +19,7 @@ from lorchestra.errors import DataError
 from lorchestra.types import Example
 
 HELD_OUT_SHARE = 0.1
-"""Share of the distinct training rows that each missing split is given."""
+"""Share of the distinct training rows that each missing split is given, where nothing else is asked for."""
 
 _GIVE = "give a file with --data.{0}, or add rows"
 
@@ -49,13 +49,19 @@ class SplitReport:
 
 
 def make_splits(
-    train: Sequence[Example], val: Sequence[Example] | None, test: Sequence[Example] | None, seed: int
+    train: Sequence[Example],
+    val: Sequence[Example] | None,
+    test: Sequence[Example] | None,
+    seed: int,
+    *,
+    share: float = HELD_OUT_SHARE,
+    stratum: Callable[[Example], str] | None = None,
 ) -> tuple[dict[str, tuple[Example, ...]], SplitReport]:
     """The splits "train", "val" and "test", disjoint in content, rows in file order.
 
-    A split that is None is held out from the training rows: 10 % of the distinct ones, stratified by label (texts with
-    labels) or answer index, rows with equal content together. Between given files a duplicate leaves train or
-    validation, never test; between these two it leaves train.
+    A split that is None is held out from the training rows: a `share` of the distinct ones, stratified by `stratum`,
+    by default the label (texts with labels) or answer index, rows with equal content together. Between given files a
+    duplicate leaves train or validation, never test; between these two it leaves train.
 
     Raises: DataError where a given split is empty, nothing is left of one, or the rows are too few to hold out.
     """
@@ -63,20 +69,10 @@ def make_splits(
     for split, rows in given.items():
         if rows is not None and not rows:
             raise DataError(f"the {split} split has no rows; {_GIVE.format(split)}")
-    dropped: dict[tuple[str, str], int] = {}
-    splits = {split: tuple(rows) for split, rows in given.items() if rows is not None}
-    for loser, keeper in (("val", "test"), ("train", "test"), ("train", "val")):
-        if loser in splits and keeper in splits:
-            kept = _without(splits[loser], {_content(row) for row in splits[keeper]})
-            if len(kept) < len(splits[loser]):
-                dropped[loser, keeper] = len(splits[loser]) - len(kept)
-            if not kept:
-                message = f"every row left of {loser} is also in {keeper}"
-                raise DataError(f"{message}; give other rows with --data.{loser}")
-            splits[loser] = kept
+    splits, dropped = drop_duplicates({split: rows for split, rows in given.items() if rows is not None})
     held_out = tuple(split for split in ("val", "test") if split not in splits)
     if held_out:
-        parts = _hold_out(splits["train"], held_out, seed)
+        parts = hold_out(splits["train"], held_out, seed, share, stratum)
         splits |= parts
     splits = {split: splits[split] for split in ("train", "val", "test")}
     repeated = {split: len(rows) - len({_content(row) for row in rows}) for split, rows in splits.items()}
@@ -87,6 +83,27 @@ def make_splits(
         repeated={split: count for split, count in repeated.items() if count},
     )
     return splits, report
+
+
+def drop_duplicates(
+    given: Mapping[str, Sequence[Example]],
+) -> tuple[dict[str, tuple[Example, ...]], dict[tuple[str, str], int]]:
+    """The given ones of "train", "val" and "test" made disjoint in content, and how many rows left which for which.
+
+    Raises: DataError where nothing is left of a split.
+    """
+    dropped: dict[tuple[str, str], int] = {}
+    splits = {split: tuple(rows) for split, rows in given.items()}
+    for loser, keeper in (("val", "test"), ("train", "test"), ("train", "val")):
+        if loser in splits and keeper in splits:
+            kept = _without(splits[loser], {_content(row) for row in splits[keeper]})
+            if len(kept) < len(splits[loser]):
+                dropped[loser, keeper] = len(splits[loser]) - len(kept)
+            if not kept:
+                message = f"every row left of {loser} is also in {keeper}"
+                raise DataError(f"{message}; give other rows with --data.{loser}")
+            splits[loser] = kept
+    return splits, dropped
 
 
 def split_digest(examples: Sequence[Example]) -> str:
@@ -124,31 +141,45 @@ def _without(rows: Sequence[Example], contents: Collection[str]) -> tuple[Exampl
     return tuple(row for row in rows if _content(row) not in contents)
 
 
-def _hold_out(rows: Sequence[Example], names: Sequence[str], seed: int) -> dict[str, tuple[Example, ...]]:
-    """The rows dealt to each of `names`, and the rest as "train"."""
+def _answer_stratum(row: Example) -> str:
+    return "" if row.answer is None else f"{row.answer:09d}"
+
+
+def hold_out(
+    rows: Sequence[Example],
+    names: Sequence[str],
+    seed: int,
+    share: float = HELD_OUT_SHARE,
+    stratum: Callable[[Example], str] | None = None,
+) -> dict[str, tuple[Example, ...]]:
+    """A share of the distinct rows dealt to each of `names`, stratified (see `make_splits`), and the rest as "train".
+
+    Raises: DataError where the rows are too few.
+    """
+    stratum = stratum or _answer_stratum
     strata: dict[str, str] = {}
     for row in rows:
-        content, stratum = _content(row), "" if row.answer is None else f"{row.answer:09d}"
+        content, own = _content(row), stratum(row)
         # Duplicates with different answers stay together, in the stratum of the smallest, whatever their order.
-        strata[content] = min(strata.get(content, stratum), stratum)
+        strata[content] = min(strata.get(content, own), own)
     members: dict[str, list[str]] = defaultdict(list)
-    for content, stratum in strata.items():
-        members[stratum].append(content)
+    for content, own in strata.items():
+        members[own].append(content)
     for contents in members.values():
         contents.sort(key=lambda content: _draw(seed, content))
-    wanted = round(HELD_OUT_SHARE * len(strata))
+    wanted = round(share * len(strata))
     # Every label or answer keeps a row to learn from.
     spare = sum(len(contents) - 1 for contents in members.values())
     if wanted < 1 or spare < wanted * len(names):
         message = f"{len(strata)} distinct training rows in {len(members)} label(s) or answer(s) are too few"
         hints = " and ".join(_GIVE.format(name) for name in names)
-        raise DataError(f"{message} to hold out 10 % for {' and for '.join(names)}; {hints}")
+        raise DataError(f"{message} to hold out {100 * share:g} % for {' and for '.join(names)}; {hints}")
     owner: dict[str, str] = {}
     for name in names:
-        for stratum, count in _quotas(members, wanted, seed).items():
-            for content in members[stratum][:count]:
+        for own, count in _quotas(members, wanted, seed).items():
+            for content in members[own][:count]:
                 owner[content] = name
-            members[stratum] = members[stratum][count:]
+            members[own] = members[own][count:]
     parts = {name: tuple(row for row in rows if owner.get(_content(row)) == name) for name in names}
     return parts | {"train": tuple(row for row in rows if _content(row) not in owner)}
 

@@ -9,14 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lorchestra.core.packing import BASE, Item, common_prefix, pack, plan_micro_batches
+from lorchestra.core.packing import BASE, Item, pack, plan_micro_batches, shareable_prefix
 from lorchestra.core.seeding import derive_seed
 from lorchestra.engine.trunk import TrunkCache
 from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.types import EncodedExample
-
-_LEAST_SHARED = 16
-"""Common first tokens from which sharing them is worth the shorter attention segments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +55,9 @@ def predict_rows(
     """
     num_choices = max((len(row.choices) for row in rows), default=0)
     by_trunk = model.trunk_layers > 0 and any(p.member != BASE for p in passes)
-    shared = 0 if by_trunk or any(p.dropout_seed is not None for p in passes) else common_prefix(rows)
-    shared = shared if shared >= _LEAST_SHARED else 0
+    shared = shareable_prefix(rows, dropout=any(p.dropout_seed is not None for p in passes))
+    if trunk is not None:
+        shared = trunk.shared
     log_probs = np.full((len(passes), len(rows), num_choices), -np.inf)
     place = {row.row: e for e, row in enumerate(rows)}
     done = 0
@@ -67,7 +65,7 @@ def predict_rows(
         examples = [item.example for item in group]
         cache = trunk
         if cache is None and by_trunk:
-            cache = TrunkCache(model, examples, token_budget)
+            cache = TrunkCache(model, examples, token_budget, shared=shared)
         wanted = [
             (index, Item(p.member, row, None if p.dropout_seed is None else derive_seed(p.dropout_seed, row.row)))
             for index, p in enumerate(passes)

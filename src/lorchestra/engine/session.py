@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -11,6 +12,7 @@ from lorchestra.core.packing import BASE
 from lorchestra.data.config import DataConfig
 from lorchestra.data.encode import EncodedSplit, can_use_letters, encode
 from lorchestra.data.prompts import PromptTemplate, Scoring
+from lorchestra.data.sampling import draw_even
 from lorchestra.engine.predict import Pass, member_passes, predict_rows
 from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.models.sources import LoadedBase
@@ -110,14 +112,16 @@ def decide_scoring(
     """How answers are scored, and why.
 
     `auto` takes letters if the base's zero-shot accuracy with them, on 200 training rows, exceeds chance by three
-    standard errors: a base that cannot read letters would have to learn them first.
+    standard errors: a base that cannot read letters would have to learn them first. The rows are drawn with even
+    answers, and chance is the better of guessing and of always giving one answer: a base that only ever says "A" must
+    not pass on a file sorted by answer, or with one answer in most rows. The draw does not depend on the run's seed.
     """
     if data.scoring != "auto":
         return data.scoring, "as configured"
     possible, reason = can_use_letters(examples, template, base.tokenizer)
     if not possible:
         return "text", reason
-    probed = [example for example in examples if example.answer is not None][:_PROBED_ROWS]
+    probed = draw_even([example for example in examples if example.answer is not None], _PROBED_ROWS, "auto scoring")
     encoded = encode(
         probed,
         template,
@@ -129,9 +133,16 @@ def decide_scoring(
     rows: tuple[EncodedExample, ...] = encoded.rows
     found = predict_rows(model, rows, [Pass(BASE)], token_budget)[0]
     hits = float(np.mean([found[e].argmax() == row.answer for e, row in enumerate(rows)]))
-    chances = np.array([1 / len(row.choices) for row in rows])
-    chance, error = float(chances.mean()), float(np.sqrt((chances * (1 - chances)).sum()) / len(rows))
+    chance, error = _chance(rows)
     said = (
         f"zero-shot accuracy with letters {hits:.3f} on {len(rows)} training rows, chance {chance:.3f} +- {error:.3f}"
     )
     return ("letter" if hits > chance + 3 * error else "text"), said
+
+
+def _chance(rows: Sequence[EncodedExample]) -> tuple[float, float]:
+    """The accuracy that needs no reading, and its standard error over rows."""
+    guessed = np.array([1 / len(row.choices) for row in rows])
+    guessing, error = float(guessed.mean()), float(np.sqrt((guessed * (1 - guessed)).sum()) / len(rows))
+    always = max(Counter(row.answer for row in rows).values()) / len(rows)
+    return (always, float(np.sqrt(always * (1 - always) / len(rows)))) if always > guessing else (guessing, error)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,25 +16,16 @@ from torch import Tensor
 
 from lorchestra.core.objective import cross_entropy, kl_to_base
 from lorchestra.core.optim import MemberAdamW, Schedule, clip_gradients
-from lorchestra.core.packing import BASE, Item, PackedBatch, pack, plan_micro_batches
+from lorchestra.core.packing import Item, PackedBatch, pack, plan_micro_batches, shareable_prefix
 from lorchestra.core.seeding import derive_seed, permutation
 from lorchestra.engine.checkpoint import check_fits
 from lorchestra.engine.config import RegularizeConfig, TrainConfig, check_training
+from lorchestra.engine.frozen import Frozen, TrainingRows, compute_frozen
 from lorchestra.engine.observer import Interrupted, Observer, StepReport
 from lorchestra.engine.predict import member_passes, predict_rows
 from lorchestra.engine.state import MemberState, TrainState, state_tensors
-from lorchestra.engine.trunk import TrunkCache
+from lorchestra.engine.trunk_file import TrunkFiles
 from lorchestra.models.ensemble import EnsembleModel, member_seed
-from lorchestra.types import EncodedExample
-
-
-@dataclass(frozen=True)
-class TrainingRows:
-    """The rows of a run: encoded training and validation examples, and a weight a training row (mean 1)."""
-
-    train: Sequence[EncodedExample]
-    val: Sequence[EncodedExample]
-    weights: Sequence[float] | None = None
 
 
 class Trainer:
@@ -47,6 +37,7 @@ class Trainer:
         config: the training settings; `token_budget` must be resolved.
         regularize: the regularizers' strengths.
         observer: hears of steps and evaluations.
+        files: where trunks go that are too large for memory; without it they stay in memory.
 
     Raises:
         ConfigError: a setting out of range, such as `lr * weight_decay_b >= 1`.
@@ -59,10 +50,12 @@ class Trainer:
         config: TrainConfig,
         regularize: RegularizeConfig,
         observer: Observer,
+        files: TrunkFiles | None = None,
     ) -> None:
         check_training(config, regularize)
         assert config.token_budget is not None
         self.model, self.rows, self.config, self.regularize, self.observer = model, rows, config, regularize, observer
+        self.files = files
         self.token_budget = config.token_budget
         self.steps_per_epoch = math.ceil(len(rows.train) / config.batch_size)
         self.num_steps = self.steps_per_epoch * config.epochs
@@ -73,8 +66,8 @@ class Trainer:
         self.best = model.bank.values.clone()
         num_members = model.num_members
         self.state = TrainState(members=[MemberState() for _ in range(num_members)], num_updates=[0] * num_members)
-        self._trunks: tuple[TrunkCache | None, TrunkCache | None] = (None, None)
-        self._base_log_probs: Tensor | None = None
+        self.shared = shareable_prefix(rows.train, dropout=model.adapt.dropout > 0)
+        self.frozen = Frozen()
         model.slot.checkpointing = config.gradient_checkpointing
 
     def tensors(self) -> dict[str, Tensor]:
@@ -101,7 +94,11 @@ class Trainer:
         Raises:
             Interrupted: `should_stop` returned true; the checkpoint is written.
         """
-        self.prepare(should_stop)
+        try:
+            self.prepare(should_stop)
+        except Interrupted:
+            checkpoint()
+            raise
         last_checkpoint = time.monotonic()
         while self.state.step < self.num_steps and self.state.with_status("running"):
             if not self.step(should_stop):
@@ -122,37 +119,26 @@ class Trainer:
         return self.best if self.config.keep == "best" else self.model.bank.values
 
     def prepare(self, should_stop: Callable[[], bool] = lambda: False) -> None:
-        """Compute once what never changes: the trunks, and the base's answers for the KL term.
+        """Compute once what never changes.
 
         Raises:
-            Interrupted: `should_stop` returned true; there is nothing to save yet.
+            Interrupted: `should_stop` returned true; what was computed is dropped.
         """
-        rows, model = self.rows, self.model
 
-        def tell(what: str, total: int) -> Callable[[int], None]:
-            def progress(done: int) -> None:
-                self.observer.on_phase(what, done, total)
-                if should_stop():
-                    raise Interrupted
+        def tell(what: str, done: int, total: int) -> None:
+            self.observer.on_phase(what, done, total)
+            if should_stop():
+                raise Interrupted
 
-            return progress
-
-        if model.trunk_layers > 0:
-            train, val = (
-                TrunkCache(model, split, self.token_budget, tell(f"layers below, {name} rows", len(split)))
-                for name, split in (("training", rows.train), ("validation", rows.val))
-            )
-            self._trunks = (train, val)
-        if self.regularize.kl_beta > 0:
-            found = predict_rows(
-                model,
-                rows.train,
-                member_passes([BASE]),
-                self.token_budget,
-                self._trunks[0],
-                tell("base, training rows", len(rows.train)),
-            )
-            self._base_log_probs = torch.from_numpy(found[0]).to(model.bank.values)
+        self.frozen = compute_frozen(
+            self.model,
+            self.rows,
+            self.token_budget,
+            shared=self.shared,
+            with_base=self.regularize.kl_beta > 0,
+            files=self.files,
+            tell=tell,
+        )
 
     def step_items(self, step: int) -> list[Item]:
         """The rows of every running member in one optimizer step; a function of the seed and the step alone."""
@@ -177,10 +163,10 @@ class Trainer:
         weights = self._item_weights(items)
         sums: dict[str, Tensor] = {}
         bank.zero_grad()
-        for micro_batch in plan_micro_batches(items, self.token_budget):
+        for micro_batch in plan_micro_batches(items, self.token_budget, self.shared):
             if should_stop():
                 return False
-            self._accumulate(pack(micro_batch, self.model.device), weights, sums)
+            self._accumulate(pack(micro_batch, self.model.device, self.shared), weights, sums)
         norms = clip_gradients(bank.grad, [self.config.clip_norm] * self.model.num_members)
         self._mark_failed(running, sums["loss"], norms)
         running = state.with_status("running")
@@ -222,14 +208,14 @@ class Trainer:
 
     def _accumulate(self, batch: PackedBatch, weights: dict[tuple[int, int], float], sums: dict[str, Tensor]) -> None:
         """Forward and backward of one micro-batch; adds the members' losses and penalties to `sums`."""
-        trunk = self._trunks[0]
+        trunk = self.frozen.train
         log_probs = self.model.log_probs(batch, None if trunk is None else trunk.gather(batch))
         device = log_probs.device
         answers = torch.tensor([item.example.answer for item in batch.items], device=device)
         share = log_probs.new_tensor([weights[item.member, item.example.row] for item in batch.items])
         terms = {"loss": cross_entropy(log_probs, answers) * share}
-        if self._base_log_probs is not None:
-            base = self._base_log_probs[[item.example.row for item in batch.items], : log_probs.shape[1]]
+        if self.frozen.base_log_probs is not None:
+            base = self.frozen.base_log_probs[[item.example.row for item in batch.items], : log_probs.shape[1]]
             penalty = kl_to_base(log_probs, base.to(log_probs.dtype), self.regularize.kl_direction)
             terms["kl_to_base"] = self.regularize.kl_beta * penalty * share
         torch.stack(list(terms.values())).sum().backward()
@@ -268,7 +254,7 @@ class Trainer:
             rows,
             member_passes(running),
             self.token_budget,
-            self._trunks[1],
+            self.frozen.val,
             lambda n: self.observer.on_phase("validation", n, len(rows)),
         )
         answers = np.array([row.answer for row in rows])

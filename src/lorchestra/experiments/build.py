@@ -16,6 +16,7 @@ from lorchestra.data.prompts import PromptTemplate
 from lorchestra.engine.config import RunConfig
 from lorchestra.engine.session import Session, decide_scoring, default_token_budget
 from lorchestra.errors import ConfigError
+from lorchestra.models.adapters import check_readable
 from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.models.probe import probe
 from lorchestra.models.sources import LoadedBase, load_base
@@ -25,9 +26,25 @@ Say = Callable[[str], None]
 
 
 def build_session(
-    config: RunConfig, task: str, labels: tuple[str, ...] | None, train: Sequence[Example], say: Say
+    config: RunConfig,
+    task: str,
+    labels: tuple[str, ...] | None,
+    train: Sequence[Example],
+    say: Say,
+    *,
+    scaling: Sequence[float] | None = None,
+    check_base: Callable[[LoadedBase], None] = lambda base: None,
 ) -> tuple[Session, RunConfig]:
     """Load the base, put members on it, try it once, and settle what the configuration left open.
+
+    Args:
+        config: the run's configuration.
+        task: its task's name.
+        labels: the label set in order, None where every row brings its own choices.
+        train: training rows, on which `scoring: auto` is decided.
+        say: is told, in one line each, what a person should know.
+        scaling: each member's own (see `EnsembleModel`).
+        check_base: may refuse the loaded base, before members are put on it.
 
     Returns:
         The session, and the configuration with threads, token budget and scoring resolved.
@@ -36,7 +53,9 @@ def build_session(
         torch.set_num_threads(config.base.threads)
     base = load_base(config.base, notify=say)
     check_context(config, base)
-    model = EnsembleModel(base.model, config.adapt, config.train.seed)
+    check_base(base)
+    model = EnsembleModel(base.model, config.adapt, config.train.seed, scaling)
+    check_readable(model)
     probe(model)
     template = PromptTemplate.from_config(config.data, has_labels=labels is not None, tokenizer=base.tokenizer)
     token_budget = config.train.token_budget or default_token_budget(base.device.type)

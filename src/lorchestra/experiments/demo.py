@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from lorchestra.core import predictive
-from lorchestra.data.config import DataConfig
+from lorchestra.data.config import DataConfig, PromptConfig
 from lorchestra.data.demo import DEMO_PROMPT, DemoData, DemoSizes, write_demo_data
 from lorchestra.engine.config import EvaluateConfig, RunConfig, TrainConfig
 from lorchestra.models.config import AdaptConfig
@@ -31,7 +31,11 @@ def demo_config(data: DemoData, seed: int = 0) -> RunConfig:
     return RunConfig(
         adapt=AdaptConfig(layers="last:6"),
         data=DataConfig(
-            train=str(data.train), val=str(data.val), test=str(data.test), scoring="text", prompt=DEMO_PROMPT
+            train=str(data.train),
+            val=str(data.val),
+            test=str(data.test),
+            scoring="text",
+            prompt=PromptConfig(template=DEMO_PROMPT),
         ),
         train=TrainConfig(epochs=5, lr=2e-3, seed=seed),
         evaluate=EvaluateConfig(few_shot=4, temperature=True),

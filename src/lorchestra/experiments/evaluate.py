@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from lorchestra.core.evaluation import evaluate_predictions, ood_scores
 from lorchestra.core.seeding import derive_seed
+from lorchestra.data.config import DataConfig
+from lorchestra.engine.session import Session
 from lorchestra.errors import ConfigError, DataError, did_you_mean
 from lorchestra.experiments.load import TrainedEnsemble
-from lorchestra.experiments.rows import check_unchanged, read_rows
+from lorchestra.experiments.rows import (
+    RunRows,
+    check_unchanged,
+    is_task_name,
+    read_named,
+    read_named_ood,
+    read_rows,
+    with_directory,
+)
 from lorchestra.methods import mc_dropout, prompting
 from lorchestra.store.atomic import atomic_write_json
 from lorchestra.store.predictions import save_predictions
@@ -25,43 +36,49 @@ def evaluate_run(
     trained: TrainedEnsemble,
     *,
     data: str | Path | None = None,
+    task: str | None = None,
     split: str = "test",
     ood: Sequence[str | Path] = (),
+    data_dir: str | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> dict[str, Any]:
-    """Evaluate on a split of the run's own rows, or on another file; saves predictions and `metrics.json`.
+    """Evaluate on the run's own rows, another file or another task; saves predictions and `metrics.json`.
+
+    An entry is filed under the task of its rows: the run's own, also for a file with rows of it, or the one named.
 
     Args:
         trained: the run.
-        data: a file with labelled rows; without it, the run's own rows of `split`.
-        split: train, val or test; with `data`, only a name.
-        ood: files with rows unlike the training rows; their labels are ignored.
+        data: a file with labelled rows; without it, the rows of `split`.
+        task: a task by name; without it, the run's own.
+        split: train, val or test; with `data`, without meaning.
+        ood: files or tasks by name with rows unlike the training rows; their labels are ignored.
+        data_dir: the directory with data sets, in place of the one the run was trained with.
         progress: called with what is being computed, rows done and rows in all.
 
     Returns:
         The entry written into `metrics.json`.
 
     Raises:
-        ConfigError: an unknown split.
+        ConfigError: an unknown split or task, a task and a file, or a run of rows that came from Python.
         DataError: the rows cannot be used, or have changed since the run.
     """
     before = _read_metrics(trained.run)
-    rows = read_rows(trained.config.data, trained.config.train.seed)
+    config = with_directory(trained.config.data, data_dir)
+    if config.train is None and config.task is None:
+        raise ConfigError(
+            f"{trained.run.root}: trained on rows that came from Python and were not kept; evaluate it there, by the"
+            " classifier's score or from its predictions"
+        )
+    rows = read_rows(config, trained.config.train.seed)
     check_unchanged(rows, trained.run.splits)
-    if data is not None:
-        examples: Sequence[Example] = trained.read(data, require_answer=True)
-        split = Path(data).name.split(".")[0]
-    elif split in rows.task.splits:
-        examples = rows.task.splits[split]
-    else:
-        raise ConfigError(f"--split {split}: no such split; {did_you_mean(split, rows.task.splits)}")
-    predictions = _predict(trained, examples, split, progress)
-    validation = (
-        predictions if split == "val" and data is None else _predict(trained, rows.task.splits["val"], "val", progress)
-    )
+    far = _read_ood(trained, ood, config)
+    session, split, examples = _rows_to_evaluate(trained, rows, config, data, task, split)
+    is_validation = session is trained.session and data is None and split == "val"
+    predictions = _predict(session, examples, split, progress)
+    validation = predictions if is_validation else _predict(trained.session, rows.task.splits["val"], "val", progress)
     settings = trained.config.evaluate
     train = rows.task.splits["train"]
-    baselines = _baselines(trained, examples, split, train, progress)
+    baselines = _baselines(trained, session, examples, split, train, progress)
     for name in [name for name, found in baselines.items() if found.ids != predictions.ids]:
         fewer = predictions.num_examples - baselines.pop(name).num_examples
         trained.session.say(
@@ -83,12 +100,8 @@ def evaluate_run(
     for name, found in baselines.items():
         save_predictions(folder, found, f"{found.task}.{found.split}.{name}")
     entry["ood"] = {}
-    for path in ood:
-        name = Path(path).name.split(".")[0]
-        if name in entry["ood"]:
-            raise DataError(f"--ood {path}: another file is named {name} too; rename one")
-        unlike = trained.read(path, require_answer=False, ignore_answers=True)
-        found = _predict(trained, unlike, f"ood_{name}", progress)
+    for name, unlike in far.items():
+        found = _predict(session, unlike, f"ood_{name}", progress)
         save_predictions(folder, found)
         entry["ood"][name] = ood_scores(predictions, found)
     others = [e for e in before if (e["task"], e["split"]) != (entry["task"], entry["split"])]
@@ -97,28 +110,78 @@ def evaluate_run(
     return entry
 
 
-def _predict(trained: TrainedEnsemble, examples: Sequence[Example], split: str, progress: Progress) -> Predictions:
+def _rows_to_evaluate(
+    trained: TrainedEnsemble, rows: RunRows, config: DataConfig, data: str | Path | None, task: str | None, split: str
+) -> tuple[Session, str, Sequence[Example]]:
+    """The session whose task the rows are of, the name of their split, and the rows."""
+    if data is not None:
+        if task is not None:
+            raise ConfigError(f"--task {task} and --data {data}: give the name of a task or a file, not both")
+        stem = Path(data).name.split(".")[0]
+        # A file called test.csv is not the run's test split.
+        name = f"file_{stem}" if stem in rows.task.splits else stem
+        return trained.session, name, trained.read(data, require_answer=True)
+    if task is not None and task != config.task:
+        examples = read_named(task, split, config, trained.labels)
+        if task == rows.task.name:
+            message = f"--task {task}: the run's own rows, from a file, are filed under that name"
+            raise ConfigError(f"{message}; rename the file and train again, or give the task's rows with --data")
+        return dataclasses.replace(trained.session, task=task), split, examples
+    if split not in rows.task.splits:
+        raise ConfigError(f"--split {split}: no such split; {did_you_mean(split, rows.task.splits)}")
+    return trained.session, split, rows.task.splits[split]
+
+
+def _read_ood(
+    trained: TrainedEnsemble, ood: Sequence[str | Path], config: DataConfig
+) -> dict[str, tuple[Example, ...]]:
+    """Rows unlike the training rows, by the name of their task or the stem of their file."""
+    far: dict[str, tuple[Example, ...]] = {}
+    for value in ood:
+        is_task = is_task_name(value)
+        name = str(value) if is_task else Path(value).name.split(".")[0]
+        if name in far:
+            raise DataError(f"--ood {value}: another file or task is named {name} too; rename one")
+        far[name] = (
+            read_named_ood(name, config, trained.labels)
+            if is_task
+            else trained.read(value, require_answer=False, ignore_answers=True)
+        )
+    return far
+
+
+def _predict(session: Session, examples: Sequence[Example], split: str, progress: Progress) -> Predictions:
     def tell(done: int) -> None:
         progress(f"ensemble on {split}", done, len(examples))
 
-    return trained.session.predict_members(examples, split, tell)
+    return session.predict_members(examples, split, tell)
 
 
 def _baselines(
-    trained: TrainedEnsemble, examples: Sequence[Example], split: str, train: Sequence[Example], progress: Progress
+    trained: TrainedEnsemble,
+    session: Session,
+    examples: Sequence[Example],
+    split: str,
+    train: Sequence[Example],
+    progress: Progress,
 ) -> dict[str, Predictions]:
     """Predictions of what stands beside the ensemble, by name."""
-    session, settings, seed = trained.session, trained.config.evaluate, trained.config.train.seed
+    settings, seed = trained.config.evaluate, trained.config.train.seed
 
     def tell(what: str) -> Callable[[int], None]:
         return lambda done: progress(f"{what} on {split}", done, len(examples))
 
     found = {"base_zero_shot": prompting.zero_shot(session, examples, split, tell("base, zero-shot"))}
-    if settings.few_shot > 0:
+    # a row must not be shown with its answer before it is asked for
+    asked = {(row.question, row.choices) for row in examples}
+    shown = [row for row in train if (row.question, row.choices) not in asked]
+    if settings.few_shot > 0 and shown:
         shots = derive_seed(seed, "shots")
         found["base_few_shot"] = prompting.few_shot(
-            session, examples, split, train, settings.few_shot, shots, tell("base, few-shot")
+            session, examples, split, shown, settings.few_shot, shots, tell("base, few-shot")
         )
+    elif settings.few_shot > 0:
+        session.say("base_few_shot is left out: every training row is among the evaluated ones")
     if settings.mc_dropout and trained.config.adapt.dropout > 0:
         found["mc_dropout"] = mc_dropout.predict(session, examples, split, seed, progress=tell("MC dropout"))
     return found

@@ -15,13 +15,14 @@ from lorchestra.core import predictive
 from lorchestra.data.files import read_task_file
 from lorchestra.data.prompts import PromptTemplate
 from lorchestra.engine.config import RunConfig, check_run
+from lorchestra.engine.module import EnsembleModule
 from lorchestra.engine.session import Session
 from lorchestra.errors import CheckpointError
 from lorchestra.experiments.build import Say
 from lorchestra.experiments.rows import check_same_kind
 from lorchestra.models.adapters import load_member
 from lorchestra.models.ensemble import EnsembleModel
-from lorchestra.models.sources import load_base
+from lorchestra.models.sources import LoadedBase, load_base
 from lorchestra.store.run_dir import RunDir, read_ensemble
 from lorchestra.types import Example, Predictions
 
@@ -44,6 +45,10 @@ class TrainedEnsemble:
         """The label set in order; None where every question brings its own choices."""
         return None if self.record["labels"] is None else tuple(self.record["labels"])
 
+    def as_module(self) -> EnsembleModule:
+        """The members as a `torch.nn.Module`: differentiable, and with the adapters as its parameters."""
+        return EnsembleModule(self.session)
+
     def read(self, path: str | Path, *, require_answer: bool, ignore_answers: bool = False) -> tuple[Example, ...]:
         """Rows of a file, in the form the run was trained on."""
         file = read_task_file(
@@ -64,19 +69,12 @@ class TrainedEnsemble:
         yield from prediction_rows(self.session.predict_members(examples, "predict"), abstain_below)
 
 
-def load_run(root: str | Path, say: Say = lambda text: None) -> TrainedEnsemble:
-    """Load a finished run.
+def load_own_base(run: RunDir, record: dict[str, Any], config: RunConfig, say: Say) -> LoadedBase:
+    """The base a run was trained on.
 
     Raises:
-        CheckpointError: no finished run, damaged files, or the base is not the one the run was trained on.
+        CheckpointError: it cannot be loaded, or is not what it was.
     """
-    run, record = read_ensemble(root)
-    config = read_recipe(run.config, RunConfig, whole=True)
-    check_run(config)
-    _check_consistent(run, record, config)
-    good = tuple(m for m, member in enumerate(record["members"]) if member["state"] != "failed")
-    for m in good:
-        _check_member(run, record["members"][m])
     base = load_base(dataclasses.replace(config.base, revision=record["base"]["revision"]), notify=say)
     if base.digest != record["base"]["digest"]:
         raise CheckpointError(
@@ -87,10 +85,28 @@ def load_run(root: str | Path, say: Say = lambda text: None) -> TrainedEnsemble:
         raise CheckpointError(
             f"{run.ensemble}: the tokenizer of {config.base.name!r} has changed since the run was trained"
         )
-    model = EnsembleModel(base.model, dataclasses.replace(config.adapt, members=len(good)), config.train.seed)
-    for index, m in enumerate(good):
-        member = record["members"][m]
-        load_member(model.bank, index, run.root / member["path"], member["sha256"])
+    return base
+
+
+def load_run(root: str | Path, say: Say = lambda text: None) -> TrainedEnsemble:
+    """Load a finished run.
+
+    Raises:
+        CheckpointError: no finished run, damaged files, or the base is not the one the run was trained on.
+    """
+    run, record = read_ensemble(root)
+    config = read_recipe(run.config, RunConfig, whole=True)
+    check_run(config)
+    _check_consistent(run, record, config)
+    good = good_members(run, record)
+    base = load_own_base(run, record, config, say)
+    members = [record["members"][m] for m in good]
+    # only imported members have a rank and a scaling of their own
+    scaling = [member.get("scaling", config.adapt.scaling) for member in members]
+    adapt = dataclasses.replace(config.adapt, members=len(good))
+    model = EnsembleModel(base.model, adapt, config.train.seed, scaling)
+    for index, member in enumerate(members):
+        load_member(model.bank, index, run.root / member["path"], member["sha256"], member.get("r"))
     template = PromptTemplate.from_config(
         config.data, has_labels=record["labels"] is not None, tokenizer=base.tokenizer
     )
@@ -104,6 +120,21 @@ def load_run(root: str | Path, say: Say = lambda text: None) -> TrainedEnsemble:
         base, model, template, config.data, record["scoring"], config.train.token_budget, record["task"], say
     )
     return TrainedEnsemble(run, record, config, session, good)
+
+
+def good_members(run: RunDir, record: dict[str, Any]) -> tuple[int, ...]:
+    """The members that did not fail, by their numbers in the run.
+
+    Raises:
+        CheckpointError: a file of one of them is missing.
+    """
+    good = tuple(m for m, member in enumerate(record["members"]) if member["state"] != "failed")
+    for m in good:
+        folder = run.root / str(record["members"][m].get("path"))
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            if not (folder / name).is_file():
+                raise CheckpointError(f"{folder / name}: missing; copy the run directory again, whole")
+    return good
 
 
 def _check_consistent(run: RunDir, record: dict[str, Any], config: RunConfig) -> None:
@@ -122,13 +153,6 @@ def _check_consistent(run: RunDir, record: dict[str, Any], config: RunConfig) ->
         )
     if config.train.token_budget is None:
         raise CheckpointError(f"{run.config}: train.token_budget is missing; the file was changed")
-
-
-def _check_member(run: RunDir, member: dict[str, Any]) -> None:
-    folder = run.root / str(member.get("path"))
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        if not (folder / name).is_file():
-            raise CheckpointError(f"{folder / name}: missing; copy the run directory again, whole")
 
 
 def prediction_rows(predictions: Predictions, abstain_below: float | None = None) -> Iterator[dict[str, Any]]:

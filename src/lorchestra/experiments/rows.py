@@ -1,7 +1,8 @@
-"""The rows of a run: its task files read, split and described."""
+"""The rows of a run: its task by name or its files read, split and described."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,12 @@ from typing import Any
 
 from lorchestra.data.config import DataConfig
 from lorchestra.data.files import read_task_file
+from lorchestra.data.formats import SUFFIXES
 from lorchestra.data.splits import make_splits, split_digest
-from lorchestra.errors import ConfigError, DataError
+from lorchestra.data.tasks.load import load_task
+from lorchestra.data.tasks.sources import data_directory
+from lorchestra.data.tasks.table import TASKS
+from lorchestra.errors import ConfigError, DataError, did_you_mean
 from lorchestra.store.run_dir import read_json
 from lorchestra.store.schema import check_shape
 from lorchestra.types import Example, Task
@@ -32,14 +37,25 @@ class RunRows:
 
 
 def read_rows(config: DataConfig, seed: int) -> RunRows:
-    """Read the configured files and make the splits.
+    """The configured task by name, or the configured files and the splits made of them.
 
     Raises:
-        ConfigError: no training file is configured.
-        DataError: a file or a row cannot be used.
+        ConfigError: neither a task nor a training file is configured, or both are, or the task is unknown.
+        DataError: a file or a row cannot be used, or no source has the task's rows.
     """
+    if config.task is not None:
+        given = [f"data.{split}" for split in ("train", "val", "test") if getattr(config, split) is not None]
+        if given:
+            raise ConfigError(
+                f"data.task {config.task!r} and {', '.join(given)}: a task by name brings its own rows; give the name"
+                " or the files, not both"
+            )
+        loaded = load_task(config.task, config.dir)
+        return RunRows(loaded.task, loaded.notes)
     if config.train is None:
-        raise ConfigError("data.train: no training rows; give a file with --data.train FILE")
+        raise ConfigError(
+            "data.train: no training rows; give a file with --data.train FILE, or a task by name with --data.task"
+        )
     train = read_task_file(config.train, config.fields, require_answer=True, labels=None)
     notes = list(train.warnings)
     others: dict[str, Sequence[Example] | None] = {}
@@ -56,6 +72,15 @@ def read_rows(config: DataConfig, seed: int) -> RunRows:
     return RunRows(task, (*notes, *report.sentences()))
 
 
+def absolute_paths(config: DataConfig) -> DataConfig:
+    """Paths that hold from any directory; a directory of data sets that the environment names is written down."""
+    paths = {name: getattr(config, name) for name in ("train", "val", "test")}
+    if config.task is not None or config.dir is not None:
+        paths["dir"] = data_directory(config.dir)
+    absolute: dict[str, Any] = {name: str(Path(path).absolute()) for name, path in paths.items() if path}
+    return dataclasses.replace(config, **absolute)
+
+
 def check_same_kind(trained: tuple[str, ...] | None, found: tuple[str, ...] | None, path: str | Path) -> None:
     """Refuse questions where the task is texts with labels, and the other way round."""
     if (trained is None) != (found is None):
@@ -64,6 +89,59 @@ def check_same_kind(trained: tuple[str, ...] | None, found: tuple[str, ...] | No
             f"{path}: has {kinds[found is None]}, but the training rows are {kinds[trained is None]}; give rows of one"
             " kind"
         )
+
+
+def with_directory(config: DataConfig, directory: str | None) -> DataConfig:
+    """A saved configuration with the directory of data sets given now, or without its own where that is gone.
+
+    Rows are known by their digests, so that they may come from another place than they did.
+    """
+    if directory is None and config.dir is not None and Path(config.dir).is_dir():
+        return config
+    return dataclasses.replace(config, dir=directory)
+
+
+def read_named(
+    name: str, split: str, config: DataConfig, trained_labels: tuple[str, ...] | None
+) -> tuple[Example, ...]:
+    """A split of another task by name, to be answered by a run that was trained on this one.
+
+    Raises:
+        ConfigError: an unknown task, or it has no such split.
+        DataError: no source has the rows, or the run knows only labels and the task has others.
+    """
+    loaded = load_task(name, config.dir, (split,))
+    labels = loaded.task.labels
+    if trained_labels is not None and labels != trained_labels:
+        theirs = "questions with their own choices" if labels is None else f"the labels {', '.join(labels)}"
+        raise DataError(
+            f"--task {name}: its rows have {theirs}, but the run was trained on texts with the labels"
+            f" {', '.join(trained_labels)}; name a task with these, or take it as rows unlike them with --ood {name}"
+        )
+    return loaded.task.splits[split]
+
+
+def read_named_ood(name: str, config: DataConfig, trained_labels: tuple[str, ...] | None) -> tuple[Example, ...]:
+    """The test rows of a task by name as rows unlike the training rows: without answers.
+
+    A run that was trained on texts with labels is asked for its own labels, as with any text it is given.
+    """
+    rows = load_task(name, config.dir, ("test",)).task.splits["test"]
+    return tuple(dataclasses.replace(row, choices=trained_labels or row.choices, answer=None) for row in rows)
+
+
+def is_task_name(value: str | Path) -> bool:
+    """Whether a value that may name a task or a file is meant as a task.
+
+    Raises:
+        ConfigError: it is neither the name of a known task nor of a file.
+    """
+    name = str(value)
+    if name in TASKS:
+        return True
+    if not Path(name).exists() and not name.lower().endswith(SUFFIXES) and "/" not in name:
+        raise ConfigError(f"{name!r} is neither a file nor a task known by name; {did_you_mean(name, TASKS)}")
+    return False
 
 
 def check_unchanged(rows: RunRows, splits_path: Path) -> None:
@@ -79,5 +157,5 @@ def check_unchanged(rows: RunRows, splits_path: Path) -> None:
         if saved[split]["digest"] != split_digest(examples):
             raise DataError(
                 f"the {split} rows are not those this run was made with (digest differs from {splits_path}): the data"
-                " files have changed since; give the changed file as new data with --data, or restore the files"
+                " have changed since; give the changed file as new data with --data, or restore the files"
             )

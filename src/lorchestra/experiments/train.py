@@ -9,26 +9,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lorchestra.config import differences, read_recipe, to_yaml
+from lorchestra.config import differences, read_recipe
 from lorchestra.data.encode import EncodedSplit, class_weights
 from lorchestra.engine.checkpoint import load_checkpoint, save_checkpoint
 from lorchestra.engine.config import RunConfig, check_run
+from lorchestra.engine.frozen import TrainingRows
 from lorchestra.engine.observer import Observer
 from lorchestra.engine.session import Session
-from lorchestra.engine.trainer import Trainer, TrainingRows
+from lorchestra.engine.trainer import Trainer
+from lorchestra.engine.trunk_file import TrunkFiles
 from lorchestra.errors import CheckpointError, ConfigError, TrainingError
-from lorchestra.experiments.build import Say, build_session, environment, peak_bytes
+from lorchestra.experiments.build import Say, build_session, peak_bytes
 from lorchestra.experiments.events import EventLog, Observers
-from lorchestra.experiments.rows import RunRows, check_unchanged, read_rows
+from lorchestra.experiments.record import ensemble_record, write_description
+from lorchestra.experiments.rows import RunRows, absolute_paths, check_unchanged, read_rows, with_directory
 from lorchestra.models.adapters import save_members
 from lorchestra.models.ensemble import member_seed
-from lorchestra.store.atomic import (
-    atomic_directory,
-    atomic_write_json,
-    atomic_write_text,
-    discard_directory,
-    sweep_directory,
-)
+from lorchestra.store.atomic import atomic_directory, discard_directory, sweep_directory
 from lorchestra.store.run_dir import RunDir, prepare_run, read_ensemble, write_ensemble
 from lorchestra.types import Example
 
@@ -49,6 +46,7 @@ def train_run(
     say: Say = lambda text: None,
     observe: Callable[[Trainer], Observer] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    rows: RunRows | None = None,
 ) -> TrainOutcome:
     """Train the ensemble that `config` describes into the directory `out`.
 
@@ -59,6 +57,7 @@ def train_run(
         say: is told, in one line each, what a person should know.
         observe: makes the observer that shows progress, once the trainer is there.
         should_stop: asked between micro-batches; true writes a checkpoint and raises `Interrupted`.
+        rows: the splits "train" and "val", where they come from Python and not from the files in `config.data`.
 
     Raises:
         ConfigError, DataError, CheckpointError: bad input; nothing half-written is left.
@@ -69,7 +68,8 @@ def train_run(
     run, resuming = prepare_run(out, if_exists)
     if resuming:
         config = _saved_config(run, config)
-    rows = read_rows(config.data, config.train.seed)
+    if rows is None:
+        rows = read_rows(config.data, config.train.seed)
     if resuming:
         check_unchanged(rows, run.splits)
         if run.ensemble.is_file():
@@ -85,7 +85,8 @@ def train_run(
     if not resuming:
         _begin(run, resolved, rows, session)
     log = EventLog(run.events, keep_bytes=None)
-    trainer = _make_trainer(session, resolved, encoded, weights, log, observe)
+    files = TrunkFiles(run.resume, session.base.digest, round(resolved.adapt.trunk_memory_gb * 1e9), say)
+    trainer = _make_trainer(session, resolved, encoded, weights, log, observe, files)
     if resuming:
         _restore(run, trainer, log, say)
     peak = _train(run, trainer, log, should_stop)
@@ -97,20 +98,17 @@ def _saved_config(run: RunDir, asked: RunConfig) -> RunConfig:
     saved = read_recipe(run.config, RunConfig, whole=True)
     check_run(saved)
     default = RunConfig()
-    absolute = dataclasses.replace(asked, data=_absolute(asked.data))
+    absolute = dataclasses.replace(asked, data=absolute_paths(asked.data))
     given = differences(absolute, default)
     for field, (wanted, had) in differences(absolute, saved).items():
-        if field in given:
+        if field == "data.dir":  # the rows are checked by their digest: they may come from another place now
+            saved = dataclasses.replace(saved, data=with_directory(saved.data, wanted))
+        elif field in given:
             raise ConfigError(
                 f"{field}: the run in {run.root} has {had!r}, not {wanted!r}; a resumed run keeps its settings: leave"
                 " it out, or start another run with --if-exists new"
             )
-    return saved
-
-
-def _absolute(data: Any) -> Any:
-    paths = {name: getattr(data, name) for name in ("train", "val", "test")}
-    return dataclasses.replace(data, **{name: str(Path(path).absolute()) for name, path in paths.items() if path})
+    return dataclasses.replace(saved, data=with_directory(saved.data, None))
 
 
 def _row_weights(
@@ -139,12 +137,10 @@ def _begin(run: RunDir, resolved: RunConfig, rows: RunRows, session: Session) ->
     """Write what describes the run; the directory appears with all of it, so that a killed run can be resumed."""
     with suppress(OSError):
         run.root.rmdir()  # an empty directory may be there
-    text = to_yaml(dataclasses.replace(resolved, data=_absolute(resolved.data)))
     with atomic_directory(run.root) as directory:
         new = RunDir(directory)
-        atomic_write_json(new.splits, rows.record())
-        atomic_write_json(new.environment, environment(session.base))
-        atomic_write_text(new.config, text)
+        write_description(new, resolved, rows, session)
+        text = new.config.read_text(encoding="utf-8")
     if not run.config.is_file() or run.config.read_text(encoding="utf-8") != text:
         raise CheckpointError(f"--out {run.root}: another process has just made it; choose another --out")
 
@@ -156,9 +152,10 @@ def _make_trainer(
     weights: list[float] | None,
     log: EventLog,
     observe: Callable[[Trainer], Observer] | None,
+    files: TrunkFiles,
 ) -> Trainer:
     rows = TrainingRows(encoded["train"].rows, encoded["val"].rows, weights)
-    trainer = Trainer(session.model, rows, config.train, config.regularize, log)
+    trainer = Trainer(session.model, rows, config.train, config.regularize, log, files)
     if observe is not None:
         trainer.observer = Observers([log, observe(trainer)])
     return trainer
@@ -210,7 +207,6 @@ def _finish(run: RunDir, trainer: Trainer, session: Session, rows: RunRows, log:
                 "val_nll": state.best_nll,
             }
         )
-    data = session.data
     cost = {
         "train_s": round(trainer.state.train_s, 2),
         "tokens": trainer.state.tokens,
@@ -218,27 +214,9 @@ def _finish(run: RunDir, trainer: Trainer, session: Session, rows: RunRows, log:
         "peak_bytes": peak,
         "base_passes": _base_passes(trainer),
     }
-    record = {
-        "base": {
-            "id": session.base.id,
-            "revision": session.base.revision,
-            "digest": session.base.digest,
-            "path": session.base.path_for_peft,
-        },
-        "tokenizer_digest": session.base.tokenizer_digest,
-        "num_members": len(members),
-        "members": members,
-        "task": rows.task.name,
-        "labels": rows.task.labels,
-        "prompt_template": session.template.text(session.scoring),
-        "chat_template": session.template.chat,
-        "system_prompt": data.system_prompt,
-        "max_length": session.max_length,
-        "scoring": session.scoring,
-        "normalize": data.normalize,
-        "cost": cost,
-    }
-    write_ensemble(run, record)
+    write_ensemble(run, ensemble_record(session, rows, members, cost))
+    for cached in run.resume.glob("trunk-*"):
+        cached.unlink(missing_ok=True)
     log.write("finished", failed_members=failed)
     return TrainOutcome(run, tuple(failed))
 

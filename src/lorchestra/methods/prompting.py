@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from lorchestra.core.packing import BASE
 from lorchestra.core.seeding import permutation
+from lorchestra.data.sampling import draw_even
 from lorchestra.engine.predict import Pass
 from lorchestra.engine.session import Session
 from lorchestra.types import Example, Predictions
@@ -36,11 +37,5 @@ def draw_shots(train: Sequence[Example], num_shots: int, seed: int) -> list[Exam
 
     Shots that all have one answer teach a small model to repeat it.
     """
-    order = [train[i] for i in permutation(len(train), seed, "few_shot")]
-    by_answer: dict[int | None, list[Example]] = {}
-    for example in order:
-        by_answer.setdefault(example.answer, []).append(example)
-    turns = max((len(group) for group in by_answer.values()), default=0)
-    dealt = [group[turn] for turn in range(turns) for group in by_answer.values() if turn < len(group)]
-    shots = dealt[:num_shots]
+    shots = draw_even(train, num_shots, seed, "few_shot")
     return [shots[i] for i in permutation(len(shots), seed, "few_shot_order")]

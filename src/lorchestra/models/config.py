@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from types import MappingProxyType
+from typing import ClassVar, Literal
 
 from lorchestra.errors import ConfigError
 
@@ -39,16 +41,35 @@ class AdaptConfig:
     """Rank of each adapter."""
     lora_alpha: float = 32.0
     """The adapter's product B A x is scaled by lora_alpha / r."""
-    target_modules: tuple[str, ...] = ("q_proj", "v_proj")
-    """Linear maps to adapt, by name within a decoder layer."""
+    use_rslora: bool = False
+    """Scale by lora_alpha / sqrt(r) instead (rsLoRA), so that a higher rank does not learn more slowly."""
+    init_lora_weights: Literal[True, "gaussian", "orthogonal"] = True
+    """Start of A and B as in PEFT: True (A uniform, B zero), gaussian (A normal, B zero), orthogonal (B A zero)."""
+    target_modules: str | tuple[str, ...] = ("q_proj", "v_proj")
+    """Linear maps to adapt as in PEFT: names or their ends, one regular expression for whole names, or all-linear."""
     layers: str = "all"
     """Decoder layers to adapt: all, last:K, or a list such as [0, 5, 11]. Layers below the first are computed once."""
+    trunk_memory_gb: float = 4.0
+    """Most GB of cached hidden states below the first adapted layer kept in memory; more go to a file in the run."""
     dropout: float = 0.0
     """Dropout on the adapter's input while training, in [0, 1)."""
     same_init: bool = False
     """Give all members the same initial A (ablation: members then differ by data order alone)."""
     same_order: bool = False
     """Give all members the same data order (ablation: members then differ by initialization alone)."""
+
+    REFUSED: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {
+            "modules_to_save": "members are low-rank adapters only, and share every other weight of the base; leave it"
+            " out, or name linear maps in adapt.target_modules"
+        }
+    )
+    """Settings that PEFT has and that are refused here, with the reason."""
+
+    @property
+    def scaling(self) -> float:
+        """The factor of B A x."""
+        return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
 
 
 def check_base(base: BaseConfig) -> None:
@@ -73,8 +94,12 @@ def check_adapt(adapt: AdaptConfig) -> None:
         raise ConfigError(f"adapt.lora_alpha: {adapt.lora_alpha} is not a finite number above 0")
     if adapt.r < 1:
         raise ConfigError(f"adapt.r: {adapt.r} is less than 1")
+    if not 0 <= adapt.trunk_memory_gb < math.inf:
+        raise ConfigError(f"adapt.trunk_memory_gb: {adapt.trunk_memory_gb} is not a finite number from 0 up")
     for name, value in {"members": adapt.members, "r": adapt.r}.items():
         if value > _MOST:
             raise ConfigError(f"adapt.{name}: {value} is more than {_MOST}")
     if not 0 <= adapt.dropout < 1:
         raise ConfigError(f"adapt.dropout: {adapt.dropout} is not in [0, 1)")
+    if adapt.init_lora_weights == "orthogonal" and adapt.r % 2:
+        raise ConfigError(f"adapt.init_lora_weights: orthogonal needs an even rank; adapt.r is {adapt.r}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,17 +18,18 @@ from lorchestra.core.objective import choice_log_probs
 from lorchestra.core.packing import PackedBatch
 from lorchestra.core.seeding import derive_seed
 from lorchestra.errors import ConfigError
+from lorchestra.models.architectures import check_architecture, set_attention
 from lorchestra.models.config import AdaptConfig, check_adapt
 from lorchestra.models.surgery import (
     PassSlot,
     decoder_layers,
-    find_targets,
     gate_layers,
     parse_layers,
     replace_module,
     restrict_head,
     restrict_last_mlp,
 )
+from lorchestra.models.targets import features, find_targets
 
 _instances = itertools.count()
 
@@ -39,22 +41,27 @@ class EnsembleModel:
         model: a transformers causal language model; it is changed in place (see `surgery`) and frozen.
         adapt: number, shape and place of the adapters.
         seed: run seed; member m's initial A derives from it and m (or from it alone with `same_init`).
+        scaling: what each member's B A x is multiplied by, where members differ (imported ones); by default
+            `adapt.scaling` for all.
 
     Raises:
-        ConfigError: unknown layers or target modules, M, r or dropout out of range.
+        ConfigError: an architecture that cannot be packed, unknown layers or target modules, M, r or dropout out of
+            range.
     """
 
-    def __init__(self, model: nn.Module, adapt: AdaptConfig, seed: int) -> None:
+    def __init__(self, model: nn.Module, adapt: AdaptConfig, seed: int, scaling: Sequence[float] | None = None) -> None:
         check_adapt(adapt)
+        check_architecture(model)
         self.model = model.eval().requires_grad_(False)
         self.adapt = adapt
+        self.scaling = tuple(scaling or [adapt.scaling] * adapt.members)
         self.slot = PassSlot()
         layers = decoder_layers(model)
         self.num_layers = len(layers)
         self.layers = parse_layers(adapt.layers, self.num_layers)
         self.trunk_layers = self.layers[0]
         self.stock_attention: str = model.config._attn_implementation  # type: ignore[union-attr,assignment]
-        model.set_attn_implementation(_register_attention(self))  # type: ignore[operator]
+        set_attention(model, _register_attention(self))
         self.bank = self._insert_members(layers, seed)
         gate_layers(layers, self.slot)
         restrict_last_mlp(layers[-1], self.slot)
@@ -62,17 +69,13 @@ class EnsembleModel:
 
     def _insert_members(self, layers: nn.ModuleList, seed: int) -> AdapterBank:
         adapt = self.adapt
-        prefix = next(name for name, module in self.model.named_modules() if module is layers)
-        targets = [
-            (index, name, f"{prefix}.{index}.{name}", linear)
-            for index, name, linear in find_targets(layers, self.layers, adapt.target_modules)
-        ]
-        weight = targets[0][-1].weight
+        targets = find_targets(self.model, layers, self.layers, adapt.target_modules)
+        weight = targets[0][1].weight
         try:
             bank = AdapterBank(
                 adapt.members,
                 adapt.r,
-                [(full, linear.in_features, linear.out_features) for *_, full, linear in targets],
+                [(name, *features(linear)) for name, linear in targets],
                 dtype=torch.promote_types(weight.dtype, torch.float32),
                 device=weight.device,
             )
@@ -81,17 +84,18 @@ class EnsembleModel:
                 f"adapt.members: {adapt.members} members of rank {adapt.r} do not fit into the memory of"
                 f" {weight.device}; take fewer members or a smaller adapt.r"
             ) from error
-        bank.initialize([member_seed(seed, 0 if adapt.same_init else m) for m in range(adapt.members)])
-        for index, name, full, linear in targets:
+        seeds = [member_seed(seed, 0 if adapt.same_init else m) for m in range(adapt.members)]
+        bank.initialize(seeds, adapt.init_lora_weights)
+        for name, linear in targets:
             lora = MemberLoRALinear(
                 linear,
-                *bank.parameters[full],
-                scaling=[adapt.lora_alpha / adapt.r] * adapt.members,
+                *bank.parameters[name],
+                scaling=self.scaling,
                 dropout=[adapt.dropout] * adapt.members,
                 slot=self.slot,
-                name=full,
+                name=name,
             )
-            replace_module(layers[index], name, lora)
+            replace_module(self.model, name, lora)
         return bank
 
     @property

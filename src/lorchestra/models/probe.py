@@ -6,83 +6,161 @@ state spaces, position biases); packing would silently mix rows there, so every 
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from lorchestra.core.lora import MemberLoRALinear
 from lorchestra.core.packing import BASE, Item, PackedBatch, pack
-from lorchestra.errors import ConfigError
+from lorchestra.errors import ConfigError, LorchestraError
+from lorchestra.models.architectures import ADVICE
 from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.models.surgery import text_config
 from lorchestra.types import EncodedExample
 
 _LENGTHS = (5, 17, 30)
+_WINDOWS = ("sliding_window", "attention_chunk_size", "window_size", "local_attention", "attention_window")
 
 
 @torch.no_grad()
 def probe(ensemble: EnsembleModel) -> float:
     """Compare packed rows with the same rows one by one through stock attention, and trunk plus top with the whole.
 
-    The rows are random tokens; the last is longer than any sliding window the model has.
+    The rows are random tokens, some with choices of several tokens that share the row's prefix; the last is longer than
+    any sliding window the model has.
 
     Returns:
         The largest difference found, relative to the largest logit.
 
     Raises:
-        ConfigError: the difference is more than rounding; says which of the two comparisons failed.
+        ConfigError: the difference is more than rounding, or the model or an adapted map cannot be run packed at all;
+            says which of the comparisons failed.
     """
     batch = _probe_batch(ensemble)
-    reference = torch.cat([_stock_logits(ensemble, item.example.prefix) for item in batch.items])
-    scale = reference.abs().max().item()
-    tolerance = {torch.float64: 1e-9, torch.float32: 1e-3}.get(_dtype(ensemble), 5e-2) * max(scale, 1e-6)
     name = type(ensemble.model).__name__
-    packed = _packed_logits(ensemble, batch, None)
+    with _refusing(f"base.name: {name} cannot be used: it fails on a row of plain tokens"):
+        reference = torch.cat([_stock_logits(ensemble, item.example) for item in batch.items])
+    scale = reference.abs().max().item()
+    tolerance = _tolerance(ensemble) * max(scale, 1e-6)
+    with _refusing(f"base.name: {name} cannot be used: it fails on packed rows", ADVICE), _all_tokens(ensemble, batch):
+        packed = _packed_logits(ensemble, batch, None)
+        if packed.shape != reference.shape:
+            raise ValueError(f"the head gives {list(packed.shape)} logits where {list(reference.shape)} are asked for")
     difference = (packed - reference).abs().max().item()
     if not difference <= tolerance:
         raise ConfigError(
             f"base.name: {name} cannot be used: packed rows differ from rows run one by one by {difference:.3g} (logits"
-            f" up to {scale:.3g}); this architecture mixes tokens by other means than plain causal attention"
+            f" up to {scale:.3g}), so its layers mix tokens by other means than plain causal attention; {ADVICE}"
         )
     if ensemble.trunk_layers > 0:
-        hidden = ensemble.trunk(batch)
-        cut = (_packed_logits(ensemble, batch, hidden) - packed).abs().max().item()
-        if not cut <= tolerance:
-            raise ConfigError(
-                f"adapt.layers: {ensemble.adapt.layers!r} cannot be used with {name}: computing the layers below once"
-                f" changes the answers by {cut:.3g}; use adapt.layers: all"
-            )
-        difference = max(difference, cut)
+        difference = max(difference, _try_trunk(ensemble, batch, packed, tolerance))
     return difference / max(scale, 1e-6)
 
 
-def _dtype(ensemble: EnsembleModel) -> torch.dtype:
-    return next(ensemble.model.parameters()).dtype
+def _try_trunk(ensemble: EnsembleModel, batch: PackedBatch, packed: Tensor, tolerance: float) -> float:
+    refused = f"adapt.layers: {ensemble.adapt.layers!r} cannot be used with {type(ensemble.model).__name__}: "
+    with _refusing(f"{refused}computing the layers below once fails", "use adapt.layers: all"):
+        cut = (_packed_logits(ensemble, batch, ensemble.trunk(batch)) - packed).abs().max().item()
+    if not cut <= tolerance:
+        raise ConfigError(
+            f"{refused}computing the layers below once changes the answers by {cut:.3g}; use adapt.layers: all"
+        )
+    return cut
+
+
+@contextlib.contextmanager
+def _refusing(what: str, advice: str = "take another base") -> Iterator[None]:
+    """Turn whatever a model's own code raises into a refusal of the model."""
+    try:
+        yield
+    except (LorchestraError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        lines = str(error).strip().splitlines() or ["no message"]
+        raise ConfigError(f"{what} ({type(error).__name__}: {lines[0]}); {advice}") from error
+
+
+@contextlib.contextmanager
+def _all_tokens(ensemble: EnsembleModel, batch: PackedBatch) -> Iterator[None]:
+    """Refuse adapted maps that are not given every token: a member's tokens could not be told there."""
+    hooks = []
+    for name, module in ensemble.model.named_modules():
+        if not isinstance(module, MemberLoRALinear):
+            continue
+
+        def check(_: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
+            given, every = inputs[0].shape[:-1].numel(), batch.packing.num_tokens
+            if given != every:
+                raise ConfigError(
+                    f"adapt.target_modules: {name!r} cannot be adapted: it is given {given} of a batch's {every}"
+                    " tokens, as one expert among others; leave it out"
+                )
+
+        hooks.append(module.register_forward_pre_hook(check))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _tolerance(ensemble: EnsembleModel) -> float:
+    """The most that rounding can do, relative to the largest logit; mixed-up rows differ by far more than 0.01.
+
+    In float64, too, it is float32 that rounds: the models' own norms, routing and eager softmax compute in it.
+    """
+    dtype = next(ensemble.model.parameters()).dtype
+    return {torch.float64: 1e-5, torch.float32: 1e-3}.get(dtype, 5e-2)
 
 
 def _probe_batch(ensemble: EnsembleModel) -> PackedBatch:
-    config = text_config(ensemble.model)
-    window = getattr(config, "sliding_window", None) or 0
+    vocab_size = text_config(ensemble.model).vocab_size
     generator = torch.Generator().manual_seed(0)
-    items = []
-    for row, length in enumerate((*_LENGTHS[:-1], max(_LENGTHS[-1], window + 3))):
-        tokens = torch.randint(0, config.vocab_size, (length,), generator=generator).tolist()
-        items.append(Item(BASE, EncodedExample(row, tuple(tokens), ((0,), (1,)), None)))
-    return pack(items, ensemble.device)
+
+    def tokens(length: int) -> tuple[int, ...]:
+        return tuple(torch.randint(0, vocab_size, (length,), generator=generator).tolist())
+
+    lengths = (*_LENGTHS[:-1], max(_LENGTHS[-1], _longest_window(ensemble) + 3))
+    choices = [((0,), (1,)), (tokens(4), tokens(3), (2,)), ((3,), tokens(3))]
+    rows = zip(lengths, choices, strict=True)
+    return pack(
+        [Item(BASE, EncodedExample(row, tokens(length), own, None)) for row, (length, own) in enumerate(rows)],
+        ensemble.device,
+    )
+
+
+def _longest_window(ensemble: EnsembleModel) -> int:
+    """The longest sliding window, or 0: one as long as the context is none."""
+    config = text_config(ensemble.model)
+    context = getattr(config, "max_position_embeddings", None) or 0
+    windows = [getattr(config, name, None) for name in _WINDOWS]
+    return max((w for w in windows if isinstance(w, int) and w + 10 < context), default=0)
 
 
 def _packed_logits(ensemble: EnsembleModel, batch: PackedBatch, hidden: Tensor | None) -> Tensor:
-    """Logits over the vocabulary at every row's last token, `[B, V]`."""
-    return ensemble.logits(batch, hidden, option_ids=None).float()
+    """Logits over the vocabulary at every position that scores a choice, `[K, V]`."""
+    return _widened(ensemble.logits(batch, hidden, option_ids=None))
 
 
-def _stock_logits(ensemble: EnsembleModel, tokens: tuple[int, ...]) -> Tensor:
-    """The same from transformers alone, `[1, V]`."""
+def _stock_logits(ensemble: EnsembleModel, example: EncodedExample) -> Tensor:
+    """The same of one row from transformers alone, each choice of several tokens in a pass of its own."""
     model: Any = ensemble.model
     packed_attention = model.config._attn_implementation
     model.set_attn_implementation(ensemble.stock_attention)
+    fed = [choice[:-1] for choice in example.choices if len(choice) > 1] or [()]
+    kept: list[Tensor] = []
     try:
-        ids = torch.tensor([tokens], device=ensemble.device)
-        return model(input_ids=ids, use_cache=False, logits_to_keep=1).logits[0].float()
+        for tokens in fed:
+            ids = torch.tensor([[*example.prefix, *tokens]], device=ensemble.device)
+            logits = _widened(model(input_ids=ids, use_cache=False, logits_to_keep=len(tokens) + 1).logits[0])
+            kept.append(logits[1:] if kept else logits)
     finally:
         model.set_attn_implementation(packed_attention)
+    return torch.cat(kept)
+
+
+def _widened(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -23,6 +23,7 @@ from lorchestra.models.gguf import converted_directory, quiet_transformers, to_s
 from lorchestra.models.hub import hub_directory
 from lorchestra.models.places import check_directory, is_near, looks_like_path, near_path
 
+_OPTIONS: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
@@ -104,6 +105,22 @@ def load_base(config: BaseConfig, *, notify: Callable[[str], None] = to_stderr) 
     )
 
 
+def load_tokenizer(config: BaseConfig, *, notify: Callable[[str], None] = to_stderr) -> Any:
+    """The tokenizer alone of the base that `config` names, for a look at prompts; no weights are read.
+
+    Raises:
+        ConfigError, CheckpointError: as `load_base`.
+    """
+    source = _find(config, notify)
+    with quiet_transformers():
+        try:
+            return _tokenizer(source)
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise _cannot_load(source, error) from error
+
+
 def _device(config: BaseConfig) -> torch.device:
     if config.device not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"base.device is {config.device!r}; it must be auto, cpu or cuda.")
@@ -159,15 +176,11 @@ def _find(config: BaseConfig, notify: Callable[[str], None]) -> _Source:
 def _load(source: _Source, dtype: torch.dtype) -> tuple[Any, Any]:
     """Tokenizer and model as transformers loads them, on the CPU."""
     place = str(source.directory)
-    options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     with quiet_transformers():
         try:
-            config = transformers.AutoConfig.from_pretrained(place, **options)
-            # For some hub models transformers picks the right kind of tokenizer by their id.
-            config.name_or_path = source.id
-            tokenizer = transformers.AutoTokenizer.from_pretrained(place, config=config, **options)
+            tokenizer = _tokenizer(source)
             model, info = transformers.AutoModelForCausalLM.from_pretrained(
-                place, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+                place, dtype=dtype, use_safetensors=True, output_loading_info=True, **_OPTIONS
             )
         except MemoryError:
             raise
@@ -180,6 +193,14 @@ def _load(source: _Source, dtype: torch.dtype) -> tuple[Any, Any]:
             "random numbers. Use a complete causal language model."
         )
     return tokenizer, model
+
+
+def _tokenizer(source: _Source) -> Any:
+    place = str(source.directory)
+    config = transformers.AutoConfig.from_pretrained(place, **_OPTIONS)
+    # For some hub models transformers picks the right kind of tokenizer by their id.
+    config.name_or_path = source.id
+    return transformers.AutoTokenizer.from_pretrained(place, config=config, **_OPTIONS)
 
 
 def _cannot_load(source: _Source, error: Exception) -> CheckpointError:

@@ -9,17 +9,17 @@ output head (which can compute chosen vocabulary rows only), and each adapted li
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lorchestra.core.lora import MemberLoRALinear, PackingSlot
-from lorchestra.errors import ConfigError, did_you_mean
+from lorchestra.errors import ConfigError
 
 
 @dataclass
@@ -57,7 +57,12 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
         ConfigError: no list of `num_hidden_layers` modules in it.
     """
     wanted = text_config(model).num_hidden_layers
-    for module in model.modules():
+    get_decoder = getattr(model, "get_decoder", None)
+    roots = (
+        model if get_decoder is None else get_decoder(),
+        model,
+    )  # the text part first: a vision part has layers, too
+    for module in itertools.chain.from_iterable(root.modules() for root in roots):
         if isinstance(module, nn.ModuleList) and len(module) == wanted:
             return module
     raise ConfigError(
@@ -113,21 +118,27 @@ def _recompute(
 def restrict_last_mlp(layer: nn.Module, slot: PassSlot) -> None:
     """Let the last decoder layer's MLP compute only the positions that are read afterwards.
 
-    Behind the last attention every token goes its own way, so what an MLP makes of the other tokens is never seen. It
-    is left alone where it has adapters (their spans are those of all tokens) or has another name than `mlp`.
+    Behind the last attention every token goes its own way, so what an MLP makes of the other tokens is never seen; that
+    of a mixture of experts, too, since each token is routed by itself. The MLP is left alone where it has adapters
+    (their spans are those of all tokens), has another name than `mlp`, or is called with more than the hidden states.
     """
     mlp = getattr(layer, "mlp", None)
     if not isinstance(mlp, nn.Module) or any(isinstance(module, MemberLoRALinear) for module in mlp.modules()):
         return
     original = mlp.forward
 
-    def forward(hidden: Tensor) -> Any:
-        if slot.keep is None:
+    def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+        packing, keep = slot.packing, slot.keep
+        if packing is None or keep is None or args or kwargs or hidden.shape[:-1] != (1, packing.num_tokens):
+            return original(hidden, *args, **kwargs)
+        out = original(hidden[:, keep])
+        first, *routing = (
+            out if isinstance(out, tuple) else (out,)
+        )  # experts may hand on their routing, which nobody reads
+        if not isinstance(first, Tensor) or first.shape[:-1] != (1, len(keep)):
             return original(hidden)
-        out = original(hidden[:, slot.keep])
-        if not isinstance(out, Tensor):  # a mixture of experts may hand its routing on beside the output
-            return original(hidden)
-        return torch.zeros_like(hidden, dtype=out.dtype).index_copy(1, slot.keep, out)
+        whole = first.new_zeros(1, packing.num_tokens, first.shape[-1]).index_copy(1, keep, first)
+        return whole if first is out else (whole, *routing)
 
     mlp.forward = forward
 
@@ -170,34 +181,6 @@ def parse_layers(text: str, num_layers: int) -> list[int]:
             f"adapt.layers: {text!r} is out of range; the base has {num_layers} layers, 0 to {num_layers - 1}"
         )
     return indices
-
-
-def find_targets(
-    layers: nn.ModuleList, adapted: list[int], targets: tuple[str, ...]
-) -> list[tuple[int, str, nn.Linear]]:
-    """`(layer index, name within the layer, module)` of every linear map to adapt, in the model's order.
-
-    Raises:
-        ConfigError: a target that no adapted layer has, or one that is not an `nn.Linear`.
-    """
-    found: list[tuple[int, str, nn.Linear]] = []
-    matched: set[str] = set()
-    for index in adapted:
-        for name, module in layers[index].named_modules():
-            target = next((t for t in targets if name == t or name.endswith("." + t)), None)
-            if target is None:
-                continue
-            if not isinstance(module, nn.Linear):
-                raise ConfigError(f"adapt.target_modules: {target!r} is a {type(module).__name__}, not a linear map")
-            matched.add(target)
-            found.append((index, name, module))
-    known = sorted({n.rsplit(".", 1)[-1] for n, m in layers[adapted[0]].named_modules() if isinstance(m, nn.Linear)})
-    for target in targets:
-        if target not in matched:
-            raise ConfigError(f"adapt.target_modules: no linear map is named {target!r}; {did_you_mean(target, known)}")
-    if not targets:
-        raise ConfigError(f"adapt.target_modules: name at least one linear map; known here: {', '.join(known)}")
-    return found
 
 
 def replace_module(root: nn.Module, name: str, replacement: nn.Module) -> None:

@@ -75,7 +75,7 @@ def reliability(scores: RowScores, bins: int = NUM_BINS) -> tuple[FloatArray, Fl
     return mean_confidence, accuracy, counts / counts.sum()
 
 
-def _pool(members: Sequence[RowScores]) -> RowScores:
+def pool(members: Sequence[RowScores]) -> RowScores:
     """The rows of all members, one after the other."""
     return RowScores(
         **{field.name: np.concatenate([getattr(rows, field.name) for rows in members]) for field in fields(RowScores)}
@@ -89,7 +89,7 @@ def _curves(predictions: Predictions) -> list[Curve]:
         return [Curve("one LoRA (one member)", members[0], ENSEMBLE_COLOR, "-", "o")]
     ensemble = score_rows(mixture_log_probs(predictions.log_probs_MEC), predictions.labels)
     return [
-        Curve("one LoRA (members pooled)", _pool(members), SINGLE_COLOR, "--", "s", members),
+        Curve("one LoRA (members pooled)", pool(members), SINGLE_COLOR, "--", "s", members),
         Curve("ensemble", ensemble, ENSEMBLE_COLOR, "-", "o"),
     ]
 

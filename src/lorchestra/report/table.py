@@ -30,6 +30,16 @@ class Column:
         return f"{value * self.factor:{'+' if self.signed else ''}.{self.digits}f}"
 
 
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A row of the table: key (of the entry, or of a baseline), name, metrics, and intervals by metric."""
+
+    key: str
+    name: str
+    values: Entry
+    intervals: Entry
+
+
 COLUMNS = (
     Column("accuracy", "Accuracy %", 100, 1),
     Column("nll", "NLL nats", 1, 3),
@@ -65,12 +75,15 @@ def evaluation_table(entry: Entry) -> Table:
     table.add_column("Method", overflow="fold")
     for column in COLUMNS:
         table.add_column(column.title, no_wrap=True)
-    methods = list(_methods(entry))
-    widths = [max(len(_value(column, values)) for _, values, _ in methods) for column in COLUMNS]
-    for name, values, intervals in methods:
-        style = "bold" if name == "ensemble" else ""
-        cells = [_cell(column, values, intervals, width, style) for column, width in zip(COLUMNS, widths, strict=True)]
-        table.add_row(Text(name, style=style), *cells)
+    found = list(methods(entry))
+    widths = [max(len(_value(column, method.values)) for method in found) for column in COLUMNS]
+    for method in found:
+        style = "bold" if method.key == "ensemble" else ""
+        cells = [
+            _cell(column, method.values, method.intervals, width, style)
+            for column, width in zip(COLUMNS, widths, strict=True)
+        ]
+        table.add_row(Text(method.name, style=style), *cells)
     return table
 
 
@@ -131,7 +144,7 @@ def verdict(entry: Entry) -> str:
             against_scaled = _judge(entry, scaled, scaled["ensemble_minus"])
             sentences.append(f"Against that member after temperature scaling, it {against_scaled}.")
     gap, gap_interval = entry["ensemble"]["signed_gap"], intervals.get("ensemble", {}).get("signed_gap")
-    if gap_interval is not None and not _covers_zero(gap_interval):
+    if gap_interval is not None and not covers_zero(gap_interval):
         side, where = ("under", "below") if gap < 0 else ("over", "above")
         distance = f"{abs(100 * gap):.1f} points {where} its accuracy"
         sentences.append(f"The ensemble is {side}-confident: its mean confidence lies {distance}.")
@@ -144,27 +157,27 @@ def _title(entry: Entry) -> Text:
     )
 
 
-def _methods(entry: Entry) -> Iterator[tuple[str, Entry, Entry]]:
-    """Name, metrics and intervals of each method that has metrics, in the order of the table."""
+def methods(entry: Entry) -> Iterator[Method]:
+    """Each method that has metrics, in the order of the table."""
     main = entry["intervals"]
     scaled = entry.get("temperature") or {}
     baselines = dict(entry.get("baselines") or {})
     after = {name: baselines.pop(name) for name in ("mc_dropout",) if name in baselines}
     before = {name: baselines[name] for name in sorted(baselines, key=_baseline_order)}
     candidates = [
-        ("majority", entry.get("majority"), None),
-        *((BASELINES.get(name, name), values, None) for name, values in before.items()),
-        (f"one LoRA (mean of {entry['num_members']})", entry.get("member_mean"), main.get("member_mean")),
-        ("one LoRA (best on val)", entry.get("best_member"), main.get("best_member")),
-        ("  + temperature", scaled.get("best_member"), None),
-        *((BASELINES[name], values, None) for name, values in after.items()),
-        ("mean of logits", entry.get("mean_of_logits"), None),
-        ("ensemble", entry["ensemble"], main.get("ensemble")),
-        ("  + temperature", scaled, None),
+        ("majority", "majority", entry.get("majority")),
+        *((name, BASELINES.get(name, name), values) for name, values in before.items()),
+        ("member_mean", f"one LoRA (mean of {entry['num_members']})", entry.get("member_mean")),
+        ("best_member", "one LoRA (best on val)", entry.get("best_member")),
+        ("best_member_scaled", "  + temperature", scaled.get("best_member")),
+        *((name, BASELINES[name], values) for name, values in after.items()),
+        ("mean_of_logits", "mean of logits", entry.get("mean_of_logits")),
+        ("ensemble", "ensemble", entry["ensemble"]),
+        ("ensemble_scaled", "  + temperature", scaled),
     ]
-    for name, values, intervals in candidates:
+    for key, name, values in candidates:
         if values and "accuracy" in values:
-            yield name, values, intervals or values.get("intervals") or {}
+            yield Method(key, name, values, main.get(key) or values.get("intervals") or {})
 
 
 def _baseline_order(name: str) -> tuple[int, str]:
@@ -200,7 +213,8 @@ def _confidences(scores: Entry) -> str:
     return " / ".join(f"{100 * scores['mean_confidence'][side]:.1f}" for side in ("in_dist", "ood"))
 
 
-def _covers_zero(ends: Sequence[float]) -> bool:
+def covers_zero(ends: Sequence[float]) -> bool:
+    """Whether an interval of a difference says that there may be none."""
     return ends[0] <= 0 <= ends[1]
 
 
@@ -212,17 +226,18 @@ def _judge(entry: Entry, other: Entry, differences: Entry) -> str:
         ends = differences.get(key)
         if ends is None or None in ends or other.get(key) is None:
             unknown.append(name)
-        elif _covers_zero(ends):
+        elif covers_zero(ends):
             groups["shows no clear difference in"].append(name)
         else:
             better = ends[0] * direction > 0
             size = f"{name} ({column.number(entry['ensemble'][key] - other[key])}{unit})"
             groups["is better in" if better else "is worse in"].append(size)
-    parts = [f"{relation} {_listed(names)}" for relation, names in groups.items() if names]
+    parts = [f"{relation} {listed(names)}" for relation, names in groups.items() if names]
     if unknown:
-        parts.append(f"cannot be compared in {_listed(unknown)} (an answer got probability zero)")
-    return _listed(parts)
+        parts.append(f"cannot be compared in {listed(unknown)} (an answer got probability zero)")
+    return listed(parts)
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """Names as in a sentence: a, b and c."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

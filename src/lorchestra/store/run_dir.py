@@ -106,6 +106,18 @@ def prepare_run(out: str | Path, if_exists: Literal["fail", "resume", "new"]) ->
     return run, True
 
 
+def require_free(out: str | Path) -> Path:
+    """The path of a directory to be made; commands that only copy never write into one that is there.
+
+    Raises:
+        CheckpointError: something is there.
+    """
+    root = Path(out)
+    if root.exists() or root.is_symlink():
+        raise CheckpointError(f"--out {root}: exists already and is left as it is; choose another name")
+    return root
+
+
 def write_ensemble(run: RunDir, record: Mapping[str, Any]) -> None:
     """Write `ensemble.json`, the last file of a training: with it the run is finished."""
     atomic_write_json(run.ensemble, {"format_version": FORMAT_VERSION, **record})

@@ -1,0 +1,85 @@
+"""Train an ensemble with a loop of your own, in plain PyTorch; then make a run of it and evaluate that.
+
+    python examples/own_loop.py --data reviews.csv --out runs/own-loop
+
+`EnsembleModule` is a `torch.nn.Module` whose parameters are the members' adapters. All members' rows go through the
+frozen base in one packed pass, each member sees the data in an order of its own, and losses are *summed* over members:
+a member's gradient then does not depend on how many others there are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from pathlib import Path
+
+import torch
+
+from lorchestra import (
+    AdaptConfig,
+    BaseConfig,
+    DataConfig,
+    EnsembleModule,
+    RunConfig,
+    build_session,
+    evaluate_run,
+    import_run,
+    load_run,
+    read_rows,
+)
+
+
+def main() -> None:
+    """Train, save, import, evaluate."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="labelled rows, as for lorchestra train")
+    parser.add_argument("--out", required=True, type=Path, help="directory to make")
+    parser.add_argument("--base", default="smollm2-135m")
+    parser.add_argument("--members", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--lr", type=float, default=3e-4)
+    arguments = parser.parse_args()
+
+    config = RunConfig(
+        base=BaseConfig(name=arguments.base),
+        adapt=AdaptConfig(members=arguments.members, layers="last:2"),
+        data=DataConfig(train=arguments.data),
+    )
+    rows = read_rows(config.data, config.train.seed)
+    train, val = rows.task.splits["train"], rows.task.splits["val"]
+    session, config = build_session(config, rows.task.name, rows.task.labels, train, print)
+    ensemble = EnsembleModule(session)
+    encoded_train, encoded_val = ensemble.encode(train), ensemble.encode(val)
+    answers = torch.tensor([row.answer for row in encoded_val])
+
+    optimizer = torch.optim.AdamW(ensemble.parameters(), lr=arguments.lr, weight_decay=0.0)
+    batch_size = 8
+    for epoch in range(arguments.epochs):
+        orders = []
+        for member in range(ensemble.num_members):
+            order = list(encoded_train)
+            random.Random(f"{epoch}/{member}").shuffle(order)
+            orders.append(order)
+        for start in range(0, len(encoded_train), batch_size):
+            pairs = [(m, row) for m, order in enumerate(orders) for row in order[start : start + batch_size]]
+            log_probs = ensemble.log_probs(pairs)
+            right = torch.tensor([row.answer for _, row in pairs])
+            losses = -log_probs[torch.arange(len(pairs)), right]
+            rows_per_member = len(pairs) // ensemble.num_members
+            optimizer.zero_grad()
+            (losses.sum() / rows_per_member).backward()  # the sum over members of each one's mean
+            optimizer.step()
+        with torch.no_grad():
+            mixture = ensemble.mixture(encoded_val)
+        nll = -mixture[torch.arange(len(answers)), answers].mean()
+        print(f"epoch {epoch + 1}: validation NLL of the ensemble {nll:.3f}")
+
+    ensemble.save_pretrained(arguments.out / "adapters")
+    folders = sorted((arguments.out / "adapters").iterdir())
+    run = import_run(folders, arguments.out / "run", data=config.data, base=config.base)
+    entry = evaluate_run(load_run(run.root))
+    print(f"{run.root}: test accuracy {entry['ensemble']['accuracy']:.3f}, NLL {entry['ensemble']['nll']:.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""`lorchestra export`: a run's members as plain PEFT folders or merged models, with a model card."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from lorchestra.cli.arguments import parse
+
+
+@dataclass(frozen=True)
+class ExportArguments:
+    """Write the members of a run as plain PEFT folders, with a model card (README.md) for the Hugging Face Hub.
+
+    The folders are member_00, member_01, ... and hold what PEFT and vLLM read. Members that failed are left out.
+    """
+
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """The run directory."""
+    out: str
+    """The directory to make; it must not be there yet."""
+    merge: bool = False
+    """Also write each member as a whole model (merged_00, ...): the base with the adapter added to its weights."""
+    base_name: str | None = None
+    """Hub id of the base to write into adapters and card, where the run has a local one that others do not have."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command."""
+    parsed = parse(ExportArguments, arguments, "export")
+
+    from lorchestra.cli.output import messages, speaker
+    from lorchestra.config import read_recipe
+    from lorchestra.engine.config import RunConfig
+    from lorchestra.experiments.export import export_run, exported_members
+    from lorchestra.report.card import model_card
+    from lorchestra.store.run_dir import read_ensemble, read_json
+
+    say = speaker(messages())
+    run_dir, record = read_ensemble(parsed.run)
+    names = exported_members(parsed.run)
+    card = model_card(
+        record,
+        read_recipe(run_dir.config, RunConfig),
+        read_json(run_dir.splits),
+        read_json(run_dir.metrics) if run_dir.metrics.exists() else None,
+        names,
+        merged=parsed.merge,
+        base_name=parsed.base_name,
+    )
+    written = export_run(parsed.run, parsed.out, card=card, merge=parsed.merge, base_name=parsed.base_name, say=say)
+    if parsed.base_name is None and record["base"]["revision"] is None:
+        say(
+            f"the adapters name their base by its place here, {record['base']['path']}; to share them, give --base-name"
+        )
+    say(f"{len(names)} members and README.md, which says how to use them; choose a license there before you share it")
+    print(written)
+    return 0

@@ -1,0 +1,79 @@
+"""`lorchestra import`: adapters trained elsewhere become a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Literal
+
+import tyro
+
+from lorchestra.cli.arguments import parse
+from lorchestra.data.config import DataConfig
+from lorchestra.errors import ConfigError
+from lorchestra.models.config import BaseConfig
+
+
+@dataclass(frozen=True)
+class ImportArguments:
+    """Make a run of LoRA adapters that PEFT saved, trained wherever: one folder a member.
+
+    Members may differ in rank, scaling and adapted layers. What is more than plain LoRA (DoRA, trained biases, ...) is
+    refused by name. How answers are asked for has to be given as for a training:
+
+        lorchestra import adapters/a adapters/b --task reviews.csv --out runs/imported
+        lorchestra evaluate runs/imported --data reviews-test.csv
+    """
+
+    folders: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PEFT_DIR ...")]
+    """Folders with adapter_config.json and adapter_model.safetensors."""
+    out: str = field(kw_only=True)
+    """The run directory to make; it must not be there yet."""
+    base: str | None = None
+    """The base, as base.name of a training; by default the one that the folders name."""
+    task: str | None = None
+    """A task by name (`lorchestra tasks` lists them) or the file with the training rows."""
+    revision: str | None = None
+    """Hub revision of the base; by default the one that the folders name."""
+    dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
+    """Number format of the base; auto is float32 on a CPU and bfloat16 on CUDA."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto takes CUDA where there is one."""
+    same_base: bool = False
+    """Take --base for the folders' base although they name another: two names of the same weights."""
+    seed: int = 0
+    """Decides which rows are held out where --data.val or --data.test is not given (as train.seed of a training)."""
+    data: DataConfig = field(default_factory=DataConfig)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command."""
+    parsed = parse(ImportArguments, arguments, "import")
+    data = parsed.data
+    if parsed.task is not None:
+        for option, given in (("--data.train", data.train), ("--data.task", data.task)):
+            if given is not None:
+                raise ConfigError(f"--task {parsed.task}: {option} {given} is given too; leave one out")
+        from lorchestra.experiments.rows import is_task_name
+
+        named = is_task_name(parsed.task)
+        data = replace(data, task=parsed.task) if named else replace(data, train=parsed.task)
+    if parsed.base is None and parsed.revision is not None:
+        raise ConfigError(f"--revision {parsed.revision}: give --base too")
+
+    from lorchestra.cli.output import messages, speaker
+    from lorchestra.experiments.import_peft import import_run
+
+    say = speaker(messages())
+    made = import_run(
+        parsed.folders,
+        parsed.out,
+        data=data,
+        base=BaseConfig(parsed.base or "", parsed.revision, parsed.dtype, parsed.device),
+        same_base=parsed.same_base,
+        seed=parsed.seed,
+        say=say,
+    )
+    say(f"imported {len(parsed.folders)} members; evaluate them with: lorchestra evaluate {made.root}")
+    print(made.root)
+    return 0

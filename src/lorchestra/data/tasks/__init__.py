@@ -1,0 +1,1 @@
+"""Tasks by name: a name stands for fixed rows, whatever source they come from."""

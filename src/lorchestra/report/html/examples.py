@@ -1,0 +1,102 @@
+"""Rows of the data as the page shows them: what was asked, what was answered, and by whom."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lorchestra.core import predictive
+from lorchestra.report.html.measures import confident_mistakes, contested
+from lorchestra.types import Predictions
+
+MOST_CHARACTERS = 700
+"""A longer text is cut on the page, and says so."""
+
+MOST_OPTIONS = 8
+"""With more choices, the most probable ones and the right one are shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A choice of a row with its probability, and the probabilities that the members give it."""
+
+    text: str
+    prob: float
+    member_probs: tuple[float, ...]
+    predicted: bool
+    right: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A row; `cut` counts the characters left out of its text, `hidden` the choices left out."""
+
+    id: str
+    text: str
+    cut: int
+    options: tuple[Option, ...]
+    hidden: int
+    confidence: float
+    mutual_information: float
+    right: bool
+
+
+@dataclass(frozen=True)
+class Examples:
+    """A titled list of rows, and by what rule they were picked."""
+
+    title: str
+    rule: str
+    rows: tuple[Shown, ...]
+
+
+def pick(predictions: Predictions, most: int) -> list[Examples]:
+    """The most confident mistakes and the most contested rows, at most `most` each; lists without rows are left out."""
+    log_probs_MEC, labels = predictions.log_probs_MEC, predictions.labels
+    wrong = confident_mistakes(log_probs_MEC, labels, most)
+    found = [
+        Examples(
+            "The most confident mistakes", "wrong answers by the ensemble's confidence", _shown(predictions, wrong)
+        )
+    ]
+    if predictions.num_members > 1:
+        rule = "rows by mutual information: members are sure, but not of the same"
+        found.append(Examples("The most contested rows", rule, _shown(predictions, contested(log_probs_MEC, most))))
+    return [examples for examples in found if examples.rows]
+
+
+def _shown(predictions: Predictions, rows: Sequence[int]) -> tuple[Shown, ...]:
+    if not rows:
+        return ()
+    log_probs_MEC = predictions.log_probs_MEC[:, list(rows)]
+    probs_EC = np.exp(predictive.mixture_log_probs(log_probs_MEC))
+    information_E = predictive.mutual_information(log_probs_MEC)
+    return tuple(
+        _row(predictions, e, np.exp(log_probs_MEC[:, place]), probs_EC[place], float(information_E[place]))
+        for place, e in enumerate(rows)
+    )
+
+
+def _row(
+    predictions: Predictions, e: int, member_probs_MC: np.ndarray, probs_C: np.ndarray, information: float
+) -> Shown:
+    options, label, best = predictions.options[e], int(predictions.labels[e]), int(probs_C.argmax())
+    order = sorted(range(len(options)), key=lambda c: -probs_C[c])
+    kept = {c for c in order[:MOST_OPTIONS]} | {label} if len(options) > MOST_OPTIONS else set(range(len(options)))
+    text = predictions.texts[e] if predictions.texts else ""
+    return Shown(
+        id=predictions.ids[e],
+        text=text[:MOST_CHARACTERS],
+        cut=max(0, len(text) - MOST_CHARACTERS),
+        options=tuple(
+            Option(options[c], float(probs_C[c]), tuple(float(p) for p in member_probs_MC[:, c]), c == best, c == label)
+            for c in range(len(options))
+            if c in kept
+        ),
+        hidden=len(options) - len(kept),
+        confidence=float(probs_C[best]),
+        mutual_information=information,
+        right=best == label,
+    )

@@ -1,0 +1,233 @@
+"""The page itself: figures, tables and words of one run or several put into the templates."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorchestra.config import to_mapping
+from lorchestra.core import predictive
+from lorchestra.errors import ConfigError, LorchestraError
+from lorchestra.report.html import compare, course, figures, tables
+from lorchestra.report.html.examples import pick
+from lorchestra.report.html.glyphs import interval_glyph, member_glyph
+from lorchestra.report.html.measures import abstain
+from lorchestra.report.html.source import ReportRun, read_runs
+from lorchestra.report.html.svg import MINUS, NO_VALUE
+from lorchestra.report.table import verdict
+from lorchestra.store.atomic import atomic_write_text
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+THRESHOLDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
+"""Confidences below which the printed table abstains."""
+
+
+def write_report(
+    roots: Sequence[str | Path], out: str | Path, *, split: str | None = None, examples: int = 8
+) -> list[ReportRun]:
+    """Write one self-contained page about one run, or several of one task; returns what it is about.
+
+    Args:
+        roots: run directories, finished and evaluated.
+        out: the HTML file; it appears whole or not at all.
+        split: the evaluation to show; by default test, or the latest where test was not evaluated.
+        examples: how many rows of the data each list shows; 0 keeps all texts out of the page.
+
+    Raises:
+        LorchestraError: jinja2 is not installed.
+        CheckpointError, DataError: see `read_runs`; or the page cannot be written.
+    """
+    if not roots:
+        raise ConfigError("report: no run given; name at least one run directory")
+    if examples < 0:
+        raise ConfigError(f"--examples: {examples} is below 0; give how many rows each list shows")
+    environment = _environment()
+    runs = read_runs(roots, split)
+    atomic_write_text(out, render(environment, runs, examples))
+    return runs
+
+
+def render(environment: Environment, runs: Sequence[ReportRun], examples: int) -> str:
+    """The page as text."""
+    script, style = _template("page.js"), _template("page.css")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    first = runs[0]
+    return environment.get_template("page.html.j2").render(
+        title=f"{first.entry['task']} {first.entry['split']}",
+        version=version("lorchestra"),
+        style=style,
+        script=script,
+        script_digest=digest,
+        comparison=compare.comparison(runs) if len(runs) > 1 else None,
+        runs=[run_context(run, f"r{number}", examples, len(runs) > 1) for number, run in enumerate(runs)],
+    )
+
+
+def run_context(run: ReportRun, prefix: str, examples: int, among_others: bool) -> dict[str, Any]:
+    """Everything the templates show of one run; `prefix` keeps its element ids apart from those of other runs."""
+    entry = run.entry
+    tone, sentence = tables.headline(entry)
+    risk, slider = figures.risk_figure(run, f"{prefix}-probe")
+    return {
+        "prefix": prefix,
+        "name": run.name,
+        "entry": entry,
+        "level": f"{100 * entry['intervals']['level']:g} %",
+        "base": run.record["base"]["id"],
+        "tone": tone,
+        "headline": sentence,
+        "verdict": verdict(entry).replace("(-", f"({MINUS}"),
+        "fitted_here": entry["split"] == "val",
+        "difference_columns": tables.DIFFERENCES,
+        "references": _references(entry),
+        "method_columns": tables.METHOD_COLUMNS,
+        "methods": tables.method_rows(entry),
+        "figures": {
+            "reliability": figures.reliability_figure(run),
+            "wrong": figures.wrong_figure(run),
+            "risk": risk,
+            "arrow": None if among_others else course.arrow_figure([run]),
+            "training": course.training_figure(run),
+            "matrix": course.matrix_figure(run),
+            "ood": course.ood_figure(run),
+        },
+        "slider": slider,
+        "thresholds": _thresholds(run),
+        "ood": _ood_rows(entry),
+        "uncertainty": _uncertainty(entry),
+        "cost": tables.cost_rows(run),
+        "members": _members(run),
+        "examples": pick(run.predictions, examples),
+        "examples_left_out": examples == 0,
+        "config": _flat(to_mapping(run.config)),
+        "prompt": run.record["prompt_template"],
+        "facts": _facts(run),
+        "environment": _flat(run.environment),
+        "others": run.others,
+    }
+
+
+def _environment() -> Environment:
+    try:
+        from jinja2 import Environment, FunctionLoader, StrictUndefined
+    except ImportError as error:
+        raise LorchestraError("reports need jinja2: pip install 'lorchestra[report]'") from error
+    environment = Environment(
+        loader=FunctionLoader(_template),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": lambda value, digits=1: f"{100 * value:.{digits}f} %"}
+    environment.globals |= {"member_glyph": member_glyph, "number": tables.number}
+    return environment
+
+
+def _template(name: str) -> str:
+    return files("lorchestra.report.html").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def _references(entry: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows of differences with their pictures, on one scale a column: that of the fine-tuned methods."""
+    found = tables.references(entry)
+    scales = []
+    for place in range(len(tables.DIFFERENCES)):
+        near = [row.cells[place].ends for row in found if not row.key.startswith(("base_", "majority"))]
+        scales.append(max((abs(end) for ends in near if ends for end in ends), default=1.0) or 1.0)
+    return [
+        {
+            "name": row.name,
+            "cells": [(cell, interval_glyph(cell, scale)) for cell, scale in zip(row.cells, scales, strict=True)],
+        }
+        for row in found
+    ]
+
+
+def _thresholds(run: ReportRun) -> list[dict[str, Any]]:
+    """Coverage and risk at some thresholds, on the evaluated rows and on the validation rows."""
+    sides = {"here": run.predictions}
+    if run.validation is not None and run.entry["split"] != "val":
+        sides["val"] = run.validation
+    found = {
+        name: abstain(predictive.mixture_log_probs(rows.log_probs_MEC), rows.labels, THRESHOLDS)
+        for name, rows in sides.items()
+    }
+    return [
+        {"threshold": threshold, "here": found["here"][place], "val": found["val"][place] if "val" in found else None}
+        for place, threshold in enumerate(THRESHOLDS)
+    ]
+
+
+def _ood_rows(entry: dict[str, Any]) -> list[dict[str, Any]]:
+    rows = []
+    for name, scores in (entry.get("ood") or {}).items():
+        single = scores["member_mean"]
+        cells = []
+        for score in ("max_prob", "entropy", "mutual_information"):
+            mine, theirs = scores["auroc"].get(score), single["auroc"].get(score)
+            if score == "mutual_information" and entry["num_members"] == 1:
+                mine = None  # equal for all rows, so its AUROC is 0.5 and means nothing
+            spread = single["std"].get(score)
+            one = NO_VALUE if theirs is None else f"{theirs:.3f}" + ("" if spread is None else f" ± {spread:.3f}")
+            cells.append((NO_VALUE if mine is None else f"{mine:.3f}", one))
+        rows.append({"name": name, "cells": cells, "num": scores["num_examples"]["ood"], "confidence": (
+            scores["mean_confidence"], single["mean_confidence"])})  # fmt: skip
+    return rows
+
+
+def _uncertainty(entry: dict[str, Any]) -> list[tuple[str, str]]:
+    values = entry["uncertainty"]
+    return [
+        ("mean total entropy", f"{values['total_entropy']:.3f} nats"),
+        ("of it within members (expected entropy)", f"{values['expected_entropy']:.3f} nats"),
+        ("of it between members (mutual information)", f"{values['mutual_information']:.3f} nats"),
+        ("disagreement, share of member pairs", f"{100 * values['disagreement']:.1f} %"),
+    ]
+
+
+def _members(run: ReportRun) -> list[dict[str, Any]]:
+    """Each member of the run with its metrics; failed ones have none."""
+    metrics = dict(zip(run.members, run.entry["members"], strict=False))
+    return [
+        {
+            "number": m,
+            "values": metrics.get(m),
+            **{key: member.get(key) for key in ("state", "best_step", "val_nll", "seed")},
+        }
+        for m, member in enumerate(run.record["members"])
+    ]
+
+
+def _facts(run: ReportRun) -> list[tuple[str, str]]:
+    record = run.record
+    labels = record.get("labels")
+    return [
+        ("run directory", str(run.run.root)),
+        ("base", f"{record['base']['id']}, revision {record['base'].get('revision') or 'not given'}"),
+        ("digest of the base", str(record["base"].get("digest", NO_VALUE))),
+        ("digest of the tokenizer", str(record["tokenizer_digest"])),
+        ("answers scored by", f"{record['scoring']}, {record.get('normalize', 'sum')}"),
+        ("labels", ", ".join(map(str, labels)) if labels else "each row brings its own choices"),
+        ("intervals", f"{run.entry['intervals'].get('resamples', 0)} bootstrap resamples of examples"),
+    ]
+
+
+def _flat(mapping: Any, path: str = "") -> list[tuple[str, str]]:
+    """Nested values as dotted names and texts."""
+    found: list[tuple[str, str]] = []
+    for key, value in mapping.items():
+        name = f"{path}.{key}" if path else str(key)
+        if isinstance(value, dict):
+            found += _flat(value, name)
+        else:
+            text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            found.append((name, text))
+    return found

@@ -1,0 +1,237 @@
+"""What a page is made from: the files of a finished and evaluated run, read and checked against each other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from lorchestra.config import read_recipe
+from lorchestra.core.evaluation import evaluate_predictions
+from lorchestra.core.metrics import accuracy
+from lorchestra.core.predictive import mixture_log_probs
+from lorchestra.engine.config import RunConfig
+from lorchestra.errors import CheckpointError, DataError, did_you_mean
+from lorchestra.report.html.checks import fault
+from lorchestra.store.predictions import load_predictions
+from lorchestra.store.run_dir import RunDir, read_ensemble, read_json
+from lorchestra.types import Predictions
+
+Entry = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ReportRun:
+    """One run, and the evaluation of it that the page is about.
+
+    `members` are the numbers of those that did not fail, in the order of the predictions. `others` are the run's
+    other evaluations. `parameters` is what one member trains; None where its adapter is not there.
+    """
+
+    run: RunDir
+    name: str
+    record: Entry
+    config: RunConfig
+    environment: Entry
+    cost: Entry
+    entry: Entry
+    others: tuple[Entry, ...]
+    predictions: Predictions
+    validation: Predictions | None
+    baselines: Mapping[str, Predictions]
+    ood: Mapping[str, Predictions]
+    events: tuple[Entry, ...]
+    members: tuple[int, ...]
+    parameters: int | None
+
+
+def read_run(root: str | Path, split: str | None = None) -> ReportRun:
+    """Read a run; `split` names the evaluation: by default test where it was evaluated, else the latest.
+
+    An evaluation without temperature scaling gets it here, from the saved predictions and with the same resamples.
+
+    Raises:
+        CheckpointError: no run, an unfinished or unevaluated one, damaged files, or files of different evaluations.
+    """
+    run, record = read_ensemble(root)
+    entries, cost = _read_metrics(run, record)
+    entry = _choose(run, entries, split)
+    task = entry["task"]
+    predictions = _read_predictions(run, f"{task}.{entry['split']}")
+    _check_pair(run, entry, predictions)
+    validation = predictions if entry["split"] == "val" else _optional_predictions(run, f"{task}.val")
+    if validation is not None and validation.num_members != predictions.num_members:
+        validation = None
+    baselines = {
+        name: found
+        for name in entry.get("baselines") or {}
+        if (found := _optional_predictions(run, f"{task}.{entry['split']}.{name}")) is not None
+        and found.ids == predictions.ids
+    }
+    ood = {name: _read_predictions(run, f"{task}.ood_{name}") for name in entry.get("ood") or {}}
+    for name, found in ood.items():
+        if found.num_members != predictions.num_members:
+            raise _stale(run, f"{task}.ood_{name} has {found.num_members} members, not {predictions.num_members}")
+    if not (entry.get("temperature") or {}).get("best_member") and validation is not None:
+        entry = entry | {"temperature": _temperature(entry, predictions, validation)}
+    return ReportRun(
+        run=run,
+        name=run.root.resolve().name,
+        record=record,
+        config=read_recipe(run.config, RunConfig),
+        environment=read_json(run.environment) if run.environment.exists() else {},
+        cost=cost,
+        entry=entry,
+        others=tuple(other for other in entries if (other["task"], other["split"]) != (task, entry["split"])),
+        predictions=predictions,
+        validation=validation,
+        baselines=baselines,
+        ood=ood,
+        events=read_events(run.events),
+        members=tuple(m for m, member in enumerate(record["members"]) if member.get("state") != "failed"),
+        parameters=_num_parameters(run, record),
+    )
+
+
+def read_runs(roots: Sequence[str | Path], split: str | None = None) -> list[ReportRun]:
+    """Read runs that can stand in one table: of one task, evaluated on the same rows.
+
+    Raises:
+        CheckpointError: as `read_run`.
+        DataError: the runs are of different tasks or were evaluated on different rows.
+    """
+    runs = [read_run(root, split) for root in roots]
+    if len({run.name for run in runs}) < len(runs):
+        runs = [replace(run, name=str(run.run.root)) for run in runs]
+    first = runs[0]
+    for other in runs[1:]:
+        if other.entry["task"] != first.entry["task"]:
+            raise DataError(
+                f"{other.run.root} is of the task {other.entry['task']!r} and {first.run.root} of"
+                f" {first.entry['task']!r}: numbers of different tasks do not belong in one table; make a page for each"
+            )
+        same = other.predictions.ids == first.predictions.ids and np.array_equal(
+            other.predictions.labels, first.predictions.labels
+        )
+        if other.entry["split"] != first.entry["split"] or not same:
+            raise DataError(
+                f"{other.run.root} was evaluated on other rows ({_rows(other)}) than {first.run.root} ({_rows(first)});"
+                f" evaluate both on the same file: lorchestra evaluate RUN --data FILE, then --split NAME_OF_FILE here"
+            )
+    return runs
+
+
+def read_events(path: Path) -> tuple[Entry, ...]:
+    """The lines of `events.jsonl`; none where the file is missing.
+
+    Raises:
+        CheckpointError: a line is no JSON object.
+    """
+    if not path.exists():
+        return ()
+    events: list[Entry] = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); mend or remove the file") from error
+    for number, line in enumerate(lines, start=1):
+        try:
+            event = json.loads(line)
+        except ValueError as error:
+            raise CheckpointError(f"{path}:{number}: no JSON ({error}); mend or remove the file") from error
+        if not isinstance(event, dict):
+            raise CheckpointError(f"{path}:{number}: a {type(event).__name__}, no JSON object; mend or remove the file")
+        events.append(event)
+    return tuple(events)
+
+
+def _rows(run: ReportRun) -> str:
+    return f"{run.entry['split']}, {run.predictions.num_examples} rows"
+
+
+def _evaluate_again(run: RunDir) -> str:
+    return f"evaluate the run: lorchestra evaluate {run.root}"
+
+
+def _stale(run: RunDir, what: str) -> CheckpointError:
+    return CheckpointError(f"{run.metrics}: {what}: the files are of different evaluations; {_evaluate_again(run)}")
+
+
+def _read_metrics(run: RunDir, record: Entry) -> tuple[list[Entry], Entry]:
+    """The evaluations and the cost of a run."""
+    if not run.metrics.exists():
+        raise CheckpointError(f"{run.root}: not evaluated yet (no metrics.json); {_evaluate_again(run)}")
+    metrics = read_json(run.metrics)
+    entries = metrics.get("evaluations")
+    if not isinstance(entries, list) or not entries:
+        raise CheckpointError(f"{run.metrics}: holds no evaluation; {_evaluate_again(run)}")
+    for number, entry in enumerate(entries):
+        if (wrong := fault(entry)) is not None:
+            raise CheckpointError(
+                f"{run.metrics}: evaluations[{number}] {wrong}; the file was changed or damaged; remove it and"
+                f" {_evaluate_again(run)}"
+            )
+    cost = metrics.get("cost") or record.get("cost") or {}
+    return entries, cost if isinstance(cost, dict) else {}
+
+
+def _choose(run: RunDir, entries: Sequence[Entry], split: str | None) -> Entry:
+    by_split = {entry["split"]: entry for entry in entries}
+    if split is None:
+        return by_split.get("test", entries[-1])
+    if split not in by_split:
+        raise CheckpointError(
+            f"--split {split}: {run.root} has no such evaluation; {did_you_mean(split, by_split)}; others are made by:"
+            f" lorchestra evaluate {run.root} --split NAME"
+        )
+    return by_split[split]
+
+
+def _read_predictions(run: RunDir, stem: str) -> Predictions:
+    path = run.predictions / f"{stem}.safetensors"
+    if not path.exists():
+        raise CheckpointError(f"{path}: missing, though {run.metrics.name} speaks of it; {_evaluate_again(run)}")
+    return load_predictions(path)
+
+
+def _optional_predictions(run: RunDir, stem: str) -> Predictions | None:
+    path = run.predictions / f"{stem}.safetensors"
+    return load_predictions(path) if path.exists() else None
+
+
+def _check_pair(run: RunDir, entry: Entry, predictions: Predictions) -> None:
+    """Refuse predictions that the metrics were not computed from."""
+    for name in ("num_examples", "num_members"):
+        if getattr(predictions, name) != entry[name]:
+            raise _stale(run, f"{name} is {entry[name]} here and {getattr(predictions, name)} in the predictions")
+    found = accuracy(mixture_log_probs(predictions.log_probs_MEC), predictions.labels)
+    if abs(found - entry["ensemble"]["accuracy"]) > 1e-9:
+        raise _stale(run, f"accuracy is {entry['ensemble']['accuracy']} here and {found} in the predictions")
+
+
+def _temperature(entry: Entry, predictions: Predictions, validation: Predictions) -> Entry:
+    settings = entry["intervals"]
+    full = evaluate_predictions(
+        predictions,
+        validation=validation,
+        temperature=True,
+        resamples=settings.get("resamples", 0),
+        seed=settings.get("seed", 0),
+    )
+    found: Entry = full["temperature"]
+    return found
+
+
+def _num_parameters(run: RunDir, record: Entry) -> int | None:
+    """What one member trains, from the header of its adapter file."""
+    path = run.root / record["members"][0]["path"] / "adapter_model.safetensors"
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return int(sum(np.prod(file.get_slice(name).get_shape()) for name in file.keys()))  # noqa: SIM118
+    except (OSError, SafetensorError):
+        return None

@@ -1,0 +1,95 @@
+"""The numbers behind the pictures, against values known by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lorchestra.report.html import measures
+
+LOG = np.log
+
+
+@pytest.mark.parametrize(
+    "values", [[0.7], [0.5, 0.5, 0.5], list(np.random.default_rng(0).uniform(0.5, 1, 200)), [1.0, 0.99]]
+)
+def test_a_density_has_area_one_even_at_its_bounds(values):
+    grid, height = measures.density(np.array(values), 0.5, 1.0, points=4001)
+    assert (grid[0], grid[-1]) == (0.5, 1.0)
+    assert np.trapezoid(height, grid) == pytest.approx(1.0, abs=2e-3)
+
+
+def test_a_density_peaks_where_its_values_are():
+    grid, height = measures.density(np.array([0.6] * 6 + [0.9]), 0.0, 1.0, points=101)
+    assert grid[height.argmax()] == pytest.approx(0.6)
+    # the quartiles are equal, so the bandwidth is at its floor, 0.01: each value stands alone, with mass 6/7 and 1/7
+    top = 1 / (0.01 * np.sqrt(2 * np.pi))
+    assert height[[60, 90]] == pytest.approx([6 / 7 * top, 1 / 7 * top])
+
+
+def test_no_values_have_no_density():
+    with pytest.raises(ValueError, match="at least one"):
+        measures.density(np.array([]), 0, 1)
+
+
+def test_a_moving_mean_passes_over_gaps():
+    found = measures.moving_mean([1, 2, 3, None, 5, 7], 2)
+    np.testing.assert_allclose(found, [1, 1.5, 2.5, np.nan, 5, 6])
+    np.testing.assert_allclose(measures.moving_mean([None, 4.0], 3), [np.nan, 4])
+    np.testing.assert_allclose(measures.moving_mean([1, 2, 3], 1), [1, 2, 3])
+
+
+def test_agreement_counts_equal_answers():
+    probs = np.array(
+        [[[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7]], [[0.8, 0.2], [0.9, 0.1], [0.7, 0.3], [0.6, 0.4]]]
+    )
+    np.testing.assert_array_equal(measures.agreement(LOG(probs)), [[1, 0.5], [0.5, 1]])
+
+
+def test_divergence_of_two_members():
+    probs = np.array([[[0.5, 0.5]], [[0.9, 0.1]]])
+    expected = 0.5 * (0.5 - 0.9) * np.log(0.5 / 0.9) + 0.5 * (0.5 - 0.1) * np.log(0.5 / 0.1)
+    np.testing.assert_allclose(measures.pairwise_kl(LOG(probs)), [[0, expected], [expected, 0]])
+
+
+def test_divergence_ignores_absent_choices_and_knows_infinity():
+    absent = np.array([[[np.log(0.5), np.log(0.5), -np.inf]], [[np.log(0.9), np.log(0.1), -np.inf]]])
+    np.testing.assert_allclose(measures.pairwise_kl(absent), measures.pairwise_kl(absent[..., :2]))
+    excluded = np.array([[[0.0, -np.inf]], [[np.log(0.9), np.log(0.1)]]])
+    assert measures.pairwise_kl(excluded)[0, 1] == np.inf
+    underflown = np.array([[[0.0, -np.inf]], [[0.0, -800.0]]])
+    assert measures.pairwise_kl(underflown)[0, 1] == 0
+
+
+def test_abstaining_counts_by_hand():
+    log_probs = LOG(np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.45, 0.55]]))
+    never, some, all_but_one, none = measures.abstain(log_probs, np.array([0, 1, 1, 0]), [0.0, 0.7 - 1e-9, 0.85, 0.95])
+    assert (never.answered, never.wrong, never.coverage, never.risk) == (4, 2, 1.0, 0.5)
+    assert (some.answered, some.wrong, some.coverage) == (3, 1, 0.75)
+    assert (all_but_one.answered, all_but_one.wrong, all_but_one.risk) == (1, 0, 0.0)
+    assert (none.answered, none.risk, none.coverage) == (0, None, 0.0)
+
+
+def test_examples_are_picked_by_rule():
+    first = [[0.6, 0.4], [0.9, 0.1], [0.2, 0.8], [0.9, 0.1]]
+    second = [[0.6, 0.4], [0.9, 0.1], [0.2, 0.8], [0.3, 0.7]]
+    log_probs = LOG(np.array([first, second]))
+    assert measures.confident_mistakes(log_probs, np.array([1, 1, 1, 0]), 5) == [1, 0]
+    assert measures.confident_mistakes(log_probs, np.array([1, 1, 1, 0]), 1) == [1]
+    assert measures.contested(log_probs, 5) == [3]
+
+
+def test_history_counts_epochs_in_passes():
+    steps = [{"event": "step", "step": s, "epoch": (s - 1) // 3, "loss": [1.0, None]} for s in range(1, 7)]
+    evaluation = {"event": "evaluation", "step": 6, "val_nll": [0.5, None], "val_accuracy": [0.9, None]}
+    found = measures.history([*steps, {"event": "resumed"}, evaluation])
+    np.testing.assert_allclose(found.step_epochs, [1 / 3, 2 / 3, 1, 4 / 3, 5 / 3, 2])
+    assert (found.epochs.tolist(), found.val_nll, found.steps_per_epoch) == ([2.0], [[0.5, None]], 3)
+    assert measures.history(steps) is None
+    assert measures.history([]) is None
+    assert measures.history([{"event": "step", "step": 1}, evaluation]) is None
+
+
+def test_thinning_keeps_both_ends():
+    assert measures.thin(5, 10).tolist() == [0, 1, 2, 3, 4]
+    assert measures.thin(101, 3).tolist() == [0, 50, 100]

@@ -1,0 +1,50 @@
+"""The programs in examples/ run to their end on the tiny base."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lorchestra.experiments.load import load_run
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def run(name, *arguments):
+    """Run an example as a user does; returns what it printed."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    command = [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
+    found = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert found.returncode == 0, found.stderr
+    return found.stdout
+
+
+def test_every_example_is_run_here():
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {"own_loop.py", "from_datasets.py"}
+
+
+@pytest.mark.slow
+def test_a_loop_of_ones_own(tiny_base, texts_csv, tmp_path):
+    out = run("own_loop.py", "--base", tiny_base, "--data", texts_csv(), "--out", tmp_path / "out", "--lr", 0.02)
+    first, second = (float(line.split()[-1]) for line in out.splitlines() if line.startswith("epoch"))
+    assert second < first
+    assert "test accuracy" in out
+    assert load_run(tmp_path / "out/run").session.model.num_members == 3
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("datasets", "pandas")),
+    reason="datasets or pandas is not installed (extras hub, pandas)",
+)
+def test_from_a_dataset(tiny_base, tmp_path):
+    out = run("from_datasets.py", "--base", tiny_base, "--out", tmp_path / "out")
+    assert "test accuracy" in out
+    trained = load_run(tmp_path / "out/run")
+    assert trained.labels == ("negative", "positive")
+    assert "prediction_text" in out
