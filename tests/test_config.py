@@ -103,7 +103,8 @@ def test_refused_settings_are_found_through_the_parts():
         ("train: {epochs: 2}\ntrain: {lr: 0.1}", "train is set twice"),
         ("train: {epochs: 2, epochs: 3}", "epochs is set twice"),
         ("train: {epochs: 0x" + "f" * 5000 + "}", "train.epochs is a number of 20,000 bits, which is no setting"),
-        ("data: {prompt: [a, b]}", "data.prompt is ['a', 'b']; it must be text"),
+        ("data: {prompt: [a, b]}", "data.prompt must be a mapping of settings, not ['a', 'b']"),
+        ("data: {prompt: {template: [a, b]}}", "data.prompt.template is ['a', 'b']; it must be text"),
     ],
 )
 def test_refusals(tmp_path, text, message):

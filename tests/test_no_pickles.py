@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from lorchestra.models import sources
+
 SOURCE = Path(__file__).parents[1] / "src"
 READERS = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 LOADERS = {("torch", "load"), ("np", "load"), ("numpy", "load"), ("pd", "read_pickle"), ("pandas", "read_pickle")}
@@ -51,8 +53,9 @@ def test_bases_are_loaded_with_remote_code_off_and_safetensors_only():
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "from_pretrained"
     ]
     assert len(calls) == 3
-    for call in calls:  # **options, of which the test above has seen that it holds False
-        assert any(keyword.arg is None and ast.unparse(keyword.value) == "options" for keyword in call.keywords)
+    assert sources._OPTIONS["trust_remote_code"] is False
+    for call in calls:
+        assert any(keyword.arg is None and ast.unparse(keyword.value) == "_OPTIONS" for keyword in call.keywords)
     weights = [call for call in calls if "AutoModelForCausalLM" in ast.unparse(call.func)]
     assert [k.value.value for k in weights[0].keywords if k.arg == "use_safetensors"] == [True]
 
