@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -45,19 +46,55 @@ def test_no_module_reads_pickles_or_trusts_remote_code():
     assert {path.name: found for path in modules if (found := faults(path.read_text(encoding="utf-8")))} == {}
 
 
+def auto_calls(tree: ast.AST) -> list[ast.Call]:
+    """Calls of `transformers.Auto....from_pretrained`."""
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return [call for call in calls if re.fullmatch(r"transformers\.Auto\w+\.from_pretrained", ast.unparse(call.func))]
+
+
+def trusts_nothing(call: ast.Call, tree: ast.AST) -> bool:
+    """Whether remote code is turned off in a call, by itself or by options it unpacks; left out, people are asked."""
+    safe = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Dict):
+            pairs = zip(node.value.keys, node.value.values, strict=True)
+            if any(isinstance(k, ast.Constant) and k.value == "trust_remote_code" and _is_false(v) for k, v in pairs):
+                safe.add(ast.unparse(node.target if isinstance(node, ast.AnnAssign) else node.targets[0]))
+    return any(
+        (keyword.arg == "trust_remote_code" and _is_false(keyword.value))
+        or (keyword.arg is None and ast.unparse(keyword.value) in safe)
+        for keyword in call.keywords
+    )
+
+
 def test_bases_are_loaded_with_remote_code_off_and_safetensors_only():
-    tree = ast.parse((SOURCE / "lorchestra/models/sources.py").read_text(encoding="utf-8"))
-    calls = [
-        node
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "from_pretrained"
-    ]
-    assert len(calls) == 3
-    assert sources._OPTIONS["trust_remote_code"] is False
-    for call in calls:
-        assert any(keyword.arg is None and ast.unparse(keyword.value) == "_OPTIONS" for keyword in call.keywords)
-    weights = [call for call in calls if "AutoModelForCausalLM" in ast.unparse(call.func)]
-    assert [k.value.value for k in weights[0].keywords if k.arg == "use_safetensors"] == [True]
+    found = 0
+    for path in sorted(SOURCE.rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for call in auto_calls(tree):
+            found += 1
+            where = f"{path.name}:{call.lineno}"
+            assert trusts_nothing(call, tree), where
+            given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+            if "AutoModel" in ast.unparse(call.func):
+                assert given.get("use_safetensors") == "True" or "gguf_file" in given, where
+    assert found >= 5
+
+
+@pytest.mark.parametrize(
+    ("text", "safe"),
+    [
+        ("transformers.AutoConfig.from_pretrained(x)", False),
+        ("transformers.AutoConfig.from_pretrained(x, trust_remote_code=False)", True),
+        ("O = {'local': 1}\ntransformers.AutoModel.from_pretrained(x, **O)", False),
+        ("O: dict = {'trust_remote_code': False}\ntransformers.AutoModel.from_pretrained(x, **O)", True),
+        ("O = {'trust_remote_code': flag}\ntransformers.AutoModel.from_pretrained(x, **O)", False),
+    ],
+)
+def test_the_check_of_remote_code_sees_what_is_left_out(text, safe):
+    tree = ast.parse(text)
+    (call,) = auto_calls(tree)
+    assert trusts_nothing(call, tree) is safe
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,9 @@ from lorchestra.store.disk import require_space
 CONVERTER_VERSION = 1
 """Raised whenever the conversion writes something else than before: older copies in caches are then left alone."""
 
+# Left out, transformers would ask a person at a terminal whether to run code that lies beside the file.
+_OPTIONS: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+
 METADATA_NAME = "conversion.json"
 
 # Texts on which letters, digits, spaces, line ends, accents, scripts, emoji and code are cut in many ways.
@@ -200,13 +203,13 @@ def _convert(gguf_file: Path, directory: Path, sha256: str) -> None:
 def _read(gguf_file: Path) -> tuple[Any, Any]:
     """Tokenizer and float32 model of a GGUF file, the model as if it had never been quantized."""
     place, name = str(gguf_file.parent), gguf_file.name
-    tokenizer = transformers.AutoTokenizer.from_pretrained(place, gguf_file=name, local_files_only=True)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(place, gguf_file=name, **_OPTIONS)
     options: dict[str, Any] = {}
     if hasattr(transformers, "GgufConfig"):
         # Newer versions keep the weights packed where they find a kernel for it.
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     model, info = transformers.AutoModelForCausalLM.from_pretrained(
-        place, gguf_file=name, dtype=torch.float32, local_files_only=True, output_loading_info=True, **options
+        place, gguf_file=name, dtype=torch.float32, output_loading_info=True, **_OPTIONS, **options
     )
     if info["missing_keys"]:
         raise ValueError(f"no weights for {sorted(info['missing_keys'])[:3]}")
@@ -226,7 +229,7 @@ def _read(gguf_file: Path) -> tuple[Any, Any]:
 def _check_saved_tokenizer(gguf_file: Path, tokenizer: Any, directory: Path) -> None:
     """Make sure that the saved tokenizer, read as every later start reads it, cuts texts as the first one did."""
     with quiet_transformers():
-        saved = transformers.AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
+        saved = transformers.AutoTokenizer.from_pretrained(str(directory), **_OPTIONS)
     for text in _PROBES:
         if saved(text)["input_ids"] != tokenizer(text)["input_ids"]:
             raise CheckpointError(
