@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from lorchestra.models import sources
-
 SOURCE = Path(__file__).parents[1] / "src"
 READERS = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 LOADERS = {("torch", "load"), ("np", "load"), ("numpy", "load"), ("pd", "read_pickle"), ("pandas", "read_pickle")}

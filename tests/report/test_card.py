@@ -133,5 +133,5 @@ def run_program(out, base, example, monkeypatch):
 
 
 def test_a_local_base_is_named_without_its_path():
-    base = {"id": "/home/someone/models/llama", "revision": None, "digest": "", "path": "/home/someone/models/llama"}
+    base = {"id": "/srv/models/llama", "revision": None, "digest": "", "path": "/srv/models/llama"}
     assert base_reference({"base": base}) == "llama"
