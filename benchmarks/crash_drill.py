@@ -141,7 +141,7 @@ def run_drill(kills: int, seed: int, folder: Path) -> Drill:
             shutil.rmtree(root, ignore_errors=True)
             for left_behind in place.glob(".run.*.tmp"):
                 shutil.rmtree(left_behind)
-            print(f"{drill.crashed.total()} of {kills}, {len(drill.wrong)} wrong", file=sys.stderr, flush=True)
+            print(f"{drill.crashed.total()} of {kills}, wrong: {drill.wrong or None}", file=sys.stderr, flush=True)
     drill.seconds = time.perf_counter() - started
     return drill
 

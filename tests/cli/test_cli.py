@@ -14,6 +14,7 @@ import yaml
 from safetensors.torch import load_file
 
 from lorchestra.cli import main as cli
+from lorchestra.cli.train import GracefulStop
 from lorchestra.config import to_yaml
 from lorchestra.data.config import PromptConfig
 from lorchestra.engine import trainer
@@ -219,6 +220,24 @@ def test_an_internal_error_is_exit_code_3(lorchestra, monkeypatch):
     assert "internal error: ZeroDivisionError: oh" in err
     with pytest.raises(ZeroDivisionError):
         lorchestra("predict", "--debug")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_the_midst_of_printing_or_importing_only_sets_a_mark(monkeypatch, capfd, number):
+    """Found by the crash drill: a signal while the console imported a part of itself ended in an internal error."""
+
+    class Busy:
+        def write(self, text):
+            raise RuntimeError("reentrant call")
+
+    monkeypatch.setattr(sys, "stderr", Busy())
+    with GracefulStop() as stop:
+        assert not stop()
+        signal.raise_signal(number)
+        assert stop()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(number)
+    assert capfd.readouterr().err == "\nstopping after this micro-batch; a second Ctrl-C stops at once\n"
 
 
 @pytest.mark.slow

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import signal
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -13,6 +15,8 @@ from typing import Any, Literal
 from lorchestra.cli.arguments import parse
 from lorchestra.config import read_recipe
 from lorchestra.engine.config import RunConfig
+
+_STDERR = 2
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ def train_and_show(
     say = speaker(console)
     try:
         # closed before anything else is said, so that the last table stands above it
-        with TrainingProgress(console) as progress, GracefulStop(console) as stop:
+        with TrainingProgress(console) as progress, GracefulStop() as stop:
             outcome = train_run(config, out, if_exists=if_exists, say=say, observe=progress.attach, should_stop=stop)
     except Interrupted:
         say(f"stopped; go on with: {resume_with or f'lorchestra train --out {out} --if-exists resume'}")
@@ -110,8 +114,7 @@ def train_and_show(
 class GracefulStop:
     """The first Ctrl-C asks the training to stop at a whole step; a second one interrupts at once."""
 
-    def __init__(self, console: Any) -> None:
-        self.console = console
+    def __init__(self) -> None:
         self.asked = False
 
     def __call__(self) -> bool:
@@ -132,4 +135,6 @@ class GracefulStop:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        self.console.print("stopping after this micro-batch; a second Ctrl-C stops at once", highlight=False)
+        # Not by the console: a signal may come while it prints, or while one of its modules is half imported.
+        with suppress(OSError):
+            os.write(_STDERR, b"\nstopping after this micro-batch; a second Ctrl-C stops at once\n")
