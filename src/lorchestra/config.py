@@ -83,12 +83,12 @@ def from_mapping(cls: type[T], mapping: Any, where: str, path: str = "") -> T:
     """
     if not isinstance(mapping, Mapping):
         raise ConfigError(f"{where}: {path or 'a recipe'} must be a mapping of settings, not {_shown(mapping)}")
-    hints = _hints(cls)
+    hints, refused = _hints(cls), refused_settings(cls)
     values: dict[str, Any] = {}
     for key, value in mapping.items():
         full = f"{path}.{key}" if path else str(key)
-        if key in refused_settings(cls):
-            raise ConfigError(f"{where}: {full} is not offered: {refused_settings(cls)[key]}")
+        if key in refused:
+            raise ConfigError(f"{where}: {full} is not offered: {refused[key]}")
         if key not in hints:
             raise ConfigError(f"{where}: {full} is no setting; {did_you_mean(str(key), hints)}")
         values[key] = _convert(hints[key], value, where, full)

@@ -11,7 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 from lorchestra.core import metrics, predictive
-from lorchestra.core.evaluation import evaluate_predictions, ood_scores, to_plain
+from lorchestra.core.evaluation import evaluate_predictions, ood_scores
+from lorchestra.store.atomic import plain_values
 from lorchestra.types import Predictions
 
 
@@ -247,10 +248,10 @@ def test_an_infinite_nll_is_null_beside_its_count() -> None:
     assert "accuracy" not in entry["mean_of_logits"]
 
 
-def test_to_plain_writes_what_is_not_finite_as_null() -> None:
+def test_plain_values_writes_what_is_not_finite_as_null() -> None:
     value = {"a": np.float64(1.5), "b": [np.inf, np.nan, np.int64(2)], "c": (np.bool_(True), None, "x")}
-    assert to_plain(value) == {"a": 1.5, "b": [None, None, 2], "c": [True, None, "x"]}
-    assert type(to_plain(np.float64(1.5))) is float
+    assert plain_values(value) == {"a": 1.5, "b": [None, None, 2], "c": [True, None, "x"]}
+    assert type(plain_values(np.float64(1.5))) is float
 
 
 def test_what_does_not_match_is_refused() -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from lorchestra.core import predictive
 from lorchestra.core.metrics import LEVEL, Draws, all_metrics, auroc, bootstrap, interval, nll, score_rows
 from lorchestra.core.predictive import FloatArray, IntArray
+from lorchestra.store.atomic import plain_values
 from lorchestra.types import Predictions
 
 COMPARED = ("accuracy", "nll", "ece", "brier")
@@ -78,7 +79,7 @@ def evaluate_predictions(
         "baselines": {name: compared[f"baseline {name}"] for name in baselines},
         "intervals": {"level": LEVEL, "resamples": resamples, "seed": seed, **main_intervals},
     }
-    return to_plain(entry)
+    return plain_values(entry)
 
 
 def ood_scores(in_dist: Predictions, ood: Predictions) -> dict[str, Any]:
@@ -100,7 +101,7 @@ def ood_scores(in_dist: Predictions, ood: Predictions) -> dict[str, Any]:
     ensemble["auroc"]["mutual_information"] = auroc(*information)
     members = [_ood_of_one(*pair) for pair in zip(in_dist.log_probs_MEC, ood.log_probs_MEC, strict=True)]
     mean_auroc = _member_mean([member["auroc"] for member in members])
-    return to_plain(
+    return plain_values(
         {
             **ensemble,
             "num_examples": {"in_dist": in_dist.num_examples, "ood": ood.num_examples},
@@ -114,19 +115,6 @@ def ood_scores(in_dist: Predictions, ood: Predictions) -> dict[str, Any]:
             },
         }
     )
-
-
-def to_plain(value: Any) -> Any:
-    """Make a nested value fit for JSON: numpy scalars become Python's, numbers that are not finite become None."""
-    if isinstance(value, Mapping):
-        return {str(key): to_plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | np.ndarray):
-        return [to_plain(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not np.isfinite(value):
-        return None
-    return value
 
 
 def _check_inputs(

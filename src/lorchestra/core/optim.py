@@ -71,8 +71,8 @@ class MemberAdamW:
             decay = lrs[m] * self.weight_decay_b[m]
             if decay:
                 # where on plain numbers would give the default dtype, float32, also to float64 members
-                factors = self.values.new_tensor([1.0, 1 - decay])
-                self.values[m].mul_(factors[self.is_B.long()])
+                keep, shrink = self.values.new_tensor([1.0, 1 - decay])
+                self.values[m].mul_(torch.where(self.is_B, shrink, keep))
             denominator = second.sqrt().div_(math.sqrt(1 - beta2 ** self.num_steps[m])).add_(self.eps)
             self.values[m].addcdiv_(first, denominator, value=-lrs[m] / (1 - beta1 ** self.num_steps[m]))
 

@@ -63,28 +63,27 @@ def load_checkpoint(directory: Path) -> tuple[TrainState, dict[str, Tensor], int
     path = directory / "latest.json"
     if not path.exists():
         return None
-    hint = _HINT
     try:
         body: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         checksum = body.pop("checksum")
     except (OSError, ValueError, RecursionError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{path}: damaged ({error}); {hint}") from error
+        raise CheckpointError(f"{path}: damaged ({error}); {_HINT}") from error
     if body.get("format_version") != FORMAT_VERSION:
-        raise CheckpointError(f"{path}: format version {body.get('format_version')}, this is {FORMAT_VERSION}; {hint}")
+        raise CheckpointError(f"{path}: format version {body.get('format_version')}, this is {FORMAT_VERSION}; {_HINT}")
     if checksum != _checksum(body):
-        raise CheckpointError(f"{path}: wrong checksum, the file was changed or damaged; {hint}")
+        raise CheckpointError(f"{path}: wrong checksum, the file was changed or damaged; {_HINT}")
     check_shape(body, _BODY, path)
     tensors_path = directory / body["file"]
     if body["events_bytes"] < 0:
-        raise CheckpointError(f"{path}: events_bytes is {body['events_bytes']}, less than 0; {hint}")
+        raise CheckpointError(f"{path}: events_bytes is {body['events_bytes']}, less than 0; {_HINT}")
     if tensors_path.parent != directory or not tensors_path.name.startswith("state-"):
-        raise CheckpointError(f"{path}: file is {body['file']!r}, which is no checkpoint of this run; {hint}")
+        raise CheckpointError(f"{path}: file is {body['file']!r}, which is no checkpoint of this run; {_HINT}")
     if not tensors_path.exists() or sha256_file(tensors_path) != body["sha256"]:
-        raise CheckpointError(f"{tensors_path}: missing, truncated or changed (wrong checksum); {hint}")
+        raise CheckpointError(f"{tensors_path}: missing, truncated or changed (wrong checksum); {_HINT}")
     try:
         tensors = load_file(tensors_path)
     except SafetensorError as error:
-        raise CheckpointError(f"{tensors_path}: not a readable safetensors file ({error}); {hint}") from error
+        raise CheckpointError(f"{tensors_path}: not a readable safetensors file ({error}); {_HINT}") from error
     return TrainState.from_json(body["state"]), tensors, body["events_bytes"]
 
 

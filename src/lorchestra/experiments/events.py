@@ -10,9 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lorchestra.core.evaluation import to_plain
 from lorchestra.engine.observer import Observer, StepReport
 from lorchestra.engine.state import TrainState
+from lorchestra.store.atomic import plain_values
 from lorchestra.store.disk import explained
 
 
@@ -38,7 +38,7 @@ class EventLog:
 
     def write(self, event: str, **values: Any) -> None:
         """Append one event."""
-        line = json.dumps(to_plain({"event": event, "time": round(time.time(), 3), **values}), allow_nan=False)
+        line = json.dumps(plain_values({"event": event, "time": round(time.time(), 3), **values}), allow_nan=False)
         with explained(self.path, None), self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 

@@ -20,8 +20,9 @@ from lorchestra.engine.session import Session
 from lorchestra.errors import CheckpointError
 from lorchestra.experiments.build import Say
 from lorchestra.experiments.rows import check_same_kind
-from lorchestra.models.adapters import load_member
+from lorchestra.models.adapters import WEIGHTS, load_member
 from lorchestra.models.ensemble import EnsembleModel
+from lorchestra.models.peft_folders import CONFIG
 from lorchestra.models.sources import LoadedBase, load_base
 from lorchestra.store.run_dir import RunDir, read_ensemble
 from lorchestra.types import Example, Predictions
@@ -131,7 +132,7 @@ def good_members(run: RunDir, record: dict[str, Any]) -> tuple[int, ...]:
     good = tuple(m for m, member in enumerate(record["members"]) if member["state"] != "failed")
     for m in good:
         folder = run.root / str(record["members"][m].get("path"))
-        for name in ("adapter_config.json", "adapter_model.safetensors"):
+        for name in (CONFIG, WEIGHTS):
             if not (folder / name).is_file():
                 raise CheckpointError(f"{folder / name}: missing; copy the run directory again, whole")
     return good

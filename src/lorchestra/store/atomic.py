@@ -209,7 +209,7 @@ def plain_values(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: plain_values(entry) for key, entry in value.items()}
+        return {str(key): plain_values(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return [plain_values(entry) for entry in value]
     return str(value) if isinstance(value, Path) else value
