@@ -9,6 +9,11 @@ from lorchestra.core.bank import AdapterBank
 SHAPES = [("layers.0.q", 32, 24), ("layers.0.v", 32, 8), ("layers.1.q", 20, 24)]
 
 
+def initialize(bank, seeds, how=True, **settings):
+    for member, seed in enumerate(seeds):
+        bank.initialize(member, seed, how, **settings)
+
+
 @pytest.fixture
 def bank():
     return AdapterBank(3, 4, SHAPES, dtype=torch.float64)
@@ -64,7 +69,7 @@ def test_all_members_share_two_storages(bank):
 def test_initial_a_is_uniform_as_in_peft_and_b_zero():
     """PEFT draws A by `kaiming_uniform_(a=sqrt(5))`: uniform in +- 1/sqrt(in_features)."""
     bank = AdapterBank(2, 64, [("q", 100, 30), ("v", 400, 30)])
-    bank.initialize([11, 12])
+    initialize(bank, [11, 12])
     for name, in_features in (("q", 100), ("v", 400)):
         bound = in_features**-0.5
         for A, B in zip(*bank.parameters[name], strict=True):
@@ -82,7 +87,7 @@ def test_initial_a_is_uniform_as_in_peft_and_b_zero():
 def test_gaussian_start_is_that_of_peft():
     """Normal with standard deviation 1/r, B zero."""
     bank = AdapterBank(2, 16, [("q", 400, 30)])
-    bank.initialize([11, 12], "gaussian")
+    initialize(bank, [11, 12], "gaussian")
     for A, B in zip(*bank.parameters["q"], strict=True):
         n = A.numel()
         assert abs(A.mean()) < 4.5 / 16 / math.sqrt(n)
@@ -103,7 +108,7 @@ def orthogonal_by_peft(rank, in_features, out_features):
 def test_orthogonal_start_is_that_of_peft():
     """A and B have entries of variance 1/200 and half the rank each, and B A is zero."""
     bank = AdapterBank(2, 8, [("q", 400, 300)])
-    bank.initialize([11, 12], "orthogonal")
+    initialize(bank, [11, 12], "orthogonal")
     drawn = [(A.detach(), B.detach()) for A, B in zip(*bank.parameters["q"], strict=True)]
     for A, B in [*drawn, orthogonal_by_peft(8, 400, 300)]:
         assert A.shape == (8, 400)
@@ -120,8 +125,8 @@ def test_orthogonal_start_is_that_of_peft():
 @pytest.mark.parametrize("how", [True, "gaussian", "orthogonal"])
 def test_every_start_depends_on_seed_and_module_only(how):
     full, fewer = AdapterBank(2, 4, SHAPES), AdapterBank(1, 4, SHAPES[1:])
-    full.initialize([5, 6], how)
-    fewer.initialize([6], how)
+    initialize(full, [5, 6], how)
+    initialize(fewer, [6], how)
     for name, *_ in SHAPES[1:]:
         for one, other in zip(fewer.parameters[name], full.parameters[name], strict=True):
             assert torch.equal(one[0], other[1])
@@ -129,9 +134,9 @@ def test_every_start_depends_on_seed_and_module_only(how):
 
 def test_initial_values_of_a_member_and_module_depend_on_nothing_else():
     full = AdapterBank(3, 4, SHAPES)
-    full.initialize([5, 6, 7])
+    initialize(full, [5, 6, 7])
     fewer = AdapterBank(2, 4, SHAPES[1:])
-    fewer.initialize([7, 5])
+    initialize(fewer, [7, 5])
     for name, *_ in SHAPES[1:]:
         assert torch.equal(fewer.parameters[name][0][0], full.parameters[name][0][2])
         assert torch.equal(fewer.parameters[name][0][1], full.parameters[name][0][0])
@@ -139,7 +144,7 @@ def test_initial_values_of_a_member_and_module_depend_on_nothing_else():
 
 def test_members_and_modules_start_apart():
     bank = AdapterBank(3, 4, [("a", 32, 8), ("b", 32, 8)])
-    bank.initialize([5, 6, 7])
+    initialize(bank, [5, 6, 7])
     draws = [A for As, _ in bank.parameters.values() for A in As]
     for i, first in enumerate(draws):
         assert not any(torch.equal(first, other) for other in draws[:i])
@@ -150,18 +155,56 @@ def test_members_and_modules_start_apart():
 
 def test_initialize_starts_over_and_ignores_the_global_generator():
     bank = AdapterBank(1, 4, SHAPES)
-    bank.initialize([5])
+    initialize(bank, [5])
     first = bank.values.clone()
     bank.values.normal_()
     torch.manual_seed(99)
     state = torch.get_rng_state()
-    bank.initialize([5])
+    initialize(bank, [5])
     assert torch.equal(bank.values, first)
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_float64_starts_from_the_same_values_as_float32(bank):
-    bank.initialize([1, 2, 3])
+    initialize(bank, [1, 2, 3])
     narrow = AdapterBank(3, 4, SHAPES)
-    narrow.initialize([1, 2, 3])
+    initialize(narrow, [1, 2, 3])
     assert torch.equal(bank.values, narrow.values.double())
+
+
+@pytest.mark.parametrize("how", [True, "gaussian", "orthogonal"])
+def test_a_lower_rank_is_drawn_as_in_a_bank_of_that_rank_and_padded_with_zeros(how):
+    padded, narrow = AdapterBank(1, 7, SHAPES), AdapterBank(1, 4, SHAPES)
+    padded.values.normal_()
+    initialize(padded, [5], how, rank=4, scale=1.5)
+    initialize(narrow, [5], how, scale=1.5)
+    for name, *_ in SHAPES:
+        (wide_A,), (wide_B,) = padded.parameters[name]
+        (A,), (B,) = narrow.parameters[name]
+        assert torch.equal(wide_A[:4], A)
+        assert torch.equal(wide_B[:, :4], B)
+        assert not wide_A[4:].any()
+        assert not wide_B[:, 4:].any()
+
+
+@pytest.mark.parametrize("how", [True, "gaussian", "orthogonal"])
+def test_the_scale_of_the_start_multiplies_a_alone(how):
+    one, three = AdapterBank(1, 4, SHAPES), AdapterBank(1, 4, SHAPES)
+    initialize(one, [5], how)
+    initialize(three, [5], how, scale=3.0)
+    torch.testing.assert_close(three.values, torch.where(one.is_B, 1.0, 3.0) * one.values, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("how", [True, "gaussian"])
+def test_a_drawn_b_is_normal_and_leaves_a_as_it_is(how):
+    zero, drawn = AdapterBank(1, 16, [("q", 40, 500)]), AdapterBank(1, 16, [("q", 40, 500)])
+    initialize(zero, [5], how)
+    initialize(drawn, [5], how, std_B=0.02)
+    (A,), (B,) = drawn.parameters["q"]
+    assert torch.equal(A, zero.parameters["q"][0][0])
+    n = B.numel()
+    assert abs(B.mean()) < 4.5 * 0.02 / math.sqrt(n)
+    assert B.var().item() == pytest.approx(0.02**2, rel=4.5 * math.sqrt(2 / n))
+    assert B.abs().max() > 3 * 0.02
+    # of a stream of its own, so that it does not follow A's draw
+    assert abs(torch.corrcoef(torch.stack([A.flatten(), B.flatten()[: A.numel()]]))[0, 1]) < 4.5 / math.sqrt(A.numel())

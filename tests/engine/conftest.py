@@ -5,10 +5,12 @@ import torch
 import transformers
 from torch import nn
 
-import lorchestra.engine.trainer
-import lorchestra.models.ensemble
-from lorchestra.engine.config import RegularizeConfig, TrainConfig
+import lorchestra.engine.members
+import lorchestra.engine.validation
+import lorchestra.models.members
+from lorchestra.engine.config import RegularizeConfig, RunConfig, TrainConfig
 from lorchestra.engine.frozen import TrainingRows
+from lorchestra.engine.members import member_settings
 from lorchestra.engine.trainer import Trainer
 from lorchestra.models.config import AdaptConfig
 from lorchestra.models.ensemble import EnsembleModel
@@ -56,8 +58,9 @@ def _widen_norms(model):
 def tiny_ensemble(tiny_model):
     """Builds an ensemble on a tiny base; `spread` moves all parameters away from where training starts."""
 
-    def build(dtype=torch.float64, depth=2, seed=0, spread=0.0, **adapt):
-        ensemble = EnsembleModel(tiny_model(dtype, depth), AdaptConfig(**{"members": 3, "r": 2} | adapt), seed)
+    def build(dtype=torch.float64, depth=2, seed=0, spread=0.0, adapters=None, **adapt):
+        config = AdaptConfig(**{"members": 3, "r": 2} | adapt)
+        ensemble = EnsembleModel(tiny_model(dtype, depth), config, seed, adapters)
         noise = torch.randn(ensemble.bank.values.shape, generator=torch.Generator().manual_seed(seed + 1))
         ensemble.bank.values.add_(spread * noise)
         return ensemble
@@ -87,6 +90,9 @@ def make_rows():
     return build
 
 
+TRAIN = {"epochs": 2, "batch_size": 4, "lr": 0.01, "token_budget": 60, "warmup": 0.2}
+
+
 class Recorder:
     """An observer that keeps every report, and the parameters after every step."""
 
@@ -109,14 +115,26 @@ class Recorder:
 
 @pytest.fixture
 def make_trainer(tiny_ensemble, make_rows):
-    """Builds a trainer on twelve training and seven validation rows; `trainer.observer` records."""
+    """Builds a trainer on twelve training and seven validation rows; `trainer.observer` records.
+
+    `settings` are members' own, by default those that all share.
+    """
 
     def build(
-        *, train=None, regularize=None, rows=None, kind="letters", weights=None, dtype=torch.float64, depth=2, **adapt
+        *,
+        train=None,
+        regularize=None,
+        rows=None,
+        kind="letters",
+        weights=None,
+        dtype=torch.float64,
+        depth=2,
+        settings=None,
+        **adapt,
     ):
-        settings = {"epochs": 2, "batch_size": 4, "lr": 0.01, "token_budget": 60, "warmup": 0.2} | (train or {})
-        config = TrainConfig(**settings)
-        model = tiny_ensemble(dtype, depth, seed=config.seed, **adapt)
+        config = TrainConfig(**TRAIN | (train or {}))
+        adapters = None if settings is None else [own.adapter for own in settings]
+        model = tiny_ensemble(dtype, depth, seed=config.seed, adapters=adapters, **adapt)
         train_rows, val_rows = rows or (make_rows(12, kind), make_rows(7, kind, seed=1))
         recorder = Recorder()
         recorder.trainer = Trainer(
@@ -125,8 +143,25 @@ def make_trainer(tiny_ensemble, make_rows):
             config,
             RegularizeConfig(**(regularize or {})),
             recorder,
+            settings=settings,
         )
         return recorder.trainer
+
+    return build
+
+
+@pytest.fixture
+def make_settings():
+    """Builds the settings that the members of `make_trainer` have by default."""
+
+    def build(*, train=None, regularize=None, **adapt):
+        return member_settings(
+            RunConfig(
+                adapt=AdaptConfig(**{"members": 3, "r": 2} | adapt),
+                train=TrainConfig(**TRAIN | (train or {})),
+                regularize=RegularizeConfig(**(regularize or {})),
+            )
+        )
 
     return build
 
@@ -145,14 +180,14 @@ def train():
 @pytest.fixture
 def seed_as(monkeypatch):
     """Gives members other members' seeds: `seed_as({0: 3})` lets member 0 draw all that member 3 would."""
-    original = lorchestra.models.ensemble.member_seed
+    original = lorchestra.models.members.member_seed
 
     def patch(stand_ins):
         def member_seed(seed, member):
             return original(seed, stand_ins.get(member, member))
 
-        monkeypatch.setattr(lorchestra.models.ensemble, "member_seed", member_seed)
-        monkeypatch.setattr(lorchestra.engine.trainer, "member_seed", member_seed)
+        monkeypatch.setattr(lorchestra.models.members, "member_seed", member_seed)
+        monkeypatch.setattr(lorchestra.engine.members, "member_seed", member_seed)
 
     return patch
 
@@ -173,6 +208,6 @@ def script_validation(monkeypatch):
                     log_probs[index, e, row.answer] = -wanted[one.member]
             return log_probs.numpy()
 
-        monkeypatch.setattr(lorchestra.engine.trainer, "predict_rows", predict_rows)
+        monkeypatch.setattr(lorchestra.engine.validation, "predict_rows", predict_rows)
 
     return patch

@@ -14,6 +14,7 @@ import transformers
 
 import lorchestra.engine.checkpoint
 import lorchestra.engine.trainer
+import lorchestra.engine.validation
 import lorchestra.experiments.train
 import lorchestra.store.disk
 from lorchestra.config import read_recipe
@@ -23,8 +24,10 @@ from lorchestra.engine.observer import Interrupted
 from lorchestra.errors import CheckpointError, ConfigError, DataError, TrainingError
 from lorchestra.experiments.load import load_run
 from lorchestra.experiments.train import train_run
+from lorchestra.models.members import member_adapters
 from lorchestra.store.atomic import sha256_file
 from lorchestra.store.run_dir import read_ensemble
+from lorchestra.types import Example
 
 
 def adapters(root):
@@ -274,7 +277,7 @@ def test_a_checkpoint_of_other_tensors_is_refused(stopped, change, message):
 
 def test_a_validation_nll_that_is_no_number_does_not_spoil_the_checkpoint(run_config, texts_csv, tmp_path, monkeypatch):
     """The history then holds a NaN, for which JSON has null: the checksum must be of what is read again."""
-    original, calls = lorchestra.engine.trainer.predict_rows, []
+    original, calls = lorchestra.engine.validation.predict_rows, []
 
     def predict_rows(*arguments, **options):
         found = original(*arguments, **options)
@@ -283,7 +286,7 @@ def test_a_validation_nll_that_is_no_number_does_not_spoil_the_checkpoint(run_co
             found[1] = math.nan
         return found
 
-    monkeypatch.setattr(lorchestra.engine.trainer, "predict_rows", predict_rows)
+    monkeypatch.setattr(lorchestra.engine.validation, "predict_rows", predict_rows)
     config, root = run_config(texts_csv()), tmp_path / "run"
     with pytest.raises(Interrupted):
         train_run(config, root, should_stop=StopAfter(6))
@@ -451,3 +454,26 @@ def test_a_row_longer_than_the_context_is_named_and_can_be_dropped_or_cut(run_co
         said = []
         train_run(run_config(path, data={"too_long": how}), tmp_path / how, say=said.append)
         assert any("reviews.csv:52" in text for text in said)
+
+
+def test_members_of_their_own_ranks_are_recorded_and_read_again(run_config, texts_csv, tmp_path, monkeypatch):
+    """Ranks 1, 4 and 2 on one base: each folder holds its own, and the run predicts what the trainer trained."""
+    original, trained = lorchestra.experiments.train.build_session, []
+
+    def build_session(config, *arguments):
+        own = member_adapters(config.adapt, config.train.seed)
+        adapters = [dataclasses.replace(a, r=r, scaling=8 / r) for a, r in zip(own, (1, 4, 2), strict=True)]
+        session, resolved = original(config, *arguments, adapters=adapters)
+        trained.append(session)
+        return session, resolved
+
+    monkeypatch.setattr(lorchestra.experiments.train, "build_session", build_session)
+    root = train_run(run_config(texts_csv(), train={"keep": "last"}), tmp_path / "run").run.root
+    _, record = read_ensemble(root)
+    assert [(member["r"], member["scaling"]) for member in record["members"]] == [(1, 8.0), (4, 2.0), (2, 4.0)]
+    loaded = load_run(root)
+    assert torch.equal(loaded.session.model.bank.values, trained[0].model.bank.values)
+    rows = [Example("", f"good {n}", ("no", "yes"), None) for n in range(4)]
+    found, wanted = (session.predict_members(rows, "test").log_probs_MEC for session in (loaded.session, trained[0]))
+    assert (found == wanted).all()
+    assert abs(wanted[0] - wanted[1]).max() > 1e-4

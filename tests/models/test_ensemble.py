@@ -12,7 +12,8 @@ from transformers import AttentionInterface
 from lorchestra.core.packing import BASE, Item, pack
 from lorchestra.errors import ConfigError
 from lorchestra.models.config import AdaptConfig
-from lorchestra.models.ensemble import EnsembleModel, member_seed
+from lorchestra.models.ensemble import EnsembleModel
+from lorchestra.models.members import member_seed
 from lorchestra.types import EncodedExample
 
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

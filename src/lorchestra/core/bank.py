@@ -89,44 +89,63 @@ class AdapterBank:
         self.grad.zero_()
 
     @torch.no_grad()
-    def initialize(self, seeds: Sequence[int], how: Literal[True, "gaussian", "orthogonal"] = True) -> None:
-        """Draw every member's A and B so that B A is zero: every member starts as the base.
+    def initialize(
+        self,
+        member: int,
+        seed: int,
+        how: Literal[True, "gaussian", "orthogonal"] = True,
+        *,
+        rank: int | None = None,
+        scale: float = 1.0,
+        std_B: float = 0.0,
+    ) -> None:
+        """Draw one member's A and B, so that B A is zero and the member starts as the base, unless `std_B` is given.
 
-        Each module's draw has a seed of its own, so it does not depend on which other modules are adapted.
+        Each module's draw has a seed of its own, so it does not depend on which other modules are adapted; nor does it
+        depend on the other members, or on the bank's rank.
 
         Args:
-            seeds: one a member.
+            member: whose.
+            seed: where its draws start from.
             how: PEFT's `init_lora_weights`. True: A uniform in `+- 1 / sqrt(in_features)`; gaussian: A normal with
                 standard deviation `1 / rank`; B is zero in both. orthogonal: see `_orthogonal_pair`.
+            rank: the member's own, by default the bank's: rows of A and columns of B beyond it are zero.
+            scale: what the draw of A is multiplied by.
+            std_B: standard deviation of the normal draw that takes the place of B = 0 (not of the orthogonal B).
         """
-        self.values.zero_()
-        for member, seed in enumerate(seeds):
-            for piece in self.slices:
-                source = generator(seed, "init", piece.name)
-                A = self.view(self.values[member], piece, "A")
-                if how == "orthogonal":
-                    start_A, start_B = _orthogonal_pair(piece, source)
-                    A.copy_(start_A)
-                    self.view(self.values[member], piece, "B").copy_(start_B)
-                elif how == "gaussian":
-                    A.copy_(torch.randn(A.shape, generator=source) / piece.rank)
-                else:
-                    draw = torch.rand(A.shape, generator=source)
-                    A.copy_((2 * draw - 1) * piece.in_features**-0.5)
+        self.values[member].zero_()
+        for piece in self.slices:
+            own = piece.rank if rank is None else rank
+            A = self.view(self.values[member], piece, "A")[:own]
+            B = self.view(self.values[member], piece, "B")[:, :own]
+            source = generator(seed, "init", piece.name)
+            if how == "orthogonal":
+                start_A, start_B = _orthogonal_pair(own, piece, source)
+                A.copy_(start_A)
+                B.copy_(start_B)
+            elif how == "gaussian":
+                A.copy_(torch.randn(A.shape, generator=source) / own)
+            else:
+                draw = torch.rand(A.shape, generator=source)
+                A.copy_((2 * draw - 1) * piece.in_features**-0.5)
+            if scale != 1.0:
+                A.mul_(scale)
+            if std_B > 0:
+                B.copy_(torch.randn(B.shape, generator=generator(seed, "init B", piece.name)) * std_B)
 
 
-def _orthogonal_pair(piece: AdapterSlice, source: torch.Generator) -> tuple[Tensor, Tensor]:
+def _orthogonal_pair(rank: int, piece: AdapterSlice, source: torch.Generator) -> tuple[Tensor, Tensor]:
     """A `[R, I]` and B `[O, R]` of normal entries on orthogonal halves of the rank's space, so that B A is zero.
 
     Source: PEFT's `orthogonal_init`: a random rotation's odd rows carry A and its even rows B, both divided by 10.
     Drawn in float64, so that the product is zero up to the rounding of the parameters.
     """
-    half = piece.rank // 2
+    half = rank // 2
 
     def normal(rows: int, columns: int) -> Tensor:
         return torch.randn(rows, columns, generator=source, dtype=torch.float64)
 
-    rotation, _ = torch.linalg.qr(normal(piece.rank, piece.rank))
+    rotation, _ = torch.linalg.qr(normal(rank, rank))
     A = rotation[0::2].t() @ normal(half, piece.in_features) / 10
     B = normal(piece.out_features, half) @ rotation[1::2] / 10
     return A, B

@@ -21,7 +21,7 @@ class StepReport:
     loss: list[float | None]
     penalties: dict[str, list[float | None]]
     grad_norm: list[float | None]
-    lr: float
+    lr: list[float | None]
     tokens: int
     seconds: float
 

@@ -72,6 +72,11 @@ class TrainState:
         """Indices of the members in this state."""
         return [m for m, member in enumerate(self.members) if member.status == status]
 
+    def fail(self, m: int, step: int, reason: str) -> None:
+        """Take a member out of the run: in which optimizer step, and why."""
+        member = self.members[m]
+        member.status, member.failed_step, member.reason = "failed", step, reason
+
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return asdict(self)

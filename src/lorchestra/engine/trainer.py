@@ -6,26 +6,28 @@ state, schedule position, best copy and end. Training M members here equals trai
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from lorchestra.core.objective import cross_entropy, kl_to_base
 from lorchestra.core.optim import MemberAdamW, Schedule, clip_gradients
 from lorchestra.core.packing import Item, PackedBatch, pack, plan_micro_batches, shareable_prefix
 from lorchestra.core.seeding import derive_seed, permutation
 from lorchestra.engine.checkpoint import check_fits
-from lorchestra.engine.config import RegularizeConfig, TrainConfig, check_training
+from lorchestra.engine.config import RegularizeConfig, RunConfig, TrainConfig, check_training
 from lorchestra.engine.frozen import Frozen, TrainingRows, compute_frozen
+from lorchestra.engine.members import MemberSettings, check_members, member_settings, steps_per_epoch
 from lorchestra.engine.observer import Interrupted, Observer, StepReport
-from lorchestra.engine.predict import member_passes, predict_rows
 from lorchestra.engine.state import MemberState, TrainState, state_tensors
+from lorchestra.engine.terms import RowOutputs, decay_penalties, row_terms
 from lorchestra.engine.trunk_file import TrunkFiles
-from lorchestra.models.ensemble import EnsembleModel, member_seed
+from lorchestra.engine.validation import judge, validate
+from lorchestra.models.ensemble import EnsembleModel
 
 
 class Trainer:
@@ -38,6 +40,9 @@ class Trainer:
         regularize: the regularizers' strengths.
         observer: hears of steps and evaluations.
         files: where trunks go that are too large for memory; without it they stay in memory.
+        settings: what each member has of its own, with the adapter that the model gives it; by default all members have
+            those of `config` and `regularize`. Given, they are what counts: of `config`, only what members share is
+            read then (epochs, batch size, what is kept, token budget, checkpoints).
 
     Raises:
         ConfigError: a setting out of range, such as `lr * weight_decay_b >= 1`.
@@ -51,22 +56,29 @@ class Trainer:
         regularize: RegularizeConfig,
         observer: Observer,
         files: TrunkFiles | None = None,
+        settings: Sequence[MemberSettings] | None = None,
     ) -> None:
         check_training(config, regularize)
         assert config.token_budget is not None
-        self.model, self.rows, self.config, self.regularize, self.observer = model, rows, config, regularize, observer
-        self.files = files
+        self.model, self.rows, self.config, self.observer, self.files = model, rows, config, observer, files
+        self.settings = _default_settings(model, config, regularize) if settings is None else tuple(settings)
+        if [own.adapter for own in self.settings] != list(model.adapters):
+            raise ValueError("the members' settings do not have the adapters that the model was made with")
+        check_members(config, self.settings, len(rows.train))
         self.token_budget = config.token_budget
-        self.steps_per_epoch = math.ceil(len(rows.train) / config.batch_size)
+        self.rows_of = [rows.train if own.rows is None else [rows.train[e] for e in own.rows] for own in self.settings]
+        self.steps_per_epoch = steps_per_epoch(config, len(self.rows_of[0]))
         self.num_steps = self.steps_per_epoch * config.epochs
-        self.schedule = Schedule(config.lr, self.num_steps, config.schedule, config.warmup)
+        self.schedules = [Schedule(own.lr, self.num_steps, own.schedule, own.warmup) for own in self.settings]
         self.optimizer = MemberAdamW(
-            model.bank.values, model.bank.is_B, [regularize.weight_decay_b] * model.num_members
+            model.bank.values, model.bank.is_B, [own.regularize.weight_decay_b for own in self.settings]
         )
         self.best = model.bank.values.clone()
         num_members = model.num_members
         self.state = TrainState(members=[MemberState() for _ in range(num_members)], num_updates=[0] * num_members)
-        self.shared = shareable_prefix(rows.train, dropout=model.adapt.dropout > 0)
+        # a batch has masks for all of its rows or for none; a member whose rate is zero drops nothing all the same
+        self.dropout = any(own.adapter.dropout > 0 for own in self.settings)
+        self.shared = shareable_prefix(rows.train, dropout=self.dropout)
         self.frozen = Frozen()
         model.slot.checkpointing = config.gradient_checkpointing
 
@@ -135,7 +147,7 @@ class Trainer:
             self.rows,
             self.token_budget,
             shared=self.shared,
-            with_base=self.regularize.kl_beta > 0,
+            with_base=any(own.regularize.kl_beta > 0 for own in self.settings),
             files=self.files,
             tell=tell,
         )
@@ -143,15 +155,17 @@ class Trainer:
     def step_items(self, step: int) -> list[Item]:
         """The rows of every running member in one optimizer step; a function of the seed and the step alone."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        dropout = self.model.adapt.dropout > 0
         items = []
         for m in self.state.with_status("running"):
-            seed = member_seed(self.config.seed, m)
-            order_seed = member_seed(self.config.seed, 0) if self.model.adapt.same_order else seed
-            order = permutation(len(self.rows.train), order_seed, "order", epoch)
+            own, rows = self.settings[m], self.rows_of[m]
+            order = permutation(len(rows), own.order_seed, "order", epoch)
+            seen: Counter[int] = Counter()
             for e in order[place * self.config.batch_size : (place + 1) * self.config.batch_size]:
-                row = self.rows.train[e]
-                items.append(Item(m, row, derive_seed(seed, "dropout", step, row.row) if dropout else None))
+                row = rows[e].row
+                again = (seen[row],) if seen[row] else ()  # a row that a bootstrap repeats gets a mask of its own
+                seed = derive_seed(own.dropout_seed, "dropout", step, row, *again) if self.dropout else None
+                items.append(Item(m, rows[e], seed))
+                seen[row] += 1
         return items
 
     def step(self, should_stop: Callable[[], bool] = lambda: False) -> bool:
@@ -167,59 +181,63 @@ class Trainer:
             if should_stop():
                 return False
             self._accumulate(pack(micro_batch, self.model.device, self.shared), weights, sums)
-        norms = clip_gradients(bank.grad, [self.config.clip_norm] * self.model.num_members)
+        norms = clip_gradients(bank.grad, [own.clip_norm for own in self.settings])
         self._mark_failed(running, sums["loss"], norms)
         running = state.with_status("running")
-        lr = self.schedule(state.step)
-        self.optimizer.step(bank.grad, [lr] * self.model.num_members, running)
+        lrs = [schedule(state.step) for schedule in self.schedules]
+        self.optimizer.step(bank.grad, lrs, running)
         state.step += 1
         state.num_updates = list(self.optimizer.num_steps)
         tokens = sum(item.example.num_tokens for item in items)
         seconds = time.perf_counter() - started
         state.tokens += tokens
         state.train_s += seconds
-        by_member = {
-            name: [values[m].item() if m in running else None for m in range(len(values))]
-            for name, values in sums.items()
-        }
+        sums |= decay_penalties(bank, self.settings)
+
+        def of_running(values: Tensor) -> list[float | None]:
+            return [value if m in running else None for m, value in enumerate(values.tolist())]
+
+        by_member = {name: of_running(values) for name, values in sums.items()}
         report = StepReport(
             step=state.step,
             epoch=(state.step - 1) // self.steps_per_epoch,
             loss=by_member.pop("loss"),
-            penalties=by_member | self._decay_penalty(running),
-            grad_norm=[norms[m].item() if m in running else None for m in range(len(norms))],
-            lr=lr,
+            penalties=by_member,
+            grad_norm=of_running(norms),
+            lr=[lr if m in running else None for m, lr in enumerate(lrs)],
             tokens=tokens,
             seconds=seconds,
         )
         self.observer.on_step(report, state)
         return True
 
-    def _item_weights(self, items: Sequence[Item]) -> dict[tuple[int, int], float]:
-        """Each item's share of its member's loss: its weight over the sum of its member's weights in this step."""
-        raw = {(item.member, item.example.row): self._row_weight(item.example.row) for item in items}
+    def _item_weights(self, items: Sequence[Item]) -> dict[int, float]:
+        """Each item's share of its member's loss: its weight over the sum of its member's in this step, by identity."""
         totals: dict[int, float] = {}
-        for (member, _), weight in raw.items():
-            totals[member] = totals.get(member, 0.0) + weight
-        return {key: weight / totals[key[0]] for key, weight in raw.items()}
+        for item in items:
+            totals[item.member] = totals.get(item.member, 0.0) + self._row_weight(item.example.row)
+        return {id(item): self._row_weight(item.example.row) / totals[item.member] for item in items}
 
     def _row_weight(self, row: int) -> float:
         return 1.0 if self.rows.weights is None else self.rows.weights[row]
 
-    def _accumulate(self, batch: PackedBatch, weights: dict[tuple[int, int], float], sums: dict[str, Tensor]) -> None:
+    def _accumulate(self, batch: PackedBatch, weights: dict[int, float], sums: dict[str, Tensor]) -> None:
         """Forward and backward of one micro-batch; adds the members' losses and penalties to `sums`."""
-        trunk = self.frozen.train
+        trunk, base = self.frozen.train, self.frozen.base_log_probs
         log_probs = self.model.log_probs(batch, None if trunk is None else trunk.gather(batch))
         device = log_probs.device
-        answers = torch.tensor([item.example.answer for item in batch.items], device=device)
-        share = log_probs.new_tensor([weights[item.member, item.example.row] for item in batch.items])
-        terms = {"loss": cross_entropy(log_probs, answers) * share}
-        if self.frozen.base_log_probs is not None:
-            base = self.frozen.base_log_probs[[item.example.row for item in batch.items], : log_probs.shape[1]]
-            penalty = kl_to_base(log_probs, base.to(log_probs.dtype), self.regularize.kl_direction)
-            terms["kl_to_base"] = self.regularize.kl_beta * penalty * share
+        outputs = RowOutputs(
+            members=[item.member for item in batch.items],
+            answers=torch.tensor([item.example.answer for item in batch.items], device=device),
+            log_probs=log_probs,
+            base_log_probs=None
+            if base is None
+            else base[[item.example.row for item in batch.items], : log_probs.shape[1]],
+        )
+        share = log_probs.new_tensor([weights[id(item)] for item in batch.items])
+        terms = {name: values * share for name, values in row_terms(self.settings, outputs).items()}
         torch.stack(list(terms.values())).sum().backward()
-        members = torch.tensor([item.member for item in batch.items])
+        members = torch.tensor(outputs.members)
         for name, values in terms.items():
             totals = sums.setdefault(name, torch.zeros(self.model.num_members, dtype=torch.float64))
             for m in members.unique().tolist():
@@ -228,55 +246,32 @@ class Trainer:
     def _mark_failed(self, running: Sequence[int], losses: Tensor, norms: Tensor) -> None:
         for m in running:
             if not (math.isfinite(losses[m].item()) and math.isfinite(norms[m].item())):
-                self._fail(m, self.state.step + 1, f"loss {losses[m].item()}, gradient norm {norms[m].item()}")
-
-    def _fail(self, m: int, step: int, reason: str) -> None:
-        member = self.state.members[m]
-        member.status, member.failed_step, member.reason = "failed", step, reason
-
-    def _decay_penalty(self, running: Sequence[int]) -> dict[str, list[float | None]]:
-        strength = self.regularize.weight_decay_b
-        if strength == 0:
-            return {}
-        squares = (self.model.bank.values * self.model.bank.is_B).square().sum(dim=1)
-        return {
-            "weight_decay_b": [
-                0.5 * strength * squares[m].item() if m in running else None for m in range(len(squares))
-            ]
-        }
+                self.state.fail(m, self.state.step + 1, f"loss {losses[m].item()}, gradient norm {norms[m].item()}")
 
     def _evaluate(self) -> None:
         """Validation NLL and accuracy of every running member; keeps the best copies and stops who waited too long."""
         state, rows = self.state, self.rows.val
         running = state.with_status("running")
-        found = predict_rows(
+        found = validate(
             self.model,
             rows,
-            member_passes(running),
+            running,
             self.token_budget,
             self.frozen.val,
             lambda n: self.observer.on_phase("validation", n, len(rows)),
         )
-        answers = np.array([row.answer for row in rows])
-        entry: dict[str, object] = {"step": state.step, "epoch": state.step // self.steps_per_epoch}
-        nlls: list[float | None] = [None] * self.model.num_members
-        accuracies: list[float | None] = [None] * self.model.num_members
-        for index, m in enumerate(running):
-            nlls[m] = float(-found[index, np.arange(len(rows)), answers].mean())
-            accuracies[m] = float((found[index].argmax(axis=1) == answers).mean())
-            self._judge(m, nlls[m])
-        entry |= {"val_nll": nlls, "val_accuracy": accuracies}
+        for m in running:
+            judge(state, m, found["val_nll"][m], self.settings[m].patience, self.model.bank.values, self.best)
+        entry = {"step": state.step, "epoch": state.step // self.steps_per_epoch, **found}
         state.history.append(entry)
         self.observer.on_evaluation(entry, state)
 
-    def _judge(self, m: int, nll: float | None) -> None:
-        member = self.state.members[m]
-        if nll is None or not math.isfinite(nll):
-            self._fail(m, self.state.step, f"validation NLL {nll}")
-        elif member.best_nll is None or nll < member.best_nll:
-            member.best_nll, member.best_step, member.waited = nll, self.state.step, 0
-            self.best[m].copy_(self.model.bank.values[m])
-        else:
-            member.waited += 1
-            if 0 < self.config.patience <= member.waited:
-                member.status = "stopped"
+
+def _default_settings(
+    model: EnsembleModel, config: TrainConfig, regularize: RegularizeConfig
+) -> tuple[MemberSettings, ...]:
+    """All members with the run's settings, and the adapters that the model gives them."""
+    settings = member_settings(RunConfig(adapt=model.adapt, train=config, regularize=regularize))
+    return tuple(
+        dataclasses.replace(own, adapter=adapter) for own, adapter in zip(settings, model.adapters, strict=True)
+    )

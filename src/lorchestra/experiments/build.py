@@ -18,6 +18,7 @@ from lorchestra.engine.session import Session, decide_scoring, default_token_bud
 from lorchestra.errors import ConfigError
 from lorchestra.models.adapters import check_readable
 from lorchestra.models.ensemble import EnsembleModel
+from lorchestra.models.members import MemberAdapter
 from lorchestra.models.probe import probe
 from lorchestra.models.sources import LoadedBase, load_base
 from lorchestra.types import Example
@@ -32,7 +33,7 @@ def build_session(
     train: Sequence[Example],
     say: Say,
     *,
-    scaling: Sequence[float] | None = None,
+    adapters: Sequence[MemberAdapter] | None = None,
     check_base: Callable[[LoadedBase], None] = lambda base: None,
 ) -> tuple[Session, RunConfig]:
     """Load the base, put members on it, try it once, and settle what the configuration left open.
@@ -43,7 +44,7 @@ def build_session(
         labels: the label set in order, None where every row brings its own choices.
         train: training rows, on which `scoring: auto` is decided.
         say: is told, in one line each, what a person should know.
-        scaling: each member's own (see `EnsembleModel`).
+        adapters: each member's own shape and start (see `EnsembleModel`).
         check_base: may refuse the loaded base, before members are put on it.
 
     Returns:
@@ -54,7 +55,7 @@ def build_session(
     base = load_base(config.base, notify=say)
     check_context(config, base)
     check_base(base)
-    model = EnsembleModel(base.model, config.adapt, config.train.seed, scaling)
+    model = EnsembleModel(base.model, config.adapt, config.train.seed, adapters)
     check_readable(model)
     probe(model)
     template = PromptTemplate.from_config(config.data, has_labels=labels is not None, tokenizer=base.tokenizer)

@@ -19,6 +19,7 @@ from lorchestra.experiments.rows import read_rows
 from lorchestra.models.adapters import WEIGHTS, load_member
 from lorchestra.models.config import BaseConfig
 from lorchestra.models.ensemble import EnsembleModel
+from lorchestra.models.members import member_adapters
 from lorchestra.models.peft_folders import (
     CONFIG,
     PeftFolder,
@@ -87,7 +88,10 @@ def import_run(
         rows.task.labels,
         rows.task.splits["train"],
         say,
-        scaling=[folder.scaling for folder in found],
+        adapters=[
+            dataclasses.replace(own, r=folder.r, scaling=folder.scaling)
+            for own, folder in zip(member_adapters(config.adapt, seed), found, strict=True)
+        ],
         check_base=check,
     )
     for split in ("val", "test"):  # rows that cannot be asked are told of now, not in the first evaluation

@@ -22,6 +22,7 @@ from lorchestra.experiments.build import Say
 from lorchestra.experiments.rows import check_same_kind
 from lorchestra.models.adapters import WEIGHTS, load_member
 from lorchestra.models.ensemble import EnsembleModel
+from lorchestra.models.members import member_adapters
 from lorchestra.models.peft_folders import CONFIG
 from lorchestra.models.sources import LoadedBase, load_base
 from lorchestra.store.run_dir import RunDir, read_ensemble
@@ -102,10 +103,13 @@ def load_run(root: str | Path, say: Say = lambda text: None) -> TrainedEnsemble:
     good = good_members(run, record)
     base = load_own_base(run, record, config, say)
     members = [record["members"][m] for m in good]
-    # only imported members have a rank and a scaling of their own
-    scaling = [member.get("scaling", config.adapt.scaling) for member in members]
     adapt = dataclasses.replace(config.adapt, members=len(good))
-    model = EnsembleModel(base.model, adapt, config.train.seed, scaling)
+    # members that were imported, or trained with settings of their own, have their rank and scaling in the record
+    adapters = [
+        dataclasses.replace(own, r=member.get("r", own.r), scaling=member.get("scaling", own.scaling))
+        for own, member in zip(member_adapters(adapt, config.train.seed), members, strict=True)
+    ]
+    model = EnsembleModel(base.model, adapt, config.train.seed, adapters)
     for index, member in enumerate(members):
         load_member(model.bank, index, run.root / member["path"], member["sha256"], member.get("r"))
     template = PromptTemplate.from_config(

@@ -9,8 +9,10 @@ from typing import Any
 from lorchestra.config import to_yaml
 from lorchestra.engine.config import RunConfig
 from lorchestra.engine.session import Session
+from lorchestra.engine.trainer import Trainer
 from lorchestra.experiments.build import environment
 from lorchestra.experiments.rows import RunRows, absolute_paths
+from lorchestra.models.config import AdaptConfig
 from lorchestra.store.atomic import atomic_write_json, atomic_write_text
 from lorchestra.store.run_dir import RunDir
 
@@ -22,6 +24,40 @@ def write_description(run: RunDir, resolved: RunConfig, rows: RunRows, session: 
     atomic_write_text(run.config, to_yaml(dataclasses.replace(resolved, data=absolute_paths(resolved.data))))
 
 
+def trained_members(
+    trainer: Trainer,
+    written: Sequence[dict[str, str]],
+    members: Sequence[int] | None = None,
+    adapt: AdaptConfig | None = None,
+) -> list[dict[str, Any]]:
+    """What `ensemble.json` says of trained members.
+
+    Args:
+        trainer: which has trained them.
+        written: their folders (see `save_members`).
+        members: which of the trainer's they are, in this order; by default all.
+        adapt: the configuration that stands beside the record, by default the trainer's; where members have another
+            rank or scaling, the record names those of every member.
+    """
+    adapt = adapt or trainer.model.adapt
+    chosen = range(trainer.model.num_members) if members is None else members
+    adapters = [trainer.model.adapters[m] for m in chosen]
+    differ = any((own.r, own.scaling) != (adapt.r, adapt.scaling) for own in adapters)
+    records = []
+    for index, (m, own, files) in enumerate(zip(chosen, adapters, written, strict=True)):
+        state = trainer.state.members[m]
+        record = {
+            "path": f"members/member_{index:02d}",
+            "sha256": files["sha256"],
+            "seed": trainer.settings[m].dropout_seed,
+            "state": state.status,
+            "best_step": state.best_step,
+            "val_nll": state.best_nll,
+        }
+        records.append(record | ({"r": own.r, "scaling": own.scaling} if differ else {}))
+    return records
+
+
 def ensemble_record(
     session: Session, rows: RunRows, members: Sequence[dict[str, Any]], cost: dict[str, Any]
 ) -> dict[str, Any]:
@@ -30,7 +66,7 @@ def ensemble_record(
     Args:
         session: base, prompt and scoring.
         rows: the task's rows, for its name and labels.
-        members: path, checksum and state of each member, and for imported ones its own rank and scaling.
+        members: path, checksum and state of each member, and its rank and scaling where they are its own.
         cost: what training cost here.
     """
     return {

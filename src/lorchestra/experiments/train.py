@@ -21,10 +21,9 @@ from lorchestra.engine.trunk_file import TrunkFiles
 from lorchestra.errors import CheckpointError, ConfigError, TrainingError
 from lorchestra.experiments.build import Say, build_session, peak_bytes
 from lorchestra.experiments.events import EventLog, Observers
-from lorchestra.experiments.record import ensemble_record, write_description
+from lorchestra.experiments.record import ensemble_record, trained_members, write_description
 from lorchestra.experiments.rows import RunRows, absolute_paths, check_unchanged, read_rows, with_directory
 from lorchestra.models.adapters import save_members
-from lorchestra.models.ensemble import member_seed
 from lorchestra.store.atomic import atomic_directory, discard_directory, sweep_directory
 from lorchestra.store.run_dir import RunDir, prepare_run, read_ensemble, write_ensemble
 from lorchestra.types import Example
@@ -195,18 +194,7 @@ def _finish(run: RunDir, trainer: Trainer, session: Session, rows: RunRows, log:
     discard_directory(run.members)  # of a run that was stopped between members and record
     with atomic_directory(run.members) as directory:
         written = save_members(directory, session.model, trainer.final_values(), session.base.path_for_peft)
-    members = []
-    for m, (state, files) in enumerate(zip(trainer.state.members, written, strict=True)):
-        members.append(
-            {
-                "path": f"members/member_{m:02d}",
-                "sha256": files["sha256"],
-                "seed": member_seed(trainer.config.seed, m),
-                "state": state.status,
-                "best_step": state.best_step,
-                "val_nll": state.best_nll,
-            }
-        )
+    members = trained_members(trainer, written)
     cost = {
         "train_s": round(trainer.state.train_s, 2),
         "tokens": trainer.state.tokens,
@@ -226,7 +214,7 @@ def _base_passes(trainer: Trainer) -> float:
     model = trainer.model
     trunk = model.trunk_layers / model.num_layers
     rows_seen = trainer.state.tokens / sum(row.num_tokens for row in trainer.rows.train)
-    kl = 1.0 if trainer.regularize.kl_beta > 0 else 0.0
+    kl = 1.0 if any(own.regularize.kl_beta > 0 for own in trainer.settings) else 0.0
     return round(rows_seen * (1 - trunk) + (trunk if model.trunk_layers else 0.0) + kl * (1 - trunk), 3)
 
 

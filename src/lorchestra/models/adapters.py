@@ -11,6 +11,7 @@ import os
 import re
 import tempfile
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from lorchestra.core.bank import AdapterBank
 from lorchestra.errors import CheckpointError, ConfigError
+from lorchestra.models.config import AdaptConfig
 from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.models.gguf import quiet_transformers
 from lorchestra.models.surgery import text_config
@@ -30,37 +32,51 @@ from lorchestra.store.atomic import sha256_file
 WEIGHTS = "adapter_model.safetensors"
 
 
-def adapter_tensors(bank: AdapterBank, values_P: Tensor) -> dict[str, Tensor]:
-    """One member's parameters under PEFT's names."""
+def adapter_tensors(bank: AdapterBank, values_P: Tensor, rank: int | None = None) -> dict[str, Tensor]:
+    """One member's parameters under PEFT's names, up to its own rank (by default the bank's)."""
     tensors = {}
     for piece in bank.slices:
         for which in ("A", "B"):
             view = bank.view(values_P, piece, which)
+            view = view[:rank] if which == "A" else view[:, :rank]
             tensors[f"base_model.model.{piece.name}.lora_{which}.weight"] = view.detach().cpu().contiguous()
     return tensors
 
 
-def save_members(directory: Path, ensemble: EnsembleModel, values_MP: Tensor, base_path: str) -> list[dict[str, str]]:
+def save_members(
+    directory: Path,
+    ensemble: EnsembleModel,
+    values_MP: Tensor,
+    base_path: str,
+    members: Sequence[int] | None = None,
+    adapt: AdaptConfig | None = None,
+) -> list[dict[str, str]]:
     """Write `member_00`, `member_01`, ... into an existing directory.
 
     Args:
         directory: where the folders go; the caller makes it appear whole.
         ensemble: gives the adapters' shape and place.
-        values_MP: the parameters to save, `[M, P]`.
+        values_MP: the parameters of all members, `[M, P]`.
         base_path: what PEFT loads the base from (hub id or directory).
+        members: which to write, numbered in this order; by default all.
+        adapt: the settings that these members were configured by, where they are a part of the ensemble with settings
+            of its own; by default the ensemble's. It decides in which words a folder states its scaling.
 
     Returns:
-        For each member, its folder's name and the SHA-256 of its weights.
+        For each written member, its folder's name and the SHA-256 of its weights.
     """
-    config, adapt = peft_config(ensemble, base_path), ensemble.adapt
+    adapt = adapt or ensemble.adapt
+    config = peft_config(ensemble, base_path)
     written = []
-    for m, scaling in enumerate(ensemble.scaling):
-        own = scaling != adapt.scaling  # imported members may each have their own
-        config.use_rslora = adapt.use_rslora and not own
-        config.lora_alpha = _short(scaling * adapt.r if own else adapt.lora_alpha)
-        folder = directory / f"member_{m:02d}"
+    for index, m in enumerate(range(ensemble.num_members) if members is None else members):
+        own = ensemble.adapters[m]
+        as_configured = (own.r, own.scaling) == (adapt.r, adapt.scaling)
+        config.r, config.lora_dropout, config.init_lora_weights = own.r, own.dropout, own.init_lora_weights
+        config.use_rslora = adapt.use_rslora and as_configured
+        config.lora_alpha = _short(adapt.lora_alpha if as_configured else own.scaling * own.r)
+        folder = directory / f"member_{index:02d}"
         folder.mkdir()
-        _write_member(folder, config, adapter_tensors(ensemble.bank, values_MP[m]))
+        _write_member(folder, config, adapter_tensors(ensemble.bank, values_MP[m], own.r))
         written.append({"path": f"{directory.name}/{folder.name}", "sha256": sha256_file(folder / WEIGHTS)})
     return written
 
@@ -89,7 +105,7 @@ def peft_config(ensemble: EnsembleModel, base_path: str) -> Any:
         task_type="CAUSAL_LM",
         base_model_name_or_path=base_path,
         inference_mode=True,
-        r=adapt.r,
+        r=ensemble.bank.slices[0].rank,
         lora_alpha=_short(adapt.lora_alpha),
         lora_dropout=adapt.dropout,
         use_rslora=adapt.use_rslora,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import weakref
 from collections.abc import Sequence
@@ -16,10 +17,10 @@ from lorchestra.core.bank import AdapterBank
 from lorchestra.core.lora import MemberLoRALinear
 from lorchestra.core.objective import choice_log_probs
 from lorchestra.core.packing import PackedBatch
-from lorchestra.core.seeding import derive_seed
 from lorchestra.errors import ConfigError
 from lorchestra.models.architectures import check_architecture, set_attention
 from lorchestra.models.config import AdaptConfig, check_adapt
+from lorchestra.models.members import MemberAdapter, check_adapters, member_adapters
 from lorchestra.models.surgery import (
     PassSlot,
     decoder_layers,
@@ -40,21 +41,26 @@ class EnsembleModel:
     Args:
         model: a transformers causal language model; it is changed in place (see `surgery`) and frozen.
         adapt: number, shape and place of the adapters.
-        seed: run seed; member m's initial A derives from it and m (or from it alone with `same_init`).
-        scaling: what each member's B A x is multiplied by, where members differ (imported ones); by default
-            `adapt.scaling` for all.
+        seed: run seed; see `member_adapters`.
+        adapters: each member's own shape and start, where they differ by more than their seeds; their number takes the
+            place of `adapt.members`, and the bank has the highest of their ranks.
 
     Raises:
-        ConfigError: an architecture that cannot be packed, unknown layers or target modules, M, r or dropout out of
-            range.
+        ConfigError: an architecture that cannot be packed, unknown layers or target modules, M or a member's settings
+            out of range.
     """
 
-    def __init__(self, model: nn.Module, adapt: AdaptConfig, seed: int, scaling: Sequence[float] | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, adapt: AdaptConfig, seed: int, adapters: Sequence[MemberAdapter] | None = None
+    ) -> None:
+        if adapters is not None:
+            adapt = dataclasses.replace(adapt, members=len(adapters))
         check_adapt(adapt)
         check_architecture(model)
         self.model = model.eval().requires_grad_(False)
         self.adapt = adapt
-        self.scaling = tuple(scaling or [adapt.scaling] * adapt.members)
+        self.adapters = member_adapters(adapt, seed) if adapters is None else tuple(adapters)
+        check_adapters(adapt, self.adapters)
         self.slot = PassSlot()
         layers = decoder_layers(model)
         self.num_layers = len(layers)
@@ -62,36 +68,37 @@ class EnsembleModel:
         self.trunk_layers = self.layers[0]
         self.stock_attention: str = model.config._attn_implementation  # type: ignore[union-attr,assignment]
         set_attention(model, _register_attention(self))
-        self.bank = self._insert_members(layers, seed)
+        self.bank = self._insert_members(layers)
         gate_layers(layers, self.slot)
         restrict_last_mlp(layers[-1], self.slot)
         restrict_head(model.get_output_embeddings(), self.slot)  # type: ignore[operator]
 
-    def _insert_members(self, layers: nn.ModuleList, seed: int) -> AdapterBank:
+    def _insert_members(self, layers: nn.ModuleList) -> AdapterBank:
         adapt = self.adapt
         targets = find_targets(self.model, layers, self.layers, adapt.target_modules)
         weight = targets[0][1].weight
+        rank = max(own.r for own in self.adapters)
         try:
             bank = AdapterBank(
                 adapt.members,
-                adapt.r,
+                rank,
                 [(name, *features(linear)) for name, linear in targets],
                 dtype=torch.promote_types(weight.dtype, torch.float32),
                 device=weight.device,
             )
         except (RuntimeError, MemoryError) as error:  # torch has no class of its own for a full memory on a CPU
             raise ConfigError(
-                f"adapt.members: {adapt.members} members of rank {adapt.r} do not fit into the memory of"
+                f"adapt.members: {adapt.members} members of rank {rank} do not fit into the memory of"
                 f" {weight.device}; take fewer members or a smaller adapt.r"
             ) from error
-        seeds = [member_seed(seed, 0 if adapt.same_init else m) for m in range(adapt.members)]
-        bank.initialize(seeds, adapt.init_lora_weights)
+        for m, own in enumerate(self.adapters):
+            bank.initialize(m, own.seed, own.init_lora_weights, rank=own.r, scale=own.init_scale, std_B=own.init_std_b)
         for name, linear in targets:
             lora = MemberLoRALinear(
                 linear,
                 *bank.parameters[name],
-                scaling=self.scaling,
-                dropout=[adapt.dropout] * adapt.members,
+                scaling=[own.scaling for own in self.adapters],
+                dropout=[own.dropout for own in self.adapters],
                 slot=self.slot,
                 name=name,
             )
@@ -152,11 +159,6 @@ class EnsembleModel:
             )
         finally:
             self.slot.packing = self.slot.keep = None
-
-
-def member_seed(seed: int, member: int) -> int:
-    """The seed from which all of a member's streams derive."""
-    return derive_seed(seed, "member", member)
 
 
 def _register_attention(ensemble: EnsembleModel) -> str:
