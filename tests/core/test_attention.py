@@ -62,16 +62,17 @@ OPTIONS = {
 }
 
 
+@pytest.mark.parametrize("batched", [False, True], ids=["one by one", "batched"])
 @pytest.mark.parametrize("groups", [4, 2, 1])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 @pytest.mark.parametrize("packing", LAYOUTS.values(), ids=LAYOUTS.keys())
-def test_equals_naive_attention_forward_and_backward(packing, options, groups, randn):
+def test_equals_naive_attention_forward_and_backward(packing, options, groups, batched, randn):
     n = packing.num_tokens
     inputs = [randn(1, 4, n, D), randn(1, groups, n, D), randn(1, groups, n, D)]
     if options.get("sinks"):
         options = {**options, "sinks": randn(4).requires_grad_()}
     inputs = [tensor.requires_grad_() for tensor in inputs]
-    out = packed_attention(*inputs, packing, **options)
+    out = packed_attention(*inputs, packing, **options, batched=batched)
     expected = naive_attention(*inputs, packing, **options)
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
     weights = randn(*out.shape)
@@ -90,7 +91,7 @@ def test_float32_equals_naive_attention_in_float64(options, randn):
     torch.testing.assert_close(out.double(), naive_attention(*inputs, packing, **options), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("options", [{}, {"window": 2}, {"softcap": 0.8}, {"sinks": True}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"batched": True}, {"window": 2}, {"softcap": 0.8}, {"sinks": True}], ids=str)
 def test_nan_in_one_row_reaches_no_other_row(options, randn):
     """Forward and backward, with the NaN row packed first; bit for bit what the others are without it."""
     packing = packing_from(Segment(0, 4), Segment(4, 6, (0,)), Segment(6, 9), Segment(9, 11, (2,)))
@@ -114,15 +115,35 @@ def test_nan_in_one_row_reaches_no_other_row(options, randn):
     assert all(tensor.isfinite().all() for tensor in results[0])
 
 
-def test_nan_in_one_choice_reaches_neither_its_prefix_nor_its_siblings(randn):
+@pytest.mark.parametrize("batched", [False, True], ids=["one by one", "batched"])
+def test_nan_in_one_choice_reaches_neither_its_prefix_nor_its_siblings(batched, randn):
     packing = packing_from(Segment(0, 3), Segment(3, 5, (0,)), Segment(5, 7, (0,)))
     inputs = [randn(1, 2, 7, D) for _ in range(3)]
-    before = packed_attention(*inputs, packing)
+    before = packed_attention(*inputs, packing, batched=batched)
     for tensor in inputs:
         tensor[:, :, 3:5] = float("nan")
-    after = packed_attention(*inputs, packing)
+    after = packed_attention(*inputs, packing, batched=batched)
     keep = [0, 1, 2, 5, 6]
     assert torch.equal(before[:, :, keep], after[:, :, keep])
+
+
+def test_batches_are_of_like_length_and_hold_every_token_once(monkeypatch, randn):
+    """Few kernels for many rows, and at most as much padding as tokens."""
+    lengths = [3, 40, 5, 36, 4, 1, 21, 2, 11]
+    stops = [sum(lengths[: i + 1]) for i in range(len(lengths))]
+    packing = packing_from(*(Segment(stop - n, stop) for n, stop in zip(lengths, stops, strict=True)))
+    assert sorted(torch.cat([bucket.tokens for bucket in packing.buckets]).tolist()) == list(range(sum(lengths)))
+    assert [tuple(bucket.slots.shape) for bucket in packing.buckets] == [(3, 40), (1, 11), (3, 5), (2, 2)]
+    shapes = []
+    own = torch.nn.functional.scaled_dot_product_attention
+
+    def counted(query, *args, **kwargs):
+        shapes.append(tuple(query.shape))
+        return own(query, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counted)
+    packed_attention(*(randn(1, 2, sum(lengths), D) for _ in range(3)), packing, batched=True)
+    assert shapes == [(3, 2, 40, D), (1, 2, 11, D), (3, 2, 5, D), (2, 2, 2, D)]
 
 
 class FakeModule(torch.nn.Module):

@@ -1,7 +1,8 @@
 """Attention over a packed batch: every segment sees its context and itself, and nothing else.
 
 Written against the calling convention of transformers' `AttentionInterface`. Segments are cut out with `split`, whose
-backward is one concatenation: deterministic, and without the accumulating scatter of a gather.
+backward is one concatenation: deterministic, and without the accumulating scatter of a gather. On CUDA, where a kernel
+a row would cost more than its arithmetic, segments without context go in padded batches of like length.
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ def packed_attention(
     window: int | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    batched: bool | None = None,
 ) -> Tensor:
     """Attention within the segments of `packing`.
 
@@ -78,6 +80,8 @@ def packed_attention(
         window: a token sees itself and the `window - 1` tokens before it; None sees all.
         softcap: scores become `softcap * tanh(score / softcap)`.
         sinks: `[H]`, one extra score a head that takes probability and gives nothing.
+        batched: compute segments without context in padded batches, not one by one; None does so on CUDA. Where a
+            window or capped scores or sinks ask for more than a causal batch, it is without meaning.
 
     Returns:
         `[1, H, N, d]`.
@@ -86,9 +90,13 @@ def packed_attention(
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    plain = softcap is None and sinks is None and (window is None or max(lengths) <= window)
+    batched = (query.is_cuda if batched is None else batched) and plain
     queries, keys, values = query.split(lengths, dim=2), key.split(lengths, dim=2), value.split(lengths, dim=2)
     outputs = []
     for index, segment in enumerate(packing.segments):
+        if batched and not segment.context:
+            continue
         own_key, own_value = keys[index], values[index]
         mask = None
         if segment.context:
@@ -105,7 +113,35 @@ def packed_attention(
                 mask = _visible(segment, lengths[index], own_key.shape[2], None, query.device)
             out = _explicit_attention(queries[index], own_key, own_value, mask, scale, softcap, sinks)
         outputs.append(out)
-    return torch.cat(outputs, dim=2)
+    if not batched:
+        return torch.cat(outputs, dim=2)
+    return _in_order(outputs, _batched_attention(query, key, value, packing, scale), packing)
+
+
+def _batched_attention(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: Any) -> list[Tensor]:
+    """Causal attention of the segments without context, bucket by bucket: `[n, H, d]` each, as `Bucket.tokens`.
+
+    Every token is gathered once, so the backward scatters without colliding and its bits do not vary. Padding reads
+    zeros, and stands behind the tokens, where causal attention hides it.
+    """
+    padded = [F.pad(tensor[0].transpose(0, 1), (0, 0, 0, 0, 0, 1)) for tensor in (query, key, value)]
+    outputs = []
+    for bucket in packing.buckets:
+        rows = [tensor.index_select(0, bucket.slots.flatten()) for tensor in padded]
+        q, k, v = (tensor.unflatten(0, bucket.slots.shape).transpose(1, 2) for tensor in rows)
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+        outputs.append(out.transpose(1, 2).flatten(0, 1).index_select(0, bucket.filled))
+    return outputs
+
+
+def _in_order(one_by_one: list[Tensor], in_buckets: list[Tensor], packing: Packing) -> Tensor:
+    """Outputs of both kinds in the order of the packed axis, `[1, H, N, d]`."""
+    device = packing.input_ids.device
+    tokens = [torch.arange(s.start, s.stop, device=device) for s in packing.segments if s.context]
+    outputs = [out[0].transpose(0, 1) for out in one_by_one]
+    tokens += [bucket.tokens for bucket in packing.buckets]
+    back = torch.cat(tokens).argsort()
+    return torch.cat([*outputs, *in_buckets]).index_select(0, back).transpose(0, 1)[None]
 
 
 def _visible(segment: Segment, num_queries: int, num_keys: int, window: int | None, device: torch.device) -> Tensor:

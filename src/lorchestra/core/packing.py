@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -55,6 +56,18 @@ class Span:
 
 
 @dataclass(frozen=True)
+class Bucket:
+    """Segments of like length, to be computed as one padded batch (on CUDA, where many small kernels cost most)."""
+
+    slots: Tensor
+    """int64 `[S, T]`: the packed token in each slot; N, one past the last token, in padding."""
+    filled: Tensor
+    """int64 `[n]`: the flattened slots that hold tokens."""
+    tokens: Tensor
+    """int64 `[n]`: the tokens in them."""
+
+
+@dataclass(frozen=True)
 class Packing:
     """Where everything lies on the packed token axis; all that attention and the LoRA layers need to know."""
 
@@ -71,6 +84,26 @@ class Packing:
     def num_tokens(self) -> int:
         """N."""
         return int(self.input_ids.shape[1])
+
+    @cached_property
+    def buckets(self) -> tuple[Bucket, ...]:
+        """The segments without context; none is shorter than half of its bucket's longest."""
+        alone = sorted((s for s in self.segments if not s.context), key=lambda s: s.start - s.stop)
+        groups: list[list[Segment]] = []
+        for segment in alone:
+            if not groups or 2 * (segment.stop - segment.start) < groups[-1][0].stop - groups[-1][0].start:
+                groups.append([])
+            groups[-1].append(segment)
+        return tuple(self._bucket(group) for group in groups)
+
+    def _bucket(self, segments: Sequence[Segment]) -> Bucket:
+        starts = torch.tensor([[s.start] for s in segments])
+        lengths = torch.tensor([[s.stop - s.start] for s in segments])
+        places = torch.arange(int(lengths[0]))
+        slots = torch.where(places < lengths, starts + places, self.num_tokens)
+        filled = (slots.flatten() < self.num_tokens).nonzero().squeeze(1)
+        device = self.input_ids.device
+        return Bucket(slots.to(device), filled.to(device), slots.flatten()[filled].to(device))
 
 
 @dataclass(frozen=True)
