@@ -28,8 +28,8 @@ from peft import LoraConfig, get_peft_model
 from lorchestra.core.packing import Item
 from lorchestra.engine.config import RegularizeConfig, TrainConfig
 from lorchestra.engine.frozen import TrainingRows
+from lorchestra.engine.memory import peak_bytes as process_peak_bytes
 from lorchestra.engine.trainer import Trainer
-from lorchestra.experiments.build import peak_bytes as process_peak_bytes
 from lorchestra.models.config import AdaptConfig, BaseConfig
 from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.models.sources import load_base

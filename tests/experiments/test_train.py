@@ -149,7 +149,7 @@ def test_trunks_in_a_file_give_the_same_bytes_and_are_gone_in_the_end(run_config
 
 def test_without_room_for_trunks_training_goes_on_without_them(run_config, texts_csv, tmp_path, monkeypatch):
     config = run_config(texts_csv(), adapt={"layers": "last:1", "trunk_memory_gb": 0.0})
-    monkeypatch.setattr(lorchestra.store.disk, "_free_bytes", lambda path: 1000 if "trunk" in path.name else None)
+    monkeypatch.setattr(lorchestra.store.disk, "free_bytes", lambda path: 1000 if "trunk" in path.name else None)
     said = []
     root = train_run(config, tmp_path / "run", say=said.append).run.root
     assert any("disk is full" in text and "goes on without the cache" in text for text in said)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tyro
 
-from lorchestra.config import refused_settings
+from lorchestra.config import read_recipe, refused_settings
+from lorchestra.engine.config import RunConfig
 from lorchestra.errors import ConfigError
 
 T = TypeVar("T")
+R = TypeVar("R", bound=RunConfig)
 
 
 def parse(cls: type[T], arguments: Sequence[str], command: str, default: T | None = None) -> T:
@@ -22,3 +25,26 @@ def parse(cls: type[T], arguments: Sequence[str], command: str, default: T | Non
     if default is None:
         return tyro.cli(cls, args=list(arguments), prog=f"lorchestra {command}")
     return tyro.cli(cls, args=list(arguments), prog=f"lorchestra {command}", default=default)
+
+
+def parse_with_recipe(
+    cls: type[R], arguments: Sequence[str], command: str, required: Sequence[str] = ()
+) -> tuple[R, RunConfig]:
+    """Parse a command whose first argument may be a recipe; the options override it.
+
+    Args:
+        cls: the command's arguments: the settings of a run and some more.
+        arguments: as typed.
+        command: its name.
+        required: fields of `cls` that have no default.
+
+    Returns:
+        The arguments, and the run's settings among them.
+    """
+    rest = list(arguments)
+    recipe = rest.pop(0) if rest and not rest[0].startswith("-") else None
+    defaults = RunConfig() if recipe is None else read_recipe(recipe, RunConfig)
+    names = [field.name for field in dataclasses.fields(RunConfig)]
+    missing: dict[str, Any] = dict.fromkeys(required, tyro.MISSING)
+    parsed = parse(cls, rest, command, default=cls(**{name: getattr(defaults, name) for name in names}, **missing))
+    return parsed, RunConfig(**{name: getattr(parsed, name) for name in names})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import signal
 from collections.abc import Sequence
@@ -10,10 +9,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Literal
 
-from lorchestra.cli.arguments import parse
-from lorchestra.config import read_recipe
+from lorchestra.cli.arguments import parse_with_recipe
 from lorchestra.engine.config import RunConfig
 
 _STDERR = 2
@@ -45,27 +43,10 @@ class TrainArguments(RunConfig):
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command."""
-    arguments = list(arguments)
-    recipe = None
-    if arguments and not arguments[0].startswith("-"):
-        recipe = arguments.pop(0)
-    defaults = RunConfig() if recipe is None else read_recipe(recipe, RunConfig)
-    default: Any = TrainArguments(**_fields(defaults), out=_missing())
-    parsed = parse(TrainArguments, arguments, "train", default=default)
-    config = RunConfig(**{f.name: getattr(parsed, f.name) for f in dataclasses.fields(RunConfig)})
+    parsed, config = parse_with_recipe(TrainArguments, arguments, "train", required=["out"])
     return train_and_show(
         config, parsed.out, parsed.if_exists, evaluate=not parsed.skip_evaluation, as_json=parsed.json
     )
-
-
-def _fields(config: RunConfig) -> dict[str, Any]:
-    return {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-
-
-def _missing() -> Any:
-    import tyro
-
-    return tyro.MISSING
 
 
 def train_and_show(

@@ -7,7 +7,6 @@ import os
 import platform
 from collections.abc import Callable, Sequence
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,7 +47,8 @@ def build_session(
         check_base: may refuse the loaded base, before members are put on it.
 
     Returns:
-        The session, and the configuration with threads, token budget and scoring resolved.
+        The session, and the configuration with threads and scoring resolved; its token budget is the device's default
+        where none is given (see `budget.settle_budget`).
     """
     if config.base.threads is not None:
         torch.set_num_threads(config.base.threads)
@@ -79,21 +79,6 @@ def check_context(config: RunConfig, base: LoadedBase) -> None:
             f"data.max_length: {config.data.max_length} is more than the {base.context_length} tokens of context that"
             f" {base.id} has"
         )
-
-
-def peak_bytes() -> int:
-    """The most memory used so far: of the GPU where there is one, else resident memory of this process."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated()
-    # Not `ru_maxrss` on Linux: a process inherits the value that its parent had when it was started.
-    status = Path("/proc/self/status")
-    if status.exists():
-        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
-    import resource  # not on Windows
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if platform.system() == "Darwin" else peak * 1024
 
 
 def environment(base: LoadedBase) -> dict[str, Any]:

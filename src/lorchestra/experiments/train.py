@@ -7,19 +7,21 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from lorchestra.config import differences, read_recipe
 from lorchestra.data.encode import EncodedSplit, class_weights
 from lorchestra.engine.checkpoint import load_checkpoint, save_checkpoint
 from lorchestra.engine.config import RunConfig, check_run
 from lorchestra.engine.frozen import TrainingRows
+from lorchestra.engine.memory import peak_bytes
 from lorchestra.engine.observer import Observer
 from lorchestra.engine.session import Session
 from lorchestra.engine.trainer import Trainer
 from lorchestra.engine.trunk_file import TrunkFiles
 from lorchestra.errors import CheckpointError, ConfigError, TrainingError
-from lorchestra.experiments.build import Say, build_session, peak_bytes
+from lorchestra.experiments.budget import settle_budget
+from lorchestra.experiments.build import Say, build_session
 from lorchestra.experiments.events import EventLog, Observers
 from lorchestra.experiments.record import ensemble_record, trained_members, write_description
 from lorchestra.experiments.rows import RunRows, absolute_paths, check_unchanged, read_rows, with_directory
@@ -80,12 +82,16 @@ def train_run(
     session, resolved = build_session(config, rows.task.name, rows.task.labels, train, say)
     encoded = {split: session.encode(rows.task.splits[split]) for split in ("train", "val")}
     weights = _row_weights(session, train, encoded["train"], rows.task.labels)
-    _check_budget(config, encoded.values())
+    training = TrainingRows(encoded["train"].rows, encoded["val"].rows, weights)
+    session.token_budget = settle_budget(config, session, training, say)
+    resolved = dataclasses.replace(
+        resolved, train=dataclasses.replace(resolved.train, token_budget=session.token_budget)
+    )
     if not resuming:
         _begin(run, resolved, rows, session)
     log = EventLog(run.events, keep_bytes=None)
     files = TrunkFiles(run.resume, session.base.digest, round(resolved.adapt.trunk_memory_gb * 1e9), say)
-    trainer = _make_trainer(session, resolved, encoded, weights, log, observe, files)
+    trainer = _make_trainer(session, resolved, training, log, observe, files)
     if resuming:
         _restore(run, trainer, log, say)
     peak = _train(run, trainer, log, should_stop)
@@ -122,16 +128,6 @@ def _row_weights(
     return [by_label[example.answer] for example in kept if example.answer is not None]
 
 
-def _check_budget(config: RunConfig, splits: Any) -> None:
-    longest = max(row.num_tokens for split in splits for row in split.rows)
-    asked = config.train.token_budget
-    if asked is not None and asked < longest:
-        raise ConfigError(
-            f"train.token_budget: {asked} is below the longest row, which has {longest} tokens; raise it to {longest}"
-            " or more, or bound rows by data.max_length"
-        )
-
-
 def _begin(run: RunDir, resolved: RunConfig, rows: RunRows, session: Session) -> None:
     """Write what describes the run; the directory appears with all of it, so that a killed run can be resumed."""
     with suppress(OSError):
@@ -147,13 +143,11 @@ def _begin(run: RunDir, resolved: RunConfig, rows: RunRows, session: Session) ->
 def _make_trainer(
     session: Session,
     config: RunConfig,
-    encoded: dict[str, EncodedSplit],
-    weights: list[float] | None,
+    rows: TrainingRows,
     log: EventLog,
     observe: Callable[[Trainer], Observer] | None,
     files: TrunkFiles,
 ) -> Trainer:
-    rows = TrainingRows(encoded["train"].rows, encoded["val"].rows, weights)
     trainer = Trainer(session.model, rows, config.train, config.regularize, log, files)
     if observe is not None:
         trainer.observer = Observers([log, observe(trainer)])

@@ -24,7 +24,7 @@ def require_space(path: str | os.PathLike[str], num_bytes: int) -> None:
     Raises:
         CheckpointError: the disk has too little room.
     """
-    free = _free_bytes(Path(path))
+    free = free_bytes(Path(path))
     if free is not None and free < num_bytes:
         raise _disk_full(Path(path), num_bytes)
 
@@ -82,7 +82,7 @@ def _as_checkpoint_error(
 
 def _disk_full(target: Path, num_bytes: int | None) -> CheckpointError:
     facts = [] if num_bytes is None else [f"{readable_bytes(num_bytes)} wanted"]
-    free = _free_bytes(target)
+    free = free_bytes(target)
     if free is not None:
         facts.append(f"{readable_bytes(free)} free in {target.parent}")
     details = f" ({', '.join(facts)})" if facts else ""
@@ -100,7 +100,7 @@ def readable_bytes(num_bytes: int) -> str:
     return f"{num_bytes / 1000**power:.1f} {' kMGTPE'[power]}B"
 
 
-def _free_bytes(path: Path) -> int | None:
+def free_bytes(path: Path) -> int | None:
     """Free bytes where `path` is or is going to be; None where the system does not say."""
     place = path.absolute()
     try:

@@ -1,0 +1,60 @@
+"""`lorchestra plan`: memory and time of a training, before it is run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from lorchestra.cli.arguments import parse_with_recipe
+from lorchestra.engine.config import RunConfig
+from lorchestra.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class PlanArguments(RunConfig):
+    """Memory, disk and time of a training, before it is run.
+
+    Takes the same recipe and options as train:
+
+        lorchestra plan recipes/quick.yaml --data.train reviews.csv
+
+    Rows are read and the base is loaded, as for training; some seconds of its passes then tell how fast this machine is
+    and what memory they take. So the base must fit here: of one that does not, nothing is predicted. The time is that
+    of all epochs, as if no member stopped early, without loading the base and the evaluation on test rows. Where it does
+    not fit, what would help is listed, and the exit code is 1.
+    """
+
+    out: str = field(default=".", kw_only=True)
+    """Where the run directory would be: its disk must have room."""
+    seconds: float = field(default=10.0, kw_only=True)
+    """Length of the calibration; a longer one is more exact on a busy machine."""
+    json: bool = field(default=False, kw_only=True)
+    """Print JSON instead of a table."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command."""
+    parsed, config = parse_with_recipe(PlanArguments, arguments, "plan")
+    if not 0 < parsed.seconds < 3600:
+        raise ConfigError(f"--seconds: {parsed.seconds} is not a number of seconds above 0 and below 3600")
+
+    from lorchestra.cli.output import messages, results, speaker
+    from lorchestra.experiments.plan import plan_run
+    from lorchestra.report.plan import plan_tables
+
+    console = messages()
+    with console.status("") as status:
+        record = plan_run(
+            config,
+            parsed.out,
+            seconds=parsed.seconds,
+            say=speaker(console),
+            tell=lambda text: status.update(f"planning: {text}"),
+        )
+    if parsed.json:
+        print(json.dumps(record))
+    else:
+        for part in plan_tables(record):
+            results().print(part, highlight=False)
+    return 0 if record["bytes"]["fits"] and record["disk_bytes"]["fits"] else 1

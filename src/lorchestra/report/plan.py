@@ -1,0 +1,159 @@
+"""A plan's record as tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from lorchestra.store.disk import readable_bytes
+
+Record = Mapping[str, Any]
+
+
+def plan_tables(record: Record) -> Iterator[RenderableType]:
+    """What is trained, its memory, disk and time, and, where it does not fit, what would help."""
+    yield _facts("Training", _what(record))
+    yield Text()
+    yield _facts("Memory", _memory(record))
+    yield Text()
+    yield _facts("Disk", _disk(record))
+    yield Text()
+    yield _facts("Time", _time(record))
+    yield Text()
+    yield Text(_verdict(record), style="bold" if _fits(record) else "bold red")
+    if record["remedies"]:
+        yield _remedies(record)
+
+
+def readable_seconds(seconds: float) -> str:
+    """`4 s`, `3 min 20 s`, `2 h 05 min`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60:,} h {minutes % 60:02d} min"
+
+
+def _facts(title: str, rows: list[tuple[str, str, str]]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column(title, no_wrap=True, min_width=30)
+    table.add_column("", justify="right", no_wrap=True, min_width=14)
+    table.add_column("", style="dim")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _what(record: Record) -> list[tuple[str, str, str]]:
+    rows, layers, work, parameters = (record[name] for name in ("rows", "layers", "work", "parameters"))
+    budget = record["token_budget"]
+    below = f", the {layers['below']} below computed once a row" if layers["below"] else ""
+    return [
+        ("parameters of the base", f"{parameters['base']:,}", f"{record['base']}, {record['dtype']}, frozen"),
+        (
+            "parameters of a member",
+            f"{parameters['member']:,}",
+            f"on {layers['adapted']} of {layers['all']} layers{below}",
+        ),
+        ("parameters of all members", f"{parameters['members']:,}", f"{record['members']} members"),
+        (
+            "rows",
+            f"{rows['train']:,}",
+            f"and {rows['val']:,} for validation; the longest has {rows['longest_tokens']:,} tokens",
+        ),
+        ("optimizer steps", f"{work['steps']:,}", f"in {work['micro_batches']:,} micro-batches"),
+        ("token budget", f"{budget['value']:,}", "" if budget["given"] else "not given: by device and memory"),
+        ("tokens an epoch", f"{work['tokens_per_epoch']:,}", "of all members"),
+        ("tokens in all", f"{work['tokens']:,}", f"{work['epochs']} epochs"),
+        ("base passes", f"{work['base_passes']:g}", "forward work in passes of the whole base over the rows"),
+    ]
+
+
+def _memory(record: Record) -> list[tuple[str, str, str]]:
+    sizes, layers = record["bytes"], record["layers"]
+    parts = [
+        ("base", "base", ""),
+        ("adapters", "adapters", ""),
+        ("training state", "training", "gradients, both moments, best copies"),
+        ("activations", "activations", f"at {record['work']['largest_micro_batch']:,} tokens, the largest micro-batch"),
+        ("cached layers below", "trunk", "" if layers["below"] else "none: all layers are adapted from the first on"),
+        ("Python and libraries", "process", ""),
+    ]
+    found = [(title, readable_bytes(sizes[key]), note) for title, key, note in parts]
+    steady = sum(sizes[key] for _, key, _ in parts)
+    limit = "" if sizes["limit"] is None else f"of {readable_bytes(sizes['limit'])} that can be had"
+    note = limit if sizes["peak"] == steady else f"reached while the base is loaded; {limit}"
+    return [*found, ("predicted peak", readable_bytes(sizes["peak"]), note)]
+
+
+def _disk(record: Record) -> list[tuple[str, str, str]]:
+    sizes = record["disk_bytes"]
+    rows = [("members and checkpoints", readable_bytes(sizes["run"]), "")]
+    if sizes["trunk"]:
+        rows.append(
+            ("cached layers below", readable_bytes(sizes["trunk"]), "more than adapt.trunk_memory_gb, so in a file")
+        )
+    return [*rows, ("free", "unknown" if sizes["free"] is None else readable_bytes(sizes["free"]), "")]
+
+
+def _time(record: Record) -> list[tuple[str, str, str]]:
+    times, calibration = record["time_s"], record["calibration"]
+    rows = [("training", readable_seconds(times["training"]), "")]
+    if times["trunk"]:
+        rows.append(("  of it layers below", readable_seconds(times["trunk"]), "once"))
+    if times["base"]:
+        rows.append(("  of it the base's answers", readable_seconds(times["base"]), "once, for the KL term"))
+    count = calibration["micro_batches"]
+    return [
+        *rows,
+        ("evaluation on validation rows", readable_seconds(times["evaluation"]), "after each epoch"),
+        (
+            "in all",
+            readable_seconds(times["total"]),
+            f"from {readable_seconds(calibration['seconds'])} of calibration, {count} micro-batches",
+        ),
+    ]
+
+
+def _fits(record: Record) -> bool:
+    return bool(record["bytes"]["fits"] and record["disk_bytes"]["fits"])
+
+
+def _verdict(record: Record) -> str:
+    sizes, disk = record["bytes"], record["disk_bytes"]
+    sentences = []
+    if sizes["limit"] is None:
+        sentences.append("How much memory is free could not be found out here.")
+    elif sizes["fits"]:
+        sentences.append("It fits into memory.")
+    else:
+        sentences.append(f"It does not fit into memory: {readable_bytes(sizes['peak'] - sizes['limit'])} too much.")
+    if not disk["fits"]:
+        missing = readable_bytes(disk["run"] + disk["trunk"] - disk["free"])
+        advice = "choose another --out, or take fewer members"
+        if disk["trunk"]:
+            advice = (
+                "choose another --out, or raise adapt.trunk_memory_gb where memory allows; training without room for"
+            )
+            advice += " the cached layers computes them in every step"
+        sentences.append(f"The disk has {missing} too little: {advice}.")
+    return " ".join(sentences)
+
+
+def _remedies(record: Record) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("What would help", no_wrap=True)
+    table.add_column("peak", justify="right", no_wrap=True)
+    table.add_column("")
+    for remedy in record["remedies"]:
+        option = f"--{remedy['option'].replace('_', '-')} {remedy['value']}" if remedy["value"] else remedy["option"]
+        table.add_row(Text(option), readable_bytes(remedy["peak"]), "fits" if remedy["fits"] else "still too much")
+    return table
