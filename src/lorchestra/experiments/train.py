@@ -26,6 +26,7 @@ from lorchestra.experiments.events import EventLog, Observers
 from lorchestra.experiments.record import ensemble_record, trained_members, write_description
 from lorchestra.experiments.rows import RunRows, absolute_paths, check_unchanged, read_rows, with_directory
 from lorchestra.models.adapters import save_members
+from lorchestra.models.members import MemberAdapter
 from lorchestra.store.atomic import atomic_directory, discard_directory, sweep_directory
 from lorchestra.store.run_dir import RunDir, prepare_run, read_ensemble, write_ensemble
 from lorchestra.types import Example
@@ -78,24 +79,34 @@ def train_run(
             return TrainOutcome(run, _failed_members(run))
     for note in rows.notes:
         say(note)
-    train = rows.task.splits["train"]
-    session, resolved = build_session(config, rows.task.name, rows.task.labels, train, say)
-    encoded = {split: session.encode(rows.task.splits[split]) for split in ("train", "val")}
-    weights = _row_weights(session, train, encoded["train"], rows.task.labels)
-    training = TrainingRows(encoded["train"].rows, encoded["val"].rows, weights)
-    session.token_budget = settle_budget(config, session, training, say)
-    resolved = dataclasses.replace(
-        resolved, train=dataclasses.replace(resolved.train, token_budget=session.token_budget)
-    )
+    session, resolved, training = prepare_training(config, rows, say)
     if not resuming:
         _begin(run, resolved, rows, session)
     log = EventLog(run.events, keep_bytes=None)
     files = TrunkFiles(run.resume, session.base.digest, round(resolved.adapt.trunk_memory_gb * 1e9), say)
     trainer = _make_trainer(session, resolved, training, log, observe, files)
     if resuming:
-        _restore(run, trainer, log, say)
-    peak = _train(run, trainer, log, should_stop)
+        restore(run, trainer, log, say)
+    peak = train_with_checkpoints(run, trainer, log, should_stop)
     return _finish(run, trainer, session, rows, log, peak)
+
+
+def prepare_training(
+    config: RunConfig, rows: RunRows, say: Say, adapters: Sequence[MemberAdapter] | None = None
+) -> tuple[Session, RunConfig, TrainingRows]:
+    """The base with members on it, the configuration with all that was left open, and the rows as tokens.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: bad input.
+    """
+    train = rows.task.splits["train"]
+    session, resolved = build_session(config, rows.task.name, rows.task.labels, train, say, adapters=adapters)
+    encoded = {split: session.encode(rows.task.splits[split]) for split in ("train", "val")}
+    weights = _row_weights(session, train, encoded["train"], rows.task.labels)
+    training = TrainingRows(encoded["train"].rows, encoded["val"].rows, weights)
+    session.token_budget = settle_budget(config, session, training, say)
+    train_config = dataclasses.replace(resolved.train, token_budget=session.token_budget)
+    return session, dataclasses.replace(resolved, train=train_config), training
 
 
 def _saved_config(run: RunDir, asked: RunConfig) -> RunConfig:
@@ -154,7 +165,8 @@ def _make_trainer(
     return trainer
 
 
-def _restore(run: RunDir, trainer: Trainer, log: EventLog, say: Say) -> None:
+def restore(run: RunDir, trainer: Trainer, log: EventLog, say: Say) -> None:
+    """Stand where the run's checkpoint stood, or at the start where it has none yet."""
     for directory in (run.root, run.resume):
         sweep_directory(directory)
     loaded = load_checkpoint(run.resume)
@@ -169,7 +181,7 @@ def _restore(run: RunDir, trainer: Trainer, log: EventLog, say: Say) -> None:
     say(f"resuming {run.root} after step {state.step} of {trainer.num_steps}")
 
 
-def _train(run: RunDir, trainer: Trainer, log: EventLog, should_stop: Callable[[], bool]) -> int:
+def train_with_checkpoints(run: RunDir, trainer: Trainer, log: EventLog, should_stop: Callable[[], bool]) -> int:
     """Run the trainer with checkpoints; returns the peak bytes of this process."""
 
     def checkpoint() -> None:
