@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from lorchestra.core.early_exit import ExitRule, evaluate_early_exit
 from lorchestra.core.evaluation import evaluate_predictions, ood_scores
 from lorchestra.core.seeding import derive_seed
 from lorchestra.data.config import DataConfig
@@ -40,6 +41,7 @@ def evaluate_run(
     split: str = "test",
     ood: Sequence[str | Path] = (),
     data_dir: str | None = None,
+    early_exit: ExitRule | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> dict[str, Any]:
     """Evaluate on the run's own rows, another file or another task; saves predictions and `metrics.json`.
@@ -53,6 +55,7 @@ def evaluate_run(
         split: train, val or test; with `data`, without meaning.
         ood: files or tasks by name with rows unlike the training rows; their labels are ignored.
         data_dir: the directory with data sets, in place of the one the run was trained with.
+        early_exit: also say, under "early_exit", what stopping by this rule would save and change.
         progress: called with what is being computed, rows done and rows in all.
 
     Returns:
@@ -94,6 +97,8 @@ def evaluate_run(
         resamples=settings.resamples,
         seed=trained.config.train.seed,
     )
+    if early_exit is not None:
+        entry["early_exit"] = evaluate_early_exit(predictions.log_probs_MEC, predictions.labels, early_exit)
     folder = trained.run.predictions
     for found in (predictions, validation):
         save_predictions(folder, found)
