@@ -13,6 +13,7 @@ from lorchestra.errors import CheckpointError, ConfigError, DataError
 from lorchestra.experiments.evaluate import evaluate_run
 from lorchestra.experiments.load import load_run
 from lorchestra.experiments.train import train_run
+from lorchestra.methods.prompting import zero_shot
 from lorchestra.store.predictions import load_predictions
 
 
@@ -100,11 +101,37 @@ def test_the_base_alone_is_what_members_were_before_training(trained):
     """Zero-shot through the trained ensemble's model: adapters off."""
     run = trained()
     rows = run.read(run.config.data.test, require_answer=True)
-    from lorchestra.methods.prompting import zero_shot
-
     found = zero_shot(run.session, rows, "test").log_probs_MEC[0]
     run.session.model.bank.values.zero_()
     np.testing.assert_allclose(run.session.predict_members(rows, "test").log_probs_MEC[1], found, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("adapt", [{}, {"layers": "last:1"}], ids=["all layers", "last layer"])
+def test_the_base_rides_in_the_members_pass(trained, adapt):
+    """Saved predictions equal those of calls of their own; the layers below run once for members and base together."""
+    run = trained(adapt=adapt, evaluate={"few_shot": 0})
+    test, val = (run.read(path, require_answer=True) for path in (run.config.data.test, run.config.data.val))
+    tokens = []
+    first = run.session.model.model.model.layers[0].mlp
+    first.register_forward_hook(lambda module, args, output: tokens.append(args[0].shape[1]))
+
+    def fed(work):
+        tokens.clear()
+        work()
+        return sum(tokens)
+
+    members, base = [], []
+    with_members = fed(lambda: members.append(run.session.predict_members(test, "test")))
+    alone = fed(lambda: base.append(zero_shot(run.session, test, "test")))
+    validation = fed(lambda: run.session.predict_members(val, "val"))
+    whole = fed(lambda: evaluate_run(run))
+    assert alone > 0
+    assert whole == with_members + validation if adapt else whole <= with_members + alone + validation
+    for name, (expected,) in {"reviews.test": members, "reviews.test.base_zero_shot": base}.items():
+        found = load_predictions(run.run.predictions / f"{name}.safetensors")
+        assert (found.ids, found.options, found.texts) == (expected.ids, expected.options, expected.texts)
+        np.testing.assert_array_equal(found.labels, expected.labels)
+        np.testing.assert_allclose(found.log_probs_MEC, expected.log_probs_MEC, rtol=0, atol=1e-5)
 
 
 def test_a_second_evaluation_replaces_the_first_and_others_stay(trained):

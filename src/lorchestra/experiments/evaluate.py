@@ -9,8 +9,10 @@ from typing import Any
 
 from lorchestra.core.early_exit import ExitRule, evaluate_early_exit
 from lorchestra.core.evaluation import evaluate_predictions, ood_scores
+from lorchestra.core.packing import BASE
 from lorchestra.core.seeding import derive_seed
 from lorchestra.data.config import DataConfig
+from lorchestra.engine.predict import Pass, member_passes
 from lorchestra.engine.session import Session
 from lorchestra.errors import ConfigError, DataError, did_you_mean
 from lorchestra.experiments.load import TrainedEnsemble
@@ -77,11 +79,11 @@ def evaluate_run(
     far = _read_ood(trained, ood, config)
     session, split, examples = _rows_to_evaluate(trained, rows, config, data, task, split)
     is_validation = session is trained.session and data is None and split == "val"
-    predictions = _predict(session, examples, split, progress)
+    predictions, zero_shot = _members_and_base(session, examples, split, progress)
     validation = predictions if is_validation else _predict(trained.session, rows.task.splits["val"], "val", progress)
     settings = trained.config.evaluate
     train = rows.task.splits["train"]
-    baselines = _baselines(trained, session, examples, split, train, progress)
+    baselines = {"base_zero_shot": zero_shot, **_baselines(trained, session, examples, split, train, progress)}
     for name in [name for name, found in baselines.items() if found.ids != predictions.ids]:
         fewer = predictions.num_examples - baselines.pop(name).num_examples
         trained.session.say(
@@ -162,6 +164,18 @@ def _predict(session: Session, examples: Sequence[Example], split: str, progress
     return session.predict_members(examples, split, tell)
 
 
+def _members_and_base(
+    session: Session, examples: Sequence[Example], split: str, progress: Progress
+) -> tuple[Predictions, Predictions]:
+    """Predictions of the members and of the base, which shares the members' pass over the layers below them."""
+    passes = [*member_passes(range(session.model.num_members)), Pass(BASE)]
+    found = session.predict(
+        examples, passes, split, progress=lambda done: progress(f"ensemble and base on {split}", done, len(examples))
+    )
+    members, base = (found.log_probs_MEC[part] for part in (slice(-1), slice(-1, None)))
+    return dataclasses.replace(found, log_probs_MEC=members), dataclasses.replace(found, log_probs_MEC=base)
+
+
 def _baselines(
     trained: TrainedEnsemble,
     session: Session,
@@ -170,13 +184,13 @@ def _baselines(
     train: Sequence[Example],
     progress: Progress,
 ) -> dict[str, Predictions]:
-    """Predictions of what stands beside the ensemble, by name."""
+    """Predictions of what else stands beside the ensemble, by name."""
     settings, seed = trained.config.evaluate, trained.config.train.seed
 
     def tell(what: str) -> Callable[[int], None]:
         return lambda done: progress(f"{what} on {split}", done, len(examples))
 
-    found = {"base_zero_shot": prompting.zero_shot(session, examples, split, tell("base, zero-shot"))}
+    found: dict[str, Predictions] = {}
     # a row must not be shown with its answer before it is asked for
     asked = {(row.question, row.choices) for row in examples}
     shown = [row for row in train if (row.question, row.choices) not in asked]
