@@ -138,3 +138,24 @@ class Predictions:
         table = pandas.concat([block] * self.num_members, ignore_index=True)
         table.insert(0, "member", np.repeat(np.arange(self.num_members), len(block)))
         return table.assign(log_prob=log_probs.ravel(), prob=np.exp(log_probs).ravel())
+
+
+@dataclass(frozen=True)
+class EarlyExitPredictions:
+    """Predictions of rows that were answered by different numbers of members.
+
+    `parts[i]` holds the rows that its first `num_members` members answered, and no other member; `places[i]`, int64,
+    says where each of them stands among all rows. `num_members` is M.
+    """
+
+    parts: tuple[Predictions, ...]
+    places: tuple[NDArray[np.int64], ...]
+    num_members: int
+
+    @property
+    def members_used(self) -> NDArray[np.int64]:
+        """Number of members that answered each row, int64 `[E]`."""
+        used = np.zeros(sum(part.num_examples for part in self.parts), dtype=np.int64)
+        for part, places in zip(self.parts, self.places, strict=True):
+            used[places] = part.num_members
+        return used

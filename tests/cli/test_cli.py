@@ -115,6 +115,21 @@ def test_train_evaluate_predict(lorchestra, recipe, texts_csv, tmp_path):
     assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 8
 
 
+@pytest.mark.parametrize("rule", ["exact", "0.9"])
+def test_early_exit(lorchestra, finished, texts_csv, rule):
+    far = texts_csv("far.csv", 8, seed=4)
+    code, out, err = lorchestra("predict", finished, "--data", far, "--early-exit", rule)
+    assert code == 0, err
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert [row["id"] for row in rows] == [f"far-{n}" for n in range(1, 9)]
+    assert all(len(row["member_probs"]) == row["members_used"] for row in rows)
+    mean = sum(row["members_used"] for row in rows) / 8
+    assert f"early exit ({rule}): {mean:.2f} of 3 members a row" in err
+    code, out, err = lorchestra("evaluate", finished, "--early-exit", rule)
+    assert code == 0, err
+    assert f"With early exit ({rule}) a row asks" in " ".join(out.split())
+
+
 def test_columns_of_other_names(lorchestra, recipe, texts_csv, tmp_path):
     path = recipe(texts_csv(columns=("review body", "stars")))
     fields = ("--data.fields.text", "review body", "--data.fields.label", "stars")
@@ -144,6 +159,8 @@ BAD = {
     "no run": (("evaluate", "OUT"), "no such run directory"),
     "no run to predict": (("predict", "OUT", "--data", "x.csv"), "no such run directory"),
     "threshold": (("predict", "OUT", "--data", "x.csv", "--abstain-below", "1.5"), "--abstain-below: 1.5"),
+    "early exit": (("predict", "OUT", "--data", "x.csv", "--early-exit", "2"), "--early-exit: 2 is neither exact"),
+    "early exit, evaluated": (("evaluate", "OUT", "--early-exit", "all"), "--early-exit: all is neither exact"),
 }
 
 

@@ -1,11 +1,15 @@
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
 from lorchestra.core.packing import BASE, Item, pack
-from lorchestra.engine.trunk import TrunkCache, trunk_bytes
+from lorchestra.engine.frozen import TrainingRows, compute_frozen, trunk_change
+from lorchestra.engine.predict import member_passes, predict_rows
+from lorchestra.engine.trunk import TrunkCache, trunk_bytes, trunk_dtype
 from lorchestra.engine.trunk_file import TrunkFiles
+from lorchestra.errors import ConfigError
 
 
 @pytest.fixture
@@ -146,3 +150,86 @@ def test_progress_counts_rows_to_the_last(model, rows):
     assert len(seen) > 2
     assert seen == sorted(set(seen))
     assert seen[-1] == len(rows)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_kept_in_half_and_widened_when_gathered(model, rows, batch, files, dtype):
+    """Gathered is what was computed, rounded once to the narrow format; a file holds the same bits as memory."""
+    expected = model.trunk(batch).to(dtype).double()
+    file = files[0].file("training", rows, ())
+    for cache in (TrunkCache(model, rows, 30, dtype=dtype), TrunkCache(model, rows, 30, file=file, dtype=dtype)):
+        gathered = cache.gather(batch)
+        assert gathered.dtype == torch.float64
+        assert torch.equal(gathered, gathered.to(dtype).double())
+        # another packing rounds the float64 values otherwise, which may tip the rounding to the narrow format
+        torch.testing.assert_close(gathered, expected, rtol=2 * torch.finfo(dtype).eps, atol=1e-12)
+        assert cache.num_bytes == trunk_bytes(model, rows, dtype=dtype) == trunk_bytes(model, rows) // 4
+    assert torch.equal(gathered, TrunkCache(model, rows, 30, dtype=dtype).gather(batch))
+    assert file.path.stat().st_size == trunk_bytes(model, rows, dtype=dtype)
+
+
+def test_numbers_beyond_the_range_are_an_error_and_no_infinities(model, rows, files, tmp_path):
+    with torch.no_grad():
+        model.model.model.layers[0].mlp.down_proj.weight.mul_(1e6)
+    file = files[0].file("training", rows, ())
+    for kept in (None, file):
+        with pytest.raises(
+            ConfigError, match=r"adapt\.trunk_dtype: float16 holds numbers up to 6\.55e\+04, and hidden"
+        ):
+            TrunkCache(model, rows, 30, file=kept, dtype=torch.float16)
+    assert list((tmp_path / "resume").iterdir()) == []
+    batch = pack([Item(BASE, row) for row in rows])
+    assert TrunkCache(model, rows, 30, dtype=torch.bfloat16).gather(batch).isfinite().all()
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("bfloat16", torch.bfloat16), ("float16", torch.float16), ("auto", None)])
+@pytest.mark.parametrize("memory_bytes", [0, 10**9], ids=["file", "memory"])
+def test_training_keeps_the_format_asked_for_and_tells_what_it_changes(
+    tiny_ensemble, rows, make_rows, files, name, dtype, memory_bytes
+):
+    model = tiny_ensemble(torch.float32, depth=3, layers="last:1", spread=0.3, trunk_dtype=name)
+    assert trunk_dtype(model) == (dtype or torch.float32)
+    events = []
+    files, told = files
+    files = dataclasses.replace(
+        files, memory_bytes=memory_bytes, log=lambda event, **values: events.append((event, values))
+    )
+    val = make_rows(20, "texts", seed=8)
+    training = TrainingRows(rows, val)
+    frozen = compute_frozen(model, training, 30, shared=0, with_base=False, files=files, tell=lambda *phase: None)
+    for cache, of in ((frozen.train, rows), (frozen.val, val)):
+        assert cache.num_bytes == trunk_bytes(model, of) // (1 if dtype is None else 2)
+        item = pack([Item(0, of[3])])
+        assert torch.equal(cache.gather(item), TrunkCache(model, of, 30, dtype=dtype).gather(item))
+    assert len(list(files.directory.glob("*.bin"))) == (2 if memory_bytes == 0 else 0)
+    if dtype is None:
+        assert (told, events) == ([], [])
+        return
+    base = predict_rows(model, val[:16], member_passes([BASE]), 30)
+    kept = predict_rows(model, val[:16], member_passes([BASE]), 30, frozen.val)
+    change = np.abs(kept[np.isfinite(base)] - base[np.isfinite(base)]).max()
+    assert 0 < change < 1
+    ((event, values),) = events
+    assert (event, values["dtype"], values["rows"]) == ("trunk_dtype", name, 16)
+    assert values["max_change"] == pytest.approx(change, abs=1e-4)  # the whole base in float32, packed otherwise
+    (said,) = told
+    assert said == (
+        f"hidden states kept in {name}: the base's log-probabilities of 16 validation rows change by at most"
+        f" {values['max_change']:.2g}"
+    )
+
+
+def test_no_change_is_told_of_the_own_format(model, rows):
+    assert trunk_change(model, rows, TrunkCache(model, rows, 30), 30) == 0
+
+
+def test_a_file_in_another_format_is_made_anew(tiny_ensemble, rows, files):
+    """The settings of the key hold the format, and so does the record beside the file."""
+    keys = set()
+    for name in ("auto", "bfloat16", "float16"):
+        model = tiny_ensemble(torch.float32, depth=3, layers="last:1", trunk_dtype=name)
+        training = TrainingRows(rows, rows)
+        compute_frozen(model, training, 30, shared=0, with_base=False, files=files[0], tell=lambda *phase: None)
+        keys.add((files[0].directory / "trunk-training.json").read_text().split('"key"')[1].split(",")[0])
+    assert len(keys) == 3
+    assert sum("other settings" in text for text in files[1]) == 4

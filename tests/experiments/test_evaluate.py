@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from lorchestra.core import metrics, predictive
+from lorchestra.core.early_exit import ExitRule
 from lorchestra.errors import CheckpointError, ConfigError, DataError
 from lorchestra.experiments.evaluate import evaluate_run
 from lorchestra.experiments.load import load_run
 from lorchestra.experiments.train import train_run
+from lorchestra.methods.prompting import zero_shot
 from lorchestra.store.predictions import load_predictions
 
 
@@ -56,15 +58,80 @@ def test_metrics_are_a_function_of_the_saved_predictions(trained):
     assert base.ids == predictions.ids
 
 
+@pytest.mark.parametrize("rule", [ExitRule(), ExitRule(0.6)], ids=str)
+def test_what_early_exit_would_save_is_what_it_saves(trained, rule):
+    """The figures beside the full ensemble against a prediction that does stop early."""
+    run = trained()
+    entry = evaluate_run(run, early_exit=rule)
+    rows = run.read(run.config.data.test, require_answer=True)
+    found = run.session.predict_early(rows, "test", rule)
+    used = found.members_used
+    assert entry["early_exit"]["mean_members"] == used.mean()
+    assert entry["early_exit"]["histogram"] == [int((used == k).sum()) for k in (1, 2, 3)]
+    answers = [row["prediction"] for row in run.predict(rows, early_exit=str(rule))]
+    right = np.mean([answer == row.answer for answer, row in zip(answers, rows, strict=True)])
+    assert entry["early_exit"]["accuracy"] == pytest.approx(right)
+    full = [row["prediction"] for row in run.predict(rows)]
+    assert entry["early_exit"]["agreement"] == pytest.approx(np.mean(np.equal(answers, full)))
+    assert json.loads(run.run.metrics.read_text())["evaluations"][0]["early_exit"]["rule"] == str(rule)
+    assert "early_exit" not in evaluate_run(run)
+
+
+def test_rows_that_stop_early_hold_the_members_that_were_asked(trained):
+    run = trained(train={"epochs": 6})
+    rows = run.read(run.config.data.test, require_answer=True)
+    full = list(run.predict(rows))
+    found = list(run.predict(rows, abstain_below=0.9, early_exit=0.7))
+    assert [row["id"] for row in found] == [row["id"] for row in full]
+    assert {row["members_used"] for row in found} == {2, 3}
+    for early, whole in zip(found, full, strict=True):
+        used = early["members_used"]
+        assert set(early) == set(whole) | {"members_used"}
+        np.testing.assert_allclose(early["member_probs"], whole["member_probs"][:used], rtol=0, atol=1e-5)
+        np.testing.assert_allclose(early["probs"], np.mean(early["member_probs"], axis=0), rtol=1e-12)
+        assert early["confidence"] == max(early["probs"])
+        assert early["abstain"] == (early["confidence"] < 0.9)
+        if used == 3:
+            assert early["prediction"] == whole["prediction"]
+    with pytest.raises(ConfigError, match=r"early_exit: 1\.5 is neither exact nor a confidence"):
+        list(run.predict(rows, early_exit=1.5))
+
+
 def test_the_base_alone_is_what_members_were_before_training(trained):
     """Zero-shot through the trained ensemble's model: adapters off."""
     run = trained()
     rows = run.read(run.config.data.test, require_answer=True)
-    from lorchestra.methods.prompting import zero_shot
-
     found = zero_shot(run.session, rows, "test").log_probs_MEC[0]
     run.session.model.bank.values.zero_()
     np.testing.assert_allclose(run.session.predict_members(rows, "test").log_probs_MEC[1], found, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("adapt", [{}, {"layers": "last:1"}], ids=["all layers", "last layer"])
+def test_the_base_rides_in_the_members_pass(trained, adapt):
+    """Saved predictions equal those of calls of their own; the layers below run once for members and base together."""
+    run = trained(adapt=adapt, evaluate={"few_shot": 0})
+    test, val = (run.read(path, require_answer=True) for path in (run.config.data.test, run.config.data.val))
+    tokens = []
+    first = run.session.model.model.model.layers[0].mlp
+    first.register_forward_hook(lambda module, args, output: tokens.append(args[0].shape[1]))
+
+    def fed(work):
+        tokens.clear()
+        work()
+        return sum(tokens)
+
+    members, base = [], []
+    with_members = fed(lambda: members.append(run.session.predict_members(test, "test")))
+    alone = fed(lambda: base.append(zero_shot(run.session, test, "test")))
+    validation = fed(lambda: run.session.predict_members(val, "val"))
+    whole = fed(lambda: evaluate_run(run))
+    assert alone > 0
+    assert whole == with_members + validation if adapt else whole <= with_members + alone + validation
+    for name, (expected,) in {"reviews.test": members, "reviews.test.base_zero_shot": base}.items():
+        found = load_predictions(run.run.predictions / f"{name}.safetensors")
+        assert (found.ids, found.options, found.texts) == (expected.ids, expected.options, expected.texts)
+        np.testing.assert_array_equal(found.labels, expected.labels)
+        np.testing.assert_allclose(found.log_probs_MEC, expected.log_probs_MEC, rtol=0, atol=1e-5)
 
 
 def test_a_second_evaluation_replaces_the_first_and_others_stay(trained):

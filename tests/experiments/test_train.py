@@ -128,10 +128,12 @@ def test_a_run_interrupted_over_and_over_ends_with_the_same_bytes(run_config, te
     assert plain[0] == plain[1]  # nothing is logged twice
 
 
-def test_trunks_in_a_file_give_the_same_bytes_and_are_gone_in_the_end(run_config, texts_csv, tmp_path):
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16", "float16"])
+def test_trunks_in_a_file_give_the_same_bytes_and_are_gone_in_the_end(run_config, texts_csv, tmp_path, dtype):
     """With no memory for them at all; the second of two processes maps what the first computed."""
-    whole = train_run(run_config(texts_csv(), adapt={"layers": "last:1"}), tmp_path / "whole").run.root
-    config = run_config(texts_csv(), adapt={"layers": "last:1", "trunk_memory_gb": 0.0})
+    adapt = {"layers": "last:1", "trunk_dtype": dtype}
+    whole = train_run(run_config(texts_csv(), adapt=adapt), tmp_path / "whole").run.root
+    config = run_config(texts_csv(), adapt=adapt | {"trunk_memory_gb": 0.0})
     root = tmp_path / "run"
     with pytest.raises(Interrupted):
         train_run(config, root, should_stop=StopAfter(9))
@@ -145,6 +147,20 @@ def test_trunks_in_a_file_give_the_same_bytes_and_are_gone_in_the_end(run_config
     train_run(config, root, if_exists="resume")
     assert adapters(root) == adapters(whole)
     assert not list((root / "resume").glob("trunk-*"))
+    told = [e for e in map(json.loads, (root / "events.jsonl").read_text().splitlines()) if e["event"] == "trunk_dtype"]
+    assert {event["dtype"] for event in told} == {dtype} - {"auto"}
+    assert all(0 < event["max_change"] < 0.1 for event in told)
+
+
+def test_a_run_in_half_precision_is_another_and_interrupted_in_memory_the_same(run_config, texts_csv, tmp_path):
+    roots = {}
+    for dtype in ("auto", "bfloat16"):
+        config = run_config(texts_csv(), adapt={"layers": "last:1", "trunk_dtype": dtype})
+        roots[dtype] = train_run(config, tmp_path / dtype).run.root
+    assert adapters(roots["auto"]) != adapters(roots["bfloat16"])
+    with pytest.raises(Interrupted):
+        train_run(config, tmp_path / "run", should_stop=StopAfter(9))
+    assert adapters(train_run(config, tmp_path / "run", if_exists="resume").run.root) == adapters(roots["bfloat16"])
 
 
 def test_without_room_for_trunks_training_goes_on_without_them(run_config, texts_csv, tmp_path, monkeypatch):

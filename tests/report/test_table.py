@@ -11,8 +11,9 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
+from lorchestra.core.early_exit import ExitRule, evaluate_early_exit
 from lorchestra.core.evaluation import evaluate_predictions, ood_scores
-from lorchestra.report.table import evaluation_table, ood_table, verdict
+from lorchestra.report.table import early_exit_text, evaluation_table, ood_table, verdict
 from lorchestra.types import Predictions
 
 
@@ -73,6 +74,22 @@ def test_every_method_has_its_row_in_order() -> None:
         "ensemble",
         "  + temperature",
     ]
+
+
+def test_early_exit_in_a_sentence() -> None:
+    predictions = make_predictions()
+    entry = full_entry()
+    entry["early_exit"] = evaluate_early_exit(predictions.log_probs_MEC, predictions.labels, ExitRule())
+    early = entry["early_exit"]
+    two, three = early["histogram"][1:]
+    assert 0 < two < 100
+    assert early_exit_text(entry) == (
+        f"With early exit (exact) a row asks {2 + three / 100:.2f} of 3 members on average (2: {two:.1f} %, 3:"
+        f" {three:.1f} %); 100.0 % of rows have the answer of all members; accuracy"
+        f" {100 * entry['ensemble']['accuracy']:.1f} %, NLL {early['nll']:.3f}."
+    )
+    entry["early_exit"]["nll"] = None
+    assert early_exit_text(entry).endswith("NLL inf.")
 
 
 def test_methods_that_are_missing_have_no_row() -> None:

@@ -33,6 +33,9 @@ class EvaluateArguments:
     """Tasks by name or files with rows unlike the training rows; how well does uncertainty tell them apart?"""
     data_dir: str | None = None
     """Directory with data sets, where tasks by name are looked for first; the default is the run's."""
+    early_exit: str | None = None
+    """Also tell what asking members one after the other would save and change: exact, or a confidence in (0, 1] (as in
+    predict)."""
     json: bool = False
     """Print the metrics as JSON instead of tables."""
 
@@ -47,6 +50,7 @@ def run(arguments: Sequence[str]) -> int:
         split=parsed.split,
         ood=parsed.ood,
         data_dir=parsed.data_dir,
+        early_exit=parsed.early_exit,
         as_json=parsed.json,
     )
     return 0
@@ -60,22 +64,36 @@ def evaluate_and_show(
     split: str = "test",
     ood: Sequence[str | Path] = (),
     data_dir: str | None = None,
+    early_exit: str | None = None,
     as_json: bool = False,
 ) -> None:
     """Evaluate a run with progress on stderr; print tables and a verdict, or JSON."""
+    from lorchestra.core.early_exit import ExitRule
+
+    rule = None if early_exit is None else ExitRule.parse(early_exit)
+
     from lorchestra.cli.output import messages, results, speaker
     from lorchestra.cli.progress import RowProgress
     from lorchestra.experiments.evaluate import evaluate_run
     from lorchestra.experiments.load import load_run
     from lorchestra.report.figure import reliability_figure
-    from lorchestra.report.table import evaluation_table, ood_table, verdict
+    from lorchestra.report.table import early_exit_text, evaluation_table, ood_table, verdict
     from lorchestra.store.predictions import load_predictions
 
     errors = messages()
     say = speaker(errors)
     with RowProgress(errors) as progress:
         trained = load_run(root, say)
-        entry = evaluate_run(trained, data=data, task=task, split=split, ood=ood, data_dir=data_dir, progress=progress)
+        entry = evaluate_run(
+            trained,
+            data=data,
+            task=task,
+            split=split,
+            ood=ood,
+            data_dir=data_dir,
+            early_exit=rule,
+            progress=progress,
+        )
     name = f"{entry['task']}.{entry['split']}"
     if as_json:
         print(jsonlib.dumps(entry, ensure_ascii=False))
@@ -85,6 +103,8 @@ def evaluate_and_show(
     if (table := ood_table(entry)) is not None:
         console.print(table)
     console.print(verdict(entry), highlight=False)
+    if "early_exit" in entry:
+        console.print(early_exit_text(entry), highlight=False)
     picture = trained.run.root / f"reliability.{name}.png"
     reliability_figure(load_predictions(trained.run.predictions / f"{name}.safetensors"), picture)
     say(f"picture: {picture}")

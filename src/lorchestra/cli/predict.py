@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -29,6 +29,9 @@ class PredictArguments:
     """File to write instead of stdout; it appears whole or not at all."""
     abstain_below: float | None = None
     """Mark rows whose confidence is below this, in [0, 1], as ones to leave to a person."""
+    early_exit: str | None = None
+    """Ask a row's members one after the other, and stop when its answer can no longer change (exact), or when the mean
+    probability of two or more reaches this number in (0, 1]. Lines get members_used."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -38,9 +41,13 @@ def run(arguments: Sequence[str]) -> int:
     if threshold is not None and not 0 <= threshold <= 1:
         raise ConfigError(f"--abstain-below: {threshold} is not in [0, 1]")
 
+    from lorchestra.core.early_exit import ExitRule
+
+    rule = None if parsed.early_exit is None else ExitRule.parse(parsed.early_exit)
+
     from lorchestra.cli.output import messages, speaker
     from lorchestra.cli.progress import RowProgress
-    from lorchestra.experiments.load import load_run, prediction_rows
+    from lorchestra.experiments.load import early_exit_rows, load_run, prediction_rows
     from lorchestra.store.atomic import atomic_write_text
 
     errors = messages()
@@ -48,13 +55,22 @@ def run(arguments: Sequence[str]) -> int:
     with RowProgress(errors) as progress:
         trained = load_run(parsed.run, say)
         examples = trained.read(parsed.data, require_answer=False)
-        found = trained.session.predict_members(
-            examples, "predict", lambda done: progress("predicting", done, len(examples))
-        )
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in prediction_rows(found, threshold)]
+
+        def tell(done: int) -> None:
+            progress("predicting", done, len(examples))
+
+        rows: Iterable[dict[str, Any]]
+        if rule is None:
+            rows = prediction_rows(trained.session.predict_members(examples, "predict", tell), threshold)
+        else:
+            early = trained.session.predict_early(examples, "predict", rule, tell)
+            rows = early_exit_rows(early, threshold)
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
     if parsed.out is None:
         sys.stdout.writelines(lines)
     else:
         atomic_write_text(parsed.out, "".join(lines))
         say(f"{len(lines)} rows: {parsed.out}")
+    if rule is not None and lines:
+        say(f"early exit ({rule}): {early.members_used.mean():.2f} of {early.num_members} members a row")
     return 0

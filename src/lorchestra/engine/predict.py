@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lorchestra.core.early_exit import ExitRule
 from lorchestra.core.packing import BASE, Item, pack, plan_micro_batches, shareable_prefix
 from lorchestra.core.seeding import derive_seed
 from lorchestra.engine.trunk import TrunkCache
 from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.types import EncodedExample
+
+_PASSES_A_GROUP = 4
+"""With early exit, rows of this many full passes are taken together: so a member's last, small pass is rare."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +75,74 @@ def predict_rows(
             for index, p in enumerate(passes)
             for row in examples
         ]
-        pass_of = {id(item): index for index, item in wanted}
-        for items in plan_micro_batches([item for _, item in wanted], token_budget, shared):
-            batch = pack(items, model.device, shared)
-            found = model.log_probs(batch, cache.gather(batch) if cache is not None else None).double().cpu().numpy()
-            for b, item in enumerate(items):
-                log_probs[pass_of[id(item)], place[item.example.row], : found.shape[1]] = found[b]
+        _evaluate(model, wanted, token_budget, shared, cache, place, log_probs)
         done += len(examples)
         if progress is not None:
             progress(done)
     return log_probs
+
+
+@torch.no_grad()
+def predict_early(
+    model: EnsembleModel,
+    rows: Sequence[EncodedExample],
+    rule: ExitRule,
+    token_budget: int,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Log-probabilities of every row's choices under as many members, in their order, as the rule asks for.
+
+    Groups of rows go through the trunk once, then through member after member; after each, decided rows drop out and
+    the others are packed anew.
+
+    Args:
+        model: the ensemble.
+        rows: encoded examples.
+        rule: says which rows need no more members.
+        token_budget: most tokens in one packed micro-batch.
+        progress: called with the number of rows done after each group.
+
+    Returns:
+        float64 `[M, E, C]`, as `predict_rows`, -inf for members that were not asked; and how many were, int64 `[E]`.
+    """
+    num_members = model.num_members
+    num_choices = max((len(row.choices) for row in rows), default=0)
+    shared = shareable_prefix(rows, dropout=False)
+    log_probs = np.full((num_members, len(rows), num_choices), -np.inf)
+    used = np.full(len(rows), num_members, dtype=np.int64)
+    place = {row.row: e for e, row in enumerate(rows)}
+    done = 0
+    for group in plan_micro_batches([Item(BASE, row) for row in rows], _PASSES_A_GROUP * token_budget, shared):
+        undecided = [item.example for item in group]
+        cache = TrunkCache(model, undecided, token_budget, shared=shared) if model.trunk_layers > 0 else None
+        seen, stop = 0, rule.first_stop(num_members)
+        while undecided:
+            wanted = [(m, Item(m, row)) for m in range(seen, stop) for row in undecided]
+            _evaluate(model, wanted, token_budget, shared, cache, place, log_probs)
+            places = np.array([place[row.row] for row in undecided])
+            decided = rule.is_decided(log_probs[:stop, places], num_members)
+            used[places[decided]] = stop
+            undecided = [row for row, out in zip(undecided, decided, strict=True) if not out]
+            seen, stop = stop, stop + 1
+        done += len(group)
+        if progress is not None:
+            progress(done)
+    return log_probs, used
+
+
+def _evaluate(
+    model: EnsembleModel,
+    wanted: Sequence[tuple[int, Item]],
+    token_budget: int,
+    shared: int,
+    cache: TrunkCache | None,
+    place: Mapping[int, int],
+    log_probs: NDArray[np.float64],
+) -> None:
+    """Evaluate items in packed passes; an item's answer goes to its index and its row's place in `log_probs`."""
+    index_of = {id(item): index for index, item in wanted}
+    for items in plan_micro_batches([item for _, item in wanted], token_budget, shared):
+        batch = pack(items, model.device, shared)
+        found = model.log_probs(batch, cache.gather(batch) if cache is not None else None).double().cpu().numpy()
+        for b, item in enumerate(items):
+            log_probs[index_of[id(item)], place[item.example.row], : found.shape[1]] = found[b]

@@ -7,16 +7,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
+from lorchestra.core.early_exit import ExitRule
 from lorchestra.core.packing import BASE
 from lorchestra.data.config import DataConfig
 from lorchestra.data.encode import EncodedSplit, can_use_letters, encode
 from lorchestra.data.prompts import PromptTemplate, Scoring
 from lorchestra.data.sampling import draw_even
-from lorchestra.engine.predict import Pass, member_passes, predict_rows
+from lorchestra.engine.predict import Pass, member_passes, predict_early, predict_rows
 from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.models.sources import LoadedBase
-from lorchestra.types import EncodedExample, Example, Predictions
+from lorchestra.types import EarlyExitPredictions, EncodedExample, Example, Predictions
 
 _PROBED_ROWS = 200
 
@@ -83,7 +85,30 @@ class Session:
         """Predictions of every pass, on the rows that are not dropped for their length."""
         encoded = self.encode(examples, shots)
         log_probs = predict_rows(self.model, encoded.rows, passes, self.token_budget, progress=progress)
-        kept = [examples[index] for index in encoded.kept]
+        return self._predictions(log_probs, [examples[index] for index in encoded.kept], split)
+
+    def predict_early(
+        self,
+        examples: Sequence[Example],
+        split: str,
+        rule: ExitRule,
+        progress: Callable[[int], None] | None = None,
+    ) -> EarlyExitPredictions:
+        """Predictions of as many members a row as the rule asks for, on the rows that are not dropped for their length.
+
+        The rule holds whatever the order of the members; they are asked in theirs.
+        """
+        encoded = self.encode(examples)
+        log_probs, used = predict_early(self.model, encoded.rows, rule, self.token_budget, progress)
+        parts, places = [], []
+        for number in np.unique(used):
+            at = np.flatnonzero(used == number)
+            kept = [examples[encoded.kept[e]] for e in at]
+            parts.append(self._predictions(log_probs[:number, at], kept, split))
+            places.append(at)
+        return EarlyExitPredictions(tuple(parts), tuple(places), self.model.num_members)
+
+    def _predictions(self, log_probs: NDArray[np.float64], kept: Sequence[Example], split: str) -> Predictions:
         return Predictions(
             log_probs_MEC=log_probs,
             labels=np.array([-1 if e.answer is None else e.answer for e in kept], dtype=np.int64),

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lorchestra.core.packing import BASE, Item, PackedBatch, pack, plan_micro_batches
 from lorchestra.engine.trunk_file import TrunkFile
+from lorchestra.errors import ConfigError
 from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.models.surgery import text_config
 from lorchestra.types import EncodedExample
@@ -27,9 +28,11 @@ class TrunkCache:
         progress: called with the number of rows done after each pass.
         shared: first tokens that all rows have in common; they are kept once, and batches must be packed with the same.
         file: where to keep them instead of in memory.
+        dtype: the number format they are kept in, by default the base's; they are widened again when gathered.
 
     Raises:
         CheckpointError: the disk has no room for the file.
+        ConfigError: a hidden state is beyond the range of `dtype`.
     """
 
     def __init__(
@@ -40,9 +43,12 @@ class TrunkCache:
         progress: Callable[[int], None] | None = None,
         shared: int = 0,
         file: TrunkFile | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         self.shared = shared
         self.device = model.device
+        self._wide = _base_dtype(model)
+        dtype = dtype or self._wide
         lengths = [row.num_tokens - shared for row in rows]
         stops = list(itertools.accumulate(lengths, initial=shared))
         self._places = {
@@ -52,7 +58,7 @@ class TrunkCache:
         def fill(flat: Tensor) -> None:
             done = 0
             for items in plan_micro_batches([Item(BASE, row) for row in rows], token_budget, shared):
-                hidden = model.trunk(pack(items, model.device, shared))[0]
+                hidden = _narrowed(model.trunk(pack(items, model.device, shared))[0], dtype)
                 flat[stops[done] : stops[done + len(items)]] = hidden[shared:]
                 if done == 0:
                     flat[:shared] = hidden[:shared]
@@ -60,12 +66,11 @@ class TrunkCache:
                 if progress is not None:
                     progress(done)
 
-        weight = next(model.model.parameters())
         shape = (stops[-1], text_config(model.model).hidden_size)
         if file is not None:
-            self._flat = file.tensor(shape, weight.dtype, fill)
+            self._flat = file.tensor(shape, dtype, fill)
         else:
-            self._flat = torch.empty(shape, dtype=weight.dtype, device=model.device)
+            self._flat = torch.empty(shape, dtype=dtype, device=model.device)
             fill(self._flat)
 
     @property
@@ -74,7 +79,7 @@ class TrunkCache:
         return self._flat.nbytes
 
     def gather(self, batch: PackedBatch) -> Tensor:
-        """The trunk of a packed batch, `[1, N, D]`.
+        """The trunk of a packed batch, `[1, N, D]`, in the base's number format.
 
         Raises:
             ValueError: the batch was packed with another shared prefix than the cache.
@@ -89,11 +94,46 @@ class TrunkCache:
                 member = item.member
             start, stop = self._places[item.example.row]
             pieces.append(self._flat[start:stop])
-        return torch.cat(pieces)[None].to(self.device)
+        return torch.cat(pieces)[None].to(self.device).to(self._wide)
 
 
-def trunk_bytes(model: EnsembleModel, rows: Sequence[EncodedExample], shared: int = 0) -> int:
+def trunk_bytes(
+    model: EnsembleModel, rows: Sequence[EncodedExample], shared: int = 0, dtype: torch.dtype | None = None
+) -> int:
     """Bytes that a `TrunkCache` of these rows holds."""
     width = text_config(model.model).hidden_size
-    size = next(model.model.parameters()).element_size()
+    size = (dtype or _base_dtype(model)).itemsize
     return (sum(row.num_tokens - shared for row in rows) + shared) * width * size
+
+
+def trunk_dtype(model: EnsembleModel) -> torch.dtype:
+    """The number format that `adapt.trunk_dtype` asks for."""
+    formats = {"auto": _base_dtype(model), "bfloat16": torch.bfloat16, "float16": torch.float16}
+    return formats[model.adapt.trunk_dtype]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """A number format's name in settings and messages."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _base_dtype(model: EnsembleModel) -> torch.dtype:
+    return next(model.model.parameters()).dtype
+
+
+def _narrowed(hidden: Tensor, dtype: torch.dtype) -> Tensor:
+    """Hidden states in another number format.
+
+    Raises:
+        ConfigError: one of them would become infinite.
+    """
+    narrow = hidden.to(dtype)
+    lost = narrow.isinf() & hidden.isfinite()
+    if bool(lost.any()):
+        largest = hidden[lost].abs().max().item()
+        raise ConfigError(
+            f"adapt.trunk_dtype: {dtype_name(dtype)} holds numbers up to {torch.finfo(dtype).max:.4g}, and hidden"
+            f" states below the first adapted layer reach {largest:.4g}; take bfloat16, which has the range of float32,"
+            " or auto"
+        )
+    return narrow

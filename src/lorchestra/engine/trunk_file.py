@@ -25,7 +25,8 @@ from lorchestra.types import EncodedExample
 class TrunkFiles:
     """Where trunks go that are too large for memory.
 
-    `say` is told, in one line, when a damaged file is made anew and when there is no room for one.
+    `say` is told, in one line, when a damaged file is made anew, when there is no room for one, and what a narrower
+    number format changes.
     """
 
     directory: Path
@@ -33,9 +34,11 @@ class TrunkFiles:
     memory_bytes: int
     """Trunks of at most this size stay in memory."""
     say: Callable[[str], None] = lambda text: None
+    log: Callable[..., None] = lambda event, **values: None
+    """Is given, for the run's log, the name of an event and its values."""
 
     def file(self, name: str, rows: Sequence[EncodedExample], settings: Sequence[object]) -> TrunkFile:
-        """The file of some rows; `settings` is all else that decides the bits: cut, token budget, threads."""
+        """The file of some rows; `settings` is all else that decides the bits: cut, token budget, threads, format."""
         digest = hashlib.sha256(json.dumps([self.base_digest, *map(str, settings)]).encode())
         for row in rows:
             digest.update(json.dumps([row.prefix, row.choices]).encode())

@@ -7,9 +7,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from lorchestra.core.early_exit import ExitRule, evaluate_early_exit
 from lorchestra.core.evaluation import evaluate_predictions, ood_scores
+from lorchestra.core.packing import BASE
 from lorchestra.core.seeding import derive_seed
 from lorchestra.data.config import DataConfig
+from lorchestra.engine.predict import Pass, member_passes
 from lorchestra.engine.session import Session
 from lorchestra.errors import ConfigError, DataError, did_you_mean
 from lorchestra.experiments.load import TrainedEnsemble
@@ -40,6 +43,7 @@ def evaluate_run(
     split: str = "test",
     ood: Sequence[str | Path] = (),
     data_dir: str | None = None,
+    early_exit: ExitRule | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> dict[str, Any]:
     """Evaluate on the run's own rows, another file or another task; saves predictions and `metrics.json`.
@@ -53,6 +57,7 @@ def evaluate_run(
         split: train, val or test; with `data`, without meaning.
         ood: files or tasks by name with rows unlike the training rows; their labels are ignored.
         data_dir: the directory with data sets, in place of the one the run was trained with.
+        early_exit: also say, under "early_exit", what stopping by this rule would save and change.
         progress: called with what is being computed, rows done and rows in all.
 
     Returns:
@@ -74,11 +79,11 @@ def evaluate_run(
     far = _read_ood(trained, ood, config)
     session, split, examples = _rows_to_evaluate(trained, rows, config, data, task, split)
     is_validation = session is trained.session and data is None and split == "val"
-    predictions = _predict(session, examples, split, progress)
+    predictions, zero_shot = _members_and_base(session, examples, split, progress)
     validation = predictions if is_validation else _predict(trained.session, rows.task.splits["val"], "val", progress)
     settings = trained.config.evaluate
     train = rows.task.splits["train"]
-    baselines = _baselines(trained, session, examples, split, train, progress)
+    baselines = {"base_zero_shot": zero_shot, **_baselines(trained, session, examples, split, train, progress)}
     for name in [name for name, found in baselines.items() if found.ids != predictions.ids]:
         fewer = predictions.num_examples - baselines.pop(name).num_examples
         trained.session.say(
@@ -94,6 +99,8 @@ def evaluate_run(
         resamples=settings.resamples,
         seed=trained.config.train.seed,
     )
+    if early_exit is not None:
+        entry["early_exit"] = evaluate_early_exit(predictions.log_probs_MEC, predictions.labels, early_exit)
     folder = trained.run.predictions
     for found in (predictions, validation):
         save_predictions(folder, found)
@@ -157,6 +164,18 @@ def _predict(session: Session, examples: Sequence[Example], split: str, progress
     return session.predict_members(examples, split, tell)
 
 
+def _members_and_base(
+    session: Session, examples: Sequence[Example], split: str, progress: Progress
+) -> tuple[Predictions, Predictions]:
+    """Predictions of the members and of the base, which shares the members' pass over the layers below them."""
+    passes = [*member_passes(range(session.model.num_members)), Pass(BASE)]
+    found = session.predict(
+        examples, passes, split, progress=lambda done: progress(f"ensemble and base on {split}", done, len(examples))
+    )
+    members, base = (found.log_probs_MEC[part] for part in (slice(-1), slice(-1, None)))
+    return dataclasses.replace(found, log_probs_MEC=members), dataclasses.replace(found, log_probs_MEC=base)
+
+
 def _baselines(
     trained: TrainedEnsemble,
     session: Session,
@@ -165,13 +184,13 @@ def _baselines(
     train: Sequence[Example],
     progress: Progress,
 ) -> dict[str, Predictions]:
-    """Predictions of what stands beside the ensemble, by name."""
+    """Predictions of what else stands beside the ensemble, by name."""
     settings, seed = trained.config.evaluate, trained.config.train.seed
 
     def tell(what: str) -> Callable[[int], None]:
         return lambda done: progress(f"{what} on {split}", done, len(examples))
 
-    found = {"base_zero_shot": prompting.zero_shot(session, examples, split, tell("base, zero-shot"))}
+    found: dict[str, Predictions] = {}
     # a row must not be shown with its answer before it is asked for
     asked = {(row.question, row.choices) for row in examples}
     shown = [row for row in train if (row.question, row.choices) not in asked]

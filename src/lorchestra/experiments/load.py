@@ -12,6 +12,7 @@ import numpy as np
 
 from lorchestra.config import read_recipe
 from lorchestra.core import predictive
+from lorchestra.core.early_exit import ExitRule
 from lorchestra.data.files import read_task_file
 from lorchestra.data.prompts import PromptTemplate
 from lorchestra.engine.config import RunConfig, check_run
@@ -26,7 +27,7 @@ from lorchestra.models.members import member_adapters
 from lorchestra.models.peft_folders import CONFIG
 from lorchestra.models.sources import LoadedBase, load_base
 from lorchestra.store.run_dir import RunDir, read_ensemble
-from lorchestra.types import Example, Predictions
+from lorchestra.types import EarlyExitPredictions, Example, Predictions
 
 
 @dataclass
@@ -64,11 +65,25 @@ class TrainedEnsemble:
         return file.examples
 
     def predict(
-        self, rows: str | Path | Sequence[Example], abstain_below: float | None = None
+        self,
+        rows: str | Path | Sequence[Example],
+        abstain_below: float | None = None,
+        early_exit: str | float | None = None,
     ) -> Iterator[dict[str, Any]]:
-        """One dictionary a row (see `prediction_rows`), for the rows of a file or given examples."""
+        """One dictionary a row (see `prediction_rows`), for the rows of a file or given examples.
+
+        With `early_exit`, "exact" or a confidence in (0, 1], members are asked until a row is decided (see `ExitRule`
+        and `early_exit_rows`).
+
+        Raises:
+            ConfigError: `early_exit` is neither of the two.
+        """
+        rule = None if early_exit is None else ExitRule.parse(early_exit, "early_exit")
         examples = self.read(rows, require_answer=False) if isinstance(rows, str | Path) else rows
-        yield from prediction_rows(self.session.predict_members(examples, "predict"), abstain_below)
+        if rule is None:
+            yield from prediction_rows(self.session.predict_members(examples, "predict"), abstain_below)
+        else:
+            yield from early_exit_rows(self.session.predict_early(examples, "predict", rule), abstain_below)
 
 
 def load_own_base(run: RunDir, record: dict[str, Any], config: RunConfig, say: Say) -> LoadedBase:
@@ -190,3 +205,16 @@ def prediction_rows(predictions: Predictions, abstain_below: float | None = None
             "disagreement": float(disagreement[e]),
             "abstain": None if abstain_below is None else bool(probs[best] < abstain_below),
         }
+
+
+def early_exit_rows(found: EarlyExitPredictions, abstain_below: float | None = None) -> list[dict[str, Any]]:
+    """As `prediction_rows`, in the order of the rows; `members_used` says how many members answered one.
+
+    `member_probs`, `probs` and all that follows from them are of these members alone.
+    """
+    rows = {
+        int(place): {**row, "members_used": part.num_members}
+        for part, places in zip(found.parts, found.places, strict=True)
+        for place, row in zip(places, prediction_rows(part, abstain_below), strict=True)
+    }
+    return [rows[place] for place in sorted(rows)]

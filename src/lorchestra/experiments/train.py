@@ -83,7 +83,7 @@ def train_run(
     if not resuming:
         _begin(run, resolved, rows, session)
     log = EventLog(run.events, keep_bytes=None)
-    files = TrunkFiles(run.resume, session.base.digest, round(resolved.adapt.trunk_memory_gb * 1e9), say)
+    files = TrunkFiles(run.resume, session.base.digest, round(resolved.adapt.trunk_memory_gb * 1e9), say, log.write)
     trainer = _make_trainer(session, resolved, training, log, observe, files)
     if resuming:
         restore(run, trainer, log, say)

@@ -51,6 +51,8 @@ class AdaptConfig:
     """Decoder layers to adapt: all, last:K, or a list such as [0, 5, 11]. Layers below the first are computed once."""
     trunk_memory_gb: float = 4.0
     """Most GB of cached hidden states below the first adapted layer kept in memory; more go to a file in the run."""
+    trunk_dtype: Literal["auto", "bfloat16", "float16"] = "auto"
+    """Number format of the hidden states that training keeps; auto is the base's. The change it makes is measured."""
     dropout: float = 0.0
     """Dropout on the adapter's input while training, in [0, 1)."""
     same_init: bool = False
@@ -96,6 +98,8 @@ def check_adapt(adapt: AdaptConfig) -> None:
         raise ConfigError(f"adapt.r: {adapt.r} is less than 1")
     if not 0 <= adapt.trunk_memory_gb < math.inf:
         raise ConfigError(f"adapt.trunk_memory_gb: {adapt.trunk_memory_gb} is not a finite number from 0 up")
+    if adapt.trunk_dtype not in ("auto", "bfloat16", "float16"):
+        raise ConfigError(f"adapt.trunk_dtype: {adapt.trunk_dtype!r} is not auto, bfloat16 or float16")
     for name, value in {"members": adapt.members, "r": adapt.r}.items():
         if value > _MOST:
             raise ConfigError(f"adapt.{name}: {value} is more than {_MOST}")

@@ -151,6 +151,19 @@ def verdict(entry: Entry) -> str:
     return " ".join(sentences)
 
 
+def early_exit_text(entry: Entry) -> str:
+    """What asking members one after the other would save and change, of an entry that has "early_exit"."""
+    early = entry["early_exit"]
+    rows = entry["num_examples"]
+    shares = ", ".join(f"{k}: {100 * n / rows:.1f} %" for k, n in enumerate(early["histogram"], start=1) if n)
+    accuracy, nll = (column.number(early[column.key], absent="inf") for column in COLUMNS[:2])
+    return (
+        f"With early exit ({early['rule']}) a row asks {early['mean_members']:.2f} of {entry['num_members']} members on"
+        f" average ({shares}); {100 * early['agreement']:.1f} % of rows have the answer of all members; accuracy"
+        f" {accuracy} %, NLL {nll}."
+    )
+
+
 def _title(entry: Entry) -> Text:
     return Text(
         f"{entry['task']} {entry['split']} (examples: {entry['num_examples']}, members: {entry['num_members']})"

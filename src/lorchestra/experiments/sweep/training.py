@@ -89,7 +89,7 @@ def train_pack(
     directory.resume.mkdir(parents=True, exist_ok=True)
     log = EventLog(directory.events)
     memory = round(resolved.adapt.trunk_memory_gb * 1e9) if trunks_in_memory else 0
-    files = TrunkFiles(trunks, session.base.digest, memory, say)
+    files = TrunkFiles(trunks, session.base.digest, memory, say, log.write)
     trainer = Trainer(session.model, rows, resolved.train, resolved.regularize, log, files, settings)
     observers: list[Observer] = [log, observe(trainer)]
     if each_epoch:
