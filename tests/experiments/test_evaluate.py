@@ -60,9 +60,9 @@ def test_the_base_alone_is_what_members_were_before_training(trained):
     """Zero-shot through the trained ensemble's model: adapters off."""
     run = trained()
     rows = run.read(run.config.data.test, require_answer=True)
-    from lorchestra.methods.prompting import zero_shot
+    from lorchestra.methods import zero_shot
 
-    found = zero_shot(run.session, rows, "test").log_probs_MEC[0]
+    found = zero_shot.predict(run.session, rows, "test").log_probs_MEC[0]
     run.session.model.bank.values.zero_()
     np.testing.assert_allclose(run.session.predict_members(rows, "test").log_probs_MEC[1], found, rtol=0, atol=1e-5)
 

@@ -7,13 +7,13 @@ import os
 import platform
 from collections.abc import Callable, Sequence
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from lorchestra.data.prompts import PromptTemplate
 from lorchestra.engine.config import RunConfig
+from lorchestra.engine.cost import peak_bytes as peak_bytes
 from lorchestra.engine.session import Session, decide_scoring, default_token_budget
 from lorchestra.errors import ConfigError
 from lorchestra.models.adapters import check_readable
@@ -78,21 +78,6 @@ def check_context(config: RunConfig, base: LoadedBase) -> None:
             f"data.max_length: {config.data.max_length} is more than the {base.context_length} tokens of context that"
             f" {base.id} has"
         )
-
-
-def peak_bytes() -> int:
-    """The most memory used so far: of the GPU where there is one, else resident memory of this process."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated()
-    # Not `ru_maxrss` on Linux: a process inherits the value that its parent had when it was started.
-    status = Path("/proc/self/status")
-    if status.exists():
-        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
-    import resource  # not on Windows
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if platform.system() == "Darwin" else peak * 1024
 
 
 def environment(base: LoadedBase) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from lorchestra.experiments.rows import (
     read_rows,
     with_directory,
 )
-from lorchestra.methods import mc_dropout, prompting
+from lorchestra.methods import few_shot, mc_dropout, zero_shot
 from lorchestra.store.atomic import atomic_write_json
 from lorchestra.store.predictions import save_predictions
 from lorchestra.store.run_dir import RunDir, read_json
@@ -171,13 +171,11 @@ def _baselines(
     def tell(what: str) -> Callable[[int], None]:
         return lambda done: progress(f"{what} on {split}", done, len(examples))
 
-    found = {"base_zero_shot": prompting.zero_shot(session, examples, split, tell("base, zero-shot"))}
-    # a row must not be shown with its answer before it is asked for
-    asked = {(row.question, row.choices) for row in examples}
-    shown = [row for row in train if (row.question, row.choices) not in asked]
+    found = {"base_zero_shot": zero_shot.predict(session, examples, split, tell("base, zero-shot"))}
+    shown = few_shot.unasked(train, examples)
     if settings.few_shot > 0 and shown:
         shots = derive_seed(seed, "shots")
-        found["base_few_shot"] = prompting.few_shot(
+        found["base_few_shot"] = few_shot.predict(
             session, examples, split, shown, settings.few_shot, shots, tell("base, few-shot")
         )
     elif settings.few_shot > 0:

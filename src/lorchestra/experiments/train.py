@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from lorchestra.config import differences, read_recipe
-from lorchestra.data.encode import EncodedSplit, class_weights
+from lorchestra.data.encode import EncodedSplit
 from lorchestra.engine.checkpoint import load_checkpoint, save_checkpoint
 from lorchestra.engine.config import RunConfig, check_run
+from lorchestra.engine.cost import peak_bytes, training_base_passes
 from lorchestra.engine.frozen import TrainingRows
 from lorchestra.engine.observer import Observer
+from lorchestra.engine.rows import row_weights
 from lorchestra.engine.session import Session
 from lorchestra.engine.trainer import Trainer
 from lorchestra.engine.trunk_file import TrunkFiles
 from lorchestra.errors import CheckpointError, ConfigError, TrainingError
-from lorchestra.experiments.build import Say, build_session, peak_bytes
+from lorchestra.experiments.build import Say, build_session
 from lorchestra.experiments.events import EventLog, Observers
 from lorchestra.experiments.record import ensemble_record, write_description
 from lorchestra.experiments.rows import RunRows, absolute_paths, check_unchanged, read_rows, with_directory
@@ -27,7 +29,6 @@ from lorchestra.models.adapters import save_members
 from lorchestra.models.ensemble import member_seed
 from lorchestra.store.atomic import atomic_directory, discard_directory, sweep_directory
 from lorchestra.store.run_dir import RunDir, prepare_run, read_ensemble, write_ensemble
-from lorchestra.types import Example
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def train_run(
     train = rows.task.splits["train"]
     session, resolved = build_session(config, rows.task.name, rows.task.labels, train, say)
     encoded = {split: session.encode(rows.task.splits[split]) for split in ("train", "val")}
-    weights = _row_weights(session, train, encoded["train"], rows.task.labels)
+    weights = row_weights(session, train, encoded["train"], rows.task.labels)
     _check_budget(config, encoded.values())
     if not resuming:
         _begin(run, resolved, rows, session)
@@ -109,18 +110,6 @@ def _saved_config(run: RunDir, asked: RunConfig) -> RunConfig:
                 " it out, or start another run with --if-exists new"
             )
     return dataclasses.replace(saved, data=with_directory(saved.data, None))
-
-
-def _row_weights(
-    session: Session, train: Sequence[Example], encoded: EncodedSplit, labels: tuple[str, ...] | None
-) -> list[float] | None:
-    if not session.data.class_weights:
-        return None
-    if labels is None:
-        raise ConfigError("data.class_weights: only texts with labels have classes; leave it out for questions")
-    kept = [train[index] for index in encoded.kept]
-    by_label = class_weights(kept, len(labels))
-    return [by_label[example.answer] for example in kept if example.answer is not None]
 
 
 def _check_budget(config: RunConfig, splits: Any) -> None:
@@ -212,22 +201,13 @@ def _finish(run: RunDir, trainer: Trainer, session: Session, rows: RunRows, log:
         "tokens": trainer.state.tokens,
         "tokens_per_s": round(trainer.state.tokens / max(trainer.state.train_s, 1e-9), 1),
         "peak_bytes": peak,
-        "base_passes": _base_passes(trainer),
+        "base_passes": training_base_passes(trainer),
     }
     write_ensemble(run, ensemble_record(session, rows, members, cost))
     for cached in run.resume.glob("trunk-*"):
         cached.unlink(missing_ok=True)
     log.write("finished", failed_members=failed)
     return TrainOutcome(run, tuple(failed))
-
-
-def _base_passes(trainer: Trainer) -> float:
-    """Work in units of one pass of the whole base over the training rows, forward passes of training only."""
-    model = trainer.model
-    trunk = model.trunk_layers / model.num_layers
-    rows_seen = trainer.state.tokens / sum(row.num_tokens for row in trainer.rows.train)
-    kl = 1.0 if trainer.regularize.kl_beta > 0 else 0.0
-    return round(rows_seen * (1 - trunk) + (trunk if model.trunk_layers else 0.0) + kl * (1 - trunk), 3)
 
 
 def _failed_members(run: RunDir) -> tuple[int, ...]:
