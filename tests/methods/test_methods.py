@@ -1,4 +1,4 @@
-"""What every method promises: fits, predicts normalized, repeats itself by seed, says what it cost, sees no test row."""
+"""What every method promises: it predicts normalized, repeats itself by seed, says its cost, sees no test row."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_members_that_all_fail_end_in_an_error(make_setting, monkeypatch):
 
 
 def test_refusals(make_setting):
-    setting, test = make_setting()
+    setting, _ = make_setting()
     with pytest.raises(ConfigError, match=r"mc_dropout: the dropout rate is 0"):
         fit_method(setting, "mc_dropout")
     with pytest.raises(ConfigError, match=r"method 'lora_ensembel' is unknown; did you mean 'lora_ensemble'\?"):

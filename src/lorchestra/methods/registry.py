@@ -7,7 +7,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorchestra.errors import ConfigError, did_you_mean
-from lorchestra.methods import few_shot, lora_ensemble, mc_dropout, one_lora, zero_shot
+from lorchestra.methods import (
+    contextual,
+    few_shot,
+    high_rank,
+    last_layer,
+    long_training,
+    lora_ensemble,
+    mc_dropout,
+    one_lora,
+    snapshot,
+    soup,
+    temperature,
+    zero_shot,
+)
 from lorchestra.methods.contract import Fitted, Setting
 
 
@@ -39,10 +52,20 @@ METHODS: dict[str, Method] = {
     "one_lora": Method("one LoRA, trained with the budget of one member", one_lora.Config, one_lora.fit),
     "lora_ensemble": Method("M LoRA members, their probabilities averaged", lora_ensemble.Config, lora_ensemble.fit),
     "mc_dropout": Method("one LoRA with dropout kept on, M passes", mc_dropout.Config, mc_dropout.fit),
+    "high_rank": Method("one LoRA with M times the rank", high_rank.Config, high_rank.fit),
+    "long_training": Method("one LoRA trained M times as long", long_training.Config, long_training.fit),
+    "soup": Method("one adapter: the weight average of M trained members", soup.Config, soup.fit),
+    "snapshot": Method("one LoRA on a cyclic schedule, M points on its path", snapshot.Config, snapshot.fit),
+    "last_layer": Method("M members that share all adapters but the last layer's", last_layer.Config, last_layer.fit),
 }
 """Every method, in the order in which a table shows them."""
 
-WRAPPERS: dict[str, Wrapper] = {}
+WRAPPERS: dict[str, Wrapper] = {
+    "temperature": Wrapper("one temperature, fitted on validation rows", temperature.Config, temperature.wrap),
+    "contextual": Wrapper(
+        "probabilities divided by those after an input without content", contextual.Config, contextual.wrap
+    ),
+}
 """What can be put on top of any method."""
 
 

@@ -108,7 +108,7 @@ def only_first_member(training: Training) -> None:
 class BestTogether:
     """Keeps all members' adapters of the epoch with the best validation NLL, the mean over members; see `train_steps`.
 
-    With `train.keep: last` nothing is evaluated, and the last adapters are the best. `train.patience` stops nothing here.
+    With `train.keep: last` nothing is evaluated, and the last adapters are the best. `train.patience` has no effect.
     """
 
     def __init__(self, training: Training) -> None:
