@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lorchestra.core.packing import BASE
 from lorchestra.data.config import DataConfig
@@ -83,9 +84,15 @@ class Session:
         """Predictions of every pass, on the rows that are not dropped for their length."""
         encoded = self.encode(examples, shots)
         log_probs = predict_rows(self.model, encoded.rows, passes, self.token_budget, progress=progress)
-        kept = [examples[index] for index in encoded.kept]
+        return self.predictions(examples, encoded.kept, log_probs, split)
+
+    def predictions(
+        self, examples: Sequence[Example], kept_indices: Sequence[int], log_probs_MEC: NDArray[np.float64], split: str
+    ) -> Predictions:
+        """Log-probabilities of the kept examples, together with what is known of these."""
+        kept = [examples[index] for index in kept_indices]
         return Predictions(
-            log_probs_MEC=log_probs,
+            log_probs_MEC=log_probs_MEC,
             labels=np.array([-1 if e.answer is None else e.answer for e in kept], dtype=np.int64),
             ids=tuple(e.id for e in kept),
             options=tuple(e.choices for e in kept),

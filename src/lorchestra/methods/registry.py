@@ -8,9 +8,11 @@ from typing import Any
 
 from lorchestra.errors import ConfigError, did_you_mean
 from lorchestra.methods import (
+    batch_ensemble,
     contextual,
     few_shot,
     high_rank,
+    laplace,
     last_layer,
     long_training,
     lora_ensemble,
@@ -18,6 +20,7 @@ from lorchestra.methods import (
     one_lora,
     snapshot,
     soup,
+    swag,
     temperature,
     zero_shot,
 )
@@ -57,6 +60,11 @@ METHODS: dict[str, Method] = {
     "soup": Method("one adapter: the weight average of M trained members", soup.Config, soup.fit),
     "snapshot": Method("one LoRA on a cyclic schedule, M points on its path", snapshot.Config, snapshot.fit),
     "last_layer": Method("M members that share all adapters but the last layer's", last_layer.Config, last_layer.fit),
+    "swag": Method("M draws from a Gaussian fitted to the iterates of one LoRA", swag.Config, swag.fit),
+    "laplace": Method("draws from Laplace's approximation around one LoRA", laplace.Config, laplace.fit),
+    "batch_ensemble": Method(
+        "M members that share one adapter up to rank-1 fast weights", batch_ensemble.Config, batch_ensemble.fit
+    ),
 }
 """Every method, in the order in which a table shows them."""
 

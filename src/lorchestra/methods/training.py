@@ -105,6 +105,25 @@ def only_first_member(training: Training) -> None:
         member.status = "stopped"
 
 
+def train_first_member(setting: Setting, meter: Meter, config: RunConfig) -> Training:
+    """Train one LoRA, with its early stop and best copy as configured; every row of the bank holds it in the end.
+
+    Raises:
+        TrainingError: it failed.
+        Interrupted: the setting asked to stop.
+    """
+    training = start(setting, meter, config)
+    only_first_member(training)
+    trainer = training.trainer
+    trainer.run(lambda: None, setting.should_stop)
+    first = trainer.state.members[0]
+    if first.status == "failed":
+        raise TrainingError(f"the adapter failed ({first.reason}); try a smaller train.lr")
+    with torch.no_grad():
+        training.values.copy_(trainer.final_values()[:1].expand_as(training.values).clone())
+    return training
+
+
 class BestTogether:
     """Keeps all members' adapters of the epoch with the best validation NLL, the mean over members; see `train_steps`.
 
@@ -124,7 +143,8 @@ class BestTogether:
         rows = trainer.rows.val
         passes = member_passes(range(trainer.model.num_members))
         found = predict_rows(trainer.model, rows, passes, trainer.token_budget, trainer.frozen.val)
-        nll = float(-found[:, np.arange(len(rows)), [row.answer for row in rows]].mean())
+        answers = np.array([row.answer for row in rows])
+        nll = float(-found[:, np.arange(len(rows)), answers].mean())
         if nll < self.nll:
             self.nll, self.kept = nll, self.training.values.clone()
 
