@@ -13,7 +13,7 @@ from lorchestra.errors import CheckpointError, ConfigError, DataError
 from lorchestra.experiments.evaluate import evaluate_run
 from lorchestra.experiments.load import load_run
 from lorchestra.experiments.train import train_run
-from lorchestra.methods.prompting import zero_shot
+from lorchestra.methods import zero_shot
 from lorchestra.store.predictions import load_predictions
 
 
@@ -101,7 +101,7 @@ def test_the_base_alone_is_what_members_were_before_training(trained):
     """Zero-shot through the trained ensemble's model: adapters off."""
     run = trained()
     rows = run.read(run.config.data.test, require_answer=True)
-    found = zero_shot(run.session, rows, "test").log_probs_MEC[0]
+    found = zero_shot.predict(run.session, rows, "test").log_probs_MEC[0]
     run.session.model.bank.values.zero_()
     np.testing.assert_allclose(run.session.predict_members(rows, "test").log_probs_MEC[1], found, rtol=0, atol=1e-5)
 
@@ -122,7 +122,7 @@ def test_the_base_rides_in_the_members_pass(trained, adapt):
 
     members, base = [], []
     with_members = fed(lambda: members.append(run.session.predict_members(test, "test")))
-    alone = fed(lambda: base.append(zero_shot(run.session, test, "test")))
+    alone = fed(lambda: base.append(zero_shot.predict(run.session, test, "test")))
     validation = fed(lambda: run.session.predict_members(val, "val"))
     whole = fed(lambda: evaluate_run(run))
     assert alone > 0

@@ -15,7 +15,7 @@ from lorchestra.engine.state import TrainState
 from lorchestra.engine.trainer import Trainer
 
 _STYLES = {"running": "green", "stopped": "yellow", "finished": "green", "failed": "red bold"}
-_PLAIN_EVERY_S = 10.0
+PLAIN_EVERY_S = 10.0
 
 
 class TrainingProgress:
@@ -76,7 +76,7 @@ class TrainingProgress:
     def _show(self, state: TrainState, line: str | None = None) -> None:
         if self._live is not None:
             self._live.update(self._render(state))
-        elif line is not None or time.monotonic() - self._last_line > _PLAIN_EVERY_S:
+        elif line is not None or time.monotonic() - self._last_line > PLAIN_EVERY_S:
             self._last_line = time.monotonic()
             self.console.print(line or self._headline(state), highlight=False)
 
@@ -86,7 +86,7 @@ class TrainingProgress:
         text = f"step {state.step} of {steps}"
         if self._rates:
             rate = sum(self._rates) / len(self._rates)
-            text += f", {rate:,.0f} tokens/s, {_duration(self._time_left(state))} left"
+            text += f", {rate:,.0f} tokens/s, {duration(self._time_left(state))} left"
         return f"{text}, {self._phase}" if self._phase else text
 
     def _time_left(self, state: TrainState) -> float:
@@ -136,7 +136,8 @@ class RowProgress:
             self.console.print(f"{what}: {total} rows", highlight=False)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds as 3m07s or 2h15m."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"

@@ -85,7 +85,7 @@ class Session:
         """Predictions of every pass, on the rows that are not dropped for their length."""
         encoded = self.encode(examples, shots)
         log_probs = predict_rows(self.model, encoded.rows, passes, self.token_budget, progress=progress)
-        return self._predictions(log_probs, [examples[index] for index in encoded.kept], split)
+        return self.predictions(examples, encoded.kept, log_probs, split)
 
     def predict_early(
         self,
@@ -103,14 +103,18 @@ class Session:
         parts, places = [], []
         for number in np.unique(used):
             at = np.flatnonzero(used == number)
-            kept = [examples[encoded.kept[e]] for e in at]
-            parts.append(self._predictions(log_probs[:number, at], kept, split))
+            kept = [encoded.kept[e] for e in at]
+            parts.append(self.predictions(examples, kept, log_probs[:number, at], split))
             places.append(at)
         return EarlyExitPredictions(tuple(parts), tuple(places), self.model.num_members)
 
-    def _predictions(self, log_probs: NDArray[np.float64], kept: Sequence[Example], split: str) -> Predictions:
+    def predictions(
+        self, examples: Sequence[Example], kept_indices: Sequence[int], log_probs_MEC: NDArray[np.float64], split: str
+    ) -> Predictions:
+        """Log-probabilities of the kept examples, together with what is known of these."""
+        kept = [examples[index] for index in kept_indices]
         return Predictions(
-            log_probs_MEC=log_probs,
+            log_probs_MEC=log_probs_MEC,
             labels=np.array([-1 if e.answer is None else e.answer for e in kept], dtype=np.int64),
             ids=tuple(e.id for e in kept),
             options=tuple(e.choices for e in kept),

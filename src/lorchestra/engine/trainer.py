@@ -28,6 +28,7 @@ from lorchestra.engine.terms import RowOutputs, decay_penalties, row_terms
 from lorchestra.engine.trunk_file import TrunkFiles
 from lorchestra.engine.validation import judge, validate
 from lorchestra.models.ensemble import EnsembleModel
+from lorchestra.types import EncodedExample
 
 
 class Trainer:
@@ -154,19 +155,27 @@ class Trainer:
 
     def step_items(self, step: int) -> list[Item]:
         """The rows of every running member in one optimizer step; a function of the seed and the step alone."""
-        epoch, place = divmod(step, self.steps_per_epoch)
         items = []
         for m in self.state.with_status("running"):
-            own, rows = self.settings[m], self.rows_of[m]
-            order = permutation(len(rows), own.order_seed, "order", epoch)
             seen: Counter[int] = Counter()
-            for e in order[place * self.config.batch_size : (place + 1) * self.config.batch_size]:
-                row = rows[e].row
-                again = (seen[row],) if seen[row] else ()  # a row that a bootstrap repeats gets a mask of its own
-                seed = derive_seed(own.dropout_seed, "dropout", step, row, *again) if self.dropout else None
-                items.append(Item(m, rows[e], seed))
-                seen[row] += 1
+            for row in self._step_rows(m, step):
+                again = (seen[row.row],) if seen[row.row] else ()  # a row that a bootstrap repeats: a mask of its own
+                names = ("dropout", step, row.row, *again)
+                seed = derive_seed(self.settings[m].dropout_seed, *names) if self.dropout else None
+                items.append(Item(m, row, seed))
+                seen[row.row] += 1
         return items
+
+    def member_tokens(self, member: int) -> int:
+        """Tokens that one member was trained on so far."""
+        steps = range(self.state.num_updates[member])
+        return sum(row.num_tokens for step in steps for row in self._step_rows(member, step))
+
+    def _step_rows(self, member: int, step: int) -> list[EncodedExample]:
+        epoch, place = divmod(step, self.steps_per_epoch)
+        rows = self.rows_of[member]
+        order = permutation(len(rows), self.settings[member].order_seed, "order", epoch)
+        return [rows[e] for e in order[place * self.config.batch_size : (place + 1) * self.config.batch_size]]
 
     def step(self, should_stop: Callable[[], bool] = lambda: False) -> bool:
         """One optimizer step of all running members; False if it was interrupted, and then nothing has changed."""

@@ -73,7 +73,7 @@ def plan_workload(trainer: Trainer, members: int, token_budget: int) -> Workload
             train_tokens=round(train_tokens),
             trunk_tokens=train_once + _pass_tokens(rows.val, token_budget, val_shared) if cut else 0,
             evaluate_tokens=_evaluation_tokens(rows.val, members, token_budget, val_shared) * config.epochs,
-            base_tokens=train_once if trainer.regularize.kl_beta > 0 else 0,
+            base_tokens=train_once if any(own.regularize.kl_beta > 0 for own in trainer.settings) else 0,
             updates=members * trainer.num_steps,
         ),
     )

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lorchestra.core.early_exit import ExitRule, evaluate_early_exit
-from lorchestra.core.evaluation import evaluate_predictions, ood_scores
+from lorchestra.core.evaluation import ood_scores
 from lorchestra.core.packing import BASE
-from lorchestra.core.seeding import derive_seed
 from lorchestra.data.config import DataConfig
 from lorchestra.engine.predict import Pass, member_passes
 from lorchestra.engine.session import Session
 from lorchestra.errors import ConfigError, DataError, did_you_mean
+from lorchestra.experiments.beside import Progress, comparable, few_shot_base, mc_dropout_of, save_all, score
 from lorchestra.experiments.load import TrainedEnsemble
 from lorchestra.experiments.rows import (
     RunRows,
@@ -25,14 +25,11 @@ from lorchestra.experiments.rows import (
     read_rows,
     with_directory,
 )
-from lorchestra.methods import mc_dropout, prompting
 from lorchestra.store.atomic import atomic_write_json
 from lorchestra.store.predictions import save_predictions
 from lorchestra.store.run_dir import RunDir, read_json
 from lorchestra.store.schema import check_shape
 from lorchestra.types import Example, Predictions
-
-Progress = Callable[[str, int, int], None]
 
 
 def evaluate_run(
@@ -81,31 +78,18 @@ def evaluate_run(
     is_validation = session is trained.session and data is None and split == "val"
     predictions, zero_shot = _members_and_base(session, examples, split, progress)
     validation = predictions if is_validation else _predict(trained.session, rows.task.splits["val"], "val", progress)
-    settings = trained.config.evaluate
-    train = rows.task.splits["train"]
-    baselines = {"base_zero_shot": zero_shot, **_baselines(trained, session, examples, split, train, progress)}
-    for name in [name for name, found in baselines.items() if found.ids != predictions.ids]:
-        fewer = predictions.num_examples - baselines.pop(name).num_examples
-        trained.session.say(
-            f"{name} is left out: with its longer prompts {fewer} of {predictions.num_examples} rows have more than"
-            f" {trained.session.max_length} tokens; lower evaluate.few_shot to have it"
-        )
-    entry = evaluate_predictions(
-        predictions,
-        validation=validation,
-        train_labels=[row.answer for row in train if row.answer is not None],
-        baselines=baselines,
-        temperature=settings.temperature,
-        resamples=settings.resamples,
-        seed=trained.config.train.seed,
-    )
+    train, own = rows.task.splits["train"], trained.config
+    baselines = {
+        "base_zero_shot": zero_shot,
+        **few_shot_base(session, own, examples, split, train, progress),
+        **mc_dropout_of(session, own, examples, split, progress, passes=session.model.num_members),
+    }
+    baselines = comparable(baselines, predictions, trained.session)
+    entry = score(predictions, validation, baselines, train, own.evaluate, own.train.seed)
     if early_exit is not None:
         entry["early_exit"] = evaluate_early_exit(predictions.log_probs_MEC, predictions.labels, early_exit)
     folder = trained.run.predictions
-    for found in (predictions, validation):
-        save_predictions(folder, found)
-    for name, found in baselines.items():
-        save_predictions(folder, found, f"{found.task}.{found.split}.{name}")
+    save_all(folder, (predictions, validation), baselines)
     entry["ood"] = {}
     for name, unlike in far.items():
         found = _predict(session, unlike, f"ood_{name}", progress)
@@ -174,36 +158,6 @@ def _members_and_base(
     )
     members, base = (found.log_probs_MEC[part] for part in (slice(-1), slice(-1, None)))
     return dataclasses.replace(found, log_probs_MEC=members), dataclasses.replace(found, log_probs_MEC=base)
-
-
-def _baselines(
-    trained: TrainedEnsemble,
-    session: Session,
-    examples: Sequence[Example],
-    split: str,
-    train: Sequence[Example],
-    progress: Progress,
-) -> dict[str, Predictions]:
-    """Predictions of what else stands beside the ensemble, by name."""
-    settings, seed = trained.config.evaluate, trained.config.train.seed
-
-    def tell(what: str) -> Callable[[int], None]:
-        return lambda done: progress(f"{what} on {split}", done, len(examples))
-
-    found: dict[str, Predictions] = {}
-    # a row must not be shown with its answer before it is asked for
-    asked = {(row.question, row.choices) for row in examples}
-    shown = [row for row in train if (row.question, row.choices) not in asked]
-    if settings.few_shot > 0 and shown:
-        shots = derive_seed(seed, "shots")
-        found["base_few_shot"] = prompting.few_shot(
-            session, examples, split, shown, settings.few_shot, shots, tell("base, few-shot")
-        )
-    elif settings.few_shot > 0:
-        session.say("base_few_shot is left out: every training row is among the evaluated ones")
-    if settings.mc_dropout and trained.config.adapt.dropout > 0:
-        found["mc_dropout"] = mc_dropout.predict(session, examples, split, seed, progress=tell("MC dropout"))
-    return found
 
 
 def _read_metrics(run: RunDir) -> list[dict[str, Any]]:

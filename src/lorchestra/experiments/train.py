@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Literal
 
 from lorchestra.config import differences, read_recipe
-from lorchestra.data.encode import EncodedSplit, class_weights
 from lorchestra.engine.checkpoint import load_checkpoint, save_checkpoint
 from lorchestra.engine.config import RunConfig, check_run
+from lorchestra.engine.cost import training_base_passes
 from lorchestra.engine.frozen import TrainingRows
 from lorchestra.engine.memory import peak_bytes
 from lorchestra.engine.observer import Observer
+from lorchestra.engine.rows import training_rows
 from lorchestra.engine.session import Session
 from lorchestra.engine.trainer import Trainer
 from lorchestra.engine.trunk_file import TrunkFiles
@@ -29,7 +30,6 @@ from lorchestra.models.adapters import save_members
 from lorchestra.models.members import MemberAdapter
 from lorchestra.store.atomic import atomic_directory, discard_directory, sweep_directory
 from lorchestra.store.run_dir import RunDir, prepare_run, read_ensemble, write_ensemble
-from lorchestra.types import Example
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,7 @@ def prepare_training(
     """
     train = rows.task.splits["train"]
     session, resolved = build_session(config, rows.task.name, rows.task.labels, train, say, adapters=adapters)
-    encoded = {split: session.encode(rows.task.splits[split]) for split in ("train", "val")}
-    weights = _row_weights(session, train, encoded["train"], rows.task.labels)
-    training = TrainingRows(encoded["train"].rows, encoded["val"].rows, weights)
+    training = training_rows(session, train, rows.task.splits["val"], rows.task.labels)
     session.token_budget = settle_budget(config, session, training, say)
     train_config = dataclasses.replace(resolved.train, token_budget=session.token_budget)
     return session, dataclasses.replace(resolved, train=train_config), training
@@ -125,18 +123,6 @@ def _saved_config(run: RunDir, asked: RunConfig) -> RunConfig:
                 " it out, or start another run with --if-exists new"
             )
     return dataclasses.replace(saved, data=with_directory(saved.data, None))
-
-
-def _row_weights(
-    session: Session, train: Sequence[Example], encoded: EncodedSplit, labels: tuple[str, ...] | None
-) -> list[float] | None:
-    if not session.data.class_weights:
-        return None
-    if labels is None:
-        raise ConfigError("data.class_weights: only texts with labels have classes; leave it out for questions")
-    kept = [train[index] for index in encoded.kept]
-    by_label = class_weights(kept, len(labels))
-    return [by_label[example.answer] for example in kept if example.answer is not None]
 
 
 def _begin(run: RunDir, resolved: RunConfig, rows: RunRows, session: Session) -> None:
@@ -206,22 +192,13 @@ def _finish(run: RunDir, trainer: Trainer, session: Session, rows: RunRows, log:
         "tokens": trainer.state.tokens,
         "tokens_per_s": round(trainer.state.tokens / max(trainer.state.train_s, 1e-9), 1),
         "peak_bytes": peak,
-        "base_passes": _base_passes(trainer),
+        "base_passes": training_base_passes(trainer),
     }
     write_ensemble(run, ensemble_record(session, rows, members, cost))
     for cached in run.resume.glob("trunk-*"):
         cached.unlink(missing_ok=True)
     log.write("finished", failed_members=failed)
     return TrainOutcome(run, tuple(failed))
-
-
-def _base_passes(trainer: Trainer) -> float:
-    """Work in units of one pass of the whole base over the training rows, forward passes of training only."""
-    model = trainer.model
-    trunk = model.trunk_layers / model.num_layers
-    rows_seen = trainer.state.tokens / sum(row.num_tokens for row in trainer.rows.train)
-    kl = 1.0 if any(own.regularize.kl_beta > 0 for own in trainer.settings) else 0.0
-    return round(rows_seen * (1 - trunk) + (trunk if model.trunk_layers else 0.0) + kl * (1 - trunk), 3)
 
 
 def _failed_members(run: RunDir) -> tuple[int, ...]:

@@ -1,1 +1,1 @@
-"""One file a method; each ends in one `Predictions`."""
+"""Methods that end in one `Predictions`: one file each, one contract (`contract`), listed by name in `registry`."""

@@ -2,22 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from lorchestra.core.seeding import derive_seed
+from lorchestra.engine.cost import prediction_base_passes, training_base_passes
 from lorchestra.engine.predict import Pass
-from lorchestra.engine.session import Session
-from lorchestra.types import Example, Predictions
+from lorchestra.errors import ConfigError
+from lorchestra.methods.contract import Fitted, Meter, Setting
+from lorchestra.methods.training import changed, packed_predictor, train_members
 
 
-def predict(
-    session: Session,
-    examples: Sequence[Example],
-    split: str,
-    seed: int,
-    member: int = 0,
-    progress: Callable[[int], None] | None = None,
-) -> Predictions:
-    """M passes of one member with different dropout masks; the passes run as members of one packed pass."""
-    passes = [Pass(member, derive_seed(seed, "mc_dropout", draw)) for draw in range(session.model.num_members)]
-    return session.predict(examples, passes, split, progress=progress)
+@dataclass(frozen=True)
+class Config:
+    """The rate of dropout."""
+
+    dropout: float | None = None
+    """Dropout on the adapter's input, in training and in prediction; None takes `adapt.dropout`."""
+
+
+def fit(setting: Setting, config: Config) -> Fitted:
+    """Train one LoRA with dropout.
+
+    Raises:
+        ConfigError: the rate is 0: all passes would be the same.
+        TrainingError: it failed.
+    """
+    rate = setting.config.adapt.dropout if config.dropout is None else config.dropout
+    if rate == 0:
+        raise ConfigError(
+            "mc_dropout: the dropout rate is 0, so that all passes would be the same; set mc_dropout.dropout or"
+            " adapt.dropout above 0"
+        )
+    meter = Meter()
+    training, _ = train_members(setting, meter, changed(setting.config, adapt={"members": 1, "dropout": rate}))
+    model = training.session.model
+    cost = meter.cost(
+        fit_base_passes=training_base_passes(training.trainer),
+        tokens=training.trainer.state.tokens,
+        parameters=model.bank.values.shape[1],
+        predict_base_passes=prediction_base_passes(model, setting.members),
+    )
+    return Fitted(packed_predictor(training.session, dropout_passes(0, setting.members, setting.seed)), cost)
+
+
+def dropout_passes(member: int, number: int, seed: int) -> list[Pass]:
+    """Passes of one member, each with dropout masks of its own."""
+    return [Pass(member, derive_seed(seed, "mc_dropout", draw)) for draw in range(number)]

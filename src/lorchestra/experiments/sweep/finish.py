@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lorchestra.core.evaluation import evaluate_predictions, ood_scores
+from lorchestra.core.evaluation import ood_scores
 from lorchestra.core.packing import BASE
-from lorchestra.core.seeding import derive_seed
-from lorchestra.engine.config import RunConfig
+from lorchestra.engine.cost import training_base_passes
 from lorchestra.engine.predict import Pass, member_passes
+from lorchestra.experiments.beside import Progress, comparable, few_shot_base, mc_dropout_of, save_all, score
 from lorchestra.experiments.record import ensemble_record, trained_members, write_description
 from lorchestra.experiments.sweep.points import Point
 from lorchestra.experiments.sweep.training import TrainedPack
-from lorchestra.methods import mc_dropout, prompting
 from lorchestra.models.adapters import save_members
 from lorchestra.store.atomic import atomic_directory, atomic_write_json, atomic_write_text
 from lorchestra.store.predictions import load_predictions, save_predictions
 from lorchestra.store.run_dir import RunDir, write_ensemble
 from lorchestra.types import Example, Predictions
-
-Tell = Callable[[str, int, int], None]
 
 
 def finish_pack(
@@ -32,7 +30,7 @@ def finish_pack(
     *,
     evaluate: bool,
     ood: Mapping[str, Sequence[Example]],
-    tell: Tell,
+    progress: Progress,
 ) -> list[Point]:
     """Write the runs of all points that are not there yet; each directory appears whole, evaluation included.
 
@@ -43,7 +41,7 @@ def finish_pack(
         runs: the directory of the runs.
         evaluate: whether to evaluate on the test rows.
         ood: rows unlike the training rows, by name.
-        tell: hears of progress.
+        progress: hears of it.
 
     Returns:
         The points of which every member failed; they get no run.
@@ -58,32 +56,45 @@ def finish_pack(
     found: dict[str, Predictions] = {}
     if evaluate:
         wanted = {"test": splits["test"], "val": splits["val"]} | {f"ood_{name}": rows for name, rows in ood.items()}
-        found = {split: _predict(trained, missing, rows, split, tell) for split, rows in wanted.items()}
-    few_shot: dict[tuple[int, int], Predictions] = {}
+        found = {split: _predict(trained, missing, rows, split, progress) for split, rows in wanted.items()}
+    places = _places(trained, missing)
+    few_shot: dict[tuple[int, int], dict[str, Predictions]] = {}
     for point in missing:
         with atomic_directory(runs / point.name) as directory:
             run = RunDir(directory)
-            _write_run(trained, point, run)
+            cost = _cost(trained, point)
+            _write_run(trained, point, run, cost)
             if evaluate:
-                _write_evaluation(trained, point, run, found, few_shot, tell)
+                own = {
+                    split: dataclasses.replace(every, log_probs_MEC=every.log_probs_MEC[places[point.name]])
+                    for split, every in found.items()
+                }
+                base = dataclasses.replace(found["test"], log_probs_MEC=found["test"].log_probs_MEC[-1:])
+                _write_evaluation(trained, point, run, own, base, few_shot, cost, progress)
     return failed
 
 
 def _predict(
-    trained: TrainedPack, points: Sequence[Point], rows: Sequence[Example], split: str, tell: Tell
+    trained: TrainedPack, points: Sequence[Point], rows: Sequence[Example], split: str, progress: Progress
 ) -> Predictions:
     """Predictions of every good member of some points, in their order, and of the base, which comes last."""
     members = [m for point in points for m in trained.good_members(point)]
-    number = len(rows)
     return trained.session.predict(
         rows,
         [*member_passes(members), Pass(BASE)],
         split,
-        progress=lambda done: tell(f"{len(members)} members on {split}", done, number),
+        progress=lambda done: progress(f"{len(members)} members on {split}", done, len(rows)),
     )
 
 
-def _write_run(trained: TrainedPack, point: Point, run: RunDir) -> None:
+def _places(trained: TrainedPack, points: Sequence[Point]) -> dict[str, slice]:
+    """Where each point's members lie in what `_predict` gives."""
+    numbers = [len(trained.good_members(point)) for point in points]
+    stops = list(itertools.accumulate(numbers))
+    return {point.name: slice(stop - number, stop) for point, number, stop in zip(points, numbers, stops, strict=True)}
+
+
+def _write_run(trained: TrainedPack, point: Point, run: RunDir, cost: dict[str, Any]) -> None:
     """All files of a finished run but its evaluation."""
     session, trainer, members = trained.session, trained.trainer, trained.pack.members_of(point)
     config = trained.config_of(point)
@@ -92,74 +103,75 @@ def _write_run(trained: TrainedPack, point: Point, run: RunDir) -> None:
     values, base_path = trainer.final_values(), session.base.path_for_peft
     written = save_members(run.members, session.model, values, base_path, members, config.adapt)
     records = trained_members(trainer, written, members, config.adapt)
-    write_ensemble(run, ensemble_record(session, trained.pack.rows, records, _cost(trained, point)))
-    lines = [json.dumps(_own_part(event, members)) for event in _events(trained.directory.events)]
-    atomic_write_text(run.events, "".join(line + "\n" for line in lines))
+    write_ensemble(run, ensemble_record(session, trained.pack.rows, records, cost))
+    events = trained.directory.events.read_text(encoding="utf-8").splitlines()
+    own = (_own_part(json.loads(line), members) for line in events)
+    atomic_write_text(run.events, "".join(json.dumps(event) + "\n" for event in own if event is not None))
     for path in sorted(trained.directory.predictions.glob("epoch_*.safetensors")):
         every = load_predictions(path)
-        own = dataclasses.replace(every, log_probs_MEC=every.log_probs_MEC[trained.good_members(point)])
-        save_predictions(run.predictions, own, f"{own.task}.{own.split}.{path.stem}")
+        found = dataclasses.replace(every, log_probs_MEC=every.log_probs_MEC[trained.good_members(point)])
+        save_predictions(run.predictions, found, f"{found.task}.{found.split}.{path.stem}")
 
 
 def _write_evaluation(
     trained: TrainedPack,
     point: Point,
     run: RunDir,
-    found: Mapping[str, Predictions],
-    few_shot: dict[tuple[int, int], Predictions],
-    tell: Tell,
+    own: Mapping[str, Predictions],
+    base: Predictions,
+    few_shot: dict[tuple[int, int], dict[str, Predictions]],
+    cost: dict[str, Any],
+    progress: Progress,
 ) -> None:
-    """Predictions, and `metrics.json`, as `evaluate_run` writes them."""
-    own = {split: _own_predictions(trained, point, every, found["test"]) for split, every in found.items()}
-    test, config = own["test"], point.config
-    baselines = {"base_zero_shot": dataclasses.replace(test, log_probs_MEC=found["test"].log_probs_MEC[-1:])}
-    baselines |= _other_baselines(trained, point, few_shot, tell)
-    baselines = {name: one for name, one in baselines.items() if one.ids == test.ids}
-    entry = evaluate_predictions(
-        test,
-        validation=own["val"],
-        train_labels=[row.answer for row in trained.pack.rows.task.splits["train"] if row.answer is not None],
-        baselines=baselines,
-        temperature=config.evaluate.temperature,
-        resamples=config.evaluate.resamples,
-        seed=config.train.seed,
-    )
+    """Predictions and `metrics.json`, as `evaluate_run` writes them.
+
+    `few_shot` keeps the few-shot base's predictions by number of shots and seed: most points have them in common.
+    """
+    session, config, test = trained.session, point.config, own["test"]
+    splits = trained.pack.rows.task.splits
+    key = (config.evaluate.few_shot, config.train.seed)
+    if key not in few_shot:
+        few_shot[key] = few_shot_base(session, config, splits["test"], "test", splits["train"], progress)
+    first, number = trained.good_members(point)[0], test.num_members
+    baselines = {
+        "base_zero_shot": base,
+        **few_shot[key],
+        **mc_dropout_of(session, config, splits["test"], "test", progress, member=first, passes=number),
+    }
+    baselines = comparable(baselines, test, session)
+    entry = score(test, own["val"], baselines, splits["train"], config.evaluate, config.train.seed)
     entry["ood"] = {
         split.removeprefix("ood_"): ood_scores(test, far) for split, far in own.items() if split.startswith("ood_")
     }
-    for one in own.values():
-        save_predictions(run.predictions, one)
-    for name, one in baselines.items():
-        save_predictions(run.predictions, one, f"{one.task}.{one.split}.{name}")
-    atomic_write_json(run.metrics, {"evaluations": [entry], "cost": _cost(trained, point)})
-
-
-def _own_predictions(trained: TrainedPack, point: Point, every: Predictions, test: Predictions) -> Predictions:
-    """A point's members among those that `_predict` has asked: all good ones of the points that were missing."""
-    asked = [p for p in trained.pack.points if p.name in trained.asked]
-    start = 0
-    for other in asked:
-        stop = start + len(trained.good_members(other))
-        if other is point:
-            return dataclasses.replace(every, log_probs_MEC=every.log_probs_MEC[start:stop])
-        start = stop
-    raise ValueError(point.name)
-
-
-def _other_baselines(
-    trained: TrainedPack, point: Point, few_shot: dict[tuple[int, int], Predictions], tell: Tell
-) -> dict[str, Predictions]:
-    raise NotImplementedError
+    save_all(run.predictions, list(own.values()), baselines)
+    atomic_write_json(run.metrics, {"evaluations": [entry], "cost": cost})
 
 
 def _cost(trained: TrainedPack, point: Point) -> dict[str, Any]:
-    raise NotImplementedError
+    """As of a run by itself; of the pass's time and passes of the base it has its share by tokens."""
+    trainer, members = trained.trainer, trained.pack.members_of(point)
+    tokens = sum(trainer.member_tokens(m) for m in members)
+    share = tokens / max(1, trainer.state.tokens)
+    return {
+        "train_s": round(trainer.state.train_s * share, 2),
+        "tokens": tokens,
+        "tokens_per_s": round(trainer.state.tokens / max(trainer.state.train_s, 1e-9), 1),
+        "peak_bytes": trained.peak_bytes,
+        "base_passes": round(training_base_passes(trainer) * share, 3),
+        "members_in_pass": len(trainer.settings),
+    }
 
 
-def _events(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+def _own_part(event: dict[str, Any], members: range) -> dict[str, Any] | None:
+    """An event of the pass as an event of one point: lists over members are cut to its own; None is another's."""
 
+    def cut(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: cut(part) for name, part in value.items()}
+        return value[members.start : members.stop] if isinstance(value, list) else value
 
-def _own_part(event: dict[str, Any], members: range) -> dict[str, Any]:
-    """An event of the pass as an event of one point: lists over members cut to its own."""
-    raise NotImplementedError
+    if event["event"] == "member_failed":
+        return event | {"member": event["member"] - members.start} if event["member"] in members else None
+    if event["event"] in ("step", "evaluation"):
+        return {name: cut(value) for name, value in event.items()}
+    return event

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 from collections import Counter
@@ -66,8 +67,9 @@ def named_points(base: RunConfig, settings: Sequence[Mapping[str, Any]]) -> list
     """
     ends = Counter(field.rpartition(".")[2] for field in {field for one in settings for field in one})
     points: dict[str, Point] = {}
-    for one in settings:
-        config = with_settings(base, one)
+    for asked in settings:
+        config = with_settings(base, asked)
+        one = {field: functools.reduce(getattr, field.split("."), config) for field in asked}  # as they were read
         short = {f if ends[f.rpartition(".")[2]] > 1 else f.rpartition(".")[2]: value for f, value in one.items()}
         name = ",".join(f"{field}={_as_name(value)}" for field, value in short.items()) or "as-configured"
         if name in points:
@@ -78,7 +80,7 @@ def named_points(base: RunConfig, settings: Sequence[Mapping[str, Any]]) -> list
             check_run(config)
         except ConfigError as error:
             raise ConfigError(f"--grid, point {name}: {error}") from error
-        points[name] = Point(name, dict(one), config)
+        points[name] = Point(name, one, config)
     return list(points.values())
 
 
@@ -105,4 +107,4 @@ def _as_name(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "+".join(map(_as_name, value))
     text = str(value).lower() if isinstance(value, bool) else str(value)
-    return re.sub(r"[^\w.+-]+", "-", text).strip("-.") or "none"
+    return re.sub(r"[^\w.+-]+", "-", text).strip(".") or "none"

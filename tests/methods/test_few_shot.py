@@ -6,7 +6,9 @@ from collections import Counter
 
 import pytest
 
-from lorchestra.methods.prompting import draw_shots
+from lorchestra.errors import ConfigError
+from lorchestra.methods import few_shot
+from lorchestra.methods.few_shot import draw_shots
 from lorchestra.types import Example
 
 ROWS = [Example(str(n), f"q{n}", ("a", "b", "c"), min(n % 5, 2)) for n in range(60)]  # 12, 12 and 36 of each answer
@@ -31,3 +33,22 @@ def test_the_seed_decides_which_and_in_which_order():
 def test_no_more_than_there_are():
     assert sorted(row.id for row in draw_shots(ROWS[:3], 10, 0)) == ["0", "1", "2"]
     assert draw_shots([], 4, 0) == []
+
+
+def test_every_draw_shows_other_rows_and_shots_that_do_not_fit_are_refused(make_setting):
+    setting, test = make_setting()
+    found = few_shot.fit(setting, few_shot.Config(num_shots=2, draws=4)).predict(test, "test")
+    assert found.num_members == 4
+    assert len({draw.tobytes() for draw in found.log_probs_MEC}) == 4
+    with pytest.raises(ConfigError, match=r"few_shot\.num_shots: with 40 rows before them, \d+ of \d+ rows have more"):
+        few_shot.fit(setting, few_shot.Config(num_shots=40)).predict(test, "test")
+    with pytest.raises(ConfigError, match=r"few_shot\.draws: 0 is less than 1"):
+        few_shot.fit(setting, few_shot.Config(draws=0))
+
+
+def test_a_row_is_not_shown_with_its_answer_before_it_is_asked(make_setting):
+    setting, _ = make_setting()
+    fitted = few_shot.fit(setting, few_shot.Config(num_shots=2, draws=1))
+    assert few_shot.unasked(setting.train, setting.train[3:]) == list(setting.train[:3])
+    with pytest.raises(ConfigError, match="every training row is among the rows asked"):
+        fitted.predict(setting.train, "train")

@@ -1,0 +1,50 @@
+"""From a configuration and its rows to the setting in which methods are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from lorchestra.engine.config import RunConfig
+from lorchestra.engine.observer import Observer
+from lorchestra.engine.session import Session
+from lorchestra.experiments.build import Say, build_session
+from lorchestra.methods.contract import Setting, Silent
+from lorchestra.types import Task
+
+
+def method_setting(
+    config: RunConfig,
+    task: Task,
+    say: Say = lambda text: None,
+    *,
+    observer: Observer | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Setting:
+    """The setting for `methods`: the task's training and validation rows, and a configuration with nothing left open.
+
+    What the configuration leaves open (scoring, token budget) is settled once, on a base that is loaded for it, so that
+    all methods have the same.
+
+    Args:
+        config: the run's configuration.
+        task: its rows; test rows are not handed on.
+        say: is told, in one line each, what a person should know.
+        observer: hears of every training.
+        should_stop: asked between micro-batches; true ends a fit with `Interrupted`.
+    """
+    train = task.splits["train"]
+    if config.data.scoring == "auto" or config.train.token_budget is None:
+        _, config = build_session(config, task.name, task.labels, train, say)
+
+    def open_session(wanted: RunConfig) -> Session:
+        return build_session(wanted, task.name, task.labels, train, say)[0]
+
+    return Setting(
+        config=config,
+        open_session=open_session,
+        train=train,
+        val=task.splits["val"],
+        labels=task.labels,
+        observer=observer or Silent(),
+        should_stop=should_stop,
+    )

@@ -1,0 +1,55 @@
+"""The results of a sweep as one table: settings, metrics and cost of every finished point."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lorchestra.experiments.sweep.points import Point
+from lorchestra.store.atomic import atomic_write_json, atomic_write_text
+from lorchestra.store.run_dir import RunDir, read_ensemble, read_json
+
+METRICS = ("accuracy", "nll", "ece", "brier", "signed_gap")
+
+
+def collect_results(root: Path, points: Sequence[Point], failed: Sequence[str]) -> list[dict[str, Any]]:
+    """One dictionary a point, in order: `name`, `settings`, `state` (finished, failed or waiting), what was measured.
+
+    Finished points have `cost` and `val_nll` (the mean over members), evaluated ones also `ensemble` and `member_mean`.
+    """
+    found = []
+    for point in points:
+        run = RunDir(root / "runs" / point.name)
+        state = "finished" if run.ensemble.exists() else "failed" if point.name in failed else "waiting"
+        result: dict[str, Any] = {"name": point.name, "settings": dict(point.settings), "state": state}
+        if state == "finished":
+            _, record = read_ensemble(run.root)
+            nlls = [member["val_nll"] for member in record["members"] if member["val_nll"] is not None]
+            result |= {"val_nll": sum(nlls) / len(nlls) if nlls else None, "cost": record["cost"]}
+            if run.metrics.exists():
+                entry = read_json(run.metrics)["evaluations"][-1]
+                result |= {
+                    name: {metric: entry[name][metric] for metric in METRICS} for name in ("ensemble", "member_mean")
+                }
+        found.append(result)
+    return found
+
+
+def write_results(root: Path, points: Sequence[Point], failed: Sequence[str]) -> None:
+    """Write `results.json` and `results.csv`."""
+    results = collect_results(root, points, failed)
+    atomic_write_json(root / "results.json", {"points": results})
+    settings = list(dict.fromkeys(field for point in points for field in point.settings))
+    columns = [f"{name}.{metric}" for name in ("ensemble", "member_mean") for metric in METRICS]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["point", *settings, "state", "val_nll", *columns, "train_s", "tokens", "base_passes"])
+    for one in results:
+        cost = one.get("cost", {})
+        row = [one["name"], *(one["settings"].get(field) for field in settings), one["state"], one.get("val_nll")]
+        row += [one.get(name, {}).get(metric) for name in ("ensemble", "member_mean") for metric in METRICS]
+        writer.writerow([*row, *(cost.get(name) for name in ("train_s", "tokens", "base_passes"))])
+    atomic_write_text(root / "results.csv", text.getvalue())

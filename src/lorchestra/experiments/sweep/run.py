@@ -1,0 +1,216 @@
+"""A sweep from start to end: what is finished is skipped, what was killed goes on.
+
+Format of its directory: `sweep.json` (every point's configuration), `runs/<point>/` (finished runs, whole),
+`failed.json` (points of which every member failed), `passes/<key>/` (checkpoints and events of passes under way),
+`trunks/` (hidden states below the adapters, shared by all passes), `results.json` and `results.csv`.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from lorchestra.config import differences, from_mapping, to_mapping
+from lorchestra.engine.config import RunConfig
+from lorchestra.engine.observer import Observer
+from lorchestra.engine.trainer import Trainer
+from lorchestra.errors import CheckpointError, ConfigError
+from lorchestra.experiments.build import Say
+from lorchestra.experiments.rows import absolute_paths, is_task_name, read_named_ood
+from lorchestra.experiments.sweep.finish import finish_pack
+from lorchestra.experiments.sweep.packs import Pack, make_packs
+from lorchestra.experiments.sweep.points import Point
+from lorchestra.experiments.sweep.results import write_results
+from lorchestra.experiments.sweep.training import TrainedPack, train_pack
+from lorchestra.store.atomic import atomic_write_json, sweep_directory
+from lorchestra.store.run_dir import RunDir, read_json
+from lorchestra.store.schema import check_shape
+from lorchestra.types import Example
+
+FORMAT_VERSION = 1
+MOST_MEMBERS = 100
+"""Members of one packed pass by default: their adapters and optimizer states are in memory at once."""
+
+_RECORD: dict[str, Any] = {"format_version": int, "points": [{"name": str, "settings": dict, "config": dict}]}
+_PASS: dict[str, Any] = {"points": [str]}
+
+
+class SweepObserver(Protocol):
+    """Hears of a sweep's progress."""
+
+    def on_points(self, names: Sequence[str], status: str) -> None:
+        """Points have come so far: waiting, training, evaluating, finished or failed."""
+
+    def attach(self, pack: Pack, trainer: Trainer) -> Observer:
+        """The observer of a pass."""
+
+    def on_rows(self, what: str, done: int, total: int) -> None:
+        """During evaluation."""
+
+
+@dataclass(frozen=True)
+class SweepOutcome:
+    """A finished sweep: its directory, and the points of which every member failed."""
+
+    root: Path
+    failed: tuple[str, ...]
+
+
+def run_sweep(
+    points: Sequence[Point],
+    out: str | Path,
+    *,
+    most_members: int = MOST_MEMBERS,
+    evaluate: bool = True,
+    ood: Sequence[str] = (),
+    each_epoch: bool = False,
+    say: Say,
+    observer: SweepObserver,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> SweepOutcome:
+    """Train and evaluate every point that is not finished yet.
+
+    Args:
+        points: the points; those of an earlier call on the same directory may be among them.
+        out: the sweep's directory.
+        most_members: most members of one packed pass.
+        evaluate: whether to evaluate on the test rows.
+        ood: tasks by name with rows unlike the training rows.
+        each_epoch: whether to predict the test rows after every epoch, into the runs' `predictions/*.epoch_*`.
+        say: is told, in one line each, what a person should know.
+        observer: hears of progress.
+        should_stop: asked between micro-batches; true writes a checkpoint and raises `Interrupted`.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: bad input, or a point of that name has other settings there.
+        Interrupted: `should_stop` returned true.
+    """
+    if most_members < 1:
+        raise ConfigError(f"--most-members: {most_members} is less than 1")
+    root = Path(out)
+    points = [replace(point, config=replace(point.config, data=absolute_paths(point.config.data))) for point in points]
+    passes = _passes(root, _register(root, points), points, most_members)
+    waiting = {point.name for pack in passes for point in pack.points}
+    observer.on_points([p.name for p in points if p.name not in waiting], "finished")
+    for note in dict.fromkeys(note for pack in passes for note in pack.rows.notes):
+        say(note)
+    failed = _failed(root)
+    observer.on_points([name for name in failed if name not in waiting], "failed")
+    far = {pack.key: _ood_rows(ood, pack) for pack in passes}
+    for pack in passes:
+        names = [point.name for point in pack.points]
+        observer.on_points(names, "training")
+        trained = train_pack(
+            pack,
+            RunDir(root / "passes" / pack.key),
+            root / "trunks",
+            trunks_in_memory=len(passes) == 1,
+            each_epoch=pack.rows.task.splits["test"] if each_epoch else (),
+            say=say,
+            observe=lambda trainer, pack=pack: observer.attach(pack, trainer),  # type: ignore[misc]
+            should_stop=should_stop,
+        )
+        observer.on_points(names, "evaluating")
+        lost = finish_pack(trained, root / "runs", evaluate=evaluate, ood=far[pack.key], progress=observer.on_rows)
+        failed |= {point.name: _reason(trained, point) for point in lost}
+        atomic_write_json(root / "failed.json", failed)
+        write_results(root, points, list(failed))
+        shutil.rmtree(trained.directory.root)
+        observer.on_points([name for name in names if name not in failed], "finished")
+        observer.on_points([point.name for point in lost], "failed")
+    shutil.rmtree(root / "trunks", ignore_errors=True)
+    write_results(root, points, list(failed))
+    return SweepOutcome(root, tuple(point.name for point in points if point.name in failed))
+
+
+def read_points(root: str | Path) -> list[Point]:
+    """The points of a sweep's directory, in order.
+
+    Raises:
+        CheckpointError: no sweep, or a damaged one.
+    """
+    path = Path(root) / "sweep.json"
+    record = read_json(path)
+    check_shape(record, _RECORD, path)
+    if record["format_version"] != FORMAT_VERSION:
+        raise CheckpointError(f"{path}: format_version is {record['format_version']}, this is {FORMAT_VERSION}")
+    return [
+        Point(one["name"], one["settings"], from_mapping(RunConfig, one["config"], str(path)))
+        for one in record["points"]
+    ]
+
+
+def _register(root: Path, points: Sequence[Point]) -> list[Point]:
+    """Add new points to `sweep.json`; returns those that were there before.
+
+    Raises:
+        CheckpointError: something else is there.
+        ConfigError: a point of that name has other settings there.
+    """
+    known: dict[str, Point] = {}
+    if (root / "sweep.json").exists():
+        known = {point.name: point for point in read_points(root)}
+    elif root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise CheckpointError(f"--out {root}: exists and is not the directory of a sweep; choose another name")
+    for point in points:
+        before = known.get(point.name)
+        if before is not None and (found := differences(point.config, before.config)):
+            field, (now, then) = next(iter(found.items()))
+            raise ConfigError(
+                f"{field}: the sweep in {root} has {then!r} in its point {point.name}, not {now!r}; keep its settings,"
+                " or choose another --out"
+            )
+    every = known | {point.name: point for point in points}
+    told = [{"name": p.name, "settings": dict(p.settings), "config": to_mapping(p.config)} for p in every.values()]
+    atomic_write_json(root / "sweep.json", {"format_version": FORMAT_VERSION, "points": told})
+    return list(known.values())
+
+
+def _passes(root: Path, known: Sequence[Point], points: Sequence[Point], most_members: int) -> list[Pack]:
+    """Passes that were under way, as they were made then, and new ones for the points that no pass has."""
+    for directory in (root, root / "runs"):
+        sweep_directory(directory)
+    begun: list[Pack] = []
+    by_name = {point.name: point for point in [*known, *points]}
+    for directory in sorted((root / "passes").glob("*")):
+        path = directory / "pass.json"
+        names = _names_of(path) if path.exists() else []
+        found = [by_name[name] for name in names if name in by_name]
+        packs = make_packs(found, sum(point.config.adapt.members for point in found)) if found else []
+        if len(packs) == 1 and packs[0].key == directory.name:
+            begun.append(packs[0])
+        else:  # made of other rows or settings than are asked for now
+            shutil.rmtree(directory)
+    taken = {point.name for pack in begun for point in pack.points} | _failed(root).keys()
+    new = [p for p in points if p.name not in taken and not (root / "runs" / p.name / "ensemble.json").exists()]
+    made = make_packs(new, most_members)
+    for pack in made:
+        atomic_write_json(root / "passes" / pack.key / "pass.json", {"points": [point.name for point in pack.points]})
+    return [*begun, *made]
+
+
+def _failed(root: Path) -> dict[str, str]:
+    """Points of which every member failed, with the reason: they would only fail again."""
+    path = root / "failed.json"
+    return {name: str(reason) for name, reason in read_json(path).items()} if path.exists() else {}
+
+
+def _reason(trained: TrainedPack, point: Point) -> str:
+    states = trained.trainer.state.members
+    return "; ".join(f"member {i}: {states[m].reason}" for i, m in enumerate(trained.pack.members_of(point)))
+
+
+def _names_of(path: Path) -> list[str]:
+    record = read_json(path)
+    check_shape(record, _PASS, path)
+    return list(record["points"])
+
+
+def _ood_rows(names: Sequence[str], pack: Pack) -> Mapping[str, Sequence[Example]]:
+    for name in names:
+        if not is_task_name(name):
+            raise ConfigError(f"--ood {name}: a sweep takes tasks by name (lorchestra tasks lists them)")
+    return {name: read_named_ood(name, pack.points[0].config.data, pack.rows.task.labels) for name in names}

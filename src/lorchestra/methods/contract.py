@@ -1,0 +1,135 @@
+"""What every method has: a `Config`, `fit(setting, config) -> Fitted`, and predictions with their cost.
+
+A method is one file. It is given training and validation rows only: what stands in a `Setting` cannot be a test row.
+It trains on training rows; validation rows serve early stopping, temperature and prior precision.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from lorchestra.engine.config import RunConfig
+from lorchestra.engine.memory import peak_bytes, restart_peak
+from lorchestra.engine.observer import Observer, StepReport
+from lorchestra.engine.session import Session
+from lorchestra.engine.state import TrainState
+from lorchestra.engine.trunk_file import TrunkFiles
+from lorchestra.types import Example, Predictions
+
+Progress = Callable[[int], None]
+"""Called with the number of rows done."""
+
+
+class Silent:
+    """An observer that hears of everything and says nothing."""
+
+    def on_step(self, report: StepReport, state: TrainState) -> None:
+        """Nothing."""
+
+    def on_evaluation(self, entry: dict[str, object], state: TrainState) -> None:
+        """Nothing."""
+
+    def on_phase(self, text: str, done: int, total: int) -> None:
+        """Nothing."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all methods of a comparison have in common.
+
+    `config` is resolved: scoring is not `auto`, so that all methods score answers alike. Its `adapt.members` is M, the
+    number of members, draws or passes that a method may use; its `train` is the budget of one member.
+    """
+
+    config: RunConfig
+    open_session: Callable[[RunConfig], Session]
+    """A freshly loaded base with the adapters that the given configuration asks for: members change a base in place."""
+    train: Sequence[Example]
+    val: Sequence[Example]
+    labels: tuple[str, ...] | None = None
+    """The label set in order, None where every row brings its own choices."""
+    observer: Observer = field(default_factory=Silent)
+    should_stop: Callable[[], bool] = lambda: False
+    """Asked between micro-batches; true ends a fit with `Interrupted`."""
+    files: TrunkFiles | None = None
+    """Where trunks go that are too large for memory; without it they stay in memory."""
+
+    @property
+    def members(self) -> int:
+        """M."""
+        return self.config.adapt.members
+
+    @property
+    def seed(self) -> int:
+        """The seed from which a fit derives everything that it draws."""
+        return self.config.train.seed
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a method costs.
+
+    Base passes are forward passes only, in units of one pass of the whole base over the rows: over the training rows in
+    `fit_base_passes`, over the rows of one prediction in `predict_base_passes`. Backward passes are not in them, nor do
+    longer prompts count as more.
+    """
+
+    fit_base_passes: float
+    tokens: int
+    """Tokens trained on, all members together."""
+    fit_s: float
+    """Wall time of the fit, without loading the base."""
+    peak_bytes: int
+    """Most memory during the fit (of the process; on CUDA, of the GPU)."""
+    parameters: int
+    """Numbers stored beside the base."""
+    predict_base_passes: float
+
+
+class Predictor(Protocol):
+    """Turns examples into predictions."""
+
+    def __call__(self, examples: Sequence[Example], split: str, progress: Progress | None = None) -> Predictions:
+        """`Predictions` of every member, draw or pass; `split` is the name of the examples' split."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A method after its fit."""
+
+    predict: Predictor
+    cost: Cost
+    chosen: Mapping[str, float] = field(default_factory=dict)
+    """Numbers that the fit chose, by name, such as a temperature."""
+
+
+class Meter:
+    """Measures one fit: its time without loading the base, and the most memory in it."""
+
+    def __init__(self) -> None:
+        restart_peak()
+        self._started = time.perf_counter()
+        self._loading = 0.0
+
+    def open(self, setting: Setting, config: RunConfig) -> Session:
+        """A fresh session; the time that it takes does not count."""
+        started = time.perf_counter()
+        session = setting.open_session(config)
+        self._loading += time.perf_counter() - started
+        return session
+
+    def cost(
+        self, *, predict_base_passes: float, fit_base_passes: float = 0.0, tokens: int = 0, parameters: int = 0
+    ) -> Cost:
+        """The cost of the fit, which ends with this call."""
+        return Cost(
+            fit_base_passes=fit_base_passes,
+            tokens=tokens,
+            fit_s=time.perf_counter() - self._started - self._loading,
+            peak_bytes=peak_bytes(),
+            parameters=parameters,
+            predict_base_passes=predict_base_passes,
+        )

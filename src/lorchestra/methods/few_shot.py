@@ -1,0 +1,89 @@
+"""The base alone, with answered training rows before every question; one draw a choice of shots."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lorchestra.core.packing import BASE
+from lorchestra.core.seeding import derive_seed, permutation
+from lorchestra.data.sampling import draw_even
+from lorchestra.engine.predict import Pass
+from lorchestra.engine.session import Session
+from lorchestra.errors import ConfigError
+from lorchestra.methods.contract import Fitted, Meter, Progress, Setting
+from lorchestra.methods.training import changed
+from lorchestra.types import Example, Predictions
+
+
+@dataclass(frozen=True)
+class Config:
+    """How many shots, and how many draws of them."""
+
+    num_shots: int = 4
+    """Training rows put before each question."""
+    draws: int = 3
+    """Draws of the shots; the result holds one pass of the base a draw."""
+
+
+def fit(setting: Setting, config: Config) -> Fitted:
+    """Load the base; the shots are drawn by the setting's seed.
+
+    Raises:
+        ConfigError: no shots, or no draws, are asked for. In prediction: rows do not fit in behind the shots, or no
+            training row is left to show.
+    """
+    for name, value in {"num_shots": config.num_shots, "draws": config.draws}.items():
+        if value < 1:
+            raise ConfigError(f"few_shot.{name}: {value} is less than 1; zero_shot shows no rows")
+    meter = Meter()
+    session = meter.open(setting, changed(setting.config, adapt={"members": 1}))
+
+    def predict_draws(examples: Sequence[Example], split: str, progress: Progress | None = None) -> Predictions:
+        shown = unasked(setting.train, examples)
+        if not shown:
+            raise ConfigError("few_shot: every training row is among the rows asked, so none can be shown")
+        found = []
+        for draw in range(config.draws):
+            seed = derive_seed(setting.seed, "few_shot", draw)
+            found.append(predict(session, examples, split, shown, config.num_shots, seed, progress))
+            fewer = len(session.encode(examples).kept) - found[-1].num_examples
+            if fewer:
+                raise ConfigError(
+                    f"few_shot.num_shots: with {config.num_shots} rows before them, {fewer} of {len(examples)} rows"
+                    f" have more than {session.max_length} tokens; take fewer shots"
+                )
+        return dataclasses.replace(found[0], log_probs_MEC=np.concatenate([one.log_probs_MEC for one in found]))
+
+    return Fitted(predict_draws, meter.cost(predict_base_passes=float(config.draws)))
+
+
+def predict(
+    session: Session,
+    examples: Sequence[Example],
+    split: str,
+    train: Sequence[Example],
+    num_shots: int,
+    seed: int,
+    progress: Callable[[int], None] | None = None,
+) -> Predictions:
+    """The base's predictions with `num_shots` answered training rows, drawn by the seed, before every question."""
+    return session.predict(examples, [Pass(BASE)], split, shots=draw_shots(train, num_shots, seed), progress=progress)
+
+
+def unasked(train: Sequence[Example], examples: Sequence[Example]) -> list[Example]:
+    """The training rows that are not among the examples: a row must not be shown with its answer before it is asked."""
+    asked = {(row.question, row.choices) for row in examples}
+    return [row for row in train if (row.question, row.choices) not in asked]
+
+
+def draw_shots(train: Sequence[Example], num_shots: int, seed: int) -> list[Example]:
+    """The training rows shown: drawn by the seed, with the answers as even as their number allows.
+
+    Shots that all have one answer teach a small model to repeat it.
+    """
+    shots = draw_even(train, num_shots, seed, "few_shot")
+    return [shots[i] for i in permutation(len(shots), seed, "few_shot_order")]

@@ -1,0 +1,198 @@
+"""Laplace's approximation over the adapter of one LoRA (Yang et al., arXiv 2308.13111).
+
+The curvature is the generalized Gauss-Newton matrix over the training rows (see `curvature_factor`), the expectation
+over the choices taken and not drawn. The prior is `N(0, I / precision)` over the adapter's parameters, as in the paper.
+In place of the paper's Kronecker factors there are the diagonal, and the whole matrix where the training rows are few.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lorchestra.core.metrics import nll
+from lorchestra.core.posterior import (
+    DiagonalLaplace,
+    FullLaplace,
+    LaplacePosterior,
+    best_precision,
+    curvature_factor,
+    log_marginal_likelihood,
+)
+from lorchestra.core.predictive import mixture_log_probs
+from lorchestra.core.seeding import generator
+from lorchestra.engine.cost import prediction_base_passes, training_base_passes
+from lorchestra.engine.predict import member_passes
+from lorchestra.engine.row_gradients import row_gradients
+from lorchestra.engine.session import Session
+from lorchestra.errors import ConfigError
+from lorchestra.methods.contract import Fitted, Meter, Predictor, Progress, Setting
+from lorchestra.methods.training import Training, last_layer_columns, packed_predictor, train_first_member
+from lorchestra.types import EncodedExample, Example, Predictions
+
+MOST_NUMBERS = 1_000_000_000
+"""Most numbers in the square root of a whole curvature."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Over what, with which curvature, and how it predicts."""
+
+    structure: Literal["diagonal", "full"] = "diagonal"
+    """The curvature's diagonal, or all of it (memory grows as training rows x choices x parameters)."""
+    layers: Literal["all", "last"] = "all"
+    """The parameters it is over: of the whole adapter, or of the last adapted layer."""
+    predictive: Literal["linearized", "draws"] = "linearized"
+    """linearized: draws of the model made linear in the adapter, as in the paper; draws: adapters drawn, M of them."""
+    draws: int = 100
+    """Draws of the linearized model: they cost no passes."""
+    prior: Literal["validation", "marginal_likelihood"] = "validation"
+    """How the prior's precision is chosen: by the NLL on validation rows, or by the evidence on training rows."""
+    precisions: tuple[float, ...] = (1e-1, 1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6)
+    """What validation chooses from."""
+
+
+def fit(setting: Setting, config: Config) -> Fitted:
+    """Train one LoRA, then take the curvature of all training rows at its end.
+
+    A backward pass goes through as many layers as a forward pass, and computes almost no gradients of weights: it is
+    counted as one more pass. The linearized model needs one a choice.
+
+    Raises:
+        ConfigError: a setting out of range, or a whole curvature that does not fit.
+        TrainingError: the training failed.
+    """
+    if config.draws < 1:
+        raise ConfigError(f"laplace.draws: {config.draws} is less than 1")
+    if not config.precisions or not all(precision > 0 for precision in config.precisions):
+        raise ConfigError(f"laplace.precisions: {config.precisions} must be one or more numbers above 0")
+    meter = Meter()
+    training = train_first_member(setting, meter, setting.config)
+    model, rows = training.session.model, training.trainer.rows.train
+    columns = last_layer_columns(model) if config.layers == "last" else torch.ones_like(model.bank.is_B)
+    posterior, log_likelihood = _posterior(training, columns, config)
+    mean_P = training.values[0, columns].clone()
+    linearized = config.predictive == "linearized"
+    number = config.draws if linearized else setting.members
+    shape = (number, len(mean_P))
+    noise_SP = torch.randn(shape, generator=generator(setting.seed, "laplace")).to(mean_P)
+    state = _Linearized(training.session, columns, posterior, noise_SP)
+    if config.prior == "marginal_likelihood":
+        precision = best_precision(lambda t: log_marginal_likelihood(posterior, log_likelihood, mean_P, t))
+    elif linearized:
+        precision = state.best_on(setting.val, config.precisions)
+    else:
+        precision = _best_draws_on(training, state, mean_P, setting.val, config.precisions)
+    predict: Predictor
+    if linearized:
+        state.precision = precision
+        predict = state.predict
+    else:
+        _write_draws(training, state, mean_P, precision)
+        predict = packed_predictor(training.session, member_passes(range(number)))
+    backward = 1 + sum(len(row.choices) for row in rows) / len(rows)  # forward, and a backward pass a choice
+    top = 1 - model.trunk_layers / model.num_layers
+    cost = meter.cost(
+        fit_base_passes=round(training_base_passes(training.trainer) + top * backward, 3),
+        tokens=training.trainer.state.tokens,
+        parameters=training.values.shape[1] + posterior.num_numbers,
+        predict_base_passes=round(1 - top + top * backward, 3) if linearized else prediction_base_passes(model, number),
+    )
+    return Fitted(predict, cost, {"prior_precision": precision})
+
+
+def _posterior(training: Training, columns: Tensor, config: Config) -> tuple[LaplacePosterior, float]:
+    """The curvature over the training rows, and their log-likelihood in nats."""
+    trainer = training.trainer
+    rows = trainer.rows.train
+    num_parameters = int(columns.sum())
+    numbers = sum(len(row.choices) for row in rows) * num_parameters
+    if config.structure == "full" and numbers > MOST_NUMBERS:
+        raise ConfigError(
+            f"laplace.structure: the whole curvature of {len(rows)} training rows has a square root of {numbers:,}"
+            f" numbers, and at most {MOST_NUMBERS:,} are held; take diagonal, laplace.layers last, or fewer rows"
+        )
+    factors: list[Tensor] = []
+    diagonal_P = torch.zeros(num_parameters, dtype=torch.float64, device=columns.device)
+    log_likelihood = 0.0
+    weights = trainer.rows.weights
+    for found in row_gradients(training.session.model, rows, trainer.token_budget, columns, trainer.frozen.train):
+        weight = found.log_probs.new_tensor([1.0 if weights is None else weights[row.row] for row in found.rows])
+        factor_KP = curvature_factor(found.log_probs, found.gradients, weight)
+        answers = [row.answer for row in found.rows]
+        log_likelihood += float((found.log_probs[range(len(answers)), answers] * weight).sum())
+        if config.structure == "full":
+            factors.append(factor_KP)
+        else:
+            diagonal_P += factor_KP.double().square().sum(dim=0)
+    if config.structure == "full":
+        return FullLaplace(torch.cat(factors)), log_likelihood
+    return DiagonalLaplace(diagonal_P.to(training.values.dtype)), log_likelihood
+
+
+@dataclass
+class _Linearized:
+    """The model made linear in the adapter around its end, under draws of a posterior.
+
+    `log softmax(log p(x) + J(x) delta)` with J the gradients of the log-probabilities: adding the same to all logits
+    of a row changes nothing, so that this is the linearized logits' own softmax.
+    """
+
+    session: Session
+    columns: Tensor
+    posterior: LaplacePosterior
+    noise_SP: Tensor
+    precision: float = field(default=1.0)
+
+    def log_probs(
+        self, rows: Sequence[EncodedExample], precisions: Sequence[float], progress: Progress | None = None
+    ) -> np.ndarray:
+        """float64 `[G, S, E, C]`."""
+        width = max(len(row.choices) for row in rows)
+        found = np.full((len(precisions), len(self.noise_SP), len(rows), width), -np.inf)
+        done = 0
+        for batch in row_gradients(self.session.model, rows, self.session.token_budget, self.columns):
+            B, C, _ = batch.gradients.shape
+            changes_GJS = self.posterior.changes(batch.gradients.flatten(0, 1), self.noise_SP, precisions)
+            changes_GSBC = changes_GJS.unflatten(1, (B, C)).permute(0, 3, 1, 2).double()
+            linear = (batch.log_probs.double() + changes_GSBC).log_softmax(dim=-1)
+            found[:, :, done : done + B, :C] = linear.cpu().numpy()
+            done += B
+            if progress is not None:
+                progress(done)
+        return found
+
+    def best_on(self, examples: Sequence[Example], precisions: Sequence[float]) -> float:
+        """The precision under which the mixture of the draws has the lowest NLL on these examples."""
+        rows = self.session.encode(examples).rows
+        labels = np.array([row.answer for row in rows])
+        scores = [nll(mixture_log_probs(found), labels) for found in self.log_probs(rows, precisions)]
+        return precisions[int(np.argmin(scores))]
+
+    def predict(self, examples: Sequence[Example], split: str, progress: Progress | None = None) -> Predictions:
+        """One member a draw."""
+        encoded = self.session.encode(examples)
+        found = self.log_probs(encoded.rows, [self.precision], progress)[0]
+        return self.session.predictions(examples, encoded.kept, found, split)
+
+
+def _write_draws(training: Training, state: _Linearized, mean_P: Tensor, precision: float) -> None:
+    with torch.no_grad():
+        training.values[:, state.columns] = mean_P + state.posterior.draws(state.noise_SP, precision)
+
+
+def _best_draws_on(
+    training: Training, state: _Linearized, mean_P: Tensor, examples: Sequence[Example], precisions: Sequence[float]
+) -> float:
+    """The precision under which the mixture of drawn adapters has the lowest NLL on these examples."""
+    scores = []
+    for precision in precisions:
+        _write_draws(training, state, mean_P, precision)
+        found = training.session.predict_members(examples, "val")
+        scores.append(nll(mixture_log_probs(found.log_probs_MEC), found.labels))
+    return precisions[int(np.argmin(scores))]

@@ -1,0 +1,27 @@
+"""Equal-compute control: one LoRA trained M times as long, as many tokens as the ensemble."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lorchestra.methods.contract import Fitted, Meter, Setting
+from lorchestra.methods.training import changed, fitted_members, train_members
+
+
+@dataclass(frozen=True)
+class Config:
+    """Nothing to set."""
+
+
+def fit(setting: Setting, config: Config) -> Fitted:
+    """Train it; the schedule spans all M times the epochs, and `train.keep` says whether its best or last is kept.
+
+    Raises:
+        TrainingError: it failed.
+    """
+    epochs = setting.config.train.epochs * setting.members
+    meter = Meter()
+    training, members = train_members(
+        setting, meter, changed(setting.config, adapt={"members": 1}, train={"epochs": epochs})
+    )
+    return fitted_members(training, meter, members)

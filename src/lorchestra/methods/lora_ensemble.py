@@ -1,0 +1,24 @@
+"""The LoRA ensemble: M independent members, trained in one packed pass (arXiv 2310.00035)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lorchestra.methods.contract import Fitted, Meter, Setting
+from lorchestra.methods.training import fitted_members, train_members
+
+
+@dataclass(frozen=True)
+class Config:
+    """Nothing to set: M is the setting's `adapt.members`."""
+
+
+def fit(setting: Setting, config: Config) -> Fitted:
+    """Train the members; those that fail are left out.
+
+    Raises:
+        TrainingError: every member failed.
+    """
+    meter = Meter()
+    training, members = train_members(setting, meter, setting.config)
+    return fitted_members(training, meter, members)

@@ -1,0 +1,54 @@
+"""Snapshot ensemble: one LoRA, M cycles of a cosine schedule, the adapter at the end of each (arXiv 1704.00109)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from lorchestra.core.schedules import CyclicCosine
+from lorchestra.errors import ConfigError
+from lorchestra.methods.contract import Fitted, Meter, Setting
+from lorchestra.methods.training import fitted_members, only_first_member, start, train_steps
+
+
+@dataclass(frozen=True)
+class Config:
+    """The height of the cycles."""
+
+    lr_factor: float = 1.0
+    """The rate at which every cycle starts, as a multiple of `train.lr`."""
+
+
+def fit(setting: Setting, config: Config) -> Fitted:
+    """Train one LoRA with the budget of one member; validation rows are not looked at.
+
+    Raises:
+        ConfigError: fewer optimizer steps than snapshots, or a factor that is not above 0.
+        TrainingError: it failed.
+    """
+    if not config.lr_factor > 0:
+        raise ConfigError(f"snapshot.lr_factor: {config.lr_factor} is not above 0")
+    meter = Meter()
+    training = start(setting, meter, setting.config)
+    only_first_member(training)
+    trainer = training.trainer
+    if trainer.num_steps < setting.members:
+        raise ConfigError(
+            f"snapshot: {trainer.num_steps} optimizer steps are too few for {setting.members} snapshots; raise"
+            " train.epochs"
+        )
+    schedule = CyclicCosine(
+        setting.config.train.lr * config.lr_factor, trainer.num_steps, "cosine", 0.0, cycles=setting.members
+    )
+    trainer.schedules[0] = schedule
+    snapshots: list[torch.Tensor] = []
+
+    def after_step(step: int) -> None:
+        if step in schedule.ends:
+            snapshots.append(training.values[0].clone())
+
+    train_steps(setting, training, after_step)
+    with torch.no_grad():
+        training.values.copy_(torch.stack(snapshots))
+    return fitted_members(training, meter, range(setting.members))

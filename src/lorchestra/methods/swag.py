@@ -1,0 +1,88 @@
+"""SWAG over the adapter: a Gaussian fitted to the iterates of one LoRA at a constant rate (arXiv 1902.02476)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from lorchestra.core.posterior import SwagMoments
+from lorchestra.core.schedules import ThenConstant
+from lorchestra.core.seeding import generator
+from lorchestra.errors import ConfigError
+from lorchestra.methods.contract import Fitted, Meter, Setting
+from lorchestra.methods.training import fitted_members, only_first_member, start, train_steps
+
+
+@dataclass(frozen=True)
+class Config:
+    """When iterates are collected, and what is made of them."""
+
+    start: float = 0.5
+    """Share of the steps after which the rate is constant and iterates are collected, in [0, 1)."""
+    lr_factor: float = 0.5
+    """The constant rate, as a multiple of `train.lr`."""
+    iterates: int = 20
+    """Iterates collected, evenly over the steps that are left; at most one a step."""
+    rank: int = 10
+    """Iterates that make the low-rank part of the covariance, the last ones."""
+    scale: float = 1.0
+    """Factor of the covariance; 0 leaves the mean of the iterates (SWA)."""
+
+
+def fit(setting: Setting, config: Config) -> Fitted:
+    """Train one LoRA with the budget of one member, and draw M adapters; validation rows are not looked at.
+
+    Raises:
+        ConfigError: a setting out of range, or too few steps for a covariance.
+        TrainingError: the training failed.
+    """
+    _check(config)
+    meter = Meter()
+    training = start(setting, meter, setting.config)
+    only_first_member(training)
+    trainer = training.trainer
+    usual = trainer.schedules[0]
+    first = int(config.start * trainer.num_steps)
+    steps = _collected(first, trainer.num_steps, config.iterates)
+    if len(steps) < 2:
+        raise ConfigError(
+            f"swag: {trainer.num_steps - first} optimizer steps after swag.start {config.start} are too few for a"
+            " covariance; raise train.epochs or lower swag.start"
+        )
+    level = setting.config.train.lr * config.lr_factor
+    trainer.schedules[0] = ThenConstant(usual.peak, usual.num_steps, usual.kind, usual.warmup, start=first, level=level)
+    moments = SwagMoments(config.rank)
+
+    def after_step(step: int) -> None:
+        if step in steps:
+            moments.update(training.values[0])
+
+    train_steps(setting, training, after_step)
+    source = generator(setting.seed, "swag")
+    device = training.values.device
+    num_parameters, num_kept = training.values.shape[1], len(moments.deviations)
+    noise_SP = torch.randn(setting.members, num_parameters, generator=source, dtype=torch.float64)
+    noise_SK = torch.randn(setting.members, num_kept, generator=source, dtype=torch.float64)
+    with torch.no_grad():
+        training.values.copy_(moments.draws(noise_SP.to(device), noise_SK.to(device), config.scale))
+    return fitted_members(training, meter, range(setting.members), (2 + num_kept) * num_parameters)
+
+
+def _check(config: Config) -> None:
+    if not 0 <= config.start < 1:
+        raise ConfigError(f"swag.start: {config.start} is not in [0, 1)")
+    if not config.lr_factor > 0:
+        raise ConfigError(f"swag.lr_factor: {config.lr_factor} is not above 0")
+    if not config.scale >= 0:
+        raise ConfigError(f"swag.scale: {config.scale} is not a number from 0 up")
+    for name, value in {"iterates": config.iterates, "rank": config.rank}.items():
+        if value < 2:
+            raise ConfigError(f"swag.{name}: {value} is less than 2, which gives no covariance")
+
+
+def _collected(first: int, num_steps: int, number: int) -> set[int]:
+    """Steps after which an iterate is taken: `number` of those after `first`, evenly, the last one among them."""
+    left = num_steps - first
+    number = min(number, left)
+    return {first + left * (k + 1) // number for k in range(number)}

@@ -1,0 +1,195 @@
+"""What methods that train adapters share: starting a training, running it, and predicting with what came of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lorchestra.engine.config import RunConfig
+from lorchestra.engine.cost import prediction_base_passes, training_base_passes
+from lorchestra.engine.observer import Interrupted
+from lorchestra.engine.predict import Pass, member_passes, predict_rows
+from lorchestra.engine.rows import training_rows
+from lorchestra.engine.session import Session
+from lorchestra.engine.trainer import Trainer
+from lorchestra.errors import TrainingError
+from lorchestra.methods.contract import Fitted, Meter, Predictor, Progress, Setting
+from lorchestra.models.ensemble import EnsembleModel
+from lorchestra.models.surgery import decoder_layers
+from lorchestra.types import Example, Predictions
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training that has been set up: adapters at their start, nothing computed yet."""
+
+    session: Session
+    trainer: Trainer
+
+    @property
+    def values(self) -> Tensor:
+        """The live adapters, `[M, P]`."""
+        return self.session.model.bank.values
+
+
+def changed(
+    config: RunConfig, *, adapt: dict[str, Any] | None = None, train: dict[str, Any] | None = None
+) -> RunConfig:
+    """A configuration with some of its adapter and training settings replaced."""
+    return dataclasses.replace(
+        config,
+        adapt=dataclasses.replace(config.adapt, **(adapt or {})),
+        train=dataclasses.replace(config.train, **(train or {})),
+    )
+
+
+def start(setting: Setting, meter: Meter, config: RunConfig) -> Training:
+    """A fresh base with fresh adapters, and a trainer for them on the setting's rows."""
+    session = meter.open(setting, config)
+    rows = training_rows(session, setting.train, setting.val, setting.labels)
+    train = dataclasses.replace(config.train, token_budget=session.token_budget)
+    trainer = Trainer(session.model, rows, train, config.regularize, setting.observer, setting.files)
+    return Training(session, trainer)
+
+
+def train_members(setting: Setting, meter: Meter, config: RunConfig) -> tuple[Training, list[int]]:
+    """Train all members in lockstep, each with its own early stop and best copy as configured.
+
+    Returns:
+        The training, its adapters at the values to keep, and the members that did not fail.
+
+    Raises:
+        TrainingError: every member failed.
+        Interrupted: the setting asked to stop.
+    """
+    training = start(setting, meter, config)
+    trainer = training.trainer
+    trainer.run(lambda: None, setting.should_stop)
+    failed = trainer.state.with_status("failed")
+    if len(failed) == len(trainer.state.members):
+        reasons = "; ".join(f"member {m}: {trainer.state.members[m].reason}" for m in failed)
+        raise TrainingError(f"every member failed ({reasons}); try a smaller train.lr")
+    with torch.no_grad():
+        training.values.copy_(trainer.final_values())
+    return training, [m for m in range(len(trainer.state.members)) if m not in failed]
+
+
+def train_steps(setting: Setting, training: Training, after_step: Callable[[int], None]) -> None:
+    """Take all steps of a training without its evaluations; `after_step` is called with the number of steps done.
+
+    For methods whose members share parameters or are points on one path: a best copy of each would tear them apart.
+
+    Raises:
+        TrainingError: a member failed.
+        Interrupted: the setting asked to stop.
+    """
+    trainer = training.trainer
+    trainer.prepare(setting.should_stop)
+    while trainer.state.step < trainer.num_steps:
+        if not trainer.step(setting.should_stop):
+            raise Interrupted
+        for m in trainer.state.with_status("failed"):
+            raise TrainingError(f"member {m} failed ({trainer.state.members[m].reason}); try a smaller train.lr")
+        after_step(trainer.state.step)
+
+
+def only_first_member(training: Training) -> None:
+    """Let the first member alone be trained; the other rows of the bank wait for values that come of it."""
+    for member in training.trainer.state.members[1:]:
+        member.status = "stopped"
+
+
+def train_first_member(setting: Setting, meter: Meter, config: RunConfig) -> Training:
+    """Train one LoRA, with its early stop and best copy as configured; every row of the bank holds it in the end.
+
+    Raises:
+        TrainingError: it failed.
+        Interrupted: the setting asked to stop.
+    """
+    training = start(setting, meter, config)
+    only_first_member(training)
+    trainer = training.trainer
+    trainer.run(lambda: None, setting.should_stop)
+    first = trainer.state.members[0]
+    if first.status == "failed":
+        raise TrainingError(f"the adapter failed ({first.reason}); try a smaller train.lr")
+    with torch.no_grad():
+        training.values.copy_(trainer.final_values()[:1].expand_as(training.values).clone())
+    return training
+
+
+class BestTogether:
+    """Keeps all members' adapters of the epoch with the best validation NLL, the mean over members; see `train_steps`.
+
+    With `train.keep: last` nothing is evaluated, and the last adapters are the best. `train.patience` has no effect.
+    """
+
+    def __init__(self, training: Training) -> None:
+        self.training = training
+        self.nll = float("inf")
+        self.kept: Tensor | None = None
+
+    def after_step(self, step: int) -> None:
+        """Evaluate where an epoch has ended."""
+        trainer = self.training.trainer
+        if trainer.config.keep == "last" or step % trainer.steps_per_epoch:
+            return
+        rows = trainer.rows.val
+        passes = member_passes(range(trainer.model.num_members))
+        found = predict_rows(trainer.model, rows, passes, trainer.token_budget, trainer.frozen.val)
+        answers = np.array([row.answer for row in rows])
+        nll = float(-found[:, np.arange(len(rows)), answers].mean())
+        if nll < self.nll:
+            self.nll, self.kept = nll, self.training.values.clone()
+
+    def restore(self) -> None:
+        """Put the best adapters back."""
+        if self.kept is not None:
+            with torch.no_grad():
+                self.training.values.copy_(self.kept)
+
+
+def last_layer_columns(model: EnsembleModel) -> Tensor:
+    """Which columns of the bank belong to the last adapted layer, bool `[P]`."""
+    inside = {id(module) for module in decoder_layers(model.model)[model.layers[-1]].modules()}
+    columns = torch.zeros_like(model.bank.is_B)
+    for piece in model.bank.slices:
+        if id(model.model.get_submodule(piece.name)) in inside:
+            columns[piece.start : piece.stop] = True
+    return columns
+
+
+def packed_predictor(session: Session, passes: Sequence[Pass]) -> Predictor:
+    """Predicts under some passes, all in packed batches."""
+
+    def predict(examples: Sequence[Example], split: str, progress: Progress | None = None) -> Predictions:
+        return session.predict(examples, passes, split, progress=progress)
+
+    return predict
+
+
+def fitted_members(training: Training, meter: Meter, members: Sequence[int], parameters: int | None = None) -> Fitted:
+    """The end of a fit that predicts by members of its session.
+
+    Args:
+        training: the training, adapters at their final values.
+        meter: measured the fit.
+        members: which of them predict.
+        parameters: numbers stored; by default, those of the members' adapters.
+    """
+    model = training.session.model
+    if parameters is None:
+        parameters = len(members) * model.bank.values.shape[1]
+    cost = meter.cost(
+        fit_base_passes=training_base_passes(training.trainer),
+        tokens=training.trainer.state.tokens,
+        parameters=parameters,
+        predict_base_passes=prediction_base_passes(model, len(members)),
+    )
+    return Fitted(packed_predictor(training.session, member_passes(members)), cost)

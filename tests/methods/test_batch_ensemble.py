@@ -1,0 +1,109 @@
+"""BatchEnsemble: shared and fast weights, their gradients, and one LoRA where all fast weights are one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from lorchestra.core.bank import AdapterBank
+from lorchestra.core.optim import MemberAdamW
+from lorchestra.errors import ConfigError
+from lorchestra.methods import batch_ensemble, one_lora
+from lorchestra.methods.batch_ensemble import Config, FastWeights, FastWeightsAdamW
+
+
+def randn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_a_members_update_is_the_shared_one_times_its_fast_weights():
+    bank = AdapterBank(3, 2, [("a", 7, 5), ("b", 4, 6)], dtype=torch.float64)
+    weights = FastWeights(bank)
+    fast = 3 * (7 + 5 + 4 + 6)
+    assert (weights.num_shared, weights.num_fast * 3) == (2 * (7 + 5 + 4 + 6), fast)
+    theta = randn(weights.num_shared + fast)
+    values = weights.expand(theta)
+    place = weights.num_shared
+    for m in range(3):
+        for piece in bank.slices:
+            r, s = theta[place:][: piece.in_features], theta[place + piece.in_features :][: piece.out_features]
+            place += piece.in_features + piece.out_features
+            shared = bank.view(theta[: weights.num_shared], piece, "B") @ bank.view(
+                theta[: weights.num_shared], piece, "A"
+            )
+            found = bank.view(values[m], piece, "B") @ bank.view(values[m], piece, "A")
+            torch.testing.assert_close(found, shared * torch.outer(s, r), rtol=1e-12, atol=1e-12)
+
+
+def test_gradients_of_shared_and_fast_weights_by_finite_differences():
+    """Through a made-up loss of every member's own row, whose gradients are known."""
+    bank = AdapterBank(3, 2, [("a", 7, 5), ("b", 4, 6)], dtype=torch.float64)
+    weights = FastWeights(bank)
+    theta = randn(weights.num_shared + 3 * weights.num_fast)
+    optimizer = FastWeightsAdamW(MemberAdamW(bank.values, bank.is_B, [0.0] * 3), weights, theta, 0.0, True)
+    tilt = randn(*bank.values.shape, seed=2)
+
+    def loss(at):
+        return (weights.expand(at) * tilt).sin().sum() / 3
+
+    grad_MP = (bank.values * tilt).cos() * tilt  # each member's own, as the trainer leaves them in the bank
+    found = optimizer.pull(grad_MP)
+    wanted = torch.zeros_like(theta)
+    for q in range(len(theta)):
+        step = torch.zeros_like(theta)
+        step[q] = 1e-5
+        wanted[q] = (loss(theta + step) - loss(theta - step)) / 2e-5
+    torch.testing.assert_close(found, wanted, rtol=1e-7, atol=1e-8)
+    optimizer.train_fast = False
+    frozen = optimizer.pull(grad_MP)
+    assert torch.equal(frozen[: weights.num_shared], found[: weights.num_shared])
+    assert not frozen[weights.num_shared :].any()
+
+
+def test_all_ones_is_one_lora(make_setting):
+    """Fast weights fixed at one and one order of rows: the members' mean gradient is one LoRA's, clip and decay too."""
+    settings = {
+        "train": {"keep": "last", "clip_norm": 0.05},
+        "adapt": {"same_order": True},
+        "regularize": {"weight_decay_b": 5.0},
+    }
+    setting, test = make_setting(dtype="float64", **settings)
+    one = one_lora.fit(setting, one_lora.Config()).predict(test, "test").log_probs_MEC[0]
+    config = Config(init="normal", spread=0.0, train_fast=False)
+    found = batch_ensemble.fit(setting, config).predict(test, "test").log_probs_MEC
+    np.testing.assert_allclose(found, np.broadcast_to(one, found.shape), rtol=0, atol=1e-6)
+
+
+def test_fast_weights_are_trained_unless_they_are_to_stay(make_setting, monkeypatch):
+    setting, _ = make_setting()
+    made = []
+    original = FastWeightsAdamW.__init__
+
+    def init(self, plain, weights, theta, *args):
+        made.append((self, weights, theta.clone()))
+        original(self, plain, weights, theta, *args)
+
+    monkeypatch.setattr(FastWeightsAdamW, "__init__", init)
+    for train_fast in (True, False):
+        batch_ensemble.fit(setting, Config(train_fast=train_fast))
+        optimizer, weights, start = made[-1]
+        shared, fast = (optimizer.theta[0] - start).split([weights.num_shared, 3 * weights.num_fast])
+        assert shared.any()
+        assert fast.any() == train_fast
+        assert set(start[weights.num_shared :].tolist()) == {-1.0, 1.0}
+
+
+def test_what_is_stored(make_setting):
+    setting, _ = make_setting()
+    cost = batch_ensemble.fit(setting, Config()).cost
+    one = one_lora.fit(setting, one_lora.Config()).cost
+    # two layers with q (32 to 32) and v (32 to 16)
+    assert cost.parameters == one.parameters + 3 * 2 * (64 + 48)
+    assert cost.tokens == 3 * one.tokens
+
+
+def test_a_negative_spread_is_refused(make_setting):
+    setting, _ = make_setting()
+    with pytest.raises(ConfigError, match=r"batch_ensemble\.spread: -1\.0"):
+        batch_ensemble.fit(setting, Config(spread=-1.0))

@@ -1,0 +1,145 @@
+"""Temperature and contextual calibration: known answers on a method that answers as it is told."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from lorchestra.core.metrics import nll
+from lorchestra.core.predictive import mixture_log_probs
+from lorchestra.errors import ConfigError
+from lorchestra.methods import contextual, temperature
+from lorchestra.methods.contract import Cost, Fitted
+from lorchestra.methods.registry import fit_method
+from lorchestra.types import Example, Predictions
+
+COST = Cost(1.0, 10, 1.0, 100, 50, 2.0)
+
+
+def made_up(answers):
+    """A method of as many members as `answers(row)` gives distributions `[M, C]`."""
+
+    def predict(examples, split, progress=None):
+        probs = np.stack([np.asarray(answers(row), dtype=np.float64) for row in examples], axis=1)
+        with np.errstate(divide="ignore"):
+            log_probs = np.log(probs)
+        labels = np.array([-1 if row.answer is None else row.answer for row in examples])
+        ids, options = (tuple(getattr(row, name) for row in examples) for name in ("id", "choices"))
+        return Predictions(log_probs, labels, ids, options, "made_up", split)
+
+    return Fitted(predict, COST)
+
+
+class Val:
+    """A setting of which only what wrappers look at is there."""
+
+    def __init__(self, val=(), labels=("no", "yes"), scoring="text"):
+        self.val, self.labels = val, labels
+        self.config = type("Config", (), {"data": type("Data", (), {"scoring": scoring})})
+
+
+def test_temperature_recovers_the_one_that_was_put_in():
+    """Labels that follow p, answers that follow p^3: T is 3, whatever p is."""
+    rows, probs = [], {}
+    for k, p in enumerate((0.1, 0.3, 0.6, 0.8)):
+        for n in range(100):
+            row = Example(f"{k}-{n}", f"{k}", ("no", "yes"), int(n < 100 * p))
+            rows.append(row)
+            probs[row.question] = np.array([[1 - p, p]]) ** 3 / ((1 - p) ** 3 + p**3)
+    method = made_up(lambda row: probs[row.question])
+    fitted = temperature.wrap(Val(rows), method, temperature.Config())
+    assert fitted.chosen["temperature"] == pytest.approx(3.0, rel=1e-6)
+    found = np.exp(fitted.predict(rows[::100], "test").log_probs_MEC[0, :, 1])
+    np.testing.assert_allclose(found, [0.1, 0.3, 0.6, 0.8], rtol=1e-6)
+    assert (fitted.cost.parameters, fitted.cost.predict_base_passes) == (51, 2.0)
+
+
+def test_a_higher_temperature_is_fitted_to_more_confident_answers_and_keeps_every_argmax():
+    draw = np.random.default_rng(0)
+    truth = draw.uniform(0.05, 0.95, 300)
+    rows = [Example(str(n), str(n), ("no", "yes"), int(draw.random() < p)) for n, p in enumerate(truth)]
+    fits = []
+    for power in (0.5, 1.0, 2.0, 4.0):
+
+        def answers(row, power=power):
+            p = truth[int(row.question)] ** power
+            return [[(1 - truth[int(row.question)]) ** power, p] / ((1 - truth[int(row.question)]) ** power + p)]
+
+        fitted = temperature.wrap(Val(rows), made_up(answers), temperature.Config())
+        fits.append(fitted.chosen["temperature"])
+        plain, scaled = made_up(answers).predict(rows, "val"), fitted.predict(rows, "val")
+        np.testing.assert_array_equal(scaled.log_probs_MEC.argmax(-1), plain.log_probs_MEC.argmax(-1))
+        assert nll(scaled.log_probs_MEC[0], scaled.labels) <= nll(plain.log_probs_MEC[0], plain.labels)
+    assert fits == sorted(fits)
+    np.testing.assert_allclose(np.array(fits) / fits[1], [0.5, 1, 2, 4], rtol=1e-6)
+
+
+def test_temperature_of_the_mixture_or_of_each_member(make_setting):
+    setting, test = make_setting()
+    plain = fit_method(setting, "lora_ensemble")
+    pooled = temperature.wrap(setting, plain, temperature.Config())
+    assert pooled.predict(test, "test").num_members == 1
+    assert set(pooled.chosen) == {"temperature"}
+    members = temperature.wrap(setting, plain, temperature.Config(of="members"))
+    found = members.predict(test, "test")
+    assert found.num_members == 3
+    assert set(members.chosen) == {"temperature_0", "temperature_1", "temperature_2"}
+    for m in range(3):
+        exponent = 1 / members.chosen[f"temperature_{m}"]
+        powered = np.exp(plain.predict(test, "test").log_probs_MEC[m]) ** exponent
+        np.testing.assert_allclose(np.exp(found.log_probs_MEC[m]), powered / powered.sum(1, keepdims=True), rtol=1e-9)
+
+
+def test_contextual_calibration_divides_by_the_answer_to_no_content():
+    """Zhao et al.: with W the inverse diagonal of p_cf, an input that says nothing comes out uniform."""
+    lean = {"N/A": [[0.8, 0.2], [0.5, 0.5]], "-": [[0.6, 0.4], [0.5, 0.5]], "x": [[0.7, 0.3], [0.9, 0.1]]}
+    fitted = contextual.wrap(Val(), made_up(lambda row: lean[row.question]), contextual.Config(texts=("N/A", "-")))
+    rows = [Example("0", "x", ("no", "yes"), None)]
+    found = np.exp(fitted.predict(rows, "test").log_probs_MEC[:, 0])
+    np.testing.assert_allclose(found, [[0.5, 0.5], [0.9, 0.1]], rtol=1e-12)
+    assert fitted.cost.predict_base_passes == 2.0
+
+
+@pytest.mark.parametrize("scoring", ["text", "letter"])
+def test_contextual_calibration_of_rows_with_their_own_choices(scoring):
+    """Texts are divided by what they get after an empty question; letters by what the letters get for empty options."""
+    asked = []
+
+    def answers(row):
+        asked.append((row.question, row.choices))
+        base = {"a": 4.0, "b": 1.0, "c": 1.0, "N/A": 1.0}
+        weights = np.array([base[c] for c in row.choices] + [0.0] * (3 - len(row.choices)))
+        if row.choices[0] == "N/A":
+            weights[0] = 2.0  # letter A is liked
+        return [weights / weights.sum()]
+
+    fitted = contextual.wrap(Val(labels=None, scoring=scoring), made_up(answers), contextual.Config(texts=("N/A",)))
+    rows = [Example("0", "q", ("a", "b"), 0), Example("1", "r", ("b", "a", "c"), 0)]
+    found = np.exp(fitted.predict(rows, "test").log_probs_MEC[0])
+    if scoring == "text":
+        np.testing.assert_allclose(found, [[0.5, 0.5, 0], [1 / 3] * 3], rtol=1e-12)
+        assert ("N/A", ("a", "b")) in asked
+        assert fitted.cost.predict_base_passes == 4.0
+    else:
+        np.testing.assert_allclose(found, [[2 / 3, 1 / 3, 0], [0.5 / 5.5, 4 / 5.5, 1 / 5.5]], rtol=1e-12)
+        assert ("N/A", ("N/A", "N/A")) in asked
+        assert fitted.cost.predict_base_passes == 2.0
+
+
+def test_contextual_calibration_of_a_real_base_makes_no_content_uniform(make_setting):
+    setting, test = make_setting()
+    fitted = contextual.wrap(setting, fit_method(setting, "zero_shot"), contextual.Config(texts=("N/A",)))
+    nothing = [dataclasses.replace(test[0], question="N/A")]
+    np.testing.assert_allclose(np.exp(fitted.predict(nothing, "x").log_probs_MEC), 0.5, rtol=0, atol=1e-6)
+    assert np.abs(np.exp(mixture_log_probs(fitted.predict(test, "test").log_probs_MEC)) - 0.5).max() > 0.01
+
+
+def test_refusals():
+    method = made_up(lambda row: [[0.5, 0.5]])
+    with pytest.raises(ConfigError, match=r"contextual\.texts: \(\) must be"):
+        contextual.wrap(Val(), method, contextual.Config(texts=()))
+    fitted = contextual.wrap(Val(), method, contextual.Config())
+    with pytest.raises(ConfigError, match="contextual: the rows have no question"):
+        fitted.predict([Example("0", " ", ("no", "yes"), 0)], "test")

@@ -1,0 +1,106 @@
+"""What every method promises: it predicts normalized, repeats itself by seed, says its cost, sees no test row."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from lorchestra.errors import ConfigError, TrainingError
+from lorchestra.methods import mc_dropout
+from lorchestra.methods.registry import METHODS, WRAPPERS, fit_method
+
+NEEDED = {"mc_dropout": mc_dropout.Config(dropout=0.2)}
+"""Settings without which a method refuses."""
+
+
+def fit(setting, name):
+    return fit_method(setting, name, NEEDED.get(name.split("+")[0]))
+
+
+def check(found, examples):
+    """The predictions are distributions over each row's own choices."""
+    assert found.ids == tuple(row.id for row in examples)
+    assert found.log_probs_MEC.shape[1:] == (len(examples), max(len(row.choices) for row in examples))
+    present = np.arange(found.log_probs_MEC.shape[2]) < found.num_choices[:, None]
+    assert np.isfinite(found.log_probs_MEC[:, present]).all()
+    assert np.isneginf(found.log_probs_MEC[:, ~present]).all()
+    np.testing.assert_allclose(np.exp(found.log_probs_MEC).sum(axis=-1), 1, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["texts", "questions"])
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method(make_setting, name, kind):
+    """The splits of the setting raise where test rows are asked for (see conftest)."""
+    setting, test = make_setting(kind)
+    fitted = fit(setting, name)
+    found = fitted.predict(test, "test")
+    check(found, test)
+    assert (found.task, found.split) == ("reviews" if kind == "texts" else "questions", "test")
+    again = fit(setting, name).predict(test, "test")
+    np.testing.assert_array_equal(again.log_probs_MEC, found.log_probs_MEC)
+    np.testing.assert_array_equal(fitted.predict(test, "test").log_probs_MEC, found.log_probs_MEC)
+
+    cost = fitted.cost
+    assert cost.fit_s > 0
+    assert cost.peak_bytes > 10e6
+    assert cost.predict_base_passes > 0
+    trained = name not in ("zero_shot", "few_shot")
+    assert (cost.tokens > 0) == (cost.fit_base_passes > 0) == (cost.parameters > 0) == trained
+    other = dataclasses.replace(
+        setting,
+        config=dataclasses.replace(setting.config, train=dataclasses.replace(setting.config.train, seed=5)),
+    )
+    differs = not np.array_equal(fit(other, name).predict(test, "test").log_probs_MEC, found.log_probs_MEC)
+    assert differs == (name != "zero_shot")
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("name", ["zero_shot", "few_shot", "lora_ensemble", "mc_dropout"])
+def test_every_wrapper_on_top_of_methods_of_every_kind(make_setting, name, wrapper):
+    setting, test = make_setting()
+    plain = fit(setting, name)
+    fitted = fit(setting, f"{name}+{wrapper}")
+    found = fitted.predict(test, "test")
+    check(found, test)
+    assert not np.array_equal(found.log_probs_MEC, plain.predict(test, "test").log_probs_MEC)
+    assert fitted.cost.parameters >= plain.cost.parameters
+    np.testing.assert_array_equal(
+        fit(setting, f"{name}+{wrapper}").predict(test, "test").log_probs_MEC, found.log_probs_MEC
+    )
+
+
+def test_the_number_of_members_draws_and_passes(make_setting):
+    setting, test = make_setting()
+    numbers = {name: fit(setting, name).predict(test, "test").num_members for name in METHODS if name != "laplace"}
+    ones = {"zero_shot", "one_lora", "high_rank", "long_training", "soup"}
+    assert {name for name, number in numbers.items() if number == 1} == ones & set(numbers)
+    assert {number for name, number in numbers.items() if name not in ones} == {3}
+
+
+def test_the_first_member_of_the_ensemble_is_one_lora(make_setting):
+    setting, test = make_setting(dtype="float64")
+    alone = fit(setting, "one_lora").predict(test, "test").log_probs_MEC[0]
+    members = fit(setting, "lora_ensemble").predict(test, "test").log_probs_MEC
+    np.testing.assert_allclose(members[0], alone, rtol=0, atol=1e-6)
+    assert np.abs(members[1] - alone).max() > 1e-3
+
+
+def test_members_that_all_fail_end_in_an_error(make_setting, monkeypatch):
+    setting, _ = make_setting(train={"lr": 1e30, "clip_norm": 0.0})
+    for name in ("one_lora", "lora_ensemble"):
+        with pytest.raises(TrainingError, match="every member failed"):
+            fit(setting, name)
+
+
+def test_refusals(make_setting):
+    setting, _ = make_setting()
+    with pytest.raises(ConfigError, match=r"mc_dropout: the dropout rate is 0"):
+        fit_method(setting, "mc_dropout")
+    with pytest.raises(ConfigError, match=r"method 'lora_ensembel' is unknown; did you mean 'lora_ensemble'\?"):
+        fit_method(setting, "lora_ensembel")
+    with pytest.raises(ConfigError, match=r"wrapper 'temprature' is unknown"):
+        fit_method(setting, "one_lora+temprature")
+    with pytest.raises(ConfigError, match=r"method 'one_lora': its settings are a .*mc_dropout\.Config, not its own"):
+        fit_method(setting, "one_lora", mc_dropout.Config())

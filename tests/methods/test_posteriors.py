@@ -1,0 +1,160 @@
+"""SWAG and Laplace on the tiny base: what is drawn, what is linear, and what is chosen."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from lorchestra.core.metrics import nll
+from lorchestra.core.predictive import mixture_log_probs
+from lorchestra.errors import ConfigError
+from lorchestra.methods import laplace, one_lora, swag, training
+from lorchestra.methods.registry import fit_method
+
+
+@pytest.fixture
+def last_training(monkeypatch):
+    """The last training that was started."""
+    kept = {}
+    original = training.start
+
+    def start(*args):
+        kept["training"] = original(*args)
+        return kept["training"]
+
+    monkeypatch.setattr(training, "start", start)
+    monkeypatch.setattr(swag, "start", start)
+    return lambda: kept["training"]
+
+
+@pytest.mark.parametrize(
+    ("first", "num_steps", "number", "wanted"),
+    [(6, 12, 3, {8, 10, 12}), (6, 12, 20, {7, 8, 9, 10, 11, 12}), (0, 10, 2, {5, 10}), (3, 10, 3, {5, 7, 10})],
+)
+def test_when_iterates_are_taken(first, num_steps, number, wanted):
+    assert swag._collected(first, num_steps, number) == wanted
+
+
+def test_without_covariance_swag_is_the_mean_of_the_iterates(make_setting, last_training):
+    setting, test = make_setting(dtype="float64")
+    fitted = swag.fit(setting, swag.Config(scale=0.0, iterates=3, start=0.5))
+    values = last_training().values
+    assert torch.equal(values, values[:1].expand_as(values))
+    usual = setting.config.train
+    path = []
+    other = training.start(setting, training.Meter(), setting.config)
+    training.only_first_member(other)
+    plain = other.trainer.schedule
+    other.trainer.schedule = lambda step: plain(step) if step < 6 else usual.lr * 0.5
+    training.train_steps(setting, other, lambda step: path.append(other.values[0].clone()))
+    mean = torch.stack([path[7], path[9], path[11]]).mean(dim=0)
+    torch.testing.assert_close(values[0], mean, rtol=1e-12, atol=1e-12)
+    found = fitted.predict(test, "test").log_probs_MEC
+    np.testing.assert_array_equal(found[0], found[1])
+
+
+def test_swag_stores_mean_variance_and_deviations(make_setting):
+    setting, _ = make_setting()
+    one = fit_method(setting, "one_lora").cost
+    cost = swag.fit(setting, swag.Config(iterates=6, rank=4)).cost
+    assert cost.parameters == (2 + 4) * one.parameters
+    assert (cost.tokens, cost.fit_base_passes) == (one.tokens, one.fit_base_passes)
+
+
+VARIANTS = [
+    laplace.Config(structure=structure, layers=layers, predictive=predictive, prior=prior, draws=20)
+    for structure in ("diagonal", "full")
+    for layers in ("all", "last")
+    for predictive in ("linearized", "draws")
+    for prior in ("validation", "marginal_likelihood")
+]
+
+
+@pytest.mark.parametrize("config", VARIANTS, ids=lambda c: f"{c.structure}-{c.layers}-{c.predictive}-{c.prior}")
+def test_every_laplace(make_setting, config):
+    setting, test = make_setting("questions")
+    fitted = laplace.fit(setting, config)
+    found = fitted.predict(test, "test")
+    assert found.num_members == (20 if config.predictive == "linearized" else 3)
+    np.testing.assert_allclose(np.exp(found.log_probs_MEC).sum(axis=-1), 1, rtol=0, atol=1e-6)
+    assert len({draw.tobytes() for draw in found.log_probs_MEC}) == found.num_members
+    precision = fitted.chosen["prior_precision"]
+    assert precision in config.precisions or config.prior == "marginal_likelihood"
+    assert 1e-4 < precision < 1e8
+
+
+@pytest.mark.parametrize("predictive", ["linearized", "draws"])
+def test_under_a_narrow_prior_laplace_is_the_one_lora(make_setting, predictive):
+    setting, test = make_setting(dtype="float64")
+    one = one_lora.fit(setting, one_lora.Config()).predict(test, "test").log_probs_MEC
+    gaps = []
+    for precision in (1e6, 1e8, 1e10):
+        fitted = laplace.fit(setting, laplace.Config(predictive=predictive, precisions=(precision,), draws=5))
+        gaps.append(np.abs(fitted.predict(test, "test").log_probs_MEC - one).max())
+    assert gaps[0] > 1e-4
+    # first order in the draws' size, which falls tenfold each time
+    np.testing.assert_allclose([gaps[0] / gaps[1], gaps[1] / gaps[2]], 10, rtol=0.05)
+
+
+def test_the_linear_model_is_the_models_tangent(make_setting):
+    """Doubling a small step quadruples the distance between the linear model and the model itself."""
+    setting, test = make_setting("questions", dtype="float64")
+    trained = training.train_first_member(setting, training.Meter(), setting.config)
+    columns = torch.ones_like(trained.session.model.bank.is_B)
+    start = trained.values.clone()
+    noise = torch.randn(1, start.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    rows = trained.session.encode(test).rows
+    curved = []
+    before = trained.session.predict_members(test, "test").log_probs_MEC[0]
+    present = np.isfinite(before)
+    for size in (2e-4, 4e-4):
+        flat = laplace.DiagonalLaplace(torch.zeros(start.shape[1], dtype=torch.float64))
+        state = laplace._Linearized(trained.session, columns, flat, noise)
+        linear = state.log_probs(rows, [1 / size**2])[0, 0]
+        trained.values.copy_(start + size * noise)
+        real = trained.session.predict_members(test, "test").log_probs_MEC[0]
+        trained.values.copy_(start)
+        curved.append(np.abs(real[present] - linear[present]).max())
+        assert curved[-1] < 0.05 * np.abs(real[present] - before[present]).max()
+    assert curved[1] / curved[0] == pytest.approx(4, rel=0.1)
+
+
+def test_validation_chooses_the_precision_with_the_lowest_nll(make_setting):
+    setting, _ = make_setting("questions")
+    precisions = (1.0, 100.0, 1e4, 1e6)
+    config = laplace.Config(precisions=precisions, draws=20)
+    scores = {}
+    for precision in precisions:
+        only = laplace.fit(setting, dataclasses.replace(config, precisions=(precision,)))
+        found = only.predict(setting.val, "val")
+        scores[precision] = nll(mixture_log_probs(found.log_probs_MEC), found.labels)
+    assert laplace.fit(setting, config).chosen["prior_precision"] == min(scores, key=scores.get)
+
+
+def test_over_the_last_layer_draws_leave_the_layers_below_alone(make_setting, last_training):
+    setting, _ = make_setting()
+    laplace.fit(setting, laplace.Config(layers="last", predictive="draws"))
+    trained = last_training()
+    columns = training.last_layer_columns(trained.session.model)
+    assert torch.equal(trained.values[:, ~columns], trained.values[:1, ~columns].expand(3, -1))
+    assert len({row.numpy().tobytes() for row in trained.values[:, columns]}) == 3
+
+
+def test_refusals(make_setting, monkeypatch):
+    setting, _ = make_setting()
+    with pytest.raises(ConfigError, match=r"swag\.start: 1\.0 is not in \[0, 1\)"):
+        swag.fit(setting, swag.Config(start=1.0))
+    with pytest.raises(ConfigError, match=r"swag: 1 optimizer steps after swag\.start 0\.95 are too few"):
+        swag.fit(setting, swag.Config(start=0.95))
+    with pytest.raises(ConfigError, match=r"swag\.rank: 1 is less than 2"):
+        swag.fit(setting, swag.Config(rank=1))
+    with pytest.raises(ConfigError, match=r"laplace\.draws: 0 is less than 1"):
+        laplace.fit(setting, laplace.Config(draws=0))
+    with pytest.raises(ConfigError, match=r"laplace\.precisions: \(0\.0,\)"):
+        laplace.fit(setting, laplace.Config(precisions=(0.0,)))
+    monkeypatch.setattr(laplace, "MOST_NUMBERS", 1000)
+    with pytest.raises(ConfigError, match=r"laplace\.structure: the whole curvature of 48 training rows"):
+        laplace.fit(setting, laplace.Config(structure="full"))
