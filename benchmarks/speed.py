@@ -32,7 +32,7 @@ PARTS = ("train", "inference", "prefix", "memory", "limit")
 def measure(setting: Setting, parts: Sequence[str]) -> list[Section]:
     """The parts asked for, in the table's order."""
     base = Base(setting.base)
-    if setting.prefix + setting.mean > base.context_length:
+    if "prefix" in parts and setting.prefix + setting.mean > base.context_length:
         raise SystemExit(f"--prefix {setting.prefix}: {setting.base} has a context of {base.context_length} tokens")
     measures = {
         "train": lambda: measure_training(base, setting),
@@ -47,7 +47,7 @@ def measure(setting: Setting, parts: Sequence[str]) -> list[Section]:
 def report(setting: Setting, sections: Sequence[Section], seconds: float) -> str:
     """The table with what it was made with."""
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers", "peft"))
-    name = setting.base if not Path(setting.base).exists() else Path(setting.base).name
+    name = Path(setting.base).name
     intro = [
         f"{name} in float32, {num_cpus()} CPUs ({torch.get_num_threads()} threads), {versions};"
         f" {datetime.date.today().isoformat()}, {seconds / 60:.0f} minutes. r = {RANK}, {setting.batch} rows a member"

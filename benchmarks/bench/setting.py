@@ -59,7 +59,6 @@ class Base:
 
     def __init__(self, name: str) -> None:
         loaded = load_base(BaseConfig(name=name, device="cpu", dtype="float32"))
-        self.name = loaded.id if loaded.id == name else Path(loaded.id).name
         self._model = loaded.model
         self.vocab_size: int = text_config(self._model).vocab_size
         self.num_layers: int = text_config(self._model).num_hidden_layers
