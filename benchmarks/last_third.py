@@ -157,8 +157,9 @@ def report(args: argparse.Namespace, lines: Sequence[str], num_layers: int) -> s
         "",
         f"{Path(args.base).name}, {num_layers} layers, {args.members} members, r = 8 on q_proj and v_proj,"
         f" lr {train.lr:g}, {train.batch_size} rows a step, {args.epochs} epochs, the same for both and tuned"
-        f" for neither; one seed; {args.rows} training, {max(10, args.rows // 5)} validation and at most {args.test_rows} test rows of at most"
-        f" {args.max_tokens} tokens a choice, scored by text. Of the ensemble; in brackets 95 % intervals of"
+        f" for neither; one seed; {args.rows} training, {max(10, args.rows // 5)} validation and at most"
+        f" {args.test_rows} test rows of at most {args.max_tokens} tokens a choice, scored by"
+        " text. Of the ensemble; in brackets 95 % intervals of"
         f" {RESAMPLES:,} paired bootstrap resamples of test rows. The training seconds depend on what else"
         f" the machine did. {datetime.date.today().isoformat()}.",
         "",
