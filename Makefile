@@ -25,7 +25,7 @@ types: .venv/.dev
 	$(BIN)/mypy
 
 bench: .venv/.dev
-	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/speed.py $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
 
 docs: .venv/.dev
 	$(BIN)/python docs/make_cli.py

@@ -124,7 +124,7 @@ def test_a_point_is_a_run_as_any_other(config, sweep):
 
 
 def test_finished_points_are_skipped_and_new_ones_added(config, sweep, monkeypatch):
-    outcome, first, _ = sweep(config, "train.lr=0.01,0.003")
+    outcome, _, _ = sweep(config, "train.lr=0.01,0.003")
     before = files(outcome.root)
     _, again, _ = sweep(config, "train.lr=0.01,0.003")
     assert again.passes == []
@@ -142,7 +142,7 @@ def test_an_interrupted_sweep_ends_with_the_same_bytes(number, config, sweep):
     asked = iter(range(10_000))
     with pytest.raises(Interrupted):
         sweep(config, *axes, out="parts", each_epoch=True, should_stop=lambda: next(asked) >= number)
-    parts, watcher, _ = sweep(config, *axes, out="parts", each_epoch=True)
+    parts, _, _ = sweep(config, *axes, out="parts", each_epoch=True)
     assert files(parts.root) == files(whole.root)
     assert len(files(whole.root)) == 4 * (2 + 3 + 1) + 2
     assert not (parts.root / "trunks").exists()
@@ -164,7 +164,7 @@ def test_a_sweep_killed_while_it_writes_runs_goes_on(config, sweep, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         sweep(config, "train.lr=0.01,0.003", out="parts")
     monkeypatch.undo()
-    parts, watcher, said = sweep(config, "train.lr=0.01,0.003", out="parts")
+    parts, watcher, _ = sweep(config, "train.lr=0.01,0.003", out="parts")
     assert watcher.steps == 0
     assert files(parts.root) == files(whole.root)
 
@@ -209,7 +209,7 @@ def test_a_point_that_fails_leaves_the_others_and_is_remembered(config, sweep):
     again, watcher, _ = sweep(config, "train.lr=0.01,1e30")
     assert again.failed == outcome.failed
     assert watcher.passes == []
-    rows = list(csv.DictReader((outcome.root / "results.csv").open()))
+    rows = list(csv.DictReader((outcome.root / "results.csv").read_text().splitlines()))
     assert [(row["point"], row["state"]) for row in rows] == [("lr=0.01", "finished"), ("lr=1e+30", "failed")]
     assert float(rows[0]["ensemble.nll"]) > 0
 
@@ -236,7 +236,7 @@ def test_predictions_of_every_epoch(config, sweep):
         (["train.lr="], "write a field and its values"),
         (["train.lr=[1"], "cannot be read"),
         (["train.lr=much"], "train.lr is 'much'; it must be float"),
-        (["train.lr=-1"], r"point lr=-1: train\.lr: -1.0 is not"),
+        (["train.lr=-1"], r"point lr=-1.0: train\.lr: -1.0 is not"),
         (["train.lr=0.1,0.1"], "two points are named lr=0.1"),
         (["train.lr=0.1", "train.lr=0.2"], "named 2 times"),
         (["train.lr=0.5", "regularize.weight_decay_b=3"], "must be below 1"),

@@ -1,0 +1,99 @@
+"""Peak resident memory of training, each way in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from bench.packed_ways import PackedTraining
+from bench.peft_ways import PeftMembers
+from bench.rows import make_rows
+from bench.setting import Base, Setting, tell
+from bench.table import Row, Section
+from bench.training import packed_way, peft_way
+from lorchestra.experiments.build import peak_bytes
+
+COPIES = 5
+"""Of a member's P parameters: values, gradient, two moments, best copy; all in float32."""
+STEPS = 2
+
+
+def run_alone(way: str, members: int, setting: Setting) -> None:
+    """Run two steps in this process, and print its peak and the bytes of its adapters as JSON."""
+    key, _, layers = way.partition(" ")
+    base = Base(setting.base)
+    examples = make_rows(8 * setting.batch, setting.mean, base.vocab_size)
+    training = PackedTraining(base, setting, examples, members, "q+v", layers)
+    bank = training.trainer.model.bank
+    if key == "packed":
+        timed = packed_way(members, training, layers, STEPS)
+    else:
+        peft = PeftMembers(base.modules(), bank, training.trainer.model.adapt, members)
+        timed = peft_way(key, peft, training, layers, setting, STEPS)
+    for step in range(STEPS):
+        timed.run(step)
+    print(json.dumps({"peak": peak_bytes(), "adapters": bank.values.nbytes}))
+
+
+def _alone(way: str, members: int, setting: Setting) -> tuple[int, int]:
+    """Peak bytes of a process of its own, and bytes of its adapters' values."""
+    tell(f"memory: {way} M={members}")
+    command = [
+        sys.executable,
+        str(Path(__file__).parents[1] / "speed.py"),
+        "--memory-of",
+        way,
+        "--members",
+        str(members),
+    ]
+    command += ["--base", setting.base, "--mean", str(setting.mean), "--token-budget", str(setting.token_budget)]
+    found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+    return found["peak"], found["adapters"]
+
+
+def measure_memory(setting: Setting) -> Section:
+    """All-layer training of the members against one PEFT run, and of many members against few at one token budget."""
+    few, many = setting.main, setting.members[-1]
+    case = "peak memory, training, q+v"
+    one_run = {key: _alone(f"{key} all layers", 1, setting)[0] for key in ("a0", "a1")}
+    rows = [
+        Row(
+            f"{case}, all layers",
+            key,
+            "one run",
+            _gigabytes(peak),
+            {other: peak / one_run[other] for other in one_run},
+        )
+        for key, peak in one_run.items()
+    ]
+    peaks: dict[int, int] = {}
+    adapters: dict[int, int] = {}
+    for members in sorted({few, many}):
+        peaks[members], adapters[members] = _alone("packed all layers", members, setting)
+    third, _ = _alone("packed last third", setting.main, setting)
+    packed = [("all layers", members, peak) for members, peak in peaks.items()] + [("last third", setting.main, third)]
+    for layers, members, peak in packed:
+        # PEFT was measured on all layers only
+        ratios = {key: peak / other for key, other in one_run.items()} if layers == "all layers" else {}
+        rows.append(Row(f"{case}, {layers}", "packed", str(members), _gigabytes(peak), ratios))
+    note = (
+        f"Peak memory: resident, each in a process of its own that runs {STEPS} steps; of PEFT one run of one member,"
+        " of lorchestra all members."
+    )
+    if many == few:
+        return Section(rows, [note])
+    more = peaks[many] - peaks[few]
+    explained = COPIES * (adapters[many] - adapters[few])
+    note += (
+        f" M = {many} against M = {few} at one token budget of {setting.token_budget}:"
+        f" {more / 1e6:+,.1f} MB, of which values, gradient, two moments and the best copy of {many - few} more"
+        f" adapters are {explained / 1e6:,.1f} MB; residue {(more - explained) / 1e6:+,.1f} MB"
+        f" ({(more - explained) / peaks[few]:+.1%} of the peak at M = {few})."
+    )
+    return Section(rows, [note], {"memory residue": more - explained})
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.2f} GB"

@@ -1,0 +1,100 @@
+"""lorchestra's own trainer and prediction, step by step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+
+from bench.setting import LR, Base, Setting
+from lorchestra.core.bank import AdapterBank
+from lorchestra.core.packing import pack, plan_micro_batches
+from lorchestra.engine.config import RegularizeConfig, TrainConfig
+from lorchestra.engine.frozen import Frozen, TrainingRows
+from lorchestra.engine.observer import StepReport
+from lorchestra.engine.state import TrainState
+from lorchestra.engine.trainer import Trainer
+from lorchestra.models.ensemble import EnsembleModel
+from lorchestra.types import EncodedExample
+
+
+class LastReport:
+    """An observer that keeps the last step's report."""
+
+    report: StepReport
+
+    def on_step(self, report: StepReport, state: TrainState) -> None:
+        """Keep it."""
+        self.report = report
+
+    def on_evaluation(self, entry: dict[str, object], state: TrainState) -> None:
+        """Nothing."""
+
+    def on_phase(self, text: str, done: int, total: int) -> None:
+        """Nothing."""
+
+
+def make_ensemble(base: Base, members: int, targets: str, layers: str) -> EnsembleModel:
+    """An ensemble whose adapters are not zero, so that answers and losses tell members apart from the first step."""
+    model = EnsembleModel(base.modules(), base.adapt(members, targets, layers), 0)
+    scatter(model.bank)
+    return model
+
+
+@torch.no_grad()
+def scatter(bank: AdapterBank) -> None:
+    """Draw every member's B from a small normal distribution; a function of the member, not of how many there are."""
+    for m, values in enumerate(bank.values):
+        noise = torch.randn(values.shape, generator=torch.Generator().manual_seed(m))
+        values.add_(0.01 * noise * bank.is_B)
+
+
+class PackedTraining:
+    """All members' training on some rows, a step at a time."""
+
+    def __init__(
+        self,
+        base: Base,
+        setting: Setting,
+        rows: Sequence[EncodedExample],
+        members: int,
+        targets: str,
+        layers: str,
+        frozen: Frozen | None = None,
+    ) -> None:
+        config = TrainConfig(
+            epochs=1000,
+            batch_size=setting.batch,
+            lr=LR,
+            schedule="constant",
+            warmup=0.0,
+            token_budget=setting.token_budget,
+        )
+        self.observer = LastReport()
+        model = make_ensemble(base, members, targets, layers)
+        self.trainer = Trainer(model, TrainingRows(rows, rows[:1]), config, RegularizeConfig(), self.observer)
+        self.trunk_rate: float | None = None
+        """Tokens per second of computing the trunk; None where there is none, or it was handed over."""
+        if frozen is not None:  # equal for all numbers of members
+            self.trainer.frozen = frozen
+            return
+        started = time.perf_counter()
+        self.trainer.prepare()
+        if self.trainer.frozen.train is not None:
+            tokens = sum(row.num_tokens for row in [*rows, rows[0]])
+            self.trunk_rate = tokens / (time.perf_counter() - started)
+
+    def warm_up(self) -> None:
+        """Forward and backward of one micro-batch; nothing is learned."""
+        trainer, model = self.trainer, self.trainer.model
+        first = plan_micro_batches(trainer.step_items(0), trainer.token_budget, trainer.shared)[0]
+        batch = pack(first, model.device, trainer.shared)
+        trunk = trainer.frozen.train
+        model.log_probs(batch, None if trunk is None else trunk.gather(batch)).sum().backward()
+        model.bank.zero_grad()
+
+    def step(self) -> tuple[int, list[float | None]]:
+        """One optimizer step of all members: tokens trained on, and the members' losses."""
+        self.trainer.step()
+        return self.observer.report.tokens, self.observer.report.loss

@@ -1,0 +1,57 @@
+"""Rows of random tokens with ragged lengths, and how PEFT's loops batch them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lorchestra.core.packing import Item
+from lorchestra.types import EncodedExample
+
+OPTIONS = (4, 5, 6, 7)
+"""The token of each choice."""
+
+
+def make_rows(count: int, mean: int, vocab_size: int, prefix: int = 0) -> list[EncodedExample]:
+    """Rows of `mean` tokens on average (log-normal, spread 0.4), after `prefix` tokens that all share."""
+    generator = torch.Generator().manual_seed(0)
+    spread = torch.randn(count, generator=generator).mul(0.4).exp()
+    lengths = (spread / spread.mean() * mean).round().long().clamp(min=8)
+
+    def tokens(number: int) -> tuple[int, ...]:
+        return tuple(torch.randint(8, vocab_size, (number,), generator=generator).tolist())
+
+    shared = tokens(prefix)
+    choices = tuple((option,) for option in OPTIONS)
+    return [
+        EncodedExample(i, shared + tokens(int(length)), choices, i % len(OPTIONS)) for i, length in enumerate(lengths)
+    ]
+
+
+def batches(rows: Sequence[EncodedExample], size: int, by_length: bool = False) -> list[list[EncodedExample]]:
+    """Rows in batches of `size`, in their order or with neighbors in length together."""
+    ordered = sorted(rows, key=lambda row: row.num_tokens) if by_length else list(rows)
+    return [ordered[i : i + size] for i in range(0, len(ordered), size)]
+
+
+def like_lengths(items: Sequence[Item], rows: Sequence[EncodedExample], size: int) -> list[Item]:
+    """For each member of `items` a batch of like lengths in place of its own, in the long run with as many tokens."""
+    sorted_batches = [batch for batch in batches(rows, size, by_length=True) if len(batch) == size]
+    taken = []
+    for m in sorted({item.member for item in items}):
+        first = next(item.example.row for item in items if item.member == m)
+        taken += [Item(m, row) for row in sorted_batches[first % len(sorted_batches)]]
+    return taken
+
+
+def padded(rows: Sequence[EncodedExample]) -> dict[str, Tensor]:
+    """Rows as a left-padded batch: the answer's position is the last."""
+    width = max(len(row.prefix) for row in rows)
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    mask = torch.zeros(len(rows), width, dtype=torch.long)
+    for i, row in enumerate(rows):
+        ids[i, width - len(row.prefix) :] = torch.tensor(row.prefix)
+        mask[i, width - len(row.prefix) :] = 1
+    return {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}

@@ -1,0 +1,104 @@
+"""What a measurement is made with: base, rows, members, repeats and the machine."""
+
+from __future__ import annotations
+
+import copy
+import os
+import platform
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorchestra.engine.session import CPU_TOKEN_BUDGET
+from lorchestra.models.config import AdaptConfig, BaseConfig
+from lorchestra.models.sources import load_base
+from lorchestra.models.surgery import text_config
+
+TARGETS: dict[str, str | tuple[str, ...]] = {"q+v": ("q_proj", "v_proj"), "all linear": "all-linear"}
+RANK, ALPHA, LR = 8, 32.0, 1e-4
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One run of the benchmark."""
+
+    base: str = "smollm2-135m"
+    members: tuple[int, ...] = (1, 2, 5, 10, 20)
+    """Numbers of members M of the packed ways."""
+    main: int = 5
+    """The M at which figures are compared one by one; PEFT is measured with as many members (q+v, all layers)."""
+    batch: int = 8
+    """Rows a member and optimizer step, and rows a padded batch."""
+    mean: int = 75
+    """Mean tokens of a row."""
+    prefix: int = 400
+    """Tokens that all rows share, in the case of a long prefix; rows then have an eighth of it of their own."""
+    token_budget: int = CPU_TOKEN_BUDGET
+    rounds: int = 3
+    quick: bool = False
+
+    def members_of(self, targets: str) -> tuple[int, ...]:
+        """Fewer where all linear maps are adapted: otherwise the whole would take more than half an hour."""
+        if targets == "q+v":
+            return self.members
+        return tuple(sorted({self.members[0], self.main, self.members[-1]}))
+
+    def peft_members(self, targets: str, layers: str) -> int:
+        """How many members the PEFT ways are timed with: one's work does not depend on how many follow."""
+        return self.main if (targets, layers) == ("q+v", "all layers") and not self.quick else min(2, self.main)
+
+    def rounds_of(self, members: int, targets: str) -> int:
+        """At most two rounds are enough where a step is long: it averages over many micro-batches by itself."""
+        return min(self.rounds, 2) if members > self.main or targets != "q+v" else self.rounds
+
+
+class Base:
+    """The base in float32 on the CPU, of which every way gets modules of its own with the same weights."""
+
+    def __init__(self, name: str) -> None:
+        loaded = load_base(BaseConfig(name=name, device="cpu", dtype="float32"))
+        self._model = loaded.model
+        self.vocab_size: int = text_config(self._model).vocab_size
+        self.num_layers: int = text_config(self._model).num_hidden_layers
+        self.context_length = loaded.context_length
+
+    def modules(self) -> Any:
+        """A copy of the modules around the same weights: ways measured in turn do not each hold a base."""
+        shared = {id(weight): weight for weight in self._model.parameters()}
+        return copy.deepcopy(self._model, shared)
+
+    @property
+    def layers(self) -> dict[str, str]:
+        """The adapted layers by their name in the table."""
+        return {"all layers": "all", "last third": f"last:{max(1, self.num_layers // 3)}"}
+
+    def adapt(self, members: int, targets: str, layers: str) -> AdaptConfig:
+        """The configuration of the members, by the table's names for targets and layers."""
+        return AdaptConfig(
+            members=members, r=RANK, lora_alpha=ALPHA, target_modules=TARGETS[targets], layers=self.layers[layers]
+        )
+
+
+def tell(text: str) -> None:
+    """Progress, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def num_cpus() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processor() -> str:
+    """The CPU's name, where Linux tells it."""
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
+    return names[0].strip() if names else platform.machine()
+
+
+def hardware() -> str:
+    """The machine as part of a file name, such as 2cpu_amd-epyc-7763."""
+    plain = re.sub(r"\((r|tm)\)|processor|cpu|\d+-core|@.*", " ", processor().lower())
+    return f"{num_cpus()}cpu_" + re.sub(r"[^a-z0-9]+", "-", plain).strip("-")

@@ -1,0 +1,204 @@
+"""What adapters on the last third of the layers cost in quality, against all layers, on three real tasks.
+
+The same recipe trains both: `adapt.layers` is `all` in one run and `last:K` in the other, all else is equal, the seed
+and the rows included. Both answer the same test rows; differences are paired. A run or an evaluation that is finished
+is not repeated, and one that was interrupted goes on.
+
+    python benchmarks/last_third.py --data-dir DIR                    about 45 minutes on two cores
+    python benchmarks/last_third.py --tasks sst2 --rows 40 --test-rows 40 --epochs 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.setting import hardware, processor, tell
+
+from lorchestra.core.metrics import Draws, all_metrics, bootstrap, interval, score_rows
+from lorchestra.core.predictive import FloatArray, mixture_log_probs
+from lorchestra.core.seeding import permutation
+from lorchestra.data.config import DataConfig, PromptConfig
+from lorchestra.data.encode import encode
+from lorchestra.data.prompts import PromptTemplate
+from lorchestra.data.tasks.load import load_task
+from lorchestra.engine.config import EvaluateConfig, RunConfig, TrainConfig
+from lorchestra.engine.observer import StepReport
+from lorchestra.engine.state import TrainState
+from lorchestra.engine.trainer import Trainer
+from lorchestra.experiments.evaluate import evaluate_run
+from lorchestra.experiments.load import load_run
+from lorchestra.experiments.train import train_run
+from lorchestra.models.config import AdaptConfig, BaseConfig
+from lorchestra.models.sources import load_tokenizer
+from lorchestra.store.atomic import atomic_write_text
+from lorchestra.store.predictions import load_predictions
+from lorchestra.store.run_dir import RunDir
+from lorchestra.types import Example, Predictions
+
+TASKS = ("sst2", "ag_news_10k", "arc_easy")
+BESIDE = Path(__file__).parents[2] / "shared" / "data"
+RESULTS = Path(__file__).parent / "results"
+SHOWN = ("accuracy", "nll", "ece")
+RESAMPLES = 1000
+
+
+class Steps:
+    """An observer that says where a run stands, every ten steps."""
+
+    def __init__(self, name: str, trainer: Trainer) -> None:
+        self.name, self.num_steps = name, trainer.num_steps
+
+    def on_step(self, report: StepReport, state: TrainState) -> None:
+        """Every tenth step, and the last."""
+        if report.step % 10 == 0 or report.step == self.num_steps:
+            tell(f"{self.name}: step {report.step} of {self.num_steps}, {state.tokens / state.train_s:,.0f} tokens/s")
+
+    def on_evaluation(self, entry: dict[str, object], state: TrainState) -> None:
+        """Nothing."""
+
+    def on_phase(self, text: str, done: int, total: int) -> None:
+        """Nothing."""
+
+
+def write_rows(task: str, args: argparse.Namespace, folder: Path) -> DataConfig:
+    """Draw short rows of a task by a fixed seed into files that both runs read."""
+    loaded = load_task(task, args.data_dir)
+    tokenizer = load_tokenizer(BaseConfig(name=args.base))
+    template = PromptTemplate(kind=loaded.spec.template)
+    counts = {"train": args.rows, "val": max(10, args.rows // 5), "test": args.test_rows}
+    paths = {}
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, count in counts.items():
+        rows = loaded.task.splits[split]
+        drawn = [rows[e] for e in permutation(len(rows), 0, "last_third", task, split)[: 20 * count]]
+        kept = encode(drawn, template, tokenizer, scoring="text", max_length=args.max_tokens, too_long="drop").kept
+        # the train file's name, up to the first dot, names the task
+        path = folder / f"{task}.{split}.jsonl"
+        atomic_write_text(path, "".join(_line(drawn[index]) for index in kept[:count]))
+        paths[split] = str(path)
+    prompt = PromptConfig(template=template.text("text"))
+    return DataConfig(**paths, scoring="text", prompt=prompt)  # type: ignore[arg-type]
+
+
+def _line(row: Example) -> str:
+    values = {"id": row.id, "question": row.question, "choices": row.choices, "answer": row.answer}
+    return json.dumps(values, ensure_ascii=False) + "\n"
+
+
+def train_and_predict(task: str, layers: str, data: DataConfig, args: argparse.Namespace) -> RunDir:
+    """A finished, evaluated run of the recipe on these layers; what is there already is not done again."""
+    config = RunConfig(
+        base=BaseConfig(name=args.base),
+        adapt=AdaptConfig(members=args.members, layers=layers),
+        data=data,
+        train=TrainConfig(epochs=args.epochs),
+        evaluate=EvaluateConfig(few_shot=0, resamples=0),
+    )
+    name = f"{task}, layers {layers}"
+    out = args.runs / f"{task}-{layers.replace(':', '-')}"
+
+    def say(text: str) -> None:
+        tell(f"{name}: {text}")
+
+    run = train_run(config, out, if_exists="resume", say=say, observe=lambda trainer: Steps(name, trainer)).run
+    if not run.metrics.is_file():
+        tell(f"{name}: evaluating")
+        evaluate_run(load_run(run.root, say))
+    return run
+
+
+def found_by(run: RunDir, task: str, which: str = "") -> Predictions:
+    """Saved predictions of the test rows: the members', or those of `which` beside them."""
+    return load_predictions(run.predictions / f"{task}.test{which}.safetensors")
+
+
+def compare(task: str, runs: dict[str, RunDir]) -> list[str]:
+    """The table's lines of one task: base, all layers, last third, and their paired difference."""
+    predictions = {layers: found_by(run, task) for layers, run in runs.items()}
+    base = found_by(runs["all"], task, ".base_zero_shot")
+    whole, third = predictions.values()
+    if not whole.ids == third.ids == base.ids:
+        raise SystemExit(f"{task}: the runs were evaluated on different rows; delete them, and train again")
+    mixtures: dict[str, FloatArray] = {"base, zero-shot": mixture_log_probs(base.log_probs_MEC)}
+    mixtures |= {layers: mixture_log_probs(found.log_probs_MEC) for layers, found in predictions.items()}
+    points = {name: all_metrics(mixture, whole.labels) for name, mixture in mixtures.items()}
+    draws = bootstrap({name: score_rows(mixture, whole.labels) for name, mixture in mixtures.items()}, RESAMPLES, 0)
+    lines = []
+    for name, values in points.items():
+        cost = json.loads(runs[name].ensemble.read_text(encoding="utf-8"))["cost"] if name in runs else None
+        seconds = "" if cost is None else f"{cost['train_s']:,.0f}"
+        lines.append(_cells(task, name, *(f"{values[metric]:.3f}" for metric in SHOWN), seconds))
+    first, second = runs
+    differences = [_difference(points, draws, first, second, metric) for metric in SHOWN]
+    lines.append(_cells(task, f"{second} minus {first}", *differences, ""))
+    return lines
+
+
+def _difference(points: dict[str, dict[str, float]], draws: Draws, first: str, second: str, metric: str) -> str:
+    """Second minus first, with the paired interval."""
+    low_high = interval(draws[second][metric] - draws[first][metric])
+    spread = "undefined" if low_high is None else f"{low_high[0]:+.3f} to {low_high[1]:+.3f}"
+    return f"{points[second][metric] - points[first][metric]:+.3f} ({spread})"
+
+
+def _cells(*cells: str) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def report(args: argparse.Namespace, lines: Sequence[str], num_layers: int) -> str:
+    """The table, with what it was made with."""
+    train = TrainConfig()
+    head = [
+        f"# All layers against the last third: {processor()}",
+        "",
+        f"{Path(args.base).name}, {num_layers} layers, {args.members} members, r = 8 on q_proj and v_proj,"
+        f" lr {train.lr:g}, {train.batch_size} rows a step, {args.epochs} epochs, the same for both and tuned"
+        f" for neither; one seed; {args.rows} training, {max(10, args.rows // 5)} validation and at most"
+        f" {args.test_rows} test rows of at most {args.max_tokens} tokens a choice, scored by"
+        " text. Of the ensemble; in brackets 95 % intervals of"
+        f" {RESAMPLES:,} paired bootstrap resamples of test rows. The training seconds depend on what else"
+        f" the machine did. {datetime.date.today().isoformat()}.",
+        "",
+        _cells("task", "layers", *(metric.upper() if metric != "accuracy" else metric for metric in SHOWN), "train, s"),
+        "|" + "---|" * (len(SHOWN) + 3),
+    ]
+    return "\n".join([*head, *lines]) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> str:
+    """Train, evaluate and compare; prints and writes the table, and returns it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", default=",".join(TASKS), help="tasks by name, with commas between them")
+    parser.add_argument("--data-dir", default=str(BESIDE) if BESIDE.is_dir() else None, help="as lorchestra's data.dir")
+    parser.add_argument("--base", default="smollm2-135m")
+    parser.add_argument("--rows", type=int, default=240, help="training rows; a fifth as many for validation")
+    parser.add_argument("--test-rows", type=int, default=500)
+    parser.add_argument("--max-tokens", type=int, default=60, help="longest row")
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--members", type=int, default=5)
+    parser.add_argument("--runs", type=Path, default=Path("runs/last_third"), help="directory of rows and runs")
+    parser.add_argument("--out", type=Path, help="another file for the table")
+    args = parser.parse_args(arguments)
+    lines, num_layers = [], 0
+    for task in args.tasks.split(","):
+        data = write_rows(task, args, args.runs / "rows")
+        runs = {"all": train_and_predict(task, "all", data, args)}
+        num_layers = load_run(runs["all"].root).session.model.num_layers
+        third = f"last:{max(1, num_layers // 3)}"
+        runs[third] = train_and_predict(task, third, data, args)
+        lines += compare(task, runs)
+        print("\n".join(lines[-4:]), flush=True)
+    text = report(args, lines, num_layers)
+    print("\n" + text)
+    month = datetime.date.today().strftime("%Y-%m")
+    path = args.out or RESULTS / f"last_third_{hardware()}_{month}.md"
+    atomic_write_text(path, text)
+    return text
+
+
+if __name__ == "__main__":
+    main()
