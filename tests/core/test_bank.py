@@ -4,7 +4,7 @@ import peft
 import pytest
 import torch
 
-from lorchestra.core.bank import AdapterBank
+from lorchestra.core.bank import AdapterBank, decay_products
 
 SHAPES = [("layers.0.q", 32, 24), ("layers.0.v", 32, 8), ("layers.1.q", 20, 24)]
 
@@ -208,3 +208,42 @@ def test_a_drawn_b_is_normal_and_leaves_a_as_it_is(how):
     assert B.abs().max() > 3 * 0.02
     # of a stream of its own, so that it does not follow A's draw
     assert abs(torch.corrcoef(torch.stack([A.flatten(), B.flatten()[: A.numel()]]))[0, 1]) < 4.5 / math.sqrt(A.numel())
+
+
+# Decay of the product
+
+
+def test_decay_of_the_product_equals_autograd_on_the_dense_product(bank, randn):
+    """Penalty and gradient, on top of the gradients that are there; one member has none, one a lower rank."""
+    bank.values.copy_(randn(*bank.values.shape))
+    for piece in bank.slices:
+        bank.view(bank.values[2], piece, "A")[2:] = 0
+        bank.view(bank.values[2], piece, "B")[:, 2:] = 0
+    before = randn(*bank.grad.shape)
+    bank.grad.copy_(before)
+    strengths, scaling = (0.3, 0.0, 2.0), (4.0, 1.0, 0.5)
+    found = decay_products(bank, strengths, scaling)
+    for m in range(3):
+        leaves = [leaf[m] for pair in bank.parameters.values() for leaf in pair]
+        products = [scaling[m] * B[m] @ A[m] for A, B in bank.parameters.values()]
+        wanted = 0.5 * strengths[m] * sum(product.square().sum() for product in products)
+        assert found[m].item() == pytest.approx(wanted.item(), rel=1e-12)
+        grads = torch.autograd.grad(wanted, leaves)
+        flat = torch.cat([grad.flatten() for grad in grads])
+        torch.testing.assert_close(bank.grad[m] - before[m], flat, rtol=1e-11, atol=1e-11)
+        assert (flat.abs().max().item() > 0.1) is (m != 1)
+    for piece in bank.slices:
+        grad = bank.grad[2] - before[2]
+        assert bank.view(grad, piece, "A")[2:].abs().max() < 1e-14
+        assert bank.view(grad, piece, "B")[:, 2:].abs().max() < 1e-14
+
+
+def test_decay_of_the_product_does_not_see_how_a_and_b_share_it(bank, randn):
+    """A times two and B by two: the same penalty; by hand, of one product of rank one."""
+    bank.values.copy_(randn(*bank.values.shape))
+    first = decay_products(bank, [1.0] * 3, [1.0] * 3)
+    bank.values.mul_(torch.where(bank.is_B, 0.5, 2.0).double())
+    torch.testing.assert_close(decay_products(bank, [1.0] * 3, [1.0] * 3), first, rtol=1e-12, atol=0)
+    one = AdapterBank(1, 1, [("q", 2, 3)], dtype=torch.float64)
+    one.values.copy_(torch.tensor([[3.0, 4.0, 1.0, 2.0, 2.0]]))  # norms 5 and 3
+    assert decay_products(one, [0.1], [2.0]).tolist() == pytest.approx([0.5 * 0.1 * 4 * 225])

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from lorchestra.core.objective import choice_log_probs, cross_entropy, kl_divergence, kl_to_base
+from lorchestra.core.objective import choice_log_probs, cross_entropy, kl_divergence, kl_to_base, smoothing
 from lorchestra.core.packing import Item, pack
 
 _INF = float("inf")
@@ -156,3 +156,34 @@ def test_kl_with_absent_choices_equals_kl_without_them(direction, randn):
 def test_kl_divergence_is_never_negative(randn):
     p, q = randn(50, 4).log_softmax(dim=-1), randn(50, 4).log_softmax(dim=-1)
     assert (kl_divergence(p, q) > 0).all()
+
+
+def test_smoothing_by_hand():
+    """Cross-entropy against [0.2/3, 0.2/3, 0.8 + 0.2/3] of the probabilities 0.5, 0.3, 0.2; an even row stays."""
+    log_probs = torch.tensor([[0.5, 0.3, 0.2], [1 / 3, 1 / 3, 1 / 3]], dtype=torch.float64).log()
+    answers = torch.tensor([2, 0])
+    whole = cross_entropy(log_probs, answers) + 0.2 * smoothing(log_probs, answers)
+    expected = -(0.2 / 3 * math.log(0.5) + 0.2 / 3 * math.log(0.3) + (0.8 + 0.2 / 3) * math.log(0.2))
+    torch.testing.assert_close(whole, torch.tensor([expected, math.log(3)], dtype=torch.float64), rtol=0, atol=1e-14)
+    assert smoothing(log_probs, answers)[0] < 0
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.9])
+def test_smoothing_equals_torch_on_each_rows_own_choices_with_its_gradient(share, randn):
+    """Two choices and four in one padded batch: the share is spread over what is there."""
+    logits = [randn(2).requires_grad_(), randn(4).requires_grad_()]
+    answers = torch.tensor([1, 2])
+    padded = torch.stack([torch.cat([row, row.new_full((4 - len(row),), -_INF)]) for row in logits])
+    log_probs = padded.log_softmax(dim=-1)
+    found = cross_entropy(log_probs, answers) + share * smoothing(log_probs, answers)
+    wanted = torch.stack(
+        [
+            torch.nn.functional.cross_entropy(row[None], answer[None], label_smoothing=share)
+            for row, answer in zip(logits, answers, strict=True)
+        ]
+    )
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-14)
+    grads = [torch.autograd.grad(loss.sum(), logits, retain_graph=True) for loss in (found, wanted)]
+    for ours, theirs in zip(*grads, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-14)
+        assert ours.abs().max() > 1e-3

@@ -15,14 +15,18 @@ def columns_of_b():
 
 
 @pytest.mark.parametrize("decays", [(0.0, 0.0, 0.0), (0.01, 0.0, 3.0), (9.0, 9.0, 9.0)])
-def test_equals_adamw_of_torch_for_each_member_alone(randn, is_B, decays):
-    """Twenty steps in float64: two groups in torch's, A without and B with decay, and a rate that changes."""
+@pytest.mark.parametrize("decays_a", [None, (0.0, 2.0, 3.0)], ids=["B only", "A, too"])
+def test_equals_adamw_of_torch_for_each_member_alone(randn, is_B, decays, decays_a):
+    """Twenty steps in float64: two groups in torch's, A and B with decays of their own, and a rate that changes."""
     values = randn(M, P)
-    optimizer = MemberAdamW(values, is_B, decays)
+    optimizer = MemberAdamW(values, is_B, decays, decays_a)
     references = []
     for m in range(M):
         A, B = values[m, ~is_B].clone().requires_grad_(), values[m, is_B].clone().requires_grad_()
-        groups = [{"params": [A], "weight_decay": 0.0}, {"params": [B], "weight_decay": decays[m]}]
+        groups = [
+            {"params": [A], "weight_decay": 0.0 if decays_a is None else decays_a[m]},
+            {"params": [B], "weight_decay": decays[m]},
+        ]
         references.append((A, B, torch.optim.AdamW(groups, lr=1.0)))
     for step in range(20):
         grad = randn(M, P) * 10.0 ** -(step % 7)

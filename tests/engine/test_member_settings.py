@@ -66,6 +66,14 @@ SETTINGS = {
     "decay": {"regularize": RegularizeConfig(weight_decay_b=20.0)},
     "KL": {"regularize": RegularizeConfig(kl_beta=0.5)},
     "reverse KL": {"regularize": RegularizeConfig(kl_beta=2.0, kl_direction="reverse")},
+    "decay of A": {"regularize": RegularizeConfig(weight_decay_a=20.0)},
+    "decay of both": {"regularize": RegularizeConfig(weight_decay_a=5.0, weight_decay_b=10.0)},
+    "decay of the product": {"regularize": RegularizeConfig(weight_decay_ba=0.3)},
+    "KL over the vocabulary": {"regularize": RegularizeConfig(kl_beta=0.5, kl_over="vocabulary")},
+    "reverse KL over the vocabulary": {
+        "regularize": RegularizeConfig(kl_beta=0.5, kl_over="vocabulary", kl_direction="reverse")
+    },
+    "label smoothing": {"regularize": RegularizeConfig(label_smoothing=0.2)},
     "bootstrap": {"rows": bootstrap(12, 5)},
 }
 RUN = {"train": {"epochs": 3, "batch_size": 5}, "kind": "texts"}
@@ -96,7 +104,9 @@ def test_a_mixture_of_all_settings_equals_each_member_alone(make_trainer, make_s
         settings[0],
         {"dropout": 0.2, "init_std_b": 0.05, "r": 3},
         clip_norm=0.3,
-        regularize=RegularizeConfig(weight_decay_b=5.0, kl_beta=0.4),
+        regularize=RegularizeConfig(
+            weight_decay_a=1.0, weight_decay_b=5.0, weight_decay_ba=0.1, kl_beta=0.4, label_smoothing=0.1
+        ),
         rows=bootstrap(12, 6),
         patience=1,
     )
@@ -165,7 +175,8 @@ def test_a_members_settings_change_no_others_start_or_order(make_trainer, make_s
 
 @pytest.mark.parametrize("how", [True, "gaussian", "orthogonal"])
 def test_padding_is_zero_and_stays_zero(make_trainer, make_settings, train, how):
-    plain = make_settings(regularize={"weight_decay_b": 2.0, "kl_beta": 0.3})
+    regularize = {"weight_decay_a": 1.0, "weight_decay_b": 2.0, "weight_decay_ba": 0.1, "kl_beta": 0.3}
+    plain = make_settings(regularize=regularize)
     adapters = [{"r": r, "init_lora_weights": how, "dropout": 0.1, "init_scale": 2.0} for r in (2, 6, 4)]
     settings = [with_settings(own, adapter) for own, adapter in zip(plain, adapters, strict=True)]
     trainer = make_trainer(settings=settings)

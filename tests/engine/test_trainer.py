@@ -43,6 +43,11 @@ def one_by_one(model, member, rows):
         ("regularize.weight_decay_b: inf", {"weight_decay_b": math.inf}),
         ("regularize.kl_beta: -0.5", {"kl_beta": -0.5}),
         ("regularize.kl_beta: nan", {"kl_beta": math.nan}),
+        ("regularize.weight_decay_a: -1.0", {"weight_decay_a": -1.0}),
+        ("regularize.weight_decay_ba: nan", {"weight_decay_ba": math.nan}),
+        ("regularize.label_smoothing: 1.0", {"label_smoothing": 1.0}),
+        ("regularize.label_smoothing: -0.1", {"label_smoothing": -0.1}),
+        ("regularize.label_smoothing: nan", {"label_smoothing": math.nan}),
     ],
 )
 def test_settings_out_of_range_name_the_field_and_its_value(field, settings):
@@ -52,10 +57,11 @@ def test_settings_out_of_range_name_the_field_and_its_value(field, settings):
     assert str(caught.value).startswith(field)
 
 
+@pytest.mark.parametrize("name", ["weight_decay_a", "weight_decay_b"])
 @pytest.mark.parametrize(("lr", "decay"), [(1e-2, 100.0), (1e-3, 5000.0)])
-def test_decay_that_overshoots_zero_is_refused(make_trainer, lr, decay):
-    with pytest.raises(ConfigError, match=r"regularize\.weight_decay_b") as caught:
-        make_trainer(train={"lr": lr}, regularize={"weight_decay_b": decay})
+def test_decay_that_overshoots_zero_is_refused(make_trainer, lr, decay, name):
+    with pytest.raises(ConfigError, match=rf"regularize\.{name}") as caught:
+        make_trainer(train={"lr": lr}, regularize={name: decay})
     for part in (f"{lr:g} * {decay:g} = {lr * decay:g}", f"below {1 / lr:g}", "train.lr"):
         assert part in str(caught.value)
 
@@ -106,12 +112,18 @@ def test_steps_epochs_rates_and_tokens_are_reported(make_trainer, train):
 
 
 def test_each_regularizer_is_logged_under_its_own_name_by_member(make_trainer):
-    regularize = {"weight_decay_b": 3.0, "kl_beta": 0.5}
-    for names in ([], ["kl_beta"], ["weight_decay_b"], ["weight_decay_b", "kl_beta"]):
+    regularize = {
+        "weight_decay_b": 3.0,
+        "kl_beta": 0.5,
+        "weight_decay_a": 2.0,
+        "weight_decay_ba": 0.5,
+        "label_smoothing": 0.1,
+    }
+    for names in ([], *([name] for name in regularize), ["weight_decay_b", "kl_beta"], list(regularize)):
         trainer = make_trainer(regularize={name: regularize[name] for name in names})
         trainer.prepare()
         trainer.step()
-        logged = {"weight_decay_b": "weight_decay_b", "kl_beta": "kl_to_base"}
+        logged = {name: name for name in regularize} | {"kl_beta": "kl_to_base"}
         (report,) = trainer.observer.reports
         assert report.penalties.keys() == {logged[name] for name in names}
         assert all(len(values) == 3 for values in report.penalties.values())

@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-from lorchestra.core.packing import Item, pack
+from lorchestra.core.packing import BASE, Item, pack
 from lorchestra.errors import ConfigError
 from lorchestra.models.adapters import check_readable, save_members
 from lorchestra.models.config import AdaptConfig
@@ -411,3 +411,24 @@ def test_a_convolution_within_the_layers_is_refused():
     model.model.layers[1].mixer = torch.nn.Conv1d(32, 32, 3)
     with pytest.raises(ConfigError, match=r"convolution \(1.mixer is a Conv1d\)"):
         EnsembleModel(model, AdaptConfig(), seed=0)
+
+
+SCALED = {
+    "gemma2, capped": Family("Gemma2", ATTENTION_SCALE | {"final_logit_softcapping": 0.7}),
+    "cohere, scaled": Family("Cohere", {"logit_scale": 3.0}),
+    "granite, scaled": Family("Granite", {"logits_scaling": 4.0}),
+}
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, *SCALED])
+def test_the_base_distribution_over_the_vocabulary_is_that_of_stock_passes(name):
+    """From what its head was given, in another batch: with what a family does to its head's output (caps, scales)."""
+    family = (FAMILIES | SCALED)[name]
+    base = family.build()
+    expected = [copy.deepcopy(base)(torch.tensor([row.prefix])).logits[0, -1].log_softmax(dim=-1) for row in ROWS]
+    ensemble = ensemble_on(base, target_modules=family.targets)
+    states = ensemble.base_states(batch_of(BASE))
+    found = ensemble.vocabulary_log_probs(batch_of(0, 1), states)
+    close(found, torch.stack(expected), max(family.tolerance, ROUNDED))
+    _, of_members = ensemble.with_vocabulary(batch_of(BASE, 0), None, range(3))
+    close(of_members, found, 1e-12)

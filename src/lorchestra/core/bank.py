@@ -134,6 +134,37 @@ class AdapterBank:
                 B.copy_(torch.randn(B.shape, generator=generator(seed, "init B", piece.name)) * std_B)
 
 
+@torch.no_grad()
+def decay_products(bank: AdapterBank, strengths: Sequence[float], scaling: Sequence[float]) -> Tensor:
+    """Add the gradient of `0.5 * strength_m * sum over modules of ||scaling_m B_m A_m||_F^2` to the bank's gradients.
+
+    What LoRA adds to the weights is the product, and A and B may be stretched against each other without changing it: a
+    decay of both punishes that, this does not. No product is formed: `||B A||_F^2 = tr(B'B A A')`, whose factors are
+    `[R, R]`, with gradient `B'B A` for A and `B A A'` for B.
+
+    The decay is a term of the objective (coupled), as the KL term is: it goes through clipping and Adam's moments. A
+    decoupled step on it is only stable while `lr * strength * scaling^2` times the squared norm of A stays below 2, and
+    so could not be refused before training.
+
+    Args:
+        bank: parameters and gradients.
+        strengths: one a member.
+        scaling: `lora_alpha / r`, one a member.
+
+    Returns:
+        The penalties, float64 `[M]`.
+    """
+    factors = bank.values.new_tensor([strength * s**2 for strength, s in zip(strengths, scaling, strict=True)])
+    squares = torch.zeros(bank.num_members, dtype=torch.float64, device=bank.values.device)
+    for piece in bank.slices:
+        A, B = bank.view(bank.values, piece, "A"), bank.view(bank.values, piece, "B")
+        gram_A, gram_B = A @ A.mT, B.mT @ B
+        squares += (gram_A * gram_B).sum(dim=(1, 2))
+        bank.view(bank.grad, piece, "A").add_(factors[:, None, None] * (gram_B @ A))
+        bank.view(bank.grad, piece, "B").add_(factors[:, None, None] * (B @ gram_A))
+    return 0.5 * factors.double() * squares
+
+
 def _orthogonal_pair(rank: int, piece: AdapterSlice, source: torch.Generator) -> tuple[Tensor, Tensor]:
     """A `[R, I]` and B `[O, R]` of normal entries on orthogonal halves of the rank's space, so that B A is zero.
 

@@ -32,6 +32,17 @@ def cross_entropy(log_probs_BC: Tensor, answers_B: Tensor) -> Tensor:
     return -log_probs_BC.gather(1, answers_B[:, None]).squeeze(1)
 
 
+def smoothing(log_probs_BC: Tensor, answers_B: Tensor) -> Tensor:
+    """How much more a row costs against the even distribution over its own choices than against its answer, `[B]`.
+
+    `(-1/C sum_c log p(c)) - (-log p(answer))`, in nats: cross-entropy plus epsilon times this is the cross-entropy with
+    labels smoothed by epsilon (Szegedy et al., arXiv 1512.00567). Negative where the answer is less likely than most.
+    """
+    present = log_probs_BC > float("-inf")
+    total = log_probs_BC.where(present, log_probs_BC.new_zeros(())).sum(dim=-1)
+    return -total / present.sum(dim=-1) - cross_entropy(log_probs_BC, answers_B)
+
+
 def kl_divergence(log_p_BC: Tensor, log_q_BC: Tensor) -> Tensor:
     """`KL(p || q)` of each row, in nats, `[B]`; absent choices (-inf in both) count nothing."""
     present = log_p_BC > float("-inf")
@@ -41,7 +52,10 @@ def kl_divergence(log_p_BC: Tensor, log_q_BC: Tensor) -> Tensor:
 
 
 def kl_to_base(log_probs_BC: Tensor, base_log_probs_BC: Tensor, direction: str) -> Tensor:
-    """The paper's function-space penalty over the options: forward KL(member || base), reverse KL(base || member)."""
+    """The paper's function-space penalty: forward KL(member || base), reverse KL(base || member).
+
+    Over the options, `[B, C]`, or over the vocabulary, `[B, V]`.
+    """
     if direction == "forward":
         return kl_divergence(log_probs_BC, base_log_probs_BC)
     return kl_divergence(base_log_probs_BC, log_probs_BC)

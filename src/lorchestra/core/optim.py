@@ -29,15 +29,16 @@ def clip_gradients(grad_MP: Tensor, max_norms: Sequence[float]) -> Tensor:
 
 
 class MemberAdamW:
-    """AdamW (Loshchilov and Hutter, arXiv 1711.05101) with decoupled decay on B only.
+    """AdamW (Loshchilov and Hutter, arXiv 1711.05101) with a decoupled decay for A and another for B.
 
-    `B <- B - lr * update - lr * weight_decay_b * B`, `A <- A - lr * update` (arXiv 2310.00035: decaying B to zero pulls
-    the function back to the base, while decaying A would only pull the members together).
+    `B <- B - lr * update - lr * weight_decay_b * B`, and A likewise. The paper (arXiv 2310.00035) decays B only: B at
+    zero is the base's function, while decaying A only pulls the members together.
 
     Args:
         values_MP: the members' parameters, changed in place.
         is_B_P: which columns belong to a B matrix, bool `[P]`.
-        weight_decay_b: strength, one a member.
+        weight_decay_b: strength on B, one a member.
+        weight_decay_a: strength on A, one a member; by default none.
         betas: decay rates of the moments.
         eps: added to the denominator.
     """
@@ -47,12 +48,14 @@ class MemberAdamW:
         values_MP: Tensor,
         is_B_P: Tensor,
         weight_decay_b: Sequence[float],
+        weight_decay_a: Sequence[float] | None = None,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
     ) -> None:
         self.values = values_MP
         self.is_B = is_B_P
         self.weight_decay_b = tuple(weight_decay_b)
+        self.weight_decay_a = tuple(weight_decay_a or [0.0] * len(self.weight_decay_b))
         self.betas = betas
         self.eps = eps
         self.first_moment = torch.zeros_like(values_MP)
@@ -68,11 +71,11 @@ class MemberAdamW:
             grad, first, second = grad_MP[m], self.first_moment[m], self.second_moment[m]
             first.lerp_(grad, 1 - beta1)
             second.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-            decay = lrs[m] * self.weight_decay_b[m]
-            if decay:
+            decay_a, decay_b = lrs[m] * self.weight_decay_a[m], lrs[m] * self.weight_decay_b[m]
+            if decay_a or decay_b:
                 # where on plain numbers would give the default dtype, float32, also to float64 members
-                keep, shrink = self.values.new_tensor([1.0, 1 - decay])
-                self.values[m].mul_(torch.where(self.is_B, shrink, keep))
+                shrink_a, shrink_b = self.values.new_tensor([1 - decay_a, 1 - decay_b])
+                self.values[m].mul_(torch.where(self.is_B, shrink_b, shrink_a))
             denominator = second.sqrt().div_(math.sqrt(1 - beta2 ** self.num_steps[m])).add_(self.eps)
             self.values[m].addcdiv_(first, denominator, value=-lrs[m] / (1 - beta1 ** self.num_steps[m]))
 

@@ -46,14 +46,22 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class RegularizeConfig:
-    """The paper's regularizers; each term is logged by member under its own name."""
+    """Regularizers, the paper's and others; they compose, and each is logged by member under its own name."""
 
     weight_decay_b: float = 0.0
     """Decoupled weight decay on B only, towards the base (the paper: 1e2, 1e3); needs lr * weight_decay_b < 1."""
+    weight_decay_a: float = 0.0
+    """Decoupled weight decay on A, which pulls the members together; needs lr * weight_decay_a < 1."""
+    weight_decay_ba: float = 0.0
+    """Weight of half the squared norm of what the adapters add to the base's weights, scaling * B A; in the loss."""
     kl_beta: float = 0.0
     """Weight of the KL divergence from the base's answer distribution."""
     kl_direction: Literal["forward", "reverse"] = "forward"
     """forward: KL(member || base); reverse: KL(base || member)."""
+    kl_over: Literal["options", "vocabulary"] = "options"
+    """The KL is over a row's choices, or over all tokens where the answer begins (in text: its first token only)."""
+    label_smoothing: float = 0.0
+    """Share of each label that is spread evenly over the row's choices, in [0, 1)."""
 
 
 @dataclass(frozen=True)
@@ -101,16 +109,20 @@ def check_training(config: TrainConfig, regularize: RegularizeConfig) -> None:
     for name, value in {"patience": config.patience, "clip_norm": config.clip_norm}.items():
         if not 0 <= value < math.inf:
             raise ConfigError(f"train.{name}: {value} is not a finite number from 0 up")
-    for name, value in {"weight_decay_b": regularize.weight_decay_b, "kl_beta": regularize.kl_beta}.items():
+    decays = {"weight_decay_a": regularize.weight_decay_a, "weight_decay_b": regularize.weight_decay_b}
+    strengths = decays | {"weight_decay_ba": regularize.weight_decay_ba, "kl_beta": regularize.kl_beta}
+    for name, value in strengths.items():
         if not 0 <= value < math.inf:
             raise ConfigError(f"regularize.{name}: {value} is not a finite number from 0 up")
-    product = config.lr * regularize.weight_decay_b
-    if product >= 1:
-        raise ConfigError(
-            f"regularize.weight_decay_b: train.lr * weight_decay_b = {config.lr:g} * {regularize.weight_decay_b:g} ="
-            f" {product:g} must be below 1, or each step overshoots zero; take weight_decay_b below {1 / config.lr:g},"
-            " or a smaller train.lr"
-        )
+    if not 0 <= regularize.label_smoothing < 1:
+        raise ConfigError(f"regularize.label_smoothing: {regularize.label_smoothing} is not in [0, 1)")
+    for name, value in decays.items():
+        product = config.lr * value
+        if product >= 1:
+            raise ConfigError(
+                f"regularize.{name}: train.lr * {name} = {config.lr:g} * {value:g} = {product:g} must be below 1, or"
+                f" each step overshoots zero; take {name} below {1 / config.lr:g}, or a smaller train.lr"
+            )
 
 
 def check_evaluation(config: EvaluateConfig) -> None:

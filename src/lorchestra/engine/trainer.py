@@ -23,8 +23,9 @@ from lorchestra.engine.config import RegularizeConfig, RunConfig, TrainConfig, c
 from lorchestra.engine.frozen import Frozen, TrainingRows, compute_frozen
 from lorchestra.engine.members import MemberSettings, check_members, member_settings, steps_per_epoch
 from lorchestra.engine.observer import Interrupted, Observer, StepReport
+from lorchestra.engine.outputs import BaseVocabulary, compute_outputs
 from lorchestra.engine.state import MemberState, TrainState, state_tensors
-from lorchestra.engine.terms import RowOutputs, decay_penalties, row_terms
+from lorchestra.engine.terms import add_parameter_terms, decay_penalties, row_terms
 from lorchestra.engine.trunk_file import TrunkFiles
 from lorchestra.engine.validation import judge, validate
 from lorchestra.models.ensemble import EnsembleModel
@@ -72,7 +73,10 @@ class Trainer:
         self.num_steps = self.steps_per_epoch * config.epochs
         self.schedules = [Schedule(own.lr, self.num_steps, own.schedule, own.warmup) for own in self.settings]
         self.optimizer = MemberAdamW(
-            model.bank.values, model.bank.is_B, [own.regularize.weight_decay_b for own in self.settings]
+            model.bank.values,
+            model.bank.is_B,
+            weight_decay_b=[own.regularize.weight_decay_b for own in self.settings],
+            weight_decay_a=[own.regularize.weight_decay_a for own in self.settings],
         )
         self.best = model.bank.values.clone()
         num_members = model.num_members
@@ -81,6 +85,7 @@ class Trainer:
         self.dropout = any(own.adapter.dropout > 0 for own in self.settings)
         self.shared = shareable_prefix(rows.train, dropout=self.dropout)
         self.frozen = Frozen()
+        self.vocabulary: BaseVocabulary | None = None
         model.slot.checkpointing = config.gradient_checkpointing
 
     def tensors(self) -> dict[str, Tensor]:
@@ -143,15 +148,26 @@ class Trainer:
             if should_stop():
                 raise Interrupted
 
+        kl_over = {own.regularize.kl_over for own in self.settings if own.regularize.kl_beta > 0}
         self.frozen = compute_frozen(
             self.model,
             self.rows,
             self.token_budget,
             shared=self.shared,
-            with_base=any(own.regularize.kl_beta > 0 for own in self.settings),
+            with_base="options" in kl_over,
             files=self.files,
             tell=tell,
         )
+        if "vocabulary" in kl_over:
+            rows = self.rows.train
+            self.vocabulary = BaseVocabulary(
+                self.model,
+                rows,
+                self.token_budget,
+                self.frozen.train,
+                self.shared,
+                lambda done: tell("base, training rows", done, len(rows)),
+            )
 
     def step_items(self, step: int) -> list[Item]:
         """The rows of every running member in one optimizer step; a function of the seed and the step alone."""
@@ -190,6 +206,7 @@ class Trainer:
             if should_stop():
                 return False
             self._accumulate(pack(micro_batch, self.model.device, self.shared), weights, sums)
+        sums |= add_parameter_terms(bank, self.settings)
         norms = clip_gradients(bank.grad, [own.clip_norm for own in self.settings])
         self._mark_failed(running, sums["loss"], norms)
         running = state.with_status("running")
@@ -232,18 +249,8 @@ class Trainer:
 
     def _accumulate(self, batch: PackedBatch, weights: dict[int, float], sums: dict[str, Tensor]) -> None:
         """Forward and backward of one micro-batch; adds the members' losses and penalties to `sums`."""
-        trunk, base = self.frozen.train, self.frozen.base_log_probs
-        log_probs = self.model.log_probs(batch, None if trunk is None else trunk.gather(batch))
-        device = log_probs.device
-        outputs = RowOutputs(
-            members=[item.member for item in batch.items],
-            answers=torch.tensor([item.example.answer for item in batch.items], device=device),
-            log_probs=log_probs,
-            base_log_probs=None
-            if base is None
-            else base[[item.example.row for item in batch.items], : log_probs.shape[1]],
-        )
-        share = log_probs.new_tensor([weights[id(item)] for item in batch.items])
+        outputs = compute_outputs(self.model, batch, self.settings, self.frozen, self.vocabulary)
+        share = outputs.log_probs.new_tensor([weights[id(item)] for item in batch.items])
         terms = {name: values * share for name, values in row_terms(self.settings, outputs).items()}
         torch.stack(list(terms.values())).sum().backward()
         members = torch.tensor(outputs.members)

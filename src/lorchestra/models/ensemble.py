@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -135,6 +136,56 @@ class EnsembleModel:
             self.slot.option_ids = None
             self.slot.first_layer, self.slot.hidden = 0, None
 
+    def with_vocabulary(self, batch: PackedBatch, hidden: Tensor | None, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """As `log_probs`, `[B, C]`, and normalized log-probabilities of every token where the answer begins.
+
+        Args:
+            batch: as for `log_probs`.
+            hidden: as for `log_probs`.
+            rows: places in the batch of the items whose distribution over the vocabulary is wanted, `[len(rows), V]`.
+        """
+        logits, scoring = self.logits(batch, hidden, None), batch.scoring
+        first = logits[scoring.term_rows[list(rows), 0, 0]]
+        options = logits if scoring.option_ids is None else logits[:, scoring.option_ids]
+        return choice_log_probs(options, scoring), _log_softmax(first)
+
+    @torch.no_grad()
+    def base_states(self, batch: PackedBatch, hidden: Tensor | None = None) -> Tensor:
+        """What the output head is given where each item's answer begins, `[B, D]`.
+
+        Args:
+            batch: packed items of the base, or of members that have the base's last hidden states.
+            hidden: as for `log_probs`.
+        """
+        seen: list[Tensor] = []
+        with self._at_head(lambda given: seen.append(given)):
+            self.logits(batch, hidden, batch.scoring.keep.new_zeros(1))  # one token: the logits are not wanted
+        return seen[0][0, batch.scoring.term_rows[:, 0, 0]]
+
+    @torch.no_grad()
+    def vocabulary_log_probs(self, batch: PackedBatch, states_BD: Tensor) -> Tensor:
+        """The distribution over the vocabulary, `[B, V]`, that the head makes of what `base_states` gave.
+
+        The model runs without its layers, so that whatever it does to its head's output (a cap, a scale) is done here,
+        too. `batch` is any packed batch: some tokens have to go in.
+        """
+        self.slot.first_layer = self.num_layers
+        try:
+            with self._at_head(lambda given: (states_BD[None],)):
+                return _log_softmax(self._run(batch, keep=batch.scoring.keep[:1]).logits[0])
+        finally:
+            self.slot.first_layer = 0
+
+    @contextlib.contextmanager
+    def _at_head(self, see: Callable[[Tensor], tuple[Tensor] | None]) -> Iterator[None]:
+        """Let `see` look at what the output head is given, and put another tensor in its place."""
+        head: nn.Module = self.model.get_output_embeddings()  # type: ignore[operator]
+        hook = head.register_forward_pre_hook(lambda _, given: see(given[0]))
+        try:
+            yield
+        finally:
+            hook.remove()
+
     @torch.no_grad()
     def trunk(self, batch: PackedBatch) -> Tensor:
         """Hidden states below the first adapted layer, `[1, N, D]`: frozen, and equal for all members."""
@@ -159,6 +210,10 @@ class EnsembleModel:
             )
         finally:
             self.slot.packing = self.slot.keep = None
+
+
+def _log_softmax(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=-1)
 
 
 def _register_attention(ensemble: EnsembleModel) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from lorchestra.engine.config import RunConfig
+from lorchestra.engine.config import RegularizeConfig, RunConfig
 from lorchestra.report.table import COLUMNS
 
 _LICENSE_NOTE = "# license: yours to choose and to write here; the base's license may bind you\n"
@@ -107,9 +107,21 @@ def _training(record: Mapping[str, Any], config: RunConfig, splits: Mapping[str,
         yield (
             f"Epochs: {train.epochs}, in batches of {train.batch_size}; AdamW, peak learning rate {train.lr:g}"
             f" ({train.schedule}), weight decay on B {regularize.weight_decay_b:g}, KL to the base"
-            f" {regularize.kl_beta:g}, run seed {train.seed}, each member's {train.keep} copy."
+            f" {regularize.kl_beta:g}{_other_terms(regularize)}, run seed {train.seed}, each member's {train.keep}"
+            " copy."
         )
     yield f"Answers are scored by {record['scoring']}, with this prompt:\n\n{_indented(record['prompt_template'])}"
+
+
+def _other_terms(regularize: RegularizeConfig) -> str:
+    """Those that are not the paper's, where they are on."""
+    over = " over the vocabulary" if regularize.kl_beta > 0 and regularize.kl_over == "vocabulary" else ""
+    strengths = {
+        "weight decay on A": regularize.weight_decay_a,
+        "decay of the product B A": regularize.weight_decay_ba,
+        "label smoothing": regularize.label_smoothing,
+    }
+    return over + "".join(f", {name} {value:g}" for name, value in strengths.items() if value)
 
 
 def _evaluation(metrics: Mapping[str, Any] | None) -> str:
