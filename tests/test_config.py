@@ -148,7 +148,7 @@ def test_no_class_has_more_than_twelve_fields_and_each_is_explained():
             else:
                 total += 1
                 assert re.search(rf'    {field.name}: .*\n    """', source), f"{cls.__name__}.{field.name}"
-    assert total <= 58
+    assert total <= 59
 
 
 def test_a_billion_laughs_are_no_joke(tmp_path):
