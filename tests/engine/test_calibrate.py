@@ -59,7 +59,6 @@ def test_calibration_changes_no_member_and_gives_every_rate(make_trainer, layers
     rates = found.rates
     assert min(rates.train_s, rates.evaluate_s, rates.update_s) > 0
     assert (rates.trunk_s > 0) == (layers == "last:1")
-    assert rates.evaluate_s < rates.train_s
     assert found.micro_batches >= 1
     assert found.activation_tokens == pack(planned.largest, shared=planned.shared).packing.num_tokens
     assert found.activation_bytes == round(ALLOCATION * found.saved_bytes)  # memory before was not known
