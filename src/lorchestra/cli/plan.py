@@ -19,10 +19,10 @@ class PlanArguments(RunConfig):
 
         lorchestra plan recipes/quick.yaml --data.train reviews.csv
 
-    Rows are read and the base is loaded, as for training; some seconds of its passes then tell how fast this machine is
-    and what memory they take. So the base must fit here: of one that does not, nothing is predicted. The time is that
-    of all epochs, as if no member stopped early, without loading the base and the evaluation on test rows. Where it does
-    not fit, what would help is listed, and the exit code is 1.
+    Rows are read and the base is loaded, as for training; some seconds of its passes then tell how fast this machine
+    is and what memory they take. So the base must fit here: of one that does not, nothing is predicted. The time is
+    that of all epochs, as if no member stopped early, without loading the base and the evaluation on test rows. Where
+    the training does not fit, what would help is listed, and the exit code is 1.
     """
 
     out: str = field(default=".", kw_only=True)

@@ -109,7 +109,6 @@ def calibrate(
     can_measure = restart_peak() and resident_before is not None
     tell("a micro-batch of the largest size")
     batch = clock.packed(largest)
-    saved = saved_bytes(trainer.model, batch, clock.trunk(batch))
     clock.train(batch)
     clock = _Clock(trainer)
     warm = time.perf_counter()
@@ -121,11 +120,13 @@ def calibrate(
     clock.update()
     tell("evaluation")
     clock.evaluate(token_budget, seconds * _EVALUATION_SHARE)
-    tokens = batch.packing.num_tokens
+    high, tokens = peak_bytes(), batch.packing.num_tokens
+    # only now: a graph that is thrown away leaves the allocator with holes that a training has not
+    saved = saved_bytes(trainer.model, batch, clock.trunk(batch))
     if can_measure:
         assert resident_before is not None
         kept = sum(tensor.nbytes for name, tensor in trainer.tensors().items() if name != "values")
-        grown = max(1, peak_bytes() - resident_before - kept - trainer.model.bank.grad.nbytes)
+        grown = max(1, high - resident_before - kept - trainer.model.bank.grad.nbytes)
     else:
         checkpointing = trainer.config.gradient_checkpointing
         grown = round(ALLOCATION * (with_checkpointing(trainer.model, saved, tokens) if checkpointing else saved))

@@ -72,7 +72,7 @@ class Footprint:
 
 @dataclass(frozen=True)
 class Rates:
-    """Measured seconds: a packed token in training, in the pass of the layers below, in evaluation; a member's update."""
+    """Measured seconds of a packed token in training, in the layers below, in evaluation; of a member's update."""
 
     train_s: float
     trunk_s: float

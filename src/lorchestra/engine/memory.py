@@ -74,7 +74,7 @@ def _kilobytes(path: Path, name: str) -> int | None:
 
 
 def _own_groups() -> list[Path]:
-    """Directories of the control groups that bound this process's memory; within a container they seem to be the root."""
+    """Directories of the control groups that bound this process; within a container its own seems to be the root."""
     groups = [_CGROUPS, _CGROUPS / "memory"]
     try:
         lines = (_PROC / "self/cgroup").read_text(encoding="utf-8").splitlines()

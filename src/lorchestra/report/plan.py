@@ -31,7 +31,7 @@ def plan_tables(record: Record) -> Iterator[RenderableType]:
 
 def readable_seconds(seconds: float) -> str:
     """`4 s`, `3 min 20 s`, `2 h 05 min`."""
-    if seconds < 10:
+    if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)
     if whole < 60:
@@ -55,7 +55,7 @@ def _facts(title: str, rows: list[tuple[str, str, str]]) -> Table:
 def _what(record: Record) -> list[tuple[str, str, str]]:
     rows, layers, work, parameters = (record[name] for name in ("rows", "layers", "work", "parameters"))
     budget = record["token_budget"]
-    below = f", the {layers['below']} below computed once a row" if layers["below"] else ""
+    below = f", {layers['below']} below computed once" if layers["below"] else ""
     return [
         ("parameters of the base", f"{parameters['base']:,}", f"{record['base']}, {record['dtype']}, frozen"),
         (
@@ -84,7 +84,7 @@ def _memory(record: Record) -> list[tuple[str, str, str]]:
         ("adapters", "adapters", ""),
         ("training state", "training", "gradients, both moments, best copies"),
         ("activations", "activations", f"at {record['work']['largest_micro_batch']:,} tokens, the largest micro-batch"),
-        ("cached layers below", "trunk", "" if layers["below"] else "none: all layers are adapted from the first on"),
+        ("cached layers below", "trunk", "" if layers["below"] else "none: the first layer is adapted"),
         ("Python and libraries", "process", ""),
     ]
     found = [(title, readable_bytes(sizes[key]), note) for title, key, note in parts]
