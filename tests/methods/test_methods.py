@@ -10,6 +10,7 @@ import pytest
 from lorchestra.engine.observer import Interrupted
 from lorchestra.errors import ConfigError, TrainingError
 from lorchestra.methods import mc_dropout
+from lorchestra.methods.contract import Silent
 from lorchestra.methods.registry import METHODS, WRAPPERS, fit_method
 
 NEEDED = {"mc_dropout": mc_dropout.Config(dropout=0.2)}
@@ -84,6 +85,31 @@ def test_a_fit_stops_where_it_is_asked_to(make_setting, name):
     with pytest.raises(Interrupted):
         fit(dataclasses.replace(setting, should_stop=should_stop), name)
     assert len(asked) == 9
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("laplace", "curvature, training rows"),
+        ("laplace", "prior precision, validation rows"),
+        ("last_layer", "validation"),
+        ("one_lora+temperature", "temperature, validation rows"),
+    ],
+)
+def test_work_beside_training_is_told_of_and_stops_where_it_is_asked_to(make_setting, name, what):
+    setting, _ = make_setting()
+    heard = []
+
+    class Hears(Silent):
+        def on_phase(self, text, done, total):
+            heard.append((text, done, total))
+
+    stopping = dataclasses.replace(setting, observer=Hears(), should_stop=lambda: bool(heard) and heard[-1][0] == what)
+    with pytest.raises(Interrupted):
+        fit(stopping, name)
+    text, done, total = heard[-1]
+    assert text == what
+    assert 0 < done <= total == len(setting.train if "training" in what else setting.val)
 
 
 def test_wrappers_go_on_top_of_each_other(make_setting):

@@ -126,7 +126,7 @@ def fit(setting: Setting, config: Config) -> Fitted:
     trainer, weights = training.trainer, FastWeights(training.session.model.bank)
     theta_Q = weights.start(setting.seed, config)
     trainer.optimizer = FastWeightsAdamW(trainer.optimizer, weights, theta_Q, clip, config.train_fast)
-    best = BestTogether(training)
+    best = BestTogether(setting, training)
     train_steps(setting, training, best.after_step)
     best.restore()
     return fitted_members(training, meter, range(setting.members), len(theta_Q))

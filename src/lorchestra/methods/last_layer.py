@@ -56,7 +56,7 @@ def fit(setting: Setting, config: Config) -> Fitted:
     with torch.no_grad():
         training.values[:, shared] = training.values[0, shared]
     trainer.optimizer = TiedAdamW(trainer.optimizer, shared)
-    best = BestTogether(training)
+    best = BestTogether(setting, training)
     train_steps(setting, training, best.after_step)
     best.restore()
     num_shared = int(shared.sum())
