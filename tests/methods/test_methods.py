@@ -7,8 +7,10 @@ import dataclasses
 import numpy as np
 import pytest
 
+from lorchestra.engine.observer import Interrupted
 from lorchestra.errors import ConfigError, TrainingError
 from lorchestra.methods import mc_dropout
+from lorchestra.methods.contract import Silent
 from lorchestra.methods.registry import METHODS, WRAPPERS, fit_method
 
 NEEDED = {"mc_dropout": mc_dropout.Config(dropout=0.2)}
@@ -71,6 +73,52 @@ def test_every_wrapper_on_top_of_methods_of_every_kind(make_setting, name, wrapp
     )
 
 
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("zero_shot", "few_shot")])
+def test_a_fit_stops_where_it_is_asked_to(make_setting, name):
+    setting, _ = make_setting()
+    asked = []
+
+    def should_stop():
+        asked.append(name)
+        return len(asked) > 8
+
+    with pytest.raises(Interrupted):
+        fit(dataclasses.replace(setting, should_stop=should_stop), name)
+    assert len(asked) == 9
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("laplace", "curvature, training rows"),
+        ("laplace", "prior precision, validation rows"),
+        ("last_layer", "validation"),
+        ("one_lora+temperature", "temperature, validation rows"),
+    ],
+)
+def test_work_beside_training_is_told_of_and_stops_where_it_is_asked_to(make_setting, name, what):
+    setting, _ = make_setting()
+    heard = []
+
+    class Hears(Silent):
+        def on_phase(self, text, done, total):
+            heard.append((text, done, total))
+
+    stopping = dataclasses.replace(setting, observer=Hears(), should_stop=lambda: bool(heard) and heard[-1][0] == what)
+    with pytest.raises(Interrupted):
+        fit(stopping, name)
+    text, done, total = heard[-1]
+    assert text == what
+    assert 0 < done <= total == len(setting.train if "training" in what else setting.val)
+
+
+def test_wrappers_go_on_top_of_each_other(make_setting):
+    setting, test = make_setting()
+    both = fit(setting, "zero_shot+contextual+temperature")
+    check(both.predict(test, "test"), test)
+    assert both.chosen["temperature"] != fit(setting, "zero_shot+temperature").chosen["temperature"]
+
+
 def test_the_number_of_members_draws_and_passes(make_setting):
     setting, test = make_setting()
     numbers = {name: fit(setting, name).predict(test, "test").num_members for name in METHODS if name != "laplace"}
@@ -87,10 +135,13 @@ def test_the_first_member_of_the_ensemble_is_one_lora(make_setting):
     assert np.abs(members[1] - alone).max() > 1e-3
 
 
-def test_members_that_all_fail_end_in_an_error(make_setting, monkeypatch):
+def test_a_training_that_fails_ends_in_an_error(make_setting):
     setting, _ = make_setting(train={"lr": 1e30, "clip_norm": 0.0})
-    for name in ("one_lora", "lora_ensemble"):
+    for name in ("one_lora", "lora_ensemble", "soup"):
         with pytest.raises(TrainingError, match="every member failed"):
+            fit(setting, name)
+    for name in ("snapshot", "swag", "laplace", "last_layer", "batch_ensemble"):
+        with pytest.raises(TrainingError, match=r"(member 0|the adapter) failed \(loss .*gradient norm nan\)"):
             fit(setting, name)
 
 

@@ -81,11 +81,11 @@ class FastWeightsAdamW(MemberAdamW):
     def __init__(
         self, plain: MemberAdamW, weights: FastWeights, theta_Q: Tensor, clip: float, train_fast: bool
     ) -> None:
-        super().__init__(plain.values, plain.is_B, plain.weight_decay_b, plain.betas, plain.eps)
+        super().__init__(plain.values, plain.is_B, plain.weight_decay_b, betas=plain.betas, eps=plain.eps)
         self.weights, self.theta, self.clip, self.train_fast = weights, theta_Q[None], clip, train_fast
         is_B = torch.zeros_like(theta_Q, dtype=torch.bool)
         is_B[: weights.num_shared] = plain.is_B
-        self.inner = MemberAdamW(self.theta, is_B, plain.weight_decay_b[:1], plain.betas, plain.eps)
+        self.inner = MemberAdamW(self.theta, is_B, plain.weight_decay_b[:1], betas=plain.betas, eps=plain.eps)
         self.values.copy_(weights.expand(theta_Q))
 
     def pull(self, grad_MP: Tensor) -> Tensor:
@@ -114,11 +114,15 @@ def fit(setting: Setting, config: Config) -> Fitted:
     The epoch with the best mean validation NLL of the members is kept, or the last.
 
     Raises:
-        ConfigError: a spread below 0.
+        ConfigError: a spread below 0, or decay of A.
         TrainingError: a member failed.
     """
     if not config.spread >= 0:
         raise ConfigError(f"batch_ensemble.spread: {config.spread} is not a number from 0 up")
+    if setting.config.regularize.weight_decay_a > 0:
+        raise ConfigError(
+            "batch_ensemble: its fast weights start at one; decay of A (regularize.weight_decay_a) must be 0"
+        )
     meter = Meter()
     clip = setting.config.train.clip_norm
     # the members' gradients come as they are: what is bounded is the gradient by shared and fast weights
@@ -126,7 +130,7 @@ def fit(setting: Setting, config: Config) -> Fitted:
     trainer, weights = training.trainer, FastWeights(training.session.model.bank)
     theta_Q = weights.start(setting.seed, config)
     trainer.optimizer = FastWeightsAdamW(trainer.optimizer, weights, theta_Q, clip, config.train_fast)
-    best = BestTogether(training)
+    best = BestTogether(setting, training)
     train_steps(setting, training, best.after_step)
     best.restore()
     return fitted_members(training, meter, range(setting.members), len(theta_Q))

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from lorchestra.engine.config import RunConfig
 from lorchestra.engine.memory import peak_bytes, restart_peak
-from lorchestra.engine.observer import Observer, StepReport
+from lorchestra.engine.observer import Interrupted, Observer, StepReport
 from lorchestra.engine.session import Session
 from lorchestra.engine.state import TrainState
 from lorchestra.engine.trunk_file import TrunkFiles
@@ -67,14 +67,24 @@ class Setting:
         """The seed from which a fit derives everything that it draws."""
         return self.config.train.seed
 
+    def progress(self, what: str, total: int) -> Progress:
+        """Tells the observer of rows done; raises `Interrupted` where the setting asks to stop."""
+
+        def tell(done: int) -> None:
+            self.observer.on_phase(what, done, total)
+            if self.should_stop():
+                raise Interrupted
+
+        return tell
+
 
 @dataclass(frozen=True)
 class Cost:
     """What a method costs.
 
-    Base passes are forward passes only, in units of one pass of the whole base over the rows: over the training rows in
-    `fit_base_passes`, over the rows of one prediction in `predict_base_passes`. Backward passes are not in them, nor do
-    longer prompts count as more.
+    Base passes are in units of one forward pass of the whole base over the rows: over the training rows in
+    `fit_base_passes`, over the rows of one prediction in `predict_base_passes`. The backward passes of training are not
+    in them; those that a method makes beside it (`laplace`) count as one each. Longer prompts do not count as more.
     """
 
     fit_base_passes: float

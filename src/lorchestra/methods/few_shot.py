@@ -47,10 +47,11 @@ def fit(setting: Setting, config: Config) -> Fitted:
         if not shown:
             raise ConfigError("few_shot: every training row is among the rows asked, so none can be shown")
         found = []
+        num_rows = len(session.encode(examples).kept)
         for draw in range(config.draws):
             seed = derive_seed(setting.seed, "few_shot", draw)
             found.append(predict(session, examples, split, shown, config.num_shots, seed, progress))
-            fewer = len(session.encode(examples).kept) - found[-1].num_examples
+            fewer = num_rows - found[-1].num_examples
             if fewer:
                 raise ConfigError(
                     f"few_shot.num_shots: with {config.num_shots} rows before them, {fewer} of {len(examples)} rows"

@@ -75,19 +75,20 @@ def fit(setting: Setting, config: Config) -> Fitted:
     training = train_first_member(setting, meter, setting.config)
     model, rows = training.session.model, training.trainer.rows.train
     columns = last_layer_columns(model) if config.layers == "last" else torch.ones_like(model.bank.is_B)
-    posterior, log_likelihood = _posterior(training, columns, config)
+    posterior, log_likelihood = _posterior(setting, training, columns, config)
     mean_P = training.values[0, columns].clone()
     linearized = config.predictive == "linearized"
     number = config.draws if linearized else setting.members
     shape = (number, len(mean_P))
     noise_SP = torch.randn(shape, generator=generator(setting.seed, "laplace")).to(mean_P)
     state = _Linearized(training.session, columns, posterior, noise_SP)
+    tell = setting.progress("prior precision, validation rows", len(setting.val))
     if config.prior == "marginal_likelihood":
         precision = best_precision(lambda t: log_marginal_likelihood(posterior, log_likelihood, mean_P, t))
     elif linearized:
-        precision = state.best_on(setting.val, config.precisions)
+        precision = state.best_on(setting.val, config.precisions, tell)
     else:
-        precision = _best_draws_on(training, state, mean_P, setting.val, config.precisions)
+        precision = _best_draws_on(training, state, mean_P, setting.val, config.precisions, tell)
     predict: Predictor
     if linearized:
         state.precision = precision
@@ -95,18 +96,18 @@ def fit(setting: Setting, config: Config) -> Fitted:
     else:
         _write_draws(training, state, mean_P, precision)
         predict = packed_predictor(training.session, member_passes(range(number)))
-    backward = 1 + sum(len(row.choices) for row in rows) / len(rows)  # forward, and a backward pass a choice
+    passes = 1 + sum(len(row.choices) for row in rows) / len(rows)  # forward, and a backward pass a choice
     top = 1 - model.trunk_layers / model.num_layers
     cost = meter.cost(
-        fit_base_passes=round(training_base_passes(training.trainer) + top * backward, 3),
+        fit_base_passes=round(training_base_passes(training.trainer) + top * passes, 3),
         tokens=training.trainer.state.tokens,
         parameters=training.values.shape[1] + posterior.num_numbers,
-        predict_base_passes=round(1 - top + top * backward, 3) if linearized else prediction_base_passes(model, number),
+        predict_base_passes=round(1 - top + top * passes, 3) if linearized else prediction_base_passes(model, number),
     )
     return Fitted(predict, cost, {"prior_precision": precision})
 
 
-def _posterior(training: Training, columns: Tensor, config: Config) -> tuple[LaplacePosterior, float]:
+def _posterior(setting: Setting, training: Training, columns: Tensor, config: Config) -> tuple[LaplacePosterior, float]:
     """The curvature over the training rows, and their log-likelihood in nats."""
     trainer = training.trainer
     rows = trainer.rows.train
@@ -121,6 +122,7 @@ def _posterior(training: Training, columns: Tensor, config: Config) -> tuple[Lap
     diagonal_P = torch.zeros(num_parameters, dtype=torch.float64, device=columns.device)
     log_likelihood = 0.0
     weights = trainer.rows.weights
+    tell, done = setting.progress("curvature, training rows", len(rows)), 0
     for found in row_gradients(training.session.model, rows, trainer.token_budget, columns, trainer.frozen.train):
         weight = found.log_probs.new_tensor([1.0 if weights is None else weights[row.row] for row in found.rows])
         factor_KP = curvature_factor(found.log_probs, found.gradients, weight)
@@ -130,6 +132,8 @@ def _posterior(training: Training, columns: Tensor, config: Config) -> tuple[Lap
             factors.append(factor_KP)
         else:
             diagonal_P += factor_KP.double().square().sum(dim=0)
+        done += len(found.rows)
+        tell(done)
     if config.structure == "full":
         return FullLaplace(torch.cat(factors)), log_likelihood
     return DiagonalLaplace(diagonal_P.to(training.values.dtype)), log_likelihood
@@ -167,11 +171,11 @@ class _Linearized:
                 progress(done)
         return found
 
-    def best_on(self, examples: Sequence[Example], precisions: Sequence[float]) -> float:
+    def best_on(self, examples: Sequence[Example], precisions: Sequence[float], tell: Progress) -> float:
         """The precision under which the mixture of the draws has the lowest NLL on these examples."""
         rows = self.session.encode(examples).rows
         labels = np.array([row.answer for row in rows])
-        scores = [nll(mixture_log_probs(found), labels) for found in self.log_probs(rows, precisions)]
+        scores = [nll(mixture_log_probs(found), labels) for found in self.log_probs(rows, precisions, tell)]
         return precisions[int(np.argmin(scores))]
 
     def predict(self, examples: Sequence[Example], split: str, progress: Progress | None = None) -> Predictions:
@@ -187,12 +191,17 @@ def _write_draws(training: Training, state: _Linearized, mean_P: Tensor, precisi
 
 
 def _best_draws_on(
-    training: Training, state: _Linearized, mean_P: Tensor, examples: Sequence[Example], precisions: Sequence[float]
+    training: Training,
+    state: _Linearized,
+    mean_P: Tensor,
+    examples: Sequence[Example],
+    precisions: Sequence[float],
+    tell: Progress,
 ) -> float:
     """The precision under which the mixture of drawn adapters has the lowest NLL on these examples."""
     scores = []
     for precision in precisions:
         _write_draws(training, state, mean_P, precision)
-        found = training.session.predict_members(examples, "val")
+        found = training.session.predict_members(examples, "val", tell)
         scores.append(nll(mixture_log_probs(found.log_probs_MEC), found.labels))
     return precisions[int(np.argmin(scores))]

@@ -27,7 +27,7 @@ class TiedAdamW(MemberAdamW):
     """AdamW whose members have some columns in common: they start alike there and see the mean of their gradients."""
 
     def __init__(self, plain: MemberAdamW, shared_P: Tensor) -> None:
-        super().__init__(plain.values, plain.is_B, plain.weight_decay_b, plain.betas, plain.eps)
+        super().__init__(plain.values, plain.is_B, plain.weight_decay_b, plain.weight_decay_a, plain.betas, plain.eps)
         self.shared = shared_P
 
     @torch.no_grad()
@@ -56,7 +56,7 @@ def fit(setting: Setting, config: Config) -> Fitted:
     with torch.no_grad():
         training.values[:, shared] = training.values[0, shared]
     trainer.optimizer = TiedAdamW(trainer.optimizer, shared)
-    best = BestTogether(training)
+    best = BestTogether(setting, training)
     train_steps(setting, training, best.after_step)
     best.restore()
     num_shared = int(shared.sum())

@@ -26,7 +26,7 @@ class Config:
 def wrap(setting: Setting, fitted: Fitted, config: Config) -> Fitted:
     """Fit T on the validation rows; `chosen` has it as `temperature`, or `temperature_0` and on by member."""
     started = time.perf_counter()
-    validation = fitted.predict(setting.val, "val")
+    validation = fitted.predict(setting.val, "val", setting.progress("temperature, validation rows", len(setting.val)))
     of_members = config.of == "members"
     found = [
         fit_temperature(log_probs_EC, validation.labels) for log_probs_EC in _distributions(validation, of_members)

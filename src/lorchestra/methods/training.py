@@ -130,7 +130,8 @@ class BestTogether:
     With `train.keep: last` nothing is evaluated, and the last adapters are the best. `train.patience` has no effect.
     """
 
-    def __init__(self, training: Training) -> None:
+    def __init__(self, setting: Setting, training: Training) -> None:
+        self.setting = setting
         self.training = training
         self.nll = float("inf")
         self.kept: Tensor | None = None
@@ -142,7 +143,8 @@ class BestTogether:
             return
         rows = trainer.rows.val
         passes = member_passes(range(trainer.model.num_members))
-        found = predict_rows(trainer.model, rows, passes, trainer.token_budget, trainer.frozen.val)
+        tell = self.setting.progress("validation", len(rows))
+        found = predict_rows(trainer.model, rows, passes, trainer.token_budget, trainer.frozen.val, tell)
         answers = np.array([row.answer for row in rows])
         nll = float(-found[:, np.arange(len(rows)), answers].mean())
         if nll < self.nll:
