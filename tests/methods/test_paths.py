@@ -32,7 +32,7 @@ def test_snapshots_are_points_on_one_path_at_the_ends_of_the_cycles(make_setting
     found = fitted_values()
     trainer = found.trainer
     assert trainer.state.step == trainer.num_steps
-    assert trainer.schedule.ends[-1] == trainer.num_steps
+    assert trainer.schedules[0].ends[-1] == trainer.num_steps
     assert len({row.numpy().tobytes() for row in found.values}) == 3
     one = one_lora.fit(setting, one_lora.Config()).cost
     assert (fitted.cost.tokens, fitted.cost.fit_base_passes) == (one.tokens, one.fit_base_passes)

@@ -47,8 +47,8 @@ def test_without_covariance_swag_is_the_mean_of_the_iterates(make_setting, last_
     path = []
     other = training.start(setting, training.Meter(), setting.config)
     training.only_first_member(other)
-    plain = other.trainer.schedule
-    other.trainer.schedule = lambda step: plain(step) if step < 6 else usual.lr * 0.5
+    plain = other.trainer.schedules[0]
+    other.trainer.schedules[0] = lambda step: plain(step) if step < 6 else usual.lr * 0.5
     training.train_steps(setting, other, lambda step: path.append(other.values[0].clone()))
     mean = torch.stack([path[7], path[9], path[11]]).mean(dim=0)
     torch.testing.assert_close(values[0], mean, rtol=1e-12, atol=1e-12)
