@@ -192,6 +192,8 @@ def test_a_nan_member_packed_first_reaches_nobody(build, packing_of, randn):
 def test_zero_padding_is_a_lower_rank_and_stays_zero(packing_of, randn):
     """A rank-2 member padded to rank 5 trains as a rank-2 member: padding gets no gradient, so AdamW never moves it."""
     base = nn.Linear(I, O, dtype=torch.float64).requires_grad_(False)
+    base.weight.data.copy_(randn(O, I))
+    base.bias.data.copy_(randn(O))
     packing = packing_of((0, 4, 1), (0, 3, 2))
     x, target = randn(1, 7, I), randn(1, 7, O)
     trained = {}
@@ -210,7 +212,7 @@ def test_zero_padding_is_a_lower_rank_and_stays_zero(packing_of, randn):
     A, B = trained[5]
     assert not A[2:].any()
     assert not B[:, 2:].any()
-    assert (A[:2] - A0).abs().min() > 0.01
+    assert (A[:2] - A0).abs().mean() > 0.01
     torch.testing.assert_close(A[:2], trained[2][0], rtol=0, atol=1e-12)
     torch.testing.assert_close(B[:, :2], trained[2][1], rtol=0, atol=1e-12)
 

@@ -146,7 +146,7 @@ def test_an_interrupted_sweep_ends_with_the_same_bytes(number, config, sweep):
     assert files(parts.root) == files(whole.root)
     assert len(files(whole.root)) == 4 * (2 + 3 + 1) + 2
     assert not (parts.root / "trunks").exists()
-    assert not list((parts.root / "passes").iterdir())
+    assert not (parts.root / "passes").exists()
 
 
 def test_a_sweep_killed_while_it_writes_runs_goes_on(config, sweep, monkeypatch):

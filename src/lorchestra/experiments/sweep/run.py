@@ -115,13 +115,15 @@ def run_sweep(
         )
         observer.on_points(names, "evaluating")
         lost = finish_pack(trained, root / "runs", evaluate=evaluate, ood=far[pack.key], progress=observer.on_rows)
-        failed |= {point.name: _reason(trained, point) for point in lost}
-        atomic_write_json(root / "failed.json", failed)
+        if lost:
+            failed |= {point.name: _reason(trained, point) for point in lost}
+            atomic_write_json(root / "failed.json", failed)
         write_results(root, points, list(failed))
         shutil.rmtree(trained.directory.root)
         observer.on_points([name for name in names if name not in failed], "finished")
         observer.on_points([point.name for point in lost], "failed")
-    shutil.rmtree(root / "trunks", ignore_errors=True)
+    for empty in ("trunks", "passes"):
+        shutil.rmtree(root / empty, ignore_errors=True)
     write_results(root, points, list(failed))
     return SweepOutcome(root, tuple(point.name for point in points if point.name in failed))
 
