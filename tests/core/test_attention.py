@@ -83,6 +83,35 @@ def test_equals_naive_attention_forward_and_backward(packing, options, groups, b
         torch.testing.assert_close(grad, wanted, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("batched", [False, True], ids=["one by one", "batched"])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+def test_a_kept_prefix_is_context_that_is_not_there(options, batched, randn):
+    """Two members with prefixes of their own, a row without one, and choices after a row."""
+    laid = packing_from(
+        Segment(0, 3),
+        Segment(3, 5, (0,)),
+        Segment(5, 7, (0, 1)),
+        Segment(7, 10),
+        Segment(10, 14, (3,)),
+        Segment(14, 17),
+    )
+    kept = packing_from(Segment(0, 2, (), 4), Segment(2, 4, (0,), 4), Segment(4, 8, (), 9), Segment(8, 11))
+    if options.get("sinks"):
+        options = {**options, "sinks": randn(4)}
+    inputs = [randn(1, heads, 17, D) for heads in (4, 2, 2)]
+    expected = naive_attention(*inputs, laid, **options)
+    own = [3, 4, 5, 6, *range(10, 17)]
+    before = {4: slice(0, 3), 9: slice(7, 10)}
+    out = packed_attention(
+        *(tensor[:, :, own] for tensor in inputs),
+        kept,
+        **options,
+        batched=batched,
+        kept={member: tuple(tensor[:, :, part] for tensor in inputs[1:]) for member, part in before.items()},
+    )
+    torch.testing.assert_close(out, expected[:, :, own], rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("options", [{}, {"window": 3}, {"softcap": 0.8}], ids=["plain", "window", "softcap"])
 def test_float32_equals_naive_attention_in_float64(options, randn):
     packing = LAYOUTS["choices after a prefix"]

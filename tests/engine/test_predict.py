@@ -81,22 +81,36 @@ def test_token_budget_changes_nothing(tiny_ensemble, rows, adapt, dtype, toleran
             assert_close(predict_rows(model, rows, passes, budget), expected, tolerance)
 
 
+@pytest.mark.parametrize("budget", [100, 30, 10])
 @pytest.mark.parametrize("kind", ["letters", "texts"])
-@pytest.mark.parametrize("passes", [[BASE], [BASE, 0, 1, 2]], ids=["base", "members"])
-def test_a_long_common_prefix_is_computed_once_and_changes_nothing(tiny_ensemble, make_rows, kind, passes, monkeypatch):
-    model = tiny_ensemble(spread=0.3)
+@pytest.mark.parametrize("passes", [[BASE], [BASE, 0, 1, 2], [2, 0]], ids=["base", "members", "some"])
+def test_a_long_common_prefix_is_computed_once_and_changes_nothing(model, make_rows, kind, passes, budget, monkeypatch):
+    """Once a member for the whole prediction, however many micro-batches there are, and once below the adapters."""
     front = tuple(range(20, 40))
     rows = [dataclasses.replace(row, prefix=front + row.prefix) for row in make_rows(9, kind, seed=4)]
-    fed = []
-    original = model.log_probs
+    fed, below = [], []
+    original, trunk = model.log_probs, model.trunk
     monkeypatch.setattr(model, "log_probs", lambda batch, hidden: fed.append(batch.packing) or original(batch, hidden))
-    found = predict_rows(model, rows, member_passes(passes), 100)
-    assert sum(packing.num_tokens for packing in fed) < 0.6 * len(passes) * sum(row.num_tokens for row in rows)
-    assert max(packing.num_tokens for packing in fed) <= 100
+    monkeypatch.setattr(model, "trunk", lambda batch: below.append(batch.packing) or trunk(batch))
+    found = predict_rows(model, rows, member_passes(passes), budget)
+    own = sum(row.num_tokens - 20 for row in rows)
+    assert sum(packing.num_tokens for packing in fed) == len(passes) * (own + 20)
+    if model.trunk_layers and passes != [BASE]:
+        assert sum(packing.num_tokens for packing in below) == own + 20
+    assert max(packing.num_tokens for packing in fed) <= max(budget, 20)
     for index, member in enumerate(passes):
         for e, row in enumerate(rows):
             alone = original(pack([Item(member, row)]))[0].detach().numpy()
             assert_close(found[index, e, : len(row.choices)], alone)
+
+
+def test_cached_trunks_of_rows_with_a_common_prefix(tiny_ensemble, make_rows):
+    """As in training: the cache has the prefix's hidden states, the prediction keeps its keys."""
+    model = tiny_ensemble(spread=0.3, depth=3, layers="last:1")
+    rows = [dataclasses.replace(row, prefix=(*range(20, 40), *row.prefix)) for row in make_rows(9, "texts", seed=4)]
+    cache = TrunkCache(model, rows, 40, shared=20)
+    found = predict_rows(model, rows, member_passes([0, BASE, 2]), 40, cache)
+    assert_close(found, predict_rows(model, rows, member_passes([0, BASE, 2]), 40))
 
 
 def test_mc_dropout_passes_differ_and_can_be_repeated(model, rows):

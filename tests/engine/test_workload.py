@@ -4,7 +4,8 @@ import lorchestra.engine.predict
 import lorchestra.engine.trainer
 import lorchestra.engine.trunk
 import lorchestra.engine.workload
-from lorchestra.core.packing import pack
+import lorchestra.models.ensemble
+from lorchestra.core.packing import BASE, pack, pack_prefix
 from lorchestra.engine.workload import plan_workload
 from lorchestra.types import EncodedExample
 
@@ -24,6 +25,14 @@ def count_passes(monkeypatch):
 
     for name in ("trainer", "trunk", "predict"):
         watch(name, getattr(lorchestra.engine, name))
+
+    def counted_prefix(prefix, members, device):
+        batch = pack_prefix(prefix, members, device)
+        # below the adapters one pass for all members, which is not counted with theirs
+        found.setdefault("below" if members == [BASE] else "predict", []).append(batch.packing.num_tokens)
+        return batch
+
+    monkeypatch.setattr(lorchestra.models.ensemble, "pack_prefix", counted_prefix)
     return found
 
 

@@ -11,6 +11,7 @@ import torch
 import transformers
 
 from lorchestra.core.packing import BASE, Item, pack
+from lorchestra.engine.predict import Pass, predict_rows
 from lorchestra.errors import ConfigError
 from lorchestra.models.adapters import check_readable, save_members
 from lorchestra.models.config import AdaptConfig
@@ -276,6 +277,23 @@ def test_the_last_mlp_on_read_positions_is_the_whole_mlp(name):
     close(narrow[present], wide[present], family.tolerance)
     close(narrow_grad, wide_grad, family.tolerance)
     assert narrow_grad.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_kept_prefix_is_seen_as_if_it_stood_in_every_row(name):
+    """Longer than any window; keys are kept as the layer hands them on, turned to their places."""
+    family = FAMILIES[name]
+    base, front = family.build(), tuple(range(30, 54))
+    rows = [replace(row, prefix=front + row.prefix) for row in ROWS]
+    expected = [stock_log_probs(base, row).detach() for row in rows]
+    ensemble = ensemble_on(base)
+    found = predict_rows(ensemble, rows, [Pass(BASE), Pass(1), Pass(0)], 30)
+    for line, wanted in zip(found[0], expected, strict=True):
+        close(torch.from_numpy(line[: len(wanted)]), wanted, family.tolerance)
+    for index, member in ((1, 1), (2, 0)):
+        for line, row in zip(found[index], rows, strict=True):
+            alone = ensemble.log_probs(pack([Item(member, row)]))[0].detach()
+            close(torch.from_numpy(line[: len(alone)]), alone, family.tolerance)
 
 
 def test_adapters_stay_float32_on_a_bfloat16_base_of_conv1d():

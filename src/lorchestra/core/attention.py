@@ -7,7 +7,7 @@ a row would cost more than its arithmetic, segments without context go in padded
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -49,12 +49,32 @@ def make_attention(slot: PackingSlot) -> Callable[..., tuple[Tensor, None]]:
         if unknown:
             raise ValueError(f"this model asks attention for more than packing can give: {', '.join(sorted(unknown))}")
         scale = module.scaling if scaling is None and hasattr(module, "scaling") else scaling
+        packing = slot.packing
+        if packing.prefix is not None and packing.fills:
+            for span in packing.spans:
+                part = slice(span.start, span.stop)
+                packing.prefix.keep(module, span.member, key[:, :, part], value[:, :, part])
         out = packed_attention(
-            query, key, value, slot.packing, scale=scale, window=sliding_window, softcap=softcap, sinks=s_aux
+            query,
+            key,
+            value,
+            packing,
+            scale=scale,
+            window=sliding_window,
+            softcap=softcap,
+            sinks=s_aux,
+            kept=_kept_by(module, packing),
         )
         return out.transpose(1, 2).contiguous(), None  # some models call `view` on it
 
     return attention
+
+
+def _kept_by(module: nn.Module, packing: Packing) -> dict[int, tuple[Tensor, Tensor]]:
+    """What one layer has kept of a common prefix for the members of a packing."""
+    if packing.prefix is None or packing.fills:
+        return {}
+    return {span.member: packing.prefix.of(module, span.member) for span in packing.spans}
 
 
 def packed_attention(
@@ -68,6 +88,7 @@ def packed_attention(
     softcap: float | None = None,
     sinks: Tensor | None = None,
     batched: bool | None = None,
+    kept: Mapping[int, tuple[Tensor, Tensor]] | None = None,
 ) -> Tensor:
     """Attention within the segments of `packing`.
 
@@ -82,6 +103,7 @@ def packed_attention(
         sinks: `[H]`, one extra score a head that takes probability and gives nothing.
         batched: compute segments without context in padded batches, not one by one; None does so on CUDA. Where a
             window or capped scores or sinks ask for more than a causal batch, it is without meaning.
+        kept: keys and values `[1, G, P, d]` of a kept prefix by member, for segments that see one.
 
     Returns:
         `[1, H, N, d]`.
@@ -90,19 +112,24 @@ def packed_attention(
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    before = {
+        member: tuple([tensor.repeat_interleave(groups, dim=1)] for tensor in pair)
+        for member, pair in (kept or {}).items()
+    }
     plain = softcap is None and sinks is None and (window is None or max(lengths) <= window)
     batched = (query.is_cuda if batched is None else batched) and plain
     queries, keys, values = query.split(lengths, dim=2), key.split(lengths, dim=2), value.split(lengths, dim=2)
     outputs = []
     for index, segment in enumerate(packing.segments):
-        if batched and not segment.context:
+        if batched and not segment.sees_others:
             continue
         own_key, own_value = keys[index], values[index]
         mask = None
-        if segment.context:
-            own_key = torch.cat([*(keys[i] for i in segment.context), own_key], dim=2)
-            own_value = torch.cat([*(values[i] for i in segment.context), own_value], dim=2)
-        if segment.context or (window is not None and own_key.shape[2] > window):
+        if segment.sees_others:
+            kept_key, kept_value = ([], []) if segment.kept_for is None else before[segment.kept_for]
+            own_key = torch.cat([*kept_key, *(keys[i] for i in segment.context), own_key], dim=2)
+            own_value = torch.cat([*kept_value, *(values[i] for i in segment.context), own_value], dim=2)
+        if segment.sees_others or (window is not None and own_key.shape[2] > window):
             mask = _visible(segment, lengths[index], own_key.shape[2], window, query.device)
         if softcap is None and sinks is None:
             out = F.scaled_dot_product_attention(
@@ -137,7 +164,7 @@ def _batched_attention(query: Tensor, key: Tensor, value: Tensor, packing: Packi
 def _in_order(one_by_one: list[Tensor], in_buckets: list[Tensor], packing: Packing) -> Tensor:
     """Outputs of both kinds in the order of the packed axis, `[1, H, N, d]`."""
     device = packing.input_ids.device
-    tokens = [torch.arange(s.start, s.stop, device=device) for s in packing.segments if s.context]
+    tokens = [torch.arange(s.start, s.stop, device=device) for s in packing.segments if s.sees_others]
     outputs = [out[0].transpose(0, 1) for out in one_by_one]
     tokens += [bucket.tokens for bucket in packing.buckets]
     back = torch.cat(tokens).argsort()

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from lorchestra.core.dropout import token_keys
+from lorchestra.core.prefix import KeptPrefix
 from lorchestra.types import EncodedExample
 
 LEAST_SHARED = 16
@@ -39,11 +40,20 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Tokens `start:stop` of the packed axis, and the indices of the segments they see before themselves."""
+    """Tokens `start:stop` of the packed axis, and the indices of the segments they see before themselves.
+
+    Before all of these come the first tokens that were kept for member `kept_for`, if any.
+    """
 
     start: int
     stop: int
     context: tuple[int, ...] = ()
+    kept_for: int | None = None
+
+    @property
+    def sees_others(self) -> bool:
+        """Whether anything but its own tokens is visible to it."""
+        return bool(self.context) or self.kept_for is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +89,10 @@ class Packing:
     spans: tuple[Span, ...]
     dropout_keys: Tensor | None
     """int64 `[N]`, or None where dropout is off."""
+    prefix: KeptPrefix | None = None
+    """First tokens whose keys and values are kept: seen by the segments, or filled by this very pass (`fills`)."""
+    fills: bool = False
+    """Whether each span is the prefix itself, to be kept for its member."""
 
     @property
     def num_tokens(self) -> int:
@@ -87,8 +101,8 @@ class Packing:
 
     @cached_property
     def buckets(self) -> tuple[Bucket, ...]:
-        """The segments without context; none is shorter than half of its bucket's longest."""
-        alone = sorted((s for s in self.segments if not s.context), key=lambda s: s.start - s.stop)
+        """The segments that see themselves only; none is shorter than half of its bucket's longest."""
+        alone = sorted((s for s in self.segments if not s.sees_others), key=lambda s: s.start - s.stop)
         groups: list[list[Segment]] = []
         for segment in alone:
             if not groups or 2 * (segment.stop - segment.start) < groups[-1][0].stop - groups[-1][0].start:
@@ -138,7 +152,7 @@ class PackedBatch:
     packing: Packing
     scoring: Scoring
     shared: int = 0
-    """First tokens that all rows have in common, laid once at the start of each member's span."""
+    """First tokens that all rows have in common, laid once at the start of each member's span, or kept from before."""
 
 
 def shareable_prefix(rows: Sequence[EncodedExample], dropout: bool) -> int:
@@ -156,26 +170,31 @@ def common_prefix(rows: Sequence[EncodedExample]) -> int:
     return min(shared, min(len(row.prefix) for row in rows) - 1)
 
 
-def plan_micro_batches(items: Sequence[Item], token_budget: int, shared: int = 0) -> list[list[Item]]:
+def plan_micro_batches(
+    items: Sequence[Item], token_budget: int, shared: int = 0, prefix: KeptPrefix | None = None
+) -> list[list[Item]]:
     """Cut items, sorted by member (a stable sort), into micro-batches of at most `token_budget` tokens.
 
     A row longer than the budget gets a micro-batch of its own: the longest row sets the least. `shared` first tokens of
-    every row count once a member and micro-batch (see `pack`).
+    every row count once a member and micro-batch, or not at all where they are kept in `prefix` (see `pack`).
     """
+    fed = shared if prefix is None else 0
     batches: list[list[Item]] = []
     room = 0
     for item in sorted(items, key=lambda item: item.member):
         own = item.example.num_tokens - shared
-        size = own if batches and batches[-1][-1].member == item.member else own + shared
+        size = own if batches and batches[-1][-1].member == item.member else own + fed
         if not batches or size > room:
             batches.append([])
-            room, size = token_budget, own + shared
+            room, size = token_budget, own + fed
         batches[-1].append(item)
         room -= size
     return batches
 
 
-def pack(items: Sequence[Item], device: torch.device | str = "cpu", shared: int = 0) -> PackedBatch:
+def pack(
+    items: Sequence[Item], device: torch.device | str = "cpu", shared: int = 0, prefix: KeptPrefix | None = None
+) -> PackedBatch:
     """Flatten items, sorted by member, onto one token axis.
 
     Args:
@@ -183,10 +202,11 @@ def pack(items: Sequence[Item], device: torch.device | str = "cpu", shared: int 
         device: where the index tensors go.
         shared: number of first tokens that all rows have in common (`common_prefix`); each member computes them once,
             as a segment that its rows have as context.
+        prefix: these tokens, already kept for every member: then they are not in the batch at all.
 
     Raises:
-        ValueError: no items, items not sorted by member, or a shared prefix together with dropout (whose masks are a
-            row's own).
+        ValueError: no items, items not sorted by member, a prefix that is not the shared one, or a shared prefix
+            together with dropout (whose masks are a row's own).
     """
     if not items:
         raise ValueError("cannot pack an empty list of items")
@@ -194,6 +214,8 @@ def pack(items: Sequence[Item], device: torch.device | str = "cpu", shared: int 
         raise ValueError("items must be sorted by member: a member's tokens are one contiguous span")
     if shared and any(item.dropout_seed is not None for item in items):
         raise ValueError("rows under dropout cannot share a prefix: every row has masks of its own")
+    if prefix is not None and len(prefix) != shared:
+        raise ValueError(f"the rows share {shared} first tokens, and {len(prefix)} are kept")
     ids: list[int] = []
     positions: list[int] = []
     segments: list[Segment] = []
@@ -203,13 +225,14 @@ def pack(items: Sequence[Item], device: torch.device | str = "cpu", shared: int 
     context: tuple[int, ...] = ()
     for item in items:
         start = len(ids)
-        if shared and not (spans and spans[-1].member == item.member):
+        if shared and prefix is None and not (spans and spans[-1].member == item.member):
             context = (len(segments),)
             ids.extend(item.example.prefix[:shared])
             positions.extend(range(shared))
             segments.append(Segment(start, len(ids)))
         prefix_ends.append(len(ids) + len(item.example.prefix) - shared - 1)
-        choice_starts.append(_append_row(item.example, ids, positions, segments, context))
+        kept_for = None if prefix is None else item.member
+        choice_starts.append(_append_row(item.example, ids, positions, segments, shared, context, kept_for))
         if spans and spans[-1].member == item.member:
             spans[-1] = Span(item.member, spans[-1].start, len(ids))
         else:
@@ -220,8 +243,16 @@ def pack(items: Sequence[Item], device: torch.device | str = "cpu", shared: int 
         segments=tuple(segments),
         spans=tuple(spans),
         dropout_keys=_dropout_keys(items, device),
+        prefix=prefix,
     )
     return PackedBatch(tuple(items), packing, _scoring(items, prefix_ends, choice_starts, device), shared)
+
+
+def pack_prefix(prefix: KeptPrefix, members: Sequence[int], device: torch.device | str = "cpu") -> PackedBatch:
+    """The prefix itself, once for each of some members (ascending): the pass over it keeps what rows need."""
+    row = EncodedExample(0, prefix.tokens, ((0,),), None)  # the choice is never fed, and its score not looked at
+    batch = pack([Item(member, row) for member in members], device)
+    return replace(batch, packing=replace(batch.packing, prefix=prefix, fills=True))
 
 
 def _append_row(
@@ -229,25 +260,26 @@ def _append_row(
     ids: list[int],
     positions: list[int],
     segments: list[Segment],
+    shared: int,
     context: tuple[int, ...],
+    kept_for: int | None,
 ) -> list[int]:
     """Append one row's own tokens and segments; return, per choice, the packed position of its first fed token.
 
-    A choice's last token is only predicted, never fed, so a choice of one token adds nothing. `context` is the segment
-    of the first tokens shared with other rows, if any.
+    A choice's last token is only predicted, never fed, so a choice of one token adds nothing. Of the `shared` first
+    tokens, if any, `context` is the segment, or they are kept for the member `kept_for`.
     """
-    shared = segments[context[0]].stop - segments[context[0]].start if context else 0
     start = len(ids)
     ids.extend(example.prefix[shared:])
     positions.extend(range(shared, len(example.prefix)))
-    segments.append(Segment(start, len(ids), context))
+    segments.append(Segment(start, len(ids), context, kept_for))
     seen = (*context, len(segments) - 1)
     starts = []
     for choice in example.choices:
         starts.append(len(ids))
         fed = choice[:-1]
         if fed:
-            segments.append(Segment(len(ids), len(ids) + len(fed), seen))
+            segments.append(Segment(len(ids), len(ids) + len(fed), seen, kept_for))
             ids.extend(fed)
             positions.extend(range(len(example.prefix), len(example.prefix) + len(fed)))
     return starts

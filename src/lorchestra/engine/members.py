@@ -105,7 +105,7 @@ def check_members(train: TrainConfig, settings: Sequence[MemberSettings], num_ro
         outside = [place for place in places if not 0 <= place < num_rows]
         if outside:
             raise ConfigError(f"member {m}: rows: {outside[0]} is no place of a training row; there are {num_rows}")
-        numbers.add(steps_per_epoch(train, len(places)))
+        numbers.add(steps_per_epoch(train.batch_size, len(places)))
     if len(numbers) > 1 or 0 in numbers:
         raise ConfigError(
             f"rows: members of one pass take the same number of steps in an epoch, and these take"
@@ -113,6 +113,6 @@ def check_members(train: TrainConfig, settings: Sequence[MemberSettings], num_ro
         )
 
 
-def steps_per_epoch(train: TrainConfig, num_rows: int) -> int:
+def steps_per_epoch(batch_size: int, num_rows: int) -> int:
     """Optimizer steps in which a member sees its rows once; the last may have fewer rows."""
-    return -(-num_rows // train.batch_size)
+    return -(-num_rows // batch_size)

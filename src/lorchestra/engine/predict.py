@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from lorchestra.core.early_exit import ExitRule
 from lorchestra.core.packing import BASE, Item, pack, plan_micro_batches, shareable_prefix
+from lorchestra.core.prefix import KeptPrefix
 from lorchestra.core.seeding import derive_seed
 from lorchestra.engine.trunk import TrunkCache
 from lorchestra.models.ensemble import EnsembleModel
@@ -62,20 +63,21 @@ def predict_rows(
     shared = shareable_prefix(rows, dropout=any(p.dropout_seed is not None for p in passes))
     if trunk is not None:
         shared = trunk.shared
+    prefix = _kept_prefix(model, rows, shared, {p.member for p in passes}, token_budget)
     log_probs = np.full((len(passes), len(rows), num_choices), -np.inf)
     place = {row.row: e for e, row in enumerate(rows)}
     done = 0
-    for group in plan_micro_batches([Item(BASE, row) for row in rows], token_budget, shared):
+    for group in plan_micro_batches([Item(BASE, row) for row in rows], token_budget, shared, prefix):
         examples = [item.example for item in group]
         cache = trunk
         if cache is None and by_trunk:
-            cache = TrunkCache(model, examples, token_budget, shared=shared)
+            cache = TrunkCache(model, examples, token_budget, shared=shared, prefix=prefix)
         wanted = [
             (index, Item(p.member, row, None if p.dropout_seed is None else derive_seed(p.dropout_seed, row.row)))
             for index, p in enumerate(passes)
             for row in examples
         ]
-        _evaluate(model, wanted, token_budget, shared, cache, place, log_probs)
+        _evaluate(model, wanted, token_budget, shared, prefix, cache, place, log_probs)
         done += len(examples)
         if progress is not None:
             progress(done)
@@ -108,17 +110,20 @@ def predict_early(
     num_members = model.num_members
     num_choices = max((len(row.choices) for row in rows), default=0)
     shared = shareable_prefix(rows, dropout=False)
+    prefix = _kept_prefix(model, rows, shared, set(range(num_members)), token_budget)
     log_probs = np.full((num_members, len(rows), num_choices), -np.inf)
     used = np.full(len(rows), num_members, dtype=np.int64)
     place = {row.row: e for e, row in enumerate(rows)}
     done = 0
-    for group in plan_micro_batches([Item(BASE, row) for row in rows], _PASSES_A_GROUP * token_budget, shared):
+    for group in plan_micro_batches([Item(BASE, row) for row in rows], _PASSES_A_GROUP * token_budget, shared, prefix):
         undecided = [item.example for item in group]
-        cache = TrunkCache(model, undecided, token_budget, shared=shared) if model.trunk_layers > 0 else None
+        cache = None
+        if model.trunk_layers > 0:
+            cache = TrunkCache(model, undecided, token_budget, shared=shared, prefix=prefix)
         seen, stop = 0, rule.first_stop(num_members)
         while undecided:
             wanted = [(m, Item(m, row)) for m in range(seen, stop) for row in undecided]
-            _evaluate(model, wanted, token_budget, shared, cache, place, log_probs)
+            _evaluate(model, wanted, token_budget, shared, prefix, cache, place, log_probs)
             places = np.array([place[row.row] for row in undecided])
             decided = rule.is_decided(log_probs[:stop, places], num_members)
             used[places[decided]] = stop
@@ -130,19 +135,29 @@ def predict_early(
     return log_probs, used
 
 
+def _kept_prefix(
+    model: EnsembleModel, rows: Sequence[EncodedExample], shared: int, members: set[int], token_budget: int
+) -> KeptPrefix | None:
+    """The rows' shared first tokens, kept for every member for the whole prediction; None where there are none."""
+    if shared == 0 or len(rows) < 2:
+        return None
+    return model.keep_prefix(rows[0].prefix[:shared], sorted(members), token_budget)
+
+
 def _evaluate(
     model: EnsembleModel,
     wanted: Sequence[tuple[int, Item]],
     token_budget: int,
     shared: int,
+    prefix: KeptPrefix | None,
     cache: TrunkCache | None,
     place: Mapping[int, int],
     log_probs: NDArray[np.float64],
 ) -> None:
     """Evaluate items in packed passes; an item's answer goes to its index and its row's place in `log_probs`."""
     index_of = {id(item): index for index, item in wanted}
-    for items in plan_micro_batches([item for _, item in wanted], token_budget, shared):
-        batch = pack(items, model.device, shared)
+    for items in plan_micro_batches([item for _, item in wanted], token_budget, shared, prefix):
+        batch = pack(items, model.device, shared, prefix)
         found = model.log_probs(batch, cache.gather(batch) if cache is not None else None).double().cpu().numpy()
         for b, item in enumerate(items):
             log_probs[index_of[id(item)], place[item.example.row], : found.shape[1]] = found[b]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 
 import torch
@@ -17,19 +16,18 @@ from torch import Tensor
 
 from lorchestra.core.optim import MemberAdamW, Schedule, clip_gradients
 from lorchestra.core.packing import Item, PackedBatch, pack, plan_micro_batches, shareable_prefix
-from lorchestra.core.seeding import derive_seed, permutation
 from lorchestra.engine.checkpoint import check_fits
 from lorchestra.engine.config import RegularizeConfig, RunConfig, TrainConfig, check_training
 from lorchestra.engine.frozen import Frozen, TrainingRows, compute_frozen
-from lorchestra.engine.members import MemberSettings, check_members, member_settings, steps_per_epoch
+from lorchestra.engine.members import MemberSettings, check_members, member_settings
 from lorchestra.engine.observer import Interrupted, Observer, StepReport
+from lorchestra.engine.order import StepOrder
 from lorchestra.engine.outputs import BaseVocabulary, compute_outputs
 from lorchestra.engine.state import MemberState, TrainState, state_tensors
 from lorchestra.engine.terms import add_parameter_terms, decay_penalties, row_terms
 from lorchestra.engine.trunk_file import TrunkFiles
 from lorchestra.engine.validation import judge, validate
 from lorchestra.models.ensemble import EnsembleModel
-from lorchestra.types import EncodedExample
 
 
 class Trainer:
@@ -68,8 +66,8 @@ class Trainer:
             raise ValueError("the members' settings do not have the adapters that the model was made with")
         check_members(config, self.settings, len(rows.train))
         self.token_budget = config.token_budget
-        self.rows_of = [rows.train if own.rows is None else [rows.train[e] for e in own.rows] for own in self.settings]
-        self.steps_per_epoch = steps_per_epoch(config, len(self.rows_of[0]))
+        self.order = StepOrder(self.settings, rows.train, config.batch_size)
+        self.steps_per_epoch = self.order.steps_per_epoch
         self.num_steps = self.steps_per_epoch * config.epochs
         self.schedules = [Schedule(own.lr, self.num_steps, own.schedule, own.warmup) for own in self.settings]
         self.optimizer = MemberAdamW(
@@ -81,9 +79,7 @@ class Trainer:
         self.best = model.bank.values.clone()
         num_members = model.num_members
         self.state = TrainState(members=[MemberState() for _ in range(num_members)], num_updates=[0] * num_members)
-        # a batch has masks for all of its rows or for none; a member whose rate is zero drops nothing all the same
-        self.dropout = any(own.adapter.dropout > 0 for own in self.settings)
-        self.shared = shareable_prefix(rows.train, dropout=self.dropout)
+        self.shared = shareable_prefix(rows.train, dropout=self.order.dropout)
         self.frozen = Frozen()
         self.vocabulary: BaseVocabulary | None = None
         model.slot.checkpointing = config.gradient_checkpointing
@@ -171,27 +167,12 @@ class Trainer:
 
     def step_items(self, step: int) -> list[Item]:
         """The rows of every running member in one optimizer step; a function of the seed and the step alone."""
-        items = []
-        for m in self.state.with_status("running"):
-            seen: Counter[int] = Counter()
-            for row in self._step_rows(m, step):
-                again = (seen[row.row],) if seen[row.row] else ()  # a row that a bootstrap repeats: a mask of its own
-                names = ("dropout", step, row.row, *again)
-                seed = derive_seed(self.settings[m].dropout_seed, *names) if self.dropout else None
-                items.append(Item(m, row, seed))
-                seen[row.row] += 1
-        return items
+        return self.order.items(self.state.with_status("running"), step)
 
     def member_tokens(self, member: int) -> int:
         """Tokens that one member was trained on so far."""
         steps = range(self.state.num_updates[member])
-        return sum(row.num_tokens for step in steps for row in self._step_rows(member, step))
-
-    def _step_rows(self, member: int, step: int) -> list[EncodedExample]:
-        epoch, place = divmod(step, self.steps_per_epoch)
-        rows = self.rows_of[member]
-        order = permutation(len(rows), self.settings[member].order_seed, "order", epoch)
-        return [rows[e] for e in order[place * self.config.batch_size : (place + 1) * self.config.batch_size]]
+        return sum(row.num_tokens for step in steps for row in self.order.rows(member, step))
 
     def step(self, should_stop: Callable[[], bool] = lambda: False) -> bool:
         """One optimizer step of all running members; False if it was interrupted, and then nothing has changed."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lorchestra.core.packing import BASE, Item, PackedBatch, pack, plan_micro_batches
+from lorchestra.core.prefix import KeptPrefix
 from lorchestra.engine.trunk_file import TrunkFile
 from lorchestra.errors import ConfigError
 from lorchestra.models.ensemble import EnsembleModel
@@ -29,6 +30,7 @@ class TrunkCache:
         shared: first tokens that all rows have in common; they are kept once, and batches must be packed with the same.
         file: where to keep them instead of in memory.
         dtype: the number format they are kept in, by default the base's; they are widened again when gathered.
+        prefix: the shared tokens, where they are kept from before; then none are in the cache.
 
     Raises:
         CheckpointError: the disk has no room for the file.
@@ -44,24 +46,26 @@ class TrunkCache:
         shared: int = 0,
         file: TrunkFile | None = None,
         dtype: torch.dtype | None = None,
+        prefix: KeptPrefix | None = None,
     ) -> None:
         self.shared = shared
         self.device = model.device
         self._wide = _base_dtype(model)
         dtype = dtype or self._wide
         lengths = [row.num_tokens - shared for row in rows]
-        stops = list(itertools.accumulate(lengths, initial=shared))
+        inside = shared if prefix is None else 0  # shared tokens that stand at the start
+        stops = list(itertools.accumulate(lengths, initial=inside))
         self._places = {
             row.row: (stop - length, stop) for row, length, stop in zip(rows, lengths, stops[1:], strict=True)
         }
 
         def fill(flat: Tensor) -> None:
             done = 0
-            for items in plan_micro_batches([Item(BASE, row) for row in rows], token_budget, shared):
-                hidden = _narrowed(model.trunk(pack(items, model.device, shared))[0], dtype)
-                flat[stops[done] : stops[done + len(items)]] = hidden[shared:]
+            for items in plan_micro_batches([Item(BASE, row) for row in rows], token_budget, shared, prefix):
+                hidden = _narrowed(model.trunk(pack(items, model.device, shared, prefix))[0], dtype)
+                flat[stops[done] : stops[done + len(items)]] = hidden[inside:]
                 if done == 0:
-                    flat[:shared] = hidden[:shared]
+                    flat[:inside] = hidden[:inside]
                 done += len(items)
                 if progress is not None:
                     progress(done)
@@ -89,7 +93,7 @@ class TrunkCache:
         pieces: list[Tensor] = []
         member = None
         for item in batch.items:
-            if self.shared and item.member != member:
+            if self.shared and batch.packing.prefix is None and item.member != member:
                 pieces.append(self._flat[: self.shared])
                 member = item.member
             start, stop = self._places[item.example.row]

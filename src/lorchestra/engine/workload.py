@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lorchestra.core.packing import BASE, Item, plan_micro_batches, shareable_prefix
+from lorchestra.engine.config import RunConfig
 from lorchestra.engine.estimate import Work, packed_tokens
-from lorchestra.engine.state import MemberState
+from lorchestra.engine.members import member_settings
+from lorchestra.engine.order import StepOrder
 from lorchestra.engine.trainer import Trainer
 from lorchestra.types import EncodedExample
 
@@ -47,19 +50,18 @@ def plan_workload(trainer: Trainer, members: int, token_budget: int) -> Workload
     laid_out = min(members, _MOST_MEMBERS)
     sampled = _sample(trainer.num_steps, max(1, _MOST_ITEMS // (laid_out * config.batch_size)))
     batches: list[tuple[Item, ...]] = []
-    own_state = trainer.state.members
-    trainer.state.members = [MemberState() for _ in range(laid_out)]
-    try:
-        for step in sampled:
-            batches += map(tuple, plan_micro_batches(trainer.step_items(step), token_budget, shared))
-    finally:
-        trainer.state.members = own_state
+    adapt = dataclasses.replace(trainer.model.adapt, members=laid_out)
+    settings = member_settings(RunConfig(adapt=adapt, train=config, regularize=trainer.settings[0].regularize))
+    order = StepOrder(settings, rows.train, config.batch_size)
+    for step in sampled:
+        batches += map(tuple, plan_micro_batches(order.items(range(laid_out), step), token_budget, shared))
     row_tokens = sum(row.num_tokens for row in rows.train)
     # a ratio and not a share of the steps: an epoch's last step may be shorter than the others
     seen = sum(item.example.num_tokens for batch in batches for item in batch)
     scale = row_tokens * members * config.epochs / seen
     train_tokens = sum(packed_tokens(batch, shared) for batch in batches) * scale
     cut = trainer.model.trunk_layers > 0
+    with_base = any(own.regularize.kl_beta > 0 for own in trainer.settings)
     val_shared = shareable_prefix(rows.val, dropout=False)
     train_once = _pass_tokens(rows.train, token_budget, shared)
     return Workload(
@@ -72,8 +74,8 @@ def plan_workload(trainer: Trainer, members: int, token_budget: int) -> Workload
         work=Work(
             train_tokens=round(train_tokens),
             trunk_tokens=train_once + _pass_tokens(rows.val, token_budget, val_shared) if cut else 0,
-            evaluate_tokens=_evaluation_tokens(rows.val, members, token_budget, val_shared) * config.epochs,
-            base_tokens=train_once if any(own.regularize.kl_beta > 0 for own in trainer.settings) else 0,
+            evaluate_tokens=_evaluation_tokens(rows.val, members, val_shared) * config.epochs,
+            base_tokens=_evaluation_tokens(rows.train, 1, shared) if with_base else 0,
             updates=members * trainer.num_steps,
         ),
     )
@@ -90,11 +92,7 @@ def _pass_tokens(rows: Sequence[EncodedExample], token_budget: int, shared: int)
     return sum(packed_tokens(batch, shared) for batch in batches)
 
 
-def _evaluation_tokens(rows: Sequence[EncodedExample], members: int, token_budget: int, shared: int) -> int:
-    """Packed tokens of one evaluation: groups of rows that fill a pass, each through all members."""
-    laid_out = max(1, min(members, _MOST_ITEMS // len(rows)))
-    tokens = 0
-    for group in plan_micro_batches([Item(BASE, row) for row in rows], token_budget, shared):
-        items = [Item(m, item.example) for m in range(laid_out) for item in group]
-        tokens += sum(packed_tokens(batch, shared) for batch in plan_micro_batches(items, token_budget, shared))
-    return round(tokens * members / laid_out)
+def _evaluation_tokens(rows: Sequence[EncodedExample], members: int, shared: int) -> int:
+    """Packed tokens of one evaluation: every member's pass over the shared first tokens and the rows' own."""
+    kept = shared if len(rows) > 1 else 0
+    return members * (sum(row.num_tokens - kept for row in rows) + kept)

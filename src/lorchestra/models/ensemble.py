@@ -17,7 +17,8 @@ from lorchestra.core.attention import make_attention
 from lorchestra.core.bank import AdapterBank
 from lorchestra.core.lora import MemberLoRALinear
 from lorchestra.core.objective import choice_log_probs
-from lorchestra.core.packing import PackedBatch
+from lorchestra.core.packing import BASE, PackedBatch, pack_prefix
+from lorchestra.core.prefix import KeptPrefix
 from lorchestra.errors import ConfigError
 from lorchestra.models.architectures import check_architecture, set_attention
 from lorchestra.models.config import AdaptConfig, check_adapt
@@ -197,6 +198,26 @@ class EnsembleModel:
             self.slot.last_layer = self.slot.captured = None
         assert captured is not None
         return captured
+
+    @torch.no_grad()
+    def keep_prefix(self, tokens: tuple[int, ...], members: Sequence[int], token_budget: int) -> KeptPrefix:
+        """Run first tokens that rows have in common once for each member, and keep what attention needs of them.
+
+        Args:
+            tokens: the first tokens.
+            members: members, ascending, and `BASE` first where it is wanted.
+            token_budget: most tokens in one pass, or a single prefix where that has more.
+        """
+        prefix = KeptPrefix(tokens)
+        hidden = None
+        if self.trunk_layers > 0:  # below the cut, the base stands for all members
+            hidden = self.trunk(pack_prefix(prefix, [BASE], self.device))
+        at_once = max(1, token_budget // len(tokens))
+        for start in range(0, len(members), at_once):
+            batch = pack_prefix(prefix, members[start : start + at_once], self.device)
+            below = None if hidden is None else hidden.repeat(1, len(batch.items), 1)
+            self.log_probs(batch, below)
+        return prefix
 
     def _run(self, batch: PackedBatch, keep: Tensor) -> Any:
         """One pass over a packed batch; the head sees the positions `keep` only."""
