@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from train_step import processor
+from bench.setting import processor
 
 from lorchestra.config import read_recipe, to_yaml
 from lorchestra.data.config import DataConfig, PromptConfig

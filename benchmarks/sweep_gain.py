@@ -1,0 +1,109 @@
+"""What a sweep saves: the same points in one packed pass, in a pass each, and as trainings one after the other.
+
+All three train and evaluate the same members on the same rows; the largest difference of their answers is told.
+
+    python benchmarks/sweep_gain.py                  about ten minutes on two cores
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from bench.setting import processor
+
+from lorchestra.data.demo import DemoSizes, write_demo_data
+from lorchestra.experiments.demo import demo_config
+from lorchestra.experiments.evaluate import evaluate_run
+from lorchestra.experiments.load import load_run
+from lorchestra.experiments.sweep.points import Point, grid_points
+from lorchestra.experiments.sweep.run import run_sweep
+from lorchestra.experiments.train import train_run
+from lorchestra.store.predictions import load_predictions
+
+AXES = [("train.lr", [5e-4, 2e-3]), ("regularize.weight_decay_b", [0.0, 10.0, 100.0])]
+
+
+class Silent:
+    def on_points(self, names, status): ...
+
+    def attach(self, pack, trainer):
+        return self
+
+    def on_rows(self, what, done, total): ...
+
+    def on_step(self, report, state): ...
+
+    def on_evaluation(self, entry, state): ...
+
+    def on_phase(self, text, done, total): ...
+
+
+def sweep(points: list[Point], out: Path, most_members: int) -> Path:
+    run_sweep(points, out, most_members=most_members, say=lambda text: None, observer=Silent())
+    return out / "runs"
+
+
+def one_by_one(points: list[Point], out: Path) -> Path:
+    for point in points:
+        train_run(point.config, out / point.name)
+        evaluate_run(load_run(out / point.name))
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--members", type=int, default=3)
+    parser.add_argument("--rows", type=int, default=100, help="training rows and test rows")
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as place:
+        sizes = DemoSizes(train=args.rows, val=args.rows // 4, test=args.rows)
+        config = demo_config(write_demo_data(Path(place) / "data", sizes), 0)
+        config = dataclasses.replace(
+            config,
+            adapt=dataclasses.replace(config.adapt, members=args.members),
+            train=dataclasses.replace(config.train, epochs=args.epochs),
+        )
+        points = grid_points(config, AXES)
+        ways = {
+            "one packed pass": lambda out: sweep(points, out, 10_000),
+            "a pass a point, one sweep": lambda out: sweep(points, out, args.members),
+            "one training and evaluation after the other": lambda out: one_by_one(points, out),
+        }
+        seconds, answers = {}, {}
+        for number, (name, run) in enumerate(ways.items()):
+            started = time.perf_counter()
+            runs = run(Path(place) / str(number))
+            seconds[name] = time.perf_counter() - started
+            print(f"{name}: {seconds[name]:.0f} s", flush=True)
+            found = [load_predictions(next((runs / p.name).glob("predictions/*.test.safetensors"))) for p in points]
+            answers[name] = np.concatenate([one.log_probs_MEC for one in found])
+    slowest = max(seconds.values())
+    first = next(iter(answers.values()))
+    lines = [
+        f"# Sweep of {len(points)} points: {processor()}, {os.cpu_count()} cores",
+        "",
+        f"{args.members} members a point on the last 6 of 30 layers of SmolLM2-135M, {args.rows} training and test rows"
+        f" (the demo's headlines), {args.epochs} epochs, each way once, evaluation and its baselines included.",
+        "",
+        "| way | seconds | times as fast as the slowest | largest difference of a log-probability |",
+        "|---|---|---|---|",
+    ]
+    for name, value in seconds.items():
+        difference = np.abs(answers[name] - first).max()
+        lines.append(f"| {name} | {value:.0f} | {slowest / value:.2f} | {difference:.1e} |")
+    text = "\n".join(lines) + "\n"
+    print(text)
+    if args.out:
+        args.out.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
