@@ -17,6 +17,7 @@ from lorchestra.models.surgery import (
     replace_module,
     restrict_head,
     restrict_last_mlp,
+    slim_gated_mlps,
 )
 from lorchestra.types import EncodedExample
 
@@ -295,3 +296,28 @@ def test_checkpointing_keeps_less_memory(tiny_ensemble, packed):
     assert held[0] > 4 * 10 * hidden_bytes
     assert 4 * hidden_bytes <= held[1] < 4 * 3 * hidden_bytes
     assert peaks[1] < 0.5 * peaks[0]
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_gated_mlps_save_less_and_give_the_same(family, tiny_model):
+    plain, slim = tiny_model(family), tiny_model(family)
+    slim_gated_mlps(decoder_layers(slim))
+    assert all("forward" in vars(layer.mlp) for layer in slim.model.layers)
+    x = torch.randn(1, 6, 32, dtype=torch.float64, requires_grad=True)
+    outputs = [model.model.layers[0].mlp(x) for model in (plain, slim)]
+    assert torch.equal(*outputs)
+    grads = [torch.autograd.grad(out.square().sum(), x)[0] for out in outputs]
+    torch.testing.assert_close(*grads, rtol=0, atol=1e-12)
+
+
+def test_mlps_of_another_form_are_left_alone(tiny_model):
+    for settings in ({"hidden_act": "gelu"}, {"hidden_act": "relu"}):
+        model = tiny_model(**settings)
+        slim_gated_mlps(decoder_layers(model))
+        assert not any("forward" in vars(layer.mlp) for layer in model.model.layers)
+    model = tiny_model()
+    kind = type(model.model.layers[0].mlp)
+    twice = type("Twice", (kind,), {"forward": lambda self, x: 2 * kind.forward(self, x)})
+    model.model.layers[0].mlp.__class__ = twice  # known parts, other arithmetic
+    slim_gated_mlps(decoder_layers(model))
+    assert ["forward" in vars(layer.mlp) for layer in model.model.layers] == [False, True]

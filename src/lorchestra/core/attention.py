@@ -110,12 +110,15 @@ def packed_attention(
     """
     lengths = [segment.stop - segment.start for segment in packing.segments]
     groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    before = {
-        member: tuple([tensor.repeat_interleave(groups, dim=1)] for tensor in pair)
-        for member, pair in (kept or {}).items()
-    }
+    # On a CPU torch's attention takes groups as they are, and no repeated keys and values are computed or saved. Not
+    # every kernel on CUDA does, nor attention spelled out.
+    repeated = groups > 1 and (query.is_cuda or softcap is not None or sinks is not None)
+
+    def spread(tensor: Tensor) -> Tensor:
+        return tensor.repeat_interleave(groups, dim=1) if repeated else tensor
+
+    key, value = spread(key), spread(value)
+    before = {member: ([spread(k)], [spread(v)]) for member, (k, v) in (kept or {}).items()}
     plain = softcap is None and sinks is None and (window is None or max(lengths) <= window)
     batched = (query.is_cuda if batched is None else batched) and plain
     queries, keys, values = query.split(lengths, dim=2), key.split(lengths, dim=2), value.split(lengths, dim=2)
@@ -133,7 +136,13 @@ def packed_attention(
             mask = _visible(segment, lengths[index], own_key.shape[2], window, query.device)
         if softcap is None and sinks is None:
             out = F.scaled_dot_product_attention(
-                queries[index], own_key, own_value, attn_mask=mask, is_causal=mask is None, scale=scale
+                queries[index],
+                own_key,
+                own_value,
+                attn_mask=mask,
+                is_causal=mask is None,
+                scale=scale,
+                enable_gqa=groups > 1 and not repeated,
             )
         else:
             if mask is None:
@@ -156,7 +165,7 @@ def _batched_attention(query: Tensor, key: Tensor, value: Tensor, packing: Packi
     for bucket in packing.buckets:
         rows = [tensor.index_select(0, bucket.slots.flatten()) for tensor in padded]
         q, k, v = (tensor.unflatten(0, bucket.slots.shape).transpose(1, 2) for tensor in rows)
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
         outputs.append(out.transpose(1, 2).flatten(0, 1).index_select(0, bucket.filled))
     return outputs
 

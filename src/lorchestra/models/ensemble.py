@@ -31,6 +31,7 @@ from lorchestra.models.surgery import (
     replace_module,
     restrict_head,
     restrict_last_mlp,
+    slim_gated_mlps,
 )
 from lorchestra.models.targets import features, find_targets
 
@@ -71,6 +72,7 @@ class EnsembleModel:
         self.stock_attention: str = model.config._attn_implementation  # type: ignore[union-attr,assignment]
         set_attention(model, _register_attention(self))
         self.bank = self._insert_members(layers)
+        slim_gated_mlps(layers)
         gate_layers(layers, self.slot)
         restrict_last_mlp(layers[-1], self.slot)
         restrict_head(model.get_output_embeddings(), self.slot)  # type: ignore[operator]

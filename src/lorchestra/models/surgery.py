@@ -1,9 +1,9 @@
 """What is done to a loaded transformers model, and nothing else: its source stays as it is.
 
-Four kinds of modules get another `forward`: each decoder layer (a gate that can skip it, feed it cached hidden states,
-or checkpoint it), the last layer's MLP (which computes the positions that are read afterwards, and no other), the
-output head (which can compute chosen vocabulary rows only), and each adapted linear map, which is replaced by a
-`MemberLoRALinear` around it.
+Some modules get another `forward`: each decoder layer (a gate that can skip it, feed it cached hidden states, or
+checkpoint it), gated MLPs (which save less for the backward pass), the last layer's MLP (which computes the positions
+that are read afterwards, and no other), the output head (which can compute chosen vocabulary rows only), and each
+adapted linear map, which is replaced by a `MemberLoRALinear` around it.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lorchestra.core.gated import gated_product
 from lorchestra.core.lora import MemberLoRALinear, PackingSlot
 from lorchestra.errors import ConfigError
 
@@ -113,6 +115,38 @@ def _recompute(
             slot.packing, slot.keep = now
 
     return contextlib.nullcontext(), restored()
+
+
+def slim_gated_mlps(layers: nn.ModuleList) -> None:
+    """Let gated MLPs with silu save two tensors for the backward pass, not three (see `core.gated`).
+
+    A module is known by its parts and by what it computes: where `down_proj(silu(gate_proj(x)) * up_proj(x))` is not
+    bit for bit what its own code gives, it is left alone.
+    """
+    for module in layers.modules():
+        parts = {name for name, _ in module.named_children()}
+        if parts == {"gate_proj", "up_proj", "down_proj", "act_fn"} and _is_gated_mlp(module):
+            module.forward = _slim_forward(module)
+
+
+def _slim_forward(module: Any) -> Callable[[Tensor], Tensor]:
+    def forward(x: Tensor) -> Tensor:
+        return module.down_proj(gated_product(module.gate_proj(x), module.up_proj(x)))
+
+    return forward
+
+
+@torch.no_grad()
+def _is_gated_mlp(module: Any) -> bool:
+    if not all(isinstance(part, nn.Linear | MemberLoRALinear) for part in (module.gate_proj, module.down_proj)):
+        return False
+    weight = module.gate_proj.weight
+    source = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 3, weight.shape[1], generator=source).to(weight)
+    try:
+        return torch.equal(module(x), _slim_forward(module)(x))
+    except (TypeError, RuntimeError):  # it is called otherwise
+        return False
 
 
 def restrict_last_mlp(layer: nn.Module, slot: PassSlot) -> None:
