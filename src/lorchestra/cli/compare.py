@@ -30,8 +30,9 @@ class CompareArguments(RunConfig):
     Methods: zero_shot, few_shot, one_lora, lora_ensemble, mc_dropout, high_rank (one LoRA of M times the rank),
     long_training (one LoRA trained M times as long), soup, snapshot, last_layer, swag, laplace, batch_ensemble. Behind
     each may stand +temperature or +contextual: one_lora+temperature. Wrappers share the fit of the method below them.
-    What a method cannot do is told, and it is left out. Intervals are of the paired difference to lora_ensemble. The same
-    command goes on after an interruption, and with more methods adds them. lorchestra report shows the directory.
+    A method that cannot do the task is left out, with the reason. Intervals are of the paired difference to
+    lora_ensemble. The same command goes on after an interruption, and with more methods adds them. lorchestra report
+    makes a page of the directory.
     """
 
     out: str = field(kw_only=True)

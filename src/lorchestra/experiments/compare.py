@@ -72,8 +72,8 @@ def compare_methods(
     Returns:
         One dictionary a name, in order. Of a finished method: `name`, `summary`, `settings` (of the method), `chosen`
         (numbers that its fit chose), `cost` (the fields of `Cost`; those of a wrapped method include the fit below
-        it), `predict_s` (seconds by split), `entry` (see `core.evaluation`, on the test rows), `config` (resolved), and,
-        where `lora_ensemble` is finished in `out`, `ensemble_minus`: paired intervals of its metrics minus this
+        it), `predict_s` (seconds by split), `entry` (see `core.evaluation`, on the test rows), `config` (resolved),
+        and, where `lora_ensemble` is finished in `out`, `ensemble_minus`: paired intervals of its metrics minus this
         method's. Of a method that cannot do the task, or of which every member failed: `name`, `summary` and
         `left_out`, the reason.
 
@@ -150,7 +150,8 @@ class _Comparison:
         found, seconds = {}, {}
         for split, examples in below.splits.items():
             before, started = below.elsewhere_s, time.perf_counter()
-            found[split] = fitted.predict(examples, split, _progress(self.setting, f"{name} on {split}", len(examples)))
+            progress = _progress(self.setting, f"predicting {split}", len(examples))
+            found[split] = fitted.predict(examples, split, progress)
             seconds[split] = time.perf_counter() - started + below.elsewhere_s - before
         config, train = self.setting.config, self.rows.task.splits["train"]
         entry = evaluate_predictions(
@@ -180,8 +181,8 @@ class _Comparison:
 class _Below:
     """A method below wrappers: fitted when it is first needed, and asked for a split's predictions only once.
 
-    `elsewhere_s` corrects a wrapper's clock: seconds that it would have taken by itself, for predictions that were there
-    already, less those in which the method below was fitted, which its own cost has.
+    `elsewhere_s` corrects a wrapper's clock: seconds that it would have taken by itself, for predictions that were
+    there already, less those in which the method below was fitted, which its own cost has.
     """
 
     def __init__(self, name: str, setting: Setting, splits: Mapping[str, Sequence[Example]]) -> None:

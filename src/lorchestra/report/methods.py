@@ -63,4 +63,3 @@ def _costs(cost: Mapping[str, Any]) -> list[str]:
         f"{cost['peak_bytes'] / 1e9:.2f}",
         count(cost["parameters"]),
     ]
-
