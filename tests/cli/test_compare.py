@@ -43,7 +43,7 @@ def test_compare_then_report(lorchestra, recipe, tmp_path):
     assert f"{ensemble['entry']['ensemble']['nll']:.3f}" in table
     assert lorchestra("report", out) == (0, f"{out / 'report.html'}\n", "")
     page = (out / "report.html").read_text()
-    assert "one LoRA, temperature-scaled" in page
+    assert "one LoRA with temperature scaling" in page
 
     run = tmp_path / "run"
     assert lorchestra("train", recipe, "--out", run)[0] == 0
@@ -51,7 +51,7 @@ def test_compare_then_report(lorchestra, recipe, tmp_path):
     page = (run / "report.html").read_text()
     # trained and compared from one recipe: the budgets are equal, so the verdict speaks of the methods
     assert "Not an equal budget" not in page
-    assert "Against one LoRA, temperature-scaled, it" in page
+    assert "Against one LoRA with temperature scaling, it" in page
     assert lorchestra("report", run, "--methods", out)[0] == 0
     assert (run / "report.html").read_text() == page
 

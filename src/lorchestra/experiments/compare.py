@@ -23,13 +23,14 @@ from lorchestra.errors import CheckpointError, ConfigError, TrainingError
 from lorchestra.experiments.build import Say
 from lorchestra.experiments.rows import RunRows, absolute_paths, check_unchanged, read_rows
 from lorchestra.experiments.setting import method_setting
-from lorchestra.methods.contract import Cost, Fitted, Progress, Setting, Silent
+from lorchestra.experiments.shared_fit import SharedFit
+from lorchestra.methods.contract import Cost, Progress, Setting, Silent
 from lorchestra.methods.registry import METHODS, WRAPPERS, split_name, wrap_method
 from lorchestra.store.atomic import atomic_directory, atomic_write_json, sweep_directory
 from lorchestra.store.predictions import load_predictions, save_predictions
 from lorchestra.store.run_dir import read_json
 from lorchestra.store.schema import check_shape
-from lorchestra.types import Example, Predictions
+from lorchestra.types import Predictions
 
 FORMAT_VERSION = 1
 
@@ -128,7 +129,7 @@ class _Comparison:
         if not missing:
             return {}
         left_out = {}
-        below = _Below(first, self.setting, {split: self.rows.task.splits[split] for split in ("val", "test")})
+        below = SharedFit(first, self.setting, {split: self.rows.task.splits[split] for split in ("val", "test")})
         if _folder(self.root, first).exists():
             known = {split: _read_predictions(self.root, first, self.rows, split) for split in below.splits}
             below.remember(_read_result(self.root, first), known)
@@ -140,7 +141,7 @@ class _Comparison:
                 self.say(f"{name} is left out: {error}")
         return left_out
 
-    def _finish(self, name: str, below: _Below) -> None:
+    def _finish(self, name: str, below: SharedFit) -> None:
         """Wrap, predict, evaluate and save one method."""
         first, wrappers = split_name(name)
         fitted = below.as_fitted()
@@ -176,64 +177,6 @@ class _Comparison:
                 save_predictions(directory / "predictions", predictions)
             atomic_write_json(directory / "result.json", result)
         self.say(f"{name} is done: fitted in {cost.fit_s:.0f} s, {seconds['test']:.0f} s for the test rows")
-
-
-class _Below:
-    """A method below wrappers: fitted when it is first needed, and asked for a split's predictions only once.
-
-    `elsewhere_s` corrects a wrapper's clock: seconds that it would have taken by itself, for predictions that were
-    there already, less those in which the method below was fitted, which its own cost has.
-    """
-
-    def __init__(self, name: str, setting: Setting, splits: Mapping[str, Sequence[Example]]) -> None:
-        self.name, self.setting, self.splits = name, setting, splits
-        self.elsewhere_s = 0.0
-        self._fitted: Fitted | None = None
-        self._said: tuple[Cost, Mapping[str, float]] | None = None
-        self._refused: ConfigError | TrainingError | None = None
-        self._known: dict[str, tuple[Predictions, float]] = {}
-
-    def remember(self, result: Mapping[str, Any], predictions: Mapping[str, Predictions]) -> None:
-        """Take what an earlier call has found in place of a fit."""
-        cost = {field.name: result["cost"][field.name] for field in dataclasses.fields(Cost)}
-        self._said = Cost(**cost), result["chosen"]
-        self._known = {split: (found, result["predict_s"][split]) for split, found in predictions.items()}
-
-    def as_fitted(self) -> Fitted:
-        """What wrappers are put on.
-
-        Raises:
-            ConfigError, TrainingError: the method cannot do the task, or failed; again whenever it is asked for.
-        """
-        if self._said is None:
-            fitted = self._fit()
-            self._said = fitted.cost, fitted.chosen
-        return Fitted(self._predict, *self._said)
-
-    def _fit(self) -> Fitted:
-        if self._refused is not None:
-            raise self._refused
-        if self._fitted is None:
-            started = time.perf_counter()
-            try:
-                self._fitted = METHODS[self.name].fit(self.setting, METHODS[self.name].Config())
-            except (ConfigError, TrainingError) as error:
-                self._refused = error
-                raise
-            self.elsewhere_s -= time.perf_counter() - started
-        return self._fitted
-
-    def _predict(self, examples: Sequence[Example], split: str, progress: Progress | None = None) -> Predictions:
-        if examples is not self.splits.get(split):
-            return self._fit().predict(examples, split, progress)
-        if split in self._known:
-            found, seconds = self._known[split]
-            self.elsewhere_s += seconds
-            return found
-        fitted, started = self._fit(), time.perf_counter()
-        found = fitted.predict(examples, split, progress)
-        self._known[split] = found, time.perf_counter() - started
-        return found
 
 
 def _progress(setting: Setting, what: str, total: int) -> Progress:

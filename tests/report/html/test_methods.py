@@ -55,7 +55,7 @@ def test_the_section_holds_the_right_numbers(make_run, make_comparison, report):
     result = result_of(root, "long_training")
     (low, high), values = result["entry"]["intervals"]["ensemble"]["nll"], result["entry"]["ensemble"]
     assert " ".join(long[0].split()) == "6 one LoRA trained M times as long"
-    assert " ".join(scaled[0].split()) == "3 one LoRA, temperature-scaled"
+    assert " ".join(scaled[0].split()) == "3 one LoRA with temperature scaling"
     assert long[2].split() == [f"{values['nll']:.3f}", f"{low:.3f}", "to", f"{high:.3f}"]
     assert long_cost[1:6] == ["12.50", "1.00", "60 k", "15 s", "1.00 GiB"]
     assert scaled_cost[-1] == "temperature 1.23"
@@ -78,7 +78,7 @@ def test_the_verdict_speaks_of_the_controls(make_run, make_comparison, report):
     run, root = make_run(), make_comparison()
     page, _ = report(run, root)
     for words in (
-        "Against one LoRA, temperature-scaled, it",
+        "Against one LoRA with temperature scaling, it",
         "Against one LoRA of M times the rank, it",
         "Against one LoRA trained M times as long, it",
     ):
@@ -235,8 +235,10 @@ def test_a_base_beyond_the_scale_is_drawn_on_the_edge(make_comparison):
 
 
 def test_names():
-    assert method_name("one_lora+contextual+temperature") == "one LoRA, contextually calibrated, temperature-scaled"
-    assert method_name("mine+own") == "mine, own"
+    assert (
+        method_name("one_lora+contextual+temperature") == "one LoRA with contextual calibration and temperature scaling"
+    )
+    assert method_name("mine+own") == "mine with own"
 
 
 def test_the_order_is_that_of_the_methods_and_not_of_the_directory(make_comparison):

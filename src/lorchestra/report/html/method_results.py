@@ -17,7 +17,7 @@ from lorchestra.engine.config import RunConfig
 from lorchestra.errors import CheckpointError, DataError
 from lorchestra.report.html.checks import fault
 from lorchestra.report.html.source import Entry, ReportRun
-from lorchestra.report.table import Control
+from lorchestra.report.table import Control, listed
 from lorchestra.store.predictions import load_predictions
 from lorchestra.store.run_dir import read_json
 from lorchestra.store.schema import check_shape
@@ -42,7 +42,7 @@ NAMES = {
 }
 """Methods as people call them, in the order in which the page shows them; others come after them by name."""
 
-_WRAPPERS = {"temperature": "temperature-scaled", "contextual": "contextually calibrated"}
+_WRAPPERS = {"temperature": "temperature scaling", "contextual": "contextual calibration"}
 
 CONTROLS = ("one_lora+temperature", "high_rank", "long_training")
 """What the verdict holds the ensemble against: one LoRA with calibration, and with as much compute or parameters."""
@@ -188,7 +188,8 @@ def same_rows(one: Predictions, other: Predictions) -> bool:
 def method_name(key: str) -> str:
     """A method's name for people, with what is wrapped around it."""
     first, *wrappers = key.split("+")
-    return ", ".join([NAMES.get(first, first), *(_WRAPPERS.get(wrapper, wrapper) for wrapper in wrappers)])
+    name = NAMES.get(first, first)
+    return f"{name} with {listed([_WRAPPERS.get(wrapper, wrapper) for wrapper in wrappers])}" if wrappers else name
 
 
 def _order(key: str) -> tuple[int, str]:
