@@ -314,7 +314,7 @@ def test_differences_alone_are_those_of_an_evaluation():
     entry = evaluate_predictions(ensemble, baselines={"it": other}, resamples=50, seed=3)
     found = ensemble_minus(ensemble, {"it": other, "itself": ensemble}, resamples=50, seed=3)
     assert found["it"] == entry["baselines"]["it"]["ensemble_minus"]
-    assert found["itself"] == dict.fromkeys(("accuracy", "nll", "ece", "brier"), [0.0, 0.0])
+    assert found["itself"] == {metric: [0.0, 0.0] for metric in ("accuracy", "nll", "ece", "brier")}
     assert ensemble_minus(ensemble, {"it": other}, resamples=0) == {"it": {}}
     with pytest.raises(ValueError, match="baseline 'it' is of other rows"):
         ensemble_minus(ensemble, {"it": take(other, np.arange(50))})
