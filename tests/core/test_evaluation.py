@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from lorchestra.core import metrics, predictive
-from lorchestra.core.evaluation import evaluate_predictions, ood_scores
+from lorchestra.core.evaluation import ensemble_minus, evaluate_predictions, ood_scores
 from lorchestra.store.atomic import plain_values
 from lorchestra.types import Predictions
 
@@ -306,3 +306,15 @@ def test_ood_scores_need_rows_and_the_same_members() -> None:
         ood_scores(make_predictions(), make_predictions(members=2))
     with pytest.raises(ValueError, match="120 and 0"):
         ood_scores(make_predictions(), take(make_predictions(), np.arange(0)))
+
+
+def test_differences_alone_are_those_of_an_evaluation():
+    """The same resamples give the same paired intervals; pooled members on either side."""
+    ensemble, other = make_predictions(), make_predictions(members=2, scale=4, noise=3)
+    entry = evaluate_predictions(ensemble, baselines={"it": other}, resamples=50, seed=3)
+    found = ensemble_minus(ensemble, {"it": other, "itself": ensemble}, resamples=50, seed=3)
+    assert found["it"] == entry["baselines"]["it"]["ensemble_minus"]
+    assert found["itself"] == {metric: [0.0, 0.0] for metric in ("accuracy", "nll", "ece", "brier")}
+    assert ensemble_minus(ensemble, {"it": other}, resamples=0) == {"it": {}}
+    with pytest.raises(ValueError, match="baseline 'it' is of other rows"):
+        ensemble_minus(ensemble, {"it": take(other, np.arange(50))})

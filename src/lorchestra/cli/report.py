@@ -1,4 +1,4 @@
-"""`lorchestra report`: one HTML page about a finished run, or several of one task."""
+"""`lorchestra report`: one HTML page about a finished run, several of one task, a sweep, or compared methods."""
 
 from __future__ import annotations
 
@@ -18,13 +18,17 @@ class ReportArguments:
     """Write one HTML page about a finished and evaluated run: did the ensemble help, by how much, at what cost?
 
     The page is one file that opens offline. It is made from saved predictions and metrics; no model is loaded. Several
-    runs of one task are also compared with each other. The page's path goes to stdout.
+    runs of one task are also compared with each other; the directory of a sweep stands for its finished runs. Methods
+    that lorchestra compare has fitted on the same rows get a section, and the verdict then says how the ensemble stands
+    against one LoRA with temperature scaling and against controls of equal compute. The page's path goes to stdout.
     """
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]")]
-    """The run directories."""
+    """The run directories; or a sweep, or compared methods."""
     out: str | None = None
-    """The page; for one run RUN/report.html by default."""
+    """The page; for one directory report.html within it by default."""
+    methods: str | None = None
+    """A directory of compared methods (lorchestra compare), on the same rows as the runs."""
     split: str | None = None
     """Which evaluation to show, by the name of its split; by default test, or else the latest."""
     examples: int = 8
@@ -34,14 +38,18 @@ class ReportArguments:
 def run(arguments: Sequence[str]) -> int:
     """Run the command."""
     parsed = parse(ReportArguments, arguments, "report")
-    if not parsed.runs:
+    given = parsed.runs or ((parsed.methods,) if parsed.methods is not None else ())
+    if not given:
         raise ConfigError("report: no run given; name at least one run directory")
-    if parsed.out is None and len(parsed.runs) > 1:
-        raise ConfigError("--out: a page about several runs belongs to none of them; name it with --out FILE.html")
 
+    from lorchestra.report.html.method_results import is_comparison
     from lorchestra.report.html.page import write_report
 
-    out = Path(parsed.runs[0]) / "report.html" if parsed.out is None else Path(parsed.out)
-    write_report(parsed.runs, out, split=parsed.split, examples=parsed.examples)
+    belong = [root for root in given if not is_comparison(Path(root))] or given
+    if parsed.out is None and len(belong) > 1:
+        raise ConfigError("--out: a page about several runs belongs to none of them; name it with --out FILE.html")
+
+    out = Path(belong[0]) / "report.html" if parsed.out is None else Path(parsed.out)
+    write_report(parsed.runs, out, split=parsed.split, examples=parsed.examples, methods=parsed.methods)
     print(out)
     return 0

@@ -82,6 +82,30 @@ def evaluate_predictions(
     return plain_values(entry)
 
 
+def ensemble_minus(
+    ensemble: Predictions, others: Mapping[str, Predictions], *, resamples: int = 1000, seed: int = 0
+) -> dict[str, dict[str, list[float] | None]]:
+    """Intervals of the ensemble minus each of some other predictions, by name and metric of `COMPARED`.
+
+    Pooled over members, on the same resamples of rows; with equal `resamples` and `seed` these are the intervals that
+    `evaluate_predictions` gives of a baseline. Empty for 0 resamples.
+
+    Raises:
+        ValueError: an answer is unknown, predictions are of other rows, or `resamples` is negative.
+    """
+    _check_inputs(ensemble, None, others, resamples)
+    scores = {
+        name: score_rows(log_probs_EC, ensemble.labels)
+        for name, log_probs_EC in _distributions(ensemble, others).items()
+        if name == "ensemble" or name.startswith("baseline ")
+    }
+    draws = bootstrap(scores, resamples, seed)
+    found: dict[str, dict[str, list[float] | None]] = plain_values(
+        {name: _ensemble_minus(draws, f"baseline {name}") for name in others}
+    )
+    return found
+
+
 def ood_scores(in_dist: Predictions, ood: Predictions) -> dict[str, Any]:
     """How well uncertainty tells OOD rows from in-distribution rows; labels are not looked at.
 

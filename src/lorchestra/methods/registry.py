@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,6 +77,28 @@ WRAPPERS: dict[str, Wrapper] = {
 """What can be put on top of any method."""
 
 
+def split_name(name: str) -> tuple[str, list[str]]:
+    """The method that a name begins with, and the wrappers on it, in order.
+
+    Raises:
+        ConfigError: one of them is unknown.
+    """
+    first, *wrappers = name.split("+")
+    if first not in METHODS:
+        raise ConfigError(f"method {first!r} is unknown; {did_you_mean(first, METHODS)}")
+    for wrapper in wrappers:
+        if wrapper not in WRAPPERS:
+            raise ConfigError(f"method {name!r}: wrapper {wrapper!r} is unknown; {did_you_mean(wrapper, WRAPPERS)}")
+    return first, wrappers
+
+
+def wrap_method(setting: Setting, fitted: Fitted, wrappers: Sequence[str]) -> Fitted:
+    """A fitted method with wrappers of default settings put on it, in order; without any, itself."""
+    for wrapper in wrappers:
+        fitted = WRAPPERS[wrapper].wrap(setting, fitted, WRAPPERS[wrapper].Config())
+    return fitted
+
+
 def fit_method(setting: Setting, name: str, config: Any = None) -> Fitted:
     """Fit a method by name, with wrappers named after it: `lora_ensemble+temperature`.
 
@@ -88,16 +110,9 @@ def fit_method(setting: Setting, name: str, config: Any = None) -> Fitted:
     Raises:
         ConfigError: an unknown name, settings of another method, or a method that cannot do this task.
     """
-    first, *wrappers = name.split("+")
-    if first not in METHODS:
-        raise ConfigError(f"method {first!r} is unknown; {did_you_mean(first, METHODS)}")
-    for wrapper in wrappers:
-        if wrapper not in WRAPPERS:
-            raise ConfigError(f"method {name!r}: wrapper {wrapper!r} is unknown; {did_you_mean(wrapper, WRAPPERS)}")
+    first, wrappers = split_name(name)
     method = METHODS[first]
     if config is not None and not isinstance(config, method.Config):
         raise ConfigError(f"method {first!r}: its settings are a {type(config).__module__}.Config, not its own")
     fitted = method.fit(setting, method.Config() if config is None else config)
-    for wrapper in wrappers:
-        fitted = WRAPPERS[wrapper].wrap(setting, fitted, WRAPPERS[wrapper].Config())
-    return fitted
+    return wrap_method(setting, fitted, wrappers)

@@ -40,6 +40,16 @@ class Method:
     intervals: Entry
 
 
+@dataclass(frozen=True, slots=True)
+class Control:
+    """A method from elsewhere that the verdict compares the ensemble with: key, name, metrics, paired intervals."""
+
+    key: str
+    name: str
+    values: Entry
+    ensemble_minus: Entry
+
+
 COLUMNS = (
     Column("accuracy", "Accuracy %", 100, 1),
     Column("nll", "NLL nats", 1, 3),
@@ -119,10 +129,11 @@ def ood_table(entry: Entry) -> Table | None:
     return table
 
 
-def verdict(entry: Entry) -> str:
+def verdict(entry: Entry, controls: Sequence[Control] = ()) -> str:
     """What the paired intervals allow to say of the ensemble, in plain sentences.
 
-    A difference counts only where its interval leaves out 0.
+    A difference counts only where its interval leaves out 0. `controls` are methods of equal compute and the like, on
+    the same rows.
     """
     intervals = entry["intervals"]
     sentences = []
@@ -143,6 +154,8 @@ def verdict(entry: Entry) -> str:
         if scaled.get("ensemble_minus"):
             against_scaled = _judge(entry, scaled, scaled["ensemble_minus"])
             sentences.append(f"Against that member after temperature scaling, it {against_scaled}.")
+        for control in controls:
+            sentences.append(f"Against {control.name}, it {_judge(entry, control.values, control.ensemble_minus)}.")
     gap, gap_interval = entry["ensemble"]["signed_gap"], intervals.get("ensemble", {}).get("signed_gap")
     if gap_interval is not None and not covers_zero(gap_interval):
         side, where = ("under", "below") if gap < 0 else ("over", "above")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from lorchestra.config import to_yaml
+from lorchestra.config import to_mapping, to_yaml
 from lorchestra.core.evaluation import evaluate_predictions, ood_scores
 from lorchestra.engine.config import RunConfig
 from lorchestra.models.config import AdaptConfig
@@ -202,3 +202,56 @@ def read_page():
         return page
 
     return read
+
+
+@pytest.fixture
+def make_comparison(tmp_path):
+    """Writes a directory of compared methods on the rows of `make_run`; returns its path."""
+
+    def build(
+        name: str = "compared",
+        *,
+        methods: Any = ("zero_shot", "one_lora", "one_lora+temperature", "lora_ensemble", "high_rank", "long_training"),
+        task: str = "toy",
+        split: str = "test",
+        rows: int = 60,
+        resamples: int = 60,
+        config: RunConfig | None = None,
+        left_out: Any = None,
+        change: Any = None,
+        train_digest: str = "d",
+    ) -> Path:
+        root = tmp_path / name
+        mapping = to_mapping(config or RunConfig(adapt=AdaptConfig(members=3)))
+        atomic_write_json(root / "compare.json", {"format_version": 1, "config": mapping, "resolved": mapping})
+        atomic_write_json(root / "splits.json", {"train": {"digest": train_digest}})
+        if left_out:
+            atomic_write_json(root / "left_out.json", left_out)
+        for number, key in enumerate(methods):
+            members = 3 if key.split("+")[0] == "lora_ensemble" else 1
+            found = make_predictions(members, rows, 0, task, split, 0.2 + 0.3 * number)
+            found = found if change is None else change(found)
+            entry = evaluate_predictions(found, train_labels=[0, 0, 1], resamples=resamples)
+            result = {
+                "name": key,
+                "summary": f"what {key} is",
+                "settings": {},
+                "chosen": {"temperature": 1.234} if "+" in key else {},
+                "cost": {
+                    "fit_base_passes": 2.5 * number,
+                    "tokens": 12000 * number,
+                    "fit_s": 10.0 + number,
+                    "peak_bytes": 2**30,
+                    "parameters": 768 * number,
+                    "predict_base_passes": float(members),
+                },
+                "predict_s": {"val": 1.0, "test": 2.0},
+                "entry": entry,
+                "config": mapping,
+            }
+            folder = root / "methods" / key
+            save_predictions(folder / "predictions", found)
+            atomic_write_json(folder / "result.json", result)
+        return root
+
+    return build

@@ -17,9 +17,17 @@ from lorchestra.report.html import compare, course, figures, tables
 from lorchestra.report.html.examples import pick
 from lorchestra.report.html.glyphs import interval_glyph, member_glyph
 from lorchestra.report.html.measures import abstain
-from lorchestra.report.html.source import ReportRun, read_runs
+from lorchestra.report.html.method_results import (
+    MethodComparison,
+    check_belongs,
+    foreign_settings,
+    is_comparison,
+    read_comparison,
+)
+from lorchestra.report.html.methods import methods_context
+from lorchestra.report.html.source import ReportRun, expand_sweeps, read_runs
 from lorchestra.report.html.svg import MINUS, NO_VALUE
-from lorchestra.report.table import verdict
+from lorchestra.report.table import Control, verdict
 from lorchestra.store.atomic import atomic_write_text
 
 if TYPE_CHECKING:
@@ -29,64 +37,116 @@ THRESHOLDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 """Confidences below which the printed table abstains."""
 
 
+WORDS = {
+    "yes": "Yes",
+    "partly": "In part",
+    "unclear": "Not clearly",
+    "mixed": "Yes and no",
+    "no": "No",
+    "none": "Not judged",
+}
+"""What the page answers, by tone of the headline."""
+
+MOST_IN_FULL = 6
+"""With more runs, as a sweep has, only the best one is shown in full."""
+
+
 def write_report(
-    roots: Sequence[str | Path], out: str | Path, *, split: str | None = None, examples: int = 8
+    roots: Sequence[str | Path],
+    out: str | Path,
+    *,
+    split: str | None = None,
+    examples: int = 8,
+    methods: str | Path | None = None,
 ) -> list[ReportRun]:
     """Write one self-contained page about one run, or several of one task; returns what it is about.
 
     Args:
-        roots: run directories, finished and evaluated.
+        roots: run directories, finished and evaluated; a sweep's directory stands for its finished runs, and one of
+            compared methods is taken as `methods`. With methods, no run is needed.
         out: the HTML file; it appears whole or not at all.
         split: the evaluation to show; by default test, or the latest where test was not evaluated.
         examples: how many rows of the data each list shows; 0 keeps all texts out of the page.
+        methods: a directory of compared methods (`lorchestra compare`), evaluated on the same rows.
 
     Raises:
         LorchestraError: jinja2 is not installed.
-        CheckpointError, DataError: see `read_runs`; or the page cannot be written.
+        CheckpointError, DataError: see `read_runs`; or the methods are of other rows; or the page cannot be written.
     """
-    if not roots:
+    given = [Path(methods)] if methods is not None else []
+    given += [Path(root) for root in roots if is_comparison(Path(root))]
+    roots = [root for root in roots if not is_comparison(Path(root))]
+    if not roots and not given:
         raise ConfigError("report: no run given; name at least one run directory")
+    if len(given) > 1:
+        raise ConfigError(f"--methods: {given[0]} and {given[1]}: a page takes one directory of compared methods")
     if examples < 0:
         raise ConfigError(f"--examples: {examples} is below 0; give how many rows each list shows")
     environment = _environment()
-    runs = read_runs(roots, split)
-    atomic_write_text(out, render(environment, runs, examples))
+    runs = read_runs(expand_sweeps(roots), split) if roots else []
+    compared = read_comparison(given[0]) if given else None
+    if compared is not None:
+        for run in runs:
+            check_belongs(run, compared)
+    atomic_write_text(out, render(environment, runs, examples, compared))
     return runs
 
 
-def render(environment: Environment, runs: Sequence[ReportRun], examples: int) -> str:
+def render(
+    environment: Environment, runs: Sequence[ReportRun], examples: int, compared: MethodComparison | None = None
+) -> str:
     """The page as text."""
     script, style = _template("page.js"), _template("page.css")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    first = runs[0]
+    foreign = {run.name: foreign_settings(run, compared) if compared else [] for run in runs}
+    comparison = compare.comparison(runs) if len(runs) > 1 else None
+    contexts = []
+    for number, run in enumerate(runs):
+        controls = compared.controls(run.entry, run.predictions) if compared and not foreign[run.name] else []
+        in_full = comparison is None or len(runs) <= MOST_IN_FULL or number == comparison["best"]
+        contexts.append(run_context(run, f"r{number}", examples if in_full else 0, len(runs) > 1, controls, in_full))
+    methods = methods_context(compared, foreign, alone=not runs) if compared else None
+    entry = runs[0].entry if runs or compared is None else compared.first.entry
     return environment.get_template("page.html.j2").render(
-        title=f"{first.entry['task']} {first.entry['split']}",
+        title=f"{entry['task']} {entry['split']}",
         version=version("lorchestra"),
         style=style,
         script=script,
         script_digest=digest,
-        comparison=compare.comparison(runs) if len(runs) > 1 else None,
-        runs=[run_context(run, f"r{number}", examples, len(runs) > 1) for number, run in enumerate(runs)],
+        words=WORDS,
+        comparison=comparison,
+        methods=None if methods is None else methods | {"config": _flat(methods["config"])},
+        runs=contexts,
     )
 
 
-def run_context(run: ReportRun, prefix: str, examples: int, among_others: bool) -> dict[str, Any]:
-    """Everything the templates show of one run; `prefix` keeps its element ids apart from those of other runs."""
+def run_context(
+    run: ReportRun,
+    prefix: str,
+    examples: int,
+    among_others: bool,
+    controls: Sequence[Control] = (),
+    in_full: bool = True,
+) -> dict[str, Any]:
+    """Everything the templates show of one run; `prefix` keeps its element ids apart from those of other runs.
+
+    `controls` join the methods that the run's ensemble is judged against. Without `in_full`, only what the page says of
+    a run among many.
+    """
     entry = run.entry
-    tone, sentence = tables.headline(entry)
+    tone, sentence = tables.headline(entry, controls)
+    shown = {"prefix": prefix, "name": run.name, "entry": entry, "headline": sentence, "in_full": in_full}
+    if not in_full:
+        return shown
     risk, slider = figures.risk_figure(run, f"{prefix}-probe")
-    return {
-        "prefix": prefix,
-        "name": run.name,
-        "entry": entry,
+    return shown | {
         "level": f"{100 * entry['intervals']['level']:g} %",
         "base": run.record["base"]["id"],
         "tone": tone,
-        "headline": sentence,
-        "verdict": verdict(entry).replace("(-", f"({MINUS}"),
+        "verdict": verdict(entry, controls).replace("(-", f"({MINUS}"),
         "fitted_here": entry["split"] == "val",
         "difference_columns": tables.DIFFERENCES,
-        "references": _references(entry),
+        "references": _references(entry, controls),
         "method_columns": tables.METHOD_COLUMNS,
         "methods": tables.method_rows(entry),
         "figures": {
@@ -135,9 +195,9 @@ def _template(name: str) -> str:
     return files("lorchestra.report.html").joinpath("templates", name).read_text(encoding="utf-8")
 
 
-def _references(entry: dict[str, Any]) -> list[dict[str, Any]]:
+def _references(entry: dict[str, Any], controls: Sequence[Control]) -> list[dict[str, Any]]:
     """Rows of differences with their pictures, on one scale a column: that of the fine-tuned methods."""
-    found = tables.references(entry)
+    found = tables.references(entry, controls)
     scales = []
     for place in range(len(tables.DIFFERENCES)):
         near = [row.cells[place].ends for row in found if not row.key.startswith(("base_", "majority"))]

@@ -20,6 +20,7 @@ from lorchestra.errors import CheckpointError, DataError, did_you_mean
 from lorchestra.report.html.checks import fault
 from lorchestra.store.predictions import load_predictions
 from lorchestra.store.run_dir import RunDir, read_ensemble, read_json
+from lorchestra.store.schema import check_shape
 from lorchestra.types import Predictions
 
 Entry = dict[str, Any]
@@ -96,6 +97,28 @@ def read_run(root: str | Path, split: str | None = None) -> ReportRun:
         members=tuple(m for m, member in enumerate(record["members"]) if member.get("state") != "failed"),
         parameters=_num_parameters(run, record),
     )
+
+
+def expand_sweeps(roots: Sequence[str | Path]) -> list[str | Path]:
+    """Run directories; the directory of a sweep stands for its finished runs, in the order of its points.
+
+    Raises:
+        CheckpointError: a sweep is damaged, or no run of it is finished.
+    """
+    found: list[str | Path] = []
+    for root in roots:
+        path = Path(root) / "sweep.json"
+        if not path.is_file():
+            found.append(root)
+            continue
+        record = read_json(path)
+        check_shape(record, {"points": [{"name": str}]}, path)
+        runs = [Path(root) / "runs" / Path(point["name"]).name for point in record["points"]]
+        finished = [run for run in runs if RunDir(run).ensemble.is_file()]
+        if not finished:
+            raise CheckpointError(f"{root}: no run of this sweep is finished; its lorchestra sweep command goes on")
+        found += finished
+    return found
 
 
 def read_runs(roots: Sequence[str | Path], split: str | None = None) -> list[ReportRun]:

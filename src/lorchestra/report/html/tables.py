@@ -8,7 +8,7 @@ from typing import Any
 
 from lorchestra.report.html.source import ReportRun
 from lorchestra.report.html.svg import MINUS, NO_VALUE
-from lorchestra.report.table import BASELINES, COLUMNS, Column, covers_zero, listed, methods
+from lorchestra.report.table import BASELINES, COLUMNS, Column, Control, covers_zero, listed, methods
 
 Entry = Mapping[str, Any]
 
@@ -47,7 +47,7 @@ class Reference:
     cells: tuple[Difference, ...]
 
 
-def references(entry: Entry) -> list[Reference]:
+def references(entry: Entry, controls: Sequence[Control] = ()) -> list[Reference]:
     """The ensemble against each method that it has paired intervals with; none for a single member."""
     if entry["num_members"] < 2:
         return []
@@ -56,6 +56,7 @@ def references(entry: Entry) -> list[Reference]:
         ("member_mean", "the mean member", entry["member_mean"], main.get("ensemble_minus_member_mean")),
         ("best_member", "the member best on validation", entry["best_member"], main.get("ensemble_minus_best_member")),
         ("best_member_scaled", "that member, temperature-scaled", *_own(scaled.get("best_member"))),
+        *((control.key, control.name, control.values, control.ensemble_minus) for control in controls),
         ("ensemble_scaled", "the ensemble, temperature-scaled", *_own(scaled)),
         ("mean_of_logits", "the mean of logits", *_own(entry.get("mean_of_logits"))),
     ]
@@ -103,16 +104,18 @@ def difference(column: Column, ensemble: Entry, other: Entry, intervals: Entry, 
     return Difference(number(column, value), shown, judged, guaranteed, scaled)
 
 
-def headline(entry: Entry) -> tuple[str, str]:
+def headline(entry: Entry, controls: Sequence[Control] = ()) -> tuple[str, str]:
     """Did the ensemble help? One of yes, partly, unclear, mixed, no, none; and a sentence.
 
-    Against the mean member only accuracy and ECE count: in NLL and Brier convexity grants the gain.
+    Against the mean member only accuracy and ECE count: in NLL and Brier convexity grants the gain. `controls` count
+    as the members do.
     """
     if entry["num_members"] < 2:
         return "none", "There is one member only, so there is no ensemble to judge."
     judged: dict[str, list[str]] = {"better": [], "worse": [], "mixed": [], "unclear": []}
-    for reference in references(entry):
-        if reference.key not in ("member_mean", "best_member", "best_member_scaled"):
+    judging = {"member_mean", "best_member", "best_member_scaled", *(control.key for control in controls)}
+    for reference in references(entry, controls):
+        if reference.key not in judging:
             continue
         found = {cell.judged for cell in reference.cells if not cell.guaranteed} - {"unclear"}
         if found == {"unknown"}:
@@ -171,12 +174,13 @@ def method_rows(entry: Entry, columns: Sequence[Column] = METHOD_COLUMNS) -> lis
         name = "one LoRA" if alone and method.key == "member_mean" else method.name.strip()
         if (temperature := temperatures.get(method.key, {}).get("T")) is not None:
             name = f"{name} (T = {temperature:.2f})"
-        cells = tuple(_cell(column, method.values, method.intervals) for column in columns)
+        cells = tuple(metric(column, method.values, method.intervals) for column in columns)
         rows.append(MethodRow(method.key, name, cells, indent=method.name.startswith(" ")))
     return rows
 
 
-def _cell(column: Column, values: Entry, intervals: Entry) -> Cell:
+def metric(column: Column, values: Entry, intervals: Entry) -> Cell:
+    """One metric of one method."""
     if column.key not in values:
         return Cell(NO_VALUE)
     spread, ends = (values.get("std") or {}).get(column.key), intervals.get(column.key)

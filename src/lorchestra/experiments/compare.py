@@ -1,0 +1,272 @@
+"""Methods at equal budget on one configuration's rows: fitted, predicted and evaluated, one directory each.
+
+Format of the directory: `compare.json` (the configuration as asked for and as resolved), `splits.json` (ids and digest
+of each split), `methods/<name>/` (`result.json` and `predictions/` of a finished method, whole), `left_out.json`
+(methods that could not do the task, with the reason).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from lorchestra.config import differences, from_mapping, to_mapping
+from lorchestra.core.evaluation import ensemble_minus, evaluate_predictions
+from lorchestra.engine.config import RunConfig, check_run
+from lorchestra.engine.observer import Interrupted, Observer
+from lorchestra.errors import CheckpointError, ConfigError, TrainingError
+from lorchestra.experiments.build import Say
+from lorchestra.experiments.rows import RunRows, absolute_paths, check_unchanged, read_rows
+from lorchestra.experiments.setting import method_setting
+from lorchestra.experiments.shared_fit import SharedFit
+from lorchestra.methods.contract import Cost, Progress, Setting, Silent
+from lorchestra.methods.registry import METHODS, WRAPPERS, split_name, wrap_method
+from lorchestra.store.atomic import atomic_directory, atomic_write_json, sweep_directory
+from lorchestra.store.predictions import load_predictions, save_predictions
+from lorchestra.store.run_dir import read_json
+from lorchestra.store.schema import check_shape
+from lorchestra.types import Predictions
+
+FORMAT_VERSION = 1
+
+REFERENCE = "lora_ensemble"
+"""The method from which the others' differences are taken."""
+
+_RECORD: dict[str, Any] = {"format_version": int, "config": dict, "resolved": dict}
+_RESULT: dict[str, Any] = {
+    "name": str,
+    "summary": str,
+    "cost": {field.name: float for field in dataclasses.fields(Cost)},
+    "chosen": dict,
+    "predict_s": {"val": float, "test": float},
+    "entry": {"task": str, "split": str},
+}
+
+
+def compare_methods(
+    config: RunConfig,
+    names: Iterable[str],
+    out: str | Path,
+    *,
+    say: Say = lambda text: None,
+    observe: Callable[[str], Observer] = lambda name: Silent(),
+    should_stop: Callable[[], bool] = lambda: False,
+) -> list[dict[str, Any]]:
+    """Fit methods on the configuration's training rows, and evaluate them on its test rows.
+
+    What is finished in `out` is read and not done again; an interruption loses at most the method under way. Wrappers
+    on one method (`lora_ensemble`, `lora_ensemble+temperature`) share its fit.
+
+    Args:
+        config: M is its `adapt.members`, and its `train` the budget of one member.
+        names: methods of the registry, with wrappers behind a plus sign.
+        out: the directory of the comparison.
+        say: is told, in one line each, what a person should know.
+        observe: makes the observer of a method's fit and predictions, from the method's name without wrappers.
+        should_stop: asked between micro-batches.
+
+    Returns:
+        One dictionary a name, in order. Of a finished method: `name`, `summary`, `settings` (of the method), `chosen`
+        (numbers that its fit chose), `cost` (the fields of `Cost`; those of a wrapped method include the fit below
+        it), `predict_s` (seconds by split), `entry` (see `core.evaluation`, on the test rows), `config` (resolved),
+        and, where `lora_ensemble` is finished in `out`, `ensemble_minus`: paired intervals of its metrics minus this
+        method's. Of a method that cannot do the task, or of which every member failed: `name`, `summary` and
+        `left_out`, the reason.
+
+    Raises:
+        ConfigError: no name or an unknown one, or another configuration than the one that `out` was begun with.
+        DataError, CheckpointError: the rows, the base or `out` cannot be used.
+        Interrupted: `should_stop` returned true.
+    """
+    check_run(config)
+    names = list(dict.fromkeys(names))
+    if not names:
+        raise ConfigError("--methods: no method is named")
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(split_name(name)[0], []).append(name)
+    root = Path(out)
+    config = dataclasses.replace(config, data=absolute_paths(config.data))
+    rows = read_rows(config.data, config.train.seed)
+    begun = _begun(root, config, rows)
+    for note in rows.notes:
+        say(note)
+    setting = method_setting(begun or config, rows.task, say, should_stop=should_stop)
+    if begun is None:
+        _begin(root, config, setting.config, rows)
+    left_out: dict[str, str] = {}
+    for first, group in groups.items():
+        own = dataclasses.replace(setting, observer=observe(first))
+        left_out |= _Comparison(root, own, rows, say).run(first, group)
+        gc.collect()  # the base of a method goes before the next one's comes: both would count in its peak
+    _note_left_out(root, names, left_out)
+    return _results(root, names, left_out, config, rows)
+
+
+def read_left_out(root: Path) -> dict[str, str]:
+    """Methods that could not do the task, with the reason."""
+    path = root / "left_out.json"
+    return {name: str(reason) for name, reason in read_json(path).items()} if path.exists() else {}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Comparison:
+    """Where, in which setting and on which rows."""
+
+    root: Path
+    setting: Setting
+    rows: RunRows
+    say: Say
+
+    def run(self, first: str, names: Sequence[str]) -> dict[str, str]:
+        """Finish a method and what is wrapped around it; returns those left out, with the reason."""
+        missing = [name for name in names if not _folder(self.root, name).exists()]
+        if not missing:
+            return {}
+        left_out = {}
+        below = SharedFit(first, self.setting, {split: self.rows.task.splits[split] for split in ("val", "test")})
+        if _folder(self.root, first).exists():
+            known = {split: _read_predictions(self.root, first, self.rows, split) for split in below.splits}
+            below.remember(_read_result(self.root, first), known)
+        for name in sorted(missing, key=lambda name: name != first):
+            try:
+                self._finish(name, below)
+            except (ConfigError, TrainingError) as error:
+                left_out[name] = str(error)
+                self.say(f"{name} is left out: {error}")
+        return left_out
+
+    def _finish(self, name: str, below: SharedFit) -> None:
+        """Wrap, predict, evaluate and save one method."""
+        first, wrappers = split_name(name)
+        fitted = below.as_fitted()
+        before = below.elsewhere_s
+        fitted = wrap_method(self.setting, fitted, wrappers)
+        cost = dataclasses.replace(fitted.cost, fit_s=fitted.cost.fit_s + below.elsewhere_s - before)
+        found, seconds = {}, {}
+        for split, examples in below.splits.items():
+            before, started = below.elsewhere_s, time.perf_counter()
+            progress = _progress(self.setting, f"predicting {split}", len(examples))
+            found[split] = fitted.predict(examples, split, progress)
+            seconds[split] = time.perf_counter() - started + below.elsewhere_s - before
+        config, train = self.setting.config, self.rows.task.splits["train"]
+        entry = evaluate_predictions(
+            found["test"],
+            validation=found["val"],
+            train_labels=[row.answer for row in train if row.answer is not None],
+            resamples=config.evaluate.resamples,
+            seed=config.train.seed,
+        )
+        result = {
+            "name": name,
+            "summary": "; ".join([METHODS[first].summary, *(WRAPPERS[wrapper].summary for wrapper in wrappers)]),
+            "settings": dataclasses.asdict(METHODS[first].Config()),
+            "chosen": fitted.chosen,
+            "cost": dataclasses.asdict(cost),
+            "predict_s": seconds,
+            "entry": entry,
+            "config": to_mapping(config),
+        }
+        with atomic_directory(_folder(self.root, name)) as directory:
+            for predictions in found.values():
+                save_predictions(directory / "predictions", predictions)
+            atomic_write_json(directory / "result.json", result)
+        self.say(f"{name} is done: fitted in {cost.fit_s:.0f} s, {seconds['test']:.0f} s for the test rows")
+
+
+def _progress(setting: Setting, what: str, total: int) -> Progress:
+    def tell(done: int) -> None:
+        setting.observer.on_phase(what, min(done, total), total)
+        if setting.should_stop():
+            raise Interrupted
+
+    return tell
+
+
+def _folder(root: Path, name: str) -> Path:
+    return root / "methods" / name
+
+
+def _begun(root: Path, config: RunConfig, rows: RunRows) -> RunConfig | None:
+    """The resolved configuration of a comparison that is there already; None where there is none.
+
+    Raises:
+        CheckpointError: something else is there.
+        ConfigError: it has other settings.
+        DataError: it has other rows.
+    """
+    path = root / "compare.json"
+    if not path.exists():
+        if root.exists() and (not root.is_dir() or any(root.iterdir())):
+            raise CheckpointError(f"--out {root}: exists and is not the directory of a comparison; choose another name")
+        return None
+    record = read_json(path)
+    check_shape(record, _RECORD, path)
+    if record["format_version"] != FORMAT_VERSION:
+        raise CheckpointError(f"{path}: format_version is {record['format_version']}, this is {FORMAT_VERSION}")
+    before = from_mapping(RunConfig, record["config"], str(path))
+    # rows are checked by their digest: they may come from another place now
+    changed = {name: pair for name, pair in differences(config, before).items() if name != "data.dir"}
+    for name, (now, then) in changed.items():
+        raise ConfigError(
+            f"{name}: the comparison in {root} has {then!r}, not {now!r}; keep its settings, or choose another --out"
+        )
+    check_unchanged(rows, root / "splits.json")
+    sweep_directory(root / "methods")
+    resolved = from_mapping(RunConfig, record["resolved"], str(path))
+    return dataclasses.replace(resolved, data=dataclasses.replace(resolved.data, dir=config.data.dir))
+
+
+def _begin(root: Path, config: RunConfig, resolved: RunConfig, rows: RunRows) -> None:
+    with suppress(OSError):
+        root.rmdir()  # an empty directory may be there
+    with atomic_directory(root) as directory:
+        atomic_write_json(directory / "splits.json", rows.record())
+        record = {"format_version": FORMAT_VERSION, "config": to_mapping(config), "resolved": to_mapping(resolved)}
+        atomic_write_json(directory / "compare.json", record)
+
+
+def _read_result(root: Path, name: str) -> dict[str, Any]:
+    path = _folder(root, name) / "result.json"
+    result = read_json(path)
+    check_shape(result, _RESULT, path)
+    return result
+
+
+def _read_predictions(root: Path, name: str, rows: RunRows, split: str) -> Predictions:
+    return load_predictions(_folder(root, name) / "predictions" / f"{rows.task.name}.{split}.safetensors")
+
+
+def _note_left_out(root: Path, names: Sequence[str], left_out: Mapping[str, str]) -> None:
+    before = read_left_out(root)
+    now = {name: reason for name, reason in before.items() if name not in names} | dict(left_out)
+    if now != before:
+        atomic_write_json(root / "left_out.json", now)
+
+
+def _results(
+    root: Path, names: Sequence[str], left_out: Mapping[str, str], config: RunConfig, rows: RunRows
+) -> list[dict[str, Any]]:
+    """What `compare_methods` returns."""
+    found = {name: _read_result(root, name) for name in names if name not in left_out}
+    if _folder(root, REFERENCE).exists():
+        others = {name: _read_predictions(root, name, rows, "test") for name in found if name != REFERENCE}
+        apart = ensemble_minus(
+            _read_predictions(root, REFERENCE, rows, "test"),
+            others,
+            resamples=config.evaluate.resamples,
+            seed=config.train.seed,
+        )
+        for name, intervals in apart.items():
+            found[name]["ensemble_minus"] = intervals
+    return [
+        found[name]
+        if name in found
+        else {"name": name, "summary": METHODS[split_name(name)[0]].summary, "left_out": left_out[name]}
+        for name in names
+    ]

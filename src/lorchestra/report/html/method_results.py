@@ -1,0 +1,216 @@
+"""A directory of compared methods, read and checked: what `lorchestra compare` wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lorchestra.config import differences, from_mapping
+from lorchestra.core.evaluation import ensemble_minus
+from lorchestra.core.metrics import accuracy
+from lorchestra.core.predictive import mixture_log_probs
+from lorchestra.engine.config import RunConfig
+from lorchestra.errors import CheckpointError, DataError
+from lorchestra.report.html.checks import fault
+from lorchestra.report.html.source import Entry, ReportRun
+from lorchestra.report.table import Control, listed
+from lorchestra.store.predictions import load_predictions
+from lorchestra.store.run_dir import read_json
+from lorchestra.store.schema import check_shape
+from lorchestra.types import Predictions
+
+ENSEMBLE = "lora_ensemble"
+
+NAMES = {
+    "zero_shot": "base, zero-shot",
+    "few_shot": "base, few-shot",
+    "one_lora": "one LoRA",
+    ENSEMBLE: "LoRA ensemble",
+    "mc_dropout": "MC dropout",
+    "high_rank": "one LoRA of M times the rank",
+    "long_training": "one LoRA trained M times as long",
+    "soup": "soup, the members' weight average",
+    "snapshot": "snapshots of one LoRA",
+    "last_layer": "members that share all but the last layer",
+    "swag": "SWAG",
+    "laplace": "Laplace",
+    "batch_ensemble": "BatchEnsemble",
+}
+"""Methods as people call them, in the order in which the page shows them; others come after them by name."""
+
+_WRAPPERS = {"temperature": "temperature scaling", "contextual": "contextual calibration"}
+
+CONTROLS = ("one_lora+temperature", "high_rank", "long_training")
+"""What the verdict holds the ensemble against: one LoRA with calibration, and with as much compute or parameters."""
+
+_FREE = ("base.threads", "data.dir", "data.train", "data.val", "data.test", "adapt.trunk_memory_gb")
+_FREE_TRAIN = ("train.token_budget", "train.gradient_checkpointing", "train.checkpoint_every_s")
+"""Settings that change no number, but by rounding; rows are known by their digests."""
+
+_COST = ("fit_base_passes", "predict_base_passes", "tokens", "fit_s", "peak_bytes", "parameters")
+_RESULT: dict[str, Any] = {"name": str, "summary": str, "cost": dict.fromkeys(_COST, float), "chosen": dict}
+_SPLITS = {"train": {"digest": str}}
+
+
+@dataclass(frozen=True)
+class MethodResult:
+    """One finished method."""
+
+    key: str
+    """Its name in the registry."""
+    name: str
+    """Its name for people."""
+    summary: str
+    cost: Entry
+    chosen: Entry
+    entry: Entry
+    predictions: Predictions
+
+
+@dataclass(frozen=True)
+class MethodComparison:
+    """Finished methods on the same rows, by key; `left_out` has the reasons of those that could not do the task."""
+
+    root: Path
+    config: RunConfig
+    train_digest: str
+    results: dict[str, MethodResult]
+    left_out: dict[str, str]
+
+    @property
+    def first(self) -> MethodResult:
+        """Any of them: task, split and rows are the same in all."""
+        return next(iter(self.results.values()))
+
+    def controls(self, entry: Entry, predictions: Predictions) -> list[Control]:
+        """The controls beside an ensemble's evaluation and predictions, with paired intervals."""
+        found = {key: self.results[key] for key in CONTROLS if key in self.results}
+        return paired(entry, predictions, list(found.values()))
+
+
+def paired(entry: Entry, predictions: Predictions, results: Sequence[MethodResult]) -> list[Control]:
+    """Methods with the intervals of an ensemble minus each, resampled as in the ensemble's evaluation."""
+    settings = entry["intervals"]
+    intervals = ensemble_minus(
+        predictions,
+        {result.key: result.predictions for result in results},
+        resamples=settings.get("resamples", 0),
+        seed=settings.get("seed", 0),
+    )
+    return [Control(result.key, result.name, result.entry["ensemble"], intervals[result.key]) for result in results]
+
+
+def is_comparison(root: Path) -> bool:
+    """Whether a directory is one of compared methods."""
+    return (root / "compare.json").is_file()
+
+
+def read_comparison(root: str | Path) -> MethodComparison:
+    """Read the finished methods.
+
+    Raises:
+        CheckpointError: no such directory, nothing finished in it, or damaged files.
+    """
+    root = Path(root)
+    if not is_comparison(root):
+        raise CheckpointError(
+            f"{root}: not a directory of compared methods (no compare.json); make one by: lorchestra compare --out DIR"
+        )
+    record = read_json(root / "compare.json")
+    check_shape(record, {"resolved": dict}, root / "compare.json")
+    splits = read_json(root / "splits.json")
+    check_shape(splits, _SPLITS, root / "splits.json")
+    found = [_read_result(path) for path in (root / "methods").glob("[!.]*/result.json")]
+    if not found:
+        raise CheckpointError(f"{root}: no method is finished in it; the same lorchestra compare command goes on")
+    found.sort(key=lambda result: _order(result.key))
+    for result in found[1:]:
+        if not same_rows(result.predictions, found[0].predictions):
+            raise CheckpointError(
+                f"{root}: {result.key} was evaluated on other rows than {found[0].key}; remove its directory and"
+                " compare again"
+            )
+    left_out = root / "left_out.json"
+    return MethodComparison(
+        root=root,
+        config=from_mapping(RunConfig, record["resolved"], str(root / "compare.json")),
+        train_digest=splits["train"]["digest"],
+        results={result.key: result for result in found},
+        left_out={str(key): str(reason) for key, reason in read_json(left_out).items()} if left_out.exists() else {},
+    )
+
+
+def check_belongs(run: ReportRun, comparison: MethodComparison) -> None:
+    """Refuse methods of another task, split or rows than a run's.
+
+    Raises:
+        DataError: names both and what differs.
+    """
+    theirs, mine = comparison.first.entry, run.entry
+    for what in ("task", "split"):
+        if theirs[what] != mine[what]:
+            raise DataError(
+                f"{comparison.root}: its methods are of the {what} {theirs[what]!r} and {run.run.root} of"
+                f" {mine[what]!r}: numbers of different rows do not belong in one table; make a page for each"
+            )
+    if not same_rows(comparison.first.predictions, run.predictions):
+        raise DataError(
+            f"{comparison.root}: its methods were evaluated on other rows of {theirs['task']} {theirs['split']} than"
+            f" {run.run.root}; compare and train with the same files and seed, or make a page for each"
+        )
+
+
+def foreign_settings(run: ReportRun, comparison: MethodComparison) -> list[str]:
+    """Settings in which a run and the methods differ so that their budgets are not equal; none where they are."""
+    free = {*_FREE, *_FREE_TRAIN}
+    apart = [
+        field
+        for field in differences(run.config, comparison.config)
+        if field not in free and not field.startswith("evaluate.")
+    ]
+    if run.run.splits.exists():
+        splits = read_json(run.run.splits)
+        check_shape(splits, _SPLITS, run.run.splits)
+        if splits["train"]["digest"] != comparison.train_digest:
+            apart.append("the training rows")
+    return apart
+
+
+def same_rows(one: Predictions, other: Predictions) -> bool:
+    """Whether predictions are of the same rows in the same order."""
+    return one.ids == other.ids and np.array_equal(one.labels, other.labels)
+
+
+def method_name(key: str) -> str:
+    """A method's name for people, with what is wrapped around it."""
+    first, *wrappers = key.split("+")
+    name = NAMES.get(first, first)
+    return f"{name} with {listed([_WRAPPERS.get(wrapper, wrapper) for wrapper in wrappers])}" if wrappers else name
+
+
+def _order(key: str) -> tuple[int, str]:
+    known = list(NAMES)
+    first = key.split("+")[0]
+    return (known.index(first) if first in known else len(known), key)
+
+
+def _read_result(path: Path) -> MethodResult:
+    result = read_json(path)
+    check_shape(result, _RESULT, path)
+    entry = result.get("entry")
+    if (wrong := fault(entry)) is not None:
+        raise CheckpointError(f"{path}: entry {wrong}; the file was changed or damaged; remove the method's directory")
+    assert isinstance(entry, dict)
+    predictions = load_predictions(path.parent / "predictions" / f"{entry['task']}.{entry['split']}.safetensors")
+    found = accuracy(mixture_log_probs(predictions.log_probs_MEC), predictions.labels)
+    if abs(found - entry["ensemble"]["accuracy"]) > 1e-9:
+        raise CheckpointError(
+            f"{path}: accuracy is {entry['ensemble']['accuracy']} here and {found} in the predictions; remove the"
+            " method's directory and compare again"
+        )
+    key = result["name"]
+    return MethodResult(key, method_name(key), result["summary"], result["cost"], result["chosen"], entry, predictions)

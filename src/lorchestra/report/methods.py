@@ -1,0 +1,65 @@
+"""Compared methods as a table for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from lorchestra.report.html.tables import count
+from lorchestra.report.table import COLUMNS, JUDGED, Column
+
+_SHOWN = [column for column in COLUMNS if column.key in JUDGED]
+_COST = ("Passes", "Tokens", "Sec.", "Peak", "Params")
+
+
+def methods_table(results: Sequence[Mapping[str, Any]]) -> Table:
+    """One row a method: metrics with the paired interval of `lora_ensemble` minus it, and cost; fits 100 columns.
+
+    Args:
+        results: see `experiments.compare.compare_methods`.
+    """
+    table = Table(
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+        caption="In brackets: lora_ensemble minus the method, 95 % interval of paired resamples of rows. Passes of the"
+        " base: in the fit, and below in one prediction. Tokens trained on; seconds and peak GB of the fit; parameters"
+        " stored.",
+        caption_justify="left",
+    )
+    table.add_column("Method", no_wrap=True)
+    for column in _SHOWN:
+        table.add_column(column.title, no_wrap=True)
+    for title in _COST:
+        table.add_column(title, justify="right", no_wrap=True)
+    for one in results:
+        name = Text(one["name"].replace("+", "\n+"), style="bold" if one["name"] == "lora_ensemble" else "")
+        if "left_out" in one:
+            table.add_row(name, Text("left out", style="dim"))
+            continue
+        apart = one.get("ensemble_minus") or {}
+        cells = [_cell(column, one["entry"]["ensemble"][column.key], apart.get(column.key)) for column in _SHOWN]
+        table.add_row(name, *cells, *_costs(one["cost"]))
+    return table
+
+
+def _cell(column: Column, value: float | None, ends: Sequence[float | None] | None) -> Text:
+    text = Text(column.number(value, absent="inf"))
+    if ends is not None:
+        signed = Column(column.key, "", column.factor, column.digits, signed=True)
+        text.append(f"\n[{','.join(signed.number(end, absent='inf') for end in ends)}]", style="dim")
+    return text
+
+
+def _costs(cost: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{cost['fit_base_passes']:.2f}\n{cost['predict_base_passes']:.2f}",
+        count(cost["tokens"]),
+        f"{cost['fit_s']:.0f}",
+        f"{cost['peak_bytes'] / 1e9:.2f}",
+        count(cost["parameters"]),
+    ]
