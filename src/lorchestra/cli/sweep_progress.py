@@ -39,6 +39,12 @@ class SweepProgress:
         self._pack: tuple[Pack, Trainer] | None = None
         self._live = Live(self._render(), console=console, refresh_per_second=4) if console.is_terminal else None
 
+    def follow(self, points: Sequence[Point]) -> SweepProgress:
+        """Show these points from now on."""
+        self._points = {point.name: point for point in points}
+        self._status = dict.fromkeys(self._points, "waiting")
+        return self
+
     def __enter__(self) -> SweepProgress:
         """Start the table."""
         if self._live is not None:

@@ -29,7 +29,7 @@ class Point:
     config: RunConfig
 
 
-def parse_axis(text: str) -> tuple[str, list[Any]]:
+def parse_axis(text: str, option: str = "--grid") -> tuple[str, list[Any]]:
     """`train.lr=1e-4,3e-4` as a field and its values; a value that is a list itself stands in brackets.
 
     Raises:
@@ -37,11 +37,11 @@ def parse_axis(text: str) -> tuple[str, list[Any]]:
     """
     field, equals, values = text.partition("=")
     if not (field.strip() and equals and values.strip()):
-        raise ConfigError(f"--grid {text}: write a field and its values, as in --grid train.lr=1e-4,3e-4")
+        raise ConfigError(f"{option} {text}: write a field and its values, as in {option} train.lr=1e-4")
     try:
         found = yaml.safe_load(f"[{values}]")
     except yaml.YAMLError as error:
-        raise ConfigError(f"--grid {text}: the values cannot be read ({' '.join(str(error).split())})") from error
+        raise ConfigError(f"{option} {text}: the values cannot be read ({' '.join(str(error).split())})") from error
     return field.strip(), found
 
 
@@ -84,8 +84,8 @@ def named_points(base: RunConfig, settings: Sequence[Mapping[str, Any]]) -> list
     return list(points.values())
 
 
-def with_settings(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
-    """A configuration with some dotted fields replaced.
+def with_settings(config: RunConfig, settings: Mapping[str, Any], where: str = "--grid") -> RunConfig:
+    """A configuration with some dotted fields replaced; `where` says what they come from, for errors.
 
     Raises:
         ConfigError: an unknown field or a value of another type.
@@ -97,9 +97,9 @@ def with_settings(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
         for group in groups:
             place = place.setdefault(group, {})
             if not isinstance(place, dict):
-                raise ConfigError(f"--grid: {field} is no setting; {group} has no settings of its own")
+                raise ConfigError(f"{where}: {field} is no setting; {group} has no settings of its own")
         place[last] = value
-    return from_mapping(RunConfig, mapping, "--grid")
+    return from_mapping(RunConfig, mapping, where)
 
 
 def _as_name(value: Any) -> str:

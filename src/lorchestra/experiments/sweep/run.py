@@ -17,9 +17,9 @@ from lorchestra.config import differences, from_mapping, to_mapping
 from lorchestra.engine.config import RunConfig
 from lorchestra.engine.observer import Observer
 from lorchestra.engine.trainer import Trainer
-from lorchestra.errors import CheckpointError, ConfigError
+from lorchestra.errors import CheckpointError, ConfigError, DataError
 from lorchestra.experiments.build import Say
-from lorchestra.experiments.rows import absolute_paths, is_task_name, read_named_ood
+from lorchestra.experiments.rows import absolute_paths, is_task_name, read_named_ood, read_ood_file
 from lorchestra.experiments.sweep.finish import finish_pack
 from lorchestra.experiments.sweep.packs import Pack, make_packs
 from lorchestra.experiments.sweep.points import Point
@@ -78,7 +78,7 @@ def run_sweep(
         out: the sweep's directory.
         most_members: most members of one packed pass.
         evaluate: whether to evaluate on the test rows.
-        ood: tasks by name with rows unlike the training rows.
+        ood: tasks by name or files with rows unlike the training rows; their labels are not looked at.
         each_epoch: whether to predict the test rows after every epoch, into the runs' `predictions/*.epoch_*`.
         say: is told, in one line each, what a person should know.
         observer: hears of progress.
@@ -212,7 +212,13 @@ def _names_of(path: Path) -> list[str]:
 
 
 def _ood_rows(names: Sequence[str], pack: Pack) -> Mapping[str, Sequence[Example]]:
-    for name in names:
-        if not is_task_name(name):
-            raise ConfigError(f"--ood {name}: a sweep takes tasks by name (lorchestra tasks lists them)")
-    return {name: read_named_ood(name, pack.points[0].config.data, pack.rows.task.labels) for name in names}
+    """Rows unlike the training rows, by the name of their task or the stem of their file."""
+    data, labels = pack.points[0].config.data, pack.rows.task.labels
+    found: dict[str, Sequence[Example]] = {}
+    for value in names:
+        is_task = is_task_name(value)
+        name = value if is_task else Path(value).name.split(".")[0]
+        if name in found:
+            raise DataError(f"--ood {value}: another file or task is named {name} too; rename one")
+        found[name] = read_named_ood(name, data, labels) if is_task else read_ood_file(value, data, labels)
+    return found

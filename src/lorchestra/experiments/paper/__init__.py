@@ -1,0 +1,1 @@
+"""The paper's experiments: recipes read, scaled by a profile, and trained as sweeps."""

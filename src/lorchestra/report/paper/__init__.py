@@ -1,0 +1,1 @@
+"""The paper's figures, and those that its readers asked for, as functions of saved predictions."""
