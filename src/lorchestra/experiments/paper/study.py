@@ -80,7 +80,7 @@ def run_study(
         results = compare_methods(
             config, recipe.methods, out / "comparison", say=say, observe=lambda name: Silent(), should_stop=should_stop
         )
-        return Study(out / "comparison", (), tuple(results), caption)
+        return Study(out / "comparison", (), tuple(one for one in results if "entry" in one), caption)
     outcome = run_sweep(
         points,
         out / "sweep",
@@ -101,7 +101,7 @@ def run_study(
 def _caption(recipe: FigureRecipe, config: RunConfig) -> str:
     """What was trained, and whose values these are."""
     adapt, train = config.adapt, config.train
-    task = config.data.task or Path(config.data.train or "").stem
+    task = config.data.task or Path(config.data.train or "").name.split(".")[0]
     return (
         f"Here: {Path(config.base.name).name}, {task}, M = {adapt.members}, r = {adapt.r}, layers {adapt.layers},"
         f" lr {train.lr:g}, {train.epochs} epochs. The paper: {recipe.paper}\nThis project's choice: {recipe.ours}"

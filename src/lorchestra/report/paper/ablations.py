@@ -105,12 +105,12 @@ def draw_members(runs: Sequence[StudyRun]) -> Page:
         axes.set(xlabel="members", title=title)
         axes.xaxis.get_major_locator().set_params(integer=True)
     figure.suptitle(f"{run.test.task}: members of one training of {total}; band: standard deviation over subsets")
-    half = rows[max(1, total // 4) - 1] if total > 3 else rows[0]
+    some = rows[min(total, max(2, total // 4)) - 1]
     first, last = float(rows[0][4]), float(rows[-1][4])
-    share = 100 * (first - float(half[4])) / (first - last) if first != last else float("nan")
+    share = 100 * (first - float(some[4])) / (first - last) if first != last else float("nan")
     header = ["members", "subsets", *(f"{key}{end}" for key in ("accuracy", "nll", "ece") for end in ("", "_sd"))]
     sentence = (
-        f"NLL falls from {first:.3f} with one member to {last:.3f} with {total}; {share:.0f} % of that with {half[0]}."
+        f"NLL falls from {first:.3f} with one member to {last:.3f} with {total}; {share:.0f} % of that with {some[0]}."
     )
     return Page(figure, header, rows, sentence)
 
@@ -135,7 +135,7 @@ def draw_by_number(runs: Sequence[StudyRun], field: str, name: str) -> Page:
         axes.set_xticks(x, [f"{value:g}" for value in x], fontsize="small")
         axes.minorticks_off()
         axes.set_xlabel(name)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
     cost = ("train_s", "tokens", "base_passes", "peak_bytes")
     rows = [
         [value, *(f"{one[key]:.5f}" for one in (single, ensemble) for key in keys), *(run.cost[k] for k in cost)]

@@ -92,7 +92,7 @@ def draw_ood(runs: Sequence[StudyRun]) -> Page:
         axes.set_xticks(range(len(_SCORES)), [text.replace(" ", "\n") for text in _SCORES.values()], fontsize="small")
     panels[0].set_ylabel("AUROC: rows unlike the training rows told apart")
     figure.legend(
-        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize="small"
+        *panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False, fontsize="small"
     )
     best = max((row for row in rows if row[2] == "ensemble"), key=lambda row: float(row[4]))
     worst = min((row for row in rows if row[2] == "ensemble"), key=lambda row: float(row[4]))

@@ -32,7 +32,7 @@ def draw_epochs(runs: Sequence[StudyRun]) -> Page:
     for axes, title in zip(panels, METRICS.values(), strict=True):
         axes.set(xlabel="epoch", title=f"{title} on test rows")
         axes.xaxis.get_major_locator().set_params(integer=True)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
     parts = [
         f"{method} ({label}) NLL {min(one['nll'] for one in found):.3f} at best, {found[-1]['nll']:.3f} at the end,"
         f" ECE {found[0]['ece']:.3f} to {found[-1]['ece']:.3f}"

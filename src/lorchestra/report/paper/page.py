@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ SINGLE, ENSEMBLE, BASE = "#D55E00", "#0072B2", "#666666"
 """Vermilion, blue and gray: one LoRA, the ensemble and the base in every picture."""
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's colors, apart for every kind of color vision."""
+_LETTERS_AN_INCH = 16
+"""Of the caption, so that no line is wider than the picture."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
@@ -57,7 +60,9 @@ def write_page(page: Page, folder: Path, name: str, caption: str) -> None:
         name: the figure's name.
         caption: what was trained, put below the picture.
     """
-    page.figure.supxlabel(caption, fontsize="x-small", color="0.35")
+    width = int(_LETTERS_AN_INCH * page.figure.get_size_inches()[0])
+    lines = [line for part in caption.splitlines() for line in textwrap.wrap(part, width)]
+    page.figure.supxlabel("\n".join(lines), fontsize="x-small", color="0.35")
     for kind in ("png", "svg"):
         with atomic_path(folder / f"{name}.{kind}") as temporary:
             page.figure.savefig(temporary, format=kind, metadata={"Date": None} if kind == "svg" else None)
