@@ -330,10 +330,10 @@ def test_a_run_directory_appears_with_its_configuration(run_config, texts_csv, t
 def test_a_directory_that_another_process_made_meanwhile_is_left_alone(run_config, texts_csv, tmp_path, monkeypatch):
     original, root = lorchestra.experiments.train.build_session, tmp_path / "run"
 
-    def slow(*arguments):
+    def slow(*arguments, **settings):
         root.mkdir()
         (root / "config.yaml").write_text("theirs")
-        return original(*arguments)
+        return original(*arguments, **settings)
 
     monkeypatch.setattr("lorchestra.experiments.train.build_session", slow)
     with pytest.raises(CheckpointError, match="another process has just made it"):
@@ -476,7 +476,7 @@ def test_members_of_their_own_ranks_are_recorded_and_read_again(run_config, text
     """Ranks 1, 4 and 2 on one base: each folder holds its own, and the run predicts what the trainer trained."""
     original, trained = lorchestra.experiments.train.build_session, []
 
-    def build_session(config, *arguments):
+    def build_session(config, *arguments, **unused):
         own = member_adapters(config.adapt, config.train.seed)
         adapters = [dataclasses.replace(a, r=r, scaling=8 / r) for a, r in zip(own, (1, 4, 2), strict=True)]
         session, resolved = original(config, *arguments, adapters=adapters)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lorchestra.core.packing import Scoring
+from lorchestra.core.scoring import Scoring
 
 
 def choice_log_probs(logits_KU: Tensor, scoring: Scoring) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lorchestra.core.dropout import token_keys
 from lorchestra.core.prefix import KeptPrefix
+from lorchestra.core.scoring import Scoring, score_places
 from lorchestra.types import EncodedExample
 
 LEAST_SHARED = 16
@@ -121,30 +122,6 @@ class Packing:
 
 
 @dataclass(frozen=True)
-class Scoring:
-    """Which outputs score which choice.
-
-    A term is one choice token's log-probability: row `term_rows[b, c, j]` of the kept positions, column
-    `term_columns[b, c, j]` of the head's output. Terms past a choice's length and choices past a row's number are False
-    in `term_mask`, all three `[B, C, J]`.
-    """
-
-    keep: Tensor
-    """int64 `[K]`: packed positions whose outputs are used, ascending and without repeats."""
-    term_rows: Tensor
-    term_columns: Tensor
-    term_mask: Tensor
-    option_ids: Tensor | None
-    """int64 `[U]`: the vocabulary rows of the head that are used; None for the whole vocabulary.
-
-    Where every choice is a single token, all of a row's terms come from one position and the vocabulary's normalizer
-    cancels between the choices, so only the options' rows of the head are needed.
-    """
-    divisors: Tensor | None
-    """float64 `[B, C]`: what the summed log-probabilities are divided by; None for the plain sum."""
-
-
-@dataclass(frozen=True)
 class PackedBatch:
     """A micro-batch: its items in packed order, where they lie, and how they are scored."""
 
@@ -245,7 +222,12 @@ def pack(
         dropout_keys=_dropout_keys(items, device),
         prefix=prefix,
     )
-    return PackedBatch(tuple(items), packing, _scoring(items, prefix_ends, choice_starts, device), shared)
+    return PackedBatch(
+        tuple(items),
+        packing,
+        score_places([item.example for item in items], prefix_ends, choice_starts, device),
+        shared,
+    )
 
 
 def pack_prefix(prefix: KeptPrefix, members: Sequence[int], device: torch.device | str = "cpu") -> PackedBatch:
@@ -292,41 +274,3 @@ def _dropout_keys(items: Sequence[Item], device: torch.device | str) -> Tensor |
     if len(seeds) != len(items):
         raise ValueError("either all items of a batch carry a dropout seed, or none")
     return token_keys(seeds, [item.example.num_tokens for item in items], device)
-
-
-def _scoring(
-    items: Sequence[Item], prefix_ends: list[int], choice_starts: list[list[int]], device: torch.device | str
-) -> Scoring:
-    num_choices = max(len(item.example.choices) for item in items)
-    num_terms = max(len(choice) for item in items for choice in item.example.choices)
-    shape = (len(items), num_choices, num_terms)
-    places = torch.full(shape, prefix_ends[0], dtype=torch.int64)
-    tokens = torch.zeros(shape, dtype=torch.int64)
-    mask = torch.zeros(shape, dtype=torch.bool)
-    for b, item in enumerate(items):
-        for c, choice in enumerate(item.example.choices):
-            length = len(choice)
-            mask[b, c, :length] = True
-            tokens[b, c, :length] = torch.tensor(choice)
-            places[b, c, 0] = prefix_ends[b]
-            if length > 1:
-                places[b, c, 1:length] = torch.arange(choice_starts[b][c], choice_starts[b][c] + length - 1)
-    keep, term_rows = torch.unique(places, return_inverse=True)
-    divisors = None
-    if any(item.example.divisors is not None for item in items):
-        divisors = torch.ones(shape[:2], dtype=torch.float64)
-        for b, item in enumerate(items):
-            if item.example.divisors is not None:
-                divisors[b, : len(item.example.divisors)] = torch.tensor(item.example.divisors, dtype=torch.float64)
-    option_ids = None
-    if num_terms == 1 and divisors is None:  # unequal divisors would keep the normalizer from canceling
-        option_ids, columns = torch.unique(torch.where(mask, tokens, tokens[0, 0, 0]), return_inverse=True)
-        tokens = torch.where(mask, columns, 0)
-    return Scoring(
-        keep=keep.to(device),
-        term_rows=term_rows.to(device),
-        term_columns=tokens.to(device),
-        term_mask=mask.to(device),
-        option_ids=None if option_ids is None else option_ids.to(device),
-        divisors=None if divisors is None else divisors.to(device),
-    )
