@@ -18,6 +18,7 @@ COMMANDS = {
     "train": "fine-tune an ensemble of LoRA adapters on your own data or a task by name",
     "plan": "memory and time of a training, before it is run",
     "sweep": "train and compare a grid of settings, in as few packed passes as possible",
+    "paper": "train and draw figures of the paper and its ablations",
     "evaluate": "measure accuracy, NLL, calibration and OOD detection of a trained ensemble",
     "tasks": "list what is known by name, where its rows come from here, and what they look like",
     "predict": "answer questions or label texts, with uncertainty, one JSON line a row",

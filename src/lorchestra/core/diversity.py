@@ -64,8 +64,7 @@ def update_cosine(members: Sequence[Update]) -> float:
     products_MM = np.empty((len(members), len(members)))
     for i, j in itertools.combinations_with_replacement(range(len(members)), 2):
         products_MM[i, j] = products_MM[j, i] = sum(
-            float(((B1.T @ B2) * (A1 @ A2.T)).sum())
-            for (A1, B1), (A2, B2) in zip(members[i], members[j], strict=True)
+            float(((B1.T @ B2) * (A1 @ A2.T)).sum()) for (A1, B1), (A2, B2) in zip(members[i], members[j], strict=True)
         )
     norms_M = np.sqrt(np.diagonal(products_MM))
     with np.errstate(invalid="ignore", divide="ignore"):

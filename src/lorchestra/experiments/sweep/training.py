@@ -11,6 +11,7 @@ import torch
 
 from lorchestra.engine.config import RunConfig
 from lorchestra.engine.members import MemberSettings, member_settings
+from lorchestra.engine.memory import restart_peak
 from lorchestra.engine.observer import Observer, StepReport
 from lorchestra.engine.predict import member_passes
 from lorchestra.engine.session import Session
@@ -81,6 +82,7 @@ def train_pack(
         ConfigError, DataError, CheckpointError: bad input.
         Interrupted: `should_stop` returned true; a checkpoint is written.
     """
+    restart_peak()
     settings: list[MemberSettings] = [own for point in pack.points for own in member_settings(point.config)]
     first = pack.points[0].config
     together = dataclasses.replace(first, adapt=dataclasses.replace(first.adapt, members=len(settings)))
