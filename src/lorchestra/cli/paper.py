@@ -33,7 +33,7 @@ class PaperArguments(RunConfig):
     profile: str = field(default=_DEFAULT_PROFILE, kw_only=True)
     """The scale: 7b, small, or smoke (minutes on the embedded base, no data needed)."""
     ood: tuple[str, ...] = field(default=(), kw_only=True)
-    """For fig5 and ood: tasks by name with rows unlike the training rows, in place of the profile's."""
+    """For fig5 and ood: tasks by name, or files, with rows unlike the training rows, in place of the profile's."""
     most_members: int = field(default=100, kw_only=True)
     """Most members of one packed pass; fewer take less memory."""
 

@@ -1,7 +1,7 @@
 """How much the members of an ensemble differ: in what they predict, and in what they add to the base's weights.
 
-Pure numpy. Axes: `M` member, `E` example, `C` choice, `R` rank, `I`/`O` in/out features. Disagreement of the most probable
-choices and mutual information are in `core.predictive`.
+Pure numpy. Axes: `M` member, `E` example, `C` choice, `R` rank, `I`/`O` in/out features. Disagreement of the most
+probable choices and mutual information are in `core.predictive`.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ def pairwise_correlation(log_probs_MEC: FloatArray) -> float:
 
 
 def update_cosine(members: Sequence[Update]) -> float:
-    """Mean cosine, over pairs of members, of what each adds to the base: the products `B A` of all its maps as one vector.
+    """Mean cosine, over pairs of members, of what each adds to the base: `B A` of all its maps as one vector.
 
-    `B A` is never formed: `<B1 A1, B2 A2> = sum((B1^T B2) * (A1 A2^T))`, both `[R, R]`. Ranks may differ between members.
-    NaN for one member, and where a member adds nothing.
+    `B A` is never formed: `<B1 A1, B2 A2> = sum((B1^T B2) * (A1 A2^T))`, both `[R, R]`. Ranks may differ between
+    members. NaN for one member, and where a member adds nothing.
 
     Raises:
         ValueError: members have different numbers of maps.

@@ -188,7 +188,8 @@ def _register(root: Path, profile: str, config: RunConfig, far: tuple[str, ...])
         for name, (now, then) in changed.items():
             if now != then:
                 raise ConfigError(
-                    f"{name}: the figures in {root} were made with {then!r}, not {now!r}; keep it, or choose another --out"
+                    f"{name}: the figures in {root} were made with {then!r}, not {now!r}; keep it, or choose another"
+                    " --out"
                 )
         return
     if root.exists() and (not root.is_dir() or any(root.iterdir())):

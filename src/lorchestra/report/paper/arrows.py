@@ -15,6 +15,7 @@ from lorchestra.report.paper.page import (
     panels,
     per_task,
     percent,
+    plain_log_scale,
     scaled,
     shared_legend,
 )
@@ -25,8 +26,10 @@ if TYPE_CHECKING:
 
 
 def table(runs: Sequence[FinishedRun]) -> list[Row]:
-    """One row a point: `task`, `regularizer`, `strength`, metrics of one LoRA (mean of members) and of the ensemble, and
-    95 % intervals of the ensemble minus the mean member, paired over resamples of the test rows."""
+    """One row a point: `task`, `regularizer`, `strength`, metrics of one LoRA (mean of members) and of the ensemble.
+
+    `gain_*` are the ends of 95 % intervals of the ensemble minus the mean member, paired over resamples of test rows.
+    """
     rows: list[Row] = []
     for run in runs:
         name, strength = regularizer(run.settings)
@@ -91,7 +94,8 @@ def draw_strengths(figure: Figure, rows: Rows) -> None:
                     y = [scaled(metric, row[f"{who}_{metric}"]) for row in points]
                     label = f"{name}, ensemble" if who == "ensemble" else f"{name}, one LoRA"
                     axes.plot(x, y, style, color=PALETTE[i % 7], marker=MARKERS[i % 7], markersize=4.5, label=label)
-            axes.set(xscale="log", xlabel="strength", title=f"{task}: {TITLES[metric]}")
+            plain_log_scale(axes.xaxis)
+            axes.set(xlabel="strength", title=f"{task}: {TITLES[metric]}")
             axes.grid(color="0.92")
     shared_legend(figure, lines[0][2][0], 4)
 
@@ -103,8 +107,8 @@ def _arrows_sentence(rows: Rows) -> str:
     accurate = sum((row["gain_accuracy_low"] or 0) > 0 for row in rows)
     calibrated = sum((row["gain_ece_high"] or 0) < 0 for row in rows)
     return (
-        f"{better} of {len(rows)} arrows go to more accuracy and less ECE; the 95 % interval of the difference is above 0"
-        f" in accuracy for {accurate}, below 0 in ECE for {calibrated}"
+        f"{better} of {len(rows)} arrows go to more accuracy and less ECE; the 95 % interval of the difference is"
+        f" above 0 in accuracy for {accurate}, below 0 in ECE for {calibrated}"
     )
 
 

@@ -1,4 +1,4 @@
-"""What was trained, as the caption of a figure: the paper's values, and this project's where the paper leaves them open."""
+"""What was trained, as the caption of a figure: the paper's values, and this project's where those are open."""
 
 from __future__ import annotations
 
@@ -31,13 +31,14 @@ def caption(runs: Sequence[FinishedRun], profile: str) -> str:
         splits = read_json(run.run.splits)
         sizes.append(f"{task} ({splits['train']['num_examples']} training, {splits['test']['num_examples']} test rows)")
     adapt, train = config.adapt, config.train
+    epochs = "epoch" if train.epochs == 1 else "epochs"
     modules = adapt.target_modules if isinstance(adapt.target_modules, str) else ", ".join(adapt.target_modules)
     alpha = "" if "adapt.lora_alpha" in varied else f"alpha {adapt.lora_alpha:g} on "
     own += [
         config.base.name.rstrip("/").rpartition("/")[2],
         "; ".join(sizes),
         f"{alpha}{modules}, layers {adapt.layers}",
-        f"AdamW, lr {train.lr:g} {train.schedule}, {train.epochs} epochs of batches of {train.batch_size}",
+        f"AdamW, lr {train.lr:g} {train.schedule}, {train.epochs} {epochs} of batches of {train.batch_size}",
         f"{config.data.scoring} scoring, seed {train.seed}",
     ]
     begin = f"As in the paper: {', '.join(paper)}. " if paper else ""

@@ -68,8 +68,10 @@ def diversity_of(run: FinishedRun) -> dict[str, float]:
 
 
 def table(runs: Sequence[FinishedRun], what: Mapping[str, Callable[[Mapping[str, Any]], str]]) -> list[Row]:
-    """One row a point: `task`, the columns of `what` made of its settings, `regularizer`, diversity, and metrics of one
-    LoRA (mean of members) and the ensemble."""
+    """One row a point: `task`, the columns of `what` made of its settings, `regularizer`, diversity and metrics.
+
+    Metrics are of one LoRA (mean of members) and of the ensemble.
+    """
     return [
         {
             "task": run.task,
@@ -130,7 +132,7 @@ def draw_relation(figure: Figure, rows: Rows) -> None:
             for i, kind in enumerate(kinds):
                 points = [row for row in own if row["regularizer"] == kind]
                 x, y = [row[key] for row in points], [100 * ece_gain(row) for row in points]
-                axes.plot(x, y, MARKERS[i // 7 % 7], color=PALETTE[i % 7], label=kind, linestyle="none")
+                axes.plot(x, y, MARKERS[i % 7], color=PALETTE[i % 7], label=kind, linestyle="none")
             axes.axhline(0, color="0.6", linewidth=0.8)
             axes.set_title(f"Spearman {relation(own, key):+.2f}", fontsize="medium")
             axes.set_xlabel(title)

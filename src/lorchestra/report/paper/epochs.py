@@ -13,6 +13,7 @@ from lorchestra.report.paper.page import (
     Rows,
     panels,
     per_task,
+    percent,
     scaled,
     shared_legend,
 )
@@ -86,9 +87,9 @@ def _sentence(rows: Rows) -> str:
             best = min(points, key=lambda row: row["nll"])
             last = points[-1]
             told.append(
-                f"{method} NLL {best['nll']:.3f} at best (epoch {best['epoch']}) and {last['nll']:.3f} at the end, accuracy"
-                f" {100 * last['accuracy']:.1f} %, ECE {100 * points[0]['ece']:.1f} % after epoch 1 and"
-                f" {100 * last['ece']:.1f} % at the end"
+                f"{method} NLL {best['nll']:.3f} at best (epoch {best['epoch']}) and {last['nll']:.3f} at the end,"
+                f" accuracy {percent(last['accuracy'])}, ECE {percent(points[0]['ece'])} after epoch 1 and"
+                f" {percent(last['ece'])} at the end"
             )
         parts.append(f"{kind}: {'; '.join(told)}")
     return " | ".join(parts)

@@ -23,6 +23,7 @@ from lorchestra.report.paper.page import (
     panels,
     per_task,
     percent,
+    plain_log_scale,
     scaled,
     shared_legend,
 )
@@ -108,8 +109,10 @@ def _members_sentence(rows: Rows) -> str:
 
 
 def rank_table(runs: Sequence[FinishedRun]) -> list[Row]:
-    """One row a rank: `task`, `r`, `lora_alpha`, `parameters` (of a member), `tokens` (of training, all members), metrics
-    of one LoRA (mean of members) and of the ensemble."""
+    """One row a rank: `task`, `r`, `lora_alpha`, `parameters` (of a member), `tokens` (of all members), metrics.
+
+    Metrics are of one LoRA (mean of members) and of the ensemble.
+    """
     rows: list[Row] = [
         {
             "task": run.task,
@@ -143,7 +146,8 @@ def draw_rank(figure: Figure, rows: Rows) -> None:
                 axes.plot(x, y, "--" if who == "one" else "-", color=color, marker=marker, markersize=4.5, label=label)
             axes.set(title=f"{task}: {TITLES[metric]}")
         grid[3].plot(x, [row["parameters"] for row in own], "D-", color=PALETTE[2], markersize=4.5)
-        grid[3].set(title="parameters of a member", yscale="log")
+        grid[3].set(title="parameters of a member")
+        plain_log_scale(grid[3].yaxis)
         for axes in grid:
             _by_doubling(axes, x, "rank r")
     shared_legend(figure, lines[0][2][0], 2)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorchestra.errors import LorchestraError
 from lorchestra.report.figure import ENSEMBLE_COLOR, SINGLE_COLOR
-from lorchestra.report.paper.runs import FinishedRun, tasks_of
+from lorchestra.report.paper.runs import tasks_of
 from lorchestra.store.atomic import atomic_path, atomic_write_text
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 TITLES = {"accuracy": "accuracy (%)", "nll": "NLL (nats)", "ece": "ECE (%)"}
 """Metrics as axes name them; accuracy and ECE are drawn in percent."""
 SHARES = ("accuracy", "ece")
-_CAPTION_WIDTH = 14.0
+_CAPTION_WIDTH = 18.0
 """Letters of the caption to an inch of the picture."""
 
 __all__ = ["ENSEMBLE_COLOR", "SINGLE_COLOR"]
@@ -39,7 +39,8 @@ __all__ = ["ENSEMBLE_COLOR", "SINGLE_COLOR"]
 class PaperFigure:
     """A figure: its data from finished runs, and picture and sentence from the data alone."""
 
-    table: Callable[[Sequence[FinishedRun]], list[Row]]
+    table: Callable[[Sequence[Any]], list[Row]]
+    """From finished runs (`baselines`: from the results of a comparison)."""
     draw: Callable[[Figure, Rows], None]
     sentence: Callable[[Rows], str]
 
@@ -100,7 +101,24 @@ def panels(figure: Figure, rows: Rows, columns: int, size: tuple[float, float] =
 def shared_legend(figure: Figure, axes: Any, columns: int) -> None:
     """One legend above all panels, where it hides nothing."""
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False, fontsize="small")
+    figure.legend(
+        handles,
+        labels,
+        loc="outside upper center",
+        ncols=columns,
+        frameon=False,
+        fontsize="small",
+        handlelength=2.8,  # a dashed line is seen to be one
+    )
+
+
+def plain_log_scale(axis: Any) -> None:
+    """A logarithmic axis with ticks at powers of ten, written out."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    axis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:,g}" if value < 1e5 else f"{value:.0e}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def per_task(rows: Rows, say: Callable[[Rows], str]) -> str:

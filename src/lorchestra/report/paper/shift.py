@@ -100,15 +100,13 @@ def _shift_sentence(rows: Rows) -> str:
             one, ensemble = (
                 next(r for r in at if (r["regularizer"], r["method"]) == (kind, m)) for m in (ONE, ENSEMBLE)
             )
-            if one["accuracy"] is None:
-                told.append(
-                    f"mean confidence {percent(one['mean_confidence'])} to {percent(ensemble['mean_confidence'])} ({kind})"
-                )
-            else:
-                told.append(
-                    f"accuracy {percent(one['accuracy'])} to {percent(ensemble['accuracy'])}, ECE {percent(one['ece'])} to"
-                    f" {percent(ensemble['ece'])} ({kind})"
-                )
+            keys = (
+                {"mean confidence": "mean_confidence"}
+                if one["accuracy"] is None
+                else {"accuracy": "accuracy", "ECE": "ece"}
+            )
+            changes = [f"{name} {percent(one[key])} to {percent(ensemble[key])}" for name, key in keys.items()]
+            told.append(f"{', '.join(changes)} ({kind})")
         answers = " (no answers)" if at[0]["accuracy"] is None else ""
         parts.append(f"on {name}{answers}: {', '.join(told)}")
     return "from one LoRA to the ensemble " + "; ".join(parts)
