@@ -125,22 +125,22 @@ def figure_settings(recipe: Recipe, profile: Profile, tasks: Sequence[str]) -> l
     return list(found.values())
 
 
-def check_overrides(config: RunConfig, profile: Profile, settings: Sequence[Mapping[str, Any]], figure: str) -> None:
-    """Refuse to override what a figure varies: it would have no effect.
+def check_overrides(config: RunConfig, profile: Profile, settings: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Refuse to override what all figures set themselves: it would have no effect.
 
     Args:
         config: the settings that were asked for.
         profile: the profile whose settings they replace.
-        settings: the figure's points.
-        figure: its name.
+        settings: the points of each figure by its name.
 
     Raises:
         ConfigError: names the field.
     """
+    every = [point for points in settings.values() for point in points]
     for name in differences(config, profile.settings):
-        if settings and all(name in point for point in settings):
-            values = ", ".join(dict.fromkeys(str(point[name]) for point in settings))
-            raise ConfigError(f"--{name}: {figure} sets it itself ({values}); leave it out")
+        if all(name in point for point in every):
+            values = ", ".join(dict.fromkeys(str(point[name]) for point in every))
+            raise ConfigError(f"--{name}: {', '.join(settings)} sets it itself ({values}); leave it out")
 
 
 def _combinations(point: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

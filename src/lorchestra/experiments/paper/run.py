@@ -27,7 +27,7 @@ from lorchestra.experiments.paper.recipes import (
     read_figure,
     read_profile,
 )
-from lorchestra.experiments.rows import absolute_paths
+from lorchestra.experiments.rows import absolute_paths, is_task_name
 from lorchestra.experiments.sweep.points import Point, named_points
 from lorchestra.experiments.sweep.run import SweepObserver, run_sweep
 from lorchestra.store.atomic import atomic_write_json
@@ -109,14 +109,14 @@ def plan_figures(
     recipes = {name: read_figure(name, profile) for name in dict.fromkeys(names)}
     tasks = _tasks(config.data, scale)
     settings = {name: figure_settings(recipe, scale, tasks) for name, recipe in recipes.items()}
+    check_overrides(config, scale, settings)
     for name, own in settings.items():
-        check_overrides(config, scale, own, name)
-        named_points(config, own)  # refuses bad settings before anything is written
+        named_points(config, own, name)  # refuses bad settings before anything is written
     config, far = _with_rows(config, tasks, scale, root, ood, any(recipe.ood for recipe in recipes.values()))
     plans: list[FigurePlan] = []
     trainings: dict[Path, Training] = {}
     for name, recipe in recipes.items():
-        points = named_points(config, settings[name])
+        points = named_points(config, settings[name], name)
         folders = []
         for point in points:
             training = _training(recipe, point, root / "trainings", far)
@@ -151,6 +151,8 @@ def _with_rows(
     headlines = not tasks and config.data.train is None
     data = dataclasses.replace(config.data, task=tasks[0]) if tasks else config.data
     far = tuple(name for name in ood or profile.ood if name not in tasks[:1])
+    for name in far:
+        is_task_name(name)  # refuses what is neither a task nor a file
     if ood_asked and not (far or headlines):
         raise ConfigError("--ood: fig5 and ood need rows unlike the training rows; name tasks with --ood TASK ...")
     asked = dataclasses.replace(config, data=absolute_paths(data))

@@ -83,6 +83,8 @@ def draw(figure: Figure, rows: Rows) -> None:
                 density = kernel_density(wrong, _GRID)
                 axes.plot(_GRID, density, style, color=color, label=label, linewidth=1.8)
                 axes.fill_between(_GRID, density, color=color, alpha=0.12, linewidth=0)
+        if not axes.lines:
+            axes.text(0.5, 0.5, "no wrong answers", ha="center", va="center", transform=axes.transAxes)
         axes.set(
             xlim=(0, 1),
             ylim=(0, 1.4 * axes.get_ylim()[1]),  # room for the legend
@@ -90,7 +92,8 @@ def draw(figure: Figure, rows: Rows) -> None:
             ylabel="kernel density",
             title=task,
         )
-        axes.legend(loc="upper left", frameon=False, fontsize="small")
+        if axes.lines:
+            axes.legend(loc="upper left", frameon=False, fontsize="small")
 
 
 def _sentence(rows: Rows) -> str:

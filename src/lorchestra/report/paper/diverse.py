@@ -134,7 +134,7 @@ def draw_relation(figure: Figure, rows: Rows) -> None:
                 x, y = [row[key] for row in points], [100 * ece_gain(row) for row in points]
                 axes.plot(x, y, MARKERS[i % 7], color=PALETTE[i % 7], label=kind, linestyle="none")
             axes.axhline(0, color="0.6", linewidth=0.8)
-            axes.set_title(f"Spearman {relation(own, key):+.2f}", fontsize="medium")
+            axes.set_title(f"Spearman: {_told(relation(own, key))}", fontsize="medium")
             axes.set_xlabel(title)
             axes.grid(color="0.92")
             axes.margins(0.12)
@@ -153,8 +153,12 @@ def relation(rows: Rows, measure: str) -> float:
     return spearman(np.array([row[measure] for row in rows]), np.array([ece_gain(row) for row in rows]))
 
 
+def _told(correlation: float) -> str:
+    return "undefined (all equal)" if np.isnan(correlation) else f"{correlation:+.2f}"
+
+
 def _relation_sentence(rows: Rows) -> str:
-    told = ", ".join(f"{relation(rows, key):+.2f} with {key.replace('_', ' ')}" for key in MEASURES)
+    told = ", ".join(f"{_told(relation(rows, key))} with {key.replace('_', ' ')}" for key in MEASURES)
     return f"over {len(rows)} settings, the rank correlation of the ECE gained by averaging is {told}"
 
 
