@@ -28,6 +28,8 @@ _COSTS = {
     "predict_base_passes": "base passes of a prediction",
 }
 
+_TICKS = (0, *(factor * 10**power for power in range(5) for factor in (1, 2, 5)))
+
 
 def table(results: Sequence[Mapping[str, Any]]) -> list[Row]:
     """One row a method: `method`, its costs, and each metric with the ends of its 95 % interval.
@@ -69,7 +71,10 @@ def draw(figure: Figure, rows: Rows) -> None:
                 )
             # linear up to one pass, so that what costs nothing has a place
             axes.set_xscale("symlog", linthresh=1)
-            axes.xaxis.set_major_formatter(lambda value, place: f"{value:g}")
+            low, high = min(row[cost] for row in own), max(row[cost] for row in own)
+            ticks = [tick for tick in _TICKS if low / 1.3 <= tick <= high * 1.3]
+            axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+            axes.minorticks_off()
             axes.set(xlabel=_COSTS[cost], title=f"{task}: {TITLES[metric]}")
             axes.grid(color="0.92")
     shared_legend(figure, lines[0][2][0], 5)
