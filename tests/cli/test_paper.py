@@ -1,183 +1,282 @@
-"""`lorchestra paper` on the tiny base: every figure from a recipe to its page, with numbers that can be checked."""
+"""Every figure end to end on a tiny base and made-up tasks: files, data, sentences; bad input is refused."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
-import itertools
+import io
 import json
-import re
+import xml.etree.ElementTree as ElementTree
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from lorchestra.cli import main as cli
-from lorchestra.core.metrics import all_metrics
-from lorchestra.core.predictive import mixture_log_probs
-from lorchestra.experiments.paper.recipe import PROFILES, figure_names, read_figure
-from lorchestra.experiments.paper.study import study_points
-from lorchestra.report.paper.confidence import reflected_density
-from lorchestra.report.paper.dots import draw_ood
-from lorchestra.report.paper.figures import DRAW
-from lorchestra.report.paper.runs import read_study
+from lorchestra.core import metrics
+from lorchestra.core.predictive import confidence, mixture_log_probs
+from lorchestra.report.paper.registry import FIGURES
 from lorchestra.store.predictions import load_predictions
 
-FIGURES = [
-    "fig1",
-    "fig2",
-    "fig3",
-    "fig4",
-    "fig5",
-    "ablation-init",
-    "ablation-members",
-    "ablation-randomness",
-    "ablation-rank",
-    "baselines",
-    "cost",
-    "ood",
-    "regularizers",
-]
+METRICS = ("accuracy", "nll", "ece")
+MEMBERS = 2
+
+ROWS = {
+    "fig1": 12 + MEMBERS * 12 + 12,
+    "fig2": 1 + 2 + 2 + 2,
+    "fig3": 2 * 2 * (1 + 2),
+    "fig4": 2 * 3,
+    "fig5": 2 * 2 * 2,
+    "ablation-randomness": 6,
+    "ablation-members": 2 * 10,
+    "ablation-rank": 4,
+    "ablation-init": 6,
+    "regularizers": 1 + 2 + 2 + 2 + 2,
+    "diversity": 1 + 2 + 2 + 2 + 2 + 2 + 2,
+    "ood": 2 * (2 + 3),
+    "cost": 4,
+}
 
 
-@pytest.fixture
-def settings(tiny_base, texts_csv, tmp_path):
-    """Options that put the tiny base and made-up rows in the place of a profile's."""
-    values = {
-        "base.name": tiny_base,
-        "base.dtype": "float32",
-        "data.train": texts_csv(),
-        "data.val": texts_csv("val.csv", 10, seed=1),
-        "data.test": texts_csv("test.csv", 30, seed=2),
-        "adapt.layers": "last:1",
-        "adapt.r": 2,
-        "train.epochs": 2,
-        "train.lr": 0.005,
-    }
-    return [part for field, value in values.items() for part in ("--set", f"{field}={value}")]
+@pytest.fixture(scope="module")
+def paper(make_shared_task, tiny_base, tmp_path_factory):
+    """All figures, made once; what the command said, and the command again."""
+    task = make_shared_task(numbers=(24, 8, 12))
+    make_shared_task("other", numbers=(24, 8, 10), first=1000)
+    out = tmp_path_factory.mktemp("paper") / "out"
+    options = ["--base.name", tiny_base, "--data.task", "quiz", "--data-dir", task.directory, "--data.scoring", "text"]
+    options += ["--adapt.members", MEMBERS, "--adapt.layers", "all", "--train.epochs", 2, "--train.lr", 0.009]
+    options += ["--evaluate.resamples", 50, "--evaluate.few-shot", 1, "--base.dtype", "float64", "--ood", "other"]
+
+    def run(*figures, out=out, more=()):
+        stdout, stderr = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+            try:
+                code = cli.main([str(part) for part in ("paper", *figures, "--out", out, *options, *more)])
+            except SystemExit as stop:
+                code = stop.code
+        return code, stdout.getvalue(), stderr.getvalue()
+
+    code, said, errors = run("all")
+    assert code == 0, errors
+    return SimpleNamespace(out=out, said=said, errors=errors, run=run)
 
 
-def test_every_figure_has_a_recipe_for_every_profile_and_is_drawn():
-    assert figure_names() == FIGURES
-    assert {*DRAW, "baselines"} == set(FIGURES)
-    for name in FIGURES:
-        for profile in PROFILES:
-            recipe = read_figure(name, profile)
-            assert recipe.title
-            assert recipe.paper
-            assert recipe.ours
+def table(paper, name):
+    """A figure's data with numbers as numbers."""
+
+    def value(text):
+        if text == "":
+            return None
+        for kind in (int, float):
+            with contextlib.suppress(ValueError):
+                return kind(text)
+        return text
+
+    rows = csv.DictReader((paper.out / name / "data.csv").read_text().splitlines())
+    return [{key: value(text) for key, text in row.items()} for row in rows]
+
+
+def entry_of(paper, name, sweep="plain"):
+    """The evaluation of a point, as it was kept when it was trained."""
+    path = paper.out / "trainings" / sweep / "runs" / name / "metrics.json"
+    return json.loads(path.read_text())["evaluations"][0]
+
+
+def predictions_of(paper, name, stem="quiz.test", sweep="plain"):
+    return load_predictions(paper.out / "trainings" / sweep / "runs" / name / "predictions" / f"{stem}.safetensors")
+
+
+def assert_as_evaluated(row, entry):
+    """`one_*` and `ensemble_*` of a row are what the evaluation found."""
+    for who, key in (("one", "member_mean"), ("ensemble", "ensemble")):
+        for metric in METRICS:
+            assert row[f"{who}_{metric}"] == pytest.approx(entry[key][metric], abs=1e-12)
 
 
 @pytest.mark.parametrize("name", FIGURES)
-@pytest.mark.parametrize("profile", ["small", "7b"])
-def test_recipes_fit_the_settings(name, profile, tmp_path):
-    """Whole configurations, checked; small ones without a task take the demo's headlines."""
-    overrides = {"data.task": "sst2"} if profile == "small" else {}
-    config, points, _ = study_points(read_figure(name, profile), tmp_path, overrides)
-    assert len({point.name for point in points}) == len(points)
-    assert config.train.keep == "last"
+def test_a_page_of_output(name, paper):
+    folder = paper.out / name
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        [f"{name}.png", f"{name}.svg", "data.csv", "sentence.txt"]
+    )
+    picture = (folder / f"{name}.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert picture.endswith(b"IEND\xaeB`\x82")
+    texts = " ".join(ElementTree.parse(folder / f"{name}.svg").getroot().itertext())
+    assert "This project's setting (profile smoke)" in texts
+    assert "mathdefault" not in texts
+    rows = table(paper, name)
+    assert len(rows) == ROWS[name]
+    sentence, caption = (folder / "sentence.txt").read_text().strip().split("\n\n")
+    assert sentence == FIGURES[name].sentence(rows)
+    assert "nan" not in sentence
+    assert f"{name}: {sentence}\n{caption}\n" in paper.said
+    assert "quiz (24 training, 12 test rows)" in caption
 
 
-@pytest.mark.parametrize("name", [name for name in FIGURES if name not in ("fig5", "ood")])
-def test_a_figure_from_recipe_to_page(name, lorchestra, settings, tmp_path):
-    out = tmp_path / "paper"
-    extra = ["--set", "adapt.members=2"] if name == "baselines" else []
-    code, text, err = lorchestra("paper", name, "--profile", "smoke", "--out", out, *settings, *extra)
-    assert code == 0, err
-    folder = out / name
-    sentence, caption = (folder / f"{name}.txt").read_text().split("\n\n")
-    assert text == f"{name}: {sentence}\n"
-    assert "This project's choice: alpha 32" in caption
-    assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    assert "<svg" in (folder / f"{name}.svg").read_text()
-    rows = list(csv.DictReader((folder / f"{name}.csv").read_text().splitlines()))
-    assert rows
-    if name == "fig2":
-        assert len(rows) == 7
-        right = sum(
-            float(r["ensemble_accuracy"]) >= float(r["single_accuracy"])
-            and float(r["ensemble_ece"]) <= float(r["single_ece"])
-            for r in rows
-        )
-        assert sentence.startswith(f"{right} of 7 arrows")
-        plain = load_predictions(folder / "sweep/runs/as-configured/predictions/reviews.test.safetensors")
-        found = all_metrics(mixture_log_probs(plain.log_probs_MEC), plain.labels)
-        assert float(rows[0]["ensemble_accuracy"]) == pytest.approx(found["accuracy"], abs=1e-5)
-        assert float(rows[0]["ensemble_ece"]) == pytest.approx(found["ece"], abs=1e-5)
-    if name == "fig3":
-        assert [(row["method"], row["epoch"]) for row in rows[:4]] == [
-            ("one LoRA", "1"),
-            ("one LoRA", "2"),
-            ("ensemble", "1"),
-            ("ensemble", "2"),
-        ]
-        entry = json.loads((folder / "sweep/runs/weight_decay_b=0.0/metrics.json").read_text())["evaluations"][0]
-        assert float(rows[3]["nll"]) == pytest.approx(entry["ensemble"]["nll"], abs=1e-4)
-        assert float(rows[1]["nll"]) == pytest.approx(entry["member_mean"]["nll"], abs=1e-4)
-    if name == "ablation-members":
-        assert [int(row["members"]) for row in rows] == list(range(1, 7))
-        assert [int(row["subsets"]) for row in rows] == [6, 15, 20, 15, 6, 1]
-        assert float(rows[-1]["nll_sd"]) == 0
-        nlls = [float(row["nll"]) for row in rows]
-        assert all(a >= b - 1e-9 for a, b in itertools.pairwise(nlls))  # by convexity, over all subsets
-    if name == "cost":
-        assert [row["members"] for row in rows] == ["1", "2", "4"]
-        tokens = [int(row["tokens"]) for row in rows]
-        assert tokens == [tokens[0], 2 * tokens[0], 4 * tokens[0]]
+def test_confidence_of_wrong_answers(paper):
+    plain, decayed = (predictions_of(paper, name) for name in ("as-configured", "weight_decay_b=100.0"))
+    pooled = np.concatenate([confidence(one)[one.argmax(axis=1) != plain.labels] for one in plain.log_probs_MEC])
+    mixture = mixture_log_probs(decayed.log_probs_MEC)
+    wrong = confidence(mixture)[mixture.argmax(axis=1) != decayed.labels]
+    sentence = (paper.out / "fig1" / "sentence.txt").read_text()
+    assert f"{pooled.mean():.2f} for one LoRA (members pooled) " in sentence
+    accuracy = metrics.accuracy(mixture, decayed.labels)
+    assert f"{wrong.mean():.2f} for ensemble, decay on B ({100 * accuracy:.1f} % right)" in sentence
 
 
-def test_rows_unlike_the_training_rows(lorchestra, settings, texts_csv, tmp_path):
-    """Fig. 5 from a sweep: the numbers are those of the runs' evaluations."""
-    arguments = [
-        part.replace("--set", "--" + value.split("=")[0]) if part == "--set" else part.split("=", 1)[1]
-        for part, value in zip(settings, [*settings[1:], ""], strict=True)
-    ]
-    out = tmp_path / "sweep"
-    code, _, err = lorchestra(
-        "sweep", *arguments, "--adapt.members", 2, "--grid", "regularize.weight_decay_b=0,50", "--out", out,
-        "--ood", texts_csv("far.csv", 12, seed=7),
-    )  # fmt: skip
-    assert code == 0, err
-    names = ["weight_decay_b=0.0", "weight_decay_b=50.0"]
-    points = [(name, {"regularize.weight_decay_b": float(name.split("=")[1])}) for name in names]
-    page = draw_ood(read_study(out / "runs", points))
-    entry = json.loads((out / "runs" / names[1] / "metrics.json").read_text())["evaluations"][0]
-    rows = {(row[1], row[2], row[3]): float(row[4]) for row in page.rows}
-    assert {row[0] for row in page.rows} == {"far"}
-    assert len(rows) == 2 * (2 + 3)
-    for score in ("max_prob", "entropy", "mutual_information"):
-        wanted = entry["ood"]["far"]["auroc"][score]
-        assert rows["decay on B 50", "ensemble", score] == pytest.approx(wanted, abs=1e-5)
+def test_arrows_and_strengths_are_what_was_evaluated(paper):
+    names = ["as-configured", "weight_decay_b=10.0", "weight_decay_b=100.0", "kl_beta=0.1", "kl_beta=1.0"]
+    entries = [entry_of(paper, name) for name in [*names, "dropout=0.1", "dropout=0.3"]]
+    for row, entry in zip(table(paper, "fig2"), entries, strict=True):
+        assert_as_evaluated(row, entry)
+        low, high = entry["intervals"]["ensemble_minus_member_mean"]["ece"]
+        assert (row["gain_ece_low"], row["gain_ece_high"]) == (low, high)
+    better = sum(
+        entry["ensemble"]["accuracy"] > entry["member_mean"]["accuracy"]
+        and entry["ensemble"]["ece"] < entry["member_mean"]["ece"]
+        for entry in entries
+    )
+    assert (paper.out / "fig2" / "sentence.txt").read_text().startswith(f"{better} of 7 arrows go to more accuracy")
+    kinds = [(row["regularizer"], row["strength"]) for row in table(paper, "regularizers")]
+    assert kinds[0] == ("none", 0)
+    assert kinds[5:7] == [("reverse KL to base", 0.1), ("reverse KL to base", 1)]
+    lowest = min(row["ensemble_nll"] for row in table(paper, "regularizers"))
+    assert f"({lowest:.3f})" in (paper.out / "regularizers" / "sentence.txt").read_text()
 
 
-def test_a_density_integrates_to_one_and_stays_within():
-    grid = np.linspace(0, 1, 2001)
-    values = np.random.default_rng(0).beta(5, 1, size=200)
-    density = reflected_density(values, grid)
-    assert np.trapezoid(density, grid) == pytest.approx(1.0, abs=1e-3)
-    assert np.isnan(reflected_density(np.array([0.5]), grid)).all()
+def test_epochs_begin_with_the_base_and_end_with_the_run(paper):
+    rows = table(paper, "fig3")
+    for name, kind in (("as-configured", "no regularizer"), ("weight_decay_b=100.0", "decay on B 100")):
+        entry = entry_of(paper, name, "each-epoch")
+        own = [row for row in rows if row["regularizer"] == kind]
+        for method, key in (("one LoRA (mean of members)", "member_mean"), ("ensemble", "ensemble")):
+            first, *_, last = (row for row in own if row["method"] == method)
+            for metric in METRICS:
+                assert first[metric] == pytest.approx(entry["baselines"]["base_zero_shot"][metric], abs=1e-12)
+                assert last[metric] == pytest.approx(entry[key][metric], abs=1e-9)
+        assert last["nll_lowest"] == last["nll_highest"] == last["nll"]
+        of_members = [member["nll"] for member in entry["members"]]
+        one = next(row for row in own if row["epoch"] == 2 and row["method"] != "ensemble")
+        assert (one["nll_lowest"], one["nll_highest"]) == pytest.approx((min(of_members), max(of_members)), abs=1e-9)
 
 
-def test_figures_are_listed_and_unknown_ones_refused(lorchestra, tmp_path):
-    code, text, _ = lorchestra("paper")
+def test_mc_dropout_has_as_many_passes(paper):
+    for row in table(paper, "fig4"):
+        entry = entry_of(paper, f"dropout={row['dropout']}")
+        key = {"one LoRA": entry["members"][0], "ensemble": entry["ensemble"]}
+        expected = key.get(row["method"], entry["baselines"]["mc_dropout"])
+        assert row["passes"] == (1 if row["method"] == "one LoRA" else MEMBERS)
+        for metric in METRICS:
+            assert row[metric] == pytest.approx(expected[metric], abs=1e-12)
+        assert row["nll_low"] <= row["nll"] <= row["nll_high"]
+
+
+def test_other_sets_keep_their_answers(paper):
+    far = predictions_of(paper, "as-configured", "quiz.ood_other", "ood")
+    assert (far.labels >= 0).all()
+    (row,) = (
+        row
+        for row in table(paper, "fig5")
+        if (row["rows_of"], row["regularizer"], row["method"]) == ("other", "no regularizer", "ensemble")
+    )
+    mixture = mixture_log_probs(far.log_probs_MEC)
+    assert row["examples"] == 10
+    for metric in METRICS:
+        assert row[metric] == pytest.approx(getattr(metrics, metric)(mixture, far.labels), abs=1e-12)
+    assert row["mean_confidence"] == pytest.approx(confidence(mixture).mean(), abs=1e-12)
+    entry = entry_of(paper, "as-configured", "ood")["ood"]["other"]
+    found = {(row["method"], row["score"]): row["auroc"] for row in table(paper, "ood")[:5]}
+    assert found["ensemble", "mutual_information"] == entry["auroc"]["mutual_information"]
+    assert found["one LoRA (mean of members)", "max_prob"] == entry["member_mean"]["auroc"]["max_prob"]
+
+
+def test_diversity_by_its_source(paper):
+    rows = table(paper, "ablation-randomness")
+    names = ["as-configured", "same_order=true", "same_init=true"]
+    names += [f"{name},weight_decay_b=100.0".removeprefix("as-configured,") for name in names]
+    for row, name in zip(rows, names, strict=True):
+        entry = entry_of(paper, name)
+        assert_as_evaluated(row, entry)
+        assert row["disagreement"] == pytest.approx(entry["uncertainty"]["disagreement"], abs=1e-12)
+    assert [row["random"] for row in rows[:3]] == ["both", "initialization only", "shuffling only"]
+    assert rows[2]["update_cosine"] > rows[0]["update_cosine"]  # one A for all members
+    assert [row["start"] for row in table(paper, "ablation-init")[:3]] == ["uniform", "gaussian", "orthogonal"]
+    every = table(paper, "diversity")
+    assert {(row["random"], row["start"]) for row in every} >= {("shuffling only", "uniform"), ("both", "orthogonal")}
+    assert f"over {len(every)} settings" in (paper.out / "diversity" / "sentence.txt").read_text()
+
+
+def test_subsets_of_one_training(paper):
+    rows = table(paper, "ablation-members")
+    for name, kind in (("members=10", "no regularizer"), ("members=10,weight_decay_b=100.0", "decay on B 100")):
+        entry = entry_of(paper, name)
+        own = {row["members"]: row for row in rows if row["regularizer"] == kind}
+        assert [row["subsets"] for row in own.values()] == [10, 45, *[50] * 5, 45, 10, 1]
+        for metric in METRICS:
+            assert own[1][metric] == pytest.approx(entry["member_mean"][metric], abs=1e-12)
+            assert own[10][metric] == pytest.approx(entry["ensemble"][metric], abs=1e-12)
+            assert own[10][f"{metric}_std"] == 0
+        assert own[2]["nll"] <= own[1]["nll"]  # by convexity, over all pairs
+
+
+def test_rank_and_cost(paper):
+    # three layers, q 32 x 32 and v 32 x 16
+    of_rank_one = 3 * ((32 + 32) + (32 + 16))
+    ranks = table(paper, "ablation-rank")
+    assert [(row["r"], row["parameters"]) for row in ranks] == [(r, r * of_rank_one) for r in (1, 4, 16, 64)]
+    for row in ranks:
+        assert_as_evaluated(row, entry_of(paper, f"lora_alpha={float(4 * row['r'])},r={row['r']}"))
+    costs = table(paper, "cost")
+    assert [(row["members"], row["parameters"]) for row in costs] == [(m, 8 * m * of_rank_one) for m in (1, 2, 5, 10)]
+    assert [row["base_passes"] for row in costs] == [1, 2, 5, 10]
+    assert [row["tokens"] for row in costs] == [m * costs[0]["tokens"] for m in (1, 2, 5, 10)]
+    assert all(row["train_s"] > 0 and row["peak_bytes"] > 1e6 for row in costs)
+
+
+def test_what_figures_share_is_trained_once_and_not_again(paper):
+    points = [run.parent.name for run in paper.out.glob("trainings/plain/runs/*/ensemble.json")]
+    assert len(points) == len(set(points)) == 1 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 4
+    before = {path: path.stat().st_mtime_ns for path in paper.out.glob("trainings/**/*.safetensors")}
+    pictures = {path: path.read_bytes() for path in (paper.out / "fig2").iterdir()}
+    code, said, errors = paper.run("fig2", "fig3")
     assert code == 0
-    assert [line.split()[0] for line in text.splitlines()] == FIGURES
-    for arguments, message in (
-        (["fig9"], "'fig9' is no figure; did you mean 'fig"),
-        (["fig1", "--set", "adapt.memberz=3"], "did you mean 'members'"),
-        (["fig1", "--set", "adapt.members"], "write a field and its values"),
-        (["fig1", "--set", "adapt.members=1,2"], "give one value"),
-    ):
-        code, _, err = lorchestra("paper", *arguments, "--profile", "smoke", "--out", tmp_path / "paper")
-        assert code == 2, arguments
-        assert message in err
+    assert "training" not in errors
+    assert said.count("This project's setting") == 2
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert {path: path.read_bytes() for path in pictures} == pictures
 
 
-def test_a_second_call_trains_nothing(lorchestra, settings, tmp_path, monkeypatch):
-    arguments = ["paper", "fig3", "--profile", "smoke", "--out", tmp_path / "paper", *settings]
-    assert lorchestra(*arguments)[0] == 0
-    before = (tmp_path / "paper/fig3/fig3.csv").read_text()
-    monkeypatch.setattr("lorchestra.engine.trainer.Trainer.step", None)
-    code, _, err = lorchestra(*arguments)
-    assert code == 0, err
-    assert (tmp_path / "paper/fig3/fig3.csv").read_text() == before
-    assert re.search(r"finished: 2 points", err)
-    assert cli.COMMANDS["paper"]
+@pytest.mark.parametrize(
+    ("figures", "more", "message"),
+    [
+        (["fig22"], [], "paper fig22: no such figure; did you mean 'fig2'?"),
+        (["fig2"], ["--profile", "smal"], "--profile smal: no such profile; did you mean 'small'?"),
+        ([], [], "paper: name a figure, or all: fig1"),
+        (["fig2"], ["--most-members", 0], "--most-members: 0 is less than 1"),
+        (["ablation-rank"], ["--adapt.r", 4], "--adapt.r: ablation-rank sets it itself (1, 4, 16, 64); leave it out"),
+        (["fig2"], ["--train.lr", 0.5], "error: fig2, point weight_decay_b=10.0: regularize.weight_decay_b: train.lr"),
+        (["fig2"], ["--train.lr", 0.003], "--train.lr: the figures in"),
+        (["fig1"], ["--profile", "small"], "--profile: the figures in"),
+    ],
+)
+def test_bad_input_is_refused(figures, more, message, paper):
+    code, said, errors = paper.run(*figures, more=more)
+    assert (code, said) == (2, "")
+    assert message in errors
+
+
+def test_a_directory_of_something_else_is_left_alone(paper, tmp_path):
+    (tmp_path / "note.txt").write_text("mine")
+    code, _, errors = paper.run("fig2", out=tmp_path)
+    assert code == 2
+    assert "exists and is not the directory of paper figures" in errors
+    assert [path.name for path in tmp_path.iterdir()] == ["note.txt"]
+
+
+def test_without_arguments_the_figures_are_listed(lorchestra):
+    code, said, _ = lorchestra("paper")
+    assert code == 0
+    listed = [line.split()[0] for line in said.splitlines() if line.startswith("  ")]
+    assert listed == [*FIGURES, "7b", "small", "smoke"]

@@ -19,7 +19,7 @@ COMMANDS = {
     "plan": "memory and time of a training, before it is run",
     "sweep": "train and compare a grid of settings, in as few packed passes as possible",
     "compare": "compare methods at equal budget: one LoRA, the ensemble, controls of equal compute, ...",
-    "paper": "rerun the paper's figures, and those that its readers asked for, on your base and data",
+    "paper": "train and draw figures of the paper and its ablations, on your base and data",
     "evaluate": "measure accuracy, NLL, calibration and OOD detection of a trained ensemble",
     "tasks": "list what is known by name, where its rows come from here, and what they look like",
     "predict": "answer questions or label texts, with uncertainty, one JSON line a row",

@@ -1,100 +1,148 @@
-"""`lorchestra paper`: the paper's figures on one's own base and data, one command each."""
+"""`lorchestra paper`: train and draw the paper's figures and ablations."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated, Any, Literal
-
-import tyro
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from lorchestra.cli.arguments import parse
-from lorchestra.errors import ConfigError
+from lorchestra.engine.config import RunConfig
+from lorchestra.errors import ConfigError, did_you_mean
+
+ALL = "all"
+_DEFAULT_PROFILE = "smoke"
 
 
 @dataclass(frozen=True)
-class PaperArguments:
-    """Rerun figures of the paper, and those that its readers asked for.
+class PaperArguments(RunConfig):
+    """Train and draw figures of the paper (arXiv 2310.00035), its ablations and what its readers asked for.
 
-    Without a figure all are listed; `all` makes them all. Each trains what it needs as one sweep, skips what is
-    finished, goes on where it was stopped, and writes a picture (PNG, SVG), its data (CSV) and a sentence:
+    lorchestra paper lists them; one or more of them, or all, are made by
 
-        lorchestra paper fig2 fig3 --profile small --out paper
-        lorchestra paper fig2 --profile small --set data.task=sst2 --set adapt.members=10 --out paper-sst2
+        lorchestra paper fig2 fig3 --out paper
+        lorchestra paper all --profile small --data-dir DATA --out paper-small
 
-    Profiles: smoke takes minutes and only shows that all works; small takes hours on two CPU cores with the embedded
-    base and the demo's headlines; 7b is for those who have the machine.
+    Every figure becomes a folder in OUT: the picture (PNG and SVG), its data (data.csv) and a sentence on what it shows
+    here. What figures have in common is trained once; the same command goes on after an interruption and skips what is
+    finished. Options replace the profile's settings; defaults are shown of the profile smoke.
     """
 
-    figures: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[FIGURE ...]")] = ()
-    """fig1 ... fig5, ablation-..., regularizers, ood, baselines, cost, or all."""
-    out: str = "paper"
-    """Directory; every figure has one of its own in it."""
-    profile: Literal["smoke", "small", "7b"] = "small"
-    """The scale."""
-    set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = field(default=())
-    """A setting of every run, as in data.task=sst2; once for each."""
-    data_dir: str | None = None
-    """Directory with data sets, where tasks by name are looked for first."""
+    out: str = field(kw_only=True)
+    """The directory of the figures; one profile and one set of options each."""
+    profile: str = field(default=_DEFAULT_PROFILE, kw_only=True)
+    """The scale: 7b, small, or smoke (minutes on the embedded base, no data needed)."""
+    ood: tuple[str, ...] = field(default=(), kw_only=True)
+    """For fig5 and ood: tasks by name, or files, with rows unlike the training rows, in place of the profile's."""
+    most_members: int = field(default=100, kw_only=True)
+    """Most members of one packed pass; fewer take less memory."""
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command."""
-    parsed = parse(PaperArguments, arguments, "paper")
+    from lorchestra.experiments.paper.recipes import read_profile
 
-    from lorchestra.experiments.paper.recipe import figure_names, read_figure, titles
+    if not arguments:
+        return _list()
+    rest = list(arguments)
+    names: list[str] = []
+    while rest and not rest[0].startswith("-"):
+        names.append(rest.pop(0))
+    settings = [field.name for field in fields(RunConfig)]
+    profile = read_profile(_asked_profile(rest))
+    defaults: dict[str, Any] = {name: getattr(profile.settings, name) for name in settings}
+    # before the figures are looked at, so that --help needs none
+    parsed = parse(PaperArguments, rest, "paper", default=_with_missing_out(defaults, profile.name))
+    return _make(_known(names), parsed, RunConfig(**{name: getattr(parsed, name) for name in settings}))
 
-    if not parsed.figures:
-        for name, title in titles().items():
-            print(f"{name:<20} {title}")
-        return 0
-    names = figure_names() if parsed.figures == ("all",) else list(dict.fromkeys(parsed.figures))
-    overrides = _overrides(parsed.set) | ({} if parsed.data_dir is None else {"data.dir": parsed.data_dir})
-    recipes = {name: read_figure(name, parsed.profile) for name in names}
-    for name in names:
-        code = _make(name, recipes[name], Path(parsed.out) / name, overrides)
-        if code:
-            return code
+
+def _with_missing_out(defaults: dict[str, Any], profile: str) -> PaperArguments:
+    import tyro
+
+    return PaperArguments(**defaults, out=tyro.MISSING, profile=profile)
+
+
+def _list() -> int:
+    """Print the figures, one line each."""
+    from lorchestra.experiments.paper.recipes import profile_names, read_figure, read_profile
+    from lorchestra.report.paper.registry import FIGURES
+
+    print("Figures (lorchestra paper FIGURE ... --out DIR, or all):\n")
+    for name in FIGURES:
+        print(f"  {name:<20}{read_figure(name).title}")
+    print("\nProfiles (--profile):\n")
+    for name in profile_names():
+        print(f"  {name:<20}{read_profile(name).summary}")
     return 0
 
 
-def _overrides(texts: Sequence[str]) -> dict[str, Any]:
-    from lorchestra.experiments.sweep.points import parse_axis
+def _asked_profile(arguments: Sequence[str]) -> str:
+    """The profile among arguments that are not parsed yet: it gives their defaults."""
+    for place, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name == "--profile":
+            if equals:
+                return value
+            return arguments[place + 1] if place + 1 < len(arguments) else _DEFAULT_PROFILE
+    return _DEFAULT_PROFILE
 
-    found = {}
-    for text in texts:
-        name, values = parse_axis(text, "--set")
-        if len(values) != 1:
-            raise ConfigError(f"--set {text}: give one value; a list stands in brackets")
-        found[name] = values[0]
-    return found
+
+def _known(names: Sequence[str]) -> list[str]:
+    from lorchestra.report.paper.registry import FIGURES
+
+    if not names:
+        raise ConfigError(f"paper: name a figure, or {ALL}: {', '.join(FIGURES)}")
+    for name in names:
+        if name not in (*FIGURES, ALL):
+            raise ConfigError(f"paper {name}: no such figure; {did_you_mean(name, [*FIGURES, ALL])}")
+    return list(FIGURES) if ALL in names else list(dict.fromkeys(names))
 
 
-def _make(name: str, recipe: Any, out: Path, overrides: dict[str, Any]) -> int:
-    """Train what a figure needs, draw it, and print its sentence."""
+def _make(names: Sequence[str], parsed: PaperArguments, config: RunConfig) -> int:
     from lorchestra.cli.output import messages, speaker
     from lorchestra.cli.sweep_progress import SweepProgress
     from lorchestra.cli.train import GracefulStop
     from lorchestra.engine.observer import Interrupted
-    from lorchestra.experiments.paper.study import run_study
-    from lorchestra.report.paper.dots import draw_baselines
-    from lorchestra.report.paper.figures import DRAW
-    from lorchestra.report.paper.page import write_page
-    from lorchestra.report.paper.runs import read_study
+    from lorchestra.experiments.paper.run import plan_figures
 
+    if parsed.most_members < 1:
+        raise ConfigError(f"--most-members: {parsed.most_members} is less than 1")
+    plans, trainings = plan_figures(names, parsed.profile, config, parsed.out, parsed.ood)
     console = messages()
     say = speaker(console)
-    say(f"{name}: {recipe.title}")
-    progress = SweepProgress(console, [])
+    failed: dict[str, str] = {}
     try:
-        with progress, GracefulStop() as stop:
-            study = run_study(recipe, out, overrides, say=say, observer=progress.follow, should_stop=stop)
+        for training in trainings:
+            with SweepProgress(console, training.points) as progress, GracefulStop() as stop:
+                lost = training.run(most_members=parsed.most_members, say=say, observer=progress, should_stop=stop)
+                failed |= {name: str(training.root / "failed.json") for name in lost}
     except Interrupted:
         say("stopped; the same command goes on")
         return 130
-    page = draw_baselines(study.results) if study.results else DRAW[name](read_study(study.runs, study.points))
-    write_page(page, out, name, study.caption)
-    print(f"{name}: {page.sentence}")
-    say(f"picture: {out / name}.png")
-    return 0
+    for name, path in failed.items():
+        say(f"warning: every member of {name} failed; {path} has the reason")
+    for plan in plans:
+        _draw(plan, parsed)
+    return 1 if failed else 0
+
+
+def _draw(plan: Any, parsed: PaperArguments) -> None:
+    """Write a figure's page and print its sentence."""
+    from pathlib import Path
+
+    from lorchestra.cli.output import results
+    from lorchestra.errors import TrainingError
+    from lorchestra.report.paper.caption import caption
+    from lorchestra.report.paper.page import write_page
+    from lorchestra.report.paper.registry import FIGURES
+    from lorchestra.report.paper.runs import FinishedRun
+
+    runs = [FinishedRun(point.settings, point.config, run) for point, run in plan.finished()]
+    rows = FIGURES[plan.name].table(runs) if runs else []
+    if not rows:
+        raise TrainingError(f"{plan.name}: no run to draw it from; every member of each failed")
+    told = caption(runs, parsed.profile)
+    folder = Path(parsed.out) / plan.name
+    sentence = write_page(FIGURES[plan.name], rows, folder, plan.name, told)
+    text = f"{plan.name}: {sentence}\n{told}\n{folder / (plan.name + '.png')}\n"
+    results().print(text, highlight=False, markup=False, soft_wrap=True)

@@ -34,7 +34,7 @@ class SweepArguments(RunConfig):
     grid: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = field(default=(), kw_only=True)
     """A setting and its values, as in train.lr=1e-4,3e-4; once for each setting that varies."""
     ood: tuple[str, ...] = field(default=(), kw_only=True)
-    """Tasks by name with rows unlike the training rows; how well does uncertainty tell them apart?"""
+    """Tasks by name, or files, with rows unlike the training rows; how well does uncertainty tell them apart?"""
     most_members: int = field(default=100, kw_only=True)
     """Most members of one packed pass; fewer take less memory."""
     each_epoch: bool = field(default=False, kw_only=True)

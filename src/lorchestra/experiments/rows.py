@@ -121,13 +121,18 @@ def read_named(
     return loaded.task.splits[split]
 
 
-def read_named_ood(name: str, config: DataConfig, trained_labels: tuple[str, ...] | None) -> tuple[Example, ...]:
-    """The test rows of a task by name as rows unlike the training rows: without answers.
+def read_named_ood(
+    name: str, config: DataConfig, trained_labels: tuple[str, ...] | None, *, keep_answers: bool = False
+) -> tuple[Example, ...]:
+    """The test rows of a task by name as rows unlike the training rows: without answers, unless they are to be kept.
 
     A run that was trained on texts with labels is asked for its own labels, as with any text it is given.
     """
     rows = load_task(name, config.dir, ("test",)).task.splits["test"]
-    return tuple(dataclasses.replace(row, choices=trained_labels or row.choices, answer=None) for row in rows)
+    return tuple(
+        dataclasses.replace(row, choices=trained_labels or row.choices, answer=row.answer if keep_answers else None)
+        for row in rows
+    )
 
 
 def read_ood_file(path: str | Path, config: DataConfig, trained_labels: tuple[str, ...] | None) -> tuple[Example, ...]:

@@ -1,1 +1,1 @@
-"""The paper's experiments: recipes read, scaled by a profile, and trained as sweeps."""
+"""The paper's figures and ablations as recipes: which points to train, at which scale."""

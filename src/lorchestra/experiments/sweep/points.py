@@ -59,8 +59,13 @@ def grid_points(base: RunConfig, axes: Sequence[tuple[str, Sequence[Any]]]) -> l
     return named_points(base, [dict(zip([f for f, _ in axes], chosen, strict=True)) for chosen in combinations])
 
 
-def named_points(base: RunConfig, settings: Sequence[Mapping[str, Any]]) -> list[Point]:
+def named_points(base: RunConfig, settings: Sequence[Mapping[str, Any]], where: str = "--grid") -> list[Point]:
     """Points of given settings, named after them.
+
+    Args:
+        base: what they have in common.
+        settings: the dotted fields of each, with values.
+        where: what names these settings, for error messages.
 
     Raises:
         ConfigError: as `grid_points`.
@@ -68,18 +73,18 @@ def named_points(base: RunConfig, settings: Sequence[Mapping[str, Any]]) -> list
     ends = Counter(field.rpartition(".")[2] for field in {field for one in settings for field in one})
     points: dict[str, Point] = {}
     for asked in settings:
-        config = with_settings(base, asked)
+        config = with_settings(base, asked, where)
         one = {field: functools.reduce(getattr, field.split("."), config) for field in asked}  # as they were read
         short = {f if ends[f.rpartition(".")[2]] > 1 else f.rpartition(".")[2]: value for f, value in one.items()}
         name = ",".join(f"{field}={_as_name(value)}" for field, value in short.items()) or "as-configured"
         if name in points:
-            raise ConfigError(f"--grid: two points are named {name}; leave out values that are the same")
+            raise ConfigError(f"{where}: two points are named {name}; leave out values that are the same")
         if len(name) > _LONGEST_NAME:
-            raise ConfigError(f"--grid: the name {name[:60]}... of a point is too long for a directory")
+            raise ConfigError(f"{where}: the name {name[:60]}... of a point is too long for a directory")
         try:
             check_run(config)
         except ConfigError as error:
-            raise ConfigError(f"--grid, point {name}: {error}") from error
+            raise ConfigError(f"{where}, point {name}: {error}") from error
         points[name] = Point(name, one, config)
     return list(points.values())
 

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lorchestra.config import differences, from_mapping, to_mapping
+from lorchestra.data.files import read_task_file
 from lorchestra.engine.config import RunConfig
 from lorchestra.engine.observer import Observer
 from lorchestra.engine.trainer import Trainer
-from lorchestra.errors import CheckpointError, ConfigError, DataError
+from lorchestra.errors import CheckpointError, ConfigError
 from lorchestra.experiments.build import Say
-from lorchestra.experiments.rows import absolute_paths, is_task_name, read_named_ood, read_ood_file
+from lorchestra.experiments.rows import absolute_paths, check_same_kind, is_task_name, read_named_ood
 from lorchestra.experiments.sweep.finish import finish_pack
 from lorchestra.experiments.sweep.packs import Pack, make_packs
 from lorchestra.experiments.sweep.points import Point
@@ -78,7 +79,7 @@ def run_sweep(
         out: the sweep's directory.
         most_members: most members of one packed pass.
         evaluate: whether to evaluate on the test rows.
-        ood: tasks by name or files with rows unlike the training rows; their labels are not looked at.
+        ood: tasks by name, or files, with rows unlike the training rows.
         each_epoch: whether to predict the test rows after every epoch, into the runs' `predictions/*.epoch_*`.
         say: is told, in one line each, what a person should know.
         observer: hears of progress.
@@ -212,13 +213,18 @@ def _names_of(path: Path) -> list[str]:
 
 
 def _ood_rows(names: Sequence[str], pack: Pack) -> Mapping[str, Sequence[Example]]:
-    """Rows unlike the training rows, by the name of their task or the stem of their file."""
+    """Rows unlike the training rows by the name of their task or file; questions with choices keep their answers."""
     data, labels = pack.points[0].config.data, pack.rows.task.labels
     found: dict[str, Sequence[Example]] = {}
     for value in names:
-        is_task = is_task_name(value)
-        name = value if is_task else Path(value).name.split(".")[0]
+        if is_task_name(value):
+            name, rows = value, read_named_ood(value, data, labels, keep_answers=labels is None)
+        else:
+            name = Path(value).name.split(".")[0]
+            file = read_task_file(value, data.fields, require_answer=False, labels=labels, ignore_answers=bool(labels))
+            check_same_kind(labels, file.labels, value)
+            rows = file.examples
         if name in found:
-            raise DataError(f"--ood {value}: another file or task is named {name} too; rename one")
-        found[name] = read_named_ood(name, data, labels) if is_task else read_ood_file(value, data, labels)
+            raise ConfigError(f"--ood {value}: another file or task is named {name} too; rename one")
+        found[name] = rows
     return found

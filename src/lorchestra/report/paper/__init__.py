@@ -1,1 +1,1 @@
-"""The paper's figures, and those that its readers asked for, as functions of saved predictions."""
+"""The paper's figures, its ablations and what its readers asked for: pictures, tables and sentences of saved runs."""

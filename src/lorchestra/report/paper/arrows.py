@@ -1,98 +1,133 @@
-"""Fig. 2 and the sweep of regularizers: from one LoRA to the ensemble in accuracy and calibration."""
+"""Fig. 2 and the grid of regularizers: from one LoRA to the ensemble in accuracy and calibration."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lorchestra.report.paper.page import MARKERS, PALETTE, Page, new_figure
-from lorchestra.report.paper.runs import StudyRun, ensemble_metrics, single_metrics
+from lorchestra.report.paper.page import (
+    MARKERS,
+    PALETTE,
+    TITLES,
+    PaperFigure,
+    Row,
+    Rows,
+    panels,
+    per_task,
+    percent,
+    plain_log_scale,
+    scaled,
+    shared_legend,
+)
+from lorchestra.report.paper.runs import METRICS, FinishedRun, both, regularizer
 
-_NAMES = {
-    "regularize.weight_decay_b": "decay on B",
-    "regularize.weight_decay_a": "decay on A",
-    "regularize.weight_decay_ba": "decay on BA",
-    "regularize.kl_beta": "KL to the base",
-    "regularize.label_smoothing": "label smoothing",
-    "adapt.dropout": "dropout",
-}
-
-
-def kind_and_strength(settings: Mapping[str, Any]) -> tuple[str, float]:
-    """Which regularizer a point has, and how strong: `("none", 0)` where it has none."""
-    on = {field: float(value) for field, value in settings.items() if field in _NAMES and value}
-    if not on:
-        return "none", 0.0
-    parts = []
-    for field in on:
-        name = _NAMES[field]
-        if field == "regularize.kl_beta" and settings.get("regularize.kl_direction") == "reverse":
-            name = "reverse " + name
-        parts.append(name)
-    return " + ".join(parts), max(on.values())
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
-def draw_arrows(runs: Sequence[StudyRun]) -> Page:
-    """Arrows from the mean member to the ensemble; color by regularizer, opacity by strength."""
-    figure = new_figure(7.4, 5)
-    axes = figure.add_subplot()
-    rows, better = [], 0
-    groups: dict[str, list[StudyRun]] = {}
+def table(runs: Sequence[FinishedRun]) -> list[Row]:
+    """One row a point: `task`, `regularizer`, `strength`, metrics of one LoRA (mean of members) and of the ensemble.
+
+    `gain_*` are the ends of 95 % intervals of the ensemble minus the mean member, paired over resamples of test rows.
+    """
+    rows: list[Row] = []
     for run in runs:
-        groups.setdefault(kind_and_strength(run.settings)[0], []).append(run)
-    for (kind, members), color, marker in zip(groups.items(), PALETTE * 2, MARKERS * 2, strict=False):
-        members = sorted(members, key=lambda run: kind_and_strength(run.settings)[1])
-        for place, run in enumerate(members):
-            start, end = single_metrics(run.test), ensemble_metrics(run.test)
-            alpha = 0.35 + 0.65 * (place + 1) / len(members)
-            x, y = ([100 * one[name] for one in (start, end)] for name in ("accuracy", "ece"))
-            axes.annotate(
-                "",
-                (x[1], y[1]),
-                (x[0], y[0]),
-                arrowprops={"arrowstyle": "->", "color": color, "alpha": alpha, "lw": 1.8},
-            )
-            strongest = place == len(members) - 1
-            axes.plot(x[:1], y[:1], marker, color=color, alpha=alpha, markersize=5, label=kind if strongest else None)
-            axes.plot(x[1:], y[1:], alpha=0)  # arrows alone do not widen the axes
-            strength = kind_and_strength(run.settings)[1]
-            rows.append([kind, strength, *(f"{value / 100:.5f}" for value in (x[0], y[0], x[1], y[1]))])
-            better += x[1] >= x[0] and y[1] <= y[0]
-    axes.set(
-        xlabel="accuracy (%)",
-        ylabel="expected calibration error (%), lower is better",
-        title=f"From one LoRA (mean of members) to the ensemble: {runs[0].test.task}",
+        name, strength = regularizer(run.settings)
+        row: Row = {"task": run.task, "regularizer": name, "strength": strength, **both(run.test)}
+        gains = run.entry["intervals"].get("ensemble_minus_member_mean", {})
+        for metric in METRICS:
+            low, high = gains.get(metric) or (None, None)
+            row |= {f"gain_{metric}_low": low, f"gain_{metric}_high": high}
+        rows.append(row)
+    return rows
+
+
+def draw_arrows(figure: Figure, rows: Rows) -> None:
+    """One panel a task; color by regularizer, opacity by strength."""
+    names = list(dict.fromkeys(row["regularizer"] for row in rows))
+    looks = {name: (PALETTE[i % 7], MARKERS[i % 7]) for i, name in enumerate(names)}
+    for task, own, (axes,) in panels(figure, rows, 1, (6.8, 4.2)):
+        for name in names:
+            color, marker = looks[name]
+            points = sorted((row for row in own if row["regularizer"] == name), key=lambda row: row["strength"])
+            for place, row in enumerate(points, 1):
+                alpha = 0.3 + 0.7 * place / len(points)
+                (x, y), (end_x, end_y) = (
+                    [100 * row[f"{who}_{metric}"] for metric in ("accuracy", "ece")] for who in ("one", "ensemble")
+                )
+                arrow = {"arrowstyle": "-|>", "color": color, "alpha": alpha, "lw": 1.8, "shrinkA": 0, "shrinkB": 0}
+                axes.annotate("", (end_x, end_y), (x, y), arrowprops=arrow)
+                label = _label(name, points) if place == len(points) else None
+                axes.plot(x, y, marker, color=color, alpha=alpha, markersize=6, label=label, markeredgewidth=0)
+                axes.plot(end_x, end_y, alpha=0)  # arrows alone do not widen the axes
+        axes.margins(0.08)
+        axes.set(
+            xlabel="accuracy (%)",
+            ylabel="ECE (%), lower is better",
+            title=f"{task}: from one LoRA (mean of members) to the ensemble",
+        )
+        axes.legend(frameon=False, fontsize="small", title="regularizer (fainter: weaker)", title_fontsize="small")
+        axes.grid(color="0.92")
+
+
+def _label(name: str, points: Rows) -> str:
+    strengths = ", ".join(f"{row['strength']:g}" for row in points)
+    return name if name == "none" else f"{name}: {strengths}"
+
+
+def draw_strengths(figure: Figure, rows: Rows) -> None:
+    """Metrics against strength, a line a regularizer; the ensemble's solid, one LoRA's dashed."""
+    names = [name for name in dict.fromkeys(row["regularizer"] for row in rows) if name != "none"]
+    lines = panels(figure, rows, 3, (4.0, 3.4))
+    for task, own, grid in lines:
+        for axes, metric in zip(grid, METRICS, strict=True):
+            for row in own:
+                if row["regularizer"] == "none":
+                    for who, style in (("ensemble", "-"), ("one", "--")):
+                        label = "none, ensemble" if who == "ensemble" else "none, one LoRA (mean of members)"
+                        value = scaled(metric, row[f"{who}_{metric}"])
+                        axes.axhline(value, color="0.55", linestyle=style, linewidth=1, label=label)
+            for i, name in enumerate(names):
+                points = sorted((row for row in own if row["regularizer"] == name), key=lambda row: row["strength"])
+                x = [row["strength"] for row in points]
+                for who, style in (("ensemble", "-"), ("one", "--")):
+                    y = [scaled(metric, row[f"{who}_{metric}"]) for row in points]
+                    label = f"{name}, ensemble" if who == "ensemble" else f"{name}, one LoRA"
+                    axes.plot(x, y, style, color=PALETTE[i % 7], marker=MARKERS[i % 7], markersize=4.5, label=label)
+            plain_log_scale(axes.xaxis)
+            axes.set(xlabel="strength", title=f"{task}: {TITLES[metric]}")
+            axes.grid(color="0.92")
+    shared_legend(figure, lines[0][2][0], 4)
+
+
+def _arrows_sentence(rows: Rows) -> str:
+    better = sum(
+        row["ensemble_accuracy"] > row["one_accuracy"] and row["ensemble_ece"] < row["one_ece"] for row in rows
     )
-    axes.margins(0.08)
-    axes.legend(frameon=False, fontsize="small", title="regularizer (fainter: weaker)", title_fontsize="small")
-    header = ["regularizer", "strength", "single_accuracy", "single_ece", "ensemble_accuracy", "ensemble_ece"]
-    return Page(
-        figure, header, rows, f"{better} of {len(rows)} arrows point to no less accuracy and no more calibration error."
+    accurate = sum((row["gain_accuracy_low"] or 0) > 0 for row in rows)
+    calibrated = sum((row["gain_ece_high"] or 0) < 0 for row in rows)
+    return (
+        f"{better} of {len(rows)} arrows go to more accuracy and less ECE; the 95 % interval of the difference is"
+        f" above 0 in accuracy for {accurate}, below 0 in ECE for {calibrated}"
     )
 
 
-def draw_strengths(runs: Sequence[StudyRun]) -> Page:
-    """Accuracy, NLL and ECE of the ensemble by regularizer and strength, beside no regularizer."""
-    figure = new_figure(10, 4)
-    panels = figure.subplots(1, 3)
-    rows = []
-    found = [(*kind_and_strength(run.settings), single_metrics(run.test), ensemble_metrics(run.test)) for run in runs]
-    for kind, strength, single, ensemble in found:
-        for name, values in (("one LoRA", single), ("ensemble", ensemble)):
-            rows.append([kind, strength, name, *(f"{values[key]:.5f}" for key in ("accuracy", "nll", "ece"))])
-    kinds = list(dict.fromkeys(kind for kind, *_ in found if kind != "none"))
-    plain = next((ensemble for kind, _, _, ensemble in found if kind == "none"), None)
-    for axes, key, title in zip(panels, ("accuracy", "nll", "ece"), ("accuracy", "NLL (nats)", "ECE"), strict=True):
-        if plain is not None:
-            axes.axhline(plain[key], color="0.5", linestyle=":", label="none")
-        for kind, color, marker in zip(kinds, PALETTE * 2, MARKERS * 2, strict=False):
-            points = sorted((strength, ensemble[key]) for name, strength, _, ensemble in found if name == kind)
-            axes.plot(*zip(*points, strict=True), marker=marker, color=color, label=kind)
-        axes.set(xscale="log", xlabel="strength", title=f"{title} of the ensemble")
-    panels[0].legend(frameon=False, fontsize="x-small")
-    best = min(found, key=lambda one: one[3]["nll"])
-    sentence = f"Lowest NLL of the ensemble: {best[3]['nll']:.3f} with {best[0]}" + (
-        f" at {best[1]:g}" if best[1] else ""
+def _strengths_sentence(rows: Rows) -> str:
+    def named(row: Mapping[str, Any]) -> str:
+        return row["regularizer"] if row["regularizer"] == "none" else f"{row['regularizer']} {row['strength']:g}"
+
+    nll, ece = (min(rows, key=lambda row: row[f"ensemble_{metric}"]) for metric in ("nll", "ece"))
+    plain = next((row for row in rows if row["regularizer"] == "none"), None)
+    beside = (
+        ""
+        if plain is None
+        else f" (without regularizer {plain['ensemble_nll']:.3f} and {percent(plain['ensemble_ece'])})"
     )
-    none = "" if plain is None else f"; without a regularizer {plain['nll']:.3f}"
-    return Page(figure, ["regularizer", "strength", "method", "accuracy", "nll", "ece"], rows, f"{sentence}{none}.")
+    return (
+        f"the ensemble's NLL is lowest with {named(nll)} ({nll['ensemble_nll']:.3f}), its ECE with {named(ece)}"
+        f" ({percent(ece['ensemble_ece'])}){beside}"
+    )
+
+
+ARROWS = PaperFigure(table, draw_arrows, lambda rows: per_task(rows, _arrows_sentence))
+STRENGTHS = PaperFigure(table, draw_strengths, lambda rows: per_task(rows, _strengths_sentence))

@@ -1,41 +1,98 @@
-"""Fig. 3: accuracy, NLL and ECE by epoch, with and without weight decay, one LoRA and the ensemble."""
+"""Fig. 3: accuracy, NLL and ECE by epoch, with and without weight decay, of one LoRA and of the ensemble."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from lorchestra.report.paper.arrows import kind_and_strength
-from lorchestra.report.paper.page import PALETTE, Page, new_figure
-from lorchestra.report.paper.runs import StudyRun, ensemble_metrics, single_metrics
+from lorchestra.report.paper.page import (
+    PALETTE,
+    TITLES,
+    PaperFigure,
+    Row,
+    Rows,
+    panels,
+    per_task,
+    percent,
+    scaled,
+    shared_legend,
+)
+from lorchestra.report.paper.runs import (
+    METRICS,
+    FinishedRun,
+    ensemble_metrics,
+    mean_member,
+    member_metrics,
+    regularizer_label,
+)
 
-METRICS = {"accuracy": "accuracy", "nll": "NLL (nats)", "ece": "ECE"}
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ONE, ENSEMBLE = "one LoRA (mean of members)", "ensemble"
 
 
-def draw_epochs(runs: Sequence[StudyRun]) -> Page:
-    """One line a point and method; needs predictions after each epoch."""
-    figure = new_figure(10, 4)
-    panels = figure.subplots(1, 3)
-    rows, ends = [], {}
-    for run, color in zip(runs, PALETTE, strict=False):
-        kind, strength = kind_and_strength(run.settings)
-        label = "no regularizer" if kind == "none" else f"{kind} {strength:g}"
-        for method, measure, style in (("one LoRA", single_metrics, "--"), ("ensemble", ensemble_metrics, "-")):
-            found = [measure(predictions) for predictions in run.epochs]
-            epochs = range(1, len(found) + 1)
-            for axes, key in zip(panels, METRICS, strict=True):
-                axes.plot(epochs, [one[key] for one in found], style, color=color, label=f"{method}, {label}")
-            rows += [
-                [label, method, epoch, *(f"{one[key]:.5f}" for key in METRICS)]
-                for epoch, one in zip(epochs, found, strict=True)
-            ]
-            ends[label, method] = found
-    for axes, title in zip(panels, METRICS.values(), strict=True):
-        axes.set(xlabel="epoch", title=f"{title} on test rows")
-        axes.xaxis.get_major_locator().set_params(integer=True)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
-    parts = [
-        f"{method} ({label}) NLL {min(one['nll'] for one in found):.3f} at best, {found[-1]['nll']:.3f} at the end,"
-        f" ECE {found[0]['ece']:.3f} to {found[-1]['ece']:.3f}"
-        for (label, method), found in ends.items()
-    ]
-    return Page(figure, ["regularizer", "method", "epoch", *METRICS], rows, "; ".join(parts) + ".")
+def table(runs: Sequence[FinishedRun]) -> list[Row]:
+    """One row an epoch, point and method: `task`, `regularizer`, `method`, `epoch` (0 is the base), metrics, and the
+    lowest and highest of a single member."""
+    rows: list[Row] = []
+    for run in runs:
+        base = run.baseline("base_zero_shot")
+        for epoch, found in enumerate([base, *run.epochs]):
+            if found is None:
+                continue
+            members = member_metrics(found)
+            for method, values in ((ONE, mean_member(found)), (ENSEMBLE, ensemble_metrics(found))):
+                row: Row = {"task": run.task, "regularizer": regularizer_label(run.settings), "method": method}
+                row |= {"epoch": epoch, **values}
+                for metric in METRICS:
+                    of_members = [one[metric] for one in members] if method == ONE else [values[metric]]
+                    row |= {f"{metric}_lowest": min(of_members), f"{metric}_highest": max(of_members)}
+                rows.append(row)
+    return rows
+
+
+def draw(figure: Figure, rows: Rows) -> None:
+    """Three panels a task."""
+    kinds = list(dict.fromkeys(row["regularizer"] for row in rows))
+    lines = panels(figure, rows, 3)
+    for task, own, grid in lines:
+        for axes, metric in zip(grid, METRICS, strict=True):
+            for i, kind in enumerate(kinds):
+                for method, style, marker in ((ONE, "--", "s"), (ENSEMBLE, "-", "o")):
+                    points = [row for row in own if row["regularizer"] == kind and row["method"] == method]
+                    x, (y, low, high) = (
+                        [row["epoch"] for row in points],
+                        (
+                            [scaled(metric, row[f"{metric}{end}"]) for row in points]
+                            for end in ("", "_lowest", "_highest")
+                        ),
+                    )
+                    color = PALETTE[i % 7]
+                    axes.plot(x, y, style, color=color, marker=marker, markersize=3.5, label=f"{method}, {kind}")
+                    if method == ONE:
+                        axes.fill_between(x, low, high, color=color, alpha=0.12, linewidth=0)
+            axes.set(xlabel="epoch (0: the base)", title=f"{task}: {TITLES[metric]}")
+            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.grid(color="0.92")
+    shared_legend(figure, lines[0][2][0], 2)
+
+
+def _sentence(rows: Rows) -> str:
+    parts = []
+    for kind in dict.fromkeys(row["regularizer"] for row in rows):
+        told = []
+        for method in (ONE, ENSEMBLE):
+            points = [row for row in rows if row["regularizer"] == kind and row["method"] == method and row["epoch"]]
+            best = min(points, key=lambda row: row["nll"])
+            last = points[-1]
+            told.append(
+                f"{method} NLL {best['nll']:.3f} at best (epoch {best['epoch']}) and {last['nll']:.3f} at the end,"
+                f" accuracy {percent(last['accuracy'])}, ECE {percent(points[0]['ece'])} after epoch 1 and"
+                f" {percent(last['ece'])} at the end"
+            )
+        parts.append(f"{kind}: {'; '.join(told)}")
+    return " | ".join(parts)
+
+
+EPOCHS = PaperFigure(table, draw, lambda rows: per_task(rows, _sentence))

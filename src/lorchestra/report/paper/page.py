@@ -1,74 +1,134 @@
-"""One page of output a figure: the picture, its data, and a sentence that says what it shows here."""
+"""One page of output a figure: the picture, its data, and one sentence that says what it shows here."""
 
 from __future__ import annotations
 
 import csv
 import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorchestra.errors import LorchestraError
+from lorchestra.report.figure import ENSEMBLE_COLOR, SINGLE_COLOR
+from lorchestra.report.paper.runs import tasks_of
 from lorchestra.store.atomic import atomic_path, atomic_write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SINGLE, ENSEMBLE, BASE = "#D55E00", "#0072B2", "#666666"
-"""Vermilion, blue and gray: one LoRA, the ensemble and the base in every picture."""
+Row = dict[str, Any]
+Rows = Sequence[Mapping[str, Any]]
+
+BASE_COLOR, THIRD_COLOR = "#555555", "#009E73"
+"""Gray for the base, bluish green for what stands beside one LoRA (vermilion) and the ensemble (blue)."""
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's colors, apart for every kind of color vision."""
-_LETTERS_AN_INCH = 16
-"""Of the caption, so that no line is wider than the picture."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+TITLES = {"accuracy": "accuracy (%)", "nll": "NLL (nats)", "ece": "ECE (%)"}
+"""Metrics as axes name them; accuracy and ECE are drawn in percent."""
+SHARES = ("accuracy", "ece")
+_CAPTION_WIDTH = 18.0
+"""Letters of the caption to an inch of the picture."""
+
+__all__ = ["ENSEMBLE_COLOR", "SINGLE_COLOR"]
 
 
 @dataclass(frozen=True)
-class Page:
-    """A figure before it is written; `rows` are its data under `header`."""
+class PaperFigure:
+    """A figure: its data from finished runs, and picture and sentence from the data alone."""
 
-    figure: Figure
-    header: Sequence[str]
-    rows: Sequence[Sequence[Any]]
-    sentence: str
+    table: Callable[[Sequence[Any]], list[Row]]
+    """From finished runs (`baselines`: from the results of a comparison)."""
+    draw: Callable[[Figure, Rows], None]
+    sentence: Callable[[Rows], str]
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """An empty matplotlib figure, in inches.
+def write_page(figure: PaperFigure, rows: Rows, folder: Path, name: str, caption: str) -> str:
+    """Write `NAME.png`, `NAME.svg`, `data.csv` and `sentence.txt`; returns the sentence.
+
+    Args:
+        figure: what to draw.
+        rows: its data.
+        folder: where to; made where it is missing.
+        name: the figure's name.
+        caption: what was trained; it stands below the picture and behind the sentence.
 
     Raises:
         LorchestraError: matplotlib is not installed.
+        CheckpointError: a file cannot be written.
     """
     try:
+        import matplotlib as mpl
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
         raise LorchestraError("figures need matplotlib: pip install 'lorchestra[report]'") from error
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def write_page(page: Page, folder: Path, name: str, caption: str) -> None:
-    """Write `NAME.png`, `NAME.svg`, `NAME.csv` and `NAME.txt` (the sentence, and what was trained).
-
-    Args:
-        page: what was drawn.
-        folder: where to; made where it is missing.
-        name: the figure's name.
-        caption: what was trained, put below the picture.
-    """
-    width = int(_LETTERS_AN_INCH * page.figure.get_size_inches()[0])
-    lines = [line for part in caption.splitlines() for line in textwrap.wrap(part, width)]
-    page.figure.supxlabel("\n".join(lines), fontsize="x-small", color="0.35")
-    for kind in ("png", "svg"):
-        with atomic_path(folder / f"{name}.{kind}") as temporary:
-            page.figure.savefig(temporary, format=kind, metadata={"Date": None} if kind == "svg" else None)
+    sentence = figure.sentence(rows)
+    # text of an SVG as text, and no random ids in it: the same data give the same file
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "text.parse_math": False}):
+        picture = Figure(dpi=150, layout="constrained")
+        FigureCanvasAgg(picture)
+        figure.draw(picture, rows)
+        width = round(picture.get_figwidth() * _CAPTION_WIDTH)
+        picture.supxlabel("\n".join(textwrap.wrap(caption, width)), fontsize=7.5, color="0.35", x=0.01, ha="left")
+        for kind, metadata in (("png", None), ("svg", {"Date": None})):
+            with atomic_path(folder / f"{name}.{kind}") as temporary:
+                picture.savefig(temporary, format=kind, metadata=metadata)
+            picture.set_layout_engine("none")  # it is laid out now; doing it again takes a third of the time
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(page.header)
-    writer.writerows(page.rows)
-    atomic_write_text(folder / f"{name}.csv", text.getvalue())
-    atomic_write_text(folder / f"{name}.txt", f"{page.sentence}\n\n{caption}\n")
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    atomic_write_text(folder / "data.csv", text.getvalue())
+    atomic_write_text(folder / "sentence.txt", f"{sentence}\n\n{caption}\n")
+    return sentence
+
+
+def scaled(metric: str, value: float) -> float:
+    """A metric in the unit in which it is drawn."""
+    return 100 * value if metric in SHARES else value
+
+
+def panels(figure: Figure, rows: Rows, columns: int, size: tuple[float, float] = (3.6, 3.1)) -> list[Any]:
+    """One row of panels for each task, each of `size` in inches, with the task's rows: `(task, rows, panels)`."""
+    tasks = tasks_of(rows)
+    figure.set_size_inches(size[0] * columns, size[1] * len(tasks) + 1.0)
+    grid = figure.subplots(len(tasks), columns, squeeze=False)
+    return [(task, own, list(line)) for (task, own), line in zip(tasks.items(), grid, strict=True)]
+
+
+def shared_legend(figure: Figure, axes: Any, columns: int) -> None:
+    """One legend above all panels, where it hides nothing."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(
+        handles,
+        labels,
+        loc="outside upper center",
+        ncols=columns,
+        frameon=False,
+        fontsize="small",
+        handlelength=2.8,  # a dashed line is seen to be one
+    )
+
+
+def plain_log_scale(axis: Any) -> None:
+    """A logarithmic axis with ticks at powers of ten, written out."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    axis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:,g}" if value < 1e5 else f"{value:.0e}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def per_task(rows: Rows, say: Callable[[Rows], str]) -> str:
+    """One sentence about each task, named where there are several."""
+    tasks = tasks_of(rows)
+    told = [(f"{task}: " if len(tasks) > 1 else "") + say(own) for task, own in tasks.items()]
+    return "; ".join(told) + "."
+
+
+def percent(value: float) -> str:
+    """A share as a text."""
+    return f"{100 * value:.1f} %"

@@ -1,92 +1,145 @@
-"""The runs of a study, read from disk: what figures are drawn from."""
+"""Finished runs as the figures read them: settings, predictions, adapters and cost."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file
 
+from lorchestra.core.diversity import Update
 from lorchestra.core.metrics import all_metrics
-from lorchestra.core.predictive import FloatArray, mixture_log_probs
+from lorchestra.core.predictive import FloatArray, IntArray, mixture_log_probs
+from lorchestra.engine.config import RunConfig
 from lorchestra.store.predictions import load_predictions
 from lorchestra.store.run_dir import RunDir, read_ensemble, read_json
 from lorchestra.types import Predictions
 
+METRICS = ("accuracy", "nll", "ece")
+"""What every figure compares."""
+
+REGULARIZERS = {
+    "regularize.weight_decay_b": "decay on B",
+    "regularize.weight_decay_a": "decay on A",
+    "regularize.weight_decay_ba": "decay on BA",
+    "regularize.kl_beta": "KL to base",
+    "regularize.label_smoothing": "label smoothing",
+    "adapt.dropout": "dropout",
+}
+"""Settings that regularize, and what pictures call them; each has its strength as its value."""
+_VARIANTS = {"regularize.kl_direction": "reverse", "regularize.kl_over": "vocabulary"}
+"""Values that make another regularizer of one of the above, and are put before its name."""
+
 
 @dataclass(frozen=True)
-class StudyRun:
-    """One finished and evaluated point of a study; `settings` are those in which points differ."""
+class FinishedRun:
+    """One finished point of a figure; `settings` are those in which its points differ, by dotted field."""
 
-    name: str
     settings: Mapping[str, Any]
+    config: RunConfig
     run: RunDir
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """What `ensemble.json` holds."""
+        return read_ensemble(self.run.root)[1]
+
+    @property
+    def task(self) -> str:
+        """The task's name."""
+        return str(self.record["task"])
 
     @cached_property
     def entry(self) -> dict[str, Any]:
         """Its evaluation on the test rows, as in `metrics.json`."""
-        found: list[dict[str, Any]] = read_json(self.run.metrics)["evaluations"]
-        return next(entry for entry in found if entry["split"] == "test")
-
-    @cached_property
-    def cost(self) -> dict[str, Any]:
-        """What its training cost."""
-        return dict(read_json(self.run.metrics)["cost"])
+        entries = read_json(self.run.metrics)["evaluations"]
+        return next(dict(entry) for entry in entries if entry["split"] == "test")
 
     @cached_property
     def test(self) -> Predictions:
         """Its members' predictions on the test rows."""
-        return self.predictions(f"{self.entry['task']}.test")
-
-    def predictions(self, stem: str) -> Predictions:
-        """Saved predictions by the name of their file."""
-        return load_predictions(self.run.predictions / f"{stem}.safetensors")
-
-    def baseline(self, name: str) -> Predictions | None:
-        """Predictions of a baseline on the test rows, where there are any."""
-        stem = f"{self.entry['task']}.test.{name}"
-        return self.predictions(stem) if (self.run.predictions / f"{stem}.safetensors").exists() else None
+        return self._predictions("test")
 
     @cached_property
     def epochs(self) -> list[Predictions]:
-        """Predictions on the test rows after each epoch."""
-        paths = sorted(self.run.predictions.glob("*.test.epoch_*.safetensors"))
+        """Its members' predictions on the test rows after each epoch; empty where they were not kept."""
+        paths = sorted(self.run.predictions.glob(f"{self.task}.test.epoch_*.safetensors"))
         return [load_predictions(path) for path in paths]
 
-    def updates(self) -> list[list[tuple[FloatArray, FloatArray]]]:
-        """For each member, A and B of every adapted map."""
-        _, record = read_ensemble(self.run.root)
-        found = []
-        for member in record["members"]:
-            if member["state"] == "failed":
-                continue
-            tensors = load_file(self.run.root / member["path"] / "adapter_model.safetensors")
-            names = sorted(name for name in tensors if name.endswith("lora_A.weight"))
-            pairs = [(tensors[name], tensors[name.replace("lora_A", "lora_B")]) for name in names]
-            found.append([(A.astype(np.float64), B.astype(np.float64)) for A, B in pairs])
+    def baseline(self, name: str) -> Predictions | None:
+        """A baseline's predictions on the test rows; None where there are none."""
+        return self._predictions(f"test.{name}") if self._path(f"test.{name}").exists() else None
+
+    def far(self, name: str) -> Predictions:
+        """Its members' predictions on rows unlike the training rows."""
+        return self._predictions(f"ood_{name}")
+
+    def updates(self) -> list[Update]:
+        """A `[R, I]` and B `[O, R]` of every adapted map, for each member that did not fail."""
+        found: list[Update] = []
+        for member in self.record["members"]:
+            if member["state"] != "failed":
+                tensors = load_file(self.run.root / member["path"] / "adapter_model.safetensors")
+                names = sorted(name for name in tensors if name.endswith("lora_A.weight"))
+                pairs = [(tensors[name], tensors[name.replace("lora_A", "lora_B")]) for name in names]
+                found.append([(A.astype(np.float64), B.astype(np.float64)) for A, B in pairs])
         return found
+
+    def _path(self, split: str) -> Any:
+        return self.run.predictions / f"{self.task}.{split}.safetensors"
+
+    def _predictions(self, split: str) -> Predictions:
+        return load_predictions(self._path(split))
+
+
+def regularizer(settings: Mapping[str, Any]) -> tuple[str, float]:
+    """A point's regularizer and its strength; ("none", 0) where it has none, the largest strength of several."""
+    strengths = {field: float(settings[field]) for field in REGULARIZERS if settings.get(field)}
+    variant = "".join(f"{value} " for field, value in _VARIANTS.items() if settings.get(field) == value)
+    names = [(variant if field == "regularize.kl_beta" else "") + REGULARIZERS[field] for field in strengths]
+    return (" + ".join(names), max(strengths.values())) if names else ("none", 0.0)
+
+
+def regularizer_label(settings: Mapping[str, Any]) -> str:
+    """A point's regularizer as one text."""
+    name, strength = regularizer(settings)
+    return "no regularizer" if name == "none" else f"{name} {strength:g}"
 
 
 def ensemble_metrics(predictions: Predictions) -> dict[str, float]:
-    """Metrics of the mixture of all members."""
-    return all_metrics(mixture_log_probs(predictions.log_probs_MEC), predictions.labels)
+    """`METRICS` of the members' mixture."""
+    return metrics_of(mixture_log_probs(predictions.log_probs_MEC), predictions.labels)
 
 
-def single_metrics(predictions: Predictions) -> dict[str, float]:
-    """Metrics of one LoRA: the mean over the members of each one's."""
-    every = [all_metrics(log_probs_EC, predictions.labels) for log_probs_EC in predictions.log_probs_MEC]
-    return {name: float(np.mean([one[name] for one in every])) for name in every[0]}
+def member_metrics(predictions: Predictions) -> list[dict[str, float]]:
+    """`METRICS` of each member."""
+    return [metrics_of(log_probs_EC, predictions.labels) for log_probs_EC in predictions.log_probs_MEC]
 
 
-def read_study(runs: Path, points: Sequence[tuple[str, Mapping[str, Any]]]) -> list[StudyRun]:
-    """The finished points of a study, in order.
+def mean_member(predictions: Predictions) -> dict[str, float]:
+    """`METRICS` of one LoRA: the mean over members of each one's."""
+    members = member_metrics(predictions)
+    return {name: float(np.mean([one[name] for one in members])) for name in METRICS}
 
-    Args:
-        runs: the directory with their run directories.
-        points: their names and settings.
-    """
-    return [StudyRun(name, settings, RunDir(runs / name)) for name, settings in points if (runs / name).exists()]
+
+def metrics_of(log_probs_EC: FloatArray, labels_E: IntArray) -> dict[str, float]:
+    """`METRICS` of one predictive distribution."""
+    found = all_metrics(log_probs_EC, labels_E)
+    return {name: found[name] for name in METRICS}
+
+
+def both(predictions: Predictions) -> dict[str, float]:
+    """`METRICS` as `one_*` (mean of the members) and `ensemble_*`."""
+    one, ensemble = mean_member(predictions), ensemble_metrics(predictions)
+    return {f"one_{name}": one[name] for name in METRICS} | {f"ensemble_{name}": ensemble[name] for name in METRICS}
+
+
+def tasks_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Rows of a figure's data by their task, in order."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(row["task"], []).append(row)
+    return found

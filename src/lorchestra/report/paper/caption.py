@@ -1,0 +1,45 @@
+"""What was trained, as the caption of a figure: the paper's values, and this project's where those are open."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lorchestra.report.paper.runs import FinishedRun
+from lorchestra.store.run_dir import read_json
+
+PAPER = {"adapt.members": 5, "adapt.r": 8}
+"""Settings of arXiv 2310.00035 that are known here; its strengths of the decay on B are 1e2 and 1e3."""
+
+
+def caption(runs: Sequence[FinishedRun], profile: str) -> str:
+    """One text on the settings that all of a figure's runs share; what varies is in its data.
+
+    Args:
+        runs: the figure's runs.
+        profile: the profile they were trained with.
+    """
+    config, varied = runs[0].config, {field for run in runs for field in run.settings}
+    known = {"adapt.members": config.adapt.members, "adapt.r": config.adapt.r}
+    names = {"adapt.members": "M", "adapt.r": "r"}
+    shared = [field for field in PAPER if field not in varied]
+    paper = [f"{names[field]} = {known[field]}" for field in shared if known[field] == PAPER[field]]
+    own = [
+        f"{names[field]} = {known[field]} (paper: {PAPER[field]})" for field in shared if known[field] != PAPER[field]
+    ]
+    sizes = []
+    for task, run in {run.task: run for run in runs}.items():
+        splits = read_json(run.run.splits)
+        sizes.append(f"{task} ({splits['train']['num_examples']} training, {splits['test']['num_examples']} test rows)")
+    adapt, train = config.adapt, config.train
+    epochs = "epoch" if train.epochs == 1 else "epochs"
+    modules = adapt.target_modules if isinstance(adapt.target_modules, str) else ", ".join(adapt.target_modules)
+    alpha = "" if "adapt.lora_alpha" in varied else f"alpha {adapt.lora_alpha:g} on "
+    own += [
+        config.base.name.rstrip("/").rpartition("/")[2],
+        "; ".join(sizes),
+        f"{alpha}{modules}, layers {adapt.layers}",
+        f"AdamW, lr {train.lr:g} {train.schedule}, {train.epochs} {epochs} of batches of {train.batch_size}",
+        f"{config.data.scoring} scoring, seed {train.seed}",
+    ]
+    begin = f"As in the paper: {', '.join(paper)}. " if paper else ""
+    return f"{begin}This project's setting (profile {profile}): {'; '.join(own)}."

@@ -1,0 +1,29 @@
+"""The figures by name."""
+
+from __future__ import annotations
+
+from lorchestra.report.paper.arrows import ARROWS, STRENGTHS
+from lorchestra.report.paper.confidence import CONFIDENCE
+from lorchestra.report.paper.diverse import DIVERSITY, RANDOMNESS, START
+from lorchestra.report.paper.epochs import EPOCHS
+from lorchestra.report.paper.numbers import COST, MEMBERS, RANK
+from lorchestra.report.paper.page import PaperFigure
+from lorchestra.report.paper.passes import PASSES
+from lorchestra.report.paper.shift import OOD, SHIFT
+
+FIGURES: dict[str, PaperFigure] = {
+    "fig1": CONFIDENCE,
+    "fig2": ARROWS,
+    "fig3": EPOCHS,
+    "fig4": PASSES,
+    "fig5": SHIFT,
+    "ablation-randomness": RANDOMNESS,
+    "ablation-members": MEMBERS,
+    "ablation-rank": RANK,
+    "ablation-init": START,
+    "regularizers": STRENGTHS,
+    "diversity": DIVERSITY,
+    "ood": OOD,
+    "cost": COST,
+}
+"""Each has a recipe of the same name in `recipes/paper`."""
