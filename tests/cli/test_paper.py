@@ -31,10 +31,11 @@ ROWS = {
     "ablation-members": 2 * 10,
     "ablation-rank": 4,
     "ablation-init": 6,
-    "regularizers": 1 + 2 + 2 + 2 + 2,
+    "regularizers": 1 + 2 + 2 + 2 + 2 + 2 + 2 + 2,
     "diversity": 1 + 2 + 2 + 2 + 2 + 2 + 2,
     "ood": 2 * (2 + 3),
     "cost": 4,
+    "baselines": 6,
 }
 
 
@@ -237,7 +238,7 @@ def test_rank_and_cost(paper):
 
 def test_what_figures_share_is_trained_once_and_not_again(paper):
     points = [run.parent.name for run in paper.out.glob("trainings/plain/runs/*/ensemble.json")]
-    assert len(points) == len(set(points)) == 1 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 4
+    assert len(points) == len(set(points)) == 1 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 4
     before = {path: path.stat().st_mtime_ns for path in paper.out.glob("trainings/**/*.safetensors")}
     pictures = {path: path.read_bytes() for path in (paper.out / "fig2").iterdir()}
     code, said, errors = paper.run("fig2", "fig3")

@@ -103,6 +103,7 @@ def _make(names: Sequence[str], parsed: PaperArguments, config: RunConfig) -> in
     from lorchestra.cli.sweep_progress import SweepProgress
     from lorchestra.cli.train import GracefulStop
     from lorchestra.engine.observer import Interrupted
+    from lorchestra.experiments.compare import compare_methods
     from lorchestra.experiments.paper.run import plan_figures
 
     if parsed.most_members < 1:
@@ -111,38 +112,45 @@ def _make(names: Sequence[str], parsed: PaperArguments, config: RunConfig) -> in
     console = messages()
     say = speaker(console)
     failed: dict[str, str] = {}
+    results: dict[str, list[dict[str, Any]]] = {}
     try:
         for training in trainings:
             with SweepProgress(console, training.points) as progress, GracefulStop() as stop:
                 lost = training.run(most_members=parsed.most_members, say=say, observer=progress, should_stop=stop)
                 failed |= {name: str(training.root / "failed.json") for name in lost}
+        for plan in plans:
+            if plan.recipe.methods:
+                with GracefulStop() as stop:
+                    config, out = plan.points[0].config, plan.folders[0].root
+                    results[plan.name] = compare_methods(config, plan.recipe.methods, out, say=say, should_stop=stop)
     except Interrupted:
         say("stopped; the same command goes on")
         return 130
     for name, path in failed.items():
         say(f"warning: every member of {name} failed; {path} has the reason")
     for plan in plans:
-        _draw(plan, parsed)
+        _draw(plan, parsed, results.get(plan.name))
     return 1 if failed else 0
 
 
-def _draw(plan: Any, parsed: PaperArguments) -> None:
-    """Write a figure's page and print its sentence."""
+def _draw(plan: Any, parsed: PaperArguments, results: list[dict[str, Any]] | None) -> None:
+    """Write a figure's page and print its sentence; `results` are those of methods, where the figure compares them."""
     from pathlib import Path
 
-    from lorchestra.cli.output import results
+    from lorchestra.cli.output import results as stdout
     from lorchestra.errors import TrainingError
     from lorchestra.report.paper.caption import caption
     from lorchestra.report.paper.page import write_page
     from lorchestra.report.paper.registry import FIGURES
     from lorchestra.report.paper.runs import FinishedRun
 
-    runs = [FinishedRun(point.settings, point.config, run) for point, run in plan.finished()]
-    rows = FIGURES[plan.name].table(runs) if runs else []
+    finished = plan.finished() if results is None else zip(plan.points, plan.folders, strict=False)
+    runs = [FinishedRun(point.settings, point.config, run) for point, run in finished]
+    rows = FIGURES[plan.name].table(runs if results is None else results) if runs else []
     if not rows:
         raise TrainingError(f"{plan.name}: no run to draw it from; every member of each failed")
-    told = caption(runs, parsed.profile)
+    told = caption(runs, parsed.profile, None if results is None else str(rows[0]["task"]))
     folder = Path(parsed.out) / plan.name
     sentence = write_page(FIGURES[plan.name], rows, folder, plan.name, told)
     text = f"{plan.name}: {sentence}\n{told}\n{folder / (plan.name + '.png')}\n"
-    results().print(text, highlight=False, markup=False, soft_wrap=True)
+    stdout().print(text, highlight=False, markup=False, soft_wrap=True)

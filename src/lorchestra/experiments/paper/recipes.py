@@ -34,6 +34,8 @@ class Recipe:
     """Whether every point is trained by itself, so that its cost is its own."""
     one_task: bool = False
     """Whether the first of several tasks is enough."""
+    methods: tuple[str, ...] = ()
+    """Methods to compare on the first point's configuration, in place of training the points."""
     profiles: dict = field(default_factory=dict)
     """Other values of the above at a profile, by its name."""
 

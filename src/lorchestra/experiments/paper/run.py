@@ -43,7 +43,10 @@ _RECORD: dict[str, Any] = {"format_version": int, "profile": str, "config": dict
 
 @dataclass(frozen=True)
 class FigurePlan:
-    """A figure with its points; `folders` are the run directories of the points, in their order."""
+    """A figure with its points; `folders` are the run directories of the points, in their order.
+
+    Of a comparison of methods, it is the directory of that.
+    """
 
     name: str
     recipe: Recipe
@@ -117,6 +120,9 @@ def plan_figures(
     trainings: dict[Path, Training] = {}
     for name, recipe in recipes.items():
         points = named_points(config, settings[name], name)
+        if recipe.methods:
+            plans.append(FigurePlan(name, recipe, tuple(points), (RunDir(root / "trainings" / "comparison"),)))
+            continue
         folders = []
         for point in points:
             training = _training(recipe, point, root / "trainings", far)

@@ -11,12 +11,13 @@ PAPER = {"adapt.members": 5, "adapt.r": 8}
 """Settings of arXiv 2310.00035 that are known here; its strengths of the decay on B are 1e2 and 1e3."""
 
 
-def caption(runs: Sequence[FinishedRun], profile: str) -> str:
+def caption(runs: Sequence[FinishedRun], profile: str, named: str | None = None) -> str:
     """One text on the settings that all of a figure's runs share; what varies is in its data.
 
     Args:
         runs: the figure's runs.
         profile: the profile they were trained with.
+        named: their task's name; by default as the runs have it.
     """
     config, varied = runs[0].config, {field for run in runs for field in run.settings}
     known = {"adapt.members": config.adapt.members, "adapt.r": config.adapt.r}
@@ -27,7 +28,7 @@ def caption(runs: Sequence[FinishedRun], profile: str) -> str:
         f"{names[field]} = {known[field]} (paper: {PAPER[field]})" for field in shared if known[field] != PAPER[field]
     ]
     sizes = []
-    for task, run in {run.task: run for run in runs}.items():
+    for task, run in {named or run.task: run for run in runs}.items():
         splits = read_json(run.run.splits)
         sizes.append(f"{task} ({splits['train']['num_examples']} training, {splits['test']['num_examples']} test rows)")
     adapt, train = config.adapt, config.train

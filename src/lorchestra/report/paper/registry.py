@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lorchestra.report.paper.arrows import ARROWS, STRENGTHS
+from lorchestra.report.paper.baselines import BASELINES
 from lorchestra.report.paper.confidence import CONFIDENCE
 from lorchestra.report.paper.diverse import DIVERSITY, RANDOMNESS, START
 from lorchestra.report.paper.epochs import EPOCHS
@@ -25,5 +26,6 @@ FIGURES: dict[str, PaperFigure] = {
     "diversity": DIVERSITY,
     "ood": OOD,
     "cost": COST,
+    "baselines": BASELINES,
 }
 """Each has a recipe of the same name in `recipes/paper`."""
