@@ -118,6 +118,8 @@ def _make(names: Sequence[str], parsed: PaperArguments, config: RunConfig) -> in
             with SweepProgress(console, training.points) as progress, GracefulStop() as stop:
                 lost = training.run(most_members=parsed.most_members, say=say, observer=progress, should_stop=stop)
                 failed |= {name: str(training.root / "failed.json") for name in lost}
+                if stop():  # asked for while it was evaluated
+                    raise Interrupted
         for plan in plans:
             if plan.recipe.methods:
                 with GracefulStop() as stop:

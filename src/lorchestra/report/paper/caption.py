@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lorchestra.report.paper.runs import FinishedRun
+from lorchestra.report.paper.runs import REGULARIZERS, FinishedRun
 from lorchestra.store.run_dir import read_json
 
 PAPER = {"adapt.members": 5, "adapt.r": 8}
@@ -36,11 +36,13 @@ def caption(runs: Sequence[FinishedRun], profile: str, named: str | None = None)
     modules = adapt.target_modules if isinstance(adapt.target_modules, str) else ", ".join(adapt.target_modules)
     alpha = "" if "adapt.lora_alpha" in varied else f"alpha {adapt.lora_alpha:g} on "
     own += [
-        config.base.name.rstrip("/").rpartition("/")[2],
+        f"{config.base.name.rstrip('/').rpartition('/')[2]} (paper: LLaMA-13b)",
         "; ".join(sizes),
         f"{alpha}{modules}, layers {adapt.layers}",
         f"AdamW, lr {train.lr:g} {train.schedule}, {train.epochs} {epochs} of batches of {train.batch_size}",
-        f"{config.data.scoring} scoring, seed {train.seed}",
+        f"{runs[0].record['scoring']} scoring, few-shot base with {config.evaluate.few_shot} rows, seed {train.seed}",
     ]
+    if varied & REGULARIZERS.keys():
+        own.append("strengths of the regularizers, except 100 and 1000 of the decay on B")
     begin = f"As in the paper: {', '.join(paper)}. " if paper else ""
     return f"{begin}This project's setting (profile {profile}): {'; '.join(own)}."
