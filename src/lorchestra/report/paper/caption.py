@@ -17,7 +17,7 @@ def caption(runs: Sequence[FinishedRun], profile: str, named: str | None = None)
     Args:
         runs: the figure's runs.
         profile: the profile they were trained with.
-        named: their task's name; by default as the runs have it.
+        named: the task's name, where `runs` holds the directory of a comparison of methods.
     """
     config, varied = runs[0].config, {field for run in runs for field in run.settings}
     known = {"adapt.members": config.adapt.members, "adapt.r": config.adapt.r}
@@ -40,9 +40,16 @@ def caption(runs: Sequence[FinishedRun], profile: str, named: str | None = None)
         "; ".join(sizes),
         f"{alpha}{modules}, layers {adapt.layers}",
         f"AdamW, lr {train.lr:g} {train.schedule}, {train.epochs} {epochs} of batches of {train.batch_size}",
-        f"{runs[0].record['scoring']} scoring, few-shot base with {config.evaluate.few_shot} rows, seed {train.seed}",
+        f"{_scoring(runs[0], named)} scoring, few-shot base with {config.evaluate.few_shot} rows, seed {train.seed}",
     ]
     if varied & REGULARIZERS.keys():
         own.append("strengths of the regularizers, except 100 and 1000 of the decay on B")
     begin = f"As in the paper: {', '.join(paper)}. " if paper else ""
     return f"{begin}This project's setting (profile {profile}): {'; '.join(own)}."
+
+
+def _scoring(run: FinishedRun, named: str | None) -> str:
+    """How answers were scored: settled for a run, or once for a comparison."""
+    if named is None:
+        return str(run.record["scoring"])
+    return str(read_json(run.run.root / "compare.json")["resolved"]["data"]["scoring"])
