@@ -135,13 +135,6 @@ def read_named_ood(
     )
 
 
-def read_ood_file(path: str | Path, config: DataConfig, trained_labels: tuple[str, ...] | None) -> tuple[Example, ...]:
-    """Rows of a file as rows unlike the training rows: without answers."""
-    file = read_task_file(path, config.fields, require_answer=False, labels=trained_labels, ignore_answers=True)
-    check_same_kind(trained_labels, file.labels, path)
-    return file.examples
-
-
 def is_task_name(value: str | Path) -> bool:
     """Whether a value that may name a task or a file is meant as a task.
 
