@@ -8,7 +8,7 @@ import signal
 
 import pytest
 
-from lorchestra.cli.compare import CompareProgress
+from lorchestra.cli.progress import CompareProgress
 from lorchestra.config import to_yaml
 from lorchestra.methods.registry import METHODS, WRAPPERS
 

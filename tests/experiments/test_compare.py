@@ -219,7 +219,7 @@ def test_what_is_left_open_is_settled_once(config, tmp_path, monkeypatch):
     out = tmp_path / "out"
     (result,) = compare_methods(left_open, ["zero_shot"], out)
     assert result["config"]["data"]["scoring"] in ("letter", "text")
-    assert result["config"]["train"]["token_budget"] == 800
+    assert result["config"]["train"]["token_budget"] == 640
     monkeypatch.setattr("lorchestra.experiments.setting.build_session", None)
     again = compare_methods(left_open, ["zero_shot"], out)
     assert again == [result]

@@ -207,6 +207,6 @@ def test_refusals(trained, texts_csv, tmp_path):
     (tmp_path / "sub").mkdir()
     twin = (tmp_path / "sub/far.csv", texts_csv("far.csv", 5, seed=6))
     twin[0].write_text(twin[1].read_text())
-    with pytest.raises(DataError, match="another file or task is named far too"):
+    with pytest.raises(ConfigError, match="another file or task is named far too"):
         evaluate_run(run, ood=twin)
     assert not run.run.metrics.exists()

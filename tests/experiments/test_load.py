@@ -196,7 +196,7 @@ def test_a_configuration_that_was_cut_off_is_refused(run_copy):
     with pytest.raises(ConfigError, match=r"config\.yaml: has no regularize settings; the file was cut off"):
         load_run(run_copy)
     config.write_text(
-        config.read_text().replace("token_budget: 800", "token_budget: null") + "regularize: {}\nevaluate: {}\n"
+        config.read_text().replace("token_budget: 640", "token_budget: null") + "regularize: {}\nevaluate: {}\n"
     )
     with pytest.raises(CheckpointError, match=r"config\.yaml: train\.token_budget is missing"):
         load_run(run_copy)

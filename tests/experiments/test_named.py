@@ -134,7 +134,7 @@ def test_refusals(trained, make_task, named_config, texts_csv, tmp_path):
         ({"split": "tset"}, ConfigError, r"--split tset: no such split; did you mean 'test'\?"),
         ({"ood": ["othr"]}, ConfigError, r"'othr' is neither a file nor a task known by name; did you mean 'other'\?"),
         ({"ood": ["gone.csv"]}, DataError, r"gone\.csv: no such file"),
-        ({"ood": ["other", "other"]}, DataError, "another file or task is named other too"),
+        ({"ood": ["other", "other"]}, ConfigError, "another file or task is named other too"),
         ({"task": "other", "data_dir": str(tmp_path / "none")}, DataError, "none does not exist; name a directory"),
     ]
     for arguments, error, message in cases:

@@ -117,7 +117,7 @@ def settled(run_config, texts_csv):
 def test_the_default_budget_where_memory_is_ample_or_unknown(settled, free_memory):
     for free in (None, 10**10, 10**12):
         free_memory(free)
-        assert settled() == (800, [])
+        assert settled() == (640, [])
 
 
 def test_less_memory_gives_a_smaller_budget_down_to_the_longest_row(settled, free_memory):
@@ -126,9 +126,9 @@ def test_less_memory_gives_a_smaller_budget_down_to_the_longest_row(settled, fre
         free_memory(free)
         budget, said = settled()
         found.append(budget)
-        assert (budget == 800) == (said == [])
+        assert (budget == 640) == (said == [])
     assert found == sorted(found, reverse=True)
-    assert 100 < found[-1] < 800
+    assert 100 < found[-1] < 640
     free_memory(1000)
     budget, said = settled()
     assert budget < 64
@@ -159,8 +159,8 @@ def test_the_settled_budget_is_saved_and_kept_when_resumed(run_config, texts_csv
     said = []
     run = train_run(config, tmp_path / "run", say=said.append).run
     budget = yaml.safe_load(run.config.read_text())["train"]["token_budget"]
-    assert 100 < budget < 800
-    assert any(f"token budget: {budget} instead of 800" in text for text in said)
+    assert 100 < budget < 640
+    assert any(f"token budget: {budget} instead of 640" in text for text in said)
     run.ensemble.unlink()
     free_memory(10**12)
     train_run(config, tmp_path / "run", if_exists="resume")

@@ -25,7 +25,7 @@ def test_what_is_left_open_is_settled_once(run_config, texts_csv, monkeypatch, r
     setting = method_setting(config, task)
     assert len(opened) == (0 if resolved else 1)
     assert setting.config.data.scoring in ("text", "letter")
-    assert setting.config.train.token_budget == (300 if resolved else 800)
+    assert setting.config.train.token_budget == (300 if resolved else 640)
     assert (setting.train, setting.val, setting.labels) == (task.splits["train"], task.splits["val"], ("no", "yes"))
     session = setting.open_session(setting.config)
     assert session.scoring == setting.config.data.scoring

@@ -188,7 +188,8 @@ def test_layers_below_the_adapters_are_computed_once_for_all_passes(config, swee
 
     def counted(self, model, rows, token_budget, progress=None, *args, **kwargs):
         def tell(done):
-            filled.append(len(rows))
+            if done == len(rows):
+                filled.append(len(rows))
             if progress is not None:
                 progress(done)
 

@@ -75,7 +75,7 @@ def test_the_saved_configuration_is_resolved_and_repeats_the_run(run_config, tex
     first = train_run(config, tmp_path / "first").run
     saved = read_recipe(first.config, RunConfig)
     assert saved.data.scoring in ("letter", "text")
-    assert saved.train.token_budget == 800
+    assert saved.train.token_budget == 640
     assert saved.base.threads == torch.get_num_threads()
     second = train_run(saved, tmp_path / "second").run
     assert adapters(first.root) == adapters(second.root)

@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 import json as jsonlib
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
 
 from lorchestra.cli.arguments import parse_with_recipe
 from lorchestra.engine.config import RunConfig
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from lorchestra.engine.observer import StepReport
-    from lorchestra.engine.state import TrainState
 
 
 @dataclass(frozen=True)
@@ -52,6 +44,7 @@ def run(arguments: Sequence[str]) -> int:
     parsed, config = parse_with_recipe(CompareArguments, arguments, "compare", required=["out"])
 
     from lorchestra.cli.output import messages, results, speaker
+    from lorchestra.cli.progress import CompareProgress
     from lorchestra.cli.train import GracefulStop
     from lorchestra.engine.observer import Interrupted
     from lorchestra.experiments.compare import compare_methods
@@ -78,53 +71,3 @@ def run(arguments: Sequence[str]) -> int:
 
 
 _CALIBRATED = ("one_lora", "lora_ensemble")
-
-
-class CompareProgress:
-    """Shows which method is at what: one line rewritten in a terminal, a line now and then elsewhere."""
-
-    def __init__(self, console: Console) -> None:
-        from lorchestra.cli.progress import PLAIN_EVERY_S
-
-        self.console = console
-        self._every_s = PLAIN_EVERY_S
-        self._status = console.status("") if console.is_terminal else None
-        self._name = ""
-        self._last_line = time.monotonic()
-
-    def attach(self, name: str) -> CompareProgress:
-        """Follow this method from now on."""
-        self._name = name
-        return self
-
-    def __enter__(self) -> CompareProgress:
-        """Start."""
-        if self._status is not None:
-            self._status.start()
-        return self
-
-    def __exit__(self, *unused: object) -> None:
-        """Clear the line."""
-        if self._status is not None:
-            self._status.stop()
-
-    def on_step(self, report: StepReport, state: TrainState) -> None:
-        """Show how far the training is."""
-        self._show(f"epoch {report.epoch + 1}, step {state.step}, {report.tokens / report.seconds:,.0f} tokens/s")
-
-    def on_evaluation(self, entry: dict[str, Any], state: TrainState) -> None:
-        """Show the validation NLL, the mean over members."""
-        known = [nll for nll in entry["val_nll"] if nll is not None]
-        if known:
-            self._show(f"epoch {entry['epoch']}, validation NLL {sum(known) / len(known):.3f}")
-
-    def on_phase(self, text: str, done: int, total: int) -> None:
-        """Show work that is no training step."""
-        self._show(f"{text}: {done} of {total} rows")
-
-    def _show(self, text: str) -> None:
-        if self._status is not None:
-            self._status.update(f"{self._name}: {text}")
-        elif time.monotonic() - self._last_line > self._every_s:
-            self._last_line = time.monotonic()
-            self.console.print(f"{self._name}: {text}", highlight=False, markup=False, soft_wrap=True)

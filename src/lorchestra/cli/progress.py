@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -110,14 +110,15 @@ class TrainingProgress:
         return Group(table, Text(self._headline(state), style="bold"))
 
 
-class RowProgress:
-    """Progress of evaluations: one line rewritten in a terminal, one line a task elsewhere."""
+class StatusLine:
+    """One line, rewritten in a terminal; a context manager, which clears it."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self._status = console.status("") if console.is_terminal else None
+        self._last_line = time.monotonic()
 
-    def __enter__(self) -> RowProgress:
+    def __enter__(self) -> Self:
         """Start."""
         if self._status is not None:
             self._status.start()
@@ -128,12 +129,55 @@ class RowProgress:
         if self._status is not None:
             self._status.stop()
 
+    def show(self, text: str, *, plain: bool | None = None) -> None:
+        """Show the text.
+
+        Args:
+            text: the line.
+            plain: whether it is printed where nothing can be rewritten; without it, now and then.
+        """
+        if self._status is not None:
+            self._status.update(text)
+        elif plain or (plain is None and time.monotonic() - self._last_line > PLAIN_EVERY_S):
+            self._last_line = time.monotonic()
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+class RowProgress(StatusLine):
+    """Progress of evaluations; elsewhere than in a terminal one line a task."""
+
     def __call__(self, what: str, done: int, total: int) -> None:
         """Show how many rows are done."""
-        if self._status is not None:
-            self._status.update(f"{what}: {done} of {total} rows")
-        elif done >= total:
-            self.console.print(f"{what}: {total} rows", highlight=False)
+        self.show(f"{what}: {total} rows" if done >= total else f"{what}: {done} of {total} rows", plain=done >= total)
+
+
+class CompareProgress(StatusLine):
+    """Which method is at what."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self._name = ""
+
+    def attach(self, name: str) -> CompareProgress:
+        """Follow this method from now on."""
+        self._name = name
+        return self
+
+    def on_step(self, report: StepReport, state: TrainState) -> None:
+        """Show how far the training is."""
+        self.show(
+            f"{self._name}: epoch {report.epoch + 1}, step {state.step}, {report.tokens / report.seconds:,.0f} tokens/s"
+        )
+
+    def on_evaluation(self, entry: dict[str, Any], state: TrainState) -> None:
+        """Show the validation NLL, the mean over members."""
+        known = [nll for nll in entry["val_nll"] if nll is not None]
+        if known:
+            self.show(f"{self._name}: epoch {entry['epoch']}, validation NLL {sum(known) / len(known):.3f}")
+
+    def on_phase(self, text: str, done: int, total: int) -> None:
+        """Show work that is no training step."""
+        self.show(f"{self._name}: {text}: {done} of {total} rows")
 
 
 def duration(seconds: float) -> str:

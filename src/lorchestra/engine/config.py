@@ -36,7 +36,7 @@ class TrainConfig:
     keep: Literal["best", "last"] = "best"
     """Which adapter of each member is saved: the one with the best validation NLL, or the last."""
     token_budget: int | None = None
-    """Most tokens in one packed micro-batch; bounds memory. Default: by device (CPU 800), less
+    """Most tokens in one packed micro-batch; bounds memory. Default: by device (CPU 640), less
     where memory is short, at least the longest row."""
     gradient_checkpointing: bool = False
     """Recompute layers in the backward pass: less memory, more time, the same gradients."""

@@ -22,7 +22,7 @@ from lorchestra.types import EarlyExitPredictions, EncodedExample, Example, Pred
 
 _PROBED_ROWS = 200
 
-CPU_TOKEN_BUDGET = 800
+CPU_TOKEN_BUDGET = 640
 """Tokens of a micro-batch on a CPU: larger ones gain no speed there, and cost memory (see benchmarks/)."""
 CUDA_TOKEN_BUDGET = 16_384
 

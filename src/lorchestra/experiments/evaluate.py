@@ -13,15 +13,14 @@ from lorchestra.core.packing import BASE
 from lorchestra.data.config import DataConfig
 from lorchestra.engine.predict import Pass, member_passes
 from lorchestra.engine.session import Session
-from lorchestra.errors import ConfigError, DataError, did_you_mean
+from lorchestra.errors import ConfigError, did_you_mean
 from lorchestra.experiments.beside import Progress, comparable, few_shot_base, mc_dropout_of, save_all, score
 from lorchestra.experiments.load import TrainedEnsemble
 from lorchestra.experiments.rows import (
     RunRows,
     check_unchanged,
-    is_task_name,
     read_named,
-    read_named_ood,
+    read_ood,
     read_rows,
     with_directory,
 )
@@ -73,7 +72,7 @@ def evaluate_run(
         )
     rows = read_rows(config, trained.config.train.seed)
     check_unchanged(rows, trained.run.splits)
-    far = _read_ood(trained, ood, config)
+    far = read_ood(ood, config, trained.labels)
     session, split, examples = _rows_to_evaluate(trained, rows, config, data, task, split)
     is_validation = session is trained.session and data is None and split == "val"
     predictions, zero_shot = _members_and_base(session, examples, split, progress)
@@ -121,24 +120,6 @@ def _rows_to_evaluate(
     if split not in rows.task.splits:
         raise ConfigError(f"--split {split}: no such split; {did_you_mean(split, rows.task.splits)}")
     return trained.session, split, rows.task.splits[split]
-
-
-def _read_ood(
-    trained: TrainedEnsemble, ood: Sequence[str | Path], config: DataConfig
-) -> dict[str, tuple[Example, ...]]:
-    """Rows unlike the training rows, by the name of their task or the stem of their file."""
-    far: dict[str, tuple[Example, ...]] = {}
-    for value in ood:
-        is_task = is_task_name(value)
-        name = str(value) if is_task else Path(value).name.split(".")[0]
-        if name in far:
-            raise DataError(f"--ood {value}: another file or task is named {name} too; rename one")
-        far[name] = (
-            read_named_ood(name, config, trained.labels)
-            if is_task
-            else trained.read(value, require_answer=False, ignore_answers=True)
-        )
-    return far
 
 
 def _predict(session: Session, examples: Sequence[Example], split: str, progress: Progress) -> Predictions:

@@ -13,14 +13,13 @@ import numpy as np
 from lorchestra.config import read_recipe
 from lorchestra.core import predictive
 from lorchestra.core.early_exit import ExitRule
-from lorchestra.data.files import read_task_file
 from lorchestra.data.prompts import PromptTemplate
 from lorchestra.engine.config import RunConfig, check_run
 from lorchestra.engine.module import EnsembleModule
 from lorchestra.engine.session import Session
 from lorchestra.errors import CheckpointError
 from lorchestra.experiments.build import Say
-from lorchestra.experiments.rows import check_same_kind
+from lorchestra.experiments.rows import read_like
 from lorchestra.models.adapters import WEIGHTS, load_member
 from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.models.members import member_adapters
@@ -54,15 +53,9 @@ class TrainedEnsemble:
 
     def read(self, path: str | Path, *, require_answer: bool, ignore_answers: bool = False) -> tuple[Example, ...]:
         """Rows of a file, in the form the run was trained on."""
-        file = read_task_file(
-            path,
-            self.config.data.fields,
-            require_answer=require_answer,
-            labels=self.labels,
-            ignore_answers=ignore_answers,
+        return read_like(
+            path, self.config.data, self.labels, require_answer=require_answer, ignore_answers=ignore_answers
         )
-        check_same_kind(self.labels, file.labels, path)
-        return file.examples
 
     def predict(
         self,

@@ -121,18 +121,63 @@ def read_named(
     return loaded.task.splits[split]
 
 
-def read_named_ood(
-    name: str, config: DataConfig, trained_labels: tuple[str, ...] | None, *, keep_answers: bool = False
-) -> tuple[Example, ...]:
-    """The test rows of a task by name as rows unlike the training rows: without answers, unless they are to be kept.
+def read_ood(
+    values: Sequence[str | Path],
+    config: DataConfig,
+    trained_labels: tuple[str, ...] | None,
+    *,
+    keep_answers: bool = False,
+) -> dict[str, tuple[Example, ...]]:
+    """Rows unlike the training rows, of tasks by name or of files, by the name of the task or the stem of the file.
 
-    A run that was trained on texts with labels is asked for its own labels, as with any text it is given.
+    A run that was trained on texts with labels asks its own labels of them, as of any text it is given.
+
+    Args:
+        values: what was given to --ood.
+        config: where named tasks lie, and the names of a file's fields.
+        trained_labels: labels of the training rows, None for questions with choices of their own.
+        keep_answers: keep the answers of questions; without it, no row has one.
+
+    Raises:
+        ConfigError: neither a file nor a task, or two of one name.
+        DataError: the rows cannot be used.
     """
-    rows = load_task(name, config.dir, ("test",)).task.splits["test"]
-    return tuple(
-        dataclasses.replace(row, choices=trained_labels or row.choices, answer=row.answer if keep_answers else None)
-        for row in rows
+    found: dict[str, tuple[Example, ...]] = {}
+    for value in values:
+        is_task = is_task_name(value)
+        name = str(value) if is_task else Path(value).name.split(".")[0]
+        if name in found:
+            raise ConfigError(f"--ood {value}: another file or task is named {name} too; rename one")
+        keep = keep_answers and trained_labels is None
+        if is_task:
+            rows = load_task(name, config.dir, ("test",)).task.splits["test"]
+            found[name] = tuple(
+                dataclasses.replace(row, choices=trained_labels or row.choices, answer=row.answer if keep else None)
+                for row in rows
+            )
+        else:
+            found[name] = read_like(value, config, trained_labels, require_answer=False, ignore_answers=not keep)
+    return found
+
+
+def read_like(
+    path: str | Path,
+    config: DataConfig,
+    trained_labels: tuple[str, ...] | None,
+    *,
+    require_answer: bool,
+    ignore_answers: bool = False,
+) -> tuple[Example, ...]:
+    """Rows of a file in the form of the training rows.
+
+    Raises:
+        DataError: the rows cannot be used, or have labels where the training rows are questions, or the reverse.
+    """
+    file = read_task_file(
+        path, config.fields, require_answer=require_answer, labels=trained_labels, ignore_answers=ignore_answers
     )
+    check_same_kind(trained_labels, file.labels, path)
+    return file.examples
 
 
 def is_task_name(value: str | Path) -> bool:

@@ -8,19 +8,18 @@ Format of its directory: `sweep.json` (every point's configuration), `runs/<poin
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from lorchestra.config import differences, from_mapping, to_mapping
-from lorchestra.data.files import read_task_file
 from lorchestra.engine.config import RunConfig
 from lorchestra.engine.observer import Observer
 from lorchestra.engine.trainer import Trainer
 from lorchestra.errors import CheckpointError, ConfigError
 from lorchestra.experiments.build import Say
-from lorchestra.experiments.rows import absolute_paths, check_same_kind, is_task_name, read_named_ood
+from lorchestra.experiments.rows import absolute_paths, read_ood
 from lorchestra.experiments.sweep.finish import finish_pack
 from lorchestra.experiments.sweep.packs import Pack, make_packs
 from lorchestra.experiments.sweep.points import Point
@@ -29,7 +28,6 @@ from lorchestra.experiments.sweep.training import TrainedPack, train_pack
 from lorchestra.store.atomic import atomic_write_json, sweep_directory
 from lorchestra.store.run_dir import RunDir, read_json
 from lorchestra.store.schema import check_shape
-from lorchestra.types import Example
 
 FORMAT_VERSION = 1
 MOST_MEMBERS = 100
@@ -100,7 +98,9 @@ def run_sweep(
         say(note)
     failed = _failed(root)
     observer.on_points([name for name in failed if name not in waiting], "failed")
-    far = {pack.key: _ood_rows(ood, pack) for pack in passes}
+    far = {
+        pack.key: read_ood(ood, pack.points[0].config.data, pack.rows.task.labels, keep_answers=True) for pack in passes
+    }
     for pack in passes:
         names = [point.name for point in pack.points]
         observer.on_points(names, "training")
@@ -210,21 +210,3 @@ def _names_of(path: Path) -> list[str]:
     record = read_json(path)
     check_shape(record, _PASS, path)
     return list(record["points"])
-
-
-def _ood_rows(names: Sequence[str], pack: Pack) -> Mapping[str, Sequence[Example]]:
-    """Rows unlike the training rows by the name of their task or file; questions with choices keep their answers."""
-    data, labels = pack.points[0].config.data, pack.rows.task.labels
-    found: dict[str, Sequence[Example]] = {}
-    for value in names:
-        if is_task_name(value):
-            name, rows = value, read_named_ood(value, data, labels, keep_answers=labels is None)
-        else:
-            name = Path(value).name.split(".")[0]
-            file = read_task_file(value, data.fields, require_answer=False, labels=labels, ignore_answers=bool(labels))
-            check_same_kind(labels, file.labels, value)
-            rows = file.examples
-        if name in found:
-            raise ConfigError(f"--ood {value}: another file or task is named {name} too; rename one")
-        found[name] = rows
-    return found
