@@ -27,12 +27,12 @@ ROWS = {
     "fig3": 2 * 2 * (1 + 2),
     "fig4": 2 * 3,
     "fig5": 2 * 2 * 2,
-    "ablation-randomness": 6,
+    "ablation-randomness": 8,
     "ablation-members": 2 * 10,
     "ablation-rank": 4,
     "ablation-init": 6,
     "regularizers": 1 + 2 + 2 + 2 + 2 + 2 + 2 + 2,
-    "diversity": 1 + 2 + 2 + 2 + 2 + 2 + 2,
+    "diversity": 1 + 2 + 2 + 2 + 2 + 2 + 2 + 2,
     "ood": 2 * (2 + 3),
     "cost": 4,
     "baselines": 6,
@@ -195,13 +195,18 @@ def test_other_sets_keep_their_answers(paper):
 
 def test_diversity_by_its_source(paper):
     rows = table(paper, "ablation-randomness")
-    names = ["as-configured", "same_order=true", "same_init=true"]
+    names = ["as-configured", "order=same", "same_init=true", "order=bootstrap"]
     names += [f"{name},weight_decay_b=100.0".removeprefix("as-configured,") for name in names]
     for row, name in zip(rows, names, strict=True):
         entry = entry_of(paper, name)
         assert_as_evaluated(row, entry)
         assert row["disagreement"] == pytest.approx(entry["uncertainty"]["disagreement"], abs=1e-12)
-    assert [row["random"] for row in rows[:3]] == ["both", "initialization only", "shuffling only"]
+    assert [row["random"] for row in rows[:4]] == [
+        "both",
+        "initialization only",
+        "shuffling only",
+        "both and bootstrap",
+    ]
     assert rows[2]["update_cosine"] > rows[0]["update_cosine"]  # one A for all members
     assert [row["start"] for row in table(paper, "ablation-init")[:3]] == ["uniform", "gaussian", "orthogonal"]
     every = table(paper, "diversity")
@@ -238,7 +243,7 @@ def test_rank_and_cost(paper):
 
 def test_what_figures_share_is_trained_once_and_not_again(paper):
     points = [run.parent.name for run in paper.out.glob("trainings/plain/runs/*/ensemble.json")]
-    assert len(points) == len(set(points)) == 1 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 4
+    assert len(points) == len(set(points)) == 1 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 4
     before = {path: path.stat().st_mtime_ns for path in paper.out.glob("trainings/**/*.safetensors")}
     pictures = {path: path.read_bytes() for path in (paper.out / "fig2").iterdir()}
     code, said, errors = paper.run("fig2", "fig3")

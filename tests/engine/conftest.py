@@ -154,13 +154,14 @@ def make_trainer(tiny_ensemble, make_rows):
 def make_settings():
     """Builds the settings that the members of `make_trainer` have by default."""
 
-    def build(*, train=None, regularize=None, **adapt):
+    def build(*, train=None, regularize=None, num_rows=12, **adapt):
         return member_settings(
             RunConfig(
                 adapt=AdaptConfig(**{"members": 3, "r": 2} | adapt),
                 train=TrainConfig(**TRAIN | (train or {})),
                 regularize=RegularizeConfig(**(regularize or {})),
-            )
+            ),
+            num_rows,
         )
 
     return build

@@ -144,7 +144,7 @@ def test_default_settings_are_those_of_the_run(make_trainer, make_settings):
     trainer = make_trainer(**run)
     assert trainer.settings == make_settings(**run)
     assert [own.order_seed for own in trainer.settings] == [member_seed(4, m) for m in range(3)]
-    same = make_settings(same_init=True, same_order=True)
+    same = make_settings(same_init=True, order="same")
     for field in (lambda own: own.order_seed, lambda own: own.adapter.seed):
         assert {field(own) for own in same} == {member_seed(0, 0)}
     assert len({own.dropout_seed for own in same}) == 3

@@ -83,9 +83,7 @@ def test_each_member_sees_each_example_once_an_epoch_in_its_own_order(make_train
 
 
 def test_same_order_and_same_init_switch_one_source_each(make_trainer):
-    both, order, init = (
-        make_trainer(dropout=0.1, **switch) for switch in ({}, {"same_order": True}, {"same_init": True})
-    )
+    both, order, init = (make_trainer(dropout=0.1, **switch) for switch in ({}, {"order": "same"}, {"same_init": True}))
     for trainer, same_order, same_init in ((both, False, False), (order, True, False), (init, False, True)):
         values = trainer.model.bank.values
         for m in (1, 2):
@@ -99,12 +97,26 @@ def test_same_order_and_same_init_switch_one_source_each(make_trainer):
     assert len(seeds) == 3 * 4  # the same rows, each member with masks of its own
 
 
-@pytest.mark.parametrize("switch", ["same_order", "same_init"])
+def test_bootstrap_gives_each_member_a_draw_of_its_own(make_trainer, seed_as):
+    trainer = make_trainer(order="bootstrap")
+    seen = [sorted(rows_seen(trainer, m, 0)) for m in range(3)]
+    num_rows = len(trainer.rows.train)
+    for rows in seen:
+        assert len(rows) == num_rows
+        assert 0.3 * num_rows < len(set(rows)) < num_rows  # 63 % are expected
+    assert len(set(map(tuple, seen))) == 3
+    assert rows_seen(trainer, 0, 1) != rows_seen(trainer, 0, 0)
+    assert sorted(rows_seen(trainer, 0, 1)) == seen[0]  # one draw for all epochs
+    seed_as({0: 2})
+    assert sorted(rows_seen(make_trainer(members=1, order="bootstrap"), 0, 0)) == seen[2]
+
+
+@pytest.mark.parametrize("switch", [{"order": "same"}, {"same_init": True}])
 def test_either_source_alone_makes_members_differ(make_trainer, train, switch):
-    values = train(make_trainer(**{switch: True})).model.bank.values
+    values = train(make_trainer(**switch)).model.bank.values
     for m in (1, 2):
         assert (values[m] - values[0]).abs().max() > 0.01
-    same = train(make_trainer(same_order=True, same_init=True)).model.bank.values
+    same = train(make_trainer(order="same", same_init=True)).model.bank.values
     for m in (1, 2):
         assert_same_member(same[m], same[0])
 

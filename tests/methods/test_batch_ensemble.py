@@ -65,7 +65,7 @@ def test_all_ones_is_one_lora(make_setting):
     """Fast weights fixed at one and one order of rows: the members' mean gradient is one LoRA's, clip and decay too."""
     settings = {
         "train": {"keep": "last", "clip_norm": 0.05},
-        "adapt": {"same_order": True},
+        "adapt": {"order": "same"},
         "regularize": {"weight_decay_b": 5.0},
     }
     setting, test = make_setting(dtype="float64", **settings)

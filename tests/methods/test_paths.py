@@ -62,7 +62,7 @@ def test_members_of_the_last_layer_ensemble_share_everything_below(make_setting,
 
 def test_last_layer_members_with_one_order_and_one_start_are_one_lora(make_setting):
     """With nothing left to differ in, the mean gradient is every member's own."""
-    settings = {"train": {"keep": "last"}, "adapt": {"same_init": True, "same_order": True}}
+    settings = {"train": {"keep": "last"}, "adapt": {"same_init": True, "order": "same"}}
     setting, test = make_setting(dtype="float64", **settings)
     one = one_lora.fit(setting, one_lora.Config()).predict(test, "test").log_probs_MEC[0]
     found = last_layer.fit(setting, last_layer.Config()).predict(test, "test").log_probs_MEC

@@ -45,16 +45,20 @@ class MemberSettings:
     """Places of the training rows that it sees once an epoch, repeats included; None for all (see `bootstrap`)."""
 
 
-def member_settings(config: RunConfig) -> tuple[MemberSettings, ...]:
-    """The settings of an ensemble's M members, which differ by their seeds alone.
+def member_settings(config: RunConfig, num_rows: int) -> tuple[MemberSettings, ...]:
+    """The settings of an ensemble's M members, which differ by their seeds and what is drawn from them alone.
 
     Settings of several configurations, one after the other, are several ensembles in one pass.
+
+    Args:
+        config: the ensemble's.
+        num_rows: the number of training rows.
     """
     adapt, train = config.adapt, config.train
     return tuple(
         MemberSettings(
             adapter=adapter,
-            order_seed=member_seed(train.seed, 0 if adapt.same_order else m),
+            order_seed=member_seed(train.seed, 0 if adapt.order == "same" else m),
             dropout_seed=member_seed(train.seed, m),
             lr=train.lr,
             schedule=train.schedule,
@@ -62,6 +66,7 @@ def member_settings(config: RunConfig) -> tuple[MemberSettings, ...]:
             clip_norm=train.clip_norm,
             patience=train.patience,
             regularize=config.regularize,
+            rows=bootstrap(num_rows, member_seed(train.seed, m)) if adapt.order == "bootstrap" else None,
         )
         for m, adapter in enumerate(member_adapters(adapt, train.seed))
     )

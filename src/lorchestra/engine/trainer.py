@@ -61,7 +61,9 @@ class Trainer:
         check_training(config, regularize)
         assert config.token_budget is not None
         self.model, self.rows, self.config, self.observer, self.files = model, rows, config, observer, files
-        self.settings = _default_settings(model, config, regularize) if settings is None else tuple(settings)
+        self.settings = (
+            _default_settings(model, config, regularize, len(rows.train)) if settings is None else tuple(settings)
+        )
         if [own.adapter for own in self.settings] != list(model.adapters):
             raise ValueError("the members' settings do not have the adapters that the model was made with")
         check_members(config, self.settings, len(rows.train))
@@ -265,10 +267,10 @@ class Trainer:
 
 
 def _default_settings(
-    model: EnsembleModel, config: TrainConfig, regularize: RegularizeConfig
+    model: EnsembleModel, config: TrainConfig, regularize: RegularizeConfig, num_rows: int
 ) -> tuple[MemberSettings, ...]:
     """All members with the run's settings, and the adapters that the model gives them."""
-    settings = member_settings(RunConfig(adapt=model.adapt, train=config, regularize=regularize))
+    settings = member_settings(RunConfig(adapt=model.adapt, train=config, regularize=regularize), num_rows)
     return tuple(
         dataclasses.replace(own, adapter=adapter) for own, adapter in zip(settings, model.adapters, strict=True)
     )

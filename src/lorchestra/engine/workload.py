@@ -51,7 +51,9 @@ def plan_workload(trainer: Trainer, members: int, token_budget: int) -> Workload
     sampled = _sample(trainer.num_steps, max(1, _MOST_ITEMS // (laid_out * config.batch_size)))
     batches: list[tuple[Item, ...]] = []
     adapt = dataclasses.replace(trainer.model.adapt, members=laid_out)
-    settings = member_settings(RunConfig(adapt=adapt, train=config, regularize=trainer.settings[0].regularize))
+    settings = member_settings(
+        RunConfig(adapt=adapt, train=config, regularize=trainer.settings[0].regularize), len(trainer.rows.train)
+    )
     order = StepOrder(settings, rows.train, config.batch_size)
     for step in sampled:
         batches += map(tuple, plan_micro_batches(order.items(range(laid_out), step), token_budget, shared))

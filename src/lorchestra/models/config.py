@@ -57,8 +57,9 @@ class AdaptConfig:
     """Dropout on the adapter's input while training, in [0, 1)."""
     same_init: bool = False
     """Give all members the same initial A (ablation: members then differ by data order alone)."""
-    same_order: bool = False
-    """Give all members the same data order (ablation: members then differ by initialization alone)."""
+    order: Literal["own", "same", "bootstrap"] = "own"
+    """Training rows: own (each member its own order of all), same (one order for all; ablation: members then differ by
+    initialization alone), bootstrap (each its own draw of as many with replacement, which is bagging)."""
 
     REFUSED: ClassVar[Mapping[str, str]] = MappingProxyType(
         {
@@ -103,6 +104,8 @@ def check_adapt(adapt: AdaptConfig) -> None:
     for name, value in {"members": adapt.members, "r": adapt.r}.items():
         if value > _MOST:
             raise ConfigError(f"adapt.{name}: {value} is more than {_MOST}")
+    if adapt.order not in ("own", "same", "bootstrap"):
+        raise ConfigError(f"adapt.order: {adapt.order!r} is not own, same or bootstrap")
     if not 0 <= adapt.dropout < 1:
         raise ConfigError(f"adapt.dropout: {adapt.dropout} is not in [0, 1)")
     if adapt.init_lora_weights == "orthogonal" and adapt.r % 2:

@@ -95,11 +95,8 @@ def _training(record: Mapping[str, Any], config: RunConfig, splits: Mapping[str,
     if all(member["state"] == "imported" for member in record["members"]):
         yield f"The adapters (rank up to {adapt.r} on {maps}) were trained elsewhere and imported."
     else:
-        own = [
-            name
-            for name, same in (("initialization", adapt.same_init), ("order of the rows", adapt.same_order))
-            if not same
-        ]
+        rows = "draw of the rows, with replacement" if adapt.order == "bootstrap" else "order of the rows"
+        own = [name for name, same in (("initialization", adapt.same_init), (rows, adapt.order == "same")) if not same]
         if own and len(record["members"]) > 1:
             yield f"Each member has its own {' and its own '.join(own)}; everything else is the same for all."
         scale = f"alpha {adapt.lora_alpha:g}, dropout {adapt.dropout:g}"

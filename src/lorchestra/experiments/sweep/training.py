@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from lorchestra.engine.config import RunConfig
-from lorchestra.engine.members import MemberSettings, member_settings
+from lorchestra.engine.members import member_settings
 from lorchestra.engine.memory import restart_peak
 from lorchestra.engine.observer import Observer, StepReport
 from lorchestra.engine.predict import member_passes
@@ -24,6 +24,7 @@ from lorchestra.experiments.events import EventLog, Observers
 from lorchestra.experiments.sweep.packs import Pack
 from lorchestra.experiments.sweep.points import Point
 from lorchestra.experiments.train import prepare_training, restore, train_with_checkpoints
+from lorchestra.models.members import member_adapters
 from lorchestra.store.predictions import save_predictions
 from lorchestra.store.run_dir import RunDir
 from lorchestra.types import Example
@@ -85,10 +86,12 @@ def train_pack(
     """
     gc.collect()  # of the pass before
     restart_peak()
-    settings: list[MemberSettings] = [own for point in pack.points for own in member_settings(point.config)]
-    first = pack.points[0].config
-    together = dataclasses.replace(first, adapt=dataclasses.replace(first.adapt, members=len(settings)))
-    session, resolved, rows = prepare_training(together, pack.rows, say, [own.adapter for own in settings])
+    configs = [point.config for point in pack.points]
+    adapters = [own for config in configs for own in member_adapters(config.adapt, config.train.seed)]
+    first = configs[0]
+    together = dataclasses.replace(first, adapt=dataclasses.replace(first.adapt, members=len(adapters)))
+    session, resolved, rows = prepare_training(together, pack.rows, say, adapters)
+    settings = [own for config in configs for own in member_settings(config, len(rows.train))]
     resuming = directory.resume.exists()
     directory.resume.mkdir(parents=True, exist_ok=True)
     log = EventLog(directory.events)

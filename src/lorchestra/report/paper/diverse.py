@@ -41,13 +41,14 @@ MEASURES = {
 
 def randomness_of(settings: Mapping[str, Any]) -> str:
     """What makes a point's members different."""
-    same_init, same_order = (bool(settings.get(f"adapt.{name}")) for name in ("same_init", "same_order"))
     return {
-        (False, False): "both",
-        (False, True): "initialization only",
-        (True, False): "shuffling only",
-        (True, True): "neither",
-    }[same_init, same_order]
+        (False, "own"): "both",
+        (False, "same"): "initialization only",
+        (False, "bootstrap"): "both and bootstrap",
+        (True, "own"): "shuffling only",
+        (True, "same"): "neither",
+        (True, "bootstrap"): "bootstrap only",
+    }[bool(settings.get("adapt.same_init")), str(settings.get("adapt.order", "own"))]
 
 
 def start_of(settings: Mapping[str, Any]) -> str:
