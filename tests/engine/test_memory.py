@@ -1,3 +1,4 @@
+import platform
 import sys
 
 import pytest
@@ -73,3 +74,15 @@ def test_use_and_peak_of_this_process():
     high = memory.peak_bytes()
     if memory.restart_peak():
         assert memory.peak_bytes() < high - 100_000_000
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="its allocator keeps what was freed")
+def test_a_new_peak_does_not_count_what_was_freed_before():
+    blocks = [bytearray(100_000) for _ in range(1_000)]  # 100 MB, each too small for a mapping of its own
+    last = bytearray(100_000)  # keeps the end of the heap in use
+    full = memory.used_bytes()
+    del blocks
+    if not memory.restart_peak():
+        pytest.skip("no way to restart the peak here")
+    assert memory.peak_bytes() < full - 80_000_000
+    assert last is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import platform
 from pathlib import Path
 
@@ -33,10 +34,17 @@ def used_bytes() -> int | None:
 
 
 def restart_peak() -> bool:
-    """Let `peak_bytes` count from now on; False where the system has no way to."""
+    """Let `peak_bytes` count from now on; False where the system has no way to.
+
+    What was freed before is given back to the system first: else what the allocator keeps would count as used.
+    """
     if _on_gpu():
         torch.cuda.reset_peak_memory_stats()
         return True
+    # glibc's; other C libraries have no such function, and give back by themselves
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if platform.system() == "Linux" else None
+    if trim is not None:
+        trim(0)
     try:
         (_PROC / "self/clear_refs").write_text("5")
     except OSError:
