@@ -52,7 +52,7 @@ def plan_workload(trainer: Trainer, members: int, token_budget: int) -> Workload
     batches: list[tuple[Item, ...]] = []
     adapt = dataclasses.replace(trainer.model.adapt, members=laid_out)
     settings = member_settings(
-        RunConfig(adapt=adapt, train=config, regularize=trainer.settings[0].regularize), len(trainer.rows.train)
+        RunConfig(adapt=adapt, train=config, regularize=trainer.settings[0].regularize), len(rows.train)
     )
     order = StepOrder(settings, rows.train, config.batch_size)
     for step in sampled:

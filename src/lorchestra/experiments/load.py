@@ -51,11 +51,9 @@ class TrainedEnsemble:
         """The members as a `torch.nn.Module`: differentiable, and with the adapters as its parameters."""
         return EnsembleModule(self.session)
 
-    def read(self, path: str | Path, *, require_answer: bool, ignore_answers: bool = False) -> tuple[Example, ...]:
+    def read(self, path: str | Path, *, require_answer: bool) -> tuple[Example, ...]:
         """Rows of a file, in the form the run was trained on."""
-        return read_like(
-            path, self.config.data, self.labels, require_answer=require_answer, ignore_answers=ignore_answers
-        )
+        return read_like(path, self.config.data, self.labels, require_answer=require_answer).examples
 
     def predict(
         self,

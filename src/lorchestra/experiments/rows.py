@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lorchestra.data.config import DataConfig
-from lorchestra.data.files import read_task_file
+from lorchestra.data.files import TaskFile, read_task_file
 from lorchestra.data.formats import SUFFIXES
 from lorchestra.data.splits import make_splits, split_digest
 from lorchestra.data.tasks.load import load_task
@@ -63,8 +63,7 @@ def read_rows(config: DataConfig, seed: int) -> RunRows:
         if path is None:
             others[split] = None
             continue
-        file = read_task_file(path, config.fields, require_answer=True, labels=train.labels)
-        check_same_kind(train.labels, file.labels, path)
+        file = read_like(path, config, train.labels, require_answer=True)
         notes += file.warnings
         others[split] = file.examples
     splits, report = make_splits(train.examples, others["val"], others["test"], seed)
@@ -156,7 +155,9 @@ def read_ood(
                 for row in rows
             )
         else:
-            found[name] = read_like(value, config, trained_labels, require_answer=False, ignore_answers=not keep)
+            found[name] = read_like(
+                value, config, trained_labels, require_answer=False, ignore_answers=not keep
+            ).examples
     return found
 
 
@@ -167,8 +168,8 @@ def read_like(
     *,
     require_answer: bool,
     ignore_answers: bool = False,
-) -> tuple[Example, ...]:
-    """Rows of a file in the form of the training rows.
+) -> TaskFile:
+    """A file with rows in the form of the training rows.
 
     Raises:
         DataError: the rows cannot be used, or have labels where the training rows are questions, or the reverse.
@@ -177,7 +178,7 @@ def read_like(
         path, config.fields, require_answer=require_answer, labels=trained_labels, ignore_answers=ignore_answers
     )
     check_same_kind(trained_labels, file.labels, path)
-    return file.examples
+    return file
 
 
 def is_task_name(value: str | Path) -> bool:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lorchestra.report.paper.page import (
     PALETTE,
-    TITLES,
     PaperFigure,
     Row,
     Rows,
-    panels,
+    panels_of_metrics,
     per_task,
     percent,
     scaled,
-    shared_legend,
 )
 from lorchestra.report.paper.runs import (
     METRICS,
@@ -54,28 +52,20 @@ def table(runs: Sequence[FinishedRun]) -> list[Row]:
 
 def draw(figure: Figure, rows: Rows) -> None:
     """Three panels a task."""
-    kinds = list(dict.fromkeys(row["regularizer"] for row in rows))
-    lines = panels(figure, rows, 3)
-    for task, own, grid in lines:
-        for axes, metric in zip(grid, METRICS, strict=True):
-            for i, kind in enumerate(kinds):
-                for method, style, marker in ((ONE, "--", "s"), (ENSEMBLE, "-", "o")):
-                    points = [row for row in own if row["regularizer"] == kind and row["method"] == method]
-                    x, (y, low, high) = (
-                        [row["epoch"] for row in points],
-                        (
-                            [scaled(metric, row[f"{metric}{end}"]) for row in points]
-                            for end in ("", "_lowest", "_highest")
-                        ),
-                    )
-                    color = PALETTE[i % 7]
-                    axes.plot(x, y, style, color=color, marker=marker, markersize=3.5, label=f"{method}, {kind}")
-                    if method == ONE:
-                        axes.fill_between(x, low, high, color=color, alpha=0.12, linewidth=0)
-            axes.set(xlabel="epoch (0: the base)", title=f"{task}: {TITLES[metric]}")
-            axes.xaxis.get_major_locator().set_params(integer=True)
-            axes.grid(color="0.92")
-    shared_legend(figure, lines[0][2][0], 2)
+    panels_of_metrics(figure, rows, "epoch (0: the base)", 2, _draw_panel)
+
+
+def _draw_panel(axes: Any, metric: str, rows: Rows, i: int, kind: str) -> None:
+    color = PALETTE[i % 7]
+    for method, style, marker in ((ONE, "--", "s"), (ENSEMBLE, "-", "o")):
+        points = [row for row in rows if row["method"] == method]
+        x = [row["epoch"] for row in points]
+        y, low, high = (
+            [scaled(metric, row[f"{metric}{end}"]) for row in points] for end in ("", "_lowest", "_highest")
+        )
+        axes.plot(x, y, style, color=color, marker=marker, markersize=3.5, label=f"{method}, {kind}")
+        if method == ONE:
+            axes.fill_between(x, low, high, color=color, alpha=0.12, linewidth=0)
 
 
 def _sentence(rows: Rows) -> str:

@@ -21,6 +21,7 @@ from lorchestra.report.paper.page import (
     Row,
     Rows,
     panels,
+    panels_of_metrics,
     per_task,
     percent,
     plain_log_scale,
@@ -76,20 +77,14 @@ def members_table(runs: Sequence[FinishedRun]) -> list[Row]:
 
 def draw_members(figure: Figure, rows: Rows) -> None:
     """Three panels a task."""
-    kinds = list(dict.fromkeys(row["regularizer"] for row in rows))
-    lines = panels(figure, rows, 3)
-    for task, own, grid in lines:
-        for axes, metric in zip(grid, METRICS, strict=True):
-            for i, kind in enumerate(kinds):
-                points = [row for row in own if row["regularizer"] == kind]
-                x = [row["members"] for row in points]
-                mean, std = (np.array([scaled(metric, r[k]) for r in points]) for k in (metric, f"{metric}_std"))
-                axes.plot(x, mean, color=PALETTE[i % 7], marker=MARKERS[i % 7], markersize=4, label=kind)
-                axes.fill_between(x, mean - std, mean + std, color=PALETTE[i % 7], alpha=0.15, linewidth=0)
-            axes.set(xlabel="members (mean and s.d. over subsets)", title=f"{task}: {TITLES[metric]}")
-            axes.xaxis.get_major_locator().set_params(integer=True)
-            axes.grid(color="0.92")
-    shared_legend(figure, lines[0][2][0], 4)
+    panels_of_metrics(figure, rows, "members (mean and s.d. over subsets)", 4, _draw_members_panel)
+
+
+def _draw_members_panel(axes: Any, metric: str, rows: Rows, i: int, kind: str) -> None:
+    x = [row["members"] for row in rows]
+    mean, std = (np.array([scaled(metric, row[key]) for row in rows]) for key in (metric, f"{metric}_std"))
+    axes.plot(x, mean, color=PALETTE[i % 7], marker=MARKERS[i % 7], markersize=4, label=kind)
+    axes.fill_between(x, mean - std, mean + std, color=PALETTE[i % 7], alpha=0.15, linewidth=0)
 
 
 def _members_sentence(rows: Rows) -> str:

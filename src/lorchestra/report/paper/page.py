@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorchestra.errors import LorchestraError
 from lorchestra.report.figure import ENSEMBLE_COLOR, SINGLE_COLOR
-from lorchestra.report.paper.runs import tasks_of
+from lorchestra.report.paper.runs import METRICS, tasks_of
 from lorchestra.store.atomic import atomic_path, atomic_write_text
 
 if TYPE_CHECKING:
@@ -97,6 +97,25 @@ def panels(figure: Figure, rows: Rows, columns: int, size: tuple[float, float] =
     figure.set_size_inches(size[0] * columns, size[1] * len(tasks) + 1.0)
     grid = figure.subplots(len(tasks), columns, squeeze=False)
     return [(task, own, list(line)) for (task, own), line in zip(tasks.items(), grid, strict=True)]
+
+
+def panels_of_metrics(
+    figure: Figure, rows: Rows, xlabel: str, columns: int, draw: Callable[[Any, str, Rows, int, str], None]
+) -> None:
+    """A panel a metric for each task, over whole numbers, and one legend of so many columns.
+
+    `draw(axes, metric, rows, i, name)` draws the rows of the i-th regularizer, of that name, into a panel.
+    """
+    names = list(dict.fromkeys(row["regularizer"] for row in rows))
+    lines = panels(figure, rows, len(METRICS))
+    for task, own, grid in lines:
+        for axes, metric in zip(grid, METRICS, strict=True):
+            for i, name in enumerate(names):
+                draw(axes, metric, [row for row in own if row["regularizer"] == name], i, name)
+            axes.set(xlabel=xlabel, title=f"{task}: {TITLES[metric]}")
+            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.grid(color="0.92")
+    shared_legend(figure, lines[0][2][0], columns)
 
 
 def shared_legend(figure: Figure, axes: Any, columns: int) -> None:
