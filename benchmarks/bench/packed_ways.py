@@ -47,7 +47,7 @@ def scatter(bank: AdapterBank) -> None:
     """Draw every member's B from a small normal distribution; a function of the member, not of how many there are."""
     for m, values in enumerate(bank.values):
         noise = torch.randn(values.shape, generator=torch.Generator().manual_seed(m))
-        values.add_(0.01 * noise * bank.is_B)
+        values.add_(0.01 * noise.to(values.device) * bank.is_B)
 
 
 class PackedTraining:

@@ -22,7 +22,7 @@ from lorchestra.types import EncodedExample
 def head_logits(model: Any, rows: Sequence[EncodedExample], all_positions: bool, **more: Any) -> Tensor:
     """The choices' logits at the answer position, `[B, C]`, of a plain or a PEFT model."""
     keep = 0 if all_positions else 1
-    found = model(**padded(rows), use_cache=False, logits_to_keep=keep, **more)
+    found = model(**padded(rows, model.device), use_cache=False, logits_to_keep=keep, **more)
     return found.logits[:, -1, OPTIONS]
 
 
@@ -79,7 +79,8 @@ class PeftMembers:
         """Member m's mean cross-entropy over the choices."""
         self.model.set_adapter(f"m{m}")
         logits = head_logits(self.model, rows, all_positions=way == "a0")
-        return F.cross_entropy(logits, torch.tensor([row.answer for row in rows]))
+        answers = torch.tensor([row.answer for row in rows], device=logits.device)
+        return F.cross_entropy(logits.float(), answers)
 
     @torch.no_grad()
     def predict(self, rows: Sequence[EncodedExample], way: str, batch: int) -> np.ndarray:

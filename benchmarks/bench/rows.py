@@ -46,7 +46,7 @@ def like_lengths(items: Sequence[Item], rows: Sequence[EncodedExample], size: in
     return taken
 
 
-def padded(rows: Sequence[EncodedExample]) -> dict[str, Tensor]:
+def padded(rows: Sequence[EncodedExample], device: torch.device) -> dict[str, Tensor]:
     """Rows as a left-padded batch: the answer's position is the last."""
     width = max(len(row.prefix) for row in rows)
     ids = torch.zeros(len(rows), width, dtype=torch.long)
@@ -54,4 +54,5 @@ def padded(rows: Sequence[EncodedExample]) -> dict[str, Tensor]:
     for i, row in enumerate(rows):
         ids[i, width - len(row.prefix) :] = torch.tensor(row.prefix)
         mask[i, width - len(row.prefix) :] = 1
+    ids, mask = ids.to(device), mask.to(device)
     return {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}

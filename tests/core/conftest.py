@@ -21,12 +21,12 @@ def example():
 def packing_of(example):
     """Builds a packing from `(member, length, dropout seed or None)` of its rows."""
 
-    def build(*rows: tuple[int, int, int | None]) -> Packing:
+    def build(*rows: tuple[int, int, int | None], device: str = "cpu") -> Packing:
         items = [
             Item(member, example(row=index, prefix=range(length)), seed)
             for index, (member, length, seed) in enumerate(rows)
         ]
-        return pack(items).packing
+        return pack(items, device).packing
 
     return build
 

@@ -6,13 +6,15 @@ import torch
 from lorchestra.core.attention import make_attention, packed_attention
 from lorchestra.core.lora import PackingSlot
 from lorchestra.core.packing import Packing, Segment
+from lorchestra.core.prefix import KeptPrefix
+from lorchestra.core.varlen import varlen_attention
 
 D = 5
 
 
-def packing_from(*segments: Segment) -> Packing:
-    ids = torch.zeros(1, segments[-1].stop, dtype=torch.int64)
-    return Packing(ids, ids, segments, (), None)
+def packing_from(*segments: Segment, prefix=None, device="cpu") -> Packing:
+    ids = torch.zeros(1, segments[-1].stop, dtype=torch.int64, device=device)
+    return Packing(ids, ids, segments, (), None, prefix)
 
 
 LAYOUTS = {
@@ -83,33 +85,103 @@ def test_equals_naive_attention_forward_and_backward(packing, options, groups, b
         torch.testing.assert_close(grad, wanted, rtol=0, atol=1e-12)
 
 
+# The same rows with all tokens on the axis, and with the first tokens of two of them kept: tokens 0 to 3 for member 4,
+# 7 to 10 for member 9.
+LAID = packing_from(
+    Segment(0, 3),
+    Segment(3, 5, (0,)),
+    Segment(5, 7, (0, 1)),
+    Segment(7, 10),
+    Segment(10, 14, (3,)),
+    Segment(14, 17),
+)
+AFTER_KEPT = packing_from(
+    Segment(0, 2, (), 4),
+    Segment(2, 4, (0,), 4),
+    Segment(4, 8, (), 9),
+    Segment(8, 11),
+    prefix=KeptPrefix((1, 2, 3)),
+)
+OWN = [3, 4, 5, 6, *range(10, 17)]
+
+
+def kept_of(*tensors):
+    parts = {4: slice(0, 3), 9: slice(7, 10)}
+    return {member: tuple(tensor[:, :, part] for tensor in tensors) for member, part in parts.items()}
+
+
 @pytest.mark.parametrize("batched", [False, True], ids=["one by one", "batched"])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 def test_a_kept_prefix_is_context_that_is_not_there(options, batched, randn):
     """Two members with prefixes of their own, a row without one, and choices after a row."""
-    laid = packing_from(
-        Segment(0, 3),
-        Segment(3, 5, (0,)),
-        Segment(5, 7, (0, 1)),
-        Segment(7, 10),
-        Segment(10, 14, (3,)),
-        Segment(14, 17),
-    )
-    kept = packing_from(Segment(0, 2, (), 4), Segment(2, 4, (0,), 4), Segment(4, 8, (), 9), Segment(8, 11))
     if options.get("sinks"):
         options = {**options, "sinks": randn(4)}
     inputs = [randn(1, heads, 17, D) for heads in (4, 2, 2)]
-    expected = naive_attention(*inputs, laid, **options)
-    own = [3, 4, 5, 6, *range(10, 17)]
-    before = {4: slice(0, 3), 9: slice(7, 10)}
+    expected = naive_attention(*inputs, LAID, **options)
     out = packed_attention(
-        *(tensor[:, :, own] for tensor in inputs),
-        kept,
-        **options,
-        batched=batched,
-        kept={member: tuple(tensor[:, :, part] for tensor in inputs[1:]) for member, part in before.items()},
+        *(tensor[:, :, OWN] for tensor in inputs), AFTER_KEPT, **options, batched=batched, kept=kept_of(*inputs[1:])
     )
-    torch.testing.assert_close(out, expected[:, :, own], rtol=0, atol=1e-12)
+    torch.testing.assert_close(out, expected[:, :, OWN], rtol=0, atol=1e-12)
+
+
+def reference_kernel(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size):
+    """What `varlen_attn` documents, sequence by sequence; the causal mask is aligned at the last key."""
+    left, right = window_size
+    assert right == 0
+    queries, keys = cu_seq_q.diff().tolist(), cu_seq_k.diff().tolist()
+    assert (max(queries), max(keys)) == (max_q, max_k)
+    assert (sum(queries), sum(keys)) == (len(query), len(key))
+    outputs = []
+    parts = (query.split(queries), key.split(keys), value.split(keys))
+    for q, k, v in zip(*(part for part in parts), strict=True):
+        scores = torch.einsum("qhd,khd->hqk", q, k) * (q.shape[-1] ** -0.5 if scale is None else scale)
+        back = len(k) - len(q) + torch.arange(len(q))[:, None] - torch.arange(len(k))
+        seen = (back >= 0) if left == -1 else (back >= 0) & (back <= left)
+        outputs.append(torch.einsum("hqk,khd->qhd", scores.masked_fill(~seen, -math.inf).softmax(-1), v))
+    return torch.cat(outputs)
+
+
+UNCAPPED = {name: options for name, options in OPTIONS.items() if not {"softcap", "sinks"} & set(options)}
+
+
+@pytest.mark.parametrize("options", UNCAPPED.values(), ids=UNCAPPED.keys())
+@pytest.mark.parametrize("packing", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_a_kernel_of_variable_lengths_is_told_the_segments(packing, options, randn):
+    inputs = [randn(1, 4, packing.num_tokens, D).requires_grad_() for _ in range(3)]
+    out = varlen_attention(*inputs, packing, **options, kernel=reference_kernel)
+    expected = naive_attention(*inputs, packing, **options)
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
+    weights = randn(*out.shape)
+    grads = (torch.autograd.grad((result * weights).sum(), inputs) for result in (out, expected))
+    for grad, wanted in zip(*grads, strict=True):
+        torch.testing.assert_close(grad, wanted, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("options", UNCAPPED.values(), ids=UNCAPPED.keys())
+def test_a_kernel_of_variable_lengths_sees_a_kept_prefix(options, randn):
+    inputs = [randn(1, 4, 17, D) for _ in range(3)]
+    expected = naive_attention(*inputs, LAID, **options)
+    own = (tensor[:, :, OWN] for tensor in inputs)
+    out = varlen_attention(*own, AFTER_KEPT, **options, kept=kept_of(*inputs[1:]), kernel=reference_kernel)
+    torch.testing.assert_close(out, expected[:, :, OWN], rtol=0, atol=1e-12)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.parametrize("groups", [4, 2])
+@pytest.mark.parametrize("options", UNCAPPED.values(), ids=UNCAPPED.keys())
+@pytest.mark.parametrize("packing", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_half_precision_on_a_gpu_equals_naive_attention(packing, options, groups, randn):
+    """The kernel itself, forward and backward, within some roundings of 2^-8."""
+    n, width = packing.num_tokens, 16
+    inputs = [randn(1, heads, n, width).bfloat16().double().requires_grad_() for heads in (4, groups, groups)]
+    expected, weights = naive_attention(*inputs, packing, **options), randn(1, 4, n, width).bfloat16()
+    wanted = torch.autograd.grad((expected * weights.double()).sum(), inputs)
+    moved = [tensor.detach().bfloat16().cuda().requires_grad_() for tensor in inputs]
+    out = packed_attention(*moved, packing_from(*packing.segments, device="cuda"), **options)
+    grads = torch.autograd.grad((out * weights.cuda()).sum(), moved)
+    for a, b in zip([out, *grads], [expected, *wanted], strict=True):
+        assert (a.cpu().double() - b).abs().max() <= 2**-6 * b.abs().max().clamp(min=1)
 
 
 @pytest.mark.parametrize("options", [{}, {"window": 3}, {"softcap": 0.8}], ids=["plain", "window", "softcap"])

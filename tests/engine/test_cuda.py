@@ -55,3 +55,13 @@ def test_training_twice_gives_the_same_bits(train_on):
     """The backward of gathers and scatters must not add in an order that varies."""
     first, second = (train_on("cuda", "texts", torch.float32) for _ in range(2))
     assert torch.equal(first.final_values(), second.final_values())
+
+
+def test_half_precision_answers_are_near_the_cpus(tiny_model, make_rows):
+    """Through the grouped and variable-length kernels, with float32 adapters; texts have segments with contexts."""
+    for kind in ("letters", "texts"):
+        found = []
+        for device in ("cpu", "cuda"):
+            model = EnsembleModel(tiny_model(torch.bfloat16).to(device), AdaptConfig(members=3, r=2), 0)
+            found.append(predict_rows(model, make_rows(9, kind, seed=2), member_passes(range(3)), 60))
+        np.testing.assert_allclose(found[1], found[0], rtol=0, atol=0.1)

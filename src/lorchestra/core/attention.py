@@ -1,8 +1,9 @@
 """Attention over a packed batch: every segment sees its context and itself, and nothing else.
 
 Written against the calling convention of transformers' `AttentionInterface`. Segments are cut out with `split`, whose
-backward is one concatenation: deterministic, and without the accumulating scatter of a gather. On CUDA, where a kernel
-a row would cost more than its arithmetic, segments without context go in padded batches of like length.
+backward is one concatenation: deterministic, and without the accumulating scatter of a gather. On CUDA a kernel a row
+would cost more than its arithmetic: in half precision all segments go through one kernel (`varlen`), in other formats
+those without context in padded batches of like length.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from lorchestra.core.lora import PackingSlot
 from lorchestra.core.packing import Packing, Segment
+from lorchestra.core.varlen import suits_varlen, varlen_attention
 
 # What packing answers for by itself; any other argument that is given would change the result.
 _KNOWN_EXTRAS = {"position_ids", "use_cache", "cache_position", "output_attentions", "output_router_logits"}
@@ -101,8 +103,9 @@ def packed_attention(
         window: a token sees itself and the `window - 1` tokens before it; None sees all.
         softcap: scores become `softcap * tanh(score / softcap)`.
         sinks: `[H]`, one extra score a head that takes probability and gives nothing.
-        batched: compute segments without context in padded batches, not one by one; None does so on CUDA. Where a
-            window or capped scores or sinks ask for more than a causal batch, it is without meaning.
+        batched: compute segments without context in padded batches, not one by one; None does so on CUDA, where the
+            kernel of `varlen` cannot. Where a window or capped scores or sinks ask for more than a causal batch, it is
+            without meaning.
         kept: keys and values `[1, G, P, d]` of a kept prefix by member, for segments that see one.
 
     Returns:
@@ -118,7 +121,9 @@ def packed_attention(
         return tensor.repeat_interleave(groups, dim=1) if repeated else tensor
 
     key, value = spread(key), spread(value)
-    before = {member: ([spread(k)], [spread(v)]) for member, (k, v) in (kept or {}).items()}
+    before = {member: (spread(k), spread(v)) for member, (k, v) in (kept or {}).items()}
+    if batched is None and softcap is None and sinks is None and suits_varlen(query, value):
+        return varlen_attention(query, key, value, packing, scale=scale, window=window, kept=before)
     plain = softcap is None and sinks is None and (window is None or max(lengths) <= window)
     batched = (query.is_cuda if batched is None else batched) and plain
     queries, keys, values = query.split(lengths, dim=2), key.split(lengths, dim=2), value.split(lengths, dim=2)
@@ -129,9 +134,9 @@ def packed_attention(
         own_key, own_value = keys[index], values[index]
         mask = None
         if segment.sees_others:
-            kept_key, kept_value = ([], []) if segment.kept_for is None else before[segment.kept_for]
-            own_key = torch.cat([*kept_key, *(keys[i] for i in segment.context), own_key], dim=2)
-            own_value = torch.cat([*kept_value, *(values[i] for i in segment.context), own_value], dim=2)
+            first = [] if segment.kept_for is None else [before[segment.kept_for]]
+            seen = [*first, *((keys[i], values[i]) for i in segment.context), (own_key, own_value)]
+            own_key, own_value = (torch.cat(list(tensors), dim=2) for tensors in zip(*seen, strict=True))
         if segment.sees_others or (window is not None and own_key.shape[2] > window):
             mask = _visible(segment, lengths[index], own_key.shape[2], window, query.device)
         if softcap is None and sinks is None:

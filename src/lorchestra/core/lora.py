@@ -1,7 +1,8 @@
 """M low-rank adapters on one frozen linear map, applied to packed tokens of all members at once.
 
 `h = W0 x + scaling_m B_m A_m x` for the tokens of member m (Hu et al., arXiv 2106.09685; ensembles: arXiv 2310.00035).
-The base product runs once over all tokens; each member's small products run on its own contiguous span.
+The base product runs once over all tokens; each member's small products run on its own contiguous span, one after the
+other or, where `grouped` says so, in one kernel for all.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lorchestra.core.dropout import keep_mask
+from lorchestra.core.grouped import GroupedLoRA, aligned_rank, suits_grouped
 from lorchestra.core.packing import BASE, Packing, Span
 from lorchestra.core.seeding import derive_seed
 
@@ -43,6 +45,14 @@ class _Dropout:
             return None
         mask = keep_mask(self.keys_N[span.start : span.stop], self.module_seed, width, rate)
         return mask.to(dtype).mul_(1.0 / (1.0 - rate))
+
+    def scaled_masks(self, spans: Sequence[Span], x: Tensor) -> Tensor | None:
+        """The masks of all spans of `x`, `[N, I]`, or None where nothing is dropped anywhere."""
+        masks = [None if s.member == BASE else self.scaled_mask(s, x.shape[1], x.dtype) for s in spans]
+        if all(mask is None for mask in masks):
+            return None
+        whole = (torch.ones_like(x[s.start : s.stop]) if m is None else m for s, m in zip(spans, masks, strict=True))
+        return torch.cat(list(whole))
 
 
 class _PackedLoRA(torch.autograd.Function):
@@ -151,6 +161,22 @@ class MemberLoRALinear(nn.Module):
         if flat.shape[0] != packing.num_tokens:
             raise ValueError(f"an adapted linear map is given {flat.shape[0]} of a batch's {packing.num_tokens} tokens")
         drop = _Dropout(packing.dropout_keys, self.module_seed, self.dropout)
+        y = self.base(flat)
+        if suits_grouped(flat, y.shape[1]):
+            return self._grouped(y, flat, packing, drop).unflatten(0, x.shape[:-1])
         pairs = [matrix for span in spans for matrix in (self.A[span.member], self.B[span.member])]
-        y = _PackedLoRA.apply(self.base(flat), flat, spans, self.scaling, drop, *pairs)
+        y = _PackedLoRA.apply(y, flat, spans, self.scaling, drop, *pairs)
         return y.unflatten(0, x.shape[:-1])
+
+    def _grouped(self, y: Tensor, x: Tensor, packing: Packing, drop: _Dropout) -> Tensor:
+        """All members' terms added to `y` `[N, O]` at once; the base's own tokens are a group with factors of zero."""
+        zeros = torch.zeros_like(self.A[0]), torch.zeros_like(self.B[0])
+        pairs = [zeros if s.member == BASE else (self.A[s.member], self.B[s.member]) for s in packing.spans]
+        scaling = [0.0 if s.member == BASE else self.scaling[s.member] for s in packing.spans]
+        A = aligned_rank(torch.stack([A for A, _ in pairs]), -2)
+        B = torch.stack([B * scale for (_, B), scale in zip(pairs, scaling, strict=True)])
+
+        def mask() -> Tensor | None:
+            return drop.scaled_masks(packing.spans, x)
+
+        return GroupedLoRA.apply(y, x, packing.span_ends, mask, A.to(x.dtype), aligned_rank(B, -1).to(x.dtype))

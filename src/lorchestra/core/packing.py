@@ -79,6 +79,18 @@ class Bucket:
 
 
 @dataclass(frozen=True)
+class Bounds:
+    """Segments as an attention kernel of variable lengths takes them."""
+
+    queries: Tensor
+    """int32 `[S + 1]`: where each segment's queries begin, and where the last one's end."""
+    keys: Tensor
+    """int32 `[S + 1]`: the same of the keys each sees: what was kept, its context and its own, one after the other."""
+    longest_query: int
+    longest_key: int
+
+
+@dataclass(frozen=True)
 class Packing:
     """Where everything lies on the packed token axis; all that attention and the LoRA layers need to know."""
 
@@ -99,6 +111,24 @@ class Packing:
     def num_tokens(self) -> int:
         """N."""
         return int(self.input_ids.shape[1])
+
+    @cached_property
+    def span_ends(self) -> Tensor:
+        """int32 `[number of spans]`: where each span stops, as grouped products take it."""
+        return torch.tensor([span.stop for span in self.spans], dtype=torch.int32, device=self.input_ids.device)
+
+    @cached_property
+    def bounds(self) -> Bounds:
+        """Where segments lie among all queries, and what they see among keys put together segment by segment."""
+        own = [s.stop - s.start for s in self.segments]
+        kept = [0 if s.kept_for is None or self.prefix is None else len(self.prefix) for s in self.segments]
+        seen = [n + k + sum(own[i] for i in s.context) for n, k, s in zip(own, kept, self.segments, strict=True)]
+
+        def cumulative(lengths: list[int]) -> Tensor:
+            ends = [0, *itertools.accumulate(lengths)]
+            return torch.tensor(ends, dtype=torch.int32, device=self.input_ids.device)
+
+        return Bounds(cumulative(own), cumulative(seen), max(own), max(seen))
 
     @cached_property
     def buckets(self) -> tuple[Bucket, ...]:
