@@ -134,12 +134,12 @@ def test_the_recipes_here_can_be_read(recipe):
     assert read_recipe(recipe, RunConfig) != RunConfig()
 
 
-def test_no_class_has_more_than_twelve_fields_and_each_is_explained():
+def test_no_class_has_more_than_fourteen_fields_and_each_is_explained():
     classes, total = [RunConfig], 0
     while classes:
         cls = classes.pop()
         fields = dataclasses.fields(cls)
-        assert len(fields) <= 12
+        assert len(fields) <= 14
         source = inspect.getsource(cls)
         for field in fields:
             kind = field.default_factory
@@ -148,7 +148,7 @@ def test_no_class_has_more_than_twelve_fields_and_each_is_explained():
             else:
                 total += 1
                 assert re.search(rf'    {field.name}: .*\n    """', source), f"{cls.__name__}.{field.name}"
-    assert total <= 59
+    assert total <= 61
 
 
 def test_a_billion_laughs_are_no_joke(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from bench.packed_ways import PackedTraining
 from bench.peft_ways import PeftMembers
 from bench.rows import like_lengths, make_rows
@@ -89,7 +91,9 @@ def peft_way(key: str, peft: PeftMembers, same: PackedTraining, layers: str, set
 def measure_prefix_training(base: Base, setting: Setting) -> tuple[list[Row], str, float]:
     """Training steps on rows that share a long prefix, all layers, q+v."""
     examples = make_rows(2 * setting.batch, max(8, setting.prefix // 8), base.vocab_size, setting.prefix)
-    packed = PackedTraining(base, setting, examples, setting.main, "q+v", "all layers")
+    # as the default token budget, of which shared tokens are no part
+    roomy = dataclasses.replace(setting, token_budget=setting.token_budget + setting.prefix)
+    packed = PackedTraining(base, roomy, examples, setting.main, "q+v", "all layers")
     model = packed.trainer.model
     peft = PeftMembers(base.modules(), model.bank, model.adapt, 1)
     ways = [

@@ -30,9 +30,9 @@ ROWS = {
     "ablation-randomness": 8,
     "ablation-members": 2 * 10,
     "ablation-rank": 4,
-    "ablation-init": 6,
+    "ablation-init": 9,
     "regularizers": 1 + 2 + 2 + 2 + 2 + 2 + 2 + 2,
-    "diversity": 1 + 2 + 2 + 2 + 2 + 2 + 2 + 2,
+    "diversity": 1 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 3,
     "ood": 2 * (2 + 3),
     "cost": 4,
     "baselines": 6,
@@ -208,7 +208,9 @@ def test_diversity_by_its_source(paper):
         "both and bootstrap",
     ]
     assert rows[2]["update_cosine"] > rows[0]["update_cosine"]  # one A for all members
-    assert [row["start"] for row in table(paper, "ablation-init")[:3]] == ["uniform", "gaussian", "orthogonal"]
+    starts = [row["start"] for row in table(paper, "ablation-init")]
+    drawn = ["uniform x 0.2", "uniform x 5", "gaussian", "orthogonal", "uniform, B normal 0.02"]
+    assert starts == ["uniform", *drawn, "uniform", "gaussian", "orthogonal"]
     every = table(paper, "diversity")
     assert {(row["random"], row["start"]) for row in every} >= {("shuffling only", "uniform"), ("both", "orthogonal")}
     assert f"over {len(every)} settings" in (paper.out / "diversity" / "sentence.txt").read_text()
@@ -243,7 +245,7 @@ def test_rank_and_cost(paper):
 
 def test_what_figures_share_is_trained_once_and_not_again(paper):
     points = [run.parent.name for run in paper.out.glob("trainings/plain/runs/*/ensemble.json")]
-    assert len(points) == len(set(points)) == 1 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 4
+    assert len(points) == len(set(points)) == 1 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 3 + 4
     before = {path: path.stat().st_mtime_ns for path in paper.out.glob("trainings/**/*.safetensors")}
     pictures = {path: path.read_bytes() for path in (paper.out / "fig2").iterdir()}
     code, said, errors = paper.run("fig2", "fig3")

@@ -67,7 +67,7 @@ def test_layers_compute_what_is_asked_and_the_trunk_once(tiny_ensemble, rows, ru
 
 def test_progress_counts_rows_to_the_last(model, rows):
     seen = []
-    predict_early(model, rows, ExitRule(), 20, seen.append)
+    predict_early(model, rows, ExitRule(), 8, seen.append)
     assert len(seen) > 2
     assert seen == sorted(set(seen))
     assert seen[-1] == 40

@@ -146,7 +146,7 @@ def test_an_interrupted_filling_leaves_nothing(model, rows, files):
 
 def test_progress_counts_rows_to_the_last(model, rows):
     seen = []
-    TrunkCache(model, rows, 20, seen.append)
+    TrunkCache(model, rows, 8, seen.append)
     assert len(seen) > 2
     assert seen == sorted(set(seen))
     assert seen[-1] == len(rows)

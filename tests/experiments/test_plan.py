@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 import lorchestra.experiments.budget
 import lorchestra.experiments.plan
+from lorchestra.data.config import PromptConfig
 from lorchestra.engine.frozen import TrainingRows
 from lorchestra.errors import ConfigError
 from lorchestra.experiments.budget import settle_budget
@@ -118,6 +119,17 @@ def test_the_default_budget_where_memory_is_ample_or_unknown(settled, free_memor
     for free in (None, 10**10, 10**12):
         free_memory(free)
         assert settled() == (640, [])
+
+
+def test_tokens_that_all_rows_share_come_on_top_of_the_default_budget(settled, free_memory):
+    """Not under dropout, where rows share nothing."""
+    free_memory(None)
+    data = {"prompt": PromptConfig(template="one two " * 5 + "{question} Answer:")}
+    with_prefix = settled(data=data)[0]
+    assert with_prefix > 640 + 16
+    assert settled(data=data, adapt={"dropout": 0.1}) == (640, [])
+    longer = {"prompt": PromptConfig(template="one two " * 10 + "{question} Answer:")}
+    assert 1.9 < (settled(data=longer)[0] - 640) / (with_prefix - 640) < 2.1
 
 
 def test_less_memory_gives_a_smaller_budget_down_to_the_longest_row(settled, free_memory):

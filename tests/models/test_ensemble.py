@@ -426,3 +426,29 @@ def test_members_that_do_not_fit_into_memory_are_named(tiny_model, monkeypatch, 
     monkeypatch.setattr("lorchestra.models.ensemble.AdapterBank", full)
     with pytest.raises(ConfigError, match=r"adapt\.members: 3 members of rank 8 do not fit into the memory of cpu"):
         EnsembleModel(tiny_model(), AdaptConfig(members=3), seed=0)
+
+
+def test_start_of_a_scaled_and_of_b_drawn(tiny_model):
+    """The same draw of A times the scale, and a B of that spread in place of zeros, another for each member."""
+    plain, scaled, drawn = (
+        EnsembleModel(tiny_model(), AdaptConfig(members=2, r=2, **settings), seed=0).bank
+        for settings in ({}, {"init_scale": 5.0}, {"init_std_b": 0.02})
+    )
+    torch.testing.assert_close(scaled.values, 5 * plain.values)
+    assert torch.equal(drawn.values * ~drawn.is_B, plain.values)
+    B = drawn.values[:, drawn.is_B]
+    assert B.std(dim=1).tolist() == pytest.approx([0.02, 0.02], rel=0.2)
+    assert not torch.equal(B[0], B[1])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"init_scale": 0.0}, r"adapt\.init_scale: 0\.0 is not a finite number above 0"),
+        ({"init_std_b": -1.0}, r"adapt\.init_std_b: -1\.0 is not a finite number from 0 up"),
+        ({"init_std_b": 0.1, "init_lora_weights": "orthogonal"}, "the orthogonal start draws B itself; leave one"),
+    ],
+)
+def test_impossible_starts_are_refused(tiny_model, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        EnsembleModel(tiny_model(), AdaptConfig(r=2, **settings), seed=0)

@@ -177,6 +177,14 @@ def common_prefix(rows: Sequence[EncodedExample]) -> int:
     return min(shared, min(len(row.prefix) for row in rows) - 1)
 
 
+def forward_budget(token_budget: int) -> int:
+    """Most tokens of a micro-batch that keeps nothing for a backward pass, where `token_budget` bounds those that do.
+
+    On a CPU forward passes gain a tenth of their speed by it, and still take less memory than a training step.
+    """
+    return token_budget * 5 // 2
+
+
 def plan_micro_batches(
     items: Sequence[Item], token_budget: int, shared: int = 0, prefix: KeptPrefix | None = None
 ) -> list[list[Item]]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lorchestra.core.objective import cross_entropy
 from lorchestra.core.optim import clip_gradients
-from lorchestra.core.packing import Item, PackedBatch, pack, plan_micro_batches, shareable_prefix
+from lorchestra.core.packing import Item, PackedBatch, forward_budget, pack, plan_micro_batches, shareable_prefix
 from lorchestra.engine.estimate import ALLOCATION, Rates, checkpointed_bytes
 from lorchestra.engine.memory import peak_bytes, restart_peak
 from lorchestra.engine.trainer import Trainer
@@ -184,7 +184,7 @@ class _Clock:
         shared = shareable_prefix(rows, dropout=False)
         items = [Item(m, row) for row in rows[:200] for m in range(self.model.num_members)]
         started = time.perf_counter()
-        for number, planned in enumerate(plan_micro_batches(items, token_budget, shared)):
+        for number, planned in enumerate(plan_micro_batches(items, forward_budget(token_budget), shared)):
             if number > 0 and time.perf_counter() - started > seconds:
                 break
             batch = self.packed(planned, shared)

@@ -36,8 +36,9 @@ class TrainConfig:
     keep: Literal["best", "last"] = "best"
     """Which adapter of each member is saved: the one with the best validation NLL, or the last."""
     token_budget: int | None = None
-    """Most tokens in one packed micro-batch; bounds memory. Default: by device (CPU 640), less
-    where memory is short, at least the longest row."""
+    """Most tokens in one packed micro-batch of training (2.5 times as many in prediction); bounds
+    memory. Default: by device (CPU 640) and first tokens that all rows share on top, less where
+    memory is short, at least the longest row."""
     gradient_checkpointing: bool = False
     """Recompute layers in the backward pass: less memory, more time, the same gradients."""
     checkpoint_every_s: float = 60.0

@@ -56,7 +56,7 @@ def compute_frozen(
     Args:
         model: the ensemble.
         rows: the run's rows.
-        token_budget: most tokens in one pass.
+        token_budget: of training; passes are of `forward_budget`.
         shared: first tokens that all training rows share in training.
         with_base: whether the base's answers to the training rows are wanted.
         files: where trunks go that are too large for memory; None keeps them in memory.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lorchestra.core.packing import BASE, Item, PackedBatch, pack, plan_micro_batches
+from lorchestra.core.packing import BASE, Item, PackedBatch, forward_budget, pack, plan_micro_batches
 from lorchestra.engine.frozen import Frozen
 from lorchestra.engine.members import MemberSettings
 from lorchestra.engine.trunk import TrunkCache
@@ -46,7 +46,7 @@ class BaseVocabulary:
     Args:
         model: the ensemble.
         rows: training rows.
-        token_budget: most tokens in one pass.
+        token_budget: of training; passes are of `forward_budget`.
         trunk: the rows' cached trunks, if there are any.
         shared: first tokens that all rows share, where no trunk is cached.
         progress: called with the number of rows done.
@@ -76,7 +76,7 @@ class BaseVocabulary:
                 " which are not there; take regularize.kl_over: options, or fewer rows"
             ) from error
         done = 0
-        for items in plan_micro_batches([Item(BASE, row) for row in rows], token_budget, shared):
+        for items in plan_micro_batches([Item(BASE, row) for row in rows], forward_budget(token_budget), shared):
             batch = pack(items, model.device, shared)
             states = model.base_states(batch, None if trunk is None else trunk.gather(batch))
             self._states[done : done + len(items)] = states.cpu()

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from lorchestra.core.early_exit import ExitRule
-from lorchestra.core.packing import BASE, Item, pack, plan_micro_batches, shareable_prefix
+from lorchestra.core.packing import BASE, Item, forward_budget, pack, plan_micro_batches, shareable_prefix
 from lorchestra.core.prefix import KeptPrefix
 from lorchestra.core.seeding import derive_seed
 from lorchestra.engine.trunk import TrunkCache
@@ -51,7 +51,7 @@ def predict_rows(
         model: the ensemble.
         rows: encoded examples.
         passes: what evaluates each row; all with dropout, or all without.
-        token_budget: most tokens in one packed micro-batch.
+        token_budget: most tokens in a training step's micro-batch; see `forward_budget`.
         trunk: cached trunks of these rows; without it they are computed, once a row.
         progress: called with the number of rows done after each group.
 
@@ -67,7 +67,8 @@ def predict_rows(
     log_probs = np.full((len(passes), len(rows), num_choices), -np.inf)
     place = {row.row: e for e, row in enumerate(rows)}
     done = 0
-    for group in plan_micro_batches([Item(BASE, row) for row in rows], token_budget, shared, prefix):
+    room = forward_budget(token_budget)
+    for group in plan_micro_batches([Item(BASE, row) for row in rows], room, shared, prefix):
         examples = [item.example for item in group]
         cache = trunk
         if cache is None and by_trunk:
@@ -101,7 +102,7 @@ def predict_early(
         model: the ensemble.
         rows: encoded examples.
         rule: says which rows need no more members.
-        token_budget: most tokens in one packed micro-batch.
+        token_budget: most tokens in a training step's micro-batch; see `forward_budget`.
         progress: called with the number of rows done after each group.
 
     Returns:
@@ -115,7 +116,8 @@ def predict_early(
     used = np.full(len(rows), num_members, dtype=np.int64)
     place = {row.row: e for e, row in enumerate(rows)}
     done = 0
-    for group in plan_micro_batches([Item(BASE, row) for row in rows], _PASSES_A_GROUP * token_budget, shared, prefix):
+    room = _PASSES_A_GROUP * forward_budget(token_budget)
+    for group in plan_micro_batches([Item(BASE, row) for row in rows], room, shared, prefix):
         undecided = [item.example for item in group]
         cache = None
         if model.trunk_layers > 0:
@@ -141,7 +143,7 @@ def _kept_prefix(
     """The rows' shared first tokens, kept for every member for the whole prediction; None where there are none."""
     if shared == 0 or len(rows) < 2:
         return None
-    return model.keep_prefix(rows[0].prefix[:shared], sorted(members), token_budget)
+    return model.keep_prefix(rows[0].prefix[:shared], sorted(members), forward_budget(token_budget))
 
 
 def _evaluate(
@@ -156,7 +158,8 @@ def _evaluate(
 ) -> None:
     """Evaluate items in packed passes; an item's answer goes to its index and its row's place in `log_probs`."""
     index_of = {id(item): index for index, item in wanted}
-    for items in plan_micro_batches([item for _, item in wanted], token_budget, shared, prefix):
+    room = forward_budget(token_budget)
+    for items in plan_micro_batches([item for _, item in wanted], room, shared, prefix):
         batch = pack(items, model.device, shared, prefix)
         found = model.log_probs(batch, cache.gather(batch) if cache is not None else None).double().cpu().numpy()
         for b, item in enumerate(items):

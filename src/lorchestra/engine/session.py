@@ -27,9 +27,13 @@ CPU_TOKEN_BUDGET = 640
 CUDA_TOKEN_BUDGET = 16_384
 
 
-def default_token_budget(device_type: str) -> int:
-    """The token budget where none was given."""
-    return CUDA_TOKEN_BUDGET if device_type == "cuda" else CPU_TOKEN_BUDGET
+def default_token_budget(device_type: str, shared: int = 0) -> int:
+    """The token budget where none was given.
+
+    First tokens that all rows share come on top: a micro-batch computes them once a member, and with little room beside
+    them would compute them again for the member's next rows.
+    """
+    return (CUDA_TOKEN_BUDGET if device_type == "cuda" else CPU_TOKEN_BUDGET) + shared
 
 
 @dataclass

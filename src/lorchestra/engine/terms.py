@@ -67,6 +67,7 @@ def decay_penalties(bank: AdapterBank, settings: Sequence[MemberSettings]) -> di
     for name, columns in {"weight_decay_a": ~bank.is_B, "weight_decay_b": bank.is_B}.items():
         strengths = [getattr(own.regularize, name) for own in settings]
         if any(strengths):
-            squares = (bank.values * columns).square().sum(dim=1).double()
+            # one member after the other: no copy of all members' parameters
+            squares = torch.stack([(values * columns).square().sum() for values in bank.values]).double()
             terms[name] = 0.5 * squares.new_tensor(strengths) * squares
     return terms

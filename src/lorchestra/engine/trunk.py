@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from lorchestra.core.packing import BASE, Item, PackedBatch, pack, plan_micro_batches
+from lorchestra.core.packing import BASE, Item, PackedBatch, forward_budget, pack, plan_micro_batches
 from lorchestra.core.prefix import KeptPrefix
 from lorchestra.engine.trunk_file import TrunkFile
 from lorchestra.errors import ConfigError
@@ -25,7 +25,7 @@ class TrunkCache:
     Args:
         model: the ensemble; its first adapted layer sets the cut.
         rows: examples whose trunks are wanted, at their `row` index.
-        token_budget: most tokens in one pass.
+        token_budget: of training; passes are of `forward_budget`.
         progress: called with the number of rows done after each pass.
         shared: first tokens that all rows have in common; they are kept once, and batches must be packed with the same.
         file: where to keep them instead of in memory.
@@ -61,7 +61,8 @@ class TrunkCache:
 
         def fill(flat: Tensor) -> None:
             done = 0
-            for items in plan_micro_batches([Item(BASE, row) for row in rows], token_budget, shared, prefix):
+            room = forward_budget(token_budget)
+            for items in plan_micro_batches([Item(BASE, row) for row in rows], room, shared, prefix):
                 hidden = _narrowed(model.trunk(pack(items, model.device, shared, prefix))[0], dtype)
                 flat[stops[done] : stops[done + len(items)]] = hidden[inside:]
                 if done == 0:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lorchestra.core.packing import BASE, Item, plan_micro_batches, shareable_prefix
+from lorchestra.core.packing import BASE, Item, forward_budget, plan_micro_batches, shareable_prefix
 from lorchestra.engine.config import RunConfig
 from lorchestra.engine.estimate import Work, packed_tokens
 from lorchestra.engine.members import member_settings
@@ -90,7 +90,7 @@ def _sample(num_steps: int, most: int) -> list[int]:
 
 
 def _pass_tokens(rows: Sequence[EncodedExample], token_budget: int, shared: int) -> int:
-    batches = plan_micro_batches([Item(BASE, row) for row in rows], token_budget, shared)
+    batches = plan_micro_batches([Item(BASE, row) for row in rows], forward_budget(token_budget), shared)
     return sum(packed_tokens(batch, shared) for batch in batches)
 
 

@@ -45,6 +45,10 @@ class AdaptConfig:
     """Scale by lora_alpha / sqrt(r) instead (rsLoRA), so that a higher rank does not learn more slowly."""
     init_lora_weights: Literal[True, "gaussian", "orthogonal"] = True
     """Start of A and B as in PEFT: True (A uniform, B zero), gaussian (A normal, B zero), orthogonal (B A zero)."""
+    init_scale: float = 1.0
+    """What the draw of A is multiplied by."""
+    init_std_b: float = 0.0
+    """Standard deviation of a normal draw that takes the place of B = 0; with 0 members start as the base."""
     target_modules: str | tuple[str, ...] = ("q_proj", "v_proj")
     """Linear maps to adapt as in PEFT: names or their ends, one regular expression for whole names, or all-linear."""
     layers: str = "all"
@@ -108,5 +112,13 @@ def check_adapt(adapt: AdaptConfig) -> None:
         raise ConfigError(f"adapt.order: {adapt.order!r} is not own, same or bootstrap")
     if not 0 <= adapt.dropout < 1:
         raise ConfigError(f"adapt.dropout: {adapt.dropout} is not in [0, 1)")
+    if not 0 < adapt.init_scale < math.inf:
+        raise ConfigError(f"adapt.init_scale: {adapt.init_scale} is not a finite number above 0")
+    if not 0 <= adapt.init_std_b < math.inf:
+        raise ConfigError(f"adapt.init_std_b: {adapt.init_std_b} is not a finite number from 0 up")
+    if adapt.init_std_b > 0 and adapt.init_lora_weights == "orthogonal":
+        raise ConfigError(
+            f"adapt.init_std_b: {adapt.init_std_b}, but the orthogonal start draws B itself; leave one of them out"
+        )
     if adapt.init_lora_weights == "orthogonal" and adapt.r % 2:
         raise ConfigError(f"adapt.init_lora_weights: orthogonal needs an even rank; adapt.r is {adapt.r}")

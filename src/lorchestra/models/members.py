@@ -28,10 +28,9 @@ class MemberAdapter:
     init_lora_weights: Literal[True, "gaussian", "orthogonal"] = True
     """Start of A and B, as `AdaptConfig.init_lora_weights`."""
     init_scale: float = 1.0
-    """What the draw of A is multiplied by."""
+    """As `AdaptConfig.init_scale`."""
     init_std_b: float = 0.0
-    """Standard deviation of B's first entries, drawn from a normal distribution (Init[AB] of arXiv 2505.23194); with 0
-    B is as `init_lora_weights` says, and the member starts as the base."""
+    """As `AdaptConfig.init_std_b` (Init[AB] of arXiv 2505.23194)."""
 
 
 def member_seed(seed: int, member: int) -> int:
@@ -53,6 +52,8 @@ def member_adapters(adapt: AdaptConfig, seed: int) -> tuple[MemberAdapter, ...]:
             scaling=adapt.scaling,
             dropout=adapt.dropout,
             init_lora_weights=adapt.init_lora_weights,
+            init_scale=adapt.init_scale,
+            init_std_b=adapt.init_std_b,
         )
         for m in range(adapt.members)
     )
@@ -65,18 +66,10 @@ def check_adapters(adapt: AdaptConfig, adapters: Sequence[MemberAdapter]) -> Non
         ConfigError: names the member, the field and its value.
     """
     for m, own in enumerate(adapters):
+        names = ("r", "dropout", "init_lora_weights", "init_scale", "init_std_b")
         try:
-            check_adapt(
-                dataclasses.replace(adapt, r=own.r, dropout=own.dropout, init_lora_weights=own.init_lora_weights)
-            )
+            check_adapt(dataclasses.replace(adapt, **{name: getattr(own, name) for name in names}))
         except ConfigError as error:
             raise ConfigError(f"member {m}: {error}") from error
-        for name, value in {"scaling": own.scaling, "init_scale": own.init_scale}.items():
-            if not 0 < value < math.inf:
-                raise ConfigError(f"member {m}: {name}: {value} is not a finite number above 0")
-        if not 0 <= own.init_std_b < math.inf:
-            raise ConfigError(f"member {m}: init_std_b: {own.init_std_b} is not a finite number from 0 up")
-        if own.init_std_b > 0 and own.init_lora_weights == "orthogonal":
-            raise ConfigError(
-                f"member {m}: init_std_b: {own.init_std_b}, but the orthogonal start draws B itself; take 0"
-            )
+        if not 0 < own.scaling < math.inf:
+            raise ConfigError(f"member {m}: scaling: {own.scaling} is not a finite number above 0")

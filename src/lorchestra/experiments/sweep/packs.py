@@ -19,7 +19,10 @@ from lorchestra.experiments.sweep.points import Point
 
 OWN_SETTINGS: dict[str, frozenset[str]] = {
     "adapt": frozenset(
-        {"members", "r", "lora_alpha", "use_rslora", "init_lora_weights", "dropout", "same_init", "order"}
+        {
+            *("members", "r", "lora_alpha", "use_rslora", "dropout", "order"),
+            *("init_lora_weights", "init_scale", "init_std_b", "same_init"),
+        }
     ),
     "train": frozenset({"seed", "lr", "schedule", "warmup", "clip_norm", "patience"}),
     "regularize": frozenset(field.name for field in dataclasses.fields(RegularizeConfig)),

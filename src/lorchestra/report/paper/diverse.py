@@ -54,7 +54,9 @@ def randomness_of(settings: Mapping[str, Any]) -> str:
 def start_of(settings: Mapping[str, Any]) -> str:
     """How a point's A and B start."""
     how = settings.get("adapt.init_lora_weights", True)
-    return "uniform" if how is True else str(how)
+    scale, std_b = settings.get("adapt.init_scale", 1), settings.get("adapt.init_std_b", 0)
+    told = "uniform" if how is True else str(how)
+    return told + (f" x {scale:g}" if scale != 1 else "") + (f", B normal {std_b:g}" if std_b else "")
 
 
 def diversity_of(run: FinishedRun) -> dict[str, float]:
