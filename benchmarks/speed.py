@@ -52,15 +52,14 @@ def report(setting: Setting, sections: Sequence[Section], seconds: float) -> str
         f"{name} in float32, {num_cpus()} CPUs ({torch.get_num_threads()} threads), {versions};"
         f" {datetime.date.today().isoformat()}, {seconds / 60:.0f} minutes. r = {RANK}, {setting.batch} rows a member"
         f" and step or padded batch, rows of random tokens with ragged lengths (mean {setting.mean}), answers of one"
-        f" token, token budget {setting.token_budget}, AdamW.",
+        f" token, token budget {setting.token_budget} (of training; prediction and shared prefixes have more), AdamW.",
         f"Every case runs its ways in turn in one process ({_rounds(setting)}), after a warm-up that is not timed, on"
         " the same rows (but b in training) from the same adapters; medians, least to most. Tokens are the rows' own,"
         " without padding, of all members together. a0, a1, b and c have their adapters on the same layers and maps as"
         " the packed way they are compared with; M members one after the other take M times the time of one, so their"
         " tokens/s stand for every M (in brackets: members timed).",
-        "Left out: vLLM and concurrent servers or trainers of several LoRAs. vLLM's CPU build pins its own torch and"
-        " transformers and so needs a virtual environment of its own, and it does not train; a figure from another"
-        " process and other library versions would not be of one run, in turns. Also left out: a GPU.",
+        "Left out: concurrent trainers of several LoRAs; vLLM's CPU build, which needs an environment and a process of"
+        " its own (`benchmarks/vllm_members.py`); a GPU (`benchmarks/gpu.py`).",
     ]
     return render(f"Speed and memory: {processor()}, {num_cpus()} CPUs", intro, sections)
 

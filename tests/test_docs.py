@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import os
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from lorchestra.methods.registry import METHODS, WRAPPERS, parse_name
 from lorchestra.models.embedded import _PACKAGE
 
 ROOT = Path(__file__).parents[1]
@@ -64,3 +66,18 @@ def test_readme_code_runs(texts_csv, tmp_path):
     found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
     assert len(found.stdout.splitlines()) == 1 + 4
+
+
+def test_the_methods_page_has_every_setting_with_its_default():
+    text = (ROOT / "docs/design/methods.md").read_text(encoding="utf-8")
+    table = text[text.index("| name | settings |") : text.index("What is not obvious")]
+    told = dict(re.findall(r"^\| `([+\w]+)` \| (.*) \|$", table, flags=re.MULTILINE))
+    every = METHODS | {f"+{name}": wrapper for name, wrapper in WRAPPERS.items()}
+    for name, method in every.items():
+        fields = re.findall(r"`(\w+)=([^`]*)`", told.get(name, ""))
+        assert [field for field, _ in fields] == [field.name for field in dataclasses.fields(method.Config)], name
+        for field, value in fields:
+            if "..." not in value:
+                named = parse_name(f"one_lora{name}:{field}={value}" if name[0] == "+" else f"{name}:{field}={value}")
+                found = named.wrappers[0][1] if name[0] == "+" else named.config
+                assert found == method.Config(), (name, field)

@@ -18,6 +18,8 @@ T = TypeVar("T")
 
 # Python reads and writes decimal integers of up to 4,300 digits, but hexadecimal ones of any length.
 _MOST_BITS = 10_000
+_FAULTS = (yaml.YAMLError, ValueError, RecursionError, LookupError, AttributeError)
+"""What reading YAML raises; the last two come out of PyYAML itself, as for `!!int ''` and `!!timestamp x`."""
 _REPR = reprlib.Repr()
 _REPR.maxlong = _REPR.maxstring = _REPR.maxother = 60
 
@@ -40,6 +42,18 @@ def read_recipe(path: str | Path, cls: type[T], *, whole: bool = False) -> T:
             if not isinstance(mapping, dict) or name not in mapping:
                 raise ConfigError(f"{path}: has no {name} settings; the file was cut off or changed")
     return from_mapping(cls, {} if mapping is None else mapping, str(path))
+
+
+def parse_value(text: str, where: str) -> Any:
+    """One value as a recipe would have it.
+
+    Raises:
+        ConfigError: it cannot be read; the message begins with `where`.
+    """
+    try:
+        return yaml.load(text, _RecipeLoader)
+    except _FAULTS as error:
+        raise ConfigError(f"{where}: cannot be read ({' '.join(str(error).split())})") from error
 
 
 def read_mapping(path: str | Path) -> dict[str, Any]:
@@ -128,8 +142,7 @@ def _read_yaml(path: str | Path) -> Any:
         raise ConfigError(f"{path}: cannot be read as a recipe ({error})") from error
     try:
         mapping = yaml.load(text, _RecipeLoader)
-    except (yaml.YAMLError, ValueError, RecursionError, LookupError, AttributeError) as error:
-        # the last two come out of PyYAML itself, as for `!!int ''` and `!!timestamp x`
+    except _FAULTS as error:
         raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
     return mapping
 

@@ -8,6 +8,7 @@ import signal
 
 import pytest
 
+from lorchestra.cli import compare
 from lorchestra.cli.progress import CompareProgress
 from lorchestra.config import to_yaml
 from lorchestra.methods.registry import METHODS, WRAPPERS
@@ -86,3 +87,8 @@ def test_the_help_names_every_method(lorchestra):
     assert code == 0
     for name in [*METHODS, *(f"+{name}" for name in WRAPPERS)]:
         assert name in text, name
+
+
+def test_names_are_parted_by_commas_but_in_brackets():
+    names = compare._names('one_lora, laplace:precisions=[1,10]:draws=5,one_lora+contextual:texts=["N/A","[MASK]"],')
+    assert names == ["one_lora", "laplace:precisions=[1,10]:draws=5", 'one_lora+contextual:texts=["N/A","[MASK]"]']

@@ -114,6 +114,7 @@ def test_a_page_of_output(name, paper):
     assert "nan" not in sentence
     assert f"{name}: {sentence}\n{caption}\n" in paper.said
     assert "quiz (24 training, 12 test rows)" in caption
+    assert ('; prompt "Question: {question} / Answer:"' in caption) == (name != "baselines")
 
 
 def test_confidence_of_wrong_answers(paper):

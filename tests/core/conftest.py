@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from lorchestra.core.packing import Item, Packing, pack
+from lorchestra.core.layout import Packing
+from lorchestra.core.packing import Item, pack
 from lorchestra.types import EncodedExample
 
 

@@ -1,11 +1,13 @@
+import dataclasses
 import math
 
 import pytest
 import torch
 
+from lorchestra.core import layout
 from lorchestra.core.attention import make_attention, packed_attention
+from lorchestra.core.layout import Packing, Segment
 from lorchestra.core.lora import PackingSlot
-from lorchestra.core.packing import Packing, Segment
 from lorchestra.core.prefix import KeptPrefix
 from lorchestra.core.varlen import varlen_attention
 
@@ -128,6 +130,8 @@ def reference_kernel(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, sca
     """What `varlen_attn` documents, sequence by sequence; the causal mask is aligned at the last key."""
     left, right = window_size
     assert right == 0
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     queries, keys = cu_seq_q.diff().tolist(), cu_seq_k.diff().tolist()
     assert (max(queries), max(keys)) == (max_q, max_k)
     assert (sum(queries), sum(keys)) == (len(query), len(key))
@@ -144,11 +148,26 @@ def reference_kernel(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, sca
 UNCAPPED = {name: options for name, options in OPTIONS.items() if not {"softcap", "sinks"} & set(options)}
 
 
+@pytest.fixture(params=["one run", "runs of few"])
+def runs(request, monkeypatch):
+    """All segments in one call of the kernel, or at most two and few copies at a time."""
+    if request.param != "one run":
+        monkeypatch.setattr(layout, "_MOST_SEGMENTS", 2)
+        monkeypatch.setattr(layout, "_MOST_COPIES", 0.5)
+    return request.param
+
+
+def afresh(packing):
+    """The same packing, which remembers nothing."""
+    return dataclasses.replace(packing)
+
+
+@pytest.mark.parametrize("groups", [4, 2])
 @pytest.mark.parametrize("options", UNCAPPED.values(), ids=UNCAPPED.keys())
 @pytest.mark.parametrize("packing", LAYOUTS.values(), ids=LAYOUTS.keys())
-def test_a_kernel_of_variable_lengths_is_told_the_segments(packing, options, randn):
-    inputs = [randn(1, 4, packing.num_tokens, D).requires_grad_() for _ in range(3)]
-    out = varlen_attention(*inputs, packing, **options, kernel=reference_kernel)
+def test_a_kernel_of_variable_lengths_is_told_the_segments(packing, options, groups, runs, randn):
+    inputs = [randn(1, heads, packing.num_tokens, D).requires_grad_() for heads in (4, groups, groups)]
+    out = varlen_attention(*inputs, afresh(packing), **options, kernel=reference_kernel)
     expected = naive_attention(*inputs, packing, **options)
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
     weights = randn(*out.shape)
@@ -158,12 +177,24 @@ def test_a_kernel_of_variable_lengths_is_told_the_segments(packing, options, ran
 
 
 @pytest.mark.parametrize("options", UNCAPPED.values(), ids=UNCAPPED.keys())
-def test_a_kernel_of_variable_lengths_sees_a_kept_prefix(options, randn):
-    inputs = [randn(1, 4, 17, D) for _ in range(3)]
+def test_a_kernel_of_variable_lengths_sees_a_kept_prefix(options, runs, randn):
+    inputs = [randn(1, heads, 17, D) for heads in (4, 2, 2)]
     expected = naive_attention(*inputs, LAID, **options)
     own = (tensor[:, :, OWN] for tensor in inputs)
-    out = varlen_attention(*own, AFTER_KEPT, **options, kept=kept_of(*inputs[1:]), kernel=reference_kernel)
+    out = varlen_attention(*own, afresh(AFTER_KEPT), **options, kept=kept_of(*inputs[1:]), kernel=reference_kernel)
     torch.testing.assert_close(out, expected[:, :, OWN], rtol=0, atol=1e-12)
+
+
+def test_runs_hold_every_segment_once_and_bound_what_is_put_together():
+    """A thousand rows behind a kept prefix of 500 tokens: 13 tokens of keys for one of the batch, were it one run."""
+    segments = tuple(Segment(40 * row, 40 * row + 40, (), 0) for row in range(1000))
+    packing = packing_from(*segments, prefix=KeptPrefix(tuple(range(500))))
+    assert [n for run in packing.runs for n in range(1000)[run.segments]] == list(range(1000))
+    assert [n for run in packing.runs for n in range(40_000)[run.tokens]] == list(range(40_000))
+    assert all(int(run.keys[-1]) <= 3 * 40_000 for run in packing.runs)
+    assert len(packing.runs) == 5
+    assert len(packing_from(*(Segment(row, row + 1) for row in range(1100))).runs) == 3
+    assert len(LAYOUTS["a chain of contexts"].runs) == 1
 
 
 @pytest.mark.gpu

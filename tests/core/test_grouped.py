@@ -1,12 +1,15 @@
 """All members' products in grouped kernels are what the loop over members computes, on a CPU and on a GPU."""
 
+import gc
+
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from lorchestra.core import lora as lora_module
+from lorchestra.core.layout import BASE
 from lorchestra.core.lora import MemberLoRALinear, PackingSlot
-from lorchestra.core.packing import BASE
 
 I, O, R, M = 16, 24, 3, 4  # noqa: E741 - the axes' names
 RATES = (0.0, 0.3, 0.6, 0.1)
@@ -111,3 +114,20 @@ def test_saves_no_more_than_input_low_rank_product_and_adapters(build, packing_o
     extra = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in saved}
     adapters = 2 * 8 * (I + O) * 2  # two members, the rank rounded up to 8
     assert sum(n for pointer, n in extra.items() if pointer not in own) <= 40 * 8 * 2 + adapters + 2 * 4
+
+
+def test_checkpointing_forgets_the_input(build, packing_of, randn, monkeypatch):
+    """Nothing but saved tensors holds it: the mask is made again from keys alone."""
+    monkeypatch.setattr(lora_module, "suits_grouped", lambda *_: True)
+    lora = build(torch.bfloat16, rates=(0.5,) * M)
+    lora.slot.packing = packing_of((0, 23, 1), (1, 18, 2))
+
+    def alive():
+        return sum(type(thing) is torch.Tensor and thing.shape[-2:] == (41, I) for thing in gc.get_objects())
+
+    start = randn(1, 41, O, dtype=torch.bfloat16).requires_grad_()
+    before = alive()
+    out = checkpoint(lambda given: lora(given[..., :I] * 2), start, use_reentrant=False)
+    assert alive() == before
+    out.sum().backward()
+    assert start.grad.any()

@@ -5,9 +5,9 @@ from torch import nn
 
 from lorchestra.core.bank import AdapterBank
 from lorchestra.core.dropout import keep_mask, token_keys
+from lorchestra.core.layout import BASE, Span
 from lorchestra.core.lora import MemberLoRALinear, PackingSlot, _Dropout, _PackedLoRA
 from lorchestra.core.optim import MemberAdamW
-from lorchestra.core.packing import BASE, Span
 from lorchestra.core.seeding import derive_seed
 
 I, O, R, M = 10, 7, 3, 4  # noqa: E741 - the axes' names

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from lorchestra.core.dropout import token_keys
-from lorchestra.core.packing import BASE, Item, Segment, Span, common_prefix, pack, plan_micro_batches
+from lorchestra.core.layout import BASE, Segment, Span
+from lorchestra.core.packing import Item, common_prefix, pack, plan_micro_batches
 
 
 def test_layout_of_a_ragged_batch_by_hand(example):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from lorchestra.core.packing import BASE
+from lorchestra.core.layout import BASE
 from lorchestra.engine.module import EnsembleModule
 from lorchestra.engine.predict import member_passes, predict_rows
 from lorchestra.errors import ConfigError

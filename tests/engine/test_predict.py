@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from lorchestra.core.packing import BASE, Item, forward_budget, pack
+from lorchestra.core.layout import BASE
+from lorchestra.core.packing import Item, forward_budget, pack
 from lorchestra.core.seeding import derive_seed
 from lorchestra.engine.predict import Pass, member_passes, predict_rows
 from lorchestra.engine.trunk import TrunkCache
@@ -97,7 +98,7 @@ def test_a_long_common_prefix_is_computed_once_and_changes_nothing(model, make_r
     assert sum(packing.num_tokens for packing in fed) == len(passes) * (own + 20)
     if model.trunk_layers and passes != [BASE]:
         assert sum(packing.num_tokens for packing in below) == own + 20
-    assert max(packing.num_tokens for packing in fed) <= max(forward_budget(budget), 20)
+    assert max(packing.num_tokens for packing in fed) <= max(forward_budget(budget, model.device), 20)
     for index, member in enumerate(passes):
         for e, row in enumerate(rows):
             alone = original(pack([Item(member, row)]))[0].detach().numpy()

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from lorchestra.core.packing import BASE, Item, pack
+from lorchestra.core.layout import BASE
+from lorchestra.core.packing import Item, pack
 from lorchestra.engine.outputs import BaseVocabulary
 from lorchestra.errors import ConfigError
 

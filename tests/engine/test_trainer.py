@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from lorchestra.core import packing
+from lorchestra.core.layout import BASE
 from lorchestra.core.objective import kl_to_base
-from lorchestra.core.packing import BASE, Item, pack
+from lorchestra.core.packing import Item, pack
 from lorchestra.engine.config import RegularizeConfig, TrainConfig, check_training
 from lorchestra.engine.observer import Interrupted
 from lorchestra.engine.predict import member_passes, predict_rows

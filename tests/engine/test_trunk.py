@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from lorchestra.core.packing import BASE, Item, pack
+from lorchestra.core.layout import BASE
+from lorchestra.core.packing import Item, pack
 from lorchestra.engine.frozen import TrainingRows, compute_frozen, trunk_change
 from lorchestra.engine.predict import member_passes, predict_rows
 from lorchestra.engine.trunk import TrunkCache, trunk_bytes, trunk_dtype

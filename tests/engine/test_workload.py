@@ -5,7 +5,8 @@ import lorchestra.engine.trainer
 import lorchestra.engine.trunk
 import lorchestra.engine.workload
 import lorchestra.models.ensemble
-from lorchestra.core.packing import BASE, pack, pack_prefix
+from lorchestra.core.layout import BASE
+from lorchestra.core.packing import pack, pack_prefix
 from lorchestra.engine.workload import plan_workload
 from lorchestra.types import EncodedExample
 

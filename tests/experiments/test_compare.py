@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from lorchestra.core.evaluation import evaluate_predictions
+from lorchestra.data.config import PromptConfig
 from lorchestra.engine.observer import Interrupted
 from lorchestra.errors import CheckpointError, ConfigError, DataError
 from lorchestra.experiments.compare import compare_methods, read_left_out
@@ -87,6 +88,42 @@ def test_results_are_those_of_fitting_by_hand(config, tmp_path):
         beside = evaluate_predictions(ensemble, baselines={"it": test}, resamples=50, seed=0)["baselines"]["it"]
         assert result.get("ensemble_minus", beside["ensemble_minus"]) == beside["ensemble_minus"]
         assert ("ensemble_minus" in result) == (name != "lora_ensemble")
+
+
+def test_a_method_comes_with_settings_of_its_own_and_more_than_once(config, tmp_path, count_fits):
+    fits = count_fits("mc_dropout")
+    names = ["mc_dropout:dropout=0.1", "mc_dropout:dropout=0.5", "mc_dropout:dropout=0.5+temperature", "mc_dropout"]
+    results = compare_methods(config, names, tmp_path / "out")
+    rates = [result["settings"]["dropout"] for result in results[:3]]
+    assert rates == [0.1, 0.5, 0.5]
+    assert "(mc_dropout:dropout=0.1 as a method's name)" in results[3]["left_out"]
+    one, other = (saved(tmp_path / "out", f"mc_dropout,dropout={rate}").log_probs_MEC for rate in (0.1, 0.5))
+    assert np.abs(one - other).max() > 1e-3
+    assert fits == {"mc_dropout": 3}  # the third is the one that refuses
+    assert compare_methods(config, names[:3], tmp_path / "out") == results[:3]
+    assert fits == {"mc_dropout": 3}
+
+
+def test_whatever_a_name_holds_its_directory_is_one_below_methods(config, tmp_path):
+    out = tmp_path / "out"
+    name = "zero_shot+contextual:texts=[N/A,x/../../../../y]"
+    compare_methods(config, [name], out)
+    assert [path.name for path in (out / "methods").iterdir()] == [
+        "zero_shot+contextual,texts=%5BN%2FA,x%2F..%2F..%2F..%2F..%2Fy%5D"
+    ]
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["out"]
+    with pytest.raises(ConfigError, match="too long for a directory's name"):
+        compare_methods(config, [f"one_lora+contextual:texts=[{'x' * 300}]"], tmp_path / "other")
+
+
+def test_the_budget_has_the_tokens_that_all_rows_share_on_top(config, tmp_path):
+    prompt = PromptConfig(template="one two " * 10 + "{question} Answer:")
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, token_budget=None))
+    longer = dataclasses.replace(config, data=dataclasses.replace(config.data, prompt=prompt))
+    (result,) = compare_methods(longer, ["zero_shot"], tmp_path / "out")
+    assert result["config"]["train"]["token_budget"] > 640 + 16
+    (result,) = compare_methods(config, ["zero_shot"], tmp_path / "plain")
+    assert result["config"]["train"]["token_budget"] == 640
 
 
 def test_wrappers_share_a_fit_and_take_what_is_there(config, tmp_path, count_fits):

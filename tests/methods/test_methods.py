@@ -9,9 +9,9 @@ import pytest
 
 from lorchestra.engine.observer import Interrupted
 from lorchestra.errors import ConfigError, TrainingError
-from lorchestra.methods import mc_dropout
+from lorchestra.methods import contextual, laplace, mc_dropout, temperature
 from lorchestra.methods.contract import Silent
-from lorchestra.methods.registry import METHODS, WRAPPERS, fit_method
+from lorchestra.methods.registry import METHODS, WRAPPERS, fit_method, parse_name
 
 NEEDED = {"mc_dropout": mc_dropout.Config(dropout=0.2)}
 """Settings without which a method refuses."""
@@ -155,3 +155,35 @@ def test_refusals(make_setting):
         fit_method(setting, "one_lora+temprature")
     with pytest.raises(ConfigError, match=r"method 'one_lora': its settings are a .*mc_dropout\.Config, not its own"):
         fit_method(setting, "one_lora", mc_dropout.Config())
+
+
+def test_a_name_carries_settings_of_the_method_and_of_its_wrappers():
+    named = parse_name("laplace:layers=last:draws=7+temperature:of=members+contextual")
+    assert (named.below, named.method) == ("laplace:layers=last:draws=7", "laplace")
+    assert named.config == laplace.Config(layers="last", draws=7)
+    assert named.wrappers == (("temperature", temperature.Config(of="members")), ("contextual", contextual.Config()))
+    assert named.summary.count("; ") == 2
+    plain = parse_name("mc_dropout")
+    assert (plain.below, plain.config, plain.wrappers) == ("mc_dropout", mc_dropout.Config(), ())
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("mc_dropout:droput=0.2", r"mc_dropout\.droput is no setting; did you mean 'dropout'\?"),
+        ("mc_dropout:dropout=much", r"method 'mc_dropout:dropout=much': mc_dropout\.dropout is 'much'"),
+        ("mc_dropout:dropout", "'dropout' must be FIELD=VALUE"),
+        ("mc_dropout:dropout=0.1:dropout=0.2", "each field once"),
+        ("one_lora:rank=2", r"one_lora\.rank is no setting"),
+        ("laplace:layers=first", r"laplace\.layers is 'first'; it must be one of all, last"),
+        ("one_lora+temperature:of=all", r"temperature\.of is 'all'"),
+        ("mc_dropot:dropout=0.1", r"'mc_dropot' is unknown; did you mean 'mc_dropout'\?"),
+        ("mc_dropout:dropout=[", r"mc_dropout:dropout=\[': dropout: '\[': cannot be read"),
+        ("mc_dropout:dropout=2026-13-45", "cannot be read"),
+        ("mc_dropout:dropout=!!int", "cannot be read"),
+        ("mc_dropout:dropout=", "must be FIELD=VALUE"),
+    ],
+)
+def test_settings_in_a_name_that_do_not_fit_are_refused(name, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_name(name)

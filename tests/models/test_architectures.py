@@ -10,7 +10,8 @@ import pytest
 import torch
 import transformers
 
-from lorchestra.core.packing import BASE, Item, pack
+from lorchestra.core.layout import BASE
+from lorchestra.core.packing import Item, pack
 from lorchestra.engine.predict import Pass, predict_rows
 from lorchestra.errors import ConfigError
 from lorchestra.models.adapters import check_readable, save_members

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from transformers import AttentionInterface
 
-from lorchestra.core.packing import BASE, Item, pack
+from lorchestra.core.layout import BASE
+from lorchestra.core.packing import Item, pack
 from lorchestra.errors import ConfigError
 from lorchestra.models.config import AdaptConfig
 from lorchestra.models.ensemble import EnsembleModel

@@ -5,7 +5,7 @@ import torch
 import transformers
 
 from lorchestra.core import attention
-from lorchestra.core.packing import Packing
+from lorchestra.core.layout import Packing
 from lorchestra.errors import ConfigError
 from lorchestra.models import probe as probes
 from lorchestra.models.config import AdaptConfig

@@ -22,6 +22,8 @@ class CompareArguments(RunConfig):
     Methods: zero_shot, few_shot, one_lora, lora_ensemble, mc_dropout, high_rank (one LoRA of M times the rank),
     long_training (one LoRA trained M times as long), soup, snapshot, last_layer, swag, laplace, batch_ensemble. Behind
     each may stand +temperature or +contextual: one_lora+temperature. Wrappers share the fit of the method below them.
+    A method's own settings (docs/design/methods.md) stand behind colons, and so may a method come twice:
+    mc_dropout:dropout=0.2,laplace,laplace:layers=last:structure=full+temperature.
     A method that cannot do the task is left out, with the reason. Intervals are of the paired difference to
     lora_ensemble. The same command goes on after an interruption, and with more methods adds them. lorchestra report
     makes a page of the directory.
@@ -51,7 +53,7 @@ def run(arguments: Sequence[str]) -> int:
     from lorchestra.methods.registry import METHODS
     from lorchestra.report.methods import methods_table
 
-    names = [name.strip() for name in parsed.methods.split(",") if name.strip()]
+    names = _names(parsed.methods)
     if names == ["all"]:
         names = [n for name in METHODS for n in (name, f"{name}+temperature") if n == name or name in _CALIBRATED]
     console = messages()
@@ -71,3 +73,15 @@ def run(arguments: Sequence[str]) -> int:
 
 
 _CALIBRATED = ("one_lora", "lora_ensemble")
+
+
+def _names(text: str) -> list[str]:
+    """Names parted by commas, but for those in brackets: a list as a setting's value has commas of its own."""
+    names, depth = [""], 0
+    for letter in text:
+        depth += (letter == "[") - (letter == "]")
+        if letter == "," and depth <= 0:
+            names.append("")
+        else:
+            names[-1] += letter
+    return [name.strip() for name in names if name.strip()]

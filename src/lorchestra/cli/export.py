@@ -44,7 +44,7 @@ def run(arguments: Sequence[str]) -> int:
     names = exported_members(parsed.run)
     card = model_card(
         record,
-        read_recipe(run_dir.config, RunConfig),
+        read_recipe(run_dir.config, RunConfig, whole=True),
         read_json(run_dir.splits),
         read_json(run_dir.metrics) if run_dir.metrics.exists() else None,
         names,

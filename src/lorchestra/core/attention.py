@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lorchestra.core.layout import Packing, Segment
 from lorchestra.core.lora import PackingSlot
-from lorchestra.core.packing import Packing, Segment
 from lorchestra.core.varlen import suits_varlen, varlen_attention
 
 # What packing answers for by itself; any other argument that is given would change the result.
@@ -111,6 +111,8 @@ def packed_attention(
     Returns:
         `[1, H, N, d]`.
     """
+    if batched is None and softcap is None and sinks is None and suits_varlen(query, value):
+        return varlen_attention(query, key, value, packing, scale=scale, window=window, kept=kept)
     lengths = [segment.stop - segment.start for segment in packing.segments]
     groups = query.shape[1] // key.shape[1]
     # On a CPU torch's attention takes groups as they are, and no repeated keys and values are computed or saved. Not
@@ -122,8 +124,6 @@ def packed_attention(
 
     key, value = spread(key), spread(value)
     before = {member: (spread(k), spread(v)) for member, (k, v) in (kept or {}).items()}
-    if batched is None and softcap is None and sinks is None and suits_varlen(query, value):
-        return varlen_attention(query, key, value, packing, scale=scale, window=window, kept=before)
     plain = softcap is None and sinks is None and (window is None or max(lengths) <= window)
     batched = (query.is_cuda if batched is None else batched) and plain
     queries, keys, values = query.split(lengths, dim=2), key.split(lengths, dim=2), value.split(lengths, dim=2)

@@ -1,4 +1,4 @@
-"""All members' low-rank products of a linear map in one grouped kernel each, for a GPU in half precision.
+"""All members' low-rank products of a linear map in one grouped kernel each, for a GPU in bfloat16.
 
 There a kernel a member costs more than its arithmetic. `torch.nn.functional.grouped_mm` takes the members' ragged spans
 as they lie on the token axis; its gradients, as the loop's in `lora`, save the input and the rank-R product alone.
@@ -15,18 +15,20 @@ from torch import Tensor
 
 _ALIGNED = 8
 """Numbers of half precision in 16 bytes: the kernel reads rows that begin at multiples of them."""
-_LEAST_CAPABILITY = (9, 0)
-"""Compute capability from which torch has one kernel for all groups; below it loops, and waits for the GPU."""
+_CAPABILITIES = (9, 10)
+"""Major compute capabilities for which torch has one kernel; for others, and other formats, it loops and waits."""
+_MOST_GROUPS = 1023
 
 
-def suits_grouped(x: Tensor, num_outputs: int) -> bool:
+def suits_grouped(x: Tensor, num_outputs: int, num_groups: int) -> bool:
     """Whether products of `x` `[N, I]` and adapters with `num_outputs` outputs can be, and are better, grouped."""
     return (
         x.is_cuda
-        and x.dtype in (torch.bfloat16, torch.float16)
+        and x.dtype == torch.bfloat16
         and x.shape[1] % _ALIGNED == 0
         and num_outputs % _ALIGNED == 0
-        and torch.cuda.get_device_capability(x.device) >= _LEAST_CAPABILITY
+        and num_groups <= _MOST_GROUPS
+        and torch.cuda.get_device_capability(x.device)[0] in _CAPABILITIES
     )
 
 
@@ -51,9 +53,10 @@ class GroupedLoRA(torch.autograd.Function):
     ) -> Tensor:
         """Shapes: y `[N, O]`, x `[N, I]`, A `[G, R, I]`, B `[G, O, R]` times the scaling; `ends` int32 `[G]`.
 
-        Group g is the tokens from `ends[g - 1]` to `ends[g]`, and the last one ends at N. `mask` gives the factors of
-        dropout `[N, I]`, or None.
+        Group g is the tokens from `ends[g - 1]` to `ends[g]`, and the last one ends at N. `mask` says which elements
+        dropout keeps, `[N, I]`, or None; dividing by the rate that is kept is the scaling's affair.
         """
+        x = x.contiguous()
         low = F.grouped_mm(_masked(x, mask()), A.transpose(1, 2), offs=ends)
         y.add_(F.grouped_mm(low, B.transpose(1, 2), offs=ends))
         ctx.mark_dirty(y)

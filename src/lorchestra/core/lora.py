@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lorchestra.core.dropout import keep_mask
 from lorchestra.core.grouped import GroupedLoRA, aligned_rank, suits_grouped
-from lorchestra.core.packing import BASE, Packing, Span
+from lorchestra.core.layout import BASE, Packing, Span
 from lorchestra.core.seeding import derive_seed
 
 
@@ -46,13 +46,20 @@ class _Dropout:
         mask = keep_mask(self.keys_N[span.start : span.stop], self.module_seed, width, rate)
         return mask.to(dtype).mul_(1.0 / (1.0 - rate))
 
-    def scaled_masks(self, spans: Sequence[Span], x: Tensor) -> Tensor | None:
-        """The masks of all spans of `x`, `[N, I]`, or None where nothing is dropped anywhere."""
-        masks = [None if s.member == BASE else self.scaled_mask(s, x.shape[1], x.dtype) for s in spans]
-        if all(mask is None for mask in masks):
+    def rate(self, member: int) -> float:
+        """What is dropped of a member's inputs; nothing of the base's."""
+        return 0.0 if self.keys_N is None or member == BASE else self.rates[member]
+
+    def masks(self, spans: Sequence[Span], width: int, dtype: torch.dtype) -> Tensor | None:
+        """Which elements of all spans are kept, `[N, width]`, or None where nothing is dropped anywhere."""
+        if self.keys_N is None or not any(self.rate(span.member) for span in spans):
             return None
-        whole = (torch.ones_like(x[s.start : s.stop]) if m is None else m for s, m in zip(spans, masks, strict=True))
-        return torch.cat(list(whole))
+        parts = []
+        for span in spans:
+            keys, rate = self.keys_N[span.start : span.stop], self.rate(span.member)
+            kept = keep_mask(keys, self.module_seed, width, rate) if rate else keys.new_ones(len(keys), width)
+            parts.append(kept.to(dtype))
+        return torch.cat(parts)
 
 
 class _PackedLoRA(torch.autograd.Function):
@@ -162,7 +169,7 @@ class MemberLoRALinear(nn.Module):
             raise ValueError(f"an adapted linear map is given {flat.shape[0]} of a batch's {packing.num_tokens} tokens")
         drop = _Dropout(packing.dropout_keys, self.module_seed, self.dropout)
         y = self.base(flat)
-        if suits_grouped(flat, y.shape[1]):
+        if suits_grouped(flat, y.shape[1], len(packing.spans)):
             return self._grouped(y, flat, packing, drop).unflatten(0, x.shape[:-1])
         pairs = [matrix for span in spans for matrix in (self.A[span.member], self.B[span.member])]
         y = _PackedLoRA.apply(y, flat, spans, self.scaling, drop, *pairs)
@@ -171,12 +178,15 @@ class MemberLoRALinear(nn.Module):
     def _grouped(self, y: Tensor, x: Tensor, packing: Packing, drop: _Dropout) -> Tensor:
         """All members' terms added to `y` `[N, O]` at once; the base's own tokens are a group with factors of zero."""
         zeros = torch.zeros_like(self.A[0]), torch.zeros_like(self.B[0])
-        pairs = [zeros if s.member == BASE else (self.A[s.member], self.B[s.member]) for s in packing.spans]
-        scaling = [0.0 if s.member == BASE else self.scaling[s.member] for s in packing.spans]
+        members = [span.member for span in packing.spans]
+        pairs = [zeros if m == BASE else (self.A[m], self.B[m]) for m in members]
+        # divided by the rate kept here, in the adapters' format: a factor of the mask would be rounded to the base's
+        scaling = [0.0 if m == BASE else self.scaling[m] / (1 - drop.rate(m)) for m in members]
         A = aligned_rank(torch.stack([A for A, _ in pairs]), -2)
         B = torch.stack([B * scale for (_, B), scale in zip(pairs, scaling, strict=True)])
+        spans, width, dtype = packing.spans, x.shape[1], x.dtype
 
-        def mask() -> Tensor | None:
-            return drop.scaled_masks(packing.spans, x)
+        def mask() -> Tensor | None:  # without x in it, which checkpointing must be able to forget
+            return drop.masks(spans, width, dtype)
 
-        return GroupedLoRA.apply(y, x, packing.span_ends, mask, A.to(x.dtype), aligned_rank(B, -1).to(x.dtype))
+        return GroupedLoRA.apply(y, x, packing.span_ends, mask, A.to(dtype), aligned_rank(B, -1).to(dtype))

@@ -6,17 +6,19 @@ key, which is what a segment after its context asks for; so contexts, kept prefi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
-from lorchestra.core.packing import Packing
+from lorchestra.core.layout import Packing, Run
 
 _MOST_FEATURES, _ALIGNED = 256, 8
 """Features of a head that the kernel takes: at most, and multiples of."""
+_TAKES_GROUPS = "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
 def suits_varlen(query: Tensor, value: Tensor) -> bool:
@@ -43,47 +45,69 @@ def varlen_attention(
     kept: Mapping[int, tuple[Tensor, Tensor]] | None = None,
     kernel: Callable[..., Any] | None = None,
 ) -> Tensor:
-    """Attention within the segments of `packing`, heads of keys repeated to those of queries.
+    """Attention within the segments of `packing`.
 
     Args:
         query: `[1, H, N, d]`.
-        key: `[1, H, N, d]`.
-        value: `[1, H, N, d]`.
+        key: `[1, G, N, d]` with G a divisor of H.
+        value: `[1, G, N, d]`.
         packing: the segments.
         scale: factor on the scores; None is `d ** -0.5`.
         window: a token sees itself and the `window - 1` tokens before it; None sees all.
-        kept: keys and values `[1, H, P, d]` of a kept prefix by member, for segments that see one.
+        kept: keys and values `[1, G, P, d]` of a kept prefix by member, for segments that see one.
         kernel: another function of `varlen_attn`'s meaning.
 
     Returns:
         `[1, H, N, d]`.
     """
-    bounds = packing.bounds
-    attend: Callable[..., Any] = kernel or varlen_attn
-    out: Tensor = attend(
-        query[0].transpose(0, 1),
-        _seen(key, packing, {member: pair[0] for member, pair in (kept or {}).items()}),
-        _seen(value, packing, {member: pair[1] for member, pair in (kept or {}).items()}),
-        bounds.queries,
-        bounds.keys,
-        bounds.longest_query,
-        bounds.longest_key,
-        scale=scale,
-        window_size=(-1 if window is None else window - 1, 0),
-    )
+    attend: Callable[..., Any] = kernel or _kernel
+    lengths = [segment.stop - segment.start for segment in packing.segments]
+    keys, values = key.split(lengths, dim=2), value.split(lengths, dim=2)
+    before = kept or {}
+    kept_keys = {member: pair[0] for member, pair in before.items()}
+    kept_values = {member: pair[1] for member, pair in before.items()}
+    outputs: list[Tensor] = [
+        attend(
+            part.transpose(0, 1),
+            _seen(key, keys, packing, run, kept_keys),
+            _seen(value, values, packing, run, kept_values),
+            run.queries,
+            run.keys,
+            run.longest_query,
+            run.longest_key,
+            scale=scale,
+            window_size=(-1 if window is None else window - 1, 0),
+        )
+        for run, part in zip(packing.runs, query[0].split([_length(run) for run in packing.runs], dim=1), strict=True)
+    ]
+    out = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return out.transpose(0, 1)[None]
 
 
-def _seen(tensor: Tensor, packing: Packing, kept: Mapping[int, Tensor]) -> Tensor:
-    """Keys or values as `bounds.keys` counts them, `[K, H, d]`; without copies where no segment sees another.
+def _kernel(query: Tensor, key: Tensor, value: Tensor, *bounds: Any, **options: Any) -> Any:
+    """torch's, with the heads of keys repeated where it does not take groups (torch 2.11)."""
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1 and _TAKES_GROUPS:
+        options["enable_gqa"] = True
+    elif groups > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    return varlen_attn(query, key, value, *bounds, **options)
+
+
+def _length(run: Run) -> int:
+    return run.tokens.stop - run.tokens.start
+
+
+def _seen(whole: Tensor, parts: Sequence[Tensor], packing: Packing, run: Run, kept: Mapping[int, Tensor]) -> Tensor:
+    """Keys or values as `run.keys` counts them, `[K, G, d]`; without copies where no segment sees another.
 
     `split` and `cat`, whose backward adds in one order, and not a gather, whose backward may not.
     """
-    if not any(segment.sees_others for segment in packing.segments):
-        return tensor[0].transpose(0, 1)
-    parts = tensor.split([s.stop - s.start for s in packing.segments], dim=2)
+    segments = packing.segments[run.segments]
+    if not any(segment.sees_others for segment in segments):
+        return whole[0, :, run.tokens].transpose(0, 1)
     pieces: list[Tensor] = []
-    for own, segment in zip(parts, packing.segments, strict=True):
+    for own, segment in zip(parts[run.segments], segments, strict=True):
         if segment.kept_for is not None:
             pieces.append(kept[segment.kept_for])
         pieces += [parts[i] for i in segment.context]

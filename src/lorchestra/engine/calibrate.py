@@ -23,6 +23,8 @@ from lorchestra.types import EncodedExample
 
 _TRIED_TOKENS = 128
 _EVALUATION_SHARE = 0.2
+_COPIES_OF_LOGITS = 3
+"""Logits, their log-probabilities, and what the one is made into the other with."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Calibration:
 
     rates: Rates
     activation_bytes: int
-    """Growth of the process over what stays, at the largest micro-batch that was run."""
+    """Growth of the process over what stays: at the largest micro-batch, or in evaluation where that took more."""
     activation_tokens: int
     """Tokens of that micro-batch."""
     saved_bytes: int
@@ -65,8 +67,12 @@ def saved_bytes(model: EnsembleModel, batch: PackedBatch, hidden: Tensor | None)
 
 
 def token_bytes(model: EnsembleModel, rows: Sequence[EncodedExample], checkpointing: bool) -> float:
-    """Activation bytes a token in training, from a pass of the first rows: some hundred tokens, or one row."""
-    shared = shareable_prefix(rows, dropout=model.adapt.dropout > 0)
+    """Bytes of a run's passes for a token of its budget, from the first rows: some hundred tokens, or one row.
+
+    What a step saves for its backward pass, or the logits of prediction where they are more: over the whole vocabulary,
+    where choices of several tokens are scored, and with some copies.
+    """
+    shared = shareable_prefix(rows, dropout=any(own.dropout > 0 for own in model.adapters))
     items = plan_micro_batches([Item(0, row) for row in rows[:_TRIED_TOKENS]], _TRIED_TOKENS, shared)[0]
     batch = pack(items, model.device, shared)
     hidden = None
@@ -74,8 +80,14 @@ def token_bytes(model: EnsembleModel, rows: Sequence[EncodedExample], checkpoint
         width = text_config(model.model).hidden_size
         weight = next(model.model.parameters())
         hidden = weight.new_zeros(1, batch.packing.num_tokens, width)
-    saved = saved_bytes(model, batch, hidden) / batch.packing.num_tokens
-    return ALLOCATION * (with_checkpointing(model, saved, 1) if checkpointing else saved)
+    tokens = batch.packing.num_tokens
+    saved = saved_bytes(model, batch, hidden) / tokens
+    training = ALLOCATION * (with_checkpointing(model, saved, 1) if checkpointing else saved)
+    if batch.scoring.option_ids is not None:
+        return training
+    scored = len(batch.scoring.keep) / tokens * forward_budget(tokens, model.device) / tokens
+    logits = scored * text_config(model.model).vocab_size * next(model.model.parameters()).element_size()
+    return max(training, _COPIES_OF_LOGITS * logits)
 
 
 def with_checkpointing(model: EnsembleModel, saved: float, tokens: int) -> float:
@@ -184,7 +196,8 @@ class _Clock:
         shared = shareable_prefix(rows, dropout=False)
         items = [Item(m, row) for row in rows[:200] for m in range(self.model.num_members)]
         started = time.perf_counter()
-        for number, planned in enumerate(plan_micro_batches(items, forward_budget(token_budget), shared)):
+        room = forward_budget(token_budget, self.model.device)
+        for number, planned in enumerate(plan_micro_batches(items, room, shared)):
             if number > 0 and time.perf_counter() - started > seconds:
                 break
             batch = self.packed(planned, shared)

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lorchestra.core.packing import BASE, shareable_prefix
+from lorchestra.core.layout import BASE
+from lorchestra.core.packing import shareable_prefix
 from lorchestra.engine.predict import member_passes, predict_rows
 from lorchestra.engine.trunk import TrunkCache, dtype_name, trunk_bytes, trunk_dtype
 from lorchestra.engine.trunk_file import TrunkFiles

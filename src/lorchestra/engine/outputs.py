@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lorchestra.core.packing import BASE, Item, PackedBatch, forward_budget, pack, plan_micro_batches
+from lorchestra.core.layout import BASE
+from lorchestra.core.packing import Item, PackedBatch, forward_budget, pack, plan_micro_batches
 from lorchestra.engine.frozen import Frozen
 from lorchestra.engine.members import MemberSettings
 from lorchestra.engine.trunk import TrunkCache
@@ -76,7 +77,8 @@ class BaseVocabulary:
                 " which are not there; take regularize.kl_over: options, or fewer rows"
             ) from error
         done = 0
-        for items in plan_micro_batches([Item(BASE, row) for row in rows], forward_budget(token_budget), shared):
+        room = forward_budget(token_budget, model.device)
+        for items in plan_micro_batches([Item(BASE, row) for row in rows], room, shared):
             batch = pack(items, model.device, shared)
             states = model.base_states(batch, None if trunk is None else trunk.gather(batch))
             self._states[done : done + len(items)] = states.cpu()

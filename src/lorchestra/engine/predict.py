@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from lorchestra.core.early_exit import ExitRule
-from lorchestra.core.packing import BASE, Item, forward_budget, pack, plan_micro_batches, shareable_prefix
+from lorchestra.core.layout import BASE
+from lorchestra.core.packing import Item, forward_budget, pack, plan_micro_batches, shareable_prefix
 from lorchestra.core.prefix import KeptPrefix
 from lorchestra.core.seeding import derive_seed
 from lorchestra.engine.trunk import TrunkCache
@@ -67,7 +68,7 @@ def predict_rows(
     log_probs = np.full((len(passes), len(rows), num_choices), -np.inf)
     place = {row.row: e for e, row in enumerate(rows)}
     done = 0
-    room = forward_budget(token_budget)
+    room = forward_budget(token_budget, model.device)
     for group in plan_micro_batches([Item(BASE, row) for row in rows], room, shared, prefix):
         examples = [item.example for item in group]
         cache = trunk
@@ -116,7 +117,7 @@ def predict_early(
     used = np.full(len(rows), num_members, dtype=np.int64)
     place = {row.row: e for e, row in enumerate(rows)}
     done = 0
-    room = _PASSES_A_GROUP * forward_budget(token_budget)
+    room = _PASSES_A_GROUP * forward_budget(token_budget, model.device)
     for group in plan_micro_batches([Item(BASE, row) for row in rows], room, shared, prefix):
         undecided = [item.example for item in group]
         cache = None
@@ -143,7 +144,7 @@ def _kept_prefix(
     """The rows' shared first tokens, kept for every member for the whole prediction; None where there are none."""
     if shared == 0 or len(rows) < 2:
         return None
-    return model.keep_prefix(rows[0].prefix[:shared], sorted(members), forward_budget(token_budget))
+    return model.keep_prefix(rows[0].prefix[:shared], sorted(members), forward_budget(token_budget, model.device))
 
 
 def _evaluate(
@@ -158,7 +159,7 @@ def _evaluate(
 ) -> None:
     """Evaluate items in packed passes; an item's answer goes to its index and its row's place in `log_probs`."""
     index_of = {id(item): index for index, item in wanted}
-    room = forward_budget(token_budget)
+    room = forward_budget(token_budget, model.device)
     for items in plan_micro_batches([item for _, item in wanted], room, shared, prefix):
         batch = pack(items, model.device, shared, prefix)
         found = model.log_probs(batch, cache.gather(batch) if cache is not None else None).double().cpu().numpy()

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorchestra.core.early_exit import ExitRule
-from lorchestra.core.packing import BASE
+from lorchestra.core.layout import BASE
 from lorchestra.data.config import DataConfig
 from lorchestra.data.encode import EncodedSplit, can_use_letters, encode
 from lorchestra.data.prompts import PromptTemplate, Scoring

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from lorchestra.core.packing import BASE, Item, PackedBatch, forward_budget, pack, plan_micro_batches
+from lorchestra.core.layout import BASE
+from lorchestra.core.packing import Item, PackedBatch, forward_budget, pack, plan_micro_batches
 from lorchestra.core.prefix import KeptPrefix
 from lorchestra.engine.trunk_file import TrunkFile
 from lorchestra.errors import ConfigError
@@ -61,7 +62,7 @@ class TrunkCache:
 
         def fill(flat: Tensor) -> None:
             done = 0
-            room = forward_budget(token_budget)
+            room = forward_budget(token_budget, model.device)
             for items in plan_micro_batches([Item(BASE, row) for row in rows], room, shared, prefix):
                 hidden = _narrowed(model.trunk(pack(items, model.device, shared, prefix))[0], dtype)
                 flat[stops[done] : stops[done + len(items)]] = hidden[inside:]

@@ -7,7 +7,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lorchestra.core.packing import BASE, Item, forward_budget, plan_micro_batches, shareable_prefix
+from lorchestra.core.layout import BASE
+from lorchestra.core.packing import Item, forward_budget, plan_micro_batches, shareable_prefix
 from lorchestra.engine.config import RunConfig
 from lorchestra.engine.estimate import Work, packed_tokens
 from lorchestra.engine.members import member_settings
@@ -65,7 +66,8 @@ def plan_workload(trainer: Trainer, members: int, token_budget: int) -> Workload
     cut = trainer.model.trunk_layers > 0
     with_base = any(own.regularize.kl_beta > 0 for own in trainer.settings)
     val_shared = shareable_prefix(rows.val, dropout=False)
-    train_once = _pass_tokens(rows.train, token_budget, shared)
+    room = forward_budget(token_budget, trainer.model.device)
+    train_once = _pass_tokens(rows.train, room, shared)
     return Workload(
         batches=tuple(batches),
         largest=max(batches, key=lambda batch: packed_tokens(batch, shared)),
@@ -75,7 +77,7 @@ def plan_workload(trainer: Trainer, members: int, token_budget: int) -> Workload
         tokens_per_epoch=row_tokens * members,
         work=Work(
             train_tokens=round(train_tokens),
-            trunk_tokens=train_once + _pass_tokens(rows.val, token_budget, val_shared) if cut else 0,
+            trunk_tokens=train_once + _pass_tokens(rows.val, room, val_shared) if cut else 0,
             evaluate_tokens=_evaluation_tokens(rows.val, members, val_shared) * config.epochs,
             base_tokens=_evaluation_tokens(rows.train, 1, shared) if with_base else 0,
             updates=members * trainer.num_steps,
@@ -89,8 +91,8 @@ def _sample(num_steps: int, most: int) -> list[int]:
     return [math.floor(index * num_steps / number) for index in range(number)]
 
 
-def _pass_tokens(rows: Sequence[EncodedExample], token_budget: int, shared: int) -> int:
-    batches = plan_micro_batches([Item(BASE, row) for row in rows], forward_budget(token_budget), shared)
+def _pass_tokens(rows: Sequence[EncodedExample], room: int, shared: int) -> int:
+    batches = plan_micro_batches([Item(BASE, row) for row in rows], room, shared)
     return sum(packed_tokens(batch, shared) for batch in batches)
 
 

@@ -35,7 +35,7 @@ def settle_budget(config: RunConfig, session: Session, rows: TrainingRows, say: 
         return asked
     model = session.model
     free = free_bytes(model.device)
-    default = default_token_budget(model.device.type, _shared(model, rows))
+    default = default_token_budget(model.device.type, shared_tokens(model, rows))
     each = token_bytes(model, rows.train, config.train.gradient_checkpointing)
     other = _still_to_come(model, rows, config.adapt.members)
     budget = fitting_budget(default, longest, each, other, free)
@@ -73,15 +73,15 @@ def adapter_counts(model: EnsembleModel, members: int) -> AdapterCounts:
 def trunk_places(model: EnsembleModel, rows: TrainingRows, memory_gb: float) -> tuple[int, int]:
     """Bytes of the splits' trunks in memory and in files, if there were layers without adapters below."""
     sizes = [
-        trunk_bytes(model, rows.train, _shared(model, rows)),
+        trunk_bytes(model, rows.train, shared_tokens(model, rows)),
         trunk_bytes(model, rows.val, shareable_prefix(rows.val, dropout=False)),
     ]
     return split_trunk(sizes, round(memory_gb * 1e9))
 
 
-def _shared(model: EnsembleModel, rows: TrainingRows) -> int:
+def shared_tokens(model: EnsembleModel, rows: TrainingRows) -> int:
     """First tokens that a training step computes once a member and micro-batch."""
-    return shareable_prefix(rows.train, dropout=model.adapt.dropout > 0)
+    return shareable_prefix(rows.train, dropout=any(own.dropout > 0 for own in model.adapters))
 
 
 def longest_row(rows: TrainingRows) -> int:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from lorchestra.config import differences, from_mapping, to_mapping
 from lorchestra.core.evaluation import ensemble_minus, evaluate_predictions
@@ -25,7 +26,7 @@ from lorchestra.experiments.rows import RunRows, absolute_paths, check_unchanged
 from lorchestra.experiments.setting import method_setting
 from lorchestra.experiments.shared_fit import SharedFit
 from lorchestra.methods.contract import Cost, Progress, Setting, Silent
-from lorchestra.methods.registry import METHODS, WRAPPERS, split_name, wrap_method
+from lorchestra.methods.registry import NamedMethod, parse_name
 from lorchestra.store.atomic import atomic_directory, atomic_write_json, sweep_directory
 from lorchestra.store.predictions import load_predictions, save_predictions
 from lorchestra.store.run_dir import read_json
@@ -36,6 +37,9 @@ FORMAT_VERSION = 1
 
 REFERENCE = "lora_ensemble"
 """The method from which the others' differences are taken."""
+
+_LONGEST_NAME = 200
+"""Letters of a method's directory; file systems end at 255 bytes."""
 
 _RECORD: dict[str, Any] = {"format_version": int, "config": dict, "resolved": dict}
 _RESULT: dict[str, Any] = {
@@ -64,19 +68,19 @@ def compare_methods(
 
     Args:
         config: M is its `adapt.members`, and its `train` the budget of one member.
-        names: methods of the registry, with wrappers behind a plus sign.
+        names: methods of the registry, with settings and wrappers (`registry.parse_name`).
         out: the directory of the comparison.
         say: is told, in one line each, what a person should know.
         observe: makes the observer of a method's fit and predictions, from the method's name without wrappers.
         should_stop: asked between micro-batches.
 
     Returns:
-        One dictionary a name, in order. Of a finished method: `name`, `summary`, `settings` (of the method), `chosen`
-        (numbers that its fit chose), `cost` (the fields of `Cost`; those of a wrapped method include the fit below
-        it), `predict_s` (seconds by split), `entry` (see `core.evaluation`, on the test rows), `config` (resolved),
-        and, where `lora_ensemble` is finished in `out`, `ensemble_minus`: paired intervals of its metrics minus this
-        method's. Of a method that cannot do the task, or of which every member failed: `name`, `summary` and
-        `left_out`, the reason.
+        One dictionary a name, in order. Of a finished method: `name`, `summary`, `settings` (of the method), `wrappers`
+        (each with its settings), `chosen` (numbers that its fit chose), `cost` (the fields of `Cost`; those of a
+        wrapped method include the fit below it), `predict_s` (seconds by split), `entry` (see `core.evaluation`, on the
+        test rows), `config` (resolved), and, where `lora_ensemble` is finished in `out`, `ensemble_minus`: paired
+        intervals of its metrics minus this method's. Of a method that cannot do the task, or of which every member
+        failed: `name`, `summary` and `left_out`, the reason.
 
     Raises:
         ConfigError: no name or an unknown one, or another configuration than the one that `out` was begun with.
@@ -87,9 +91,11 @@ def compare_methods(
     names = list(dict.fromkeys(names))
     if not names:
         raise ConfigError("--methods: no method is named")
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        groups.setdefault(split_name(name)[0], []).append(name)
+    groups: dict[str, list[NamedMethod]] = {}
+    for named in map(parse_name, names):
+        if len(_folder(Path(out), named.name).name) > _LONGEST_NAME:
+            raise ConfigError(f"--methods: {named.name[:80]}... is too long for a directory's name; set less in it")
+        groups.setdefault(named.below, []).append(named)
     root = Path(out)
     config = dataclasses.replace(config, data=absolute_paths(config.data))
     rows = read_rows(config.data, config.train.seed)
@@ -100,9 +106,9 @@ def compare_methods(
     if begun is None:
         _begin(root, config, setting.config, rows)
     left_out: dict[str, str] = {}
-    for first, group in groups.items():
-        own = dataclasses.replace(setting, observer=observe(first))
-        left_out |= _Comparison(root, own, rows, say).run(first, group)
+    for below, group in groups.items():
+        own = dataclasses.replace(setting, observer=observe(below))
+        left_out |= _Comparison(root, own, rows, say).run(below, group)
         gc.collect()  # the base of a method goes before the next one's comes: both would count in its peak
     _note_left_out(root, names, left_out)
     return _results(root, names, left_out, config, rows)
@@ -123,30 +129,29 @@ class _Comparison:
     rows: RunRows
     say: Say
 
-    def run(self, first: str, names: Sequence[str]) -> dict[str, str]:
+    def run(self, first: str, group: Sequence[NamedMethod]) -> dict[str, str]:
         """Finish a method and what is wrapped around it; returns those left out, with the reason."""
-        missing = [name for name in names if not _folder(self.root, name).exists()]
+        missing = [named for named in group if not _folder(self.root, named.name).exists()]
         if not missing:
             return {}
         left_out = {}
-        below = SharedFit(first, self.setting, {split: self.rows.task.splits[split] for split in ("val", "test")})
+        below = SharedFit(group[0], self.setting, {split: self.rows.task.splits[split] for split in ("val", "test")})
         if _folder(self.root, first).exists():
             known = {split: _read_predictions(self.root, first, self.rows, split) for split in below.splits}
             below.remember(_read_result(self.root, first), known)
-        for name in sorted(missing, key=lambda name: name != first):
+        for named in sorted(missing, key=lambda named: named.name != first):
             try:
-                self._finish(name, below)
+                self._finish(named, below)
             except (ConfigError, TrainingError) as error:
-                left_out[name] = str(error)
-                self.say(f"{name} is left out: {error}")
+                left_out[named.name] = str(error)
+                self.say(f"{named.name} is left out: {error}")
         return left_out
 
-    def _finish(self, name: str, below: SharedFit) -> None:
+    def _finish(self, named: NamedMethod, below: SharedFit) -> None:
         """Wrap, predict, evaluate and save one method."""
-        first, wrappers = split_name(name)
-        fitted = below.as_fitted()
+        name, fitted = named.name, below.as_fitted()
         before = below.elsewhere_s
-        fitted = wrap_method(self.setting, fitted, wrappers)
+        fitted = named.wrap(self.setting, fitted)
         cost = dataclasses.replace(fitted.cost, fit_s=fitted.cost.fit_s + below.elsewhere_s - before)
         found, seconds = {}, {}
         for split, examples in below.splits.items():
@@ -164,8 +169,9 @@ class _Comparison:
         )
         result = {
             "name": name,
-            "summary": "; ".join([METHODS[first].summary, *(WRAPPERS[wrapper].summary for wrapper in wrappers)]),
-            "settings": dataclasses.asdict(METHODS[first].Config()),
+            "summary": named.summary,
+            "settings": dataclasses.asdict(named.config),
+            "wrappers": [[wrapper, dataclasses.asdict(config)] for wrapper, config in named.wrappers],
             "chosen": fitted.chosen,
             "cost": dataclasses.asdict(cost),
             "predict_s": seconds,
@@ -189,7 +195,8 @@ def _progress(setting: Setting, what: str, total: int) -> Progress:
 
 
 def _folder(root: Path, name: str) -> Path:
-    return root / "methods" / name
+    # a colon is no part of a file's name everywhere, and a value may hold anything
+    return root / "methods" / quote(name.replace(":", ","), safe="+=,")
 
 
 def _begun(root: Path, config: RunConfig, rows: RunRows) -> RunConfig | None:
@@ -267,6 +274,6 @@ def _results(
     return [
         found[name]
         if name in found
-        else {"name": name, "summary": METHODS[split_name(name)[0]].summary, "left_out": left_out[name]}
+        else {"name": name, "summary": parse_name(name).summary, "left_out": left_out[name]}
         for name in names
     ]

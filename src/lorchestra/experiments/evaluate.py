@@ -9,7 +9,7 @@ from typing import Any
 
 from lorchestra.core.early_exit import ExitRule, evaluate_early_exit
 from lorchestra.core.evaluation import ood_scores
-from lorchestra.core.packing import BASE
+from lorchestra.core.layout import BASE
 from lorchestra.data.config import DataConfig
 from lorchestra.engine.predict import Pass, member_passes
 from lorchestra.engine.session import Session

@@ -18,7 +18,14 @@ from lorchestra.engine.session import Session, default_token_budget
 from lorchestra.engine.state import TrainState
 from lorchestra.engine.trainer import Trainer
 from lorchestra.engine.workload import Workload, plan_workload
-from lorchestra.experiments.budget import adapter_counts, budget_within, longest_row, settle_budget, trunk_places
+from lorchestra.experiments.budget import (
+    adapter_counts,
+    budget_within,
+    longest_row,
+    settle_budget,
+    shared_tokens,
+    trunk_places,
+)
 from lorchestra.experiments.build import Say, build_session
 from lorchestra.experiments.rows import read_rows
 from lorchestra.store import disk
@@ -97,7 +104,8 @@ def _calibrate(
     """At the run's budget, or at a smaller one where that would not fit or take minutes."""
     model = session.model
     most = budget_within(model, trainer.rows, model.num_members, trainer.config.gradient_checkpointing)
-    within = min(budget, most, max(longest_row(trainer.rows), 2 * default_token_budget(model.device.type)))
+    default = default_token_budget(model.device.type, shared_tokens(model, trainer.rows))
+    within = min(budget, most, max(longest_row(trainer.rows), 2 * default))
     if within < budget:
         workload = plan_workload(trainer, model.num_members, within)
     return calibrate(trainer, workload.largest, workload.batches, within, seconds, resident, tell)

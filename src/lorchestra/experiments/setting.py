@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 from lorchestra.engine.config import RunConfig
+from lorchestra.engine.frozen import TrainingRows
 from lorchestra.engine.observer import Observer
 from lorchestra.engine.session import Session
+from lorchestra.experiments.budget import settle_budget
 from lorchestra.experiments.build import Say, build_session
 from lorchestra.methods.contract import Setting, Silent
 from lorchestra.types import Task
@@ -34,7 +37,11 @@ def method_setting(
     """
     train = task.splits["train"]
     if config.data.scoring == "auto" or config.train.token_budget is None:
-        _, config = build_session(config, task.name, task.labels, train, say)
+        session, resolved = build_session(config, task.name, task.labels, train, say)
+        rows = TrainingRows(session.encode(train).rows, session.encode(task.splits["val"]).rows)
+        budget = settle_budget(config, session, rows, say)
+        config = dataclasses.replace(resolved, train=dataclasses.replace(resolved.train, token_budget=budget))
+        del session
 
     def open_session(wanted: RunConfig) -> Session:
         return build_session(wanted, task.name, task.labels, train, say)[0]

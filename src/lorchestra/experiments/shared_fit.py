@@ -9,7 +9,7 @@ from typing import Any
 
 from lorchestra.errors import ConfigError, TrainingError
 from lorchestra.methods.contract import Cost, Fitted, Progress, Setting
-from lorchestra.methods.registry import METHODS
+from lorchestra.methods.registry import METHODS, NamedMethod
 from lorchestra.types import Example, Predictions
 
 
@@ -20,14 +20,14 @@ class SharedFit:
     there already, less those in which the method below was fitted, which its own cost has.
 
     Args:
-        name: the method, fitted with its default settings.
+        named: the method, with its settings; wrappers are not looked at.
         setting: what all methods of a comparison have in common.
         splits: the rows that are predicted once, by the name of their split; a wrapper that asks for a split's very
             sequence gets what is there.
     """
 
-    def __init__(self, name: str, setting: Setting, splits: Mapping[str, Sequence[Example]]) -> None:
-        self.name, self.setting, self.splits = name, setting, splits
+    def __init__(self, named: NamedMethod, setting: Setting, splits: Mapping[str, Sequence[Example]]) -> None:
+        self.named, self.setting, self.splits = named, setting, splits
         self.elsewhere_s = 0.0
         self._fitted: Fitted | None = None
         self._said: tuple[Cost, Mapping[str, float]] | None = None
@@ -57,7 +57,7 @@ class SharedFit:
         if self._fitted is None:
             started = time.perf_counter()
             try:
-                self._fitted = METHODS[self.name].fit(self.setting, METHODS[self.name].Config())
+                self._fitted = METHODS[self.named.method].fit(self.setting, self.named.config)
             except (ConfigError, TrainingError) as error:
                 self._refused = error
                 raise

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lorchestra.core.packing import BASE
+from lorchestra.core.layout import BASE
 from lorchestra.core.seeding import derive_seed, permutation
 from lorchestra.data.sampling import draw_even
 from lorchestra.engine.predict import Pass

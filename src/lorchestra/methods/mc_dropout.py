@@ -30,8 +30,8 @@ def fit(setting: Setting, config: Config) -> Fitted:
     rate = setting.config.adapt.dropout if config.dropout is None else config.dropout
     if rate == 0:
         raise ConfigError(
-            "mc_dropout: the dropout rate is 0, so that all passes would be the same; set mc_dropout.dropout or"
-            " adapt.dropout above 0"
+            "mc_dropout: the dropout rate is 0, so that all passes would be the same; give it a rate of its"
+            " own (mc_dropout:dropout=0.1 as a method's name), or set adapt.dropout for all methods"
         )
     meter = Meter()
     training, _ = train_members(setting, meter, changed(setting.config, adapt={"members": 1, "dropout": rate}))

@@ -1,11 +1,15 @@
-"""The methods by name, and wrappers that calibrate any of them: `lora_ensemble`, `one_lora+temperature`."""
+"""The methods by name, and wrappers that calibrate any of them: `lora_ensemble`, `one_lora+temperature`.
+
+A name may carry settings: `mc_dropout:dropout=0.2`, `laplace:layers=last:structure=full+temperature:of=members`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lorchestra.config import from_mapping, parse_value
 from lorchestra.errors import ConfigError, did_you_mean
 from lorchestra.methods import (
     batch_ensemble,
@@ -77,26 +81,58 @@ WRAPPERS: dict[str, Wrapper] = {
 """What can be put on top of any method."""
 
 
-def split_name(name: str) -> tuple[str, list[str]]:
-    """The method that a name begins with, and the wrappers on it, in order.
+@dataclass(frozen=True)
+class NamedMethod:
+    """What a name such as `laplace:layers=last+temperature` stands for."""
+
+    name: str
+    below: str
+    """The method with its settings, without what is put on it."""
+    method: str
+    config: Any
+    """The method's own settings: those in the name, else its defaults."""
+    wrappers: tuple[tuple[str, Any], ...]
+    """What is put on it, in order, each with its settings."""
+
+    @property
+    def summary(self) -> str:
+        """What it is, in one line."""
+        return "; ".join([METHODS[self.method].summary, *(WRAPPERS[wrapper].summary for wrapper, _ in self.wrappers)])
+
+    def wrap(self, setting: Setting, fitted: Fitted) -> Fitted:
+        """The fitted method with its wrappers put on it, in order; without any, itself."""
+        for wrapper, config in self.wrappers:
+            fitted = WRAPPERS[wrapper].wrap(setting, fitted, config)
+        return fitted
+
+
+def parse_name(name: str) -> NamedMethod:
+    """Read a method's name: settings of its own behind colons, wrappers behind plus signs, and theirs behind colons.
 
     Raises:
-        ConfigError: one of them is unknown.
+        ConfigError: a method, a wrapper or a setting is unknown, or a value is of another type.
     """
-    first, *wrappers = name.split("+")
-    if first not in METHODS:
-        raise ConfigError(f"method {first!r} is unknown; {did_you_mean(first, METHODS)}")
-    for wrapper in wrappers:
-        if wrapper not in WRAPPERS:
-            raise ConfigError(f"method {name!r}: wrapper {wrapper!r} is unknown; {did_you_mean(wrapper, WRAPPERS)}")
-    return first, wrappers
+    first, *rest = name.split("+")
+    method, config = _with_settings(first, METHODS, name, "method")
+    wrappers = tuple(_with_settings(part, WRAPPERS, name, "wrapper") for part in rest)
+    return NamedMethod(name, first, method, config, wrappers)
 
 
-def wrap_method(setting: Setting, fitted: Fitted, wrappers: Sequence[str]) -> Fitted:
-    """A fitted method with wrappers of default settings put on it, in order; without any, itself."""
-    for wrapper in wrappers:
-        fitted = WRAPPERS[wrapper].wrap(setting, fitted, WRAPPERS[wrapper].Config())
-    return fitted
+def _with_settings(
+    part: str, known: Mapping[str, Method] | Mapping[str, Wrapper], whole: str, what: str
+) -> tuple[str, Any]:
+    """A method or wrapper, and its settings."""
+    first, *settings = part.split(":")
+    if first not in known:
+        place = "" if first == whole else f"method {whole!r}: "
+        raise ConfigError(f"{place}{what} {first!r} is unknown; {did_you_mean(first, known)}")
+    values: dict[str, Any] = {}
+    for text in settings:
+        field, equals, value = text.partition("=")
+        if not (equals and value.strip()) or field in values:
+            raise ConfigError(f"method {whole!r}: {text!r} must be FIELD=VALUE, each field once")
+        values[field] = parse_value(value, f"method {whole!r}: {field}: {value!r}")
+    return first, from_mapping(known[first].Config, values, f"method {whole!r}", first)
 
 
 def fit_method(setting: Setting, name: str, config: Any = None) -> Fitted:
@@ -104,15 +140,14 @@ def fit_method(setting: Setting, name: str, config: Any = None) -> Fitted:
 
     Args:
         setting: what all methods of a comparison have in common.
-        name: the method, and wrappers in the order in which they are put on it, parted by `+`.
-        config: the method's own settings; None for its defaults. Wrappers have their defaults.
+        name: see `parse_name`.
+        config: the method's own settings, in place of those in its name.
 
     Raises:
         ConfigError: an unknown name, settings of another method, or a method that cannot do this task.
     """
-    first, wrappers = split_name(name)
-    method = METHODS[first]
+    named = parse_name(name)
+    method = METHODS[named.method]
     if config is not None and not isinstance(config, method.Config):
-        raise ConfigError(f"method {first!r}: its settings are a {type(config).__module__}.Config, not its own")
-    fitted = method.fit(setting, method.Config() if config is None else config)
-    return wrap_method(setting, fitted, wrappers)
+        raise ConfigError(f"method {named.method!r}: its settings are a {type(config).__module__}.Config, not its own")
+    return named.wrap(setting, method.fit(setting, named.config if config is None else config))

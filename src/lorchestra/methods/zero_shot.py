@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from lorchestra.core.packing import BASE
+from lorchestra.core.layout import BASE
 from lorchestra.engine.predict import Pass
 from lorchestra.engine.session import Session
 from lorchestra.methods.contract import Fitted, Meter, Setting

@@ -15,9 +15,10 @@ from transformers import AttentionInterface
 
 from lorchestra.core.attention import make_attention
 from lorchestra.core.bank import AdapterBank
+from lorchestra.core.layout import BASE
 from lorchestra.core.lora import MemberLoRALinear
 from lorchestra.core.objective import choice_log_probs
-from lorchestra.core.packing import BASE, PackedBatch, pack_prefix
+from lorchestra.core.packing import PackedBatch, pack_prefix
 from lorchestra.core.prefix import KeptPrefix
 from lorchestra.errors import ConfigError
 from lorchestra.models.architectures import check_architecture, set_attention

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lorchestra.core.layout import BASE
 from lorchestra.core.lora import MemberLoRALinear
-from lorchestra.core.packing import BASE, Item, PackedBatch, pack
+from lorchestra.core.packing import Item, PackedBatch, pack
 from lorchestra.errors import ConfigError, LorchestraError
 from lorchestra.models.architectures import ADVICE
 from lorchestra.models.ensemble import EnsembleModel

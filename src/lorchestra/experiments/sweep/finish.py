@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lorchestra.core.evaluation import ood_scores
-from lorchestra.core.packing import BASE
+from lorchestra.core.layout import BASE
 from lorchestra.engine.cost import training_base_passes
 from lorchestra.engine.predict import Pass, member_passes
 from lorchestra.experiments.beside import Progress, comparable, few_shot_base, mc_dropout_of, save_all, score

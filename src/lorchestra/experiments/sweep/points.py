@@ -10,9 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
-from lorchestra.config import from_mapping, to_mapping
+from lorchestra.config import from_mapping, parse_value, to_mapping
 from lorchestra.engine.config import RunConfig, check_run
 from lorchestra.errors import ConfigError
 
@@ -38,11 +36,7 @@ def parse_axis(text: str, option: str = "--grid") -> tuple[str, list[Any]]:
     field, equals, values = text.partition("=")
     if not (field.strip() and equals and values.strip()):
         raise ConfigError(f"{option} {text}: write a field and its values, as in {option} train.lr=1e-4")
-    try:
-        found = yaml.safe_load(f"[{values}]")
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{option} {text}: the values cannot be read ({' '.join(str(error).split())})") from error
-    return field.strip(), found
+    return field.strip(), parse_value(f"[{values}]", f"{option} {text}: the values")
 
 
 def grid_points(base: RunConfig, axes: Sequence[tuple[str, Sequence[Any]]]) -> list[Point]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -186,15 +186,25 @@ def same_rows(one: Predictions, other: Predictions) -> bool:
 
 
 def method_name(key: str) -> str:
-    """A method's name for people, with what is wrapped around it."""
+    """A method's name for people, with its own settings and what is wrapped around it."""
     first, *wrappers = key.split("+")
-    name = NAMES.get(first, first)
-    return f"{name} with {listed([_WRAPPERS.get(wrapper, wrapper) for wrapper in wrappers])}" if wrappers else name
+    name = _with_settings(first, NAMES)
+    return f"{name} with {listed([_with_settings(wrapper, _WRAPPERS) for wrapper in wrappers])}" if wrappers else name
+
+
+def _with_settings(part: str, names: Mapping[str, str]) -> str:
+    first, *settings = part.split(":")
+    name = names.get(first, first)
+    return f"{name} ({', '.join(settings)})" if settings else name
+
+
+def method_of(key: str) -> str:
+    """The method below wrappers, without its settings."""
+    return key.split("+")[0].split(":")[0]
 
 
 def _order(key: str) -> tuple[int, str]:
-    known = list(NAMES)
-    first = key.split("+")[0]
+    known, first = list(NAMES), method_of(key)
     return (known.index(first) if first in known else len(known), key)
 
 

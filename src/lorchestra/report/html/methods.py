@@ -9,7 +9,7 @@ from lorchestra.config import to_mapping
 from lorchestra.report.html import tables
 from lorchestra.report.html.figures import padded_range
 from lorchestra.report.html.glyphs import interval_glyph
-from lorchestra.report.html.method_results import CONTROLS, ENSEMBLE, MethodComparison, MethodResult, paired
+from lorchestra.report.html.method_results import CONTROLS, ENSEMBLE, MethodComparison, MethodResult, method_of, paired
 from lorchestra.report.html.svg import MINUS, NO_VALUE, Axis, Figure, Key, Panel, percent, plain
 from lorchestra.report.table import Column, verdict
 
@@ -211,11 +211,11 @@ def _value(key: str, value: float | None) -> str:
 
 
 def _is_base(key: str) -> bool:
-    return key.split("+")[0] in ("zero_shot", "few_shot")
+    return method_of(key) in ("zero_shot", "few_shot")
 
 
 def _color(key: str) -> str:
-    first = key.split("+")[0]
+    first = method_of(key)
     return _CONTROL_COLOR if first in CONTROLS else _COLORS.get(first, _OTHER_COLOR)
 
 

@@ -84,7 +84,7 @@ def read_run(root: str | Path, split: str | None = None) -> ReportRun:
         run=run,
         name=run.root.resolve().name,
         record=record,
-        config=read_recipe(run.config, RunConfig),
+        config=read_recipe(run.config, RunConfig, whole=True),
         environment=read_json(run.environment) if run.environment.exists() else {},
         cost=cost,
         entry=entry,

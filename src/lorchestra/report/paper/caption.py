@@ -42,6 +42,9 @@ def caption(runs: Sequence[FinishedRun], profile: str, named: str | None = None)
         f"AdamW, lr {train.lr:g} {train.schedule}, {train.epochs} {epochs} of batches of {train.batch_size}",
         f"{_scoring(runs[0], named)} scoring, few-shot base with {config.evaluate.few_shot} rows, seed {train.seed}",
     ]
+    if named is None:
+        prompts = dict.fromkeys(str(run.record["prompt_template"]) for run in runs)
+        own.append("prompt " + ", ".join('"' + prompt.replace("\n", " / ") + '"' for prompt in prompts))
     if varied & REGULARIZERS.keys():
         own.append("strengths of the regularizers, except 100 and 1000 of the decay on B")
     begin = f"As in the paper: {', '.join(paper)}. " if paper else ""
