@@ -1,6 +1,7 @@
 """All members' products in grouped kernels are what the loop over members computes, on a CPU and on a GPU."""
 
 import gc
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from lorchestra.core import lora as lora_module
+from lorchestra.core.grouped import suits_grouped
 from lorchestra.core.layout import BASE
 from lorchestra.core.lora import MemberLoRALinear, PackingSlot
 
@@ -131,3 +133,24 @@ def test_checkpointing_forgets_the_input(build, packing_of, randn, monkeypatch):
     assert alive() == before
     out.sum().backward()
     assert start.grad.any()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "width", "outputs", "groups", "capability", "suits"),
+    [
+        (torch.bfloat16, 64, 32, 5, (9, 0), True),
+        (torch.bfloat16, 64, 32, 5, (10, 3), True),
+        (torch.float16, 64, 32, 5, (9, 0), False),
+        (torch.float32, 64, 32, 5, (9, 0), False),
+        (torch.bfloat16, 60, 32, 5, (9, 0), False),
+        (torch.bfloat16, 64, 36, 5, (9, 0), False),
+        (torch.bfloat16, 64, 32, 1024, (9, 0), False),
+        (torch.bfloat16, 64, 32, 5, (8, 0), False),
+        (torch.bfloat16, 64, 32, 5, (12, 0), False),
+    ],
+)
+def test_only_where_torch_has_a_kernel_for_it(dtype, width, outputs, groups, capability, suits, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    x = SimpleNamespace(is_cuda=True, dtype=dtype, shape=(7, width), device="cuda:0")
+    assert suits_grouped(x, outputs, groups) is suits
+    assert not suits_grouped(torch.zeros(7, 64, dtype=torch.bfloat16), 32, 5)  # a CPU
