@@ -90,6 +90,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--token-budget", type=int, default=Setting.token_budget)
     parser.add_argument("--out", type=Path, help="another file for the table")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)  # a child process of the memory part
+    parser.add_argument("--memory-steps", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     args.parts = args.only.split(",")
     if unknown := set(args.parts) - set(PARTS):
@@ -119,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Section]:
     args = parse(arguments)
     setting = make_setting(args)
     if args.memory_of:
-        run_alone(args.memory_of, setting.main, setting)
+        run_alone(args.memory_of, setting.main, setting, args.memory_steps)
         return []
     started = time.perf_counter()
     sections = measure(setting, args.parts)

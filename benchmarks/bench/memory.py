@@ -20,26 +20,26 @@ COPIES = 5
 STEPS = 2
 
 
-def run_alone(way: str, members: int, setting: Setting) -> None:
-    """Run two steps in this process, and print its peak and the bytes of its adapters as JSON."""
+def run_alone(way: str, members: int, setting: Setting, steps: int) -> None:
+    """Run some steps in this process, and print its peak and the bytes of its adapters as JSON."""
     key, _, layers = way.partition(" ")
     base = Base(setting.base)
     examples = make_rows(8 * setting.batch, setting.mean, base.vocab_size)
     training = PackedTraining(base, setting, examples, members, "q+v", layers)
     bank = training.trainer.model.bank
     if key == "packed":
-        timed = packed_way(members, training, layers, STEPS)
+        timed = packed_way(members, training, layers, steps)
     else:
         peft = PeftMembers(base.modules(), bank, training.trainer.model.adapt, members)
-        timed = peft_way(key, peft, training, layers, setting, STEPS)
-    for step in range(STEPS):
+        timed = peft_way(key, peft, training, layers, setting, steps)
+    for step in range(steps):
         timed.run(step)
     print(json.dumps({"peak": peak_bytes(), "adapters": bank.values.nbytes}))
 
 
-def _alone(way: str, members: int, setting: Setting) -> tuple[int, int]:
+def _alone(way: str, members: int, setting: Setting, steps: int = STEPS) -> tuple[int, int]:
     """Peak bytes of a process of its own, and bytes of its adapters' values."""
-    tell(f"memory: {way} M={members}")
+    tell(f"memory: {way} M={members}, {steps} steps")
     command = [
         sys.executable,
         str(Path(__file__).parents[1] / "speed.py"),
@@ -47,6 +47,8 @@ def _alone(way: str, members: int, setting: Setting) -> tuple[int, int]:
         way,
         "--members",
         str(members),
+        "--memory-steps",
+        str(steps),
     ]
     command += ["--base", setting.base, "--mean", str(setting.mean), "--token-budget", str(setting.token_budget)]
     found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
@@ -84,13 +86,17 @@ def measure_memory(setting: Setting) -> Section:
     )
     if many == few:
         return Section(rows, [note])
-    more = peaks[many] - peaks[few]
+    # the allocator's pieces grow for some tens of micro-batches, so both must have seen as many
+    steps = -(-STEPS * many // few)
+    as_long, _ = _alone("packed all layers", few, setting, steps)
+    more = peaks[many] - as_long
     explained = COPIES * (adapters[many] - adapters[few])
     note += (
-        f" M = {many} against M = {few} at one token budget of {setting.token_budget}:"
+        f" M = {many} against M = {few} at one token budget of {setting.token_budget} and after as many micro-batches"
+        f" ({STEPS} and {steps} steps, the latter with a peak of {_gigabytes(as_long)}):"
         f" {more / 1e6:+,.1f} MB, of which values, gradient, two moments and the best copy of {many - few} more"
         f" adapters are {explained / 1e6:,.1f} MB; residue {(more - explained) / 1e6:+,.1f} MB"
-        f" ({(more - explained) / peaks[few]:+.1%} of the peak at M = {few})."
+        f" ({(more - explained) / as_long:+.1%} of the peak at M = {few})."
     )
     return Section(rows, [note], {"memory residue": more - explained})
 
