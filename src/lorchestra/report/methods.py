@@ -37,7 +37,9 @@ def methods_table(results: Sequence[Mapping[str, Any]]) -> Table:
     for title in _COST:
         table.add_column(title, justify="right", no_wrap=True)
     for one in results:
-        name = Text(one["name"].replace("+", "\n+").replace(":", "\n:"), style="bold" if one["name"] == "lora_ensemble" else "")
+        name = Text(
+            one["name"].replace("+", "\n+").replace(":", "\n:"), style="bold" if one["name"] == "lora_ensemble" else ""
+        )
         if "left_out" in one:
             table.add_row(name, Text("left out", style="dim"))
             continue
