@@ -25,15 +25,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from bench.inference import packed_way
 from bench.packed_ways import make_ensemble
 from bench.rows import OPTIONS, make_rows
 from bench.setting import RANK, Base, Setting, hardware, num_cpus, processor, tell
 from bench.timing import Way, alternate, largest_difference
 
-from lorchestra.engine.predict import member_passes, predict_rows
 from lorchestra.models.adapters import save_members
 from lorchestra.models.config import BaseConfig
-from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.models.sources import load_base
 from lorchestra.types import EncodedExample
 
@@ -79,17 +78,6 @@ class Worker:
         raise SystemExit(f"vLLM's process ended with status {self.process.wait()}; its own output says why")
 
 
-def packed_way(model: EnsembleModel, rows: Sequence[EncodedExample], setting: Setting, layers: str) -> Way:
-    """lorchestra's predictions."""
-    passes = member_passes(range(model.num_members))
-    tokens = model.num_members * sum(row.num_tokens for row in rows)
-
-    def run(number: int) -> tuple[int, np.ndarray]:
-        return tokens, predict_rows(model, rows, passes, setting.token_budget)
-
-    return Way("packed", layers, model.num_members, run, setting.rounds, lambda: run(0))
-
-
 def vllm_way(worker: Worker, members: int, rows: Sequence[EncodedExample], setting: Setting, layers: str) -> Way:
     """vLLM's, one request a row and member, all handed over at once; choices normalized here."""
     tokens = members * sum(row.num_tokens for row in rows)
@@ -120,7 +108,10 @@ def compare(python: Path, setting: Setting, batched_tokens: int, layers: str, fo
     }
     tell("starting vLLM: some minutes")
     worker = Worker(python, given)
-    ways = [vllm_way(worker, setting.main, rows, setting, layers), packed_way(model, rows, setting, layers)]
+    ways = [
+        vllm_way(worker, setting.main, rows, setting, layers),
+        packed_way(model, rows, layers, setting, setting.rounds),
+    ]
     alternate(ways, f"inference, q+v, {layers}")
     worker.close()
     return ways

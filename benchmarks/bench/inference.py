@@ -33,7 +33,7 @@ def measure_inference(base: Base, setting: Setting) -> Section:
             for key in REFERENCES:
                 ways.append(_peft_way(key, peft, examples, layers, setting, setting.rounds_of(1, targets)))
             for m, model in models.items():
-                ways.append(_packed_way(model, examples, layers, setting, setting.rounds_of(m, targets)))
+                ways.append(packed_way(model, examples, layers, setting, setting.rounds_of(m, targets)))
         alternate(ways, case)
         rows += timed_rows(case, ways)
         sentence, numbers[f"{case} difference"] = agreement(case, "a log-probability", ways, REFERENCES)
@@ -77,9 +77,8 @@ def _peft_way(
     return Way(key, layers, peft.num_members, run, rounds, warm_up)
 
 
-def _packed_way(
-    model: EnsembleModel, examples: list[EncodedExample], layers: str, setting: Setting, rounds: int
-) -> Way:
+def packed_way(model: EnsembleModel, examples: list[EncodedExample], layers: str, setting: Setting, rounds: int) -> Way:
+    """lorchestra's predictions of all members."""
     passes = member_passes(range(model.num_members))
     tokens = model.num_members * sum(row.num_tokens for row in examples)
 
@@ -99,7 +98,7 @@ def measure_prefix_inference(base: Base, setting: Setting) -> tuple[list[Row], s
     peft = PeftMembers(base.modules(), model.bank, model.adapt, 1)
     ways = [
         _peft_way("a1", peft, examples, "all layers", setting, setting.rounds),
-        _packed_way(model, examples, "all layers", setting, setting.rounds),
+        packed_way(model, examples, "all layers", setting, setting.rounds),
     ]
     case = "inference, q+v, shared prefix"
     alternate(ways, case)
