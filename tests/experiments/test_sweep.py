@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import json
+import weakref
 
 import numpy as np
 import pytest
+from rich.console import Console
 from safetensors.numpy import load_file
 
+import lorchestra.experiments.sweep.training as training
+from lorchestra.cli.sweep_progress import SweepProgress
 from lorchestra.engine.observer import Interrupted
 from lorchestra.engine.trainer import Trainer
 from lorchestra.engine.trunk import TrunkCache
@@ -200,6 +205,23 @@ def test_layers_below_the_adapters_are_computed_once_for_all_passes(config, swee
     assert len(watcher.passes) == 3
     assert filled.count(50) == 1
     assert not (outcome.root / "trunks").exists()
+
+
+def test_a_base_is_gone_before_the_next_pass_loads_one(config, tmp_path, monkeypatch):
+    loaded, alive = [], []
+    original = training.prepare_training
+
+    def watched(*args):
+        alive.append([model() is not None for model in loaded])
+        made = original(*args)
+        loaded.append(weakref.ref(made[0].model))
+        return made
+
+    monkeypatch.setattr(training, "prepare_training", watched)
+    points = grid_points(config, [parse_axis("train.lr=0.01,0.003,0.001")])
+    with SweepProgress(Console(file=io.StringIO()), points) as progress:
+        run_sweep(points, tmp_path / "sweep", most_members=2, say=lambda text: None, observer=progress)
+    assert alive == [[], [False], [False, False]]
 
 
 def test_a_point_that_fails_leaves_the_others_and_is_remembered(config, sweep):

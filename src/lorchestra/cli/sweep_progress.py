@@ -36,7 +36,7 @@ class SweepProgress:
         self._nll: dict[str, float] = {}
         self._headline = ""
         self._last_line = 0.0
-        self._pack: tuple[Pack, Trainer] | None = None
+        self._pack: tuple[Pack, int] | None = None
         self._live = Live(self._render(), console=console, refresh_per_second=4) if console.is_terminal else None
 
     def follow(self, points: Sequence[Point]) -> SweepProgress:
@@ -67,17 +67,17 @@ class SweepProgress:
 
     def attach(self, pack: Pack, trainer: Trainer) -> SweepProgress:
         """Follow a pass."""
-        self._pack = pack, trainer
+        self._pack = pack, trainer.num_steps  # the trainer itself would keep its base alive during the next pass
         return self
 
     def on_step(self, report: StepReport, state: TrainState) -> None:
         """Show how far the pass has come."""
         assert self._pack is not None
-        pack, trainer = self._pack
-        left = state.train_s / state.step * (trainer.num_steps - state.step)
+        pack, num_steps = self._pack
+        left = state.train_s / state.step * (num_steps - state.step)
         members = len(state.with_status("running"))
         self._show(
-            f"{len(pack.points)} points, {members} members in one pass: step {state.step} of {trainer.num_steps},"
+            f"{len(pack.points)} points, {members} members in one pass: step {state.step} of {num_steps},"
             f" {report.tokens / report.seconds:,.0f} tokens/s, {duration(left)} left"
         )
 

@@ -54,7 +54,7 @@ def saved_bytes(model: EnsembleModel, batch: PackedBatch, hidden: Tensor | None)
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
             found[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # a node that kept its own output would be a cycle that Python cannot see, nor collect
 
     before, model.slot.checkpointing = model.slot.checkpointing, False
     try:

@@ -8,7 +8,7 @@ Format of its directory: `sweep.json` (every point's configuration), `runs/<poin
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,6 +28,7 @@ from lorchestra.experiments.sweep.training import TrainedPack, train_pack
 from lorchestra.store.atomic import atomic_write_json, sweep_directory
 from lorchestra.store.run_dir import RunDir, read_json
 from lorchestra.store.schema import check_shape
+from lorchestra.types import Example
 
 FORMAT_VERSION = 1
 MOST_MEMBERS = 100
@@ -101,9 +102,9 @@ def run_sweep(
     far = {
         pack.key: read_ood(ood, pack.points[0].config.data, pack.rows.task.labels, keep_answers=True) for pack in passes
     }
-    for pack in passes:
-        names = [point.name for point in pack.points]
-        observer.on_points(names, "training")
+
+    def train_and_finish(pack: Pack, far: Mapping[str, Sequence[Example]]) -> dict[str, str]:
+        """One pass; returns its failed points. By itself, so that its base is gone before the next pass loads one."""
         trained = train_pack(
             pack,
             RunDir(root / "passes" / pack.key),
@@ -111,18 +112,24 @@ def run_sweep(
             trunks_in_memory=len(passes) == 1,
             each_epoch=pack.rows.task.splits["test"] if each_epoch else (),
             say=say,
-            observe=lambda trainer, pack=pack: observer.attach(pack, trainer),  # type: ignore[misc]
+            observe=lambda trainer: observer.attach(pack, trainer),
             should_stop=should_stop,
         )
-        observer.on_points(names, "evaluating")
-        lost = finish_pack(trained, root / "runs", evaluate=evaluate, ood=far[pack.key], progress=observer.on_rows)
+        observer.on_points([point.name for point in pack.points], "evaluating")
+        lost = finish_pack(trained, root / "runs", evaluate=evaluate, ood=far, progress=observer.on_rows)
+        return {point.name: _reason(trained, point) for point in lost}
+
+    for pack in passes:
+        names = [point.name for point in pack.points]
+        observer.on_points(names, "training")
+        lost = train_and_finish(pack, far[pack.key])
         if lost:
-            failed |= {point.name: _reason(trained, point) for point in lost}
+            failed |= lost
             atomic_write_json(root / "failed.json", failed)
         write_results(root, points, list(failed))
-        shutil.rmtree(trained.directory.root)
+        shutil.rmtree(root / "passes" / pack.key)
         observer.on_points([name for name in names if name not in failed], "finished")
-        observer.on_points([point.name for point in lost], "failed")
+        observer.on_points(list(lost), "failed")
     for empty in ("trunks", "passes"):
         shutil.rmtree(root / empty, ignore_errors=True)
     write_results(root, points, list(failed))
