@@ -78,14 +78,19 @@ def table(paper, name):
     return [{key: value(text) for key, text in row.items()} for row in rows]
 
 
-def entry_of(paper, name, sweep="plain"):
+def run_of(paper, name):
+    """The directory of a point that is not trained by itself: there is only one."""
+    (found,) = paper.out.glob(f"trainings/*/runs/{name}")
+    return found
+
+
+def entry_of(paper, name):
     """The evaluation of a point, as it was kept when it was trained."""
-    path = paper.out / "trainings" / sweep / "runs" / name / "metrics.json"
-    return json.loads(path.read_text())["evaluations"][0]
+    return json.loads((run_of(paper, name) / "metrics.json").read_text())["evaluations"][0]
 
 
-def predictions_of(paper, name, stem="quiz.test", sweep="plain"):
-    return load_predictions(paper.out / "trainings" / sweep / "runs" / name / "predictions" / f"{stem}.safetensors")
+def predictions_of(paper, name, stem="quiz.test"):
+    return load_predictions(run_of(paper, name) / "predictions" / f"{stem}.safetensors")
 
 
 def assert_as_evaluated(row, entry):
@@ -151,7 +156,7 @@ def test_arrows_and_strengths_are_what_was_evaluated(paper):
 def test_epochs_begin_with_the_base_and_end_with_the_run(paper):
     rows = table(paper, "fig3")
     for name, kind in (("as-configured", "no regularizer"), ("weight_decay_b=100.0", "decay on B 100")):
-        entry = entry_of(paper, name, "each-epoch")
+        entry = entry_of(paper, name)
         own = [row for row in rows if row["regularizer"] == kind]
         for method, key in (("one LoRA (mean of members)", "member_mean"), ("ensemble", "ensemble")):
             first, *_, last = (row for row in own if row["method"] == method)
@@ -176,7 +181,7 @@ def test_mc_dropout_has_as_many_passes(paper):
 
 
 def test_other_sets_keep_their_answers(paper):
-    far = predictions_of(paper, "as-configured", "quiz.ood_other", "ood")
+    far = predictions_of(paper, "as-configured", "quiz.ood_other")
     assert (far.labels >= 0).all()
     (row,) = (
         row
@@ -188,7 +193,7 @@ def test_other_sets_keep_their_answers(paper):
     for metric in METRICS:
         assert row[metric] == pytest.approx(getattr(metrics, metric)(mixture, far.labels), abs=1e-12)
     assert row["mean_confidence"] == pytest.approx(confidence(mixture).mean(), abs=1e-12)
-    entry = entry_of(paper, "as-configured", "ood")["ood"]["other"]
+    entry = entry_of(paper, "as-configured")["ood"]["other"]
     found = {(row["method"], row["score"]): row["auroc"] for row in table(paper, "ood")[:5]}
     assert found["ensemble", "mutual_information"] == entry["auroc"]["mutual_information"]
     assert found["one LoRA (mean of members)", "max_prob"] == entry["member_mean"]["auroc"]["max_prob"]
@@ -245,7 +250,7 @@ def test_rank_and_cost(paper):
 
 
 def test_what_figures_share_is_trained_once_and_not_again(paper):
-    points = [run.parent.name for run in paper.out.glob("trainings/plain/runs/*/ensemble.json")]
+    points = [run.parent.name for run in paper.out.glob("trainings/*/runs/*/ensemble.json")]
     assert len(points) == len(set(points)) == 1 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 3 + 4
     before = {path: path.stat().st_mtime_ns for path in paper.out.glob("trainings/**/*.safetensors")}
     pictures = {path: path.read_bytes() for path in (paper.out / "fig2").iterdir()}

@@ -76,11 +76,7 @@ def _has_wheel():
 def test_headlines_where_no_task_is_named(tmp_path):
     config = read_profile("smoke").settings
     plans, trainings = plan_figures(["fig5", "fig1", "fig3"], "smoke", config, tmp_path / "out")
-    assert [(training.root.name, len(training.points)) for training in trainings] == [
-        ("ood", 2),
-        ("plain", 2),
-        ("each-epoch", 2),
-    ]
+    assert [(training.root.name, len(training.points)) for training in trainings] == [("each-epoch-ood", 2)]
     assert [name.rsplit("/", 1)[1] for name in trainings[0].ood] == [f"{name}.jsonl" for name in demo.OOD_NAMES]
     data = plans[0].points[0].config.data
     with open(data.train) as rows:
@@ -102,3 +98,28 @@ def test_rows_unlike_the_training_rows_are_needed(make_task, tmp_path):
     with pytest.raises(ConfigError, match=r"'nonsense' is neither a file nor a task"):
         plan_figures(["ood"], "smoke", config, tmp_path / "out", ["nonsense"])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("order", [["fig1", "fig3", "ablation-members"], ["ablation-members", "fig3", "fig1"]])
+def test_points_are_trained_once_with_all_that_is_asked_of_them(order, make_task, tmp_path):
+    """And found again by a figure that asks for less, but trained anew for one that asks for more."""
+    make_task()
+    make_task("other")
+    config = read_profile("smoke").settings
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, task="quiz"))
+
+    def plan(*names):
+        plans, trainings = plan_figures(names, "smoke", config, tmp_path / "out", ["other"])
+        folders = {plan.name: {run.root.parent.parent.name for run in plan.folders} for plan in plans}
+        return folders, {training.root.name: len(training.points) for training in trainings}
+
+    folders, trainings = plan(*order)
+    assert folders == {"fig1": {"each-epoch"}, "fig3": {"each-epoch"}, "ablation-members": {"plain"}}
+    assert trainings == {"each-epoch": 2, "plain": 2}
+    assert plan("fig1") == ({"fig1": {"plain"}}, {"plain": 2})
+    for name in ("as-configured", "weight_decay_b=100.0"):
+        record = tmp_path / "out/trainings/each-epoch/runs" / name / "ensemble.json"
+        record.parent.mkdir(parents=True)
+        record.touch()
+    assert plan("fig1") == ({"fig1": {"each-epoch"}}, {"each-epoch": 2})
+    assert plan("fig1", "ood")[0] == {"fig1": {"each-epoch"}, "ood": {"ood"}}

@@ -1,14 +1,14 @@
 """From figures by name to finished runs; figures share what they have in common.
 
 Format of the directory: `paper.json` (profile and settings, the same for all figures in it), `data/` (the demo's
-headlines, where no task is named), `trainings/` (sweeps, see `sweep.run`: `plain`, `each-epoch` and `ood` by what is
-predicted, `alone/<point>` where a point is trained by itself) and a folder for each figure.
+headlines, where no task is named), `trainings/` (see `paper.trainings`; `comparison` of methods) and a folder for each
+figure.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from lorchestra.data.config import DataConfig
 from lorchestra.data.demo import DEMO_PROMPT, DemoSizes, write_demo_data
 from lorchestra.engine.config import RunConfig
 from lorchestra.errors import CheckpointError, ConfigError
-from lorchestra.experiments.build import Say
 from lorchestra.experiments.paper.recipes import (
     Profile,
     Recipe,
@@ -27,9 +26,9 @@ from lorchestra.experiments.paper.recipes import (
     read_figure,
     read_profile,
 )
+from lorchestra.experiments.paper.trainings import Training, Trainings
 from lorchestra.experiments.rows import absolute_paths, is_task_name
 from lorchestra.experiments.sweep.points import Point, named_points
-from lorchestra.experiments.sweep.run import SweepObserver, run_sweep
 from lorchestra.store.atomic import atomic_write_json
 from lorchestra.store.run_dir import RunDir, read_json
 from lorchestra.store.schema import check_shape
@@ -58,39 +57,6 @@ class FigurePlan:
         return [pair for pair in zip(self.points, self.folders, strict=True) if pair[1].ensemble.exists()]
 
 
-@dataclass(frozen=True)
-class Training:
-    """Points that train as one sweep, with what is predicted of them."""
-
-    root: Path
-    points: tuple[Point, ...]
-    each_epoch: bool
-    evaluate: bool
-    ood: tuple[str, ...]
-
-    def run(
-        self, *, most_members: int, say: Say, observer: SweepObserver, should_stop: Callable[[], bool]
-    ) -> tuple[str, ...]:
-        """Train and evaluate what is not finished; returns the points of which every member failed.
-
-        Raises:
-            ConfigError, DataError, CheckpointError: bad input.
-            Interrupted: `should_stop` returned true.
-        """
-        outcome = run_sweep(
-            self.points,
-            self.root,
-            most_members=most_members,
-            evaluate=self.evaluate,
-            ood=self.ood,
-            each_epoch=self.each_epoch,
-            say=say,
-            observer=observer,
-            should_stop=should_stop,
-        )
-        return outcome.failed
-
-
 def plan_figures(
     names: Sequence[str], profile: str, config: RunConfig, out: str | Path, ood: Sequence[str] = ()
 ) -> tuple[list[FigurePlan], list[Training]]:
@@ -116,31 +82,20 @@ def plan_figures(
     for name, own in settings.items():
         named_points(config, own, name)  # refuses bad settings before anything is written
     config, far = _with_rows(config, tasks, scale, root, ood, any(recipe.ood for recipe in recipes.values()))
-    plans: list[FigurePlan] = []
-    trainings: dict[Path, Training] = {}
+    points = {name: named_points(config, own, name) for name, own in settings.items()}
+    trained = {name: recipe for name, recipe in recipes.items() if not recipe.methods}
+    trainings = Trainings(root / "trainings", far)
+    for name, recipe in trained.items():
+        trainings.ask(recipe, points[name])
+    plans = []
     for name, recipe in recipes.items():
-        points = named_points(config, settings[name], name)
-        if recipe.methods:
-            plans.append(FigurePlan(name, recipe, tuple(points), (RunDir(root / "trainings" / "comparison"),)))
-            continue
-        folders = []
-        for point in points:
-            training = _training(recipe, point, root / "trainings", far)
-            before = trainings.get(training.root, training)
-            names_before = {one.name for one in before.points}
-            every = before.points if point.name in names_before else (*before.points, point)
-            trainings[training.root] = dataclasses.replace(before, points=every)
-            folders.append(RunDir(training.root / "runs" / point.name))
-        plans.append(FigurePlan(name, recipe, tuple(points), tuple(folders)))
-    return plans, list(trainings.values())
-
-
-def _training(recipe: Recipe, point: Point, folder: Path, far: tuple[str, ...]) -> Training:
-    """The training that a recipe's point belongs to, with that point."""
-    kinds = [name for name, asked in (("each-epoch", recipe.each_epoch), ("ood", recipe.ood)) if asked]
-    kind = "-".join(kinds or ["plain"]) + ("" if recipe.evaluate else "-unevaluated")
-    root = folder / "alone" / f"{kind}-{point.name}" if recipe.separate else folder / kind
-    return Training(root, (point,), recipe.each_epoch, recipe.evaluate, far if recipe.ood else ())
+        folders = (
+            [trainings.place(recipe, point) for point in points[name]]
+            if name in trained
+            else [RunDir(root / "trainings" / "comparison")]
+        )
+        plans.append(FigurePlan(name, recipe, tuple(points[name]), tuple(folders)))
+    return plans, trainings.all()
 
 
 def _tasks(data: DataConfig, profile: Profile) -> tuple[str, ...]:
