@@ -145,10 +145,34 @@ def test_a_training_that_fails_ends_in_an_error(make_setting):
             fit(setting, name)
 
 
+def test_mc_dropout_of_members_spreads_the_passes_over_them(make_setting):
+    """The first member is the one LoRA, and a pass has the masks of its own place, whoever has it."""
+    setting, test = make_setting(adapt={"members": 4}, dtype="float64")
+    names = ("mc_dropout:dropout=0.2", "mc_dropout:dropout=0.2:members=2", "mc_dropout:dropout=0.2:members=2:passes=6")
+    one, two, more = (fit_method(setting, name) for name in names)
+    alone, found, longer = (fitted.predict(test, "test").log_probs_MEC for fitted in (one, two, more))
+    assert (len(found), len(longer)) == (4, 6)
+    np.testing.assert_allclose(found[::2], alone[::2], rtol=0, atol=1e-9)
+    assert np.abs(found[1::2] - alone[1::2]).max() > 1e-3
+    np.testing.assert_allclose(longer[:4], found, rtol=0, atol=1e-9)
+    every = fit_method(setting, "mc_dropout:dropout=0.2:members=null").cost
+    assert every.tokens == 4 * one.cost.tokens
+    assert two.cost.tokens == 2 * one.cost.tokens
+    assert two.cost.parameters == 2 * one.cost.parameters
+    assert two.cost.predict_base_passes == one.cost.predict_base_passes < more.cost.predict_base_passes
+
+
 def test_refusals(make_setting):
     setting, _ = make_setting()
     with pytest.raises(ConfigError, match=r"mc_dropout: the dropout rate is 0"):
         fit_method(setting, "mc_dropout")
+    with pytest.raises(ConfigError, match=r"mc_dropout\.passes: 3 is no multiple of its 2 members.*members=2:passes=4"):
+        fit_method(setting, "mc_dropout:dropout=0.1:members=2:passes=3")
+    for passes in (0, -2):
+        with pytest.raises(ConfigError, match=rf"mc_dropout\.passes: {passes} "):
+            fit_method(setting, f"mc_dropout:dropout=0.1:members=2:passes={passes}")
+    with pytest.raises(ConfigError, match=r"mc_dropout\.members: 0 is less than 1"):
+        fit_method(setting, "mc_dropout:dropout=0.1:members=0")
     with pytest.raises(ConfigError, match=r"method 'lora_ensembel' is unknown; did you mean 'lora_ensemble'\?"):
         fit_method(setting, "lora_ensembel")
     with pytest.raises(ConfigError, match=r"wrapper 'temprature' is unknown"):

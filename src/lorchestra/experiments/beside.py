@@ -56,7 +56,7 @@ def mc_dropout_of(
         return {}
     found = session.predict(
         examples,
-        mc_dropout.dropout_passes(member, passes, config.train.seed),
+        mc_dropout.dropout_passes([member], passes, config.train.seed),
         split,
         progress=lambda done: progress(f"MC dropout on {split}", done, len(examples)),
     )

@@ -1,7 +1,12 @@
-"""MC dropout of one LoRA: dropout kept on at test time, as many passes as there are members (arXiv 1506.02142)."""
+"""MC dropout: dropout kept on at test time, of one LoRA or of several members (arXiv 1506.02142).
+
+By default one LoRA has as many passes as there are members in the ensemble. With `members` above 1 the passes are
+spread over as many LoRAs, so that both sources of diversity can be had at the same number of passes.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lorchestra.core.seeding import derive_seed
@@ -14,18 +19,22 @@ from lorchestra.methods.training import changed, packed_predictor, train_members
 
 @dataclass(frozen=True)
 class Config:
-    """The rate of dropout."""
+    """The rate of dropout, how many LoRAs have it, and how many passes they have together."""
 
     dropout: float | None = None
     """Dropout on the adapter's input, in training and in prediction; None takes `adapt.dropout`."""
+    members: int | None = 1
+    """LoRAs that are trained with it, each with a draw and a data order of its own; None is M."""
+    passes: int | None = None
+    """Passes of a prediction, of all members together and of each as many; None is M, as the ensemble has."""
 
 
 def fit(setting: Setting, config: Config) -> Fitted:
-    """Train one LoRA with dropout.
+    """Train with dropout; members that fail are left out with their passes.
 
     Raises:
-        ConfigError: the rate is 0: all passes would be the same.
-        TrainingError: it failed.
+        ConfigError: the rate is 0, so that all passes would be the same, or passes are no multiple of members.
+        TrainingError: every member failed.
     """
     rate = setting.config.adapt.dropout if config.dropout is None else config.dropout
     if rate == 0:
@@ -33,18 +42,33 @@ def fit(setting: Setting, config: Config) -> Fitted:
             "mc_dropout: the dropout rate is 0, so that all passes would be the same; give it a rate of its"
             " own (mc_dropout:dropout=0.1 as a method's name), or set adapt.dropout for all methods"
         )
+    number = setting.members if config.members is None else config.members
+    each = _passes_of_each(number, setting.members if config.passes is None else config.passes)
     meter = Meter()
-    training, _ = train_members(setting, meter, changed(setting.config, adapt={"members": 1, "dropout": rate}))
+    adapt = {"members": number, "dropout": rate}
+    training, members = train_members(setting, meter, changed(setting.config, adapt=adapt))
     model = training.session.model
+    passes = dropout_passes(members, each * len(members), setting.seed)
     cost = meter.cost(
         fit_base_passes=training_base_passes(training.trainer),
         tokens=training.trainer.state.tokens,
-        parameters=model.bank.values.shape[1],
-        predict_base_passes=prediction_base_passes(model, setting.members),
+        parameters=len(members) * model.bank.values.shape[1],
+        predict_base_passes=prediction_base_passes(model, len(passes)),
     )
-    return Fitted(packed_predictor(training.session, dropout_passes(0, setting.members, setting.seed)), cost)
+    return Fitted(packed_predictor(training.session, passes), cost)
 
 
-def dropout_passes(member: int, number: int, seed: int) -> list[Pass]:
-    """Passes of one member, each with dropout masks of its own."""
-    return [Pass(member, derive_seed(seed, "mc_dropout", draw)) for draw in range(number)]
+def dropout_passes(members: Sequence[int], number: int, seed: int) -> list[Pass]:
+    """Passes of some members in turn, each with dropout masks of its own."""
+    return [Pass(members[draw % len(members)], derive_seed(seed, "mc_dropout", draw)) for draw in range(number)]
+
+
+def _passes_of_each(members: int, passes: int) -> int:
+    if members < 1:
+        raise ConfigError(f"mc_dropout.members: {members} is less than 1")
+    if passes < 1 or passes % members:
+        raise ConfigError(
+            f"mc_dropout.passes: {passes} is no multiple of its {members} members, each of which has as many; give it"
+            f" {members}, {2 * members} or more (mc_dropout:members={members}:passes={2 * members} as a method's name)"
+        )
+    return passes // members

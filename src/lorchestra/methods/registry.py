@@ -58,7 +58,7 @@ METHODS: dict[str, Method] = {
     ),
     "one_lora": Method("one LoRA, trained with the budget of one member", one_lora.Config, one_lora.fit),
     "lora_ensemble": Method("M LoRA members, their probabilities averaged", lora_ensemble.Config, lora_ensemble.fit),
-    "mc_dropout": Method("one LoRA with dropout kept on, M passes", mc_dropout.Config, mc_dropout.fit),
+    "mc_dropout": Method("LoRA with dropout kept on in prediction, M passes", mc_dropout.Config, mc_dropout.fit),
     "high_rank": Method("one LoRA with M times the rank", high_rank.Config, high_rank.fit),
     "long_training": Method("one LoRA trained M times as long", long_training.Config, long_training.fit),
     "soup": Method("one adapter: the weight average of M trained members", soup.Config, soup.fit),
