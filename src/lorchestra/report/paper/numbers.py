@@ -177,11 +177,13 @@ def draw_cost(figure: Figure, rows: Rows) -> None:
         for axes, (key, (title, factor)) in zip(grid, _COSTS.items(), strict=True):
             y = [factor * row[key] for row in own]
             axes.plot(x, y, "o-", color=ENSEMBLE_COLOR, label="measured")
+            top = max(y)
             if key != "tokens_per_s":
                 proportional = [y[0] * members / x[0] for members in x]
                 axes.plot(x, proportional, ":", color="0.5", label=f"M times that of M = {x[0]}, for comparison")
+                top = max(top, *proportional)
             axes.set_title(title, fontsize="medium")
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.06 * top)
             axes.set_xlabel("members M")
             axes.set_xticks(x)
             axes.grid(color="0.92")
