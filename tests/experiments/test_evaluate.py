@@ -160,6 +160,8 @@ def test_a_few_shot_prompt_that_does_not_fit_is_left_out_and_told(run_config, te
     entry = evaluate_run(run)
     assert set(entry["baselines"]) == {"base_zero_shot"}
     assert any("base_few_shot is left out" in text and "5 of 5 rows" in text for text in said)
+    assert set(entry["left_out"]) == {"base_few_shot"}
+    assert "5 of 5 rows have more than 60 tokens" in entry["left_out"]["base_few_shot"]
 
 
 def test_rows_left_out_of_a_prediction_are_told(run_config, texts_csv, tmp_path):

@@ -167,34 +167,61 @@ def small_entry(mean: dict[str, Any], best: dict[str, Any] | None, gap: tuple[fl
 
     The point values are the same in every case, so that a verdict drawn from them and not from intervals is found out.
     """
-    ensemble = {"accuracy": 0.80, "nll": 0.500, "ece": 0.050, "signed_gap": gap[0]}
-    single = {"accuracy": 0.75, "nll": 0.600, "ece": 0.020}
-    intervals: dict[str, Any] = {"ensemble": {"signed_gap": gap[1]}, "ensemble_minus_member_mean": mean}
-    entry = {"num_members": 5, "ensemble": ensemble, "member_mean": single, "intervals": intervals}
+    ensemble = {"accuracy": 0.80, "nll": 0.500, "ece": 0.050, "brier": 0.3, "signed_gap": gap[0]}
+    single = {"accuracy": 0.75, "nll": 0.600, "ece": 0.020, "brier": 0.3}
+    intervals: dict[str, Any] = {"ensemble": {"signed_gap": gap[1]}, "ensemble_minus_member_mean": mean, "level": 0.95}
+    entry = {"num_members": 5, "num_examples": 200, "ensemble": ensemble, "member_mean": single, "intervals": intervals}
     if best is not None:
         intervals["ensemble_minus_best_member"] = best
         entry["best_member"] = single
     return entry
 
 
-CLEAR = {"accuracy": [0.01, 0.09], "nll": [-0.2, -0.05], "ece": [0.01, 0.05]}
-UNCLEAR = {"accuracy": [-0.01, 0.09], "nll": [-0.2, 0.05], "ece": [0.0, 0.05]}
+CLEAR = {"accuracy": [0.01, 0.09], "nll": [-0.2, -0.05], "ece": [0.01, 0.05], "brier": [-0.1, 0.1]}
+UNCLEAR = {"accuracy": [-0.01, 0.09], "nll": [-0.2, 0.05], "ece": [0.0, 0.05], "brier": [-0.1, 0.1]}
 
 
 def test_the_verdict_says_better_and_worse_where_intervals_leave_out_zero() -> None:
     text = verdict(small_entry(CLEAR, UNCLEAR, (0.01, [-0.01, 0.03])))
     assert text == (
-        "Against the mean of its 5 members, the ensemble is better in accuracy (+5.0 points) and NLL (-0.100) and "
-        "is worse in ECE (+3.0 points); the gain over the mean member in NLL and Brier is guaranteed by convexity. "
-        "Against the best member on validation, it shows no clear difference in accuracy, NLL and ECE."
+        "Against the mean of its 5 members, the ensemble is better in accuracy (+5.0 points; +1.0 to +9.0) and NLL "
+        "(-0.100; -0.200 to -0.050), is worse in ECE (+3.0 points; +1.0 to +5.0) and shows no clear difference in "
+        "Brier score (differences with their 95 % intervals); the gain over the mean member in NLL and Brier is "
+        "guaranteed by convexity. "
+        "Against the best member on validation, it shows no clear difference in accuracy, NLL, ECE and Brier score."
     )
 
 
 def test_the_verdict_names_the_direction_of_each_metric() -> None:
-    worse = {"accuracy": [-0.09, -0.01], "nll": [0.05, 0.2], "ece": [-0.05, -0.01]}
+    worse = {"accuracy": [-0.09, -0.01], "nll": [0.05, 0.2], "ece": [-0.05, -0.01], "brier": [0.1, 0.2]}
     text = verdict(small_entry(UNCLEAR, worse, (0.0, [-0.1, 0.1])))
-    assert "the ensemble shows no clear difference in accuracy, NLL and ECE" in text
-    assert "it is better in ECE (+3.0 points) and is worse in accuracy (+5.0 points) and NLL (-0.100)" in text
+    assert "the ensemble shows no clear difference in accuracy, NLL, ECE and Brier score" in text
+    assert "it is better in ECE (+3.0 points; -5.0 to -1.0) and is worse in accuracy (+5.0 points; " in text
+    assert ", NLL (-0.100; +0.050 to +0.200) and Brier score (+0.000; +0.100 to +0.200)" in text
+
+
+def test_what_rounds_to_nothing_is_no_difference() -> None:
+    """Rounding in float64, and intervals of which both ends are shown as 0."""
+    tiny = {"accuracy": [-5.6e-17, 0.0], "nll": [1e-5, 4e-4], "ece": [-3e-4, -1e-4], "brier": [1e-12, 2e-12]}
+    assert "it shows no clear difference in accuracy, NLL, ECE and Brier score" in verdict(
+        small_entry(CLEAR, tiny, (0.0, [-0.1, 0.1]))
+    )
+    tiny |= {"nll": [1e-5, 6e-4]}
+    assert "it is worse in NLL (-0.100; +0.000 to +0.001)" in verdict(small_entry(CLEAR, tiny, (0.0, [-0.1, 0.1])))
+
+
+def test_the_verdict_warns_of_few_rows_and_of_an_ensemble_that_a_constant_answer_equals() -> None:
+    entry = small_entry(CLEAR, None, (0.0, [-0.1, 0.1]))
+    assert "rows" not in verdict(entry)
+    assert verdict(entry | {"num_examples": 99}).endswith(
+        "All this is of 99 rows, which can show large differences only."
+    )
+    majority = {"accuracy": 0.78, "ensemble_minus": {"accuracy": [-0.01, 0.05]}}
+    assert "It is not clearly more accurate than always giving the majority answer (+2.0 points; -1.0 to +5.0)." in (
+        verdict(entry | {"majority": majority})
+    )
+    better = majority | {"ensemble_minus": {"accuracy": [0.01, 0.05]}}
+    assert "majority" not in verdict(entry | {"majority": better})
 
 
 def test_the_verdict_says_under_confident_only_where_the_gap_is_clear() -> None:
@@ -216,6 +243,8 @@ def test_the_verdict_of_a_real_entry_uses_its_own_intervals() -> None:
     entry = full_entry()
     assert max(entry["intervals"]["ensemble_minus_member_mean"]["nll"]) < 0
     text = verdict(entry)
-    assert f"NLL ({entry['ensemble']['nll'] - entry['member_mean']['nll']:+.3f})" in text
+    low, high = entry["intervals"]["ensemble_minus_member_mean"]["nll"]
+    nll = entry["ensemble"]["nll"] - entry["member_mean"]["nll"]
+    assert f"NLL ({nll:+.3f}; {low:+.3f} to {high:+.3f})" in text
     assert "guaranteed by convexity" in text
     assert "after temperature scaling" in text

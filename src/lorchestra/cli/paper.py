@@ -31,7 +31,7 @@ class PaperArguments(RunConfig):
     out: str = field(kw_only=True)
     """The directory of the figures; one profile and one set of options each."""
     profile: str = field(default=_DEFAULT_PROFILE, kw_only=True)
-    """The scale: 7b, small, or smoke (half an hour for all on the embedded base, no data needed)."""
+    """The scale: 7b, small, or smoke (about an hour for all on the embedded base, no data needed)."""
     ood: tuple[str, ...] = field(default=(), kw_only=True)
     """For fig5 and ood: tasks by name, or files, with rows unlike the training rows, in place of the profile's."""
     most_members: int = field(default=100, kw_only=True)

@@ -25,14 +25,14 @@ def few_shot_base(
     split: str,
     train: Sequence[Example],
     progress: Progress,
-) -> dict[str, Predictions]:
-    """Predictions of the few-shot base by its name, where the configuration asks for it and rows are left to show."""
+) -> dict[str, Predictions | str]:
+    """Predictions of the few-shot base by its name, where the configuration asks for it, or why there are none."""
     number = config.evaluate.few_shot
-    shown = few_shot.unasked(train, examples)
-    if number > 0 and not shown:
-        session.say("base_few_shot is left out: every training row is among the evaluated ones")
-    if number == 0 or not shown:
+    if number == 0:
         return {}
+    shown = few_shot.unasked(train, examples)
+    if not shown:
+        return {"base_few_shot": "every training row is among the evaluated ones"}
     seed = derive_seed(config.train.seed, "shots")
 
     def tell(done: int) -> None:
@@ -64,29 +64,36 @@ def mc_dropout_of(
 
 
 def comparable(
-    baselines: Mapping[str, Predictions], predictions: Predictions, session: Session
-) -> dict[str, Predictions]:
-    """The baselines that answered the same rows; of the others the session tells."""
+    baselines: Mapping[str, Predictions | str], predictions: Predictions, session: Session
+) -> tuple[dict[str, Predictions], dict[str, str]]:
+    """The baselines that answered the same rows, and by name the reasons of the others."""
+    kept: dict[str, Predictions] = {}
+    left_out: dict[str, str] = {}
     for name, found in baselines.items():
-        if found.ids != predictions.ids:
+        if isinstance(found, str):
+            left_out[name] = found
+        elif found.ids != predictions.ids:
             fewer = predictions.num_examples - found.num_examples
-            session.say(
-                f"{name} is left out: with its longer prompts {fewer} of {predictions.num_examples} rows have more than"
+            left_out[name] = (
+                f"with its longer prompts {fewer} of {predictions.num_examples} rows have more than"
                 f" {session.max_length} tokens; lower evaluate.few_shot to have it"
             )
-    return {name: found for name, found in baselines.items() if found.ids == predictions.ids}
+        else:
+            kept[name] = found
+    return kept, left_out
 
 
 def score(
     predictions: Predictions,
     validation: Predictions,
     baselines: Mapping[str, Predictions],
+    left_out: Mapping[str, str],
     train: Sequence[Example],
     settings: EvaluateConfig,
     seed: int,
 ) -> dict[str, Any]:
-    """An entry of `metrics.json`; see `core.evaluation`."""
-    return evaluate_predictions(
+    """An entry of `metrics.json`: see `core.evaluation`, and `left_out`, baselines that there are none of, with why."""
+    entry = evaluate_predictions(
         predictions,
         validation=validation,
         train_labels=[row.answer for row in train if row.answer is not None],
@@ -95,6 +102,7 @@ def score(
         resamples=settings.resamples,
         seed=seed,
     )
+    return entry | {"left_out": dict(left_out)}
 
 
 def save_all(folder: Path, predictions: Sequence[Predictions], baselines: Mapping[str, Predictions]) -> None:

@@ -10,9 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from lorchestra.report.html.tables import count
-from lorchestra.report.table import COLUMNS, JUDGED, Column
+from lorchestra.report.table import COLUMNS, Column
 
-_SHOWN = [column for column in COLUMNS if column.key in JUDGED]
+_SHOWN = [column for column in COLUMNS if column.key in ("accuracy", "nll", "ece")]
 _COST = ("Passes", "Tokens", "Sec.", "Peak", "Params")
 
 

@@ -62,8 +62,13 @@ JUDGED = {
     "accuracy": ("accuracy", 1, Column("accuracy", "", 100, 1, signed=True), " points"),
     "nll": ("NLL", -1, Column("nll", "", 1, 3, signed=True), ""),
     "ece": ("ECE", -1, Column("ece", "", 100, 1, signed=True), " points"),
+    "brier": ("Brier score", -1, Column("brier", "", 1, 3, signed=True), ""),
 }
 """Metrics of the verdict: name, +1 where more is better, format of a difference, unit."""
+
+ROUNDING = 1e-9
+"""Differences up to this come of rounding in float64."""
+_FEW_ROWS = 100
 
 
 def evaluation_table(entry: Entry) -> Table:
@@ -144,8 +149,9 @@ def verdict(entry: Entry, controls: Sequence[Control] = ()) -> str:
     else:
         against_mean = _judge(entry, entry["member_mean"], intervals["ensemble_minus_member_mean"])
         sentences.append(
-            f"Against the mean of its {entry['num_members']} members, the ensemble {against_mean}; "
-            "the gain over the mean member in NLL and Brier is guaranteed by convexity."
+            f"Against the mean of its {entry['num_members']} members, the ensemble {against_mean} (differences with"
+            f" their {100 * intervals['level']:g} % intervals); the gain over the mean member in NLL and Brier is"
+            " guaranteed by convexity."
         )
         if "ensemble_minus_best_member" in intervals:
             against_best = _judge(entry, entry["best_member"], intervals["ensemble_minus_best_member"])
@@ -156,11 +162,15 @@ def verdict(entry: Entry, controls: Sequence[Control] = ()) -> str:
             sentences.append(f"Against that member after temperature scaling, it {against_scaled}.")
         for control in controls:
             sentences.append(f"Against {control.name}, it {_judge(entry, control.values, control.ensemble_minus)}.")
+        if (than_majority := _than_majority(entry)) is not None:
+            sentences.append(than_majority)
     gap, gap_interval = entry["ensemble"]["signed_gap"], intervals.get("ensemble", {}).get("signed_gap")
     if gap_interval is not None and not covers_zero(gap_interval):
         side, where = ("under", "below") if gap < 0 else ("over", "above")
         distance = f"{abs(100 * gap):.1f} points {where} its accuracy"
         sentences.append(f"The ensemble is {side}-confident: its mean confidence lies {distance}.")
+    if entry["num_examples"] < _FEW_ROWS:
+        sentences.append(f"All this is of {entry['num_examples']} rows, which can show large differences only.")
     return " ".join(sentences)
 
 
@@ -241,29 +251,54 @@ def _confidences(scores: Entry) -> str:
 
 def covers_zero(ends: Sequence[float]) -> bool:
     """Whether an interval of a difference says that there may be none."""
-    return ends[0] <= 0 <= ends[1]
+    return ends[0] <= ROUNDING and ends[1] >= -ROUNDING
+
+
+def judged(column: Column, ends: Sequence[float]) -> str:
+    """What an interval of the ensemble minus another says: better, worse or unclear.
+
+    Where both ends round to 0 in the digits that are shown, no one could read a difference from them.
+    """
+    if covers_zero(ends) or all(float(column.number(end)) == 0 for end in ends):
+        return "unclear"
+    return "better" if ends[0] * JUDGED[column.key][1] > 0 else "worse"
 
 
 def _judge(entry: Entry, other: Entry, differences: Entry) -> str:
     """A predicate ("is better in ... and shows no clear difference in ...") from the intervals of ensemble - other."""
-    groups: dict[str, list[str]] = {"is better in": [], "is worse in": [], "shows no clear difference in": []}
+    relations = {"better": "is better in", "worse": "is worse in", "unclear": "shows no clear difference in"}
+    groups: dict[str, list[str]] = {word: [] for word in relations}
     unknown = []
-    for key, (name, direction, column, unit) in JUDGED.items():
+    for key, (name, _, column, _) in JUDGED.items():
         ends = differences.get(key)
         if ends is None or None in ends or other.get(key) is None:
             unknown.append(name)
-        elif covers_zero(ends):
-            groups["shows no clear difference in"].append(name)
-        else:
-            better = ends[0] * direction > 0
-            size = f"{name} ({column.number(entry['ensemble'][key] - other[key])}{unit})"
-            groups["is better in" if better else "is worse in"].append(size)
-    parts = [f"{relation} {listed(names)}" for relation, names in groups.items() if names]
+            continue
+        word = judged(column, ends)
+        size = f" ({_difference(entry['ensemble'][key] - other[key], ends, key)})"
+        groups[word].append(name if word == "unclear" else name + size)
+    parts = [f"{relations[word]} {listed(names)}" for word, names in groups.items() if names]
     if unknown:
         parts.append(f"cannot be compared in {listed(unknown)} (an answer got probability zero)")
     return listed(parts)
 
 
-def listed(names: Sequence[str]) -> str:
+def _difference(value: float, ends: Sequence[float], key: str) -> str:
+    """A difference with its interval: +5.0 points; +1.0 to +9.0."""
+    _, _, column, unit = JUDGED[key]
+    return f"{column.number(value)}{unit}; {column.number(ends[0])} to {column.number(ends[1])}"
+
+
+def _than_majority(entry: Entry) -> str | None:
+    """A sentence where the ensemble is not clearly more accurate than one constant answer."""
+    other = entry.get("majority") or {}
+    ends = (other.get("ensemble_minus") or {}).get("accuracy")
+    if ends is None or judged(JUDGED["accuracy"][2], ends) == "better":
+        return None
+    size = _difference(entry["ensemble"]["accuracy"] - other["accuracy"], ends, "accuracy")
+    return f"It is not clearly more accurate than always giving the majority answer ({size})."
+
+
+def listed(names: Sequence[str], last: str = " and ") -> str:
     """Names as in a sentence: a, b and c."""
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])}{last}{names[-1]}"

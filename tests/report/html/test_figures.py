@@ -35,8 +35,8 @@ def test_reliability_points_are_the_bins(run):
     counts = [int(re.search(r"\((\d+) rows\)", tip)[1]) for tip in found]
     assert counts == [round(60 * value) for value in share[share > 0]]
     first = np.flatnonzero(share)[0]
-    assert found[0].startswith(f"ensemble: {round(100 * confidence[first], 1):g} % confident, ")
-    assert f", {round(100 * right[first], 1):g} % right" in found[0]
+    assert found[0].startswith(f"ensemble: {round(100 * confidence[first], 1):g}\u00a0% confident, ")
+    assert f", {round(100 * right[first], 1):g}\u00a0% right" in found[0]
     assert [key.name for key in figure.keys] == [
         "one LoRA (members pooled)",
         "ensemble",
@@ -50,7 +50,7 @@ def test_wrong_predictions_are_counted(run):
     wrong = mixture.argmax(axis=1) != run.predictions.labels
     mean = np.exp(mixture.max(axis=1))[wrong].mean()
     names = [key.name for key in figures.wrong_figure(run).keys]
-    assert f"ensemble: {wrong.sum()} wrong of 60, mean confidence {round(100 * mean, 1):g} %" in names
+    assert f"ensemble: {wrong.sum()} wrong of 60, mean confidence {round(100 * mean, 1):g}\u00a0%" in names
     assert names[0].startswith("base, few-shot: ")
     assert names[1].startswith("one LoRA (members pooled): ")
     assert " wrong of 180," in names[1]

@@ -68,7 +68,9 @@ def test_differences_are_paired_row_by_row(make_run, make_comparison, report):
     ensemble, other = predictions_of(root, "lora_ensemble"), predictions_of(root, "high_rank")
     entry = evaluate_predictions(ensemble, baselines={"it": other}, resamples=60)
     low, high = entry["baselines"]["it"]["ensemble_minus"]["nll"]
-    (row,) = [row for row in page.tables[-1] if row and row[0] == "one LoRA of M times the rank"]
+    (table,) = [table for table in page.tables if table[0][0] == "minus"]
+    assert table[1][0] == "the mean member"
+    (row,) = [row for row in table if row[0] == "one LoRA of M times the rank"]
     shown = re.findall(r"[+\N{MINUS SIGN}]?\d+\.\d+", row[2])
     value = entry["ensemble"]["nll"] - entry["baselines"]["it"]["nll"]
     assert shown == [f"{x:+.3f}".replace("-", "\N{MINUS SIGN}") for x in (value, low, high)]
@@ -87,7 +89,8 @@ def test_the_verdict_speaks_of_the_controls(make_run, make_comparison, report):
     start = page.text.index("Did the ensemble help?")
     assert start < page.text.index("trained M times as long") < page.text.index("All methods at equal budget")
     alone, _ = report(run)
-    assert "M times" not in alone.text
+    assert "Not judged here: one LoRA of M times the rank, one LoRA trained M times as long." in alone.text
+    assert "Not judged here" not in page.text
 
 
 def test_controls_can_change_the_answer(make_comparison):
@@ -107,7 +110,8 @@ def test_controls_can_change_the_answer(make_comparison):
     controls = replace(comparison, results=results).controls(entry, ensemble.predictions)
     tone, sentence = headline(entry, controls)
     assert tone == "mixed"
-    assert "clearly worse than one LoRA trained M times as long" in sentence
+    assert "clearly worse in accuracy, NLL" in sentence
+    assert "than one LoRA trained M times as long" in sentence
     assert "Against one LoRA trained M times as long, it is worse in accuracy" in verdict(entry, controls)
 
 

@@ -60,6 +60,15 @@ def test_the_page_holds_the_right_numbers(make_run, report):
     assert "guaranteed by convexity" in page.text
 
 
+def test_baselines_left_out_are_told(make_run, report):
+    root = make_run()
+    metrics = json.loads((root / "metrics.json").read_text())
+    metrics["evaluations"][0]["left_out"] = {"base_few_shot": "5 of 9 rows are <too> long"}
+    (root / "metrics.json").write_text(json.dumps(metrics))
+    page, _ = report(root)
+    assert "Left out: base, few-shot (5 of 9 rows are <too> long)." in page.text
+
+
 def test_the_parts_are_all_there(make_run, report):
     page, _ = report(make_run(evaluations=("test", "val")))
     for title in (

@@ -75,7 +75,7 @@ def test_a_line_is_interrupted_where_a_value_is_missing():
 
 def test_numbers_are_short():
     assert [plain(value) for value in (0.1 + 0.2, 5.0, -1.5)] == ["0.3", "5", "\N{MINUS SIGN}1.5"]
-    assert percent(0.07) == "7 %"
+    assert percent(0.07) == "7\u00a0%"
 
 
 def test_a_legend_shows_line_and_marker():

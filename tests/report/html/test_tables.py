@@ -44,17 +44,30 @@ def make_entry(mean: Any = UNCLEAR, best: Any = UNCLEAR, scaled: Any = UNCLEAR, 
         (
             (BETTER, BETTER, BETTER),
             "yes",
-            "clearly better than the mean member, the member best on validation and that",
+            "is clearly better in accuracy and ECE than the mean member, and clearly better in accuracy, NLL, ECE and"
+            " Brier score than the member best on validation and that member, temperature-scaled.",
         ),
         (
             (BETTER, UNCLEAR, UNCLEAR),
             "partly",
-            "clearly better than the mean member, and not clearly different from the",
+            "clearly better in accuracy and ECE than the mean member, and not clearly different from the",
         ),
         ((UNCLEAR, UNCLEAR, UNCLEAR), "unclear", "is not clearly different from the mean member, the member best on"),
-        ((UNCLEAR, WORSE, WORSE), "no", "clearly worse than the member best on validation and that member"),
-        ((BETTER, MIXED, UNCLEAR), "mixed", "better in some metrics and worse in others than the member best"),
-        ((BETTER, WORSE, UNCLEAR), "mixed", "clearly better than the mean member, and clearly worse than the member"),
+        (
+            (UNCLEAR, WORSE, WORSE),
+            "no",
+            "clearly worse in accuracy, NLL, ECE and Brier score than the member best on validation and that",
+        ),
+        (
+            (BETTER, MIXED, UNCLEAR),
+            "mixed",
+            "better in accuracy, NLL and Brier score but worse in ECE than the member",
+        ),
+        (
+            (BETTER, WORSE, UNCLEAR),
+            "mixed",
+            "than the mean member, not clearly different from that member, temperature-scaled, and clearly worse",
+        ),
     ],
 )
 def test_the_headline_says_what_the_intervals_allow(intervals, tone, said):

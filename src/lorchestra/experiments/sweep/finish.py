@@ -58,7 +58,8 @@ def finish_pack(
         wanted = {"test": splits["test"], "val": splits["val"]} | {f"ood_{name}": rows for name, rows in ood.items()}
         found = {split: _predict(trained, missing, rows, split, progress) for split, rows in wanted.items()}
     places = _places(trained, missing)
-    few_shot: dict[tuple[int, int], dict[str, Predictions]] = {}
+    few_shot: dict[tuple[int, int], dict[str, Predictions | str]] = {}
+    said: set[str] = set()
     for point in missing:
         with atomic_directory(runs / point.name) as directory:
             run = RunDir(directory)
@@ -70,7 +71,11 @@ def finish_pack(
                     for split, every in found.items()
                 }
                 base = dataclasses.replace(found["test"], log_probs_MEC=found["test"].log_probs_MEC[-1:])
-                _write_evaluation(trained, point, run, own, base, few_shot, cost, progress)
+                left_out = _write_evaluation(trained, point, run, own, base, few_shot, cost, progress)
+                for text in [f"{name} is left out: {reason}" for name, reason in left_out.items()]:
+                    if text not in said:  # most points have the same
+                        trained.session.say(text)
+                        said.add(text)
     return failed
 
 
@@ -119,11 +124,11 @@ def _write_evaluation(
     run: RunDir,
     own: Mapping[str, Predictions],
     base: Predictions,
-    few_shot: dict[tuple[int, int], dict[str, Predictions]],
+    few_shot: dict[tuple[int, int], dict[str, Predictions | str]],
     cost: dict[str, Any],
     progress: Progress,
-) -> None:
-    """Predictions and `metrics.json`, as `evaluate_run` writes them.
+) -> dict[str, str]:
+    """Predictions and `metrics.json`, as `evaluate_run` writes them; returns baselines left out, with the reason.
 
     `few_shot` keeps the few-shot base's predictions by number of shots and seed: most points have them in common.
     """
@@ -133,18 +138,19 @@ def _write_evaluation(
     if key not in few_shot:
         few_shot[key] = few_shot_base(session, config, splits["test"], "test", splits["train"], progress)
     first, number = trained.good_members(point)[0], test.num_members
-    baselines = {
+    candidates: dict[str, Predictions | str] = {
         "base_zero_shot": base,
         **few_shot[key],
         **mc_dropout_of(session, config, splits["test"], "test", progress, member=first, passes=number),
     }
-    baselines = comparable(baselines, test, session)
-    entry = score(test, own["val"], baselines, splits["train"], config.evaluate, config.train.seed)
+    baselines, left_out = comparable(candidates, test, session)
+    entry = score(test, own["val"], baselines, left_out, splits["train"], config.evaluate, config.train.seed)
     entry["ood"] = {
         split.removeprefix("ood_"): ood_scores(test, far) for split, far in own.items() if split.startswith("ood_")
     }
     save_all(run.predictions, list(own.values()), baselines)
     atomic_write_json(run.metrics, {"evaluations": [entry], "cost": cost})
+    return left_out
 
 
 def _cost(trained: TrainedPack, point: Point) -> dict[str, Any]:

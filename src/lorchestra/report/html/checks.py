@@ -36,6 +36,7 @@ def _numbers(entry: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     for key in ("total_entropy", "expected_entropy", "mutual_information", "disagreement"):
         yield f"uncertainty.{key}", _at(entry, "uncertainty", key), number
     yield "best_member", entry.get("best_member"), dict
+    yield "left_out", entry.get("left_out") or {}, dict
     sets = entry.get("ood") or {}
     yield "ood", sets, dict
     for name in sets:

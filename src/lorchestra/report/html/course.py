@@ -196,7 +196,7 @@ def ood_figure(run: ReportRun) -> Figure | None:
         "Share of rows by score of the ensemble. AUROC counts OOD rows as positives and takes low confidence, high"
         " entropy, high mutual information as the sign; 0.5 is chance, and below it the OOD rows look more familiar"
         " than the test rows. With two choices, confidence and entropy rank rows alike.",
-        [Key(f"{run.entry['task']} {run.entry['split']}", ENSEMBLE), Key("OOD", "orange", "dash")],
+        [Key(f"{run.entry['task']}, {run.entry['split']} rows", ENSEMBLE), Key("OOD", "orange", "dash")],
         "small",
     )
 
@@ -239,9 +239,10 @@ def matrix_figure(run: ReportRun) -> Figure | None:
     return Figure(
         "Do the members differ?",
         panels,
-        "Left: share of rows on which two members give the same answer, in percent. Right: mean over rows of the"
-        " symmetric KL divergence of their predictive distributions. The stronger the color, the more they differ. An"
-        " ensemble of members that agree everywhere can gain nothing.",
+        "Rows and columns are members. Left: share of rows on which two of them give the same answer, in percent."
+        " Right: mean over rows of the symmetric KL divergence of their predictive distributions. Color runs from 0,"
+        " where they do not differ, to the largest difference of each picture. An ensemble of members that agree"
+        " everywhere can gain nothing.",
         size="small",
     )
 
@@ -258,7 +259,7 @@ def _matrix(
     number = len(values)
     cell = 300 / number
     finite = dark[pairs & np.isfinite(dark)]
-    low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
+    high = (float(finite.max()) if len(finite) else 0.0) or 1.0
     parts = []
     for a in range(number):
         middle = 30 + (a + 0.5) * cell
@@ -271,7 +272,7 @@ def _matrix(
                     f'<rect class="empty" x="{x:.1f}" y="{y:.1f}" width="{cell - 2:.1f}" height="{cell - 2:.1f}"/>'
                 )
                 continue
-            share = 1.0 if not np.isfinite(dark[a, b]) else (dark[a, b] - low) / (high - low) if high > low else 0.0
+            share = 1.0 if not np.isfinite(dark[a, b]) else dark[a, b] / high
             shown = text(values[a, b]) if np.isfinite(values[a, b]) else "∞"
             parts.append(
                 f'<g class="c-ens"><rect class="cell" x="{x:.1f}" y="{y:.1f}" width="{cell - 2:.1f}"'

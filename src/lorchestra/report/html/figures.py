@@ -13,6 +13,7 @@ from lorchestra.report.figure import MOST_MEMBER_LINES, pool, reliability
 from lorchestra.report.html.measures import abstain, density, thin
 from lorchestra.report.html.source import ReportRun
 from lorchestra.report.html.svg import Axis, Figure, Key, Panel, percent, plain
+from lorchestra.report.table import ROUNDING
 
 ONE, ENSEMBLE, BASE = "one", "ens", "base"
 """Colors, by what they stand for on every picture: vermilion, blue and green of the Okabe-Ito palette."""
@@ -193,5 +194,6 @@ def padded_range(values: Sequence[float | None], most: float = np.inf) -> tuple[
     if not finite:
         return 0.0, 1.0
     low, high = min(finite), max(finite)
-    room = 0.06 * (high - low) or 0.05 * abs(high) or 0.05
+    width = high - low if high - low > ROUNDING else 0.0
+    room = 0.06 * width or 0.05 * abs(high) or 0.05
     return max(0.0, low - room), min(most, high + room)

@@ -10,7 +10,7 @@ from lorchestra.report.html import tables
 from lorchestra.report.html.figures import padded_range
 from lorchestra.report.html.glyphs import interval_glyph
 from lorchestra.report.html.method_results import CONTROLS, ENSEMBLE, MethodComparison, MethodResult, method_of, paired
-from lorchestra.report.html.svg import MINUS, NO_VALUE, Axis, Figure, Key, Panel, percent, plain
+from lorchestra.report.html.svg import NO_VALUE, Axis, Figure, Key, Panel, percent, plain, typeset
 from lorchestra.report.table import Column, verdict
 
 COST_COLUMNS = ("Base passes, fit", "Base passes, one answer", "Tokens", "Seconds", "Peak", "Parameters")
@@ -19,8 +19,8 @@ _COLORS = {"zero_shot": "base", "few_shot": "base", "one_lora": "one", ENSEMBLE:
 _CONTROL_COLOR, _OTHER_COLOR = "purple", "orange"
 _METRICS = (("accuracy", "accuracy", percent), ("nll", "NLL (nats)", plain), ("ece", "ECE", percent))
 _AXES = (("fit_base_passes", "base passes of the fit"), ("predict_base_passes", "base passes of one answer"))
-_DODGE, _LABEL = 13.0, (14.0, 12.0)
-"""Distance of points of equal passes, and width and height of a number beside a point, in user units."""
+_DODGE, _GROUP = 13.0, 90.0
+"""Distance of points of equal passes, and the most that a group of them takes, in user units."""
 
 
 def methods_context(comparison: MethodComparison, foreign: dict[str, list[str]], alone: bool) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def methods_context(comparison: MethodComparison, foreign: dict[str, list[str]],
     if ensemble is not None:
         controls = comparison.controls(ensemble.entry, ensemble.predictions)
         tone, sentence = tables.headline(ensemble.entry, controls)
-        words = verdict(ensemble.entry, controls).replace("(-", f"({MINUS}")
+        words = typeset(verdict(ensemble.entry, controls))
     entry = comparison.first.entry
     return {
         "root": str(comparison.root),
@@ -54,7 +54,7 @@ def methods_context(comparison: MethodComparison, foreign: dict[str, list[str]],
         "cost_columns": COST_COLUMNS,
         "rows": [_row(number, result) for number, result in enumerate(results, start=1)],
         "difference_columns": tables.DIFFERENCES,
-        "differences": [] if ensemble is None else _differences(ensemble, results),
+        "differences": [] if ensemble is None else _differences(ensemble, results, alone),
         "left_out": comparison.left_out,
         "foreign": {name: fields for name, fields in foreign.items() if fields},
         "figure": budget_figure(results),
@@ -84,29 +84,30 @@ def _row(number: int, result: MethodResult) -> dict[str, Any]:
     }
 
 
-def _differences(ensemble: MethodResult, results: Sequence[MethodResult]) -> list[dict[str, Any]]:
-    """The ensemble minus every other method, with pictures on one scale a column: that of the trained methods."""
+def _differences(ensemble: MethodResult, results: Sequence[MethodResult], with_members: bool) -> list[dict[str, Any]]:
+    """The ensemble minus every other method, with pictures on one scale a column: that of the trained methods.
+
+    `with_members` puts what the verdict says of its own members before them.
+    """
+    members = tables.references(ensemble.entry) if with_members else []
+    rows = [row for row in members if row.key in ("member_mean", "best_member", "best_member_scaled")]
     others = [result for result in results if result.key != ensemble.key]
-    rows = [
-        (
-            control,
-            [
-                tables.difference(column, ensemble.entry["ensemble"], control.values, control.ensemble_minus)
-                for column in tables.DIFFERENCES
-            ],
-        )
-        for control in paired(ensemble.entry, ensemble.predictions, others)
-    ]
+    for control in paired(ensemble.entry, ensemble.predictions, others):
+        cells = [
+            tables.difference(column, ensemble.entry["ensemble"], control.values, control.ensemble_minus)
+            for column in tables.DIFFERENCES
+        ]
+        rows.append(tables.Reference(control.key, control.name, tuple(cells)))
     scales = []
     for place in range(len(tables.DIFFERENCES)):
-        ends = [cells[place].ends for control, cells in rows if not _is_base(control.key)]
+        ends = [row.cells[place].ends for row in rows if not _is_base(row.key)]
         scales.append(max((abs(end) for three in ends if three for end in three), default=1.0) or 1.0)
     return [
         {
-            "name": control.name,
-            "cells": [(cell, interval_glyph(cell, scale)) for cell, scale in zip(cells, scales, strict=True)],
+            "name": row.name,
+            "cells": [(cell, interval_glyph(cell, scale)) for cell, scale in zip(row.cells, scales, strict=True)],
         }
-        for control, cells in rows
+        for row in rows
     ]
 
 
@@ -122,7 +123,8 @@ def budget_figure(results: Sequence[MethodResult]) -> Figure:
         [panel.svg() for panel in panels],
         "Upper row: forward work of the fit, in passes of the whole base over the training rows; lower row: of one"
         " answer. Lines: 95 % bootstrap intervals over rows. Circles answer by several members, draws or passes,"
-        " squares by one, rings are calibrated. Points of equal passes stand side by side. The axes are those of the"
+        " squares by one, rings are calibrated. Points of equal passes stand side by side around the"
+        " dotted line at their true place. The axes are those of the"
         " trained methods; a base that lies beyond is drawn on the edge.",
         keys,
         "three",
@@ -146,7 +148,9 @@ def _panel(results: Sequence[MethodResult], cost: tuple[str, str], metric: tuple
         left=62,
     )
     taken: list[tuple[float, float]] = []
-    places = _side_by_side(panel, xs)
+    places, centers = _side_by_side(panel, xs)
+    for center in centers:
+        panel.line([center, center], [low, high], "muted", "dot")
     ys: list[float | None] = [result.entry["ensemble"][key] for result in results]
     for result, x, y in zip(results, places, ys, strict=True):
         ends = _interval(result, key)
@@ -163,22 +167,25 @@ def _panel(results: Sequence[MethodResult], cost: tuple[str, str], metric: tuple
     return panel
 
 
-def _side_by_side(panel: Panel, xs: Sequence[float]) -> list[float]:
-    """The values, with those that are drawn on one spot moved apart, in order, around it."""
+def _side_by_side(panel: Panel, xs: Sequence[float]) -> tuple[list[float], list[float]]:
+    """The values, with those that are drawn on one spot moved apart, in order, around it; and these spots."""
     unit = (panel.x.high - panel.x.low) / (panel.width - panel.left - panel.right)
     groups: dict[int, list[int]] = {}
     for index, x in enumerate(xs):
         groups.setdefault(round(panel.px(x) / _DODGE), []).append(index)
-    places = list(xs)
+    places, centers = list(xs), []
     for group in groups.values():
         middle = (len(group) - 1) / 2
+        step = min(_DODGE, _GROUP / len(group))
         # within the frame: a group at its left or right end grows inwards
-        half = middle * _DODGE + 4
+        half = middle * step + 4
         center = sum(panel.px(xs[index]) for index in group) / len(group)
+        if len(group) > 1:
+            centers.append(panel.x.low + (center - panel.left) * unit)
         inside = min(max(center, panel.left + half), panel.width - panel.right - half)
         for rank, index in enumerate(group):
-            places[index] = panel.x.low + (inside + (rank - middle) * _DODGE - panel.left) * unit
-    return places
+            places[index] = panel.x.low + (inside + (rank - middle) * step - panel.left) * unit
+    return places, centers
 
 
 def _label(panel: Panel, x: float, y: float, text: str, color: str, taken: list[tuple[float, float]]) -> None:

@@ -18,16 +18,18 @@ from lorchestra.report.html.examples import pick
 from lorchestra.report.html.glyphs import interval_glyph, member_glyph
 from lorchestra.report.html.measures import abstain
 from lorchestra.report.html.method_results import (
+    CONTROLS,
     MethodComparison,
     check_belongs,
     foreign_settings,
     is_comparison,
+    method_name,
     read_comparison,
 )
 from lorchestra.report.html.methods import methods_context
 from lorchestra.report.html.source import ReportRun, expand_sweeps, read_runs
-from lorchestra.report.html.svg import MINUS, NO_VALUE
-from lorchestra.report.table import Control, verdict
+from lorchestra.report.html.svg import NO_VALUE, typeset
+from lorchestra.report.table import BASELINES, Control, verdict
 from lorchestra.store.atomic import atomic_write_text
 
 if TYPE_CHECKING:
@@ -108,7 +110,7 @@ def render(
     methods = methods_context(compared, foreign, alone=not runs) if compared else None
     entry = runs[0].entry if runs or compared is None else compared.first.entry
     return environment.get_template("page.html.j2").render(
-        title=f"{entry['task']} {entry['split']}",
+        title=f"{entry['task']}, {entry['split']} rows",
         version=version("lorchestra"),
         style=style,
         script=script,
@@ -143,12 +145,15 @@ def run_context(
         "level": f"{100 * entry['intervals']['level']:g} %",
         "base": run.record["base"]["id"],
         "tone": tone,
-        "verdict": verdict(entry, controls).replace("(-", f"({MINUS}"),
+        "verdict": typeset(verdict(entry, controls)),
+        "missing_controls": [] if controls else [method_name(key) for key in CONTROLS if "+" not in key],
         "fitted_here": entry["split"] == "val",
         "difference_columns": tables.DIFFERENCES,
         "references": _references(entry, controls),
         "method_columns": tables.METHOD_COLUMNS,
         "methods": tables.method_rows(entry),
+        "left_out": [(BASELINES.get(name, name), reason) for name, reason in (entry.get("left_out") or {}).items()],
+        "temperature_rows": run.validation.num_examples if run.validation and entry.get("temperature") else None,
         "figures": {
             "reliability": figures.reliability_figure(run),
             "wrong": figures.wrong_figure(run),

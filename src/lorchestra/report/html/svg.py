@@ -8,6 +8,7 @@ from data is escaped here.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -41,7 +42,12 @@ def plain(value: float) -> str:
 
 def percent(value: float) -> str:
     """A share as percent."""
-    return f"{plain(100 * value)} %"
+    return f"{plain(100 * value)}\u00a0%"
+
+
+def typeset(text: str) -> str:
+    """A sentence with the typographic minus before its numbers."""
+    return re.sub(r"(?<![\w-])-(?=\d)", MINUS, text)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from lorchestra.report.html.source import ReportRun
 from lorchestra.report.html.svg import MINUS, NO_VALUE
-from lorchestra.report.table import BASELINES, COLUMNS, Column, Control, covers_zero, listed, methods
+from lorchestra.report.table import BASELINES, COLUMNS, JUDGED, ROUNDING, Column, Control, judged, listed, methods
 
 Entry = Mapping[str, Any]
 
@@ -18,7 +18,6 @@ DIFFERENCES = (
     Column("ece", "ECE, points", 100, 1, signed=True),
     Column("brier", "Brier", 1, 3, signed=True),
 )
-_MORE_IS_BETTER = {"accuracy"}
 _GUARANTEED = {"nll", "brier"}
 """What convexity promises against the mean member: no evidence for the ensemble."""
 
@@ -96,12 +95,9 @@ def difference(column: Column, ensemble: Entry, other: Entry, intervals: Entry, 
     value = mine - theirs
     if ends is None or None in ends:
         return Difference(number(column, value), "", "unknown", guaranteed, None)
-    judged = "unclear"
-    if not covers_zero(ends):
-        judged = "better" if (ends[0] > 0) == (column.key in _MORE_IS_BETTER) else "worse"
     shown = f"{number(column, ends[0])} to {number(column, ends[1])}"
-    scaled = (column.factor * ends[0], column.factor * value, column.factor * ends[1])
-    return Difference(number(column, value), shown, judged, guaranteed, scaled)
+    low, middle, high = (column.factor * end if abs(end) > ROUNDING else 0.0 for end in (ends[0], value, ends[1]))
+    return Difference(number(column, value), shown, judged(column, ends), guaranteed, (low, middle, high))
 
 
 def headline(entry: Entry, controls: Sequence[Control] = ()) -> tuple[str, str]:
@@ -112,34 +108,35 @@ def headline(entry: Entry, controls: Sequence[Control] = ()) -> tuple[str, str]:
     """
     if entry["num_members"] < 2:
         return "none", "There is one member only, so there is no ensemble to judge."
-    judged: dict[str, list[str]] = {"better": [], "worse": [], "mixed": [], "unclear": []}
     judging = {"member_mean", "best_member", "best_member_scaled", *(control.key for control in controls)}
+    alike: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]] = {}
     for reference in references(entry, controls):
-        if reference.key not in judging:
+        cells = [(JUDGED[column.key][0], cell) for column, cell in zip(DIFFERENCES, reference.cells, strict=True)]
+        counted = [(name, cell.judged) for name, cell in cells if not cell.guaranteed and cell.judged != "unknown"]
+        if reference.key not in judging or not counted:
             continue
-        found = {cell.judged for cell in reference.cells if not cell.guaranteed} - {"unclear"}
-        if found == {"unknown"}:
-            continue
-        found.discard("unknown")
-        kind = "unclear" if not found else "mixed" if len(found) > 1 else found.pop()
-        judged[kind].append(reference.name)
-    if not any(judged.values()):
+        better, worse = (tuple(name for name, found in counted if found == word) for word in ("better", "worse"))
+        alike.setdefault((better, worse), []).append(reference.name)
+    if not alike:
         return "none", "It cannot be judged: the evaluation has no bootstrap intervals (evaluate.resamples)."
-    sentences = {
-        "better": "clearly better than {}",
-        "mixed": "better in some metrics and worse in others than {}",
-        "worse": "clearly worse than {}",
-        "unclear": "not clearly different from {}",
-    }
-    said = [sentences[kind].format(listed(names)) for kind, names in judged.items() if names]
-    good, bad, mixed = bool(judged["better"]), bool(judged["worse"]), bool(judged["mixed"])
-    if mixed or (good and bad):
+    good, bad = any(better for better, _ in alike), any(worse for _, worse in alike)
+    if good and bad:
         tone = "mixed"
     elif good:
-        tone = "partly" if judged["unclear"] else "yes"
+        tone = "partly" if ((), ()) in alike else "yes"
     else:
         tone = "no" if bad else "unclear"
-    return tone, f"The ensemble is {', and '.join(said)}."
+    order = sorted(alike, key=lambda found: (not found[0], bool(found[1])))  # what it is better than comes first
+    return tone, f"The ensemble is {listed([_comparison(*found, alike[found]) for found in order], ', and ')}."
+
+
+def _comparison(better: Sequence[str], worse: Sequence[str], names: Sequence[str]) -> str:
+    """In which metrics it is better and worse than what has these names."""
+    if better and worse:
+        return f"better in {listed(better)} but worse in {listed(worse)} than {listed(names)}"
+    if better or worse:
+        return f"clearly {'better' if better else 'worse'} in {listed(better or worse)} than {listed(names)}"
+    return f"not clearly different from {listed(names)}"
 
 
 @dataclass(frozen=True, slots=True)
