@@ -51,7 +51,7 @@ def test_the_page_holds_the_right_numbers(make_run, report):
     assert mean[2].startswith(f"{entry['member_mean']['nll']:.3f} ± {entry['member_mean']['std']['nll']:.3f} ")
     difference = page.row("the mean member")
     assert f"{abs(ensemble['nll'] - entry['member_mean']['nll']):.3f} guaranteed" in difference[2]
-    scaled = page.row("that member, temperature-scaled")
+    scaled = page.row("the best member, temperature-scaled")
     assert len(scaled) == 5
     assert f"AUROC {entry['ood']['far']['auroc']['mutual_information']:.3f}" in text
     assert page.row("far")[5] == f"{entry['ood']['far']['auroc']['mutual_information']:.3f}"

@@ -45,7 +45,7 @@ def make_entry(mean: Any = UNCLEAR, best: Any = UNCLEAR, scaled: Any = UNCLEAR, 
             (BETTER, BETTER, BETTER),
             "yes",
             "is clearly better in accuracy and ECE than the mean member, and clearly better in accuracy, NLL, ECE and"
-            " Brier score than the member best on validation and that member, temperature-scaled.",
+            " Brier score than the member best on validation and the best member, temperature-scaled.",
         ),
         (
             (BETTER, UNCLEAR, UNCLEAR),
@@ -56,7 +56,7 @@ def make_entry(mean: Any = UNCLEAR, best: Any = UNCLEAR, scaled: Any = UNCLEAR, 
         (
             (UNCLEAR, WORSE, WORSE),
             "no",
-            "clearly worse in accuracy, NLL, ECE and Brier score than the member best on validation and that",
+            "clearly worse in accuracy, NLL, ECE and Brier score than the member best on",
         ),
         (
             (BETTER, MIXED, UNCLEAR),
@@ -66,7 +66,7 @@ def make_entry(mean: Any = UNCLEAR, best: Any = UNCLEAR, scaled: Any = UNCLEAR, 
         (
             (BETTER, WORSE, UNCLEAR),
             "mixed",
-            "than the mean member, not clearly different from that member, temperature-scaled, and clearly worse",
+            "than the member best on validation, and not clearly different from the best member, temperature-scaled.",
         ),
     ],
 )

@@ -54,7 +54,7 @@ def references(entry: Entry, controls: Sequence[Control] = ()) -> list[Reference
     candidates = [
         ("member_mean", "the mean member", entry["member_mean"], main.get("ensemble_minus_member_mean")),
         ("best_member", "the member best on validation", entry["best_member"], main.get("ensemble_minus_best_member")),
-        ("best_member_scaled", "that member, temperature-scaled", *_own(scaled.get("best_member"))),
+        ("best_member_scaled", "the best member, temperature-scaled", *_own(scaled.get("best_member"))),
         *((control.key, control.name, control.values, control.ensemble_minus) for control in controls),
         ("ensemble_scaled", "the ensemble, temperature-scaled", *_own(scaled)),
         ("mean_of_logits", "the mean of logits", *_own(entry.get("mean_of_logits"))),
@@ -126,7 +126,7 @@ def headline(entry: Entry, controls: Sequence[Control] = ()) -> tuple[str, str]:
         tone = "partly" if ((), ()) in alike else "yes"
     else:
         tone = "no" if bad else "unclear"
-    order = sorted(alike, key=lambda found: (not found[0], bool(found[1])))  # what it is better than comes first
+    order = sorted(alike, key=lambda found: (not found[0], not found[1]))  # first what it is better than, then worse
     return tone, f"The ensemble is {listed([_comparison(*found, alike[found]) for found in order], ', and ')}."
 
 
