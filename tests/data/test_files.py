@@ -438,7 +438,7 @@ def test_a_label_unseen_in_training_names_the_nearest(tmp_path: Path) -> None:
 
 def test_rows_of_a_form_the_task_does_not_have(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "t.jsonl", [QUESTION])
-    assert "--data.fields.text question" in message(path, labels=("no", "yes"))
+    assert "to have 'question' read as the text, call it 'text' in the file" in message(path, labels=("no", "yes"))
     path = write_jsonl(tmp_path / "t.jsonl", [{"text": "a"}])
     assert "bring their own choices" in message(path, require_answer=False)
 

@@ -151,7 +151,8 @@ class _Reader:
         if self.labels is not None:
             if questions and "text" not in has:
                 message = "the row brings its own choices, but the task's training rows are texts with labels"
-                hint = f"to read its question as the text, pass --data.fields.text {self.column('question')}"
+                asked, text = self.column("question"), self.column("text")
+                hint = f"to have {asked!r} read as the text, call it {text!r} in the file"
                 raise self.error(row, f"{message}; {hint}")
             questions = False
         # Both columns of the text form win over a question, as the configuration documents.
