@@ -67,6 +67,8 @@ class AdapterBank:
         self.is_B = torch.zeros(slices[-1].stop, dtype=torch.bool, device=device)
         for piece in slices:
             self.is_B[piece.middle : piece.stop] = True
+        self.frozen: dict[int, Tensor] = {}
+        """Of members that are not trained whole: which of their columns are not, bool `[P]`."""
         self.parameters = {piece.name: (self._leaves(piece, "A"), self._leaves(piece, "B")) for piece in slices}
 
     def _leaves(self, piece: AdapterSlice, which: str) -> list[nn.Parameter]:
@@ -87,6 +89,33 @@ class AdapterBank:
     def zero_grad(self) -> None:
         """Forget the gradients, keeping the buffers that autograd adds to."""
         self.grad.zero_()
+
+    def freeze_from(self, rank: int, members: Sequence[int]) -> None:
+        """Keep rows of A and columns of B from `rank` on as they are: `zero_frozen_grad` takes their gradients away."""
+        frozen_P = torch.zeros_like(self.is_B)
+        for piece in self.slices:
+            self.view(frozen_P, piece, "A")[rank:] = True
+            self.view(frozen_P, piece, "B")[:, rank:] = True
+        self.frozen |= dict.fromkeys(members, frozen_P)
+
+    def zero_frozen_grad(self) -> None:
+        """Take away the gradients of what is not trained, so that neither norms nor an optimizer see them."""
+        for member, frozen_P in self.frozen.items():
+            self.grad[member].masked_fill_(frozen_P, 0.0)
+
+    @torch.no_grad()
+    def start_beside(self, member: int, piece: AdapterSlice, A: Tensor, B: Tensor) -> None:
+        """Start one module of a member at A `[r, I]` and B `[O, r]`, beside a copy that takes their product out again.
+
+        The stored A is `[A; A]` and the stored B `[B, -B]`, so that the member starts as the base. This is how PEFT
+        turns PiSSA into plain LoRA on the unchanged base; there, too, only the first half is trained.
+        """
+        r = len(A)
+        stored_A, stored_B = (self.view(self.values[member], piece, which) for which in ("A", "B"))
+        for stored in (stored_A, stored_B.t()):
+            stored[2 * r :] = 0.0
+        stored_A[:r], stored_A[r : 2 * r] = A, A
+        stored_B[:, :r], stored_B[:, r : 2 * r] = B, -B
 
     @torch.no_grad()
     def initialize(

@@ -126,6 +126,24 @@ def check_training(config: TrainConfig, regularize: RegularizeConfig) -> None:
             )
 
 
+def check_start(init_lora_weights: bool | str, regularize: RegularizeConfig) -> None:
+    """Refuse decay of parameters that do not start where the base is.
+
+    Decay of the product is right as it is: what a member adds is `B A` less its frozen start.
+
+    Raises:
+        ConfigError: names both fields.
+    """
+    for name in ("weight_decay_a", "weight_decay_b"):
+        value = getattr(regularize, name)
+        if value > 0 and init_lora_weights == "pissa":
+            raise ConfigError(
+                f"regularize.{name}: {value:g}, but with adapt.init_lora_weights: pissa A and B at zero are the base"
+                " without its principal components, and decay would pull members there; leave one of them out, or take"
+                " regularize.weight_decay_ba or regularize.kl_beta, which pull towards the base"
+            )
+
+
 def check_evaluation(config: EvaluateConfig) -> None:
     """Refuse settings that would only fail once the training is done.
 
@@ -148,4 +166,5 @@ def check_run(config: RunConfig) -> None:
     check_adapt(config.adapt)
     check_data(config.data)
     check_training(config.train, config.regularize)
+    check_start(config.adapt.init_lora_weights, config.regularize)
     check_evaluation(config.evaluate)

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 
 from lorchestra.core.seeding import generator
-from lorchestra.engine.config import RegularizeConfig, RunConfig, TrainConfig, check_training
+from lorchestra.engine.config import RegularizeConfig, RunConfig, TrainConfig, check_start, check_training
 from lorchestra.errors import ConfigError
 from lorchestra.models.members import MemberAdapter, member_adapters, member_seed
 
@@ -104,6 +104,7 @@ def check_members(train: TrainConfig, settings: Sequence[MemberSettings], num_ro
         )
         try:
             check_training(mine, own.regularize)
+            check_start(own.adapter.init_lora_weights, own.regularize)
         except ConfigError as error:
             raise ConfigError(f"member {m}: {error}") from error
         places = range(num_rows) if own.rows is None else own.rows

@@ -38,12 +38,20 @@ class EnsembleModule(nn.Module):
     Args:
         session: base, members, prompt and scoring, of a finished run (`TrainedEnsemble.as_module`) or a fresh one
             (`build_session`).
+
+    Raises:
+        ConfigError: the session is a fresh one with PiSSA. A finished run with it has plain LoRA of twice the rank.
     """
 
     def __init__(self, session: Session) -> None:
         super().__init__()
         self.session = session
         bank = session.model.bank
+        if bank.frozen:
+            raise ConfigError(
+                "adapt.init_lora_weights: pissa freezes half of each adapter, which lorchestra's own training does and"
+                " another optimizer would not; train a run and load it, or take another start"
+            )
         for piece in bank.slices:
             for which, leaves in zip(("A", "B"), bank.parameters[piece.name], strict=True):
                 for m, leaf in enumerate(leaves):

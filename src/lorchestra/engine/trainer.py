@@ -190,6 +190,7 @@ class Trainer:
                 return False
             self._accumulate(pack(micro_batch, self.model.device, self.shared), weights, sums)
         sums |= add_parameter_terms(bank, self.settings)
+        bank.zero_frozen_grad()
         norms = clip_gradients(bank.grad, [own.clip_norm for own in self.settings])
         self._mark_failed(running, sums["loss"], norms)
         running = state.with_status("running")

@@ -112,7 +112,7 @@ def load_run(root: str | Path, say: Say = lambda text: None) -> TrainedEnsemble:
     adapt = dataclasses.replace(config.adapt, members=len(good))
     # members that were imported, or trained with settings of their own, have their rank and scaling in the record
     adapters = [
-        dataclasses.replace(own, r=member.get("r", own.r), scaling=member.get("scaling", own.scaling))
+        dataclasses.replace(own.as_saved, r=member.get("r", own.r), scaling=member.get("scaling", own.scaling))
         for own, member in zip(member_adapters(adapt, config.train.seed), members, strict=True)
     ]
     model = EnsembleModel(base.model, adapt, config.train.seed, adapters)

@@ -114,7 +114,7 @@ def fit(setting: Setting, config: Config) -> Fitted:
     The epoch with the best mean validation NLL of the members is kept, or the last.
 
     Raises:
-        ConfigError: a spread below 0, or decay of A.
+        ConfigError: a spread below 0, decay of A, or adapters of which a part is frozen.
         TrainingError: a member failed.
     """
     if not config.spread >= 0:
@@ -122,6 +122,11 @@ def fit(setting: Setting, config: Config) -> Fitted:
     if setting.config.regularize.weight_decay_a > 0:
         raise ConfigError(
             "batch_ensemble: its fast weights start at one; decay of A (regularize.weight_decay_a) must be 0"
+        )
+    if setting.config.adapt.init_lora_weights == "pissa":
+        raise ConfigError(
+            "batch_ensemble: its fast weights scale the whole adapter, and half of one with adapt.init_lora_weights:"
+            " pissa is frozen; take another start"
         )
     meter = Meter()
     clip = setting.config.train.clip_norm

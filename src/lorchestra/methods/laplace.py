@@ -64,13 +64,18 @@ def fit(setting: Setting, config: Config) -> Fitted:
     counted as one more pass. The linearized model needs one a choice.
 
     Raises:
-        ConfigError: a setting out of range, or a whole curvature that does not fit.
+        ConfigError: a setting out of range, a whole curvature that does not fit, or a start that is not the prior's.
         TrainingError: the training failed.
     """
     if config.draws < 1:
         raise ConfigError(f"laplace.draws: {config.draws} is less than 1")
     if not config.precisions or not all(precision > 0 for precision in config.precisions):
         raise ConfigError(f"laplace.precisions: {config.precisions} must be one or more numbers above 0")
+    if setting.config.adapt.init_lora_weights == "pissa":
+        raise ConfigError(
+            "laplace: its prior is around A and B at zero, which with adapt.init_lora_weights: pissa is not the base;"
+            " take another start"
+        )
     meter = Meter()
     training = train_first_member(setting, meter, setting.config)
     model, rows = training.session.model, training.trainer.rows.train

@@ -41,14 +41,14 @@ def fit(setting: Setting, config: Config) -> Fitted:
     training, members = train_members(setting, meter, setting.config)
     fit_base_passes, tokens = training_base_passes(training.trainer), training.trainer.state.tokens
     bank, adapt = training.session.model.bank, setting.config.adapt
-    wide = adapt.r * len(members)
+    wide = adapt.stored_r * len(members)
     session = training.session
     if config.average == "factors":
         averaged = bank.values[members].mean(dim=0)
     else:
         averaged = product_average(bank, members)
         # scaling is lora_alpha over the rank, or its root: it must stay what it was for the members
-        grown = len(members) if not adapt.use_rslora else math.sqrt(len(members))
+        grown = math.sqrt(wide / adapt.r) if adapt.use_rslora else wide // adapt.r
         shape = {"members": 1, "r": wide, "lora_alpha": adapt.lora_alpha * grown, "init_lora_weights": True}
         del training, session, bank  # the members' base, before another one is loaded
         session = meter.open(setting, changed(setting.config, adapt=shape))

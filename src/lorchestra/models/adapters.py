@@ -71,7 +71,7 @@ def save_members(
     for index, m in enumerate(range(ensemble.num_members) if members is None else members):
         own = ensemble.adapters[m]
         as_configured = (own.r, own.scaling) == (adapt.r, adapt.scaling)
-        config.r, config.lora_dropout, config.init_lora_weights = own.r, own.dropout, own.init_lora_weights
+        config.r, config.lora_dropout, config.init_lora_weights = own.r, own.dropout, own.as_saved.init_lora_weights
         config.use_rslora = adapt.use_rslora and as_configured
         config.lora_alpha = _short(adapt.lora_alpha if as_configured else own.scaling * own.r)
         folder = directory / f"member_{index:02d}"
@@ -109,7 +109,7 @@ def peft_config(ensemble: EnsembleModel, base_path: str) -> Any:
         lora_alpha=_short(adapt.lora_alpha),
         lora_dropout=adapt.dropout,
         use_rslora=adapt.use_rslora,
-        init_lora_weights=adapt.init_lora_weights,
+        init_lora_weights=ensemble.adapters[0].as_saved.init_lora_weights,
         fan_in_fan_out=any(is_transposed(ensemble.model.get_submodule(name).base) for name in adapted),
         target_modules=adapted,
     )

@@ -43,8 +43,10 @@ class AdaptConfig:
     """The adapter's product B A x is scaled by lora_alpha / r."""
     use_rslora: bool = False
     """Scale by lora_alpha / sqrt(r) instead (rsLoRA), so that a higher rank does not learn more slowly."""
-    init_lora_weights: Literal[True, "gaussian", "orthogonal"] = True
-    """Start of A and B as in PEFT: True (A uniform, B zero), gaussian (A normal, B zero), orthogonal (B A zero)."""
+    init_lora_weights: Literal[True, "gaussian", "orthogonal", "pissa"] = True
+    """Start of A and B as in PEFT: True (A uniform, B zero), gaussian (A normal, B zero), orthogonal (B A zero), pissa
+    (the r principal components of each frozen weight, which a frozen copy takes out again: members start as the base,
+    and all alike, so that they differ by data order and dropout alone; saved as plain LoRA of rank 2 r)."""
     init_scale: float = 1.0
     """What the draw of A is multiplied by."""
     init_std_b: float = 0.0
@@ -77,6 +79,16 @@ class AdaptConfig:
     def scaling(self) -> float:
         """The factor of B A x."""
         return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
+
+    @property
+    def stored_r(self) -> int:
+        """The rank that a member has in memory and on disk: with PiSSA, its frozen start counts too."""
+        return 2 * self.r if self.init_lora_weights == "pissa" else self.r
+
+    @property
+    def starts_alike(self) -> bool:
+        """Whether all members start at the same A and B."""
+        return self.same_init or self.init_lora_weights == "pissa"
 
 
 def check_base(base: BaseConfig) -> None:
@@ -120,5 +132,12 @@ def check_adapt(adapt: AdaptConfig) -> None:
         raise ConfigError(
             f"adapt.init_std_b: {adapt.init_std_b}, but the orthogonal start draws B itself; leave one of them out"
         )
+    if adapt.init_lora_weights == "pissa":
+        for name, usual in {"init_scale": 1.0, "init_std_b": 0.0}.items():
+            if getattr(adapt, name) != usual:
+                raise ConfigError(
+                    f"adapt.{name}: {getattr(adapt, name)}, but adapt.init_lora_weights: pissa draws nothing, it starts"
+                    " at the base's own weights; leave one of them out"
+                )
     if adapt.init_lora_weights == "orthogonal" and adapt.r % 2:
         raise ConfigError(f"adapt.init_lora_weights: orthogonal needs an even rank; adapt.r is {adapt.r}")

@@ -24,6 +24,7 @@ from lorchestra.errors import ConfigError
 from lorchestra.models.architectures import check_architecture, set_attention
 from lorchestra.models.config import AdaptConfig, check_adapt
 from lorchestra.models.members import MemberAdapter, check_adapters, member_adapters
+from lorchestra.models.starts import start_members
 from lorchestra.models.surgery import (
     PassSlot,
     decoder_layers,
@@ -96,8 +97,7 @@ class EnsembleModel:
                 f"adapt.members: {adapt.members} members of rank {rank} do not fit into the memory of"
                 f" {weight.device}; take fewer members or a smaller adapt.r"
             ) from error
-        for m, own in enumerate(self.adapters):
-            bank.initialize(m, own.seed, own.init_lora_weights, rank=own.r, scale=own.init_scale, std_B=own.init_std_b)
+        start_members(bank, targets, self.adapters)
         for name, linear in targets:
             lora = MemberLoRALinear(
                 linear,

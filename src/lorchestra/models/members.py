@@ -20,17 +20,27 @@ class MemberAdapter:
     seed: int
     """Where the draw of A (and of B, where it is drawn) starts from."""
     r: int
-    """Its rank; the rows of A and columns of B that members of a higher rank have beyond it are zero and stay zero."""
+    """Its rank as it is stored; rows of A and columns of B that others have beyond it are zero and stay zero."""
     scaling: float
     """The factor of B A x: lora_alpha / r, or lora_alpha / sqrt(r) with rsLoRA."""
     dropout: float = 0.0
     """Dropout on the adapter's input while training, in [0, 1)."""
-    init_lora_weights: Literal[True, "gaussian", "orthogonal"] = True
+    init_lora_weights: Literal[True, "gaussian", "orthogonal", "pissa"] = True
     """Start of A and B, as `AdaptConfig.init_lora_weights`."""
     init_scale: float = 1.0
     """As `AdaptConfig.init_scale`."""
     init_std_b: float = 0.0
     """As `AdaptConfig.init_std_b` (Init[AB] of arXiv 2505.23194)."""
+
+    @property
+    def trained_r(self) -> int:
+        """How many of its rows of A and columns of B are trained, the first ones: with PiSSA, half of them."""
+        return self.r // 2 if self.init_lora_weights == "pissa" else self.r
+
+    @property
+    def as_saved(self) -> MemberAdapter:
+        """What a folder holds of it: PiSSA is plain LoRA there, and its start need not be computed to read one."""
+        return dataclasses.replace(self, init_lora_weights=True) if self.init_lora_weights == "pissa" else self
 
 
 def member_seed(seed: int, member: int) -> int:
@@ -48,7 +58,7 @@ def member_adapters(adapt: AdaptConfig, seed: int) -> tuple[MemberAdapter, ...]:
     return tuple(
         MemberAdapter(
             seed=member_seed(seed, 0 if adapt.same_init else m),
-            r=adapt.r,
+            r=adapt.stored_r,
             scaling=adapt.scaling,
             dropout=adapt.dropout,
             init_lora_weights=adapt.init_lora_weights,
@@ -71,5 +81,7 @@ def check_adapters(adapt: AdaptConfig, adapters: Sequence[MemberAdapter]) -> Non
             check_adapt(dataclasses.replace(adapt, **{name: getattr(own, name) for name in names}))
         except ConfigError as error:
             raise ConfigError(f"member {m}: {error}") from error
+        if own.init_lora_weights == "pissa" and own.r % 2:
+            raise ConfigError(f"member {m}: r: {own.r} is odd; with pissa, half of the stored rank is the frozen start")
         if not 0 < own.scaling < math.inf:
             raise ConfigError(f"member {m}: scaling: {own.scaling} is not a finite number above 0")

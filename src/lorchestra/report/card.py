@@ -96,11 +96,17 @@ def _training(record: Mapping[str, Any], config: RunConfig, splits: Mapping[str,
         yield f"The adapters (rank up to {adapt.r} on {maps}) were trained elsewhere and imported."
     else:
         rows = "draw of the rows, with replacement" if adapt.order == "bootstrap" else "order of the rows"
-        own = [name for name, same in (("initialization", adapt.same_init), (rows, adapt.order == "same")) if not same]
+        alike = {"initialization": adapt.starts_alike, rows: adapt.order == "same"}
+        own = [name for name, same in alike.items() if not same]
         if own and len(record["members"]) > 1:
             yield f"Each member has its own {' and its own '.join(own)}; everything else is the same for all."
         scale = f"alpha {adapt.lora_alpha:g}, dropout {adapt.dropout:g}"
         yield f"LoRA of rank {adapt.r}, {scale} on {maps}, layers: {adapt.layers}."
+        if adapt.stored_r != adapt.r:
+            yield (
+                "A and B started at the principal components of the base's weights (PiSSA); the saved adapters have"
+                f" rank {adapt.stored_r}, of which the second half takes that start out again."
+            )
         yield (
             f"Epochs: {train.epochs}, in batches of {train.batch_size}; AdamW, peak learning rate {train.lr:g}"
             f" ({train.schedule}), weight decay on B {regularize.weight_decay_b:g}, KL to the base"

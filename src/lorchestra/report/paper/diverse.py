@@ -41,6 +41,7 @@ MEASURES = {
 
 def randomness_of(settings: Mapping[str, Any]) -> str:
     """What makes a point's members different."""
+    alike = bool(settings.get("adapt.same_init")) or settings.get("adapt.init_lora_weights") == "pissa"
     return {
         (False, "own"): "both",
         (False, "same"): "initialization only",
@@ -48,7 +49,7 @@ def randomness_of(settings: Mapping[str, Any]) -> str:
         (True, "own"): "shuffling only",
         (True, "same"): "neither",
         (True, "bootstrap"): "bootstrap only",
-    }[bool(settings.get("adapt.same_init")), str(settings.get("adapt.order", "own"))]
+    }[alike, str(settings.get("adapt.order", "own"))]
 
 
 def start_of(settings: Mapping[str, Any]) -> str:
