@@ -77,7 +77,11 @@ def test_target_modules_and_starts_as_options(lorchestra, recipe, texts_csv, tmp
         (["--adapt.target-modules", "("], "is no regular expression"),
         (["--adapt.target-modules", "mlp"], "not a linear map"),
         (["--adapt.init-lora-weights", "orthogonal", "--adapt.r", "3"], "orthogonal needs an even rank; adapt.r is 3"),
-        (["--adapt.init-lora-weights", "pissa"], "invalid choice 'pissa'"),
+        (["--adapt.init-lora-weights", "olora"], "invalid choice 'olora'"),
+        (
+            ["--adapt.init-lora-weights", "pissa", "--regularize.weight-decay-b", "10"],
+            "regularize.weight_decay_b: 10, but with adapt.init_lora_weights: pissa",
+        ),
     ],
 )
 def test_refused_adapters_write_nothing(lorchestra, recipe, texts_csv, tmp_path, options, message):

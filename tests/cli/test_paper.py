@@ -30,7 +30,7 @@ ROWS = {
     "ablation-randomness": 8,
     "ablation-members": 2 * 10,
     "ablation-rank": 4,
-    "ablation-init": 9,
+    "ablation-init": 10,
     "regularizers": 1 + 2 + 2 + 2 + 2 + 2 + 2 + 2,
     "diversity": 1 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 3,
     "ood": 2 * (2 + 3),
@@ -215,7 +215,7 @@ def test_diversity_by_its_source(paper):
     ]
     assert rows[2]["update_cosine"] > rows[0]["update_cosine"]  # one A for all members
     starts = [row["start"] for row in table(paper, "ablation-init")]
-    drawn = ["uniform x 0.2", "uniform x 5", "gaussian", "orthogonal", "uniform, B normal 0.02"]
+    drawn = ["uniform x 0.2", "uniform x 5", "gaussian", "orthogonal", "pissa", "uniform, B normal 0.02"]
     assert starts == ["uniform", *drawn, "uniform", "gaussian", "orthogonal"]
     every = table(paper, "diversity")
     assert {(row["random"], row["start"]) for row in every} >= {("shuffling only", "uniform"), ("both", "orthogonal")}

@@ -61,6 +61,8 @@ SETTINGS = {
     "higher rank": {"adapter": {"r": 5, "scaling": 32 / 5}},
     "gaussian A": {"adapter": {"init_lora_weights": "gaussian"}},
     "orthogonal A": {"adapter": {"init_lora_weights": "orthogonal", "r": 4}},
+    "PiSSA": {"adapter": {"init_lora_weights": "pissa", "r": 4}},
+    "PiSSA of another rank": {"adapter": {"init_lora_weights": "pissa", "r": 6, "scaling": 5.0}},
     "larger A": {"adapter": {"init_scale": 2.5}},
     "drawn B": {"adapter": {"init_std_b": 0.1}},
     "decay": {"regularize": RegularizeConfig(weight_decay_b=20.0)},

@@ -157,6 +157,11 @@ SETTINGS = {
     "reverse KL": {"regularize": {"kl_beta": 1.0, "kl_direction": "reverse"}, "train": {"schedule": "cosine"}},
     "trunk": {"depth": 3, "layers": "last:1", "dropout": 0.2, "kind": "texts", "regularize": {"kl_beta": 0.3}},
     "checkpointing": {"dropout": 0.2, "kind": "texts", "train": {"gradient_checkpointing": True}},
+    "PiSSA": {
+        **{"kind": "texts", "init_lora_weights": "pissa", "dropout": 0.2},
+        "regularize": {"kl_beta": 0.3, "weight_decay_ba": 0.1},
+        "train": {"clip_norm": 0.5},
+    },
     "weights": {"weights": [0.25 * (1 + row % 5) for row in range(12)], "train": {"clip_norm": 0.0}},
 }
 

@@ -106,8 +106,9 @@ def test_peft_reproduces_each_members_logits(run_config, texts_csv, tiny_base, r
         {},
         {"adapt": {"layers": "last:1", "dropout": 0.2}, "regularize": {"kl_beta": 0.5, "weight_decay_b": 5.0}},
         {"train": {"token_budget": 60, "patience": 1, "epochs": 3}, "data": {"class_weights": True}},
+        {"adapt": {"init_lora_weights": "pissa"}, "regularize": {"weight_decay_ba": 0.1}},
     ],
-    ids=["plain", "trunk, dropout, KL, decay", "budget, early stop, weights"],
+    ids=["plain", "trunk, dropout, KL, decay", "budget, early stop, weights", "PiSSA"],
 )
 def test_a_run_interrupted_over_and_over_ends_with_the_same_bytes(run_config, texts_csv, tmp_path, settings):
     config = run_config(texts_csv(), **settings)

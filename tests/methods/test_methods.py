@@ -73,6 +73,21 @@ def test_every_wrapper_on_top_of_methods_of_every_kind(make_setting, name, wrapp
     )
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_starts_by_pissa_or_says_why_not(make_setting, name):
+    """Counted is what is stored, the frozen start included."""
+    setting, test = make_setting(adapt={"init_lora_weights": "pissa", "r": 2})
+    if name in ("batch_ensemble", "laplace"):
+        with pytest.raises(ConfigError, match=rf"^{name}: .* adapt\.init_lora_weights: pissa .* take another start"):
+            fit(setting, name)
+        return
+    fitted = fit(setting, name)
+    check(fitted.predict(test, "test"), test)
+    if name in ("lora_ensemble", "soup"):
+        plain, _ = make_setting(adapt={"r": 4})
+        assert fitted.cost.parameters == fit(plain, name).cost.parameters
+
+
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in ("zero_shot", "few_shot")])
 def test_a_fit_stops_where_it_is_asked_to(make_setting, name):
     setting, _ = make_setting()
