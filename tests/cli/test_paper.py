@@ -251,7 +251,7 @@ def test_rank_and_cost(paper):
 
 def test_what_figures_share_is_trained_once_and_not_again(paper):
     points = [run.parent.name for run in paper.out.glob("trainings/*/runs/*/ensemble.json")]
-    assert len(points) == len(set(points)) == 1 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 3 + 4
+    assert len(points) == len(set(points)) == 1 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 3 + 5
     before = {path: path.stat().st_mtime_ns for path in paper.out.glob("trainings/**/*.safetensors")}
     pictures = {path: path.read_bytes() for path in (paper.out / "fig2").iterdir()}
     code, said, errors = paper.run("fig2", "fig3")
