@@ -129,7 +129,7 @@ def _make(names: Sequence[str], parsed: PaperArguments, config: RunConfig) -> in
         say("stopped; the same command goes on")
         return 130
     for name, path in failed.items():
-        say(f"warning: every member of {name} failed; {path} has the reason")
+        say(f"warning: {name} failed; {path} has the reason")
     for plan in plans:
         _draw(plan, parsed, results.get(plan.name))
     return 1 if failed else 0
