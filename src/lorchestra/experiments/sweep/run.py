@@ -26,6 +26,7 @@ from lorchestra.experiments.sweep.points import Point
 from lorchestra.experiments.sweep.results import write_results
 from lorchestra.experiments.sweep.training import TrainedPack, train_pack
 from lorchestra.store.atomic import atomic_write_json, sweep_directory
+from lorchestra.store.lock import holding_out
 from lorchestra.store.run_dir import RunDir, read_json
 from lorchestra.store.schema import check_shape
 from lorchestra.types import Example
@@ -59,6 +60,7 @@ class SweepOutcome:
     failed: tuple[str, ...]
 
 
+@holding_out
 def run_sweep(
     points: Sequence[Point],
     out: str | Path,
@@ -85,7 +87,8 @@ def run_sweep(
         should_stop: asked between micro-batches; true writes a checkpoint and raises `Interrupted`.
 
     Raises:
-        ConfigError, DataError, CheckpointError: bad input, or a point of that name has other settings there.
+        ConfigError, DataError, CheckpointError: bad input, a point of that name has other settings there, or another
+            process is at work in `out`.
         Interrupted: `should_stop` returned true.
     """
     if most_members < 1:
