@@ -65,7 +65,10 @@ def directory_lock(directory: str | os.PathLike[str], say: Callable[[str], None]
 
 
 def holding_out(command: Callable[P, R]) -> Callable[P, R]:
-    """Make a function hold the directory of its argument `out` while it runs, and tell its argument `say`."""
+    """Make a function hold the directory of its argument `out` while it runs, and tell its argument `say`.
+
+    It raises `DirectoryBusyError` then where the directory is held already.
+    """
     signature = inspect.signature(command)
 
     @wraps(command)

@@ -87,8 +87,7 @@ def run_sweep(
         should_stop: asked between micro-batches; true writes a checkpoint and raises `Interrupted`.
 
     Raises:
-        ConfigError, DataError, CheckpointError: bad input, a point of that name has other settings there, or another
-            process is at work in `out`.
+        ConfigError, DataError, CheckpointError: bad input, or a point of that name has other settings there.
         Interrupted: `should_stop` returned true.
     """
     if most_members < 1:
