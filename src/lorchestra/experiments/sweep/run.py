@@ -27,6 +27,7 @@ from lorchestra.experiments.sweep.points import Point
 from lorchestra.experiments.sweep.results import write_results
 from lorchestra.experiments.sweep.training import TrainedPack, train_pack
 from lorchestra.store.atomic import atomic_write_json, sweep_directory
+from lorchestra.store.lock import holding_out
 from lorchestra.store.run_dir import RunDir, read_json
 from lorchestra.store.schema import check_shape
 from lorchestra.types import Example
@@ -60,6 +61,7 @@ class SweepOutcome:
     failed: tuple[str, ...]
 
 
+@holding_out
 def run_sweep(
     points: Sequence[Point],
     out: str | Path,
