@@ -6,6 +6,9 @@ import csv
 import json
 import os
 import random
+import subprocess
+import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -222,3 +225,29 @@ def reference_log_probs():
         return torch.stack(scores).log_softmax(dim=0)
 
     return compute
+
+
+HOLDER = """
+import sys
+from lorchestra.store.lock import directory_lock
+with directory_lock(sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.fixture(scope="session")
+def held_by_another():
+    """Another process that holds an output directory, until the block ends or it is killed or sent a line."""
+
+    @contextmanager
+    def hold(directory):
+        command = [sys.executable, "-c", HOLDER, str(directory)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            try:
+                assert process.stdout.readline() == "held\n"
+                yield process
+            finally:
+                process.kill()
+
+    return hold

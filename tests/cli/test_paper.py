@@ -31,7 +31,7 @@ ROWS = {
     "ablation-members": 2 * 10,
     "ablation-rank": 4,
     "ablation-init": 10,
-    "regularizers": 1 + 2 + 2 + 2 + 2 + 2 + 2 + 2,
+    "regularizers": 1 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2,
     "diversity": 1 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 3,
     "ood": 2 * (2 + 3),
     "cost": 4,
@@ -149,6 +149,8 @@ def test_arrows_and_strengths_are_what_was_evaluated(paper):
     kinds = [(row["regularizer"], row["strength"]) for row in table(paper, "regularizers")]
     assert kinds[0] == ("none", 0)
     assert kinds[5:7] == [("reverse KL to base", 0.1), ("reverse KL to base", 1)]
+    assert ("decay on B + decay on A", 10) in kinds
+    assert sum("vocabulary" in kind for kind, _ in kinds) == 2
     lowest = min(row["ensemble_nll"] for row in table(paper, "regularizers"))
     assert f"({lowest:.3f})" in (paper.out / "regularizers" / "sentence.txt").read_text()
 
@@ -251,7 +253,7 @@ def test_rank_and_cost(paper):
 
 def test_what_figures_share_is_trained_once_and_not_again(paper):
     points = [run.parent.name for run in paper.out.glob("trainings/*/runs/*/ensemble.json")]
-    assert len(points) == len(set(points)) == 1 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 3 + 5
+    assert len(points) == len(set(points)) == 1 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 3 + 5
     before = {path: path.stat().st_mtime_ns for path in paper.out.glob("trainings/**/*.safetensors")}
     pictures = {path: path.read_bytes() for path in (paper.out / "fig2").iterdir()}
     code, said, errors = paper.run("fig2", "fig3")

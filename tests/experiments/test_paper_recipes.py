@@ -10,6 +10,7 @@ from lorchestra.data import demo
 from lorchestra.data.config import PromptConfig
 from lorchestra.data.demo import DEMO_PROMPT
 from lorchestra.data.tasks.table import TASKS
+from lorchestra.engine.config import RegularizeConfig
 from lorchestra.errors import ConfigError, DataError
 from lorchestra.experiments.paper import recipes
 from lorchestra.experiments.paper.recipes import figure_settings, profile_names, read_figure, read_profile
@@ -44,6 +45,13 @@ def test_the_papers_strengths_by_task():
     decays = {one["data.task"]: one.get("regularize.weight_decay_b") for one in settings if len(one) > 1}
     assert decays == dict.fromkeys(scale.tasks, 100) | dict.fromkeys(["mmlu_social_sciences", "mmlu_stem"], 1000)
     assert (scale.settings.adapt.members, scale.settings.adapt.r, scale.settings.adapt.layers) == (5, 8, "all")
+
+
+def test_the_figure_of_regularizers_has_every_one():
+    settings = [field for point in read_figure("regularizers").points for field in point]
+    fields = {f"regularize.{field.name}" for field in dataclasses.fields(RegularizeConfig)}
+    assert fields <= set(settings)
+    assert {"adapt.dropout"} == set(settings) - fields
 
 
 def test_lists_are_combined_and_equal_points_made_once():

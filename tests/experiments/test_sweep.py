@@ -207,6 +207,15 @@ def test_layers_below_the_adapters_are_computed_once_for_all_passes(config, swee
     assert not (outcome.root / "trunks").exists()
 
 
+def test_passes_with_the_same_layers_below_stand_together(config):
+    """Else each would find the layers of another one in the file, and compute its own anew."""
+    points = grid_points(config, [("train.batch_size", [4, 8]), ("adapt.layers", ["last:1", "last:2"])])
+    told = [
+        (pack.points[0].config.adapt.layers, pack.points[0].config.train.batch_size) for pack in make_packs(points, 9)
+    ]
+    assert told == [("last:1", 4), ("last:1", 8), ("last:2", 4), ("last:2", 8)]
+
+
 def test_a_base_is_gone_before_the_next_pass_loads_one(config, tmp_path, monkeypatch):
     loaded, alive = [], []
     original = training.prepare_training
@@ -222,6 +231,51 @@ def test_a_base_is_gone_before_the_next_pass_loads_one(config, tmp_path, monkeyp
     with SweepProgress(Console(file=io.StringIO()), points) as progress:
         run_sweep(points, tmp_path / "sweep", most_members=2, say=lambda text: None, observer=progress)
     assert alive == [[], [False], [False, False]]
+
+
+def test_results_hold_the_points_of_every_call(config, sweep):
+    outcome, _, _ = sweep(config, "train.lr=0.01,0.003")
+    sweep(config, "train.lr=0.001")
+    rows = list(csv.DictReader((outcome.root / "results.csv").read_text().splitlines()))
+    assert [row["point"] for row in rows] == ["lr=0.01", "lr=0.003", "lr=0.001"]
+    assert {row["state"] for row in rows} == {"finished"}
+    assert len(json.loads((outcome.root / "results.json").read_text())["points"]) == 3
+
+
+def test_settings_that_the_base_refuses_fail_by_themselves(config, sweep):
+    axis = "adapt.layers=last:9,last:1"
+    outcome, _, said = sweep(config, axis)
+    assert outcome.failed == ("layers=last-9",)
+    assert [path.name for path in (outcome.root / "runs").iterdir()] == ["layers=last-1"]
+    assert any("layers=last-9: adapt.layers: 'last:9' is out of range" in text for text in said)
+    assert "out of range" in json.loads((outcome.root / "failed.json").read_text())["layers=last-9"]
+    assert not (outcome.root / "passes").exists()
+    _, again, _ = sweep(config, "adapt.layers=last:1,last:2")
+    assert again.passes == [["layers=last-2"]]
+
+
+def test_where_the_base_refuses_all_points_nothing_is_remembered(config, sweep, tmp_path):
+    with pytest.raises(ConfigError, match="'last:9' is out of range"):
+        sweep(config, "adapt.layers=last:9,last:8")
+    assert json.loads((tmp_path / "sweep" / "failed.json").read_text()) == {}
+    outcome, watcher, _ = sweep(config, "adapt.layers=last:1")
+    assert (watcher.passes, outcome.failed) == ([["layers=last-1"]], ())
+
+
+def test_a_pass_with_points_that_are_no_longer_asked_for_is_left_alone(config, sweep):
+    """And goes on where the earlier command comes again."""
+    asked = iter(range(10_000))
+    with pytest.raises(Interrupted):
+        sweep(config, "train.lr=0.01,0.003", should_stop=lambda: next(asked) >= 5)
+    outcome, watcher, _ = sweep(config, "train.lr=0.001")
+    assert watcher.passes == [["lr=0.001"]]
+    assert [path.name for path in (outcome.root / "runs").iterdir()] == ["lr=0.001"]
+    _, more, said = sweep(config, "train.lr=0.01,0.003")
+    assert more.passes == [["lr=0.01", "lr=0.003"]]
+    assert any(text.startswith("resuming") for text in said)
+    whole, _, _ = sweep(config, "train.lr=0.01,0.003", out="whole")
+    assert files(outcome.root).items() >= files(whole.root).items()
+    assert not (outcome.root / "passes").exists()
 
 
 def test_a_point_that_fails_leaves_the_others_and_is_remembered(config, sweep):
@@ -254,6 +308,8 @@ def test_predictions_of_every_epoch(config, sweep):
     [
         (["train.lrr=1"], r"train\.lrr is no setting; did you mean 'lr'"),
         (["trian.lr=1"], "trian is no setting; did you mean 'train'"),
+        (["lr=1"], r"lr is no setting; did you mean 'train\.lr'"),
+        (["weight_decay_bb=1"], r"did you mean 'regularize\.weight_decay_b'"),
         (["train.lr.x=1"], "train.lr.x is no setting"),
         (["train.lr"], "write a field and its values"),
         (["train.lr="], "write a field and its values"),

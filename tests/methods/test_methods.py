@@ -188,12 +188,37 @@ def test_refusals(make_setting):
             fit_method(setting, f"mc_dropout:dropout=0.1:members=2:passes={passes}")
     with pytest.raises(ConfigError, match=r"mc_dropout\.members: 0 is less than 1"):
         fit_method(setting, "mc_dropout:dropout=0.1:members=0")
+    with pytest.raises(ConfigError, match=r"few_shot\.num_shots: 1000 is more than the \d+ training rows"):
+        fit_method(setting, "few_shot:num_shots=1000")
+    for name, message in {
+        "swag:scale=.inf": r"swag\.scale: inf",
+        "swag:lr_factor=.nan": r"swag\.lr_factor: nan",
+        "snapshot:lr_factor=.inf": r"snapshot\.lr_factor: inf",
+        "batch_ensemble:spread=.inf": r"batch_ensemble\.spread: inf",
+        "laplace:precisions=[.inf]": r"laplace\.precisions: \(inf,\)",
+    }.items():
+        with pytest.raises(ConfigError, match=message):
+            fit_method(setting, name)
     with pytest.raises(ConfigError, match=r"method 'lora_ensembel' is unknown; did you mean 'lora_ensemble'\?"):
         fit_method(setting, "lora_ensembel")
     with pytest.raises(ConfigError, match=r"wrapper 'temprature' is unknown"):
         fit_method(setting, "one_lora+temprature")
     with pytest.raises(ConfigError, match=r"method 'one_lora': its settings are a .*mc_dropout\.Config, not its own"):
         fit_method(setting, "one_lora", mc_dropout.Config())
+
+
+@pytest.mark.parametrize("method", ["snapshot", "swag"])
+def test_a_rate_at_which_decay_overshoots_is_refused(make_setting, method):
+    setting, _ = make_setting(regularize={"weight_decay_b": 50.0}, train={"lr": 0.01})
+    with pytest.raises(ConfigError, match=rf"{method}\.lr_factor: with train\.lr times 3, .* must be below 1"):
+        fit_method(setting, f"{method}:lr_factor=3")
+
+
+def test_adapters_that_are_not_finite_are_no_method(make_setting):
+    """As of a draw from a posterior that is too wide for the number format."""
+    setting, _ = make_setting()
+    with pytest.raises(TrainingError, match="not finite after the fit"):
+        fit_method(setting, "swag:scale=1e300")
 
 
 def test_a_name_carries_settings_of_the_method_and_of_its_wrappers():

@@ -100,14 +100,22 @@ def _known(names: Sequence[str]) -> list[str]:
 
 def _make(names: Sequence[str], parsed: PaperArguments, config: RunConfig) -> int:
     from lorchestra.cli.output import messages, speaker
+    from lorchestra.store.lock import directory_lock
+
+    if parsed.most_members < 1:
+        raise ConfigError(f"--most-members: {parsed.most_members} is less than 1")
+    with directory_lock(parsed.out, speaker(messages())):
+        return _train_and_draw(names, parsed, config)
+
+
+def _train_and_draw(names: Sequence[str], parsed: PaperArguments, config: RunConfig) -> int:
+    from lorchestra.cli.output import messages, speaker
     from lorchestra.cli.sweep_progress import SweepProgress
     from lorchestra.cli.train import GracefulStop
     from lorchestra.engine.observer import Interrupted
     from lorchestra.experiments.compare import compare_methods
     from lorchestra.experiments.paper.run import plan_figures
 
-    if parsed.most_members < 1:
-        raise ConfigError(f"--most-members: {parsed.most_members} is less than 1")
     plans, trainings = plan_figures(names, parsed.profile, config, parsed.out, parsed.ood)
     console = messages()
     say = speaker(console)
@@ -129,7 +137,7 @@ def _make(names: Sequence[str], parsed: PaperArguments, config: RunConfig) -> in
         say("stopped; the same command goes on")
         return 130
     for name, path in failed.items():
-        say(f"warning: every member of {name} failed; {path} has the reason")
+        say(f"warning: {name} failed; {path} has the reason")
     for plan in plans:
         _draw(plan, parsed, results.get(plan.name))
     return 1 if failed else 0

@@ -86,5 +86,5 @@ def run(arguments: Sequence[str]) -> int:
         results().print(sweep_table(found))
     say(f"runs: {outcome.root / 'runs'}; as one table: {outcome.root / 'results.csv'}")
     for name in outcome.failed:
-        say(f"warning: every member of {name} failed; {outcome.root / 'failed.json'} has the reason")
+        say(f"warning: {name} failed; {outcome.root / 'failed.json'} has the reason")
     return 1 if outcome.failed else 0

@@ -67,7 +67,8 @@ class TrunkFile:
             reason = self._unfit(record, facts)
             if reason is None:
                 return _mapped(self.path, "c", shape, dtype)
-            self.say(f"{self.path}: {reason}; the layers below are computed anew")
+            if reason:
+                self.say(f"{self.path}: {reason}; the layers below are computed anew")
         num_bytes = shape[0] * shape[1] * dtype.itemsize
         with atomic_path(self.path, num_bytes=num_bytes) as temporary:
             with temporary.open("r+b") as file:
@@ -77,13 +78,14 @@ class TrunkFile:
         return _mapped(self.path, "c", shape, dtype)
 
     def _unfit(self, record: Path, facts: dict[str, object]) -> str | None:
+        """Why the file cannot be used; empty where it is of something else, as when a sweep changes layers."""
         try:
             found = json.loads(record.read_text(encoding="utf-8"))
             digest = found.pop("sha256")
         except (OSError, ValueError, KeyError, AttributeError, TypeError):
             return f"{record.name} is damaged"
         if found != facts:
-            return "the cached layers are of another base, other rows or other settings"
+            return ""
         try:
             return None if sha256_file(self.path) == digest else "the cached layers are damaged (wrong checksum)"
         except CheckpointError:

@@ -28,6 +28,7 @@ from lorchestra.experiments.shared_fit import SharedFit
 from lorchestra.methods.contract import Cost, Progress, Setting, Silent
 from lorchestra.methods.registry import NamedMethod, parse_name
 from lorchestra.store.atomic import atomic_directory, atomic_write_json, sweep_directory
+from lorchestra.store.lock import holding_out
 from lorchestra.store.predictions import load_predictions, save_predictions
 from lorchestra.store.run_dir import read_json
 from lorchestra.store.schema import check_shape
@@ -52,6 +53,7 @@ _RESULT: dict[str, Any] = {
 }
 
 
+@holding_out
 def compare_methods(
     config: RunConfig,
     names: Iterable[str],
@@ -84,7 +86,7 @@ def compare_methods(
 
     Raises:
         ConfigError: no name or an unknown one, or another configuration than the one that `out` was begun with.
-        DataError, CheckpointError: the rows, the base or `out` cannot be used.
+        DataError, CheckpointError: the rows, the base or `out` cannot be used, or another process is at work in it.
         Interrupted: `should_stop` returned true.
     """
     check_run(config)

@@ -29,7 +29,7 @@ from lorchestra.experiments.rows import RunRows, absolute_paths, check_unchanged
 from lorchestra.models.adapters import save_members
 from lorchestra.models.members import MemberAdapter
 from lorchestra.store.atomic import atomic_directory, discard_directory, sweep_directory
-from lorchestra.store.run_dir import RunDir, prepare_run, read_ensemble, write_ensemble
+from lorchestra.store.run_dir import RunDir, claim_run, read_ensemble, write_ensemble
 
 
 @dataclass(frozen=True)
@@ -62,33 +62,34 @@ def train_run(
         rows: the splits "train" and "val", where they come from Python and not from the files in `config.data`.
 
     Raises:
-        ConfigError, DataError, CheckpointError: bad input; nothing half-written is left.
+        ConfigError, DataError, CheckpointError: bad input, or another process is at work in `out`; nothing
+            half-written is left.
         TrainingError: every member failed.
         Interrupted: `should_stop` returned true.
     """
     check_run(config)
-    run, resuming = prepare_run(out, if_exists)
-    if resuming:
-        config = _saved_config(run, config)
-    if rows is None:
-        rows = read_rows(config.data, config.train.seed)
-    if resuming:
-        check_unchanged(rows, run.splits)
-        if run.ensemble.is_file():
-            say(f"{run.root} is finished already; nothing to train")
-            return TrainOutcome(run, _failed_members(run))
-    for note in rows.notes:
-        say(note)
-    session, resolved, training = prepare_training(config, rows, say)
-    if not resuming:
-        _begin(run, resolved, rows, session)
-    log = EventLog(run.events, keep_bytes=None)
-    files = TrunkFiles(run.resume, session.base.digest, round(resolved.adapt.trunk_memory_gb * 1e9), say, log.write)
-    trainer = _make_trainer(session, resolved, training, log, observe, files)
-    if resuming:
-        restore(run, trainer, log, say)
-    peak = train_with_checkpoints(run, trainer, log, should_stop)
-    return _finish(run, trainer, session, rows, log, peak)
+    with claim_run(out, if_exists, say) as (run, resuming):
+        if resuming:
+            config = _saved_config(run, config)
+        if rows is None:
+            rows = read_rows(config.data, config.train.seed)
+        if resuming:
+            check_unchanged(rows, run.splits)
+            if run.ensemble.is_file():
+                say(f"{run.root} is finished already; nothing to train")
+                return TrainOutcome(run, _failed_members(run))
+        for note in rows.notes:
+            say(note)
+        session, resolved, training = prepare_training(config, rows, say)
+        if not resuming:
+            _begin(run, resolved, rows, session)
+        log = EventLog(run.events, keep_bytes=None)
+        files = TrunkFiles(run.resume, session.base.digest, round(resolved.adapt.trunk_memory_gb * 1e9), say, log.write)
+        trainer = _make_trainer(session, resolved, training, log, observe, files)
+        if resuming:
+            restore(run, trainer, log, say)
+        peak = train_with_checkpoints(run, trainer, log, should_stop)
+        return _finish(run, trainer, session, rows, log, peak)
 
 
 def prepare_training(

@@ -7,6 +7,7 @@ it, and AdamW works on the shared and the fast weights.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -117,8 +118,8 @@ def fit(setting: Setting, config: Config) -> Fitted:
         ConfigError: a spread below 0, decay of A, or adapters of which a part is frozen.
         TrainingError: a member failed.
     """
-    if not config.spread >= 0:
-        raise ConfigError(f"batch_ensemble.spread: {config.spread} is not a number from 0 up")
+    if not 0 <= config.spread < math.inf:
+        raise ConfigError(f"batch_ensemble.spread: {config.spread} is not a finite number from 0 up")
     if setting.config.regularize.weight_decay_a > 0:
         raise ConfigError(
             "batch_ensemble: its fast weights start at one; decay of A (regularize.weight_decay_a) must be 0"

@@ -84,7 +84,8 @@ class Cost:
 
     Base passes are in units of one forward pass of the whole base over the rows: over the training rows in
     `fit_base_passes`, over the rows of one prediction in `predict_base_passes`. The backward passes of training are not
-    in them; those that a method makes beside it (`laplace`) count as one each. Longer prompts do not count as more.
+    in them; those that a method makes beside it (`laplace`) count as one each. Longer prompts do not count as more, and
+    validation rows (early stopping, temperature, prior precision) and inputs without content do not count at all.
     """
 
     fit_base_passes: float
@@ -93,7 +94,8 @@ class Cost:
     fit_s: float
     """Wall time of the fit, without loading the base."""
     peak_bytes: int
-    """Most memory during the fit (of the process; on CUDA, of the GPU)."""
+    """Most memory during the fit (of the process; on CUDA, of the GPU). Methods whose draws become members (`swag`,
+    `snapshot`, `laplace`) hold M adapters with their optimizer state from the start, though they train one."""
     parameters: int
     """Numbers stored beside the base."""
     predict_base_passes: float

@@ -33,12 +33,14 @@ def fit(setting: Setting, config: Config) -> Fitted:
     """Load the base; the shots are drawn by the setting's seed.
 
     Raises:
-        ConfigError: no shots, or no draws, are asked for. In prediction: rows do not fit in behind the shots, or no
-            training row is left to show.
+        ConfigError: no shots or no draws are asked for, or more shots than there are rows. In prediction: rows do not
+            fit in behind the shots, or no training row is left to show.
     """
     for name, value in {"num_shots": config.num_shots, "draws": config.draws}.items():
         if value < 1:
             raise ConfigError(f"few_shot.{name}: {value} is less than 1; zero_shot shows no rows")
+    if config.num_shots > len(setting.train):
+        raise ConfigError(f"few_shot.num_shots: {config.num_shots} is more than the {len(setting.train)} training rows")
     meter = Meter()
     session = meter.open(setting, changed(setting.config, adapt={"members": 1}))
 

@@ -1,4 +1,4 @@
-"""Equal-compute control: one LoRA with M times the rank, as many parameters as the ensemble."""
+"""Control of equal size: one LoRA with M times the rank, as many parameters as the ensemble; it trains as one does."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ In place of the paper's Kronecker factors there are the diagonal, and the whole 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -69,8 +70,8 @@ def fit(setting: Setting, config: Config) -> Fitted:
     """
     if config.draws < 1:
         raise ConfigError(f"laplace.draws: {config.draws} is less than 1")
-    if not config.precisions or not all(precision > 0 for precision in config.precisions):
-        raise ConfigError(f"laplace.precisions: {config.precisions} must be one or more numbers above 0")
+    if not config.precisions or not all(0 < precision < math.inf for precision in config.precisions):
+        raise ConfigError(f"laplace.precisions: {config.precisions} must be one or more finite numbers above 0")
     if setting.config.adapt.init_lora_weights == "pissa":
         raise ConfigError(
             "laplace: its prior is around A and B at zero, which with adapt.init_lora_weights: pissa is not the base;"

@@ -9,7 +9,7 @@ import torch
 from lorchestra.core.schedules import CyclicCosine
 from lorchestra.errors import ConfigError
 from lorchestra.methods.contract import Fitted, Meter, Setting
-from lorchestra.methods.training import fitted_members, only_first_member, start, train_steps
+from lorchestra.methods.training import check_rate, fitted_members, only_first_member, start, train_steps
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,10 @@ def fit(setting: Setting, config: Config) -> Fitted:
     """Train one LoRA with the budget of one member; validation rows are not looked at.
 
     Raises:
-        ConfigError: fewer optimizer steps than snapshots, or a factor that is not above 0.
+        ConfigError: fewer optimizer steps than snapshots, or a factor at whose rate nothing can be trained.
         TrainingError: it failed.
     """
-    if not config.lr_factor > 0:
-        raise ConfigError(f"snapshot.lr_factor: {config.lr_factor} is not above 0")
+    check_rate(setting, config.lr_factor, "snapshot.lr_factor")
     meter = Meter()
     training = start(setting, meter, setting.config)
     only_first_member(training)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,7 @@ from lorchestra.core.schedules import ThenConstant
 from lorchestra.core.seeding import generator
 from lorchestra.errors import ConfigError
 from lorchestra.methods.contract import Fitted, Meter, Setting
-from lorchestra.methods.training import fitted_members, only_first_member, start, train_steps
+from lorchestra.methods.training import check_rate, fitted_members, only_first_member, start, train_steps
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ def fit(setting: Setting, config: Config) -> Fitted:
         TrainingError: the training failed.
     """
     _check(config)
+    check_rate(setting, config.lr_factor, "swag.lr_factor")
     meter = Meter()
     training = start(setting, meter, setting.config)
     only_first_member(training)
@@ -72,10 +74,8 @@ def fit(setting: Setting, config: Config) -> Fitted:
 def _check(config: Config) -> None:
     if not 0 <= config.start < 1:
         raise ConfigError(f"swag.start: {config.start} is not in [0, 1)")
-    if not config.lr_factor > 0:
-        raise ConfigError(f"swag.lr_factor: {config.lr_factor} is not above 0")
-    if not config.scale >= 0:
-        raise ConfigError(f"swag.scale: {config.scale} is not a number from 0 up")
+    if not 0 <= config.scale < math.inf:
+        raise ConfigError(f"swag.scale: {config.scale} is not a finite number from 0 up")
     for name, value in {"iterates": config.iterates, "rank": config.rank}.items():
         if value < 2:
             raise ConfigError(f"swag.{name}: {value} is less than 2, which gives no covariance")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,14 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lorchestra.engine.config import RunConfig
+from lorchestra.engine.config import RunConfig, check_training
 from lorchestra.engine.cost import prediction_base_passes, training_base_passes
 from lorchestra.engine.observer import Interrupted
 from lorchestra.engine.predict import Pass, member_passes, predict_rows
 from lorchestra.engine.rows import training_rows
 from lorchestra.engine.session import Session
 from lorchestra.engine.trainer import Trainer
-from lorchestra.errors import TrainingError
+from lorchestra.errors import ConfigError, TrainingError
 from lorchestra.methods.contract import Fitted, Meter, Predictor, Progress, Setting
 from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.models.surgery import decoder_layers
@@ -97,6 +98,21 @@ def train_steps(setting: Setting, training: Training, after_step: Callable[[int]
         for m in trainer.state.with_status("failed"):
             raise TrainingError(f"member {m} failed ({trainer.state.members[m].reason}); try a smaller train.lr")
         after_step(trainer.state.step)
+
+
+def check_rate(setting: Setting, factor: float, name: str) -> None:
+    """Refuse a factor on the learning rate, a method's setting of this name, with which nothing can be trained.
+
+    Raises:
+        ConfigError: it is no finite number above 0, or a weight decay would overshoot at its rate.
+    """
+    if not 0 < factor < math.inf:
+        raise ConfigError(f"{name}: {factor} is not a finite number above 0")
+    config = setting.config
+    try:
+        check_training(dataclasses.replace(config.train, lr=config.train.lr * factor), config.regularize)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: with train.lr times {factor:g}, {error}") from error
 
 
 def only_first_member(training: Training) -> None:
@@ -184,8 +200,13 @@ def fitted_members(training: Training, meter: Meter, members: Sequence[int], par
         meter: measured the fit.
         members: which of them predict.
         parameters: numbers stored; by default, those of the members' adapters.
+
+    Raises:
+        TrainingError: a number of an adapter is not finite.
     """
     model = training.session.model
+    if not torch.isfinite(training.values[list(members)]).all():
+        raise TrainingError("the adapters are not finite after the fit; try milder settings, or a smaller train.lr")
     if parameters is None:
         parameters = len(members) * model.bank.values.shape[1]
     cost = meter.cost(

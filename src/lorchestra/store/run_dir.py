@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
 from lorchestra.errors import CheckpointError
 from lorchestra.store.atomic import atomic_write_json
+from lorchestra.store.lock import DirectoryBusyError, directory_lock
 from lorchestra.store.schema import check_shape
 
 FORMAT_VERSION = 1
@@ -78,32 +81,54 @@ class RunDir:
         return self.root / "predictions"
 
 
-def prepare_run(out: str | Path, if_exists: Literal["fail", "resume", "new"]) -> tuple[RunDir, bool]:
-    """The directory to train in, and whether it holds a run to resume.
+@contextmanager
+def claim_run(
+    out: str | Path, if_exists: Literal["fail", "resume", "new"], say: Callable[[str], None] = lambda text: None
+) -> Iterator[tuple[RunDir, bool]]:
+    """Hold the directory to train in, for the time of the block; yields it, and whether it holds a run to resume.
 
-    `new` leaves an existing run alone and takes the first free name `OUT-2`, `OUT-3`, ...
+    `new` leaves an existing run alone and takes the first free name of `OUT`, `OUT-2`, `OUT-3`, ...; a name is not free
+    while another process is at work there, even if nothing is there yet.
 
     Raises:
-        CheckpointError: something is there and `fail` was asked for, or what is there is no run.
+        CheckpointError: something is there and `fail` was asked for, what is there is no run, or another process is at
+            work in it.
     """
     root = Path(out)
-    occupied = root.exists() and (not root.is_dir() or any(root.iterdir()))
-    if not occupied:
-        return RunDir(root), False
-    if if_exists == "new":
-        number = 2
-        while (numbered := root.with_name(f"{root.name}-{number}")).exists():
-            number += 1
-        return RunDir(numbered), False
-    run = RunDir(root)
-    if not run.config.is_file():
+    if if_exists != "new":
+        with directory_lock(root, say):
+            yield RunDir(root), _holds_run(root, if_exists)
+        return
+    for number in count(1):
+        place = root if number == 1 else root.with_name(f"{root.name}-{number}")
+        if _occupied(place):
+            continue
+        with ExitStack() as held:
+            try:
+                held.enter_context(directory_lock(place, say))
+            except DirectoryBusyError:
+                continue
+            if not _occupied(place):  # by a process that was done between our two looks
+                yield RunDir(place), False
+                return
+
+
+def _holds_run(root: Path, if_exists: Literal["fail", "resume"]) -> bool:
+    """Whether a run is there to resume."""
+    if not _occupied(root):
+        return False
+    if not RunDir(root).config.is_file():
         raise CheckpointError(f"--out {root}: exists and is not a run directory (no config.yaml); choose another name")
     if if_exists == "fail":
         raise CheckpointError(
             f"--out {root}: a run is already there; go on with it by --if-exists resume, keep it and take a new name by"
             " --if-exists new, or choose another --out"
         )
-    return run, True
+    return True
+
+
+def _occupied(root: Path) -> bool:
+    return root.exists() and (not root.is_dir() or any(root.iterdir()))
 
 
 def require_free(out: str | Path) -> Path:

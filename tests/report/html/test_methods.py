@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -163,6 +164,13 @@ def test_methods_of_other_rows_are_refused(make_run, make_comparison, tmp_path):
         write_report([run], out, methods=make_comparison("c", rows=50))
     with pytest.raises(CheckpointError, match="not a directory of compared methods"):
         write_report([run], out, methods=run)
+    for path in (tmp_path / "c/methods").iterdir():
+        shutil.rmtree(path)
+    with pytest.raises(CheckpointError, match="no method is finished in it; the same lorchestra compare command"):
+        write_report([], out, methods=tmp_path / "c")
+    (tmp_path / "c/left_out.json").write_text('{"swag": "too few steps"}')
+    with pytest.raises(CheckpointError, match=r"all were left out \(swag: too few steps\)"):
+        write_report([], out, methods=tmp_path / "c")
     with pytest.raises(ConfigError, match="takes one directory of compared methods"):
         write_report([run, tmp_path / "b", tmp_path / "c"], out)
     assert not out.exists()

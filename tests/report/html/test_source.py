@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -165,6 +166,21 @@ def test_runs_on_different_rows_are_refused(make_run):
         DataError, match=r"other was evaluated on other rows \(test, 50 rows\) than .*\(test, 60 rows\)"
     ):
         read_runs([one, other])
+
+
+@pytest.mark.parametrize("field", ["options", "texts"])
+def test_rows_are_known_by_more_than_numbers_and_answers(make_run, field):
+    """Two files of one name have the same row numbers, and may have the same answers by chance."""
+
+    def changed(found):
+        values = getattr(found, field)
+        other = tuple(f"{value}?" if field == "texts" else tuple(f"{o}?" for o in value) for value in values)
+        return dataclasses.replace(found, **{field: other})
+
+    one = make_run("one")
+    assert getattr(read_run(one).predictions, field)
+    with pytest.raises(DataError, match="was evaluated on other rows"):
+        read_runs([one, make_run("other", change=changed)])
 
 
 def test_runs_of_one_name_are_told_apart(make_run):

@@ -57,7 +57,8 @@ class Pack:
 def make_packs(points: Sequence[Point], most_members: int) -> list[Pack]:
     """Points in as few packed passes as possible, of at most `most_members` members each.
 
-    A point with more members than that has a pass of its own.
+    A point with more members than that has a pass of its own. Passes that have the layers below the adapters in common
+    stand together, so that these are computed once.
 
     Raises:
         ConfigError, DataError: a point's rows cannot be read.
@@ -73,7 +74,18 @@ def make_packs(points: Sequence[Point], most_members: int) -> list[Pack]:
         if packs[-1] and sum(p.config.adapt.members for p in [*packs[-1], point]) > most_members:
             packs.append([])
         packs[-1].append(point)
-    return [Pack(tuple(pack), rows_of[key]) for key, packs in groups.items() for pack in packs]
+    found = [Pack(tuple(pack), rows_of[key]) for key, packs in groups.items() for pack in packs]
+    below = [_layers_below(pack) for pack in found]
+    first = {key: place for place, key in reversed(list(enumerate(below)))}
+    return [pack for _, pack in sorted(zip(below, found, strict=True), key=lambda pair: first[pair[0]])]
+
+
+def _layers_below(pack: Pack) -> str:
+    """What the layers below a pass's adapters are computed from."""
+    config = pack.points[0].config
+    adapt, base = (to_mapping(config)[group] for group in ("adapt", "base"))
+    told = [base, adapt["layers"], config.train.token_budget, _digests(pack.rows)]
+    return json.dumps(told, sort_keys=True)
 
 
 def _rows(config: RunConfig, read: dict[str, RunRows]) -> RunRows:

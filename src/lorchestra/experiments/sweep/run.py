@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +18,7 @@ from lorchestra.config import differences, from_mapping, to_mapping
 from lorchestra.engine.config import RunConfig
 from lorchestra.engine.observer import Observer
 from lorchestra.engine.trainer import Trainer
-from lorchestra.errors import CheckpointError, ConfigError
+from lorchestra.errors import CheckpointError, ConfigError, DataError
 from lorchestra.experiments.build import Say
 from lorchestra.experiments.rows import absolute_paths, read_ood
 from lorchestra.experiments.sweep.finish import finish_pack
@@ -26,6 +27,7 @@ from lorchestra.experiments.sweep.points import Point
 from lorchestra.experiments.sweep.results import write_results
 from lorchestra.experiments.sweep.training import TrainedPack, train_pack
 from lorchestra.store.atomic import atomic_write_json, sweep_directory
+from lorchestra.store.lock import holding_out
 from lorchestra.store.run_dir import RunDir, read_json
 from lorchestra.store.schema import check_shape
 from lorchestra.types import Example
@@ -59,6 +61,7 @@ class SweepOutcome:
     failed: tuple[str, ...]
 
 
+@holding_out
 def run_sweep(
     points: Sequence[Point],
     out: str | Path,
@@ -85,14 +88,17 @@ def run_sweep(
         should_stop: asked between micro-batches; true writes a checkpoint and raises `Interrupted`.
 
     Raises:
-        ConfigError, DataError, CheckpointError: bad input, or a point of that name has other settings there.
+        ConfigError, DataError: bad input; or what only shows on the base, such as layers that it does not have, if no
+            point is without it (else those points fail, and the others go on).
+        CheckpointError: a point of that name has other settings there, or the directory or the base cannot be used.
         Interrupted: `should_stop` returned true.
     """
     if most_members < 1:
         raise ConfigError(f"--most-members: {most_members} is less than 1")
     root = Path(out)
     points = [replace(point, config=replace(point.config, data=absolute_paths(point.config.data))) for point in points]
-    passes = _passes(root, _register(root, points), points, most_members)
+    known = _register(root, points)
+    passes = _passes(root, points, most_members)
     waiting = {point.name for pack in passes for point in pack.points}
     observer.on_points([p.name for p in points if p.name not in waiting], "finished")
     for note in dict.fromkeys(note for pack in passes for note in pack.rows.notes):
@@ -105,6 +111,8 @@ def run_sweep(
 
     def train_and_finish(pack: Pack, far: Mapping[str, Sequence[Example]]) -> dict[str, str]:
         """One pass; returns its failed points. By itself, so that its base is gone before the next pass loads one."""
+        told = {"points": [point.name for point in pack.points]}
+        atomic_write_json(root / "passes" / pack.key / "pass.json", told)
         trained = train_pack(
             pack,
             RunDir(root / "passes" / pack.key),
@@ -119,20 +127,31 @@ def run_sweep(
         lost = finish_pack(trained, root / "runs", evaluate=evaluate, ood=far, progress=observer.on_rows)
         return {point.name: _reason(trained, point) for point in lost}
 
+    refused: dict[str, ConfigError | DataError] = {}
     for pack in passes:
         names = [point.name for point in pack.points]
         observer.on_points(names, "training")
-        lost = train_and_finish(pack, far[pack.key])
+        try:
+            lost = train_and_finish(pack, far[pack.key])
+        except (ConfigError, DataError) as error:  # settings that only show to be wrong on the base, such as layers
+            refused |= dict.fromkeys(names, error)
+            if len(refused) == len(points):  # a mistake of all of them: nothing is left to go on with, or to remember
+                atomic_write_json(root / "failed.json", {k: why for k, why in failed.items() if k not in refused})
+                shutil.rmtree(root / "passes" / pack.key)
+                raise next(iter(refused.values())) from error
+            say(f"{', '.join(names)}: {error}")
+            lost = {name: str(error) for name in names}
         if lost:
             failed |= lost
             atomic_write_json(root / "failed.json", failed)
-        write_results(root, points, list(failed))
+        write_results(root, known, list(failed))
         shutil.rmtree(root / "passes" / pack.key)
         observer.on_points([name for name in names if name not in failed], "finished")
         observer.on_points(list(lost), "failed")
-    for empty in ("trunks", "passes"):
-        shutil.rmtree(root / empty, ignore_errors=True)
-    write_results(root, points, list(failed))
+    shutil.rmtree(root / "trunks", ignore_errors=True)
+    with suppress(OSError):
+        (root / "passes").rmdir()  # there may be others in it, which a command with their points goes on with
+    write_results(root, known, list(failed))
     return SweepOutcome(root, tuple(point.name for point in points if point.name in failed))
 
 
@@ -154,7 +173,7 @@ def read_points(root: str | Path) -> list[Point]:
 
 
 def _register(root: Path, points: Sequence[Point]) -> list[Point]:
-    """Add new points to `sweep.json`; returns those that were there before.
+    """Add new points to `sweep.json`; returns all that are in it.
 
     Raises:
         CheckpointError: something else is there.
@@ -176,19 +195,24 @@ def _register(root: Path, points: Sequence[Point]) -> list[Point]:
     every = known | {point.name: point for point in points}
     told = [{"name": p.name, "settings": dict(p.settings), "config": to_mapping(p.config)} for p in every.values()]
     atomic_write_json(root / "sweep.json", {"format_version": FORMAT_VERSION, "points": told})
-    return list(known.values())
+    return list(every.values())
 
 
-def _passes(root: Path, known: Sequence[Point], points: Sequence[Point], most_members: int) -> list[Pack]:
-    """Passes that were under way, as they were made then, and new ones for the points that no pass has."""
+def _passes(root: Path, points: Sequence[Point], most_members: int) -> list[Pack]:
+    """Passes that were under way, as they were made then, and new ones for the points that no pass has.
+
+    A pass that has other points, too, than are asked for now is left where it is.
+    """
     for directory in (root, root / "runs"):
         sweep_directory(directory)
     begun: list[Pack] = []
-    by_name = {point.name: point for point in [*known, *points]}
+    by_name = {point.name: point for point in points}
     for directory in sorted((root / "passes").glob("*")):
         path = directory / "pass.json"
         names = _names_of(path) if path.exists() else []
         found = [by_name[name] for name in names if name in by_name]
+        if len(found) < len(names):
+            continue
         packs = make_packs(found, sum(point.config.adapt.members for point in found)) if found else []
         if len(packs) == 1 and packs[0].key == directory.name:
             begun.append(packs[0])
@@ -196,10 +220,7 @@ def _passes(root: Path, known: Sequence[Point], points: Sequence[Point], most_me
             shutil.rmtree(directory)
     taken = {point.name for pack in begun for point in pack.points} | _failed(root).keys()
     new = [p for p in points if p.name not in taken and not (root / "runs" / p.name / "ensemble.json").exists()]
-    made = make_packs(new, most_members)
-    for pack in made:
-        atomic_write_json(root / "passes" / pack.key / "pass.json", {"points": [point.name for point in pack.points]})
-    return [*begun, *made]
+    return [*begun, *make_packs(new, most_members)]
 
 
 def _failed(root: Path) -> dict[str, str]:

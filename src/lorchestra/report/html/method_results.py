@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lorchestra.config import differences, from_mapping
 from lorchestra.core.evaluation import ensemble_minus
 from lorchestra.core.metrics import accuracy
@@ -16,7 +14,7 @@ from lorchestra.core.predictive import mixture_log_probs
 from lorchestra.engine.config import RunConfig
 from lorchestra.errors import CheckpointError, DataError
 from lorchestra.report.html.checks import fault
-from lorchestra.report.html.source import Entry, ReportRun
+from lorchestra.report.html.source import Entry, ReportRun, same_rows
 from lorchestra.report.table import Control, listed
 from lorchestra.store.predictions import load_predictions
 from lorchestra.store.run_dir import read_json
@@ -126,7 +124,7 @@ def read_comparison(root: str | Path) -> MethodComparison:
     check_shape(splits, _SPLITS, root / "splits.json")
     found = [_read_result(path) for path in (root / "methods").glob("[!.]*/result.json")]
     if not found:
-        raise CheckpointError(f"{root}: no method is finished in it; the same lorchestra compare command goes on")
+        raise CheckpointError(_nothing_finished(root))
     found.sort(key=lambda result: _order(result.key))
     for result in found[1:]:
         if not same_rows(result.predictions, found[0].predictions):
@@ -134,14 +132,26 @@ def read_comparison(root: str | Path) -> MethodComparison:
                 f"{root}: {result.key} was evaluated on other rows than {found[0].key}; remove its directory and"
                 " compare again"
             )
-    left_out = root / "left_out.json"
     return MethodComparison(
         root=root,
         config=from_mapping(RunConfig, record["resolved"], str(root / "compare.json")),
         train_digest=splits["train"]["digest"],
         results={result.key: result for result in found},
-        left_out={str(key): str(reason) for key, reason in read_json(left_out).items()} if left_out.exists() else {},
+        left_out=_left_out(root),
     )
+
+
+def _left_out(root: Path) -> dict[str, str]:
+    path = root / "left_out.json"
+    return {str(key): str(reason) for key, reason in read_json(path).items()} if path.exists() else {}
+
+
+def _nothing_finished(root: Path) -> str:
+    reasons = _left_out(root)
+    if not reasons:
+        return f"{root}: no method is finished in it; the same lorchestra compare command goes on"
+    told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    return f"{root}: no method is finished in it, all were left out ({told})"
 
 
 def check_belongs(run: ReportRun, comparison: MethodComparison) -> None:
@@ -178,11 +188,6 @@ def foreign_settings(run: ReportRun, comparison: MethodComparison) -> list[str]:
         if splits["train"]["digest"] != comparison.train_digest:
             apart.append("the training rows")
     return apart
-
-
-def same_rows(one: Predictions, other: Predictions) -> bool:
-    """Whether predictions are of the same rows in the same order."""
-    return one.ids == other.ids and np.array_equal(one.labels, other.labels)
 
 
 def method_name(key: str) -> str:

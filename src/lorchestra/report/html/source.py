@@ -138,15 +138,21 @@ def read_runs(roots: Sequence[str | Path], split: str | None = None) -> list[Rep
                 f"{other.run.root} is of the task {other.entry['task']!r} and {first.run.root} of"
                 f" {first.entry['task']!r}: numbers of different tasks do not belong in one table; make a page for each"
             )
-        same = other.predictions.ids == first.predictions.ids and np.array_equal(
-            other.predictions.labels, first.predictions.labels
-        )
-        if other.entry["split"] != first.entry["split"] or not same:
+        if other.entry["split"] != first.entry["split"] or not same_rows(other.predictions, first.predictions):
             raise DataError(
                 f"{other.run.root} was evaluated on other rows ({_rows(other)}) than {first.run.root} ({_rows(first)});"
                 f" evaluate both on the same file: lorchestra evaluate RUN --data FILE, then --split NAME_OF_FILE here"
             )
     return runs
+
+
+def same_rows(one: Predictions, other: Predictions) -> bool:
+    """Whether predictions are of the same rows in one order: ids, answers, choices, and texts where both have them.
+
+    Row numbers and indices of answers alone are the same in many files.
+    """
+    alike = one.ids == other.ids and np.array_equal(one.labels, other.labels) and one.options == other.options
+    return alike and (one.texts == other.texts or not (one.texts and other.texts))
 
 
 def read_events(path: Path) -> tuple[Entry, ...]:

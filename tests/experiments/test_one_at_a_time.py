@@ -1,0 +1,148 @@
+"""Two at work in one directory: the second ends at once, whatever it is; different directories go side by side."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from lorchestra.cli import main as cli
+from lorchestra.config import to_yaml
+from lorchestra.engine.observer import Interrupted
+from lorchestra.errors import CheckpointError
+from lorchestra.experiments.compare import compare_methods
+from lorchestra.experiments.sweep.points import grid_points, parse_axis
+from lorchestra.experiments.sweep.run import run_sweep
+from lorchestra.experiments.train import train_run
+
+
+@pytest.fixture
+def config(run_config, texts_csv):
+    """One epoch of two members on split files."""
+    data = {"val": str(texts_csv("val.csv", 8, seed=1)), "test": str(texts_csv("test.csv", 12, seed=2))}
+    return run_config(texts_csv(), data=data, adapt={"members": 2}, train={"epochs": 1}, evaluate={"few_shot": 0})
+
+
+@pytest.fixture(params=["train", "resume", "sweep", "compare"])
+def command(request, config):
+    """What works in a directory."""
+    watcher = SimpleNamespace(
+        on_points=lambda names, status: None,
+        on_rows=lambda what, done, total: None,
+        attach=lambda pack, trainer: SimpleNamespace(
+            on_step=lambda report, state: None,
+            on_evaluation=lambda entry, state: None,
+            on_phase=lambda text, done, total: None,
+        ),
+    )
+    points = grid_points(config, [parse_axis("train.lr=0.01,0.003")])
+    return {
+        "train": lambda out: train_run(config, out),
+        "resume": lambda out: train_run(config, out, if_exists="resume"),
+        "sweep": lambda out: run_sweep(points, out, say=lambda text: None, observer=watcher),
+        "compare": lambda out: compare_methods(config, ["zero_shot"], out),
+    }[request.param]
+
+
+def test_a_directory_in_which_another_process_is_at_work_is_refused(command, held_by_another, tmp_path):
+    out, before = tmp_path / "out", {path.name for path in tmp_path.iterdir()}
+    with held_by_another(out) as holder:
+        with pytest.raises(CheckpointError, match=rf"out: another process \(pid {holder.pid} on .+\) is at work in it"):
+            command(out)
+        assert not out.exists()
+        holder.send_signal(signal.SIGKILL)
+        holder.wait(timeout=60)
+    command(out)
+    assert {path.name for path in tmp_path.iterdir()} == before | {"out"}
+    assert not list(out.rglob("*.lock"))
+
+
+def test_figures_are_not_made_twice_at_once(held_by_another, make_shared_task, tiny_base, tmp_path, capsys):
+    task = make_shared_task(numbers=(24, 8, 12))
+    options = ["--base.name", tiny_base, "--data.task", "quiz", "--data-dir", task.directory, "--data.scoring", "text"]
+    options += ["--adapt.members", 2, "--adapt.layers", "all", "--train.epochs", 1, "--evaluate.resamples", 50]
+    arguments = [str(part) for part in ("paper", "fig1", "--out", tmp_path / "paper", *options)]
+    with held_by_another(tmp_path / "paper") as holder:
+        assert cli.main(arguments) == 2
+        told = " ".join(capsys.readouterr().err.split())
+        assert re.search(rf"error: --out \S+paper: another process \(pid {holder.pid} on .+\) is at work in it", told)
+        assert not (tmp_path / "paper").exists()
+    assert cli.main(arguments) == 0  # the sweeps inside have locks of their own
+    assert not list(tmp_path.rglob("*.lock"))
+
+
+def test_a_run_is_not_resumed_while_it_is_trained(config, tmp_path):
+    """In one process too; a new name is another matter."""
+    seen = []
+
+    def meanwhile():
+        if not seen:
+            seen.append(None)
+            for if_exists in ("fail", "resume"):
+                with pytest.raises(CheckpointError, match="this process, in another call, is at work in it"):
+                    train_run(config, tmp_path / "run", if_exists=if_exists)
+            seen[0] = train_run(config, tmp_path / "run", if_exists="new").run.root.name
+        return False
+
+    train_run(config, tmp_path / "run", should_stop=meanwhile)
+    assert seen == ["run-2"]
+    with pytest.raises(Interrupted):
+        train_run(config, tmp_path / "stopped", should_stop=lambda: True)
+    train_run(config, tmp_path / "stopped", if_exists="resume")
+    assert not list(tmp_path.rglob("*.lock"))
+
+
+def test_two_trainings_of_one_process_go_side_by_side(config, tmp_path):
+    """Each waits within its training for the other to be in its own."""
+    both, done = threading.Barrier(2, timeout=120), []
+
+    def train(name):
+        waiting = iter([both.wait])
+        train_run(config, tmp_path / name, should_stop=lambda: bool([wait() for wait in waiting] and False))
+        done.append(name)
+
+    threads = [threading.Thread(target=train, args=(name,)) for name in ("a", "b")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=240)
+    assert sorted(done) == ["a", "b"]
+
+
+@pytest.mark.slow
+def test_of_two_commands_started_together_one_trains(config, tmp_path):
+    """The log of the one that goes on holds each step once; then it is killed, and the other may go on."""
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=40))
+    recipe, root = tmp_path / "recipe.yaml", tmp_path / "runs/rc"
+    recipe.write_text(to_yaml(config))
+    command = [sys.executable, "-m", "lorchestra", "train", str(recipe), "--out", str(root), "--skip-evaluation"]
+    command += ["--if-exists", "resume"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) for _ in range(2)]
+    deadline = time.monotonic() + 120
+    while all(process.poll() is None for process in processes) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    (refused,) = (process for process in processes if process.returncode is not None)
+    (at_work,) = (process for process in processes if process is not refused)
+    errors = refused.communicate()[1]
+    assert refused.returncode == 2
+    assert f"another process (pid {at_work.pid} on " in " ".join(errors.split())
+    while not (root / "events.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    at_work.kill()
+    at_work.communicate()
+    found = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+    assert found.returncode == 0, found.stderr
+    events = [json.loads(line) for line in (root / "events.jsonl").read_text().splitlines()]
+    steps = [event["step"] for event in events if event["event"] == "step"]
+    assert steps == list(range(1, len(steps) + 1))
+    assert [path.name for path in root.parent.iterdir()] == ["rc"]
