@@ -212,7 +212,7 @@ def test_another_base_than_the_one_trained_on_is_refused(run_copy, make_base):
 
 
 def test_rows_of_the_other_kind_are_refused(run_copy, questions_jsonl):
-    with pytest.raises(DataError, match=r"--data\.fields\.text question"):
+    with pytest.raises(DataError, match=r"to have 'question' read as the text, call it 'text' in the file"):
         list(load_run(run_copy).predict(questions_jsonl()))
 
 
