@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -251,3 +252,23 @@ def test_a_config_without_a_context_length_falls_back_on_the_tokenizer(tiny: Pat
     tokenizer.model_max_length = 10**30
     with pytest.raises(CheckpointError, match="Add max_position_embeddings"):
         sources._context_length(source, Config(), tokenizer)
+
+
+def test_bases_may_be_loaded_in_several_threads(tiny_base: Path) -> None:
+    """transformers takes functions of its classes away while it loads, and loads that overlap lose them for good."""
+    tie_weights = transformers.PreTrainedModel.tie_weights
+    start = threading.Barrier(4)
+    found = []
+
+    def work() -> None:
+        start.wait()
+        found.extend(model_digest(load(tiny_base).model) for _ in range(3))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 12
+    assert len(set(found)) == 1
+    assert transformers.PreTrainedModel.tie_weights is tie_weights

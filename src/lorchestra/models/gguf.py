@@ -48,6 +48,7 @@ _PROBES = (
 )
 
 _conversion = threading.Lock()
+_transformers = threading.RLock()
 
 
 def to_stderr(message: str) -> None:
@@ -138,18 +139,23 @@ def find_damage(directory: Path) -> str | None:
 
 @contextmanager
 def quiet_transformers(*, progress: bool = False) -> Iterator[None]:
-    """Hold back transformers' advice (and its progress bars, unless `progress`) within the block; errors stay."""
+    """Hold back transformers' advice (and its progress bars, unless `progress`) within the block; errors stay.
+
+    One thread at a time: while transformers loads a model it takes functions of its own classes away and puts them back
+    (`no_tie_weights`), and two loads that overlap leave a process in which no model ties its weights any more.
+    """
     logs = transformers.utils.logging
-    verbosity, bars = logs.get_verbosity(), logs.is_progress_bar_enabled()
-    logs.set_verbosity_error()
-    if bars and not progress:
-        logs.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logs.set_verbosity(verbosity)
+    with _transformers:
+        verbosity, bars = logs.get_verbosity(), logs.is_progress_bar_enabled()
+        logs.set_verbosity_error()
         if bars and not progress:
-            logs.enable_progress_bar()
+            logs.disable_progress_bar()
+        try:
+            yield
+        finally:
+            logs.set_verbosity(verbosity)
+            if bars and not progress:
+                logs.enable_progress_bar()
 
 
 def _check_magic(gguf_file: Path) -> None:
