@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import reprlib
 import types
 import typing
@@ -109,28 +108,18 @@ def from_mapping(cls: type[T], mapping: Any, where: str, path: str = "") -> T:
         if key in refused:
             raise ConfigError(f"{where}: {full} is not offered: {refused[key]}")
         if key not in hints:
-            raise ConfigError(f"{where}: {full} is no setting; {_instead(str(key), cls, path)}")
+            raise ConfigError(f"{where}: {full} is no setting; {did_you_mean(str(key), hints, _below(cls, path))}")
         values[key] = _convert(hints[key], value, where, full)
     return cls(**values)
 
 
-def _instead(key: str, cls: type, path: str) -> str:
-    """What may be meant by an unknown field: a near one beside it, or one of that name further down (`lr`)."""
-    hints = _hints(cls)
-    below = {dotted.rpartition(".")[2]: dotted for dotted in _below(cls, path)}
-    beside, further = (difflib.get_close_matches(key[:100], list(names), n=1) for names in (hints, below))
-    if beside or not further:
-        return did_you_mean(key, hints)
-    return f"did you mean {below[further[0]]!r}? known here: {', '.join(hints)}"
-
-
-def _below(cls: type, path: str) -> list[str]:
-    """Dotted names of all settings within the groups of a configuration class."""
-    found = []
+def _below(cls: type, path: str) -> dict[str, str]:
+    """Dotted names of all settings within the groups of a configuration class, by their last part (`lr`)."""
+    found: dict[str, str] = {}
     for name, hint in _hints(cls).items():
         full = f"{path}.{name}" if path else name
-        if dataclasses.is_dataclass(hint):
-            found += [f"{full}.{field.name}" for field in dataclasses.fields(hint)] + _below(hint, full)  # type: ignore[arg-type]
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+            found |= {field.name: f"{full}.{field.name}" for field in dataclasses.fields(hint)} | _below(hint, full)
     return found
 
 

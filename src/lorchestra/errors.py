@@ -4,13 +4,18 @@ Every message names the file, line or field, the value found there, and what to 
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the nearest known one as a question, and what is known at all."""
+def did_you_mean(name: str, known: Iterable[str], elsewhere: Mapping[str, str] = MappingProxyType({})) -> str:
+    """The end of a message about an unknown name: the nearest known one as a question, and what is known at all.
+
+    Where none is near, a near one of `elsewhere` is asked for by what it maps to.
+    """
     names = list(known)
     near = difflib.get_close_matches(name[:100], names, n=1)
+    near = near or [elsewhere[far] for far in difflib.get_close_matches(name[:100], elsewhere, n=1)]
     question = f"did you mean {near[0]!r}? " if near else ""
     return f"{question}known here: {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}"
 

@@ -59,10 +59,10 @@ COLUMNS = (
 )
 BASELINES = {"base_zero_shot": "base, zero-shot", "base_few_shot": "base, few-shot", "mc_dropout": "MC dropout"}
 JUDGED = {
-    "accuracy": ("accuracy", 1, Column("accuracy", "", 100, 1, signed=True), " points"),
-    "nll": ("NLL", -1, Column("nll", "", 1, 3, signed=True), ""),
-    "ece": ("ECE", -1, Column("ece", "", 100, 1, signed=True), " points"),
-    "brier": ("Brier score", -1, Column("brier", "", 1, 3, signed=True), ""),
+    "accuracy": ("accuracy", 1, Column("accuracy", "Accuracy, points", 100, 1, signed=True), " points"),
+    "nll": ("NLL", -1, Column("nll", "NLL, nats", 1, 3, signed=True), ""),
+    "ece": ("ECE", -1, Column("ece", "ECE, points", 100, 1, signed=True), " points"),
+    "brier": ("Brier score", -1, Column("brier", "Brier", 1, 3, signed=True), ""),
 }
 """Metrics of the verdict: name, +1 where more is better, format of a difference, unit."""
 

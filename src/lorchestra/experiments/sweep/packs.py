@@ -64,28 +64,20 @@ def make_packs(points: Sequence[Point], most_members: int) -> list[Pack]:
         ConfigError, DataError: a point's rows cannot be read.
     """
     read: dict[str, RunRows] = {}
-    groups: dict[str, list[list[Point]]] = {}
+    families: dict[str, dict[str, list[list[Point]]]] = {}
     rows_of: dict[str, RunRows] = {}
     for point in points:
         rows = _rows(point.config, read)
-        key = json.dumps([_shared_settings(point.config), _digests(rows)], sort_keys=True)
+        settings, digests = _shared_settings(point.config), _digests(rows)
+        key = json.dumps([settings, digests], sort_keys=True)
         rows_of.setdefault(key, rows)
-        packs = groups.setdefault(key, [[]])
+        below = [settings["base"], point.config.adapt.layers, point.config.train.token_budget, digests]
+        packs = families.setdefault(json.dumps(below, sort_keys=True), {}).setdefault(key, [[]])
         if packs[-1] and sum(p.config.adapt.members for p in [*packs[-1], point]) > most_members:
             packs.append([])
         packs[-1].append(point)
-    found = [Pack(tuple(pack), rows_of[key]) for key, packs in groups.items() for pack in packs]
-    below = [_layers_below(pack) for pack in found]
-    first = {key: place for place, key in reversed(list(enumerate(below)))}
-    return [pack for _, pack in sorted(zip(below, found, strict=True), key=lambda pair: first[pair[0]])]
-
-
-def _layers_below(pack: Pack) -> str:
-    """What the layers below a pass's adapters are computed from."""
-    config = pack.points[0].config
-    adapt, base = (to_mapping(config)[group] for group in ("adapt", "base"))
-    told = [base, adapt["layers"], config.train.token_budget, _digests(pack.rows)]
-    return json.dumps(told, sort_keys=True)
+    groups = [group for family in families.values() for group in family.items()]
+    return [Pack(tuple(pack), rows_of[key]) for key, packs in groups for pack in packs]
 
 
 def _rows(config: RunConfig, read: dict[str, RunRows]) -> RunRows:

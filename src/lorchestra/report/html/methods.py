@@ -90,7 +90,7 @@ def _differences(ensemble: MethodResult, results: Sequence[MethodResult], with_m
     `with_members` puts what the verdict says of its own members before them.
     """
     members = tables.references(ensemble.entry) if with_members else []
-    rows = [row for row in members if row.key in ("member_mean", "best_member", "best_member_scaled")]
+    rows = [row for row in members if row.key in tables.MEMBERS]
     others = [result for result in results if result.key != ensemble.key]
     for control in paired(ensemble.entry, ensemble.predictions, others):
         cells = [

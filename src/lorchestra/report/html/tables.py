@@ -12,12 +12,9 @@ from lorchestra.report.table import BASELINES, COLUMNS, JUDGED, ROUNDING, Column
 
 Entry = Mapping[str, Any]
 
-DIFFERENCES = (
-    Column("accuracy", "Accuracy, points", 100, 1, signed=True),
-    Column("nll", "NLL, nats", 1, 3, signed=True),
-    Column("ece", "ECE, points", 100, 1, signed=True),
-    Column("brier", "Brier", 1, 3, signed=True),
-)
+DIFFERENCES = tuple(column for _, _, column, _ in JUDGED.values())
+MEMBERS = ("member_mean", "best_member", "best_member_scaled")
+"""References that are made of the ensemble's own members, and that it is judged by."""
 _GUARANTEED = {"nll", "brier"}
 """What convexity promises against the mean member: no evidence for the ensemble."""
 
@@ -108,7 +105,7 @@ def headline(entry: Entry, controls: Sequence[Control] = ()) -> tuple[str, str]:
     """
     if entry["num_members"] < 2:
         return "none", "There is one member only, so there is no ensemble to judge."
-    judging = {"member_mean", "best_member", "best_member_scaled", *(control.key for control in controls)}
+    judging = {*MEMBERS, *(control.key for control in controls)}
     alike: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]] = {}
     for reference in references(entry, controls):
         cells = [(JUDGED[column.key][0], cell) for column, cell in zip(DIFFERENCES, reference.cells, strict=True)]
