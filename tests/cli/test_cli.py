@@ -11,6 +11,7 @@ import time
 
 import pytest
 import yaml
+from commands import Command
 from safetensors.torch import load_file
 
 from lorchestra.cli import main as cli
@@ -264,17 +265,15 @@ def test_a_signal_in_the_midst_of_printing_or_importing_only_sets_a_mark(monkeyp
 @pytest.mark.slow
 def test_ctrl_c_stops_cleanly_and_says_how_to_resume(recipe, texts_csv, tmp_path):
     path = recipe(texts_csv(), train={"epochs": 200})
-    command = [sys.executable, "-m", "lorchestra", "train", str(path), "--out", str(tmp_path / "run")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     events = tmp_path / "run/events.jsonl"
     deadline = time.monotonic() + 60
-    while (not events.exists() or not events.stat().st_size) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
-    assert f"go on with: lorchestra train --out {tmp_path / 'run'} --if-exists resume" in err
-    assert out == ""
+    with Command("train", path, "--out", tmp_path / "run", directory=tmp_path) as command:
+        while (not events.exists() or not events.stat().st_size) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        command.send_signal(signal.SIGINT)
+        assert command.wait() == 130, command.err
+    assert f"go on with: lorchestra train --out {tmp_path / 'run'} --if-exists resume" in command.err
+    assert command.out == ""
     assert (tmp_path / "run/resume/latest.json").exists()
 
 

@@ -5,44 +5,45 @@ from __future__ import annotations
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from commands import Command
 
 from lorchestra.config import to_yaml
 from lorchestra.experiments.train import train_run
 from lorchestra.store.atomic import atomic_write_text
 
+OPTIONS = ("--skip-evaluation", "--if-exists", "resume")
 DRILL = Path(__file__).parents[2] / "benchmarks/crash_drill.py"
 
 
 @pytest.mark.slow
 def test_the_command_killed_over_and_over_ends_with_the_same_bytes(run_config, texts_csv, tmp_path):
-    """Whole processes, as a person starts them; a checkpoint after every step, so that kills fall into saving."""
+    """Processes with the whole command line; a checkpoint after every step, so that kills fall into saving."""
     config = run_config(texts_csv(), adapt={"dropout": 0.1}, train={"epochs": 12})
     whole = train_run(config, tmp_path / "whole").run.root
     recipe, root, draw = tmp_path / "recipe.yaml", tmp_path / "run", random.Random(5)
     atomic_write_text(recipe, to_yaml(config))
-    command = [sys.executable, "-m", "lorchestra", "train", str(recipe), "--out", str(root), "--skip-evaluation"]
-    command += ["--if-exists", "resume"]
     kills = 0
     for _ in range(40):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         before = size(root)
         deadline = time.monotonic() + 60
-        # Killed a random time after it first got on, whatever it was doing then; the last ones are left to finish.
-        while process.poll() is None and size(root) == before and time.monotonic() < deadline:
-            time.sleep(0.005)
-        if kills < 3:
-            time.sleep(draw.uniform(0, 0.15))
-            process.kill()
-        _, errors = process.communicate(timeout=120)
-        if process.returncode == 0:
+        with Command("train", recipe, *OPTIONS, "--out", root, directory=tmp_path) as command:
+            # Killed a random time after its first progress, whatever it does then; the last ones are left to finish.
+            while command.exit_code is None and size(root) == before and time.monotonic() < deadline:
+                time.sleep(0.005)
+            if kills < 3:
+                time.sleep(draw.uniform(0, 0.15))
+                command.kill()
+            code = command.wait()
+        if code == 0:
             break
-        assert process.returncode == -9, errors.decode()
+        assert code == -signal.SIGKILL, command.err
         kills += 1
     assert kills >= 2
     names = [f"members/member_{m:02d}/adapter_model.safetensors" for m in range(3)]

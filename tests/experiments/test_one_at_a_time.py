@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from types import SimpleNamespace
 
 import pytest
+from commands import Command
 
 from lorchestra.cli import main as cli
 from lorchestra.config import to_yaml
@@ -124,24 +122,22 @@ def test_of_two_commands_started_together_one_trains(config, tmp_path):
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=40))
     recipe, root = tmp_path / "recipe.yaml", tmp_path / "runs/rc"
     recipe.write_text(to_yaml(config))
-    command = [sys.executable, "-m", "lorchestra", "train", str(recipe), "--out", str(root), "--skip-evaluation"]
-    command += ["--if-exists", "resume"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) for _ in range(2)]
+    words = ("train", recipe, "--out", root, "--skip-evaluation", "--if-exists", "resume")
+    folders = [tmp_path / name for name in ("one", "two")]
+    for folder in folders:
+        folder.mkdir()
     deadline = time.monotonic() + 120
-    while all(process.poll() is None for process in processes) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    (refused,) = (process for process in processes if process.returncode is not None)
-    (at_work,) = (process for process in processes if process is not refused)
-    errors = refused.communicate()[1]
-    assert refused.returncode == 2
-    assert f"another process (pid {at_work.pid} on " in " ".join(errors.split())
-    while not (root / "events.jsonl").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    at_work.kill()
-    at_work.communicate()
-    found = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
-    assert found.returncode == 0, found.stderr
+    with Command(*words, directory=folders[0]) as one, Command(*words, directory=folders[1]) as two:
+        while one.exit_code is None and two.exit_code is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        refused, at_work = (one, two) if one.exit_code is not None else (two, one)
+        assert refused.exit_code == 2
+        assert f"another process (pid {at_work.pid} on " in " ".join(refused.err.split())
+        while not (root / "events.jsonl").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        at_work.kill()
+    with Command(*words, directory=tmp_path) as again:
+        assert again.wait() == 0, again.err
     events = [json.loads(line) for line in (root / "events.jsonl").read_text().splitlines()]
     steps = [event["step"] for event in events if event["event"] == "step"]
     assert steps == list(range(1, len(steps) + 1))
