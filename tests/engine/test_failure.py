@@ -15,8 +15,7 @@ from lorchestra.engine.failure import (
     PARAMETER_BOUND,
     epoch_failure,
     gradient_failure,
-    largest_parameters,
-    parameter_failure,
+    parameter_failures,
     step_failure,
     validation_failure,
 )
@@ -45,14 +44,17 @@ def test_a_step_fails_by_any_term_or_by_its_gradient():
     assert gradient_failure(1e6) is None
 
 
-def test_parameters_fail_by_the_largest():
-    values = torch.tensor([[0.0, 1.0, -3.0], [2.0, math.nan, 0.0], [-math.inf, 1.0, 0.0], [0.0, 0.0, 0.0]])
-    found = largest_parameters(values)
-    assert (found[0], found[2], found[3]) == (3.0, math.inf, 0.0)
-    assert math.isnan(found[1])
-    assert [parameter_failure(value) is None for value in found] == [True, False, False, True]
-    assert parameter_failure(1e29) == "largest parameter 1e+29, bound 2.6e+06"
-    assert parameter_failure(1e6) is None
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_parameters_fail_by_the_largest(dtype):
+    """And not by their norm: member 4's is above the bound, and none of its parameters is."""
+    values = torch.zeros(6, 10, dtype=dtype)
+    values[0, 3], values[1, 2], values[2, 4], values[3, 9] = 2e6, math.nan, -math.inf, -1e29
+    values[4] = 2e6
+    assert parameter_failures(values) == {
+        1: "largest parameter nan, bound 2.6e+06",
+        2: "largest parameter inf, bound 2.6e+06",
+        3: "largest parameter 1e+29, bound 2.6e+06",
+    }
 
 
 def test_an_epoch_fails_far_above_its_start_and_above_guessing():

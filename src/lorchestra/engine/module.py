@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lorchestra.core.packing import Item, pack, plan_micro_batches
 from lorchestra.core.seeding import derive_seed
-from lorchestra.engine.failure import largest_parameters, parameter_failure
+from lorchestra.engine.failure import parameter_failures
 from lorchestra.engine.session import Session
 from lorchestra.engine.trunk import TrunkCache
 from lorchestra.errors import ConfigError, RequestError, TrainingError
@@ -140,8 +140,7 @@ class EnsembleModule(nn.Module):
 
         Losses and gradients are the loop's to watch.
         """
-        largest = largest_parameters(self.session.model.bank.values)
-        return {m: what for m, value in enumerate(largest) if (what := parameter_failure(value))}
+        return parameter_failures(self.session.model.bank.values)
 
     def save_pretrained(self, directory: str | os.PathLike[str], members: Sequence[int] | None = None) -> None:
         """Write members as PEFT folders `member_00`, ... into a new directory, which appears whole.

@@ -18,7 +18,7 @@ from lorchestra.core.optim import MemberAdamW, Schedule, clip_gradients
 from lorchestra.core.packing import Item, PackedBatch, pack, plan_micro_batches, shareable_prefix
 from lorchestra.engine.checkpoint import check_fits
 from lorchestra.engine.config import RegularizeConfig, RunConfig, TrainConfig, check_training
-from lorchestra.engine.failure import epoch_failure, largest_parameters, parameter_failure, step_failure
+from lorchestra.engine.failure import epoch_failure, parameter_failures, step_failure
 from lorchestra.engine.frozen import Frozen, TrainingRows, compute_frozen
 from lorchestra.engine.members import MemberSettings, check_members, member_settings
 from lorchestra.engine.observer import Interrupted, Observer, StepReport
@@ -259,10 +259,10 @@ class Trainer:
 
     def _fail_after_update(self, losses: Sequence[float]) -> None:
         """Fail members that this step has moved out of bounds, or whose epoch has ended far above guessing."""
-        state, largest = self.state, largest_parameters(self.model.bank.values)
+        state, failed = self.state, parameter_failures(self.model.bank.values)
         for m in state.with_status("running"):
-            if what := parameter_failure(largest[m]):
-                state.fail(m, state.step, what)
+            if m in failed:
+                state.fail(m, state.step, failed[m])
                 continue
             member = state.members[m]
             first = member.add_loss(losses[m])

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lorchestra.engine.config import RunConfig, check_training
 from lorchestra.engine.cost import prediction_base_passes, training_base_passes
-from lorchestra.engine.failure import largest_parameters, parameter_failure, validation_failure
+from lorchestra.engine.failure import parameter_failures, validation_failure
 from lorchestra.engine.observer import Interrupted
 from lorchestra.engine.predict import Pass, member_passes, predict_rows
 from lorchestra.engine.rows import training_rows
@@ -210,11 +210,8 @@ def check_adapters(values_MP: Tensor) -> None:
     Raises:
         TrainingError: a number is not finite, or out of bounds.
     """
-    for m, largest in enumerate(largest_parameters(values_MP)):
-        if what := parameter_failure(largest):
-            raise TrainingError(
-                f"adapter {m} after the fit: diverged: {what}; try milder settings, or a smaller train.lr"
-            )
+    for m, what in parameter_failures(values_MP).items():
+        raise TrainingError(f"adapter {m} after the fit: diverged: {what}; try milder settings, or a smaller train.lr")
 
 
 def fitted_members(training: Training, meter: Meter, members: Sequence[int], parameters: int | None = None) -> Fitted:
