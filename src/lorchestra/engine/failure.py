@@ -59,8 +59,8 @@ def gradient_failure(grad_norm: float) -> str | None:
 def parameter_failures(values_MP: Tensor) -> dict[int, str]:
     """Members with parameters out of bounds, and what is wrong with these.
 
-    At the cost of a norm: no parameter is beyond its member's norm, so that the largest one is looked for only where the
-    norm is out of bounds.
+    At the cost of a norm: no parameter is beyond its member's norm, so that the largest one is looked for only where
+    that is out of bounds.
     """
     norms = values_MP.detach().norm(dim=1).tolist()
     largest = {m: values_MP[m].abs().max().item() for m, norm in enumerate(norms) if not norm <= PARAMETER_BOUND}
