@@ -17,7 +17,7 @@ from lorchestra.data.prompts import PromptTemplate
 from lorchestra.engine.config import RunConfig, check_run
 from lorchestra.engine.module import EnsembleModule
 from lorchestra.engine.session import Session
-from lorchestra.errors import CheckpointError
+from lorchestra.errors import CheckpointError, printable
 from lorchestra.experiments.build import Say
 from lorchestra.experiments.rows import read_like
 from lorchestra.models.adapters import WEIGHTS, load_member
@@ -139,7 +139,7 @@ def failed_members(record: dict[str, Any]) -> dict[int, str]:
     """Members that failed, by their numbers in the run, with what happened."""
     failed = {m: own for m, own in enumerate(record["members"]) if own["state"] == "failed"}
     # runs of earlier versions have the reason in events.jsonl alone
-    return {m: str(own.get("reason") or "events.jsonl has the reason") for m, own in failed.items()}
+    return {m: printable(str(own.get("reason") or "events.jsonl has the reason")) for m, own in failed.items()}
 
 
 def good_members(run: RunDir, record: dict[str, Any]) -> tuple[int, ...]:
