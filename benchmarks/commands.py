@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
+from collections.abc import Callable
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
@@ -26,6 +28,9 @@ _PRELOAD = (
 )
 
 
+_OPERATIONS = ("open", "os.rename", "os.remove", "os.mkdir", "os.truncate")
+
+
 def _context() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(_PRELOAD))
@@ -35,11 +40,16 @@ def _context() -> ForkServerContext:
 class Command:
     """A running `lorchestra` command; a context manager that kills what is left of it."""
 
-    def __init__(self, *arguments: object, directory: Path) -> None:
-        """Start it; what it prints goes to files in `directory`."""
+    def __init__(self, *arguments: object, directory: Path, last_operation: tuple[Path, int] | None = None) -> None:
+        """Start it; what it prints goes to files in `directory`.
+
+        With `last_operation`, a directory and a number, it is killed before the file operation of that number there.
+        """
         streams = [directory / name for name in ("stdout.txt", "stderr.txt")]
         self._out, self._err = streams
-        self._process: ForkServerProcess = _context().Process(target=_run, args=([*map(str, arguments)], streams))
+        self._process: ForkServerProcess = _context().Process(
+            target=_run, args=([*map(str, arguments)], streams, last_operation)
+        )
         self._process.start()
 
     def __enter__(self) -> Command:
@@ -93,11 +103,13 @@ class Command:
         self._process.kill()
 
 
-def _run(arguments: list[str], streams: list[Path]) -> None:
+def _run(arguments: list[str], streams: list[Path], last_operation: tuple[Path, int] | None) -> None:
     for number, path in enumerate(streams, 1):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(descriptor, number)
         os.close(descriptor)
+    if last_operation is not None:
+        sys.addaudithook(_killer(*last_operation))
     import torch
 
     torch.set_num_threads(1)
@@ -109,3 +121,16 @@ def _run(arguments: list[str], streams: list[Path]) -> None:
         code = stop.code if isinstance(stop.code, int) else 1
     sys.stdout.flush()
     sys.exit(code)
+
+
+def _killer(directory: Path, number: int) -> Callable[[str, tuple[object, ...]], None]:
+    left = number
+
+    def audit(event: str, arguments: tuple[object, ...]) -> None:
+        nonlocal left
+        if event in _OPERATIONS and str(directory) in str(arguments[0]):
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    return audit

@@ -9,6 +9,7 @@ import dataclasses
 import shutil
 import sys
 import tempfile
+import warnings
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ from lorchestra.types import Example, Task
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.utils import check_consistent_length, check_random_state, column_or_1d
     from sklearn.utils.multiclass import check_classification_targets
     from sklearn.utils.validation import check_is_fitted
@@ -124,11 +126,12 @@ class LoRAEnsembleClassifier(ClassifierMixin, BaseEstimator):
         return tags
 
     def fit(self, X: Sequence[str], y: Sequence[Any]) -> LoRAEnsembleClassifier:
-        """Train the ensemble.
+        """Train the ensemble; members that fail are left out, with a `ConvergenceWarning` each.
 
         Raises:
             InputError: texts or labels cannot be used, or are too few.
             ConfigError: a parameter is out of range.
+            TrainingError: every member failed.
         """
         texts = texts_of(X)
         labels = _labels(y)
@@ -152,7 +155,9 @@ class LoRAEnsembleClassifier(ClassifierMixin, BaseEstimator):
                 " every class must keep one to learn from; give more"
             ) from error
         place = _Place(self.out)
-        train_run(config, place.root, say=self._say, rows=RunRows(Task("texts", splits, options), ()))
+        outcome = train_run(config, place.root, say=self._say, rows=RunRows(Task("texts", splits, options), ()))
+        for m, reason in zip(outcome.failed_members, outcome.reasons, strict=True):
+            warnings.warn(f"member {m} failed and is left out: {reason}", ConvergenceWarning, stacklevel=2)
         self._place, self._columns = place, answers
         self.classes_ = classes
         self.run_dir_ = str(place.root)

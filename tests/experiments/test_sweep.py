@@ -281,7 +281,7 @@ def test_a_pass_with_points_that_are_no_longer_asked_for_is_left_alone(config, s
 def test_a_point_that_fails_leaves_the_others_and_is_remembered(config, sweep):
     outcome, _, _ = sweep(config, "train.lr=0.01,1e30")
     assert outcome.failed == ("lr=1e+30",)
-    assert "member 1: loss" in json.loads((outcome.root / "failed.json").read_text())["lr=1e+30"]
+    assert "member 1: diverged: largest parameter" in json.loads((outcome.root / "failed.json").read_text())["lr=1e+30"]
     assert [path.name for path in (outcome.root / "runs").iterdir()] == ["lr=0.01"]
     again, watcher, _ = sweep(config, "train.lr=0.01,1e30")
     assert again.failed == outcome.failed

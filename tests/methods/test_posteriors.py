@@ -53,7 +53,7 @@ def test_without_covariance_swag_is_the_mean_of_the_iterates(make_setting, last_
     mean = torch.stack([path[7], path[9], path[11]]).mean(dim=0)
     torch.testing.assert_close(values[0], mean, rtol=1e-12, atol=1e-12)
     found = fitted.predict(test, "test").log_probs_MEC
-    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_allclose(found[0], found[1], rtol=0, atol=1e-9)  # each on other rows of one product
 
 
 def test_swag_stores_mean_variance_and_deviations(make_setting):

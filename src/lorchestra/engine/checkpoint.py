@@ -72,6 +72,7 @@ def load_checkpoint(directory: Path) -> tuple[TrainState, dict[str, Tensor], int
         raise CheckpointError(f"{path}: format version {body.get('format_version')}, this is {FORMAT_VERSION}; {_HINT}")
     if checksum != _checksum(body):
         raise CheckpointError(f"{path}: wrong checksum, the file was changed or damaged; {_HINT}")
+    TrainState.complete(body.get("state"))
     check_shape(body, _BODY, path)
     tensors_path = directory / body["file"]
     if body["events_bytes"] < 0:

@@ -22,6 +22,9 @@ STATE: dict[str, Any] = {
             "waited": int,
             "reason": str,
             "failed_step": (int, None),
+            "first_loss": (float, None),
+            "epoch_loss": float,
+            "epoch_steps": int,
         }
     ],
     "tokens": int,
@@ -30,6 +33,9 @@ STATE: dict[str, Any] = {
     "history": [dict],
 }
 """The shape of a `TrainState` as JSON (see `store.schema`)."""
+
+_LATER: dict[str, Any] = {"first_loss": None, "epoch_loss": 0.0, "epoch_steps": 0}
+"""Fields of a member that checkpoints of earlier versions lack."""
 
 
 @dataclass
@@ -45,9 +51,29 @@ class MemberState:
     best_step: int = 0
     waited: int = 0
     reason: str = ""
-    """Why it failed."""
+    """What happened, where it failed (see `engine.failure`)."""
     failed_step: int | None = None
     """The optimizer step in which it failed."""
+    first_loss: float | None = None
+    """Training loss of its first step, in nats; of the first after resuming from a checkpoint that lacks it."""
+    epoch_loss: float = 0.0
+    """Training losses of the epoch's steps so far, added up."""
+    epoch_steps: int = 0
+    """The number of these steps."""
+
+    def add_loss(self, loss: float) -> float:
+        """Count the training loss of one more step; returns that of the first."""
+        if self.first_loss is None:
+            self.first_loss = loss
+        self.epoch_loss += loss
+        self.epoch_steps += 1
+        return self.first_loss
+
+    def end_epoch(self) -> float:
+        """The epoch's mean training loss; the next epoch starts at zero."""
+        mean = self.epoch_loss / self.epoch_steps
+        self.epoch_loss, self.epoch_steps = 0.0, 0
+        return mean
 
 
 @dataclass
@@ -72,14 +98,22 @@ class TrainState:
         """Indices of the members in this state."""
         return [m for m, member in enumerate(self.members) if member.status == status]
 
-    def fail(self, m: int, step: int, reason: str) -> None:
-        """Take a member out of the run: in which optimizer step, and why."""
+    def fail(self, m: int, step: int, what: str) -> None:
+        """Take a member out of the run: in which optimizer step, and what `engine.failure` says of it."""
         member = self.members[m]
-        member.status, member.failed_step, member.reason = "failed", step, reason
+        member.status, member.failed_step, member.reason = "failed", step, f"diverged: {what} (step {step})"
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return asdict(self)
+
+    @staticmethod
+    def complete(values: Any) -> None:
+        """Add what a state saved by an earlier version lacks; anything else that is wrong is left for the check."""
+        members = values.get("members") if isinstance(values, dict) else None
+        for member in members if isinstance(members, list) else ():
+            if isinstance(member, dict):
+                member |= {name: value for name, value in _LATER.items() if name not in member}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> TrainState:

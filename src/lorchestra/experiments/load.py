@@ -17,7 +17,7 @@ from lorchestra.data.prompts import PromptTemplate
 from lorchestra.engine.config import RunConfig, check_run
 from lorchestra.engine.module import EnsembleModule
 from lorchestra.engine.session import Session
-from lorchestra.errors import CheckpointError
+from lorchestra.errors import CheckpointError, printable
 from lorchestra.experiments.build import Say
 from lorchestra.experiments.rows import read_like
 from lorchestra.models.adapters import WEIGHTS, load_member
@@ -107,6 +107,8 @@ def load_run(root: str | Path, say: Say = lambda text: None) -> TrainedEnsemble:
     check_run(config)
     _check_consistent(run, record, config)
     good = good_members(run, record)
+    for m, reason in failed_members(record).items():
+        say(f"member {m} failed and is left out: {reason}")
     base = load_own_base(run, record, config, say)
     members = [record["members"][m] for m in good]
     adapt = dataclasses.replace(config.adapt, members=len(good))
@@ -131,6 +133,13 @@ def load_run(root: str | Path, say: Say = lambda text: None) -> TrainedEnsemble:
         base, model, template, config.data, record["scoring"], config.train.token_budget, record["task"], say
     )
     return TrainedEnsemble(run, record, config, session, good)
+
+
+def failed_members(record: dict[str, Any]) -> dict[int, str]:
+    """Members that failed, by their numbers in the run, with what happened."""
+    failed = {m: own for m, own in enumerate(record["members"]) if own["state"] == "failed"}
+    # runs of earlier versions have the reason in events.jsonl alone
+    return {m: printable(str(own.get("reason") or "events.jsonl has the reason")) for m, own in failed.items()}
 
 
 def good_members(run: RunDir, record: dict[str, Any]) -> tuple[int, ...]:

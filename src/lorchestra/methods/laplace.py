@@ -31,9 +31,15 @@ from lorchestra.engine.cost import prediction_base_passes, training_base_passes
 from lorchestra.engine.predict import member_passes
 from lorchestra.engine.row_gradients import row_gradients
 from lorchestra.engine.session import Session
-from lorchestra.errors import ConfigError
+from lorchestra.errors import ConfigError, TrainingError
 from lorchestra.methods.contract import Fitted, Meter, Predictor, Progress, Setting
-from lorchestra.methods.training import Training, last_layer_columns, packed_predictor, train_first_member
+from lorchestra.methods.training import (
+    Training,
+    check_adapters,
+    last_layer_columns,
+    packed_predictor,
+    train_first_member,
+)
 from lorchestra.types import EncodedExample, Example, Predictions
 
 MOST_NUMBERS = 1_000_000_000
@@ -66,7 +72,7 @@ def fit(setting: Setting, config: Config) -> Fitted:
 
     Raises:
         ConfigError: a setting out of range, a whole curvature that does not fit, or a start that is not the prior's.
-        TrainingError: the training failed.
+        TrainingError: the training failed, or no precision gives draws that can be used.
     """
     if config.draws < 1:
         raise ConfigError(f"laplace.draws: {config.draws} is less than 1")
@@ -91,6 +97,8 @@ def fit(setting: Setting, config: Config) -> Fitted:
     tell = setting.progress("prior precision, validation rows", len(setting.val))
     if config.prior == "marginal_likelihood":
         precision = best_precision(lambda t: log_marginal_likelihood(posterior, log_likelihood, mean_P, t))
+        if not math.isfinite(log_marginal_likelihood(posterior, log_likelihood, mean_P, precision)):
+            raise TrainingError("laplace: the evidence of the training rows is not finite; try a smaller train.lr")
     elif linearized:
         precision = state.best_on(setting.val, config.precisions, tell)
     else:
@@ -101,6 +109,7 @@ def fit(setting: Setting, config: Config) -> Fitted:
         predict = state.predict
     else:
         _write_draws(training, state, mean_P, precision)
+        check_adapters(training.values)
         predict = packed_predictor(training.session, member_passes(range(number)))
     passes = 1 + sum(len(row.choices) for row in rows) / len(rows)  # forward, and a backward pass a choice
     top = 1 - model.trunk_layers / model.num_layers
@@ -181,8 +190,7 @@ class _Linearized:
         """The precision under which the mixture of the draws has the lowest NLL on these examples."""
         rows = self.session.encode(examples).rows
         labels = np.array([row.answer for row in rows])
-        scores = [nll(mixture_log_probs(found), labels) for found in self.log_probs(rows, precisions, tell)]
-        return precisions[int(np.argmin(scores))]
+        return _lowest(precisions, [_score(found, labels) for found in self.log_probs(rows, precisions, tell)])
 
     def predict(self, examples: Sequence[Example], split: str, progress: Progress | None = None) -> Predictions:
         """One member a draw."""
@@ -209,5 +217,24 @@ def _best_draws_on(
     for precision in precisions:
         _write_draws(training, state, mean_P, precision)
         found = training.session.predict_members(examples, "val", tell)
-        scores.append(nll(mixture_log_probs(found.log_probs_MEC), found.labels))
-    return precisions[int(np.argmin(scores))]
+        scores.append(_score(found.log_probs_MEC, found.labels))
+    return _lowest(precisions, scores)
+
+
+def _score(log_probs_SEC: np.ndarray, labels_E: np.ndarray) -> float:
+    """The mixture's NLL; infinite where draws are too wide for the number format, so that there is none."""
+    return math.inf if np.isnan(log_probs_SEC).any() else nll(mixture_log_probs(log_probs_SEC), labels_E)
+
+
+def _lowest(precisions: Sequence[float], scores: Sequence[float]) -> float:
+    """The precision with the lowest score.
+
+    Raises:
+        TrainingError: no score is finite.
+    """
+    best = int(np.argmin(scores))
+    if not math.isfinite(scores[best]):
+        raise TrainingError(
+            f"laplace.precisions: with none of {tuple(precisions)} the draws' validation NLL is finite; add larger ones"
+        )
+    return precisions[best]

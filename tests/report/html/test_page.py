@@ -201,6 +201,16 @@ def test_a_single_member_makes_a_page(make_run, report):
     assert not [row for rows in page.tables for row in rows if row and row[0] == "ensemble"]
 
 
+def test_a_failed_member_stands_with_its_reason(make_run, report):
+    root = make_run()
+    record = json.loads((root / "ensemble.json").read_text())
+    failed = {"state": "failed", "reason": "diverged: loss nan (step 4)", "best_step": 0, "val_nll": None}
+    record["members"].insert(1, record["members"][0] | failed)
+    (root / "ensemble.json").write_text(json.dumps(record | {"num_members": 4}))
+    page, _ = report(root)
+    assert ["1", "failed, diverged: loss nan (step 4)"] in [row[:2] for rows in page.tables for row in rows]
+
+
 def test_many_members_make_a_page(make_run, report):
     page, text = report(make_run(members=12))
     assert page.row("one LoRA (mean of 12)")
