@@ -147,7 +147,9 @@ def check_magnitudes(config: Any, path: str) -> None:
             if isinstance(number, float) and MOST_FLOAT < abs(number) < math.inf:
                 raise ConfigError(f"{full}: {number:g} is more than {MOST_FLOAT:g}, which cannot be computed with")
             if isinstance(number, int) and abs(number) >= _MOST_INT:
-                raise ConfigError(f"{full}: {_shown(number)} is more than {_MOST_INT:.3g}, which cannot be counted with")
+                raise ConfigError(
+                    f"{full}: {_shown(number)} is more than {_MOST_INT:.3g}, which cannot be counted with"
+                )
 
 
 def differences(one: Any, other: Any, path: str = "") -> dict[str, tuple[Any, Any]]:

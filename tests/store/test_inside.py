@@ -63,7 +63,7 @@ def test_what_is_no_file_is_refused_without_waiting_for_it(tmp_path):
         _ = RunDir(tmp_path).metrics
     with pytest.raises(OSError, match="is not a regular file"):
         read_plain(tmp_path / "metrics.json")
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="is not a regular file"):
         read_plain(tmp_path)
 
 

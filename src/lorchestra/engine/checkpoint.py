@@ -19,11 +19,11 @@ from lorchestra.engine.state import STATE, TrainState
 from lorchestra.errors import CheckpointError
 from lorchestra.store.atomic import atomic_path, atomic_write_json, plain_values, sha256_file
 from lorchestra.store.inside import inside, name_fault, read_plain
-from lorchestra.store.schema import check_shape
+from lorchestra.store.schema import Number, check_shape
 
 FORMAT_VERSION = 1
 _HINT = "the run cannot be resumed; start it again with --if-exists new"
-_BODY = {"file": str, "sha256": str, "events_bytes": int, "state": STATE}
+_BODY = {"file": str, "sha256": str, "events_bytes": Number(-1, 2**53, whole=True), "state": STATE}
 
 
 def save_checkpoint(directory: Path, state: TrainState, tensors: dict[str, Tensor], events_bytes: int) -> None:
@@ -103,6 +103,9 @@ def check_fits(state: TrainState, tensors: dict[str, Tensor], live: dict[str, Te
             raise CheckpointError(f"{message}; config.yaml was changed, or {_HINT}")
     if len(state.members) != num_members or len(state.num_updates) != num_members:
         raise CheckpointError(f"resume: the checkpoint is not of {num_members} members; {_HINT}")
+    for entry in state.history:
+        if not len(entry["val_nll"]) == len(entry["val_accuracy"]) == num_members:
+            raise CheckpointError(f"resume: an evaluation of the checkpoint is not of {num_members} members; {_HINT}")
     if not 0 <= state.step <= num_steps or not all(0 <= number <= state.step for number in state.num_updates):
         raise CheckpointError(f"resume: the checkpoint is at step {state.step}, the run has {num_steps}; {_HINT}")
 

@@ -26,8 +26,8 @@ _WORDS = {str: "text", int: "an integer", float: "a number", bool: "true or fals
 class Number:
     """A finite number from `least` to `most`; `whole` takes integers alone."""
 
-    least: float = -1e38
-    most: float = 1e38
+    least: float = -1e60
+    most: float = 1e60
     whole: bool = False
 
     def __str__(self) -> str:
