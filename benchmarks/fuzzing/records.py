@@ -28,10 +28,13 @@ from lorchestra.cli.main import main
 from lorchestra.config import from_mapping
 from lorchestra.engine.config import RunConfig
 from lorchestra.engine.observer import Interrupted
+from lorchestra.experiments.rows import RunRows
+from lorchestra.experiments.sweep.packs import Pack
 from lorchestra.experiments.sweep.points import grid_points
-from lorchestra.experiments.sweep.run import run_sweep
+from lorchestra.experiments.sweep.run import read_points, run_sweep
 from lorchestra.experiments.train import train_run
 from lorchestra.methods.contract import Silent
+from lorchestra.types import Task
 
 METHODS = "zero_shot,lora_ensemble,lora_ensemble+temperature"
 GRID = "train.lr=0.01,0.02"
@@ -96,6 +99,9 @@ class Records:
         ):
             for file in place.glob(pattern):
                 file.write_text(file.read_text().replace(str(self.pristine), str(place)))
+        # a pass is named after its points' settings, and these hold paths
+        (begun,) = (place / "begun/passes").iterdir()
+        begun.rename(begun.with_name(_key(place)))
         if kind == "numbers in settings":
             field, value = draw.choice(_SETTINGS), draw.choice(_NUMBERS)
             command = draw.choice((["train", "recipe.yaml", "--out", "new"], ["sweep", "recipe.yaml", "--out", "new"]))
@@ -184,6 +190,11 @@ _RECORDS: dict[str, tuple[Sequence[str], Sequence[list[str]]]] = {
     "config.json of a base": (["base/config.json"], (["predict", "run", "--data", "new.csv"],)),
     "config.yaml": (["run/config.yaml", "unfinished/config.yaml"], (_PREDICT, _REPORT, _RESUME)),
 }
+
+
+def _key(place: Path) -> str:
+    """The name of the pass that was begun."""
+    return Pack(tuple(read_points(place / "begun")), RunRows(Task("", {}), ())).key
 
 
 def _make(place: Path) -> None:

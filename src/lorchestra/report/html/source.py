@@ -66,9 +66,12 @@ def read_run(root: str | Path, split: str | None = None) -> ReportRun:
     task = entry["task"]
     predictions = _read_predictions(run, f"{task}.{entry['split']}")
     _check_pair(run, entry, predictions)
+    _require_answers(run, f"{task}.{entry['split']}", predictions)
     validation = predictions if entry["split"] == "val" else _optional_predictions(run, f"{task}.val")
     if validation is not None and validation.num_members != predictions.num_members:
         validation = None
+    if validation is not None:
+        _require_answers(run, f"{task}.val", validation)
     baselines = {
         name: found
         for name in entry.get("baselines") or {}
@@ -209,6 +212,15 @@ def _check_pair(run: RunDir, entry: Entry, predictions: Predictions) -> None:
     found = accuracy(mixture_log_probs(predictions.log_probs_MEC), predictions.labels)
     if abs(found - entry["ensemble"]["accuracy"]) > 1e-9:
         raise _stale(run, f"accuracy is {entry['ensemble']['accuracy']} here and {found} in the predictions")
+
+
+def _require_answers(run: RunDir, stem: str, predictions: Predictions) -> None:
+    """Refuse rows without an answer where they have been evaluated."""
+    if (predictions.labels < 0).any():
+        raise CheckpointError(
+            f"{run.prediction(stem)}: rows have no answer, though they were evaluated; the file was changed or damaged:"
+            f" {_evaluate_again(run)}"
+        )
 
 
 def _temperature(entry: Entry, predictions: Predictions, validation: Predictions) -> Entry:

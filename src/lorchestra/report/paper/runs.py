@@ -18,6 +18,7 @@ from lorchestra.errors import CheckpointError
 from lorchestra.store.evaluations import read_evaluations
 from lorchestra.store.predictions import load_predictions
 from lorchestra.store.run_dir import RunDir, read_ensemble
+from lorchestra.store.schema import Number, check_shape
 from lorchestra.types import Predictions
 
 METRICS = ("accuracy", "nll", "ece")
@@ -48,6 +49,13 @@ class FinishedRun:
     def record(self) -> dict[str, Any]:
         """What `ensemble.json` holds."""
         return read_ensemble(self.run.root)[1]
+
+    @cached_property
+    def cost(self) -> dict[str, Any]:
+        """What its training took."""
+        shape = {"cost": dict.fromkeys(("tokens", "base_passes", "train_s", "tokens_per_s", "peak_bytes"), Number(0))}
+        check_shape(self.record, shape, self.run.ensemble)
+        return dict(self.record["cost"])
 
     @property
     def task(self) -> str:
