@@ -117,6 +117,8 @@ class Records:
         file = draw.choice([found for pattern in patterns for found in sorted(place.glob(pattern))])
         (_change_numbers if kind == "numbers of predictions" else _change_record)(file, draw)
         root = file.relative_to(place).parts[0]
+        if kind == "numbers of predictions" and root == "comparison":
+            commands = (_REPORT, _COMPARE)
         return _Command(place, [one.replace("ROOT", root) for one in draw.choice(commands)])
 
 
@@ -177,10 +179,8 @@ _RECORDS: dict[str, tuple[Sequence[str], Sequence[list[str]]]] = {
     "events.jsonl of a pass": (["begun/passes/*/events.jsonl"], (_SWEEP,)),
     "latest.json": (["unfinished/resume/latest.json"], (_RESUME,)),
     "latest.json of a pass": (["begun/passes/*/resume/latest.json"], (_SWEEP,)),
-    "words of predictions": (
-        ["run/predictions/*.json", "comparison/methods/*/predictions/*.json"],
-        (_REPORT,),
-    ),
+    "words of predictions": (["run/predictions/*.json"], _REPORTS),
+    "words of methods' predictions": (["comparison/methods/*/predictions/*.json"], (_REPORT, _COMPARE)),
     "adapter_config.json": (["run/members/member_0*/adapter_config.json"], (_MERGE, _IMPORT, _EXPORT, _PREDICT)),
     "compare.json": (["comparison/compare.json"], (_COMPARE, _REPORT)),
     "splits.json of methods": (["comparison/splits.json"], (_COMPARE, _REPORT)),

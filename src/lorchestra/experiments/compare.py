@@ -250,7 +250,16 @@ def _read_result(root: Path, name: str) -> dict[str, Any]:
 
 
 def _read_predictions(root: Path, name: str, rows: RunRows, split: str) -> Predictions:
-    return load_predictions(tensors_path(inside(_folder(root, name), "predictions"), f"{rows.task.name}.{split}"))
+    path = tensors_path(inside(_folder(root, name), "predictions"), f"{rows.task.name}.{split}")
+    found = load_predictions(path, answered=True)
+    asked = {(row.id, len(row.choices), row.answer) for row in rows.task.splits[split]}
+    for key, options, label in zip(found.ids, found.options, found.labels.tolist(), strict=True):
+        if (key, len(options), label) not in asked:
+            raise CheckpointError(
+                f"{path}: its row {key[:100]!r} is not one of the {split} rows; the file was changed or damaged: remove"
+                " the method's directory"
+            )
+    return found
 
 
 def _note_left_out(root: Path, names: Sequence[str], left_out: Mapping[str, str]) -> None:
@@ -267,8 +276,15 @@ def _results(
     found = {name: _read_result(root, name) for name in names if name not in left_out}
     if _folder(root, REFERENCE).exists():
         others = {name: _read_predictions(root, name, rows, "test") for name in found if name != REFERENCE}
+        reference = _read_predictions(root, REFERENCE, rows, "test")
+        for name, other in others.items():
+            if other.ids != reference.ids:
+                raise CheckpointError(
+                    f"{_folder(root, name)}: its predictions are of other rows than those of {REFERENCE}; remove the"
+                    " method's directory"
+                )
         apart = ensemble_minus(
-            _read_predictions(root, REFERENCE, rows, "test"),
+            reference,
             others,
             resamples=config.evaluate.resamples,
             seed=config.train.seed,

@@ -132,7 +132,7 @@ def _with_settings(
         if not (equals and value.strip()) or field in values:
             raise ConfigError(f"method {whole!r}: {text!r} must be FIELD=VALUE, each field once")
         values[field] = parse_value(value, f"method {whole!r}: {field}: {value!r}")
-    config = from_mapping(known[first].Config, values, f"method {whole!r}", first)
+    config: Any = from_mapping(known[first].Config, values, f"method {whole!r}", first)
     check_magnitudes(config, first)
     return first, config
 

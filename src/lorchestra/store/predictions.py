@@ -49,8 +49,12 @@ def save_predictions(directory: Path, predictions: Predictions, name: str | None
     return path
 
 
-def load_predictions(path: Path) -> Predictions:
+def load_predictions(path: Path, *, answered: bool = False) -> Predictions:
     """Read what `save_predictions` wrote; `path` is either of the two files.
+
+    Args:
+        path: one of the two files.
+        answered: whether every row must have an answer, as rows have that were evaluated.
 
     Raises:
         CheckpointError: a file is missing, damaged or a link, holds what no predictions are (numbers that are no
@@ -65,6 +69,8 @@ def load_predictions(path: Path) -> Predictions:
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{arrays_path}: cannot be read ({error}); evaluate the run again") from error
     fault = _fault(arrays, words)
+    if fault is None and answered and (arrays["labels"] < 0).any():
+        fault = "rows have no answer, though they were evaluated"
     if fault is not None:
         raise CheckpointError(f"{arrays_path}: {fault}; the file was changed or damaged: evaluate the run again")
     return Predictions(

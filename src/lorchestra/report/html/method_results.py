@@ -228,7 +228,8 @@ def _read_result(folder: Path) -> MethodResult:
     entry = result.get("entry")
     check_entry(entry, path, "entry", "remove the method's directory")
     assert isinstance(entry, dict)
-    predictions = load_predictions(tensors_path(inside(folder, "predictions"), f"{entry['task']}.{entry['split']}"))
+    saved = tensors_path(inside(folder, "predictions"), f"{entry['task']}.{entry['split']}")
+    predictions = load_predictions(saved, answered=True)
     found = accuracy(mixture_log_probs(predictions.log_probs_MEC), predictions.labels)
     if abs(found - entry["ensemble"]["accuracy"]) > 1e-9:
         raise CheckpointError(

@@ -64,21 +64,18 @@ def read_run(root: str | Path, split: str | None = None) -> ReportRun:
     entries, cost = _read_metrics(run, record)
     entry = _choose(run, entries, split)
     task = entry["task"]
-    predictions = _read_predictions(run, f"{task}.{entry['split']}")
+    predictions = _read_predictions(run, f"{task}.{entry['split']}", answered=True)
     _check_pair(run, entry, predictions)
-    _require_answers(run, f"{task}.{entry['split']}", predictions)
     validation = predictions if entry["split"] == "val" else _optional_predictions(run, f"{task}.val")
     if validation is not None and validation.num_members != predictions.num_members:
         validation = None
-    if validation is not None:
-        _require_answers(run, f"{task}.val", validation)
     baselines = {
         name: found
         for name in entry.get("baselines") or {}
         if (found := _optional_predictions(run, f"{task}.{entry['split']}.{name}")) is not None
         and found.ids == predictions.ids
     }
-    ood = {name: _read_predictions(run, f"{task}.ood_{name}") for name in entry.get("ood") or {}}
+    ood = {name: _read_predictions(run, f"{task}.ood_{name}", answered=False) for name in entry.get("ood") or {}}
     for name, found in ood.items():
         if found.num_members != predictions.num_members:
             raise _stale(run, f"{task}.ood_{name} has {found.num_members} members, not {predictions.num_members}")
@@ -192,16 +189,16 @@ def _choose(run: RunDir, entries: Sequence[Entry], split: str | None) -> Entry:
     return by_split[split]
 
 
-def _read_predictions(run: RunDir, stem: str) -> Predictions:
+def _read_predictions(run: RunDir, stem: str, *, answered: bool) -> Predictions:
     path = run.prediction(stem)
     if not path.exists():
         raise CheckpointError(f"{path}: missing, though {run.metrics.name} speaks of it; {_evaluate_again(run)}")
-    return load_predictions(path)
+    return load_predictions(path, answered=answered)
 
 
 def _optional_predictions(run: RunDir, stem: str) -> Predictions | None:
     path = run.prediction(stem)
-    return load_predictions(path) if path.exists() else None
+    return load_predictions(path, answered=True) if path.exists() else None
 
 
 def _check_pair(run: RunDir, entry: Entry, predictions: Predictions) -> None:
@@ -212,15 +209,6 @@ def _check_pair(run: RunDir, entry: Entry, predictions: Predictions) -> None:
     found = accuracy(mixture_log_probs(predictions.log_probs_MEC), predictions.labels)
     if abs(found - entry["ensemble"]["accuracy"]) > 1e-9:
         raise _stale(run, f"accuracy is {entry['ensemble']['accuracy']} here and {found} in the predictions")
-
-
-def _require_answers(run: RunDir, stem: str, predictions: Predictions) -> None:
-    """Refuse rows without an answer where they have been evaluated."""
-    if (predictions.labels < 0).any():
-        raise CheckpointError(
-            f"{run.prediction(stem)}: rows have no answer, though they were evaluated; the file was changed or damaged:"
-            f" {_evaluate_again(run)}"
-        )
 
 
 def _temperature(entry: Entry, predictions: Predictions, validation: Predictions) -> Entry:

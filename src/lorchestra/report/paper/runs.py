@@ -76,7 +76,7 @@ class FinishedRun:
     @cached_property
     def test(self) -> Predictions:
         """Its members' predictions on the test rows."""
-        return self._predictions("test")
+        return load_predictions(self._path("test"), answered=True)
 
     @cached_property
     def epochs(self) -> list[Predictions]:
