@@ -198,7 +198,8 @@ def test_what_peft_would_make_of_a_stranger_s_configuration_is_refused_by_name(l
     for command in ("export", "merge", "import"):
         code, said = ask(lorchestra, commands(place)[command], place.parent / "outside")
         assert code == 2
-        assert f"adapter_config.json: {field} is" in said
+        assert f"member_00/adapter_config.json: {field} is" in said
+        assert ".tmp" not in said
         assert not (place / "new").exists()
 
 

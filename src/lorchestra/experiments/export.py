@@ -64,6 +64,7 @@ def export_run(
         weights = run.inside(member["path"], WEIGHTS)
         if sha256_file(weights) != member["sha256"]:
             raise CheckpointError(f"{weights}: the checksum is not the one in ensemble.json; it was changed or damaged")
+        read_peft_folder(weights.parent)  # others' programs are only to be given plain LoRA
     num_bytes = sum(run.inside(member["path"], WEIGHTS).stat().st_size for member in members)
     base = load_own_base(run, record, config, say) if merge else None
     if base is not None:
@@ -85,7 +86,6 @@ def _copy_member(run: RunDir, member: dict[str, Any], directory: Path) -> None:
     folder.mkdir()
     for name in (CONFIG, WEIGHTS):
         shutil.copyfile(run.inside(member["path"], name), folder / name, follow_symlinks=False)
-    read_peft_folder(folder)  # what is published must be what others' programs can be given: plain LoRA, no more
 
 
 def _rename_base(path: Path, base_name: str) -> None:
