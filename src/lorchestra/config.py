@@ -145,11 +145,11 @@ def check_magnitudes(config: Any, path: str) -> None:
             check_magnitudes(value, full)
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, float) and MOST_FLOAT < abs(number) < math.inf:
-                raise ConfigError(f"{full}: {number:g} is more than {MOST_FLOAT:g}, which cannot be computed with")
-            if isinstance(number, int) and abs(number) >= _MOST_INT:
                 raise ConfigError(
-                    f"{full}: {_shown(number)} is more than {_MOST_INT:.3g}, which cannot be counted with"
+                    f"{full}: {number:g} is more than {MOST_FLOAT:g}; what is computed of it must fit float32"
                 )
+            if isinstance(number, int) and abs(number) >= _MOST_INT:
+                raise ConfigError(f"{full}: {_shown(number)} is more than {_MOST_INT:.3g}; take a smaller one")
 
 
 def differences(one: Any, other: Any, path: str = "") -> dict[str, tuple[Any, Any]]:

@@ -91,13 +91,16 @@ def test_bounds_alternatives_and_names():
         ({"rank": 8.0}, "rank is 8.0, not an integer from 1 to 100"),
         ({"scaling": 1e300}, "scaling is 1e+300, not a number from -1e+30 to 1e+30"),
         ({"scaling": None}, "scaling is None, not a number from -1e+30 to 1e+30"),
-        ({"task": "../x"}, "task is '../x', which begins with a dot and so is no name of a file"),
+        ({"task": "../x"}, "task is '../x', which begins with a dot and cannot be part of a file name"),
         ({"task": 3}, "task is 3, not text"),
         ({"names": 3}, "names is 3, not text or a list"),
         ({"names": ["a", 3]}, "names[1] is 3, not text"),
         ({"intervals": {"nll": [1]}}, "intervals.nll is [1], not a list of two"),
         ({"intervals": {"nll": [1, "x"]}}, "intervals.nll[1] is 'x', not a number from"),
-        ({"sets": {"/x": {"rows": 1}}}, "sets names '/x', which holds a path separator and so is no name of a file"),
+        (
+            {"sets": {"/x": {"rows": 1}}},
+            "sets names '/x', which holds a path separator and cannot be part of a file name",
+        ),
         ({"sets": {"x": {"rows": -1}}}, "sets.x.rows is -1, not an integer from 0"),
     ],
 )

@@ -85,7 +85,11 @@ def _fault(value: Any, shape: Any, field: str) -> str | None:
         return _fault_of_values(value, shape, field)
     if isinstance(shape, FileName) and isinstance(value, str):
         fault = name_fault(value)
-        return None if fault is None else f"{field} is {reprlib.repr(value)}, which {fault} and so is no name of a file"
+        return (
+            None
+            if fault is None
+            else f"{field} is {reprlib.repr(value)}, which {fault} and cannot be part of a file name"
+        )
     if _fits(value, shape):
         return None
     return f"{field or 'the record'} is {reprlib.repr(value)}, not {_words(shape)}"
@@ -110,7 +114,9 @@ def _fault_of_object(value: dict[str, Any], shape: dict[str, Any], field: str) -
 def _fault_of_values(value: dict[str, Any], shape: Each, field: str) -> str | None:
     for name, entry in value.items():
         if shape.names and (fault := name_fault(name)) is not None:
-            return f"{field or 'the record'} names {reprlib.repr(name)}, which {fault} and so is no name of a file"
+            return (
+                f"{field or 'the record'} names {reprlib.repr(name)}, which {fault} and cannot be part of a file name"
+            )
         if (
             fault := _fault(entry, shape.shape, f"{field}.{reprlib.repr(name)[1:-1]}" if field else name[:60])
         ) is not None:
