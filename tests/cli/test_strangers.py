@@ -210,3 +210,42 @@ def test_names_of_files_that_cannot_name_others(lorchestra, place):
         code, said = ask(lorchestra, command, place.parent / "outside")
         assert code == 2
         assert "has 210 bytes, more than 200; rename it" in said
+
+
+FIELDS = [
+    ("predict", "run/ensemble.json", lambda r: r["members"][0].update(r="8"), "members[0].r is '8'"),
+    ("predict", "run/ensemble.json", lambda r: r["members"][1].update(scaling="2"), "members[1].scaling is '2'"),
+    ("report", "run/ensemble.json", lambda r: r["members"][0].update(val_nll="low"), "members[0].val_nll is 'low'"),
+    ("report", "run/ensemble.json", lambda r: r["members"][0].update(best_step=[]), "members[0].best_step is []"),
+    ("sweep", "sweep/runs/lr=0.01/ensemble.json", lambda r: r["members"][0].update(val_nll="low"), "val_nll is 'low'"),
+    (
+        "report",
+        "run/metrics.json",
+        lambda r: r["evaluations"][-1]["intervals"].update(seed="x"),
+        "intervals.seed is 'x'",
+    ),
+    ("export", "run/metrics.json", lambda r: r["evaluations"][0]["ensemble"].update(ece="x"), "ensemble.ece"),
+    ("export", "run/splits.json", lambda r: r["train"].update(num_examples="x"), "train.num_examples is 'x'"),
+    ("report", "run/environment.json", lambda r: r.update(packages=[[1]]), "packages is [[1]]"),
+    ("resume", "unfinished/splits.json", lambda r: r.update(train=None), "train is None, not an object"),
+    (
+        "compare",
+        "comparison/methods/lora_ensemble/predictions/rows.test.json",
+        lambda r: r["ids"].__setitem__(0, "other"),
+        "its row 'other' is not one of the test rows",
+    ),
+    ("compare", "comparison/methods/zero_shot/result.json", lambda r: r["cost"].update(fit_s=[]), "cost.fit_s is []"),
+    ("report --methods", "comparison/splits.json", lambda r: r["train"].update(digest=3), "train.digest is 3"),
+    ("go on", "begun/passes/*/pass.json", lambda r: r.update(points=[3]), "points[0] is 3, not text"),
+]
+
+
+@pytest.mark.parametrize(("command", "record", "change", "message"), FIELDS)
+def test_a_field_of_another_type_ends_in_one_error_that_names_it(lorchestra, place, command, record, change, message):
+    (path,) = place.glob(record)
+    edit(path, change)
+    code, _, said = lorchestra(*commands(place)[command])
+    errors = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert (code, len(errors)) == (2, 1)
+    assert str(path) in errors[0]
+    assert message in errors[0]
