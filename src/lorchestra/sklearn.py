@@ -28,6 +28,7 @@ from lorchestra.errors import ConfigError, DataError, InputError, LorchestraErro
 from lorchestra.experiments.load import TrainedEnsemble, load_run
 from lorchestra.experiments.rows import RunRows
 from lorchestra.experiments.train import train_run
+from lorchestra.store.inside import inside
 from lorchestra.types import Example, Task
 
 try:
@@ -264,8 +265,8 @@ class LoRAEnsembleClassifier(ClassifierMixin, BaseEstimator):
             state.pop(name, None)
         if "run_dir_" in state:
             root = Path(state.pop("run_dir_"))
-            files = sorted(file for pattern in _KEPT for file in root.glob(pattern))
-            state["_files"] = {file.relative_to(root).as_posix(): file.read_bytes() for file in files}
+            names = sorted(file.relative_to(root).as_posix() for pattern in _KEPT for file in root.glob(pattern))
+            state["_files"] = {name: inside(root, name).read_bytes() for name in names}
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -276,7 +277,7 @@ class LoRAEnsembleClassifier(ClassifierMixin, BaseEstimator):
         if files is not None:
             self._place = _Place(None)
             for name, content in files.items():
-                path = self._place.root / name
+                path = inside(self._place.root, name)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
             self.run_dir_, self._trained = str(self._place.root), None

@@ -11,7 +11,7 @@ import lorchestra.methods.batch_ensemble
 import lorchestra.methods.training
 from lorchestra.engine.observer import Interrupted
 from lorchestra.errors import ConfigError, TrainingError
-from lorchestra.methods import contextual, laplace, mc_dropout, temperature
+from lorchestra.methods import contextual, laplace, mc_dropout, swag, temperature
 from lorchestra.methods.contract import Silent
 from lorchestra.methods.registry import METHODS, WRAPPERS, fit_method, parse_name
 
@@ -256,11 +256,20 @@ def test_a_rate_at_which_decay_overshoots_is_refused(make_setting, method):
         fit_method(setting, f"{method}:lr_factor=3")
 
 
-def test_adapters_that_are_not_finite_are_no_method(make_setting):
+def test_adapters_that_are_not_finite_are_no_method(make_setting, monkeypatch):
     """As of a draw from a posterior that is too wide for the number format."""
     setting, _ = make_setting()
+    draws = swag.SwagMoments.draws
+    monkeypatch.setattr(swag.SwagMoments, "draws", lambda *arguments: draws(*arguments) * float("inf"))
     with pytest.raises(TrainingError, match=r"adapter 0 after the fit: diverged: largest parameter (nan|inf)"):
-        fit_method(setting, "swag:scale=1e300")
+        fit_method(setting, "swag")
+
+
+@pytest.mark.parametrize("name", ["swag:scale=1e300", "batch_ensemble:spread=1e38", "laplace:precisions=[1,1e300]"])
+def test_settings_beyond_float32_are_refused(make_setting, name):
+    setting, _ = make_setting()
+    with pytest.raises(ConfigError, match=r"\+\d+ is more than 1e\+30; what is computed"):
+        fit_method(setting, name)
 
 
 def test_a_name_carries_settings_of_the_method_and_of_its_wrappers():

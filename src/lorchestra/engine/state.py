@@ -9,28 +9,29 @@ from torch import Tensor
 
 from lorchestra.core.bank import AdapterBank
 from lorchestra.core.optim import MemberAdamW
+from lorchestra.store.schema import COUNT, NUMBER_OR_NULL, Number
 
 Status = Literal["running", "finished", "stopped", "failed"]
 
 STATE: dict[str, Any] = {
-    "step": int,
+    "step": COUNT,
     "members": [
         {
             "status": set(get_args(Status)),
-            "best_nll": (float, None),
-            "best_step": int,
-            "waited": int,
+            "best_nll": NUMBER_OR_NULL,
+            "best_step": COUNT,
+            "waited": COUNT,
             "reason": str,
-            "failed_step": (int, None),
-            "first_loss": (float, None),
-            "epoch_loss": float,
-            "epoch_steps": int,
+            "failed_step": (COUNT, None),
+            "first_loss": NUMBER_OR_NULL,
+            "epoch_loss": Number(),
+            "epoch_steps": COUNT,
         }
     ],
-    "tokens": int,
-    "train_s": float,
-    "num_updates": [int],
-    "history": [dict],
+    "tokens": COUNT,
+    "train_s": Number(0),
+    "num_updates": [COUNT],
+    "history": [{"step": COUNT, "epoch": COUNT, "val_nll": [NUMBER_OR_NULL], "val_accuracy": [NUMBER_OR_NULL]}],
 }
 """The shape of a `TrainState` as JSON (see `store.schema`)."""
 

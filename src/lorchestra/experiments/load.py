@@ -119,7 +119,7 @@ def load_run(root: str | Path, say: Say = lambda text: None) -> TrainedEnsemble:
     ]
     model = EnsembleModel(base.model, adapt, config.train.seed, adapters)
     for index, member in enumerate(members):
-        load_member(model.bank, index, run.root / member["path"], member["sha256"], member.get("r"))
+        load_member(model.bank, index, run.inside(member["path"]), member["sha256"], member.get("r"))
     template = PromptTemplate.from_config(
         config.data, has_labels=record["labels"] is not None, tokenizer=base.tokenizer
     )
@@ -150,10 +150,10 @@ def good_members(run: RunDir, record: dict[str, Any]) -> tuple[int, ...]:
     """
     good = tuple(m for m, member in enumerate(record["members"]) if member["state"] != "failed")
     for m in good:
-        folder = run.root / str(record["members"][m].get("path"))
         for name in (CONFIG, WEIGHTS):
-            if not (folder / name).is_file():
-                raise CheckpointError(f"{folder / name}: missing; copy the run directory again, whole")
+            file = run.inside(record["members"][m]["path"], name)
+            if not file.is_file():
+                raise CheckpointError(f"{file}: missing; copy the run directory again, whole")
     return good
 
 

@@ -19,6 +19,9 @@ from lorchestra.engine.state import TrainState
 from lorchestra.engine.trunk_file import TrunkFiles
 from lorchestra.types import Example, Predictions
 
+MOST_DRAWS = 10_000
+"""Draws or passes that a method may ask for in one prediction."""
+
 Progress = Callable[[int], None]
 """Called with the number of rows done."""
 

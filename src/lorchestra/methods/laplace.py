@@ -32,7 +32,7 @@ from lorchestra.engine.predict import member_passes
 from lorchestra.engine.row_gradients import row_gradients
 from lorchestra.engine.session import Session
 from lorchestra.errors import ConfigError, TrainingError
-from lorchestra.methods.contract import Fitted, Meter, Predictor, Progress, Setting
+from lorchestra.methods.contract import MOST_DRAWS, Fitted, Meter, Predictor, Progress, Setting
 from lorchestra.methods.training import (
     Training,
     check_adapters,
@@ -76,6 +76,8 @@ def fit(setting: Setting, config: Config) -> Fitted:
     """
     if config.draws < 1:
         raise ConfigError(f"laplace.draws: {config.draws} is less than 1")
+    if config.draws > MOST_DRAWS:
+        raise ConfigError(f"laplace.draws: {config.draws} is more than {MOST_DRAWS:,}")
     if not config.precisions or not all(0 < precision < math.inf for precision in config.precisions):
         raise ConfigError(f"laplace.precisions: {config.precisions} must be one or more finite numbers above 0")
     if setting.config.adapt.init_lora_weights == "pissa":

@@ -155,7 +155,10 @@ def test_everything_from_data_stays_text(make_run, report):
         "prompt_template": NASTY,
         "labels": [NASTY, "yes"],
         "tokenizer_digest": NASTY,
-        "members": [{"path": "x", "sha256": NASTY, "state": NASTY, "best_step": 4, "val_nll": 0.5} for _ in range(3)],
+        "members": [
+            {"path": f"members/member_{m:02d}", "sha256": NASTY, "state": NASTY, "best_step": 4, "val_nll": 0.5}
+            for m in range(3)
+        ],
     }
     # what a file's name can hold: no slash
     name = "<script>alert(1)<img src=x onerror=alert(2)>"
