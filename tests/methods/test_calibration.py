@@ -52,7 +52,7 @@ def test_temperature_recovers_the_one_that_was_put_in():
             rows.append(row)
             probs[row.question] = np.array([[1 - p, p]]) ** 3 / ((1 - p) ** 3 + p**3)
     method = made_up(lambda row: probs[row.question])
-    fitted = temperature.wrap(Val(rows), method, temperature.Config())
+    fitted = temperature.wrap(Val(rows), method, temperature.Config(prior=False))
     assert fitted.chosen["temperature"] == pytest.approx(3.0, rel=1e-6)
     found = np.exp(fitted.predict(rows[::100], "test").log_probs_MEC[0, :, 1])
     np.testing.assert_allclose(found, [0.1, 0.3, 0.6, 0.8], rtol=1e-6)
@@ -70,7 +70,7 @@ def test_a_higher_temperature_is_fitted_to_more_confident_answers_and_keeps_ever
             p = truth[int(row.question)] ** power
             return [[(1 - truth[int(row.question)]) ** power, p] / ((1 - truth[int(row.question)]) ** power + p)]
 
-        fitted = temperature.wrap(Val(rows), made_up(answers), temperature.Config())
+        fitted = temperature.wrap(Val(rows), made_up(answers), temperature.Config(prior=False))
         fits.append(fitted.chosen["temperature"])
         plain, scaled = made_up(answers).predict(rows, "val"), fitted.predict(rows, "val")
         np.testing.assert_array_equal(scaled.log_probs_MEC.argmax(-1), plain.log_probs_MEC.argmax(-1))
