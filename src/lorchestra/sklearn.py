@@ -25,7 +25,7 @@ from lorchestra.data.splits import hold_out
 from lorchestra.engine.config import RunConfig
 from lorchestra.errors import ConfigError, DataError, InputError, LorchestraError
 from lorchestra.experiments.load import TrainedEnsemble, load_run
-from lorchestra.experiments.rows import RunRows
+from lorchestra.experiments.rows import RunRows, validation_notes
 from lorchestra.experiments.train import train_run
 from lorchestra.types import Example, Task
 
@@ -152,7 +152,9 @@ class LoRAEnsembleClassifier(ClassifierMixin, BaseEstimator):
                 " every class must keep one to learn from; give more"
             ) from error
         place = _Place(self.out)
-        train_run(config, place.root, say=self._say, rows=RunRows(Task("texts", splits, options), ()))
+        task = Task("texts", splits, options)
+        rows = RunRows(task, tuple(validation_notes(task)))
+        train_run(config, place.root, say=self._say, rows=rows)
         self._place, self._columns = place, answers
         self.classes_ = classes
         self.run_dir_ = str(place.root)

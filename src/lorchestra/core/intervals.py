@@ -33,10 +33,10 @@ COMPARED = ("accuracy", "nll", "brier")
 """Metrics whose paired differences get intervals."""
 
 LEAST_ROWS = 20
-"""Fewest rows of which an interval is given: with 10, they cover as little as 36 %."""
+"""Fewest rows of which an interval is given: with 10, that of the ECE covered 82 % in the worst case."""
 
 LEAST_OF_EACH = 5
-"""Fewest right and fewest wrong rows of which bootstrap percentiles are taken: with 3, they cover as little as 80 %."""
+"""Fewest right and fewest wrong rows for bootstrap percentiles: with one or two, differences in NLL covered 80 %."""
 
 Z = 1.959963984540054
 """Quantile of the standard normal distribution with 2.5 % above it, as `LEVEL` asks for."""

@@ -52,7 +52,7 @@ def read_rows(config: DataConfig, seed: int) -> RunRows:
                 " or the files, not both"
             )
         loaded = load_task(config.task, config.dir)
-        return RunRows(loaded.task, (*loaded.notes, *_weak(loaded.task)))
+        return RunRows(loaded.task, (*loaded.notes, *validation_notes(loaded.task)))
     if config.train is None:
         raise ConfigError(
             "data.train: no training rows; give a file with --data.train FILE, or a task by name with --data.task"
@@ -69,11 +69,11 @@ def read_rows(config: DataConfig, seed: int) -> RunRows:
         others[split] = file.examples
     splits, report = make_splits(train.examples, others["val"], others["test"], seed)
     task = Task(Path(config.train).name.split(".")[0], splits, train.labels)
-    return RunRows(task, (*notes, *report.sentences(), *_weak(task)))
+    return RunRows(task, (*notes, *report.sentences(), *validation_notes(task)))
 
 
-def _weak(task: Task) -> list[str]:
-    """What to say of validation rows that can decide little."""
+def validation_notes(task: Task) -> list[str]:
+    """What to say of a task's validation rows where they can decide little."""
     rows = task.splits["val"]
     return weak_validation([row.answer for row in rows if row.answer is not None], [row.choices for row in rows])
 
