@@ -133,7 +133,7 @@ def test_an_ece_interval_of_an_earlier_version_is_not_shown() -> None:
 def test_the_verdict_says_whether_the_ece_is_more_than_a_calibrated_model_would_show() -> None:
     entry = small_entry(CLEAR, UNCLEAR, (0.01, [-0.01, 0.03]))
     reference = {"mean": 0.03, "interval": [0.012, 0.051]}
-    entry["intervals"]["ensemble"]["ece_if_calibrated"] = reference
+    entry["intervals"]["ensemble"] |= {"ece_if_calibrated": reference, "ece": [0.0, 0.06]}
     assert verdict(entry).endswith(
         "Its ECE of 5.0 % is no evidence of miscalibration: a perfectly calibrated model would show 1.2 to 5.1 % on as"
         " many rows."
@@ -281,7 +281,7 @@ def test_the_verdict_without_anything_to_compare() -> None:
     assert "one member only" in verdict(full_entry(resamples=0) | {"num_members": 1})
     assert "No bootstrap intervals" in verdict(full_entry(resamples=0))
     few = small_entry(CLEAR | {"nll": None}, None, (0.0, [-0.1, 0.1]))
-    assert "cannot be judged in NLL (too few rows)" in verdict(few)
+    assert "cannot be judged in NLL (too few right or wrong rows)" in verdict(few)
     few["member_mean"] = few["member_mean"] | {"nll": None}
     assert "cannot be compared in NLL (an answer got probability zero)" in verdict(few)
 

@@ -83,9 +83,9 @@ def evaluate_predictions(
         "baselines": {name: compared[f"baseline {name}"] for name in baselines},
         "intervals": {"level": LEVEL, "resamples": resamples, "seed": seed, **main_intervals},
         "notes": [
-            *([] if resamples == 0 or (few := too_few(judged["ensemble"])) is None else [few]),
             *([] if validation is None else weak_validation(validation.labels, validation.options)),
             *_temperature_notes(notes),
+            *([] if resamples == 0 or (few := too_few(judged["ensemble"])) is None else [few]),
         ],
     }
     return plain_values(entry)

@@ -113,7 +113,8 @@ def _penalized(log_probs_EC: FloatArray, labels_E: IntArray) -> float:
         expected_E = (weights_EC * finite_EC).sum(axis=-1) / weights_EC.sum(axis=-1)
         return float(-scale * (expected_E - target_E).sum() + u / PRIOR_STD**2)
 
-    grid = np.linspace(*np.log(TEMPERATURE_RANGE), _GRID + 1)
+    coldest, hottest = np.log(TEMPERATURE_RANGE)
+    grid = np.linspace(coldest, hottest, _GRID + 1)
     best = int(np.argmin([value(u) for u in grid]))
     low, high = grid[max(best - 1, 0)], grid[min(best + 1, _GRID)]
     for _ in range(60):

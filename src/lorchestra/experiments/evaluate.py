@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ from lorchestra.core.early_exit import ExitRule, evaluate_early_exit
 from lorchestra.core.evaluation import ood_scores
 from lorchestra.core.layout import BASE
 from lorchestra.data.config import DataConfig
-from lorchestra.data.splits import num_shared
 from lorchestra.engine.predict import Pass, member_passes
 from lorchestra.engine.session import Session
 from lorchestra.errors import ConfigError, did_you_mean
@@ -58,8 +57,7 @@ def evaluate_run(
         progress: called with what is being computed, rows done and rows in all.
 
     Returns:
-        The entry written into `metrics.json`. Its "seen" counts the rows that are, by their content, among the training
-        and the validation rows.
+        The entry written into `metrics.json`.
 
     Raises:
         ConfigError: an unknown split or task, a task and a file, or a run of rows that came from Python.
@@ -79,19 +77,16 @@ def evaluate_run(
     is_validation = session is trained.session and data is None and split == "val"
     predictions, zero_shot = _members_and_base(session, examples, split, progress)
     validation = predictions if is_validation else _predict(trained.session, rows.task.splits["val"], "val", progress)
-    train, own = rows.task.splits["train"], trained.config
+    splits, own = rows.task.splits, trained.config
     candidates: dict[str, Predictions | str] = {
         "base_zero_shot": zero_shot,
-        **few_shot_base(session, own, examples, split, train, progress),
+        **few_shot_base(session, own, examples, split, splits["train"], progress),
         **mc_dropout_of(session, own, examples, split, progress, passes=session.model.num_members),
     }
     baselines, left_out = comparable(candidates, predictions, session)
     for name, reason in left_out.items():
         session.say(f"{name} is left out: {reason}")
-    entry = score(predictions, validation, baselines, left_out, train, own.evaluate, own.train.seed)
-    seen = {name: num_shared(examples, rows.task.splits[name]) for name in ("train", "val")}
-    entry["seen"] = seen
-    entry["notes"] = [*seen_notes(seen, len(examples)), *entry["notes"]]
+    entry = score(predictions, validation, baselines, left_out, examples, splits, own.evaluate, own.train.seed)
     if early_exit is not None:
         entry["early_exit"] = evaluate_early_exit(predictions.log_probs_MEC, predictions.labels, early_exit)
     folder = trained.run.predictions
@@ -105,24 +100,6 @@ def evaluate_run(
     metrics = {"evaluations": [*others, entry], "cost": trained.record.get("cost")}
     atomic_write_json(trained.run.metrics, metrics)
     return entry
-
-
-def seen_notes(seen: Mapping[str, int], num_rows: int) -> list[str]:
-    """What to say of evaluated rows that trained the members, or chose among their copies."""
-    notes = []
-    if trained := seen["train"]:
-        which = "These rows" if trained == num_rows else f"{trained} of these {num_rows} rows"
-        notes.append(
-            f"{which} trained the members: on them, the numbers say how well the members remember and not how well they"
-            " answer new rows."
-        )
-    if chosen := seen["val"]:
-        which = "These rows" if chosen == num_rows else f"{chosen} of these {num_rows} rows"
-        notes.append(
-            f"{which} are validation rows, on which the kept adapters, the best member and temperatures were chosen:"
-            " they look better than new rows would."
-        )
-    return notes
 
 
 def _rows_to_evaluate(

@@ -197,8 +197,9 @@ def early_exit_text(entry: Entry) -> str:
 
 def _calibration(entry: Entry) -> str | None:
     """How the ensemble's ECE compares with what calibrated confidences would show on these rows."""
-    reference = calibrated(entry["intervals"].get("ensemble") or {})
-    if reference is None or reference["interval"] is None:
+    intervals = entry["intervals"].get("ensemble") or {}
+    reference = calibrated(intervals)
+    if reference is None or reference["interval"] is None or intervals.get("ece") is None:
         return None
     column = next(column for column in COLUMNS if column.key == "ece")
     value, (low, high) = entry["ensemble"]["ece"], reference["interval"]
@@ -335,7 +336,7 @@ def _judge(entry: Entry, other: Entry, differences: Entry) -> str:
     if undefined:
         parts.append(f"cannot be compared in {listed(undefined)} (an answer got probability zero)")
     if too_few:
-        parts.append(f"cannot be judged in {listed(too_few)} (too few rows)")
+        parts.append(f"cannot be judged in {listed(too_few)} (too few right or wrong rows)")
     return listed(parts)
 
 

@@ -206,7 +206,9 @@ def _label(panel: Panel, x: float, y: float, text: str, color: str, taken: list[
 
 def _interval(result: MethodResult, key: str) -> tuple[float, float] | None:
     ends = shown_interval(key, result.entry["intervals"].get("ensemble") or {})
-    return None if ends is None or None in ends else (float(ends[0]), float(ends[1]))
+    if ends is None or ends[0] is None or ends[1] is None:
+        return None
+    return float(ends[0]), float(ends[1])
 
 
 def _clamped(value: float | None, low: float, high: float) -> float:
