@@ -26,7 +26,7 @@ from lorchestra.data.splits import hold_out
 from lorchestra.engine.config import RunConfig
 from lorchestra.errors import ConfigError, DataError, InputError, LorchestraError
 from lorchestra.experiments.load import TrainedEnsemble, load_run
-from lorchestra.experiments.rows import RunRows
+from lorchestra.experiments.rows import RunRows, validation_notes
 from lorchestra.experiments.train import train_run
 from lorchestra.store.inside import inside
 from lorchestra.types import Example, Task
@@ -156,7 +156,9 @@ class LoRAEnsembleClassifier(ClassifierMixin, BaseEstimator):
                 " every class must keep one to learn from; give more"
             ) from error
         place = _Place(self.out)
-        outcome = train_run(config, place.root, say=self._say, rows=RunRows(Task("texts", splits, options), ()))
+        task = Task("texts", splits, options)
+        rows = RunRows(task, tuple(validation_notes(task)))
+        outcome = train_run(config, place.root, say=self._say, rows=rows)
         for m, reason in zip(outcome.failed_members, outcome.reasons, strict=True):
             warnings.warn(f"member {m} failed and is left out: {reason}", ConvergenceWarning, stacklevel=2)
         self._place, self._columns = place, answers

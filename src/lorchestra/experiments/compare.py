@@ -176,6 +176,7 @@ class _Comparison:
             "settings": dataclasses.asdict(named.config),
             "wrappers": [[wrapper, dataclasses.asdict(config)] for wrapper, config in named.wrappers],
             "chosen": fitted.chosen,
+            "notes": fitted.notes,
             "cost": dataclasses.asdict(cost),
             "predict_s": seconds,
             "entry": entry,
@@ -185,6 +186,8 @@ class _Comparison:
             for predictions in found.values():
                 save_predictions(directory / "predictions", predictions)
             atomic_write_json(directory / "result.json", result)
+        for note in fitted.notes:
+            self.say(f"{name}: {note}")
         self.say(f"{name} is done: fitted in {cost.fit_s:.0f} s, {seconds['test']:.0f} s for the test rows")
 
 

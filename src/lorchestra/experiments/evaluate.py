@@ -79,16 +79,16 @@ def evaluate_run(
     is_validation = session is trained.session and data is None and split == "val"
     predictions, zero_shot = _members_and_base(session, examples, split, progress)
     validation = predictions if is_validation else _predict(trained.session, rows.task.splits["val"], "val", progress)
-    train, own = rows.task.splits["train"], trained.config
+    splits, own = rows.task.splits, trained.config
     candidates: dict[str, Predictions | str] = {
         "base_zero_shot": zero_shot,
-        **few_shot_base(session, own, examples, split, train, progress),
+        **few_shot_base(session, own, examples, split, splits["train"], progress),
         **mc_dropout_of(session, own, examples, split, progress, passes=session.model.num_members),
     }
     baselines, left_out = comparable(candidates, predictions, session)
     for name, reason in left_out.items():
         session.say(f"{name} is left out: {reason}")
-    entry = score(predictions, validation, baselines, left_out, train, own.evaluate, own.train.seed)
+    entry = score(predictions, validation, baselines, left_out, examples, splits, own.evaluate, own.train.seed)
     if early_exit is not None:
         entry["early_exit"] = evaluate_early_exit(predictions.log_probs_MEC, predictions.labels, early_exit)
     folder = trained.run.predictions

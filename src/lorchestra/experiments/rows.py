@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lorchestra.core.validation import weak_validation
 from lorchestra.data.config import DataConfig
 from lorchestra.data.files import TaskFile, read_task_file
 from lorchestra.data.formats import SUFFIXES
@@ -52,7 +53,7 @@ def read_rows(config: DataConfig, seed: int) -> RunRows:
                 " or the files, not both"
             )
         loaded = load_task(config.task, config.dir)
-        return RunRows(loaded.task, loaded.notes)
+        return RunRows(loaded.task, (*loaded.notes, *validation_notes(loaded.task)))
     if config.train is None:
         raise ConfigError(
             "data.train: no training rows; give a file with --data.train FILE, or a task by name with --data.task"
@@ -69,7 +70,13 @@ def read_rows(config: DataConfig, seed: int) -> RunRows:
         others[split] = file.examples
     splits, report = make_splits(train.examples, others["val"], others["test"], seed)
     task = Task(name_of_file(config.train), splits, train.labels)
-    return RunRows(task, (*notes, *report.sentences()))
+    return RunRows(task, (*notes, *report.sentences(), *validation_notes(task)))
+
+
+def validation_notes(task: Task) -> list[str]:
+    """What to say of a task's validation rows where they can decide little."""
+    rows = task.splits["val"]
+    return weak_validation([row.answer for row in rows if row.answer is not None], [row.choices for row in rows])
 
 
 def name_of_file(path: str | Path) -> str:

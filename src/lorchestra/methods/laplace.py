@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lorchestra.core.metrics import nll
 from lorchestra.core.posterior import (
+    PRECISION_BOUNDS,
     DiagonalLaplace,
     FullLaplace,
     LaplacePosterior,
@@ -121,7 +122,18 @@ def fit(setting: Setting, config: Config) -> Fitted:
         parameters=training.values.shape[1] + posterior.num_numbers,
         predict_base_passes=round(1 - top + top * passes, 3) if linearized else prediction_base_passes(model, number),
     )
-    return Fitted(predict, cost, {"prior_precision": precision})
+    return Fitted(predict, cost, {"prior_precision": precision}, _at_bound(precision, config))
+
+
+def _at_bound(precision: float, config: Config) -> list[str]:
+    """A note where the prior's precision is the smallest or largest that was looked at."""
+    by_evidence = config.prior == "marginal_likelihood"
+    bounds = PRECISION_BOUNDS if by_evidence else (min(config.precisions), max(config.precisions))
+    if bounds[0] == bounds[1] or not any(math.isclose(precision, bound) for bound in bounds):
+        return []
+    which = "smallest" if math.isclose(precision, bounds[0]) else "largest"
+    where = "that is looked at" if by_evidence else "in laplace.precisions; a wider list may have a better one"
+    return [f"the prior's precision, {precision:g}, is the {which} {where}"]
 
 
 def _posterior(setting: Setting, training: Training, columns: Tensor, config: Config) -> tuple[LaplacePosterior, float]:

@@ -22,11 +22,16 @@ _METRICS = (
     *("num_zero_probability", "validation_nll"),
 )
 _BY_METRIC = (Each(NUMBER_OR_NULL), None)
-_INTERVALS = (Each((Pair(NUMBER_OR_NULL), None)), None)
+_ENDS = Pair(NUMBER_OR_NULL)
+_REFERENCE = {"mean": Number(), "interval": (_ENDS, None)}
+"""What a metric would be of calibrated confidences."""
+_INTERVALS = (Each((_ENDS, _REFERENCE, None)), None)
 _METHOD: dict[str, Any] = {f"{name}?": NUMBER_OR_NULL for name in _METRICS} | {
     "index?": (COUNT, None),
     "T?": (Number(0), None),
+    "num_rows?": COUNT,
     "reason?": (str, None),
+    "notes?": [str],
     "std?": _BY_METRIC,
     "intervals?": _INTERVALS,
     "ensemble_minus?": _INTERVALS,
@@ -53,6 +58,8 @@ _ENTRY: dict[str, Any] = {
     "temperature?": (_METHOD | {"best_member?": (_METHOD, None)}, None),
     "baselines?": (Each(_METHOD, names=True), None),
     "left_out?": (Each(str), None),
+    "notes?": [str],
+    "seen?": {"train": COUNT, "val": COUNT},
     "ood?": (Each(_FAR, names=True), None),
     "intervals": {
         "level": Number(0, 1),

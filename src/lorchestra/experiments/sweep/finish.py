@@ -146,7 +146,7 @@ def _write_evaluation(
         **mc_dropout_of(session, config, splits["test"], "test", progress, member=first, passes=number),
     }
     baselines, left_out = comparable(candidates, test, session)
-    entry = score(test, own["val"], baselines, left_out, splits["train"], config.evaluate, config.train.seed)
+    entry = score(test, own["val"], baselines, left_out, splits["test"], splits, config.evaluate, config.train.seed)
     entry["ood"] = {
         split.removeprefix("ood_"): ood_scores(test, far) for split, far in own.items() if split.startswith("ood_")
     }

@@ -73,6 +73,8 @@ class MethodResult:
     chosen: Entry
     entry: Entry
     predictions: Predictions
+    notes: tuple[str, ...] = ()
+    """What a reader must know of its fit."""
 
 
 @dataclass(frozen=True)
@@ -237,4 +239,13 @@ def _read_result(folder: Path) -> MethodResult:
             " method's directory and compare again"
         )
     key = result["name"]
-    return MethodResult(key, method_name(key), result["summary"], result["cost"], result["chosen"], entry, predictions)
+    return MethodResult(
+        key,
+        method_name(key),
+        result["summary"],
+        result["cost"],
+        result["chosen"],
+        entry,
+        predictions,
+        tuple(map(str, result.get("notes") or ())),
+    )
