@@ -82,11 +82,7 @@ def evaluate_predictions(
         "temperature": compared["temperature"] | {"best_member": compared["scaled best"]} if temperature else None,
         "baselines": {name: compared[f"baseline {name}"] for name in baselines},
         "intervals": {"level": LEVEL, "resamples": resamples, "seed": seed, **main_intervals},
-        "notes": [
-            *([] if validation is None else weak_validation(validation.labels, validation.options)),
-            *_temperature_notes(notes),
-            *([] if resamples == 0 or (few := too_few(judged["ensemble"])) is None else [few]),
-        ],
+        "notes": [*_notes(validation, notes), *_too_few(judged["ensemble"], resamples)],
     }
     return plain_values(entry)
 
@@ -247,9 +243,15 @@ def _fit(log_probs_EC: FloatArray, validation: Predictions) -> TemperatureFit:
     return regularized_temperature(log_probs_EC, validation.labels, validation.options)
 
 
-def _temperature_notes(notes: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What is to be said of the two temperatures, as sentences."""
-    found = []
+def _too_few(ensemble: Judged, resamples: int) -> list[str]:
+    """Why intervals of the ensemble are missing, where they were asked for."""
+    reason = too_few(ensemble) if resamples else None
+    return [] if reason is None else [reason]
+
+
+def _notes(validation: Predictions | None, notes: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What is to be said of the validation rows and of the two temperatures, as sentences."""
+    found = [] if validation is None else weak_validation(validation.labels, validation.options)
     for name, of in (("temperature", "the ensemble"), ("scaled best", "the best member")):
         fit = notes.get(name, {})
         if fit.get("T") is None:
