@@ -51,6 +51,7 @@ _RESULT: dict[str, Any] = {
     "cost": {field.name: Number() for field in dataclasses.fields(Cost)},
     "chosen": Each((Number(), None)),
     "predict_s": {"val": Number(), "test": Number()},
+    "notes?": [str],
 }
 
 
