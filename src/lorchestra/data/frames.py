@@ -18,7 +18,7 @@ from lorchestra.data.config import ChatFrame
 from lorchestra.errors import ConfigError
 
 # Private characters that no template looks for, around some that a template which escapes would change.
-_STAND_IN = "\U000f5000{}&<'\"\\\U000f5001"
+_STAND_IN = "\U000f5000{}aB &<'\"\\\U000f5001"
 # White space that templates which trim take away, and that none writes.
 _EDGE = "\u2003"
 _DIGITS = re.compile(r"\d+")
@@ -61,7 +61,7 @@ def frame_parts(frame: ChatFrame, num_shots: int) -> tuple[str, ...]:
     return _with_shots(frame.shots, num_shots)
 
 
-def _with_shots(three: Sequence[str], num_shots: int) -> tuple[str, ...]:
+def _with_shots(three: tuple[str, ...], num_shots: int) -> tuple[str, ...]:
     """Parts for another number of shots: the first and the last pair differ from those between."""
     if num_shots == 0 or not three:
         return ()

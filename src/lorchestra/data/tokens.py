@@ -22,6 +22,7 @@ from lorchestra.errors import ConfigError, DataError, did_you_mean
 # Where private characters begin, a plane each: data that holds some of one are left another.
 _PLANES = (0xF0000, 0x100000)
 _METASPACE = "\u2581"
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 _Text = tuple[str, ...]
 
@@ -163,9 +164,13 @@ def front_tokens(tokenizer: Any) -> tuple[int, ...]:
 
 
 def _is_harmless(name: str, special: bool) -> bool:
-    """White space, and words that were added to the vocabulary: they are what they say, and control nothing."""
+    """White space, and words that were added to the vocabulary: they are what they say, and control nothing.
+
+    Nor do the tokens that spell a byte, which a tokenizer needs under their names.
+    """
     bare = name.replace(_METASPACE, " ")
-    return bare.isspace() or (not special and all(letter.isalnum() or letter.isspace() for letter in bare))
+    word = not special and all(letter.isalnum() or letter.isspace() for letter in bare)
+    return word or bare.isspace() or _BYTE.fullmatch(name) is not None
 
 
 def _stand_ins(ids: dict[str, int], start: int) -> dict[str, str]:
