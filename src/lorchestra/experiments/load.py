@@ -16,7 +16,7 @@ from lorchestra.data.prompts import PromptTemplate
 from lorchestra.engine.config import RunConfig
 from lorchestra.engine.module import EnsembleModule
 from lorchestra.engine.session import HOPELESS, Session
-from lorchestra.errors import CheckpointError
+from lorchestra.errors import CheckpointError, ConfigError, DataError
 from lorchestra.experiments.build import Say
 from lorchestra.experiments.record import choice_end, read_config
 from lorchestra.experiments.rows import read_like
@@ -138,8 +138,12 @@ def _note_hopeless_labels(session: Session, record: dict[str, Any]) -> None:
     if record["labels"] is None or session.template.version > 1:
         return
     labels = tuple(record["labels"])
-    quiet = dataclasses.replace(session, say=lambda text: None)
-    if quiet.encode([Example("labels", "text", labels, None)]).hopeless:
+    quiet = dataclasses.replace(session, say=lambda text: None, _said=set())
+    try:
+        hopeless = quiet.encode([Example("labels", "text", labels, None)]).hopeless
+    except (ConfigError, DataError):
+        return  # prediction says it of its rows
+    if hopeless:
         session.say(f"labels {', '.join(map(repr, labels[:12]))}{', ...' if len(labels) > 12 else ''}: {HOPELESS}")
         session.mark_said("hopeless")
 

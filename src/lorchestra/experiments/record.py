@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lorchestra.config import read_mapping, read_recipe, to_mapping, to_yaml
@@ -25,17 +25,22 @@ def write_description(run: RunDir, resolved: RunConfig, rows: RunRows, session: 
 
 
 def read_config(run: RunDir) -> RunConfig:
-    """The configuration that a run saved; one from before prompts had versions has version 1.
+    """The configuration that a run saved (see `as_saved`).
 
     Raises:
         ConfigError: the file is missing, cut off or holds what is no configuration.
     """
-    config = read_recipe(run.config, RunConfig, whole=True)
-    if "version" not in (read_mapping(run.config)["data"].get("prompt") or {}):
-        prompt = dataclasses.replace(config.data.prompt, version=1)
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, prompt=prompt))
+    config = as_saved(read_recipe(run.config, RunConfig, whole=True), read_mapping(run.config))
     check_run(config)
     return config
+
+
+def as_saved(config: RunConfig, mapping: Mapping[str, Any]) -> RunConfig:
+    """A configuration that was saved as `mapping`; one from before prompts had versions has version 1."""
+    if "version" in (mapping["data"].get("prompt") or {}):
+        return config
+    prompt = dataclasses.replace(config.data.prompt, version=1)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, prompt=prompt))
 
 
 def choice_end(version: int) -> str:
