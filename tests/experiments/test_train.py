@@ -50,7 +50,8 @@ class StopAfter:
 def test_the_run_directory_holds_the_contract(run_config, texts_csv, tmp_path):
     root = train_run(run_config(texts_csv()), tmp_path / "run").run.root
     record = json.loads((root / "ensemble.json").read_text())
-    assert record["format_version"] == 1
+    assert record["format_version"] == 2
+    assert record["choice_end"] == "where_needed"
     assert record["num_members"] == 3
     assert record["labels"] == ["no", "yes"]
     assert record["task"] == "reviews"

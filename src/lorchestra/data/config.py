@@ -33,6 +33,23 @@ class FieldsConfig:
 
 
 @dataclass(frozen=True)
+class ChatFrame:
+    """What a chat template writes around the contents of a conversation, as it was when the run started.
+
+    Templates write dates, and conditions that change: what a run was trained with is what it predicts with.
+    """
+
+    template: str = ""
+    """A digest of the chat template, its tokens and the system prompt; empty where no template was rendered yet."""
+    trim: Literal["", "strip", "lstrip", "rstrip"] = ""
+    """What the template does to white space around a user's message."""
+    alone: tuple[str, ...] = ()
+    """One question: before it, between it and its answer, after the answer."""
+    shots: tuple[str, ...] = ()
+    """Three answered questions and one more: before each content, and after the last; () where no rule is in it."""
+
+
+@dataclass(frozen=True)
 class PromptConfig:
     """How a row is put to the model."""
 
@@ -42,6 +59,12 @@ class PromptConfig:
     """Wrap the prompt in the tokenizer's chat template."""
     system_prompt: str | None = None
     """System message; implies chat_template."""
+    answer_prefix: str = " "
+    """What parts an answer from a plain prompt that ends in no white space: "" for languages without spaces."""
+    version: Literal[1, 2] = 2
+    """Rules by which rows become tokens. 1: as runs of format 1 (a choice that continues another cannot win)."""
+    frame: Annotated[ChatFrame, tyro.conf.Suppress] = field(default_factory=ChatFrame)
+    """What the chat template wrote when the run started; set by training."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +89,8 @@ class DataConfig:
     """With text scoring: log-probability of the whole choice, or per token, or per byte of it."""
     prompt: PromptConfig = field(default_factory=PromptConfig)
     """How a row is put to the model."""
+    keep_tokens: tuple[str, ...] = ()
+    """Tokens added to the tokenizer (not special ones) that rows may hold as tokens; others are read as plain text."""
     max_length: int | None = None
     """Longest row in tokens; the default is the model's context."""
     too_long: Literal["error", "drop", "truncate"] = "error"
@@ -83,7 +108,11 @@ def check_data(config: DataConfig) -> None:
     check_magnitudes(config, "data")
     if config.max_length is not None and config.max_length < 1:
         raise ConfigError(f"data.max_length: {config.max_length} is less than 1; give the longest row in tokens")
-    for name in ("template", "system_prompt"):
+    frame = config.prompt.frame
+    if (len(frame.alone), len(frame.shots)) not in ((0, 0), (3, 0), (3, 9)):
+        message = f"data.prompt.frame: has {len(frame.alone)} and {len(frame.shots)} texts, not 3 and 0 or 9"
+        raise ConfigError(f"{message}; leave data.prompt.frame out, it is written by training")
+    for name in ("template", "system_prompt", "answer_prefix"):
         try:
             (getattr(config.prompt, name) or "").encode()
         except UnicodeEncodeError as error:

@@ -34,6 +34,8 @@ def few_shot_base(
     shown = few_shot.unasked(train, examples)
     if not shown:
         return {"base_few_shot": "every training row is among the evaluated ones"}
+    if not session.template.shows_shots:
+        return {"base_few_shot": "the base's chat template writes longer conversations by no simple rule"}
     seed = derive_seed(config.train.seed, "shots")
 
     def tell(done: int) -> None:

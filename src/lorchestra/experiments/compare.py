@@ -22,6 +22,7 @@ from lorchestra.engine.config import RunConfig, check_run
 from lorchestra.engine.observer import Interrupted, Observer
 from lorchestra.errors import CheckpointError, ConfigError, TrainingError
 from lorchestra.experiments.build import Say
+from lorchestra.experiments.record import as_saved
 from lorchestra.experiments.rows import RunRows, absolute_paths, check_unchanged, read_rows
 from lorchestra.experiments.setting import method_setting
 from lorchestra.experiments.shared_fit import SharedFit
@@ -232,7 +233,7 @@ def _begun(root: Path, config: RunConfig, rows: RunRows) -> RunConfig | None:
         )
     check_unchanged(rows, inside(root, "splits.json"))
     sweep_directory(inside(root, "methods"))
-    resolved = from_mapping(RunConfig, record["resolved"], str(path))
+    resolved = as_saved(from_mapping(RunConfig, record["resolved"], str(path)), record["resolved"])
     return dataclasses.replace(resolved, data=dataclasses.replace(resolved.data, dir=config.data.dir))
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lorchestra.config import to_yaml
-from lorchestra.engine.config import RunConfig
+from lorchestra.config import read_mapping, read_recipe, to_mapping, to_yaml
+from lorchestra.engine.config import RunConfig, check_run
 from lorchestra.engine.session import Session
 from lorchestra.engine.trainer import Trainer
 from lorchestra.experiments.build import environment
@@ -22,6 +22,30 @@ def write_description(run: RunDir, resolved: RunConfig, rows: RunRows, session: 
     atomic_write_json(run.splits, rows.record())
     atomic_write_json(run.environment, environment(session.base))
     atomic_write_text(run.config, to_yaml(dataclasses.replace(resolved, data=absolute_paths(resolved.data))))
+
+
+def read_config(run: RunDir) -> RunConfig:
+    """The configuration that a run saved (see `as_saved`).
+
+    Raises:
+        ConfigError: the file is missing, cut off or holds what is no configuration.
+    """
+    config = as_saved(read_recipe(run.config, RunConfig, whole=True), read_mapping(run.config))
+    check_run(config)
+    return config
+
+
+def as_saved(config: RunConfig, mapping: Mapping[str, Any]) -> RunConfig:
+    """A configuration that was saved as `mapping`; one from before prompts had versions has version 1."""
+    if "version" in (mapping["data"].get("prompt") or {}):
+        return config
+    prompt = dataclasses.replace(config.data.prompt, version=1)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, prompt=prompt))
+
+
+def choice_end(version: int) -> str:
+    """Which rows have an end after their choices, by the version of their prompts, as `ensemble.json` says it."""
+    return "never" if version == 1 else "where_needed"
 
 
 def trained_members(
@@ -71,6 +95,8 @@ def ensemble_record(
         members: path, checksum and state of each member, and its rank and scaling where they are its own.
         cost: what training cost here.
     """
+    template = session.template
+    frame = template.frame if template.chat and template.version > 1 else None
     return {
         "base": {
             "id": session.base.id,
@@ -86,6 +112,9 @@ def ensemble_record(
         "prompt_template": session.template.text(session.scoring),
         "chat_template": session.template.chat,
         "system_prompt": session.data.prompt.system_prompt,
+        "choice_end": choice_end(template.version),
+        "chat_frame": None if frame is None else to_mapping(frame),
+        "answer_prefix": template.answer_prefix,
         "max_length": session.max_length,
         "scoring": session.scoring,
         "normalize": session.data.normalize,

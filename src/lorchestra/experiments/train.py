@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lorchestra.config import differences, read_recipe
+from lorchestra.config import differences
 from lorchestra.engine.checkpoint import load_checkpoint, save_checkpoint
 from lorchestra.engine.config import RunConfig, check_run
 from lorchestra.engine.cost import training_base_passes
@@ -25,7 +25,7 @@ from lorchestra.experiments.budget import settle_budget
 from lorchestra.experiments.build import Say, build_session
 from lorchestra.experiments.events import EventLog, Observers
 from lorchestra.experiments.load import failed_members
-from lorchestra.experiments.record import ensemble_record, trained_members, write_description
+from lorchestra.experiments.record import ensemble_record, read_config, trained_members, write_description
 from lorchestra.experiments.rows import RunRows, absolute_paths, check_unchanged, read_rows, with_directory
 from lorchestra.models.adapters import save_members
 from lorchestra.models.members import MemberAdapter
@@ -113,8 +113,7 @@ def prepare_training(
 
 def _saved_config(run: RunDir, asked: RunConfig) -> RunConfig:
     """The configuration of the run to resume; refuses settings asked for now that are not its own."""
-    saved = read_recipe(run.config, RunConfig, whole=True)
-    check_run(saved)
+    saved = read_config(run)
     default = RunConfig()
     absolute = dataclasses.replace(asked, data=absolute_paths(asked.data))
     given = differences(absolute, default)

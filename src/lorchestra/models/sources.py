@@ -51,6 +51,11 @@ class LoadedBase:
     context_length: int
     """The most tokens a row may have."""
 
+    @property
+    def num_embeddings(self) -> int:
+        """How many tokens the model knows: the rows of its input embeddings."""
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
 
 @dataclass(frozen=True)
 class _Source:
@@ -93,6 +98,7 @@ def load_base(config: BaseConfig, *, notify: Callable[[str], None] = to_stderr) 
             f"base.name {config.name!r}: the weights do not fit into the memory of {device} as {dtype}. "
             "Set base.dtype bfloat16 or base.device cpu, or take a smaller base."
         ) from error
+    _note_unknown_tokens(config.name, tokenizer, model, notify)
     return LoadedBase(
         model=model,
         tokenizer=tokenizer,
@@ -224,6 +230,17 @@ def _cannot_load(source: _Source, error: Exception) -> CheckpointError:
         f"{start}: {source.directory} cannot be loaded as a causal language model by transformers "
         f"{transformers.__version__} ({reason}). It must hold config.json, model.safetensors and tokenizer.json."
     )
+
+
+def _note_unknown_tokens(name: str, tokenizer: Any, model: Any, notify: Callable[[str], None]) -> None:
+    """Say that some tokens have no embedding; whether a row needs one of them shows when it is tokenized."""
+    known = int(model.get_input_embeddings().weight.shape[0])
+    number = max(tokenizer.get_vocab().values(), default=-1) + 1
+    if number > known:
+        notify(
+            f"base.name {name!r}: its tokenizer has {number} tokens and the model {known} embeddings; rows that need"
+            " one of the others are refused (model.resize_token_embeddings in transformers adds them)"
+        )
 
 
 def _context_length(source: _Source, text_config: Any, tokenizer: Any) -> int:

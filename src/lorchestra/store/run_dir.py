@@ -17,7 +17,8 @@ from lorchestra.store.inside import inside, name_fault, read_plain
 from lorchestra.store.lock import DirectoryBusyError, directory_lock
 from lorchestra.store.schema import COUNT, FILE_NAME, NUMBER_OR_NULL, Each, Number, check_shape
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_READ = (1, 2)
 
 COST = (Each(NUMBER_OR_NULL), None)
 """What a training took, by name."""
@@ -51,6 +52,7 @@ _RECORD: dict[str, Any] = {
     "max_length?": COUNT,
     "cost?": COST,
 }
+_SINCE_2: dict[str, Any] = {"choice_end": {"where_needed", "never"}}
 _FOLDER = re.compile(r"members/member_[0-9]{2,5}")
 
 
@@ -222,15 +224,16 @@ def read_ensemble(root: str | Path) -> tuple[RunDir, dict[str, Any]]:
         raise CheckpointError(f"{root}: not a run directory (neither ensemble.json nor config.yaml in it)")
     record = read_json(run.ensemble)
     version = record.get("format_version")
-    if version != FORMAT_VERSION:
+    if version not in _READ or isinstance(version, bool):
         raise CheckpointError(
-            f"{run.ensemble}: format_version is {version!r}, this version of lorchestra reads {FORMAT_VERSION}; use the"
+            f"{run.ensemble}: format_version is {version!r}, this version of lorchestra reads 1 and 2; use the"
             " version that wrote it, or train again"
         )
-    missing = {name for name in _RECORD if not name.endswith("?")} - record.keys()
+    shape = _RECORD if version == 1 else _RECORD | _SINCE_2
+    missing = {name for name in shape if not name.endswith("?")} - record.keys()
     if missing:
         raise CheckpointError(f"{run.ensemble}: lacks {', '.join(sorted(missing))}; the file was changed or damaged")
-    check_shape(record, _RECORD, run.ensemble)
+    check_shape(record, shape, run.ensemble)
     if record["labels"] is not None and len(set(record["labels"])) < max(2, len(record["labels"])):
         raise CheckpointError(f"{run.ensemble}: labels are not two or more different ones; the file was changed")
     _check_members(run, record)
