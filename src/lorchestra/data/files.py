@@ -227,6 +227,7 @@ class _File:
             # only what is needed later: the cells of a million rows would fill the memory
             read.append((name, reader.string(row, "text"), label, Row(row.line, {}, row.path)))
         missing.check()
+        warnings = self._drops(dropped, "label", len(read))
         known, mapped = self._label_set(census)
         index = {label: position for position, label in enumerate(known)}
         examples = tuple(
@@ -235,7 +236,6 @@ class _File:
             )
             for name, text, label, row in read
         )
-        warnings = self._drops(dropped, "label", len(read))
         if reader.answers == "required" and reader.labels is None:
             self.notes.extend((census.summary(known, mapped), *census.changes(mapped)))
             warnings += census.remarks(known, mapped)
