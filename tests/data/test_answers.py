@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lorchestra.data.config import DataConfig, FieldsConfig
+from lorchestra.data.config import DataConfig, FieldsConfig, ReadConfig
 from lorchestra.data.files import TaskFile, read_task_file
 from lorchestra.errors import DataError
 
@@ -59,9 +59,9 @@ def test_answers_with_two_readings_are_refused_with_the_options(tmp_path: Path) 
     with pytest.raises(DataError) as caught:
         read(path)
     assert "'green' by --data.answer-as index, 'red' by --data.answer-as number" in str(caught.value)
-    by_number = read(path, DataConfig(answer_as="number")).examples
+    by_number = read(path, DataConfig(read=ReadConfig(answer_as="number"))).examples
     assert [example.answer for example in by_number] == [0, 1]
-    assert [example.answer for example in read(path, DataConfig(answer_as="index")).examples] == [1, 2]
+    assert [example.answer for example in read(path, DataConfig(read=ReadConfig(answer_as="index"))).examples] == [1, 2]
     path = with_answers(tmp_path, ["B"], ("B", "A"))
     with pytest.raises(DataError, match=r"answer-as letter, 'B' by --data\.answer-as text"):
         read(path)
@@ -76,19 +76,24 @@ def test_integers_that_fit_are_indices_as_documented(tmp_path: Path) -> None:
     assert "--data.answer-as text" in file.notes[0]
 
 
+def test_one_answer_out_of_range_does_not_make_all_count_from_one(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"t\.jsonl:1: the answer is 3; 3 choices have indices 0 to 2"):
+        read(with_answers(tmp_path, [3]))
+
+
 def test_the_row_that_does_not_fit_the_others_is_named(tmp_path: Path) -> None:
     path = with_answers(tmp_path, ["A", "B", "green"])
     with pytest.raises(DataError, match=r"t\.jsonl:3: the answer is 'green'; most answers are letters"):
         read(path)
     with pytest.raises(DataError, match=r"t\.jsonl:1: the answer is 'A'"):
-        read(path, DataConfig(answer_as="text"))
+        read(path, DataConfig(read=ReadConfig(answer_as="text")))
 
 
 @pytest.mark.parametrize("missing", [None, "", -1, "-1", "?", float("nan")])
 def test_no_answer_where_none_is_needed(tmp_path: Path, missing: Any) -> None:
     path = with_answers(tmp_path, ["A", missing])
     assert [example.answer for example in read(path, require_answer=False).examples] == [0, None]
-    assert [e.answer for e in read(path, DataConfig(drop_unlabeled=True)).examples] == [0]
+    assert [e.answer for e in read(path, DataConfig(read=ReadConfig(drop_unlabeled=True))).examples] == [0]
 
 
 # --- layouts ----------------------------------------------------------------------------------------------------------
@@ -120,7 +125,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_known_layouts(tmp_path: Path, name: str) -> None:
     row = LAYOUTS[name]
-    (example,) = read(write(tmp_path / "t.jsonl", [row])).examples
+    example, _ = read(write(tmp_path / "t.jsonl", [row, row])).examples
     assert (example.question, example.choices, example.answer) == ("q", CHOICES, 2)
     unanswered = {key: value for key, value in row.items() if key not in ("label", "answer", "answerKey", "cop")}
     (example,) = read(write(tmp_path / "t.jsonl", [unanswered]), require_answer=False).examples

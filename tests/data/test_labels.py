@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lorchestra.data.config import DataConfig
+from lorchestra.data.config import DataConfig, ReadConfig
 from lorchestra.data.files import TaskFile, read_task_file, rows_of
 from lorchestra.data.labels import clean_label, label_names, label_order
 from lorchestra.data.row_reader import RowReader
@@ -26,7 +26,7 @@ def write(path: Path, labels: list[Any], name: str = "t.csv") -> Path:
 
 
 def read(path: Path, labels: tuple[str, ...] | None = None, require: bool = True, **settings: Any) -> TaskFile:
-    return read_task_file(path, DataConfig(**settings), require_answer=require, labels=labels)
+    return read_task_file(path, DataConfig(read=ReadConfig(**settings)), require_answer=require, labels=labels)
 
 
 def answers(file: TaskFile) -> list[str | None]:
@@ -73,12 +73,12 @@ def test_integers_are_in_order_of_their_numbers(tmp_path: Path) -> None:
     assert label_order(["10", "9", "x"]) == ["10", "9", "x"]
     path = write(tmp_path, list(range(12)))
     assert read(path).labels == tuple(map(str, range(12)))
-    assert read(path, reading=1).labels == tuple(sorted(map(str, range(12))))
+    assert read(path, rules=1).labels == tuple(sorted(map(str, range(12))))
 
 
 def test_earlier_rules_leave_labels_as_they_are_spelled(tmp_path: Path) -> None:
     path = write(tmp_path, ["yes", "yes\u00a0", "no"])
-    assert read(path, reading=1).labels == ("no", "yes", "yes\u00a0")
+    assert read(path, rules=1).labels == ("no", "yes", "yes\u00a0")
 
 
 @pytest.mark.parametrize("word", ["nan", "None", "NA", "null", "N/A", "-1"])
@@ -209,7 +209,7 @@ def test_rows_one_by_one_for_prediction(tmp_path: Path) -> None:
         {"text": "d", "id": "u"},
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in cells) + "{broken\n")
-    config = DataConfig(label_names=("0=no", "1=yes"))
+    config = DataConfig(read=ReadConfig(label_names=("0=no", "1=yes")))
     rows = list(rows_of(path, config, faults=True))
     reader = RowReader.for_file(rows[0], config, answers="lenient", labels=("no", "yes"))
     read = []

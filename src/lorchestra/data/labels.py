@@ -53,9 +53,9 @@ def label_names(given: Sequence[str]) -> dict[str, str]:
         label, mark, name = item.partition("=")
         label, name = clean_label(label), clean_label(name)
         if not mark or not label or not name:
-            raise ConfigError(f"data.label_names: {show(item)} is not of the form label=name, as in 0=negative")
+            raise ConfigError(f"--data.label-names: {show(item)} is not of the form label=name, as in 0=negative")
         if names.setdefault(label, name) != name:
-            raise ConfigError(f"data.label_names: {show(label)} has two names, {show(names[label])} and {show(name)}")
+            raise ConfigError(f"--data.label-names: {show(label)} has two names, {show(names[label])} and {show(name)}")
     return names
 
 
@@ -64,7 +64,7 @@ def _names_in_file(value: str) -> dict[str, str]:
     try:
         content: Any = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, yaml.YAMLError, RecursionError, LookupError, AttributeError) as error:
-        message = f"data.label_names: {show(value)} is no label=name, and no file that can be read"
+        message = f"--data.label-names: {show(value)} is no label=name, and no file that can be read"
         raise ConfigError(f"{message} ({' '.join(str(error).split())[:200]})") from error
     if isinstance(content, list):
         content = dict(enumerate(content))
@@ -72,12 +72,12 @@ def _names_in_file(value: str) -> dict[str, str]:
         isinstance(item, str | int) and not isinstance(item, bool) for pair in content.items() for item in pair
     )
     if not plain or not content:
-        message = f"data.label_names: {path} is no mapping of labels to names and no list of names"
+        message = f"--data.label-names: {path} is no mapping of labels to names and no list of names"
         raise ConfigError(f"{message}; put words that YAML takes for true or false (yes, no, on, off) in quotes")
     names = {clean_label(str(label)): clean_label(str(name)) for label, name in content.items()}
     for label, name in names.items():
         if not label or not name or "=" in label:
-            raise ConfigError(f"data.label_names: {path}: {show(label)}: {show(name)} is no label with its name")
+            raise ConfigError(f"--data.label-names: {path}: {show(label)}: {show(name)} is no label with its name")
     return names
 
 

@@ -82,7 +82,7 @@ def read_rows(config: DataConfig, seed: int, say: Callable[[str], None] = lambda
         others[split] = file.examples
     if len(train.examples) >= _MANY:
         say(f"splitting {len(train.examples):,} rows")
-    splits, report = make_splits(train.examples, others["val"], others["test"], seed, most=config.max_held_out)
+    splits, report = make_splits(train.examples, others["val"], others["test"], seed, most=config.read.max_held_out)
     task = Task(rows_name(config.train), splits, train.labels)
     return RunRows(task, (*notes, *report.sentences()))
 
@@ -91,7 +91,7 @@ def absolute_paths(config: DataConfig) -> DataConfig:
     """Paths that hold from any directory; what a file or the environment names is written down.
 
     Raises:
-        ConfigError: `data.label_names` names a file that cannot be read.
+        ConfigError: `data.read.label_names` names a file that cannot be read.
     """
     paths = {name: getattr(config, name) for name in ("train", "val", "test")}
     if config.task is not None or config.dir is not None:
@@ -99,7 +99,8 @@ def absolute_paths(config: DataConfig) -> DataConfig:
     absolute: dict[str, Any] = {
         name: str(typed_path(path).absolute()) for name, path in paths.items() if path and path != STANDARD_INPUT
     }
-    absolute["label_names"] = tuple(f"{label}={name}" for label, name in label_names(config.label_names).items())
+    names = tuple(f"{label}={name}" for label, name in label_names(config.read.label_names).items())
+    absolute["read"] = dataclasses.replace(config.read, label_names=names)
     return dataclasses.replace(config, **absolute)
 
 
