@@ -12,6 +12,8 @@ import pytest
 import safetensors.torch
 import torch
 
+from lorchestra.config import read_recipe
+from lorchestra.engine.config import RunConfig
 from lorchestra.errors import CheckpointError, ConfigError, DataError
 from lorchestra.experiments.load import load_run, prediction_rows
 from lorchestra.experiments.train import train_run
@@ -23,7 +25,7 @@ from lorchestra.types import Predictions
 def trained_run(tmp_path_factory, make_base):
     """One finished run on texts with labels, and the base it was trained on; copied before it is damaged."""
     from lorchestra.data.config import DataConfig
-    from lorchestra.engine.config import RunConfig, TrainConfig
+    from lorchestra.engine.config import TrainConfig
     from lorchestra.models.config import AdaptConfig, BaseConfig
 
     folder, base = tmp_path_factory.mktemp("trained"), make_base(3)
@@ -256,3 +258,33 @@ def test_a_prediction_by_hand():
         "abstain",
     }
     assert next(prediction_rows(predictions))["abstain"] is None
+
+
+def test_a_relative_base_holds_from_any_directory(run_config, texts_csv, tiny_base, tmp_path, monkeypatch):
+    """A bare name that is a directory here is that directory, is saved as its path, and a remark says so."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copytree(tiny_base, tmp_path / "here/mybase")
+    monkeypatch.chdir(tmp_path / "here")
+    remarks = []
+    config = run_config(texts_csv(), base="mybase", train={"epochs": 1})
+    root = train_run(config, tmp_path / "run", say=remarks.append).run.root
+    assert f"base.name 'mybase': taken as the directory {tmp_path / 'here/mybase'}" in " ".join(remarks)
+    assert read_recipe(root / "config.yaml", RunConfig).base.name == str(tmp_path / "here/mybase")
+    # the same relative name resumes: nothing is asked for that the run has otherwise
+    train_run(config, root, if_exists="resume")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert len(list(load_run(root).predict(texts_csv("new.csv", 3, seed=8)))) == 3
+
+
+def test_a_run_that_saved_a_relative_base_is_read_from_anywhere(run_copy, texts_csv, tmp_path, monkeypatch):
+    text = (run_copy / "config.yaml").read_text()
+    base = json.loads((run_copy / "ensemble.json").read_text())["base"]["id"]
+    (run_copy / "config.yaml").write_text(text.replace(f"name: {base}", "name: mybase"))
+    assert "name: mybase" in (run_copy / "config.yaml").read_text()
+    monkeypatch.chdir(tmp_path)
+    assert len(list(load_run(run_copy).predict(texts_csv("new.csv", 3, seed=8)))) == 3
+    record = json.loads((run_copy / "ensemble.json").read_text())
+    edit(run_copy / "ensemble.json", base={**record["base"], "id": "/gone/mybase"})
+    with pytest.raises(CheckpointError, match=r"its base was /gone/mybase, and is no longer there; .*--base"):
+        load_run(run_copy)

@@ -21,6 +21,7 @@ from lorchestra.errors import CheckpointError
 from lorchestra.experiments.build import Say
 from lorchestra.experiments.rows import read_like
 from lorchestra.models.adapters import WEIGHTS, load_member
+from lorchestra.models.config import BaseConfig
 from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.models.members import member_adapters
 from lorchestra.models.peft_folders import CONFIG
@@ -83,7 +84,7 @@ def load_own_base(run: RunDir, record: dict[str, Any], config: RunConfig, say: S
     Raises:
         CheckpointError: it cannot be loaded, or is not what it was.
     """
-    base = load_base(dataclasses.replace(config.base, revision=record["base"]["revision"]), notify=say)
+    base = load_base(_saved_base(run, record, config), notify=say)
     if base.digest != record["base"]["digest"]:
         raise CheckpointError(
             f"{run.ensemble}: trained on another base than {config.base.name!r} is now (digest"
@@ -94,6 +95,23 @@ def load_own_base(run: RunDir, record: dict[str, Any], config: RunConfig, say: S
             f"{run.ensemble}: the tokenizer of {config.base.name!r} has changed since the run was trained"
         )
     return base
+
+
+def _saved_base(run: RunDir, record: dict[str, Any], config: RunConfig) -> BaseConfig:
+    """Where to load the base from; runs once saved a relative path as it was typed, and where it was in the record.
+
+    Raises:
+        CheckpointError: the base was a directory or file, and is no longer there.
+    """
+    base, saved = dataclasses.replace(config.base, revision=record["base"]["revision"]), str(record["base"]["id"])
+    if base.revision is not None or not Path(saved).is_absolute() or Path(base.name).is_absolute():
+        return base
+    if not Path(saved).exists():
+        raise CheckpointError(
+            f"{run.ensemble}: its base was {saved}, and is no longer there; put it back, or give --base with the place"
+            " where it is now"
+        )
+    return dataclasses.replace(base, name=saved)
 
 
 def load_run(root: str | Path, say: Say = lambda text: None) -> TrainedEnsemble:

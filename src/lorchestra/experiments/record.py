@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from lorchestra.engine.config import RunConfig
 from lorchestra.engine.session import Session
 from lorchestra.engine.trainer import Trainer
 from lorchestra.experiments.build import environment
-from lorchestra.experiments.rows import RunRows, absolute_paths
+from lorchestra.experiments.rows import RunRows, absolute_settings
 from lorchestra.models.config import AdaptConfig
 from lorchestra.store.atomic import atomic_write_json, atomic_write_text
 from lorchestra.store.run_dir import RunDir
@@ -21,7 +20,7 @@ def write_description(run: RunDir, resolved: RunConfig, rows: RunRows, session: 
     """Write splits, environment and configuration; `config.yaml` last, since it makes the directory a run."""
     atomic_write_json(run.splits, rows.record())
     atomic_write_json(run.environment, environment(session.base))
-    atomic_write_text(run.config, to_yaml(dataclasses.replace(resolved, data=absolute_paths(resolved.data))))
+    atomic_write_text(run.config, to_yaml(absolute_settings(resolved)))
 
 
 def trained_members(

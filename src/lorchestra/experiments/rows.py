@@ -15,7 +15,9 @@ from lorchestra.data.splits import make_splits, split_digest
 from lorchestra.data.tasks.load import load_task
 from lorchestra.data.tasks.sources import data_directory
 from lorchestra.data.tasks.table import TASKS
+from lorchestra.engine.config import RunConfig
 from lorchestra.errors import ConfigError, DataError, did_you_mean
+from lorchestra.models.sources import absolute_base
 from lorchestra.store.run_dir import read_json
 from lorchestra.store.schema import check_shape
 from lorchestra.types import Example, Task
@@ -78,6 +80,11 @@ def absolute_paths(config: DataConfig) -> DataConfig:
         paths["dir"] = data_directory(config.dir)
     absolute: dict[str, Any] = {name: str(Path(path).absolute()) for name, path in paths.items() if path}
     return dataclasses.replace(config, **absolute)
+
+
+def absolute_settings(config: RunConfig) -> RunConfig:
+    """A run's settings with all paths in them, of its rows and its base, as they hold from any directory."""
+    return dataclasses.replace(config, data=absolute_paths(config.data), base=absolute_base(config.base))
 
 
 def check_same_kind(trained: tuple[str, ...] | None, found: tuple[str, ...] | None, path: str | Path) -> None:
