@@ -277,7 +277,6 @@ def test_a_line_that_is_no_json_object(tmp_path: Path, line: str, said: str) -> 
         ('text,label\na,b\n"a"b,c\n', 3, "no CSV"),
         ("text,label\na,b\na,b,c\n", 3, "3 cells under a header of 2"),
         ("text,label,text\na,b,c\n", 1, "'text'"),
-        ("text;label\na;b\n", 2, "commas"),
         ("text,label\na\n", 2, "label is empty"),
     ],
 )

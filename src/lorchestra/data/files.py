@@ -63,7 +63,7 @@ def read_task_file(
     """
     _check_fields(fields)
     path = Path(path)
-    rows = read_rows(path, fields)
+    rows = list(read_rows(path, fields))
     if not rows:
         raise DataError(f"{path}: the file has no rows; give it one example a row")
     reader = _Reader(path, fields, require_answer and not ignore_answers, ignore_answers, labels)
