@@ -15,7 +15,8 @@ import torch
 from lorchestra.config import read_recipe
 from lorchestra.engine.config import RunConfig
 from lorchestra.errors import CheckpointError, ConfigError, DataError
-from lorchestra.experiments.load import load_run, prediction_rows
+from lorchestra.experiments.answers import prediction_rows
+from lorchestra.experiments.load import load_run
 from lorchestra.experiments.train import train_run
 from lorchestra.store.atomic import sha256_file
 from lorchestra.types import Predictions
