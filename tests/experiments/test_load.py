@@ -234,7 +234,8 @@ def test_a_prediction_by_hand():
     first, second = prediction_rows(predictions, abstain_below=0.55)
     assert first["probs"] == pytest.approx([0.6, 0.4])
     assert first["member_probs"] == [pytest.approx([0.9, 0.1]), pytest.approx([0.3, 0.7])]
-    assert (first["prediction"], first["prediction_text"], first["label"], first["abstain"]) == (0, "no", 0, False)
+    assert (first["prediction"], first["prediction_index"], first["prediction_text"]) == ("no", 0, "no")
+    assert (first["label"], first["label_index"], first["abstain"]) == ("no", 0, False)
     assert first["confidence"] == pytest.approx(0.6)
     assert first["disagreement"] == 1.0
     total = -(0.6 * log(0.6) + 0.4 * log(0.4))
@@ -248,8 +249,10 @@ def test_a_prediction_by_hand():
         "id",
         "choices",
         "prediction",
+        "prediction_index",
         "prediction_text",
         "label",
+        "label_index",
         "confidence",
         "probs",
         "member_probs",

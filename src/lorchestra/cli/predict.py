@@ -223,7 +223,7 @@ class _Prediction:
         if self._resumable():
             return opened.enter_context(answer_file(out, self._made_with(), self.parsed.if_exists, self.say))
         with explained(Path(out), None):
-            device = opened.enter_context(open(out, "wb", buffering=0))
+            device = opened.enter_context(Path(out).open("wb", buffering=0))  # noqa: SIM115
 
         def write_through(data: bytes) -> None:
             with explained(Path(out), None):

@@ -167,7 +167,7 @@ def answer_file(
             file._resume()
         elif if_exists in (None, "fail") and file._holds_rows():
             raise CheckpointError(
-                f"--out {path}: {file.partial.name} has the rows of an interrupted command; continue it with --if-exists"
+                f"--out {path}: {file.partial.name} has the rows of an interrupted command; continue with --if-exists"
                 " resume, or start over with --if-exists overwrite"
             )
         else:
