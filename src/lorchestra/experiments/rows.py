@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from lorchestra.data.config import DataConfig
 from lorchestra.data.files import TaskFile, read_task_file
 from lorchestra.data.formats import SUFFIXES
+from lorchestra.data.readers.streams import STANDARD_INPUT
 from lorchestra.data.splits import make_splits, split_digest
 from lorchestra.data.tasks.load import load_task
 from lorchestra.data.tasks.sources import data_directory
@@ -38,8 +39,10 @@ class RunRows:
         }
 
 
-def read_rows(config: DataConfig, seed: int) -> RunRows:
+def read_rows(config: DataConfig, seed: int, say: Callable[[str], None] = lambda text: None) -> RunRows:
     """The configured task by name, or the configured files and the splits made of them.
+
+    `say` takes a line now and then while many rows are read.
 
     Raises:
         ConfigError: neither a task nor a training file is configured, or both are, or the task is unknown.
@@ -58,17 +61,23 @@ def read_rows(config: DataConfig, seed: int) -> RunRows:
         raise ConfigError(
             "data.train: no training rows; give a file with --data.train FILE, or a task by name with --data.task"
         )
-    train = read_task_file(config.train, config.fields, require_answer=True, labels=None)
-    notes = list(train.warnings)
+    for split in ("train", "val", "test"):
+        if str(getattr(config, split)) == STANDARD_INPUT:
+            raise ConfigError(
+                f"data.{split}: standard input cannot be read again by evaluate or a resumed run; write the rows to a"
+                " file first"
+            )
+    train = read_task_file(config.train, config, require_answer=True, labels=None, say=say)
+    notes = [*train.notes, *train.warnings]
     others: dict[str, Sequence[Example] | None] = {}
     for split, path in (("val", config.val), ("test", config.test)):
         if path is None:
             others[split] = None
             continue
-        file = read_like(path, config, train.labels, require_answer=True)
-        notes += file.warnings
+        file = read_like(path, config, train.labels, require_answer=True, say=say)
+        notes += (*file.notes, *file.warnings)
         others[split] = file.examples
-    splits, report = make_splits(train.examples, others["val"], others["test"], seed)
+    splits, report = make_splits(train.examples, others["val"], others["test"], seed, most=config.max_held_out)
     task = Task(Path(config.train).name.split(".")[0], splits, train.labels)
     return RunRows(task, (*notes, *report.sentences()))
 
@@ -175,6 +184,7 @@ def read_like(
     *,
     require_answer: bool,
     ignore_answers: bool = False,
+    say: Callable[[str], None] = lambda text: None,
 ) -> TaskFile:
     """A file with rows in the form of the training rows.
 
@@ -182,7 +192,7 @@ def read_like(
         DataError: the rows cannot be used, or have labels where the training rows are questions, or the reverse.
     """
     file = read_task_file(
-        path, config.fields, require_answer=require_answer, labels=trained_labels, ignore_answers=ignore_answers
+        path, config, require_answer=require_answer, labels=trained_labels, ignore_answers=ignore_answers, say=say
     )
     check_same_kind(trained_labels, file.labels, path)
     return file
