@@ -11,6 +11,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from tiny_base import WORDS, save_tiny_base
@@ -279,7 +280,7 @@ def test_columns_that_come_late_are_said_to_be_left_out_of_a_table(lorchestra, t
 def test_other_formats_are_refused_before_anything_is_read(lorchestra, texts_run, tmp_path):
     for name in ("answers.parquet", "answers.xlsx"):
         code, _, err = lorchestra("predict", texts_run, "--data", "none.csv", "--out", tmp_path / name)
-        assert (code, "is not written; give .jsonl, .csv or .tsv" in err) == (2, True)
+        assert (code, "is not written; give a .jsonl, .csv or .tsv file" in err) == (2, True)
 
 
 @pytest.fixture
@@ -383,78 +384,73 @@ def test_a_device_is_written_as_it_is(lorchestra, texts_run, write):
 
 @pytest.fixture
 def process(texts_run):
-    """Starts the command on rows that are piped in."""
+    """Starts the command, as a process of its own, on rows that are piped in."""
     started = []
 
-    def start(*options, **settings):
+    def start(*options, stdout=subprocess.PIPE, **environment):
         command = [sys.executable, "-m", "lorchestra", "predict", str(texts_run), "--data", "-", *map(str, options)]
-        settings = {"stdout": subprocess.PIPE} | settings
-        started.append(subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, **settings))
+        streams = {"stdin": subprocess.PIPE, "stdout": stdout, "stderr": subprocess.PIPE}
+        started.append(subprocess.Popen(command, **streams, env=os.environ | environment))
         return started[-1]
 
     yield start
     for one in started:
         one.kill()
-        one.communicate()
+        for stream in (one.stdin, one.stdout, one.stderr):
+            if stream is not None:
+                stream.close()
+        one.wait()
 
 
-def lines(number):
-    return "".join(json.dumps(row) + "\n" for row in texts(number)).encode()
+def lines(rows):
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+HOSTILE = {"text": "a film \u2603\x1b[2J\u009b31m\u202e", "id": "\u00e9\u202e"}
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
-def test_answers_come_while_rows_still_do_and_ctrl_c_keeps_them(process, tmp_path):
-    """Real pipes: a chunk's lines are there before the next rows are."""
-    running = process()
-    running.stdin.write(lines(300))
-    running.stdin.flush()
-    first = json.loads(running.stdout.readline())
-    assert first["row"] == 1
+def test_answers_come_while_rows_still_do_and_ctrl_c_keeps_them(process, lorchestra, tmp_path, monkeypatch):
+    """Real pipes: a chunk's lines are there before the next rows are; whatever the locale, they are UTF-8."""
+    rows = lines([HOSTILE, *texts(299)])
     out = tmp_path / "a.jsonl"
-    kept = process("--out", out)
-    kept.stdin.write(lines(300))
-    kept.stdin.flush()
+    piped, kept = process(PYTHONIOENCODING="cp1252:strict"), process("--out", out)
+    for running in (piped, kept):
+        running.stdin.write(rows)
+        running.stdin.flush()
+    first = piped.stdout.readline()
+    assert not set("\x1b\u009b\u202e") & set(first.decode("utf-8"))
+    assert json.loads(first)["id"] == HOSTILE["id"]
+    assert "\u00e9" in first.decode("utf-8")
+    assert json.loads(first)["input"]["text"] == HOSTILE["text"]
     while not (tmp_path / "a.jsonl.partial.json").exists():
         assert kept.poll() is None
+        time.sleep(0.02)
     kept.send_signal(signal.SIGINT)
     assert kept.wait(60) == 130
     err = kept.stderr.read().decode()
     assert "256 rows are in" in err
     assert "--if-exists resume" in err
-    again = process("--out", out, "--if-exists", "resume")
-    again.communicate(lines(300))
-    assert again.returncode == 0
-    rest, _ = running.communicate()
-    assert len(rest.splitlines()) == 299
-    assert out.read_bytes().splitlines()[1:] == rest.splitlines()
+    monkeypatch.setattr(answers, "CHUNK_ROWS_CPU", 256)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(rows)))
+    code, _, err = lorchestra("predict", kept.args[4], "--data", "-", "--out", out, "--if-exists", "resume")
+    assert code == 0, err
+    piped.stdin.close()
+    rest = piped.stdout.read()
+    assert piped.wait(60) == 0
+    mine, theirs = out.read_bytes().splitlines(), [first.rstrip(), *rest.splitlines()]
+    assert [json.loads(line)["input"] for line in mine] == [json.loads(line)["input"] for line in theirs]
+    assert len(mine) == 300
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full on this system")
-def test_a_full_device_and_a_reader_that_goes(process):
+def test_a_full_device(process, lorchestra, texts_run, write):
     with open("/dev/full", "wb") as full:
         running = process(stdout=full)
-        _, err = running.communicate(lines(3))
-    assert running.returncode == 2
-    assert err.decode().endswith(
-        "error: stdout cannot be written: No space left on device; send the output elsewhere\n"
-    )
-    running = process("--out", "/dev/full")
-    _, err = running.communicate(lines(3))
-    assert running.returncode == 2
-    assert b"/dev/full: the disk is full" in err
-    running = process()
-    running.stdout.close()
-    running.stdin.write(lines(300))
-    running.stdin.close()
-    assert running.wait(60) == 0
-
-
-@pytest.mark.parametrize("encoding", ["cp1252:strict"])
-def test_lines_are_utf_8_and_hold_no_characters_that_a_terminal_obeys(process, encoding):
-    row = {"text": "a film \u2603\x1b[2J\u009b31m\u202e", "id": "\u00e9\u202e"}
-    running = process(env=os.environ | {"PYTHONIOENCODING": encoding})
-    out, _ = running.communicate(json.dumps(row).encode() + b"\n")
-    text = out.decode("utf-8")
-    assert "\u00e9" in text
-    assert not set("\x1b\u009b\u202e") & set(text)
-    assert json.loads(text)["input"]["text"] == row["text"]
+        running.stdin.write(lines(texts(3)))
+        running.stdin.close()
+    assert running.wait(60) == 2
+    err = running.stderr.read()
+    assert err.endswith(b"error: stdout cannot be written: No space left on device; send the output elsewhere\n")
+    code, _, err = lorchestra("predict", texts_run, "--data", write(texts(3)), "--out", "/dev/full")
+    assert (code, "/dev/full: the disk is full" in err) == (2, True)

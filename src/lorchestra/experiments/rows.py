@@ -87,7 +87,7 @@ def absolute_paths(config: DataConfig) -> DataConfig:
     paths = {name: getattr(config, name) for name in ("train", "val", "test")}
     if config.task is not None or config.dir is not None:
         paths["dir"] = data_directory(config.dir)
-    absolute: dict[str, Any] = {name: str(Path(path).absolute()) for name, path in paths.items() if path}
+    absolute: dict[str, Any] = {name: str(Path(path).expanduser().absolute()) for name, path in paths.items() if path}
     return dataclasses.replace(config, **absolute)
 
 

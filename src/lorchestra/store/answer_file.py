@@ -157,7 +157,7 @@ def answer_file(
     Raises:
         CheckpointError: it is refused, another process is writing it, or it cannot be written.
     """
-    file = AnswerFile(Path(path), of)
+    file = AnswerFile(Path(path).expanduser(), of)
     with directory_lock(file.path, say):
         if file.path.is_dir():
             raise CheckpointError(f"--out {path}: is a directory; give a file")
