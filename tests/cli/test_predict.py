@@ -16,7 +16,7 @@ import time
 import pytest
 from tiny_base import WORDS, save_tiny_base
 
-from lorchestra.cli import predict
+from lorchestra.cli import prediction
 from lorchestra.data.config import DataConfig
 from lorchestra.engine.config import RunConfig, TrainConfig
 from lorchestra.experiments import answers
@@ -219,12 +219,12 @@ def test_long_rows_can_be_left_out_or_cut(lorchestra, texts_run, write):
     path = write(rows)
     _, out, err = lorchestra("predict", texts_run, "--data", path, "--too-long", "drop")
     assert [row["row"] for row in read(out)] == [1, 3, 5]
-    assert "2 row(s) over the longest length left out" in err
+    assert "2 row(s) longer than 256 tokens left out" in err
     _, out, err = lorchestra("predict", texts_run, "--data", path, "--data.too-long", "truncate")
     assert [row["row"] for row in read(out) if row["error"] is None] == [1, 2, 4, 5]
-    assert "2 row(s) over the longest length cut" in err
+    assert "2 row(s) longer than 256 tokens cut" in err
     _, out, err = lorchestra("predict", texts_run, "--data", write([{"text": LONG}] * 3), "--too-long", "drop")
-    assert (out, "3 row(s) over the longest length left out" in err) == ("", True)
+    assert (out, "3 row(s) longer than 256 tokens left out" in err) == ("", True)
 
 
 def test_columns_of_other_names(lorchestra, texts_run, write):
@@ -296,9 +296,9 @@ def interrupt(monkeypatch):
             left[0] -= 1
             return original(self, *arguments)
 
-        monkeypatch.setattr(predict._Prediction, "_write", write)
+        monkeypatch.setattr(prediction.Prediction, "_write", write)
 
-    original = predict._Prediction._write
+    original = prediction.Prediction._write
     return after
 
 

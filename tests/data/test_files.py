@@ -200,8 +200,8 @@ def test_equal_choices_and_like_labels_are_warned_of(tmp_path: Path) -> None:
     assert len(file.warnings) == 1
     assert f"{path}:2" in file.warnings[0]
     assert f"{path}:1" not in file.warnings[0]
-    (warning,) = read(write_jsonl(tmp_path / "l.jsonl", [TEXT, {**TEXT, "label": "Yes "}])).warnings
-    assert "'Yes '" in warning
+    (warning,) = read(write_jsonl(tmp_path / "l.jsonl", [TEXT, {"text": "b", "label": "Yes "}])).warnings
+    assert "'Yes'" in warning
     assert "'yes'" in warning
 
 

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TextIO, cast
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
@@ -28,7 +28,7 @@ def results() -> Console:
 
 def messages() -> Console:
     """Stderr, for progress and remarks."""
-    return _SafeConsole(file=UnfailingStderr())
+    return _SafeConsole(file=cast(TextIO, UnfailingStderr()))
 
 
 def speaker(console: Console) -> Callable[[str], None]:

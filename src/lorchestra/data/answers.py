@@ -100,6 +100,8 @@ def read_answers(
     Raises: DataError at the first row that no reading of the others fits, or with the options where several do.
     """
     readings: tuple[Reading, ...] = READINGS if asked is None else (asked,)
+    if asked is None and len(answers) < 2:  # one answer out of range does not make all count from 1
+        readings = tuple(reading for reading in READINGS if reading != "number")
     found = {reading: [given.read(reading) for given in answers] for reading in readings}
     fitting = {name: [i for i in read if i is not None] for name, read in found.items() if None not in read}
     native = [isinstance(given.value, int) for given in answers]

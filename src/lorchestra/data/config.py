@@ -37,39 +37,9 @@ class FieldsConfig:
 
 
 @dataclass(frozen=True)
-class PromptConfig:
-    """How a row is put to the model."""
+class ReadConfig:
+    """How files are read. On the command line these are options of `data` itself: --data.encoding."""
 
-    template: str | None = None
-    """Prompt template; {question} stands for the question or text, {options} for the lettered list of choices."""
-    chat_template: bool = False
-    """Wrap the prompt in the tokenizer's chat template."""
-    system_prompt: str | None = None
-    """System message; implies chat_template."""
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """A task by name or its files, and how rows become prompts with scored choices."""
-
-    SAVED_WITHOUT: ClassVar[Mapping[str, object]] = {"max_held_out": None, "reading": 1}
-    """What a saved configuration without a setting was made with, where that is not the default."""
-
-    task: str | None = None
-    """A task by name (`lorchestra tasks` lists them) instead of files."""
-    dir: Annotated[str | None, tyro.conf.arg(aliases=["--data-dir"])] = None
-    """Directory with data sets, where a task by name is looked for first; default: $LORCHESTRA_DATA_DIR."""
-    train: str | None = None
-    """Training rows: a .jsonl, .json, .csv, .tsv, .parquet or .arrow file (text also as .gz or .zst), a directory of
-    such files, or a pattern in quotes."""
-    val: str | None = None
-    """Validation rows. Without it a seeded, stratified part of the training rows is held out."""
-    test: str | None = None
-    """Test rows, never fitted. Without it a seeded, stratified part of the training rows is held out."""
-    max_held_out: int | None = 2000
-    """Most rows held out of the training rows for each of validation and test; null for a tenth however many."""
-    fields: FieldsConfig = field(default_factory=FieldsConfig)
-    """Column names, where the files use others."""
     format: Literal["jsonl", "json", "csv", "tsv", "parquet", "arrow"] | None = None
     """The files' format, where their suffix does not say it."""
     encoding: str | None = None
@@ -87,14 +57,51 @@ class DataConfig:
     """Make one label of those that differ in case or spaces: the most frequent spelling."""
     drop_unlabeled: bool = False
     """Leave out rows without a label or answer (empty, null, NaN, -1 or ?) instead of stopping."""
-    reading: Annotated[Literal[1, 2], tyro.conf.Suppress] = 2
+    rules: Annotated[Literal[1, 2], tyro.conf.Suppress] = 2
     """Rules of reading. 1: as runs of earlier versions (labels as they are spelled, in the order of characters)."""
+    max_held_out: int | None = 2000
+    """Most rows held out of the training rows for each of validation and test; null for a tenth however many."""
 
     @property
     def delimiter_mark(self) -> str | None:
         """The character that `delimiter` stands for, which may be given by its name."""
         return _DELIMITERS.get(str(self.delimiter), self.delimiter)
 
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """How a row is put to the model."""
+
+    template: str | None = None
+    """Prompt template; {question} stands for the question or text, {options} for the lettered list of choices."""
+    chat_template: bool = False
+    """Wrap the prompt in the tokenizer's chat template."""
+    system_prompt: str | None = None
+    """System message; implies chat_template."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """A task by name or its files, and how rows become prompts with scored choices."""
+
+    SAVED_WITHOUT: ClassVar[Mapping[str, object]] = {"read": ReadConfig(max_held_out=None, rules=1)}
+    """What a saved configuration without a setting was made with, where that is not the default."""
+
+    task: str | None = None
+    """A task by name (`lorchestra tasks` lists them) instead of files."""
+    dir: Annotated[str | None, tyro.conf.arg(aliases=["--data-dir"])] = None
+    """Directory with data sets, where a task by name is looked for first; default: $LORCHESTRA_DATA_DIR."""
+    train: str | None = None
+    """Training rows: a .jsonl, .json, .csv, .tsv, .parquet or .arrow file (text also as .gz or .zst), a directory of
+    such files, or a pattern in quotes."""
+    val: str | None = None
+    """Validation rows. Without it a seeded, stratified part of the training rows is held out."""
+    test: str | None = None
+    """Test rows, never fitted. Without it a seeded, stratified part of the training rows is held out."""
+    fields: FieldsConfig = field(default_factory=FieldsConfig)
+    """Column names, where the files use others."""
+    read: Annotated[ReadConfig, tyro.conf.arg(name="")] = field(default_factory=ReadConfig)
+    """How files are read."""
     scoring: Literal["auto", "letter", "text"] = "auto"
     """How an answer is scored: its option letter, its text, or (auto) letters if the base can use them, else text."""
     normalize: Literal["sum", "token", "byte"] = "sum"
@@ -117,10 +124,13 @@ def check_data(config: DataConfig) -> None:
     """
     if config.max_length is not None and config.max_length < 1:
         raise ConfigError(f"data.max_length: {config.max_length} is less than 1; give the longest row in tokens")
-    if config.max_held_out is not None and config.max_held_out < 1:
-        raise ConfigError(f"data.max_held_out: {config.max_held_out} is less than 1; give the most rows, or null")
-    if config.delimiter is not None and (len(config.delimiter_mark or "") != 1 or config.delimiter_mark in '\r\n"'):
-        message = f"data.delimiter: {config.delimiter!r} cannot separate cells"
+    if config.read.max_held_out is not None and config.read.max_held_out < 1:
+        raise ConfigError(
+            f"--data.max-held-out: {config.read.max_held_out} is less than 1; give the most rows, or null"
+        )
+    mark = config.read.delimiter_mark
+    if mark is not None and (len(mark) != 1 or mark in '\r\n"'):
+        message = f"--data.delimiter: {config.read.delimiter!r} cannot separate cells"
         raise ConfigError(f"{message}; give one character, or comma, semicolon, tab or bar")
     for name in ("template", "system_prompt"):
         try:

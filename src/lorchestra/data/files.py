@@ -93,7 +93,8 @@ def rows_of(
 
     Raises: DataError, ConfigError: as `formats.read_rows`.
     """
-    options = ReadOptions(config.encoding, config.format, config.delimiter_mark, label_names=config.reading > 1)
+    read = config.read
+    options = ReadOptions(read.encoding, read.format, read.delimiter_mark, label_names=read.rules > 1)
     fields = config.fields
 
     def columns(names: list[str]) -> Iterable[str]:
@@ -185,7 +186,7 @@ class _File:
         answered = [given for _, _, given in read if given.value is not None]
         indices: Iterator[int] = iter(())
         if answered:
-            found, _ = read_answers(answered, self.reader.config.answer_as, self.notes.append, self.path)
+            found, _ = read_answers(answered, self.reader.config.read.answer_as, self.notes.append, self.path)
             indices = iter(found)
         examples = tuple(
             Example(name, question, given.choices, self._next(given, indices), given.where)
@@ -227,6 +228,7 @@ class _File:
             # only what is needed later: the cells of a million rows would fill the memory
             read.append((name, reader.string(row, "text"), label, Row(row.line, {}, row.path)))
         missing.check()
+        warnings = self._drops(dropped, "label", len(read))
         known, mapped = self._label_set(census)
         index = {label: position for position, label in enumerate(known)}
         examples = tuple(
@@ -235,7 +237,6 @@ class _File:
             )
             for name, text, label, row in read
         )
-        warnings = self._drops(dropped, "label", len(read))
         if reader.answers == "required" and reader.labels is None:
             self.notes.extend((census.summary(known, mapped), *census.changes(mapped)))
             warnings += census.remarks(known, mapped)
@@ -258,12 +259,12 @@ class _File:
     def _unused_names(self, census: LabelCensus) -> Iterator[str]:
         unused = [label for label in self.reader.rules.names if label not in census.counts]
         if unused:
-            yield f"{self.path}: no row has the label(s) {', '.join(map(show, unused))} that data.label_names names"
+            yield f"{self.path}: no row has the label(s) {', '.join(map(show, unused))} that --data.label-names names"
 
     def _dropped(self, row: Row, part: str) -> bool:
         """Whether a row without a label or answer is to be left out."""
         reader = self.reader
-        if not reader.config.drop_unlabeled or reader.answers != "required":
+        if not reader.config.read.drop_unlabeled or reader.answers != "required":
             return False
         value = reader.value(row, part)
         known = {*(reader.labels or ()), *reader.rules.names}

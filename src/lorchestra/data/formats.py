@@ -25,6 +25,7 @@ from lorchestra.data.readers.row import Format, Reading, ReadOptions
 from lorchestra.data.readers.row import Row as Row
 from lorchestra.data.readers.streams import STANDARD_INPUT, open_bytes
 from lorchestra.errors import DataError
+from lorchestra.store.paths import typed_path
 
 _FORMATS: dict[str, Format] = {
     ".jsonl": "jsonl",
@@ -95,7 +96,7 @@ def row_files(
     """
     if str(path) == STANDARD_INPUT:
         return [(Path(STANDARD_INPUT), options.format)]
-    path = Path(path).expanduser()
+    path = typed_path(path)
     try:
         is_directory, exists = path.is_dir(), path.exists()
     except OSError as error:
@@ -118,6 +119,19 @@ def stem(path: str | Path) -> str:
         if name.lower().endswith(suffix) and len(name) > len(suffix):
             return name[: -len(suffix)]
     return name.rpartition(".")[0] or name
+
+
+def rows_name(path: str | Path) -> str:
+    """What rows are called after the file, directory or pattern they come from: its name up to the first dot."""
+    path = Path(path)
+    name = re.sub(r"[][*?]+", "", path.name.split(".")[0]).strip("-_")
+    return name or path.parent.name or "rows"
+
+
+def is_file_name(value: str) -> bool:
+    """Whether a value can only be meant as a file: it exists, or has a slash, a pattern or a suffix of rows."""
+    known = value == STANDARD_INPUT or value.lower().endswith(SUFFIXES) or "/" in value or glob.has_magic(value)
+    return known or typed_path(value).exists()
 
 
 def _suffix_format(path: Path) -> Format | None:

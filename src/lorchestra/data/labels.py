@@ -8,7 +8,6 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -16,6 +15,7 @@ import yaml
 from lorchestra.data.layouts import show
 from lorchestra.data.splits import normalize_text
 from lorchestra.errors import ConfigError
+from lorchestra.store.paths import typed_path
 
 _INVISIBLE = dict.fromkeys(map(ord, "\u200b\u2060\ufeff\u00ad"))
 _JOINERS = "\u200c\u200d"
@@ -53,18 +53,18 @@ def label_names(given: Sequence[str]) -> dict[str, str]:
         label, mark, name = item.partition("=")
         label, name = clean_label(label), clean_label(name)
         if not mark or not label or not name:
-            raise ConfigError(f"data.label_names: {show(item)} is not of the form label=name, as in 0=negative")
+            raise ConfigError(f"--data.label-names: {show(item)} is not of the form label=name, as in 0=negative")
         if names.setdefault(label, name) != name:
-            raise ConfigError(f"data.label_names: {show(label)} has two names, {show(names[label])} and {show(name)}")
+            raise ConfigError(f"--data.label-names: {show(label)} has two names, {show(names[label])} and {show(name)}")
     return names
 
 
 def _names_in_file(value: str) -> dict[str, str]:
-    path = Path(value).expanduser()
+    path = typed_path(value)
     try:
         content: Any = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, yaml.YAMLError, RecursionError, LookupError, AttributeError) as error:
-        message = f"data.label_names: {show(value)} is no label=name, and no file that can be read"
+        message = f"--data.label-names: {show(value)} is no label=name, and no file that can be read"
         raise ConfigError(f"{message} ({' '.join(str(error).split())[:200]})") from error
     if isinstance(content, list):
         content = dict(enumerate(content))
@@ -72,9 +72,13 @@ def _names_in_file(value: str) -> dict[str, str]:
         isinstance(item, str | int) and not isinstance(item, bool) for pair in content.items() for item in pair
     )
     if not plain or not content:
-        message = f"data.label_names: {path} is no mapping of labels to names and no list of names"
+        message = f"--data.label-names: {path} is no mapping of labels to names and no list of names"
         raise ConfigError(f"{message}; put words that YAML takes for true or false (yes, no, on, off) in quotes")
-    return {clean_label(str(label)): clean_label(str(name)) for label, name in content.items()}
+    names = {clean_label(str(label)): clean_label(str(name)) for label, name in content.items()}
+    for label, name in names.items():
+        if not label or not name or "=" in label:
+            raise ConfigError(f"--data.label-names: {path}: {show(label)}: {show(name)} is no label with its name")
+    return names
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,8 @@ class LabelRules:
         merged = {label: best[normalize_text(label)] if self.merge else label for label in counts}
         ordered = sorted(set(merged.values())) if self.plain else label_order(merged.values())
         named = tuple(dict.fromkeys(self.names.get(label, label) for label in ordered))
+        if self.names and not all(map(_INTEGER.fullmatch, ordered)):  # named numbers keep the order of the numbers
+            named = tuple(label_order(named))
         return named, {label: self.names.get(own, own) for label, own in merged.items()}
 
     def _in_known(self, label: str, folded: Mapping[str, str]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lorchestra.data.answers import Given, is_missing, is_no_label
+from lorchestra.data.answers import Given, Reading, is_missing, is_no_label
 from lorchestra.data.config import DataConfig
 from lorchestra.data.formats import stem
 from lorchestra.data.labels import LabelRules, label_names
@@ -40,11 +40,11 @@ class RowReader:
     def for_file(cls, first: Row, config: DataConfig, *, answers: Answers, labels: tuple[str, ...] | None) -> RowReader:
         """A reader for the layout of a file's first row.
 
-        Raises: DataError where no layout fits; ConfigError where `data.label_names` cannot be used.
+        Raises: DataError where no layout fits; ConfigError where `data.read.label_names` cannot be used.
         """
         layout = Finder(config.fields, answers == "required", labels).find(first)
-        names = label_names(config.label_names)
-        rules = LabelRules(labels, names, config.clean_labels, plain=config.reading == 1)
+        names = label_names(config.read.label_names)
+        rules = LabelRules(labels, names, config.read.clean_labels, plain=config.read.rules == 1)
         return cls(config, layout, answers, labels, rules)
 
     def check(self, row: Row) -> None:
@@ -141,7 +141,8 @@ class RowReader:
         """An answer without the file's other rows to compare with: an index, unless the configuration says else."""
         if given.value is None:
             return None
-        readings = ("label", "index", "letter", "text") if self.config.answer_as is None else (self.config.answer_as,)
+        asked = self.config.read.answer_as
+        readings: tuple[Reading, ...] = ("label", "index", "letter", "text") if asked is None else (asked,)
         found = [index for index in map(given.read, readings) if index is not None]
         if found or self.answers == "lenient":
             return found[0] if found else None

@@ -40,7 +40,10 @@ class SplitReport:
 
     def sentences(self) -> tuple[str, ...]:
         """The same for people, one sentence a fact; empty where there is nothing to say but the sizes."""
-        lines = [f"{split} is a stratified part of the training rows" for split in self.held_out]
+        lines = [
+            f"{split} is a stratified part of the training rows: {self.num_rows[split]:,} row(s)"
+            for split in self.held_out
+        ]
         lines += [
             f"{count} row(s) left {loser}, as {keeper} has them too" for (loser, keeper), count in self.dropped.items()
         ]

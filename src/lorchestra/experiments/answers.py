@@ -34,12 +34,53 @@ class AnswerOptions:
 class AnsweredChunk:
     """The answers to consecutive rows, in their order; rows that were left out for their length have none.
 
-    `rows` are those that were read, `truncated` counts the ones whose question was cut.
+    `rows` are those that were read; `dropped` says where those that were left out are, `truncated` where those whose
+    question was cut.
     """
 
     rows: tuple[AskedRow, ...]
     records: tuple[dict[str, Any], ...]
-    truncated: int
+    dropped: tuple[str, ...]
+    truncated: tuple[str, ...]
+
+
+@dataclass
+class AnswerCounts:
+    """What became of the rows so far: JSON values, to be saved with the lines of an interrupted command."""
+
+    rows: int = 0
+    answered: int = 0
+    failed: int = 0
+    dropped: int = 0
+    truncated: int = 0
+    members_used: int = 0
+    first_fault: str = ""
+    first_dropped: str = ""
+    first_truncated: str = ""
+
+    def add(self, chunk: AnsweredChunk) -> None:
+        """Count a chunk."""
+        self.rows += len(chunk.rows)
+        self.dropped += len(chunk.dropped)
+        self.truncated += len(chunk.truncated)
+        self.first_dropped = self.first_dropped or next(iter(chunk.dropped), "")
+        self.first_truncated = self.first_truncated or next(iter(chunk.truncated), "")
+        for record in chunk.records:
+            if record["error"] is None:
+                self.answered += 1
+                self.members_used += record.get("members_used", 0)
+            else:
+                self.failed += 1
+                self.first_fault = self.first_fault or record["error"]
+
+    def sentences(self, max_length: int) -> Iterator[str]:
+        """What a person should know about rows that are too long, of a longest length in tokens."""
+        for number, first, what in (
+            (self.dropped, self.first_dropped, "left out"),
+            (self.truncated, self.first_truncated, "cut at the question's end"),
+        ):
+            if number:
+                yield f"{number} row(s) longer than {max_length} tokens {what}, the first: {first}"
 
 
 def chunk_rows(session: Session) -> int:
@@ -84,7 +125,9 @@ def _answer(
             records.append(_record(row, answers[row.number], None))
         elif fault is not None:
             records.append(_record(row, unanswered(row.example, options), fault))
-    return AnsweredChunk(chunk, tuple(records), sum(row.truncated for row in encoded))
+    pairs = [(row.example.where, found) for row, found in zip(asked, encoded, strict=True) if row.example is not None]
+    dropped = tuple(where for where, found in pairs if found.tokens is None and found.fault is None)
+    return AnsweredChunk(chunk, tuple(records), dropped, tuple(where for where, found in pairs if found.truncated))
 
 
 def _at(tokens: EncodedExample, index: int) -> EncodedExample:

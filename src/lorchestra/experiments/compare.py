@@ -30,6 +30,7 @@ from lorchestra.methods.registry import NamedMethod, parse_name
 from lorchestra.models.sources import absolute_base
 from lorchestra.store.atomic import atomic_directory, atomic_write_json, sweep_directory
 from lorchestra.store.lock import holding_out
+from lorchestra.store.paths import typed_path
 from lorchestra.store.predictions import load_predictions, save_predictions
 from lorchestra.store.run_dir import read_json
 from lorchestra.store.schema import check_shape
@@ -99,7 +100,7 @@ def compare_methods(
         if len(_folder(Path(out), named.name).name) > _LONGEST_NAME:
             raise ConfigError(f"--methods: {named.name[:80]}... is too long for a directory's name; set less in it")
         groups.setdefault(named.below, []).append(named)
-    root = Path(out)
+    root = typed_path(out)
     config = absolute_settings(config)
     rows = read_rows(config.data, config.train.seed)
     begun = _begun(root, config, rows)

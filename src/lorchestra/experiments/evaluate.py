@@ -11,6 +11,7 @@ from lorchestra.core.early_exit import ExitRule, evaluate_early_exit
 from lorchestra.core.evaluation import ood_scores
 from lorchestra.core.layout import BASE
 from lorchestra.data.config import DataConfig
+from lorchestra.data.formats import rows_name
 from lorchestra.engine.predict import Pass, member_passes
 from lorchestra.engine.session import Session
 from lorchestra.errors import ConfigError, did_you_mean
@@ -109,7 +110,7 @@ def _rows_to_evaluate(
     if data is not None:
         if task is not None:
             raise ConfigError(f"--task {task} and --data {data}: give the name of a task or a file, not both")
-        stem = Path(data).name.split(".")[0]
+        stem = rows_name(data)
         # A file called test.csv is not the run's test split.
         name = f"file_{stem}" if stem in rows.task.splits else stem
         return trained.session, name, trained.read(data, require_answer=True)

@@ -18,7 +18,7 @@ from lorchestra.engine.encode_each import TooLong
 from lorchestra.engine.module import EnsembleModule
 from lorchestra.engine.session import Session
 from lorchestra.errors import CheckpointError, DataError
-from lorchestra.experiments.answers import AnsweredChunk, AnswerOptions, answer_chunks, chunk_rows
+from lorchestra.experiments.answers import AnswerCounts, AnswerOptions, answer_chunks, chunk_rows
 from lorchestra.experiments.build import Say
 from lorchestra.experiments.rows import read_like
 from lorchestra.models.adapters import WEIGHTS, load_member
@@ -100,29 +100,28 @@ class TrainedEnsemble:
                 `early_exit_rows`).
             on_error: whether a row that cannot be answered is recorded, or raised.
             too_long: what to do with a row over the longest length: "error", "drop" (no record) or "truncate" (cut the
-                question); by default "truncate" where the run was trained so, else "error".
+                question); by default as in training.
 
         Raises:
             ConfigError: `early_exit` is neither of the two.
             DataError: see `asked`; or a row cannot be answered, and `on_error` is "fail".
         """
         rule = None if early_exit is None else ExitRule.parse(early_exit, "early_exit")
-        options = AnswerOptions(abstain_below, rule, too_long or self.default_too_long)
-        chunks = answer_chunks(self.session, self.asked(rows), options, chunk_rows(self.session))
-        return _records(chunks, on_error)
+        options = AnswerOptions(abstain_below, rule, too_long or self.config.data.too_long)
+        return self._records(self.asked(rows), options, on_error)
 
-    @property
-    def default_too_long(self) -> TooLong:
-        """A row that is left out silently would be missed, so that only cutting is taken over from training."""
-        return "truncate" if self.config.data.too_long == "truncate" else "error"
-
-
-def _records(chunks: Iterator[AnsweredChunk], on_error: Literal["record", "fail"]) -> Iterator[dict[str, Any]]:
-    for chunk in chunks:
-        for record in chunk.records:
-            if on_error == "fail" and record["error"] is not None:
-                raise DataError(record["error"])
-            yield record
+    def _records(
+        self, rows: Iterator[AskedRow], options: AnswerOptions, on_error: Literal["record", "fail"]
+    ) -> Iterator[dict[str, Any]]:
+        counts = AnswerCounts()
+        for chunk in answer_chunks(self.session, rows, options, chunk_rows(self.session)):
+            counts.add(chunk)
+            for record in chunk.records:
+                if on_error == "fail" and record["error"] is not None:
+                    raise DataError(record["error"])
+                yield record
+        for sentence in counts.sentences(self.session.max_length):
+            self.session.say(sentence)
 
 
 def load_own_base(run: RunDir, record: dict[str, Any], config: RunConfig, say: Say) -> LoadedBase:

@@ -10,7 +10,8 @@ from typing import Any
 
 from lorchestra.data.config import DataConfig
 from lorchestra.data.files import TaskFile, read_task_file
-from lorchestra.data.formats import SUFFIXES
+from lorchestra.data.formats import is_file_name, rows_name
+from lorchestra.data.labels import label_names
 from lorchestra.data.readers.streams import STANDARD_INPUT
 from lorchestra.data.splits import make_splits, split_digest
 from lorchestra.data.tasks.load import load_task
@@ -19,9 +20,13 @@ from lorchestra.data.tasks.table import TASKS
 from lorchestra.engine.config import RunConfig
 from lorchestra.errors import ConfigError, DataError, did_you_mean
 from lorchestra.models.sources import absolute_base
+from lorchestra.store.paths import typed_path
 from lorchestra.store.run_dir import read_json
 from lorchestra.store.schema import check_shape
 from lorchestra.types import Example, Task
+
+_MANY = 100_000
+"""Rows that take seconds to split."""
 
 
 @dataclass(frozen=True)
@@ -77,17 +82,27 @@ def read_rows(config: DataConfig, seed: int, say: Callable[[str], None] = lambda
         file = read_like(path, config, train.labels, require_answer=True, say=say)
         notes += (*file.notes, *file.warnings)
         others[split] = file.examples
-    splits, report = make_splits(train.examples, others["val"], others["test"], seed, most=config.max_held_out)
-    task = Task(Path(config.train).name.split(".")[0], splits, train.labels)
+    if len(train.examples) >= _MANY:
+        say(f"splitting {len(train.examples):,} rows")
+    splits, report = make_splits(train.examples, others["val"], others["test"], seed, most=config.read.max_held_out)
+    task = Task(rows_name(config.train), splits, train.labels)
     return RunRows(task, (*notes, *report.sentences()))
 
 
 def absolute_paths(config: DataConfig) -> DataConfig:
-    """Paths that hold from any directory; a directory of data sets that the environment names is written down."""
+    """Paths that hold from any directory; what a file or the environment names is written down.
+
+    Raises:
+        ConfigError: `data.read.label_names` names a file that cannot be read.
+    """
     paths = {name: getattr(config, name) for name in ("train", "val", "test")}
     if config.task is not None or config.dir is not None:
         paths["dir"] = data_directory(config.dir)
-    absolute: dict[str, Any] = {name: str(Path(path).expanduser().absolute()) for name, path in paths.items() if path}
+    absolute: dict[str, Any] = {
+        name: str(typed_path(path).absolute()) for name, path in paths.items() if path and path != STANDARD_INPUT
+    }
+    names = tuple(f"{label}={name}" for label, name in label_names(config.read.label_names).items())
+    absolute["read"] = dataclasses.replace(config.read, label_names=names)
     return dataclasses.replace(config, **absolute)
 
 
@@ -160,7 +175,7 @@ def read_ood(
     found: dict[str, tuple[Example, ...]] = {}
     for value in values:
         is_task = is_task_name(value)
-        name = str(value) if is_task else Path(value).name.split(".")[0]
+        name = str(value) if is_task else rows_name(value)
         if name in found:
             raise ConfigError(f"--ood {value}: another file or task is named {name} too; rename one")
         keep = keep_answers and trained_labels is None
@@ -207,7 +222,7 @@ def is_task_name(value: str | Path) -> bool:
     name = str(value)
     if name in TASKS:
         return True
-    if not Path(name).exists() and not name.lower().endswith(SUFFIXES) and "/" not in name:
+    if not is_file_name(name):
         raise ConfigError(f"{name!r} is neither a file nor a task known by name; {did_you_mean(name, TASKS)}")
     return False
 

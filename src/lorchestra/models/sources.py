@@ -23,6 +23,7 @@ from lorchestra.models.embedded import EMBEDDED_NAME, embedded_directory
 from lorchestra.models.gguf import converted_directory, quiet_transformers, to_stderr
 from lorchestra.models.hub import hub_directory
 from lorchestra.models.places import check_directory, is_near, looks_like_path, near_path
+from lorchestra.store.paths import typed_path
 
 _OPTIONS: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -130,7 +131,7 @@ def absolute_base(config: BaseConfig) -> BaseConfig:
 
 
 def _path(name: str) -> Path:
-    return Path(os.path.abspath(os.path.expanduser(name)))
+    return Path(os.path.abspath(typed_path(name)))
 
 
 def _device(config: BaseConfig) -> torch.device:

@@ -17,6 +17,7 @@ from lorchestra.errors import CheckpointError
 from lorchestra.store.atomic import atomic_write_json, plain_values
 from lorchestra.store.disk import explained, free_bytes, readable_bytes
 from lorchestra.store.lock import directory_lock
+from lorchestra.store.paths import typed_path
 from lorchestra.store.run_dir import read_json
 from lorchestra.store.schema import check_shape
 
@@ -157,7 +158,7 @@ def answer_file(
     Raises:
         CheckpointError: it is refused, another process is writing it, or it cannot be written.
     """
-    file = AnswerFile(Path(path).expanduser(), of)
+    file = AnswerFile(typed_path(path), of)
     with directory_lock(file.path, say):
         if file.path.is_dir():
             raise CheckpointError(f"--out {path}: is a directory; give a file")

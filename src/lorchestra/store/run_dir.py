@@ -13,6 +13,7 @@ from typing import Any, Literal
 from lorchestra.errors import CheckpointError
 from lorchestra.store.atomic import atomic_write_json
 from lorchestra.store.lock import DirectoryBusyError, directory_lock
+from lorchestra.store.paths import typed_path
 from lorchestra.store.schema import check_shape
 
 FORMAT_VERSION = 1
@@ -94,7 +95,7 @@ def claim_run(
         CheckpointError: something is there and `fail` was asked for, what is there is no run, or another process is at
             work in it.
     """
-    root = Path(out)
+    root = typed_path(out)
     if if_exists != "new":
         with directory_lock(root, say):
             yield RunDir(root), _holds_run(root, if_exists)
@@ -137,7 +138,7 @@ def require_free(out: str | Path) -> Path:
     Raises:
         CheckpointError: something is there.
     """
-    root = Path(out)
+    root = typed_path(out)
     if root.exists() or root.is_symlink():
         raise CheckpointError(f"--out {root}: exists already and is left as it is; choose another name")
     return root
@@ -154,7 +155,7 @@ def read_ensemble(root: str | Path) -> tuple[RunDir, dict[str, Any]]:
     Raises:
         CheckpointError: no run, an unfinished one, another format version, or a damaged record.
     """
-    run = RunDir(Path(root))
+    run = RunDir(typed_path(root))
     if not run.root.is_dir():
         raise CheckpointError(f"{root}: no such run directory")
     if not run.ensemble.is_file():

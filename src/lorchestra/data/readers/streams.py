@@ -123,7 +123,7 @@ def open_text(stream: io.BufferedReader, shown: str, encoding: str | None, newli
             encoding = codecs.lookup(encoding).name
             "".encode(encoding)
         except (LookupError, ValueError) as error:
-            message = f"data.encoding: {encoding!r} is no text encoding that Python knows"
+            message = f"--data.encoding: {encoding!r} is no text encoding that Python knows"
             raise ConfigError(f"{message}; give a name like utf-8, cp1252, latin-1, utf-16, shift_jis") from error
     if encoding is None or encoding in _UTF8:
         mark = next((mark for mark in _BOMS if start.startswith(mark)), None)
