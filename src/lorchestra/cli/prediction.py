@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -25,6 +26,7 @@ from lorchestra.report.answers import AnswerFormat
 from lorchestra.store.answer_file import answer_file
 from lorchestra.store.atomic import sha256_file
 from lorchestra.store.disk import explained
+from lorchestra.store.paths import typed_path
 from lorchestra.store.run_dir import read_ensemble
 
 
@@ -120,7 +122,10 @@ class Prediction:
     def _resumable(self) -> bool:
         """Whether lines go to a file of the usual kind, which is there or not."""
         out = self.parsed.out
-        return out is not None and out != "-" and (not Path(out).exists() or Path(out).is_file() or Path(out).is_dir())
+        if out is None or out == "-":
+            return False
+        path = typed_path(out)
+        return not os.path.exists(path) or os.path.isfile(path) or os.path.isdir(path)
 
     def _made_with(self) -> dict[str, Any]:
         """What the lines depend on but for the rows, which have a digest."""

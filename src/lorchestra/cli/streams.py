@@ -48,9 +48,9 @@ class Stdout:
         return self._stream is not None and self._stream.isatty()
 
     @property
-    def encoding(self) -> str:
-        """How text becomes bytes."""
-        return getattr(self._stream, "encoding", None) or "utf-8"
+    def encoding(self) -> str | None:
+        """How text becomes bytes; None where it stays text."""
+        return getattr(self._stream, "encoding", None)
 
     def __getattr__(self, name: str) -> Any:
         """All else is the stream's."""

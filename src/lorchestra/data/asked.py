@@ -6,11 +6,14 @@ Answers are not needed, ids may repeat, and a label that the task does not have 
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from lorchestra.data.config import DataConfig
 from lorchestra.data.files import check_fields, rows_of
@@ -20,6 +23,8 @@ from lorchestra.data.row_reader import RowReader
 from lorchestra.errors import DataError, InputError
 from lorchestra.types import Example
 
+_MISSING = ("NAType", "NaTType")
+"""What pandas has where nothing is known."""
 _ROWS_TRIED = 100
 """Rows at the start of which one must show where question or text are; the others are faulty then."""
 
@@ -64,13 +69,16 @@ def asked_rows(
 def asked_values(
     given: Iterable[Example | str | Mapping[str, Any]], config: DataConfig, labels: tuple[str, ...] | None
 ) -> Iterator[AskedRow]:
-    """Rows that are in memory already: examples, texts to label, or mappings from columns to cells.
+    """Rows that are in memory already: examples, texts to label, or mappings from columns to cells; a pandas table.
 
     Raises:
         InputError: a value is none of these, or a text is given where rows bring their choices.
         DataError: none of the first mappings has the columns that are needed.
     """
-    values = iter(given)
+    if isinstance(given, Mapping):
+        raise InputError("one mapping is given; give a list of rows, each a mapping from columns to cells")
+    # a table would be taken for a list of its column names
+    values = iter(given.to_dict("records") if hasattr(given, "itertuples") else given)
     first = next(values, None)
     if first is None:
         return
@@ -114,6 +122,21 @@ def _asked(
         yield _one(row, number, in_file[row.path], reader)
 
 
+def _plain(cell: Any) -> Any:
+    """A cell as JSON has it: dates, decimals and bytes of Parquet files as texts, what is missing as None."""
+    if cell is None or isinstance(cell, str | int):
+        return cell
+    if isinstance(cell, Mapping):
+        return {str(name): _plain(value) for name, value in cell.items()}
+    if isinstance(cell, list | tuple):
+        return [_plain(value) for value in cell]
+    if isinstance(cell, np.generic | np.ndarray):
+        return _plain(cell.tolist())
+    if isinstance(cell, float):
+        return cell if math.isfinite(cell) else None
+    return None if type(cell).__name__ in _MISSING else str(cell)
+
+
 def _reader(tried: list[Row], config: DataConfig, labels: tuple[str, ...] | None) -> RowReader | None:
     """The reader for the layout of the first row that has one; None where no row could be read at all."""
     errors = []
@@ -139,7 +162,7 @@ def _one(row: Row, number: int, in_file: int, reader: RowReader | None) -> Asked
     if reader is None or row.fault is not None:
         return AskedRow(number, name, None, str(row.fault), row.cells, row.cells)
     held = {*reader.layout.columns.get("id", ()), *reader.layout.columns.get("choices", ())}
-    kept = {column: cell for column, cell in row.cells.items() if column not in held}
+    kept = {column: _plain(cell) for column, cell in row.cells.items() if column not in held}
     try:
         name = reader.id(row, in_file)
         return AskedRow(number, name, reader.example(row, in_file), None, row.cells, kept)

@@ -114,7 +114,7 @@ class AnswerFile:
 
     def _holds_rows(self) -> bool:
         """Whether an interrupted command has left rows."""
-        return self.partial.is_file() and self._record.is_file()
+        return os.path.isfile(self.partial) and os.path.isfile(self._record)
 
     def _close(self) -> None:
         """Close; a beginning without rows is of no use to anybody."""
@@ -160,9 +160,9 @@ def answer_file(
     """
     file = AnswerFile(typed_path(path), of)
     with directory_lock(file.path, say):
-        if file.path.is_dir():
+        if os.path.isdir(file.path):
             raise CheckpointError(f"--out {path}: is a directory; give a file")
-        if if_exists == "fail" and file.path.exists():
+        if if_exists == "fail" and os.path.exists(file.path):
             raise CheckpointError(f"--out {path}: exists already; choose another name, or --if-exists overwrite")
         if if_exists == "resume" and file._holds_rows():
             file._resume()
