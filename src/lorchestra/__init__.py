@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from lorchestra.engine.config import TrainConfig as TrainConfig
     from lorchestra.engine.module import EnsembleModule as EnsembleModule
     from lorchestra.errors import LorchestraError as LorchestraError
+    from lorchestra.experiments.answers import prediction_rows as prediction_rows
     from lorchestra.experiments.build import build_session as build_session
     from lorchestra.experiments.evaluate import evaluate_run as evaluate_run
     from lorchestra.experiments.import_peft import import_run as import_run
     from lorchestra.experiments.load import load_run as load_run
-    from lorchestra.experiments.load import prediction_rows as prediction_rows
     from lorchestra.experiments.rows import read_rows as read_rows
     from lorchestra.experiments.train import train_run as train_run
     from lorchestra.models.config import AdaptConfig as AdaptConfig
@@ -49,7 +49,7 @@ _HOME = {
     "evaluate_run": "experiments.evaluate",
     "import_run": "experiments.import_peft",
     "load_run": "experiments.load",
-    "prediction_rows": "experiments.load",
+    "prediction_rows": "experiments.answers",
     "read_rows": "experiments.rows",
     "train_run": "experiments.train",
 }

@@ -4,6 +4,7 @@ Every message names the file, line or field, the value found there, and what to 
 """
 
 import difflib
+import unicodedata
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
@@ -26,6 +27,35 @@ def printable(text: str, longest: int = 2000) -> str:
     if len(line) > longest:
         line = f"{line[: longest - 300]} ... {line[-295:]}"
     return line if line.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+
+
+def visible(text: str) -> str:
+    """Text with its lines, but without what a terminal or browser would obey, reorder by, or hide: that as escapes.
+
+    Escaped are control characters (ESC, U+009B, ...), marks of direction, zero-width characters and halves of surrogate
+    pairs; line ends, tabs and all kinds of spaces stay.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if _is_shown(c) or c in "\n\t" else ascii(c)[1:-1] for c in text.replace("\r\n", "\n"))
+
+
+def visible_json(text: str) -> str:
+    """The text of a JSON value, which stays the same value, with the same characters as JSON's escapes."""
+    if text.isprintable():
+        return text
+    return "".join(c if _is_shown(c) or c == "\n" else _json_escape(c) for c in text)
+
+
+def _is_shown(c: str) -> bool:
+    return c.isprintable() or unicodedata.category(c) == "Zs"
+
+
+def _json_escape(c: str) -> str:
+    code = ord(c)
+    if code < 0x10000:
+        return f"\\u{code:04x}"
+    return f"\\u{0xD7C0 + (code >> 10):04x}\\u{0xDC00 + (code & 0x3FF):04x}"
 
 
 class LorchestraError(Exception):

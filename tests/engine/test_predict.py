@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from lorchestra.core.early_exit import ExitRule
 from lorchestra.core.layout import BASE
 from lorchestra.core.packing import Item, forward_budget, pack
 from lorchestra.core.seeding import derive_seed
-from lorchestra.engine.predict import Pass, member_passes, predict_rows
+from lorchestra.engine.predict import Pass, PrefixKeeper, member_passes, predict_early, predict_rows
 from lorchestra.engine.trunk import TrunkCache
 
 ADAPT = {"all layers": {}, "last layer": {"depth": 3, "layers": "last:1"}}
@@ -195,3 +196,27 @@ def test_nothing_is_recorded_for_a_backward_pass(model, rows):
 def test_no_rows_and_no_passes_have_empty_answers(model, rows):
     assert predict_rows(model, [], member_passes([0]), BUDGET).shape == (1, 0, 0)
     assert predict_rows(model, rows, [], BUDGET).shape == (0, 11, 5)
+
+
+def test_a_stream_keeps_its_prefix_and_has_the_bits_of_each_call_alone(model, make_rows, monkeypatch):
+    """Chunks with the same first tokens compute them once; one with others computes its; no answer shows it."""
+
+    def chunk(front, seed):
+        rows = make_rows(6, "texts", seed=seed)
+        return [dataclasses.replace(row, prefix=front + row.prefix) for row in rows]
+
+    one, other = tuple(range(20, 40)), tuple(range(50, 70))
+    chunks = [chunk(one, 1), chunk(one, 2), chunk(other, 3), make_rows(6, "texts", seed=4), chunk(other, 5)]
+    passes = member_passes([0, 1, 2])
+    expected = [predict_rows(model, rows, passes, BUDGET) for rows in chunks]
+    early = [predict_early(model, rows, ExitRule(), BUDGET)[0] for rows in chunks]
+    kept = []
+    keep_prefix = model.keep_prefix
+    monkeypatch.setattr(model, "keep_prefix", lambda tokens, *rest: kept.append(tokens) or keep_prefix(tokens, *rest))
+    keeper = PrefixKeeper()
+    found = [predict_rows(model, rows, passes, BUDGET, keeper=keeper) for rows in chunks]
+    assert [tokens[:20] for tokens in kept] == [one, other]
+    for mine, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    for rows, theirs in zip(chunks, early, strict=True):
+        np.testing.assert_array_equal(predict_early(model, rows, ExitRule(), BUDGET, keeper=keeper)[0], theirs)

@@ -1,8 +1,8 @@
 import pytest
 
 import lorchestra.engine.predict
-import lorchestra.engine.trainer
-import lorchestra.engine.trunk
+import lorchestra.engine.trainer  # noqa: F401
+import lorchestra.engine.trunk  # noqa: F401
 import lorchestra.engine.workload
 import lorchestra.models.ensemble
 from lorchestra.core.layout import BASE

@@ -70,10 +70,10 @@ def test_what_early_exit_would_save_is_what_it_saves(trained, rule):
     used = found.members_used
     assert entry["early_exit"]["mean_members"] == used.mean()
     assert entry["early_exit"]["histogram"] == [int((used == k).sum()) for k in (1, 2, 3)]
-    answers = [row["prediction"] for row in run.predict(rows, early_exit=str(rule))]
+    answers = [row["prediction_index"] for row in run.predict(rows, early_exit=str(rule))]
     right = np.mean([answer == row.answer for answer, row in zip(answers, rows, strict=True)])
     assert entry["early_exit"]["accuracy"] == pytest.approx(right)
-    full = [row["prediction"] for row in run.predict(rows)]
+    full = [row["prediction_index"] for row in run.predict(rows)]
     assert entry["early_exit"]["agreement"] == pytest.approx(np.mean(np.equal(answers, full)))
     assert json.loads(run.run.metrics.read_text())["evaluations"][0]["early_exit"]["rule"] == str(rule)
     assert "early_exit" not in evaluate_run(run)

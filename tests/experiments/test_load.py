@@ -12,8 +12,11 @@ import pytest
 import safetensors.torch
 import torch
 
+from lorchestra.config import read_recipe
+from lorchestra.engine.config import RunConfig
 from lorchestra.errors import CheckpointError, ConfigError, DataError
-from lorchestra.experiments.load import load_run, prediction_rows
+from lorchestra.experiments.answers import prediction_rows
+from lorchestra.experiments.load import load_run
 from lorchestra.experiments.train import train_run
 from lorchestra.store.atomic import sha256_file
 from lorchestra.types import Predictions
@@ -23,7 +26,7 @@ from lorchestra.types import Predictions
 def trained_run(tmp_path_factory, make_base):
     """One finished run on texts with labels, and the base it was trained on; copied before it is damaged."""
     from lorchestra.data.config import DataConfig
-    from lorchestra.engine.config import RunConfig, TrainConfig
+    from lorchestra.engine.config import TrainConfig
     from lorchestra.models.config import AdaptConfig, BaseConfig
 
     folder, base = tmp_path_factory.mktemp("trained"), make_base(3)
@@ -231,7 +234,8 @@ def test_a_prediction_by_hand():
     first, second = prediction_rows(predictions, abstain_below=0.55)
     assert first["probs"] == pytest.approx([0.6, 0.4])
     assert first["member_probs"] == [pytest.approx([0.9, 0.1]), pytest.approx([0.3, 0.7])]
-    assert (first["prediction"], first["prediction_text"], first["label"], first["abstain"]) == (0, "no", 0, False)
+    assert (first["prediction"], first["prediction_index"], first["prediction_text"]) == ("no", 0, "no")
+    assert (first["label"], first["label_index"], first["abstain"]) == ("no", 0, False)
     assert first["confidence"] == pytest.approx(0.6)
     assert first["disagreement"] == 1.0
     total = -(0.6 * log(0.6) + 0.4 * log(0.4))
@@ -245,8 +249,10 @@ def test_a_prediction_by_hand():
         "id",
         "choices",
         "prediction",
+        "prediction_index",
         "prediction_text",
         "label",
+        "label_index",
         "confidence",
         "probs",
         "member_probs",
@@ -256,3 +262,33 @@ def test_a_prediction_by_hand():
         "abstain",
     }
     assert next(prediction_rows(predictions))["abstain"] is None
+
+
+def test_a_relative_base_holds_from_any_directory(run_config, texts_csv, tiny_base, tmp_path, monkeypatch):
+    """A bare name that is a directory here is that directory, is saved as its path, and a remark says so."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copytree(tiny_base, tmp_path / "here/mybase")
+    monkeypatch.chdir(tmp_path / "here")
+    remarks = []
+    config = run_config(texts_csv(), base="mybase", train={"epochs": 1})
+    root = train_run(config, tmp_path / "run", say=remarks.append).run.root
+    assert f"base.name 'mybase': taken as the directory {tmp_path / 'here/mybase'}" in " ".join(remarks)
+    assert read_recipe(root / "config.yaml", RunConfig).base.name == str(tmp_path / "here/mybase")
+    # the same relative name resumes: nothing is asked for that the run has otherwise
+    train_run(config, root, if_exists="resume")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert len(list(load_run(root).predict(texts_csv("new.csv", 3, seed=8)))) == 3
+
+
+def test_a_run_that_saved_a_relative_base_is_read_from_anywhere(run_copy, texts_csv, tmp_path, monkeypatch):
+    text = (run_copy / "config.yaml").read_text()
+    base = json.loads((run_copy / "ensemble.json").read_text())["base"]["id"]
+    (run_copy / "config.yaml").write_text(text.replace(f"name: {base}", "name: mybase"))
+    assert "name: mybase" in (run_copy / "config.yaml").read_text()
+    monkeypatch.chdir(tmp_path)
+    assert len(list(load_run(run_copy).predict(texts_csv("new.csv", 3, seed=8)))) == 3
+    record = json.loads((run_copy / "ensemble.json").read_text())
+    edit(run_copy / "ensemble.json", base={**record["base"], "id": "/gone/mybase"})
+    with pytest.raises(CheckpointError, match=r"its base was /gone/mybase, and is no longer there; .*--base"):
+        load_run(run_copy)

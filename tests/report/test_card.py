@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import re
@@ -150,3 +151,14 @@ def run_program(out, base, example, monkeypatch):
 def test_a_local_base_is_named_without_its_path():
     base = {"id": "/srv/models/llama", "revision": None, "digest": "", "path": "/srv/models/llama"}
     assert base_reference({"base": base}) == "llama"
+
+
+def test_characters_that_a_viewer_would_obey_are_escaped(finished):
+    """A label or prompt of others must not rewrite the terminal or turn the card's text around."""
+    hostile = "yes\x1b[2J\u009b31m\u202eon\u200b"
+    text = card_of(finished, labels=["no", hostile], prompt_template=f"{{question}} {hostile}", task=hostile)
+    assert not set("\x1b\u009b\u202e\u200b") & set(text)
+    assert "yes\\x1b[2J\\x9b31m\\u202eon\\u200b" in text
+    program = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+    choices = re.search(r"^choices = (.*)$", program, re.MULTILINE)[1]
+    assert ast.literal_eval(choices) == ["no", hostile]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as jsonlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -45,7 +44,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run the command."""
     parsed, config = parse_with_recipe(CompareArguments, arguments, "compare", required=["out"])
 
-    from lorchestra.cli.output import messages, results, speaker
+    from lorchestra.cli.output import messages, print_json, results, speaker
     from lorchestra.cli.progress import CompareProgress
     from lorchestra.cli.train import GracefulStop
     from lorchestra.engine.observer import Interrupted
@@ -65,7 +64,7 @@ def run(arguments: Sequence[str]) -> int:
         say("stopped; the same command goes on")
         return 130
     if parsed.json:
-        print(jsonlib.dumps({"methods": found}, ensure_ascii=False))
+        print_json({"methods": found})
     else:
         results().print(methods_table(found))
     say(f"predictions and results: {parsed.out}; as a page: lorchestra report {parsed.out}")

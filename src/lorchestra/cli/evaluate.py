@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as jsonlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,7 +71,7 @@ def evaluate_and_show(
 
     rule = None if early_exit is None else ExitRule.parse(early_exit)
 
-    from lorchestra.cli.output import messages, results, speaker
+    from lorchestra.cli.output import messages, print_json, results, speaker
     from lorchestra.cli.progress import RowProgress
     from lorchestra.experiments.evaluate import evaluate_run
     from lorchestra.experiments.load import load_run
@@ -96,7 +95,7 @@ def evaluate_and_show(
         )
     name = f"{entry['task']}.{entry['split']}"
     if as_json:
-        print(jsonlib.dumps(entry, ensure_ascii=False))
+        print_json(entry)
         return
     console = results()
     console.print(evaluation_table(entry))

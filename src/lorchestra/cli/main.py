@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from lorchestra.cli.streams import Stdout, complain, prepared_streams
 from lorchestra.errors import LorchestraError, did_you_mean
 
 COMMANDS = {
@@ -56,6 +57,44 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments or bool(os.environ.get("LORCHESTRA_DEBUG"))
     arguments = [argument for argument in arguments if argument != "--debug"]
+    code = 0
+    with prepared_streams() as stdout:
+        try:
+            try:
+                code = _guarded(arguments, debug, stdout)
+            finally:
+                stdout.flush()
+        except OSError:
+            if stdout.fault is None:
+                raise
+    # where the reader of our output is gone (as in `| head`), there is nothing to say, and nobody to say it to
+    if stdout.fault is not None and not stdout.is_broken_pipe:
+        complain(f"error: stdout cannot be written: {stdout.fault.strerror}; send the output elsewhere")
+        code = code or 2
+    return code
+
+
+def _guarded(arguments: list[str], debug: bool, stdout: Stdout) -> int:
+    """Run a command, and turn what goes wrong into a text and an exit code; faults of stdout are raised."""
+    try:
+        return _run(arguments)
+    except KeyboardInterrupt:
+        complain("interrupted")
+        return 130
+    except LorchestraError as error:
+        if debug:
+            raise
+        complain(f"error: {error}")
+        return error.exit_code
+    except Exception as error:
+        if debug or stdout.fault is not None:
+            raise
+        complain(f"internal error: {type(error).__name__}: {error}")
+        complain("this is a fault of lorchestra, not yours; --debug shows where it happened")
+        return 3
+
+
+def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(help_text(), end="")
         return 0 if arguments else 2
@@ -64,35 +103,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"lorchestra {version('lorchestra')}")
         return 0
-    try:
-        return _run(arguments[0], arguments[1:])
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # the reader of our output is gone (as in `| head`): nothing to say, and nobody to say it to
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except LorchestraError as error:
-        if debug:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except Exception as error:
-        if debug:
-            raise
-        print(f"internal error: {type(error).__name__}: {error}", file=sys.stderr)
-        print("this is a fault of lorchestra, not yours; --debug shows where it happened", file=sys.stderr)
-        return 3
-
-
-def _run(command: str, arguments: list[str]) -> int:
+    command, *rest = arguments
     if command not in COMMANDS:
         hint = did_you_mean(command, COMMANDS)
-        print(f"error: {command!r} is no command; {hint} (lorchestra --help)", file=sys.stderr)
+        complain(f"error: {command!r} is no command; {hint} (lorchestra --help)")
         return 2
     module = f"{command}_" if keyword.iskeyword(command) else command
-    return int(importlib.import_module(f"lorchestra.cli.{module}").run(arguments))
+    return int(importlib.import_module(f"lorchestra.cli.{module}").run(rest))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -39,7 +38,7 @@ def run(arguments: Sequence[str]) -> int:
     if not 0 < parsed.seconds < 3600:
         raise ConfigError(f"--seconds: {parsed.seconds} is not a number of seconds above 0 and below 3600")
 
-    from lorchestra.cli.output import messages, results, speaker
+    from lorchestra.cli.output import messages, print_json, results, speaker
     from lorchestra.experiments.plan import plan_run
     from lorchestra.report.plan import plan_tables
 
@@ -53,7 +52,7 @@ def run(arguments: Sequence[str]) -> int:
             tell=lambda text: status.update(f"planning: {text}"),
         )
     if parsed.json:
-        print(json.dumps(record))
+        print_json(record)
     else:
         for part in plan_tables(record):
             results().print(part, highlight=False)

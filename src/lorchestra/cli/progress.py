@@ -132,11 +132,16 @@ class Failures:
 
 
 class StatusLine:
-    """One line, rewritten in a terminal; a context manager, which clears it."""
+    """One line, rewritten in a terminal; a context manager, which clears it.
 
-    def __init__(self, console: Console) -> None:
+    Args:
+        console: where to.
+        live: whether the line may be rewritten; not where results go to the same terminal meanwhile.
+    """
+
+    def __init__(self, console: Console, live: bool = True) -> None:
         self.console = console
-        self._status = console.status("") if console.is_terminal else None
+        self._status = console.status("") if console.is_terminal and live else None
         self._last_line = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -167,8 +172,11 @@ class StatusLine:
 class RowProgress(StatusLine):
     """Progress of evaluations; elsewhere than in a terminal one line a task."""
 
-    def __call__(self, what: str, done: int, total: int) -> None:
-        """Show how many rows are done."""
+    def __call__(self, what: str, done: int, total: int | None) -> None:
+        """Show how many rows are done, of a total that may not be known."""
+        if total is None:
+            self.show(f"{what}: {done:,} rows")
+            return
         self.show(f"{what}: {total} rows" if done >= total else f"{what}: {done} of {total} rows", plain=done >= total)
 
 

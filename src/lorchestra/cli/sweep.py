@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as jsonlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -51,7 +50,7 @@ def run(arguments: Sequence[str]) -> int:
     if not parsed.grid:
         raise ConfigError("--grid: nothing varies; name a setting and its values, as in --grid train.lr=1e-4,3e-4")
 
-    from lorchestra.cli.output import messages, results, speaker
+    from lorchestra.cli.output import messages, print_json, results, speaker
     from lorchestra.cli.sweep_progress import SweepProgress
     from lorchestra.cli.train import GracefulStop
     from lorchestra.engine.observer import Interrupted
@@ -81,7 +80,7 @@ def run(arguments: Sequence[str]) -> int:
         return 130
     found = collect_results(outcome.root, points, outcome.failed)
     if parsed.json:
-        print(jsonlib.dumps({"points": found}))
+        print_json({"points": found})
     else:
         results().print(sweep_table(found))
     say(f"runs: {outcome.root / 'runs'}; as one table: {outcome.root / 'results.csv'}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +58,7 @@ def run(arguments: Sequence[str]) -> int:
     if parsed.show and parsed.name is None:
         raise ConfigError(f"--show {parsed.show}: of which task? Give its name: lorchestra tasks NAME --show 3")
 
-    from lorchestra.cli.output import results
+    from lorchestra.cli.output import print_json, results
     from lorchestra.data.tasks.sources import data_directory
     from lorchestra.data.tasks.table import TASKS, find_task
     from lorchestra.data.tasks.whereabouts import whereabouts
@@ -72,7 +71,7 @@ def run(arguments: Sequence[str]) -> int:
     found = [whereabouts(spec, directory) for spec in specs]
     if parsed.json:
         for task in found:
-            print(json.dumps(_record(task), ensure_ascii=False))
+            print_json(_record(task))
     elif parsed.name is None:
         _list(found, directory, results())
     else:
@@ -151,7 +150,7 @@ def _explain(task: Whereabouts, console: Console) -> None:
 
 
 def _show(spec: TaskSpec, parsed: TasksArguments) -> None:
-    from lorchestra.cli.output import messages, results, speaker
+    from lorchestra.cli.output import messages, print_json, results, speaker
     from lorchestra.data.config import DataConfig
     from lorchestra.data.inspect import inspect_row
     from lorchestra.data.prompts import PromptTemplate
@@ -172,7 +171,7 @@ def _show(spec: TaskSpec, parsed: TasksArguments) -> None:
     for example in loaded.task.splits[parsed.split][: parsed.show]:
         row = inspect_row(example, template, tokenizer, scoring=parsed.scoring)
         if parsed.json:
-            print(json.dumps(dataclasses.asdict(row), ensure_ascii=False))
+            print_json(dataclasses.asdict(row))
         else:
             console.print("\n".join(_lines(row)), highlight=False, markup=False, soft_wrap=True)
 

@@ -90,6 +90,9 @@ class ReadConfig:
 class PromptConfig:
     """How a row is put to the model."""
 
+    SAVED_WITHOUT: ClassVar[Mapping[str, object]] = {"version": 1}
+    """What a saved configuration without a setting was made with, where that is not the default."""
+
     template: str | None = None
     """Prompt template; {question} stands for the question or text, {options} for the lettered list of choices."""
     chat_template: bool = False
@@ -108,7 +111,10 @@ class PromptConfig:
 class DataConfig:
     """A task by name or its files, and how rows become prompts with scored choices."""
 
-    SAVED_WITHOUT: ClassVar[Mapping[str, object]] = {"read": ReadConfig(max_held_out=None, rules=1)}
+    SAVED_WITHOUT: ClassVar[Mapping[str, object]] = {
+        "read": ReadConfig(max_held_out=None, rules=1),
+        "prompt": PromptConfig(version=1),
+    }
     """What a saved configuration without a setting was made with, where that is not the default."""
 
     task: str | None = None

@@ -46,7 +46,7 @@ def restart_peak() -> bool:
     if trim is not None:
         trim(0)
     try:
-        (_PROC / "self/clear_refs").write_text("5")
+        (_PROC / "self/clear_refs").write_text("5", encoding="ascii")
     except OSError:
         return False
     return True
@@ -104,9 +104,9 @@ def _group_room(group: Path) -> int | None:
         ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     ):
         try:
-            limit = int((group / limit_file).read_text())
-            use = int((group / use_file).read_text())
-            stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            limit = int((group / limit_file).read_text(encoding="ascii"))
+            use = int((group / use_file).read_text(encoding="ascii"))
+            stat = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
         except (OSError, ValueError):  # no such group, or the limit is "max"
             continue
         if limit < _NO_LIMIT:

@@ -30,6 +30,29 @@ class Pass:
     dropout_seed: int | None = None
 
 
+class PrefixKeeper:
+    """Shared first tokens, kept for every member from one call to the next while the parameters stand still.
+
+    How many tokens are shared is decided by the rows of a call alone: so the same rows have the same answers to the
+    bit, whatever was asked before.
+    """
+
+    def __init__(self) -> None:
+        self._kept: tuple[list[int], KeptPrefix] | None = None
+
+    def prefix(
+        self, model: EnsembleModel, rows: Sequence[EncodedExample], shared: int, members: set[int], token_budget: int
+    ) -> KeptPrefix | None:
+        """The first `shared` tokens of the rows, kept for these members; None where there are none."""
+        if shared == 0 or len(rows) < 2:
+            return None
+        tokens, asked = rows[0].prefix[:shared], sorted(members)
+        if self._kept is None or self._kept[0] != asked or self._kept[1].tokens != tokens:
+            self._kept = None  # before the next one is made, so that memory holds one
+            self._kept = asked, model.keep_prefix(tokens, asked, forward_budget(token_budget, model.device))
+        return self._kept[1]
+
+
 def member_passes(members: Sequence[int]) -> list[Pass]:
     """One pass a member, dropout off."""
     return [Pass(member) for member in members]
@@ -43,6 +66,7 @@ def predict_rows(
     token_budget: int,
     trunk: TrunkCache | None = None,
     progress: Callable[[int], None] | None = None,
+    keeper: PrefixKeeper | None = None,
 ) -> NDArray[np.float64]:
     """Normalized log-probabilities of every row's choices under every pass.
 
@@ -55,6 +79,7 @@ def predict_rows(
         token_budget: most tokens in a training step's micro-batch; see `forward_budget`.
         trunk: cached trunks of these rows; without it they are computed, once a row.
         progress: called with the number of rows done after each group.
+        keeper: has the shared first tokens of earlier rows, and keeps those of these for later ones.
 
     Returns:
         float64 `[len(passes), E, C]`, -inf past a row's number of choices.
@@ -64,7 +89,7 @@ def predict_rows(
     shared = shareable_prefix(rows, dropout=any(p.dropout_seed is not None for p in passes))
     if trunk is not None:
         shared = trunk.shared
-    prefix = _kept_prefix(model, rows, shared, {p.member for p in passes}, token_budget)
+    prefix = (keeper or PrefixKeeper()).prefix(model, rows, shared, {p.member for p in passes}, token_budget)
     log_probs = np.full((len(passes), len(rows), num_choices), -np.inf)
     place = {row.row: e for e, row in enumerate(rows)}
     done = 0
@@ -93,6 +118,7 @@ def predict_early(
     rule: ExitRule,
     token_budget: int,
     progress: Callable[[int], None] | None = None,
+    keeper: PrefixKeeper | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Log-probabilities of every row's choices under as many members, in their order, as the rule asks for.
 
@@ -105,6 +131,7 @@ def predict_early(
         rule: says which rows need no more members.
         token_budget: most tokens in a training step's micro-batch; see `forward_budget`.
         progress: called with the number of rows done after each group.
+        keeper: as in `predict_rows`.
 
     Returns:
         float64 `[M, E, C]`, as `predict_rows`, -inf for members that were not asked; and how many were, int64 `[E]`.
@@ -112,7 +139,7 @@ def predict_early(
     num_members = model.num_members
     num_choices = max((len(row.choices) for row in rows), default=0)
     shared = shareable_prefix(rows, dropout=False)
-    prefix = _kept_prefix(model, rows, shared, set(range(num_members)), token_budget)
+    prefix = (keeper or PrefixKeeper()).prefix(model, rows, shared, set(range(num_members)), token_budget)
     log_probs = np.full((num_members, len(rows), num_choices), -np.inf)
     used = np.full(len(rows), num_members, dtype=np.int64)
     place = {row.row: e for e, row in enumerate(rows)}
@@ -136,15 +163,6 @@ def predict_early(
         if progress is not None:
             progress(done)
     return log_probs, used
-
-
-def _kept_prefix(
-    model: EnsembleModel, rows: Sequence[EncodedExample], shared: int, members: set[int], token_budget: int
-) -> KeptPrefix | None:
-    """The rows' shared first tokens, kept for every member for the whole prediction; None where there are none."""
-    if shared == 0 or len(rows) < 2:
-        return None
-    return model.keep_prefix(rows[0].prefix[:shared], sorted(members), forward_budget(token_budget, model.device))
 
 
 def _evaluate(

@@ -17,7 +17,7 @@ from lorchestra.data.encode import EncodedSplit, can_use_letters, encode
 from lorchestra.data.prompts import PromptTemplate, Scoring
 from lorchestra.data.sampling import draw_even
 from lorchestra.data.tokens import TextTokenizer
-from lorchestra.engine.predict import Pass, member_passes, predict_early, predict_rows
+from lorchestra.engine.predict import Pass, PrefixKeeper, member_passes, predict_early, predict_rows
 from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.models.sources import LoadedBase
 from lorchestra.types import EarlyExitPredictions, EncodedExample, Example, Predictions
@@ -132,12 +132,32 @@ class Session:
         The rule holds whatever the order of the members; they are asked in theirs.
         """
         encoded = self.encode(examples)
-        log_probs, used = predict_early(self.model, encoded.rows, rule, self.token_budget, progress)
+        kept = [examples[index] for index in encoded.kept]
+        return self.predict_encoded_early(kept, encoded.rows, split, rule, progress)
+
+    def predict_encoded(
+        self, examples: Sequence[Example], rows: Sequence[EncodedExample], split: str, keeper: PrefixKeeper
+    ) -> Predictions:
+        """Predictions of every member, of examples with their tokens; `keeper` is that of all calls of a stream."""
+        passes = member_passes(range(self.model.num_members))
+        log_probs = predict_rows(self.model, rows, passes, self.token_budget, keeper=keeper)
+        return self.predictions(examples, range(len(examples)), log_probs, split)
+
+    def predict_encoded_early(
+        self,
+        examples: Sequence[Example],
+        rows: Sequence[EncodedExample],
+        split: str,
+        rule: ExitRule,
+        progress: Callable[[int], None] | None = None,
+        keeper: PrefixKeeper | None = None,
+    ) -> EarlyExitPredictions:
+        """As `predict_early`, of examples with their tokens."""
+        log_probs, used = predict_early(self.model, rows, rule, self.token_budget, progress, keeper)
         parts, places = [], []
         for number in np.unique(used):
             at = np.flatnonzero(used == number)
-            kept = [encoded.kept[e] for e in at]
-            parts.append(self.predictions(examples, kept, log_probs[:number, at], split))
+            parts.append(self.predictions(examples, [int(e) for e in at], log_probs[:number, at], split))
             places.append(at)
         return EarlyExitPredictions(tuple(parts), tuple(places), self.model.num_members)
 

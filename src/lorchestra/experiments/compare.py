@@ -22,12 +22,12 @@ from lorchestra.engine.config import RunConfig, check_run
 from lorchestra.engine.observer import Interrupted, Observer
 from lorchestra.errors import CheckpointError, ConfigError, TrainingError
 from lorchestra.experiments.build import Say
-from lorchestra.experiments.record import as_saved
-from lorchestra.experiments.rows import RunRows, absolute_paths, check_unchanged, read_rows
+from lorchestra.experiments.rows import RunRows, absolute_settings, check_unchanged, read_rows
 from lorchestra.experiments.setting import method_setting
 from lorchestra.experiments.shared_fit import SharedFit
 from lorchestra.methods.contract import Cost, Progress, Setting, Silent
 from lorchestra.methods.registry import NamedMethod, parse_name
+from lorchestra.models.sources import absolute_base
 from lorchestra.store.atomic import atomic_directory, atomic_write_json, sweep_directory
 from lorchestra.store.evaluations import check_entry
 from lorchestra.store.inside import inside
@@ -103,7 +103,7 @@ def compare_methods(
             raise ConfigError(f"--methods: {named.name[:80]}... is too long for a directory's name; set less in it")
         groups.setdefault(named.below, []).append(named)
     root = typed_path(out)
-    config = dataclasses.replace(config, data=absolute_paths(config.data))
+    config = absolute_settings(config)
     rows = read_rows(config.data, config.train.seed)
     begun = _begun(root, config, rows)
     for note in rows.notes:
@@ -226,6 +226,7 @@ def _begun(root: Path, config: RunConfig, rows: RunRows) -> RunConfig | None:
     if record["format_version"] != FORMAT_VERSION:
         raise CheckpointError(f"{path}: format_version is {record['format_version']}, this is {FORMAT_VERSION}")
     before = from_mapping(RunConfig, record["config"], str(path))
+    before = dataclasses.replace(before, base=absolute_base(before.base))
     # rows are checked by their digest: they may come from another place now
     changed = {name: pair for name, pair in differences(config, before).items() if name != "data.dir"}
     for name, (now, then) in changed.items():
@@ -234,7 +235,7 @@ def _begun(root: Path, config: RunConfig, rows: RunRows) -> RunConfig | None:
         )
     check_unchanged(rows, inside(root, "splits.json"))
     sweep_directory(inside(root, "methods"))
-    resolved = as_saved(from_mapping(RunConfig, record["resolved"], str(path)), record["resolved"])
+    resolved = from_mapping(RunConfig, record["resolved"], str(path), saved=True)
     return dataclasses.replace(resolved, data=dataclasses.replace(resolved.data, dir=config.data.dir))
 
 

@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
-
-from lorchestra.core import predictive
 from lorchestra.core.early_exit import ExitRule
+from lorchestra.data.asked import AskedRow, asked_rows, asked_values
+from lorchestra.data.config import DataConfig
 from lorchestra.data.prompts import PromptTemplate
 from lorchestra.engine.config import RunConfig
+from lorchestra.engine.encode_each import TooLong
 from lorchestra.engine.module import EnsembleModule
 from lorchestra.engine.session import HOPELESS, Session
 from lorchestra.errors import CheckpointError, ConfigError, DataError, printable
+from lorchestra.experiments.answers import AnswerCounts, AnswerOptions, answer_chunks, chunk_rows
 from lorchestra.experiments.build import Say
 from lorchestra.experiments.record import choice_end, read_config
 from lorchestra.experiments.rows import read_like
 from lorchestra.models.adapters import WEIGHTS, load_member
+from lorchestra.models.config import BaseConfig
 from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.models.members import member_adapters
 from lorchestra.models.peft_folders import CONFIG
 from lorchestra.models.sources import LoadedBase, load_base
 from lorchestra.store.run_dir import RunDir, read_ensemble
-from lorchestra.types import EarlyExitPredictions, Example, Predictions
+from lorchestra.types import Example
 
 
 @dataclass
@@ -55,26 +57,71 @@ class TrainedEnsemble:
         """Rows of a file, in the form the run was trained on."""
         return read_like(path, self.config.data, self.labels, require_answer=require_answer).examples
 
+    def asked(
+        self,
+        rows: str | Path | Iterable[Example | str | Mapping[str, Any]],
+        data: DataConfig | None = None,
+        note: Callable[[str], None] = lambda text: None,
+    ) -> Iterator[AskedRow]:
+        """Rows to be answered, read as they are asked for.
+
+        Args:
+            rows: a file, or rows in memory: examples, texts (for a run on texts with labels), or mappings from columns.
+            data: how files are read and how their columns are called; by default as in training.
+            note: takes a sentence about each thing that was assumed.
+
+        Raises:
+            DataError: the file cannot be read, or no row has the columns that are needed.
+        """
+        data = data or self.config.data
+        if isinstance(rows, str | Path):
+            return asked_rows(rows, data, self.labels, note)
+        return asked_values(rows, data, self.labels)
+
     def predict(
         self,
-        rows: str | Path | Sequence[Example],
+        rows: str | Path | Iterable[Example | str | Mapping[str, Any]],
         abstain_below: float | None = None,
         early_exit: str | float | None = None,
+        *,
+        on_error: Literal["record", "fail"] = "record",
+        too_long: TooLong | None = None,
     ) -> Iterator[dict[str, Any]]:
-        """One dictionary a row (see `prediction_rows`), for the rows of a file or given examples.
+        """One dictionary a row, as soon as its chunk of rows is answered; memory does not grow with their number.
 
-        With `early_exit`, "exact" or a confidence in (0, 1], members are asked until a row is decided (see `ExitRule`
-        and `early_exit_rows`).
+        See `prediction_rows` for the fields. To these come `row`, its number from 1; `input`, its columns but for id
+        and choices; and `error`, None or why there is no answer: `prediction` and all that follows from it are None
+        then.
+
+        Args:
+            rows: see `asked`.
+            abstain_below: `abstain` is true where the confidence is below.
+            early_exit: "exact" or a confidence in (0, 1]: members are asked until a row is decided (see `ExitRule` and
+                `early_exit_rows`).
+            on_error: whether a row that cannot be answered is recorded, or raised.
+            too_long: what to do with a row over the longest length: "error", "drop" (no record) or "truncate" (cut the
+                question); by default as in training.
 
         Raises:
             ConfigError: `early_exit` is neither of the two.
+            DataError: see `asked`; or a row cannot be answered, and `on_error` is "fail".
         """
         rule = None if early_exit is None else ExitRule.parse(early_exit, "early_exit")
-        examples = self.read(rows, require_answer=False) if isinstance(rows, str | Path) else rows
-        if rule is None:
-            yield from prediction_rows(self.session.predict_members(examples, "predict"), abstain_below)
-        else:
-            yield from early_exit_rows(self.session.predict_early(examples, "predict", rule), abstain_below)
+        options = AnswerOptions(abstain_below, rule, too_long or self.config.data.too_long)
+        return self._records(self.asked(rows), options, on_error)
+
+    def _records(
+        self, rows: Iterator[AskedRow], options: AnswerOptions, on_error: Literal["record", "fail"]
+    ) -> Iterator[dict[str, Any]]:
+        counts = AnswerCounts()
+        for chunk in answer_chunks(self.session, rows, options, chunk_rows(self.session)):
+            counts.add(chunk)
+            for record in chunk.records:
+                if on_error == "fail" and record["error"] is not None:
+                    raise DataError(record["error"])
+                yield record
+        for sentence in counts.sentences(self.session.max_length):
+            self.session.say(sentence)
 
 
 def load_own_base(run: RunDir, record: dict[str, Any], config: RunConfig, say: Say) -> LoadedBase:
@@ -83,7 +130,7 @@ def load_own_base(run: RunDir, record: dict[str, Any], config: RunConfig, say: S
     Raises:
         CheckpointError: it cannot be loaded, or is not what it was.
     """
-    base = load_base(dataclasses.replace(config.base, revision=record["base"]["revision"]), notify=say)
+    base = load_base(_saved_base(run, record, config), notify=say)
     if base.digest != record["base"]["digest"]:
         raise CheckpointError(
             f"{run.ensemble}: trained on another base than {config.base.name!r} is now (digest"
@@ -94,6 +141,23 @@ def load_own_base(run: RunDir, record: dict[str, Any], config: RunConfig, say: S
             f"{run.ensemble}: the tokenizer of {config.base.name!r} has changed since the run was trained"
         )
     return base
+
+
+def _saved_base(run: RunDir, record: dict[str, Any], config: RunConfig) -> BaseConfig:
+    """Where to load the base from; runs once saved a relative path as it was typed, and where it was in the record.
+
+    Raises:
+        CheckpointError: the base was a directory or file, and is no longer there.
+    """
+    base, saved = dataclasses.replace(config.base, revision=record["base"]["revision"]), str(record["base"]["id"])
+    if base.revision is not None or not Path(saved).is_absolute() or Path(base.name).is_absolute():
+        return base
+    if not Path(saved).exists():
+        raise CheckpointError(
+            f"{run.ensemble}: its base was {saved}, and is no longer there; put it back, or give --base with the place"
+            " where it is now"
+        )
+    return dataclasses.replace(base, name=saved)
 
 
 def load_run(root: str | Path, say: Say = lambda text: None) -> TrainedEnsemble:
@@ -193,48 +257,3 @@ def _check_consistent(run: RunDir, record: dict[str, Any], config: RunConfig) ->
         )
     if config.train.token_budget is None:
         raise CheckpointError(f"{run.config}: train.token_budget is missing; the file was changed")
-
-
-def prediction_rows(predictions: Predictions, abstain_below: float | None = None) -> Iterator[dict[str, Any]]:
-    """Predictions as one dictionary a row, as `lorchestra predict` writes them.
-
-    `probs` and `confidence` are of the mixture of members; `entropy` and `mutual_information` in nats; `disagreement`
-    is the share of member pairs with different answers; `abstain` is None unless a threshold is given.
-    """
-    log_probs = predictions.log_probs_MEC
-    mixture = np.exp(predictive.mixture_log_probs(log_probs))
-    member_probs = np.exp(log_probs)
-    entropy = predictive.total_entropy(log_probs)
-    information = predictive.mutual_information(log_probs)
-    disagreement = predictive.disagreement(log_probs)
-    for e, options in enumerate(predictions.options):
-        probs = mixture[e, : len(options)]
-        best = int(probs.argmax())
-        label = int(predictions.labels[e])
-        yield {
-            "id": predictions.ids[e],
-            "choices": list(options),
-            "prediction": best,
-            "prediction_text": options[best],
-            "label": None if label < 0 else label,
-            "confidence": float(probs[best]),
-            "probs": probs.tolist(),
-            "member_probs": member_probs[:, e, : len(options)].tolist(),
-            "entropy": float(entropy[e]),
-            "mutual_information": float(information[e]),
-            "disagreement": float(disagreement[e]),
-            "abstain": None if abstain_below is None else bool(probs[best] < abstain_below),
-        }
-
-
-def early_exit_rows(found: EarlyExitPredictions, abstain_below: float | None = None) -> list[dict[str, Any]]:
-    """As `prediction_rows`, in the order of the rows; `members_used` says how many members answered one.
-
-    `member_probs`, `probs` and all that follows from them are of these members alone.
-    """
-    rows = {
-        int(place): {**row, "members_used": part.num_members}
-        for part, places in zip(found.parts, found.places, strict=True)
-        for place, row in zip(places, prediction_rows(part, abstain_below), strict=True)
-    }
-    return [rows[place] for place in sorted(rows)]

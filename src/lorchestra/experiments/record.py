@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from lorchestra.config import read_mapping, read_recipe, to_mapping, to_yaml
+from lorchestra.config import read_recipe, to_mapping, to_yaml
 from lorchestra.engine.config import RunConfig, check_run
 from lorchestra.engine.session import Session
 from lorchestra.engine.trainer import Trainer
 from lorchestra.experiments.build import environment
-from lorchestra.experiments.rows import RunRows, absolute_paths
+from lorchestra.experiments.rows import RunRows, absolute_settings
 from lorchestra.models.config import AdaptConfig
 from lorchestra.store.atomic import atomic_write_json, atomic_write_text
 from lorchestra.store.run_dir import RunDir
@@ -21,26 +20,18 @@ def write_description(run: RunDir, resolved: RunConfig, rows: RunRows, session: 
     """Write splits, environment and configuration; `config.yaml` last, since it makes the directory a run."""
     atomic_write_json(run.splits, rows.record())
     atomic_write_json(run.environment, environment(session.base))
-    atomic_write_text(run.config, to_yaml(dataclasses.replace(resolved, data=absolute_paths(resolved.data))))
+    atomic_write_text(run.config, to_yaml(absolute_settings(resolved)))
 
 
 def read_config(run: RunDir) -> RunConfig:
-    """The configuration that a run saved (see `as_saved`).
+    """The configuration that a run saved, with the rules it was made by where it is from an earlier version.
 
     Raises:
         ConfigError: the file is missing, cut off or holds what is no configuration.
     """
-    config = as_saved(read_recipe(run.config, RunConfig, whole=True), read_mapping(run.config))
+    config = read_recipe(run.config, RunConfig, whole=True)
     check_run(config)
     return config
-
-
-def as_saved(config: RunConfig, mapping: Mapping[str, Any]) -> RunConfig:
-    """A configuration that was saved as `mapping`; one from before prompts had versions has version 1."""
-    if "version" in (mapping["data"].get("prompt") or {}):
-        return config
-    prompt = dataclasses.replace(config.data.prompt, version=1)
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, prompt=prompt))
 
 
 def choice_end(version: int) -> str:

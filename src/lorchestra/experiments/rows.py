@@ -18,7 +18,9 @@ from lorchestra.data.splits import make_splits, split_digest
 from lorchestra.data.tasks.load import load_task
 from lorchestra.data.tasks.sources import data_directory
 from lorchestra.data.tasks.table import TASKS
+from lorchestra.engine.config import RunConfig
 from lorchestra.errors import ConfigError, DataError, did_you_mean
+from lorchestra.models.sources import absolute_base
 from lorchestra.store.inside import name_fault
 from lorchestra.store.paths import typed_path
 from lorchestra.store.run_dir import read_json
@@ -124,6 +126,11 @@ def absolute_paths(config: DataConfig) -> DataConfig:
     names = tuple(f"{label}={name}" for label, name in label_names(config.read.label_names).items())
     absolute["read"] = dataclasses.replace(config.read, label_names=names)
     return dataclasses.replace(config, **absolute)
+
+
+def absolute_settings(config: RunConfig) -> RunConfig:
+    """A run's settings with all paths in them, of its rows and its base, as they hold from any directory."""
+    return dataclasses.replace(config, data=absolute_paths(config.data), base=absolute_base(config.base))
 
 
 def check_same_kind(trained: tuple[str, ...] | None, found: tuple[str, ...] | None, path: str | Path) -> None:

@@ -26,9 +26,10 @@ from lorchestra.experiments.build import Say, build_session
 from lorchestra.experiments.events import EventLog, Observers
 from lorchestra.experiments.load import failed_members
 from lorchestra.experiments.record import ensemble_record, read_config, trained_members, write_description
-from lorchestra.experiments.rows import RunRows, absolute_paths, check_unchanged, read_rows, with_directory
+from lorchestra.experiments.rows import RunRows, absolute_settings, check_unchanged, read_rows, with_directory
 from lorchestra.models.adapters import save_members
 from lorchestra.models.members import MemberAdapter
+from lorchestra.models.sources import absolute_base
 from lorchestra.store.atomic import atomic_directory, discard_directory, sweep_directory
 from lorchestra.store.run_dir import RunDir, claim_run, read_ensemble, write_ensemble
 
@@ -115,7 +116,8 @@ def _saved_config(run: RunDir, asked: RunConfig) -> RunConfig:
     """The configuration of the run to resume; refuses settings asked for now that are not its own."""
     saved = read_config(run)
     default = RunConfig()
-    absolute = dataclasses.replace(asked, data=absolute_paths(asked.data))
+    absolute = absolute_settings(asked)
+    saved = dataclasses.replace(saved, base=absolute_base(saved.base))
     given = differences(absolute, default)
     for field, (wanted, had) in differences(absolute, saved).items():
         if field == "data.dir":  # the rows are checked by their digest: they may come from another place now

@@ -5,6 +5,7 @@ Weights are read from safetensors (or GGUF) only, never from pickles, and no cod
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -131,6 +132,17 @@ def load_tokenizer(config: BaseConfig, *, notify: Callable[[str], None] = to_std
             raise _cannot_load(source, error) from error
 
 
+def absolute_base(config: BaseConfig) -> BaseConfig:
+    """The settings as they hold from any directory: a name that is a path here becomes the absolute one."""
+    name, path = config.name, _path(config.name)
+    is_path = bool(name.strip()) and name != EMBEDDED_NAME and path.exists()
+    return dataclasses.replace(config, name=str(path)) if is_path else config
+
+
+def _path(name: str) -> Path:
+    return Path(os.path.abspath(typed_path(name)))
+
+
 def _device(config: BaseConfig) -> torch.device:
     if config.device not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"base.device is {config.device!r}; it must be auto, cpu or cuda.")
@@ -153,7 +165,7 @@ def _find(config: BaseConfig, notify: Callable[[str], None]) -> _Source:
     name = config.name
     if not name.strip():
         raise ConfigError(f"base.name is empty. Give a hub id, a directory, a .gguf file or {EMBEDDED_NAME}.")
-    path = Path(os.path.abspath(typed_path(name)))
+    path = _path(name)
     is_embedded, is_gguf = name == EMBEDDED_NAME, path.suffix.lower() == ".gguf"
     is_path = is_gguf or path.exists() or looks_like_path(name)
     if config.revision is not None and (is_embedded or is_path):
@@ -180,6 +192,8 @@ def _find(config: BaseConfig, notify: Callable[[str], None]) -> _Source:
         directory = converted_directory(path, notify=notify)
         return _Source(str(path), directory, str(directory))
     check_directory(name, path)
+    if not looks_like_path(name):
+        notify(f"base.name {name!r}: taken as the directory {path}, not as a name on the hub; ./{name} leaves no doubt")
     return _Source(str(path), path, str(path))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from lorchestra.engine.config import RegularizeConfig, RunConfig
+from lorchestra.errors import visible
 from lorchestra.report.table import COLUMNS
 
 _LICENSE_NOTE = "# license: yours to choose and to write here; the base's license may bind you\n"
@@ -49,7 +50,7 @@ def model_card(
         "## Evaluation\n\n" + _evaluation(metrics),
         "## Use\n\n" + _use(record, members),
     ]
-    return "\n".join(parts)
+    return visible("\n".join(parts))
 
 
 def base_reference(record: Mapping[str, Any]) -> str:

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from lorchestra.errors import CheckpointError
+from lorchestra.errors import CheckpointError, visible_json
 from lorchestra.store.disk import explained, require_space
 
 _LEFTOVER = re.compile(r"\.(.+)\.[0-9a-f]{16}\.tmp")
@@ -213,6 +213,21 @@ def plain_values(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain_values(entry) for entry in value]
     return str(value) if isinstance(value, Path) else value
+
+
+def json_line(value: Any) -> str:
+    """`value` as JSON on one line, without a line end; what a terminal would obey is escaped, and the value the same.
+
+    Raises:
+        TypeError: `value` holds something that has no place in JSON.
+    """
+    plain = plain_values(value)
+    text = json.dumps(plain, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # halves of surrogate pairs
+        return json.dumps(plain, allow_nan=False)
+    return visible_json(text)
 
 
 def _temporary_sibling(target: Path) -> Path:

@@ -178,6 +178,19 @@ def test_everything_from_data_stays_text(make_run, report):
     assert "alert(1)</script>" not in text
 
 
+def test_the_source_holds_no_characters_that_would_be_obeyed(make_run, report):
+    hostile = "a\x1b[2J\u009b31m\u202eb\u200b"
+
+    def change(rows):
+        number = rows.num_examples
+        options = tuple(tuple(f"{hostile}{c}" for c in range(len(options))) for options in rows.options)
+        return replace(rows, options=options, texts=(f"{hostile}\r\nsecond line",) * number)
+
+    page, text = report(make_run(change=change, record={"prompt_template": hostile, "labels": [hostile, "yes"]}))
+    assert not set("\x1b\u009b\u202e\u200b\r") & set(text)
+    assert "a\\x1b[2J\\x9b31m\\u202eb\\u200b" in page.text
+
+
 def test_nothing_is_fetched_and_only_our_script_runs(make_run, report):
     page, text = report(make_run())
     assert not re.search(r"https?:|//[a-z]|@import|url\(|src=|srcset|<link|<iframe", text)

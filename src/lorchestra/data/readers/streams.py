@@ -36,6 +36,8 @@ class _Guarded(io.RawIOBase):
 
     def __init__(self, stream: Any, shown: str, what: str) -> None:
         self._stream, self._shown, self._what = stream, shown, what
+        # what a pipe has by now, without waiting for a whole buffer of it
+        self._read = getattr(stream, "read1", stream.read)
 
     def readable(self) -> bool:
         return True
@@ -43,7 +45,7 @@ class _Guarded(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")
         try:
-            data = self._stream.read(len(view))
+            data = self._read(len(view))
         except (OSError, EOFError, zlib.error, ValueError) as error:
             reason = getattr(error, "strerror", None) or " ".join(str(error).split())
             raise DataError(f"{self._shown}: {self._what} ({reason})") from error
@@ -82,7 +84,7 @@ def open_bytes(path: Path) -> Iterator[io.BufferedReader]:
 
 class _Unclosed:
     def __init__(self, stream: IO[bytes]) -> None:
-        self.read = stream.read
+        self.read = getattr(stream, "read1", stream.read)
 
     def close(self) -> None:
         pass

@@ -27,8 +27,9 @@ from lorchestra.experiments.paper.recipes import (
     read_profile,
 )
 from lorchestra.experiments.paper.trainings import Training, Trainings
-from lorchestra.experiments.rows import absolute_paths, is_task_name
+from lorchestra.experiments.rows import absolute_settings, is_task_name
 from lorchestra.experiments.sweep.points import Point, named_points
+from lorchestra.models.sources import absolute_base
 from lorchestra.store.atomic import atomic_write_json
 from lorchestra.store.inside import inside
 from lorchestra.store.paths import typed_path
@@ -118,7 +119,7 @@ def _with_rows(
         is_task_name(name)  # refuses what is neither a task nor a file
     if ood_asked and not (far or headlines):
         raise ConfigError("--ood: fig5 and ood need rows unlike the training rows; name tasks with --ood TASK ...")
-    asked = dataclasses.replace(config, data=absolute_paths(data))
+    asked = absolute_settings(dataclasses.replace(config, data=data))
     _register(root, profile.name, asked, far)
     if headlines:
         files = write_demo_data(inside(root, "data"), HEADLINES, seed=0)
@@ -136,7 +137,7 @@ def _with_rows(
             prompt=prompt,
         )
         far = far or tuple(str(path) for path in files.ood.values())
-    return dataclasses.replace(config, data=absolute_paths(data)), far
+    return absolute_settings(dataclasses.replace(config, data=data)), far
 
 
 def _register(root: Path, profile: str, config: RunConfig, far: tuple[str, ...]) -> None:
@@ -148,6 +149,7 @@ def _register(root: Path, profile: str, config: RunConfig, far: tuple[str, ...])
         if record["format_version"] != FORMAT_VERSION:
             raise CheckpointError(f"{path}: format_version is {record['format_version']}, this is {FORMAT_VERSION}")
         before = from_mapping(RunConfig, record["config"], str(path))
+        before = dataclasses.replace(before, base=absolute_base(before.base))
         changed = {"--profile": (profile, record["profile"]), "--ood": (list(far), record["ood"])}
         changed |= {f"--{name}": values for name, values in differences(config, before).items()}
         for name, (now, then) in changed.items():

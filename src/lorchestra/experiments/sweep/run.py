@@ -20,12 +20,13 @@ from lorchestra.engine.observer import Observer
 from lorchestra.engine.trainer import Trainer
 from lorchestra.errors import CheckpointError, ConfigError, DataError
 from lorchestra.experiments.build import Say
-from lorchestra.experiments.rows import absolute_paths, read_ood
+from lorchestra.experiments.rows import absolute_settings, read_ood
 from lorchestra.experiments.sweep.finish import finish_pack
 from lorchestra.experiments.sweep.packs import Pack, make_packs
 from lorchestra.experiments.sweep.points import Point
 from lorchestra.experiments.sweep.results import write_results
 from lorchestra.experiments.sweep.training import TrainedPack, train_pack
+from lorchestra.models.sources import absolute_base
 from lorchestra.store.atomic import atomic_write_json, sweep_directory
 from lorchestra.store.inside import inside
 from lorchestra.store.lock import holding_out
@@ -98,7 +99,7 @@ def run_sweep(
     if most_members < 1:
         raise ConfigError(f"--most-members: {most_members} is less than 1")
     root = typed_path(out)
-    points = [replace(point, config=replace(point.config, data=absolute_paths(point.config.data))) for point in points]
+    points = [replace(point, config=absolute_settings(point.config)) for point in points]
     known = _register(root, points)
     passes = _passes(root, points, most_members)
     waiting = {point.name for pack in passes for point in pack.points}
@@ -188,8 +189,10 @@ def _register(root: Path, points: Sequence[Point]) -> list[Point]:
     elif root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise CheckpointError(f"--out {root}: exists and is not the directory of a sweep; choose another name")
     for point in points:
-        before = known.get(point.name)
-        if before is not None and (found := differences(point.config, before.config)):
+        if point.name not in known:
+            continue
+        before = known[point.name].config
+        if found := differences(point.config, replace(before, base=absolute_base(before.base))):
             field, (now, then) = next(iter(found.items()))
             raise ConfigError(
                 f"{field}: the sweep in {root} has {then!r} in its point {point.name}, not {now!r}; keep its settings,"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorchestra.config import to_mapping
 from lorchestra.core import predictive
-from lorchestra.errors import ConfigError, LorchestraError
+from lorchestra.errors import ConfigError, LorchestraError, visible
 from lorchestra.report.html import compare, course, figures, tables
 from lorchestra.report.html.examples import pick
 from lorchestra.report.html.glyphs import interval_glyph, member_glyph
@@ -109,7 +109,7 @@ def render(
         contexts.append(run_context(run, f"r{number}", examples if in_full else 0, len(runs) > 1, controls, in_full))
     methods = methods_context(compared, foreign, alone=not runs) if compared else None
     entry = runs[0].entry if runs or compared is None else compared.first.entry
-    return environment.get_template("page.html.j2").render(
+    page = environment.get_template("page.html.j2").render(
         title=f"{entry['task']}, {entry['split']} rows",
         version=version("lorchestra"),
         style=style,
@@ -120,6 +120,7 @@ def render(
         methods=None if methods is None else methods | {"config": _flat(methods["config"])},
         runs=contexts,
     )
+    return visible(page)
 
 
 def run_context(

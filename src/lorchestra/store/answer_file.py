@@ -1,0 +1,179 @@
+"""A file of answers that grows chunk by chunk, survives a kill, and gets its name when it is whole.
+
+Lines go to `NAME.partial`, and after each chunk `NAME.partial.json` says how far it is and of what it is the beginning.
+A killed command leaves both; the next one cuts off what was written after the last whole chunk and writes on.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from lorchestra.errors import CheckpointError
+from lorchestra.store.atomic import atomic_write_json, plain_values
+from lorchestra.store.disk import explained, free_bytes, readable_bytes
+from lorchestra.store.lock import directory_lock
+from lorchestra.store.paths import typed_path
+from lorchestra.store.run_dir import read_json
+from lorchestra.store.schema import check_shape
+
+FORMAT_VERSION = 1
+_RECORD: dict[str, Any] = {"format_version": int, "of": {}, "num_rows": int, "num_bytes": int, "state": {}}
+
+IfExists = Literal["overwrite", "resume", "fail"]
+
+
+class AnswerFile:
+    """A file that answers are appended to.
+
+    Args:
+        path: its name when it is whole.
+        of: what the answers are made with, JSON values by their names; another command's beginning is not written on.
+    """
+
+    def __init__(self, path: Path, of: Mapping[str, Any]) -> None:
+        self.path = path
+        self.partial = path.with_name(f"{path.name}.partial")
+        self.num_rows = 0
+        self.state: dict[str, Any] = {}
+        """What was given with the last chunk."""
+        self._record = path.with_name(f"{path.name}.partial.json")
+        self._of = dict(plain_values(of))
+        self._file: IO[bytes] | None = None
+
+    def append(self, data: bytes, num_rows: int, state: Mapping[str, Any]) -> None:
+        """Write a chunk through to the disk.
+
+        Args:
+            data: its lines.
+            num_rows: how many rows were read for it.
+            state: JSON values that the next chunk needs to know.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        assert self._file is not None
+        with self._named_faults():
+            self._file.write(data)
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            num_bytes = self._file.tell()
+        self.num_rows += num_rows
+        self.state = dict(state)
+        record = {"format_version": FORMAT_VERSION, "of": self._of, "num_rows": self.num_rows, "num_bytes": num_bytes}
+        atomic_write_json(self._record, record | {"state": self.state})
+
+    def finish(self) -> None:
+        """Give the file its name.
+
+        Raises:
+            CheckpointError: it cannot be renamed.
+        """
+        assert self._file is not None
+        self._file.close()
+        with self._named_faults():
+            self.partial.replace(self.path)
+        with suppress(OSError):
+            self._record.unlink(missing_ok=True)
+
+    def _begin(self) -> None:
+        with explained(self.path, None):
+            self._record.unlink(missing_ok=True)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.partial.open("wb")
+
+    def _resume(self) -> None:
+        record = read_json(self._record)
+        check_shape(record, _RECORD, self._record)
+        again = f"start over with --if-exists overwrite, or remove {self.partial}"
+        if record["format_version"] != FORMAT_VERSION:
+            raise CheckpointError(
+                f"{self._record}: format_version is {record['format_version']}, this is {FORMAT_VERSION}; {again}"
+            )
+        for name in {**record["of"], **self._of}:
+            had, now = record["of"].get(name), self._of.get(name)
+            if had != now:
+                raise CheckpointError(
+                    f"{self.partial}: was begun with {name} {had!r}, not {now!r}; give that, or {again}"
+                )
+        with explained(self.path, None):
+            size = self.partial.stat().st_size
+            if not 0 <= record["num_bytes"] <= size or record["num_rows"] < 0:
+                raise CheckpointError(
+                    f"{self.partial}: has {size} bytes, and {record['num_bytes']} were written by {record['num_rows']}"
+                    f" rows; the file was cut; {again}"
+                )
+            self._file = self.partial.open("r+b")
+            self._file.truncate(record["num_bytes"])
+            self._file.seek(record["num_bytes"])
+        self.num_rows, self.state = record["num_rows"], record["state"]
+
+    def _holds_rows(self) -> bool:
+        """Whether an interrupted command has left rows."""
+        return os.path.isfile(self.partial) and os.path.isfile(self._record)
+
+    def _close(self) -> None:
+        """Close; a beginning without rows is of no use to anybody."""
+        if self._file is not None:
+            self._file.close()
+            if self.num_rows == 0:
+                with suppress(OSError):
+                    self.partial.unlink(missing_ok=True)
+                    self._record.unlink(missing_ok=True)
+
+    @contextmanager
+    def _named_faults(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise CheckpointError(f"{self.path}: cannot be written ({error.strerror})") from error
+            free = free_bytes(self.path)
+            room = "" if free is None else f" ({readable_bytes(free)} free in {self.path.parent})"
+            raise CheckpointError(f"{self.path}: the disk is full{room}; make room") from error
+
+
+@contextmanager
+def answer_file(
+    path: str | Path,
+    of: Mapping[str, Any],
+    if_exists: IfExists | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Iterator[AnswerFile]:
+    """A file to append answers to, held for the time of the block; `num_rows` of it are done already.
+
+    Without `finish` what is in it stays for another call with `if_exists` "resume".
+
+    Args:
+        path: its name when it is whole.
+        of: see `AnswerFile`.
+        if_exists: "resume" goes on after the rows of an interrupted command, "overwrite" starts over, "fail" refuses
+            both these and a whole file; without it a whole file is replaced, and an interrupted one refused.
+        say: is told when the file cannot be locked.
+
+    Raises:
+        CheckpointError: it is refused, another process is writing it, or it cannot be written.
+    """
+    file = AnswerFile(typed_path(path), of)
+    with directory_lock(file.path, say):
+        if os.path.isdir(file.path):
+            raise CheckpointError(f"--out {path}: is a directory; give a file")
+        if if_exists == "fail" and os.path.exists(file.path):
+            raise CheckpointError(f"--out {path}: exists already; choose another name, or --if-exists overwrite")
+        if if_exists == "resume" and file._holds_rows():
+            file._resume()
+        elif if_exists in (None, "fail") and file._holds_rows():
+            raise CheckpointError(
+                f"--out {path}: {file.partial.name} has the rows of an interrupted command; continue with --if-exists"
+                " resume, or start over with --if-exists overwrite"
+            )
+        else:
+            file._begin()
+        try:
+            yield file
+        finally:
+            file._close()
