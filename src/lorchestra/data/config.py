@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from lorchestra.config import check_magnitudes
 from lorchestra.errors import ConfigError
 
 DATA_DIR_VARIABLE = "LORCHESTRA_DATA_DIR"
@@ -104,6 +105,7 @@ def check_data(config: DataConfig) -> None:
     Raises:
         ConfigError: names the field and its value.
     """
+    check_magnitudes(config, "data")
     if config.max_length is not None and config.max_length < 1:
         raise ConfigError(f"data.max_length: {config.max_length} is less than 1; give the longest row in tokens")
     frame = config.prompt.frame

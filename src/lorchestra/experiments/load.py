@@ -16,7 +16,7 @@ from lorchestra.data.prompts import PromptTemplate
 from lorchestra.engine.config import RunConfig
 from lorchestra.engine.module import EnsembleModule
 from lorchestra.engine.session import HOPELESS, Session
-from lorchestra.errors import CheckpointError, ConfigError, DataError
+from lorchestra.errors import CheckpointError, ConfigError, DataError, printable
 from lorchestra.experiments.build import Say
 from lorchestra.experiments.record import choice_end, read_config
 from lorchestra.experiments.rows import read_like
@@ -106,6 +106,8 @@ def load_run(root: str | Path, say: Say = lambda text: None) -> TrainedEnsemble:
     config = read_config(run)
     _check_consistent(run, record, config)
     good = good_members(run, record)
+    for m, reason in failed_members(record).items():
+        say(f"member {m} failed and is left out: {reason}")
     base = load_own_base(run, record, config, say)
     members = [record["members"][m] for m in good]
     adapt = dataclasses.replace(config.adapt, members=len(good))
@@ -116,7 +118,7 @@ def load_run(root: str | Path, say: Say = lambda text: None) -> TrainedEnsemble:
     ]
     model = EnsembleModel(base.model, adapt, config.train.seed, adapters)
     for index, member in enumerate(members):
-        load_member(model.bank, index, run.root / member["path"], member["sha256"], member.get("r"))
+        load_member(model.bank, index, run.inside(member["path"]), member["sha256"], member.get("r"))
     template = PromptTemplate.from_config(
         config.data, has_labels=record["labels"] is not None, tokenizer=base.tokenizer
     )
@@ -148,6 +150,13 @@ def _note_hopeless_labels(session: Session, record: dict[str, Any]) -> None:
         session.mark_said("hopeless")
 
 
+def failed_members(record: dict[str, Any]) -> dict[int, str]:
+    """Members that failed, by their numbers in the run, with what happened."""
+    failed = {m: own for m, own in enumerate(record["members"]) if own["state"] == "failed"}
+    # runs of earlier versions have the reason in events.jsonl alone
+    return {m: printable(str(own.get("reason") or "events.jsonl has the reason")) for m, own in failed.items()}
+
+
 def good_members(run: RunDir, record: dict[str, Any]) -> tuple[int, ...]:
     """The members that did not fail, by their numbers in the run.
 
@@ -156,10 +165,10 @@ def good_members(run: RunDir, record: dict[str, Any]) -> tuple[int, ...]:
     """
     good = tuple(m for m, member in enumerate(record["members"]) if member["state"] != "failed")
     for m in good:
-        folder = run.root / str(record["members"][m].get("path"))
         for name in (CONFIG, WEIGHTS):
-            if not (folder / name).is_file():
-                raise CheckpointError(f"{folder / name}: missing; copy the run directory again, whole")
+            file = run.inside(record["members"][m]["path"], name)
+            if not file.is_file():
+                raise CheckpointError(f"{file}: missing; copy the run directory again, whole")
     return good
 
 

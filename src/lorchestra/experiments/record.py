@@ -70,7 +70,7 @@ def trained_members(
     records = []
     for index, (m, own, files) in enumerate(zip(chosen, adapters, written, strict=True)):
         state = trainer.state.members[m]
-        record = {
+        record: dict[str, Any] = {
             "path": f"members/member_{index:02d}",
             "sha256": files["sha256"],
             "seed": trainer.settings[m].dropout_seed,
@@ -78,6 +78,8 @@ def trained_members(
             "best_step": state.best_step,
             "val_nll": state.best_nll,
         }
+        if state.status == "failed":
+            record["reason"] = state.reason
         records.append(record | ({"r": own.r, "scaling": own.scaling} if differ else {}))
     return records
 

@@ -22,6 +22,7 @@ from lorchestra.models.embedded import EMBEDDED_NAME, embedded_directory
 from lorchestra.models.gguf import converted_directory, quiet_transformers, to_stderr
 from lorchestra.models.hub import hub_directory
 from lorchestra.models.places import check_directory, is_near, looks_like_path, near_path
+from lorchestra.models.sizes import check_sizes
 
 _OPTIONS: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -82,6 +83,7 @@ def load_base(config: BaseConfig, *, notify: Callable[[str], None] = to_stderr) 
     device = _device(config)
     dtype = _dtype(config, device)
     source = _find(config, notify)
+    check_sizes(f"base.name {source.id!r}", source.directory)
     tokenizer, model = _load(source, dtype)
     text_config = model.config.get_text_config()
     if tokenizer.pad_token is None and tokenizer.eos_token is not None:
@@ -118,6 +120,7 @@ def load_tokenizer(config: BaseConfig, *, notify: Callable[[str], None] = to_std
         ConfigError, CheckpointError: as `load_base`.
     """
     source = _find(config, notify)
+    check_sizes(f"base.name {source.id!r}", source.directory)
     with quiet_transformers():
         try:
             return _tokenizer(source)
