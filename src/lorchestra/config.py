@@ -45,7 +45,7 @@ def read_recipe(path: str | Path, cls: type[T], *, whole: bool = False) -> T:
         for name in typing.get_type_hints(cls):
             if not isinstance(mapping, dict) or name not in mapping:
                 raise ConfigError(f"{path}: has no {name} settings; the file was cut off or changed")
-    return from_mapping(cls, {} if mapping is None else mapping, str(path))
+    return from_mapping(cls, {} if mapping is None else mapping, str(path), saved=whole)
 
 
 def parse_value(text: str, where: str) -> Any:
@@ -91,7 +91,7 @@ def to_mapping(config: Any) -> dict[str, Any]:
     return mapping
 
 
-def from_mapping(cls: type[T], mapping: Any, where: str, path: str = "") -> T:
+def from_mapping(cls: type[T], mapping: Any, where: str, path: str = "", *, saved: bool = False) -> T:
     """The inverse of `to_mapping`; fields that are left out keep their defaults.
 
     Args:
@@ -99,6 +99,8 @@ def from_mapping(cls: type[T], mapping: Any, where: str, path: str = "") -> T:
         mapping: nested plain values.
         where: what is being read, for error messages.
         path: dotted path of `mapping` within the configuration.
+        saved: whether a run saved it: a field that is left out is one that did not exist then, and where its default
+            is not what the run was made with, the class says in `SAVED_WITHOUT` what is.
 
     Raises:
         ConfigError: an unknown field (the nearest known one is suggested) or a value of another type.
@@ -106,14 +108,14 @@ def from_mapping(cls: type[T], mapping: Any, where: str, path: str = "") -> T:
     if not isinstance(mapping, Mapping):
         raise ConfigError(f"{where}: {path or 'a recipe'} must be a mapping of settings, not {_shown(mapping)}")
     hints, refused = _hints(cls), refused_settings(cls)
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = dict(getattr(cls, "SAVED_WITHOUT", {})) if saved else {}
     for key, value in mapping.items():
         full = f"{path}.{key}" if path else str(key)
         if key in refused:
             raise ConfigError(f"{where}: {full} is not offered: {refused[key]}")
         if key not in hints:
             raise ConfigError(f"{where}: {full} is no setting; {did_you_mean(str(key), hints, _below(cls, path))}")
-        values[key] = _convert(hints[key], value, where, full)
+        values[key] = _convert(hints[key], value, where, full, saved=saved)
     return cls(**values)
 
 
@@ -210,9 +212,9 @@ class _RecipeLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _convert(hint: Any, value: Any, where: str, path: str) -> Any:
+def _convert(hint: Any, value: Any, where: str, path: str, *, saved: bool = False) -> Any:
     if dataclasses.is_dataclass(hint):
-        return from_mapping(typing.cast(type, hint), value, where, path)
+        return from_mapping(typing.cast(type, hint), value, where, path, saved=saved)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if value is None:

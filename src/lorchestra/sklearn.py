@@ -149,7 +149,7 @@ class LoRAEnsembleClassifier(ClassifierMixin, BaseEstimator):
         ]
         config = self._config()
         try:
-            splits = hold_out(examples, ("val",), config.train.seed)
+            splits = hold_out(examples, ("val",), config.train.seed, most=config.data.read.max_held_out)
         except DataError as error:
             raise InputError(
                 f"{len(texts)} texts of {len(classes)} classes are too few: a tenth is held out for validation, and"

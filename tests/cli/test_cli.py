@@ -320,3 +320,14 @@ def test_version_and_plain_call(lorchestra):
     code, out, _ = lorchestra()
     assert code == 2
     assert "commands:" in out
+
+
+def test_home_is_expanded_in_every_argument(lorchestra, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    code, _, err = lorchestra("train", "--data.train=~/none.csv", "--out=~/run")
+    assert code == 2
+    assert f"{tmp_path}/none.csv: no such file" in err
+    code, _, err = lorchestra("evaluate", "~/none")
+    assert f"{tmp_path}/none: no such run" in err
+    assert not (tmp_path / "~").exists()

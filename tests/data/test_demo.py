@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from lorchestra.data import demo
-from lorchestra.data.config import FieldsConfig
+from lorchestra.data.config import DataConfig
 from lorchestra.data.demo import OOD_NAMES, WHEEL, DemoSizes, write_demo_data
 from lorchestra.data.files import read_task_file
 from lorchestra.data.splits import make_splits, normalize_text
@@ -37,11 +37,11 @@ def rows(path: Path) -> list[dict[str, Any]]:
 @needs_wheel
 def test_demo_files_are_task_files_of_the_asked_sizes(tmp_path: Path) -> None:
     data = write_demo_data(tmp_path / "new" / "demo", SIZES, seed=3)
-    train = read_task_file(data.train, FieldsConfig(), require_answer=True, labels=None)
+    train = read_task_file(data.train, DataConfig(), require_answer=True, labels=None)
     assert train.labels == ("no", "yes")
     assert train.warnings == ()
     others = {
-        name: read_task_file(path, FieldsConfig(), require_answer=True, labels=train.labels).examples
+        name: read_task_file(path, DataConfig(), require_answer=True, labels=train.labels).examples
         for name, path in (("val", data.val), ("test", data.test))
     }
     splits, report = make_splits(train.examples, others["val"], others["test"], seed=0)
@@ -52,7 +52,7 @@ def test_demo_files_are_task_files_of_the_asked_sizes(tmp_path: Path) -> None:
     assert tuple(data.ood) == OOD_NAMES
     for path in data.ood.values():
         examples = read_task_file(
-            path, FieldsConfig(), require_answer=False, labels=train.labels, ignore_answers=True
+            path, DataConfig(), require_answer=False, labels=train.labels, ignore_answers=True
         ).examples
         assert len(examples) == SIZES.ood
         assert {example.answer for example in examples} == {None}

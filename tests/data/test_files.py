@@ -17,8 +17,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorchestra.data.config import FieldsConfig
+from lorchestra.data.config import DataConfig, FieldsConfig
 from lorchestra.data.files import TaskFile, read_task_file
+from lorchestra.data.labels import clean_label, label_order
 from lorchestra.errors import ConfigError, DataError
 from lorchestra.types import Example
 
@@ -49,7 +50,9 @@ def read(
     fields: FieldsConfig = FIELDS,
     ignore_answers: bool = False,
 ) -> TaskFile:
-    return read_task_file(path, fields, require_answer=require_answer, labels=labels, ignore_answers=ignore_answers)
+    return read_task_file(
+        path, DataConfig(fields=fields), require_answer=require_answer, labels=labels, ignore_answers=ignore_answers
+    )
 
 
 def message(path: Path, **options: Any) -> str:
@@ -197,8 +200,8 @@ def test_equal_choices_and_like_labels_are_warned_of(tmp_path: Path) -> None:
     assert len(file.warnings) == 1
     assert f"{path}:2" in file.warnings[0]
     assert f"{path}:1" not in file.warnings[0]
-    (warning,) = read(write_jsonl(tmp_path / "l.jsonl", [TEXT, {**TEXT, "label": "Yes "}])).warnings
-    assert "'Yes '" in warning
+    (warning,) = read(write_jsonl(tmp_path / "l.jsonl", [TEXT, {"text": "b", "label": "Yes "}])).warnings
+    assert "'Yes'" in warning
     assert "'yes'" in warning
 
 
@@ -277,7 +280,6 @@ def test_a_line_that_is_no_json_object(tmp_path: Path, line: str, said: str) -> 
         ('text,label\na,b\n"a"b,c\n', 3, "no CSV"),
         ("text,label\na,b\na,b,c\n", 3, "3 cells under a header of 2"),
         ("text,label,text\na,b,c\n", 1, "'text'"),
-        ("text;label\na;b\n", 2, "commas"),
         ("text,label\na\n", 2, "label is empty"),
     ],
 )
@@ -383,7 +385,9 @@ def test_csv_labels_that_cannot_be_used(tmp_path: Path, cell: str, said: str) ->
     assert said in text
 
 
-@pytest.mark.parametrize(("column", "cell", "said"), [("choices", "red|blue", "JSON"), ("answer", "B", "index, 1")])
+@pytest.mark.parametrize(
+    ("column", "cell", "said"), [("choices", "red|blue", "JSON"), ("answer", "C", "an integer from 0")]
+)
 def test_csv_question_cells_that_cannot_be_used(tmp_path: Path, column: str, cell: str, said: str) -> None:
     path = write_csv(tmp_path / "t.csv", [{**QUESTION, column: cell}])
     text = message(path)
@@ -476,7 +480,9 @@ questions = st.builds(
     st.integers(0, 100),
 )
 # A CSV cell has no types: a label that spells a decimal number or a list is not the string it is elsewhere.
-labels = words.filter(lambda label: not re.fullmatch(r"\s*[+-]?[\d.]+\s*|\s*\[.*", label, re.DOTALL))
+labels = words.filter(
+    lambda label: clean_label(label) and not re.fullmatch(r"\s*[+-]?[\d.]+\s*|\s*\[.*", label, re.DOTALL)
+)
 texts = st.builds(lambda text, label: {"text": text, "label": label}, words, labels)
 
 
@@ -502,12 +508,12 @@ def test_every_format_reads_the_same_questions(rows: list[dict[str, Any]], with_
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(texts, min_size=2, max_size=6, unique_by=lambda row: row["label"]))
+@given(st.lists(texts, min_size=2, max_size=6, unique_by=lambda row: clean_label(row["label"])))
 def test_every_format_reads_the_same_texts(rows: list[dict[str, Any]]) -> None:
     for file in read_everywhere(rows):
-        assert file.labels == tuple(sorted(row["label"] for row in rows))
+        assert file.labels == tuple(label_order(clean_label(row["label"]) for row in rows))
         assert [(e.question, e.choices[e.answer or 0]) for e in file.examples] == [
-            (r["text"], r["label"]) for r in rows
+            (r["text"], clean_label(r["label"])) for r in rows
         ]
 
 

@@ -11,6 +11,7 @@ import tyro
 from lorchestra.config import read_recipe, refused_settings
 from lorchestra.engine.config import RunConfig
 from lorchestra.errors import ConfigError
+from lorchestra.store.paths import typed_path
 
 T = TypeVar("T")
 R = TypeVar("R", bound=RunConfig)
@@ -22,9 +23,16 @@ def parse(cls: type[T], arguments: Sequence[str], command: str, default: T | Non
         option = f"--{name}"
         if any(argument.split("=")[0].replace("-", "_") == option.replace("-", "_") for argument in arguments):
             raise ConfigError(f"{option.replace('_', '-')} is not offered: {reason}")
+    typed = [_with_home(argument) for argument in arguments]
     if default is None:
-        return tyro.cli(cls, args=list(arguments), prog=f"lorchestra {command}")
-    return tyro.cli(cls, args=list(arguments), prog=f"lorchestra {command}", default=default)
+        return tyro.cli(cls, args=typed, prog=f"lorchestra {command}")
+    return tyro.cli(cls, args=typed, prog=f"lorchestra {command}", default=default)
+
+
+def _with_home(argument: str) -> str:
+    """An argument that is a path below `~` as the path it stands for; shells leave it in `--out=~/run`."""
+    option, mark, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+    return f"{option}{mark}{typed_path(value)}" if value == "~" or value.startswith("~/") else argument
 
 
 def parse_with_recipe(
@@ -43,7 +51,7 @@ def parse_with_recipe(
     """
     rest = list(arguments)
     recipe = rest.pop(0) if rest and not rest[0].startswith("-") else None
-    defaults = RunConfig() if recipe is None else read_recipe(recipe, RunConfig)
+    defaults = RunConfig() if recipe is None else read_recipe(typed_path(recipe), RunConfig)
     names = [field.name for field in dataclasses.fields(RunConfig)]
     missing: dict[str, Any] = dict.fromkeys(required, tyro.MISSING)
     parsed = parse(cls, rest, command, default=cls(**{name: getattr(defaults, name) for name in names}, **missing))

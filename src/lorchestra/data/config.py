@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
 from lorchestra.config import check_magnitudes
 from lorchestra.errors import ConfigError
+
+_DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "\\t": "\t", "bar": "|"}
 
 DATA_DIR_VARIABLE = "LORCHESTRA_DATA_DIR"
 """The environment variable that stands in for `data.dir`."""
@@ -19,13 +22,15 @@ class FieldsConfig:
     """Column names of the task files."""
 
     question: str = "question"
-    """Column with the question of a multiple-choice row."""
+    """Column with the question of a multiple-choice row; several, with commas, become lines `column: cell`."""
     choices: str = "choices"
-    """Column with the row's choices (a list; in a CSV cell, a JSON list)."""
+    """Column with the row's choices (a list; in a CSV cell, a JSON list), or the columns of one choice each, as in
+    A,B,C,D."""
     answer: str = "answer"
-    """Column with the index of the right choice, from 0."""
+    """Column with the right choice; see --data.answer-as."""
     text: str = "text"
-    """Column with the text to classify; a file with this column and the label column is read as texts with labels."""
+    """Column with the text to classify; a file with this column and the label column is read as texts with labels.
+    Several, with commas (premise,hypothesis), become lines `column: cell`."""
     label: str = "label"
     """Column with the text's label."""
     id: str = "id"
@@ -50,6 +55,38 @@ class ChatFrame:
 
 
 @dataclass(frozen=True)
+class ReadConfig:
+    """How files are read. On the command line these are options of `data` itself: --data.encoding."""
+
+    format: Literal["jsonl", "json", "csv", "tsv", "parquet", "arrow"] | None = None
+    """The files' format, where their suffix does not say it."""
+    encoding: str | None = None
+    """The files' text encoding, such as cp1252; default: UTF-8, or what a byte order mark says."""
+    delimiter: str | None = None
+    """What separates the cells of CSV files, as one character or its name; default: comma, semicolon, tab or bar, as
+    the header goes."""
+    answer_as: Literal["label", "index", "number", "letter", "text"] | None = None
+    """How answers are given: a name that comes with the choices, an index from 0, a number from 1, a letter, or the
+    choice's text; default: the one that fits all rows."""
+    label_names: tuple[str, ...] = ()
+    """Names for labels, as in `0=negative 1=positive`, or a YAML or JSON file with them. Two labels with one name are
+    one."""
+    clean_labels: bool = False
+    """Make one label of those that differ in case or spaces: the most frequent spelling."""
+    drop_unlabeled: bool = False
+    """Leave out rows without a label or answer (empty, null, NaN, -1 or ?) instead of stopping."""
+    rules: Annotated[Literal[1, 2], tyro.conf.Suppress] = 2
+    """Rules of reading. 1: as runs of earlier versions (labels as they are spelled, in the order of characters)."""
+    max_held_out: int | None = 2000
+    """Most rows held out of the training rows for each of validation and test; null for a tenth however many."""
+
+    @property
+    def delimiter_mark(self) -> str | None:
+        """The character that `delimiter` stands for, which may be given by its name."""
+        return _DELIMITERS.get(str(self.delimiter), self.delimiter)
+
+
+@dataclass(frozen=True)
 class PromptConfig:
     """How a row is put to the model."""
 
@@ -71,18 +108,24 @@ class PromptConfig:
 class DataConfig:
     """A task by name or its files, and how rows become prompts with scored choices."""
 
+    SAVED_WITHOUT: ClassVar[Mapping[str, object]] = {"read": ReadConfig(max_held_out=None, rules=1)}
+    """What a saved configuration without a setting was made with, where that is not the default."""
+
     task: str | None = None
     """A task by name (`lorchestra tasks` lists them) instead of files."""
     dir: Annotated[str | None, tyro.conf.arg(aliases=["--data-dir"])] = None
     """Directory with data sets, where a task by name is looked for first; default: $LORCHESTRA_DATA_DIR."""
     train: str | None = None
-    """Training rows: a .jsonl, .jsonl.gz, .csv or .parquet file."""
+    """Training rows: a .jsonl, .json, .csv, .tsv, .parquet or .arrow file (text also as .gz or .zst), a directory of
+    such files, or a pattern in quotes."""
     val: str | None = None
     """Validation rows. Without it a seeded, stratified part of the training rows is held out."""
     test: str | None = None
     """Test rows, never fitted. Without it a seeded, stratified part of the training rows is held out."""
     fields: FieldsConfig = field(default_factory=FieldsConfig)
     """Column names, where the files use others."""
+    read: Annotated[ReadConfig, tyro.conf.arg(name="")] = field(default_factory=ReadConfig)
+    """How files are read."""
     scoring: Literal["auto", "letter", "text"] = "auto"
     """How an answer is scored: its option letter, its text, or (auto) letters if the base can use them, else text."""
     normalize: Literal["sum", "token", "byte"] = "sum"
@@ -108,6 +151,14 @@ def check_data(config: DataConfig) -> None:
     check_magnitudes(config, "data")
     if config.max_length is not None and config.max_length < 1:
         raise ConfigError(f"data.max_length: {config.max_length} is less than 1; give the longest row in tokens")
+    if config.read.max_held_out is not None and config.read.max_held_out < 1:
+        raise ConfigError(
+            f"--data.max-held-out: {config.read.max_held_out} is less than 1; give the most rows, or null"
+        )
+    mark = config.read.delimiter_mark
+    if mark is not None and (len(mark) != 1 or mark in '\r\n"'):
+        message = f"--data.delimiter: {config.read.delimiter!r} cannot separate cells"
+        raise ConfigError(f"{message}; give one character, or comma, semicolon, tab or bar")
     frame = config.prompt.frame
     if (len(frame.alone), len(frame.shots)) not in ((0, 0), (3, 0), (3, 9)):
         message = f"data.prompt.frame: has {len(frame.alone)} and {len(frame.shots)} texts, not 3 and 0 or 9"

@@ -1,167 +1,222 @@
-"""The file formats of task files: bytes on disk to rows of named cells.
+"""Which files a path stands for, in which format each is, and their rows, one at a time.
 
-JSONL and CSV are UTF-8 with or without a byte order mark. What the cells mean is decided in `files`; here a CSV cell
-is only turned into what the other formats would hold (a list of choices, an integer answer), where it can be.
+Text is UTF-8 with or without a byte order mark where no other encoding is given. What the cells mean is decided in
+`files`; here a CSV cell is only turned into what the other formats would hold (a list of choices, an integer answer),
+where it can be.
 """
 
 from __future__ import annotations
 
-import csv
-import gzip
+import dataclasses
+import glob
 import io
 import json
 import re
-import zlib
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from lorchestra.data.config import FieldsConfig
+from lorchestra.data.readers.columnar import arrow_rows, parquet_rows
+from lorchestra.data.readers.delimited import delimited_rows
+from lorchestra.data.readers.json_files import json_rows
+from lorchestra.data.readers.row import Format, Reading, ReadOptions
+from lorchestra.data.readers.row import Row as Row
+from lorchestra.data.readers.streams import STANDARD_INPUT, open_bytes
 from lorchestra.errors import DataError
+from lorchestra.store.paths import typed_path
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".parquet")
+_FORMATS: dict[str, Format] = {
+    ".jsonl": "jsonl",
+    ".jsonl.gz": "jsonl",
+    ".csv": "csv",
+    ".parquet": "parquet",
+    ".tsv": "tsv",
+    ".json": "json",
+    ".ndjson": "jsonl",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+}
+_FORMATS |= {
+    suffix + packed: _FORMATS[suffix]
+    for suffix in (".jsonl", ".csv", ".tsv", ".json", ".ndjson")
+    for packed in (".gz", ".zst")
+}
+SUFFIXES = tuple(_FORMATS)
+"""Ends of file names that say what is in the file."""
+
+# What the `datasets` library writes next to its Arrow files.
+_NOT_ROWS = {"dataset_info.json", "state.json", "dataset_dict.json"}
+_SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
 
 _INTEGER = re.compile(r"\s*[+-]?\d{1,18}\s*")
 _DECIMAL = re.compile(r"\s*[+-]?(\d+\.\d*|\.\d+)([eE][+-]?\d+)?\s*")
-# A text in one cell may be longer than the csv module's own bound of 128 KiB.
-_LONGEST_CELL = 2**31 - 1
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One row: `line` is its first line in the file from 1 (in Parquet its row number), `cells` its named values."""
+def read_rows(
+    path: str | Path,
+    fields: FieldsConfig,
+    options: ReadOptions = ReadOptions(),  # noqa: B008 - frozen
+    *,
+    columns: Callable[[list[str]], Iterable[str]] | None = None,
+    faults: bool = False,
+    note: Callable[[str], None] = lambda text: None,
+) -> Iterator[Row]:
+    """The rows of a file, of all files in a directory or that a pattern matches, or of standard input (`-`), in order.
 
-    line: int
-    cells: dict[str, Any]
+    They are read as they are asked for; memory holds a row, a batch of 1,024 (Parquet, Arrow), or the whole file where
+    it is one JSON object that holds the rows.
 
+    Args:
+        path: what to read.
+        fields: the names of the columns that are used.
+        options: what is known about the files.
+        columns: picks from the column names of a Parquet or Arrow file those whose cells are read; default: those that
+            `fields` names. The cells of the others are None.
+        faults: yield a row that cannot be read (no JSON, too many cells) as a `Row` with its `fault`, and read on.
+        note: takes a sentence about each thing that was assumed.
 
-def read_rows(path: Path, fields: FieldsConfig) -> list[Row]:
-    """All rows of a task file in file order; of a Parquet file only the cells of columns that `fields` names.
-
-    Raises: DataError where the file is missing, of no known format, or broken.
+    Raises: DataError where a file is missing, of no known format, or broken; and where a row is, without `faults`.
     """
-    name = path.name.lower()
-    if not name.endswith(SUFFIXES):
-        message = f"{path}: the suffix is none of {', '.join(SUFFIXES)}; convert the file or rename it"
-        raise DataError(message)
-    _check_readable(path)
-    if name.endswith(".parquet"):
-        return list(_parquet_rows(path, set(asdict(fields).values())))
-    data = _read_bytes(path, zipped=name.endswith(".gz"))
-    text = _decode(path, data)
-    return list(_csv_rows(path, text, fields) if name.endswith(".csv") else _jsonl_rows(path, text, fields))
+    wanted = frozenset(asdict(fields).values())
+    for file, kind in row_files(path, options, note):
+        shown = "standard input" if str(file) == STANDARD_INPUT else str(file)
+        pick = columns or (lambda names: [name for name in names if name in wanted])
+        reading = Reading(shown, options, wanted, pick, note, faults)
+        yield from _file_rows(file, kind, reading, fields)
 
 
-def _check_readable(path: Path) -> None:
+def row_files(
+    path: str | Path, options: ReadOptions, note: Callable[[str], None] = lambda text: None
+) -> list[tuple[Path, Format | None]]:
+    """The files that a path stands for, in sorted order, with their formats; None where the content must decide.
+
+    Raises: DataError where there is none, or they are of several formats or splits.
+    """
+    if str(path) == STANDARD_INPUT:
+        return [(Path(STANDARD_INPUT), options.format)]
+    path = typed_path(path)
     try:
-        if path.is_dir():
-            raise DataError(f"{path}: this is a directory; name a file in it")
-        if not path.exists():
-            raise DataError(f"{path}: no such file; check the path")
-        if not path.is_file():  # reading a pipe or a device could wait forever
-            raise DataError(f"{path}: this is no regular file; write the rows to one first")
+        is_directory, exists = path.is_dir(), path.exists()
     except OSError as error:
         raise DataError(f"{path}: the file cannot be read ({error.strerror}); check the path") from error
-
-
-def _read_bytes(path: Path, *, zipped: bool) -> bytes:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: the file cannot be read ({error.strerror}); check its permissions") from error
-    if not zipped:
-        return data
-    try:
-        return gzip.decompress(data)
-    except (OSError, EOFError, zlib.error) as error:
-        message = f"{path}: no whole gzip file ({error}); compress it again, or name it .jsonl if it is plain text"
-        raise DataError(message) from error
-
-
-def _decode(path: Path, data: bytes) -> str:
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        byte = error.object[error.start]
-        raise DataError(f"{path}:{line}: not UTF-8 (byte 0x{byte:02x}); save the file as UTF-8") from error
-
-
-class _Object(dict[str, Any]):
-    """A JSON object that remembers which of its keys came more than once (it keeps the last value of each)."""
-
-    repeated: frozenset[str] = frozenset()
-
-
-def _object(pairs: list[tuple[str, Any]]) -> _Object:
-    found = _Object(pairs)
-    if len(found) < len(pairs):
-        counts = Counter(name for name, _ in pairs)
-        found.repeated = frozenset(name for name, count in counts.items() if count > 1)
+    if is_directory:
+        found = _of_one_format(path, path.iterdir(), options)
+    elif not exists and glob.has_magic(str(path)):
+        found = _of_one_format(path, map(Path, glob.glob(str(path), recursive=True)), options)
+    else:
+        return [(_checked(path, exists), options.format or _format(path))]
+    if len(found) > 1:
+        note(f"{path}: {len(found)} files, {found[0][0].name} to {found[-1][0].name}")
     return found
 
 
-def _jsonl_rows(path: Path, text: str, fields: FieldsConfig) -> Iterator[Row]:
-    wanted = set(asdict(fields).values())
-    # Not `splitlines`: a JSON string may hold U+2028 and other separators as they are.
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        shown = line.strip()[:60]
-        try:
-            cells = json.loads(line, object_pairs_hook=_object)
-        except json.JSONDecodeError as error:
-            message = f"{path}:{number}: no JSON at column {error.colno} ({error.msg}): {shown}"
-            raise DataError(f"{message}; write one JSON object a line") from error
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}:{number}: JSON that cannot be read ({error}): {shown}; simplify it") from error
-        if not isinstance(cells, _Object):
-            raise DataError(
-                f"{path}:{number}: not a JSON object: {shown}; write one object a line, with a key a column"
-            )
-        for column in sorted(wanted & cells.repeated):
-            raise DataError(f"{path}:{number}: the key {column!r} comes twice; leave one out")
-        yield Row(number, cells)
+def stem(path: str | Path) -> str:
+    """A file's name without the suffix that names its format."""
+    name = Path(path).name
+    for suffix in sorted(SUFFIXES, key=len, reverse=True):
+        if name.lower().endswith(suffix) and len(name) > len(suffix):
+            return name[: -len(suffix)]
+    return name.rpartition(".")[0] or name
 
 
-def _csv_rows(path: Path, text: str, fields: FieldsConfig) -> Iterator[Row]:
-    header: list[str] | None = None
-    for line, cells in _csv_lines(path, text):
-        if header is None:
-            _check_names(f"{path}:{line}", cells, set(asdict(fields).values()))
-            header = cells
-            continue
-        if len(cells) > len(header):
-            message = f"{path}:{line}: {len(cells)} cells under a header of {len(header)}"
-            raise DataError(f"{message}; put cells that hold commas in double quotes")
-        values: list[Any] = [cell or None for cell in cells] + [None] * (len(header) - len(cells))
-        row = dict(zip(header, values, strict=True))
-        for part in (fields.choices, fields.answer, fields.label):
-            if row.get(part) is not None:
-                row[part] = _typed(row[part], integer=part == fields.answer, decimal=part != fields.choices)
-        yield Row(line, row)
+def rows_name(path: str | Path) -> str:
+    """What rows are called after the file, directory or pattern they come from: its name up to the first dot."""
+    path = Path(path)
+    name = re.sub(r"[][*?]+", "", path.name.split(".")[0]).strip("-_")
+    return name or path.parent.name or "rows"
 
 
-def _csv_lines(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
-    """The cells of each row that has any, with the number of the row's first line."""
-    bound = csv.field_size_limit(_LONGEST_CELL)
+def is_file_name(value: str) -> bool:
+    """Whether a value can only be meant as a file: it exists, or has a slash, a pattern or a suffix of rows."""
+    known = value == STANDARD_INPUT or value.lower().endswith(SUFFIXES) or "/" in value or glob.has_magic(value)
+    return known or typed_path(value).exists()
+
+
+def _suffix_format(path: Path) -> Format | None:
+    name = path.name.lower()
+    return next((kind for suffix, kind in _FORMATS.items() if name.endswith(suffix)), None)
+
+
+def _format(path: Path) -> Format:
+    kind = _suffix_format(path)
+    if kind is None:
+        message = f"{path}: the suffix is none of {', '.join(SUFFIXES)}"
+        raise DataError(f"{message}; rename or convert the file, or name its format, e.g. --data.format csv")
+    return kind
+
+
+def _checked(path: Path, exists: bool) -> Path:
     try:
-        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-        while True:
-            line = reader.line_num + 1
-            try:
-                cells = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                message = f"{path}:{line}: the row that starts here is no CSV ({error}"
-                raise DataError(f"{message}, line {reader.line_num}); close and double its quotes") from error
-            if any(cells):
-                yield line, cells
-    finally:
-        csv.field_size_limit(bound)
+        if not exists:
+            raise DataError(f"{path}: no such file; check the path")
+        if not path.is_file():  # reading a pipe or a device could wait forever
+            raise DataError(f"{path}: this is no regular file; write the rows to one first, or give - and pipe them in")
+    except OSError as error:
+        raise DataError(f"{path}: the file cannot be read ({error.strerror}); check the path") from error
+    return path
+
+
+def _of_one_format(path: Path, candidates: Iterable[Path], options: ReadOptions) -> list[tuple[Path, Format | None]]:
+    files: dict[Path, Format] = {}
+    for file in sorted(candidates):
+        kind = _suffix_format(file)
+        if kind is not None and file.is_file() and file.name not in _NOT_ROWS and not file.name.startswith("."):
+            files[file] = kind
+    if options.format is not None:
+        files = {file: kind for file, kind in files.items() if kind == options.format}
+    kinds = sorted(set(files.values()))
+    what = "directory" if path.is_dir() else "pattern"
+    if not files:
+        known = ", ".join(SUFFIXES)
+        raise DataError(f"{path}: this {what} has no files of rows ({known}); name a file or another {what}")
+    if len(kinds) > 1:
+        counts = ", ".join(f"{list(files.values()).count(kind)} {kind}" for kind in kinds)
+        raise DataError(f"{path}: this {what} has files of several formats ({counts}); choose with --data.format")
+    splits: dict[str, Path] = {}
+    for file in files:
+        split = _SPLITS.get(re.split(r"[-_.]", file.name.lower())[0])
+        if split is not None:
+            splits.setdefault(split, file)
+    if len(splits) > 1:
+        give = " ".join(f"--data.{split} {file}" for split, file in sorted(splits.items()))
+        raise DataError(f"{path}: this {what} has files of several splits; name them one by one: {give}")
+    return [(file, kind) for file, kind in files.items()]
+
+
+def _file_rows(path: Path, kind: Format | None, reading: Reading, fields: FieldsConfig) -> Iterator[Row]:
+    on_disk = str(path) != STANDARD_INPUT
+    if on_disk and kind in ("parquet", "arrow"):
+        yield from (parquet_rows if kind == "parquet" else arrow_rows)(path, reading)
+        return
+    with open_bytes(path) as stream:
+        kind = kind or _sniffed(stream)
+        if kind in ("parquet", "arrow"):
+            yield from (parquet_rows if kind == "parquet" else arrow_rows)(io.BytesIO(stream.read()), reading)
+        elif kind in ("jsonl", "json"):
+            yield from json_rows(stream, reading, one_value=kind == "json")
+        else:
+            delimiter = reading.options.delimiter or ("\t" if kind == "tsv" else None)
+            rows = delimited_rows(stream, reading, delimiter)
+            yield from (dataclasses.replace(row, cells=_typed_cells(row.cells, fields)) for row in rows)
+
+
+def _sniffed(stream: io.BufferedReader) -> Format:
+    """The format that standard input begins like."""
+    start = stream.peek(64)[:64]
+    if start.startswith(b"PAR1"):
+        return "parquet"
+    if start.startswith((b"ARROW1", b"\xff\xff\xff\xff")):
+        return "arrow"
+    return "json" if start.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"[") else "csv"
+
+
+def _typed_cells(cells: dict[str, Any], fields: FieldsConfig) -> dict[str, Any]:
+    for part in (fields.choices, fields.answer, fields.label):
+        if cells.get(part) is not None:
+            cells[part] = _typed(cells[part], integer=part == fields.answer, decimal=part != fields.choices)
+    return cells
 
 
 def _typed(cell: str, *, integer: bool, decimal: bool) -> Any:
@@ -176,26 +231,3 @@ def _typed(cell: str, *, integer: bool, decimal: bool) -> Any:
         except (ValueError, RecursionError):
             return cell
     return cell
-
-
-def _parquet_rows(path: Path, wanted: set[str]) -> Iterator[Row]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            _check_names(str(path), names, wanted)
-            values = file.read(columns=[name for name in names if name in wanted]).to_pylist()
-    except (pyarrow.ArrowException, OSError, ValueError, ArithmeticError, LookupError) as error:
-        # Arrow's own errors, and those of Python where a date or decimal in a cell has no Python value
-        raise DataError(f"{path}: no Parquet file that can be read ({error}); write it again") from error
-    for number, cells in enumerate(values, 1):
-        # Columns that were not read still show their names, for the hints in messages.
-        yield Row(number, {**dict.fromkeys(names), **cells})
-
-
-def _check_names(where: str, names: list[str], wanted: set[str]) -> None:
-    for name in names:
-        if name in wanted and names.count(name) > 1:
-            raise DataError(f"{where}: two columns are named {name!r}; rename one")

@@ -40,7 +40,10 @@ class SplitReport:
 
     def sentences(self) -> tuple[str, ...]:
         """The same for people, one sentence a fact; empty where there is nothing to say but the sizes."""
-        lines = [f"{split} is a stratified part of the training rows" for split in self.held_out]
+        lines = [
+            f"{split} is a stratified part of the training rows: {self.num_rows[split]:,} row(s)"
+            for split in self.held_out
+        ]
         lines += [
             f"{count} row(s) left {loser}, as {keeper} has them too" for (loser, keeper), count in self.dropped.items()
         ]
@@ -55,13 +58,14 @@ def make_splits(
     seed: int,
     *,
     share: float = HELD_OUT_SHARE,
+    most: int | None = None,
     stratum: Callable[[Example], str] | None = None,
 ) -> tuple[dict[str, tuple[Example, ...]], SplitReport]:
     """The splits "train", "val" and "test", disjoint in content, rows in file order.
 
-    A split that is None is held out from the training rows: a `share` of the distinct ones, stratified by `stratum`,
-    by default the label (texts with labels) or answer index, rows with equal content together. Between given files a
-    duplicate leaves train or validation, never test; between these two it leaves train.
+    A split that is None is held out from the training rows: a `share` of the distinct ones, at most `most`, stratified
+    by `stratum`, by default the label (texts with labels) or answer index, rows with equal content together. Between
+    given files a duplicate leaves train or validation, never test; between these two it leaves train.
 
     Raises: DataError where a given split is empty, nothing is left of one, or the rows are too few to hold out.
     """
@@ -72,7 +76,7 @@ def make_splits(
     splits, dropped = drop_duplicates({split: rows for split, rows in given.items() if rows is not None})
     held_out = tuple(split for split in ("val", "test") if split not in splits)
     if held_out:
-        parts = hold_out(splits["train"], held_out, seed, share, stratum)
+        parts = hold_out(splits["train"], held_out, seed, share, stratum, most)
         splits |= parts
     splits = {split: splits[split] for split in ("train", "val", "test")}
     repeated = {split: len(rows) - len({_content(row) for row in rows}) for split, rows in splits.items()}
@@ -157,6 +161,7 @@ def hold_out(
     seed: int,
     share: float = HELD_OUT_SHARE,
     stratum: Callable[[Example], str] | None = None,
+    most: int | None = None,
 ) -> dict[str, tuple[Example, ...]]:
     """A share of the distinct rows dealt to each of `names`, stratified (see `make_splits`), and the rest as "train".
 
@@ -164,8 +169,9 @@ def hold_out(
     """
     stratum = stratum or _answer_stratum
     strata: dict[str, str] = {}
-    for row in rows:
-        content, own = _content(row), stratum(row)
+    contents_of = [_content(row) for row in rows]
+    for row, content in zip(rows, contents_of, strict=True):
+        own = stratum(row)
         # Duplicates with different answers stay together, in the stratum of the smallest, whatever their order.
         strata[content] = min(strata.get(content, own), own)
     members: dict[str, list[str]] = defaultdict(list)
@@ -174,6 +180,7 @@ def hold_out(
     for contents in members.values():
         contents.sort(key=lambda content: _draw(seed, content))
     wanted = round(share * len(strata))
+    wanted = wanted if most is None else min(wanted, most)
     # Every label or answer keeps a row to learn from.
     spare = sum(len(contents) - 1 for contents in members.values())
     if wanted < 1 or spare < wanted * len(names):
@@ -186,8 +193,10 @@ def hold_out(
             for content in members[own][:count]:
                 owner[content] = name
             members[own] = members[own][count:]
-    parts = {name: tuple(row for row in rows if owner.get(_content(row)) == name) for name in names}
-    return parts | {"train": tuple(row for row in rows if _content(row) not in owner)}
+    parts: dict[str, list[Example]] = {name: [] for name in (*names, "train")}
+    for row, content in zip(rows, contents_of, strict=True):
+        parts[owner.get(content, "train")].append(row)
+    return {name: tuple(part) for name, part in parts.items()}
 
 
 def _draw(seed: int, content: str) -> str:

@@ -32,6 +32,7 @@ from lorchestra.store.atomic import atomic_directory, atomic_write_json, sweep_d
 from lorchestra.store.evaluations import check_entry
 from lorchestra.store.inside import inside
 from lorchestra.store.lock import holding_out
+from lorchestra.store.paths import typed_path
 from lorchestra.store.predictions import load_predictions, save_predictions
 from lorchestra.store.run_dir import read_json, tensors_path
 from lorchestra.store.schema import Each, Number, check_shape
@@ -52,6 +53,7 @@ _RESULT: dict[str, Any] = {
     "cost": {field.name: Number() for field in dataclasses.fields(Cost)},
     "chosen": Each((Number(), None)),
     "predict_s": {"val": Number(), "test": Number()},
+    "notes?": [str],
 }
 
 
@@ -100,7 +102,7 @@ def compare_methods(
         if len(_folder(Path(out), named.name).name) > _LONGEST_NAME:
             raise ConfigError(f"--methods: {named.name[:80]}... is too long for a directory's name; set less in it")
         groups.setdefault(named.below, []).append(named)
-    root = Path(out)
+    root = typed_path(out)
     config = dataclasses.replace(config, data=absolute_paths(config.data))
     rows = read_rows(config.data, config.train.seed)
     begun = _begun(root, config, rows)

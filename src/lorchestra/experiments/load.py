@@ -135,6 +135,13 @@ def load_run(root: str | Path, say: Say = lambda text: None) -> TrainedEnsemble:
     return TrainedEnsemble(run, record, config, session, good)
 
 
+def failed_members(record: dict[str, Any]) -> dict[int, str]:
+    """Members that failed, by their numbers in the run, with what happened."""
+    failed = {m: own for m, own in enumerate(record["members"]) if own["state"] == "failed"}
+    # runs of earlier versions have the reason in events.jsonl alone
+    return {m: printable(str(own.get("reason") or "events.jsonl has the reason")) for m, own in failed.items()}
+
+
 def _note_hopeless_labels(session: Session, record: dict[str, Any]) -> None:
     """Say now, and not with every row, that a label of a run of format 1 cannot win."""
     if record["labels"] is None or session.template.version > 1:
@@ -148,13 +155,6 @@ def _note_hopeless_labels(session: Session, record: dict[str, Any]) -> None:
     if hopeless:
         session.say(f"labels {', '.join(map(repr, labels[:12]))}{', ...' if len(labels) > 12 else ''}: {HOPELESS}")
         session.mark_said("hopeless")
-
-
-def failed_members(record: dict[str, Any]) -> dict[int, str]:
-    """Members that failed, by their numbers in the run, with what happened."""
-    failed = {m: own for m, own in enumerate(record["members"]) if own["state"] == "failed"}
-    # runs of earlier versions have the reason in events.jsonl alone
-    return {m: printable(str(own.get("reason") or "events.jsonl has the reason")) for m, own in failed.items()}
 
 
 def good_members(run: RunDir, record: dict[str, Any]) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,16 +11,22 @@ from typing import Any
 from lorchestra.core.validation import weak_validation
 from lorchestra.data.config import DataConfig
 from lorchestra.data.files import TaskFile, read_task_file
-from lorchestra.data.formats import SUFFIXES
+from lorchestra.data.formats import is_file_name, rows_name
+from lorchestra.data.labels import label_names
+from lorchestra.data.readers.streams import STANDARD_INPUT
 from lorchestra.data.splits import make_splits, split_digest
 from lorchestra.data.tasks.load import load_task
 from lorchestra.data.tasks.sources import data_directory
 from lorchestra.data.tasks.table import TASKS
 from lorchestra.errors import ConfigError, DataError, did_you_mean
 from lorchestra.store.inside import name_fault
+from lorchestra.store.paths import typed_path
 from lorchestra.store.run_dir import read_json
 from lorchestra.store.schema import check_shape
 from lorchestra.types import Example, Task
+
+_MANY = 100_000
+"""Rows that take seconds to split."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +44,10 @@ class RunRows:
         }
 
 
-def read_rows(config: DataConfig, seed: int) -> RunRows:
+def read_rows(config: DataConfig, seed: int, say: Callable[[str], None] = lambda text: None) -> RunRows:
     """The configured task by name, or the configured files and the splits made of them.
+
+    `say` takes a line now and then while many rows are read.
 
     Raises:
         ConfigError: neither a task nor a training file is configured, or both are, or the task is unknown.
@@ -58,17 +66,25 @@ def read_rows(config: DataConfig, seed: int) -> RunRows:
         raise ConfigError(
             "data.train: no training rows; give a file with --data.train FILE, or a task by name with --data.task"
         )
-    train = read_task_file(config.train, config.fields, require_answer=True, labels=None)
-    notes = list(train.warnings)
+    for split in ("train", "val", "test"):
+        if str(getattr(config, split)) == STANDARD_INPUT:
+            raise ConfigError(
+                f"data.{split}: standard input cannot be read again by evaluate or a resumed run; write the rows to a"
+                " file first"
+            )
+    train = read_task_file(config.train, config, require_answer=True, labels=None, say=say)
+    notes = [*train.notes, *train.warnings]
     others: dict[str, Sequence[Example] | None] = {}
     for split, path in (("val", config.val), ("test", config.test)):
         if path is None:
             others[split] = None
             continue
-        file = read_like(path, config, train.labels, require_answer=True)
-        notes += file.warnings
+        file = read_like(path, config, train.labels, require_answer=True, say=say)
+        notes += (*file.notes, *file.warnings)
         others[split] = file.examples
-    splits, report = make_splits(train.examples, others["val"], others["test"], seed)
+    if len(train.examples) >= _MANY:
+        say(f"splitting {len(train.examples):,} rows")
+    splits, report = make_splits(train.examples, others["val"], others["test"], seed, most=config.read.max_held_out)
     task = Task(name_of_file(config.train), splits, train.labels)
     return RunRows(task, (*notes, *report.sentences(), *validation_notes(task)))
 
@@ -85,7 +101,7 @@ def name_of_file(path: str | Path) -> str:
     Raises:
         DataError: that can be no part of other files' names.
     """
-    name = Path(path).name.split(".")[0]
+    name = rows_name(path)
     if (fault := name_fault(name)) is not None:
         raise DataError(
             f"{path}: its rows are filed under {name!r}, its name up to the first dot, which {fault}; rename it"
@@ -94,11 +110,19 @@ def name_of_file(path: str | Path) -> str:
 
 
 def absolute_paths(config: DataConfig) -> DataConfig:
-    """Paths that hold from any directory; a directory of data sets that the environment names is written down."""
+    """Paths that hold from any directory; what a file or the environment names is written down.
+
+    Raises:
+        ConfigError: `data.read.label_names` names a file that cannot be read.
+    """
     paths = {name: getattr(config, name) for name in ("train", "val", "test")}
     if config.task is not None or config.dir is not None:
         paths["dir"] = data_directory(config.dir)
-    absolute: dict[str, Any] = {name: str(Path(path).absolute()) for name, path in paths.items() if path}
+    absolute: dict[str, Any] = {
+        name: str(typed_path(path).absolute()) for name, path in paths.items() if path and path != STANDARD_INPUT
+    }
+    names = tuple(f"{label}={name}" for label, name in label_names(config.read.label_names).items())
+    absolute["read"] = dataclasses.replace(config.read, label_names=names)
     return dataclasses.replace(config, **absolute)
 
 
@@ -190,6 +214,7 @@ def read_like(
     *,
     require_answer: bool,
     ignore_answers: bool = False,
+    say: Callable[[str], None] = lambda text: None,
 ) -> TaskFile:
     """A file with rows in the form of the training rows.
 
@@ -197,7 +222,7 @@ def read_like(
         DataError: the rows cannot be used, or have labels where the training rows are questions, or the reverse.
     """
     file = read_task_file(
-        path, config.fields, require_answer=require_answer, labels=trained_labels, ignore_answers=ignore_answers
+        path, config, require_answer=require_answer, labels=trained_labels, ignore_answers=ignore_answers, say=say
     )
     check_same_kind(trained_labels, file.labels, path)
     return file
@@ -212,7 +237,7 @@ def is_task_name(value: str | Path) -> bool:
     name = str(value)
     if name in TASKS:
         return True
-    if not Path(name).exists() and not name.lower().endswith(SUFFIXES) and "/" not in name:
+    if not is_file_name(name):
         raise ConfigError(f"{name!r} is neither a file nor a task known by name; {did_you_mean(name, TASKS)}")
     return False
 

@@ -75,7 +75,7 @@ def train_run(
         if resuming:
             config = _saved_config(run, config)
         if rows is None:
-            rows = read_rows(config.data, config.train.seed)
+            rows = read_rows(config.data, config.train.seed, say)
         if resuming:
             check_unchanged(rows, run.splits)
             if run.ensemble.is_file():

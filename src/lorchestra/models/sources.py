@@ -23,6 +23,7 @@ from lorchestra.models.gguf import converted_directory, quiet_transformers, to_s
 from lorchestra.models.hub import hub_directory
 from lorchestra.models.places import check_directory, is_near, looks_like_path, near_path
 from lorchestra.models.sizes import check_sizes
+from lorchestra.store.paths import typed_path
 
 _OPTIONS: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -152,7 +153,7 @@ def _find(config: BaseConfig, notify: Callable[[str], None]) -> _Source:
     name = config.name
     if not name.strip():
         raise ConfigError(f"base.name is empty. Give a hub id, a directory, a .gguf file or {EMBEDDED_NAME}.")
-    path = Path(os.path.abspath(os.path.expanduser(name)))
+    path = Path(os.path.abspath(typed_path(name)))
     is_embedded, is_gguf = name == EMBEDDED_NAME, path.suffix.lower() == ".gguf"
     is_path = is_gguf or path.exists() or looks_like_path(name)
     if config.revision is not None and (is_embedded or is_path):

@@ -15,6 +15,7 @@ from lorchestra.errors import CheckpointError
 from lorchestra.store.atomic import atomic_write_json
 from lorchestra.store.inside import inside, name_fault, read_plain
 from lorchestra.store.lock import DirectoryBusyError, directory_lock
+from lorchestra.store.paths import typed_path
 from lorchestra.store.schema import COUNT, FILE_NAME, NUMBER_OR_NULL, Each, Number, check_shape
 
 FORMAT_VERSION = 2
@@ -142,7 +143,7 @@ def claim_run(
         CheckpointError: something is there and `fail` was asked for, what is there is no run, or another process is at
             work in it.
     """
-    root = Path(out)
+    root = typed_path(out)
     if if_exists != "new":
         with directory_lock(root, say):
             yield RunDir(root), _holds_run(root, if_exists)
@@ -200,7 +201,7 @@ def require_free(out: str | Path) -> Path:
     Raises:
         CheckpointError: something is there.
     """
-    root = Path(out)
+    root = typed_path(out)
     if root.exists() or root.is_symlink():
         raise CheckpointError(f"--out {root}: exists already and is left as it is; choose another name")
     return root
@@ -217,7 +218,7 @@ def read_ensemble(root: str | Path) -> tuple[RunDir, dict[str, Any]]:
     Raises:
         CheckpointError: no run, an unfinished one, another format version, or a damaged record.
     """
-    run = RunDir(Path(root))
+    run = RunDir(typed_path(root))
     if not run.root.is_dir():
         raise CheckpointError(f"{root}: no such run directory")
     if not run.ensemble.is_file():

@@ -210,6 +210,7 @@ def test_a_failed_member_stands_with_its_reason(make_run, report):
     failed = {"state": "failed", "reason": "diverged: loss nan (step 4)", "best_step": 0, "val_nll": None}
     record["members"].insert(1, record["members"][0] | failed)
     (root / "ensemble.json").write_text(json.dumps(record | {"num_members": 4}))
+    (root / "events.jsonl").unlink()  # of three members
     page, _ = report(root)
     assert ["1", "failed, diverged: loss nan (step 4)"] in [row[:2] for rows in page.tables for row in rows]
 

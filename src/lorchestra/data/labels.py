@@ -1,0 +1,243 @@
+"""Labels: one spelling for each, names for them, their order, and what looks wrong with a label set."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from lorchestra.data.layouts import show
+from lorchestra.data.splits import normalize_text
+from lorchestra.errors import ConfigError
+from lorchestra.store.paths import typed_path
+
+_INVISIBLE = dict.fromkeys(map(ord, "\u200b\u2060\ufeff\u00ad"))
+_JOINERS = "\u200c\u200d"
+_INTEGER = re.compile(r"[+-]?\d{1,18}")
+_WORDS_FOR_NOTHING = {"nan", "none", "na", "n/a", "null", "nil", "-1", "?", "<na>", "#n/a"}
+
+_SHOWN, _EXAMPLES = 12, 3
+# Below this many rows a label, one that occurs once says little.
+_FREQUENT = 8
+
+
+def clean_label(label: str) -> str:
+    """A label without what nobody sees: composed characters, plain spaces, none around it, none of zero width."""
+    text = unicodedata.normalize("NFC", label).translate(_INVISIBLE)
+    return "".join(" " if unicodedata.category(c) == "Zs" else c for c in text).strip().strip(_JOINERS)
+
+
+def label_order(labels: Iterable[str]) -> list[str]:
+    """Distinct labels in order: by number where all are integers, else by their characters."""
+    labels = set(labels)
+    if all(_INTEGER.fullmatch(label) for label in labels):
+        return sorted(labels, key=lambda label: (int(label), label))
+    return sorted(labels)
+
+
+def label_names(given: Sequence[str]) -> dict[str, str]:
+    """Names by label, from `label=name` items or from one YAML or JSON file (a mapping, or a list of names from 0).
+
+    Raises: ConfigError where an item or the file is neither.
+    """
+    if len(given) == 1 and "=" not in given[0]:
+        return _names_in_file(given[0])
+    names: dict[str, str] = {}
+    for item in given:
+        label, mark, name = item.partition("=")
+        label, name = clean_label(label), clean_label(name)
+        if not mark or not label or not name:
+            raise ConfigError(f"--data.label-names: {show(item)} is not of the form label=name, as in 0=negative")
+        if names.setdefault(label, name) != name:
+            raise ConfigError(f"--data.label-names: {show(label)} has two names, {show(names[label])} and {show(name)}")
+    return names
+
+
+def _names_in_file(value: str) -> dict[str, str]:
+    path = typed_path(value)
+    try:
+        content: Any = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError, LookupError, AttributeError) as error:
+        message = f"--data.label-names: {show(value)} is no label=name, and no file that can be read"
+        raise ConfigError(f"{message} ({' '.join(str(error).split())[:200]})") from error
+    if isinstance(content, list):
+        content = dict(enumerate(content))
+    plain = isinstance(content, dict) and all(
+        isinstance(item, str | int) and not isinstance(item, bool) for pair in content.items() for item in pair
+    )
+    if not plain or not content:
+        message = f"--data.label-names: {path} is no mapping of labels to names and no list of names"
+        raise ConfigError(f"{message}; put words that YAML takes for true or false (yes, no, on, off) in quotes")
+    names = {clean_label(str(label)): clean_label(str(name)) for label, name in content.items()}
+    for label, name in names.items():
+        if not label or not name or "=" in label:
+            raise ConfigError(f"--data.label-names: {path}: {show(label)}: {show(name)} is no label with its name")
+    return names
+
+
+@dataclass(frozen=True)
+class LabelRules:
+    """How the labels of a file become those of the task.
+
+    `known` is the label set of the training rows, None while these are read. With `merge`, labels that differ in case
+    or spaces are one. `plain` leaves spelling and order as runs of earlier versions have them.
+    """
+
+    known: tuple[str, ...] | None = None
+    names: Mapping[str, str] = field(default_factory=dict)
+    merge: bool = False
+    plain: bool = False
+
+    def spelled(self, label: str) -> str:
+        """A label without invisible differences, or as it is by earlier rules."""
+        return label if self.plain else clean_label(label)
+
+    def label_set(self, counts: Mapping[str, int]) -> tuple[tuple[str, ...], dict[str, str]]:
+        """The label set in order, and the label of the task for each spelled label in `counts`."""
+        if self.known is not None:
+            known = {normalize_text(label): label for label in self.known} if self.merge else {}
+            return self.known, {label: self._in_known(label, known) for label in counts}
+        best: dict[str, str] = {}
+        for label in sorted(counts, key=lambda label: (-counts[label], label)):
+            best.setdefault(normalize_text(label) if self.merge else label, label)
+        merged = {label: best[normalize_text(label)] if self.merge else label for label in counts}
+        ordered = sorted(set(merged.values())) if self.plain else label_order(merged.values())
+        named = tuple(dict.fromkeys(self.names.get(label, label) for label in ordered))
+        if self.names and not all(map(_INTEGER.fullmatch, ordered)):  # named numbers keep the order of the numbers
+            named = tuple(label_order(named))
+        return named, {label: self.names.get(own, own) for label, own in merged.items()}
+
+    def _in_known(self, label: str, folded: Mapping[str, str]) -> str:
+        named = self.names.get(label, label)
+        if self.known is not None and named not in self.known:
+            return folded.get(normalize_text(named), named)
+        return named
+
+
+@dataclass
+class LabelCensus:
+    """Counts the labels of a training file, and remembers where the rare ones are."""
+
+    path: str
+    counts: Counter[str] = field(default_factory=Counter)
+    respelled: Counter[str] = field(default_factory=Counter)
+    places: dict[str, str] = field(default_factory=dict)
+    nearby: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, raw: str, label: str, where: str, others: Iterable[Any]) -> None:
+        """Count a row's label; `others` are the row's other cells."""
+        self.counts[label] += 1
+        if raw != label:
+            self.respelled[label] += 1
+        if self.counts[label] == 1:
+            self.places[label] = where
+            self.nearby[label] = [clean_label(cell) for cell in others if isinstance(cell, str)]
+
+    def summary(self, labels: Sequence[str], mapped: Mapping[str, str]) -> str:
+        """The label set with counts, one sentence."""
+        totals: Counter[str] = Counter()
+        for label, count in self.counts.items():
+            totals[mapped[label]] += count
+        shown = ", ".join(f"{show(label)[1:-1]} ({totals[label]:,})" for label in labels[:_SHOWN])
+        more = f", and {len(labels) - _SHOWN} more" if len(labels) > _SHOWN else ""
+        return f"{self.path}: {sum(totals.values()):,} rows with {len(labels)} labels: {shown}{more}"
+
+    def changes(self, mapped: Mapping[str, str]) -> Iterator[str]:
+        """What was made of the labels as they are spelled, a sentence each."""
+        if self.respelled:
+            shown = ", ".join(show(label) for label in list(self.respelled)[:_EXAMPLES])
+            message = f"{self.path}: {self.respelled.total()} row(s) spell {shown} with differences that cannot be seen"
+            yield f"{message} (blanks around it, zero-width characters, another form of accents); read without them"
+        merged = defaultdict(list)
+        for label, own in mapped.items():
+            merged[own].append(label)
+        for own, together in merged.items():
+            if len(together) > 1:
+                yield f"{self.path}: {', '.join(show(label) for label in sorted(together))} are one label, {show(own)}"
+
+    def remarks(self, labels: Sequence[str], mapped: Mapping[str, str]) -> Iterator[str]:
+        """What looks wrong, a sentence each."""
+        yield from self._alike(labels)
+        for label in labels:
+            if label.strip().lower() in _WORDS_FOR_NOTHING:
+                message = (
+                    f"{self.path}: {self.counts[label]} row(s) have the label {show(label)}, which is kept as a class"
+                )
+                yield f"{message}; if it means that there is none, leave these rows out, or give --data.drop-unlabeled"
+        yield from self._odd_ones(mapped)
+        if len(labels) > 20 and len(labels) * 3 > sum(self.counts.values()):
+            message = f"{self.path}: {len(labels):,} labels in {sum(self.counts.values()):,} rows"
+            yield f"{message}; is --data.fields.label the column with the class?"
+
+    def _alike(self, labels: Sequence[str]) -> Iterator[str]:
+        seen: dict[str, str] = {}
+        for label in labels:
+            other = seen.setdefault(" ".join(label.lower().split()), label)
+            if other != label:
+                message = f"{self.path}: labels {show(other)} and {show(label)} differ only in case or spaces"
+                yield f"{message}; are they one? --data.clean-labels makes them one"
+
+    def _odd_ones(self, mapped: Mapping[str, str]) -> Iterator[str]:
+        """Labels of one row where others have many: typing errors, and cells that slipped into the wrong column."""
+        frequent = [label for label, count in self.counts.items() if count >= _FREQUENT]
+        single = [label for label, count in self.counts.items() if count == 1 and mapped[label] == label]
+        said = 0
+        for label in single if frequent else ():
+            near = next((other for other in frequent if _one_edit(label, other)), None)
+            slipped = next((other for other in self.nearby[label] if other in frequent), None)
+            message = f"{self.places[label]}: only this row has the label {show(label)}"
+            if slipped is not None:
+                yield f"{message}, and another of its cells is {show(slipped)}: a delimiter in the text without quotes?"
+            elif near is not None:
+                fix = f"{label}={near}"
+                yield f"{message}, which is close to {show(near)}; if it is a typing error: --data.label-names {fix}"
+            elif len(single) <= _EXAMPLES:
+                yield f"{message}; correct it, or leave the row out, if that is no class"
+            else:
+                continue
+            said += 1
+            if said == 2 * _EXAMPLES:
+                break
+        if len(single) > said and frequent and len(single) > _EXAMPLES:
+            yield f"{self.path}: {len(single)} labels are those of one row only"
+
+
+def _one_edit(one: str, other: str) -> bool:
+    """Whether one letter more, less or changed, or two neighbors in turn, make one label of another (no numbers)."""
+    if abs(len(one) - len(other)) > 1 or max(len(one), len(other)) < 2 or one.isdigit() or other.isdigit():
+        return False
+    one, other = one.casefold(), other.casefold()
+    start = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    a, b = one[start:], other[start:]
+    return a[1:] == b[1:] or a[1:] == b or a == b[1:] or (a[:2] == b[1::-1] and a[2:] == b[2:] and len(a) > 1)
+
+
+def contradictions(rows: Iterable[tuple[str, str, str]], path: str, part: str) -> Iterator[str]:
+    """One sentence where the same text has several answers, with examples.
+
+    Args:
+        rows: text, answer and where of each row.
+        path: the file.
+        part: label or answer.
+    """
+    first: dict[bytes, str] = {}
+    differing: dict[bytes, list[tuple[str, str, str]]] = {}
+    num = 0
+    for text, answer, where in rows:
+        key = hashlib.blake2b(normalize_text(text).encode("utf-8", "replace"), digest_size=16).digest()
+        if first.setdefault(key, answer) != answer:
+            num += 1
+            if key in differing or len(differing) < _EXAMPLES:
+                differing.setdefault(key, []).append((text, answer, where))
+    if num:
+        shown = "; ".join(
+            f"{show(found[0][0])} ({show(first[key])}, and {show(found[0][1])} at {found[0][2]})"
+            for key, found in differing.items()
+        )
+        yield f"{path}: {num} row(s) have another {part} than an earlier row with the same text: {shown}"

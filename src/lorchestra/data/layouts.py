@@ -1,0 +1,302 @@
+"""Layouts: which columns of a file hold the question, its choices and the answer, or the text and its label.
+
+Columns with the configured names come first. Where they leave something open, a layout that others use is recognized
+if the columns allow one reading only; else the error has the options to type. Several columns named for one part
+(`--data.fields.choices A,B,C,D`, `--data.fields.text premise,hypothesis`) are a list of choices, or lines
+`column: cell`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import reprlib
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from lorchestra.data.config import FieldsConfig
+from lorchestra.data.readers.row import Row
+from lorchestra.errors import DataError
+
+Form = Literal["question", "text"]
+PARTS: dict[Form, tuple[str, ...]] = {"question": ("question", "choices", "answer"), "text": ("text", "label")}
+
+_QUESTIONS = (
+    *("question", "question_stem", "query", "stem", "goal", "ctx", "startphrase", "sentence", "prompt"),
+    *("context", "premise", "passage", "article", "support", "narrative"),
+)
+_CHOICES = ("choices", "options", "endings", "candidates")
+_ANSWERS = (
+    *("answer", "label", "answerkey", "answer_key", "answer_idx", "answer_index", "correct", "correct_answer"),
+    *("correct_option", "gold", "gold_label", "cop", "target"),
+)
+_TEXT_PAIRS = (("premise", "hypothesis"), ("sentence1", "sentence2"), ("question1", "question2"), ("title", "text"))
+_SERIES = re.compile(
+    r"(?P<stem>|choices?|options?|op|endings?|sol|solutions?|answers?|candidates?)"
+    r"(?P<mark>[ _.-]?)(?P<end>[a-z]|\d{1,2})",
+    re.IGNORECASE,
+)
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 60
+
+
+def show(value: object) -> str:
+    """A value as messages quote it, cut where it is long."""
+    return _REPR.repr(value)
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name most like one, if any is."""
+    # Bounded lengths: a cell of a megabyte must not turn an error message into minutes of comparing.
+    by_lower = {candidate[:100].lower(): candidate for candidate in known}
+    near = difflib.get_close_matches(name[:100].lower(), list(by_lower), n=1, cutoff=0.5)
+    return by_lower[near[0]] if near else None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The columns of each part of a row; a part without columns is not in the file.
+
+    `sentence` says what was recognized, None where the columns have the configured names.
+    """
+
+    form: Form
+    columns: Mapping[str, tuple[str, ...]]
+    sentence: str | None = None
+
+    def value(self, row: Row, part: str) -> Any:
+        """What a row has for a part, None where it has nothing."""
+        names = self.columns.get(part, ())
+        if len(names) < 2:
+            return row.cells.get(names[0]) if names else None
+        cells = [row.cells.get(name) for name in names]
+        if part == "choices":
+            while cells and _is_blank(cells[-1]):  # a question with fewer choices than another
+                cells.pop()
+            return cells
+        return "\n".join(f"{name}: {cell}" for name, cell in zip(names, cells, strict=True) if not _is_blank(cell))
+
+    def missing(self, row: Row, part: str) -> bool:
+        """Whether a row has no column for a part."""
+        return not any(name in row.cells for name in self.columns.get(part, ()))
+
+
+def _is_blank(cell: Any) -> bool:
+    return cell is None or (isinstance(cell, str) and not cell.strip())
+
+
+def named_columns(fields: FieldsConfig, part: str, names: Iterable[str]) -> tuple[str, ...]:
+    """The columns among `names` that are configured for a part: one, or several with commas between; () if none is."""
+    configured, names = str(getattr(fields, part)), set(names)
+    if configured in names:
+        return (configured,)
+    pieces = tuple(piece.strip() for piece in configured.split(","))
+    return pieces if len(pieces) > 1 and part in ("choices", "text", "question") and names.issuperset(pieces) else ()
+
+
+def used_columns(fields: FieldsConfig, names: list[str]) -> list[str]:
+    """The columns that any layout may use."""
+    known = {column for part in asdict(fields) for column in named_columns(fields, part, names)}
+    known |= {name for name in names if name.lower() in {*_QUESTIONS, *_CHOICES, *_ANSWERS}}
+    return list(known.union(*_series(names)))
+
+
+def choices_of(value: Any) -> tuple[Any, tuple[str, ...] | None]:
+    """A list of choices in the ways they are written, and the names that go with them, if any.
+
+    Names come with `{"text": [...], "label": [...]}`, with a list of `{"text", "label"}` and with `{"A": "...", ...}`.
+    """
+    if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return value, None
+    if isinstance(value, dict):
+        texts, names = value.get("text"), value.get("label")
+        if not isinstance(texts, list) or not isinstance(names, list):
+            texts, names = list(value.values()), list(value)
+    elif isinstance(value, list) and value and all(isinstance(item, dict) and "text" in item for item in value):
+        texts, names = [item["text"] for item in value], [item.get("label") for item in value]
+    else:
+        return value, None
+    fits = len(texts) == len(names) == len(set(map(str, names))) and all(isinstance(n, str | int) for n in names)
+    return texts, tuple(str(name).strip() for name in names) if fits else None
+
+
+@dataclass(frozen=True)
+class Finder:
+    """Finds the layout of a file from its first row.
+
+    `labels` are those of the training rows where these are texts with labels; then no other form fits.
+    """
+
+    fields: FieldsConfig
+    require_answer: bool
+    labels: tuple[str, ...] | None
+
+    def find(self, row: Row) -> Layout:
+        """The layout.
+
+        Raises: DataError where no form fits, with the columns and the options that would help.
+        """
+        given = {part: named_columns(self.fields, part, row.cells) for part in asdict(self.fields)}
+        has = {part for part, names in given.items() if any(row.cells.get(name) is not None for name in names)}
+        has = (has or {part for part, names in given.items() if names}) - {"id"}
+        form = self._form(row, has)
+        if form is None or any(part not in has for part in self._needed(form)):
+            recognized = self._recognized(row, given, has)
+            if recognized is not None:
+                return recognized
+        if form is None:
+            raise self._no_form(row)
+        return Layout(form, self._complete(given))
+
+    def check(self, row: Row, layout: Layout) -> None:
+        """Refuse a row that is of the other form or lacks a column.
+
+        Raises: DataError.
+        """
+        form = layout.form
+        other: Form = "text" if form == "question" else "question"
+        if layout.value(row, form) is None:
+            values = (named_columns(self.fields, part, row.cells) for part in PARTS[other][:2])
+            if all(names and row.cells[names[0]] is not None for names in values):
+                message = f"a {other} row in a file that began with a {form} row; use one form a file"
+                raise DataError(f"{row.where}: {message}")
+        for part in PARTS[form]:
+            optional = part in ("answer", "label") and not self.require_answer
+            if layout.missing(row, part) and not optional:
+                names = layout.columns.get(part) or (str(getattr(self.fields, part)),)
+                hint = self._hint(row, part) or f"Name the column with --data.fields.{part}."
+                message = f"no column {show(names[0])}; columns found: {_columns(row)}"
+                raise DataError(f"{row.where}: {message}. {hint.strip()}")
+
+    def _complete(self, columns: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        """Columns that the first row lacks may come in later ones, by the configured names."""
+        return {part: names or (str(getattr(self.fields, part)),) for part, names in columns.items()}
+
+    def _needed(self, form: Form) -> tuple[str, ...]:
+        return PARTS[form] if self.require_answer else PARTS[form][:-1]
+
+    def _form(self, row: Row, has: set[str]) -> Form | None:
+        questions = {"question", "choices"} <= has
+        if self.labels is not None:
+            if questions and "text" not in has:
+                message = "the row brings its own choices, but the task's training rows are texts with labels"
+                asked, text = self.fields.question, self.fields.text
+                hint = f"to have {asked!r} read as the text, call it {text!r} in the file"
+                raise DataError(f"{row.where}: {message}; {hint}, or give --data.fields.text {shlex.quote(asked)}")
+            questions = False
+        # Both columns of the text form win over a question, as the configuration documents.
+        if "text" in has and ("label" in has or not questions):
+            return "text"
+        if not has:
+            return None
+        return "text" if "label" in has and not has & {"question", "choices"} else "question"
+
+    def _recognized(self, row: Row, given: Mapping[str, tuple[str, ...]], has: set[str]) -> Layout | None:
+        """A question whose parts are in columns of other names; None where that is not the one reading possible."""
+        if self.labels is not None:
+            return None
+        guesses = _guesses(row)
+        columns: dict[str, tuple[str, ...]] = dict(given)
+        for part in PARTS["question"]:
+            if part in has and (part != "question" or len(guesses["question"]) == 1 or "choices" in has):
+                continue
+            if len(guesses[part]) > 1 or (not guesses[part] and (part != "answer" or self.require_answer)):
+                return None
+            columns[part] = guesses[part][0] if guesses[part] else ()
+        said = "; ".join(f"{part}: {', '.join(columns[part])}" for part in PARTS["question"] if columns[part])
+        return Layout("question", self._complete(columns), f"read as questions with choices by their columns ({said})")
+
+    def _no_form(self, row: Row) -> DataError:
+        if "completion" in row.cells or "messages" in row.cells:
+            message = (
+                "free-text rows (prompt and completion, or messages) cannot be used, as nothing generates text yet"
+            )
+            return DataError(f"{row.where}: {message}; give each row a question with choices, or a text with a label")
+        hints = "".join(self._hint(row, part) for part in ("question", "choices", "text", "label"))
+        message = 'no row form fits: a row has "question", "choices" and "answer", or "text" and "label"'
+        return DataError(
+            f"{row.where}: {message}; columns found: {_columns(row)}. {hints}Name them with --data.fields."
+        )
+
+    def _hint(self, row: Row, part: str) -> str:
+        """The option that names a missing part's column."""
+        guesses = _guesses(row)
+        if part in guesses and _looks_like_question(guesses) and self.labels is None:
+            options = [
+                f"--data.fields.{name} {shlex.quote(','.join(_joined(name, found)))}"
+                for name, found in guesses.items()
+                if found and not (len(found) == 1 and found[0] == (getattr(self.fields, name),))
+            ]
+            if options:
+                return f"As a question with choices: {' '.join(options)}. "
+        if part in ("text", "question"):
+            for pair in _TEXT_PAIRS:
+                if all(name in row.cells for name in pair):
+                    return f"To put both columns into the prompt: --data.fields.{part} {','.join(pair)}. "
+        taken = set(asdict(self.fields).values())
+        others = [column for column in row.cells if column not in taken]
+        near = nearest(str(getattr(self.fields, part)), others)
+        if near is None and part == "text":
+            texts = [name for name in others if isinstance(row.cells[name], str) and " " in row.cells[name].strip()]
+            near = texts[0] if len(texts) == 1 else None
+        return f"If {show(near)} is the {part}: --data.fields.{part} {shlex.quote(near)}. " if near else ""
+
+
+def _columns(row: Row) -> str:
+    columns = list(row.cells)
+    shown = ", ".join(map(show, columns[:12])) + (", ..." if len(columns) > 12 else "")
+    if len(columns) == 1 and any(mark in columns[0] for mark in ";\t|"):
+        shown += " (name what separates the cells with --data.delimiter)"
+    return shown or "none"
+
+
+def _guesses(row: Row) -> dict[str, list[tuple[str, ...]]]:
+    """Columns that others use for each part of a question; those with choices in several columns as one."""
+    names = list(row.cells)
+    lists: list[tuple[str, ...]] = [
+        (name,) for name in names if name.lower() in _CHOICES and isinstance(choices_of(row.cells[name])[0], list)
+    ]
+    choices = lists or _series(names)
+    taken = {name for group in choices for name in group}
+    found: dict[str, list[tuple[str, ...]]] = {"question": [], "choices": choices, "answer": []}
+    for part, known in (("question", _QUESTIONS), ("answer", _ANSWERS)):
+        found[part] = [
+            (name,)
+            for name in sorted(names, key=lambda name: known.index(name.lower()) if name.lower() in known else 0)
+            if name.lower() in known and name not in taken and row.cells[name] is not None
+        ]
+    return found
+
+
+def _looks_like_question(guesses: Mapping[str, list[tuple[str, ...]]]) -> bool:
+    return len(guesses["choices"]) == 1 and bool(guesses["question"])
+
+
+def _joined(part: str, found: list[tuple[str, ...]]) -> tuple[str, ...]:
+    # a context goes before the question about it, which is first in the list of known names
+    return tuple(name for names in reversed(found) for name in names) if part == "question" else found[0]
+
+
+def _series(names: list[str]) -> list[tuple[str, ...]]:
+    """Columns that are numbered or lettered from the start, as `A`, `B`, `C` or `option1`, `option2`."""
+    groups: dict[tuple[str, str, bool], dict[int, str]] = {}
+    for name in names:
+        match = _SERIES.fullmatch(name)
+        if match is None or (not match["stem"] and (match["end"].isdigit() or match["mark"])):
+            continue
+        digits = match["end"].isdigit()
+        index = int(match["end"]) if digits else ord(match["end"].lower()) - ord("a")
+        groups.setdefault((match["stem"].lower(), match["mark"], digits), {})[index] = name
+    found = []
+    for group in groups.values():
+        start, digits = min(group), next(iter(group.values()))[-1].isdigit()
+        if len(group) > 1 and start <= digits and sorted(group) == list(range(start, start + len(group))):
+            found.append(tuple(group[index] for index in sorted(group)))
+    return found
