@@ -99,7 +99,7 @@ def test_they_can_be_learned(run_config, tmp_path, kind):
     examples = trained.read(path, require_answer=True)
     right = {}
     for example, row in zip(examples, trained.predict(examples), strict=True):
-        right.setdefault(example.answer, []).append(row["prediction"] == example.answer)
+        right.setdefault(example.answer, []).append(row["prediction_index"] == example.answer)
     assert all(np.mean(hits) > 0.9 for hits in right.values())
 
 

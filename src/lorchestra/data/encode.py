@@ -65,12 +65,11 @@ def encode(
 
     The prefix is the longest common run of first tokens of the prompt alone and of the prompt with each choice; what
     follows it are the choice's tokens. Special tokens are put in front as the tokenizer does (with a chat template:
-    only those that it writes itself). No choice's tokens begin another's: in a row where they would, all choices have
-    an end after them, which is what the template writes after an answer, or the EOS token where that does not part
-    them. With `normalize` "token" the end's tokens count, with "byte" its bytes do not. What comes from rows is plain
-    text, whatever tokens are named in it. A row's length is its prefix with its longest choice, in tokens, and
-    `max_length` bounds it; None is no bound. `shots` are answered examples put before every question; with them, no
-    row at all may be left. `tokenizer` is transformers', or a `TextTokenizer`.
+    only those that it writes itself). Where a choice's tokens would begin another's, all choices of the row have an end
+    after them: what the template writes after an answer, or EOS where that does not part them. `normalize` "token"
+    counts the end's tokens, "byte" not its bytes. Rows are plain text, whatever tokens they name. `max_length` bounds a
+    row's prefix with its longest choice, in tokens; None is no bound. `shots` are answered examples put before every
+    question; with them, no row at all may be left. `tokenizer` is transformers', or a `TextTokenizer`.
 
     Raises: ConfigError where letters are no single, distinct tokens, or `max_length` is not positive; DataError where a
     row is too long, a choice has no tokens, two choices have the same, or the model does not know one of them.
@@ -87,10 +86,7 @@ def encode(
         encoded = encoder.encode([example for _, example in batch])
         long = [place for place, row in enumerate(encoded) if max_length is not None and row.length > max_length]
         if long and too_long == "error":
-            where, length = batch[long[0]][1].where, encoded[long[0]].length
-            message = f"{where}: the row has {length} tokens, over data.max_length {max_length}"
-            hint = "raise it, or use --data.too-long drop (leave such rows out) or truncate (cut their questions' ends)"
-            raise DataError(f"{message}; {hint}")
+            _refuse_length(batch[long[0]][1], encoded[long[0]], max_length)
         if long and too_long == "truncate" and max_length is not None:
             cut = encoder.truncate([batch[place][1] for place in long], [encoded[place] for place in long], max_length)
             for place, row in zip(long, cut, strict=True):
@@ -108,11 +104,9 @@ def encode(
             kept.append(index)
     if dropped and not rows and not shots:
         raise DataError(f"all {len(dropped)} rows are longer than {max_length} tokens; raise --data.max-length")
-    warnings = [
-        f"{len(indices)} row(s) longer than {max_length} tokens {what}: {_places(examples, indices)}"
-        for indices, what in ((dropped, "left out"), (truncated, "cut at the question's end"))
-        if indices
-    ]
+    numbers = ((dropped, "left out"), (truncated, "cut at the question's end"))
+    start = f"row(s) longer than {max_length} tokens"
+    warnings = [f"{len(found)} {start} {what}: {_places(examples, found)}" for found, what in numbers if found]
     return EncodedSplit(
         tuple(rows), tuple(kept), tuple(dropped), tuple(truncated), tuple(warnings), encoder.literal, tuple(hopeless)
     )
@@ -305,6 +299,12 @@ class _Encoder:
 
 def _as_text_tokenizer(tokenizer: Any) -> TextTokenizer:
     return tokenizer if isinstance(tokenizer, TextTokenizer) else TextTokenizer(tokenizer)
+
+
+def _refuse_length(example: Example, row: _EncodedRow, max_length: int | None) -> None:
+    message = f"{example.where}: the row has {row.length} tokens, over data.max_length {max_length}"
+    hint = "raise it, or use --data.too-long drop (leave such rows out) or truncate (cut their questions' ends)"
+    raise DataError(f"{message}; {hint}")
 
 
 def _check_distinct(example: Example, row: _EncodedRow) -> None:

@@ -53,7 +53,12 @@ _RECORD: dict[str, Any] = {
     "max_length?": COUNT,
     "cost?": COST,
 }
-_SINCE_2: dict[str, Any] = {"choice_end": {"where_needed", "never"}}
+_FRAME = {"trim": {"", "strip", "lstrip", "rstrip"}, "alone": [str], "shots": [str]}
+_SINCE_2: dict[str, Any] = {
+    "choice_end": {"where_needed", "never"},
+    "chat_frame?": (_FRAME, None),
+    "answer_prefix?": str,
+}
 _FOLDER = re.compile(r"members/member_[0-9]{2,5}")
 
 
@@ -237,6 +242,8 @@ def read_ensemble(root: str | Path) -> tuple[RunDir, dict[str, Any]]:
     check_shape(record, shape, run.ensemble)
     if record["labels"] is not None and len(set(record["labels"])) < max(2, len(record["labels"])):
         raise CheckpointError(f"{run.ensemble}: labels are not two or more different ones; the file was changed")
+    if record.get("chat_frame") is not None and len(record["chat_frame"]["alone"]) != 3:
+        raise CheckpointError(f"{run.ensemble}: chat_frame.alone has not three texts; the file was changed")
     _check_members(run, record)
     return run, record
 
