@@ -14,7 +14,7 @@ demo: .venv/.run
 
 # A process a core, a thread a process: more threads than cores would only wait for each other.
 test: .venv/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

@@ -29,10 +29,11 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import torch
 from fuzzing.harness import Outcome, run_case
 from fuzzing.recipes import Recipes
+from fuzzing.records import Records
 from fuzzing.runs import Runs
 from fuzzing.task_files import TaskFiles
 
-SHARES = {"task files": 0.4, "recipes": 0.35, "runs": 0.25}
+SHARES = {"task files": 0.35, "recipes": 0.3, "runs": 0.2, "records": 0.15}
 COLUMNS = ("result", "ConfigError", "DataError", "CheckpointError", "RefusedError", "violation")
 RESULT = Path(__file__).parent / "results/fuzz.md"
 PACKAGES = ("lorchestra", "torch", "transformers", "tokenizers", "safetensors", "pyarrow", "pyyaml", "tyro", "numpy")
@@ -81,7 +82,7 @@ def main() -> int:
     torch.set_num_threads(1)
     started, outcomes = time.perf_counter(), []
     with tempfile.TemporaryDirectory() as folder:
-        for surface in (TaskFiles(), Recipes(), Runs(Path(folder))):
+        for surface in (TaskFiles(), Recipes(), Runs(Path(folder)), Records(Path(folder))):
             if args.surface not in (None, surface.name):
                 continue
             number = args.cases if args.surface else round(SHARES[surface.name] * args.cases)

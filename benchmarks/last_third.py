@@ -18,7 +18,8 @@ from pathlib import Path
 
 from bench.setting import hardware, processor, tell
 
-from lorchestra.core.metrics import Draws, all_metrics, bootstrap, interval, score_rows
+from lorchestra.core.intervals import Ends, difference_intervals, judge
+from lorchestra.core.metrics import all_metrics, bootstrap, score_rows
 from lorchestra.core.predictive import FloatArray, mixture_log_probs
 from lorchestra.core.seeding import permutation
 from lorchestra.data.config import DataConfig, PromptConfig
@@ -126,23 +127,23 @@ def compare(task: str, runs: dict[str, RunDir]) -> list[str]:
     mixtures: dict[str, FloatArray] = {"base, zero-shot": mixture_log_probs(base.log_probs_MEC)}
     mixtures |= {layers: mixture_log_probs(found.log_probs_MEC) for layers, found in predictions.items()}
     points = {name: all_metrics(mixture, whole.labels) for name, mixture in mixtures.items()}
-    draws = bootstrap({name: score_rows(mixture, whole.labels) for name, mixture in mixtures.items()}, RESAMPLES, 0)
+    scores = {name: score_rows(mixture, whole.labels) for name, mixture in mixtures.items()}
+    draws = bootstrap(scores, RESAMPLES, 0)
     lines = []
     for name, values in points.items():
         cost = json.loads(runs[name].ensemble.read_text(encoding="utf-8"))["cost"] if name in runs else None
         seconds = "" if cost is None else f"{cost['train_s']:,.0f}"
         lines.append(_cells(task, name, *(f"{values[metric]:.3f}" for metric in SHOWN), seconds))
     first, second = runs
-    differences = [_difference(points, draws, first, second, metric) for metric in SHOWN]
+    ends = difference_intervals(judge(scores, draws, second), judge(scores, draws, first))
+    differences = [_difference(points[second][m] - points[first][m], ends.get(m)) for m in SHOWN]
     lines.append(_cells(task, f"{second} minus {first}", *differences, ""))
     return lines
 
 
-def _difference(points: dict[str, dict[str, float]], draws: Draws, first: str, second: str, metric: str) -> str:
-    """Second minus first, with the paired interval."""
-    low_high = interval(draws[second][metric] - draws[first][metric])
-    spread = "undefined" if low_high is None else f"{low_high[0]:+.3f} to {low_high[1]:+.3f}"
-    return f"{points[second][metric] - points[first][metric]:+.3f} ({spread})"
+def _difference(value: float, ends: Ends) -> str:
+    """Second minus first, with the paired interval where there is one."""
+    return f"{value:+.3f}" + ("" if ends is None else f" ({ends[0]:+.3f} to {ends[1]:+.3f})")
 
 
 def _cells(*cells: str) -> str:
@@ -160,7 +161,7 @@ def report(args: argparse.Namespace, lines: Sequence[str], num_layers: int) -> s
         f" for neither; one seed; {args.rows} training, {max(10, args.rows // 5)} validation and at most"
         f" {args.test_rows} test rows of at most {args.max_tokens} tokens a choice, scored by"
         " text. Of the ensemble; in brackets 95 % intervals of"
-        f" {RESAMPLES:,} paired bootstrap resamples of test rows. The training seconds depend on what else"
+        " the differences, paired by test row. The training seconds depend on what else"
         f" the machine did. {datetime.date.today().isoformat()}.",
         "",
         _cells("task", "layers", *(metric.upper() if metric != "accuracy" else metric for metric in SHOWN), "train, s"),

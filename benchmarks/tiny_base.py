@@ -28,13 +28,13 @@ def tiny_tokenizer() -> transformers.PreTrainedTokenizerFast:
     return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
 
 
-def save_tiny_base(directory: Path, seed: int = 0) -> Path:
-    """Save a random Llama of three layers and its tokenizer as transformers does; returns the directory."""
+def save_tiny_base(directory: Path, seed: int = 0, num_layers: int = 3) -> Path:
+    """Save a random Llama and its tokenizer as transformers does; returns the directory."""
     tokenizer = tiny_tokenizer()
     config = transformers.LlamaConfig(
         hidden_size=32,
         intermediate_size=48,
-        num_hidden_layers=3,
+        num_hidden_layers=num_layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         vocab_size=len(tokenizer),

@@ -11,6 +11,7 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 import transformers
@@ -23,6 +24,12 @@ from lorchestra.data.tasks.spec import Files, Rows, TaskSpec
 from lorchestra.engine.config import EvaluateConfig, RegularizeConfig, RunConfig, TrainConfig
 from lorchestra.models.config import AdaptConfig, BaseConfig
 from lorchestra.types import Example
+
+# how long an example takes says how busy the machine is
+hypothesis.settings.register_profile(
+    "any speed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any speed")
 
 
 @pytest.fixture(scope="session")

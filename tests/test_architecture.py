@@ -15,5 +15,5 @@ def test_imports_go_down_the_layers(monkeypatch):
 
 
 def test_no_module_is_long():
-    long = {path.name: len(path.read_text().splitlines()) for path in (ROOT / "src").rglob("*.py")}
-    assert {name: lines for name, lines in long.items() if lines > 320} == {}
+    long = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in (ROOT / "src").rglob("*.py")}
+    assert {name: lines for name, lines in long.items() if lines > 500} == {}

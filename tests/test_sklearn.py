@@ -20,12 +20,13 @@ import pytest
 pytest.importorskip("sklearn", reason="scikit-learn is not installed (extra sklearn)")
 
 from sklearn.base import clone
-from sklearn.exceptions import DataConversionWarning, NotFittedError
+from sklearn.exceptions import ConvergenceWarning, DataConversionWarning, NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils import estimator_checks
 
+import lorchestra.engine.trainer
 from lorchestra.core import predictive
 from lorchestra.data.config import DataConfig
 from lorchestra.engine.config import RunConfig
@@ -187,6 +188,16 @@ def test_a_pickle_a_copy_and_a_clone(fitted):
     assert cloned.get_params() == fitted.get_params()
     with pytest.raises(NotFittedError):
         cloned.predict(NEW)
+
+
+def test_a_member_that_fails_is_left_out_with_a_warning(classifier, monkeypatch):
+    original, calls = lorchestra.engine.trainer.step_failure, iter(range(10_000))
+    monkeypatch.setattr(
+        lorchestra.engine.trainer, "step_failure", lambda *a: "loss 99" if next(calls) == 1 else original(*a)
+    )
+    with pytest.warns(ConvergenceWarning, match=r"member 1 failed and is left out: diverged: loss 99 \(step 1\)"):
+        fitted = classifier().fit(TEXTS, LABELS)
+    assert fitted.ensemble().members == (0,)
 
 
 def test_it_works_within_scikit_learn(classifier):

@@ -75,6 +75,38 @@ STRANGE_NUMBERS = (
     math.nan,
 )
 
+LEAVES = (
+    "text",
+    "0.5",
+    "",
+    "../../x",
+    "/x",
+    "a/b",
+    "\u202e",
+    "\x1b[31m",
+    "x" * 300,
+    1e38,
+    1e300,
+    -1e300,
+    1e-300,
+    2**40,
+    2**70,
+    10**6,
+    -1,
+    0,
+    1,
+    0.5,
+    math.nan,
+    math.inf,
+    None,
+    True,
+    [],
+    {},
+    [[]],
+    {"a": 1},
+)
+"""What a field of a record may be replaced by: other types, and numbers of the right type beyond any use."""
+
 
 class Canary:
     """Unpickling it writes a file: what must never happen."""
@@ -210,6 +242,17 @@ def damage_json(value: Any, draw: random.Random) -> Any:
         holder[key] = {"text": holder[key]} if draw.random() < 0.5 else [holder[key]]
     else:
         holder[key] = strange_value(draw)
+    return copy
+
+
+def replace_leaf(value: Any, draw: random.Random) -> Any:
+    """A copy of a JSON value in which one field or entry, whichever it is, has one of `LEAVES` in its place."""
+    copy = json.loads(json.dumps(value))
+    places = _places(copy)
+    if not places:
+        return draw.choice(LEAVES)
+    holder, key = draw.choice(places)
+    holder[key] = draw.choice(LEAVES)
     return copy
 
 

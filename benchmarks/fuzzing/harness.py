@@ -112,6 +112,8 @@ def judge(work: Work, folder: Path, *, limit_s: float = LIMIT_S, keeps: bool = T
     try:
         with _watched(limit_s), warnings.catch_warnings():
             warnings.simplefilter("error")
+            # peft 0.21 asks transformers 5.24 for a name on its way out
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
             work()
         ended, text = "result", ""
     except LorchestraError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import reprlib
 import types
 import typing
@@ -18,6 +19,9 @@ T = TypeVar("T")
 
 # Python reads and writes decimal integers of up to 4,300 digits, but hexadecimal ones of any length.
 _MOST_BITS = 10_000
+MOST_FLOAT = 1e30
+"""Largest setting: float32 ends at 3.4e38, and settings are multiplied with what is computed."""
+_MOST_INT = 2**63
 _FAULTS = (yaml.YAMLError, ValueError, RecursionError, LookupError, AttributeError)
 """What reading YAML raises; the last two come out of PyYAML itself, as for `!!int ''` and `!!timestamp x`."""
 _REPR = reprlib.Repr()
@@ -123,6 +127,31 @@ def _below(cls: type, path: str) -> dict[str, str]:
         if isinstance(hint, type) and dataclasses.is_dataclass(hint):
             found |= {field.name: f"{full}.{field.name}" for field in dataclasses.fields(hint)} | _below(hint, full)
     return found
+
+
+def check_magnitudes(config: Any, path: str) -> None:
+    """Refuse numbers that are finite and yet beyond what float32, or a 64-bit integer, holds of what is made of them.
+
+    Infinities and NaN are left to the checks of the settings themselves.
+
+    Args:
+        config: a configuration dataclass, groups in it included.
+        path: its dotted name.
+
+    Raises:
+        ConfigError: names the field and its value.
+    """
+    for field in dataclasses.fields(config):
+        full, value = f"{path}.{field.name}" if path else field.name, getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            check_magnitudes(value, full)
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and MOST_FLOAT < abs(number) < math.inf:
+                raise ConfigError(
+                    f"{full}: {number:g} is more than {MOST_FLOAT:g}; what is computed of it must fit float32"
+                )
+            if isinstance(number, int) and abs(number) >= _MOST_INT:
+                raise ConfigError(f"{full}: {_shown(number)} is more than {_MOST_INT:.3g}; take a smaller one")
 
 
 def differences(one: Any, other: Any, path: str = "") -> dict[str, tuple[Any, Any]]:

@@ -9,6 +9,7 @@ import dataclasses
 import shutil
 import sys
 import tempfile
+import warnings
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,12 +26,14 @@ from lorchestra.data.splits import hold_out
 from lorchestra.engine.config import RunConfig
 from lorchestra.errors import ConfigError, DataError, InputError, LorchestraError
 from lorchestra.experiments.load import TrainedEnsemble, load_run
-from lorchestra.experiments.rows import RunRows
+from lorchestra.experiments.rows import RunRows, validation_notes
 from lorchestra.experiments.train import train_run
+from lorchestra.store.inside import inside
 from lorchestra.types import Example, Task
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.utils import check_consistent_length, check_random_state, column_or_1d
     from sklearn.utils.multiclass import check_classification_targets
     from sklearn.utils.validation import check_is_fitted
@@ -124,11 +127,12 @@ class LoRAEnsembleClassifier(ClassifierMixin, BaseEstimator):
         return tags
 
     def fit(self, X: Sequence[str], y: Sequence[Any]) -> LoRAEnsembleClassifier:
-        """Train the ensemble.
+        """Train the ensemble; members that fail are left out, with a `ConvergenceWarning` each.
 
         Raises:
             InputError: texts or labels cannot be used, or are too few.
             ConfigError: a parameter is out of range.
+            TrainingError: every member failed.
         """
         texts = texts_of(X)
         labels = _labels(y)
@@ -145,14 +149,18 @@ class LoRAEnsembleClassifier(ClassifierMixin, BaseEstimator):
         ]
         config = self._config()
         try:
-            splits = hold_out(examples, ("val",), config.train.seed)
+            splits = hold_out(examples, ("val",), config.train.seed, most=config.data.read.max_held_out)
         except DataError as error:
             raise InputError(
                 f"{len(texts)} texts of {len(classes)} classes are too few: a tenth is held out for validation, and"
                 " every class must keep one to learn from; give more"
             ) from error
         place = _Place(self.out)
-        train_run(config, place.root, say=self._say, rows=RunRows(Task("texts", splits, options), ()))
+        task = Task("texts", splits, options)
+        rows = RunRows(task, tuple(validation_notes(task)))
+        outcome = train_run(config, place.root, say=self._say, rows=rows)
+        for m, reason in zip(outcome.failed_members, outcome.reasons, strict=True):
+            warnings.warn(f"member {m} failed and is left out: {reason}", ConvergenceWarning, stacklevel=2)
         self._place, self._columns = place, answers
         self.classes_ = classes
         self.run_dir_ = str(place.root)
@@ -259,8 +267,8 @@ class LoRAEnsembleClassifier(ClassifierMixin, BaseEstimator):
             state.pop(name, None)
         if "run_dir_" in state:
             root = Path(state.pop("run_dir_"))
-            files = sorted(file for pattern in _KEPT for file in root.glob(pattern))
-            state["_files"] = {file.relative_to(root).as_posix(): file.read_bytes() for file in files}
+            names = sorted(file.relative_to(root).as_posix() for pattern in _KEPT for file in root.glob(pattern))
+            state["_files"] = {name: inside(root, name).read_bytes() for name in names}
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -271,7 +279,7 @@ class LoRAEnsembleClassifier(ClassifierMixin, BaseEstimator):
         if files is not None:
             self._place = _Place(None)
             for name, content in files.items():
-                path = self._place.root / name
+                path = inside(self._place.root, name)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
             self.run_dir_, self._trained = str(self._place.root), None

@@ -50,6 +50,8 @@ class Task:
 class EncodedExample:
     """An example as token ids: a prefix common to all choices, and what each choice adds to it.
 
+    No choice begins another: where one would, all have an end after them (see `data.encode`).
+
     The score of choice c is `sum_j log p(choices[c][j] | prefix, choices[c][:j])`. `row` is the example's index in its
     split: it keys dropout masks and the trunk cache, so it never depends on batching.
     """

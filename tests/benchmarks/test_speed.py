@@ -1,13 +1,16 @@
 """The benchmark: its quick form on a tiny base, and the count of operations it measures against."""
 
+import json
 import re
 
 import pytest
 import speed
 import torch
 import transformers
+from bench import memory
 from bench.flops import Shape, Work, shape_of, training_flops, work_of
 from bench.rows import like_lengths, make_rows
+from bench.setting import Setting
 from bench.table import COLUMNS
 from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
@@ -51,15 +54,41 @@ def test_quick_form_measures_every_case_and_the_ways_agree(tiny_base, tmp_path, 
 
 
 @pytest.mark.slow
-def test_memory_is_measured_in_processes_of_their_own(tiny_base, tmp_path):
+def test_memory_is_measured_in_processes_of_their_own(tiny_base, tmp_path, monkeypatch):
+    """One of the six in a process, whose bytes are counted; the others are given a gigabyte more each."""
+    alone, asked = memory._alone, []
+
+    def scripted(way, members, setting, steps=memory.STEPS):
+        asked.append((way, members, steps))
+        if len(asked) == 1:
+            scripted.peak, _ = alone("packed all layers", members, setting, steps)
+        return scripted.peak + len(asked) * 10**9, members * one_adapter
+
+    # r = 8, q and v of three layers, 4 bytes each
+    one_adapter = 3 * 8 * ((32 + 32) + (32 + 16)) * 4
+    monkeypatch.setattr(memory, "_alone", scripted)
     (section,), table = quick(tiny_base, tmp_path / "table.md", "memory", "--members", "5,6")
+    assert 10**8 < scripted.peak < 2 * 10**9
     ways = [(row[0].rpartition(", ")[2], row[1], row[2]) for row in table[2:]]
     packed = [("all layers", "packed", "5"), ("all layers", "packed", "6"), ("last third", "packed", "5")]
     assert ways == [("all layers", "a0", "one run"), ("all layers", "a1", "one run"), *packed]
-    assert all(re.fullmatch(r"0\.\d\d GB", row[3]) for row in table[2:])
-    # M = 6 against M = 5: five copies of one more adapter, r = 8, q and v of three layers, 4 bytes each
-    one_adapter = 3 * 8 * ((32 + 32) + (32 + 16)) * 4
+    assert all(re.fullmatch(r"\d\.\d\d GB", row[3]) for row in table[2:])
+    # M = 6 after two steps (the fourth process) against M = 5 after three (the sixth)
+    assert asked[3] == ("packed all layers", 6, 2)
+    assert asked[5] == ("packed all layers", 5, 3)
+    # five copies of one more adapter
+    assert f"{-2000:+,.1f} MB" in section.notes[0]
     assert f"best copy of 1 more adapters are {5 * one_adapter / 1e6:,.1f} MB" in section.notes[0]
+    assert section.numbers["memory residue"] == -2 * 10**9 - 5 * one_adapter
+
+
+def test_a_process_counts_its_adapters(tiny_base, capsys):
+    """What the processes run, in this one."""
+    setting = Setting(base=str(tiny_base), members=(2,), mean=12)
+    memory.run_alone("packed all layers", 2, setting, 1)
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["adapters"] == 2 * 3 * 8 * ((32 + 32) + (32 + 16)) * 4
+    assert found["peak"] > 10**8
 
 
 def test_unknown_part_is_refused(capsys):

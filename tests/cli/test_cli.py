@@ -11,6 +11,7 @@ import time
 
 import pytest
 import yaml
+from commands import Command
 from safetensors.torch import load_file
 
 from lorchestra.cli import main as cli
@@ -229,6 +230,21 @@ def test_a_failed_member_is_exit_code_1(lorchestra, recipe, texts_csv, tmp_path,
     assert code == 1
     assert "member(s) 1 failed and are left out of the ensemble" in err
     assert "one LoRA (mean of 2)" in out
+    why = r"diverged: loss \S+, gradient norm nan \(step 1\)"
+    assert len(re.findall(rf"^member 1 failed: {why}$", err, re.MULTILINE)) == 1  # when it happened
+    assert len(re.findall(rf"^member 1 failed and is left out: {why}$", err, re.MULTILINE)) == 1
+    code, _, err = lorchestra("evaluate", tmp_path / "run")
+    assert code == 0
+    assert re.search(rf"^member 1 failed and is left out: {why}$", err, re.MULTILINE)
+
+
+def test_the_reason_stands_with_a_training_that_is_not_evaluated(lorchestra, recipe, texts_csv, tmp_path, monkeypatch):
+    original = trainer.step_failure
+    calls = iter(range(10_000))
+    monkeypatch.setattr(trainer, "step_failure", lambda *a: "loss 1" if next(calls) == 1 else original(*a))
+    code, _, err = lorchestra("train", recipe(texts_csv()), "--out", tmp_path / "run", "--skip-evaluation")
+    assert code == 1
+    assert "\nmember 1: diverged: loss 1 (step 1)\n" in err
 
 
 def test_an_internal_error_is_exit_code_3(lorchestra, monkeypatch):
@@ -263,18 +279,16 @@ def test_a_signal_in_the_midst_of_printing_or_importing_only_sets_a_mark(monkeyp
 
 @pytest.mark.slow
 def test_ctrl_c_stops_cleanly_and_says_how_to_resume(recipe, texts_csv, tmp_path):
-    path = recipe(texts_csv(), train={"epochs": 200})
-    command = [sys.executable, "-m", "lorchestra", "train", str(path), "--out", str(tmp_path / "run")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    path = recipe(texts_csv(), train={"epochs": 100_000})  # it is never done before the signal comes
     events = tmp_path / "run/events.jsonl"
-    deadline = time.monotonic() + 60
-    while (not events.exists() or not events.stat().st_size) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
-    assert f"go on with: lorchestra train --out {tmp_path / 'run'} --if-exists resume" in err
-    assert out == ""
+    deadline = time.monotonic() + 900
+    with Command("train", path, "--out", tmp_path / "run", directory=tmp_path) as command:
+        while (not events.exists() or not events.stat().st_size) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        command.send_signal(signal.SIGINT)
+        assert command.wait() == 130, command.err
+    assert f"go on with: lorchestra train --out {tmp_path / 'run'} --if-exists resume" in command.err
+    assert command.out == ""
     assert (tmp_path / "run/resume/latest.json").exists()
 
 
@@ -306,3 +320,14 @@ def test_version_and_plain_call(lorchestra):
     code, out, _ = lorchestra()
     assert code == 2
     assert "commands:" in out
+
+
+def test_home_is_expanded_in_every_argument(lorchestra, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    code, _, err = lorchestra("train", "--data.train=~/none.csv", "--out=~/run")
+    assert code == 2
+    assert f"{tmp_path}/none.csv: no such file" in err
+    code, _, err = lorchestra("evaluate", "~/none")
+    assert f"{tmp_path}/none: no such run" in err
+    assert not (tmp_path / "~").exists()

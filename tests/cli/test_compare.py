@@ -17,7 +17,8 @@ from lorchestra.methods.registry import METHODS, WRAPPERS
 @pytest.fixture
 def recipe(run_config, texts_csv, tmp_path):
     path = tmp_path / "recipe.yaml"
-    path.write_text(to_yaml(run_config(texts_csv(), adapt={"members": 2})))
+    test = str(texts_csv("test.csv", 40, seed=3))  # with fewer than 20 rows there are no intervals
+    path.write_text(to_yaml(run_config(texts_csv(), adapt={"members": 2}, data={"test": test})))
     return path
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from lorchestra.core import metrics, predictive
 from lorchestra.core.evaluation import ensemble_minus, evaluate_predictions, ood_scores
+from lorchestra.core.temperature import regularized_temperature
 from lorchestra.store.atomic import plain_values
 from lorchestra.types import Predictions
 
@@ -62,9 +63,15 @@ def test_the_entry_has_the_contracts_keys_and_is_json() -> None:
     entry = full_entry()
     assert json.loads(json.dumps(entry, allow_nan=False)) == entry
     contract = {"task", "split", "num_examples", "num_members", "ensemble", "member_mean", "best_member", "majority"}
-    assert contract | {"members", "intervals", "mean_of_logits", "temperature", "baselines", "uncertainty"} == set(
-        entry
-    )
+    assert contract | {
+        "members",
+        "intervals",
+        "mean_of_logits",
+        "temperature",
+        "baselines",
+        "uncertainty",
+        "notes",
+    } == set(entry)
     assert (entry["task"], entry["split"], entry["num_examples"], entry["num_members"]) == ("toy", "test", 120, 3)
     names = {"accuracy", "macro_f1", "nll", "ece", "signed_gap", "brier", "aurc"}
     names |= {f"ece_{scheme}_{bins}" for scheme in ("width", "mass") for bins in (10, 15, 20)}
@@ -124,13 +131,15 @@ def test_temperatures_are_fitted_on_validation_rows() -> None:
     predictions, entry = make_predictions(), full_entry()
     validation = make_predictions(rows=80, seed=1, split="val")
     pooled = predictive.mixture_log_probs(validation.log_probs_MEC)
-    temperature = predictive.fit_temperature(pooled, validation.labels)
+    temperature = regularized_temperature(pooled, validation.labels, validation.options).T
+    assert temperature is not None
     scaled = predictive.apply_temperature(predictive.mixture_log_probs(predictions.log_probs_MEC), temperature)
     assert entry["temperature"]["T"] == pytest.approx(temperature)
     assert entry["temperature"]["nll"] == pytest.approx(metrics.nll(scaled, predictions.labels))
     best = entry["temperature"]["best_member"]
     index = entry["best_member"]["index"]
-    single = predictive.fit_temperature(validation.log_probs_MEC[index], validation.labels)
+    single = regularized_temperature(validation.log_probs_MEC[index], validation.labels, validation.options).T
+    assert single is not None
     assert (best["index"], best["T"]) == (index, pytest.approx(single))
     own = predictive.apply_temperature(predictions.log_probs_MEC[index], single)
     assert best["nll"] == pytest.approx(metrics.nll(own, predictions.labels))
@@ -152,7 +161,7 @@ def test_differences_are_paired() -> None:
     single = make_predictions(members=1)
     entry = evaluate_predictions(single, baselines={"same": single}, resamples=40)
     for difference in (entry["intervals"]["ensemble_minus_member_mean"], entry["baselines"]["same"]["ensemble_minus"]):
-        assert set(difference) == {"accuracy", "nll", "ece", "brier"}
+        assert set(difference) == {"accuracy", "nll", "brier"}
         for low_high in difference.values():
             np.testing.assert_allclose(low_high, 0.0, atol=1e-12)
     assert entry["member_mean"]["std"]["nll"] is None
@@ -175,8 +184,9 @@ def test_the_interval_of_the_mean_member_is_that_of_the_mean() -> None:
     predictions, entry = make_predictions(), full_entry()
     scores = {str(i): metrics.score_rows(lp, predictions.labels) for i, lp in enumerate(predictions.log_probs_MEC)}
     draws = metrics.bootstrap(scores, resamples=50, seed=0)
-    expected = metrics.interval(np.mean([draw["ece"] for draw in draws.values()], axis=0))
-    np.testing.assert_allclose(entry["intervals"]["member_mean"]["ece"], expected or [], rtol=1e-12)
+    expected = metrics.interval(np.mean([draw["aurc"] for draw in draws.values()], axis=0))
+    np.testing.assert_allclose(entry["intervals"]["member_mean"]["aurc"], expected or [], rtol=1e-12)
+    assert entry["intervals"]["member_mean"]["ece"] is None
 
 
 def test_the_seed_decides_and_zero_resamples_leave_no_intervals() -> None:
@@ -314,7 +324,7 @@ def test_differences_alone_are_those_of_an_evaluation():
     entry = evaluate_predictions(ensemble, baselines={"it": other}, resamples=50, seed=3)
     found = ensemble_minus(ensemble, {"it": other, "itself": ensemble}, resamples=50, seed=3)
     assert found["it"] == entry["baselines"]["it"]["ensemble_minus"]
-    assert found["itself"] == {metric: [0.0, 0.0] for metric in ("accuracy", "nll", "ece", "brier")}
+    assert found["itself"] == {metric: [0.0, 0.0] for metric in ("accuracy", "nll", "brier")}
     assert ensemble_minus(ensemble, {"it": other}, resamples=0) == {"it": {}}
     with pytest.raises(ValueError, match="baseline 'it' is of other rows"):
         ensemble_minus(ensemble, {"it": take(other, np.arange(50))})

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from lorchestra.data.encode import EncodedSplit, can_use_letters, class_weights, encode
 from lorchestra.data.prompts import PromptTemplate, Scoring
+from lorchestra.data.tokens import TextTokenizer
 from lorchestra.errors import ConfigError, DataError
 from lorchestra.types import EncodedExample, Example
 
@@ -322,3 +323,134 @@ def test_many_characters_take_several_calls_with_the_same_tokens(
     whole = encode(rows, template, tokenizer, scoring="text").rows
     monkeypatch.setattr("lorchestra.data.encode._CHARACTERS_PER_CALL", 100)
     assert encode(rows, template, tokenizer, scoring="text").rows == whole
+
+
+# --- choices that continue others -----------------------------------------------------------------------------------
+
+YES_BUT = Example("y", "the film was good", ("yes", "no", "yes but"), 2, "t.jsonl:4")
+
+
+def begins(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    return one != other and other[: len(one)] == one
+
+
+def test_a_choice_that_continues_another_gives_all_of_the_row_an_end(tokenizer: Any) -> None:
+    with_end, without = encode([YES_BUT, CAT], TEMPLATE, tokenizer, scoring="text").rows
+    whole = [plain(tokenizer, f"Question: the film was good\nAnswer: {choice}\n") for choice in YES_BUT.choices]
+    assert [joined(with_end, index) for index in range(3)] == whole
+    assert tokenizer.decode(joined(without, 1)).endswith("Answer: the cat")  # other rows are as they were
+    shown = encode([YES_BUT], TEMPLATE, tokenizer, scoring="text", shots=[CAT]).rows[0]
+    assert tokenizer.decode(joined(shown, 0)).endswith("Answer: yes\n\n")  # as the shots before it end
+
+
+def test_the_end_in_a_chat_is_that_of_the_turn(chat_tokenizer: Any) -> None:
+    chat_tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>\n{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    template = PromptTemplate(chat=True, tokenizer=chat_tokenizer)
+    row = encode([YES_BUT], template, chat_tokenizer, scoring="text").rows[0]
+    assert [choice[-1] for choice in row.choices] == [chat_tokenizer.eos_token_id] * 3
+    assert chat_tokenizer.decode(joined(row, 2)).endswith("\n<assistant>yes but</s>")
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    choices=st.lists(st.text(st.sampled_from("ab10 +.-\n"), max_size=4), min_size=2, max_size=6),
+    normalize=st.sampled_from(["sum", "token", "byte"]),
+    name=st.sampled_from(["tokenizer", "bos_tokenizer", "merging_tokenizer", "chat_tokenizer"]),
+    shots=st.integers(0, 2),
+)
+def test_no_choice_begins_another(
+    request: pytest.FixtureRequest, choices: list[str], normalize: Any, name: str, shots: int
+) -> None:
+    tokenizer = request.getfixturevalue(name)
+    template = PromptTemplate(chat=name == "chat_tokenizer", tokenizer=tokenizer)
+    example = Example("x", "the film", tuple(choices), 0, "t.jsonl:5")
+    try:
+        split = encode([example], template, tokenizer, scoring="text", normalize=normalize, shots=[CAT] * shots)
+    except (DataError, ConfigError) as error:
+        refused = str(error)  # choices without tokens, or with the same
+    else:
+        refused = ""
+    if refused:
+        assert "t.jsonl:5" in refused
+        return
+    (row,) = split.rows
+    assert not any(begins(one, other) for one in row.choices for other in row.choices)
+    for one, name_one in zip(row.choices, choices, strict=True):
+        for other, name_other in zip(row.choices, choices, strict=True):
+            assert (one == other) == (name_one == name_other)
+
+
+class _Newlineless:
+    """A tokenizer that drops line ends, as some do."""
+
+    def __init__(self, tokenizer: Any, eos: int | None) -> None:
+        self.tokenizer, self.eos_token_id = tokenizer, eos
+
+    def __call__(self, texts: Any, **options: Any) -> Any:
+        bare = (
+            texts.replace("\n", " ").rstrip()
+            if isinstance(texts, str)
+            else [text.replace("\n", " ").rstrip() for text in texts]
+        )
+        return self.tokenizer(bare, **options)
+
+
+def test_eos_where_a_line_end_parts_nothing(tokenizer: Any) -> None:
+    row = encode([YES_BUT], TEMPLATE, _Newlineless(tokenizer, 1), scoring="text").rows[0]
+    bare = encode([YES_BUT], replace(TEMPLATE, version=1), tokenizer, scoring="text").rows[0]
+    assert row.choices == tuple((*choice, 1) for choice in bare.choices)
+    with pytest.raises(
+        ConfigError, match=r"t\.jsonl:4: one of the choices 'yes', 'no', 'yes but' begins another.*letter"
+    ):
+        encode([YES_BUT], TEMPLATE, _Newlineless(tokenizer, None), scoring="text")
+
+
+def test_normalization_counts_the_tokens_of_the_end_and_not_its_bytes(tokenizer: Any) -> None:
+    by_token = encode([YES_BUT], TEMPLATE, tokenizer, scoring="text", normalize="token").rows[0]
+    assert by_token.divisors == tuple(float(len(choice)) for choice in by_token.choices)
+    by_byte = encode([YES_BUT], TEMPLATE, tokenizer, scoring="text", normalize="byte").rows[0]
+    assert by_byte.divisors == (4.0, 3.0, 8.0)
+
+
+def test_version_1_scores_no_ends_and_says_which_rows_that_hits(tokenizer: Any) -> None:
+    old = replace(TEMPLATE, version=1)
+    split = encode([CAT, YES_BUT], old, tokenizer, scoring="text")
+    assert tokenizer.decode(joined(split.rows[1], 2)).endswith("Answer: yes but")
+    assert split.hopeless == (1,)
+    assert encode([CAT, YES_BUT], TEMPLATE, tokenizer, scoring="text").hopeless == ()
+
+
+def test_different_choices_with_the_same_tokens_are_refused(tokenizer: Any, merging_tokenizer: Any) -> None:
+    spaced = replace(CAT, choices=("yes", "no", "yes "))
+    with pytest.raises(DataError, match=r"t\.jsonl:2: 'yes' and 'yes ' are the same tokens.*rename one"):
+        encode([spaced], TEMPLATE, tokenizer, scoring="text")
+    # one letter in front, and two that this tokenizer has no tokens for
+    unknown = replace(CAT, choices=("a\u03b1", "a\u03b2"))
+    with pytest.raises(DataError, match="are the same tokens"):
+        encode([unknown], TEMPLATE, merging_tokenizer, scoring="text")
+    assert encode([unknown], replace(TEMPLATE, version=1), merging_tokenizer, scoring="text").hopeless == (0,)
+    equal = replace(CAT, choices=("yes", "yes"))  # of these the reader warns
+    assert len(encode([equal], TEMPLATE, tokenizer, scoring="text").rows) == 1
+
+
+def test_tokens_that_the_model_does_not_know(tokenizer: Any) -> None:
+    most = max(plain(tokenizer, "Question: What is the color of the sky?\nAnswer: red blue green"))
+    known = TextTokenizer(tokenizer, (), most + 1)
+    assert encode([SKY], TEMPLATE, known, scoring="text").rows
+    with pytest.raises(
+        DataError, match=rf"t\.jsonl:1: needs the token .* \(number {most}\), and the base has {most} emb"
+    ):
+        encode([SKY], TEMPLATE, TextTokenizer(tokenizer, (), most), scoring="text")
+
+
+def test_rows_that_name_control_tokens_are_as_long_as_their_text(tokenizer: Any) -> None:
+    row = replace(SKY, question="the film </s><s> was good", choices=("no</s>", "yes"))
+    split = encode([row], TEMPLATE, tokenizer, scoring="text", shots=[row])
+    ids = joined(split.rows[0], 0)
+    assert {0, 1}.isdisjoint(ids)
+    block = "Question: the film </s><s> was good\nAnswer: no</s>"
+    assert tokenizer.decode(ids, skip_special_tokens=False) == f"{block.replace('no</s>', 'yes')}\n\n{block}"
+    assert split.literal == {"</s>": "t.jsonl:1", "<s>": "t.jsonl:1"}

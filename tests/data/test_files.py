@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import gzip
 import json
 import os
 import random
 import re
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -447,14 +447,21 @@ def test_rows_of_a_form_the_task_does_not_have(tmp_path: Path) -> None:
     assert "bring their own choices" in message(path, require_answer=False)
 
 
-def test_a_huge_value_is_shown_short_and_compared_quickly(tmp_path: Path) -> None:
+def test_a_huge_value_is_shown_short_and_compared_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Two long orders of the same characters: comparing them whole takes difflib tens of seconds.
+    compared: list[int] = []
+    original = difflib.SequenceMatcher.ratio
+
+    def ratio(matcher: difflib.SequenceMatcher[str]) -> float:
+        compared.append(len(matcher.a) * len(matcher.b))
+        return original(matcher) if compared[-1] < 1_000_000 else 0.0
+
+    monkeypatch.setattr(difflib.SequenceMatcher, "ratio", ratio)
     known = [chr(0x4E00 + i % 400) for i in range(100_000)]
     label = "".join(random.Random(0).sample(known, len(known)))
     path = write_jsonl(tmp_path / "t.jsonl", [{**TEXT, "label": label}])
-    start = time.perf_counter()
     assert len(message(path, labels=("".join(known), "z"))) < 800
-    assert time.perf_counter() - start < 5.0
+    assert all(product < 1_000_000 for product in compared)
 
 
 def test_two_fields_of_one_column(tmp_path: Path) -> None:

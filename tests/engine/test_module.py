@@ -12,7 +12,7 @@ from torch import nn
 from lorchestra.core.layout import BASE
 from lorchestra.engine.module import EnsembleModule
 from lorchestra.engine.predict import member_passes, predict_rows
-from lorchestra.errors import ConfigError
+from lorchestra.errors import ConfigError, TrainingError
 
 
 @pytest.fixture
@@ -148,6 +148,23 @@ def test_dropout_is_on_where_a_seed_is_given(make_module, make_rows):
     assert not torch.equal(module(rows, dropout_seed=1), plain)
     module.eval()
     assert not torch.equal(module(rows, dropout_seed=1), plain)
+
+
+def test_members_that_a_loop_has_driven_out_of_bounds_are_named(make_module, tmp_path):
+    module = make_module()
+    assert module.failed_members() == {}
+    with torch.no_grad():
+        module.member_parameters(1)[0][0, 0] = 1e9
+        module.member_parameters(2)[0][0, 0] = math.nan
+    assert module.failed_members() == {
+        1: "largest parameter 1e+09, bound 2.6e+06",
+        2: "largest parameter nan, bound 2.6e+06",
+    }
+    with pytest.raises(
+        TrainingError, match=r"member 1 diverged: largest parameter 1e\+09.*pretrained\(\.\.\., \[0\]\)"
+    ):
+        module.save_pretrained(tmp_path / "members")
+    assert not (tmp_path / "members").exists()
 
 
 def test_no_rows_are_no_results(make_module):

@@ -48,7 +48,7 @@ def decide(monkeypatch):
             return found
 
         monkeypatch.setattr(session, "predict_rows", predict_rows)
-        base = SimpleNamespace(tokenizer=Words(), context_length=4096)
+        base = SimpleNamespace(tokenizer=Words(), context_length=4096, num_embeddings=None)
         template = PromptTemplate(prompt.get("template"))
         data = DataConfig(scoring=scoring, max_length=max_length, prompt=PromptConfig(**prompt))
         return *session.decide_scoring(base, None, template, data, rows, 800), asked

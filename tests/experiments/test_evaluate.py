@@ -14,6 +14,8 @@ from lorchestra.experiments.evaluate import evaluate_run
 from lorchestra.experiments.load import load_run
 from lorchestra.experiments.train import train_run
 from lorchestra.methods import zero_shot
+from lorchestra.report.html.tables import headline
+from lorchestra.report.table import verdict
 from lorchestra.store.predictions import load_predictions
 
 
@@ -212,3 +214,51 @@ def test_refusals(trained, texts_csv, tmp_path):
     with pytest.raises(ConfigError, match="another file or task is named far too"):
         evaluate_run(run, ood=twin)
     assert not run.run.metrics.exists()
+
+
+def test_rows_that_trained_the_members_are_named_as_such(trained, texts_csv, tmp_path):
+    run = trained()
+    entry = evaluate_run(run, split="train")
+    assert entry["seen"] == {"train": entry["num_examples"], "val": 0}
+    assert entry["notes"][0].startswith("These rows trained the members: on them, the numbers say how well")
+    assert verdict(entry).startswith(entry["notes"][0])
+    assert headline(entry) == ("none", "It cannot be judged on rows that trained its members.")
+    # a file of which some rows are training rows, written otherwise, and one is a validation row
+    kept = [run.read(run.config.data.train, require_answer=True)[i] for i in range(3)]
+    validation = run.read(run.config.data.val, require_answer=True)[0]
+    lines = ["text,label", *(f"  {row.question.upper()},{row.choices[row.answer]}" for row in [*kept, validation])]
+    fresh = texts_csv("fresh.csv", 30, seed=9).read_text().splitlines()[1:]
+    mixed = tmp_path / "mixed.csv"
+    mixed.write_text("\n".join([*lines, *fresh]) + "\n")
+    entry = evaluate_run(run, data=mixed)
+    seen = entry["seen"]
+    assert seen["train"] >= 3
+    assert seen["val"] >= 1
+    rows = entry["num_examples"]
+    assert entry["notes"][0].startswith(f"{seen['train']} of these {rows} rows trained the members")
+    assert entry["notes"][1].startswith(f"{seen['val']} of these {rows} rows are validation rows")
+    assert headline(entry)[1] != "It cannot be judged on rows that trained its members."
+
+
+def test_validation_rows_that_decide_little_are_named_before_training_and_in_the_evaluation(
+    run_config, texts_csv, tmp_path
+):
+    text = texts_csv("val.csv", 60, seed=1).read_text().splitlines()
+    one = tmp_path / "one.csv"
+    one.write_text("\n".join([text[0], *(line for line in text if line.endswith(",no"))][:13]) + "\n")
+    data = {"val": str(one), "test": str(texts_csv("test.csv", 30, seed=2))}
+    said = []
+    run = train_run(
+        run_config(texts_csv(), data=data, evaluate={"temperature": True}), tmp_path / "run", say=said.append
+    ).run
+    few = "are chosen on 12 validation rows only: with fewer than 50, chance decides much of it."
+    single = "All validation rows have the answer 'no': they cannot tell whether other answers are learned"
+    assert [sum(words in line for line in said) for words in (few, single)] == [1, 1]
+    entry = evaluate_run(load_run(run.root))
+    notes = " ".join(entry["notes"])
+    assert few in notes
+    assert single in notes
+    assert "No temperature for the ensemble: all of the 12 validation rows have the answer 'no'" in notes
+    assert entry["temperature"]["T"] is None
+    assert "nll" not in entry["temperature"]
+    assert "12 validation rows only" in verdict(entry)

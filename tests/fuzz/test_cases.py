@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from fuzzing.harness import RefusedError, ViolationError, judge, run_case
 from fuzzing.recipes import Recipes
+from fuzzing.records import Records
 from fuzzing.runs import Runs
 from fuzzing.task_files import TaskFiles
 
@@ -43,6 +44,11 @@ def test_recipes():
 @pytest.mark.parametrize("half", [0, 1])
 def test_run_directories(runs, half):
     assert violations(runs, cases(runs, 4)[half::2]) == []
+
+
+def test_records(tmp_path_factory):
+    records = Records(tmp_path_factory.mktemp("records"))
+    assert violations(records, cases(records, 2)) == []
 
 
 def fails(error):

@@ -27,8 +27,9 @@ CELLS = st.recursive(
     max_leaves=6,
 )
 NAMES = st.sampled_from(["question", "choices", "answer", "text", "label", "id"]) | st.text(max_size=8)
+LAYOUT_NAMES = st.sampled_from(["ctx", "endings", "A", "B", "sol1", "sol2", "answerKey", "goal", "label"])
 WORDS = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=30).filter(str.strip)
-SUFFIXES = st.sampled_from(["jsonl", "jsonl.gz", "csv", "parquet"])
+SUFFIXES = st.sampled_from(["jsonl", "jsonl.gz", "csv", "parquet", "json", "tsv.zst", "arrow"])
 
 
 def ends_well(work, folder):
@@ -51,6 +52,15 @@ def test_any_json_objects_are_rows_or_one_error(rows):
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "rows.jsonl"
         path.write_bytes(jsonl(rows))
+        ends_well(lambda: check_rows(read_rows(DataConfig(train=str(path)), 0)), path.parent)
+
+
+@SETTINGS
+@given(st.lists(st.dictionaries(LAYOUT_NAMES, CELLS, min_size=2, max_size=6), min_size=1, max_size=3), st.booleans())
+def test_any_cells_of_other_layouts_are_rows_or_one_error(rows, whole):
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / ("rows.json" if whole else "rows.jsonl")
+        path.write_bytes(json.dumps(rows).encode() if whole else jsonl(rows))
         ends_well(lambda: check_rows(read_rows(DataConfig(train=str(path)), 0)), path.parent)
 
 

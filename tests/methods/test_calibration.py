@@ -52,7 +52,7 @@ def test_temperature_recovers_the_one_that_was_put_in():
             rows.append(row)
             probs[row.question] = np.array([[1 - p, p]]) ** 3 / ((1 - p) ** 3 + p**3)
     method = made_up(lambda row: probs[row.question])
-    fitted = temperature.wrap(Val(rows), method, temperature.Config())
+    fitted = temperature.wrap(Val(rows), method, temperature.Config(prior=False))
     assert fitted.chosen["temperature"] == pytest.approx(3.0, rel=1e-6)
     found = np.exp(fitted.predict(rows[::100], "test").log_probs_MEC[0, :, 1])
     np.testing.assert_allclose(found, [0.1, 0.3, 0.6, 0.8], rtol=1e-6)
@@ -70,7 +70,7 @@ def test_a_higher_temperature_is_fitted_to_more_confident_answers_and_keeps_ever
             p = truth[int(row.question)] ** power
             return [[(1 - truth[int(row.question)]) ** power, p] / ((1 - truth[int(row.question)]) ** power + p)]
 
-        fitted = temperature.wrap(Val(rows), made_up(answers), temperature.Config())
+        fitted = temperature.wrap(Val(rows), made_up(answers), temperature.Config(prior=False))
         fits.append(fitted.chosen["temperature"])
         plain, scaled = made_up(answers).predict(rows, "val"), fitted.predict(rows, "val")
         np.testing.assert_array_equal(scaled.log_probs_MEC.argmax(-1), plain.log_probs_MEC.argmax(-1))
@@ -137,6 +137,47 @@ def test_contextual_calibration_of_a_real_base_makes_no_content_uniform(make_set
     nothing = [dataclasses.replace(test[0], question="N/A")]
     np.testing.assert_allclose(np.exp(fitted.predict(nothing, "x").log_probs_MEC), 0.5, rtol=0, atol=1e-6)
     assert np.abs(np.exp(mixture_log_probs(fitted.predict(test, "test").log_probs_MEC)) - 0.5).max() > 0.01
+
+
+def test_a_temperature_of_few_rows_is_held_by_the_prior_and_noted():
+    """Twelve rows that are all right have no best temperature: the sharper, the better."""
+    rows = [Example(str(n), str(n), ("no", "yes"), n % 2) for n in range(12)]
+    method = made_up(lambda row: [[0.7, 0.3] if row.answer == 0 else [0.3, 0.7]])
+    alone = temperature.wrap(Val(rows), method, temperature.Config(prior=False))
+    assert alone.chosen["temperature"] == 0.01
+    fitted = temperature.wrap(Val(rows), method, temperature.Config())
+    assert 0.3 < fitted.chosen["temperature"] < 1
+    assert fitted.notes[0] == "temperature fitted on 12 validation rows only"
+    assert "set no limit to T" in fitted.notes[1]
+    members = temperature.wrap(Val(rows), method, temperature.Config(of="members"))
+    assert members.notes[1].startswith("temperature of member 0 (T = ")
+
+
+def test_a_temperature_that_rows_cannot_judge_is_refused():
+    method = made_up(lambda row: [[0.7, 0.3]])
+    with pytest.raises(ConfigError, match="there are no validation rows"):
+        temperature.wrap(Val([]), method, temperature.Config())
+    rows = [Example(str(n), str(n), ("no", "yes"), 0) for n in range(12)]
+    with pytest.raises(ConfigError, match="all of the 12 validation rows have the answer 'no'"):
+        temperature.wrap(Val(rows), method, temperature.Config())
+    impossible = made_up(lambda row: [[0.0, 1.0] if row.answer == 0 else [1.0, 0.0]])
+    rows = [Example(str(n), str(n), ("no", "yes"), n % 2) for n in range(12)]
+    with pytest.raises(ConfigError, match="no validation row gives its right answer a positive probability"):
+        temperature.wrap(Val(rows), impossible, temperature.Config())
+
+
+def test_contextual_calibration_by_next_to_nothing_is_noted_and_by_nothing_refused():
+    rows = [Example("0", "x", ("no", "yes"), None)]
+    answers = {"N/A": [[0.9999, 0.0001]], "x": [[0.5, 0.5]]}
+    fitted = contextual.wrap(Val(), made_up(lambda row: answers[row.question]), contextual.Config(texts=("N/A",)))
+    assert fitted.notes == []
+    fitted.predict(rows, "test")
+    fitted.predict(rows, "test")
+    (note,) = fitted.notes
+    assert "divides the probability of 'yes' by 0.0001" in note
+    answers["N/A"] = [[1.0, 0.0]]
+    with pytest.raises(ConfigError, match="leave the choice 'yes' a probability of 0"):
+        fitted.predict(rows, "test")
 
 
 def test_refusals():

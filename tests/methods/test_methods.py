@@ -7,9 +7,11 @@ import dataclasses
 import numpy as np
 import pytest
 
+import lorchestra.methods.batch_ensemble
+import lorchestra.methods.training
 from lorchestra.engine.observer import Interrupted
 from lorchestra.errors import ConfigError, TrainingError
-from lorchestra.methods import contextual, laplace, mc_dropout, temperature
+from lorchestra.methods import contextual, laplace, mc_dropout, swag, temperature
 from lorchestra.methods.contract import Silent
 from lorchestra.methods.registry import METHODS, WRAPPERS, fit_method, parse_name
 
@@ -151,13 +153,53 @@ def test_the_first_member_of_the_ensemble_is_one_lora(make_setting):
 
 
 def test_a_training_that_fails_ends_in_an_error(make_setting):
+    """The first optimizer step moves parameters by the rate, out of bounds on any processor."""
     setting, _ = make_setting(train={"lr": 1e30, "clip_norm": 0.0})
     for name in ("one_lora", "lora_ensemble", "soup"):
         with pytest.raises(TrainingError, match="every member failed"):
             fit(setting, name)
     for name in ("snapshot", "swag", "laplace", "last_layer", "batch_ensemble"):
-        with pytest.raises(TrainingError, match=r"(member 0|the adapter) failed \(loss .*gradient norm nan\)"):
+        with pytest.raises(TrainingError, match=r"(member 0|the adapter) failed \(diverged: largest parameter \S+e\+"):
             fit(setting, name)
+
+
+@pytest.mark.parametrize("name", ["last_layer", "batch_ensemble"])
+def test_a_validation_nll_that_is_no_number_ends_members_that_train_together(make_setting, monkeypatch, name):
+    original = lorchestra.methods.training.predict_rows
+
+    def predict_rows(*arguments, **options):
+        found = original(*arguments, **options)
+        found[1, 0] = np.nan
+        return found
+
+    monkeypatch.setattr(lorchestra.methods.training, "predict_rows", predict_rows)
+    setting, _ = make_setting()
+    with pytest.raises(TrainingError, match=r"member 1 failed \(diverged: validation NLL nan \(step \d+\)\)"):
+        fit(setting, name)
+
+
+def test_a_gradient_by_shared_weights_that_overflows_is_an_error(make_setting, monkeypatch):
+    """The clip would make nothing of it, and the fit would go on with zeros."""
+    monkeypatch.setattr(lorchestra.methods.batch_ensemble, "clip_gradients", lambda grad, bounds: grad.sum(1) + 1e20)
+    setting, _ = make_setting()
+    with pytest.raises(TrainingError, match=r"shared and fast weights failed \(diverged: gradient norm 1e\+20\)"):
+        fit(setting, "batch_ensemble")
+
+
+def test_laplace_passes_over_precisions_whose_draws_are_no_numbers(make_setting, monkeypatch):
+    """Their NLL would be NaN, which numpy's argmin takes for the least."""
+    plain = laplace.DiagonalLaplace.draws
+
+    def draws(posterior, noise, precision):
+        return plain(posterior, noise, precision) * (np.nan if precision == 1.0 else 1.0)
+
+    monkeypatch.setattr(laplace.DiagonalLaplace, "draws", draws)
+    setting, _ = make_setting()
+    for predictive in ("linearized", "draws"):
+        fitted = laplace.fit(setting, laplace.Config(predictive=predictive, precisions=(1.0, 1e4), draws=5))
+        assert fitted.chosen == {"prior_precision": 1e4}
+        with pytest.raises(TrainingError, match=r"with none of \(1\.0,\) the draws' validation NLL is finite"):
+            laplace.fit(setting, laplace.Config(predictive=predictive, precisions=(1.0,), draws=5))
 
 
 def test_mc_dropout_of_members_spreads_the_passes_over_them(make_setting):
@@ -214,11 +256,20 @@ def test_a_rate_at_which_decay_overshoots_is_refused(make_setting, method):
         fit_method(setting, f"{method}:lr_factor=3")
 
 
-def test_adapters_that_are_not_finite_are_no_method(make_setting):
+def test_adapters_that_are_not_finite_are_no_method(make_setting, monkeypatch):
     """As of a draw from a posterior that is too wide for the number format."""
     setting, _ = make_setting()
-    with pytest.raises(TrainingError, match="not finite after the fit"):
-        fit_method(setting, "swag:scale=1e300")
+    draws = swag.SwagMoments.draws
+    monkeypatch.setattr(swag.SwagMoments, "draws", lambda *arguments: draws(*arguments) * float("inf"))
+    with pytest.raises(TrainingError, match=r"adapter 0 after the fit: diverged: largest parameter (nan|inf)"):
+        fit_method(setting, "swag")
+
+
+@pytest.mark.parametrize("name", ["swag:scale=1e300", "batch_ensemble:spread=1e38", "laplace:precisions=[1,1e300]"])
+def test_settings_beyond_float32_are_refused(make_setting, name):
+    setting, _ = make_setting()
+    with pytest.raises(ConfigError, match=r"\+\d+ is more than 1e\+30; what is computed"):
+        fit_method(setting, name)
 
 
 def test_a_name_carries_settings_of_the_method_and_of_its_wrappers():

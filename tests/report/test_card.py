@@ -103,6 +103,21 @@ def test_its_program_gives_the_probabilities_of_lorchestra(
     )
 
 
+@pytest.mark.parametrize("normalize", ["sum", "token", "byte"])
+def test_its_program_scores_whole_answers(run_config, tiny_base, tmp_path, monkeypatch, normalize):
+    path = tmp_path / "a.csv"
+    path.write_text("text,label\n" + "".join(f"film {i} was fine,{('yes', 'yes but')[i % 2]}\n" for i in range(20)))
+    data = {"normalize": normalize, "prompt": PromptConfig("{question}?", answer_prefix="\n")}
+    root = train_run(run_config(path, train={"lr": 0.05}, data=data), tmp_path / "run").run.root
+    trained = load_run(root)
+    example = Example("x", "the song was rather fine", trained.labels, None)
+    (expected,) = trained.predict([example])
+    out = export_run(root, tmp_path / "out", card=card_of(root))
+    assert run_program(out, tiny_base, example, monkeypatch) == pytest.approx(
+        dict(zip(trained.labels, expected["probs"], strict=True)), abs=1e-4
+    )
+
+
 def test_its_program_asks_through_the_chat_template(run_config, texts_csv, make_base, tmp_path, monkeypatch):
     import transformers
 

@@ -35,7 +35,16 @@ def test_metrics_intervals_and_cost():
     assert found[2].split() == ["lora_ensemble", "76.5", "0.432", "4.6", "3.14", "123", "k", "65", "1.50", "2,304"]
     assert found[3].split() == ["1.80"]
     assert found[4].split()[0] == "one_lora"
-    assert found[5].split() == ["+temperature", "[-1.0,+12.5]", "[-0.500,+0.250]", "[inf,+1.0]", "1.80"]
+    assert found[5].split() == ["+temperature", "[-1.0,+12.5]", "[-0.500,+0.250]", "1.80"]
+    assert max(map(len, found)) <= 100
+
+
+def test_the_ece_stands_beside_what_calibrated_confidences_would_show_and_notes_below():
+    calibrated = method("one_lora", notes=["T is [red]uncertain"])
+    calibrated["entry"]["intervals"] = {"ensemble": {"ece_if_calibrated": {"mean": 0.031, "interval": [0.012, 0.05]}}}
+    found = lines([calibrated])
+    assert found[3].split() == ["(3.1:", "1.2-5.0)", "1.80"]
+    assert found[-1].strip() == "one_lora: T is [red]uncertain."
     assert max(map(len, found)) <= 100
 
 

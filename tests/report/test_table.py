@@ -57,7 +57,8 @@ def render(table: Table, width: int = 100) -> list[str]:
 def names_in(lines: list[str]) -> list[str]:
     """The first column of the lines that open a row."""
     body = lines[next(index for index, line in enumerate(lines) if line.startswith("──")) + 1 :]
-    return [line[:22].rstrip() for line in body if line[:1].strip() or line.startswith("  +")][:-1]
+    body = body[: next(index for index, line in enumerate(body) if line.startswith("In brackets"))]
+    return [line[:22].rstrip() for line in body if line[:1].strip() or line.startswith("  +")]
 
 
 def test_every_method_has_its_row_in_order() -> None:
@@ -106,6 +107,49 @@ def test_a_cell_holds_value_spread_and_interval() -> None:
     assert f"{100 * mean['accuracy']:.1f} ±{100 * mean['std']['accuracy']:.1f}" in lines[row]
     assert f"{100 * mean['signed_gap']:+.1f} ±" in lines[row]
     assert f"[{low:.3f},{high:.3f}]" in lines[row + 1]
+
+
+def test_the_ece_stands_above_its_interval_and_what_calibrated_confidences_would_show() -> None:
+    entry = full_entry()
+    lines = render(evaluation_table(entry))
+    row = next(index for index, line in enumerate(lines) if line.startswith("ensemble"))
+    intervals = entry["intervals"]["ensemble"]
+    low, high = (100 * end for end in intervals["ece"])
+    assert f"[{low:.1f},{high:.1f}]" in lines[row + 1]
+    mean, (low, high) = 100 * intervals["ece_if_calibrated"]["mean"], intervals["ece_if_calibrated"]["interval"]
+    assert lines[row + 2].split() == [f"({mean:.1f}:", f"{100 * low:.1f}-{100 * high:.1f})"]
+    assert "In parentheses: ECE of a perfectly calibrated model" in " ".join(lines)
+
+
+def test_an_ece_interval_of_an_earlier_version_is_not_shown() -> None:
+    """It is the percentiles of bootstrap draws, which do not cover; without the reference it is known as such."""
+    entry = full_entry()
+    entry["intervals"]["ensemble"]["ece"] = [0.4321, 0.4567]
+    assert "[43.2,45.7]" in "".join(render(evaluation_table(entry)))
+    del entry["intervals"]["ensemble"]["ece_if_calibrated"]
+    assert "[43.2,45.7]" not in "".join(render(evaluation_table(entry)))
+
+
+def test_the_verdict_says_whether_the_ece_is_more_than_a_calibrated_model_would_show() -> None:
+    entry = small_entry(CLEAR, UNCLEAR, (0.01, [-0.01, 0.03]))
+    reference = {"mean": 0.03, "interval": [0.012, 0.051]}
+    entry["intervals"]["ensemble"] |= {"ece_if_calibrated": reference, "ece": [0.0, 0.06]}
+    assert verdict(entry).endswith(
+        "Its ECE of 5.0 % is no evidence of miscalibration: a perfectly calibrated model would show 1.2 to 5.1 % on as"
+        " many rows."
+    )
+    reference["interval"] = [0.012, 0.049]
+    assert verdict(entry).endswith(
+        "Its ECE of 5.0 % is more than a perfectly calibrated model would show on as many rows (1.2 to 4.9 %)."
+    )
+
+
+def test_the_verdict_begins_with_what_the_numbers_cannot_carry() -> None:
+    entry = small_entry(CLEAR, UNCLEAR, (0.01, [-0.01, 0.03])) | {"notes": ["These rows trained the members."]}
+    assert verdict(entry).startswith("These rows trained the members. Against the mean of its 5 members, ")
+    nothing = dict.fromkeys(CLEAR)
+    few = small_entry(nothing, nothing, (0.01, [-0.01, 0.03])) | {"num_examples": 3, "notes": ["No intervals."]}
+    assert verdict(few) == "No intervals. So no difference from another method can be judged."
 
 
 def test_numbers_stand_under_each_other() -> None:
@@ -177,6 +221,7 @@ def small_entry(mean: dict[str, Any], best: dict[str, Any] | None, gap: tuple[fl
     return entry
 
 
+# Entries of earlier versions have differences of ECEs, with intervals that do not cover: no verdict speaks of them.
 CLEAR = {"accuracy": [0.01, 0.09], "nll": [-0.2, -0.05], "ece": [0.01, 0.05], "brier": [-0.1, 0.1]}
 UNCLEAR = {"accuracy": [-0.01, 0.09], "nll": [-0.2, 0.05], "ece": [0.0, 0.05], "brier": [-0.1, 0.1]}
 
@@ -185,25 +230,25 @@ def test_the_verdict_says_better_and_worse_where_intervals_leave_out_zero() -> N
     text = verdict(small_entry(CLEAR, UNCLEAR, (0.01, [-0.01, 0.03])))
     assert text == (
         "Against the mean of its 5 members, the ensemble is better in accuracy (+5.0 points; +1.0 to +9.0) and NLL "
-        "(-0.100; -0.200 to -0.050), is worse in ECE (+3.0 points; +1.0 to +5.0) and shows no clear difference in "
+        "(-0.100; -0.200 to -0.050) and shows no clear difference in "
         "Brier score (differences with their 95 % intervals); the gain over the mean member in NLL and Brier is "
         "guaranteed by convexity. "
-        "Against the best member on validation, it shows no clear difference in accuracy, NLL, ECE and Brier score."
+        "Against the best member on validation, it shows no clear difference in accuracy, NLL and Brier score."
     )
 
 
 def test_the_verdict_names_the_direction_of_each_metric() -> None:
-    worse = {"accuracy": [-0.09, -0.01], "nll": [0.05, 0.2], "ece": [-0.05, -0.01], "brier": [0.1, 0.2]}
+    worse = {"accuracy": [-0.09, -0.01], "nll": [0.05, 0.2], "brier": [0.1, 0.2]}
     text = verdict(small_entry(UNCLEAR, worse, (0.0, [-0.1, 0.1])))
-    assert "the ensemble shows no clear difference in accuracy, NLL, ECE and Brier score" in text
-    assert "it is better in ECE (+3.0 points; -5.0 to -1.0) and is worse in accuracy (+5.0 points; " in text
+    assert "the ensemble shows no clear difference in accuracy, NLL and Brier score" in text
+    assert "it is worse in accuracy (+5.0 points; " in text
     assert ", NLL (-0.100; +0.050 to +0.200) and Brier score (+0.000; +0.100 to +0.200)" in text
 
 
 def test_what_rounds_to_nothing_is_no_difference() -> None:
     """Rounding in float64, and intervals of which both ends are shown as 0."""
     tiny = {"accuracy": [-5.6e-17, 0.0], "nll": [1e-5, 4e-4], "ece": [-3e-4, -1e-4], "brier": [1e-12, 2e-12]}
-    assert "it shows no clear difference in accuracy, NLL, ECE and Brier score" in verdict(
+    assert "it shows no clear difference in accuracy, NLL and Brier score" in verdict(
         small_entry(CLEAR, tiny, (0.0, [-0.1, 0.1]))
     )
     tiny |= {"nll": [1e-5, 6e-4]}
@@ -235,8 +280,10 @@ def test_the_verdict_says_under_confident_only_where_the_gap_is_clear() -> None:
 def test_the_verdict_without_anything_to_compare() -> None:
     assert "one member only" in verdict(full_entry(resamples=0) | {"num_members": 1})
     assert "No bootstrap intervals" in verdict(full_entry(resamples=0))
-    unknown = verdict(small_entry(CLEAR | {"nll": None}, None, (0.0, [-0.1, 0.1])))
-    assert "cannot be compared in NLL (an answer got probability zero)" in unknown
+    few = small_entry(CLEAR | {"nll": None}, None, (0.0, [-0.1, 0.1]))
+    assert "cannot be judged in NLL (too few right or wrong rows)" in verdict(few)
+    few["member_mean"] = few["member_mean"] | {"nll": None}
+    assert "cannot be compared in NLL (an answer got probability zero)" in verdict(few)
 
 
 def test_the_verdict_of_a_real_entry_uses_its_own_intervals() -> None:

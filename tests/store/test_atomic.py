@@ -162,7 +162,7 @@ with atomic_path(sys.argv[1]) as file, atomic_directory(sys.argv[2]) as director
 def test_a_killed_writer_leaves_the_old_file_and_its_remains_are_swept_later(tmp_path: Path) -> None:
     file, directory = tmp_path / "f", tmp_path / "d"
     file.write_text("old")
-    killed = subprocess.run([sys.executable, "-c", KILLED, file, directory], timeout=60, check=False)
+    killed = subprocess.run([sys.executable, "-c", KILLED, file, directory], timeout=900, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert file.read_text() == "old"
     assert not directory.exists()
@@ -221,10 +221,10 @@ def test_two_processes_at_once_never_mix(tmp_path: Path) -> None:
     while any(process.poll() is None for process in processes):
         if file.exists():
             seen.add(file.read_text())
+    seen.add(file.read_text())  # both may have been done before the first look
     for process in processes:
-        process.communicate(timeout=60)
+        process.communicate(timeout=900)
         assert process.returncode == 0
-    assert seen
     assert seen <= {"x" * 20000, "y" * 20000}
     assert len({(directory / name).read_text() for name in "abc"}) == 1
     assert entries(tmp_path) == ["d", "f"]

@@ -104,6 +104,6 @@ def evaluate_and_show(
     console.print(verdict(entry), highlight=False)
     if "early_exit" in entry:
         console.print(early_exit_text(entry), highlight=False)
-    picture = trained.run.root / f"reliability.{name}.png"
-    reliability_figure(load_predictions(trained.run.predictions / f"{name}.safetensors"), picture)
+    picture = trained.run.inside(f"reliability.{name}.png")
+    reliability_figure(load_predictions(trained.run.prediction(name)), picture)
     say(f"picture: {picture}")

@@ -37,7 +37,9 @@ def run(arguments: Sequence[str]) -> int:
     from lorchestra.engine.config import RunConfig
     from lorchestra.experiments.export import export_run, exported_members
     from lorchestra.report.card import model_card
-    from lorchestra.store.run_dir import read_ensemble, read_json
+    from lorchestra.store.evaluations import read_evaluations
+    from lorchestra.store.records import read_splits
+    from lorchestra.store.run_dir import read_ensemble
 
     say = speaker(messages())
     run_dir, record = read_ensemble(parsed.run)
@@ -45,8 +47,8 @@ def run(arguments: Sequence[str]) -> int:
     card = model_card(
         record,
         read_recipe(run_dir.config, RunConfig, whole=True),
-        read_json(run_dir.splits),
-        read_json(run_dir.metrics) if run_dir.metrics.exists() else None,
+        read_splits(run_dir),
+        {"evaluations": read_evaluations(run_dir)[0]},
         names,
         merged=parsed.merge,
         base_name=parsed.base_name,

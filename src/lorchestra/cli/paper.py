@@ -145,7 +145,6 @@ def _train_and_draw(names: Sequence[str], parsed: PaperArguments, config: RunCon
 
 def _draw(plan: Any, parsed: PaperArguments, results: list[dict[str, Any]] | None) -> None:
     """Write a figure's page and print its sentence; `results` are those of methods, where the figure compares them."""
-    from pathlib import Path
 
     from lorchestra.cli.output import results as stdout
     from lorchestra.errors import TrainingError
@@ -153,6 +152,7 @@ def _draw(plan: Any, parsed: PaperArguments, results: list[dict[str, Any]] | Non
     from lorchestra.report.paper.page import write_page
     from lorchestra.report.paper.registry import FIGURES
     from lorchestra.report.paper.runs import FinishedRun
+    from lorchestra.store.inside import inside
 
     finished = plan.finished() if results is None else zip(plan.points, plan.folders, strict=False)
     runs = [FinishedRun(point.settings, point.config, run) for point, run in finished]
@@ -160,7 +160,7 @@ def _draw(plan: Any, parsed: PaperArguments, results: list[dict[str, Any]] | Non
     if not rows:
         raise TrainingError(f"{plan.name}: no run to draw it from; every member of each failed")
     told = caption(runs, parsed.profile, None if results is None else str(rows[0]["task"]))
-    folder = Path(parsed.out) / plan.name
+    folder = inside(parsed.out, plan.name)
     sentence = write_page(FIGURES[plan.name], rows, folder, plan.name, told)
     text = f"{plan.name}: {sentence}\n{told}\n{folder / (plan.name + '.png')}\n"
     stdout().print(text, highlight=False, markup=False, soft_wrap=True)

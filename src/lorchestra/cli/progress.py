@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any, Self
 
 from rich.console import Console, Group
@@ -33,11 +34,13 @@ class TrainingProgress:
         self._rates: list[float] = []
         self._phase = ""
         self._last_line = 0.0
+        self._failures = Failures(console)
 
     def attach(self, trainer: Trainer) -> TrainingProgress:
         """Follow this trainer."""
         self._trainer = trainer
         self._losses = [None] * trainer.model.num_members
+        self._failures = Failures(self.console)
         if self.console.is_terminal:
             self._live = Live(self._render(trainer.state), console=self.console, refresh_per_second=4)
             self._live.start()
@@ -74,6 +77,7 @@ class TrainingProgress:
             self._show(self._trainer.state)
 
     def _show(self, state: TrainState, line: str | None = None) -> None:
+        self._failures.show(state)
         if self._live is not None:
             self._live.update(self._render(state))
         elif line is not None or time.monotonic() - self._last_line > PLAIN_EVERY_S:
@@ -108,6 +112,23 @@ class TrainingProgress:
                 Text(member.status, style=_STYLES[member.status]),
             )
         return Group(table, Text(self._headline(state), style="bold"))
+
+
+class Failures:
+    """Prints each failed member of a training once, with the reason; in a terminal above a live table."""
+
+    def __init__(self, console: Console, name: Callable[[int], str] = "member {}".format) -> None:
+        self.console = console
+        self._name = name
+        self._printed: set[int] = set()
+
+    def show(self, state: TrainState) -> None:
+        """Print those that have failed since the last call."""
+        for m in state.with_status("failed"):
+            if m not in self._printed:
+                self._printed.add(m)
+                line = f"{self._name(m)} failed: {state.members[m].reason}"
+                self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 class StatusLine:
@@ -165,20 +186,24 @@ class CompareProgress(StatusLine):
     def __init__(self, console: Console) -> None:
         super().__init__(console)
         self._name = ""
+        self._failures = Failures(console)
 
     def attach(self, name: str) -> CompareProgress:
         """Follow this method from now on."""
         self._name = name
+        self._failures = Failures(self.console, lambda m: f"{name}: member {m}")
         return self
 
     def on_step(self, report: StepReport, state: TrainState) -> None:
         """Show how far the training is."""
+        self._failures.show(state)
         self.show(
             f"{self._name}: epoch {report.epoch + 1}, step {state.step}, {report.tokens / report.seconds:,.0f} tokens/s"
         )
 
     def on_evaluation(self, entry: dict[str, Any], state: TrainState) -> None:
         """Show the validation NLL, the mean over members."""
+        self._failures.show(state)
         known = [nll for nll in entry["val_nll"] if nll is not None]
         if known:
             self.show(f"{self._name}: epoch {entry['epoch']}, validation NLL {sum(known) / len(known):.3f}")

@@ -44,12 +44,13 @@ def run(arguments: Sequence[str]) -> int:
 
     from lorchestra.report.html.method_results import is_comparison
     from lorchestra.report.html.page import write_report
+    from lorchestra.store.inside import inside
 
     belong = [root for root in given if not is_comparison(Path(root))] or given
     if parsed.out is None and len(belong) > 1:
         raise ConfigError("--out: a page about several runs belongs to none of them; name it with --out FILE.html")
 
-    out = Path(belong[0]) / "report.html" if parsed.out is None else Path(parsed.out)
+    out = inside(belong[0], "report.html") if parsed.out is None else Path(parsed.out)
     write_report(parsed.runs, out, split=parsed.split, examples=parsed.examples, methods=parsed.methods)
     print(out)
     return 0

@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from lorchestra.cli.progress import PLAIN_EVERY_S, duration
+from lorchestra.cli.progress import PLAIN_EVERY_S, Failures, duration
 from lorchestra.engine.observer import StepReport
 from lorchestra.engine.state import TrainState
 from lorchestra.engine.trainer import Trainer
@@ -37,6 +37,7 @@ class SweepProgress:
         self._headline = ""
         self._last_line = 0.0
         self._pack: tuple[Pack, int] | None = None
+        self._failures = Failures(console)
         self._live = Live(self._render(), console=console, refresh_per_second=4) if console.is_terminal else None
 
     def follow(self, points: Sequence[Point]) -> SweepProgress:
@@ -67,12 +68,15 @@ class SweepProgress:
 
     def attach(self, pack: Pack, trainer: Trainer) -> SweepProgress:
         """Follow a pass."""
+        names = [f"{p.name}, member {i}" for p in pack.points for i in range(len(pack.members_of(p)))]
+        self._failures = Failures(self.console, names.__getitem__)
         self._pack = pack, trainer.num_steps  # the trainer itself would keep its base alive during the next pass
         return self
 
     def on_step(self, report: StepReport, state: TrainState) -> None:
         """Show how far the pass has come."""
         assert self._pack is not None
+        self._failures.show(state)
         pack, num_steps = self._pack
         left = state.train_s / state.step * (num_steps - state.step)
         members = len(state.with_status("running"))
@@ -84,6 +88,7 @@ class SweepProgress:
     def on_evaluation(self, entry: dict[str, Any], state: TrainState) -> None:
         """Show the validation NLL of the points, the mean over their members."""
         assert self._pack is not None
+        self._failures.show(state)
         pack, _ = self._pack
         for point in pack.points:
             nlls = [entry["val_nll"][m] for m in pack.members_of(point)]

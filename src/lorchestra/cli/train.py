@@ -84,6 +84,9 @@ def train_and_show(
     if outcome.failed_members:
         names = ", ".join(map(str, outcome.failed_members))
         say(f"warning: member(s) {names} failed and are left out of the ensemble")
+        if not evaluate:  # else the evaluation says why
+            for m, reason in zip(outcome.failed_members, outcome.reasons, strict=True):
+                say(f"member {m}: {reason}")
         code = 1
     if evaluate:
         evaluate_and_show(root, ood=ood, as_json=as_json)

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from lorchestra.core import predictive
-from lorchestra.core.metrics import LEVEL, Draws, all_metrics, auroc, bootstrap, interval, nll, score_rows
+from lorchestra.core.intervals import Ends, Judged, difference_intervals, judge, method_intervals, too_few
+from lorchestra.core.metrics import LEVEL, all_metrics, auroc, bootstrap, nll, score_rows
 from lorchestra.core.predictive import FloatArray, IntArray
+from lorchestra.core.temperature import TemperatureFit, regularized_temperature
+from lorchestra.core.validation import weak_validation
 from lorchestra.store.atomic import plain_values
 from lorchestra.types import Predictions
-
-COMPARED = ("accuracy", "nll", "ece", "brier")
-"""Metrics whose paired differences from the ensemble get intervals."""
 
 
 def evaluate_predictions(
@@ -40,8 +40,10 @@ def evaluate_predictions(
 
     Keys: "ensemble", "member_mean" (with "std"), "best_member", "majority", "members", "mean_of_logits", "temperature"
     (null unless asked for; with its "best_member", scaled as well), "baselines", "uncertainty" (means over rows, nats),
-    "intervals". Methods that are not in "intervals" carry their own "intervals" and "ensemble_minus" (paired, ensemble
-    minus method). One that cannot be given has null as its index or T, and a "reason".
+    "intervals" (see `core.intervals`), "notes". Methods that are not in "intervals" carry their own "intervals" and
+    "ensemble_minus" (paired, ensemble minus method). One that cannot be given has null as its index or T, and a
+    "reason". The notes are sentences about what the numbers cannot carry: few rows, few errors, validation rows or a
+    temperature that decide nothing.
 
     Raises:
         ValueError: an answer is unknown (-1) or not one of its row's choices, rows or members do not match between
@@ -61,8 +63,10 @@ def evaluate_predictions(
     scores = {name: score_rows(log_probs_EC, predictions.labels) for name, log_probs_EC in distributions.items()}
     draws = bootstrap(scores, resamples, seed)
     members = [_member(index) for index in range(predictions.num_members)]
-    main_intervals = _main_intervals(draws, members, best["index"])
-    compared = {name: _compared(name, notes, points, draws) for name in {*notes, *points}}
+    judged = {name: judge(scores, draws, name) for name in scores}
+    judged["member_mean"] = judge(scores, draws, *members)
+    main_intervals = _main_intervals(judged, best["index"], seed)
+    compared = {name: _compared(name, notes, points, judged, seed) for name in {*notes, *points}}
     entry = {
         "task": predictions.task,
         "split": predictions.split,
@@ -78,14 +82,15 @@ def evaluate_predictions(
         "temperature": compared["temperature"] | {"best_member": compared["scaled best"]} if temperature else None,
         "baselines": {name: compared[f"baseline {name}"] for name in baselines},
         "intervals": {"level": LEVEL, "resamples": resamples, "seed": seed, **main_intervals},
+        "notes": [*_notes(validation, notes), *_too_few(judged["ensemble"], resamples)],
     }
     return plain_values(entry)
 
 
 def ensemble_minus(
     ensemble: Predictions, others: Mapping[str, Predictions], *, resamples: int = 1000, seed: int = 0
-) -> dict[str, dict[str, list[float] | None]]:
-    """Intervals of the ensemble minus each of some other predictions, by name and metric of `COMPARED`.
+) -> dict[str, dict[str, Ends]]:
+    """Intervals of the ensemble minus each of some other predictions, by name and metric of `intervals.COMPARED`.
 
     Pooled over members, on the same resamples of rows; with equal `resamples` and `seed` these are the intervals that
     `evaluate_predictions` gives of a baseline. Empty for 0 resamples.
@@ -100,8 +105,9 @@ def ensemble_minus(
         if name == "ensemble" or name.startswith("baseline ")
     }
     draws = bootstrap(scores, resamples, seed)
-    found: dict[str, dict[str, list[float] | None]] = plain_values(
-        {name: _ensemble_minus(draws, f"baseline {name}") for name in others}
+    judged = {name: judge(scores, draws, name) for name in scores}
+    found: dict[str, dict[str, Ends]] = plain_values(
+        {name: difference_intervals(judged["ensemble"], judged[f"baseline {name}"]) for name in others}
     )
     return found
 
@@ -220,12 +226,39 @@ def _add_temperatures(
     if validation is None or best_index is None:
         reason = "no validation rows to fit on"
         return {"temperature": {"T": None, "reason": reason}, "scaled best": {"T": None, "reason": reason}}
-    mixture_EC = predictive.mixture_log_probs(validation.log_probs_MEC)
-    pooled = predictive.fit_temperature(mixture_EC, validation.labels)
-    single = predictive.fit_temperature(validation.log_probs_MEC[best_index], validation.labels)
-    distributions["temperature"] = predictive.apply_temperature(distributions["ensemble"], pooled)
-    distributions["scaled best"] = predictive.apply_temperature(distributions[_member(best_index)], single)
-    return {"temperature": {"T": pooled}, "scaled best": {"index": best_index, "T": single}}
+    fits = {
+        "temperature": _fit(predictive.mixture_log_probs(validation.log_probs_MEC), validation),
+        "scaled best": _fit(validation.log_probs_MEC[best_index], validation),
+    }
+    for (name, fit), plain in zip(fits.items(), ("ensemble", _member(best_index)), strict=True):
+        if fit.T is not None:
+            distributions[name] = predictive.apply_temperature(distributions[plain], fit.T)
+    return {
+        "temperature": fits["temperature"].record(),
+        "scaled best": {"index": best_index, **fits["scaled best"].record()},
+    }
+
+
+def _fit(log_probs_EC: FloatArray, validation: Predictions) -> TemperatureFit:
+    return regularized_temperature(log_probs_EC, validation.labels, validation.options)
+
+
+def _too_few(ensemble: Judged, resamples: int) -> list[str]:
+    """Why intervals of the ensemble are missing, where they were asked for."""
+    reason = too_few(ensemble) if resamples else None
+    return [] if reason is None else [reason]
+
+
+def _notes(validation: Predictions | None, notes: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What is to be said of the validation rows and of the two temperatures, as sentences."""
+    found = [] if validation is None else weak_validation(validation.labels, validation.options)
+    for name, of in (("temperature", "the ensemble"), ("scaled best", "the best member")):
+        fit = notes.get(name, {})
+        if fit.get("T") is None:
+            found += [f"No temperature for {of}: {fit['reason']}."] if "reason" in fit else []
+        else:
+            found += [f"Temperature of {of} (T = {fit['T']:.2f}): {note}." for note in fit.get("notes", ())]
+    return found
 
 
 def _mean_uncertainty(log_probs_MEC: FloatArray) -> dict[str, float]:
@@ -262,37 +295,31 @@ def _ood_of_one(in_dist_EC: FloatArray, ood_EC: FloatArray) -> dict[str, Any]:
     }
 
 
-def _intervals(draws: Mapping[str, FloatArray]) -> dict[str, list[float] | None]:
-    return {metric: interval(values_R) for metric, values_R in draws.items()}
-
-
-def _ensemble_minus(draws: Draws, name: str) -> dict[str, list[float] | None]:
-    """Intervals of ensemble minus method, resample by resample."""
-    if not draws:
-        return {}
-    with np.errstate(invalid="ignore"):
-        return {metric: interval(draws["ensemble"][metric] - draws[name][metric]) for metric in COMPARED}
-
-
 def _compared(
-    name: str, notes: Mapping[str, dict[str, Any]], points: Mapping[str, dict[str, float]], draws: Draws
+    name: str,
+    notes: Mapping[str, dict[str, Any]],
+    points: Mapping[str, dict[str, float]],
+    judged: Mapping[str, Judged],
+    seed: int,
 ) -> dict[str, Any]:
     """All there is to say of one method beside the ensemble; its note alone where it could not be given."""
     if name not in points:
         return notes[name]
-    beside = {"intervals": _intervals(draws.get(name, {})), "ensemble_minus": _ensemble_minus(draws, name)}
+    beside = {
+        "intervals": method_intervals(judged[name], seed),
+        "ensemble_minus": difference_intervals(judged["ensemble"], judged[name]),
+    }
     return {**notes.get(name, {}), **points[name], **beside}
 
 
-def _main_intervals(draws: Draws, members: Sequence[str], best_index: int | None) -> dict[str, Any]:
+def _main_intervals(judged: Mapping[str, Judged], best_index: int | None, seed: int) -> dict[str, Any]:
     """Intervals of the ensemble, of the mean over members of each metric, and of the best member."""
-    if not draws:
+    if not judged["ensemble"].draws:
         return {}
-    over_members = [draws[name] for name in members]
-    mean = {metric: np.mean([member[metric] for member in over_members], axis=0) for metric in over_members[0]}
-    singles = {"member_mean": mean} | ({} if best_index is None else {"best_member": over_members[best_index]})
-    intervals = {"ensemble": _intervals(draws["ensemble"])}
+    singles = {"member_mean": judged["member_mean"]}
+    singles |= {} if best_index is None else {"best_member": judged[_member(best_index)]}
+    intervals: dict[str, Any] = {"ensemble": method_intervals(judged["ensemble"], seed)}
     for name, single in singles.items():
-        intervals[name] = _intervals(single)
-        intervals[f"ensemble_minus_{name}"] = _ensemble_minus({"ensemble": draws["ensemble"], name: single}, name)
+        intervals[name] = method_intervals(single, seed)
+        intervals[f"ensemble_minus_{name}"] = difference_intervals(judged["ensemble"], single)
     return intervals

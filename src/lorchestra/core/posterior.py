@@ -196,7 +196,11 @@ def log_marginal_likelihood(
     return log_likelihood - penalty + volume
 
 
-def best_precision(score: Callable[[float], float], bounds: tuple[float, float] = (1e-4, 1e8)) -> float:
+PRECISION_BOUNDS = (1e-4, 1e8)
+"""Where `best_precision` looks."""
+
+
+def best_precision(score: Callable[[float], float], bounds: tuple[float, float] = PRECISION_BOUNDS) -> float:
     """The prior precision with the highest score: the best of a grid of its logarithm, refined between its neighbors.
 
     A bound is returned where the score still rises there.

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 import tyro
 
+from lorchestra.config import check_magnitudes
 from lorchestra.errors import ConfigError
 
 _DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "\\t": "\t", "bar": "|"}
@@ -34,6 +35,23 @@ class FieldsConfig:
     """Column with the text's label."""
     id: str = "id"
     """Column with the row's id (optional in the file)."""
+
+
+@dataclass(frozen=True)
+class ChatFrame:
+    """What a chat template writes around the contents of a conversation, as it was when the run started.
+
+    Templates write dates, and conditions that change: what a run was trained with is what it predicts with.
+    """
+
+    template: str = ""
+    """A digest of the chat template, its tokens and the system prompt; empty where no template was rendered yet."""
+    trim: Literal["", "strip", "lstrip", "rstrip"] = ""
+    """What the template does to white space around a user's message."""
+    alone: tuple[str, ...] = ()
+    """One question: before it, between it and its answer, after the answer."""
+    shots: tuple[str, ...] = ()
+    """Three answered questions and one more: before each content, and after the last; () where no rule is in it."""
 
 
 @dataclass(frozen=True)
@@ -72,19 +90,31 @@ class ReadConfig:
 class PromptConfig:
     """How a row is put to the model."""
 
+    SAVED_WITHOUT: ClassVar[Mapping[str, object]] = {"version": 1}
+    """What a saved configuration without a setting was made with, where that is not the default."""
+
     template: str | None = None
     """Prompt template; {question} stands for the question or text, {options} for the lettered list of choices."""
     chat_template: bool = False
     """Wrap the prompt in the tokenizer's chat template."""
     system_prompt: str | None = None
     """System message; implies chat_template."""
+    answer_prefix: str = " "
+    """What parts an answer from a plain prompt that ends in no white space: "" for languages without spaces."""
+    version: Literal[1, 2] = 2
+    """Rules by which rows become tokens. 1: as runs of format 1 (a choice that continues another cannot win)."""
+    frame: Annotated[ChatFrame, tyro.conf.Suppress] = field(default_factory=ChatFrame)
+    """What the chat template wrote when the run started; set by training."""
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """A task by name or its files, and how rows become prompts with scored choices."""
 
-    SAVED_WITHOUT: ClassVar[Mapping[str, object]] = {"read": ReadConfig(max_held_out=None, rules=1)}
+    SAVED_WITHOUT: ClassVar[Mapping[str, object]] = {
+        "read": ReadConfig(max_held_out=None, rules=1),
+        "prompt": PromptConfig(version=1),
+    }
     """What a saved configuration without a setting was made with, where that is not the default."""
 
     task: str | None = None
@@ -108,6 +138,8 @@ class DataConfig:
     """With text scoring: log-probability of the whole choice, or per token, or per byte of it."""
     prompt: PromptConfig = field(default_factory=PromptConfig)
     """How a row is put to the model."""
+    keep_tokens: tuple[str, ...] = ()
+    """Tokens added to the tokenizer (not special ones) that rows may hold as tokens; others are read as plain text."""
     max_length: int | None = None
     """Longest row in tokens; the default is the model's context."""
     too_long: Literal["error", "drop", "truncate"] = "error"
@@ -122,6 +154,7 @@ def check_data(config: DataConfig) -> None:
     Raises:
         ConfigError: names the field and its value.
     """
+    check_magnitudes(config, "data")
     if config.max_length is not None and config.max_length < 1:
         raise ConfigError(f"data.max_length: {config.max_length} is less than 1; give the longest row in tokens")
     if config.read.max_held_out is not None and config.read.max_held_out < 1:
@@ -132,7 +165,11 @@ def check_data(config: DataConfig) -> None:
     if mark is not None and (len(mark) != 1 or mark in '\r\n"'):
         message = f"--data.delimiter: {config.read.delimiter!r} cannot separate cells"
         raise ConfigError(f"{message}; give one character, or comma, semicolon, tab or bar")
-    for name in ("template", "system_prompt"):
+    frame = config.prompt.frame
+    if (len(frame.alone), len(frame.shots)) not in ((0, 0), (3, 0), (3, 9)):
+        message = f"data.prompt.frame: has {len(frame.alone)} and {len(frame.shots)} texts, not 3 and 0 or 9"
+        raise ConfigError(f"{message}; leave data.prompt.frame out, it is written by training")
+    for name in ("template", "system_prompt", "answer_prefix"):
         try:
             (getattr(config.prompt, name) or "").encode()
         except UnicodeEncodeError as error:

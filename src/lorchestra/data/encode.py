@@ -2,17 +2,21 @@
 
 Prompt and choice are tokenized together, as one string, because tokens merge across the boundary: scoring the tokens of
 " A" alone, put after those of a prompt that ends in a space, would score text the model never saw.
+
+The tokens of a choice say how it starts, not that it ends: where " yes" and " yes but" are choices, the probability of
+the first includes that of the second. So in such a row every choice is scored together with an end after it.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice, pairwise
 from typing import Any, Literal
 
 from lorchestra.data.prompts import LETTERS, PromptTemplate, RenderedPrompt, Scoring
+from lorchestra.data.tokens import TextTokenizer, front_tokens
 from lorchestra.errors import ConfigError, DataError
 from lorchestra.types import EncodedExample, Example
 
@@ -32,7 +36,9 @@ class EncodedSplit:
     """The rows of a split as token ids.
 
     `rows[i].row == i`, and `rows[i]` is example `kept[i]` of those given. `dropped` and `truncated` are the indices of
-    the examples given that were left out or cut. `warnings` are sentences for the user.
+    the examples given that were left out or cut. `warnings` are sentences for the user. `literal` are the names of the
+    base's tokens that rows hold and that were read as plain text, each with where it was first. `hopeless` are the
+    examples given in which a choice cannot win, because it continues another or has the same tokens (version 1 alone).
     """
 
     rows: tuple[EncodedExample, ...]
@@ -40,6 +46,8 @@ class EncodedSplit:
     dropped: tuple[int, ...] = ()
     truncated: tuple[int, ...] = ()
     warnings: tuple[str, ...] = ()
+    literal: Mapping[str, str] = field(default_factory=dict)
+    hopeless: tuple[int, ...] = ()
 
 
 def encode(
@@ -57,20 +65,24 @@ def encode(
 
     The prefix is the longest common run of first tokens of the prompt alone and of the prompt with each choice; what
     follows it are the choice's tokens. Special tokens are put in front as the tokenizer does (with a chat template:
-    only those that it writes itself), and none at the end. A row's length is its prefix with its longest choice, in
-    tokens, and `max_length` bounds it; None is no bound. `shots` are answered examples put before every question; with
-    them, no row at all may be left.
+    only those that it writes itself). No choice's tokens begin another's: in a row where they would, all choices have
+    an end after them, which is what the template writes after an answer, or the EOS token where that does not part
+    them. With `normalize` "token" the end's tokens count, with "byte" its bytes do not. What comes from rows is plain
+    text, whatever tokens are named in it. A row's length is its prefix with its longest choice, in tokens, and
+    `max_length` bounds it; None is no bound. `shots` are answered examples put before every question; with them, no
+    row at all may be left. `tokenizer` is transformers', or a `TextTokenizer`.
 
     Raises: ConfigError where letters are no single, distinct tokens, or `max_length` is not positive; DataError where a
-    row is too long, or a choice has no tokens.
+    row is too long, a choice has no tokens, two choices have the same, or the model does not know one of them.
     """
     if max_length is not None and max_length < 1:
         raise ConfigError(f"data.max_length is {max_length}; give the longest row in tokens, at least 1")
-    encoder = _Encoder(template, tokenizer, scoring, tuple(shots))
+    encoder = _Encoder(template, _as_text_tokenizer(tokenizer), scoring, tuple(shots))
     rows: list[EncodedExample] = []
     kept: list[int] = []
     dropped: list[int] = []
     truncated: list[int] = []
+    hopeless: list[int] = []
     for batch in _batched(enumerate(examples), _ROWS_PER_CALL):
         encoded = encoder.encode([example for _, example in batch])
         long = [place for place, row in enumerate(encoded) if max_length is not None and row.length > max_length]
@@ -90,6 +102,8 @@ def encode(
                 dropped.append(index)
                 continue
             encoder.check(example, row)
+            if row.hopeless:
+                hopeless.append(index)
             rows.append(row.example(len(rows), example.answer, normalize if scoring == "text" else "sum"))
             kept.append(index)
     if dropped and not rows and not shots:
@@ -99,7 +113,9 @@ def encode(
         for indices, what in ((dropped, "left out"), (truncated, "cut at the question's end"))
         if indices
     ]
-    return EncodedSplit(tuple(rows), tuple(kept), tuple(dropped), tuple(truncated), tuple(warnings))
+    return EncodedSplit(
+        tuple(rows), tuple(kept), tuple(dropped), tuple(truncated), tuple(warnings), encoder.literal, tuple(hopeless)
+    )
 
 
 def can_use_letters(examples: Sequence[Example], template: PromptTemplate, tokenizer: Any) -> tuple[bool, str]:
@@ -114,7 +130,7 @@ def can_use_letters(examples: Sequence[Example], template: PromptTemplate, token
         return False, f"{most.where} has {len(most.choices)} choices, but there are {len(LETTERS)} letters"
     if not template.shows_options("letter"):
         return False, "data.prompt.template has no {options}"
-    encoder = _Encoder(template, tokenizer, "letter", ())
+    encoder = _Encoder(template, _as_text_tokenizer(tokenizer), "letter", ())
     probed = [most, *examples[:_ROWS_PROBED]]
     try:
         for example, row in zip(probed, encoder.encode(probed), strict=True):
@@ -146,6 +162,7 @@ class _EncodedRow:
     prefix: tuple[int, ...]
     choices: tuple[tuple[int, ...], ...]
     num_bytes: tuple[int, ...]
+    hopeless: bool = False
 
     @property
     def length(self) -> int:
@@ -163,9 +180,10 @@ class _EncodedRow:
 @dataclass(frozen=True)
 class _Encoder:
     template: PromptTemplate
-    tokenizer: Any
+    tokens: TextTokenizer
     scoring: Scoring
     shots: tuple[Example, ...]
+    literal: dict[str, str] = field(default_factory=dict)
 
     def encode(self, examples: Sequence[Example]) -> list[_EncodedRow]:
         """All strings of all rows, in few tokenizer calls."""
@@ -175,13 +193,46 @@ class _Encoder:
             if size > _MOST_CHARACTERS:
                 message = f"{example.where}: the prompt, once a choice, has {size:,} characters in all"
                 raise DataError(f"{message}, over {_MOST_CHARACTERS:,}; shorten the row or leave it out")
-        front = () if self.template.chat else _front_tokens(self.tokenizer)
+        front = () if self.template.chat else front_tokens(self.tokens.tokenizer)
         encoded = []
         for batch in _bounded(rendered, sizes):
-            texts = [text for row in batch for text in (row.prompt, *(row.prompt + c for c in row.continuations))]
-            ids = iter(_tokenize(self.tokenizer, texts))
-            encoded += [_split_at_prefix(row, list(islice(ids, 1 + len(row.continuations))), front) for row in batch]
+            rows = self._tokenize(batch, front)
+            encoded += rows if self.scoring == "letter" else self._with_ends(batch, rows, front)
         return encoded
+
+    def _tokenize(
+        self, batch: Sequence[RenderedPrompt], front: tuple[int, ...], *, ended: bool = False
+    ) -> list[_EncodedRow]:
+        texts = [text for row in batch for text in (row.parts, *row.with_choices(ended=ended))]
+        wheres = [row.where for row in batch for _ in range(1 + len(row.names))]
+        found, literal = self.tokens.ids(texts, wheres)
+        for name, where in literal.items():
+            self.literal.setdefault(name, where)
+        ids = iter(found)
+        return [_split_at_prefix(row, list(islice(ids, 1 + len(row.names))), front) for row in batch]
+
+    def _with_ends(
+        self, batch: Sequence[RenderedPrompt], rows: list[_EncodedRow], front: tuple[int, ...]
+    ) -> list[_EncodedRow]:
+        """Where a choice's tokens begin another's, an end after every choice of the row; other rows as they are."""
+        places = [place for place, row in enumerate(rows) if _continues(row.choices)]
+        if self.template.version == 1:
+            rows = [replace(row, hopeless=len(set(row.choices)) < len(row.choices)) for row in rows]
+            for place in places:
+                rows[place] = replace(rows[place], hopeless=True)
+            return rows
+        ended = self._tokenize([batch[place] for place in places], front, ended=True) if places else []
+        for place, row in zip(places, ended, strict=True):
+            rows[place] = row if not _continues(row.choices) else self._with_eos(rows[place], batch[place])
+        return rows
+
+    def _with_eos(self, row: _EncodedRow, rendered: RenderedPrompt) -> _EncodedRow:
+        eos = getattr(self.tokens.tokenizer, "eos_token_id", None)
+        if eos is None:
+            message = f"{rendered.where}: one of the choices {_shown(rendered.names)} begins another, and the base's"
+            hint = "reword the choices, use --data.scoring letter, or use another base"
+            raise ConfigError(f"{message} tokenizer has neither a line end nor an EOS token to part them; {hint}")
+        return replace(row, choices=tuple((*choice, eos) for choice in row.choices))
 
     def truncate(self, examples: Sequence[Example], rows: Sequence[_EncodedRow], max_length: int) -> list[_EncodedRow]:
         """Cut the questions' ends until every row fits.
@@ -190,7 +241,7 @@ class _Encoder:
         prompt are made up for in further rounds, each of which cuts at least one token more.
         """
         out = list(rows)
-        offsets = self.tokenizer(
+        offsets = self.tokens.tokenizer(
             [example.question for example in examples],
             add_special_tokens=False,
             padding=False,
@@ -230,36 +281,54 @@ class _Encoder:
             if not tokens:
                 message = f"{example.where}: choice {index}, {choice[:60]!r}, has no tokens of its own"
                 raise DataError(f"{message} with this tokenizer; reword it or leave the row out")
+        self._check_known(example, row)
         if self.scoring == "letter" and (
             any(len(tokens) != 1 for tokens in row.choices) or len(set(row.choices)) < len(row.choices)
         ):
             message = f"{example.where}: with this tokenizer and prompt the letters are no single, distinct tokens"
             raise ConfigError(f"{message} ({[list(tokens) for tokens in row.choices[:4]]}); use --data.scoring text")
+        if self.scoring == "text" and self.template.version > 1:
+            _check_distinct(example, row)
+
+    def _check_known(self, example: Example, row: _EncodedRow) -> None:
+        """Refuse tokens that the model has no embedding for."""
+        number = self.tokens.num_embeddings
+        if number is None:
+            return
+        most = max(max(row.prefix), *(max(choice) for choice in row.choices))
+        if most >= number:
+            name = self.tokens.tokenizer.convert_ids_to_tokens(most)
+            message = f"{example.where}: needs the token {name!r} (number {most}), and the base has {number} embeddings"
+            hint = "model.resize_token_embeddings(len(tokenizer)) in transformers adds them"
+            raise DataError(f"{message}; take it out of the row and of data.keep_tokens, or give the base more: {hint}")
 
 
-def _tokenize(tokenizer: Any, texts: list[str]) -> list[_Ids]:
-    """Token ids of each text without special tokens, whatever padding and truncation the tokenizer came with."""
-    return tokenizer(
-        texts,
-        add_special_tokens=False,
-        padding=False,
-        truncation=False,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,
-    )["input_ids"]
+def _as_text_tokenizer(tokenizer: Any) -> TextTokenizer:
+    return tokenizer if isinstance(tokenizer, TextTokenizer) else TextTokenizer(tokenizer)
 
 
-def _front_tokens(tokenizer: Any) -> tuple[int, ...]:
-    """The special tokens that the tokenizer puts before a text (BOS), without those it puts after one (EOS)."""
-    probe = "a"
-    plain = _tokenize(tokenizer, [probe])[0]
-    ids = list(tokenizer(probe, padding=False, truncation=False)["input_ids"])
-    for start in range(len(ids) - len(plain) + 1):
-        if plain and ids[start : start + len(plain)] == plain:
-            return tuple(ids[:start])
-    message = "the base's tokenizer changes a text's tokens when it adds special ones, which cannot be undone"
-    raise ConfigError(f"{message}; use another base")
+def _check_distinct(example: Example, row: _EncodedRow) -> None:
+    """Refuse different choices that are the same to the model; equal ones were warned of when they were read."""
+    if len(set(row.choices)) == len(row.choices):
+        return
+    first: dict[tuple[int, ...], str] = {}
+    for choice, tokens in zip(example.choices, row.choices, strict=True):
+        other = first.setdefault(tokens, choice)
+        if other != choice:
+            message = f"{example.where}: {other[:60]!r} and {choice[:60]!r} are the same tokens with this base"
+            why = "(white space around them, or words that its tokenizer does not know), so neither could win"
+            raise DataError(f"{message} {why}; rename one of them, or use --data.scoring letter")
+
+
+def _continues(choices: Sequence[tuple[int, ...]]) -> bool:
+    """Whether one of the choices is the beginning of another that is longer; in order they are neighbors then."""
+    if not all(choices):
+        return False  # one without tokens is refused as such
+    return any(len(one) < len(two) and two[: len(one)] == one for one, two in pairwise(sorted(set(choices))))
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(repr(name[:60]) for name in names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def _split_at_prefix(row: RenderedPrompt, ids: list[_Ids], front: tuple[int, ...]) -> _EncodedRow:

@@ -260,7 +260,9 @@ def _columns(row: Row) -> str:
 def _guesses(row: Row) -> dict[str, list[tuple[str, ...]]]:
     """Columns that others use for each part of a question; those with choices in several columns as one."""
     names = list(row.cells)
-    lists = [(name,) for name in names if name.lower() in _CHOICES and isinstance(choices_of(row.cells[name])[0], list)]
+    lists: list[tuple[str, ...]] = [
+        (name,) for name in names if name.lower() in _CHOICES and isinstance(choices_of(row.cells[name])[0], list)
+    ]
     choices = lists or _series(names)
     taken = {name for group in choices for name in group}
     found: dict[str, list[tuple[str, ...]]] = {"question": [], "choices": choices, "answer": []}

@@ -1,8 +1,9 @@
 """Prompts: from an example to the text before the answer, and the text each choice continues it with.
 
 Plain prompts end in something like "Answer:", and a choice continues them after one space. With a chat template the
-whole prompt, its "Answer:" included, is the user's message; the template's opening of the assistant's turn is the last
-thing before the choice, which then has no space of its own.
+whole prompt, its "Answer:" included, is the user's message, and a choice stands where the template writes an
+assistant's message. What comes from a row is kept apart from what the template says: only the latter may hold tokens
+that control the model.
 """
 
 from __future__ import annotations
@@ -11,14 +12,19 @@ import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import Any, Literal
 
-from lorchestra.data.config import DataConfig
+from lorchestra.data.config import ChatFrame, DataConfig
+from lorchestra.data.frames import chat_frame, frame_digest, frame_parts
 from lorchestra.data.tasks.table import find_task
 from lorchestra.data.templates import TEMPLATES
 from lorchestra.data.templates import Scoring as Scoring
 from lorchestra.errors import ConfigError, DataError
 from lorchestra.types import Example
+
+Text = tuple[str, ...]
+"""The parts of a string in turns: the template's, then a row's, and so on; the template's is first and last."""
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 """The names of a row's choices in letter scoring; a row with more choices cannot be scored by letters."""
@@ -31,15 +37,38 @@ _OPEN_END = re.compile(r"[\s(\[{]\Z")
 
 @dataclass(frozen=True)
 class RenderedPrompt:
-    """What goes through the tokenizer: `prompt + continuations[c]` is one string for each choice c."""
+    """What goes through the tokenizer: the prompt alone, and with each choice.
 
-    prompt: str
-    continuations: tuple[str, ...]
+    `parts` are those of the prompt, `gap` is what parts a choice from it, `names` is what stands for each choice, and
+    `end` is what the template writes after an answer.
+    """
+
+    parts: Text
+    gap: str
+    names: tuple[str, ...]
+    end: str
+    where: str = ""
+
+    @property
+    def prompt(self) -> str:
+        """The text before the answer."""
+        return "".join(self.parts)
+
+    @property
+    def continuations(self) -> tuple[str, ...]:
+        """`prompt + continuations[c]` is the string of choice c."""
+        return tuple(self.gap + name for name in self.names)
 
     @property
     def num_characters(self) -> int:
         """Characters of the prompt alone and with each choice."""
-        return (1 + len(self.continuations)) * len(self.prompt) + sum(map(len, self.continuations))
+        prompt = sum(map(len, self.parts))
+        return prompt + sum(prompt + len(self.gap) + len(name) for name in self.names)
+
+    def with_choices(self, *, ended: bool = False) -> list[Text]:
+        """The prompt with each choice, and with the end after it where asked for."""
+        end = self.end if ended else ""
+        return [_joined(self.parts, (self.gap, name, end)) for name in self.names]
 
 
 @dataclass(frozen=True)
@@ -48,7 +77,8 @@ class PromptTemplate:
 
     `prompt` is the user's template with `{question}` (the question or text) and `{options}` (the lettered choices, a
     line each), None for the one that `templates` has for the `kind` of row and the scoring. Other braces in it, and all
-    braces in rows, are plain text. A chat template needs the `tokenizer` that brings it.
+    braces in rows, are plain text. A chat template needs the `tokenizer` that brings it; a `saved_frame` of the same
+    template takes its place. `answer_prefix` parts an answer from a plain prompt; `version` as data.prompt.version.
 
     Raises: ConfigError for an unknown placeholder, a template without {question}, a chat without a chat template.
     """
@@ -58,6 +88,9 @@ class PromptTemplate:
     chat: bool = False
     system_prompt: str | None = None
     tokenizer: Any = field(default=None, repr=False, compare=False)
+    answer_prefix: str = " "
+    version: Literal[1, 2] = 2
+    saved_frame: ChatFrame = field(default_factory=ChatFrame, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Refuse what could only fail later, row by row."""
@@ -68,6 +101,9 @@ class PromptTemplate:
         if self.chat and getattr(self.tokenizer, "chat_template", None) is None:
             hint = "use a base with one (often called Instruct or Chat), or drop --data.prompt.chat-template"
             raise ConfigError(f"data.prompt.chat_template: the base's tokenizer has no chat template; {hint}")
+        if self.chat and self.answer_prefix != " ":
+            message = f"data.prompt.answer_prefix is {self.answer_prefix!r}, but a chat template parts answers itself"
+            raise ConfigError(f"{message}; leave one of the two out")
 
     @classmethod
     def from_config(cls, config: DataConfig, *, has_labels: bool, tokenizer: Any) -> PromptTemplate:
@@ -80,7 +116,25 @@ class PromptTemplate:
             chat=prompt.chat_template or prompt.system_prompt is not None,
             system_prompt=prompt.system_prompt,
             tokenizer=tokenizer,
+            answer_prefix=prompt.answer_prefix,
+            version=prompt.version,
+            saved_frame=prompt.frame,
         )
+
+    @cached_property
+    def frame(self) -> ChatFrame:
+        """What the chat template writes around contents: as saved, else as it does now, once.
+
+        Raises: ConfigError where the template fails or has no frame.
+        """
+        if self.saved_frame.template == frame_digest(self.tokenizer, self.system_prompt):
+            return self.saved_frame
+        return chat_frame(self.tokenizer, self.system_prompt, version=self.version)
+
+    @property
+    def shows_shots(self) -> bool:
+        """Whether answered rows can be put before a question."""
+        return not self.chat or self.version == 1 or bool(self.frame.shots)
 
     def text(self, scoring: Scoring) -> str:
         """The template in use: the user's or the default."""
@@ -102,15 +156,16 @@ class PromptTemplate:
 
         Raises: DataError for a shot without an answer; ConfigError as `render`, or where the chat template fails.
         """
+        names = tuple(self._names(example, scoring))
         solved = [(self._block(shot, scoring), self._answer(shot, scoring)) for shot in shots]
         block = self._block(example, scoring)
         if self.chat:
-            return RenderedPrompt(self._chat(solved, block, example), tuple(self._names(example, scoring)))
-        before = "".join(f"{text}{_gap(text)}{answer}\n\n" for text, answer in solved)
-        gap = _gap(block)
-        return RenderedPrompt(before + block, tuple(gap + name for name in self._names(example, scoring)))
+            return self._chat(solved, block, names, example.where)
+        before = [_joined(text, (self._gap(text), answer, "\n\n")) for text, answer in solved]
+        end = "\n\n" if solved else "\n"
+        return RenderedPrompt(_joined(*before, block), self._gap(block), names, end, example.where)
 
-    def _block(self, example: Example, scoring: Scoring) -> str:
+    def _block(self, example: Example, scoring: Scoring) -> Text:
         template = self.text(scoring)
         lettered = scoring == "letter"
         if lettered and not self.shows_options(scoring):
@@ -122,7 +177,8 @@ class PromptTemplate:
         options = (f"{letter}. {choice.strip()}" for letter, choice in zip(LETTERS, example.choices, strict=False))
         values = {"question": example.question, "options": "\n".join(options)}
         # One pass over the template: braces that come in with a row are not looked at again.
-        return _PLACEHOLDER.sub(lambda match: values[match[1]], template)
+        parts = _PLACEHOLDER.split(template)
+        return tuple(values[part] if index % 2 else part for index, part in enumerate(parts))
 
     def _names(self, example: Example, scoring: Scoring) -> list[str]:
         """What stands for each choice, without the space before it."""
@@ -135,27 +191,62 @@ class PromptTemplate:
             raise DataError(f"{shot.where}: a row without an answer cannot be a few-shot example; take another one")
         return self._names(shot, scoring)[shot.answer]
 
-    def _chat(self, solved: Sequence[tuple[str, str]], block: str, example: Example) -> str:
+    def _chat(
+        self, solved: Sequence[tuple[Text, str]], block: Text, names: tuple[str, ...], where: str
+    ) -> RenderedPrompt:
+        """The conversation up to where the last answer begins; spaces before it belong to the answer."""
+        try:
+            frame = self.frame
+            *before, gap, end = frame_parts(frame, len(solved))
+        except ConfigError:
+            if self.version > 1:
+                raise
+            return self._live_chat(solved, block, names, where)
+        texts = []
+        for text, answer in solved:
+            texts += [_trimmed(text, frame.trim), ("", answer, "")]
+        texts.append(_trimmed(block, frame.trim))
+        turns = [_joined((start,), text) for start, text in zip(before, texts, strict=True)]
+        opening = gap.rstrip(" ") if self.version > 1 else gap
+        return RenderedPrompt(_joined(*turns, (opening,)), gap[len(opening) :], names, end, where)
+
+    def _live_chat(
+        self, solved: Sequence[tuple[Text, str]], block: Text, names: tuple[str, ...], where: str
+    ) -> RenderedPrompt:
+        """As runs of format 1 have it where the template has no frame: run once a row."""
         messages = [{"role": "system", "content": self.system_prompt}] if self.system_prompt is not None else []
         for text, answer in solved:
-            messages += [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
-        messages.append({"role": "user", "content": block})
+            messages += [{"role": "user", "content": "".join(text)}, {"role": "assistant", "content": answer}]
+        messages.append({"role": "user", "content": "".join(block)})
         try:
             prompt = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         except Exception as error:  # the template is a program of the base's: it may raise anything
-            hint = (
-                "drop --data.prompt.system-prompt"
-                if self.system_prompt is not None
-                else "drop --data.prompt.chat-template"
-            )
-            message = f"{example.where}: the base's chat template fails ({error})"
-            raise ConfigError(f"{message}; {hint}, or use another base") from error
-        return str(prompt)
+            raise ConfigError(f"{where}: the base's chat template fails ({error}); use another base") from error
+        return RenderedPrompt((str(prompt),), "", names, "", where)
+
+    def _gap(self, text: Text) -> str:
+        """What parts a choice from the prompt: a space, unless the prompt ends in one or in an opening bracket."""
+        return "" if _OPEN_END.search("".join(text)) else self.answer_prefix
 
 
-def _gap(prompt: str) -> str:
-    """What parts a choice from the prompt: a space, unless the prompt ends in one or in an opening bracket."""
-    return "" if _OPEN_END.search(prompt) else " "
+def _joined(*texts: Text) -> Text:
+    """Strings end to end: where two meet, the template's parts become one."""
+    parts = [""]
+    for text in texts:
+        parts[-1] += text[0]
+        parts += text[1:]
+    return tuple(parts)
+
+
+def _trimmed(text: Text, how: str) -> Text:
+    """The string without the white space around it that `how`, a method of str, takes away."""
+    parts = list(text)
+    for sides, order in ((("strip", "lstrip"), range(len(parts))), (("strip", "rstrip"), range(len(parts))[::-1])):
+        for index in order if how in sides else ():
+            parts[index] = parts[index].lstrip() if sides[1] == "lstrip" else parts[index].rstrip()
+            if parts[index]:
+                break
+    return tuple(parts)
 
 
 def _check_template(template: str) -> None:

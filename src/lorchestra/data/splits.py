@@ -135,6 +135,12 @@ def _choice_set(choices: tuple[str, ...]) -> list[str]:
     return sorted({normalize_text(choice) for choice in choices})
 
 
+def num_shared(rows: Sequence[Example], others: Sequence[Example]) -> int:
+    """How many of the rows have the content of one of the others: the same question and set of choices."""
+    contents = {_content(row) for row in others}
+    return sum(_content(row) in contents for row in rows)
+
+
 def _content(row: Example) -> str:
     """A digest that duplicates share."""
     parts = [normalize_text(row.question), _choice_set(row.choices)]

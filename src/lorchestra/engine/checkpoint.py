@@ -18,11 +18,12 @@ from torch import Tensor
 from lorchestra.engine.state import STATE, TrainState
 from lorchestra.errors import CheckpointError
 from lorchestra.store.atomic import atomic_path, atomic_write_json, plain_values, sha256_file
-from lorchestra.store.schema import check_shape
+from lorchestra.store.inside import inside, name_fault, read_plain
+from lorchestra.store.schema import Number, check_shape
 
 FORMAT_VERSION = 1
 _HINT = "the run cannot be resumed; start it again with --if-exists new"
-_BODY = {"file": str, "sha256": str, "events_bytes": int, "state": STATE}
+_BODY = {"file": str, "sha256": str, "events_bytes": Number(-1, 2**53, whole=True), "state": STATE}
 
 
 def save_checkpoint(directory: Path, state: TrainState, tensors: dict[str, Tensor], events_bytes: int) -> None:
@@ -37,7 +38,7 @@ def save_checkpoint(directory: Path, state: TrainState, tensors: dict[str, Tenso
     Raises:
         CheckpointError: the disk is full or not writable; the checkpoint before is still in force.
     """
-    target = directory / f"state-{state.step:08d}.safetensors"
+    target = inside(directory, f"state-{state.step:08d}.safetensors")
     size = sum(tensor.nbytes for tensor in tensors.values())
     with atomic_path(target, num_bytes=size) as temporary:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
@@ -48,7 +49,7 @@ def save_checkpoint(directory: Path, state: TrainState, tensors: dict[str, Tenso
         "events_bytes": events_bytes,
         "state": state.to_json(),
     }
-    atomic_write_json(directory / "latest.json", body | {"checksum": _checksum(body)})
+    atomic_write_json(inside(directory, "latest.json"), body | {"checksum": _checksum(body)})
     for old in directory.glob("state-*.safetensors"):
         if old != target:
             old.unlink(missing_ok=True)
@@ -60,11 +61,11 @@ def load_checkpoint(directory: Path) -> tuple[TrainState, dict[str, Tensor], int
     Raises:
         CheckpointError: it is damaged, or of another format version.
     """
-    path = directory / "latest.json"
+    path = inside(directory, "latest.json")
     if not path.exists():
         return None
     try:
-        body: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        body: dict[str, Any] = json.loads(read_plain(path).decode("utf-8"))
         checksum = body.pop("checksum")
     except (OSError, ValueError, RecursionError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{path}: damaged ({error}); {_HINT}") from error
@@ -72,12 +73,13 @@ def load_checkpoint(directory: Path) -> tuple[TrainState, dict[str, Tensor], int
         raise CheckpointError(f"{path}: format version {body.get('format_version')}, this is {FORMAT_VERSION}; {_HINT}")
     if checksum != _checksum(body):
         raise CheckpointError(f"{path}: wrong checksum, the file was changed or damaged; {_HINT}")
+    TrainState.complete(body.get("state"))
     check_shape(body, _BODY, path)
-    tensors_path = directory / body["file"]
     if body["events_bytes"] < 0:
         raise CheckpointError(f"{path}: events_bytes is {body['events_bytes']}, less than 0; {_HINT}")
-    if tensors_path.parent != directory or not tensors_path.name.startswith("state-"):
+    if name_fault(body["file"]) is not None or not body["file"].startswith("state-"):
         raise CheckpointError(f"{path}: file is {body['file']!r}, which is no checkpoint of this run; {_HINT}")
+    tensors_path = inside(directory, body["file"])
     if not tensors_path.exists() or sha256_file(tensors_path) != body["sha256"]:
         raise CheckpointError(f"{tensors_path}: missing, truncated or changed (wrong checksum); {_HINT}")
     try:
@@ -102,6 +104,9 @@ def check_fits(state: TrainState, tensors: dict[str, Tensor], live: dict[str, Te
             raise CheckpointError(f"{message}; config.yaml was changed, or {_HINT}")
     if len(state.members) != num_members or len(state.num_updates) != num_members:
         raise CheckpointError(f"resume: the checkpoint is not of {num_members} members; {_HINT}")
+    for entry in state.history:
+        if not len(entry["val_nll"]) == len(entry["val_accuracy"]) == num_members:
+            raise CheckpointError(f"resume: an evaluation of the checkpoint is not of {num_members} members; {_HINT}")
     if not 0 <= state.step <= num_steps or not all(0 <= number <= state.step for number in state.num_updates):
         raise CheckpointError(f"resume: the checkpoint is at step {state.step}, the run has {num_steps}; {_HINT}")
 

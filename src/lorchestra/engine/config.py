@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from lorchestra.config import check_magnitudes
 from lorchestra.data.config import DataConfig, check_data
 from lorchestra.errors import ConfigError
 from lorchestra.models.config import AdaptConfig, BaseConfig, check_adapt, check_base
@@ -97,6 +98,8 @@ def check_training(config: TrainConfig, regularize: RegularizeConfig) -> None:
     Raises:
         ConfigError: names the field, its value and what to do.
     """
+    check_magnitudes(config, "train")
+    check_magnitudes(regularize, "regularize")
     positive = {"epochs": config.epochs, "batch_size": config.batch_size, "lr": config.lr}
     for name, value in positive.items():
         if not 0 < value < math.inf:
@@ -150,6 +153,7 @@ def check_evaluation(config: EvaluateConfig) -> None:
     Raises:
         ConfigError: names the field and its value.
     """
+    check_magnitudes(config, "evaluate")
     if config.few_shot < 0:
         raise ConfigError(f"evaluate.few_shot: {config.few_shot} is less than 0; 0 leaves the few-shot base out")
     if not 0 <= config.resamples <= _MOST_RESAMPLES:

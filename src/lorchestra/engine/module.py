@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from lorchestra.core.packing import Item, pack, plan_micro_batches
 from lorchestra.core.seeding import derive_seed
+from lorchestra.engine.failure import parameter_failures
 from lorchestra.engine.session import Session
 from lorchestra.engine.trunk import TrunkCache
-from lorchestra.errors import ConfigError, RequestError
+from lorchestra.errors import ConfigError, RequestError, TrainingError
 from lorchestra.models.adapters import save_members
 from lorchestra.store.atomic import atomic_directory
 from lorchestra.store.run_dir import require_free
@@ -134,17 +135,34 @@ class EnsembleModule(nn.Module):
         back = torch.tensor(order, dtype=torch.int64, device=model.device).argsort()
         return torch.cat(found)[back]
 
-    def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
-        """Write the members as PEFT folders `member_00`, ... into a new directory, which appears whole.
+    def failed_members(self) -> dict[int, str]:
+        """Members with parameters that are not finite or out of bounds, and what is wrong (see `engine.failure`).
+
+        Losses and gradients are the loop's to watch.
+        """
+        return parameter_failures(self.session.model.bank.values)
+
+    def save_pretrained(self, directory: str | os.PathLike[str], members: Sequence[int] | None = None) -> None:
+        """Write members as PEFT folders `member_00`, ... into a new directory, which appears whole.
 
         `lorchestra import` makes a run of them.
 
+        Args:
+            directory: the directory to make.
+            members: which to write, numbered in this order; by default all.
+
         Raises:
             CheckpointError: the directory exists, or cannot be written.
+            TrainingError: a member to write has failed.
         """
-        model = self.session.model
+        model, failed = self.session.model, self.failed_members()
+        chosen = list(range(self.num_members) if members is None else members)
+        for m in chosen:
+            if m in failed:
+                good = [other for other in range(self.num_members) if other not in failed]
+                raise TrainingError(f"member {m} diverged: {failed[m]}; leave it out: save_pretrained(..., {good})")
         with atomic_directory(require_free(Path(directory))) as place:
-            save_members(place, model, model.bank.values, self.session.base.path_for_peft)
+            save_members(place, model, model.bank.values, self.session.base.path_for_peft, chosen)
 
     def _encoded(self, rows: Sequence[Example] | Sequence[EncodedExample]) -> Sequence[EncodedExample]:
         if rows and isinstance(rows[0], Example):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from lorchestra.data.config import DataConfig
 from lorchestra.data.encode import EncodedSplit, can_use_letters, encode
 from lorchestra.data.prompts import PromptTemplate, Scoring
 from lorchestra.data.sampling import draw_even
+from lorchestra.data.tokens import TextTokenizer
 from lorchestra.engine.predict import Pass, PrefixKeeper, member_passes, predict_early, predict_rows
 from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.models.sources import LoadedBase
@@ -56,6 +58,11 @@ class Session:
         """The longest row in tokens."""
         return self.data.max_length or self.base.context_length
 
+    @cached_property
+    def tokens(self) -> TextTokenizer:
+        """The base's tokenizer, for which rows are plain text."""
+        return text_tokenizer(self.base, self.data)
+
     def encode(self, examples: Sequence[Example], shots: Sequence[Example] = ()) -> EncodedSplit:
         """Examples as tokens, with the session's prompt, scoring and bounds.
 
@@ -64,18 +71,40 @@ class Session:
         split = encode(
             examples,
             self.template,
-            self.base.tokenizer,
+            self.tokens,
             scoring=self.scoring,
             normalize=self.data.normalize,
             max_length=self.max_length,
             too_long="drop" if shots else self.data.too_long,
             shots=shots,
         )
-        for warning in split.warnings:
-            if not shots and warning not in self._said:
-                self._said.add(warning)
-                self.say(warning)
+        if not shots:
+            for warning in split.warnings:
+                self._say_once(warning, warning)
+            self._say_literal(split)
+            if split.hopeless:
+                self._say_once("hopeless", f"{examples[split.hopeless[0]].where}: {HOPELESS}")
         return split
+
+    def mark_said(self, *keys: str) -> None:
+        """Leave out notes that were given already, by their keys."""
+        self._said.update(keys)
+
+    def _say_once(self, key: str, text: str) -> None:
+        if key not in self._said:
+            self._said.add(key)
+            self.say(text)
+
+    def _say_literal(self, split: EncodedSplit) -> None:
+        """Name the tokens that rows spell out, once each: those that can be kept, with how."""
+        new = {name: where for name, where in split.literal.items() if f"token {name}" not in self._said}
+        self._said.update(f"token {name}" for name in new)
+        for special in (True, False):
+            names = [name for name in new if (name in self.tokens.special) == special]
+            if names:
+                shown = ", ".join(map(repr, names[:5])) + (", ..." if len(names) > 5 else "")
+                text = f"{new[names[0]]}: rows spell out tokens of the base ({shown}), which are read as plain text"
+                self.say(text if special else f"{text}, unless --data.keep-tokens names the token when training")
 
     def predict(
         self,
@@ -154,6 +183,23 @@ class Session:
         return self.predict(examples, member_passes(range(self.model.num_members)), split, progress=progress)
 
 
+HOPELESS = (
+    "this run is of format 1, which scores a choice without its end: one that continues another choice, or has the same"
+    " tokens, cannot win; train again to have such choices scored whole"
+)
+"""What a run of format 1 says of rows (or labels) with such choices."""
+
+
+def text_tokenizer(base: LoadedBase, data: DataConfig) -> TextTokenizer:
+    """The base's tokenizer for rows.
+
+    Raises:
+        ConfigError: `data.keep_tokens` names what is no added token of it.
+    """
+    keep = data.keep_tokens if data.prompt.version > 1 else None
+    return TextTokenizer(base.tokenizer, keep, base.num_embeddings)
+
+
 def decide_scoring(
     base: LoadedBase,
     model: EnsembleModel,
@@ -171,14 +217,15 @@ def decide_scoring(
     """
     if data.scoring != "auto":
         return data.scoring, "as configured"
-    possible, reason = can_use_letters(examples, template, base.tokenizer)
+    tokens = text_tokenizer(base, data)
+    possible, reason = can_use_letters(examples, template, tokens)
     if not possible:
         return "text", reason
     probed = draw_even([example for example in examples if example.answer is not None], _PROBED_ROWS, "auto scoring")
     encoded = encode(
         probed,
         template,
-        base.tokenizer,
+        tokens,
         scoring="letter",
         max_length=data.max_length or base.context_length,
         too_long="drop",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from lorchestra.core.optim import MemberAdamW, Schedule, clip_gradients
 from lorchestra.core.packing import Item, PackedBatch, pack, plan_micro_batches, shareable_prefix
 from lorchestra.engine.checkpoint import check_fits
 from lorchestra.engine.config import RegularizeConfig, RunConfig, TrainConfig, check_training
+from lorchestra.engine.failure import epoch_failure, parameter_failures, step_failure
 from lorchestra.engine.frozen import Frozen, TrainingRows, compute_frozen
 from lorchestra.engine.members import MemberSettings, check_members, member_settings
 from lorchestra.engine.observer import Interrupted, Observer, StepReport
@@ -28,6 +29,7 @@ from lorchestra.engine.terms import add_parameter_terms, decay_penalties, row_te
 from lorchestra.engine.trunk_file import TrunkFiles
 from lorchestra.engine.validation import judge, validate
 from lorchestra.models.ensemble import EnsembleModel
+from lorchestra.types import EncodedExample
 
 
 class Trainer:
@@ -69,6 +71,7 @@ class Trainer:
         check_members(config, self.settings, len(rows.train))
         self.token_budget = config.token_budget
         self.order = StepOrder(self.settings, rows.train, config.batch_size)
+        self.log_choices = [_log_choices(own, rows.train) for own in self.settings]
         self.steps_per_epoch = self.order.steps_per_epoch
         self.num_steps = self.steps_per_epoch * config.epochs
         self.schedules = [Schedule(own.lr, self.num_steps, own.schedule, own.warmup) for own in self.settings]
@@ -120,7 +123,7 @@ class Trainer:
             if not self.step(should_stop):
                 checkpoint()
                 raise Interrupted
-            if self.state.step % self.steps_per_epoch == 0:
+            if self.state.step % self.steps_per_epoch == 0 and self.state.with_status("running"):
                 self._evaluate()
             if time.monotonic() - last_checkpoint >= self.config.checkpoint_every_s:
                 checkpoint()
@@ -192,11 +195,13 @@ class Trainer:
         sums |= add_parameter_terms(bank, self.settings)
         bank.zero_frozen_grad()
         norms = clip_gradients(bank.grad, [own.clip_norm for own in self.settings])
-        self._mark_failed(running, sums["loss"], norms)
+        losses = self._fail_before_update(sums, norms)
         running = state.with_status("running")
         lrs = [schedule(state.step) for schedule in self.schedules]
         self.optimizer.step(bank.grad, lrs, running)
         state.step += 1
+        self._fail_after_update(losses)
+        running = state.with_status("running")
         state.num_updates = list(self.optimizer.num_steps)
         tokens = sum(item.example.num_tokens for item in items)
         seconds = time.perf_counter() - started
@@ -243,10 +248,28 @@ class Trainer:
             for m in members.unique().tolist():
                 totals[m] += values.detach().cpu().double()[members == m].sum()
 
-    def _mark_failed(self, running: Sequence[int], losses: Tensor, norms: Tensor) -> None:
-        for m in running:
-            if not (math.isfinite(losses[m].item()) and math.isfinite(norms[m].item())):
-                self.state.fail(m, self.state.step + 1, f"loss {losses[m].item()}, gradient norm {norms[m].item()}")
+    def _fail_before_update(self, sums: Mapping[str, Tensor], norms: Tensor) -> list[float]:
+        """Fail members that this step must not move; returns the members' losses."""
+        terms = {name: values.tolist() for name, values in sums.items()}
+        by_member = norms.tolist()
+        for m in self.state.with_status("running"):
+            if what := step_failure({name: values[m] for name, values in terms.items()}, by_member[m]):
+                self.state.fail(m, self.state.step + 1, what)
+        return terms["loss"]
+
+    def _fail_after_update(self, losses: Sequence[float]) -> None:
+        """Fail members that this step has moved out of bounds, or whose epoch has ended far above guessing."""
+        state, failed = self.state, parameter_failures(self.model.bank.values)
+        for m in state.with_status("running"):
+            if m in failed:
+                state.fail(m, state.step, failed[m])
+                continue
+            member = state.members[m]
+            first = member.add_loss(losses[m])
+            if state.step % self.steps_per_epoch:
+                continue
+            if what := epoch_failure(member.end_epoch(), first, self.log_choices[m]):
+                state.fail(m, state.step, what)
 
     def _evaluate(self) -> None:
         """Validation NLL and accuracy of every running member; keeps the best copies and stops who waited too long."""
@@ -265,6 +288,12 @@ class Trainer:
         entry = {"step": state.step, "epoch": state.step // self.steps_per_epoch, **found}
         state.history.append(entry)
         self.observer.on_evaluation(entry, state)
+
+
+def _log_choices(own: MemberSettings, rows: Sequence[EncodedExample]) -> float:
+    """The loss of guessing on a member's training rows, in nats."""
+    seen = rows if own.rows is None else [rows[e] for e in own.rows]
+    return sum(math.log(len(row.choices)) for row in seen) / len(seen)
 
 
 def _default_settings(

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lorchestra.errors import CheckpointError
 from lorchestra.store.atomic import atomic_path, atomic_write_json, sha256_file
+from lorchestra.store.inside import inside
 from lorchestra.types import EncodedExample
 
 
@@ -62,7 +63,8 @@ class TrunkFile:
             CheckpointError: the disk has no room for it.
         """
         facts: dict[str, object] = {"key": self.key, "shape": list(shape), "dtype": str(dtype)}
-        record = self.path.with_suffix(".json")
+        inside(self.path.parent, self.path.name)  # neither file may be a link
+        record = inside(self.path.parent, f"{self.path.stem}.json")
         if record.exists():
             reason = self._unfit(record, facts)
             if reason is None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from lorchestra.engine.failure import validation_failure
 from lorchestra.engine.predict import member_passes, predict_rows
 from lorchestra.engine.state import TrainState
 from lorchestra.engine.trunk import TrunkCache
@@ -35,11 +35,11 @@ def validate(
     return {"val_nll": nlls, "val_accuracy": accuracies}
 
 
-def judge(state: TrainState, m: int, nll: float | None, patience: int, values_MP: Tensor, best_MP: Tensor) -> None:
+def judge(state: TrainState, m: int, nll: float, patience: int, values_MP: Tensor, best_MP: Tensor) -> None:
     """Draw the consequences of one member's validation NLL: keep a copy if it is its best, stop it, or fail it."""
     member = state.members[m]
-    if nll is None or not math.isfinite(nll):
-        state.fail(m, state.step, f"validation NLL {nll}")
+    if what := validation_failure(nll):
+        state.fail(m, state.step, what)
     elif member.best_nll is None or nll < member.best_nll:
         member.best_nll, member.best_step, member.waited = nll, state.step, 0
         best_MP[m].copy_(values_MP[m])

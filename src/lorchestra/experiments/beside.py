@@ -8,6 +8,7 @@ from typing import Any
 
 from lorchestra.core.evaluation import evaluate_predictions
 from lorchestra.core.seeding import derive_seed
+from lorchestra.data.splits import num_shared
 from lorchestra.engine.config import EvaluateConfig, RunConfig
 from lorchestra.engine.session import Session
 from lorchestra.methods import few_shot, mc_dropout
@@ -33,6 +34,8 @@ def few_shot_base(
     shown = few_shot.unasked(train, examples)
     if not shown:
         return {"base_few_shot": "every training row is among the evaluated ones"}
+    if not session.template.shows_shots:
+        return {"base_few_shot": "the base's chat template writes longer conversations by no simple rule"}
     seed = derive_seed(config.train.seed, "shots")
 
     def tell(done: int) -> None:
@@ -88,21 +91,46 @@ def score(
     validation: Predictions,
     baselines: Mapping[str, Predictions],
     left_out: Mapping[str, str],
-    train: Sequence[Example],
+    examples: Sequence[Example],
+    splits: Mapping[str, Sequence[Example]],
     settings: EvaluateConfig,
     seed: int,
 ) -> dict[str, Any]:
-    """An entry of `metrics.json`: see `core.evaluation`, and `left_out`, baselines that there are none of, with why."""
+    """An entry of `metrics.json`: see `core.evaluation`.
+
+    Also `left_out`, the baselines that are missing, with the reason, and `seen`: how many of the evaluated `examples`
+    are, by their content, among the run's "train" and "val" `splits`; its notes begin with what follows from that.
+    """
     entry = evaluate_predictions(
         predictions,
         validation=validation,
-        train_labels=[row.answer for row in train if row.answer is not None],
+        train_labels=[row.answer for row in splits["train"] if row.answer is not None],
         baselines=baselines,
         temperature=settings.temperature,
         resamples=settings.resamples,
         seed=seed,
     )
-    return entry | {"left_out": dict(left_out)}
+    seen = {name: num_shared(examples, splits[name]) for name in ("train", "val")}
+    notes = [*_seen_notes(seen, len(examples)), *entry["notes"]]
+    return entry | {"notes": notes, "seen": seen, "left_out": dict(left_out)}
+
+
+def _seen_notes(seen: Mapping[str, int], num_rows: int) -> list[str]:
+    """What to say of evaluated rows that trained the members, or chose among their copies."""
+    notes = []
+    if trained := seen["train"]:
+        which = "These rows" if trained == num_rows else f"{trained} of these {num_rows} rows"
+        notes.append(
+            f"{which} trained the members: on them, the numbers say how well the members remember and not how well they"
+            " answer new rows."
+        )
+    if chosen := seen["val"]:
+        which = "These rows" if chosen == num_rows else f"{chosen} of these {num_rows} rows"
+        notes.append(
+            f"{which} are validation rows, on which the kept adapters, the best member and temperatures were chosen:"
+            " they look better than new rows would."
+        )
+    return notes
 
 
 def save_all(folder: Path, predictions: Sequence[Predictions], baselines: Mapping[str, Predictions]) -> None:

@@ -63,10 +63,14 @@ def build_session(
     scoring, why = decide_scoring(base, model, template, config.data, train, token_budget)
     if config.data.scoring == "auto":
         say(f"scoring answers by {scoring}: {why}")
+    prompt = config.data.prompt
+    if template.chat and template.version > 1:
+        # as it is now: the template may write another date when the run resumes or predicts
+        prompt = dataclasses.replace(prompt, frame=template.frame)
     resolved = dataclasses.replace(
         config,
         base=dataclasses.replace(config.base, threads=torch.get_num_threads()),
-        data=dataclasses.replace(config.data, scoring=scoring),
+        data=dataclasses.replace(config.data, scoring=scoring, prompt=prompt),
         train=dataclasses.replace(config.train, token_budget=token_budget),
     )
     return Session(base, model, template, resolved.data, scoring, token_budget, task, say), resolved

@@ -29,11 +29,13 @@ from lorchestra.methods.contract import Cost, Progress, Setting, Silent
 from lorchestra.methods.registry import NamedMethod, parse_name
 from lorchestra.models.sources import absolute_base
 from lorchestra.store.atomic import atomic_directory, atomic_write_json, sweep_directory
+from lorchestra.store.evaluations import check_entry
+from lorchestra.store.inside import inside
 from lorchestra.store.lock import holding_out
 from lorchestra.store.paths import typed_path
 from lorchestra.store.predictions import load_predictions, save_predictions
-from lorchestra.store.run_dir import read_json
-from lorchestra.store.schema import check_shape
+from lorchestra.store.run_dir import read_json, tensors_path
+from lorchestra.store.schema import Each, Number, check_shape
 from lorchestra.types import Predictions
 
 FORMAT_VERSION = 1
@@ -48,10 +50,10 @@ _RECORD: dict[str, Any] = {"format_version": int, "config": dict, "resolved": di
 _RESULT: dict[str, Any] = {
     "name": str,
     "summary": str,
-    "cost": {field.name: float for field in dataclasses.fields(Cost)},
-    "chosen": dict,
-    "predict_s": {"val": float, "test": float},
-    "entry": {"task": str, "split": str},
+    "cost": {field.name: Number() for field in dataclasses.fields(Cost)},
+    "chosen": Each((Number(), None)),
+    "predict_s": {"val": Number(), "test": Number()},
+    "notes?": [str],
 }
 
 
@@ -120,7 +122,7 @@ def compare_methods(
 
 def read_left_out(root: Path) -> dict[str, str]:
     """Methods that could not do the task, with the reason."""
-    path = root / "left_out.json"
+    path = inside(root, "left_out.json")
     return {name: str(reason) for name, reason in read_json(path).items()} if path.exists() else {}
 
 
@@ -177,6 +179,7 @@ class _Comparison:
             "settings": dataclasses.asdict(named.config),
             "wrappers": [[wrapper, dataclasses.asdict(config)] for wrapper, config in named.wrappers],
             "chosen": fitted.chosen,
+            "notes": fitted.notes,
             "cost": dataclasses.asdict(cost),
             "predict_s": seconds,
             "entry": entry,
@@ -186,6 +189,8 @@ class _Comparison:
             for predictions in found.values():
                 save_predictions(directory / "predictions", predictions)
             atomic_write_json(directory / "result.json", result)
+        for note in fitted.notes:
+            self.say(f"{name}: {note}")
         self.say(f"{name} is done: fitted in {cost.fit_s:.0f} s, {seconds['test']:.0f} s for the test rows")
 
 
@@ -200,7 +205,7 @@ def _progress(setting: Setting, what: str, total: int) -> Progress:
 
 def _folder(root: Path, name: str) -> Path:
     # a colon is no part of a file's name everywhere, and a value may hold anything
-    return root / "methods" / quote(name.replace(":", ","), safe="+=,")
+    return inside(root, "methods", quote(name.replace(":", ","), safe="+=,"))
 
 
 def _begun(root: Path, config: RunConfig, rows: RunRows) -> RunConfig | None:
@@ -211,7 +216,7 @@ def _begun(root: Path, config: RunConfig, rows: RunRows) -> RunConfig | None:
         ConfigError: it has other settings.
         DataError: it has other rows.
     """
-    path = root / "compare.json"
+    path = inside(root, "compare.json")
     if not path.exists():
         if root.exists() and (not root.is_dir() or any(root.iterdir())):
             raise CheckpointError(f"--out {root}: exists and is not the directory of a comparison; choose another name")
@@ -228,9 +233,9 @@ def _begun(root: Path, config: RunConfig, rows: RunRows) -> RunConfig | None:
         raise ConfigError(
             f"{name}: the comparison in {root} has {then!r}, not {now!r}; keep its settings, or choose another --out"
         )
-    check_unchanged(rows, root / "splits.json")
-    sweep_directory(root / "methods")
-    resolved = from_mapping(RunConfig, record["resolved"], str(path))
+    check_unchanged(rows, inside(root, "splits.json"))
+    sweep_directory(inside(root, "methods"))
+    resolved = from_mapping(RunConfig, record["resolved"], str(path), saved=True)
     return dataclasses.replace(resolved, data=dataclasses.replace(resolved.data, dir=config.data.dir))
 
 
@@ -244,21 +249,31 @@ def _begin(root: Path, config: RunConfig, resolved: RunConfig, rows: RunRows) ->
 
 
 def _read_result(root: Path, name: str) -> dict[str, Any]:
-    path = _folder(root, name) / "result.json"
+    path = inside(_folder(root, name), "result.json")
     result = read_json(path)
     check_shape(result, _RESULT, path)
+    check_entry(result.get("entry"), path, "entry", "remove the method's directory")
     return result
 
 
 def _read_predictions(root: Path, name: str, rows: RunRows, split: str) -> Predictions:
-    return load_predictions(_folder(root, name) / "predictions" / f"{rows.task.name}.{split}.safetensors")
+    path = tensors_path(inside(_folder(root, name), "predictions"), f"{rows.task.name}.{split}")
+    found = load_predictions(path, answered=True)
+    asked = {(row.id, len(row.choices), row.answer) for row in rows.task.splits[split]}
+    for key, options, label in zip(found.ids, found.options, found.labels.tolist(), strict=True):
+        if (key, len(options), label) not in asked:
+            raise CheckpointError(
+                f"{path}: its row {key[:100]!r} is not one of the {split} rows; the file was changed or damaged: remove"
+                " the method's directory"
+            )
+    return found
 
 
 def _note_left_out(root: Path, names: Sequence[str], left_out: Mapping[str, str]) -> None:
     before = read_left_out(root)
     now = {name: reason for name, reason in before.items() if name not in names} | dict(left_out)
     if now != before:
-        atomic_write_json(root / "left_out.json", now)
+        atomic_write_json(inside(root, "left_out.json"), now)
 
 
 def _results(
@@ -268,8 +283,15 @@ def _results(
     found = {name: _read_result(root, name) for name in names if name not in left_out}
     if _folder(root, REFERENCE).exists():
         others = {name: _read_predictions(root, name, rows, "test") for name in found if name != REFERENCE}
+        reference = _read_predictions(root, REFERENCE, rows, "test")
+        for name, other in others.items():
+            if other.ids != reference.ids:
+                raise CheckpointError(
+                    f"{_folder(root, name)}: its predictions are of other rows than those of {REFERENCE}; remove the"
+                    " method's directory"
+                )
         apart = ensemble_minus(
-            _read_predictions(root, REFERENCE, rows, "test"),
+            reference,
             others,
             resamples=config.evaluate.resamples,
             seed=config.train.seed,

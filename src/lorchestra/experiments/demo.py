@@ -76,8 +76,8 @@ def pick_examples(run: RunDir, ood_name: str) -> list[Showcase]:
 
     Contested is measured by mutual information: the members disagree although each may be sure.
     """
-    test = load_predictions(run.predictions / f"{TASK}.test.safetensors")
-    ood = load_predictions(run.predictions / f"{TASK}.ood_{ood_name}.safetensors")
+    test = load_predictions(run.prediction(TASK, "test"))
+    ood = load_predictions(run.prediction(TASK, f"ood_{ood_name}"))
     mixture = predictive.mixture_log_probs(test.log_probs_MEC)
     confidence = predictive.confidence(mixture)
     right = mixture.argmax(axis=1) == test.labels

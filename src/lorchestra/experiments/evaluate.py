@@ -11,7 +11,6 @@ from lorchestra.core.early_exit import ExitRule, evaluate_early_exit
 from lorchestra.core.evaluation import ood_scores
 from lorchestra.core.layout import BASE
 from lorchestra.data.config import DataConfig
-from lorchestra.data.formats import rows_name
 from lorchestra.engine.predict import Pass, member_passes
 from lorchestra.engine.session import Session
 from lorchestra.errors import ConfigError, did_you_mean
@@ -20,15 +19,15 @@ from lorchestra.experiments.load import TrainedEnsemble
 from lorchestra.experiments.rows import (
     RunRows,
     check_unchanged,
+    name_of_file,
     read_named,
     read_ood,
     read_rows,
     with_directory,
 )
 from lorchestra.store.atomic import atomic_write_json
+from lorchestra.store.evaluations import read_names
 from lorchestra.store.predictions import save_predictions
-from lorchestra.store.run_dir import RunDir, read_json
-from lorchestra.store.schema import check_shape
 from lorchestra.types import Example, Predictions
 
 
@@ -64,7 +63,7 @@ def evaluate_run(
         ConfigError: an unknown split or task, a task and a file, or a run of rows that came from Python.
         DataError: the rows cannot be used, or have changed since the run.
     """
-    before = _read_metrics(trained.run)
+    before = read_names(trained.run)  # before anything is computed, since a damaged file ends it all
     config = with_directory(trained.config.data, data_dir)
     if config.train is None and config.task is None:
         raise ConfigError(
@@ -75,19 +74,21 @@ def evaluate_run(
     check_unchanged(rows, trained.run.splits)
     far = read_ood(ood, config, trained.labels)
     session, split, examples = _rows_to_evaluate(trained, rows, config, data, task, split)
+    for kept in (f"{split}.base_few_shot", *(f"ood_{name}" for name in far)):
+        trained.run.prediction(session.task, kept)  # refuses names that are too long, and links, before any work
     is_validation = session is trained.session and data is None and split == "val"
     predictions, zero_shot = _members_and_base(session, examples, split, progress)
     validation = predictions if is_validation else _predict(trained.session, rows.task.splits["val"], "val", progress)
-    train, own = rows.task.splits["train"], trained.config
+    splits, own = rows.task.splits, trained.config
     candidates: dict[str, Predictions | str] = {
         "base_zero_shot": zero_shot,
-        **few_shot_base(session, own, examples, split, train, progress),
+        **few_shot_base(session, own, examples, split, splits["train"], progress),
         **mc_dropout_of(session, own, examples, split, progress, passes=session.model.num_members),
     }
     baselines, left_out = comparable(candidates, predictions, session)
     for name, reason in left_out.items():
         session.say(f"{name} is left out: {reason}")
-    entry = score(predictions, validation, baselines, left_out, train, own.evaluate, own.train.seed)
+    entry = score(predictions, validation, baselines, left_out, examples, splits, own.evaluate, own.train.seed)
     if early_exit is not None:
         entry["early_exit"] = evaluate_early_exit(predictions.log_probs_MEC, predictions.labels, early_exit)
     folder = trained.run.predictions
@@ -110,7 +111,7 @@ def _rows_to_evaluate(
     if data is not None:
         if task is not None:
             raise ConfigError(f"--task {task} and --data {data}: give the name of a task or a file, not both")
-        stem = rows_name(data)
+        stem = name_of_file(data)
         # A file called test.csv is not the run's test split.
         name = f"file_{stem}" if stem in rows.task.splits else stem
         return trained.session, name, trained.read(data, require_answer=True)
@@ -142,12 +143,3 @@ def _members_and_base(
     )
     members, base = (found.log_probs_MEC[part] for part in (slice(-1), slice(-1, None)))
     return dataclasses.replace(found, log_probs_MEC=members), dataclasses.replace(found, log_probs_MEC=base)
-
-
-def _read_metrics(run: RunDir) -> list[dict[str, Any]]:
-    """The evaluations in `metrics.json` so far; read before anything is computed, since a damaged file ends it all."""
-    if not run.metrics.exists():
-        return []
-    metrics = read_json(run.metrics)
-    check_shape(metrics, {"evaluations": [{"task": str, "split": str}]}, run.metrics)
-    return list(metrics["evaluations"])

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lorchestra.engine.observer import Observer, StepReport
 from lorchestra.engine.state import TrainState
@@ -45,16 +45,22 @@ class EventLog:
     def on_step(self, report: StepReport, state: TrainState) -> None:
         """Log an optimizer step, and members that failed in it."""
         self.write("step", **asdict(report))
-        for m in state.with_status("failed"):
-            if state.members[m].failed_step == state.step:
-                self.write("member_failed", member=m, step=state.step, reason=state.members[m].reason)
+        self._write_failures([m for m, loss in enumerate(report.loss) if loss is None], state)
 
     def on_evaluation(self, entry: dict[str, object], state: TrainState) -> None:
-        """Log an evaluation."""
+        """Log an evaluation, and members that failed in it."""
         self.write("evaluation", **entry, status=[member.status for member in state.members])
+        nlls = cast(Sequence[float | None], entry["val_nll"])
+        self._write_failures([m for m, nll in enumerate(nlls) if nll is not None], state)
 
     def on_phase(self, text: str, done: int, total: int) -> None:
         """Phases are for people who wait, not for the log."""
+
+    def _write_failures(self, members: Sequence[int], state: TrainState) -> None:
+        """Those of some members that failed in the state's step; the others' failures are in the log already."""
+        for m in members:
+            if state.members[m].failed_step == state.step:
+                self.write("member_failed", member=m, step=state.step, reason=state.members[m].reason)
 
 
 class Observers:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from lorchestra.experiments.build import Say
 from lorchestra.experiments.load import good_members, load_own_base
 from lorchestra.models.adapters import WEIGHTS
 from lorchestra.models.gguf import quiet_transformers
-from lorchestra.models.peft_folders import CONFIG, read_peft_folder
+from lorchestra.models.peft_folders import CONFIG, PeftFolder, read_peft_config, read_peft_folder
 from lorchestra.models.sources import LoadedBase
+from lorchestra.models.targets import is_transposed
 from lorchestra.store.atomic import atomic_directory, atomic_write_json, atomic_write_text, sha256_file
 from lorchestra.store.run_dir import RunDir, read_ensemble, read_json, require_free
 
@@ -59,10 +61,11 @@ def export_run(
     target = require_free(out)
     members = [record["members"][m] for m in good_members(run, record)]
     for member in members:
-        weights = run.root / member["path"] / WEIGHTS
+        weights = run.inside(member["path"], WEIGHTS)
         if sha256_file(weights) != member["sha256"]:
             raise CheckpointError(f"{weights}: the checksum is not the one in ensemble.json; it was changed or damaged")
-    num_bytes = sum((run.root / member["path"] / WEIGHTS).stat().st_size for member in members)
+        read_peft_folder(weights.parent)  # others' programs are only to be given plain LoRA
+    num_bytes = sum(run.inside(member["path"], WEIGHTS).stat().st_size for member in members)
     base = load_own_base(run, record, config, say) if merge else None
     if base is not None:
         num_bytes += len(members) * sum(parameter.nbytes for parameter in base.model.parameters())
@@ -79,15 +82,44 @@ def export_run(
 
 
 def _copy_member(run: RunDir, member: dict[str, Any], directory: Path) -> None:
-    source = run.root / member["path"]
-    folder = directory / source.name
+    folder = directory / Path(member["path"]).name
     folder.mkdir()
     for name in (CONFIG, WEIGHTS):
-        shutil.copyfile(source / name, folder / name)
+        shutil.copyfile(run.inside(member["path"], name), folder / name, follow_symlinks=False)
 
 
 def _rename_base(path: Path, base_name: str) -> None:
     atomic_write_json(path, read_json(path) | {"base_model_name_or_path": base_name, "revision": None})
+
+
+def _adapted(folder: PeftFolder, base: LoadedBase) -> dict[str, Any]:
+    """The maps of the base that an adapter is on, by name."""
+    every = dict(base.model.named_modules())
+    for name, sizes in folder.modules.items():
+        weight = getattr(every.get(name), "weight", None)
+        if weight is None or sorted(weight.shape) != sorted(sizes):
+            shape = "no such map" if weight is None else f"a map of {list(weight.shape)}"
+            raise CheckpointError(
+                f"{folder.path / WEIGHTS}: adapts {name} as a map from {sizes[0]} to {sizes[1]} features, and {base.id}"
+                f" has {shape}; the adapter is not of this base"
+            )
+    return {name: every[name] for name in folder.modules}
+
+
+def _plain_config(folder: Path, modules: Mapping[str, Any]) -> Any:
+    """What PEFT needs to know to merge a plain LoRA: nothing else of its configuration, which may be a stranger's."""
+    from peft import LoraConfig  # heavy; only needed here
+
+    config = read_peft_config(folder)
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        inference_mode=True,
+        r=config["r"],
+        lora_alpha=config.get("lora_alpha", 8),
+        use_rslora=bool(config.get("use_rslora")),
+        fan_in_fan_out=any(map(is_transposed, modules.values())),
+        target_modules="|".join(map(re.escape, modules)),
+    )
 
 
 @torch.no_grad()
@@ -98,13 +130,15 @@ def _merge_members(directory: Path, names: Sequence[str], base: LoadedBase, say:
     for part in (base.model.config, base.model.config.get_text_config()):
         part.use_cache = True  # loading turned it off for packed passes; a saved model is for others to generate with
     for name in names:
-        modules = [base.model.get_submodule(module) for module in read_peft_folder(directory / name).modules]
-        weights = [module.weight.clone() for module in modules]
-        merged = PeftModel.from_pretrained(base.model, str(directory / name)).merge_and_unload(safe_merge=True)
+        modules = _adapted(read_peft_folder(directory / name), base)
+        config = _plain_config(directory / name, modules)
+        weights = {key: module.weight.clone() for key, module in modules.items()}
+        adapted = PeftModel.from_pretrained(base.model, str(directory / name), config=config)
+        merged = adapted.merge_and_unload(safe_merge=True)
         folder = directory / name.replace("member", "merged")
         with quiet_transformers():
             merged.save_pretrained(folder)
             base.tokenizer.save_pretrained(folder)
-        for module, weight in zip(modules, weights, strict=True):
-            module.weight.copy_(weight)
+        for key, module in modules.items():
+            module.weight.copy_(weights[key])
         say(f"merged {name}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lorchestra.data.config import DataConfig
-from lorchestra.engine.config import RunConfig, TrainConfig
+from lorchestra.engine.config import RunConfig, TrainConfig, check_run
 from lorchestra.errors import CheckpointError, ConfigError
 from lorchestra.experiments.build import Say, build_session
 from lorchestra.experiments.record import ensemble_record, write_description
@@ -25,7 +24,9 @@ from lorchestra.models.peft_folders import (
     PeftFolder,
     check_fits,
     common_adapt,
+    folder_file,
     named_base,
+    read_peft_config,
     read_peft_folder,
 )
 from lorchestra.models.sources import LoadedBase
@@ -65,9 +66,10 @@ def import_run(
         raise ConfigError("import: no folder; give one PEFT folder or more, each becomes a member")
     root = require_free(out)
     found = [read_peft_folder(folder) for folder in folders]
-    checksums = [sha256_file(folder.path / WEIGHTS) for folder in found]
+    checksums = [sha256_file(folder_file(folder.path, WEIGHTS)) for folder in found]
     _refuse_twins(found, checksums)
     config = RunConfig(_base(found, base), common_adapt(found), data, TrainConfig(seed=seed))
+    check_run(config)
     rows = read_rows(config.data, seed)
     for note in rows.notes:
         say(note)
@@ -96,7 +98,7 @@ def import_run(
     )
     for split in ("val", "test"):  # rows that cannot be asked are told of now, not in the first evaluation
         session.encode(rows.task.splits[split])
-    num_bytes = sum((folder.path / WEIGHTS).stat().st_size for folder in found)
+    num_bytes = sum(folder_file(folder.path, WEIGHTS).stat().st_size for folder in found)
     with atomic_directory(root, num_bytes=num_bytes) as directory:
         run = RunDir(directory)
         write_description(run, resolved, rows, session)
@@ -157,8 +159,8 @@ def _copy_member(
     """Copy one folder into the run, read it as a run is read, and describe it for `ensemble.json`."""
     target = run.members / f"member_{m:02d}"
     target.mkdir(parents=True)
-    shutil.copyfile(folder.path / WEIGHTS, target / WEIGHTS)
-    config = json.loads((folder.path / CONFIG).read_text(encoding="utf-8"))
+    shutil.copyfile(folder_file(folder.path, WEIGHTS), target / WEIGHTS)
+    config = read_peft_config(folder.path)
     base_keys = {"base_model_name_or_path": base.path_for_peft, "revision": base.revision}
     atomic_write_json(target / CONFIG, config | base_keys | {"inference_mode": True})
     load_member(model.bank, m, target, checksum, folder.r)

@@ -8,18 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lorchestra.config import read_recipe
 from lorchestra.core.early_exit import ExitRule
 from lorchestra.data.asked import AskedRow, asked_rows, asked_values
 from lorchestra.data.config import DataConfig
 from lorchestra.data.prompts import PromptTemplate
-from lorchestra.engine.config import RunConfig, check_run
+from lorchestra.engine.config import RunConfig
 from lorchestra.engine.encode_each import TooLong
 from lorchestra.engine.module import EnsembleModule
-from lorchestra.engine.session import Session
-from lorchestra.errors import CheckpointError, DataError
+from lorchestra.engine.session import HOPELESS, Session
+from lorchestra.errors import CheckpointError, ConfigError, DataError, printable
 from lorchestra.experiments.answers import AnswerCounts, AnswerOptions, answer_chunks, chunk_rows
 from lorchestra.experiments.build import Say
+from lorchestra.experiments.record import choice_end, read_config
 from lorchestra.experiments.rows import read_like
 from lorchestra.models.adapters import WEIGHTS, load_member
 from lorchestra.models.config import BaseConfig
@@ -167,10 +167,11 @@ def load_run(root: str | Path, say: Say = lambda text: None) -> TrainedEnsemble:
         CheckpointError: no finished run, damaged files, or the base is not the one the run was trained on.
     """
     run, record = read_ensemble(root)
-    config = read_recipe(run.config, RunConfig, whole=True)
-    check_run(config)
+    config = read_config(run)
     _check_consistent(run, record, config)
     good = good_members(run, record)
+    for m, reason in failed_members(record).items():
+        say(f"member {m} failed and is left out: {reason}")
     base = load_own_base(run, record, config, say)
     members = [record["members"][m] for m in good]
     adapt = dataclasses.replace(config.adapt, members=len(good))
@@ -181,7 +182,7 @@ def load_run(root: str | Path, say: Say = lambda text: None) -> TrainedEnsemble:
     ]
     model = EnsembleModel(base.model, adapt, config.train.seed, adapters)
     for index, member in enumerate(members):
-        load_member(model.bank, index, run.root / member["path"], member["sha256"], member.get("r"))
+        load_member(model.bank, index, run.inside(member["path"]), member["sha256"], member.get("r"))
     template = PromptTemplate.from_config(
         config.data, has_labels=record["labels"] is not None, tokenizer=base.tokenizer
     )
@@ -194,7 +195,30 @@ def load_run(root: str | Path, say: Say = lambda text: None) -> TrainedEnsemble:
     session = Session(
         base, model, template, config.data, record["scoring"], config.train.token_budget, record["task"], say
     )
+    _note_hopeless_labels(session, record)
     return TrainedEnsemble(run, record, config, session, good)
+
+
+def failed_members(record: dict[str, Any]) -> dict[int, str]:
+    """Members that failed, by their numbers in the run, with what happened."""
+    failed = {m: own for m, own in enumerate(record["members"]) if own["state"] == "failed"}
+    # runs of earlier versions have the reason in events.jsonl alone
+    return {m: printable(str(own.get("reason") or "events.jsonl has the reason")) for m, own in failed.items()}
+
+
+def _note_hopeless_labels(session: Session, record: dict[str, Any]) -> None:
+    """Say now, and not with every row, that a label of a run of format 1 cannot win."""
+    if record["labels"] is None or session.template.version > 1:
+        return
+    labels = tuple(record["labels"])
+    quiet = dataclasses.replace(session, say=lambda text: None, _said=set())
+    try:
+        hopeless = quiet.encode([Example("labels", "text", labels, None)]).hopeless
+    except (ConfigError, DataError):
+        return  # prediction says it of its rows
+    if hopeless:
+        session.say(f"labels {', '.join(map(repr, labels[:12]))}{', ...' if len(labels) > 12 else ''}: {HOPELESS}")
+        session.mark_said("hopeless")
 
 
 def good_members(run: RunDir, record: dict[str, Any]) -> tuple[int, ...]:
@@ -205,10 +229,10 @@ def good_members(run: RunDir, record: dict[str, Any]) -> tuple[int, ...]:
     """
     good = tuple(m for m, member in enumerate(record["members"]) if member["state"] != "failed")
     for m in good:
-        folder = run.root / str(record["members"][m].get("path"))
         for name in (CONFIG, WEIGHTS):
-            if not (folder / name).is_file():
-                raise CheckpointError(f"{folder / name}: missing; copy the run directory again, whole")
+            file = run.inside(record["members"][m]["path"], name)
+            if not file.is_file():
+                raise CheckpointError(f"{file}: missing; copy the run directory again, whole")
     return good
 
 
@@ -225,6 +249,11 @@ def _check_consistent(run: RunDir, record: dict[str, Any], config: RunConfig) ->
         raise CheckpointError(
             f"{run.ensemble}: scoring is {record['scoring']!r}, and data.scoring in {run.config.name} is"
             f" {config.data.scoring!r}; one of the two files was changed"
+        )
+    if choice_end(config.data.prompt.version) != record.get("choice_end", "never"):
+        raise CheckpointError(
+            f"{run.ensemble}: choice_end is {record.get('choice_end', 'never')!r}, and data.prompt.version in"
+            f" {run.config.name} is {config.data.prompt.version}; one of the two files was changed"
         )
     if config.train.token_budget is None:
         raise CheckpointError(f"{run.config}: train.token_budget is missing; the file was changed")

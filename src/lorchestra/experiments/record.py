@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lorchestra.config import to_yaml
-from lorchestra.engine.config import RunConfig
+from lorchestra.config import read_recipe, to_mapping, to_yaml
+from lorchestra.engine.config import RunConfig, check_run
 from lorchestra.engine.session import Session
 from lorchestra.engine.trainer import Trainer
 from lorchestra.experiments.build import environment
@@ -21,6 +21,22 @@ def write_description(run: RunDir, resolved: RunConfig, rows: RunRows, session: 
     atomic_write_json(run.splits, rows.record())
     atomic_write_json(run.environment, environment(session.base))
     atomic_write_text(run.config, to_yaml(absolute_settings(resolved)))
+
+
+def read_config(run: RunDir) -> RunConfig:
+    """The configuration that a run saved, with the rules it was made by where it is from an earlier version.
+
+    Raises:
+        ConfigError: the file is missing, cut off or holds what is no configuration.
+    """
+    config = read_recipe(run.config, RunConfig, whole=True)
+    check_run(config)
+    return config
+
+
+def choice_end(version: int) -> str:
+    """Which rows have an end after their choices, by the version of their prompts, as `ensemble.json` says it."""
+    return "never" if version == 1 else "where_needed"
 
 
 def trained_members(
@@ -45,7 +61,7 @@ def trained_members(
     records = []
     for index, (m, own, files) in enumerate(zip(chosen, adapters, written, strict=True)):
         state = trainer.state.members[m]
-        record = {
+        record: dict[str, Any] = {
             "path": f"members/member_{index:02d}",
             "sha256": files["sha256"],
             "seed": trainer.settings[m].dropout_seed,
@@ -53,6 +69,8 @@ def trained_members(
             "best_step": state.best_step,
             "val_nll": state.best_nll,
         }
+        if state.status == "failed":
+            record["reason"] = state.reason
         records.append(record | ({"r": own.r, "scaling": own.scaling} if differ else {}))
     return records
 
@@ -68,6 +86,8 @@ def ensemble_record(
         members: path, checksum and state of each member, and its rank and scaling where they are its own.
         cost: what training cost here.
     """
+    template = session.template
+    frame = template.frame if template.chat and template.version > 1 else None
     return {
         "base": {
             "id": session.base.id,
@@ -83,6 +103,9 @@ def ensemble_record(
         "prompt_template": session.template.text(session.scoring),
         "chat_template": session.template.chat,
         "system_prompt": session.data.prompt.system_prompt,
+        "choice_end": choice_end(template.version),
+        "chat_frame": None if frame is None else to_mapping(frame),
+        "answer_prefix": template.answer_prefix,
         "max_length": session.max_length,
         "scoring": session.scoring,
         "normalize": session.data.normalize,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lorchestra.core.validation import weak_validation
 from lorchestra.data.config import DataConfig
 from lorchestra.data.files import TaskFile, read_task_file
 from lorchestra.data.formats import is_file_name, rows_name
@@ -20,6 +21,7 @@ from lorchestra.data.tasks.table import TASKS
 from lorchestra.engine.config import RunConfig
 from lorchestra.errors import ConfigError, DataError, did_you_mean
 from lorchestra.models.sources import absolute_base
+from lorchestra.store.inside import name_fault
 from lorchestra.store.paths import typed_path
 from lorchestra.store.run_dir import read_json
 from lorchestra.store.schema import check_shape
@@ -61,7 +63,7 @@ def read_rows(config: DataConfig, seed: int, say: Callable[[str], None] = lambda
                 " or the files, not both"
             )
         loaded = load_task(config.task, config.dir)
-        return RunRows(loaded.task, loaded.notes)
+        return RunRows(loaded.task, (*loaded.notes, *validation_notes(loaded.task)))
     if config.train is None:
         raise ConfigError(
             "data.train: no training rows; give a file with --data.train FILE, or a task by name with --data.task"
@@ -85,8 +87,28 @@ def read_rows(config: DataConfig, seed: int, say: Callable[[str], None] = lambda
     if len(train.examples) >= _MANY:
         say(f"splitting {len(train.examples):,} rows")
     splits, report = make_splits(train.examples, others["val"], others["test"], seed, most=config.read.max_held_out)
-    task = Task(rows_name(config.train), splits, train.labels)
-    return RunRows(task, (*notes, *report.sentences()))
+    task = Task(name_of_file(config.train), splits, train.labels)
+    return RunRows(task, (*notes, *report.sentences(), *validation_notes(task)))
+
+
+def validation_notes(task: Task) -> list[str]:
+    """What to say of a task's validation rows where they can decide little."""
+    rows = task.splits["val"]
+    return weak_validation([row.answer for row in rows if row.answer is not None], [row.choices for row in rows])
+
+
+def name_of_file(path: str | Path) -> str:
+    """What the rows of a file are filed under: its name up to the first dot.
+
+    Raises:
+        DataError: that can be no part of other files' names.
+    """
+    name = rows_name(path)
+    if (fault := name_fault(name)) is not None:
+        raise DataError(
+            f"{path}: its rows are filed under {name!r}, its name up to the first dot, which {fault}; rename it"
+        )
+    return name
 
 
 def absolute_paths(config: DataConfig) -> DataConfig:
@@ -175,7 +197,7 @@ def read_ood(
     found: dict[str, tuple[Example, ...]] = {}
     for value in values:
         is_task = is_task_name(value)
-        name = str(value) if is_task else rows_name(value)
+        name = str(value) if is_task else name_of_file(value)
         if name in found:
             raise ConfigError(f"--ood {value}: another file or task is named {name} too; rename one")
         keep = keep_answers and trained_labels is None

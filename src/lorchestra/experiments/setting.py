@@ -36,7 +36,10 @@ def method_setting(
         should_stop: asked between micro-batches; true ends a fit with `Interrupted`.
     """
     train = task.splits["train"]
-    if config.data.scoring == "auto" or config.train.token_budget is None:
+    prompt = config.data.prompt
+    # a chat template is run once for all methods: it may write the time
+    live = (prompt.chat_template or prompt.system_prompt is not None) and not prompt.frame.template
+    if config.data.scoring == "auto" or config.train.token_budget is None or live:
         session, resolved = build_session(config, task.name, task.labels, train, say)
         rows = TrainingRows(session.encode(train).rows, session.encode(task.splits["val"]).rows)
         budget = settle_budget(config, session, rows, say)

@@ -30,14 +30,14 @@ class SharedFit:
         self.named, self.setting, self.splits = named, setting, splits
         self.elsewhere_s = 0.0
         self._fitted: Fitted | None = None
-        self._said: tuple[Cost, Mapping[str, float]] | None = None
+        self._said: tuple[Cost, Mapping[str, float], list[str]] | None = None
         self._refused: ConfigError | TrainingError | None = None
         self._known: dict[str, tuple[Predictions, float]] = {}
 
     def remember(self, result: Mapping[str, Any], predictions: Mapping[str, Predictions]) -> None:
         """Take what an earlier call has found in place of a fit."""
         cost = {field.name: result["cost"][field.name] for field in dataclasses.fields(Cost)}
-        self._said = Cost(**cost), result["chosen"]
+        self._said = Cost(**cost), result["chosen"], list(result.get("notes", []))
         self._known = {split: (found, result["predict_s"][split]) for split, found in predictions.items()}
 
     def as_fitted(self) -> Fitted:
@@ -48,7 +48,7 @@ class SharedFit:
         """
         if self._said is None:
             fitted = self._fit()
-            self._said = fitted.cost, fitted.chosen
+            self._said = fitted.cost, fitted.chosen, fitted.notes
         return Fitted(self._predict, *self._said)
 
     def _fit(self) -> Fitted:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lorchestra.config import differences, read_recipe
+from lorchestra.config import differences
 from lorchestra.engine.checkpoint import load_checkpoint, save_checkpoint
 from lorchestra.engine.config import RunConfig, check_run
 from lorchestra.engine.cost import training_base_passes
@@ -24,7 +24,8 @@ from lorchestra.errors import CheckpointError, ConfigError, TrainingError
 from lorchestra.experiments.budget import settle_budget
 from lorchestra.experiments.build import Say, build_session
 from lorchestra.experiments.events import EventLog, Observers
-from lorchestra.experiments.record import ensemble_record, trained_members, write_description
+from lorchestra.experiments.load import failed_members
+from lorchestra.experiments.record import ensemble_record, read_config, trained_members, write_description
 from lorchestra.experiments.rows import RunRows, absolute_settings, check_unchanged, read_rows, with_directory
 from lorchestra.models.adapters import save_members
 from lorchestra.models.members import MemberAdapter
@@ -39,6 +40,8 @@ class TrainOutcome:
 
     run: RunDir
     failed_members: tuple[int, ...]
+    reasons: tuple[str, ...] = ()
+    """What happened to each of them."""
 
 
 def train_run(
@@ -78,7 +81,7 @@ def train_run(
             check_unchanged(rows, run.splits)
             if run.ensemble.is_file():
                 say(f"{run.root} is finished already; nothing to train")
-                return TrainOutcome(run, _failed_members(run))
+                return _outcome(run)
         for note in rows.notes:
             say(note)
         session, resolved, training = prepare_training(config, rows, say)
@@ -111,8 +114,7 @@ def prepare_training(
 
 def _saved_config(run: RunDir, asked: RunConfig) -> RunConfig:
     """The configuration of the run to resume; refuses settings asked for now that are not its own."""
-    saved = read_recipe(run.config, RunConfig, whole=True)
-    check_run(saved)
+    saved = read_config(run)
     default = RunConfig()
     absolute = absolute_settings(asked)
     saved = dataclasses.replace(saved, base=absolute_base(saved.base))
@@ -201,9 +203,9 @@ def _finish(run: RunDir, trainer: Trainer, session: Session, rows: RunRows, log:
     for cached in run.resume.glob("trunk-*"):
         cached.unlink(missing_ok=True)
     log.write("finished", failed_members=failed)
-    return TrainOutcome(run, tuple(failed))
+    return _outcome(run)
 
 
-def _failed_members(run: RunDir) -> tuple[int, ...]:
-    _, record = read_ensemble(run.root)
-    return tuple(m for m, member in enumerate(record["members"]) if member["state"] == "failed")
+def _outcome(run: RunDir) -> TrainOutcome:
+    failed = failed_members(read_ensemble(run.root)[1])
+    return TrainOutcome(run, tuple(failed), tuple(failed.values()))

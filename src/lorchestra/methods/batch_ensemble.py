@@ -18,7 +18,8 @@ from torch import Tensor
 from lorchestra.core.bank import AdapterBank
 from lorchestra.core.optim import MemberAdamW, clip_gradients
 from lorchestra.core.seeding import generator
-from lorchestra.errors import ConfigError
+from lorchestra.engine.failure import gradient_failure
+from lorchestra.errors import ConfigError, TrainingError
 from lorchestra.methods.contract import Fitted, Meter, Setting
 from lorchestra.methods.training import BestTogether, changed, fitted_members, start, train_steps
 
@@ -100,9 +101,15 @@ class FastWeightsAdamW(MemberAdamW):
 
     @torch.no_grad()
     def step(self, grad_MP: Tensor, lrs: Sequence[float], members: Sequence[int]) -> None:
-        """Move all members at once."""
+        """Move all members at once.
+
+        Raises:
+            TrainingError: the gradient by shared and fast weights is out of bounds, though the members' may not be.
+        """
         grad_Q = self.pull(grad_MP)[None]
-        clip_gradients(grad_Q, [self.clip])
+        norm = clip_gradients(grad_Q, [self.clip]).item()
+        if what := gradient_failure(norm):
+            raise TrainingError(f"shared and fast weights failed (diverged: {what}); try a smaller train.lr")
         self.inner.step(grad_Q, lrs[:1], [0])
         for m in members:
             self.num_steps[m] += 1

@@ -21,6 +21,9 @@ from lorchestra.errors import ConfigError
 from lorchestra.methods.contract import Fitted, Progress, Setting
 from lorchestra.types import Example, Predictions
 
+RARE = 1e-3
+"""Probabilities of labels or letters below it, given no content, are noted: a quotient by them is extreme."""
+
 
 @dataclass(frozen=True)
 class Config:
@@ -38,7 +41,7 @@ def wrap(setting: Setting, fitted: Fitted, config: Config) -> Fitted:
 
     Raises:
         ConfigError: no texts are given. In prediction: no row has a question, so that leaving it out changes nothing;
-            or an input without content is longer than `data.max_length`.
+            an input without content is longer than `data.max_length`; or a choice has no probability there.
     """
     if not config.texts or not all(text.strip() for text in config.texts):
         raise ConfigError(f"contextual.texts: {config.texts!r} must be one or more texts that are not blank")
@@ -51,6 +54,9 @@ def wrap(setting: Setting, fitted: Fitted, config: Config) -> Fitted:
         plain = fitted.predict(examples, split, progress)
         keys = [options if own_choices or setting.labels else ("N/A",) * len(options) for options in plain.options]
         bias = _biases(fitted, config.texts, sorted(set(keys)))
+        if not own_choices:
+            for key, bias_MC in bias.items():
+                _note_extremes(result, key, bias_MC)
         shift = np.full_like(plain.log_probs_MEC, 0.0)
         for e, key in enumerate(keys):
             shift[:, e, : len(key)] = bias[key]
@@ -62,7 +68,19 @@ def wrap(setting: Setting, fitted: Fitted, config: Config) -> Fitted:
         fit_s=fitted.cost.fit_s + time.perf_counter() - started,
         predict_base_passes=fitted.cost.predict_base_passes * factor,
     )
-    return Fitted(predict, cost, fitted.chosen)
+    result = Fitted(predict, cost, fitted.chosen, list(fitted.notes))
+    return result
+
+
+def _note_extremes(result: Fitted, key: tuple[str, ...], bias_MC: NDArray[np.float64]) -> None:
+    """Note choices that inputs without content all but exclude: the calibration then decides, and not the row."""
+    least_C = bias_MC.min(axis=0)
+    for choice, least in zip(key, least_C, strict=True):
+        if least < np.log(RARE):
+            result.note(
+                f"contextual calibration divides the probability of {choice!r} by {np.exp(least):.1g}, which is what"
+                " inputs without content leave it: answers may follow from that alone"
+            )
 
 
 def _biases(
@@ -77,9 +95,16 @@ def _biases(
             " raise it"
         )
     per_key = np.split(found.log_probs_MEC, len(choices), axis=1)
-    return {
+    biases = {
         key: mixture_log_probs(block.swapaxes(0, 1))[:, : len(key)] for key, block in zip(choices, per_key, strict=True)
     }
+    for key, bias_MC in biases.items():
+        for choice in np.flatnonzero(np.isneginf(bias_MC).any(axis=0)):
+            raise ConfigError(
+                f"contextual: inputs without content leave the choice {key[choice]!r} a probability of 0, by which"
+                " nothing can be divided; set other contextual.texts, or leave contextual calibration out"
+            )
+    return biases
 
 
 def _divided(log_probs_MEC: NDArray[np.float64], bias_MEC: NDArray[np.float64]) -> NDArray[np.float64]:

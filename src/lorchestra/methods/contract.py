@@ -19,6 +19,9 @@ from lorchestra.engine.state import TrainState
 from lorchestra.engine.trunk_file import TrunkFiles
 from lorchestra.types import Example, Predictions
 
+MOST_DRAWS = 10_000
+"""Draws or passes that a method may ask for in one prediction."""
+
 Progress = Callable[[int], None]
 """Called with the number of rows done."""
 
@@ -116,6 +119,13 @@ class Fitted:
     cost: Cost
     chosen: Mapping[str, float] = field(default_factory=dict)
     """Numbers that the fit chose, by name, such as a temperature."""
+    notes: list[str] = field(default_factory=list)
+    """What a reader of the results must know of the fit, without a full stop; a prediction may add to it."""
+
+    def note(self, text: str) -> None:
+        """Add a note, once."""
+        if text not in self.notes:
+            self.notes.append(text)
 
 
 class Meter:

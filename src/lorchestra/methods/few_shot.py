@@ -14,7 +14,7 @@ from lorchestra.data.sampling import draw_even
 from lorchestra.engine.predict import Pass
 from lorchestra.engine.session import Session
 from lorchestra.errors import ConfigError
-from lorchestra.methods.contract import Fitted, Meter, Progress, Setting
+from lorchestra.methods.contract import MOST_DRAWS, Fitted, Meter, Progress, Setting
 from lorchestra.methods.training import changed
 from lorchestra.types import Example, Predictions
 
@@ -39,6 +39,8 @@ def fit(setting: Setting, config: Config) -> Fitted:
     for name, value in {"num_shots": config.num_shots, "draws": config.draws}.items():
         if value < 1:
             raise ConfigError(f"few_shot.{name}: {value} is less than 1; zero_shot shows no rows")
+    if config.draws > MOST_DRAWS:
+        raise ConfigError(f"few_shot.draws: {config.draws} is more than {MOST_DRAWS:,}")
     if config.num_shots > len(setting.train):
         raise ConfigError(f"few_shot.num_shots: {config.num_shots} is more than the {len(setting.train)} training rows")
     meter = Meter()

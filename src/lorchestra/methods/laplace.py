@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lorchestra.core.metrics import nll
 from lorchestra.core.posterior import (
+    PRECISION_BOUNDS,
     DiagonalLaplace,
     FullLaplace,
     LaplacePosterior,
@@ -31,9 +32,15 @@ from lorchestra.engine.cost import prediction_base_passes, training_base_passes
 from lorchestra.engine.predict import member_passes
 from lorchestra.engine.row_gradients import row_gradients
 from lorchestra.engine.session import Session
-from lorchestra.errors import ConfigError
-from lorchestra.methods.contract import Fitted, Meter, Predictor, Progress, Setting
-from lorchestra.methods.training import Training, last_layer_columns, packed_predictor, train_first_member
+from lorchestra.errors import ConfigError, TrainingError
+from lorchestra.methods.contract import MOST_DRAWS, Fitted, Meter, Predictor, Progress, Setting
+from lorchestra.methods.training import (
+    Training,
+    check_adapters,
+    last_layer_columns,
+    packed_predictor,
+    train_first_member,
+)
 from lorchestra.types import EncodedExample, Example, Predictions
 
 MOST_NUMBERS = 1_000_000_000
@@ -66,10 +73,12 @@ def fit(setting: Setting, config: Config) -> Fitted:
 
     Raises:
         ConfigError: a setting out of range, a whole curvature that does not fit, or a start that is not the prior's.
-        TrainingError: the training failed.
+        TrainingError: the training failed, or no precision gives draws that can be used.
     """
     if config.draws < 1:
         raise ConfigError(f"laplace.draws: {config.draws} is less than 1")
+    if config.draws > MOST_DRAWS:
+        raise ConfigError(f"laplace.draws: {config.draws} is more than {MOST_DRAWS:,}")
     if not config.precisions or not all(0 < precision < math.inf for precision in config.precisions):
         raise ConfigError(f"laplace.precisions: {config.precisions} must be one or more finite numbers above 0")
     if setting.config.adapt.init_lora_weights == "pissa":
@@ -91,6 +100,8 @@ def fit(setting: Setting, config: Config) -> Fitted:
     tell = setting.progress("prior precision, validation rows", len(setting.val))
     if config.prior == "marginal_likelihood":
         precision = best_precision(lambda t: log_marginal_likelihood(posterior, log_likelihood, mean_P, t))
+        if not math.isfinite(log_marginal_likelihood(posterior, log_likelihood, mean_P, precision)):
+            raise TrainingError("laplace: the evidence of the training rows is not finite; try a smaller train.lr")
     elif linearized:
         precision = state.best_on(setting.val, config.precisions, tell)
     else:
@@ -101,6 +112,7 @@ def fit(setting: Setting, config: Config) -> Fitted:
         predict = state.predict
     else:
         _write_draws(training, state, mean_P, precision)
+        check_adapters(training.values)
         predict = packed_predictor(training.session, member_passes(range(number)))
     passes = 1 + sum(len(row.choices) for row in rows) / len(rows)  # forward, and a backward pass a choice
     top = 1 - model.trunk_layers / model.num_layers
@@ -110,7 +122,18 @@ def fit(setting: Setting, config: Config) -> Fitted:
         parameters=training.values.shape[1] + posterior.num_numbers,
         predict_base_passes=round(1 - top + top * passes, 3) if linearized else prediction_base_passes(model, number),
     )
-    return Fitted(predict, cost, {"prior_precision": precision})
+    return Fitted(predict, cost, {"prior_precision": precision}, _at_bound(precision, config))
+
+
+def _at_bound(precision: float, config: Config) -> list[str]:
+    """A note where the prior's precision is the smallest or largest that was looked at."""
+    by_evidence = config.prior == "marginal_likelihood"
+    bounds = PRECISION_BOUNDS if by_evidence else (min(config.precisions), max(config.precisions))
+    if bounds[0] == bounds[1] or not any(math.isclose(precision, bound) for bound in bounds):
+        return []
+    which = "smallest" if math.isclose(precision, bounds[0]) else "largest"
+    where = "that is looked at" if by_evidence else "in laplace.precisions; a wider list may have a better one"
+    return [f"the prior's precision, {precision:g}, is the {which} {where}"]
 
 
 def _posterior(setting: Setting, training: Training, columns: Tensor, config: Config) -> tuple[LaplacePosterior, float]:
@@ -181,8 +204,7 @@ class _Linearized:
         """The precision under which the mixture of the draws has the lowest NLL on these examples."""
         rows = self.session.encode(examples).rows
         labels = np.array([row.answer for row in rows])
-        scores = [nll(mixture_log_probs(found), labels) for found in self.log_probs(rows, precisions, tell)]
-        return precisions[int(np.argmin(scores))]
+        return _lowest(precisions, [_score(found, labels) for found in self.log_probs(rows, precisions, tell)])
 
     def predict(self, examples: Sequence[Example], split: str, progress: Progress | None = None) -> Predictions:
         """One member a draw."""
@@ -209,5 +231,24 @@ def _best_draws_on(
     for precision in precisions:
         _write_draws(training, state, mean_P, precision)
         found = training.session.predict_members(examples, "val", tell)
-        scores.append(nll(mixture_log_probs(found.log_probs_MEC), found.labels))
-    return precisions[int(np.argmin(scores))]
+        scores.append(_score(found.log_probs_MEC, found.labels))
+    return _lowest(precisions, scores)
+
+
+def _score(log_probs_SEC: np.ndarray, labels_E: np.ndarray) -> float:
+    """The mixture's NLL; infinite where draws are too wide for the number format, so that there is none."""
+    return math.inf if np.isnan(log_probs_SEC).any() else nll(mixture_log_probs(log_probs_SEC), labels_E)
+
+
+def _lowest(precisions: Sequence[float], scores: Sequence[float]) -> float:
+    """The precision with the lowest score.
+
+    Raises:
+        TrainingError: no score is finite.
+    """
+    best = int(np.argmin(scores))
+    if not math.isfinite(scores[best]):
+        raise TrainingError(
+            f"laplace.precisions: with none of {tuple(precisions)} the draws' validation NLL is finite; add larger ones"
+        )
+    return precisions[best]

@@ -13,7 +13,7 @@ from lorchestra.core.seeding import derive_seed
 from lorchestra.engine.cost import prediction_base_passes, training_base_passes
 from lorchestra.engine.predict import Pass
 from lorchestra.errors import ConfigError
-from lorchestra.methods.contract import Fitted, Meter, Setting
+from lorchestra.methods.contract import MOST_DRAWS, Fitted, Meter, Setting
 from lorchestra.methods.training import changed, packed_predictor, train_members
 
 
@@ -66,6 +66,8 @@ def dropout_passes(members: Sequence[int], number: int, seed: int) -> list[Pass]
 def _passes_of_each(members: int, passes: int) -> int:
     if members < 1:
         raise ConfigError(f"mc_dropout.members: {members} is less than 1")
+    if passes > MOST_DRAWS:
+        raise ConfigError(f"mc_dropout.passes: {passes} is more than {MOST_DRAWS:,}")
     if passes < 1 or passes % members:
         raise ConfigError(
             f"mc_dropout.passes: {passes} is no multiple of its {members} members, each of which has as many; give it"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lorchestra.config import from_mapping, parse_value
+from lorchestra.config import check_magnitudes, from_mapping, parse_value
 from lorchestra.errors import ConfigError, did_you_mean
 from lorchestra.methods import (
     batch_ensemble,
@@ -132,7 +132,9 @@ def _with_settings(
         if not (equals and value.strip()) or field in values:
             raise ConfigError(f"method {whole!r}: {text!r} must be FIELD=VALUE, each field once")
         values[field] = parse_value(value, f"method {whole!r}: {field}: {value!r}")
-    return first, from_mapping(known[first].Config, values, f"method {whole!r}", first)
+    config: Any = from_mapping(known[first].Config, values, f"method {whole!r}", first)
+    check_magnitudes(config, first)
+    return first, config
 
 
 def fit_method(setting: Setting, name: str, config: Any = None) -> Fitted:
@@ -150,4 +152,6 @@ def fit_method(setting: Setting, name: str, config: Any = None) -> Fitted:
     method = METHODS[named.method]
     if config is not None and not isinstance(config, method.Config):
         raise ConfigError(f"method {named.method!r}: its settings are a {type(config).__module__}.Config, not its own")
-    return named.wrap(setting, method.fit(setting, named.config if config is None else config))
+    own = named.config if config is None else config
+    check_magnitudes(own, named.method)
+    return named.wrap(setting, method.fit(setting, own))

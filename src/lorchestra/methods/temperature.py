@@ -10,7 +10,10 @@ from typing import Literal
 
 import numpy as np
 
-from lorchestra.core.predictive import apply_temperature, fit_temperature, mixture_log_probs
+from lorchestra.core.predictive import apply_temperature, mixture_log_probs
+from lorchestra.core.temperature import regularized_temperature
+from lorchestra.core.validation import FEW_ROWS
+from lorchestra.errors import ConfigError
 from lorchestra.methods.contract import Fitted, Progress, Setting
 from lorchestra.types import Example, Predictions
 
@@ -21,16 +24,35 @@ class Config:
 
     of: Literal["mixture", "members"] = "mixture"
     """mixture: pool, then calibrate; the result is one distribution. members: each has a T of its own and they stay."""
+    prior: bool = True
+    """Fit under a weak prior towards T = 1 (log T has a standard deviation of 0.5), which many rows overrule."""
 
 
 def wrap(setting: Setting, fitted: Fitted, config: Config) -> Fitted:
-    """Fit T on the validation rows; `chosen` has it as `temperature`, or `temperature_0` and on by member."""
+    """Fit T on the validation rows; `chosen` has it as `temperature`, or `temperature_0` and on by member.
+
+    Raises:
+        ConfigError: there is no validation row, or the rows cannot judge a temperature.
+    """
+    if not setting.val:
+        raise ConfigError("temperature: there are no validation rows to fit it on; give some with --data.val")
     started = time.perf_counter()
     validation = fitted.predict(setting.val, "val", setting.progress("temperature, validation rows", len(setting.val)))
     of_members = config.of == "members"
-    found = [
-        fit_temperature(log_probs_EC, validation.labels) for log_probs_EC in _distributions(validation, of_members)
+    fits = [
+        regularized_temperature(log_probs_EC, validation.labels, validation.options, prior=config.prior)
+        for log_probs_EC in _distributions(validation, of_members)
     ]
+    found: list[float] = []
+    notes = list(fitted.notes)
+    if validation.num_examples < FEW_ROWS:
+        notes.append(f"temperature fitted on {validation.num_examples} validation rows only")
+    for m, fit in enumerate(fits):
+        if fit.T is None:
+            raise ConfigError(f"temperature: {fit.reason}; give other validation rows with --data.val")
+        found.append(fit.T)
+        of = f" of member {m}" if of_members else ""
+        notes += [f"temperature{of} (T = {fit.T:.2f}): {note}" for note in fit.notes]
     names = [f"temperature_{m}" for m in range(len(found))] if of_members else ["temperature"]
 
     def predict(examples: Sequence[Example], split: str, progress: Progress | None = None) -> Predictions:
@@ -46,7 +68,7 @@ def wrap(setting: Setting, fitted: Fitted, config: Config) -> Fitted:
         fit_s=fitted.cost.fit_s + time.perf_counter() - started,
         parameters=fitted.cost.parameters + len(found),
     )
-    return Fitted(predict, cost, {**fitted.chosen, **dict(zip(names, found, strict=True))})
+    return Fitted(predict, cost, {**fitted.chosen, **dict(zip(names, found, strict=True))}, notes)
 
 
 def _distributions(predictions: Predictions, of_members: bool) -> list[np.ndarray]:

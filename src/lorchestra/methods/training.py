@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lorchestra.engine.config import RunConfig, check_training
 from lorchestra.engine.cost import prediction_base_passes, training_base_passes
+from lorchestra.engine.failure import parameter_failures, validation_failure
 from lorchestra.engine.observer import Interrupted
 from lorchestra.engine.predict import Pass, member_passes, predict_rows
 from lorchestra.engine.rows import training_rows
@@ -95,9 +96,14 @@ def train_steps(setting: Setting, training: Training, after_step: Callable[[int]
     while trainer.state.step < trainer.num_steps:
         if not trainer.step(setting.should_stop):
             raise Interrupted
-        for m in trainer.state.with_status("failed"):
-            raise TrainingError(f"member {m} failed ({trainer.state.members[m].reason}); try a smaller train.lr")
+        _refuse_failed(training)
         after_step(trainer.state.step)
+
+
+def _refuse_failed(training: Training) -> None:
+    state = training.trainer.state
+    for m in state.with_status("failed"):
+        raise TrainingError(f"member {m} failed ({state.members[m].reason}); try a smaller train.lr")
 
 
 def check_rate(setting: Setting, factor: float, name: str) -> None:
@@ -143,7 +149,8 @@ def train_first_member(setting: Setting, meter: Meter, config: RunConfig) -> Tra
 class BestTogether:
     """Keeps all members' adapters of the epoch with the best validation NLL, the mean over members; see `train_steps`.
 
-    With `train.keep: last` nothing is evaluated, and the last adapters are the best. `train.patience` has no effect.
+    With `train.keep: last` nothing is evaluated, and the last adapters are the best. `train.patience` has no effect. A
+    member whose validation NLL is not finite is an error, as in `train_steps`.
     """
 
     def __init__(self, setting: Setting, training: Training) -> None:
@@ -162,7 +169,12 @@ class BestTogether:
         tell = self.setting.progress("validation", len(rows))
         found = predict_rows(trainer.model, rows, passes, trainer.token_budget, trainer.frozen.val, tell)
         answers = np.array([row.answer for row in rows])
-        nll = float(-found[:, np.arange(len(rows)), answers].mean())
+        losses_ME = -found[:, np.arange(len(rows)), answers]
+        for m, mean in enumerate(losses_ME.mean(axis=1).tolist()):
+            if what := validation_failure(mean):
+                trainer.state.fail(m, step, what)
+        _refuse_failed(self.training)
+        nll = float(losses_ME.mean())
         if nll < self.nll:
             self.nll, self.kept = nll, self.training.values.clone()
 
@@ -192,6 +204,16 @@ def packed_predictor(session: Session, passes: Sequence[Pass]) -> Predictor:
     return predict
 
 
+def check_adapters(values_MP: Tensor) -> None:
+    """Refuse adapters that a fit has made of trained ones, such as draws, by the definition of `engine.failure`.
+
+    Raises:
+        TrainingError: a number is not finite, or out of bounds.
+    """
+    for m, what in parameter_failures(values_MP).items():
+        raise TrainingError(f"adapter {m} after the fit: diverged: {what}; try milder settings, or a smaller train.lr")
+
+
 def fitted_members(training: Training, meter: Meter, members: Sequence[int], parameters: int | None = None) -> Fitted:
     """The end of a fit that predicts by members of its session.
 
@@ -202,11 +224,10 @@ def fitted_members(training: Training, meter: Meter, members: Sequence[int], par
         parameters: numbers stored; by default, those of the members' adapters.
 
     Raises:
-        TrainingError: a number of an adapter is not finite.
+        TrainingError: a number of an adapter is not finite, or out of bounds.
     """
     model = training.session.model
-    if not torch.isfinite(training.values[list(members)]).all():
-        raise TrainingError("the adapters are not finite after the fit; try milder settings, or a smaller train.lr")
+    check_adapters(training.values[list(members)])
     if parameters is None:
         parameters = len(members) * model.bank.values.shape[1]
     cost = meter.cost(

@@ -30,6 +30,7 @@ from lorchestra.models.targets import base_names, is_transposed
 from lorchestra.store.atomic import sha256_file
 
 WEIGHTS = "adapter_model.safetensors"
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def adapter_tensors(bank: AdapterBank, values_P: Tensor, rank: int | None = None) -> dict[str, Tensor]:
@@ -224,7 +225,7 @@ def load_member(
             if found is None or found.shape != view.shape:
                 shape = "is missing" if found is None else f"has shape {list(found.shape)}, not {list(view.shape)}"
                 raise CheckpointError(f"{path}: {key} {shape}; config.yaml and the adapters do not belong together")
-            if not found.is_floating_point():
+            if found.dtype not in _DTYPES:
                 raise CheckpointError(f"{path}: {key} holds {found.dtype} values, not floating-point ones")
             view.copy_(found)
             if not view.isfinite().all():

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import ClassVar, Literal
 
+from lorchestra.config import check_magnitudes
 from lorchestra.errors import ConfigError
 
 _MOST_THREADS = 1024
@@ -97,6 +98,7 @@ def check_base(base: BaseConfig) -> None:
     Raises:
         ConfigError: names the field and its value.
     """
+    check_magnitudes(base, "base")
     if base.threads is not None and not 1 <= base.threads <= _MOST_THREADS:
         raise ConfigError(f"base.threads: {base.threads} is not in [1, {_MOST_THREADS}]")
 
@@ -107,6 +109,7 @@ def check_adapt(adapt: AdaptConfig) -> None:
     Raises:
         ConfigError: names the field and its value.
     """
+    check_magnitudes(adapt, "adapt")
     if adapt.members < 1:
         raise ConfigError(f"adapt.members: {adapt.members} is less than 1; one member is one LoRA")
     if not 0 < adapt.lora_alpha < math.inf:

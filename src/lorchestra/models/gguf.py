@@ -26,6 +26,8 @@ import torch
 import transformers
 
 from lorchestra.errors import CheckpointError
+from lorchestra.models.gguf_header import read_header
+from lorchestra.models.sizes import check_declared
 from lorchestra.store.atomic import atomic_directory, discard_directory, sha256_file, sweep_leftovers
 from lorchestra.store.disk import require_space
 
@@ -93,6 +95,7 @@ def converted_directory(
             be written.
     """
     _check_magic(gguf_file)
+    _check_sizes(gguf_file)
     sha256 = sha256 or sha256_file(gguf_file)
     key = hashlib.sha256(f"{sha256} {CONVERTER_VERSION}".encode()).hexdigest()[:16]
     directory = cache_root() / "bases" / f"{gguf_file.stem}-{key}"
@@ -168,6 +171,20 @@ def _check_magic(gguf_file: Path) -> None:
         raise CheckpointError(f"{gguf_file}: is a Git LFS pointer, not the file itself. Fetch it with `git lfs pull`.")
     if not start.startswith(b"GGUF"):
         raise CheckpointError(f"{gguf_file}: is not a GGUF file (it does not begin with GGUF). Download it again.")
+
+
+def _check_sizes(gguf_file: Path) -> None:
+    """Refuse a file that declares more layers or wider ones than its tensors have, before a model is built of it."""
+    try:
+        header = read_header(gguf_file)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{gguf_file}: cannot be converted ({error}). It is damaged or was cut off: download it again."
+        ) from error
+    if header is not None and header.shapes:
+        prefix = f"{header.fields.get('general.architecture')}."
+        fields = ((key.removeprefix(prefix), value) for key, value in header.fields.items() if key.startswith(prefix))
+        check_declared(str(gguf_file), fields, header.shapes)
 
 
 def _require_gguf() -> None:

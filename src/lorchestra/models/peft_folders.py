@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -25,23 +26,47 @@ from lorchestra.errors import CheckpointError
 from lorchestra.models.adapters import WEIGHTS
 from lorchestra.models.config import AdaptConfig
 from lorchestra.models.places import near_path
+from lorchestra.store.inside import inside, read_plain
+from lorchestra.store.schema import COUNT, Each, Number, check_shape
 
 CONFIG = "adapter_config.json"
 
 # Settings of PEFT that do not change what a plain LoRA computes, or whose effect is checked on its own.
 _HARMLESS = {
     *("peft_type", "peft_version", "task_type", "auto_mapping", "inference_mode", "runtime_config"),
-    *("base_model_name_or_path", "revision", "megatron_config", "megatron_core", "ephemeral_gpu_offload"),
+    *("base_model_name_or_path", "revision", "megatron_core", "ephemeral_gpu_offload"),
     *("r", "lora_alpha", "lora_dropout", "use_rslora", "fan_in_fan_out", "init_lora_weights", "qalora_group_size"),
     *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "ensure_weight_tying"),
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+}
+# What other programs, and PEFT itself, make of these fields needs their types to be right.
+_NAMES = (str, [str], None)
+_SHAPE: dict[str, Any] = {
+    "r": Number(1, 10_000, whole=True),
+    "lora_alpha?": Number(-1e30, 1e30),
+    "peft_version?": (str, None),
+    "auto_mapping?": (Each((str, None)), None),
+    "inference_mode?": (bool, None),
+    "runtime_config?": (Each(bool), None),
+    "ephemeral_gpu_offload?": (bool, None),
+    "use_rslora?": (bool, None),
+    "fan_in_fan_out?": (bool, None),
+    "ensure_weight_tying?": (bool, None),
+    "qalora_group_size?": (Number(1, 1_000_000, whole=True), None),
+    "megatron_core?": (str, None),
+    "target_modules?": _NAMES,
+    "exclude_modules?": _NAMES,
+    "layers_pattern?": _NAMES,
+    "layers_to_transform?": (COUNT, [COUNT], None),
+    **{f"{name}?": (dict, None) for name in ("loftq_config", "eva_config", "corda_config", "lora_ga_config")},
 }
 _OFF: tuple[Any, ...] = (None, False, "none", "", [], {})
 # The other ways (pissa, olora, loftq, ...) take what they put into the adapter out of the base's own weights.
 _PLAIN_INITS = (None, True, False, "gaussian", "eva", "orthogonal")
 
 _TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<which>[AB])\.weight")
-_IN_LAYER = re.compile(r"(?P<list>.+?)\.(?P<layer>\d+)\.(?P<name>.+)")
+_IN_LAYER = re.compile(r"(?P<list>.+?)\.(?P<layer>[0-9]{1,6})\.(?P<name>.+)")
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -66,7 +91,7 @@ def read_peft_folder(path: str | Path) -> PeftFolder:
         CheckpointError: it is no PEFT folder, its files are missing or damaged, or it holds more than plain LoRA.
     """
     folder = Path(path)
-    config = _read_config(folder)
+    config = read_peft_config(folder)
     where = folder / CONFIG
     _refuse_features(where, config)
     r = config.get("r")
@@ -75,12 +100,30 @@ def read_peft_folder(path: str | Path) -> PeftFolder:
     alpha, dropout = _number(where, config, "lora_alpha", 8.0), _number(where, config, "lora_dropout", 0.0)
     if not 0 <= dropout < 1:
         raise CheckpointError(f"{where}: lora_dropout is {dropout}, not in [0, 1); the file was changed or damaged")
+    check_shape(config, _SHAPE, where)
     scaling = alpha / (math.sqrt(r) if config.get("use_rslora") else r)
     base, revision = (config.get(name) for name in ("base_model_name_or_path", "revision"))
     for name, value in (("base_model_name_or_path", base), ("revision", revision)):
         if not isinstance(value, str | None):
             raise CheckpointError(f"{where}: {name} is {value!r}, not a name; the file was changed or damaged")
     return PeftFolder(folder, base or None, revision or None, r, scaling, dropout, _read_modules(folder, r))
+
+
+def folder_file(folder: Path, name: str) -> Path:
+    """A file of a folder, which may come from a stranger: links are not followed, for they could lead to any file.
+
+    The cache of the Hugging Face Hub is made of links; those that stay within one of its repositories are.
+
+    Raises:
+        CheckpointError: the file is a link to elsewhere, or no regular file.
+    """
+    path = folder / name
+    if path.is_symlink():
+        repository = folder.resolve().parent.parent
+        blob = path.resolve()
+        if folder.resolve().parent.name == "snapshots" and blob.parent == repository / "blobs" and blob.is_file():
+            return blob
+    return inside(folder, name)
 
 
 def named_base(folders: Sequence[PeftFolder]) -> tuple[str | None, str | None]:
@@ -141,11 +184,17 @@ def check_fits(folder: PeftFolder, model: nn.Module, base: str) -> None:
             )
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    where = folder / CONFIG
+def read_peft_config(folder: Path) -> dict[str, Any]:
+    """The adapter's configuration as it is written.
+
+    Raises:
+        CheckpointError: it is missing, a link to elsewhere, or no JSON object.
+    """
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such directory.{near_path(folder)} Give a folder that PEFT saved.")
-    if not where.is_file():
+    where = folder / CONFIG
+    file = folder_file(folder, CONFIG)
+    if not file.is_file():
         if (folder / "members").is_dir():
             hint = f"this is a run: its adapters are the folders in {folder / 'members'}"
         elif (folder / "config.json").is_file():
@@ -154,7 +203,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
             hint = "give a folder that PEFT's save_pretrained wrote"
         raise CheckpointError(f"{folder}: has no {CONFIG}; {hint}")
     try:
-        config = json.loads(where.read_text(encoding="utf-8"))
+        config = json.loads(read_plain(file).decode("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{where}: cannot be read as JSON ({error}); copy the folder again") from error
     if not isinstance(config, dict):
@@ -201,6 +250,8 @@ def _read_modules(folder: Path, r: int) -> dict[str, tuple[int, int]]:
         match = _TENSOR.fullmatch(key)
         if match is None:
             raise CheckpointError(f"{path}: {key} is no A or B of a plain LoRA, and cannot be part of an ensemble")
+        if tensor.dtype not in _DTYPES:
+            raise CheckpointError(f"{path}: {key} holds {tensor.dtype} values; save the adapter as float32 or bfloat16")
         if not tensor.isfinite().all():
             raise CheckpointError(f"{path}: {key} holds NaN or infinity; this adapter's training failed")
         found.setdefault(match["module"], {})[match["which"]] = tensor
@@ -226,7 +277,7 @@ def _read_modules(folder: Path, r: int) -> dict[str, tuple[int, int]]:
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
-    path = folder / WEIGHTS
+    path = folder_file(folder, WEIGHTS)
     if not path.is_file():
         pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
         if pickles:

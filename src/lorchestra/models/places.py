@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lorchestra.errors import CheckpointError
+from lorchestra.store.inside import name_fault
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -44,7 +45,8 @@ def check_directory(name: str, directory: Path) -> None:
     elif not (directory / _WEIGHTS).is_file():
         raise CheckpointError(f"{start}: {directory} has no {_WEIGHTS}{_instead(directory)}")
     explicit = _read_json(start, directory / "config.json").get("transformers_weights")
-    if explicit is not None and not str(explicit).endswith((".safetensors", ".safetensors.index.json")):
+    known = str(explicit).endswith((".safetensors", ".safetensors.index.json")) and name_fault(str(explicit)) is None
+    if explicit is not None and not known:
         raise CheckpointError(
             f"{start}: {directory}/config.json names {explicit!r} as its weights (transformers_weights), which is not "
             "safetensors. Remove that line."
@@ -78,8 +80,14 @@ def is_near(name: str, known: str) -> bool:
 def _check_shards(start: str, directory: Path) -> None:
     try:
         shards = sorted(set(_read_json(start, directory / _INDEX)["weight_map"].values()))
-    except (KeyError, AttributeError) as error:
+    except (KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{start}: {directory / _INDEX} has no weight_map. Copy or download it again.") from error
+    for shard in shards:
+        if (fault := name_fault(str(shard))) is not None:
+            raise CheckpointError(
+                f"{start}: {directory / _INDEX} names {str(shard)[:100]!r} as a file of weights, and that name {fault}."
+                " Copy or download it again."
+            )
     missing = [shard for shard in shards if not (directory / shard).is_file()]
     if missing:
         raise CheckpointError(
@@ -91,7 +99,7 @@ def _check_shards(start: str, directory: Path) -> None:
 def _read_json(start: str, file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{start}: {file} cannot be read ({error}). Copy or download it again.") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{start}: {file} is not a JSON object. Copy or download it again.")

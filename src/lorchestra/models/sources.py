@@ -23,6 +23,7 @@ from lorchestra.models.embedded import EMBEDDED_NAME, embedded_directory
 from lorchestra.models.gguf import converted_directory, quiet_transformers, to_stderr
 from lorchestra.models.hub import hub_directory
 from lorchestra.models.places import check_directory, is_near, looks_like_path, near_path
+from lorchestra.models.sizes import check_sizes
 from lorchestra.store.paths import typed_path
 
 _OPTIONS: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
@@ -52,6 +53,11 @@ class LoadedBase:
     context_length: int
     """The most tokens a row may have."""
 
+    @property
+    def num_embeddings(self) -> int:
+        """How many tokens the model knows: the rows of its input embeddings."""
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
 
 @dataclass(frozen=True)
 class _Source:
@@ -79,6 +85,7 @@ def load_base(config: BaseConfig, *, notify: Callable[[str], None] = to_stderr) 
     device = _device(config)
     dtype = _dtype(config, device)
     source = _find(config, notify)
+    check_sizes(f"base.name {source.id!r}", source.directory)
     tokenizer, model = _load(source, dtype)
     text_config = model.config.get_text_config()
     if tokenizer.pad_token is None and tokenizer.eos_token is not None:
@@ -93,6 +100,7 @@ def load_base(config: BaseConfig, *, notify: Callable[[str], None] = to_stderr) 
             f"base.name {config.name!r}: the weights do not fit into the memory of {device} as {dtype}. "
             "Set base.dtype bfloat16 or base.device cpu, or take a smaller base."
         ) from error
+    _note_unknown_tokens(config.name, tokenizer, model, notify)
     return LoadedBase(
         model=model,
         tokenizer=tokenizer,
@@ -114,6 +122,7 @@ def load_tokenizer(config: BaseConfig, *, notify: Callable[[str], None] = to_std
         ConfigError, CheckpointError: as `load_base`.
     """
     source = _find(config, notify)
+    check_sizes(f"base.name {source.id!r}", source.directory)
     with quiet_transformers():
         try:
             return _tokenizer(source)
@@ -236,6 +245,17 @@ def _cannot_load(source: _Source, error: Exception) -> CheckpointError:
         f"{start}: {source.directory} cannot be loaded as a causal language model by transformers "
         f"{transformers.__version__} ({reason}). It must hold config.json, model.safetensors and tokenizer.json."
     )
+
+
+def _note_unknown_tokens(name: str, tokenizer: Any, model: Any, notify: Callable[[str], None]) -> None:
+    """Say that some tokens have no embedding; whether a row needs one of them shows when it is tokenized."""
+    known = int(model.get_input_embeddings().weight.shape[0])
+    number = max(tokenizer.get_vocab().values(), default=-1) + 1
+    if number > known:
+        notify(
+            f"base.name {name!r}: its tokenizer has {number} tokens and the model {known} embeddings; rows that need"
+            " one of the others are refused (model.resize_token_embeddings in transformers adds them)"
+        )
 
 
 def _context_length(source: _Source, text_config: Any, tokenizer: Any) -> int:

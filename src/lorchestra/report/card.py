@@ -181,14 +181,20 @@ def _code(record: Mapping[str, Any], members: Sequence[str]) -> str:
         f"choices = {choices!r}",
         'options = "\\n".join(f"{letter}. {choice}" for letter, choice in zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", choices))',
         f'prompt = {template!r}.replace("{{options}}", options).replace("{{question}}", question)',
-        *_chat_lines(record),
+        *_asking_lines(record),
         f"answers = [gap + name for name in {names}]",
+        "",
+        "",
+        "def tokens(end):",
+        "    texts = [prompt, *(prompt + answer + end for answer in answers)]",
+        f"    return [tokenizer(text{_no_special(record)}).input_ids for text in texts]",
         "",
         "",
         "@torch.no_grad()",
         "def probabilities(member):",
         "    model.set_adapter(member)",
-        f"    rows = [tokenizer(prompt + answer{_no_special(record)}).input_ids for answer in ['', *answers]]",
+        "    rows = tokens('')",
+        *_end_lines(record),
         "    # tokens at the end of the prompt may merge with the answer: score what comes after the common ones",
         "    start = next((i for i, ids in enumerate(zip(*rows)) if len(set(ids)) > 1), len(rows[0]))",
         "    scores = []",
@@ -206,9 +212,32 @@ def _code(record: Mapping[str, Any], members: Sequence[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _chat_lines(record: Mapping[str, Any]) -> list[str]:
+def _end_lines(record: Mapping[str, Any]) -> list[str]:
+    """What puts an end after answers where one begins another."""
+    if record["scoring"] == "letter" or record.get("choice_end", "never") == "never":
+        return []
+    end = record["chat_frame"]["alone"][2] if record["chat_frame"] else "\n"
+    return [
+        "    if any(a != b and b[: len(a)] == a for a in rows[1:] for b in rows[1:]):",
+        f"        rows = tokens({end!r})  # one answer begins another: score them with their ends",
+    ]
+
+
+def _asking_lines(record: Mapping[str, Any]) -> list[str]:
+    """From the question's block to the prompt, and what parts an answer from it."""
     if not record["chat_template"]:
-        return ['gap = "" if prompt.endswith((" ", "\\n", "(", "[", "{")) else " "']
+        prefix = record.get("answer_prefix", " ")
+        return [f'gap = "" if prompt.endswith((" ", "\\n", "(", "[", "{{")) else {prefix!r}']
+    if record.get("chat_frame"):
+        frame = record["chat_frame"]
+        before, after, _ = frame["alone"]
+        opening = after.rstrip(" ")
+        trimmed = f".{frame['trim']}()" if frame["trim"] else ""
+        return [
+            "# what the chat template wrote when the members were trained",
+            f"prompt = {before!r} + prompt{trimmed} + {opening!r}",
+            f"gap = {after[len(opening) :]!r}",
+        ]
     system = record["system_prompt"]
     messages = "" if system is None else f'{{"role": "system", "content": {system!r}}}, '
     return [

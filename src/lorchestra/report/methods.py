@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lorchestra.report.html.tables import count
-from lorchestra.report.table import COLUMNS, Column
+from lorchestra.report.table import COLUMNS, JUDGED, Column, calibrated, reference_text
 
 _SHOWN = [column for column in COLUMNS if column.key in ("accuracy", "nll", "ece")]
 _COST = ("Passes", "Tokens", "Sec.", "Peak", "Params")
@@ -26,9 +26,12 @@ def methods_table(results: Sequence[Mapping[str, Any]]) -> Table:
         box=SIMPLE_HEAD,
         show_edge=False,
         padding=(0, 1, 0, 0),
-        caption="In brackets: lora_ensemble minus the method, 95 % interval of paired resamples of rows. Passes of the"
-        " base: in the fit, and below in one prediction. Tokens trained on; seconds and peak GB of the fit; parameters"
-        " stored.",
+        caption=Text(
+            "In brackets: lora_ensemble minus the method, 95 % interval of the paired difference. In parentheses: ECE"
+            " of a perfectly calibrated model on as many rows, mean and 95 % range. Passes of the base: in the fit, and"
+            " below in one prediction. Tokens trained on; seconds and peak GB of the fit; parameters stored."
+            + "".join(f"\n{one['name']}: {note}." for one in results for note in one.get("notes") or ())
+        ),
         caption_justify="left",
     )
     table.add_column("Method", no_wrap=True)
@@ -44,16 +47,20 @@ def methods_table(results: Sequence[Mapping[str, Any]]) -> Table:
             table.add_row(name, Text("left out", style="dim"))
             continue
         apart = one.get("ensemble_minus") or {}
-        cells = [_cell(column, one["entry"]["ensemble"][column.key], apart.get(column.key)) for column in _SHOWN]
+        cells = [_cell(column, one["entry"], apart) for column in _SHOWN]
         table.add_row(name, *cells, *_costs(one["cost"]))
     return table
 
 
-def _cell(column: Column, value: float | None, ends: Sequence[float | None] | None) -> Text:
-    text = Text(column.number(value, absent="inf"))
+def _cell(column: Column, entry: Mapping[str, Any], apart: Mapping[str, Any]) -> Text:
+    text = Text(column.number(entry["ensemble"][column.key], absent="inf"))
+    ends = apart.get(column.key) if column.key in JUDGED else None
     if ends is not None:
         signed = Column(column.key, "", column.factor, column.digits, signed=True)
         text.append(f"\n[{','.join(signed.number(end, absent='inf') for end in ends)}]", style="dim")
+    reference = calibrated(entry.get("intervals", {}).get("ensemble") or {}) if column.key == "ece" else None
+    if reference is not None:
+        text.append(f"\n{reference_text(column, reference)}", style="dim")
     return text
 
 

@@ -40,7 +40,7 @@ def sweep_table(results: Sequence[Mapping[str, Any]]) -> Table:
             cells.append("" if "ensemble" not in one else f"{column.number(ensemble)} ({column.number(single)})")
         if one["state"] != "finished":
             cells[len(fields)] = one["state"]
-        nll, cost = one.get("val_nll"), one.get("cost", {})
-        cells += ["" if nll is None else f"{nll:.3f}", f"{cost['train_s']:.0f}" if cost else ""]
+        nll, train_s = one.get("val_nll"), (one.get("cost") or {}).get("train_s")
+        cells += ["" if nll is None else f"{nll:.3f}", "" if train_s is None else f"{train_s:.0f}"]
         table.add_row(*cells)
     return table

@@ -61,10 +61,10 @@ BASELINES = {"base_zero_shot": "base, zero-shot", "base_few_shot": "base, few-sh
 JUDGED = {
     "accuracy": ("accuracy", 1, Column("accuracy", "Accuracy, points", 100, 1, signed=True), " points"),
     "nll": ("NLL", -1, Column("nll", "NLL, nats", 1, 3, signed=True), ""),
-    "ece": ("ECE", -1, Column("ece", "ECE, points", 100, 1, signed=True), " points"),
     "brier": ("Brier score", -1, Column("brier", "Brier", 1, 3, signed=True), ""),
 }
-"""Metrics of the verdict: name, +1 where more is better, format of a difference, unit."""
+"""Metrics of the verdict: name, +1 where more is better, format of a difference, unit. ECE is not among them: no
+interval of a difference of two ECEs covers (`core.intervals`), so none is judged."""
 
 ROUNDING = 1e-9
 """Differences up to this come of rounding in float64."""
@@ -72,15 +72,20 @@ _FEW_ROWS = 100
 
 
 def evaluation_table(entry: Entry) -> Table:
-    """One row a method, one column a metric; each cell holds the value and below it its interval.
+    """One row per method, one column per metric; each cell holds the value and below it its interval.
 
-    Fits 100 columns. Methods that the entry lacks, or that have a "reason" instead of metrics, have no row. Behind the
-    values of the mean member stands its standard deviation over members.
+    Below the ECE also stands what perfectly calibrated confidences like the method's would show on as many rows: mean
+    and range. Fits 100 columns. Methods that the entry lacks, or that have a "reason" instead of metrics, have no row.
+    Behind the values of the mean member stands its standard deviation over members.
     """
     level = f"{100 * entry['intervals']['level']:g} %"
+    found = list(methods(entry))
+    caption = f"In brackets: {level} interval. Gap: mean confidence - accuracy. ±: spread of members."
+    if any(calibrated(method.intervals) for method in found):
+        caption += f" In parentheses: ECE of a perfectly calibrated model on as many rows, mean and {level} range."
     table = Table(
         title=_title(entry),
-        caption=f"In brackets: {level} bootstrap interval. Gap: mean confidence - accuracy. ±: spread of members.",
+        caption=caption,
         box=SIMPLE_HEAD,
         title_justify="left",
         caption_justify="left",
@@ -90,7 +95,6 @@ def evaluation_table(entry: Entry) -> Table:
     table.add_column("Method", overflow="fold")
     for column in COLUMNS:
         table.add_column(column.title, no_wrap=True)
-    found = list(methods(entry))
     widths = [max(len(_value(column, method.values)) for method in found) for column in COLUMNS]
     for method in found:
         style = "bold" if method.key == "ensemble" else ""
@@ -141,11 +145,13 @@ def verdict(entry: Entry, controls: Sequence[Control] = ()) -> str:
     the same rows.
     """
     intervals = entry["intervals"]
-    sentences = []
+    sentences, judging = list(entry.get("notes") or ()), True
     if entry["num_members"] == 1:
         sentences.append("There is one member only, so the ensemble is that member.")
     elif "ensemble_minus_member_mean" not in intervals:
         sentences.append("No bootstrap intervals were computed, so no difference can be judged.")
+    elif not (judging := any(intervals["ensemble_minus_member_mean"].values())):
+        sentences.append("So no difference from another method can be judged.")
     else:
         against_mean = _judge(entry, entry["member_mean"], intervals["ensemble_minus_member_mean"])
         sentences.append(
@@ -169,7 +175,9 @@ def verdict(entry: Entry, controls: Sequence[Control] = ()) -> str:
         side, where = ("under", "below") if gap < 0 else ("over", "above")
         distance = f"{abs(100 * gap):.1f} points {where} its accuracy"
         sentences.append(f"The ensemble is {side}-confident: its mean confidence lies {distance}.")
-    if entry["num_examples"] < _FEW_ROWS:
+    if (calibration := _calibration(entry)) is not None:
+        sentences.append(calibration)
+    if judging and entry["num_examples"] < _FEW_ROWS:
         sentences.append(f"All this is of {entry['num_examples']} rows, which can show large differences only.")
     return " ".join(sentences)
 
@@ -184,6 +192,23 @@ def early_exit_text(entry: Entry) -> str:
         f"With early exit ({early['rule']}) a row asks {early['mean_members']:.2f} of {entry['num_members']} members on"
         f" average ({shares}); {100 * early['agreement']:.1f} % of rows have the answer of all members; accuracy"
         f" {accuracy} %, NLL {nll}."
+    )
+
+
+def _calibration(entry: Entry) -> str | None:
+    """How the ensemble's ECE compares with what calibrated confidences would show on these rows."""
+    intervals = entry["intervals"].get("ensemble") or {}
+    reference = calibrated(intervals)
+    if reference is None or reference["interval"] is None or intervals.get("ece") is None:
+        return None
+    column = next(column for column in COLUMNS if column.key == "ece")
+    value, (low, high) = entry["ensemble"]["ece"], reference["interval"]
+    shown = f"{column.number(low)} to {column.number(high)} %"
+    subject = f"Its ECE of {column.number(value)} %"
+    if value > high + ROUNDING:
+        return f"{subject} is more than a perfectly calibrated model would show on as many rows ({shown})."
+    return (
+        f"{subject} is no evidence of miscalibration: a perfectly calibrated model would show {shown} on as many rows."
     )
 
 
@@ -231,10 +256,37 @@ def _cell(column: Column, values: Entry, intervals: Entry, width: int, style: st
     spread = values.get("std", {}).get(column.key)
     if spread is not None:
         text.append(f" ±{spread * column.factor:.{column.digits}f}", style="dim")
-    if (ends := intervals.get(column.key)) is not None:
+    if (ends := shown_interval(column.key, intervals)) is not None:
         low, high = (column.number(end, absent="inf") for end in ends)
         text.append(f"\n[{low},{high}]", style="dim")
+    if column.key == "ece" and (reference := calibrated(intervals)) is not None:
+        text.append(f"\n{reference_text(column, reference)}", style="dim")
     return text
+
+
+def calibrated(intervals: Entry) -> Entry | None:
+    """What perfectly calibrated confidences would show as ECE: `mean` and `interval`; None in entries without it."""
+    found: Entry | None = intervals.get("ece_if_calibrated")
+    return found
+
+
+def reference_text(column: Column, reference: Entry, between: str = "-") -> str:
+    """That as a text: (3.9: 1.8-6.4)."""
+    ends = reference["interval"]
+    spread = "" if ends is None else f": {between.join(column.number(end) for end in ends)}"
+    return f"({column.number(reference['mean'])}{spread})"
+
+
+def shown_interval(key: str, intervals: Entry) -> Sequence[float | None] | None:
+    """The interval of a metric; None where there is none.
+
+    Entries of earlier versions have percentile intervals of the ECE, which do not cover; what it would be if calibrated
+    is missing there, and so they are known.
+    """
+    if key == "ece" and calibrated(intervals) is None:
+        return None
+    ends: Sequence[float | None] | None = intervals.get(key)
+    return ends
 
 
 def _aurocs(aurocs: Entry, std: Entry) -> list[str]:
@@ -268,18 +320,23 @@ def _judge(entry: Entry, other: Entry, differences: Entry) -> str:
     """A predicate ("is better in ... and shows no clear difference in ...") from the intervals of ensemble - other."""
     relations = {"better": "is better in", "worse": "is worse in", "unclear": "shows no clear difference in"}
     groups: dict[str, list[str]] = {word: [] for word in relations}
-    unknown = []
+    undefined, too_few = [], []
     for key, (name, _, column, _) in JUDGED.items():
         ends = differences.get(key)
-        if ends is None or None in ends or other.get(key) is None:
-            unknown.append(name)
+        if entry["ensemble"][key] is None or other.get(key) is None or (ends is not None and None in ends):
+            undefined.append(name)
+            continue
+        if ends is None:
+            too_few.append(name)
             continue
         word = judged(column, ends)
         size = f" ({_difference(entry['ensemble'][key] - other[key], ends, key)})"
         groups[word].append(name if word == "unclear" else name + size)
     parts = [f"{relations[word]} {listed(names)}" for word, names in groups.items() if names]
-    if unknown:
-        parts.append(f"cannot be compared in {listed(unknown)} (an answer got probability zero)")
+    if undefined:
+        parts.append(f"cannot be compared in {listed(undefined)} (an answer got probability zero)")
+    if too_few:
+        parts.append(f"cannot be judged in {listed(too_few)} (too few right or wrong rows)")
     return listed(parts)
 
 

@@ -127,6 +127,7 @@ def make_run(tmp_path):
                 "labels": ["no", "yes"],
                 "prompt_template": "{question} Answer:",
                 "scoring": "text",
+                "choice_end": "where_needed",
                 "normalize": "sum",
                 "cost": cost,
             }

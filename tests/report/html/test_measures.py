@@ -3,33 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
 from lorchestra.report.html import measures
 
 LOG = np.log
-
-
-@pytest.mark.parametrize(
-    "values", [[0.7], [0.5, 0.5, 0.5], list(np.random.default_rng(0).uniform(0.5, 1, 200)), [1.0, 0.99]]
-)
-def test_a_density_has_area_one_even_at_its_bounds(values):
-    grid, height = measures.density(np.array(values), 0.5, 1.0, points=4001)
-    assert (grid[0], grid[-1]) == (0.5, 1.0)
-    assert np.trapezoid(height, grid) == pytest.approx(1.0, abs=2e-3)
-
-
-def test_a_density_peaks_where_its_values_are():
-    grid, height = measures.density(np.array([0.6] * 6 + [0.9]), 0.0, 1.0, points=101)
-    assert grid[height.argmax()] == pytest.approx(0.6)
-    # the quartiles are equal, so the bandwidth is at its floor, 0.01: each value stands alone, with mass 6/7 and 1/7
-    top = 1 / (0.01 * np.sqrt(2 * np.pi))
-    assert height[[60, 90]] == pytest.approx([6 / 7 * top, 1 / 7 * top])
-
-
-def test_no_values_have_no_density():
-    with pytest.raises(ValueError, match="at least one"):
-        measures.density(np.array([]), 0, 1)
 
 
 def test_a_moving_mean_passes_over_gaps():

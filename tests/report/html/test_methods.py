@@ -104,7 +104,9 @@ def test_controls_can_change_the_answer(make_comparison):
         | {"ensemble_minus_member_mean": better, "ensemble_minus_best_member": better}
     }
     assert headline(entry)[0] == "yes"
-    right = np.log(np.where(np.arange(4) == strong.predictions.labels[:, None], 0.97, 0.01))
+    labels = strong.predictions.labels
+    said = np.where(np.arange(len(labels)) < 6, (labels + 1) % 2, labels)  # without an error there is no interval
+    right = np.log(np.where(np.arange(4) == said[:, None], 0.97, 0.01))
     certain = replace(strong.predictions, log_probs_MEC=right[None])
     sure = replace(strong, predictions=certain, entry=evaluate_predictions(certain, resamples=60))
     results = {"long_training": sure}

@@ -155,7 +155,10 @@ def test_everything_from_data_stays_text(make_run, report):
         "prompt_template": NASTY,
         "labels": [NASTY, "yes"],
         "tokenizer_digest": NASTY,
-        "members": [{"path": "x", "sha256": NASTY, "state": NASTY, "best_step": 4, "val_nll": 0.5} for _ in range(3)],
+        "members": [
+            {"path": f"members/member_{m:02d}", "sha256": NASTY, "state": NASTY, "best_step": 4, "val_nll": 0.5}
+            for m in range(3)
+        ],
     }
     # what a file's name can hold: no slash
     name = "<script>alert(1)<img src=x onerror=alert(2)>"
@@ -212,6 +215,17 @@ def test_a_single_member_makes_a_page(make_run, report):
     assert "mean member" not in page.text
     assert page.row("far")[5] == "\N{EN DASH}"
     assert not [row for rows in page.tables for row in rows if row and row[0] == "ensemble"]
+
+
+def test_a_failed_member_stands_with_its_reason(make_run, report):
+    root = make_run()
+    record = json.loads((root / "ensemble.json").read_text())
+    failed = {"state": "failed", "reason": "diverged: loss nan (step 4)", "best_step": 0, "val_nll": None}
+    record["members"].insert(1, record["members"][0] | failed)
+    (root / "ensemble.json").write_text(json.dumps(record | {"num_members": 4}))
+    (root / "events.jsonl").unlink()  # of three members
+    page, _ = report(root)
+    assert ["1", "failed, diverged: loss nan (step 4)"] in [row[:2] for rows in page.tables for row in rows]
 
 
 def test_many_members_make_a_page(make_run, report):

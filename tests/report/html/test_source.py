@@ -196,6 +196,7 @@ def test_failed_members_keep_the_others_numbers(make_run):
         record["members"].insert(1, record["members"][0] | {"state": "failed", "best_step": None, "val_nll": None})
 
     edit(root / "ensemble.json", fail)
+    (root / "events.jsonl").unlink()  # of a training of three members
     assert read_run(root).members == (0, 2, 3)
 
 

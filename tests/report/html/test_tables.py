@@ -12,7 +12,7 @@ from lorchestra.report.table import Column
 BETTER = {"accuracy": [0.01, 0.03], "nll": [-0.2, -0.1], "ece": [-0.05, -0.01], "brier": [-0.1, -0.05]}
 WORSE = {key: [-high, -low] for key, (low, high) in BETTER.items()}
 UNCLEAR = {key: [-0.1, 0.1] for key in BETTER}
-MIXED = BETTER | {"ece": WORSE["ece"]}
+MIXED = BETTER | {"brier": WORSE["brier"]}
 
 
 def scores(**changes: Any) -> dict[str, Any]:
@@ -22,6 +22,7 @@ def scores(**changes: Any) -> dict[str, Any]:
 def make_entry(mean: Any = UNCLEAR, best: Any = UNCLEAR, scaled: Any = UNCLEAR, **changes: Any) -> dict[str, Any]:
     return {
         "num_members": 3,
+        "num_examples": 200,
         "ensemble": scores(),
         "member_mean": scores(accuracy=0.78, nll=0.62, std={"accuracy": 0.011, "nll": None}),
         "best_member": {"index": 1, **scores(nll=None)},
@@ -44,24 +45,24 @@ def make_entry(mean: Any = UNCLEAR, best: Any = UNCLEAR, scaled: Any = UNCLEAR, 
         (
             (BETTER, BETTER, BETTER),
             "yes",
-            "is clearly better in accuracy and ECE than the mean member, and clearly better in accuracy, NLL, ECE and"
+            "is clearly better in accuracy than the mean member, and clearly better in accuracy, NLL and"
             " Brier score than the member best on validation and the best member, temperature-scaled.",
         ),
         (
             (BETTER, UNCLEAR, UNCLEAR),
             "partly",
-            "clearly better in accuracy and ECE than the mean member, and not clearly different from the",
+            "clearly better in accuracy than the mean member, and not clearly different from the",
         ),
         ((UNCLEAR, UNCLEAR, UNCLEAR), "unclear", "is not clearly different from the mean member, the member best on"),
         (
             (UNCLEAR, WORSE, WORSE),
             "no",
-            "clearly worse in accuracy, NLL, ECE and Brier score than the member best on",
+            "clearly worse in accuracy, NLL and Brier score than the member best on",
         ),
         (
             (BETTER, MIXED, UNCLEAR),
             "mixed",
-            "better in accuracy, NLL and Brier score but worse in ECE than the member",
+            "better in accuracy and NLL but worse in Brier score than the member",
         ),
         (
             (BETTER, WORSE, UNCLEAR),
@@ -110,7 +111,7 @@ def test_references_stand_in_order_with_signs_and_judgement():
     accuracy, nll, ece, _ = found[0].cells
     assert (accuracy.value, accuracy.interval, accuracy.judged) == ("+2.0", "+1.0 to +3.0", "better")
     assert (nll.value, nll.interval) == ("−0.120", "−0.200 to −0.100")  # noqa: RUF001
-    assert (ece.value, ece.judged) == ("0.0", "better")
+    assert (ece.value, ece.interval, ece.judged, ece.ends) == ("0.0", "", "unknown", None)
     assert accuracy.ends == pytest.approx((1.0, 2.0, 3.0))
 
 

@@ -5,30 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from scipy import stats
 
 from lorchestra.core.evaluation import evaluate_predictions
 from lorchestra.report.paper import baselines, epochs
-from lorchestra.report.paper.confidence import CONFIDENCE, kernel_density
+from lorchestra.report.paper.confidence import CONFIDENCE
 from lorchestra.report.paper.numbers import subsets
 from lorchestra.report.paper.page import write_page
 from lorchestra.report.paper.runs import regularizer, regularizer_label
 from lorchestra.types import Predictions
-
-GRID = np.linspace(0, 1, 2001)
-
-
-@pytest.mark.parametrize("samples", [np.full(3, 1.0), np.array([0.4]), np.random.default_rng(0).beta(8, 1, 200)])
-def test_a_density_of_confidences_integrates_to_one(samples):
-    assert np.trapezoid(kernel_density(samples, GRID), GRID) == pytest.approx(1.0, abs=1e-3)
-
-
-def test_the_density_is_scipys_away_from_the_ends():
-    samples = np.random.default_rng(1).normal(0.5, 0.05, 300)
-    iqr = np.subtract(*np.quantile(samples, [0.75, 0.25]))
-    width = 0.9 * min(samples.std(ddof=1), iqr / 1.34) * 300**-0.2
-    expected = stats.gaussian_kde(samples, bw_method=width / samples.std(ddof=1))(GRID)
-    np.testing.assert_allclose(kernel_density(samples, GRID), expected, atol=1e-9)
 
 
 def test_subsets_are_different_and_repeatable():
@@ -118,7 +102,7 @@ def test_several_tasks_have_a_row_of_panels_and_a_sentence_each(tmp_path):
 
 def test_where_nothing_is_wrong_the_sentence_says_so(tmp_path):
     rows = [
-        {"task": "quiz", "method": method, "id": "a", "confidence": 0.9, "correct": 1}
+        {"task": "quiz", "method": method, "id": "a", "choices": 4, "confidence": 0.9, "correct": 1}
         for method in ("one LoRA (members pooled)", "ensemble, decay on B")
     ]
     sentence = write_page(CONFIDENCE, rows, tmp_path, "fig1", "caption")

@@ -90,7 +90,7 @@ class _Unclosed:
         pass
 
 
-def _decompressed(reader: io.BufferedReader, path: Path, shown: str, opened: ExitStack) -> io.BufferedReader:
+def _decompressed(reader: Any, path: Path, shown: str, opened: ExitStack) -> Any:
     name = path.name.lower()
     start = reader.peek(4)[:4]
     if start.startswith(_GZIP):

@@ -31,6 +31,7 @@ from lorchestra.experiments.rows import absolute_settings, is_task_name
 from lorchestra.experiments.sweep.points import Point, named_points
 from lorchestra.models.sources import absolute_base
 from lorchestra.store.atomic import atomic_write_json
+from lorchestra.store.inside import inside
 from lorchestra.store.paths import typed_path
 from lorchestra.store.run_dir import RunDir, read_json
 from lorchestra.store.schema import check_shape
@@ -86,7 +87,7 @@ def plan_figures(
     config, far = _with_rows(config, tasks, scale, root, ood, any(recipe.ood for recipe in recipes.values()))
     points = {name: named_points(config, own, name) for name, own in settings.items()}
     trained = {name: recipe for name, recipe in recipes.items() if not recipe.methods}
-    trainings = Trainings(root / "trainings", far)
+    trainings = Trainings(inside(root, "trainings"), far)
     for name, recipe in trained.items():
         trainings.ask(recipe, points[name])
     plans = []
@@ -94,7 +95,7 @@ def plan_figures(
         folders = (
             [trainings.place(recipe, point) for point in points[name]]
             if name in trained
-            else [RunDir(root / "trainings" / "comparison")]
+            else [RunDir(inside(root, "trainings", "comparison"))]
         )
         plans.append(FigurePlan(name, recipe, tuple(points[name]), tuple(folders)))
     return plans, trainings.all()
@@ -121,7 +122,7 @@ def _with_rows(
     asked = absolute_settings(dataclasses.replace(config, data=data))
     _register(root, profile.name, asked, far)
     if headlines:
-        files = write_demo_data(root / "data", HEADLINES, seed=0)
+        files = write_demo_data(inside(root, "data"), HEADLINES, seed=0)
         prompt = (
             config.data.prompt
             if config.data.prompt.template
@@ -141,7 +142,7 @@ def _with_rows(
 
 def _register(root: Path, profile: str, config: RunConfig, far: tuple[str, ...]) -> None:
     """Make the directory, or see that what is in it was made with the same profile and settings."""
-    path = root / "paper.json"
+    path = inside(root, "paper.json")
     if path.exists():
         record = read_json(path)
         check_shape(record, _RECORD, path)

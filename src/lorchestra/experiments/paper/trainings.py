@@ -14,6 +14,7 @@ from lorchestra.experiments.build import Say
 from lorchestra.experiments.paper.recipes import Recipe
 from lorchestra.experiments.sweep.points import Point
 from lorchestra.experiments.sweep.run import SweepObserver, run_sweep
+from lorchestra.store.inside import inside
 from lorchestra.store.run_dir import RunDir
 
 
@@ -103,14 +104,16 @@ class Trainings:
         """The run of a figure's point, which is added to what is trained."""
         if recipe.separate:
             outputs = Outputs.of(recipe)
-            return self._add(self._alone, self.folder / "alone" / f"{outputs.folder}-{point.name}", point, outputs)
+            return self._add(
+                self._alone, inside(self.folder, "alone", f"{outputs.folder}-{point.name}"), point, outputs
+            )
         for outputs in Outputs.of(recipe).and_more():
-            run = RunDir(self.folder / outputs.folder / "runs" / point.name)
+            run = RunDir(inside(self.folder, outputs.folder, "runs", point.name))
             if run.ensemble.exists():
                 break
         else:
             outputs = self._asked[point.name]
-        return self._add(self._shared, self.folder / outputs.folder, point, outputs)
+        return self._add(self._shared, inside(self.folder, outputs.folder), point, outputs)
 
     def all(self) -> list[Training]:
         """The trainings in which all points are; those that are finished are skipped when they are run."""
@@ -120,4 +123,4 @@ class Trainings:
         before = known.setdefault(root, Training(root, (), outputs, self.ood))
         if point.name not in {one.name for one in before.points}:
             known[root] = replace(before, points=(*before.points, point))
-        return RunDir(root / "runs" / point.name)
+        return RunDir(inside(root, "runs", point.name))

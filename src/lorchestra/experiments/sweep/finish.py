@@ -19,7 +19,9 @@ from lorchestra.experiments.sweep.points import Point
 from lorchestra.experiments.sweep.training import TrainedPack
 from lorchestra.models.adapters import save_members
 from lorchestra.store.atomic import atomic_directory, atomic_write_json, atomic_write_text
+from lorchestra.store.inside import inside
 from lorchestra.store.predictions import load_predictions, save_predictions
+from lorchestra.store.records import read_events
 from lorchestra.store.run_dir import RunDir, write_ensemble
 from lorchestra.types import Example, Predictions
 
@@ -47,7 +49,7 @@ def finish_pack(
         The points of which every member failed; they get no run.
     """
     pack = trained.pack
-    missing = [point for point in pack.points if not (runs / point.name).exists()]
+    missing = [point for point in pack.points if not inside(runs, point.name).exists()]
     failed = [point for point in missing if not trained.good_members(point)]
     missing = [point for point in missing if point not in failed]
     if not missing:
@@ -61,7 +63,7 @@ def finish_pack(
     few_shot: dict[tuple[int, int], dict[str, Predictions | str]] = {}
     said: set[str] = set()
     for point in missing:
-        with atomic_directory(runs / point.name) as directory:
+        with atomic_directory(inside(runs, point.name)) as directory:
             run = RunDir(directory)
             cost = _cost(trained, point)
             _write_run(trained, point, run, cost)
@@ -109,8 +111,8 @@ def _write_run(trained: TrainedPack, point: Point, run: RunDir, cost: dict[str, 
     written = save_members(run.members, session.model, values, base_path, members, config.adapt)
     records = trained_members(trainer, written, members, config.adapt)
     write_ensemble(run, ensemble_record(session, trained.pack.rows, records, cost))
-    events = trained.directory.events.read_text(encoding="utf-8").splitlines()
-    own = (_own_part(json.loads(line), members) for line in events)
+    events = read_events(trained.directory.events, len(trainer.settings))
+    own = (_own_part(event, members) for event in events)
     atomic_write_text(run.events, "".join(json.dumps(event) + "\n" for event in own if event is not None))
     for path in sorted(trained.directory.predictions.glob("epoch_*.safetensors")):
         every = load_predictions(path)
@@ -144,7 +146,7 @@ def _write_evaluation(
         **mc_dropout_of(session, config, splits["test"], "test", progress, member=first, passes=number),
     }
     baselines, left_out = comparable(candidates, test, session)
-    entry = score(test, own["val"], baselines, left_out, splits["train"], config.evaluate, config.train.seed)
+    entry = score(test, own["val"], baselines, left_out, splits["test"], splits, config.evaluate, config.train.seed)
     entry["ood"] = {
         split.removeprefix("ood_"): ood_scores(test, far) for split, far in own.items() if split.startswith("ood_")
     }

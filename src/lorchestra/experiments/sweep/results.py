@@ -10,7 +10,9 @@ from typing import Any
 
 from lorchestra.experiments.sweep.points import Point
 from lorchestra.store.atomic import atomic_write_json, atomic_write_text
-from lorchestra.store.run_dir import RunDir, read_ensemble, read_json
+from lorchestra.store.evaluations import read_evaluations
+from lorchestra.store.inside import inside
+from lorchestra.store.run_dir import RunDir, read_ensemble
 
 METRICS = ("accuracy", "nll", "ece", "brier", "signed_gap")
 
@@ -22,17 +24,18 @@ def collect_results(root: Path, points: Sequence[Point], failed: Sequence[str]) 
     """
     found = []
     for point in points:
-        run = RunDir(root / "runs" / point.name)
+        run = RunDir(inside(root, "runs", point.name))
         state = "finished" if run.ensemble.exists() else "failed" if point.name in failed else "waiting"
         result: dict[str, Any] = {"name": point.name, "settings": dict(point.settings), "state": state}
         if state == "finished":
             _, record = read_ensemble(run.root)
-            nlls = [member["val_nll"] for member in record["members"] if member["val_nll"] is not None]
-            result |= {"val_nll": sum(nlls) / len(nlls) if nlls else None, "cost": record["cost"]}
-            if run.metrics.exists():
-                entry = read_json(run.metrics)["evaluations"][-1]
+            nlls = [member["val_nll"] for member in record["members"] if member.get("val_nll") is not None]
+            result |= {"val_nll": sum(nlls) / len(nlls) if nlls else None, "cost": record.get("cost") or {}}
+            entries, _ = read_evaluations(run)
+            if entries:
                 result |= {
-                    name: {metric: entry[name][metric] for metric in METRICS} for name in ("ensemble", "member_mean")
+                    name: {metric: entries[-1][name].get(metric) for metric in METRICS}
+                    for name in ("ensemble", "member_mean")
                 }
         found.append(result)
     return found
@@ -41,7 +44,7 @@ def collect_results(root: Path, points: Sequence[Point], failed: Sequence[str]) 
 def write_results(root: Path, points: Sequence[Point], failed: Sequence[str]) -> None:
     """Write `results.json` and `results.csv`."""
     results = collect_results(root, points, failed)
-    atomic_write_json(root / "results.json", {"points": results})
+    atomic_write_json(inside(root, "results.json"), {"points": results})
     settings = list(dict.fromkeys(field for point in points for field in point.settings))
     columns = [f"{name}.{metric}" for name in ("ensemble", "member_mean") for metric in METRICS]
     text = io.StringIO()
@@ -52,4 +55,4 @@ def write_results(root: Path, points: Sequence[Point], failed: Sequence[str]) ->
         row = [one["name"], *(one["settings"].get(field) for field in settings), one["state"], one.get("val_nll")]
         row += [one.get(name, {}).get(metric) for name in ("ensemble", "member_mean") for metric in METRICS]
         writer.writerow([*row, *(cost.get(name) for name in ("train_s", "tokens", "base_passes"))])
-    atomic_write_text(root / "results.csv", text.getvalue())
+    atomic_write_text(inside(root, "results.csv"), text.getvalue())

@@ -28,18 +28,19 @@ from lorchestra.experiments.sweep.results import write_results
 from lorchestra.experiments.sweep.training import TrainedPack, train_pack
 from lorchestra.models.sources import absolute_base
 from lorchestra.store.atomic import atomic_write_json, sweep_directory
+from lorchestra.store.inside import inside
 from lorchestra.store.lock import holding_out
 from lorchestra.store.paths import typed_path
 from lorchestra.store.run_dir import RunDir, read_json
-from lorchestra.store.schema import check_shape
+from lorchestra.store.schema import FILE_NAME, check_shape
 from lorchestra.types import Example
 
 FORMAT_VERSION = 1
 MOST_MEMBERS = 100
 """Members of one packed pass by default: their adapters and optimizer states are in memory at once."""
 
-_RECORD: dict[str, Any] = {"format_version": int, "points": [{"name": str, "settings": dict, "config": dict}]}
-_PASS: dict[str, Any] = {"points": [str]}
+_RECORD: dict[str, Any] = {"format_version": int, "points": [{"name": FILE_NAME, "settings": dict, "config": dict}]}
+_PASS: dict[str, Any] = {"points": [FILE_NAME]}
 
 
 class SweepObserver(Protocol):
@@ -114,11 +115,11 @@ def run_sweep(
     def train_and_finish(pack: Pack, far: Mapping[str, Sequence[Example]]) -> dict[str, str]:
         """One pass; returns its failed points. By itself, so that its base is gone before the next pass loads one."""
         told = {"points": [point.name for point in pack.points]}
-        atomic_write_json(root / "passes" / pack.key / "pass.json", told)
+        atomic_write_json(inside(root, "passes", pack.key, "pass.json"), told)
         trained = train_pack(
             pack,
-            RunDir(root / "passes" / pack.key),
-            root / "trunks",
+            RunDir(inside(root, "passes", pack.key)),
+            inside(root, "trunks"),
             trunks_in_memory=len(passes) == 1,
             each_epoch=pack.rows.task.splits["test"] if each_epoch else (),
             say=say,
@@ -126,7 +127,7 @@ def run_sweep(
             should_stop=should_stop,
         )
         observer.on_points([point.name for point in pack.points], "evaluating")
-        lost = finish_pack(trained, root / "runs", evaluate=evaluate, ood=far, progress=observer.on_rows)
+        lost = finish_pack(trained, inside(root, "runs"), evaluate=evaluate, ood=far, progress=observer.on_rows)
         return {point.name: _reason(trained, point) for point in lost}
 
     refused: dict[str, ConfigError | DataError] = {}
@@ -138,21 +139,22 @@ def run_sweep(
         except (ConfigError, DataError) as error:  # settings that only show to be wrong on the base, such as layers
             refused |= dict.fromkeys(names, error)
             if len(refused) == len(points):  # a mistake of all of them: nothing is left to go on with, or to remember
-                atomic_write_json(root / "failed.json", {k: why for k, why in failed.items() if k not in refused})
-                shutil.rmtree(root / "passes" / pack.key)
+                known_failed = {k: why for k, why in failed.items() if k not in refused}
+                atomic_write_json(inside(root, "failed.json"), known_failed)
+                shutil.rmtree(inside(root, "passes", pack.key))
                 raise next(iter(refused.values())) from error
             say(f"{', '.join(names)}: {error}")
             lost = {name: str(error) for name in names}
         if lost:
             failed |= lost
-            atomic_write_json(root / "failed.json", failed)
+            atomic_write_json(inside(root, "failed.json"), failed)
         write_results(root, known, list(failed))
-        shutil.rmtree(root / "passes" / pack.key)
+        shutil.rmtree(inside(root, "passes", pack.key))
         observer.on_points([name for name in names if name not in failed], "finished")
         observer.on_points(list(lost), "failed")
-    shutil.rmtree(root / "trunks", ignore_errors=True)
+    shutil.rmtree(inside(root, "trunks"), ignore_errors=True)
     with suppress(OSError):
-        (root / "passes").rmdir()  # there may be others in it, which a command with their points goes on with
+        inside(root, "passes").rmdir()  # there may be others in it, which a command with their points goes on with
     write_results(root, known, list(failed))
     return SweepOutcome(root, tuple(point.name for point in points if point.name in failed))
 
@@ -163,7 +165,7 @@ def read_points(root: str | Path) -> list[Point]:
     Raises:
         CheckpointError: no sweep, or a damaged one.
     """
-    path = typed_path(root) / "sweep.json"
+    path = inside(typed_path(root), "sweep.json")
     record = read_json(path)
     check_shape(record, _RECORD, path)
     if record["format_version"] != FORMAT_VERSION:
@@ -182,7 +184,7 @@ def _register(root: Path, points: Sequence[Point]) -> list[Point]:
         ConfigError: a point of that name has other settings there.
     """
     known: dict[str, Point] = {}
-    if (root / "sweep.json").exists():
+    if inside(root, "sweep.json").exists():
         known = {point.name: point for point in read_points(root)}
     elif root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise CheckpointError(f"--out {root}: exists and is not the directory of a sweep; choose another name")
@@ -198,7 +200,7 @@ def _register(root: Path, points: Sequence[Point]) -> list[Point]:
             )
     every = known | {point.name: point for point in points}
     told = [{"name": p.name, "settings": dict(p.settings), "config": to_mapping(p.config)} for p in every.values()]
-    atomic_write_json(root / "sweep.json", {"format_version": FORMAT_VERSION, "points": told})
+    atomic_write_json(inside(root, "sweep.json"), {"format_version": FORMAT_VERSION, "points": told})
     return list(every.values())
 
 
@@ -207,12 +209,13 @@ def _passes(root: Path, points: Sequence[Point], most_members: int) -> list[Pack
 
     A pass that has other points, too, than are asked for now is left where it is.
     """
-    for directory in (root, root / "runs"):
+    for directory in (root, inside(root, "runs")):
         sweep_directory(directory)
     begun: list[Pack] = []
     by_name = {point.name: point for point in points}
-    for directory in sorted((root / "passes").glob("*")):
-        path = directory / "pass.json"
+    for entry in sorted(inside(root, "passes").glob("*")):
+        directory = inside(root, "passes", entry.name)
+        path = inside(directory, "pass.json")
         names = _names_of(path) if path.exists() else []
         found = [by_name[name] for name in names if name in by_name]
         if len(found) < len(names):
@@ -223,13 +226,13 @@ def _passes(root: Path, points: Sequence[Point], most_members: int) -> list[Pack
         else:  # made of other rows or settings than are asked for now
             shutil.rmtree(directory)
     taken = {point.name for pack in begun for point in pack.points} | _failed(root).keys()
-    new = [p for p in points if p.name not in taken and not (root / "runs" / p.name / "ensemble.json").exists()]
+    new = [p for p in points if p.name not in taken and not inside(root, "runs", p.name, "ensemble.json").exists()]
     return [*begun, *make_packs(new, most_members)]
 
 
 def _failed(root: Path) -> dict[str, str]:
     """Points of which every member failed, with the reason: they would only fail again."""
-    path = root / "failed.json"
+    path = inside(root, "failed.json")
     return {name: str(reason) for name, reason in read_json(path).items()} if path.exists() else {}
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from lorchestra.config import from_mapping, to_mapping
+from lorchestra.data.config import ChatFrame
 from lorchestra.engine.config import RunConfig
 from lorchestra.engine.members import member_settings
 from lorchestra.engine.memory import restart_peak
@@ -25,9 +27,12 @@ from lorchestra.experiments.sweep.packs import Pack
 from lorchestra.experiments.sweep.points import Point
 from lorchestra.experiments.train import prepare_training, restore, train_with_checkpoints
 from lorchestra.models.members import member_adapters
+from lorchestra.store.atomic import atomic_write_json
 from lorchestra.store.predictions import save_predictions
-from lorchestra.store.run_dir import RunDir
+from lorchestra.store.run_dir import RunDir, read_json
 from lorchestra.types import Example
+
+_FRAME = "chat_frame.json"
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class TrainedPack:
         return dataclasses.replace(
             own,
             base=dataclasses.replace(own.base, threads=found.base.threads),
-            data=dataclasses.replace(own.data, scoring=found.data.scoring),
+            data=dataclasses.replace(own.data, scoring=found.data.scoring, prompt=found.data.prompt),
             train=dataclasses.replace(own.train, token_budget=found.train.token_budget),
         )
 
@@ -90,9 +95,12 @@ def train_pack(
     adapters = [own for config in configs for own in member_adapters(config.adapt, config.train.seed)]
     first = configs[0]
     together = dataclasses.replace(first, adapt=dataclasses.replace(first.adapt, members=len(adapters)))
+    together = _with_saved_frame(together, directory)
     session, resolved, rows = prepare_training(together, pack.rows, say, adapters)
     settings = [own for config in configs for own in member_settings(config, len(rows.train))]
     resuming = directory.resume.exists()
+    if not resuming:
+        atomic_write_json(directory.root / _FRAME, to_mapping(resolved.data.prompt.frame))
     directory.resume.mkdir(parents=True, exist_ok=True)
     log = EventLog(directory.events)
     memory = round(resolved.adapt.trunk_memory_gb * 1e9) if trunks_in_memory else 0
@@ -108,6 +116,16 @@ def train_pack(
     with torch.no_grad():
         session.model.bank.values.copy_(trainer.final_values())
     return TrainedPack(pack, directory, session, resolved, trainer, peak)
+
+
+def _with_saved_frame(config: RunConfig, directory: RunDir) -> RunConfig:
+    """The configuration with what the chat template wrote when the pass started, where it did before."""
+    path = directory.root / _FRAME
+    if not path.exists():
+        return config
+    frame = from_mapping(ChatFrame, read_json(path), str(path))
+    prompt = dataclasses.replace(config.data.prompt, frame=frame)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, prompt=prompt))
 
 
 class _EpochPredictions:

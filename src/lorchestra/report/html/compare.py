@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from lorchestra.config import differences
-from lorchestra.core.evaluation import COMPARED
-from lorchestra.core.metrics import bootstrap, interval, score_rows
+from lorchestra.core.intervals import difference_intervals, judge
+from lorchestra.core.metrics import bootstrap, score_rows
 from lorchestra.core.predictive import mixture_log_probs
 from lorchestra.report.html import tables
 from lorchestra.report.html.course import arrow_figure
@@ -47,13 +47,13 @@ def ensembles_against(runs: Sequence[ReportRun], best: int) -> list[list[tables.
         for place, run in enumerate(runs)
     }
     draws = bootstrap(scores, RESAMPLES, seed=0)
+    judged = [judge(scores, draws, str(place)) for place in range(len(runs))]
     found: list[list[tables.Difference] | None] = []
     for place, run in enumerate(runs):
         if place == best:
             found.append(None)
             continue
-        with np.errstate(invalid="ignore"):
-            ends = {key: interval(draws[str(place)][key] - draws[str(best)][key]) for key in COMPARED}
+        ends = difference_intervals(judged[place], judged[best])
         ends = {key: pair if pair is not None and np.isfinite(pair).all() else None for key, pair in ends.items()}
         found.append(
             [

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from lorchestra.core import predictive
+from lorchestra.core.density import kernel_density
 from lorchestra.core.metrics import NUM_BINS, RowScores, score_rows
 from lorchestra.core.predictive import FloatArray
 from lorchestra.report.figure import MOST_MEMBER_LINES, pool, reliability
-from lorchestra.report.html.measures import abstain, density, thin
+from lorchestra.report.html.measures import abstain, thin
 from lorchestra.report.html.source import ReportRun
 from lorchestra.report.html.svg import Axis, Figure, Key, Panel, percent, plain
 from lorchestra.report.table import ROUNDING
@@ -20,6 +21,9 @@ ONE, ENSEMBLE, BASE = "one", "ens", "base"
 
 SLIDER_STEPS = 200
 """Thresholds of the slider: one in every 0.005 of confidence."""
+
+DENSITY_POINTS = 160
+"""Points of a density curve."""
 
 MOST_POINTS = 500
 """Points of a line; more could not be seen."""
@@ -106,6 +110,7 @@ def wrong_figure(run: ReportRun) -> Figure:
         rows = score_rows(predictive.mixture_log_probs(base.log_probs_MEC), base.labels)
         curves.insert(0, (name, rows, BASE, "dot2"))
     low = 1.0 / max(int(run.predictions.num_choices.max()), 1)
+    grid = np.linspace(low, 1.0, DENSITY_POINTS)
     drawn, keys = [], []
     for name, rows, color, style in curves:
         wrong = rows.confidence[rows.correct == 0]
@@ -113,7 +118,7 @@ def wrong_figure(run: ReportRun) -> Figure:
         note += f", mean confidence {percent(round(float(wrong.mean()), 3))}" if len(wrong) else ""
         keys.append(Key(f"{name}: {note}", color, style))
         if len(wrong):
-            drawn.append((*density(wrong, low, 1.0), color, style, float(wrong.mean())))
+            drawn.append((grid, kernel_density(wrong, grid, low, 1.0), color, style, float(wrong.mean())))
     top = max((float(ys.max()) for _, ys, *_ in drawn), default=1.0)
     panel = Panel(
         Axis(low, 1, "confidence of wrong predictions", percent),

@@ -14,31 +14,6 @@ import numpy as np
 from lorchestra.core import predictive
 from lorchestra.core.predictive import FloatArray, IntArray
 
-GRID = 160
-"""Points of a density curve."""
-
-
-def density(values: FloatArray, low: float, high: float, points: int = GRID) -> tuple[FloatArray, FloatArray]:
-    """Gaussian kernel density of values in [low, high]: grid `[K]` and density `[K]`, which integrates to 1.
-
-    Mass that a kernel would put outside is reflected at the bounds, so that it does not leak past confidence 1. The
-    bandwidth is Silverman's rule, at least a hundredth of the range.
-
-    Raises:
-        ValueError: there is no value.
-    """
-    values = np.clip(np.asarray(values, dtype=np.float64), low, high)
-    if not len(values):
-        raise ValueError("a density needs at least one value")
-    quartiles = np.percentile(values, [25, 75])
-    spread = min(values.std(), (quartiles[1] - quartiles[0]) / 1.34)
-    width = max(0.9 * spread * len(values) ** -0.2, (high - low) / 100)
-    grid = np.linspace(low, high, points)
-    centers = np.concatenate([values, 2 * low - values, 2 * high - values])
-    # point by point: a table of all points and all rows of many members would not fit
-    sums = np.array([np.exp(-0.5 * ((point - centers) / width) ** 2).sum() for point in grid])
-    return grid, sums / (len(values) * width * np.sqrt(2 * np.pi))
-
 
 def moving_mean(values_S: Sequence[float | None], window: int) -> FloatArray:
     """Mean over the `window` values up to and with each, `[S]`; None takes no part, NaN where there is nothing else."""

@@ -13,12 +13,13 @@ from lorchestra.core.metrics import accuracy
 from lorchestra.core.predictive import mixture_log_probs
 from lorchestra.engine.config import RunConfig
 from lorchestra.errors import CheckpointError, DataError
-from lorchestra.report.html.checks import fault
 from lorchestra.report.html.source import Entry, ReportRun, same_rows
 from lorchestra.report.table import Control, listed
+from lorchestra.store.evaluations import check_entry
+from lorchestra.store.inside import inside
 from lorchestra.store.predictions import load_predictions
-from lorchestra.store.run_dir import read_json
-from lorchestra.store.schema import check_shape
+from lorchestra.store.run_dir import read_json, tensors_path
+from lorchestra.store.schema import Each, Number, check_shape
 from lorchestra.types import Predictions
 
 ENSEMBLE = "lora_ensemble"
@@ -50,7 +51,12 @@ _FREE_TRAIN = ("train.token_budget", "train.gradient_checkpointing", "train.chec
 """Settings that change no number, but by rounding; rows are known by their digests."""
 
 _COST = ("fit_base_passes", "predict_base_passes", "tokens", "fit_s", "peak_bytes", "parameters")
-_RESULT: dict[str, Any] = {"name": str, "summary": str, "cost": dict.fromkeys(_COST, float), "chosen": dict}
+_RESULT: dict[str, Any] = {
+    "name": str,
+    "summary": str,
+    "cost": dict.fromkeys(_COST, Number()),
+    "chosen": Each((Number(), None)),
+}
 _SPLITS = {"train": {"digest": str}}
 
 
@@ -67,6 +73,8 @@ class MethodResult:
     chosen: Entry
     entry: Entry
     predictions: Predictions
+    notes: tuple[str, ...] = ()
+    """What a reader must know of its fit."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +112,7 @@ def paired(entry: Entry, predictions: Predictions, results: Sequence[MethodResul
 
 def is_comparison(root: Path) -> bool:
     """Whether a directory is one of compared methods."""
-    return (root / "compare.json").is_file()
+    return inside(root, "compare.json").is_file()
 
 
 def read_comparison(root: str | Path) -> MethodComparison:
@@ -118,11 +126,13 @@ def read_comparison(root: str | Path) -> MethodComparison:
         raise CheckpointError(
             f"{root}: not a directory of compared methods (no compare.json); make one by: lorchestra compare --out DIR"
         )
-    record = read_json(root / "compare.json")
-    check_shape(record, {"resolved": dict}, root / "compare.json")
-    splits = read_json(root / "splits.json")
-    check_shape(splits, _SPLITS, root / "splits.json")
-    found = [_read_result(path) for path in (root / "methods").glob("[!.]*/result.json")]
+    record_path, splits_path = inside(root, "compare.json"), inside(root, "splits.json")
+    record = read_json(record_path)
+    check_shape(record, {"resolved": dict}, record_path)
+    splits = read_json(splits_path)
+    check_shape(splits, _SPLITS, splits_path)
+    names = [path.parent.name for path in inside(root, "methods").glob("[!.]*/result.json")]
+    found = [_read_result(inside(root, "methods", name)) for name in names]
     if not found:
         raise CheckpointError(_nothing_finished(root))
     found.sort(key=lambda result: _order(result.key))
@@ -134,7 +144,7 @@ def read_comparison(root: str | Path) -> MethodComparison:
             )
     return MethodComparison(
         root=root,
-        config=from_mapping(RunConfig, record["resolved"], str(root / "compare.json")),
+        config=from_mapping(RunConfig, record["resolved"], str(record_path)),
         train_digest=splits["train"]["digest"],
         results={result.key: result for result in found},
         left_out=_left_out(root),
@@ -142,7 +152,7 @@ def read_comparison(root: str | Path) -> MethodComparison:
 
 
 def _left_out(root: Path) -> dict[str, str]:
-    path = root / "left_out.json"
+    path = inside(root, "left_out.json")
     return {str(key): str(reason) for key, reason in read_json(path).items()} if path.exists() else {}
 
 
@@ -213,14 +223,15 @@ def _order(key: str) -> tuple[int, str]:
     return (known.index(first) if first in known else len(known), key)
 
 
-def _read_result(path: Path) -> MethodResult:
+def _read_result(folder: Path) -> MethodResult:
+    path = inside(folder, "result.json")
     result = read_json(path)
     check_shape(result, _RESULT, path)
     entry = result.get("entry")
-    if (wrong := fault(entry)) is not None:
-        raise CheckpointError(f"{path}: entry {wrong}; the file was changed or damaged; remove the method's directory")
+    check_entry(entry, path, "entry", "remove the method's directory")
     assert isinstance(entry, dict)
-    predictions = load_predictions(path.parent / "predictions" / f"{entry['task']}.{entry['split']}.safetensors")
+    saved = tensors_path(inside(folder, "predictions"), f"{entry['task']}.{entry['split']}")
+    predictions = load_predictions(saved, answered=True)
     found = accuracy(mixture_log_probs(predictions.log_probs_MEC), predictions.labels)
     if abs(found - entry["ensemble"]["accuracy"]) > 1e-9:
         raise CheckpointError(
@@ -228,4 +239,13 @@ def _read_result(path: Path) -> MethodResult:
             " method's directory and compare again"
         )
     key = result["name"]
-    return MethodResult(key, method_name(key), result["summary"], result["cost"], result["chosen"], entry, predictions)
+    return MethodResult(
+        key,
+        method_name(key),
+        result["summary"],
+        result["cost"],
+        result["chosen"],
+        entry,
+        predictions,
+        tuple(map(str, result.get("notes") or ())),
+    )

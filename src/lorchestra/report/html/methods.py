@@ -11,7 +11,7 @@ from lorchestra.report.html.figures import padded_range
 from lorchestra.report.html.glyphs import interval_glyph
 from lorchestra.report.html.method_results import CONTROLS, ENSEMBLE, MethodComparison, MethodResult, method_of, paired
 from lorchestra.report.html.svg import NO_VALUE, Axis, Figure, Key, Panel, percent, plain, typeset
-from lorchestra.report.table import Column, verdict
+from lorchestra.report.table import Column, shown_interval, verdict
 
 COST_COLUMNS = ("Base passes, fit", "Base passes, one answer", "Tokens", "Seconds", "Peak", "Parameters")
 
@@ -56,6 +56,7 @@ def methods_context(comparison: MethodComparison, foreign: dict[str, list[str]],
         "difference_columns": tables.DIFFERENCES,
         "differences": [] if ensemble is None else _differences(ensemble, results, alone),
         "left_out": comparison.left_out,
+        "notes": [(result.name, note) for result in results for note in result.notes],
         "foreign": {name: fields for name, fields in foreign.items() if fields},
         "figure": budget_figure(results),
         "config": to_mapping(comparison.config),
@@ -122,7 +123,7 @@ def budget_figure(results: Sequence[MethodResult]) -> Figure:
         "What does it cost?",
         [panel.svg() for panel in panels],
         "Upper row: forward work of the fit, in passes of the whole base over the training rows; lower row: of one"
-        " answer. Lines: 95 % bootstrap intervals over rows. Circles answer by several members, draws or passes,"
+        " answer. Lines: 95 % intervals. Circles answer by several members, draws or passes,"
         " squares by one, rings are calibrated. Points of equal passes stand side by side around the"
         " dotted line at their true place. The axes are those of the"
         " trained methods; a base that lies beyond is drawn on the edge.",
@@ -204,8 +205,10 @@ def _label(panel: Panel, x: float, y: float, text: str, color: str, taken: list[
 
 
 def _interval(result: MethodResult, key: str) -> tuple[float, float] | None:
-    ends = (result.entry["intervals"].get("ensemble") or {}).get(key)
-    return None if ends is None or None in ends else (float(ends[0]), float(ends[1]))
+    ends = shown_interval(key, result.entry["intervals"].get("ensemble") or {})
+    if ends is None or ends[0] is None or ends[1] is None:
+        return None
+    return float(ends[0]), float(ends[1])
 
 
 def _clamped(value: float | None, low: float, high: float) -> float:

@@ -266,7 +266,7 @@ def _members(run: ReportRun) -> list[dict[str, Any]]:
         {
             "number": m,
             "values": metrics.get(m),
-            **{key: member.get(key) for key in ("state", "best_step", "val_nll", "seed")},
+            **{key: member.get(key) for key in ("state", "reason", "best_step", "val_nll", "seed")},
         }
         for m, member in enumerate(run.record["members"])
     ]

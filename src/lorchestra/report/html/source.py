@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,10 +16,12 @@ from lorchestra.core.metrics import accuracy
 from lorchestra.core.predictive import mixture_log_probs
 from lorchestra.engine.config import RunConfig
 from lorchestra.errors import CheckpointError, DataError, did_you_mean
-from lorchestra.report.html.checks import fault
+from lorchestra.store.evaluations import read_evaluations
+from lorchestra.store.inside import inside
 from lorchestra.store.predictions import load_predictions
+from lorchestra.store.records import read_environment, read_events
 from lorchestra.store.run_dir import RunDir, read_ensemble, read_json
-from lorchestra.store.schema import check_shape
+from lorchestra.store.schema import FILE_NAME, check_shape
 from lorchestra.types import Predictions
 
 Entry = dict[str, Any]
@@ -63,7 +64,7 @@ def read_run(root: str | Path, split: str | None = None) -> ReportRun:
     entries, cost = _read_metrics(run, record)
     entry = _choose(run, entries, split)
     task = entry["task"]
-    predictions = _read_predictions(run, f"{task}.{entry['split']}")
+    predictions = _read_predictions(run, f"{task}.{entry['split']}", answered=True)
     _check_pair(run, entry, predictions)
     validation = predictions if entry["split"] == "val" else _optional_predictions(run, f"{task}.val")
     if validation is not None and validation.num_members != predictions.num_members:
@@ -74,7 +75,7 @@ def read_run(root: str | Path, split: str | None = None) -> ReportRun:
         if (found := _optional_predictions(run, f"{task}.{entry['split']}.{name}")) is not None
         and found.ids == predictions.ids
     }
-    ood = {name: _read_predictions(run, f"{task}.ood_{name}") for name in entry.get("ood") or {}}
+    ood = {name: _read_predictions(run, f"{task}.ood_{name}", answered=False) for name in entry.get("ood") or {}}
     for name, found in ood.items():
         if found.num_members != predictions.num_members:
             raise _stale(run, f"{task}.ood_{name} has {found.num_members} members, not {predictions.num_members}")
@@ -85,7 +86,7 @@ def read_run(root: str | Path, split: str | None = None) -> ReportRun:
         name=run.root.resolve().name,
         record=record,
         config=read_recipe(run.config, RunConfig, whole=True),
-        environment=read_json(run.environment) if run.environment.exists() else {},
+        environment=read_environment(run),
         cost=cost,
         entry=entry,
         others=tuple(other for other in entries if (other["task"], other["split"]) != (task, entry["split"])),
@@ -93,7 +94,7 @@ def read_run(root: str | Path, split: str | None = None) -> ReportRun:
         validation=validation,
         baselines=baselines,
         ood=ood,
-        events=read_events(run.events),
+        events=read_events(run.events, len(record["members"])),
         members=tuple(m for m, member in enumerate(record["members"]) if member.get("state") != "failed"),
         parameters=_num_parameters(run, record),
     )
@@ -107,13 +108,13 @@ def expand_sweeps(roots: Sequence[str | Path]) -> list[str | Path]:
     """
     found: list[str | Path] = []
     for root in roots:
-        path = Path(root) / "sweep.json"
+        path = inside(root, "sweep.json")
         if not path.is_file():
             found.append(root)
             continue
         record = read_json(path)
-        check_shape(record, {"points": [{"name": str}]}, path)
-        runs = [Path(root) / "runs" / Path(point["name"]).name for point in record["points"]]
+        check_shape(record, {"points": [{"name": FILE_NAME}]}, path)
+        runs = [inside(root, "runs", point["name"]) for point in record["points"]]
         finished = [run for run in runs if RunDir(run).ensemble.is_file()]
         if not finished:
             raise CheckpointError(f"{root}: no run of this sweep is finished; its lorchestra sweep command goes on")
@@ -155,30 +156,6 @@ def same_rows(one: Predictions, other: Predictions) -> bool:
     return alike and (one.texts == other.texts or not (one.texts and other.texts))
 
 
-def read_events(path: Path) -> tuple[Entry, ...]:
-    """The lines of `events.jsonl`; none where the file is missing.
-
-    Raises:
-        CheckpointError: a line is no JSON object.
-    """
-    if not path.exists():
-        return ()
-    events: list[Entry] = []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}); mend or remove the file") from error
-    for number, line in enumerate(lines, start=1):
-        try:
-            event = json.loads(line)
-        except ValueError as error:
-            raise CheckpointError(f"{path}:{number}: no JSON ({error}); mend or remove the file") from error
-        if not isinstance(event, dict):
-            raise CheckpointError(f"{path}:{number}: a {type(event).__name__}, no JSON object; mend or remove the file")
-        events.append(event)
-    return tuple(events)
-
-
 def _rows(run: ReportRun) -> str:
     return f"{run.entry['split']}, {run.predictions.num_examples} rows"
 
@@ -193,20 +170,11 @@ def _stale(run: RunDir, what: str) -> CheckpointError:
 
 def _read_metrics(run: RunDir, record: Entry) -> tuple[list[Entry], Entry]:
     """The evaluations and the cost of a run."""
-    if not run.metrics.exists():
-        raise CheckpointError(f"{run.root}: not evaluated yet (no metrics.json); {_evaluate_again(run)}")
-    metrics = read_json(run.metrics)
-    entries = metrics.get("evaluations")
-    if not isinstance(entries, list) or not entries:
-        raise CheckpointError(f"{run.metrics}: holds no evaluation; {_evaluate_again(run)}")
-    for number, entry in enumerate(entries):
-        if (wrong := fault(entry)) is not None:
-            raise CheckpointError(
-                f"{run.metrics}: evaluations[{number}] {wrong}; the file was changed or damaged; remove it and"
-                f" {_evaluate_again(run)}"
-            )
-    cost = metrics.get("cost") or record.get("cost") or {}
-    return entries, cost if isinstance(cost, dict) else {}
+    entries, cost = read_evaluations(run)
+    if not entries:
+        what = "holds no evaluation" if run.metrics.exists() else "not evaluated yet (no metrics.json)"
+        raise CheckpointError(f"{run.metrics if run.metrics.exists() else run.root}: {what}; {_evaluate_again(run)}")
+    return entries, cost or record.get("cost") or {}
 
 
 def _choose(run: RunDir, entries: Sequence[Entry], split: str | None) -> Entry:
@@ -221,16 +189,16 @@ def _choose(run: RunDir, entries: Sequence[Entry], split: str | None) -> Entry:
     return by_split[split]
 
 
-def _read_predictions(run: RunDir, stem: str) -> Predictions:
-    path = run.predictions / f"{stem}.safetensors"
+def _read_predictions(run: RunDir, stem: str, *, answered: bool) -> Predictions:
+    path = run.prediction(stem)
     if not path.exists():
         raise CheckpointError(f"{path}: missing, though {run.metrics.name} speaks of it; {_evaluate_again(run)}")
-    return load_predictions(path)
+    return load_predictions(path, answered=answered)
 
 
 def _optional_predictions(run: RunDir, stem: str) -> Predictions | None:
-    path = run.predictions / f"{stem}.safetensors"
-    return load_predictions(path) if path.exists() else None
+    path = run.prediction(stem)
+    return load_predictions(path, answered=True) if path.exists() else None
 
 
 def _check_pair(run: RunDir, entry: Entry, predictions: Predictions) -> None:
@@ -258,7 +226,7 @@ def _temperature(entry: Entry, predictions: Predictions, validation: Predictions
 
 def _num_parameters(run: RunDir, record: Entry) -> int | None:
     """What one member trains, from the header of its adapter file."""
-    path = run.root / record["members"][0]["path"] / "adapter_model.safetensors"
+    path = run.inside(record["members"][0]["path"], "adapter_model.safetensors")
     try:
         with safe_open(path, framework="numpy") as file:
             return int(sum(np.prod(file.get_slice(name).get_shape()) for name in file.keys()))  # noqa: SIM118

@@ -8,11 +8,26 @@ from typing import Any
 
 from lorchestra.report.html.source import ReportRun
 from lorchestra.report.html.svg import MINUS, NO_VALUE
-from lorchestra.report.table import BASELINES, COLUMNS, JUDGED, ROUNDING, Column, Control, judged, listed, methods
+from lorchestra.report.table import (
+    BASELINES,
+    COLUMNS,
+    JUDGED,
+    ROUNDING,
+    Column,
+    Control,
+    calibrated,
+    judged,
+    listed,
+    methods,
+    reference_text,
+    shown_interval,
+)
 
 Entry = Mapping[str, Any]
 
-DIFFERENCES = tuple(column for _, _, column, _ in JUDGED.values())
+_ACCURACY, _NLL, _BRIER = (JUDGED[key][2] for key in ("accuracy", "nll", "brier"))
+DIFFERENCES = (_ACCURACY, _NLL, Column("ece", "ECE, points", 100, 1, signed=True), _BRIER)
+"""Metrics whose differences are shown; that of the ECE stands there as a number alone and is never judged."""
 MEMBERS = ("member_mean", "best_member", "best_member_scaled")
 """References that are made of the ensemble's own members, and that it is judged by."""
 _GUARANTEED = {"nll", "brier"}
@@ -86,7 +101,8 @@ def number(column: Column, value: float | None) -> str:
 def difference(column: Column, ensemble: Entry, other: Entry, intervals: Entry, key: str = "") -> Difference:
     """The ensemble minus another in one metric; it counts only where its interval leaves out 0."""
     guaranteed = key == "member_mean" and column.key in _GUARANTEED
-    mine, theirs, ends = ensemble[column.key], other.get(column.key), intervals.get(column.key)
+    mine, theirs = ensemble[column.key], other.get(column.key)
+    ends = intervals.get(column.key) if column.key in JUDGED else None
     if mine is None or theirs is None:
         return Difference("not defined", "", "unknown", guaranteed, None)
     value = mine - theirs
@@ -100,21 +116,29 @@ def difference(column: Column, ensemble: Entry, other: Entry, intervals: Entry, 
 def headline(entry: Entry, controls: Sequence[Control] = ()) -> tuple[str, str]:
     """Did the ensemble help? One of yes, partly, unclear, mixed, no, none; and a sentence.
 
-    Against the mean member only accuracy and ECE count: in NLL and Brier convexity grants the gain. `controls` count
-    as the members do.
+    Against the mean member only accuracy counts: in NLL and Brier convexity grants the gain, and differences of ECEs
+    have no interval. `controls` count as the members do. Rows most of which trained the members judge nothing.
     """
     if entry["num_members"] < 2:
         return "none", "There is one member only, so there is no ensemble to judge."
+    if 2 * (entry.get("seen") or {}).get("train", 0) > entry["num_examples"]:
+        return "none", "It cannot be judged on rows that trained its members."
     judging = {*MEMBERS, *(control.key for control in controls)}
     alike: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]] = {}
     for reference in references(entry, controls):
-        cells = [(JUDGED[column.key][0], cell) for column, cell in zip(DIFFERENCES, reference.cells, strict=True)]
+        cells = [
+            (JUDGED[column.key][0], cell)
+            for column, cell in zip(DIFFERENCES, reference.cells, strict=True)
+            if column.key in JUDGED
+        ]
         counted = [(name, cell.judged) for name, cell in cells if not cell.guaranteed and cell.judged != "unknown"]
         if reference.key not in judging or not counted:
             continue
         better, worse = (tuple(name for name, found in counted if found == word) for word in ("better", "worse"))
         alike.setdefault((better, worse), []).append(reference.name)
     if not alike:
+        if entry["intervals"].get("ensemble"):
+            return "none", f"It cannot be judged on {entry['num_examples']} rows."
         return "none", "It cannot be judged: the evaluation has no bootstrap intervals (evaluate.resamples)."
     good, bad = any(better for better, _ in alike), any(worse for _, worse in alike)
     if good and bad:
@@ -138,11 +162,12 @@ def _comparison(better: Sequence[str], worse: Sequence[str], names: Sequence[str
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A number with its spread over members and its interval; empty where there is none."""
+    """A number with its spread over members, its interval, and what it would be if calibrated; empty where absent."""
 
     value: str
     spread: str = ""
     interval: str = ""
+    reference: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,11 +202,13 @@ def metric(column: Column, values: Entry, intervals: Entry) -> Cell:
     """One metric of one method."""
     if column.key not in values:
         return Cell(NO_VALUE)
-    spread, ends = (values.get("std") or {}).get(column.key), intervals.get(column.key)
+    spread, ends = (values.get("std") or {}).get(column.key), shown_interval(column.key, intervals)
+    reference = calibrated(intervals) if column.key == "ece" else None
     return Cell(
         number(column, values[column.key]),
         "" if spread is None else f"± {spread * column.factor:.{column.digits}f}",
         "" if ends is None else " to ".join(number(column, end) for end in ends),
+        "" if reference is None else reference_text(column, reference, " to "),
     )
 
 

@@ -19,6 +19,7 @@ from lorchestra.report.paper.page import (
     shared_legend,
 )
 from lorchestra.report.paper.runs import METRICS
+from lorchestra.report.table import shown_interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,7 +47,7 @@ def table(results: Sequence[Mapping[str, Any]]) -> list[Row]:
         row: Row = {"task": entry["task"], "method": one["name"], **one["cost"]}
         intervals = entry["intervals"].get("ensemble") or {}
         for metric in METRICS:
-            low, high = intervals.get(metric) or (None, None)
+            low, high = shown_interval(metric, intervals) or (None, None)
             row |= {metric: entry["ensemble"][metric], f"{metric}_low": low, f"{metric}_high": high}
         rows.append(row)
     return rows

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lorchestra.core.density import kernel_density
 from lorchestra.core.metrics import score_rows
 from lorchestra.core.predictive import FloatArray, mixture_log_probs
 from lorchestra.errors import TrainingError
@@ -28,12 +29,11 @@ if TYPE_CHECKING:
 
 FEW_SHOT, ONE, ENSEMBLE = "few-shot base", "one LoRA (members pooled)", "ensemble, decay on B"
 _STYLES = {FEW_SHOT: (BASE_COLOR, ":"), ONE: (SINGLE_COLOR, "--"), ENSEMBLE: (ENSEMBLE_COLOR, "-")}
-_LEAST_BANDWIDTH = 0.01
-_GRID = np.linspace(0, 1, 512)
+_POINTS = 512
 
 
 def table(runs: Sequence[FinishedRun]) -> list[Row]:
-    """One row an answer: `task`, `method`, `id`, `confidence` (largest probability) and `correct`.
+    """One row an answer: `task`, `method`, `id`, `choices`, `confidence` (largest probability) and `correct`.
 
     Raises:
         TrainingError: a task lacks its plain or its decayed run.
@@ -50,39 +50,33 @@ def table(runs: Sequence[FinishedRun]) -> list[Row]:
         for method, distributions in answers.items():
             for log_probs_EC in distributions:
                 scores = score_rows(log_probs_EC, plain.labels)
+                columns = zip(plain.ids, plain.num_choices, scores.confidence, scores.correct, strict=True)
                 rows += [
-                    {"task": task, "method": method, "id": id, "confidence": float(c), "correct": int(right)}
-                    for id, c, right in zip(plain.ids, scores.confidence, scores.correct, strict=True)
+                    {
+                        "task": task,
+                        "method": method,
+                        "id": id,
+                        "choices": int(choices),
+                        "confidence": float(confidence),
+                        "correct": int(right),
+                    }
+                    for id, choices, confidence, right in columns
                 ]
     return rows
 
 
-def kernel_density(samples: FloatArray, grid: FloatArray) -> FloatArray:
-    """Gaussian kernel density of samples in [0, 1] on a grid in it, mirrored at both ends so that it integrates to 1.
-
-    The bandwidth is Silverman's rule of thumb, 0.9 min(standard deviation, IQR / 1.34) n^(-1/5), at least 0.01.
-
-    Source: Silverman, Density Estimation for Statistics and Data Analysis (1986), sections 2.10 and 3.4.
-    """
-    quarter, three_quarters = np.quantile(samples, [0.25, 0.75])
-    spread = min(float(samples.std(ddof=1)) if len(samples) > 1 else 0.0, (three_quarters - quarter) / 1.34)
-    width = max(0.9 * spread * len(samples) ** -0.2, _LEAST_BANDWIDTH)
-    density = np.zeros_like(grid)
-    for mirrored in (samples, -samples, 2 - samples):
-        density += np.exp(-0.5 * np.square((grid[:, None] - mirrored) / width)).sum(axis=1)
-    return np.asarray(density / (len(samples) * width * np.sqrt(2 * np.pi)))
-
-
 def draw(figure: Figure, rows: Rows) -> None:
-    """One panel a task."""
+    """One panel per task; no confidence lies below one over the largest number of choices."""
     for task, own, (axes,) in panels(figure, rows, 1, (6.4, 3.6)):
+        low = 1 / max(row["choices"] for row in own)
+        grid = np.linspace(low, 1, _POINTS)
         for method, (color, style) in _STYLES.items():
             wrong = _wrong(own, method)
             if len(wrong):
                 label = f"{method}: {percent(_accuracy(own, method))} right"
-                density = kernel_density(wrong, _GRID)
-                axes.plot(_GRID, density, style, color=color, label=label, linewidth=1.8)
-                axes.fill_between(_GRID, density, color=color, alpha=0.12, linewidth=0)
+                density = kernel_density(wrong, grid, low, 1.0)
+                axes.plot(grid, density, style, color=color, label=label, linewidth=1.8)
+                axes.fill_between(grid, density, color=color, alpha=0.12, linewidth=0)
         if not axes.lines:
             axes.text(0.5, 0.5, "no wrong answers", ha="center", va="center", transform=axes.transAxes)
         axes.set(

@@ -114,7 +114,7 @@ def rank_table(runs: Sequence[FinishedRun]) -> list[Row]:
             "r": run.config.adapt.r,
             "lora_alpha": run.config.adapt.lora_alpha,
             "parameters": parameters(run),
-            "tokens": run.record["cost"]["tokens"],
+            "tokens": run.cost["tokens"],
             **both(run.test),
         }
         for run in runs
@@ -163,7 +163,7 @@ def cost_table(runs: Sequence[FinishedRun]) -> list[Row]:
     `base_passes`, `train_s`, `tokens_per_s`, `peak_bytes` (of the process)."""
     rows: list[Row] = []
     for run in runs:
-        members, cost = run.config.adapt.members, run.record["cost"]
+        members, cost = run.config.adapt.members, run.cost
         row: Row = {"task": run.task, "members": members, "parameters": members * parameters(run)}
         rows.append(row | {k: cost[k] for k in ("tokens", "base_passes", "train_s", "tokens_per_s", "peak_bytes")})
     return sorted(rows, key=lambda row: (row["task"], row["members"]))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lorchestra.core.metrics import bootstrap, interval, score_rows
+from lorchestra.core.intervals import judge, method_intervals
+from lorchestra.core.metrics import bootstrap, score_rows
 from lorchestra.core.predictive import mixture_log_probs
 from lorchestra.report.paper.page import (
     ENSEMBLE_COLOR,
@@ -52,9 +53,10 @@ def table(runs: Sequence[FinishedRun]) -> list[Row]:
         scores = {name: score_rows(found, members.labels) for name, found in distributions.items()}
         draws = bootstrap(scores, _RESAMPLES, run.config.train.seed)
         for name, found in distributions.items():
+            intervals = method_intervals(judge(scores, draws, name), run.config.train.seed)
             row: Row = {"task": run.task, "dropout": run.config.adapt.dropout, "method": name, "passes": passes[name]}
             for metric, value in metrics_of(found, members.labels).items():
-                low, high = interval(draws[name][metric]) or (None, None)
+                low, high = intervals[metric] or (None, None)
                 row |= {metric: value, f"{metric}_low": low, f"{metric}_high": high}
             rows.append(row)
     return rows

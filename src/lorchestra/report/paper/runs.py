@@ -14,8 +14,11 @@ from lorchestra.core.diversity import Update
 from lorchestra.core.metrics import all_metrics
 from lorchestra.core.predictive import FloatArray, IntArray, mixture_log_probs
 from lorchestra.engine.config import RunConfig
+from lorchestra.errors import CheckpointError
+from lorchestra.store.evaluations import read_evaluations
 from lorchestra.store.predictions import load_predictions
-from lorchestra.store.run_dir import RunDir, read_ensemble, read_json
+from lorchestra.store.run_dir import RunDir, read_ensemble
+from lorchestra.store.schema import Number, check_shape
 from lorchestra.types import Predictions
 
 METRICS = ("accuracy", "nll", "ece")
@@ -47,6 +50,13 @@ class FinishedRun:
         """What `ensemble.json` holds."""
         return read_ensemble(self.run.root)[1]
 
+    @cached_property
+    def cost(self) -> dict[str, Any]:
+        """What its training took."""
+        shape = {"cost": dict.fromkeys(("tokens", "base_passes", "train_s", "tokens_per_s", "peak_bytes"), Number(0))}
+        check_shape(self.record, shape, self.run.ensemble)
+        return dict(self.record["cost"])
+
     @property
     def task(self) -> str:
         """The task's name."""
@@ -55,13 +65,18 @@ class FinishedRun:
     @cached_property
     def entry(self) -> dict[str, Any]:
         """Its evaluation on the test rows, as in `metrics.json`."""
-        entries = read_json(self.run.metrics)["evaluations"]
-        return next(dict(entry) for entry in entries if entry["split"] == "test")
+        entries, _ = read_evaluations(self.run)
+        for entry in entries:
+            if entry["split"] == "test":
+                return entry
+        raise CheckpointError(
+            f"{self.run.metrics}: has no evaluation of the test rows; remove the run and train it again"
+        )
 
     @cached_property
     def test(self) -> Predictions:
         """Its members' predictions on the test rows."""
-        return self._predictions("test")
+        return load_predictions(self._path("test"), answered=True)
 
     @cached_property
     def epochs(self) -> list[Predictions]:
@@ -82,14 +97,14 @@ class FinishedRun:
         found: list[Update] = []
         for member in self.record["members"]:
             if member["state"] != "failed":
-                tensors = load_file(self.run.root / member["path"] / "adapter_model.safetensors")
+                tensors = load_file(self.run.inside(member["path"], "adapter_model.safetensors"))
                 names = sorted(name for name in tensors if name.endswith("lora_A.weight"))
                 pairs = [(tensors[name], tensors[name.replace("lora_A", "lora_B")]) for name in names]
                 found.append([(A.astype(np.float64), B.astype(np.float64)) for A, B in pairs])
         return found
 
     def _path(self, split: str) -> Any:
-        return self.run.predictions / f"{self.task}.{split}.safetensors"
+        return self.run.prediction(self.task, split)
 
     def _predictions(self, split: str) -> Predictions:
         return load_predictions(self._path(split))

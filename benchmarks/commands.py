@@ -1,0 +1,136 @@
+"""The command line in processes that start in a tenth of a second: forked from a server that has imported everything.
+
+A process started from scratch imports torch and transformers for some four seconds. These are as separate as that one:
+each has its process id, streams, signals and exit code.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from pathlib import Path
+
+_PRELOAD = (
+    "lorchestra.cli.main",
+    "lorchestra.cli.train",
+    "lorchestra.cli.predict",
+    "lorchestra.cli.progress",
+    "lorchestra.experiments.train",
+    "lorchestra.experiments.evaluate",
+    "lorchestra.models.gguf",
+    "transformers.models.llama.modeling_llama",
+    "transformers.models.llama.tokenization_llama",
+    "peft",
+)
+
+
+_OPERATIONS = ("open", "os.rename", "os.remove", "os.mkdir", "os.truncate")
+
+
+def _context() -> ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(_PRELOAD))
+    return context
+
+
+class Command:
+    """A running `lorchestra` command; a context manager that kills what is left of it."""
+
+    def __init__(self, *arguments: object, directory: Path, last_operation: tuple[Path, int] | None = None) -> None:
+        """Start it; what it prints goes to files in `directory`.
+
+        With `last_operation`, a directory and a number, it is killed before the file operation of that number there.
+        """
+        streams = [directory / name for name in ("stdout.txt", "stderr.txt")]
+        self._out, self._err = streams
+        self._process: ForkServerProcess = _context().Process(
+            target=_run, args=([*map(str, arguments)], streams, last_operation)
+        )
+        self._process.start()
+
+    def __enter__(self) -> Command:
+        """The command itself."""
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        """Leave no process behind."""
+        self.kill()
+        self._process.join()
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        assert self._process.pid is not None
+        return self._process.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs; minus the signal's number where a signal ended it."""
+        return self._process.exitcode
+
+    @property
+    def out(self) -> str:
+        """What it wrote to stdout so far."""
+        return self._out.read_text(encoding="utf-8") if self._out.exists() else ""
+
+    @property
+    def err(self) -> str:
+        """What it wrote to stderr so far."""
+        return self._err.read_text(encoding="utf-8") if self._err.exists() else ""
+
+    def wait(self, timeout: float = 300) -> int:
+        """Wait for its end; returns the exit code.
+
+        Raises:
+            TimeoutError: it is still running after so many seconds.
+        """
+        self._process.join(timeout)
+        if self.exit_code is None:
+            raise TimeoutError(f"still running after {timeout} s; stderr so far: {self.err}")
+        return self.exit_code
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal, if it still runs."""
+        if self.exit_code is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """Kill it, as by SIGKILL."""
+        self._process.kill()
+
+
+def _run(arguments: list[str], streams: list[Path], last_operation: tuple[Path, int] | None) -> None:
+    for number, path in enumerate(streams, 1):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    if last_operation is not None:
+        sys.addaudithook(_killer(*last_operation))
+    import torch
+
+    torch.set_num_threads(1)
+    from lorchestra.cli.main import main
+
+    try:
+        code = main(arguments)
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 1
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def _killer(directory: Path, number: int) -> Callable[[str, tuple[object, ...]], None]:
+    left = number
+
+    def audit(event: str, arguments: tuple[object, ...]) -> None:
+        nonlocal left
+        if event in _OPERATIONS and str(directory) in str(arguments[0]):
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    return audit

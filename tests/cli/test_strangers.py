@@ -1,0 +1,251 @@
+"""Directories that come from a stranger: whatever their records name and wherever their links lead, nothing outside."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+
+import pytest
+from fuzzing.records import METHODS, Records
+
+OPENED: list[str] = []
+WATCHED: list[str] = []
+
+
+def _audit(event, arguments):
+    if event == "open" and WATCHED and isinstance(arguments[0], str | bytes | os.PathLike):
+        path = os.path.realpath(os.fsdecode(arguments[0]))
+        if path.startswith(WATCHED[0]):
+            OPENED.append(path)
+
+
+sys.addaudithook(_audit)
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory):
+    """A finished run, an unfinished one, compared methods and a sweep."""
+    return Records(tmp_path_factory.mktemp("strangers")).pristine
+
+
+@pytest.fixture
+def place(pristine, tmp_path):
+    """A copy of them, and an empty directory beside it, which nobody may read or write."""
+    folder = tmp_path / "x"
+    shutil.copytree(pristine, folder)
+    for file in [*folder.rglob("*.json"), *folder.rglob("*.yaml")]:
+        file.write_text(file.read_text().replace(str(pristine), str(folder)))
+    (tmp_path / "outside").mkdir()
+    return folder
+
+
+def commands(place):
+    """What is asked of each directory."""
+    run, recipe, new = place / "run", place / "recipe.yaml", place / "new.csv"
+    return {
+        "predict": ("predict", run, "--data", new),
+        "evaluate": ("evaluate", run, "--json"),
+        "export": ("export", run, "--out", place / "new"),
+        "merge": ("export", run, "--out", place / "new", "--merge"),
+        "report": ("report", run),
+        "report --methods": ("report", run, "--methods", place / "comparison"),
+        "report sweep": ("report", place / "sweep"),
+        "resume": ("train", "--out", place / "unfinished", "--if-exists", "resume", "--skip-evaluation"),
+        "compare": ("compare", recipe, "--out", place / "comparison", "--methods", METHODS),
+        "sweep": ("sweep", recipe, "--out", place / "sweep", "--grid", "train.lr=0.01,0.02"),
+        "go on": ("sweep", recipe, "--out", place / "begun", "--grid", "train.lr=0.01,0.02"),
+        "import": ("import", run / "members/member_00", "--task", place / "rows.csv", "--out", place / "new"),
+    }
+
+
+def states(folder):
+    """Names, bytes and times of all that is in a directory."""
+    return {
+        str(path.relative_to(folder)): (path.read_bytes() if path.is_file() else None, path.lstat().st_mtime_ns)
+        for path in folder.rglob("*")
+    }
+
+
+def ask(lorchestra, arguments, outside):
+    """Run a command and see that nothing in `outside` is opened or changed."""
+    before = states(outside)
+    OPENED.clear()
+    WATCHED[:] = [os.path.realpath(outside)]
+    try:
+        code, _, said = lorchestra(*arguments)
+    finally:
+        WATCHED.clear()
+    assert OPENED == []
+    assert states(outside) == before
+    return code, said
+
+
+LINKS = [
+    ("predict", "run/config.yaml"),
+    ("predict", "run/ensemble.json"),
+    ("predict", "run/members/member_01"),
+    ("predict", "run/members/member_00/adapter_model.safetensors"),
+    ("evaluate", "run/splits.json"),
+    ("evaluate", "run/metrics.json"),
+    ("evaluate", "run/predictions"),
+    ("export", "run/members"),
+    ("export", "run/members/member_00/adapter_config.json"),
+    ("merge", "run/members/member_01/adapter_config.json"),
+    ("import", "run/members/member_00/adapter_config.json"),
+    ("import", "run/members/member_00/adapter_model.safetensors"),
+    ("report", "run/events.jsonl"),
+    ("report", "run/environment.json"),
+    ("report", "run/predictions/rows.test.json"),
+    ("report", "run/predictions/rows.test.base_zero_shot.safetensors"),
+    ("report --methods", "comparison/methods/lora_ensemble/result.json"),
+    ("report --methods", "comparison/methods/zero_shot"),
+    ("report --methods", "comparison/compare.json"),
+    ("report sweep", "sweep/sweep.json"),
+    ("report sweep", "sweep/runs"),
+    ("resume", "unfinished/resume"),
+    ("resume", "unfinished/resume/latest.json"),
+    ("resume", "unfinished/resume/state-*.safetensors"),
+    ("resume", "unfinished/events.jsonl"),
+    ("compare", "comparison/methods"),
+    ("compare", "comparison/splits.json"),
+    ("compare", "comparison/methods/lora_ensemble/predictions"),
+    ("sweep", "sweep/results.csv"),
+    ("go on", "begun/passes"),
+]
+
+
+@pytest.mark.parametrize(("command", "target"), LINKS)
+def test_a_link_in_place_of_a_file_is_refused(lorchestra, place, command, target):
+    outside = place.parent / "outside"
+    (path,) = place.glob(target)
+    path.rename(outside / path.name)
+    path.symlink_to(outside / path.name)
+    code, said = ask(lorchestra, commands(place)[command], outside)
+    assert code == 2
+    assert f"{path}: is a link" in said
+    assert not (place / "new").exists()
+
+
+def edit(path, change):
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record))
+
+
+NAMES = [
+    ("evaluate", "run/ensemble.json", lambda r: r.update(task="../../../outside/x")),
+    ("evaluate", "run/ensemble.json", lambda r: r.update(task="OUTSIDE/x")),
+    ("export", "run/ensemble.json", lambda r: r["members"][0].update(path="../../outside")),
+    ("report", "run/metrics.json", lambda r: r["evaluations"][0].update(task="../../../outside/x")),
+    ("report", "run/metrics.json", lambda r: r["evaluations"][0].update(split="OUTSIDE/x")),
+    ("report", "run/metrics.json", lambda r: r["evaluations"][0]["baselines"].update({"/../../x": {}})),
+    (
+        "report",
+        "run/metrics.json",
+        lambda r: r["evaluations"][0]["ood"].update({"../x": r["evaluations"][0]["ood"]["far"]}),
+    ),
+    ("evaluate", "run/metrics.json", lambda r: r["evaluations"][0].update(task="..")),
+    (
+        "report --methods",
+        "comparison/methods/lora_ensemble/result.json",
+        lambda r: r["entry"].update(task="../../../../../outside/x"),
+    ),
+    ("report sweep", "sweep/sweep.json", lambda r: r["points"][0].update(name="../../outside")),
+    ("sweep", "sweep/sweep.json", lambda r: r["points"][0].update(name="../../outside")),
+]
+
+
+@pytest.mark.parametrize(("command", "record", "change"), NAMES)
+def test_a_name_that_leads_out_is_refused(lorchestra, place, command, record, change):
+    outside = place.parent / "outside"
+    for suffix in ("test.json", "test.safetensors"):
+        shutil.copyfile(place / f"run/predictions/rows.{suffix}", outside / f"x.{suffix}")
+    edit(place / record, change)
+    text = (place / record).read_text().replace("OUTSIDE", str(outside))
+    (place / record).write_text(text)
+    code, said = ask(lorchestra, commands(place)[command], outside)
+    assert code == 2
+    assert "cannot be part of a file name" in said or "is no place within the run directory" in said
+
+
+def test_the_directory_itself_may_be_a_link(lorchestra, place):
+    (place / "link").symlink_to(place / "run", target_is_directory=True)
+    assert lorchestra("predict", place / "link", "--data", place / "new.csv")[0] == 0
+    assert lorchestra("export", place / "link", "--out", place / "new")[0] == 0
+
+
+def test_links_of_the_hub_s_cache_are_followed_within_its_repository(lorchestra, place):
+    """There a snapshot's files are links to blobs beside it."""
+    repository = place / "models--org--adapter"
+    snapshot, blobs = repository / "snapshots/abc", repository / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for number, name in enumerate(("adapter_config.json", "adapter_model.safetensors")):
+        shutil.copyfile(place / "run/members/member_00" / name, blobs / str(number))
+        (snapshot / name).symlink_to(f"../../blobs/{number}")
+    asked = ("import", snapshot, "--task", place / "rows.csv", "--data.scoring", "text", "--out", place / "new")
+    assert lorchestra(*asked)[0] == 0
+    (blobs / "0").rename(place.parent / "outside/0")
+    (blobs / "0").symlink_to(place.parent / "outside/0")
+    assert ask(lorchestra, (*asked[:-1], place / "other"), place.parent / "outside")[0] == 2
+
+
+@pytest.mark.parametrize("field", ["megatron_config", "arrow_config", "lora_bias", "not_known"])
+def test_what_peft_would_make_of_a_stranger_s_configuration_is_refused_by_name(lorchestra, place, field):
+    edit(place / "run/members/member_00/adapter_config.json", lambda config: config.update({field: {"a": 1}}))
+    for command in ("export", "merge", "import"):
+        code, said = ask(lorchestra, commands(place)[command], place.parent / "outside")
+        assert code == 2
+        assert f"member_00/adapter_config.json: {field} is" in said
+        assert ".tmp" not in said
+        assert not (place / "new").exists()
+
+
+def test_names_of_files_that_cannot_name_others(lorchestra, place):
+    long = place / f"{'x' * 210}.csv"
+    shutil.copyfile(place / "new.csv", long)
+    for command in (("evaluate", place / "run", "--data", long), ("evaluate", place / "run", "--ood", long)):
+        code, said = ask(lorchestra, command, place.parent / "outside")
+        assert code == 2
+        assert "has 210 bytes, more than 200; rename it" in said
+
+
+FIELDS = [
+    ("predict", "run/ensemble.json", lambda r: r["members"][0].update(r="8"), "members[0].r is '8'"),
+    ("predict", "run/ensemble.json", lambda r: r["members"][1].update(scaling="2"), "members[1].scaling is '2'"),
+    ("report", "run/ensemble.json", lambda r: r["members"][0].update(val_nll="low"), "members[0].val_nll is 'low'"),
+    ("report", "run/ensemble.json", lambda r: r["members"][0].update(best_step=[]), "members[0].best_step is []"),
+    ("sweep", "sweep/runs/lr=0.01/ensemble.json", lambda r: r["members"][0].update(val_nll="low"), "val_nll is 'low'"),
+    (
+        "report",
+        "run/metrics.json",
+        lambda r: r["evaluations"][-1]["intervals"].update(seed="x"),
+        "intervals.seed is 'x'",
+    ),
+    ("export", "run/metrics.json", lambda r: r["evaluations"][0]["ensemble"].update(ece="x"), "ensemble.ece"),
+    ("export", "run/splits.json", lambda r: r["train"].update(num_examples="x"), "train.num_examples is 'x'"),
+    ("report", "run/environment.json", lambda r: r.update(packages=[[1]]), "packages is [[1]]"),
+    ("resume", "unfinished/splits.json", lambda r: r.update(train=None), "train is None, not an object"),
+    (
+        "compare",
+        "comparison/methods/lora_ensemble/predictions/rows.test.json",
+        lambda r: r["ids"].__setitem__(0, "other"),
+        "its row 'other' is not one of the test rows",
+    ),
+    ("compare", "comparison/methods/zero_shot/result.json", lambda r: r["cost"].update(fit_s=[]), "cost.fit_s is []"),
+    ("report --methods", "comparison/splits.json", lambda r: r["train"].update(digest=3), "train.digest is 3"),
+    ("go on", "begun/passes/*/pass.json", lambda r: r.update(points=[3]), "points[0] is 3, not text"),
+]
+
+
+@pytest.mark.parametrize(("command", "record", "change", "message"), FIELDS)
+def test_a_field_of_another_type_ends_in_one_error_that_names_it(lorchestra, place, command, record, change, message):
+    (path,) = place.glob(record)
+    edit(path, change)
+    code, _, said = lorchestra(*commands(place)[command])
+    errors = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert (code, len(errors)) == (2, 1)
+    assert str(path.with_suffix("")) in errors[0]
+    assert message in errors[0]
