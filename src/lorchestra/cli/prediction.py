@@ -114,8 +114,10 @@ class Prediction:
             device = opened.enter_context(Path(out).open("wb", buffering=0))  # noqa: SIM115
 
         def write_through(data: bytes) -> None:
+            rest = memoryview(data)
             with explained(Path(out), None):
-                device.write(data)
+                while rest:
+                    rest = rest[device.write(rest) :]
 
         return _Stream(write_through)
 

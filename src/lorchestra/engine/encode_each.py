@@ -69,15 +69,17 @@ def _fits_without_bound(session: Session, example: Example) -> bool:
 
 
 def _encode(session: Session, examples: Sequence[Example], too_long: TooLong, bounded: bool = True) -> EncodedSplit:
-    return encode(
+    split = encode(
         examples,
         session.template,
-        session.base.tokenizer,
+        session.tokens,
         scoring=session.scoring,
         normalize=session.data.normalize,
         max_length=session.max_length if bounded else None,
         too_long=too_long,
     )
+    session.note(examples, split)
+    return split
 
 
 def _renumbered(rows: list[EncodedRow]) -> list[EncodedRow]:

@@ -81,10 +81,14 @@ class Session:
         if not shots:
             for warning in split.warnings:
                 self._say_once(warning, warning)
-            self._say_literal(split)
-            if split.hopeless:
-                self._say_once("hopeless", f"{examples[split.hopeless[0]].where}: {HOPELESS}")
+            self.note(examples, split)
         return split
+
+    def note(self, examples: Sequence[Example], split: EncodedSplit) -> None:
+        """Say, once each, what the tokens of these examples mean for their answers."""
+        self._say_literal(split)
+        if split.hopeless:
+            self._say_once("hopeless", f"{examples[split.hopeless[0]].where}: {HOPELESS}")
 
     def mark_said(self, *keys: str) -> None:
         """Leave out notes that were given already, by their keys."""
