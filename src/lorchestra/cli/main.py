@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from lorchestra.errors import LorchestraError, did_you_mean
+from lorchestra.store.disk import explained_paths
 
 COMMANDS = {
     "demo": "fine-tune, evaluate and use an ensemble on real data, end to end, in some minutes",
@@ -91,8 +92,19 @@ def _run(command: str, arguments: list[str]) -> int:
         hint = did_you_mean(command, COMMANDS)
         print(f"error: {command!r} is no command; {hint} (lorchestra --help)", file=sys.stderr)
         return 2
+    _keep_bars_to_terminals()
     module = f"{command}_" if keyword.iskeyword(command) else command
-    return int(importlib.import_module(f"lorchestra.cli.{module}").run(arguments))
+    with explained_paths():
+        return int(importlib.import_module(f"lorchestra.cli.{module}").run(arguments))
+
+
+def _keep_bars_to_terminals() -> None:
+    """Switch off tqdm's bars where stderr is a file or a pipe; libraries draw them there, too, one piece a line.
+
+    tqdm reads the variable when it is first imported.
+    """
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")
 
 
 if __name__ == "__main__":
