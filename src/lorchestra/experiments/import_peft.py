@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
+
 from lorchestra.data.config import DataConfig
 from lorchestra.engine.config import RunConfig, TrainConfig
 from lorchestra.errors import CheckpointError, ConfigError
@@ -26,6 +28,7 @@ from lorchestra.models.peft_folders import (
     check_fits,
     common_adapt,
     named_base,
+    plain_tensors,
     read_peft_folder,
 )
 from lorchestra.models.sources import LoadedBase
@@ -157,7 +160,11 @@ def _copy_member(
     """Copy one folder into the run, read it as a run is read, and describe it for `ensemble.json`."""
     target = run.members / f"member_{m:02d}"
     target.mkdir(parents=True)
-    shutil.copyfile(folder.path / WEIGHTS, target / WEIGHTS)
+    if folder.adapter_name is None:
+        shutil.copyfile(folder.path / WEIGHTS, target / WEIGHTS)
+    else:  # PEFT would take the name in the keys for a part of the module's
+        save_file(plain_tensors(folder), target / WEIGHTS, metadata={"format": "pt"})
+        checksum = sha256_file(target / WEIGHTS)
     config = json.loads((folder.path / CONFIG).read_text(encoding="utf-8"))
     base_keys = {"base_model_name_or_path": base.path_for_peft, "revision": base.revision}
     atomic_write_json(target / CONFIG, config | base_keys | {"inference_mode": True})

@@ -66,8 +66,8 @@ def explained(target: Path, num_bytes: int | None, *, inside: Path | None = None
 def explained_paths() -> Iterator[None]:
     """Turn an error of the system about some path (closed, too long, a circle of links) into one that a user can mend.
 
-    For the outermost call alone: who reads or writes a certain file has a better sentence. What has no path, or is about
-    a file that is installed with lorchestra, passes.
+    For the outermost call alone: who reads or writes a certain file has a better sentence. What has no path, or is
+    about a file that is installed with lorchestra, passes.
 
     Raises:
         CheckpointError: names the path, what the system says of it, and what to do.
