@@ -76,8 +76,8 @@ def _adapter(directory: Path) -> str:
     return (
         "holds an adapter (adapter_config.json) next to whole weights, and transformers would load the adapter's base"
         " in their place. Where the whole weights are meant (a merged or fully fine-tuned model), move"
-        " adapter_config.json out of the directory; else"
-        f" give the base that the adapter was trained on{_named_base(directory)}."
+        " adapter_config.json out of the directory; else give the base that the adapter was trained on"
+        f"{_named_base(directory)}."
     )
 
 
