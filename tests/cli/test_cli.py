@@ -306,3 +306,68 @@ def test_version_and_plain_call(lorchestra):
     code, out, _ = lorchestra()
     assert code == 2
     assert "commands:" in out
+
+
+MISPLACED = {
+    "training file": (("train", "x.csv", "--out", "OUT"), "train x.csv: is a data file; give it as --data.train x.csv"),
+    "two files": (
+        ("train", "--data.train", "a.csv", "x.csv", "--out", "OUT"),
+        "train x.csv: is a data file; give it as",
+    ),
+    "plan": (("plan", "x.jsonl"), "give it as --data.train x.jsonl"),
+    "compare": (("compare", "x.csv", "--out", "OUT"), "give it as --data.train x.csv"),
+    "sweep": (("sweep", "x.csv", "--out", "OUT", "--grid", "train.lr=1"), "give it as --data.train x.csv"),
+    "paper": (("paper", "x.csv", "--out", "OUT"), "give it as --data.train x.csv"),
+    "task": (("train", "arc_easy", "--out", "OUT"), "give the task as --data.task arc_easy"),
+    "base": (("train", "base.gguf", "--out", "OUT"), "give the base as --base.name base.gguf"),
+    "directory": (("train", ".", "--out", "OUT"), "this is a directory; a base is given as --base.name ."),
+    "no run": (("predict", "x.csv"), "the first argument is a run directory: lorchestra predict RUN --data x.csv"),
+    "no run, data": (("predict", "x.csv", "--data", "x.csv"), "lorchestra predict RUN --data x.csv"),
+    "behind the run": (("predict", "RUN", "x.csv"), "predict x.csv: is a data file; give it as --data x.csv"),
+    "evaluate": (("evaluate", "x.parquet"), "lorchestra evaluate RUN --data x.parquet"),
+    "evaluate, behind": (("evaluate", "RUN", "x.csv"), "give it as --data x.csv"),
+    "export": (("export", "RUN", "OUT"), "OUT: give the directory to make as --out OUT"),
+    "report": (("report", "x.csv"), "the first argument is a run directory"),
+    "import": (("import", "x.csv", "--out", "OUT"), "give it as --task x.csv"),
+    "demo": (("demo", "x.csv"), "lorchestra train --data.train x.csv --out RUN"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISPLACED.values(), ids=MISPLACED.keys())
+def test_an_argument_in_the_wrong_position_says_which_option_takes_it(
+    lorchestra, tmp_path, monkeypatch, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.csv").write_text("text,label\na,b\n")
+    code, out, err = lorchestra(*arguments)
+    assert code == 2
+    assert message in err
+    assert out == ""
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.csv"]
+
+
+def test_a_run_directory_as_a_recipe_says_how_to_resume_it(lorchestra, tmp_path):
+    (tmp_path / "config.yaml").write_text("train: {}")
+    code, _, err = lorchestra("train", tmp_path, "--out", tmp_path / "new")
+    assert code == 2
+    assert f"to resume it: lorchestra train --out {tmp_path} --if-exists resume" in err
+
+
+def test_options_typed_with_the_value_of_the_default_count_on_resume(lorchestra, recipe, texts_csv, finished):
+    resume = ("train", "--out", finished, "--if-exists", "resume", "--skip-evaluation")
+    assert lorchestra(*resume)[0] == 0
+    for option, value, saved in (("--train.epochs", "3", "2"), ("--data.too-long=error", None, None)):
+        code, _, err = lorchestra(*resume, *((option,) if value is None else (option, value)))
+        assert code == (0 if saved is None else 2), err
+        if saved is not None:
+            assert f"train.epochs: the run in {finished} has {saved}, not {value}; a resumed run keeps its" in err
+    same = ("--train.epochs", "2", "--train.no-gradient-checkpointing", "--data.scoring", "auto")
+    assert lorchestra(*resume, *same, "--train.token-budget", "None")[0] == 0
+    code, _, err = lorchestra(*resume, "--train.gradient_checkpointing")
+    assert code == 2
+    assert "train.gradient_checkpointing: the run" in err
+    path = finished.parent / "short.yaml"
+    path.write_text("train: {batch_size: 8, epochs: 3}")
+    code, _, err = lorchestra("train", path, *resume[1:])
+    assert code == 2
+    assert "train.epochs" in err

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from lorchestra.cli.arguments import parse
+from lorchestra.cli.arguments import check_run_argument, parse
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class EvaluateArguments:
 def run(arguments: Sequence[str]) -> int:
     """Run the command."""
     parsed = parse(EvaluateArguments, arguments, "evaluate")
+    check_run_argument(parsed.run, "evaluate")
     evaluate_and_show(
         parsed.run,
         data=parsed.data,

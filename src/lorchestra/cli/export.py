@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from lorchestra.cli.arguments import parse
+from lorchestra.cli.arguments import check_run_argument, parse
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class ExportArguments:
 def run(arguments: Sequence[str]) -> int:
     """Run the command."""
     parsed = parse(ExportArguments, arguments, "export")
+    check_run_argument(parsed.run, "export")
 
     from lorchestra.cli.output import messages, speaker
     from lorchestra.config import read_recipe

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from lorchestra.cli.arguments import parse
+from lorchestra.cli.arguments import check_run_argument, parse
 from lorchestra.errors import ConfigError
 
 
@@ -37,6 +37,7 @@ class PredictArguments:
 def run(arguments: Sequence[str]) -> int:
     """Run the command."""
     parsed = parse(PredictArguments, arguments, "predict")
+    check_run_argument(parsed.run, "predict")
     threshold = parsed.abstain_below
     if threshold is not None and not 0 <= threshold <= 1:
         raise ConfigError(f"--abstain-below: {threshold} is not in [0, 1]")
