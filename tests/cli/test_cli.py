@@ -371,3 +371,35 @@ def test_options_typed_with_the_value_of_the_default_count_on_resume(lorchestra,
     code, _, err = lorchestra("train", path, *resume[1:])
     assert code == 2
     assert "train.epochs" in err
+
+
+def test_an_evaluation_that_cannot_be_saved_is_shown_and_is_an_error(lorchestra, finished, monkeypatch):
+    from lorchestra.errors import CheckpointError
+    from lorchestra.experiments import evaluate
+
+    def full(*arguments):
+        raise CheckpointError("metrics.json: the disk is full.")
+
+    monkeypatch.setattr(evaluate, "atomic_write_json", full)
+    code, out, err = lorchestra("evaluate", finished)
+    assert code == 2
+    assert "one LoRA (mean of 3)" in out
+    assert "error: metrics.json: the disk is full. The evaluation was not saved." in err
+    code, out, _ = lorchestra("evaluate", finished, "--json")
+    assert code == 2
+    assert json.loads(out)["split"] == "test"
+    code, out, err = lorchestra("evaluate", finished, "--no-save")
+    assert (code, "one LoRA" in out, "picture" in err) == (0, True, False)
+
+
+def test_a_moved_base_and_moved_files_are_options(lorchestra, finished, tmp_path, tiny_base, texts_csv):
+    new = texts_csv("new.csv", 5, seed=3)
+    for command in (("predict", finished, "--data", new), ("evaluate", finished), ("export", finished, "--out", "x")):
+        code, _, err = lorchestra(*command, "--base", tmp_path / "none")
+        assert code == 2
+        assert f"there is no directory or file {tmp_path / 'none'}" in err
+    assert lorchestra("predict", finished, "--data", new, "--base", tiny_base)[0] == 0
+    (tmp_path / "reviews.csv").rename(tmp_path / "renamed.csv")
+    assert lorchestra("evaluate", finished)[0] == 2
+    assert lorchestra("evaluate", finished, "--data.train", tmp_path / "renamed.csv")[0] == 0
+    assert lorchestra("evaluate", finished, "--data", new)[0] == 0

@@ -27,6 +27,8 @@ class PredictArguments:
     """The file with the rows."""
     out: str | None = None
     """File to write instead of stdout; it appears whole or not at all."""
+    base: str | None = None
+    """Where the run's base is now, if it has moved: hub id, directory or .gguf file with the same weights."""
     abstain_below: float | None = None
     """Mark rows whose confidence is below this, in [0, 1], as ones to leave to a person."""
     early_exit: str | None = None
@@ -54,7 +56,7 @@ def run(arguments: Sequence[str]) -> int:
     errors = messages()
     say = speaker(errors)
     with RowProgress(errors) as progress:
-        trained = load_run(parsed.run, say)
+        trained = load_run(parsed.run, say, base=parsed.base)
         examples = trained.read(parsed.data, require_answer=False)
 
         def tell(done: int) -> None:

@@ -77,27 +77,54 @@ class TrainedEnsemble:
             yield from early_exit_rows(self.session.predict_early(examples, "predict", rule), abstain_below)
 
 
-def load_own_base(run: RunDir, record: dict[str, Any], config: RunConfig, say: Say) -> LoadedBase:
+def load_own_base(
+    run: RunDir, record: dict[str, Any], config: RunConfig, say: Say, moved: str | Path | None = None
+) -> LoadedBase:
     """The base a run was trained on.
+
+    Args:
+        run: the run.
+        record: its record.
+        config: its configuration.
+        say: is told, in one line each, what a person should know.
+        moved: where the base is now (as base.name), if not where it was.
 
     Raises:
         CheckpointError: it cannot be loaded, or is not what it was.
     """
-    base = load_base(dataclasses.replace(config.base, revision=record["base"]["revision"]), notify=say)
+    if moved is None:
+        asked = dataclasses.replace(config.base, revision=record["base"]["revision"])
+    else:
+        asked = dataclasses.replace(config.base, name=str(moved), revision=None)
+    try:
+        base = load_base(asked, notify=say)
+    except CheckpointError as error:
+        if moved is not None:
+            raise
+        raise CheckpointError(f"{error} Where the run's base has moved, --base names its new path or id.") from error
+    if base.digest != record["base"]["digest"] and moved is not None:
+        raise CheckpointError(
+            f"--base {moved}: is another base than {record['base'].get('id') or config.base.name}, on which"
+            f" {run.root} was trained (digest {base.digest[:12]} against {record['base']['digest'][:12]}); adapters are"
+            " only right on their own base"
+        )
     if base.digest != record["base"]["digest"]:
         raise CheckpointError(
             f"{run.ensemble}: trained on another base than {config.base.name!r} is now (digest"
             f" {record['base']['digest'][:12]} against {base.digest[:12]}); adapters are only right on their own base"
         )
     if base.tokenizer_digest != record["tokenizer_digest"]:
-        raise CheckpointError(
-            f"{run.ensemble}: the tokenizer of {config.base.name!r} has changed since the run was trained"
-        )
+        raise CheckpointError(f"{run.ensemble}: the tokenizer of {asked.name!r} has changed since the run was trained")
     return base
 
 
-def load_run(root: str | Path, say: Say = lambda text: None) -> TrainedEnsemble:
+def load_run(root: str | Path, say: Say = lambda text: None, *, base: str | Path | None = None) -> TrainedEnsemble:
     """Load a finished run.
+
+    Args:
+        root: its directory.
+        say: is told, in one line each, what a person should know.
+        base: where the base is now (hub id, directory, .gguf file), if not where it was; its weights must be the same.
 
     Raises:
         CheckpointError: no finished run, damaged files, or the base is not the one the run was trained on.
@@ -107,7 +134,7 @@ def load_run(root: str | Path, say: Say = lambda text: None) -> TrainedEnsemble:
     check_run(config)
     _check_consistent(run, record, config)
     good = good_members(run, record)
-    base = load_own_base(run, record, config, say)
+    loaded = load_own_base(run, record, config, say, base)
     members = [record["members"][m] for m in good]
     adapt = dataclasses.replace(config.adapt, members=len(good))
     # members that were imported, or trained with settings of their own, have their rank and scaling in the record
@@ -115,11 +142,11 @@ def load_run(root: str | Path, say: Say = lambda text: None) -> TrainedEnsemble:
         dataclasses.replace(own.as_saved, r=member.get("r", own.r), scaling=member.get("scaling", own.scaling))
         for own, member in zip(member_adapters(adapt, config.train.seed), members, strict=True)
     ]
-    model = EnsembleModel(base.model, adapt, config.train.seed, adapters)
+    model = EnsembleModel(loaded.model, adapt, config.train.seed, adapters)
     for index, member in enumerate(members):
         load_member(model.bank, index, run.root / member["path"], member["sha256"], member.get("r"))
     template = PromptTemplate.from_config(
-        config.data, has_labels=record["labels"] is not None, tokenizer=base.tokenizer
+        config.data, has_labels=record["labels"] is not None, tokenizer=loaded.tokenizer
     )
     if template.text(record["scoring"]) != record["prompt_template"]:
         raise CheckpointError(
@@ -128,7 +155,7 @@ def load_run(root: str | Path, say: Say = lambda text: None) -> TrainedEnsemble:
         )
     assert config.train.token_budget is not None
     session = Session(
-        base, model, template, config.data, record["scoring"], config.train.token_budget, record["task"], say
+        loaded, model, template, config.data, record["scoring"], config.train.token_budget, record["task"], say
     )
     return TrainedEnsemble(run, record, config, session, good)
 
