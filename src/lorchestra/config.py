@@ -183,7 +183,7 @@ class _Float(float):
 class _RecipeLoader(yaml.SafeLoader):
     """YAML's plain values only, each field once, and no references: a few of them can stand for billions of values."""
 
-    yaml_implicit_resolvers: typing.ClassVar[dict[str, Any]] = {}
+    yaml_implicit_resolvers = {}  # noqa: RUF012, none of YAML 1.1's; those of 1.2 are added below
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):

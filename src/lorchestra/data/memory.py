@@ -1,10 +1,18 @@
-"""Texts that come from Python objects and not from files."""
+"""Texts, rows and labels that come from Python objects and not from files, read in one way for all that take them."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from lorchestra.data.config import FieldsConfig
+from lorchestra.data.formats import SUFFIXES
 from lorchestra.errors import InputError
+from lorchestra.types import Example
+
+_ROWS = "texts, dicts, a DataFrame, a Series, a Dataset or examples"
 
 
 def texts_of(X: Any) -> list[str]:
@@ -27,3 +35,150 @@ def texts_of(X: Any) -> list[str]:
         if not isinstance(text, str) or not text.strip():
             raise InputError(f"X[{i}] is {text!r:.60}, which is no text; give non-empty strings")
     return [str(text) for text in texts]
+
+
+def is_file(rows: Any) -> bool:
+    """Whether `rows` names a file.
+
+    Raises:
+        InputError: it is one string that names none, and so was probably meant as a text.
+    """
+    if isinstance(rows, bytes):
+        raise InputError("rows is one string of bytes; give a list of texts")
+    if not isinstance(rows, str):
+        return isinstance(rows, Path)
+    if rows.lower().endswith(SUFFIXES) or _exists(rows):
+        return True
+    raise InputError(f"{rows!r:.80} is one string and names no file; to answer one text, give a list: [text]")
+
+
+def _exists(name: str) -> bool:
+    try:
+        return os.path.lexists(name)
+    except (OSError, ValueError):  # longer than any name, or with a null
+        return False
+
+
+def examples_of(rows: Any, fields: FieldsConfig, labels: tuple[str, ...] | None) -> tuple[Example, ...]:
+    """Rows to be answered, as examples; empty input gives none.
+
+    Args:
+        rows: a list, array, Series or other iterable of texts, dicts or examples; a DataFrame (pandas, polars), a Table
+            (pyarrow) or a Dataset (datasets).
+        fields: the names of columns, as in a file.
+        labels: the label set of the training rows, None for questions that bring their choices.
+
+    Raises:
+        InputError: names the row and what is wrong with it.
+    """
+    found = []
+    for i, row in enumerate(_entries(rows)):
+        where = f"rows[{i}]"
+        if isinstance(row, Example):
+            found.append(row)
+        elif isinstance(row, str):
+            found.append(_text(row, labels, where, f"row-{i}"))
+        elif isinstance(row, Mapping):
+            found.append(_row(row, fields, labels, where, f"row-{i}"))
+        else:
+            kind = "a text or a dict" if labels is not None else "a dict"
+            raise InputError(f"{where} is {row!r:.60}; give {kind}")
+    return tuple(found)
+
+
+def _entries(rows: Any) -> list[Any]:
+    """The rows of whatever holds them."""
+    if isinstance(rows, Mapping):
+        raise InputError("rows is one dict; give a list of rows: [row]")
+    if len(getattr(rows, "shape", ())) == 2:
+        if hasattr(rows, "iloc"):  # pandas
+            return list(rows.to_dict(orient="records"))
+        for method in ("to_dicts", "to_pylist"):  # polars, pyarrow
+            if hasattr(rows, method):
+                return list(getattr(rows, method)())
+    if len(getattr(rows, "shape", (0,))) != 1 and not hasattr(rows, "column_names"):
+        raise InputError(f"rows has shape {tuple(rows.shape)}; give one axis of texts")
+    try:
+        return list(rows)
+    except TypeError as error:
+        raise InputError(f"rows is a {type(rows).__name__}; give {_ROWS}") from error
+
+
+def _text(text: Any, labels: tuple[str, ...] | None, where: str, name: str) -> Example:
+    if labels is None:
+        raise InputError(
+            f"{where} is a text, but the training rows were questions with choices; give dicts with both, as"
+            ' {"question": ..., "choices": [...]}'
+        )
+    return Example(name, _string(text, where, "the text"), labels, None, where)
+
+
+def _row(
+    row: Mapping[Any, Any], fields: FieldsConfig, labels: tuple[str, ...] | None, where: str, name: str
+) -> Example:
+    given = row.get(fields.id)
+    name = name if _is_missing(given) or not str(given).strip() else str(given)
+    if labels is not None:
+        text = _cell(row, fields.text, where, "text")
+        label = row.get(fields.label)
+        known = None if _is_missing(label) else str(label)
+        answer = labels.index(known) if known in labels else None
+        return Example(name, _string(text, where, f"the column {fields.text!r}"), labels, answer, where)
+    question = _string(_cell(row, fields.question, where, "question"), where, f"the column {fields.question!r}")
+    choices = _cell(row, fields.choices, where, "choices")
+    if isinstance(choices, str | bytes | Mapping) or not hasattr(choices, "__iter__"):
+        raise InputError(f"{where}: the choices are {choices!r:.60}; give a list of texts")
+    options = tuple(_string(choice, where, f"choice {c}") for c, choice in enumerate(choices))
+    if len(options) < 2:
+        raise InputError(f"{where}: the choices are {list(options)!r:.60}; a question needs at least two")
+    right = row.get(fields.answer)
+    is_index = isinstance(right, int) and not isinstance(right, bool) and 0 <= right < len(options)
+    return Example(name, question, options, right if is_index else None, where)
+
+
+def _cell(row: Mapping[Any, Any], column: str, where: str, part: str) -> Any:
+    if column not in row:
+        columns = ", ".join(repr(name) for name in list(row)[:12]) or "none"
+        raise InputError(
+            f"{where}: has no column {column!r} for the {part} (columns: {columns}); rename the one that holds it"
+        )
+    return row[column]
+
+
+def _string(value: Any, where: str, what: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise InputError(f"{where}: {what} is {value!r:.60}, which is no text; give non-empty strings")
+    return str(value)
+
+
+def labels_of(y: Any) -> list[Any] | None:
+    """y's labels as Python's values, where it is one axis of a library's type (pandas, polars); None for anything else.
+
+    So whole numbers stay whole numbers, whatever the column could also hold.
+
+    Raises:
+        InputError: a label is missing; names its position.
+    """
+    if getattr(y, "ndim", 1) != 1 or isinstance(y, str | bytes):
+        return None
+    try:
+        labels = y.tolist() if hasattr(y, "tolist") else list(y)
+    except TypeError:
+        return None
+    if not isinstance(labels, list):
+        return None
+    missing = next((i for i, label in enumerate(labels) if _is_missing(label)), None)
+    if missing is not None:
+        raise InputError(f"y[{missing}] is missing ({labels[missing]!r}); leave such rows out")
+    return labels
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether a cell is empty: None, NaN, or pandas' NA and NaT, whose comparisons give neither true nor false."""
+    is_na = type(value).__name__ in ("NAType", "NaTType")
+    return value is None or is_na or (isinstance(value, float) and value != value)
+
+
+def kinds_of(labels: Sequence[Any]) -> list[str]:
+    """Names of the types among labels, for a message."""
+    return sorted({type(label).__name__ for label in labels})

@@ -13,6 +13,7 @@ import numpy as np
 from lorchestra.config import read_recipe
 from lorchestra.core import predictive
 from lorchestra.core.early_exit import ExitRule
+from lorchestra.data.memory import examples_of, is_file
 from lorchestra.data.prompts import PromptTemplate
 from lorchestra.engine.config import RunConfig, check_run
 from lorchestra.engine.module import EnsembleModule
@@ -57,20 +58,32 @@ class TrainedEnsemble:
 
     def predict(
         self,
-        rows: str | Path | Sequence[Example],
+        rows: Any,
         abstain_below: float | None = None,
         early_exit: str | float | None = None,
     ) -> Iterator[dict[str, Any]]:
-        """One dictionary a row (see `prediction_rows`), for the rows of a file or given examples.
+        """One dictionary a row (see `prediction_rows`), for the rows of a file or rows from Python.
 
-        With `early_exit`, "exact" or a confidence in (0, 1], members are asked until a row is decided (see `ExitRule`
-        and `early_exit_rows`).
+        Args:
+            rows: a file's path; or texts, dicts, a DataFrame, a Series, a Dataset or examples (see `examples_of`).
+            abstain_below: marks rows whose confidence is below it.
+            early_exit: "exact" or a confidence in (0, 1]: members are asked until a row is decided (see `ExitRule` and
+                `early_exit_rows`).
 
         Raises:
             ConfigError: `early_exit` is neither of the two.
+            InputError, DataError: rows that cannot be used; at the call, before the first is answered.
         """
         rule = None if early_exit is None else ExitRule.parse(early_exit, "early_exit")
-        examples = self.read(rows, require_answer=False) if isinstance(rows, str | Path) else rows
+        if is_file(rows):
+            examples = self.read(rows, require_answer=False)
+        else:
+            examples = examples_of(rows, self.config.data.fields, self.labels)
+        return self._answers(examples, abstain_below, rule) if examples else iter(())
+
+    def _answers(
+        self, examples: Sequence[Example], abstain_below: float | None, rule: ExitRule | None
+    ) -> Iterator[dict[str, Any]]:
         if rule is None:
             yield from prediction_rows(self.session.predict_members(examples, "predict"), abstain_below)
         else:

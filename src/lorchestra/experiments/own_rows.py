@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from lorchestra.data.config import DataConfig
 from lorchestra.data.splits import split_digest
@@ -24,7 +25,7 @@ def with_files(config: DataConfig, files: Mapping[str, str | Path | None]) -> Da
     Raises:
         ConfigError: the run was trained on a task by name.
     """
-    given = {split: str(path) for split, path in files.items() if path is not None}
+    given: dict[str, Any] = {split: str(path) for split, path in files.items() if path is not None}
     if given and config.task is not None:
         raise ConfigError(
             f"--data.{next(iter(given))}: the run was trained on the task {config.task}, which is read by its name;"
@@ -73,8 +74,8 @@ def _with_saved_ids(rows: RunRows, splits_path: Path) -> RunRows:
     saved = read_json(splits_path)
     splits = {}
     for split, examples in rows.task.splits.items():
-        known = saved.get(split)
-        ids = known.get("ids") if isinstance(known, dict) else None
+        known: Any = saved.get(split) if isinstance(saved.get(split), dict) else {}
+        ids = known.get("ids")
         splits[split] = examples
         if isinstance(ids, list) and len(ids) == len(examples) and [row.id for row in examples] != ids:
             renamed = tuple(dataclasses.replace(row, id=name) for row, name in zip(examples, ids, strict=True))
