@@ -224,8 +224,8 @@ class LoRAEnsembleClassifier(ClassifierMixin, BaseEstimator):
             return
         if getattr(self, "run_dir_", None) != str(root):
             raise ConfigError(
-                f"out: {root}: a run is already there, or other files, and this classifier has not fitted it; remove it,"
-                " or choose another"
+                f"out: {root}: a run is already there, or other files, and this classifier has not fitted it; choose"
+                " another, or remove it"
             )
         # a name that later writes sweep up where this process is killed
         new = root.with_name(f".{root.name}.{secrets.token_hex(8)}.tmp")
