@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -403,3 +405,25 @@ def test_a_moved_base_and_moved_files_are_options(lorchestra, finished, tmp_path
     assert lorchestra("evaluate", finished)[0] == 2
     assert lorchestra("evaluate", finished, "--data.train", tmp_path / "renamed.csv")[0] == 0
     assert lorchestra("evaluate", finished, "--data", new)[0] == 0
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_bars_of_libraries_are_drawn_in_terminals_only(monkeypatch, lorchestra, terminal):
+    monkeypatch.setenv("TQDM_DISABLE", "")
+    monkeypatch.delenv("TQDM_DISABLE")
+    monkeypatch.setattr("lorchestra.cli.tasks.run", lambda arguments: 0)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    assert lorchestra("tasks")[0] == 0
+    assert os.environ.get("TQDM_DISABLE") == (None if terminal else "1")
+    code = "from tqdm.auto import tqdm; list(tqdm(range(3))); from datasets.utils import tqdm; list(tqdm(range(3)))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (found.stderr == "") is not terminal
+
+
+def test_the_makefile_lets_pip_show_errors_only():
+    """What pip says of the carriers' missing requirements and of caches concerns nobody who installs."""
+    lines = (Path(__file__).parents[2] / "Makefile").read_text().splitlines()
+    pip = next(line for line in lines if line.startswith("PIP :="))
+    assert "--quiet --quiet" in pip
+    assert "--no-warn-conflicts" in pip
+    assert not [line for line in lines if "pip install" in line and line != pip]
