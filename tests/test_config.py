@@ -236,3 +236,57 @@ def test_the_defaults_and_the_recipes_pass_the_checks():
     check_run(RunConfig())
     for recipe in RECIPES:
         check_run(read_recipe(recipe, RunConfig))
+
+
+SPELLINGS = {
+    "octal": ("train: {seed: 010}", lambda c: c.train.seed, 10),
+    "octal of YAML 1.2": ("train: {seed: 0o10}", lambda c: c.train.seed, 8),
+    "no dot": ("train: {lr: 1e-4}", lambda c: c.train.lr, 1e-4),
+    "yes as a name": ("data: {fields: {label: yes}}", lambda c: c.data.fields.label, "yes"),
+    "off as a name": ("data: {fields: {label: off}}", lambda c: c.data.fields.label, "off"),
+    "a number as a name": ("data: {fields: {label: 010}}", lambda c: c.data.fields.label, "010"),
+    "a decimal as a name": ("data: {fields: {label: 1.50}}", lambda c: c.data.fields.label, "1.50"),
+    "a time as a name": ("data: {fields: {label: 1:30}}", lambda c: c.data.fields.label, "1:30"),
+    "a date as a name": ("data: {train: 2024-01-01}", lambda c: c.data.train, "2024-01-01"),
+    "layers": ("adapt: {layers: [0, 2]}", lambda c: c.adapt.layers, "[0, 2]"),
+}
+
+
+@pytest.mark.parametrize(("text", "read", "expected"), SPELLINGS.values(), ids=SPELLINGS.keys())
+def test_plain_values_are_read_as_yaml_1_2_has_them(tmp_path, text, read, expected):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    config = read_recipe(path, RunConfig)
+    assert read(config) == expected
+    assert type(read(config)) is type(expected)
+    path.write_text(to_yaml(config))
+    assert read_recipe(path, RunConfig) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train: {gradient_checkpointing: yes}", "is 'yes'; it must be true or false, written true"),
+        ("train: {gradient_checkpointing: Off}", "it must be true or false, written false"),
+        ("train: {epochs: 1_000}", "is '1_000'; it must be int, written 1000"),
+        ("train: {checkpoint_every_s: 1:30}", "is '1:30'; it must be float"),
+        ("data: {fields: {label: true}}", "is True; it must be text, in quotes"),
+        ("train: {epochs: 1, epochs: 2}", "epochs is set twice"),
+        ("train: {<<: {epochs: 1}}", "train.<< is no setting"),
+    ],
+)
+def test_what_yaml_1_1_would_read_otherwise_is_refused_with_the_way_to_write_it(tmp_path, text, message):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        read_recipe(path, RunConfig)
+
+
+@pytest.mark.parametrize("name", ["1e4", "010", "yes", "0o7", "1_0", "null", "1:30", "true", "2024-01-01", "="])
+def test_text_that_looks_like_something_else_comes_back(tmp_path, name):
+    path = tmp_path / "recipe.yaml"
+    config = RunConfig(data=DataConfig(fields=FieldsConfig(label=name)))
+    path.write_text(to_yaml(config))
+    assert read_recipe(path, RunConfig) == config
+    path.write_text(f"data:\n  fields: {{label: '{name}'}}\n")
+    assert read_recipe(path, RunConfig) == config

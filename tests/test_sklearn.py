@@ -310,3 +310,49 @@ def test_bad_texts_at_prediction(fitted):
         fitted.predict("a text")
     with pytest.raises(InputError, match="0 sample"):
         fitted.predict_proba([])
+
+
+def pandas_labels():
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed (extra pandas)")
+    whole = [i % 2 for i in range(60)]
+    return {
+        "Int64": (pandas.Series(whole, dtype="Int64"), [0, 1], ("0", "1")),
+        "Int64 array": (pandas.array(whole, dtype="Int64"), [0, 1], ("0", "1")),
+        "boolean": (pandas.Series(whole, dtype="boolean"), [False, True], ("False", "True")),
+        "string": (pandas.Series(LABELS, dtype="string"), ["no", "yes"], ("no", "yes")),
+        "category": (pandas.Series(whole, dtype="category"), [0, 1], ("0", "1")),
+        "words": (pandas.Series(LABELS, dtype="category"), ["no", "yes"], ("no", "yes")),
+    }
+
+
+@pytest.mark.parametrize("kind", ["Int64", "Int64 array", "boolean", "string", "category", "words"])
+def test_labels_of_pandas_types_stay_what_they_are(classifier, kind):
+    y, classes, names = pandas_labels()[kind]
+    found = classifier(epochs=1).fit(TEXTS, y)
+    assert found.classes_.tolist() == classes
+    assert found.ensemble().labels == names
+
+
+def test_missing_labels_of_pandas_are_named(classifier):
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed (extra pandas)")
+    for kind, labels in (("string", LABELS), ("Int64", [i % 2 for i in range(60)]), ("category", LABELS)):
+        y = pandas.Series([*labels[:3], None, *labels[4:]], dtype=kind)
+        with pytest.raises(InputError, match=r"y\[3\] is missing"):
+            classifier().fit(TEXTS, y)
+    with pytest.raises(InputError, match="y mixes int and str"):
+        classifier().fit(TEXTS, [1, *LABELS[1:]])
+
+
+def test_fitting_again_replaces_the_run_that_is_kept(classifier, tmp_path):
+    found = classifier(out=tmp_path / "run", epochs=1).fit(TEXTS, LABELS)
+    first = found.predict_proba(NEW)
+    found.set_params(random_state=5).fit(TEXTS, LABELS)
+    second = found.predict_proba(NEW)
+    assert (first != second).any()
+    assert next(load_run(tmp_path / "run").predict(NEW))["probs"] == second[0].tolist()
+    with pytest.raises(ConfigError, match=r"adapt\.r: 0"):
+        found.set_params(r=0).fit(TEXTS, LABELS)
+    np.testing.assert_array_equal(next(load_run(tmp_path / "run").predict(NEW))["probs"], second[0])
+    assert [entry.name for entry in tmp_path.iterdir()] == ["run"]
+    with pytest.raises(ConfigError, match=r"a run is already there, .*this classifier has not fitted it"):
+        classifier(out=tmp_path / "run").fit(TEXTS, LABELS)

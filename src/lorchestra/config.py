@@ -1,9 +1,13 @@
-"""Configurations as plain mappings: YAML recipes in, YAML out, with errors that name the file and the field."""
+"""Configurations as plain mappings: YAML recipes in, YAML out, with errors that name the file and the field.
+
+Plain values are read as YAML 1.2 reads them: yes, no, on and off are text, 010 is ten, 1:30 and 1_000 are text.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import reprlib
 import types
 import typing
@@ -75,9 +79,11 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
 def to_yaml(config: Any) -> str:
     """A configuration as YAML, in the order of its fields."""
     mapping = to_mapping(config)
-    text = yaml.safe_dump(mapping, sort_keys=False, allow_unicode=True)
+    text = yaml.dump(mapping, Dumper=_RecipeDumper, sort_keys=False, allow_unicode=True)
     # PyYAML writes U+0085 as it is, and reads it as a space
-    return text if yaml.safe_load(text) == mapping else yaml.safe_dump(mapping, sort_keys=False)
+    if yaml.load(text, _RecipeLoader) == mapping:
+        return text
+    return yaml.dump(mapping, Dumper=_RecipeDumper, sort_keys=False)
 
 
 def to_mapping(config: Any) -> dict[str, Any]:
@@ -193,8 +199,22 @@ def _hints(cls: Any) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
+class _Int(int):
+    """A whole number that remembers how it was written, for where it stands in place of text."""
+
+    written: str
+
+
+class _Float(float):
+    """A number that remembers how it was written."""
+
+    written: str
+
+
 class _RecipeLoader(yaml.SafeLoader):
     """YAML's plain values only, each field once, and no references: a few of them can stand for billions of values."""
+
+    yaml_implicit_resolvers = {}  # noqa: RUF012, none of YAML 1.1's; those of 1.2 are added below
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -210,6 +230,41 @@ class _RecipeLoader(yaml.SafeLoader):
                     raise yaml.MarkedYAMLError(None, None, f"{key.value} is set twice", key.start_mark)
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+    def construct_number(self, node: yaml.ScalarNode) -> _Int | _Float:
+        """An integer or a decimal number, as YAML 1.2's core schema has it."""
+        text = node.value
+        whole = node.tag.endswith(":int")
+        if whole:
+            digits = text.removeprefix("0o") if text.startswith("0o") else text
+            number: Any = _Int(digits, 8 if digits != text else 16 if text.startswith("0x") else 10)
+        else:
+            number = _Float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+        number.written = text
+        return typing.cast("_Int | _Float", number)
+
+
+class _RecipeDumper(yaml.SafeDumper):
+    """Puts quotes around text that YAML 1.1 or 1.2 would take for something else."""
+
+
+_CORE = (
+    ("null", r"~|null|Null|NULL|", "~nN\0"),
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+0123456789.",
+    ),
+)
+"""The plain values of YAML 1.2's core schema: kind, form, first letters."""
+for _kind, _form, _first in _CORE:
+    for _class in (_RecipeLoader, _RecipeDumper):
+        _letters = [letter.replace("\0", "") for letter in _first]
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"^(?:{_form})$"), _letters)
+for _kind in ("int", "float"):
+    _RecipeLoader.add_constructor(f"tag:yaml.org,2002:{_kind}", _RecipeLoader.construct_number)
 
 
 def _convert(hint: Any, value: Any, where: str, path: str, *, saved: bool = False) -> Any:
@@ -241,13 +296,27 @@ def _convert(hint: Any, value: Any, where: str, path: str, *, saved: bool = Fals
                 pass
     elif hint is str:
         # a list of layers, as in `layers: [0, 5]`, is text here
-        layers = isinstance(value, list) and all(type(item) is int for item in value)
+        layers = isinstance(value, list) and all(isinstance(item, int) for item in value)
+        if isinstance(value, _Int | _Float):
+            return value.written
         if (isinstance(value, str | int) and not isinstance(value, bool)) or layers:
             return str(value)
     elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
-        return value
+        return int(value) if hint is int else value
     kind = "a list" if origin is tuple else {"str": "text", "bool": "true or false"}.get(hint.__name__, hint.__name__)
-    raise ConfigError(f"{where}: {path} is {_shown(value)}; it must be {kind}")
+    raise ConfigError(f"{where}: {path} is {_shown(value)}; it must be {kind}{_plainer(hint, value)}")
+
+
+def _plainer(hint: Any, value: Any) -> str:
+    """How to write a value that older YAML read as a number, a switch or text, as the end of a message."""
+    if hint is bool and isinstance(value, str) and value.lower() in ("yes", "no", "on", "off", "y", "n"):
+        return f", written {str(value.lower() in ('yes', 'on', 'y')).lower()}"
+    if hint in (int, float) and isinstance(value, str) and re.fullmatch(r"[-+]?[0-9][0-9_,']*(\.[0-9_]*)?", value):
+        digits = re.sub("[_,']", "", value)
+        return f", written {digits}"
+    if hint is str and isinstance(value, bool):
+        return ", in quotes"
+    return ""
 
 
 def _shown(value: Any) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -331,3 +333,122 @@ def test_home_is_expanded_in_every_argument(lorchestra, tmp_path, monkeypatch):
     code, _, err = lorchestra("evaluate", "~/none")
     assert f"{tmp_path}/none: no such run" in err
     assert not (tmp_path / "~").exists()
+
+
+MISPLACED = {
+    "training file": (("train", "x.csv", "--out", "OUT"), "train x.csv: is a data file; give it as --data.train x.csv"),
+    "two files": (
+        ("train", "--data.train", "a.csv", "x.csv", "--out", "OUT"),
+        "train x.csv: is a data file; give it as",
+    ),
+    "plan": (("plan", "x.jsonl"), "give it as --data.train x.jsonl"),
+    "compare": (("compare", "x.csv", "--out", "OUT"), "give it as --data.train x.csv"),
+    "sweep": (("sweep", "x.csv", "--out", "OUT", "--grid", "train.lr=1"), "give it as --data.train x.csv"),
+    "paper": (("paper", "x.csv", "--out", "OUT"), "give it as --data.train x.csv"),
+    "task": (("train", "arc_easy", "--out", "OUT"), "give the task as --data.task arc_easy"),
+    "base": (("train", "base.gguf", "--out", "OUT"), "give the base as --base.name base.gguf"),
+    "directory": (("train", ".", "--out", "OUT"), "this is a directory; a base is given as --base.name ."),
+    "no run": (("predict", "x.csv"), "the first argument is a run directory: lorchestra predict RUN --data x.csv"),
+    "no run, data": (("predict", "x.csv", "--data", "x.csv"), "lorchestra predict RUN --data x.csv"),
+    "behind the run": (("predict", "RUN", "x.csv"), "predict x.csv: is a data file; give it as --data x.csv"),
+    "evaluate": (("evaluate", "x.parquet"), "lorchestra evaluate RUN --data x.parquet"),
+    "evaluate, behind": (("evaluate", "RUN", "x.csv"), "give it as --data x.csv"),
+    "export": (("export", "RUN", "OUT"), "OUT: give the directory to make as --out OUT"),
+    "report": (("report", "x.csv"), "the first argument is a run directory"),
+    "import": (("import", "x.csv", "--out", "OUT"), "give it as --task x.csv"),
+    "demo": (("demo", "x.csv"), "lorchestra train --data.train x.csv --out RUN"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISPLACED.values(), ids=MISPLACED.keys())
+def test_an_argument_in_the_wrong_position_says_which_option_takes_it(
+    lorchestra, tmp_path, monkeypatch, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.csv").write_text("text,label\na,b\n")
+    code, out, err = lorchestra(*arguments)
+    assert code == 2
+    assert message in err
+    assert out == ""
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.csv"]
+
+
+def test_a_run_directory_as_a_recipe_says_how_to_resume_it(lorchestra, tmp_path):
+    (tmp_path / "config.yaml").write_text("train: {}")
+    code, _, err = lorchestra("train", tmp_path, "--out", tmp_path / "new")
+    assert code == 2
+    assert f"to resume it: lorchestra train --out {tmp_path} --if-exists resume" in err
+
+
+def test_options_typed_with_the_value_of_the_default_count_on_resume(lorchestra, recipe, texts_csv, finished):
+    resume = ("train", "--out", finished, "--if-exists", "resume", "--skip-evaluation")
+    assert lorchestra(*resume)[0] == 0
+    for option, value, saved in (("--train.epochs", "3", "2"), ("--data.too-long=error", None, None)):
+        code, _, err = lorchestra(*resume, *((option,) if value is None else (option, value)))
+        assert code == (0 if saved is None else 2), err
+        if saved is not None:
+            assert f"train.epochs: the run in {finished} has {saved}, not {value}; a resumed run keeps its" in err
+    same = ("--train.epochs", "2", "--train.no-gradient-checkpointing", "--data.scoring", "auto")
+    assert lorchestra(*resume, *same, "--train.token-budget", "None")[0] == 0
+    code, _, err = lorchestra(*resume, "--train.gradient_checkpointing")
+    assert code == 2
+    assert "train.gradient_checkpointing: the run" in err
+    path = finished.parent / "short.yaml"
+    path.write_text("train: {batch_size: 8, epochs: 3}")
+    code, _, err = lorchestra("train", path, *resume[1:])
+    assert code == 2
+    assert "train.epochs" in err
+
+
+def test_an_evaluation_that_cannot_be_saved_is_shown_and_is_an_error(lorchestra, finished, monkeypatch):
+    from lorchestra.errors import CheckpointError
+    from lorchestra.experiments import evaluate
+
+    def full(*arguments):
+        raise CheckpointError("metrics.json: the disk is full.")
+
+    monkeypatch.setattr(evaluate, "atomic_write_json", full)
+    code, out, err = lorchestra("evaluate", finished)
+    assert code == 2
+    assert "one LoRA (mean of 3)" in out
+    assert "error: metrics.json: the disk is full. The evaluation was not saved." in err
+    code, out, _ = lorchestra("evaluate", finished, "--json")
+    assert code == 2
+    assert json.loads(out)["split"] == "test"
+    code, out, err = lorchestra("evaluate", finished, "--no-save")
+    assert (code, "one LoRA" in out, "picture" in err) == (0, True, False)
+
+
+def test_a_moved_base_and_moved_files_are_options(lorchestra, finished, tmp_path, tiny_base, texts_csv):
+    new = texts_csv("new.csv", 5, seed=3)
+    for command in (("predict", finished, "--data", new), ("evaluate", finished), ("export", finished, "--out", "x")):
+        code, _, err = lorchestra(*command, "--base", tmp_path / "none")
+        assert code == 2
+        assert f"there is no directory or file {tmp_path / 'none'}" in err
+    assert lorchestra("predict", finished, "--data", new, "--base", tiny_base)[0] == 0
+    (tmp_path / "reviews.csv").rename(tmp_path / "renamed.csv")
+    assert lorchestra("evaluate", finished)[0] == 2
+    assert lorchestra("evaluate", finished, "--data.train", tmp_path / "renamed.csv")[0] == 0
+    assert lorchestra("evaluate", finished, "--data", new)[0] == 0
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_bars_of_libraries_are_drawn_in_terminals_only(monkeypatch, lorchestra, terminal):
+    monkeypatch.setenv("TQDM_DISABLE", "")
+    monkeypatch.delenv("TQDM_DISABLE")
+    monkeypatch.setattr("lorchestra.cli.tasks.run", lambda arguments: 0)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    assert lorchestra("tasks")[0] == 0
+    assert os.environ.get("TQDM_DISABLE") == (None if terminal else "1")
+    code = "from tqdm.auto import tqdm; list(tqdm(range(3))); from datasets.utils import tqdm; list(tqdm(range(3)))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (found.stderr == "") is not terminal
+
+
+def test_the_makefile_lets_pip_show_errors_only():
+    """What pip says of the carriers' missing requirements and of caches concerns nobody who installs."""
+    lines = (Path(__file__).parents[2] / "Makefile").read_text().splitlines()
+    pip = next(line for line in lines if line.startswith("PIP :="))
+    assert "--quiet --quiet" in pip
+    assert "--no-warn-conflicts" in pip
+    assert not [line for line in lines if "pip install" in line and line != pip]

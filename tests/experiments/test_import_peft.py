@@ -215,3 +215,17 @@ def test_rows_that_cannot_be_asked_are_told_of_at_once(mixed, data, texts_csv, t
     with pytest.raises(DataError, match=r"long\.csv:10: the row has \d+ tokens"):
         import_run(mixed, tmp_path / "run", data=config)
     assert not (tmp_path / "run").exists()
+
+
+def test_an_adapter_with_its_name_in_the_keys_is_saved_without_it(peft_folder, data, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    weights = "adapter_model.safetensors"
+    plain, named = peft_folder("a"), peft_folder("b")
+    tensors = {k.replace(".weight", ".b.weight"): v for k, v in load_file(named / weights).items()}
+    save_file(tensors, named / weights, metadata={"format": "pt"})
+    run = import_run([named], tmp_path / "run", data=data)
+    expected, found = load_file(plain / weights), load_file(run.members / "member_00" / weights)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(tensor, found[key]) for key, tensor in expected.items())
+    load_run(run.root)

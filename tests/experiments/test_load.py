@@ -14,7 +14,7 @@ import torch
 
 from lorchestra.config import read_recipe
 from lorchestra.engine.config import RunConfig
-from lorchestra.errors import CheckpointError, ConfigError, DataError
+from lorchestra.errors import CheckpointError, ConfigError, DataError, InputError
 from lorchestra.experiments.answers import prediction_rows
 from lorchestra.experiments.load import load_run
 from lorchestra.experiments.train import train_run
@@ -292,3 +292,22 @@ def test_a_run_that_saved_a_relative_base_is_read_from_anywhere(run_copy, texts_
     edit(run_copy / "ensemble.json", base={**record["base"], "id": "/gone/mybase"})
     with pytest.raises(CheckpointError, match=r"its base was /gone/mybase, and is no longer there; .*--base"):
         load_run(run_copy)
+
+
+def test_rows_from_python_are_answered_as_those_of_a_file(trained_run, texts_csv):
+    run, new = load_run(trained_run), texts_csv("new.csv", 4, seed=8)
+    expected = [row["probs"] for row in run.predict(new)]
+    texts = [example.question for example in run.read(new, require_answer=False)]
+    for rows in (texts, [{"text": text} for text in texts], np.array(texts), iter(texts)):
+        assert [row["probs"] for row in run.predict(rows)] == expected
+    assert list(run.predict([])) == []
+    assert list(run.predict([], early_exit="exact")) == []
+
+
+def test_rows_that_cannot_be_used_are_refused_at_the_call(trained_run):
+    run = load_run(trained_run)
+    for rows, message in (("a good film", "names no file"), ([1], r"rows\[0\] is 1"), (None, "NoneType")):
+        with pytest.raises(InputError, match=message):
+            run.predict(rows)
+    with pytest.raises(DataError, match="no such file"):
+        run.predict("none.csv")

@@ -294,7 +294,7 @@ def test_a_name_carries_settings_of_the_method_and_of_its_wrappers():
         ("one_lora+temperature:of=all", r"temperature\.of is 'all'"),
         ("mc_dropot:dropout=0.1", r"'mc_dropot' is unknown; did you mean 'mc_dropout'\?"),
         ("mc_dropout:dropout=[", r"mc_dropout:dropout=\[': dropout: '\[': cannot be read"),
-        ("mc_dropout:dropout=2026-13-45", "cannot be read"),
+        ("mc_dropout:dropout=2026-13-45", "it must be float"),
         ("mc_dropout:dropout=!!int", "cannot be read"),
         ("mc_dropout:dropout=", "must be FIELD=VALUE"),
     ],

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +32,16 @@ def interleave(weight: np.ndarray, heads: int) -> np.ndarray:
     return weight.reshape(heads, 2, width // heads // 2, inputs).swapaxes(1, 2).reshape(width, inputs)
 
 
-def write_gguf(file: Path, model: transformers.LlamaForCausalLM, architecture: str = "llama") -> Path:
+def write_gguf(
+    file: Path,
+    model: transformers.LlamaForCausalLM,
+    architecture: str = "llama",
+    header: Callable[[gguf.GGUFWriter], None] = lambda writer: None,
+) -> Path:
     """Write a Llama with a byte-level tokenizer; one matrix is kept in 8 bits."""
     config = model.config
     writer = gguf.GGUFWriter(file, architecture)
+    header(writer)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
@@ -158,3 +168,61 @@ def test_a_tokenizer_that_changes_when_saved_is_refused(source: Path, tmp_path: 
     tokenizer.add_tokens(["fox"])
     with pytest.raises(CheckpointError, match="its tokenizer changes when it is saved"):
         converter._check_saved_tokenizer(source, tokenizer, directory)
+
+
+def split_in_two(writer: gguf.GGUFWriter) -> None:
+    """As llama-gguf-split writes it."""
+    writer.add_uint16("split.no", 0)
+    writer.add_uint16("split.count", 2)
+    writer.add_int32("split.tensors.count", 29)
+
+
+def write_adapter(file: Path) -> Path:
+    """As convert_lora_to_gguf.py writes it."""
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, 16.0)
+    for which, shape in (("a", (2, 32)), ("b", (32, 2))):
+        writer.add_tensor(f"blk.0.attn_q.weight.lora_{which}", np.zeros(shape, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file
+
+
+def test_files_that_are_no_whole_model_say_what_they_are(
+    source: Path, tmp_path: Path, tiny_model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(file: Path) -> str:
+        with pytest.raises(CheckpointError) as caught:
+            converted_directory(file, notify=lambda message: None)
+        return str(caught.value).removeprefix(f"{file}: ")
+
+    model = tiny_model(dtype=torch.float32, vocab_size=len(TOKENS))
+    part = write_gguf(tmp_path / "model.gguf", model, header=split_in_two)
+    assert refused(part).startswith("is part 1 of 2 of a model in several files, which cannot be read; join them")
+    named = tmp_path / "model-00002-of-00003.gguf"  # an old one, without the header
+    named.write_bytes(source.read_bytes())
+    assert refused(named).startswith("is part 2 of 3 of a model in several files")
+    assert refused(write_adapter(tmp_path / "lora.gguf")).startswith("is a LoRA adapter, not a base: give the base")
+    monkeypatch.delitem(gguf.quants._type_traits, gguf.GGMLQuantizationType.Q8_0)
+    assert "holds weights quantized as Q8_0, which the package gguf cannot unpack" in refused(source)
+
+
+def test_a_format_that_is_newer_than_the_package_is_named(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def reader(path: str) -> None:
+        raise ValueError("99 is not a valid GGMLQuantizationType")
+
+    monkeypatch.setattr(gguf, "GGUFReader", reader)
+    with pytest.raises(CheckpointError, match=r"does not know \(99 is .*\); update it \(pip install -U gguf\)"):
+        converted_directory(source, notify=lambda message: None)
+
+
+def test_a_conversion_draws_no_bar_into_a_file(source: Path, tmp_path: Path) -> None:
+    code = f"from pathlib import Path; from lorchestra.models.gguf import *; converted_directory(Path({str(source)!r}))"
+    environment = os.environ | {"LORCHESTRA_CACHE": str(tmp_path / "fresh")}
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert found.stderr.startswith("Converting tiny.gguf into")
+    assert found.stderr.count("\n") == 1

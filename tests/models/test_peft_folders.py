@@ -13,7 +13,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from lorchestra.errors import CheckpointError
-from lorchestra.models.peft_folders import check_fits, common_adapt, named_base, read_peft_folder
+from lorchestra.models.peft_folders import check_fits, common_adapt, named_base, plain_tensors, read_peft_folder
 from lorchestra.models.surgery import parse_layers
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -197,3 +197,52 @@ def test_modules_and_shapes_that_the_base_lacks_are_named(peft_folder, tiny_base
     del model.model.layers[2]
     with pytest.raises(CheckpointError, match=r"layers\.2\.self_attn\..*no linear map of that name"):
         check_fits(fits, model, "short")
+
+
+def named(folder, name="default", only=lambda key: True):
+    """The folder with the adapter's name in its keys, as the model's own state has them."""
+    tensors = load_file(folder / WEIGHTS)
+    tensors = {k.replace(".weight", f".{name}.weight") if only(k) else k: v for k, v in tensors.items()}
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    return folder
+
+
+def test_the_adapters_name_in_the_keys_is_left_out(peft_folder):
+    plain, folder = read_peft_folder(peft_folder("a")), read_peft_folder(named(peft_folder("b"), "my-task"))
+    assert (plain.adapter_name, folder.adapter_name) == (None, "my-task")
+    assert folder.modules == plain.modules
+    expected, found = load_file(plain.path / WEIGHTS), plain_tensors(folder)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(tensor, found[key]) for key, tensor in expected.items())
+
+
+def test_two_adapters_in_one_file_are_refused(peft_folder):
+    with pytest.raises(CheckpointError, match=r"holds several adapters \(a, one without a name\); save each alone"):
+        read_peft_folder(named(peft_folder(), "a", only=lambda key: "q_proj" in key))
+    with pytest.raises(CheckpointError, match=r"holds several adapters \(a, b\)"):
+        read_peft_folder(
+            named(named(peft_folder("c"), "a", lambda key: "q_proj" in key), "b", lambda key: "v_p" in key)
+        )
+
+
+def test_whole_weights_in_place_of_an_adapter_are_explained(peft_folder, tiny_base, tmp_path):
+    merged = peft_folder("merged")
+    shutil.copyfile(tiny_base / "model.safetensors", merged / WEIGHTS)
+    with pytest.raises(CheckpointError, match=r"holds whole weights \(.*, not a LoRA; .* can be a base"):
+        read_peft_folder(merged)
+    (merged / WEIGHTS).rename(merged / "model.safetensors")
+    with pytest.raises(CheckpointError, match=rf"holds whole weights next to {CONFIG}, and no {WEIGHTS}"):
+        read_peft_folder(merged)
+    with pytest.raises(CheckpointError, match=r"a whole model, not an adapter; .* can be a base"):
+        read_peft_folder(tiny_base)
+
+
+def test_files_and_outer_folders_are_explained(peft_folder, tmp_path):
+    folder = peft_folder("outer/named")
+    with pytest.raises(CheckpointError, match=rf"did you mean {folder}\?"):
+        read_peft_folder(folder.parent)
+    with pytest.raises(CheckpointError, match=rf"is a file of an adapter, not its folder {folder}"):
+        read_peft_folder(folder / WEIGHTS)
+    (tmp_path / "lora.gguf").write_bytes(b"GGUF")
+    with pytest.raises(CheckpointError, match=r"is a file in llama\.cpp's format.*give the folder that PEFT saved"):
+        read_peft_folder(tmp_path / "lora.gguf")

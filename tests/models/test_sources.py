@@ -272,3 +272,47 @@ def test_bases_may_be_loaded_in_several_threads(tiny_base: Path) -> None:
     assert len(found) == 12
     assert len(set(found)) == 1
     assert transformers.PreTrainedModel.tie_weights is tie_weights
+
+
+def edit_config(base, **changes):
+    path = base / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | changes), "utf-8")
+
+
+QUANTIZED = {
+    "gptq": {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": True},
+    "awq": {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm", "zero_point": True},
+    "bitsandbytes": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "_load_in_4bit": True},
+    "compressed-tensors": {"quant_method": "compressed-tensors", "format": "float-quantized", "config_groups": {}},
+    "fp8": {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]},
+}
+
+
+@pytest.mark.parametrize("method", QUANTIZED)
+@pytest.mark.parametrize("nested", [False, True], ids=["", "text_config"])
+def test_quantized_weights_are_named_and_refused(make_base, tmp_path, method, nested):
+    base = shutil.copytree(make_base(0), tmp_path / "quantized")
+    settings = {"quantization_config": QUANTIZED[method]}
+    edit_config(base, **({"text_config": settings} if nested else settings))
+    with pytest.raises(CheckpointError, match=rf"are quantized \({method}.*Give the model that it was made from"):
+        load_base(BaseConfig(name=str(base)))
+
+
+@pytest.mark.parametrize("name", ["quantize_config.json", "quant_config.json"])
+def test_quantized_weights_of_older_tools_are_refused(make_base, tmp_path, name):
+    base = shutil.copytree(make_base(0), tmp_path / "quantized")
+    (base / name).write_text('{"bits": 4}')
+    with pytest.raises(CheckpointError, match=rf"are quantized \(.*by its {name}"):
+        load_base(BaseConfig(name=str(base)))
+
+
+def test_whole_weights_next_to_an_adapter_config_are_explained(make_base, peft_folder, tmp_path):
+    """What a merged or fully fine-tuned model saved into the adapter's folder looks like."""
+    folder = peft_folder()
+    with pytest.raises(CheckpointError, match=r"not a base\. Give the base .*, '.*tiny'; lorchestra import"):
+        load_base(BaseConfig(name=str(folder)))
+    shutil.copytree(make_base(0), folder, dirs_exist_ok=True)
+    with pytest.raises(CheckpointError, match=r"next to whole weights.*move adapter_config\.json out.*; else"):
+        load_base(BaseConfig(name=str(folder)))
+    (folder / "adapter_config.json").unlink()
+    load_base(BaseConfig(name=str(folder)))

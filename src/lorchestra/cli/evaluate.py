@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from lorchestra.cli.arguments import parse
+from lorchestra.cli.arguments import check_run_argument, parse
+
+if TYPE_CHECKING:
+    from lorchestra.store.run_dir import RunDir
 
 
 @dataclass(frozen=True)
@@ -32,9 +36,19 @@ class EvaluateArguments:
     """Tasks by name or files with rows unlike the training rows; how well does uncertainty tell them apart?"""
     data_dir: str | None = None
     """Directory with data sets, where tasks by name are looked for first; the default is the run's."""
+    base: str | None = None
+    """Where the run's base is now, if it has moved: hub id, directory or .gguf file with the same weights."""
+    data_train: Annotated[str | None, tyro.conf.arg(name="data.train")] = None
+    """Where the training file is now, if it has moved; its rows must be the same. Not needed with --data."""
+    data_val: Annotated[str | None, tyro.conf.arg(name="data.val")] = None
+    """Where the validation file is now, if it has moved."""
+    data_test: Annotated[str | None, tyro.conf.arg(name="data.test")] = None
+    """Where the test file is now, if it has moved."""
     early_exit: str | None = None
     """Also tell what asking members one after the other would save and change: exact, or a confidence in (0, 1] (as in
     predict)."""
+    save: bool = True
+    """Write predictions, metrics.json and a picture into the run directory."""
     json: bool = False
     """Print the metrics as JSON instead of tables."""
 
@@ -42,6 +56,7 @@ class EvaluateArguments:
 def run(arguments: Sequence[str]) -> int:
     """Run the command."""
     parsed = parse(EvaluateArguments, arguments, "evaluate")
+    check_run_argument(parsed.run, "evaluate")
     evaluate_and_show(
         parsed.run,
         data=parsed.data,
@@ -51,6 +66,9 @@ def run(arguments: Sequence[str]) -> int:
         data_dir=parsed.data_dir,
         early_exit=parsed.early_exit,
         as_json=parsed.json,
+        base=parsed.base,
+        files={"train": parsed.data_train, "val": parsed.data_val, "test": parsed.data_test},
+        save=parsed.save,
     )
     return 0
 
@@ -65,38 +83,59 @@ def evaluate_and_show(
     data_dir: str | None = None,
     early_exit: str | None = None,
     as_json: bool = False,
+    base: str | None = None,
+    files: Mapping[str, str | None] = MappingProxyType({}),
+    save: bool = True,
 ) -> None:
-    """Evaluate a run with progress on stderr; print tables and a verdict, or JSON."""
+    """Evaluate a run with progress on stderr; print tables and a verdict, or JSON.
+
+    Raises:
+        UnsavedEvaluationError: after all was shown, where it could not be saved.
+    """
     from lorchestra.core.early_exit import ExitRule
 
     rule = None if early_exit is None else ExitRule.parse(early_exit)
 
-    from lorchestra.cli.output import messages, print_json, results, speaker
+    from lorchestra.cli.output import messages, print_json, speaker
     from lorchestra.cli.progress import RowProgress
-    from lorchestra.experiments.evaluate import evaluate_run
+    from lorchestra.experiments.evaluate import UnsavedEvaluationError, evaluate_run
     from lorchestra.experiments.load import load_run
-    from lorchestra.report.figure import reliability_figure
-    from lorchestra.report.table import early_exit_text, evaluation_table, ood_table, verdict
-    from lorchestra.store.predictions import load_predictions
 
     errors = messages()
     say = speaker(errors)
     with RowProgress(errors) as progress:
-        trained = load_run(root, say)
-        entry = evaluate_run(
-            trained,
-            data=data,
-            task=task,
-            split=split,
-            ood=ood,
-            data_dir=data_dir,
-            early_exit=rule,
-            progress=progress,
-        )
-    name = f"{entry['task']}.{entry['split']}"
+        trained = load_run(root, say, base=base)
+        unsaved: UnsavedEvaluationError | None = None
+        try:
+            entry = evaluate_run(
+                trained,
+                data=data,
+                task=task,
+                split=split,
+                ood=ood,
+                data_dir=data_dir,
+                files=files,
+                early_exit=rule,
+                save=save,
+                progress=progress,
+            )
+        except UnsavedEvaluationError as error:
+            entry, unsaved = error.entry, error
     if as_json:
         print_json(entry)
-        return
+    else:
+        _show(entry)
+    if unsaved is not None:
+        raise unsaved
+    if save and not as_json:
+        _draw(trained.run, entry, say)
+
+
+def _show(entry: dict[str, Any]) -> None:
+    """Print the tables and the verdict."""
+    from lorchestra.cli.output import results
+    from lorchestra.report.table import early_exit_text, evaluation_table, ood_table, verdict
+
     console = results()
     console.print(evaluation_table(entry))
     if (table := ood_table(entry)) is not None:
@@ -104,6 +143,14 @@ def evaluate_and_show(
     console.print(verdict(entry), highlight=False)
     if "early_exit" in entry:
         console.print(early_exit_text(entry), highlight=False)
-    picture = trained.run.inside(f"reliability.{name}.png")
-    reliability_figure(load_predictions(trained.run.prediction(name)), picture)
+
+
+def _draw(run: RunDir, entry: dict[str, Any], say: Callable[[str], None]) -> None:
+    """Write the reliability diagram into the run."""
+    from lorchestra.report.figure import reliability_figure
+    from lorchestra.store.predictions import load_predictions
+
+    name = f"{entry['task']}.{entry['split']}"
+    picture = run.inside(f"reliability.{name}.png")
+    reliability_figure(load_predictions(run.prediction(entry["task"], entry["split"])), picture)
     say(f"picture: {picture}")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from lorchestra.cli.arguments import parse
+from lorchestra.cli.arguments import check_run_argument, parse
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,8 @@ class ExportArguments:
     """The directory to make; it must not be there yet."""
     merge: bool = False
     """Also write each member as a whole model (merged_00, ...): the base with the adapter added to its weights."""
+    base: str | None = None
+    """Where the run's base is now, if it has moved: hub id, directory or .gguf file with the same weights."""
     base_name: str | None = None
     """Hub id of the base to write into adapters and card, where the run has a local one that others do not have."""
 
@@ -31,6 +33,7 @@ class ExportArguments:
 def run(arguments: Sequence[str]) -> int:
     """Run the command."""
     parsed = parse(ExportArguments, arguments, "export")
+    check_run_argument(parsed.run, "export")
 
     from lorchestra.cli.output import messages, speaker
     from lorchestra.config import read_recipe
@@ -53,11 +56,12 @@ def run(arguments: Sequence[str]) -> int:
         merged=parsed.merge,
         base_name=parsed.base_name,
     )
-    written = export_run(parsed.run, parsed.out, card=card, merge=parsed.merge, base_name=parsed.base_name, say=say)
+    written = export_run(
+        parsed.run, parsed.out, card=card, merge=parsed.merge, base_name=parsed.base_name, base=parsed.base, say=say
+    )
     if parsed.base_name is None and record["base"]["revision"] is None:
-        say(
-            f"the adapters name their base by its place here, {record['base']['path']}; to share them, give --base-name"
-        )
+        path = parsed.base or record["base"]["path"]
+        say(f"the adapters name their base by its path here, {path}; to share them, give --base-name")
     say(f"{len(names)} members and README.md, which says how to use them; choose a license there before you share it")
     print(written)
     return 0

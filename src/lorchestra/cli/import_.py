@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from lorchestra.cli.arguments import parse
+from lorchestra.cli.arguments import check_run_argument, parse
 from lorchestra.data.config import DataConfig
 from lorchestra.errors import ConfigError
 from lorchestra.models.config import BaseConfig
@@ -49,6 +49,8 @@ class ImportArguments:
 def run(arguments: Sequence[str]) -> int:
     """Run the command."""
     parsed = parse(ImportArguments, arguments, "import")
+    for folder in parsed.folders:
+        check_run_argument(folder, "import")
     data = parsed.data
     if parsed.task is not None:
         for option, given in (("--data.train", data.train), ("--data.task", data.task)):

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from lorchestra.cli.streams import Stdout, complain, prepared_streams
 from lorchestra.errors import LorchestraError, did_you_mean
+from lorchestra.store.disk import explained_paths
 
 COMMANDS = {
     "demo": "fine-tune, evaluate and use an ensemble on real data, end to end, in some minutes",
@@ -108,8 +109,19 @@ def _run(arguments: list[str]) -> int:
         hint = did_you_mean(command, COMMANDS)
         complain(f"error: {command!r} is no command; {hint} (lorchestra --help)")
         return 2
+    _keep_bars_to_terminals()
     module = f"{command}_" if keyword.iskeyword(command) else command
-    return int(importlib.import_module(f"lorchestra.cli.{module}").run(rest))
+    with explained_paths():
+        return int(importlib.import_module(f"lorchestra.cli.{module}").run(rest))
+
+
+def _keep_bars_to_terminals() -> None:
+    """Switch off tqdm's bars where stderr is a file or a pipe; libraries draw them there, too, one piece a line.
+
+    tqdm reads the variable when it is first imported.
+    """
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from lorchestra.cli.arguments import parse
+from lorchestra.cli.arguments import check_figure_argument, parse
 from lorchestra.engine.config import RunConfig
 from lorchestra.errors import ConfigError, did_you_mean
 
@@ -93,6 +93,7 @@ def _known(names: Sequence[str]) -> list[str]:
     if not names:
         raise ConfigError(f"paper: name a figure, or {ALL}: {', '.join(FIGURES)}")
     for name in names:
+        check_figure_argument(name)
         if name not in (*FIGURES, ALL):
             raise ConfigError(f"paper {name}: no such figure; {did_you_mean(name, [*FIGURES, ALL])}")
     return list(FIGURES) if ALL in names else list(dict.fromkeys(names))

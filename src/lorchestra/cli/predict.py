@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from lorchestra.cli.arguments import parse
+from lorchestra.cli.arguments import check_run_argument, parse
 from lorchestra.errors import ConfigError
 
 
@@ -68,6 +68,8 @@ class PredictArguments:
     if_exists: Literal["overwrite", "resume", "fail"] | None = None
     """With --out: continue the rows of an interrupted command (resume; the result is the same bytes), start over
     (overwrite), or refuse (fail). Default: a whole file is replaced, the rows of an interrupted command are not."""
+    base: str | None = None
+    """Where the run's base is now, if it has moved: hub id, directory or .gguf file with the same weights."""
     abstain_below: float | None = None
     """Mark rows whose confidence is below this, in [0, 1], as ones to leave to a person."""
     early_exit: str | None = None
@@ -81,6 +83,8 @@ class PredictArguments:
 def run(arguments: Sequence[str]) -> int:
     """Run the command."""
     parsed = parse(PredictArguments, arguments, "predict")
+    check_run_argument(parsed.run, "predict")
+    check_run_argument(parsed.run, "predict")
     threshold = parsed.abstain_below
     if threshold is not None and not 0 <= threshold <= 1:
         raise ConfigError(f"--abstain-below: {threshold} is not in [0, 1]")

@@ -14,6 +14,7 @@ from rich.text import Text
 from lorchestra.engine.observer import StepReport
 from lorchestra.engine.state import TrainState
 from lorchestra.engine.trainer import Trainer
+from lorchestra.report.fit import FittedTable
 
 _STYLES = {"running": "green", "stopped": "yellow", "finished": "green", "failed": "red bold"}
 PLAIN_EVERY_S = 10.0
@@ -111,7 +112,7 @@ class TrainingProgress:
                 str(member.best_step) if member.best_nll is not None else "",
                 Text(member.status, style=_STYLES[member.status]),
             )
-        return Group(table, Text(self._headline(state), style="bold"))
+        return Group(FittedTable(table), Text(self._headline(state), style="bold"))
 
 
 class Failures:

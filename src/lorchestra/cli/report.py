@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from lorchestra.cli.arguments import parse
+from lorchestra.cli.arguments import check_run_argument, parse
 from lorchestra.errors import ConfigError
 
 
@@ -38,6 +38,8 @@ class ReportArguments:
 def run(arguments: Sequence[str]) -> int:
     """Run the command."""
     parsed = parse(ReportArguments, arguments, "report")
+    for run in parsed.runs:
+        check_run_argument(run, "report")
     given = parsed.runs or ((parsed.methods,) if parsed.methods is not None else ())
     if not given:
         raise ConfigError("report: no run given; name at least one run directory")

@@ -17,6 +17,7 @@ from lorchestra.engine.state import TrainState
 from lorchestra.engine.trainer import Trainer
 from lorchestra.experiments.sweep.packs import Pack
 from lorchestra.experiments.sweep.points import Point
+from lorchestra.report.fit import FittedTable
 
 _STYLES = {"training": "bold", "evaluating": "bold", "finished": "green", "failed": "red bold", "waiting": "dim"}
 
@@ -117,7 +118,7 @@ class SweepProgress:
     def _render(self) -> Group:
         table = Table(box=None, padding=(0, 2), header_style="dim")
         for name in ("point", "validation NLL", "state"):
-            table.add_column(name, justify="right" if name == "validation NLL" else "left")
+            table.add_column(name, justify="right" if name == "validation NLL" else "left", overflow="fold")
         room = max(3, self.console.height - 4)
         order = list(self._points)
         if len(order) > room:  # those under way, then those that come next
@@ -127,4 +128,6 @@ class SweepProgress:
             nll, status = self._nll.get(name), self._status[name]
             table.add_row(name, "" if nll is None else f"{nll:.3f}", Text(status, style=_STYLES[status]))
         done = sum(status == "finished" for status in self._status.values())
-        return Group(table, Text(f"{done} of {len(self._points)} points finished. {self._headline}", style="bold"))
+        return Group(
+            FittedTable(table), Text(f"{done} of {len(self._points)} points finished. {self._headline}", style="bold")
+        )

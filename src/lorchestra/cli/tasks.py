@@ -110,6 +110,7 @@ def _list(found: Sequence[Whereabouts], directory: Path | None, console: Console
     from rich.table import Table
 
     from lorchestra.data.tasks.sources import INSTALL_HUB, INSTALL_WHEEL, WHEEL
+    from lorchestra.report.fit import FittedTable
 
     table = Table(box=None, padding=(0, 1), header_style="bold")
     for name in ("task", "train", "val", "test", "choices", "license", "its rows here"):
@@ -118,7 +119,7 @@ def _list(found: Sequence[Whereabouts], directory: Path | None, console: Console
     for task in found:
         sizes = [_size(task.spec, split) for split in ("train", "val", "test")]
         table.add_row(task.spec.name, *sizes, task.spec.choices, task.spec.license, task.summary() or "nowhere")
-    console.print(table, highlight=False)
+    console.print(FittedTable(table), highlight=False)
     place = f"{directory}" if directory is not None else "none given (--data-dir or LORCHESTRA_DATA_DIR)"
     lines = [
         f"directory: {place}",

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Literal
 
-from lorchestra.cli.arguments import parse_with_recipe
+from lorchestra.cli.arguments import given_settings, parse_with_recipe
 from lorchestra.engine.config import RunConfig
 
 _STDERR = 2
@@ -45,7 +45,12 @@ def run(arguments: Sequence[str]) -> int:
     """Run the command."""
     parsed, config = parse_with_recipe(TrainArguments, arguments, "train", required=["out"])
     return train_and_show(
-        config, parsed.out, parsed.if_exists, evaluate=not parsed.skip_evaluation, as_json=parsed.json
+        config,
+        parsed.out,
+        parsed.if_exists,
+        evaluate=not parsed.skip_evaluation,
+        as_json=parsed.json,
+        given=given_settings(arguments),
     )
 
 
@@ -58,10 +63,12 @@ def train_and_show(
     as_json: bool = False,
     ood: Sequence[str | Path] = (),
     resume_with: str | None = None,
+    given: Collection[str] = (),
 ) -> int:
     """Train with progress on stderr, evaluate, and print the table; returns the exit code.
 
-    `resume_with` is the command that goes on with the run after an interruption, if it is not `train`.
+    `resume_with` is the command that goes on with the run after an interruption, if it is not `train`; `given` are the
+    settings that were given explicitly (see `train_run`).
     """
     from lorchestra.cli.evaluate import evaluate_and_show
     from lorchestra.cli.output import messages, speaker
@@ -74,7 +81,9 @@ def train_and_show(
     try:
         # closed before anything else is said, so that the last table stands above it
         with TrainingProgress(console) as progress, GracefulStop() as stop:
-            outcome = train_run(config, out, if_exists=if_exists, say=say, observe=progress.attach, should_stop=stop)
+            outcome = train_run(
+                config, out, if_exists=if_exists, say=say, observe=progress.attach, should_stop=stop, given=given
+            )
     except Interrupted:
         say(f"stopped; go on with: {resume_with or f'lorchestra train --out {out} --if-exists resume'}")
         return 130

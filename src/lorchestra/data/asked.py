@@ -67,28 +67,22 @@ def asked_rows(
 
 
 def asked_values(
-    given: Iterable[Example | str | Mapping[str, Any]], config: DataConfig, labels: tuple[str, ...] | None
+    values: Iterable[Example | str | Mapping[Any, Any]], config: DataConfig, labels: tuple[str, ...] | None
 ) -> Iterator[AskedRow]:
-    """Rows that are in memory already: examples, texts to label, or mappings from columns to cells; a pandas table.
+    """Rows that are in memory already (see `memory.entries_of`): examples, texts to label, or columns with cells.
 
     Raises:
-        InputError: a value is none of these, or a text is given where rows bring their choices.
         DataError: none of the first mappings has the columns that are needed.
     """
-    if isinstance(given, Mapping):
-        raise InputError("one mapping is given; give a list of rows, each a mapping from columns to cells")
-    # a table would be taken for a list of its column names
-    values = iter(given.to_dict("records") if hasattr(given, "itertuples") else given)
-    first = next(values, None)
+    remaining = iter(values)
+    first = next(remaining, None)
     if first is None:
-        return
-    values = itertools.chain([first], values)
+        return iter(())
+    all_of_them = enumerate(itertools.chain([first], remaining), 1)
     if isinstance(first, Example):
-        yield from (_example(value, number) for number, value in enumerate(values, 1))
-    else:
-        column = config.fields.text
-        rows = (Row(number, _cells(value, column, number, labels), "rows") for number, value in enumerate(values, 1))
-        yield from _asked(rows, config, labels, lambda text: None)
+        return (_example(value, number) for number, value in all_of_them)
+    rows = (Row(number, _cells(value, config.fields.text, number), "rows") for number, value in all_of_them)
+    return _asked(rows, config, labels, lambda text: None)
 
 
 def _example(value: Any, number: int) -> AskedRow:
@@ -97,27 +91,30 @@ def _example(value: Any, number: int) -> AskedRow:
     return AskedRow(number, value.id, value, None, {"question": value.question, "choices": value.choices}, {})
 
 
-def _cells(value: Any, column: str, number: int, labels: tuple[str, ...] | None) -> dict[str, Any]:
+def _cells(value: Any, column: str, number: int) -> dict[str, Any]:
     if isinstance(value, Mapping):
-        return {str(name): cell for name, cell in value.items()}
+        return {str(name): _plain(cell) for name, cell in value.items()}
     if not isinstance(value, str):
-        raise InputError(f"row {number} is {type(value).__name__}; give texts, mappings from columns, or examples")
-    if labels is None:
-        raise InputError(f"row {number} is a text, but the run was trained on questions with choices; give both")
+        raise InputError(f"row {number} is {type(value).__name__}, and those before are none; give one kind")
     return {column: value}
 
 
 def _asked(
     rows: Iterator[Row], config: DataConfig, labels: tuple[str, ...] | None, note: Callable[[str], None]
 ) -> Iterator[AskedRow]:
+    """Looks at the first rows at once; the others are read as they are asked for."""
     tried = list(itertools.islice(rows, _ROWS_TRIED))
     if not tried:
-        return
+        return iter(())
     reader = _reader(tried, config, labels)
     if reader is not None and reader.layout.sentence is not None:
         note(f"{tried[0].path}: {reader.layout.sentence}")
+    return _each(itertools.chain(tried, rows), reader)
+
+
+def _each(rows: Iterator[Row], reader: RowReader | None) -> Iterator[AskedRow]:
     in_file: Counter[str] = Counter()
-    for number, row in enumerate(itertools.chain(tried, rows), 1):
+    for number, row in enumerate(rows, 1):
         in_file[row.path] += 1
         yield _one(row, number, in_file[row.path], reader)
 

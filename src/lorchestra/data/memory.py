@@ -1,10 +1,17 @@
-"""Texts that come from Python objects and not from files."""
+"""Texts, rows and labels that come from Python objects and not from files, read in one way for all that take them."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from lorchestra.data.formats import SUFFIXES
 from lorchestra.errors import InputError
+from lorchestra.types import Example
+
+_ROWS = "texts, dicts, a DataFrame, a Series, a Dataset or examples"
 
 
 def texts_of(X: Any) -> list[str]:
@@ -27,3 +34,103 @@ def texts_of(X: Any) -> list[str]:
         if not isinstance(text, str) or not text.strip():
             raise InputError(f"X[{i}] is {text!r:.60}, which is no text; give non-empty strings")
     return [str(text) for text in texts]
+
+
+def is_file(rows: Any) -> bool:
+    """Whether `rows` names a file.
+
+    Raises:
+        InputError: it is one string that names none, and so was probably meant as a text.
+    """
+    if isinstance(rows, bytes):
+        raise InputError("rows is one string of bytes; give a list of texts")
+    if not isinstance(rows, str):
+        return isinstance(rows, Path)
+    if rows.lower().endswith(SUFFIXES) or _exists(rows):
+        return True
+    raise InputError(f"{rows!r:.80} is one string and names no file; to answer one text, give a list: [text]")
+
+
+def _exists(name: str) -> bool:
+    try:
+        return os.path.lexists(name)
+    except (OSError, ValueError):  # longer than any name, or with a null
+        return False
+
+
+def entries_of(rows: Any, labels: tuple[str, ...] | None) -> Iterable[Example | str | Mapping[Any, Any]]:
+    """The rows of whatever holds them, each a text, a dict or an example; what is in them is not looked at yet.
+
+    Args:
+        rows: a list, array, Series or other iterable of texts, dicts or examples; a DataFrame (pandas, polars), a Table
+            (pyarrow) or a Dataset (datasets). An iterator is not read yet.
+        labels: the label set of the training rows, None for questions that bring their choices.
+
+    Raises:
+        InputError: it holds no rows, or names the row that is neither of the three.
+    """
+    if isinstance(rows, Iterator):
+        return (_entry(row, i, labels) for i, row in enumerate(rows))
+    return [_entry(row, i, labels) for i, row in enumerate(_listed(rows))]
+
+
+def _entry(row: Any, i: int, labels: tuple[str, ...] | None) -> Example | str | Mapping[Any, Any]:
+    if isinstance(row, str) and labels is None:
+        raise InputError(
+            f"rows[{i}] is a text, but the training rows were questions with choices; give dicts with both, as"
+            ' {"question": ..., "choices": [...]}'
+        )
+    if not isinstance(row, Example | str | Mapping):
+        kind = "a text or a dict" if labels is not None else "a dict"
+        raise InputError(f"rows[{i}] is {row!r:.60}; give {kind}")
+    return row
+
+
+def _listed(rows: Any) -> list[Any]:
+    if isinstance(rows, Mapping):
+        raise InputError("rows is one dict; give a list of rows: [row]")
+    if len(getattr(rows, "shape", ())) == 2:
+        if hasattr(rows, "iloc"):  # pandas
+            return list(rows.to_dict(orient="records"))
+        for method in ("to_dicts", "to_pylist"):  # polars, pyarrow
+            if hasattr(rows, method):
+                return list(getattr(rows, method)())
+    if len(getattr(rows, "shape", (0,))) != 1 and not hasattr(rows, "column_names"):
+        raise InputError(f"rows has shape {tuple(rows.shape)}; give one axis of texts")
+    try:
+        return list(rows)
+    except TypeError as error:
+        raise InputError(f"rows is a {type(rows).__name__}; give {_ROWS}") from error
+
+
+def labels_of(y: Any) -> list[Any] | None:
+    """y's labels as Python's values, where it is one axis of a library's type (pandas, polars); None for anything else.
+
+    So whole numbers stay whole numbers, whatever the column could also hold.
+
+    Raises:
+        InputError: a label is missing; names its position.
+    """
+    if getattr(y, "ndim", 1) != 1 or isinstance(y, str | bytes):
+        return None
+    try:
+        labels = y.tolist() if hasattr(y, "tolist") else list(y)
+    except TypeError:
+        return None
+    if not isinstance(labels, list):
+        return None
+    missing = next((i for i, label in enumerate(labels) if _is_missing(label)), None)
+    if missing is not None:
+        raise InputError(f"y[{missing}] is missing ({labels[missing]!r}); leave such rows out")
+    return labels
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether a cell is empty: None, NaN, or pandas' NA and NaT, whose comparisons give neither true nor false."""
+    is_na = type(value).__name__ in ("NAType", "NaTType")
+    return value is None or is_na or (isinstance(value, float) and value != value)
+
+
+def kinds_of(labels: Sequence[Any]) -> list[str]:
+    """Names of the types among labels, for a message."""
+    return sorted({type(label).__name__ for label in labels})

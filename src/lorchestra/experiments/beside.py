@@ -24,13 +24,15 @@ def few_shot_base(
     config: RunConfig,
     examples: Sequence[Example],
     split: str,
-    train: Sequence[Example],
+    train: Sequence[Example] | None,
     progress: Progress,
 ) -> dict[str, Predictions | str]:
     """Predictions of the few-shot base by its name, where the configuration asks for it, or why there are none."""
     number = config.evaluate.few_shot
     if number == 0:
         return {}
+    if train is None:
+        return {"base_few_shot": "the training rows are not at hand"}
     shown = few_shot.unasked(train, examples)
     if not shown:
         return {"base_few_shot": "every training row is among the evaluated ones"}
@@ -88,7 +90,7 @@ def comparable(
 
 def score(
     predictions: Predictions,
-    validation: Predictions,
+    validation: Predictions | None,
     baselines: Mapping[str, Predictions],
     left_out: Mapping[str, str],
     examples: Sequence[Example],
@@ -104,7 +106,7 @@ def score(
     entry = evaluate_predictions(
         predictions,
         validation=validation,
-        train_labels=[row.answer for row in splits["train"] if row.answer is not None],
+        train_labels=[row.answer for row in splits["train"] if row.answer is not None] or None,
         baselines=baselines,
         temperature=settings.temperature,
         resamples=settings.resamples,

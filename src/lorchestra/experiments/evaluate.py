@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import NamedTemporaryFile
+from types import MappingProxyType
 from typing import Any
 
 from lorchestra.core.early_exit import ExitRule, evaluate_early_exit
@@ -13,21 +15,15 @@ from lorchestra.core.layout import BASE
 from lorchestra.data.config import DataConfig
 from lorchestra.engine.predict import Pass, member_passes
 from lorchestra.engine.session import Session
-from lorchestra.errors import ConfigError, did_you_mean
+from lorchestra.errors import CheckpointError, ConfigError, DataError, did_you_mean
 from lorchestra.experiments.beside import Progress, comparable, few_shot_base, mc_dropout_of, save_all, score
 from lorchestra.experiments.load import TrainedEnsemble
-from lorchestra.experiments.rows import (
-    RunRows,
-    check_unchanged,
-    name_of_file,
-    read_named,
-    read_ood,
-    read_rows,
-    with_directory,
-)
+from lorchestra.experiments.own_rows import FILES, own_rows, saved_validation, with_files
+from lorchestra.experiments.rows import RunRows, name_of_file, read_named, read_ood, with_directory
 from lorchestra.store.atomic import atomic_write_json
+from lorchestra.store.disk import explained
 from lorchestra.store.evaluations import read_names
-from lorchestra.store.predictions import save_predictions
+from lorchestra.store.run_dir import RunDir
 from lorchestra.types import Example, Predictions
 
 
@@ -39,10 +35,16 @@ def evaluate_run(
     split: str = "test",
     ood: Sequence[str | Path] = (),
     data_dir: str | None = None,
+    files: Mapping[str, str | Path | None] = MappingProxyType({}),
     early_exit: ExitRule | None = None,
+    save: bool = True,
     progress: Progress = lambda what, done, total: None,
 ) -> dict[str, Any]:
     """Evaluate on the run's own rows, another file or another task; saves predictions and `metrics.json`.
+
+    With `data` or `task` the run's own rows need not be at hand: the few-shot base and the majority answer are then
+    left out, and the best member and temperatures rest on the predictions of validation rows that an earlier evaluation
+    has saved, or are left out, too.
 
     An entry is filed under the task of its rows: the run's own, also for a file with rows of it, or the one named.
 
@@ -53,33 +55,35 @@ def evaluate_run(
         split: train, val or test; with `data`, without meaning.
         ood: files or tasks by name with rows unlike the training rows; their labels are ignored.
         data_dir: the directory with data sets, in place of the one the run was trained with.
+        files: by "train", "val" and "test", where files of the training are now; their rows must be the same.
         early_exit: also say, under "early_exit", what stopping by this rule would save and change.
+        save: without it nothing is written.
         progress: called with what is being computed, rows done and rows in all.
 
     Returns:
         The entry written into `metrics.json`.
 
     Raises:
-        ConfigError: an unknown split or task, a task and a file, or a run of rows that came from Python.
+        ConfigError: an unknown split or task, a task and a file, or the run's own rows, which came from Python.
         DataError: the rows cannot be used, or have changed since the run.
+        UnsavedEvaluationError: all was computed, but cannot be written; it holds the entry.
     """
     before = read_names(trained.run)  # before anything is computed, since a damaged file ends it all
-    config = with_directory(trained.config.data, data_dir)
-    if config.train is None and config.task is None:
-        raise ConfigError(
-            f"{trained.run.root}: trained on rows that came from Python and were not kept; evaluate it there, by the"
-            " classifier's score or from its predictions"
-        )
-    rows = read_rows(config, trained.config.train.seed)
-    check_unchanged(rows, trained.run.splits)
+    closed = _why_closed(trained.run) if save else None
+    if closed is not None:
+        trained.session.say(f"warning: {closed} The evaluation will be shown, and not saved.")
+    config = with_directory(with_files(trained.config.data, files), data_dir)
+    rows, why = _own_rows(trained, config, needed=data is None and (task is None or task == config.task))
     far = read_ood(ood, config, trained.labels)
     session, split, examples = _rows_to_evaluate(trained, rows, config, data, task, split)
     for kept in (f"{split}.base_few_shot", *(f"ood_{name}" for name in far)):
         trained.run.prediction(session.task, kept)  # refuses names that are too long, and links, before any work
     is_validation = session is trained.session and data is None and split == "val"
+    if rows is None:
+        session.say(f"evaluating without the run's training rows, and so without the majority answer ({why})")
     predictions, zero_shot = _members_and_base(session, examples, split, progress)
-    validation = predictions if is_validation else _predict(trained.session, rows.task.splits["val"], "val", progress)
-    splits, own = rows.task.splits, trained.config
+    validation = predictions if is_validation else _validation(trained, rows, progress)
+    splits, own = {"train": (), "val": ()} if rows is None else rows.task.splits, trained.config
     candidates: dict[str, Predictions | str] = {
         "base_zero_shot": zero_shot,
         **few_shot_base(session, own, examples, split, splits["train"], progress),
@@ -91,21 +95,87 @@ def evaluate_run(
     entry = score(predictions, validation, baselines, left_out, examples, splits, own.evaluate, own.train.seed)
     if early_exit is not None:
         entry["early_exit"] = evaluate_early_exit(predictions.log_probs_MEC, predictions.labels, early_exit)
-    folder = trained.run.predictions
-    save_all(folder, (predictions, validation), baselines)
-    entry["ood"] = {}
-    for name, unlike in far.items():
-        found = _predict(session, unlike, f"ood_{name}", progress)
-        save_predictions(folder, found)
-        entry["ood"][name] = ood_scores(predictions, found)
-    others = [e for e in before if (e["task"], e["split"]) != (entry["task"], entry["split"])]
-    metrics = {"evaluations": [*others, entry], "cost": trained.record.get("cost")}
-    atomic_write_json(trained.run.metrics, metrics)
+    unlike = {name: _predict(session, found, f"ood_{name}", progress) for name, found in far.items()}
+    entry["ood"] = {name: ood_scores(predictions, found) for name, found in unlike.items()}
+    if closed is not None:
+        raise UnsavedEvaluationError(closed, entry)
+    if save:
+        kept = [predictions, *unlike.values(), *(() if validation is None else (validation,))]
+        _save(trained, before, entry, kept, baselines)
     return entry
 
 
+class UnsavedEvaluationError(CheckpointError):
+    """An evaluation that was computed and cannot be written; `entry` is what would have been."""
+
+    def __init__(self, reason: str, entry: dict[str, Any]) -> None:
+        super().__init__(f"{reason} The evaluation was not saved.")
+        self.entry = entry
+
+
+def _why_closed(run: RunDir) -> str | None:
+    """Why nothing can be written into the run's directory; asked before minutes of computing, by writing."""
+    try:
+        for place in (run.root, run.predictions):
+            if place.is_dir():
+                with explained(place / run.metrics.name, None), NamedTemporaryFile(dir=place, prefix="."):
+                    pass
+    except CheckpointError as error:
+        return str(error)
+    return None
+
+
+def _save(
+    trained: TrainedEnsemble,
+    before: Sequence[dict[str, Any]],
+    entry: dict[str, Any],
+    predictions: Sequence[Predictions],
+    baselines: Mapping[str, Predictions],
+) -> None:
+    """Write predictions and `metrics.json`.
+
+    Raises:
+        UnsavedEvaluationError: they cannot be written.
+    """
+    others = [e for e in before if (e["task"], e["split"]) != (entry["task"], entry["split"])]
+    try:
+        save_all(trained.run.predictions, predictions, baselines)
+        metrics = {"evaluations": [*others, entry], "cost": trained.record.get("cost")}
+        atomic_write_json(trained.run.metrics, metrics)
+    except CheckpointError as error:
+        raise UnsavedEvaluationError(str(error), entry) from error
+
+
+def _own_rows(trained: TrainedEnsemble, config: DataConfig, *, needed: bool) -> tuple[RunRows | None, str]:
+    """The run's own rows, or None and why they are not at hand, where they can be done without."""
+    try:
+        return own_rows(trained, config), ""
+    except (ConfigError, DataError) as error:
+        if needed:
+            raise
+        return None, str(error)
+
+
+def _validation(trained: TrainedEnsemble, rows: RunRows | None, progress: Progress) -> Predictions | None:
+    """The members' predictions of validation rows: made now, or those that the run has saved."""
+    if rows is not None:
+        return _predict(trained.session, rows.task.splits["val"], "val", progress)
+    saved = saved_validation(trained)
+    if saved is None:
+        text = "best member and temperatures are left out: the run has no saved predictions of validation rows"
+    else:
+        text = "best member and temperatures are chosen on the predictions of validation rows that the run has saved"
+    trained.session.say(text)
+    return saved
+
+
 def _rows_to_evaluate(
-    trained: TrainedEnsemble, rows: RunRows, config: DataConfig, data: str | Path | None, task: str | None, split: str
+    trained: TrainedEnsemble,
+    rows: RunRows | None,
+    config: DataConfig,
+    data: str | Path | None,
+    task: str | None,
+    split: str,
 ) -> tuple[Session, str, Sequence[Example]]:
     """The session whose task the rows are of, the name of their split, and the rows."""
     if data is not None:
@@ -113,14 +183,15 @@ def _rows_to_evaluate(
             raise ConfigError(f"--task {task} and --data {data}: give the name of a task or a file, not both")
         stem = name_of_file(data)
         # A file called test.csv is not the run's test split.
-        name = f"file_{stem}" if stem in rows.task.splits else stem
+        name = f"file_{stem}" if stem in FILES else stem
         return trained.session, name, trained.read(data, require_answer=True)
     if task is not None and task != config.task:
         examples = read_named(task, split, config, trained.labels)
-        if task == rows.task.name:
+        if task == trained.record["task"]:
             message = f"--task {task}: the run's own rows, from a file, are filed under that name"
             raise ConfigError(f"{message}; rename the file and train again, or give the task's rows with --data")
         return dataclasses.replace(trained.session, task=task), split, examples
+    assert rows is not None  # the run's own were needed
     if split not in rows.task.splits:
         raise ConfigError(f"--split {split}: no such split; {did_you_mean(split, rows.task.splits)}")
     return trained.session, split, rows.task.splits[split]

@@ -41,6 +41,7 @@ def export_run(
     card: str,
     merge: bool = False,
     base_name: str | None = None,
+    base: str | Path | None = None,
     say: Say = lambda text: None,
 ) -> Path:
     """Write `member_00`, `member_01`, ... and README.md into a new directory, which appears whole or not at all.
@@ -50,6 +51,7 @@ def export_run(
         out: the directory to make.
         card: the text of README.md (see `report.card`).
         merge: also write `merged_00`, ...: whole models, with tokenizer, in the base's number format.
+        base: where the run's base is now, if not where it was; without `base_name` the adapters name that.
         base_name: what the adapters name as their base (a hub id), where it is not to be what this machine has.
         say: is told, in one line each, what a person should know.
 
@@ -66,14 +68,16 @@ def export_run(
             raise CheckpointError(f"{weights}: the checksum is not the one in ensemble.json; it was changed or damaged")
         read_peft_folder(weights.parent)  # others' programs are only to be given plain LoRA
     num_bytes = sum(run.inside(member["path"], WEIGHTS).stat().st_size for member in members)
-    base = load_own_base(run, record, config, say) if merge else None
-    if base is not None:
-        num_bytes += len(members) * sum(parameter.nbytes for parameter in base.model.parameters())
+    loaded = load_own_base(run, record, config, say, base) if merge or base is not None else None
+    if loaded is not None and base_name is None and base is not None:
+        base_name = loaded.path_for_peft
+    if loaded is not None and merge:
+        num_bytes += len(members) * sum(parameter.nbytes for parameter in loaded.model.parameters())
     with atomic_directory(target, num_bytes=num_bytes) as directory:
         for member in members:
             _copy_member(run, member, directory)
-        if base is not None:
-            _merge_members(directory, [Path(member["path"]).name for member in members], base, say)
+        if loaded is not None and merge:
+            _merge_members(directory, [Path(member["path"]).name for member in members], loaded, say)
         if base_name is not None:  # last: merging loads the adapters with the base at hand
             for member in members:
                 _rename_base(directory / Path(member["path"]).name / CONFIG, base_name)

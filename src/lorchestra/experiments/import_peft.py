@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
+
 from lorchestra.data.config import DataConfig
 from lorchestra.engine.config import RunConfig, TrainConfig, check_run
 from lorchestra.errors import CheckpointError, ConfigError
@@ -26,6 +28,7 @@ from lorchestra.models.peft_folders import (
     common_adapt,
     folder_file,
     named_base,
+    plain_tensors,
     read_peft_config,
     read_peft_folder,
 )
@@ -159,7 +162,11 @@ def _copy_member(
     """Copy one folder into the run, read it as a run is read, and describe it for `ensemble.json`."""
     target = run.members / f"member_{m:02d}"
     target.mkdir(parents=True)
-    shutil.copyfile(folder_file(folder.path, WEIGHTS), target / WEIGHTS)
+    if folder.adapter_name is None:
+        shutil.copyfile(folder_file(folder.path, WEIGHTS), target / WEIGHTS)
+    else:  # PEFT would take the name in the keys for a part of the module's
+        save_file(plain_tensors(folder), target / WEIGHTS, metadata={"format": "pt"})
+        checksum = sha256_file(target / WEIGHTS)
     config = read_peft_config(folder.path)
     base_keys = {"base_model_name_or_path": base.path_for_peft, "revision": base.revision}
     atomic_write_json(target / CONFIG, config | base_keys | {"inference_mode": True})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +11,7 @@ from typing import Any, Literal
 from lorchestra.core.early_exit import ExitRule
 from lorchestra.data.asked import AskedRow, asked_rows, asked_values
 from lorchestra.data.config import DataConfig
+from lorchestra.data.memory import entries_of, is_file
 from lorchestra.data.prompts import PromptTemplate
 from lorchestra.engine.config import RunConfig
 from lorchestra.engine.encode_each import TooLong
@@ -59,28 +60,30 @@ class TrainedEnsemble:
 
     def asked(
         self,
-        rows: str | Path | Iterable[Example | str | Mapping[str, Any]],
+        rows: Any,
         data: DataConfig | None = None,
         note: Callable[[str], None] = lambda text: None,
     ) -> Iterator[AskedRow]:
         """Rows to be answered, read as they are asked for.
 
         Args:
-            rows: a file, or rows in memory: examples, texts (for a run on texts with labels), or mappings from columns.
+            rows: a file's path; or rows in memory: texts (for a run on texts with labels), dicts, examples, a
+                DataFrame, a Series or a Dataset (see `entries_of`).
             data: how files are read and how their columns are called; by default as in training.
             note: takes a sentence about each thing that was assumed.
 
         Raises:
             DataError: the file cannot be read, or no row has the columns that are needed.
+            InputError: what was given from Python holds no rows.
         """
         data = data or self.config.data
-        if isinstance(rows, str | Path):
+        if is_file(rows):
             return asked_rows(rows, data, self.labels, note)
-        return asked_values(rows, data, self.labels)
+        return asked_values(entries_of(rows, self.labels), data, self.labels)
 
     def predict(
         self,
-        rows: str | Path | Iterable[Example | str | Mapping[str, Any]],
+        rows: Any,
         abstain_below: float | None = None,
         early_exit: str | float | None = None,
         *,
@@ -124,32 +127,53 @@ class TrainedEnsemble:
             self.session.say(sentence)
 
 
-def load_own_base(run: RunDir, record: dict[str, Any], config: RunConfig, say: Say) -> LoadedBase:
+def load_own_base(
+    run: RunDir, record: dict[str, Any], config: RunConfig, say: Say, moved: str | Path | None = None
+) -> LoadedBase:
     """The base a run was trained on.
+
+    Args:
+        run: the run.
+        record: its record.
+        config: its configuration.
+        say: is told, in one line each, what a person should know.
+        moved: where the base is now (as base.name), if not where it was.
 
     Raises:
         CheckpointError: it cannot be loaded, or is not what it was.
     """
-    base = load_base(_saved_base(run, record, config), notify=say)
-    if base.digest != record["base"]["digest"]:
+    base = _saved_base(run, record, config, moved)
+    try:
+        loaded = load_base(base, notify=say)
+    except CheckpointError as error:
+        if moved is not None:
+            raise
+        raise CheckpointError(f"{error} Where the run's base has moved, --base names its new path or id.") from error
+    if loaded.digest != record["base"]["digest"] and moved is not None:
+        raise CheckpointError(
+            f"--base {moved}: is another base than {record['base'].get('id') or config.base.name}, on which"
+            f" {run.root} was trained (digest {loaded.digest[:12]} against {record['base']['digest'][:12]}); adapters"
+            " are only right on their own base"
+        )
+    if loaded.digest != record["base"]["digest"]:
         raise CheckpointError(
             f"{run.ensemble}: trained on another base than {config.base.name!r} is now (digest"
-            f" {record['base']['digest'][:12]} against {base.digest[:12]}); adapters are only right on their own base"
+            f" {record['base']['digest'][:12]} against {loaded.digest[:12]}); adapters are only right on their own base"
         )
-    if base.tokenizer_digest != record["tokenizer_digest"]:
-        raise CheckpointError(
-            f"{run.ensemble}: the tokenizer of {config.base.name!r} has changed since the run was trained"
-        )
-    return base
+    if loaded.tokenizer_digest != record["tokenizer_digest"]:
+        raise CheckpointError(f"{run.ensemble}: the tokenizer of {base.name!r} has changed since the run was trained")
+    return loaded
 
 
-def _saved_base(run: RunDir, record: dict[str, Any], config: RunConfig) -> BaseConfig:
+def _saved_base(run: RunDir, record: dict[str, Any], config: RunConfig, moved: str | Path | None) -> BaseConfig:
     """Where to load the base from; runs once saved a relative path as it was typed, and where it was in the record.
 
     Raises:
         CheckpointError: the base was a directory or file, and is no longer there.
     """
-    base, saved = dataclasses.replace(config.base, revision=record["base"]["revision"]), str(record["base"]["id"])
+    if moved is not None:
+        return dataclasses.replace(config.base, name=str(moved), revision=None)
+    base, saved = dataclasses.replace(config.base, revision=record["base"]["revision"]), str(record["base"].get("id"))
     if base.revision is not None or not Path(saved).is_absolute() or Path(base.name).is_absolute():
         return base
     if not Path(saved).exists():
@@ -160,8 +184,13 @@ def _saved_base(run: RunDir, record: dict[str, Any], config: RunConfig) -> BaseC
     return dataclasses.replace(base, name=saved)
 
 
-def load_run(root: str | Path, say: Say = lambda text: None) -> TrainedEnsemble:
+def load_run(root: str | Path, say: Say = lambda text: None, *, base: str | Path | None = None) -> TrainedEnsemble:
     """Load a finished run.
+
+    Args:
+        root: its directory.
+        say: is told, in one line each, what a person should know.
+        base: where the base is now (hub id, directory, .gguf file), if not where it was; its weights must be the same.
 
     Raises:
         CheckpointError: no finished run, damaged files, or the base is not the one the run was trained on.
@@ -172,7 +201,7 @@ def load_run(root: str | Path, say: Say = lambda text: None) -> TrainedEnsemble:
     good = good_members(run, record)
     for m, reason in failed_members(record).items():
         say(f"member {m} failed and is left out: {reason}")
-    base = load_own_base(run, record, config, say)
+    loaded = load_own_base(run, record, config, say, base)
     members = [record["members"][m] for m in good]
     adapt = dataclasses.replace(config.adapt, members=len(good))
     # members that were imported, or trained with settings of their own, have their rank and scaling in the record
@@ -180,11 +209,11 @@ def load_run(root: str | Path, say: Say = lambda text: None) -> TrainedEnsemble:
         dataclasses.replace(own.as_saved, r=member.get("r", own.r), scaling=member.get("scaling", own.scaling))
         for own, member in zip(member_adapters(adapt, config.train.seed), members, strict=True)
     ]
-    model = EnsembleModel(base.model, adapt, config.train.seed, adapters)
+    model = EnsembleModel(loaded.model, adapt, config.train.seed, adapters)
     for index, member in enumerate(members):
         load_member(model.bank, index, run.inside(member["path"]), member["sha256"], member.get("r"))
     template = PromptTemplate.from_config(
-        config.data, has_labels=record["labels"] is not None, tokenizer=base.tokenizer
+        config.data, has_labels=record["labels"] is not None, tokenizer=loaded.tokenizer
     )
     if template.text(record["scoring"]) != record["prompt_template"]:
         raise CheckpointError(
@@ -193,7 +222,7 @@ def load_run(root: str | Path, say: Say = lambda text: None) -> TrainedEnsemble:
         )
     assert config.train.token_budget is not None
     session = Session(
-        base, model, template, config.data, record["scoring"], config.train.token_budget, record["task"], say
+        loaded, model, template, config.data, record["scoring"], config.train.token_budget, record["task"], say
     )
     _note_hopeless_labels(session, record)
     return TrainedEnsemble(run, record, config, session, good)

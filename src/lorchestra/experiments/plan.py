@@ -58,6 +58,7 @@ def plan_run(
         ConfigError, DataError, CheckpointError: what would stop the training at its start.
     """
     check_run(config)
+    disk.require_path(Path(out))
     tell("rows and base")
     rows = read_rows(config.data, config.train.seed)
     for note in rows.notes:

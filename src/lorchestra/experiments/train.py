@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +53,7 @@ def train_run(
     observe: Callable[[Trainer], Observer] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     rows: RunRows | None = None,
+    given: Collection[str] = (),
 ) -> TrainOutcome:
     """Train the ensemble that `config` describes into the directory `out`.
 
@@ -64,6 +65,8 @@ def train_run(
         observe: makes the observer that shows progress, once the trainer is there.
         should_stop: asked between micro-batches; true writes a checkpoint and raises `Interrupted`.
         rows: the splits "train" and "val", where they come from Python and not from the files in `config.data`.
+        given: dotted settings that were given explicitly: with `resume` they are compared with the run's even where
+            they have the value of the default. Settings that are not the default's count as given.
 
     Raises:
         ConfigError, DataError, CheckpointError: bad input, or another process is at work in `out`; nothing
@@ -74,7 +77,7 @@ def train_run(
     check_run(config)
     with claim_run(out, if_exists, say) as (run, resuming):
         if resuming:
-            config = _saved_config(run, config)
+            config = _saved_config(run, config, given)
         if rows is None:
             rows = read_rows(config.data, config.train.seed, say)
         if resuming:
@@ -112,13 +115,20 @@ def prepare_training(
     return session, dataclasses.replace(resolved, train=train_config), training
 
 
-def _saved_config(run: RunDir, asked: RunConfig) -> RunConfig:
-    """The configuration of the run to resume; refuses settings asked for now that are not its own."""
+def _saved_config(run: RunDir, asked: RunConfig, named: Collection[str]) -> RunConfig:
+    """The configuration of the run to resume; refuses settings asked for now, `named` explicitly, that differ."""
     saved = read_config(run)
     default = RunConfig()
     absolute = absolute_settings(asked)
     saved = dataclasses.replace(saved, base=absolute_base(saved.base))
-    given = differences(absolute, default)
+    given = set(named) | differences(absolute, default).keys()
+    for field, (value, open_value) in {
+        "base.threads": (absolute.base.threads, None),
+        "data.scoring": (absolute.data.scoring, "auto"),
+        "train.token_budget": (absolute.train.token_budget, None),
+    }.items():
+        if value == open_value:  # left open, and decided when the run began
+            given.discard(field)
     for field, (wanted, had) in differences(absolute, saved).items():
         if field == "data.dir":  # the rows are checked by their digest: they may come from another place now
             saved = dataclasses.replace(saved, data=with_directory(saved.data, wanted))

@@ -27,6 +27,7 @@ import transformers
 
 from lorchestra.errors import CheckpointError
 from lorchestra.models.gguf_header import read_header
+from lorchestra.models.gguf_kinds import check_kind
 from lorchestra.models.sizes import check_declared
 from lorchestra.store.atomic import atomic_directory, discard_directory, sha256_file, sweep_leftovers
 from lorchestra.store.disk import require_space
@@ -197,11 +198,16 @@ def _require_gguf() -> None:
 def _convert(gguf_file: Path, directory: Path, sha256: str) -> None:
     """Write config, weights, tokenizer and `conversion.json` into the empty `directory`."""
     try:
-        with quiet_transformers(), _parsed_once():
+        with quiet_transformers(), _parsed_once(), _bars_in_terminals_only():
             tokenizer, model = _read(gguf_file)
-    except MemoryError:
+    except (MemoryError, CheckpointError):
         raise
     except Exception as error:
+        if "GGMLQuantizationType" in str(error):
+            raise CheckpointError(
+                f"{gguf_file}: holds weights in a format that this version of the package gguf does not know"
+                f" ({_first_line(error)}); update it (pip install -U gguf), or give a directory with safetensors"
+            ) from error
         raise CheckpointError(
             f"{gguf_file}: cannot be converted ({type(error).__name__}: {_first_line(error)}). It is damaged, or of an "
             "architecture that transformers does not read from GGUF: give a directory with safetensors instead."
@@ -225,7 +231,11 @@ def _convert(gguf_file: Path, directory: Path, sha256: str) -> None:
 
 def _read(gguf_file: Path) -> tuple[Any, Any]:
     """Tokenizer and float32 model of a GGUF file, the model as if it had never been quantized."""
+    import gguf
+
     place, name = str(gguf_file.parent), gguf_file.name
+    # by the same name as transformers asks for it, so that it is parsed once
+    check_kind(gguf_file, gguf.GGUFReader(os.path.join(place, name)))
     tokenizer = transformers.AutoTokenizer.from_pretrained(place, gguf_file=name, **_OPTIONS)
     options: dict[str, Any] = {}
     if hasattr(transformers, "GgufConfig"):
@@ -278,6 +288,22 @@ def _parsed_once() -> Iterator[None]:
     finally:
         for name, original in originals.items():
             setattr(gguf, name, original)
+
+
+@contextmanager
+def _bars_in_terminals_only() -> Iterator[None]:
+    """Let transformers draw the bar of its unpacking in a terminal alone; in a file it would be a hundred pieces."""
+    from transformers import modeling_gguf_pytorch_utils as unpacking
+
+    original = getattr(unpacking, "tqdm", None)
+    if original is None or sys.stderr.isatty():
+        yield
+        return
+    unpacking.tqdm = functools.partial(original, disable=True)
+    try:
+        yield
+    finally:
+        unpacking.tqdm = original
 
 
 def _safetensors_is_whole(file: Path) -> bool:

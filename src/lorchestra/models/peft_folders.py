@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from lorchestra.errors import CheckpointError
 from lorchestra.models.adapters import WEIGHTS
 from lorchestra.models.config import AdaptConfig
-from lorchestra.models.places import near_path
+from lorchestra.models.places import has_whole_weights, near_path
 from lorchestra.store.inside import inside, read_plain
 from lorchestra.store.schema import COUNT, Each, Number, check_shape
 
@@ -64,7 +64,8 @@ _OFF: tuple[Any, ...] = (None, False, "none", "", [], {})
 # The other ways (pissa, olora, loftq, ...) take what they put into the adapter out of the base's own weights.
 _PLAIN_INITS = (None, True, False, "gaussian", "eva", "orthogonal")
 
-_TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<which>[AB])\.weight")
+_TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<which>[AB])(\.(?P<adapter>[^.]+))?\.weight")
+_AS_BASE = "a merged or fully fine-tuned model can be a base (--base.name), and its members are trained on it"
 _IN_LAYER = re.compile(r"(?P<list>.+?)\.(?P<layer>[0-9]{1,6})\.(?P<name>.+)")
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -82,6 +83,8 @@ class PeftFolder:
     """`lora_alpha / r`, or `lora_alpha / sqrt(r)` with rsLoRA."""
     dropout: float
     modules: Mapping[str, tuple[int, int]]
+    adapter_name: str | None = None
+    """The adapter's name within the keys of its tensors (`lora_A.NAME.weight`), which PEFT leaves out when it saves."""
 
 
 def read_peft_folder(path: str | Path) -> PeftFolder:
@@ -106,7 +109,18 @@ def read_peft_folder(path: str | Path) -> PeftFolder:
     for name, value in (("base_model_name_or_path", base), ("revision", revision)):
         if not isinstance(value, str | None):
             raise CheckpointError(f"{where}: {name} is {value!r}, not a name; the file was changed or damaged")
-    return PeftFolder(folder, base or None, revision or None, r, scaling, dropout, _read_modules(folder, r))
+    modules, adapter_name = _read_modules(folder, r)
+    return PeftFolder(folder, base or None, revision or None, r, scaling, dropout, modules, adapter_name)
+
+
+def plain_tensors(folder: PeftFolder) -> dict[str, Tensor]:
+    """The folder's tensors under the names that PEFT saves them by, without the adapter's name.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    tensors = _read_tensors(folder.path)
+    return {key.replace(f".{folder.adapter_name}.weight", ".weight"): tensor for key, tensor in tensors.items()}
 
 
 def folder_file(folder: Path, name: str) -> Path:
@@ -190,15 +204,20 @@ def read_peft_config(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it is missing, a link to elsewhere, or no JSON object.
     """
+    where = folder / CONFIG
+    if folder.is_file():
+        raise CheckpointError(f"{folder}: is a file{_about_file(folder)}; give the folder that PEFT saved")
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such directory.{near_path(folder)} Give a folder that PEFT saved.")
-    where = folder / CONFIG
     file = folder_file(folder, CONFIG)
     if not file.is_file():
+        deeper = sorted(folder.glob(f"*/{CONFIG}"))
         if (folder / "members").is_dir():
             hint = f"this is a run: its adapters are the folders in {folder / 'members'}"
         elif (folder / "config.json").is_file():
-            hint = "this is a whole model, not an adapter"
+            hint = f"this is a whole model, not an adapter; {_AS_BASE}"
+        elif deeper:
+            hint = f"did you mean {deeper[0].parent}? PEFT saves adapters with a name in a folder of that name"
         else:
             hint = "give a folder that PEFT's save_pretrained wrote"
         raise CheckpointError(f"{folder}: has no {CONFIG}; {hint}")
@@ -209,6 +228,15 @@ def read_peft_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise CheckpointError(f"{where}: holds a {type(config).__name__}, not a JSON object; copy the folder again")
     return config
+
+
+def _about_file(path: Path) -> str:
+    """What a file given in place of a folder is, as far as its name says."""
+    if path.suffix.lower() == ".gguf":
+        return " in llama.cpp's format, from which no adapter is read"
+    if path.name in (WEIGHTS, CONFIG):
+        return f" of an adapter, not its folder {path.parent}"
+    return ""
 
 
 def _refuse_features(where: Path, config: Mapping[str, Any]) -> None:
@@ -241,13 +269,19 @@ def _number(where: Path, config: Mapping[str, Any], name: str, default: float) -
     return float(value)
 
 
-def _read_modules(folder: Path, r: int) -> dict[str, tuple[int, int]]:
-    """Shapes of the adapted maps; refuses tensors that are not the A and B of a plain LoRA of this rank."""
+def _read_modules(folder: Path, r: int) -> tuple[dict[str, tuple[int, int]], str | None]:
+    """Shapes of the adapted maps, and the adapter's name in the keys.
+
+    Refuses tensors that are not the A and B of one plain LoRA of this rank.
+    """
     path = folder / WEIGHTS
     tensors = _read_tensors(folder)
     found: dict[str, dict[str, Tensor]] = {}
+    adapters: set[str | None] = set()
     for key, tensor in tensors.items():
         match = _TENSOR.fullmatch(key)
+        if match is None and not any("lora_" in name for name in tensors):
+            raise CheckpointError(f"{path}: holds whole weights ({key}, ...), not a LoRA; {_AS_BASE}")
         if match is None:
             raise CheckpointError(f"{path}: {key} is no A or B of a plain LoRA, and cannot be part of an ensemble")
         if tensor.dtype not in _DTYPES:
@@ -255,6 +289,13 @@ def _read_modules(folder: Path, r: int) -> dict[str, tuple[int, int]]:
         if not tensor.isfinite().all():
             raise CheckpointError(f"{path}: {key} holds NaN or infinity; this adapter's training failed")
         found.setdefault(match["module"], {})[match["which"]] = tensor
+        adapters.add(match["adapter"])
+    if len(adapters) > 1:
+        names = ", ".join(sorted(name or "one without a name" for name in adapters))
+        raise CheckpointError(
+            f"{path}: holds several adapters ({names}); save each alone, by PEFT's save_pretrained(...,"
+            " selected_adapters=[NAME])"
+        )
     if not found:
         raise CheckpointError(f"{path}: holds no tensors; copy the folder again, or train the adapter")
     modules = {}
@@ -273,7 +314,7 @@ def _read_modules(folder: Path, r: int) -> dict[str, tuple[int, int]]:
                     f"{path}: {name}.lora_{which}.weight has shape {shape}, not {wanted} as r = {r} in {CONFIG} says"
                 )
         modules[name] = (pair["A"].shape[1], pair["B"].shape[0])
-    return modules
+    return modules, adapters.pop()
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -284,6 +325,11 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
             raise CheckpointError(
                 f"{folder / pickles[0]}: is a pickle, which can run code when it is read, and is never opened here;"
                 " save the adapter as safetensors where it is trusted (PEFT's save_pretrained does by default)"
+            )
+        if has_whole_weights(folder):
+            raise CheckpointError(
+                f"{folder}: holds whole weights next to {CONFIG}, and no {WEIGHTS}: a merged or fully fine-tuned model,"
+                f" not an adapter; give the adapter as it was before it was merged. Without {CONFIG}, {_AS_BASE}"
             )
         raise CheckpointError(f"{path}: missing; copy the folder again, whole")
     try:

@@ -13,6 +13,10 @@ from lorchestra.store.inside import name_fault
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_UNPACKED = ("mxfp4",)
+"""Methods whose weights transformers turns into plain ones where it has no kernel for them."""
+_QUANTIZERS = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
+"""Files that quantizing tools left next to the weights before config.json had a section for it."""
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -32,9 +36,7 @@ def check_directory(name: str, directory: Path) -> None:
             f"{start}: {directory} is a file. Give the directory with config.json and safetensors, or a .gguf file."
         )
     if (directory / "adapter_config.json").is_file():
-        raise CheckpointError(
-            f"{start}: {directory} holds an adapter (adapter_config.json), not a base. Give the base it was trained on."
-        )
+        raise CheckpointError(f"{start}: {directory} {_adapter(directory)}")
     if not (directory / "config.json").is_file():
         raise CheckpointError(
             f"{start}: {directory} has no config.json.{_hint(directory)} "
@@ -44,13 +46,70 @@ def check_directory(name: str, directory: Path) -> None:
         _check_shards(start, directory)
     elif not (directory / _WEIGHTS).is_file():
         raise CheckpointError(f"{start}: {directory} has no {_WEIGHTS}{_instead(directory)}")
-    explicit = _read_json(start, directory / "config.json").get("transformers_weights")
+    config = _read_json(start, directory / "config.json")
+    if (how := _quantized(start, directory, config)) is not None:
+        raise CheckpointError(
+            f"{start}: the weights in {directory} are quantized ({how}), and members need plain ones to be trained,"
+            " measured and merged on. Give the model that it was made from (in float32, bfloat16 or float16), or write"
+            " a dequantized copy with the tool that quantized it."
+        )
+    explicit = config.get("transformers_weights")
     known = str(explicit).endswith((".safetensors", ".safetensors.index.json")) and name_fault(str(explicit)) is None
     if explicit is not None and not known:
         raise CheckpointError(
             f"{start}: {directory}/config.json names {explicit!r} as its weights (transformers_weights), which is not "
             "safetensors. Remove that line."
         )
+
+
+def has_whole_weights(directory: Path) -> bool:
+    """Whether a directory holds a whole model's weights as transformers saves them."""
+    return (directory / _WEIGHTS).is_file() or (directory / _INDEX).is_file()
+
+
+def _adapter(directory: Path) -> str:
+    """The rest of the sentence about a directory with an adapter's configuration."""
+    if not has_whole_weights(directory):
+        base = _named_base(directory)
+        return (
+            f"holds an adapter (adapter_config.json), not a base. Give the base it was trained on{base}; lorchestra"
+            " import makes a member of the adapter."
+        )
+    return (
+        "holds an adapter (adapter_config.json) next to whole weights, and transformers would load the adapter's base"
+        " in their place. Where the whole weights are meant (a merged or fully fine-tuned model), move"
+        " adapter_config.json out of the directory; else give the base that the adapter was trained on"
+        f"{_named_base(directory)}."
+    )
+
+
+def _named_base(directory: Path) -> str:
+    try:
+        name = json.loads((directory / "adapter_config.json").read_text("utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return ""
+    return f", {name!r}" if isinstance(name, str) and name else ""
+
+
+def _quantized(start: str, directory: Path, config: dict[str, Any]) -> str | None:
+    """How a directory's weights are quantized; None where they are plain, or transformers unpacks them by itself."""
+    text_config = config.get("text_config")
+    for part in (config, text_config if isinstance(text_config, dict) else {}):
+        settings = part.get("quantization_config")
+        if not isinstance(settings, dict) or not settings:
+            continue
+        method = settings.get("quant_method")
+        if method is None:
+            method = "bitsandbytes" if settings.keys() & {"load_in_4bit", "load_in_8bit"} else "quantization_config"
+        if method not in _UNPACKED:
+            bits = settings.get("bits") or (
+                4 if settings.get("load_in_4bit") else 8 if settings.get("load_in_8bit") else 0
+            )
+            return f"{method}, {bits} bits" if bits else str(method)
+    for name, method in _QUANTIZERS.items():
+        if (directory / name).is_file():
+            return f"{method}, by its {name}"
+    return None
 
 
 def looks_like_path(name: str) -> bool:

@@ -9,6 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from lorchestra.report.fit import FittedTable
 from lorchestra.report.html.tables import count
 from lorchestra.report.table import COLUMNS, JUDGED, Column, calibrated, reference_text
 
@@ -16,7 +17,7 @@ _SHOWN = [column for column in COLUMNS if column.key in ("accuracy", "nll", "ece
 _COST = ("Passes", "Tokens", "Sec.", "Peak", "Params")
 
 
-def methods_table(results: Sequence[Mapping[str, Any]]) -> Table:
+def methods_table(results: Sequence[Mapping[str, Any]]) -> FittedTable:
     """One row a method: metrics with the paired interval of `lora_ensemble` minus it, and cost; fits 100 columns.
 
     Args:
@@ -49,7 +50,7 @@ def methods_table(results: Sequence[Mapping[str, Any]]) -> Table:
         apart = one.get("ensemble_minus") or {}
         cells = [_cell(column, one["entry"], apart) for column in _SHOWN]
         table.add_row(name, *cells, *_costs(one["cost"]))
-    return table
+    return FittedTable(table)
 
 
 def _cell(column: Column, entry: Mapping[str, Any], apart: Mapping[str, Any]) -> Text:

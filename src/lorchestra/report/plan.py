@@ -9,6 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from lorchestra.report.fit import FittedTable
 from lorchestra.store.disk import readable_bytes
 
 Record = Mapping[str, Any]
@@ -42,14 +43,14 @@ def readable_seconds(seconds: float) -> str:
     return f"{minutes // 60:,} h {minutes % 60:02d} min"
 
 
-def _facts(title: str, rows: list[tuple[str, str, str]]) -> Table:
+def _facts(title: str, rows: list[tuple[str, str, str]]) -> FittedTable:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column(title, no_wrap=True, min_width=30)
     table.add_column("", justify="right", no_wrap=True, min_width=14)
     table.add_column("", style="dim")
     for row in rows:
         table.add_row(*map(Text, row))
-    return table
+    return FittedTable(table)
 
 
 def _what(record: Record) -> list[tuple[str, str, str]]:
@@ -148,7 +149,7 @@ def _verdict(record: Record) -> str:
     return " ".join(sentences)
 
 
-def _remedies(record: Record) -> Table:
+def _remedies(record: Record) -> FittedTable:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("What would help", no_wrap=True)
     table.add_column("peak", justify="right", no_wrap=True)
@@ -156,4 +157,4 @@ def _remedies(record: Record) -> Table:
     for remedy in record["remedies"]:
         option = f"--{remedy['option'].replace('_', '-')} {remedy['value']}" if remedy["value"] else remedy["option"]
         table.add_row(Text(option), readable_bytes(remedy["peak"]), "fits" if remedy["fits"] else "still too much")
-    return table
+    return FittedTable(table)

@@ -8,12 +8,13 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from lorchestra.report.fit import FittedTable
 from lorchestra.report.table import COLUMNS
 
 _SHOWN = [column for column in COLUMNS if column.key in ("accuracy", "nll", "ece")]
 
 
-def sweep_table(results: Sequence[Mapping[str, Any]]) -> Table:
+def sweep_table(results: Sequence[Mapping[str, Any]]) -> FittedTable:
     """One row a point: its settings, the ensemble's metrics with the mean member's in brackets, and seconds.
 
     Args:
@@ -28,7 +29,7 @@ def sweep_table(results: Sequence[Mapping[str, Any]]) -> Table:
     )
     fields = list(dict.fromkeys(field for one in results for field in one["settings"]))
     for field in fields:
-        table.add_column(field.rpartition(".")[2], justify="right")
+        table.add_column(field.rpartition(".")[2], justify="right", overflow="fold")
     for column in _SHOWN:
         table.add_column(column.title, no_wrap=True)
     table.add_column("validation NLL", justify="right")
@@ -43,4 +44,4 @@ def sweep_table(results: Sequence[Mapping[str, Any]]) -> Table:
         nll, train_s = one.get("val_nll"), (one.get("cost") or {}).get("train_s")
         cells += ["" if nll is None else f"{nll:.3f}", "" if train_s is None else f"{train_s:.0f}"]
         table.add_row(*cells)
-    return table
+    return FittedTable(table, num_names=len(fields))

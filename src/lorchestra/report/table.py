@@ -10,6 +10,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from lorchestra.report.fit import FittedTable
+
 Entry = Mapping[str, Any]
 
 
@@ -71,7 +73,7 @@ ROUNDING = 1e-9
 _FEW_ROWS = 100
 
 
-def evaluation_table(entry: Entry) -> Table:
+def evaluation_table(entry: Entry) -> FittedTable:
     """One row per method, one column per metric; each cell holds the value and below it its interval.
 
     Below the ECE also stands what perfectly calibrated confidences like the method's would show on as many rows: mean
@@ -103,10 +105,10 @@ def evaluation_table(entry: Entry) -> Table:
             for column, width in zip(COLUMNS, widths, strict=True)
         ]
         table.add_row(Text(method.name, style=style), *cells)
-    return table
+    return FittedTable(table)
 
 
-def ood_table(entry: Entry) -> Table | None:
+def ood_table(entry: Entry) -> FittedTable | None:
     """AUROC of telling OOD rows apart by three scores, for the ensemble and the mean of its members.
 
     None if the entry has no "ood".
@@ -135,7 +137,7 @@ def ood_table(entry: Entry) -> Table | None:
             *("\n".join(pair) for pair in pairs),
             f"{_confidences(scores)}\n{_confidences(single)}",
         )
-    return table
+    return FittedTable(table, num_names=2)
 
 
 def verdict(entry: Entry, controls: Sequence[Control] = ()) -> str:

@@ -29,6 +29,9 @@ from lorchestra.store.disk import explained, require_space
 
 _LEFTOVER = re.compile(r"\.(.+)\.[0-9a-f]{16}\.tmp")
 
+_LONGEST_NAME = 210
+"""Bytes of a target's name that its temporary siblings repeat: file systems allow 255 in all."""
+
 LEFTOVER_AGE_S = 3600.0
 """A temporary sibling untouched for this long (seconds) belongs to a process that is gone."""
 
@@ -167,7 +170,7 @@ def sweep_leftovers(path: str | os.PathLike[str], *, older_than_s: float = LEFTO
             still writing is left alone.
     """
     target = Path(path)
-    pattern = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{16}}\.tmp")
+    pattern = re.compile(rf"\.{re.escape(_short_name(target))}\.[0-9a-f]{{16}}\.tmp")
     limit = time.time() - older_than_s
     # Tidying up is a courtesy: whatever goes wrong here must not stop the write.
     with suppress(OSError):
@@ -231,7 +234,11 @@ def json_line(value: Any) -> str:
 
 
 def _temporary_sibling(target: Path) -> Path:
-    return target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
+    return target.with_name(f".{_short_name(target)}.{secrets.token_hex(8)}.tmp")
+
+
+def _short_name(target: Path) -> str:
+    return os.fsdecode(os.fsencode(target.name)[:_LONGEST_NAME])
 
 
 def _prepare(target: Path, num_bytes: int | None) -> None:

@@ -1,4 +1,4 @@
-"""What a full disk, a missing permission or a read-only file system means, in words a user can act on."""
+"""What a full disk, a missing permission or a name that is too long means, in words a user can act on."""
 
 from __future__ import annotations
 
@@ -8,13 +8,19 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lorchestra.errors import CheckpointError, LorchestraError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _DENIED = {errno.EACCES, errno.EPERM}
+_OF_THE_PATH = {
+    errno.ENAMETOOLONG: "a name in this path is longer than the file system allows; give a shorter one",
+    errno.ELOOP: "the symbolic links in this path lead in a circle; give the path of the file itself",
+}
+"""Faults that lie in the path itself, whether it is read or written."""
+_INSTALLED = Path(__file__).resolve().parents[1]
 _RUST_ERRNO = re.compile(r"\(os error (\d+)\)")
 
 
@@ -56,6 +62,53 @@ def explained(target: Path, num_bytes: int | None, *, inside: Path | None = None
         raise _as_checkpoint_error(target, number, os.strerror(number), num_bytes) from error
 
 
+@contextmanager
+def explained_paths() -> Iterator[None]:
+    """Turn an error of the system about some path (closed, too long, a circle of links) into one that a user can mend.
+
+    For the outermost call alone: who reads or writes a certain file has a better sentence. What has no path, or is
+    about a file that is installed with lorchestra, passes.
+
+    Raises:
+        CheckpointError: names the path, what the system says of it, and what to do.
+    """
+    try:
+        yield
+    except OSError as error:
+        path = error.filename
+        if error.errno is None or not isinstance(path, str | bytes | os.PathLike):
+            raise
+        path = Path(os.fsdecode(path))
+        if path.is_relative_to(_INSTALLED):
+            raise
+        raise CheckpointError(f"{path}: {_path_fault(error.errno, error.strerror)}") from error
+
+
+def require_path(path: Path) -> None:
+    """Refuse a path at which the system would not even look; nothing need be there.
+
+    Raises:
+        CheckpointError: a closed directory, a file in place of a directory, a name that is too long, ...
+    """
+    with explained_paths(), suppress(FileNotFoundError):
+        os.lstat(path)
+
+
+def _path_fault(number: int, reason: str | None) -> str:
+    if number in _DENIED:
+        return (
+            "no permission to read or write it; change the permissions of it or of the directories above it, or choose"
+            " another path"
+        )
+    if number == errno.ENOENT:
+        return "no such file or directory; check the path"
+    if number == errno.ENOTDIR:
+        return "a part of this path is a file, not a directory; check the path"
+    if number in _FULL:
+        return "the disk is full; free some space or choose a directory on another disk"
+    return _OF_THE_PATH.get(number, f"cannot be read or written ({reason}); check the path and the disk")
+
+
 def _as_checkpoint_error(
     target: Path, number: int | None, reason: str | None, num_bytes: int | None
 ) -> CheckpointError:
@@ -77,6 +130,8 @@ def _as_checkpoint_error(
         return CheckpointError(f"{target}: a file is where a directory is needed. Remove it or choose another place.")
     if number == errno.EISDIR:
         return CheckpointError(f"{target}: is a directory, and a file was to be written. Choose another name.")
+    if number in _OF_THE_PATH:
+        return CheckpointError(f"{target}: cannot be written ({reason}): {_OF_THE_PATH[number]}")
     return CheckpointError(f"{target}: cannot be written ({reason}). Choose another place.")
 
 

@@ -48,7 +48,7 @@ def directory_lock(directory: str | os.PathLike[str], say: Callable[[str], None]
     descriptor, made = None, []
     try:
         try:
-            place = Path(directory).resolve()
+            place = Path(os.path.realpath(directory))  # which names a circle of links, where `resolve` raises
             made = _make_parents(place)
             file = place.parent / f".{place.name}.lorchestra.lock"
             descriptor = _acquire(file, directory)

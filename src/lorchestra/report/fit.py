@@ -1,0 +1,88 @@
+"""Tables in terminals that are too narrow for them: in pieces below each other, each with the names of its rows."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
+from rich.table import Column, Table
+
+_LEAST_TEXT = 14
+"""Width, in columns of the terminal, below which running text is not squeezed."""
+_LEAST_NAME = 22
+"""And names of rows."""
+
+
+class FittedTable:
+    """A table whose first columns name its rows, and are never cut or squeezed out by the others.
+
+    Where the whole does not fit, the other columns are dealt out to several tables, each with the names.
+
+    Args:
+        table: the table; its title comes above the first piece and its caption below the last.
+        num_names: how many of its first columns name a row.
+    """
+
+    def __init__(self, table: Table, num_names: int = 1) -> None:
+        self.table = table
+        self.num_names = num_names
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """The table, or its pieces."""
+        pieces = self._pieces(console, options)
+        if len(pieces) == 1 and not self._too_wide(pieces[0], console, options):
+            yield self.table
+            return
+        for number, indices in enumerate(pieces):
+            yield self._piece(indices, first=number == 0, last=number == len(pieces) - 1)
+
+    def _pieces(self, console: Console, options: ConsoleOptions) -> list[list[int]]:
+        """The columns of each piece beside the names, by index."""
+        pieces: list[list[int]] = [[]]
+        for index in range(self.num_names, len(self.table.columns)):
+            if pieces[-1] and self._too_wide([*pieces[-1], index], console, options):
+                pieces.append([])
+            pieces[-1].append(index)
+        return pieces
+
+    def _too_wide(self, indices: Sequence[int], console: Console, options: ConsoleOptions) -> bool:
+        shown = [*range(self.num_names), *indices]
+        dividers = len(shown) - 1 if self.table.box is not None else 0
+        return dividers + sum(self._width(index, console, options) for index in shown) > options.max_width
+
+    def _width(self, index: int, console: Console, options: ConsoleOptions) -> int:
+        """Least width of a column, padding included, at which it reads well."""
+        column = self.table.columns[index]
+        wide = options.update(max_width=10_000)
+        sizes = [Measurement.get(console, wide, cell) for cell in (column.header, *column.cells)]
+        width = max(size.maximum for size in sizes)
+        if not column.no_wrap:
+            word = 0 if index < self.num_names else max(size.minimum for size in sizes)  # names break anywhere
+            width = min(width, max(_LEAST_NAME if index < self.num_names else _LEAST_TEXT, word))
+        _, right, _, left = self.table.padding
+        return max(width, column.min_width or 0) + left + right
+
+    def _piece(self, indices: Sequence[int], *, first: bool, last: bool) -> Table:
+        columns = [self._name_column(self.table.columns[index]) for index in range(self.num_names)]
+        columns += [dataclasses.replace(self.table.columns[index].copy(), overflow="fold") for index in indices]
+        piece = Table(
+            *columns,
+            title=self.table.title if first else None,
+            caption=self.table.caption if last else None,
+            box=self.table.box,
+            show_edge=self.table.show_edge,
+            padding=self.table.padding,
+            header_style=self.table.header_style,
+            title_justify=self.table.title_justify,
+            caption_justify=self.table.caption_justify,
+        )
+        cells = [list(self.table.columns[index].cells) for index in (*range(self.num_names), *indices)]
+        for row in zip(*cells, strict=True):
+            piece.add_row(*row)
+        return piece
+
+    def _name_column(self, column: Column) -> Column:
+        """A column of names that breaks them over lines where they alone are too wide."""
+        return dataclasses.replace(column.copy(), min_width=None, no_wrap=False, overflow="fold")
