@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -78,7 +78,7 @@ def asked_values(
     if isinstance(given, Mapping):
         raise InputError("one mapping is given; give a list of rows, each a mapping from columns to cells")
     # a table would be taken for a list of its column names
-    values = iter(given.to_dict("records") if hasattr(given, "itertuples") else given)
+    values = iter(cast(Any, given).to_dict("records") if hasattr(given, "itertuples") else given)
     first = next(values, None)
     if first is None:
         return
