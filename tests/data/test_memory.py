@@ -195,4 +195,3 @@ def test_labels_of_libraries_are_pythons_values():
             labels_of(pandas.Series([values[0], None, values[2]], dtype=kind))
     assert labels_of(pandas.Series([1, 2, 1], dtype="category")) == [1, 2, 1]
     assert labels_of(np.array([[1], [2]])) is None
-    assert isinstance(examples_of(["a"], FIELDS, LABELS)[0], Example)

@@ -8,7 +8,6 @@ import pytest
 from tiny_base import tiny_tokenizer
 
 from lorchestra.data.config import DataConfig
-from lorchestra.data.encode import encode
 from lorchestra.data.prompts import PromptTemplate
 from lorchestra.engine.encode_each import encode_each
 from lorchestra.engine.session import Session
@@ -20,7 +19,8 @@ LONG = "very long film " * 40
 
 @pytest.fixture(scope="module")
 def session():
-    base = SimpleNamespace(tokenizer=tiny_tokenizer(), context_length=LONGEST)
+    tokenizer = tiny_tokenizer()
+    base = SimpleNamespace(tokenizer=tokenizer, context_length=LONGEST, num_embeddings=len(tokenizer))
     return Session(base, None, PromptTemplate("{question} Answer:"), DataConfig(), "text", 100, "task")
 
 
@@ -30,7 +30,8 @@ def examples(texts, choices=("yes", "no")):
 
 def test_good_rows_have_the_tokens_of_one_call(session):
     rows = examples([f"the film {n} was good" for n in range(9)])
-    together = encode(rows, session.template, session.base.tokenizer, scoring="text").rows
+    rows += examples(["a film that names </s> and <s>"])  # plain text, as everywhere
+    together = session.encode(rows).rows
     assert [row.tokens for row in encode_each(session, rows, "error")] == list(together)
     assert encode_each(session, rows[:1], "error")[0].tokens == together[0]
     assert encode_each(session, [], "error") == []

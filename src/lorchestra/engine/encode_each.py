@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from lorchestra.data.encode import EncodedSplit, encode
+from lorchestra.data.encode import EncodedSplit
 from lorchestra.engine.session import Session
 from lorchestra.errors import LorchestraError
 from lorchestra.types import EncodedExample, Example
@@ -69,16 +69,8 @@ def _fits_without_bound(session: Session, example: Example) -> bool:
 
 
 def _encode(session: Session, examples: Sequence[Example], too_long: TooLong, bounded: bool = True) -> EncodedSplit:
-    split = encode(
-        examples,
-        session.template,
-        session.tokens,
-        scoring=session.scoring,
-        normalize=session.data.normalize,
-        max_length=session.max_length if bounded else None,
-        too_long=too_long,
-    )
-    session.note(examples, split)
+    split = session.tokenize(examples, too_long, bounded=bounded)
+    session.say_of_tokens(split, examples)
     return split
 
 

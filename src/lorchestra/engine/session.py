@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,24 +69,35 @@ class Session:
 
         With `shots` before them, rows that no longer fit are left out whatever `data.too_long` says, and not told of.
         """
-        split = encode(
+        split = self.tokenize(examples, "drop" if shots else self.data.too_long, shots=shots)
+        if not shots:
+            for warning in split.warnings:
+                self._say_once(warning, warning)
+            self.say_of_tokens(split, examples)
+        return split
+
+    def tokenize(
+        self,
+        examples: Sequence[Example],
+        too_long: Literal["error", "drop", "truncate"],
+        *,
+        bounded: bool = True,
+        shots: Sequence[Example] = (),
+    ) -> EncodedSplit:
+        """As `encode`, and nothing is said; without `bounded` a row may have any length."""
+        return encode(
             examples,
             self.template,
             self.tokens,
             scoring=self.scoring,
             normalize=self.data.normalize,
-            max_length=self.max_length,
-            too_long="drop" if shots else self.data.too_long,
+            max_length=self.max_length if bounded else None,
+            too_long=too_long,
             shots=shots,
         )
-        if not shots:
-            for warning in split.warnings:
-                self._say_once(warning, warning)
-            self.note(examples, split)
-        return split
 
-    def note(self, examples: Sequence[Example], split: EncodedSplit) -> None:
-        """Say, once each, what the tokens of these examples mean for their answers."""
+    def say_of_tokens(self, split: EncodedSplit, examples: Sequence[Example]) -> None:
+        """Say, once each, what is odd about the tokens of some rows."""
         self._say_literal(split)
         if split.hopeless:
             self._say_once("hopeless", f"{examples[split.hopeless[0]].where}: {HOPELESS}")
