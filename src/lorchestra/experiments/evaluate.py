@@ -100,8 +100,8 @@ def evaluate_run(
     if closed is not None:
         raise UnsavedEvaluationError(closed, entry)
     if save:
-        kept = [predictions, *unlike.values(), *(() if validation is None else (validation,))]
-        _save(trained, before, entry, kept, baselines)
+        made = [predictions, *unlike.values(), *(() if validation is None else (validation,))]
+        _save(trained, before, entry, made, baselines)
     return entry
 
 
