@@ -281,8 +281,9 @@ def _convert(hint: Any, value: Any, where: str, path: str, *, saved: bool = Fals
     if isinstance(value, int) and value.bit_length() > _MOST_BITS:
         raise ConfigError(f"{where}: {path} is a number of {value.bit_length():,} bits, which is no setting")
     if origin is Literal:
-        if any(value == known and type(value) is type(known) for known in arguments):
-            return value
+        for known in arguments:
+            if value == known and isinstance(value, type(known)) and isinstance(value, bool) == isinstance(known, bool):
+                return known
         raise ConfigError(f"{where}: {path} is {_shown(value)}; it must be one of {', '.join(map(str, arguments))}")
     if origin is tuple:
         if isinstance(value, list | tuple):

@@ -86,9 +86,8 @@ def _with_saved_ids(rows: RunRows, splits_path: Path) -> RunRows:
 
 def saved_validation(trained: TrainedEnsemble) -> Predictions | None:
     """The members' predictions of the run's validation rows, where an earlier evaluation has left them."""
-    path = trained.run.predictions / f"{trained.record['task']}.val.safetensors"
     try:
-        found = load_predictions(path)
+        found = load_predictions(trained.run.prediction(trained.record["task"], "val"))
         ids = read_json(trained.run.splits)["val"]["ids"]
     except (CheckpointError, LookupError, TypeError):
         return None
