@@ -6,14 +6,13 @@ Needs scikit-learn (extra `sklearn`), which nothing else in lorchestra imports.
 from __future__ import annotations
 
 import dataclasses
-import secrets
 import shutil
 import sys
 import tempfile
 import warnings
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +22,15 @@ from numpy.typing import NDArray
 from lorchestra.config import read_recipe
 from lorchestra.core import predictive
 from lorchestra.data.config import DataConfig
-from lorchestra.data.memory import kinds_of, labels_of, texts_of
+from lorchestra.data.memory import plain_labels, texts_of
 from lorchestra.data.splits import hold_out
 from lorchestra.engine.config import RunConfig
 from lorchestra.errors import ConfigError, DataError, InputError, LorchestraError
 from lorchestra.experiments.load import TrainedEnsemble, load_run
 from lorchestra.experiments.rows import RunRows, validation_notes
 from lorchestra.experiments.train import train_run
-from lorchestra.store.atomic import discard_directory
+from lorchestra.store.atomic import replacing_directory
 from lorchestra.store.inside import inside
-from lorchestra.store.lock import directory_lock
 from lorchestra.types import Example, Task
 
 try:
@@ -161,9 +159,14 @@ class LoRAEnsembleClassifier(ClassifierMixin, BaseEstimator):
                 " every class must keep one to learn from; give more"
             ) from error
         place = _Place(self.out)
+        if place.is_taken and getattr(self, "run_dir_", None) != str(place.root):
+            raise ConfigError(
+                f"out: {place.root}: a run is already there, or other files, and this classifier has not fitted it;"
+                " choose another, or remove it"
+            )
         task = Task("texts", splits, options)
         rows = RunRows(task, tuple(validation_notes(task)))
-        with self._replacing(place.root) as root:
+        with replacing_directory(place.root) if place.is_taken else nullcontext(place.root) as root:
             outcome = train_run(config, root, say=self._say, rows=rows)
         for m, reason in zip(outcome.failed_members, outcome.reasons, strict=True):
             warnings.warn(f"member {m} failed and is left out: {reason}", ConvergenceWarning, stacklevel=2)
@@ -217,33 +220,6 @@ class LoRAEnsembleClassifier(ClassifierMixin, BaseEstimator):
                 " data.too_long is drop; every text needs an answer: use truncate"
             )
         return found.log_probs_MEC[:, :, self._columns]
-
-    @contextmanager
-    def _replacing(self, root: Path) -> Iterator[Path]:
-        """Where to train: the run directory, or a new one that takes its place once it is whole.
-
-        Only what this very classifier has fitted is replaced.
-
-        Raises:
-            ConfigError: `out` is taken by something else.
-        """
-        if not root.is_dir() or not any(root.iterdir()):
-            yield root
-            return
-        if getattr(self, "run_dir_", None) != str(root):
-            raise ConfigError(
-                f"out: {root}: a run is already there, or other files, and this classifier has not fitted it; choose"
-                " another, or remove it"
-            )
-        # a name that later writes sweep up where this process is killed
-        new = root.with_name(f".{root.name}.{secrets.token_hex(8)}.tmp")
-        try:
-            with directory_lock(root, self._say):
-                yield new
-                discard_directory(root)
-                new.rename(root)
-        finally:
-            shutil.rmtree(new, ignore_errors=True)
 
     def _names(self, classes: NDArray[Any]) -> list[str]:
         """What the model reads for each class."""
@@ -329,6 +305,11 @@ class _Place:
         self.root = Path(directory) / "run"
         weakref.finalize(self, shutil.rmtree, directory, ignore_errors=True)
 
+    @property
+    def is_taken(self) -> bool:
+        """Whether something is there."""
+        return self.root.is_dir() and any(self.root.iterdir())
+
 
 def _labels(y: Any) -> NDArray[Any]:
     """y as one axis of class labels; whole numbers stay whole, whatever else the column of a DataFrame could hold.
@@ -339,15 +320,6 @@ def _labels(y: Any) -> NDArray[Any]:
     """
     if y is None:
         raise InputError("LoRAEnsembleClassifier requires y to be passed, but the target y is None")
-    plain = labels_of(y)
-    if plain is not None:
-        kinds = kinds_of(plain)
-        if "str" in kinds and len(kinds) > 1:
-            raise InputError(f"y mixes {' and '.join(kinds)}; give labels of one type")
-        if not isinstance(
-            getattr(y, "dtype", np.dtype(object)), np.dtype
-        ):  # pandas' types, which NumPy reads as floats
-            y = np.asarray(plain, dtype=object if "str" in kinds else None)
-    labels = column_or_1d(y, warn=True)
+    labels = column_or_1d(plain_labels(y), warn=True)
     check_classification_targets(labels)
     return np.asarray(labels)

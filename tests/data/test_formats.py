@@ -290,6 +290,7 @@ def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         (gzip.compress(JSON_LINES.encode()), {}),
         (delimited_text("\t").encode(), {"format": "tsv"}),
     ],
+    ids=["JSON lines", "JSON", "CSV", "gzip", "TSV"],
 )
 def test_standard_input(monkeypatch: pytest.MonkeyPatch, data: bytes, options: dict[str, Any]) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))

@@ -9,7 +9,7 @@ import pytest
 
 from lorchestra.data.asked import asked_values
 from lorchestra.data.config import DataConfig, FieldsConfig
-from lorchestra.data.memory import entries_of, is_file, labels_of, texts_of
+from lorchestra.data.memory import entries_of, is_file, plain_labels, texts_of
 from lorchestra.errors import DataError, InputError
 
 
@@ -188,10 +188,13 @@ def test_a_string_is_a_file_or_probably_a_text(tmp_path):
 def test_labels_of_libraries_are_pythons_values():
     pandas = pytest.importorskip("pandas", reason="pandas is not installed (extra pandas)")
     for kind, values in (("Int64", [0, 1, 0]), ("boolean", [True, False, True]), ("string", ["a", "b", "a"])):
-        found = labels_of(pandas.Series(values, dtype=kind))
+        found = plain_labels(pandas.Series(values, dtype=kind)).tolist()
         assert found == values
         assert [type(label) for label in found] == [type(value) for value in values]
         with pytest.raises(InputError, match=r"y\[1\] is missing \(.*\); leave such rows out"):
-            labels_of(pandas.Series([values[0], None, values[2]], dtype=kind))
-    assert labels_of(pandas.Series([1, 2, 1], dtype="category")) == [1, 2, 1]
-    assert labels_of(np.array([[1], [2]])) is None
+            plain_labels(pandas.Series([values[0], None, values[2]], dtype=kind))
+    assert plain_labels(pandas.Series([1, 2, 1], dtype="category")).tolist() == [1, 2, 1]
+    for y in (np.array([[1], [2]]), np.array([1.5, 2.5]), "text", 3):
+        assert plain_labels(y) is y
+    with pytest.raises(InputError, match="y mixes int and str"):
+        plain_labels([1, "a"])

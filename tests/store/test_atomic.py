@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from lorchestra.errors import CheckpointError
+from lorchestra.store import atomic
 from lorchestra.store.atomic import (
     atomic_directory,
     atomic_path,
@@ -22,6 +23,7 @@ from lorchestra.store.atomic import (
     atomic_write_json,
     atomic_write_text,
     discard_directory,
+    replacing_directory,
     sha256_file,
     sweep_directory,
     sweep_leftovers,
@@ -259,3 +261,34 @@ def test_discarding_refuses_a_file_and_leaves_it(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="a file is where a directory is needed"):
         discard_directory(tmp_path / "x")
     assert (tmp_path / "x").read_text() == "mine"
+
+
+def test_a_directory_is_replaced_by_a_whole_one(tmp_path: Path) -> None:
+    target = tmp_path / "run"
+    target.mkdir()
+    (target / "old").write_text("")
+
+    def make(fail: bool) -> None:
+        with replacing_directory(target) as new:
+            new.mkdir()
+            (new / "new").write_text("")
+            assert (target / "old").exists()
+            if fail:
+                raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        make(fail=True)
+    assert [entry.name for entry in target.iterdir()] == ["old"]
+    make(fail=False)
+    assert [entry.name for entry in target.iterdir()] == ["new"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["run"]
+
+
+def test_names_as_long_as_the_file_system_allows_can_be_written(tmp_path: Path) -> None:
+    for name in ("n" * 255, "ü" * 127):
+        atomic_write_text(tmp_path / name, "x")
+        assert (tmp_path / name).read_text() == "x"
+        leftover = atomic._temporary_sibling(tmp_path / name)
+        leftover.write_text("")
+        sweep_leftovers(tmp_path / name, older_than_s=-1.0)
+        assert not leftover.exists()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from lorchestra.data.formats import SUFFIXES
 from lorchestra.errors import InputError
@@ -103,34 +105,29 @@ def _listed(rows: Any) -> list[Any]:
         raise InputError(f"rows is a {type(rows).__name__}; give {_ROWS}") from error
 
 
-def labels_of(y: Any) -> list[Any] | None:
-    """y's labels as Python's values, where it is one axis of a library's type (pandas, polars); None for anything else.
+def plain_labels(y: Any) -> Any:
+    """y, checked; of a library's types of columns (pandas, polars) as an array of Python's values.
 
-    So whole numbers stay whole numbers, whatever the column could also hold.
+    So whole numbers stay whole numbers, which NumPy would read as floats where a column could also hold none.
 
     Raises:
-        InputError: a label is missing; names its position.
+        InputError: a label is missing, or text and other types are mixed.
     """
-    if getattr(y, "ndim", 1) != 1 or isinstance(y, str | bytes):
-        return None
-    try:
-        labels = y.tolist() if hasattr(y, "tolist") else list(y)
-    except TypeError:
-        return None
-    if not isinstance(labels, list):
-        return None
+    if getattr(y, "ndim", 1) != 1 or isinstance(y, str | bytes) or not hasattr(y, "__iter__"):
+        return y
+    labels = list(y.tolist()) if hasattr(y, "tolist") else list(y)
     missing = next((i for i, label in enumerate(labels) if _is_missing(label)), None)
     if missing is not None:
         raise InputError(f"y[{missing}] is missing ({labels[missing]!r}); leave such rows out")
-    return labels
+    kinds = sorted({type(label).__name__ for label in labels})
+    if "str" in kinds and len(kinds) > 1:
+        raise InputError(f"y mixes {' and '.join(kinds)}; give labels of one type")
+    if not hasattr(y, "dtype"):
+        return labels
+    return y if isinstance(y.dtype, np.dtype) else np.asarray(labels, dtype=object if "str" in kinds else None)
 
 
 def _is_missing(value: Any) -> bool:
     """Whether a cell is empty: None, NaN, or pandas' NA and NaT, whose comparisons give neither true nor false."""
     is_na = type(value).__name__ in ("NAType", "NaTType")
     return value is None or is_na or (isinstance(value, float) and value != value)
-
-
-def kinds_of(labels: Sequence[Any]) -> list[str]:
-    """Names of the types among labels, for a message."""
-    return sorted({type(label).__name__ for label in labels})

@@ -142,6 +142,26 @@ def atomic_directory(path: str | os.PathLike[str], *, num_bytes: int | None = No
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def replacing_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield the path of a directory to make; when the block ends well, it takes the place of the one at `path`.
+
+    When the block raises, what it made is removed and `path` is as before.
+
+    Raises:
+        CheckpointError: the directory cannot be moved out of the way.
+    """
+    target = Path(path)
+    new = _temporary_sibling(target)
+    try:
+        yield new
+        discard_directory(target)
+        with explained(target, None):
+            new.rename(target)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
 def discard_directory(path: str | os.PathLike[str]) -> None:
     """Remove a directory so that nobody meets it half removed; nothing happens when it is not there.
 
