@@ -11,6 +11,7 @@ import pytest
 
 from lorchestra.data.asked import asked_rows, asked_values
 from lorchestra.data.config import DataConfig, FieldsConfig
+from lorchestra.data.memory import entries_of
 from lorchestra.errors import ConfigError, DataError, InputError
 from lorchestra.types import Example
 
@@ -99,7 +100,7 @@ def test_cells_of_any_type_are_kept_as_json(tmp_path):
 
 def test_values_in_memory():
     def ask(values, labels=LABELS):
-        return list(asked_values(values, DataConfig(), labels))
+        return list(asked_values(entries_of(values, labels), DataConfig(), labels))
 
     assert [row.example.question for row in ask(["a", "b"])] == ["a", "b"]
     assert ask([]) == []
@@ -107,19 +108,19 @@ def test_values_in_memory():
     assert row.kept == {"text": "a", "n": 3}
     example = Example("x", "a", LABELS, None)
     assert ask([example])[0].example is example
-    for values, message in (({"text": "a"}, "one mapping"), ([3], "row 1 is int"), ([example, "a"], "row 2 is str")):
+    for values, message in (({"text": "a"}, "one dict"), ([3], r"rows\[0\] is 3"), ([example, "a"], "row 2 is str")):
         with pytest.raises(InputError, match=message):
             ask(values)
-    with pytest.raises(InputError, match="give both"):
+    with pytest.raises(InputError, match="give dicts with both"):
         ask(["a"], labels=None)
 
 
 def test_a_table_of_pandas():
     pandas = pytest.importorskip("pandas")
     table = pandas.DataFrame({"text": ["a film", None], "n": pandas.array([1, None], dtype="Int64")})
-    first, second = asked_values(table, DataConfig(), LABELS)
+    first, second = asked_values(entries_of(table, LABELS), DataConfig(), LABELS)
     assert (first.example.question, first.kept) == ("a film", {"text": "a film", "n": 1})
     assert "text" in second.fault
     assert second.kept == {"text": None, "n": None}
-    (row,) = asked_values(pandas.Series(["a play"]), DataConfig(), LABELS)
+    (row,) = asked_values(entries_of(pandas.Series(["a play"]), LABELS), DataConfig(), LABELS)
     assert row.example.question == "a play"

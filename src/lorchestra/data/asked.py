@@ -71,10 +71,25 @@ def asked_values(
 ) -> Iterator[AskedRow]:
     """Rows that are in memory already (see `memory.entries_of`): examples, texts to label, or columns with cells.
 
+    Of an iterator none is taken before the first is asked for.
+
     Raises:
         DataError: none of the first mappings has the columns that are needed.
     """
-    remaining = iter(values)
+    if isinstance(values, Iterator):
+        return _asked_later(values, config, labels)
+    return _asked_values(iter(values), config, labels)
+
+
+def _asked_later(
+    values: Iterator[Example | str | Mapping[Any, Any]], config: DataConfig, labels: tuple[str, ...] | None
+) -> Iterator[AskedRow]:
+    yield from _asked_values(values, config, labels)
+
+
+def _asked_values(
+    remaining: Iterator[Example | str | Mapping[Any, Any]], config: DataConfig, labels: tuple[str, ...] | None
+) -> Iterator[AskedRow]:
     first = next(remaining, None)
     if first is None:
         return iter(())

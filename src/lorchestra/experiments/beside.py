@@ -106,13 +106,13 @@ def score(
     entry = evaluate_predictions(
         predictions,
         validation=validation,
-        train_labels=[row.answer for row in splits["train"] if row.answer is not None] or None,
+        train_labels=[row.answer for row in splits.get("train", ()) if row.answer is not None] or None,
         baselines=baselines,
         temperature=settings.temperature,
         resamples=settings.resamples,
         seed=seed,
     )
-    seen = {name: num_shared(examples, splits[name]) for name in ("train", "val")}
+    seen = {name: num_shared(examples, splits.get(name, ())) for name in ("train", "val")}
     notes = [*_seen_notes(seen, len(examples)), *entry["notes"]]
     return entry | {"notes": notes, "seen": seen, "left_out": dict(left_out)}
 

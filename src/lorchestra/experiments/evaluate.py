@@ -83,10 +83,10 @@ def evaluate_run(
         session.say(f"evaluating without the run's training rows, and so without the majority answer ({why})")
     predictions, zero_shot = _members_and_base(session, examples, split, progress)
     validation = predictions if is_validation else _validation(trained, rows, progress)
-    splits, own = {"train": (), "val": ()} if rows is None else rows.task.splits, trained.config
+    splits, own = {} if rows is None else rows.task.splits, trained.config
     candidates: dict[str, Predictions | str] = {
         "base_zero_shot": zero_shot,
-        **few_shot_base(session, own, examples, split, splits["train"], progress),
+        **few_shot_base(session, own, examples, split, splits.get("train"), progress),
         **mc_dropout_of(session, own, examples, split, progress, passes=session.model.num_members),
     }
     baselines, left_out = comparable(candidates, predictions, session)
