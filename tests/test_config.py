@@ -210,6 +210,10 @@ def test_a_saved_configuration_that_was_cut_off_is_not_one_with_defaults(tmp_pat
             {"data": {"prompt": {"system_prompt": "x\udfff"}}},
             "data.prompt.system_prompt: holds half of a surrogate",
         ),
+        (
+            {"data": {"prompt": {"frame": {"alone": ["a", "\ud800", "b"]}}}},
+            "data.prompt.frame.alone: holds half of a surrogate",
+        ),
         ({"train": {"token_budget": 0}}, "train.token_budget: 0 is less than 1"),
         ({"train": {"token_budget": -5}}, "train.token_budget: -5 is less than 1"),
         ({"train": {"checkpoint_every_s": math.nan}}, "train.checkpoint_every_s: nan is not a number from 0 up"),

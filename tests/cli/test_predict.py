@@ -332,6 +332,32 @@ def test_an_interrupted_command_resumes_to_the_same_bytes(
     assert not list(tmp_path.glob("*.partial*"))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda record: record.update(num_rows=10**6), "its first 1000000 rows are not those"),
+        (lambda record: record.update(state={}), "a.jsonl.partial.json: state.rows_digest is missing"),
+        (lambda record: record["state"]["counts"].pop("rows"), "a.jsonl.partial.json: state.counts.rows is missing"),
+        (lambda record: record["state"]["counts"].update(failed="x"), "state.counts.failed is 'x', not"),
+        (lambda record: record["state"].update(columns=3), "state.columns is 3, not"),
+    ],
+)
+def test_what_is_saved_with_the_rows_of_an_interrupted_command_is_checked(
+    lorchestra, texts_run, write, tmp_path, interrupt, change, message
+):
+    command = ("predict", texts_run, "--data", write(texts(2 * CHUNK)), "--out", tmp_path / "a.jsonl")
+    interrupt(1)
+    assert lorchestra(*command)[0] == 130
+    path = tmp_path / "a.jsonl.partial.json"
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record))
+    interrupt(-1)
+    code, _, err = lorchestra(*command, "--if-exists", "resume")
+    assert code == 2
+    assert message in " ".join(err.split())
+
+
 def test_another_beginning_is_not_continued(lorchestra, texts_run, questions_run, write, tmp_path, interrupt):
     rows = texts(3 * CHUNK)
     path, out = write(rows), tmp_path / "a.jsonl"

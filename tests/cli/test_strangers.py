@@ -8,6 +8,7 @@ import shutil
 import sys
 
 import pytest
+import yaml
 from fuzzing.records import METHODS, Records
 
 OPENED: list[str] = []
@@ -249,3 +250,50 @@ def test_a_field_of_another_type_ends_in_one_error_that_names_it(lorchestra, pla
     assert (code, len(errors)) == (2, 1)
     assert str(path.with_suffix("")) in errors[0]
     assert message in errors[0]
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate", "export", "report"])
+@pytest.mark.parametrize("content", ["0: private\n1: other\n", "private: [no end\n"])
+def test_a_file_that_a_saved_configuration_names_for_labels_is_not_read(lorchestra, place, command, content):
+    """Whoever trains may name one; what a run saves are the names in it."""
+    outside = place.parent / "outside"
+    (outside / "names.yaml").write_text(content)
+    config = yaml.safe_load((place / "run/config.yaml").read_text())
+    config["data"]["read"]["label_names"] = [str(outside / "names.yaml")]
+    (place / "run/config.yaml").write_text(yaml.safe_dump(config))
+    code, said = ask(lorchestra, commands(place)[command], outside)
+    assert code == 2
+    assert "config.yaml: data.read.label_names has" in said
+    assert "private" not in said
+
+
+def _fail(*numbers):
+    def change(record):
+        for number in numbers:
+            record["members"][number]["state"] = "failed"
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("command", "change", "message"),
+    [
+        ("report", _fail(0), "num_members is 2, and 1 members of the run are left"),
+        ("report", _fail(0, 1), "num_members is 2, and 0 members of the run are left"),
+        ("export", _fail(0, 1), "every member failed"),
+        ("merge", _fail(0, 1), "every member failed"),
+        ("predict", lambda r: r.update(labels=["yes", "\ud800"]), "a label holds half of a surrogate pair"),
+        *(
+            ("export", lambda r, name=name: r.pop(name), f"lacks {name}")
+            for name in ("normalize", "chat_template", "system_prompt")
+        ),
+        ("export", lambda r: r["base"].pop("id"), "base.id is missing"),
+        ("report", lambda r: r["base"].pop("id"), "base.id is missing"),
+    ],
+)
+def test_a_record_that_says_something_else_than_the_files_is_refused(lorchestra, place, command, change, message):
+    edit(place / "run/ensemble.json", change)
+    code, said = ask(lorchestra, commands(place)[command], place.parent / "outside")
+    assert code == 2
+    assert message in said
+    assert not (place / "new").exists()

@@ -164,7 +164,7 @@ def test_record_and_configuration_must_have_the_same_rules(run_config, texts_csv
 
 def test_an_unfinished_run_of_before_goes_on_by_its_rules(run_config, tmp_path, texts_csv):
     """Its configuration has no version of prompts."""
-    from lorchestra.experiments.record import read_config
+    from lorchestra.engine.config import read_config
     from lorchestra.store.run_dir import RunDir
 
     root = train_run(run_config(texts_csv(), adapt={"members": 1}), tmp_path / "run").run.root

@@ -89,3 +89,13 @@ def test_a_directory_or_a_place_that_cannot_be_is_refused(tmp_path):
             pass
     with pytest.raises(CheckpointError, match="cannot be written"), answer_file(tmp_path / ("x" * 300), {}):
         pass
+
+
+@pytest.mark.parametrize("if_exists", [None, "resume", "overwrite"])
+def test_a_link_in_place_of_the_beginning_is_not_written_through(begun, tmp_path, if_exists):
+    partial, elsewhere = begun.with_name("answers.csv.partial"), tmp_path / "elsewhere"
+    partial.rename(elsewhere)
+    partial.symlink_to(elsewhere)
+    with pytest.raises(CheckpointError, match="is a link"), answer_file(begun, {"run": "a"}, if_exists):
+        pass
+    assert elsewhere.read_bytes() == b"one\ntwo\n"

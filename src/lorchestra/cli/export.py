@@ -36,8 +36,7 @@ def run(arguments: Sequence[str]) -> int:
     check_run_argument(parsed.run, "export")
 
     from lorchestra.cli.output import messages, speaker
-    from lorchestra.config import read_recipe
-    from lorchestra.engine.config import RunConfig
+    from lorchestra.engine.config import read_config
     from lorchestra.experiments.export import export_run, exported_members
     from lorchestra.report.card import model_card
     from lorchestra.store.evaluations import read_evaluations
@@ -49,7 +48,7 @@ def run(arguments: Sequence[str]) -> int:
     names = exported_members(parsed.run)
     card = model_card(
         record,
-        read_recipe(run_dir.config, RunConfig, whole=True),
+        read_config(run_dir),
         read_splits(run_dir),
         {"evaluations": read_evaluations(run_dir)[0]},
         names,

@@ -28,6 +28,11 @@ from lorchestra.store.atomic import sha256_file
 from lorchestra.store.disk import explained
 from lorchestra.store.paths import typed_path
 from lorchestra.store.run_dir import read_ensemble
+from lorchestra.store.schema import COUNT, check_shape
+
+_COUNTS = {name: str if isinstance(value, str) else COUNT for name, value in dataclasses.asdict(AnswerCounts()).items()}
+_STATE: dict[str, Any] = {"rows_digest": str, "chunk_rows": COUNT, "counts": _COUNTS, "columns": ([str], None)}
+"""What is saved with each chunk, so that another command can write on."""
 
 
 class Sink(Protocol):
@@ -141,7 +146,10 @@ class Prediction:
             "run": sha256_file(run.ensemble),
             "format": self.form.name,
             **options,
-            **{f"--data.{name}": value for name, value in dataclasses.asdict(self.parsed.reading).items()},
+            **{
+                f"--data.{name.replace('_', '-')}": value
+                for name, value in dataclasses.asdict(self.parsed.reading).items()
+            },
         }
 
     def _answer(self, sink: Sink) -> None:
@@ -178,17 +186,19 @@ class Prediction:
         if not sink.num_rows:
             return
         state = sink.state
+        check_shape(state, _STATE, typed_path(f"{self.parsed.out}.partial.json"), "state")
         for row in rows:
             self._digest(row)
             self.counts.rows += 1
             if self.counts.rows == sink.num_rows:
                 break
-        if self.digest.hexdigest() != state.get("rows_digest") or state.get("chunk_rows") != size:
+        same_rows = self.counts.rows == sink.num_rows and self.digest.hexdigest() == state["rows_digest"]
+        if not same_rows or state["chunk_rows"] != size:
             raise DataError(
                 f"{self.parsed.data}: its first {sink.num_rows} rows are not those that {self.parsed.out}.partial was"
                 " begun with; restore the file, or start over with --if-exists overwrite"
             )
-        self.counts = AnswerCounts(**state["counts"])
+        self.counts = AnswerCounts(**{name: state["counts"][name] for name in _COUNTS})
         self.form = dataclasses.replace(self.form, input_columns=tuple(state["columns"]))
         self.say(f"continuing after {sink.num_rows} rows")
 

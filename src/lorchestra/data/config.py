@@ -169,9 +169,11 @@ def check_data(config: DataConfig) -> None:
     if (len(frame.alone), len(frame.shots)) not in ((0, 0), (3, 0), (3, 9)):
         message = f"data.prompt.frame: has {len(frame.alone)} and {len(frame.shots)} texts, not 3 and 0 or 9"
         raise ConfigError(f"{message}; leave data.prompt.frame out, it is written by training")
-    for name in ("template", "system_prompt", "answer_prefix"):
+    texts = {name: getattr(config.prompt, name) or "" for name in ("template", "system_prompt", "answer_prefix")}
+    texts |= {"frame.alone": "".join(frame.alone), "frame.shots": "".join(frame.shots)}
+    for name, text in texts.items():
         try:
-            (getattr(config.prompt, name) or "").encode()
+            text.encode()
         except UnicodeEncodeError as error:
             message = (
                 f"data.prompt.{name}: holds half of a surrogate pair at place {error.start}, which is no character"

@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 
-from lorchestra.config import read_recipe
-from lorchestra.engine.config import RunConfig
+from lorchestra.engine.config import read_config
 from lorchestra.errors import CheckpointError
 from lorchestra.experiments.build import Say
 from lorchestra.experiments.load import good_members, load_own_base
@@ -59,7 +58,7 @@ def export_run(
         CheckpointError: no finished run, damaged files, another base, or `out` exists.
     """
     run, record = read_ensemble(root)
-    config = read_recipe(run.config, RunConfig, whole=True)
+    config = read_config(run)
     target = require_free(out)
     members = [record["members"][m] for m in good_members(run, record)]
     for member in members:

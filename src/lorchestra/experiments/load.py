@@ -13,14 +13,14 @@ from lorchestra.data.asked import AskedRow, asked_rows, asked_values
 from lorchestra.data.config import DataConfig
 from lorchestra.data.memory import entries_of, is_file
 from lorchestra.data.prompts import PromptTemplate
-from lorchestra.engine.config import RunConfig
+from lorchestra.engine.config import RunConfig, read_config
 from lorchestra.engine.encode_each import TooLong
 from lorchestra.engine.module import EnsembleModule
 from lorchestra.engine.session import HOPELESS, Session
 from lorchestra.errors import CheckpointError, ConfigError, DataError, printable
 from lorchestra.experiments.answers import AnswerCounts, AnswerOptions, answer_chunks, chunk_rows
 from lorchestra.experiments.build import Say
-from lorchestra.experiments.record import choice_end, read_config
+from lorchestra.experiments.record import choice_end
 from lorchestra.experiments.rows import read_like
 from lorchestra.models.adapters import WEIGHTS, load_member
 from lorchestra.models.config import BaseConfig
@@ -254,9 +254,11 @@ def good_members(run: RunDir, record: dict[str, Any]) -> tuple[int, ...]:
     """The members that did not fail, by their numbers in the run.
 
     Raises:
-        CheckpointError: a file of one of them is missing.
+        CheckpointError: every member failed, or a file of one of the others is missing.
     """
     good = tuple(m for m, member in enumerate(record["members"]) if member["state"] != "failed")
+    if not good:
+        raise CheckpointError(f"{run.ensemble}: every member failed; train again with a smaller train.lr")
     for m in good:
         for name in (CONFIG, WEIGHTS):
             file = run.inside(record["members"][m]["path"], name)
@@ -272,8 +274,6 @@ def _check_consistent(run: RunDir, record: dict[str, Any], config: RunConfig) ->
             f"{run.ensemble}: has {len(record['members'])} members, and adapt.members in {run.config.name} is"
             f" {config.adapt.members}; one of the two files was changed"
         )
-    if all(member["state"] == "failed" for member in record["members"]):
-        raise CheckpointError(f"{run.ensemble}: every member failed; train again with a smaller train.lr")
     if config.data.scoring != record["scoring"]:
         raise CheckpointError(
             f"{run.ensemble}: scoring is {record['scoring']!r}, and data.scoring in {run.config.name} is"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lorchestra.config import read_recipe, to_mapping, to_yaml
-from lorchestra.engine.config import RunConfig, check_run
+from lorchestra.config import to_mapping, to_yaml
+from lorchestra.engine.config import RunConfig
 from lorchestra.engine.session import Session
 from lorchestra.engine.trainer import Trainer
 from lorchestra.experiments.build import environment
@@ -21,17 +21,6 @@ def write_description(run: RunDir, resolved: RunConfig, rows: RunRows, session: 
     atomic_write_json(run.splits, rows.record())
     atomic_write_json(run.environment, environment(session.base))
     atomic_write_text(run.config, to_yaml(absolute_settings(resolved)))
-
-
-def read_config(run: RunDir) -> RunConfig:
-    """The configuration that a run saved, with the rules it was made by where it is from an earlier version.
-
-    Raises:
-        ConfigError: the file is missing, cut off or holds what is no configuration.
-    """
-    config = read_recipe(run.config, RunConfig, whole=True)
-    check_run(config)
-    return config
 
 
 def choice_end(version: int) -> str:

@@ -11,7 +11,7 @@ from typing import Literal
 
 from lorchestra.config import differences
 from lorchestra.engine.checkpoint import load_checkpoint, save_checkpoint
-from lorchestra.engine.config import RunConfig, check_run
+from lorchestra.engine.config import RunConfig, check_run, read_config
 from lorchestra.engine.cost import training_base_passes
 from lorchestra.engine.frozen import TrainingRows
 from lorchestra.engine.memory import peak_bytes
@@ -25,7 +25,7 @@ from lorchestra.experiments.budget import settle_budget
 from lorchestra.experiments.build import Say, build_session
 from lorchestra.experiments.events import EventLog, Observers
 from lorchestra.experiments.load import failed_members
-from lorchestra.experiments.record import ensemble_record, read_config, trained_members, write_description
+from lorchestra.experiments.record import ensemble_record, trained_members, write_description
 from lorchestra.experiments.rows import RunRows, absolute_settings, check_unchanged, read_rows, with_directory
 from lorchestra.models.adapters import save_members
 from lorchestra.models.members import MemberAdapter

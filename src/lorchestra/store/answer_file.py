@@ -162,6 +162,8 @@ def answer_file(
     with directory_lock(file.path, say):
         if os.path.isdir(file.path):
             raise CheckpointError(f"--out {path}: is a directory; give a file")
+        if os.path.islink(file.partial):  # its name is not the user's choice, as that of the whole file is
+            raise CheckpointError(f"{file.partial}: is a link, and answers are not written through it; remove it")
         if if_exists == "fail" and os.path.exists(file.path):
             raise CheckpointError(f"--out {path}: exists already; choose another name, or --if-exists overwrite")
         if if_exists == "resume" and file._holds_rows():

@@ -28,7 +28,7 @@ _LONGEST_STEM = 220
 
 # What is read again; other fields are for people.
 _RECORD: dict[str, Any] = {
-    "base": {"digest": str, "revision": (str, None), "id?": str, "path?": str},
+    "base": {"digest": str, "revision": (str, None), "id": str, "path": str},
     "tokenizer_digest": str,
     "num_members?": COUNT,
     "members": [
@@ -47,9 +47,9 @@ _RECORD: dict[str, Any] = {
     "labels": ([str], None),
     "scoring": {"letter", "text"},
     "prompt_template": str,
-    "chat_template?": bool,
-    "system_prompt?": (str, None),
-    "normalize?": {"sum", "token", "byte"},
+    "chat_template": bool,
+    "system_prompt": (str, None),
+    "normalize": {"sum", "token", "byte"},
     "max_length?": COUNT,
     "cost?": COST,
 }
@@ -240,8 +240,11 @@ def read_ensemble(root: str | Path) -> tuple[RunDir, dict[str, Any]]:
     if missing:
         raise CheckpointError(f"{run.ensemble}: lacks {', '.join(sorted(missing))}; the file was changed or damaged")
     check_shape(record, shape, run.ensemble)
-    if record["labels"] is not None and len(set(record["labels"])) < max(2, len(record["labels"])):
+    labels = record["labels"]
+    if labels is not None and len(set(labels)) < max(2, len(labels)):
         raise CheckpointError(f"{run.ensemble}: labels are not two or more different ones; the file was changed")
+    if any("\ud800" <= character <= "\udfff" for label in labels or () for character in label):
+        raise CheckpointError(f"{run.ensemble}: a label holds half of a surrogate pair; the file was changed")
     if record.get("chat_frame") is not None and len(record["chat_frame"]["alone"]) != 3:
         raise CheckpointError(f"{run.ensemble}: chat_frame.alone has not three texts; the file was changed")
     _check_members(run, record)

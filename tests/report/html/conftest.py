@@ -109,7 +109,7 @@ def make_run(tmp_path):
         write_ensemble(
             run,
             {
-                "base": {"id": "tiny", "revision": None, "digest": "d1"},
+                "base": {"id": "tiny", "revision": None, "digest": "d1", "path": "tiny"},
                 "tokenizer_digest": "d2",
                 "num_members": members,
                 "members": [
@@ -126,6 +126,8 @@ def make_run(tmp_path):
                 "task": task,
                 "labels": ["no", "yes"],
                 "prompt_template": "{question} Answer:",
+                "chat_template": False,
+                "system_prompt": None,
                 "scoring": "text",
                 "choice_end": "where_needed",
                 "normalize": "sum",

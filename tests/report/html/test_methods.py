@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import yaml
 
 from lorchestra.core.evaluation import evaluate_predictions
 from lorchestra.engine.config import EvaluateConfig, RunConfig, TrainConfig
@@ -154,6 +155,18 @@ def test_other_budgets_are_named_and_do_not_judge(make_run, make_comparison, rep
     assert foreign_settings(run, same) == ["the training rows"]
     run.run.splits.write_text(json.dumps({"train": {"digest": "d"}}))
     assert foreign_settings(run, same) == []
+
+
+def test_runs_and_comparisons_of_earlier_versions_have_the_same_settings(make_run, make_comparison):
+    """What a saved configuration lacks stands for the rules of then in both."""
+    root, run = make_comparison(), make_run()
+    record = json.loads((root / "compare.json").read_text())
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    for data in (record["resolved"]["data"], config["data"]):
+        del data["read"], data["prompt"]["version"]
+    (root / "compare.json").write_text(json.dumps(record))
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    assert foreign_settings(read_run(run), read_comparison(root)) == []
 
 
 def test_methods_of_other_rows_are_refused(make_run, make_comparison, tmp_path):

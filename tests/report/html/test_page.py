@@ -151,7 +151,7 @@ def test_everything_from_data_stays_text(make_run, report):
     """Texts, labels, ids, names of tasks, sets and members, prompt, configuration and environment."""
     config = RunConfig(base=BaseConfig(name=NASTY), adapt=AdaptConfig(members=3, layers=NASTY))
     record = {
-        "base": {"id": NASTY, "revision": NASTY, "digest": NASTY},
+        "base": {"id": NASTY, "revision": NASTY, "digest": NASTY, "path": NASTY},
         "prompt_template": NASTY,
         "labels": [NASTY, "yes"],
         "tokenizer_digest": NASTY,

@@ -144,7 +144,7 @@ def read_comparison(root: str | Path) -> MethodComparison:
             )
     return MethodComparison(
         root=root,
-        config=from_mapping(RunConfig, record["resolved"], str(record_path)),
+        config=from_mapping(RunConfig, record["resolved"], str(record_path), saved=True),
         train_digest=splits["train"]["digest"],
         results={result.key: result for result in found},
         left_out=_left_out(root),

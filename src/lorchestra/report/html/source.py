@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from lorchestra.config import read_recipe
 from lorchestra.core.evaluation import evaluate_predictions
 from lorchestra.core.metrics import accuracy
 from lorchestra.core.predictive import mixture_log_probs
-from lorchestra.engine.config import RunConfig
+from lorchestra.engine.config import RunConfig, read_config
 from lorchestra.errors import CheckpointError, DataError, did_you_mean
 from lorchestra.store.evaluations import read_evaluations
 from lorchestra.store.inside import inside
@@ -66,6 +65,9 @@ def read_run(root: str | Path, split: str | None = None) -> ReportRun:
     task = entry["task"]
     predictions = _read_predictions(run, f"{task}.{entry['split']}", answered=True)
     _check_pair(run, entry, predictions)
+    members = tuple(m for m, member in enumerate(record["members"]) if member["state"] != "failed")
+    if len(members) != predictions.num_members:
+        raise _stale(run, f"num_members is {predictions.num_members}, and {len(members)} members of the run are left")
     validation = predictions if entry["split"] == "val" else _optional_predictions(run, f"{task}.val")
     if validation is not None and validation.num_members != predictions.num_members:
         validation = None
@@ -85,7 +87,7 @@ def read_run(root: str | Path, split: str | None = None) -> ReportRun:
         run=run,
         name=run.root.resolve().name,
         record=record,
-        config=read_recipe(run.config, RunConfig, whole=True),
+        config=read_config(run),
         environment=read_environment(run),
         cost=cost,
         entry=entry,
@@ -95,7 +97,7 @@ def read_run(root: str | Path, split: str | None = None) -> ReportRun:
         baselines=baselines,
         ood=ood,
         events=read_events(run.events, len(record["members"])),
-        members=tuple(m for m, member in enumerate(record["members"]) if member.get("state") != "failed"),
+        members=members,
         parameters=_num_parameters(run, record),
     )
 

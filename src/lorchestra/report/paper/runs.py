@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file
 
 from lorchestra.core.diversity import Update
 from lorchestra.core.metrics import all_metrics
 from lorchestra.core.predictive import FloatArray, IntArray, mixture_log_probs
 from lorchestra.engine.config import RunConfig
 from lorchestra.errors import CheckpointError
+from lorchestra.models.peft_folders import plain_tensors, read_peft_folder
 from lorchestra.store.evaluations import read_evaluations
 from lorchestra.store.predictions import load_predictions
 from lorchestra.store.run_dir import RunDir, read_ensemble
@@ -81,7 +82,7 @@ class FinishedRun:
     @cached_property
     def epochs(self) -> list[Predictions]:
         """Its members' predictions on the test rows after each epoch; empty where they were not kept."""
-        paths = sorted(self.run.predictions.glob(f"{self.task}.test.epoch_*.safetensors"))
+        paths = sorted(self.run.predictions.glob(f"{glob.escape(self.task)}.test.epoch_*.safetensors"))
         return [load_predictions(path) for path in paths]
 
     def baseline(self, name: str) -> Predictions | None:
@@ -97,10 +98,10 @@ class FinishedRun:
         found: list[Update] = []
         for member in self.record["members"]:
             if member["state"] != "failed":
-                tensors = load_file(self.run.inside(member["path"], "adapter_model.safetensors"))
+                tensors = plain_tensors(read_peft_folder(self.run.inside(member["path"])))
                 names = sorted(name for name in tensors if name.endswith("lora_A.weight"))
                 pairs = [(tensors[name], tensors[name.replace("lora_A", "lora_B")]) for name in names]
-                found.append([(A.astype(np.float64), B.astype(np.float64)) for A, B in pairs])
+                found.append([(A.double().numpy(), B.double().numpy()) for A, B in pairs])
         return found
 
     def _path(self, split: str) -> Any:
