@@ -295,6 +295,18 @@ def test_a_point_that_fails_leaves_the_others_and_is_remembered(config, sweep):
     assert float(rows[0]["ensemble.nll"]) > 0
 
 
+def test_points_of_an_earlier_version_are_not_mixed_with_those_of_now(config, sweep):
+    """Their rows became tokens by other rules."""
+    outcome, _, _ = sweep(config, "train.lr=0.01")
+    path = outcome.root / "sweep.json"
+    record = json.loads(path.read_text())
+    for point in record["points"]:
+        del point["config"]["data"]["read"], point["config"]["data"]["prompt"]["version"]
+    path.write_text(json.dumps(record))
+    with pytest.raises(ConfigError, match=r"(data.read.\w+|data.prompt.version): the sweep in .*choose another --out"):
+        sweep(config, "train.lr=0.01,0.003")
+
+
 def test_predictions_of_every_epoch(config, sweep):
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, keep="last"))
     outcome, _, _ = sweep(config, "train.lr=0.01,0.003", each_epoch=True)

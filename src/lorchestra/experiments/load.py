@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from lorchestra.config import to_mapping
 from lorchestra.core.early_exit import ExitRule
 from lorchestra.data.asked import AskedRow, asked_rows, asked_values
 from lorchestra.data.config import DataConfig
@@ -284,5 +286,24 @@ def _check_consistent(run: RunDir, record: dict[str, Any], config: RunConfig) ->
             f"{run.ensemble}: choice_end is {record.get('choice_end', 'never')!r}, and data.prompt.version in"
             f" {run.config.name} is {config.data.prompt.version}; one of the two files was changed"
         )
+    _check_prompt(run, record, config)
     if config.train.token_budget is None:
         raise CheckpointError(f"{run.config}: train.token_budget is missing; the file was changed")
+
+
+def _check_prompt(run: RunDir, record: dict[str, Any], config: RunConfig) -> None:
+    """The model card asks as the record says, and predictions are made as the configuration says."""
+    prompt = config.data.prompt
+    used: dict[str, Any] = {
+        "normalize": config.data.normalize,
+        "system_prompt": prompt.system_prompt,
+        "answer_prefix": prompt.answer_prefix,
+    }
+    if prompt.frame.template:
+        used["chat_frame"] = to_mapping(prompt.frame)
+    for field, value in used.items():
+        if record.get(field, value) != value:
+            raise CheckpointError(
+                f"{run.ensemble}: {field} is {reprlib.repr(record[field])}, and {run.config.name} has"
+                f" {reprlib.repr(value)}; one of the two files was changed"
+            )

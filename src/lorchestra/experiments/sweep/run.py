@@ -171,7 +171,7 @@ def read_points(root: str | Path) -> list[Point]:
     if record["format_version"] != FORMAT_VERSION:
         raise CheckpointError(f"{path}: format_version is {record['format_version']}, this is {FORMAT_VERSION}")
     return [
-        Point(one["name"], one["settings"], from_mapping(RunConfig, one["config"], str(path)))
+        Point(one["name"], one["settings"], from_mapping(RunConfig, one["config"], str(path), saved=True))
         for one in record["points"]
     ]
 
