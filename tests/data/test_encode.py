@@ -199,6 +199,15 @@ def test_truncation_cuts_the_questions_end(tokenizer: Any) -> None:
     assert length(row) in (59, 60)
 
 
+def test_names_of_control_tokens_are_cut_as_the_plain_text_they_are(bos_tokenizer: Any) -> None:
+    # each is one token to the tokenizer, and several when read as text
+    name = bos_tokenizer.bos_token
+    example = replace(LONG, question="the sky " + f"film {name} " * 200)
+    (row,) = encode([example], TEMPLATE, bos_tokenizer, scoring="text", max_length=100, too_long="truncate").rows
+    assert 90 < length(row) <= 100
+    assert "the sky film" in bos_tokenizer.decode(row.prefix)
+
+
 def test_a_question_shown_twice_is_not_cut_twice_as_far(tokenizer: Any) -> None:
     template = PromptTemplate("{question}\n{question}\nAnswer:")
     (row,) = encode([LONG], template, tokenizer, scoring="text", max_length=100, too_long="truncate").rows

@@ -61,6 +61,7 @@ def run(arguments: Sequence[str]) -> int:
     if parsed.base_name is None and record["base"]["revision"] is None:
         path = parsed.base or record["base"]["path"]
         say(f"the adapters name their base by its path here, {path}; to share them, give --base-name")
-    say(f"{len(names)} members and README.md, which says how to use them; choose a license there before you share it")
+    count = "one member" if len(names) == 1 else f"{len(names)} members"
+    say(f"{count} and README.md, which says how to use them; choose a license there before you share it")
     print(written)
     return 0

@@ -235,15 +235,8 @@ class _Encoder:
         prompt are made up for in further rounds, each of which cuts at least one token more.
         """
         out = list(rows)
-        offsets = self.tokens.tokenizer(
-            [example.question for example in examples],
-            add_special_tokens=False,
-            padding=False,
-            truncation=False,
-            return_offsets_mapping=True,
-            verbose=False,
-        )["offset_mapping"]
-        keep = [len(spans) for spans in offsets]
+        ends = self.tokens.ends([example.question for example in examples], [example.where for example in examples])
+        keep = [len(places) for places in ends]
         copies = max(1, self.template.text(self.scoring).count("{question}"))
         open_ = list(range(len(out)))
         while open_:
@@ -258,7 +251,7 @@ class _Encoder:
                 keep[place] = max(0, keep[place] - max(1, over // copies))
             cut = []
             for place in open_:
-                end = offsets[place][keep[place] - 1][1] if keep[place] else 0
+                end = ends[place][keep[place] - 1] if keep[place] else 0
                 old = examples[place]
                 cut.append(Example(old.id, old.question[:end].rstrip(), old.choices, old.answer, old.where))
             for place, row in zip(open_, self.encode(cut), strict=True):

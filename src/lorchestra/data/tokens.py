@@ -91,6 +91,30 @@ class TextTokenizer:
                 found[index] = ids
         return found, met
 
+    def ends(self, texts: Sequence[str], wheres: Sequence[str]) -> list[list[int]]:
+        """Where each token of texts that are data ends, in characters, with control tokens read as plain text.
+
+        Raises:
+            DataError: a text holds control tokens that cannot be read as plain text.
+        """
+        found = self.tokenizer(
+            list(texts),
+            add_special_tokens=False,
+            padding=False,
+            truncation=False,
+            return_offsets_mapping=True,
+            verbose=False,
+        )
+        out = [[end for _, end in spans] for spans in found["offset_mapping"]]
+        data = [("", text, "") for text in texts]
+        obeyed = [i for i, text in enumerate(data) if self._ids and self._obeys(text, found["input_ids"][i])]
+        if obeyed:
+            twin, _ = self._twin_for([data[index] for index in obeyed], wheres[obeyed[0]])
+            literal = twin.encode_batch([texts[index] for index in obeyed], add_special_tokens=False)
+            for index, encoding in zip(obeyed, literal, strict=True):
+                out[index] = [end for _, end in encoding.offsets]
+        return out
+
     def _obeys(self, text: _Text, ids: list[int]) -> bool:
         """Whether other control tokens are in the ids than the template wrote."""
         wanted = [index for part in text[::2] for index in self._written(part)]
@@ -115,13 +139,7 @@ class TextTokenizer:
 
     def _literal(self, texts: Sequence[_Text], wheres: Sequence[str]) -> list[list[int]]:
         """Ids with the data as plain text."""
-        held = {ord(character) for text in texts for part in text for character in part if ord(character) >= _PLANES[0]}
-        free = [start for start in _PLANES if held.isdisjoint(range(start, start + len(self._ids)))]
-        if not free:
-            raise DataError(f"{wheres[0]}: holds control tokens and private characters; leave one of the two out")
-        names = _stand_ins(self._ids, free[0])
-        if free[0] not in self._twins:
-            self._twins[free[0]] = _twin(self.tokenizer.backend_tokenizer, self._ids, names)
+        twin, names = self._twin_for(texts, wheres[0])
         strings = [
             "".join(
                 part if index % 2 else self._pattern.sub(lambda match: names[match[0]], part)
@@ -129,13 +147,24 @@ class TextTokenizer:
             )
             for text in texts
         ]
-        out = [encoding.ids for encoding in self._twins[free[0]].encode_batch(strings, add_special_tokens=False)]
+        out = [encoding.ids for encoding in twin.encode_batch(strings, add_special_tokens=False)]
         for text, where, ids in zip(texts, wheres, out, strict=True):
             wanted = [index for part in text[::2] for index in self._written(part)]
             if [index for index in ids if index in self._control] != wanted:
                 message = f"{where}: holds names of the base's control tokens, which its tokenizer cannot read as text"
                 raise DataError(f"{message}; take them out")
         return out
+
+    def _twin_for(self, texts: Sequence[_Text], where: str) -> tuple[Tokenizer, dict[str, str]]:
+        """A twin whose token names occur in none of the texts, and these names."""
+        held = {ord(character) for text in texts for part in text for character in part if ord(character) >= _PLANES[0]}
+        free = [start for start in _PLANES if held.isdisjoint(range(start, start + len(self._ids)))]
+        if not free:
+            raise DataError(f"{where}: holds control tokens and private characters; leave one of the two out")
+        names = _stand_ins(self._ids, free[0])
+        if free[0] not in self._twins:
+            self._twins[free[0]] = _twin(self.tokenizer.backend_tokenizer, self._ids, names)
+        return self._twins[free[0]], names
 
 
 def plain_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
