@@ -255,7 +255,7 @@ BAD = {
     "two axes": (np.array([TEXTS]), LABELS, r"X has shape \(1, 60\)"),
     "numbers": (list(range(60)), LABELS, r"X\[0\] is 0, which is no text"),
     "a matrix": (np.zeros((60, 2)), LABELS, r"X has shape \(60, 2\)"),
-    "None": (None, LABELS, "X is a NoneType"),
+    "None": (None, LABELS, "X is of type NoneType"),
     "an empty text": (["x", " "], ["a", "b"], r"X\[1\] is ' '"),
     "no texts": ([], [], "Found array with 0 sample"),
     "lengths": (TEXTS, LABELS[:-1], "inconsistent numbers of samples"),

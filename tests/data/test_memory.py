@@ -25,8 +25,8 @@ def test_any_sequence_of_strings_is_a_list_of_them(kind):
     [
         ("text", "X is one string"),
         (b"text", "X is one string"),
-        (None, "X is a NoneType"),
-        (3, "X is a int"),
+        (None, "X is of type NoneType"),
+        (3, "X is of type int"),
         ([], "0 sample"),
         (np.array([["a"]]), r"X has shape \(1, 1\); give one axis"),
         (["a", ""], r"X\[1\] is ''"),
@@ -126,8 +126,8 @@ def test_nothing_gives_nothing():
 
 
 ROWS = {
-    "None": (None, LABELS, "rows is a NoneType; give texts, dicts, a DataFrame"),
-    "a number": (3, LABELS, "rows is a int"),
+    "None": (None, LABELS, "rows is of type NoneType; give texts, dicts, a DataFrame"),
+    "a number": (3, LABELS, "rows is of type int"),
     "a dict": ({"text": "x"}, LABELS, r"rows is one dict; give a list of rows: \[row\]"),
     "a matrix": (np.array([["a"]]), LABELS, r"rows has shape \(1, 1\)"),
     "numbers": ([1, 2], LABELS, r"rows\[0\] is 1; give a text or a dict"),

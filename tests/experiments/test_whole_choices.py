@@ -168,8 +168,8 @@ def test_an_unfinished_run_of_before_goes_on_by_its_rules(run_config, tmp_path, 
     from lorchestra.store.run_dir import RunDir
 
     root = train_run(run_config(texts_csv(), adapt={"members": 1}), tmp_path / "run").run.root
-    assert read_config(RunDir(root)).data.prompt.version == 2
+    assert read_config(RunDir(root).config).data.prompt.version == 2
     saved = yaml.safe_load((root / "config.yaml").read_text())
     saved["data"]["prompt"].pop("version")
     (root / "config.yaml").write_text(yaml.safe_dump(saved))
-    assert read_config(RunDir(root)).data.prompt.version == 1
+    assert read_config(RunDir(root).config).data.prompt.version == 1

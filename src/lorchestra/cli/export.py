@@ -48,7 +48,7 @@ def run(arguments: Sequence[str]) -> int:
     names = exported_members(parsed.run)
     card = model_card(
         record,
-        read_config(run_dir),
+        read_config(run_dir.config),
         read_splits(run_dir),
         {"evaluations": read_evaluations(run_dir)[0]},
         names,

@@ -28,6 +28,8 @@ _MOST_CHARACTERS = 20_000_000
 # Letters meet the prompt's end, which is the template's: a sample of rows tells what all rows would.
 _ROWS_PROBED = 100
 
+_TEXT_INSTEAD = "; use --data.scoring text"
+
 _Ids = list[int]
 
 
@@ -130,7 +132,7 @@ def can_use_letters(examples: Sequence[Example], template: PromptTemplate, token
         for example, row in zip(probed, encoder.encode(probed), strict=True):
             encoder.check(example, row)
     except (ConfigError, DataError) as error:
-        return False, str(error)
+        return False, str(error).removesuffix(_TEXT_INSTEAD)
     return True, ""
 
 
@@ -269,11 +271,8 @@ class _Encoder:
                 message = f"{example.where}: choice {index}, {choice[:60]!r}, has no tokens of its own"
                 raise DataError(f"{message} with this tokenizer; reword it or leave the row out")
         self._check_known(example, row)
-        if self.scoring == "letter" and (
-            any(len(tokens) != 1 for tokens in row.choices) or len(set(row.choices)) < len(row.choices)
-        ):
-            message = f"{example.where}: with this tokenizer and prompt the letters are no single, distinct tokens"
-            raise ConfigError(f"{message} ({[list(tokens) for tokens in row.choices[:4]]}); use --data.scoring text")
+        if self.scoring == "letter":
+            _check_letters(example, row)
         if self.scoring == "text" and self.template.version > 1:
             _check_distinct(example, row)
 
@@ -298,6 +297,18 @@ def _refuse_length(example: Example, row: _EncodedRow, max_length: int | None) -
     message = f"{example.where}: the row has {row.length} tokens, over data.max_length {max_length}"
     hint = "raise it, or use --data.too-long drop (leave such rows out) or truncate (cut their questions' ends)"
     raise DataError(f"{message}; {hint}")
+
+
+def _check_letters(example: Example, row: _EncodedRow) -> None:
+    """Refuse letters that are several tokens, or the same one."""
+    first: dict[tuple[int, ...], str] = {}
+    for letter, tokens in zip(LETTERS, row.choices, strict=False):
+        other = first.setdefault(tokens, letter)
+        if len(tokens) == 1 and other == letter:
+            continue
+        what = f"{letter} is {len(tokens)} tokens" if len(tokens) != 1 else f"{other} and {letter} are the same token"
+        message = f"{example.where}: with this tokenizer and prompt the letters are no single, distinct tokens ({what})"
+        raise ConfigError(f"{message}{_TEXT_INSTEAD}")
 
 
 def _check_distinct(example: Example, row: _EncodedRow) -> None:

@@ -29,7 +29,7 @@ def texts_of(X: Any) -> list[str]:
     try:
         texts = list(X)
     except TypeError as error:
-        raise InputError(f"X is a {type(X).__name__}; give a list of texts") from error
+        raise InputError(f"X is of type {type(X).__name__}; give a list of texts") from error
     if not texts:
         raise InputError("Found array with 0 sample(s): X holds no texts; a minimum of 1 is required")
     for i, text in enumerate(texts):
@@ -102,7 +102,7 @@ def _listed(rows: Any) -> list[Any]:
     try:
         return list(rows)
     except TypeError as error:
-        raise InputError(f"rows is a {type(rows).__name__}; give {_ROWS}") from error
+        raise InputError(f"rows is of type {type(rows).__name__}; give {_ROWS}") from error
 
 
 def plain_labels(y: Any) -> Any:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from lorchestra.config import check_magnitudes, read_recipe
 from lorchestra.data.config import DataConfig, check_data
 from lorchestra.errors import ConfigError
 from lorchestra.models.config import AdaptConfig, BaseConfig, check_adapt, check_base
-from lorchestra.store.run_dir import RunDir
 
 _MOST_RESAMPLES = 100_000
 
@@ -175,19 +175,19 @@ def check_run(config: RunConfig) -> None:
     check_evaluation(config.evaluate)
 
 
-def read_config(run: RunDir) -> RunConfig:
-    """The configuration that a run saved, with the rules it was made by where it is from an earlier version.
+def read_config(path: Path) -> RunConfig:
+    """The configuration that a run saved in its `config.yaml`; with the rules it was made by, if an earlier version did.
 
     Raises:
         ConfigError: the file is missing, cut off or holds what is no configuration, or it names a file of label names,
             which no run saves: a stranger's run must not have files outside of it read.
     """
-    config = read_recipe(run.config, RunConfig, whole=True)
+    config = read_recipe(path, RunConfig, whole=True)
     check_run(config)
     for item in config.data.read.label_names:
         if "=" not in item:
             raise ConfigError(
-                f"{run.config}: data.read.label_names has {item[:100]!r}, which is not of the form label=name that runs"
+                f"{path}: data.read.label_names has {item[:100]!r}, which is not of the form label=name that runs"
                 " save; the file was changed"
             )
     return config

@@ -58,7 +58,7 @@ def export_run(
         CheckpointError: no finished run, damaged files, another base, or `out` exists.
     """
     run, record = read_ensemble(root)
-    config = read_config(run)
+    config = read_config(run.config)
     target = require_free(out)
     members = [record["members"][m] for m in good_members(run, record)]
     for member in members:

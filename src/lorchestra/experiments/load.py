@@ -198,7 +198,7 @@ def load_run(root: str | Path, say: Say = lambda text: None, *, base: str | Path
         CheckpointError: no finished run, damaged files, or the base is not the one the run was trained on.
     """
     run, record = read_ensemble(root)
-    config = read_config(run)
+    config = read_config(run.config)
     _check_consistent(run, record, config)
     good = good_members(run, record)
     for m, reason in failed_members(record).items():

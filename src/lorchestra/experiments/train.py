@@ -117,7 +117,7 @@ def prepare_training(
 
 def _saved_config(run: RunDir, asked: RunConfig, named: Collection[str]) -> RunConfig:
     """The configuration of the run to resume; refuses settings asked for now, `named` explicitly, that differ."""
-    saved = read_config(run)
+    saved = read_config(run.config)
     default = RunConfig()
     absolute = absolute_settings(asked)
     saved = dataclasses.replace(saved, base=absolute_base(saved.base))
