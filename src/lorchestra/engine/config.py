@@ -176,7 +176,7 @@ def check_run(config: RunConfig) -> None:
 
 
 def read_config(path: Path) -> RunConfig:
-    """The configuration that a run saved in its `config.yaml`; with the rules it was made by, if an earlier version did.
+    """The configuration that a run saved in its `config.yaml`, with the rules of the version that saved it.
 
     Raises:
         ConfigError: the file is missing, cut off or holds what is no configuration, or it names a file of label names,
