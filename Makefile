@@ -14,9 +14,10 @@ PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check 
 demo: .venv/.run
 	$(BIN)/lorchestra demo
 
-# A process a core, a thread a process: more threads than cores would only wait for each other.
+# A process a core, a thread a process: more threads than cores would only wait for each other. A file is one
+# process's, so that what its tests share is made once.
 test: .venv/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

@@ -18,9 +18,6 @@ from lorchestra.core.predictive import confidence, mixture_log_probs
 from lorchestra.report.paper.registry import FIGURES
 from lorchestra.store.predictions import load_predictions
 
-# All figures are made once, in one process.
-pytestmark = pytest.mark.xdist_group("paper")
-
 METRICS = ("accuracy", "nll", "ece")
 MEMBERS = 2
 
