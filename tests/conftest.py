@@ -42,6 +42,12 @@ def shared_data():
     return directory
 
 
+@pytest.fixture(autouse=True)
+def no_hub(monkeypatch):
+    """Tasks by name are not looked for on the hub: without a network each attempt takes half a minute."""
+    monkeypatch.setattr(sources, "_unreachable", ["not in a test"])
+
+
 @pytest.fixture(scope="session")
 def make_base(tmp_path_factory):
     """Saves a tiny random Llama with a byte-level tokenizer as transformers does; returns its directory."""
