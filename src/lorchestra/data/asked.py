@@ -18,13 +18,12 @@ import numpy as np
 from lorchestra.data.config import DataConfig
 from lorchestra.data.files import check_fields, rows_of
 from lorchestra.data.formats import stem
+from lorchestra.data.memory import is_missing
 from lorchestra.data.readers.row import Row
 from lorchestra.data.row_reader import RowReader
 from lorchestra.errors import DataError, InputError
 from lorchestra.types import Example
 
-_MISSING = ("NAType", "NaTType")
-"""What pandas has where nothing is known."""
 _ROWS_TRIED = 100
 """Rows at the start of which one must show where question or text are; the others are faulty then."""
 
@@ -146,7 +145,7 @@ def _plain(cell: Any) -> Any:
         return _plain(cell.tolist())
     if isinstance(cell, float):
         return cell if math.isfinite(cell) else None
-    return None if type(cell).__name__ in _MISSING else str(cell)
+    return None if is_missing(cell) else str(cell)
 
 
 def _reader(tried: list[Row], config: DataConfig, labels: tuple[str, ...] | None) -> RowReader | None:

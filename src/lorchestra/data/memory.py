@@ -116,7 +116,7 @@ def plain_labels(y: Any) -> Any:
     if getattr(y, "ndim", 1) != 1 or isinstance(y, str | bytes) or not hasattr(y, "__iter__"):
         return y
     labels = list(y.tolist()) if hasattr(y, "tolist") else list(y)
-    missing = next((i for i, label in enumerate(labels) if _is_missing(label)), None)
+    missing = next((i for i, label in enumerate(labels) if is_missing(label)), None)
     if missing is not None:
         raise InputError(f"y[{missing}] is missing ({labels[missing]!r}); leave such rows out")
     kinds = sorted({type(label).__name__ for label in labels})
@@ -127,7 +127,7 @@ def plain_labels(y: Any) -> Any:
     return y if isinstance(y.dtype, np.dtype) else np.asarray(labels, dtype=object if "str" in kinds else None)
 
 
-def _is_missing(value: Any) -> bool:
+def is_missing(value: Any) -> bool:
     """Whether a cell is empty: None, NaN, or pandas' NA and NaT, whose comparisons give neither true nor false."""
     is_na = type(value).__name__ in ("NAType", "NaTType")
     return value is None or is_na or (isinstance(value, float) and value != value)
