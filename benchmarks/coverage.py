@@ -19,9 +19,9 @@ from collections.abc import Iterator
 import numpy as np
 from bench.setting import processor
 
-from lorchestra.core.intervals import COMPARED, Ends, difference_intervals, judge, method_intervals
-from lorchestra.core.metrics import RESAMPLED, all_metrics, bootstrap, interval, score_rows
-from lorchestra.core.predictive import FloatArray, IntArray
+from lorchestra.metrics.intervals import COMPARED, Ends, difference_intervals, judge, method_intervals
+from lorchestra.metrics.predictive import FloatArray, IntArray
+from lorchestra.metrics.scores import RESAMPLED, all_metrics, bootstrap, interval, score_rows
 
 KINDS = {"calibrated": (2.0, 1.0, 1.5), "over": (2.0, 2.0, 2.5), "under": (2.0, 0.5, 0.9), "easy": (8.0, 1.0, 1.5)}
 """Spread of the true scores, and the factors of the judged model and of the one it is compared with."""

@@ -30,10 +30,10 @@ from fuzzing.runs import adapters
 from fuzzing.task_files import as_csv, valid_rows
 from tiny_base import save_tiny_base
 
-from lorchestra.config import to_yaml
-from lorchestra.data.config import DataConfig
-from lorchestra.engine.config import RegularizeConfig, RunConfig, TrainConfig
-from lorchestra.models.config import AdaptConfig, BaseConfig
+from lorchestra.config.adapt import AdaptConfig, BaseConfig
+from lorchestra.config.data import DataConfig
+from lorchestra.config.mappings import to_yaml
+from lorchestra.config.run import RegularizeConfig, RunConfig, TrainConfig
 
 RESULT = Path(__file__).parent / "results/crash_drill.md"
 PACKAGES = ("lorchestra", "torch", "transformers", "safetensors")

@@ -28,7 +28,7 @@ from bench.timing import alternate
 from bench.training import packed_way, peft_way
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lorchestra.engine.session import default_token_budget
+from lorchestra.inference.pipeline import default_token_budget
 
 SHAPES = {
     "7b": {},  # LlamaConfig's defaults are Llama-7B's

@@ -18,26 +18,26 @@ from pathlib import Path
 
 from bench.setting import hardware, processor, tell
 
-from lorchestra.core.intervals import Ends, difference_intervals, judge
-from lorchestra.core.metrics import all_metrics, bootstrap, score_rows
-from lorchestra.core.predictive import FloatArray, mixture_log_probs
-from lorchestra.core.seeding import permutation
-from lorchestra.data.config import DataConfig, PromptConfig
+from lorchestra.config.adapt import AdaptConfig, BaseConfig
+from lorchestra.config.data import DataConfig, PromptConfig
+from lorchestra.config.run import EvaluateConfig, RunConfig, TrainConfig
 from lorchestra.data.encode import encode
 from lorchestra.data.prompts import PromptTemplate
 from lorchestra.data.tasks.load import load_task
-from lorchestra.engine.config import EvaluateConfig, RunConfig, TrainConfig
-from lorchestra.engine.observer import StepReport
-from lorchestra.engine.state import TrainState
-from lorchestra.engine.trainer import Trainer
-from lorchestra.experiments.evaluate import evaluate_run
-from lorchestra.experiments.load import load_run
-from lorchestra.experiments.train import train_run
-from lorchestra.models.config import AdaptConfig, BaseConfig
-from lorchestra.models.sources import load_tokenizer
+from lorchestra.metrics.intervals import Ends, difference_intervals, judge
+from lorchestra.metrics.predictive import FloatArray, mixture_log_probs
+from lorchestra.metrics.scores import all_metrics, bootstrap, score_rows
+from lorchestra.models.loading import load_tokenizer
+from lorchestra.nn.seeding import permutation
+from lorchestra.runs.ensemble import load_run
+from lorchestra.runs.evaluate import evaluate_run
+from lorchestra.runs.train import train_run
 from lorchestra.store.atomic import atomic_write_text
 from lorchestra.store.predictions import load_predictions
 from lorchestra.store.run_dir import RunDir
+from lorchestra.training.callbacks import StepReport
+from lorchestra.training.checkpoint import TrainState
+from lorchestra.training.trainer import Trainer
 from lorchestra.types import Example, Predictions
 
 TASKS = ("sst2", "ag_news_10k", "arc_easy")

@@ -22,15 +22,15 @@ from typing import Any
 import torch
 from bench.setting import processor
 
-from lorchestra.config import read_recipe, to_yaml
-from lorchestra.data.config import DataConfig, PromptConfig
-from lorchestra.data.demo import DEMO_PROMPT, DemoSizes, write_demo_data
+from lorchestra.config.adapt import AdaptConfig, BaseConfig
+from lorchestra.config.data import DataConfig, PromptConfig
+from lorchestra.config.mappings import read_recipe, to_yaml
+from lorchestra.config.run import RunConfig, TrainConfig
 from lorchestra.data.tasks.load import load_task
-from lorchestra.engine.config import RunConfig, TrainConfig
-from lorchestra.engine.trainer import Trainer
-from lorchestra.experiments.train import train_run
-from lorchestra.models.config import AdaptConfig, BaseConfig
+from lorchestra.demo.data import DEMO_PROMPT, DemoSizes, write_demo_data
+from lorchestra.runs.train import train_run
 from lorchestra.store.run_dir import read_ensemble
+from lorchestra.training.trainer import Trainer
 
 
 class Stopwatch:

@@ -17,13 +17,13 @@ from pathlib import Path
 import numpy as np
 from bench.setting import processor
 
-from lorchestra.data.demo import DemoSizes, write_demo_data
-from lorchestra.experiments.demo import demo_config
-from lorchestra.experiments.evaluate import evaluate_run
-from lorchestra.experiments.load import load_run
-from lorchestra.experiments.sweep.points import Point, grid_points
-from lorchestra.experiments.sweep.run import run_sweep
-from lorchestra.experiments.train import train_run
+from lorchestra.demo.data import DemoSizes, write_demo_data
+from lorchestra.demo.run import demo_config
+from lorchestra.runs.ensemble import load_run
+from lorchestra.runs.evaluate import evaluate_run
+from lorchestra.runs.sweep.points import Point, grid_points
+from lorchestra.runs.sweep.run import run_sweep
+from lorchestra.runs.train import train_run
 from lorchestra.store.predictions import load_predictions
 
 AXES = [("train.lr", [5e-4, 2e-3]), ("regularize.weight_decay_b", [0.0, 10.0, 100.0])]

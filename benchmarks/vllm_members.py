@@ -31,9 +31,9 @@ from bench.rows import OPTIONS, make_rows
 from bench.setting import RANK, Base, Setting, hardware, num_cpus, processor, tell
 from bench.timing import Way, alternate, largest_difference
 
-from lorchestra.models.adapters import save_members
-from lorchestra.models.config import BaseConfig
-from lorchestra.models.sources import load_base
+from lorchestra.config.adapt import BaseConfig
+from lorchestra.models.loading import load_base
+from lorchestra.models.peft_files import save_members
 from lorchestra.types import EncodedExample
 
 

@@ -17,13 +17,15 @@ import torch
 import transformers
 from tiny_base import WORDS, save_tiny_base
 
-from lorchestra.data.config import DataConfig
+from lorchestra.config.adapt import AdaptConfig, BaseConfig
+from lorchestra.config.data import DataConfig
+from lorchestra.config.run import EvaluateConfig, RegularizeConfig, RunConfig, TrainConfig
 from lorchestra.data.tasks import convert, sources, table
 from lorchestra.data.tasks.load import rows_digest
 from lorchestra.data.tasks.spec import Files, Rows, TaskSpec
-from lorchestra.engine.config import EvaluateConfig, RegularizeConfig, RunConfig, TrainConfig
-from lorchestra.models.config import AdaptConfig, BaseConfig
 from lorchestra.types import Example
+
+pytest_plugins = ["training_fixtures"]
 
 # how long an example takes says how busy the machine is
 hypothesis.settings.register_profile(

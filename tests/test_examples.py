@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lorchestra.experiments.load import load_run
+from lorchestra.runs.ensemble import load_run
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

@@ -26,13 +26,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils import estimator_checks
 
-import lorchestra.engine.trainer
-from lorchestra.core import predictive
-from lorchestra.data.config import DataConfig
-from lorchestra.engine.config import RunConfig
+import lorchestra.training.trainer
+from lorchestra.config.data import DataConfig
+from lorchestra.config.run import RunConfig
 from lorchestra.errors import ConfigError, InputError, LorchestraError
-from lorchestra.experiments.evaluate import evaluate_run
-from lorchestra.experiments.load import load_run
+from lorchestra.metrics import predictive
+from lorchestra.runs.ensemble import load_run
+from lorchestra.runs.evaluate import evaluate_run
 from lorchestra.sklearn import LoRAEnsembleClassifier
 
 WORDS = ("good", "bad")
@@ -191,9 +191,9 @@ def test_a_pickle_a_copy_and_a_clone(fitted):
 
 
 def test_a_member_that_fails_is_left_out_with_a_warning(classifier, monkeypatch):
-    original, calls = lorchestra.engine.trainer.step_failure, iter(range(10_000))
+    original, calls = lorchestra.training.trainer.step_failure, iter(range(10_000))
     monkeypatch.setattr(
-        lorchestra.engine.trainer, "step_failure", lambda *a: "loss 99" if next(calls) == 1 else original(*a)
+        lorchestra.training.trainer, "step_failure", lambda *a: "loss 99" if next(calls) == 1 else original(*a)
     )
     with pytest.warns(ConvergenceWarning, match=r"member 1 failed and is left out: diverged: loss 99 \(step 1\)"):
         fitted = classifier().fit(TEXTS, LABELS)

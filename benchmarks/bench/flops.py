@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from lorchestra.core.packing import PackedBatch
+from lorchestra.nn.packing import PackedBatch
 
 ATTENTION_INPUTS = ("q_proj", "k_proj", "v_proj")
 _ALL_TOKENS = ("k_proj", "v_proj")

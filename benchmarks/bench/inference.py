@@ -13,7 +13,7 @@ from bench.rows import batches, make_rows
 from bench.setting import TARGETS, Base, Setting
 from bench.table import REFERENCES, Row, Section, agreement, timed_rows
 from bench.timing import Way, alternate
-from lorchestra.engine.predict import member_passes, predict_rows
+from lorchestra.inference.predict import member_passes, predict_rows
 from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.types import EncodedExample
 

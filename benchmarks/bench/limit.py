@@ -12,8 +12,8 @@ from bench.packed_ways import PackedTraining
 from bench.rows import make_rows
 from bench.setting import RANK, TARGETS, Base, Setting, tell
 from bench.table import Row, Section
-from lorchestra.core.packing import pack, plan_micro_batches
-from lorchestra.models.surgery import decoder_layers
+from lorchestra.models.patching import decoder_layers
+from lorchestra.nn.packing import pack, plan_micro_batches
 
 SQUARES = (1024, 2048, 4096)
 

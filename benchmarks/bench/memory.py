@@ -13,7 +13,7 @@ from bench.rows import make_rows
 from bench.setting import Base, Setting, tell
 from bench.table import Row, Section
 from bench.training import packed_way, peft_way
-from lorchestra.engine.memory import peak_bytes
+from lorchestra.planning.memory import peak_bytes
 
 COPIES = 5
 """Of a member's P parameters: values, gradient, two moments, best copy; all in float32."""

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 import torch
 
 from bench.setting import LR, Base, Setting
-from lorchestra.core.bank import AdapterBank
-from lorchestra.core.packing import pack, plan_micro_batches
-from lorchestra.engine.config import RegularizeConfig, TrainConfig
-from lorchestra.engine.frozen import Frozen, TrainingRows
-from lorchestra.engine.observer import StepReport
-from lorchestra.engine.state import TrainState
-from lorchestra.engine.trainer import Trainer
+from lorchestra.config.run import RegularizeConfig, TrainConfig
 from lorchestra.models.ensemble import EnsembleModel
+from lorchestra.nn.adapters import AdapterBank
+from lorchestra.nn.packing import pack, plan_micro_batches
+from lorchestra.training.callbacks import StepReport
+from lorchestra.training.checkpoint import TrainState
+from lorchestra.training.precompute import Frozen, TrainingRows
+from lorchestra.training.trainer import Trainer
 from lorchestra.types import EncodedExample
 
 

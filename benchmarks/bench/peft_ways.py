@@ -13,9 +13,9 @@ from torch import Tensor
 
 from bench.rows import OPTIONS, batches, padded
 from bench.setting import LR
-from lorchestra.core.bank import AdapterBank
-from lorchestra.core.packing import Item
-from lorchestra.models.config import AdaptConfig
+from lorchestra.config.adapt import AdaptConfig
+from lorchestra.nn.adapters import AdapterBank
+from lorchestra.nn.packing import Item
 from lorchestra.types import EncodedExample
 
 

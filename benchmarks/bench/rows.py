@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lorchestra.core.packing import Item
+from lorchestra.nn.packing import Item
 from lorchestra.types import EncodedExample
 
 OPTIONS = (4, 5, 6, 7)

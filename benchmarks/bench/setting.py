@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorchestra.engine.session import CPU_TOKEN_BUDGET
-from lorchestra.models.config import AdaptConfig, BaseConfig
-from lorchestra.models.sources import load_base
-from lorchestra.models.surgery import text_config
+from lorchestra.config.adapt import AdaptConfig, BaseConfig
+from lorchestra.inference.pipeline import CPU_TOKEN_BUDGET
+from lorchestra.models.loading import load_base
+from lorchestra.models.patching import text_config
 
 TARGETS: dict[str, str | tuple[str, ...]] = {"q+v": ("q_proj", "v_proj"), "all linear": "all-linear"}
 RANK, ALPHA, LR = 8, 32.0, 1e-4

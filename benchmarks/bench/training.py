@@ -10,7 +10,7 @@ from bench.rows import like_lengths, make_rows
 from bench.setting import TARGETS, Base, Setting
 from bench.table import Row, Section, agreement, timed_rows
 from bench.timing import Way, alternate
-from lorchestra.core.packing import Item
+from lorchestra.nn.packing import Item
 from lorchestra.types import EncodedExample
 
 EPOCHS = 3

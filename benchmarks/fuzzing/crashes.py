@@ -26,7 +26,7 @@ from typing import Any, ClassVar
 _HEAVY = (
     "lorchestra.cli.train",
     "lorchestra.cli.progress",
-    "lorchestra.experiments.train",
+    "lorchestra.runs.train",
     "lorchestra.models.gguf",
     "transformers.models.llama.modeling_llama",
     "transformers.models.llama.tokenization_llama",
@@ -178,8 +178,8 @@ def _no_space() -> None:
 
 def _at_save(number: int, happens: Callable[[], None]) -> None:
     """After half of the bytes of the `number`-th tensor file are written, something happens."""
-    from lorchestra.engine import checkpoint
     from lorchestra.models import adapters
+    from lorchestra.training import checkpoint
 
     saves = [0]
 

@@ -18,10 +18,10 @@ from fuzzing.damage import STRANGE_NUMBERS, STRANGE_TEXTS, damage_bytes, other_e
 from fuzzing.harness import RefusedError, ViolationError, Work
 from fuzzing.task_files import jsonl, valid_rows
 from lorchestra.cli.main import main
-from lorchestra.config import from_mapping, read_recipe, to_mapping, to_yaml
-from lorchestra.engine.config import RunConfig
+from lorchestra.config.mappings import from_mapping, read_recipe, to_mapping, to_yaml
+from lorchestra.config.run import RunConfig
 from lorchestra.errors import LorchestraError
-from lorchestra.experiments.train import train_run
+from lorchestra.runs.train import train_run
 
 _SCALARS = (
     "!!int ''",
@@ -139,7 +139,7 @@ class _Work:
             if repr(again) != repr(config):
                 raise ViolationError(f"a configuration changes when it is saved and read: {again} is not {config}")
             # whatever is given below, train_run must not get as far as a base with it
-            with mock.patch("lorchestra.experiments.train.build_session", side_effect=Reached):
+            with mock.patch("lorchestra.runs.train.build_session", side_effect=Reached):
                 train_run(config, self.out)
         except Reached:
             return config
@@ -166,7 +166,7 @@ class _CommandLine:
             with (
                 contextlib.redirect_stdout(out),
                 contextlib.redirect_stderr(err),
-                mock.patch("lorchestra.experiments.train.build_session", side_effect=Reached),
+                mock.patch("lorchestra.runs.train.build_session", side_effect=Reached),
             ):
                 code: Any = main(self.arguments)
         except Reached:

@@ -25,15 +25,15 @@ from fuzzing.damage import LEAVES, dumps, replace_leaf
 from fuzzing.harness import RefusedError, ViolationError, Work, snapshot
 from fuzzing.task_files import as_csv, valid_rows
 from lorchestra.cli.main import main
-from lorchestra.config import from_mapping
-from lorchestra.engine.config import RunConfig
-from lorchestra.engine.observer import Interrupted
-from lorchestra.experiments.rows import RunRows
-from lorchestra.experiments.sweep.packs import Pack
-from lorchestra.experiments.sweep.points import grid_points
-from lorchestra.experiments.sweep.run import read_points, run_sweep
-from lorchestra.experiments.train import train_run
+from lorchestra.config.mappings import from_mapping
+from lorchestra.config.run import RunConfig
 from lorchestra.methods.contract import Silent
+from lorchestra.runs.rows import RunRows
+from lorchestra.runs.sweep.passes import Pack
+from lorchestra.runs.sweep.points import grid_points
+from lorchestra.runs.sweep.run import read_points, run_sweep
+from lorchestra.runs.train import train_run
+from lorchestra.training.callbacks import Interrupted
 from lorchestra.types import Task
 
 METHODS = "zero_shot,lora_ensemble,lora_ensemble+temperature"

@@ -22,13 +22,13 @@ from fuzzing.damage import STRANGE_TEXTS, damage_bytes, damage_json, dumps, pick
 from fuzzing.harness import RefusedError, ViolationError, Work
 from fuzzing.task_files import as_csv, valid_rows
 from lorchestra.cli.main import main
-from lorchestra.data.config import DataConfig
-from lorchestra.engine.config import EvaluateConfig, RunConfig, TrainConfig
-from lorchestra.engine.observer import Interrupted
-from lorchestra.experiments.evaluate import evaluate_run
-from lorchestra.experiments.load import load_run
-from lorchestra.experiments.train import train_run
-from lorchestra.models.config import AdaptConfig, BaseConfig
+from lorchestra.config.adapt import AdaptConfig, BaseConfig
+from lorchestra.config.data import DataConfig
+from lorchestra.config.run import EvaluateConfig, RunConfig, TrainConfig
+from lorchestra.runs.ensemble import load_run
+from lorchestra.runs.evaluate import evaluate_run
+from lorchestra.runs.train import train_run
+from lorchestra.training.callbacks import Interrupted
 
 MEMBERS = 2
 

@@ -21,12 +21,12 @@ from tiny_base import WORDS, tiny_tokenizer
 
 from fuzzing.damage import STRANGE_TEXTS, damage_bytes, dumps, other_encoding, strange_value
 from fuzzing.harness import ViolationError, Work
-from lorchestra.data.config import DataConfig, FieldsConfig
+from lorchestra.config.data import DataConfig, FieldsConfig
 from lorchestra.data.encode import can_use_letters, class_weights, encode
 from lorchestra.data.prompts import PromptTemplate
 from lorchestra.data.splits import split_digest
 from lorchestra.errors import LorchestraError
-from lorchestra.experiments.rows import RunRows, read_rows
+from lorchestra.runs.rows import RunRows, read_rows
 
 FORMATS = ("jsonl", "jsonl.gz", "csv", "parquet")
 tokenizer = functools.cache(tiny_tokenizer)

@@ -10,24 +10,24 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lorchestra.data.config import DataConfig as DataConfig
-    from lorchestra.data.config import FieldsConfig as FieldsConfig
-    from lorchestra.data.config import PromptConfig as PromptConfig
-    from lorchestra.engine.config import EvaluateConfig as EvaluateConfig
-    from lorchestra.engine.config import RegularizeConfig as RegularizeConfig
-    from lorchestra.engine.config import RunConfig as RunConfig
-    from lorchestra.engine.config import TrainConfig as TrainConfig
-    from lorchestra.engine.module import EnsembleModule as EnsembleModule
+    from lorchestra.config.adapt import AdaptConfig as AdaptConfig
+    from lorchestra.config.adapt import BaseConfig as BaseConfig
+    from lorchestra.config.data import DataConfig as DataConfig
+    from lorchestra.config.data import FieldsConfig as FieldsConfig
+    from lorchestra.config.data import PromptConfig as PromptConfig
+    from lorchestra.config.run import EvaluateConfig as EvaluateConfig
+    from lorchestra.config.run import RegularizeConfig as RegularizeConfig
+    from lorchestra.config.run import RunConfig as RunConfig
+    from lorchestra.config.run import TrainConfig as TrainConfig
     from lorchestra.errors import LorchestraError as LorchestraError
-    from lorchestra.experiments.answers import prediction_rows as prediction_rows
-    from lorchestra.experiments.build import build_session as build_session
-    from lorchestra.experiments.evaluate import evaluate_run as evaluate_run
-    from lorchestra.experiments.import_peft import import_run as import_run
-    from lorchestra.experiments.load import load_run as load_run
-    from lorchestra.experiments.rows import read_rows as read_rows
-    from lorchestra.experiments.train import train_run as train_run
-    from lorchestra.models.config import AdaptConfig as AdaptConfig
-    from lorchestra.models.config import BaseConfig as BaseConfig
+    from lorchestra.runs.build import build_session as build_session
+    from lorchestra.runs.ensemble import load_run as load_run
+    from lorchestra.runs.evaluate import evaluate_run as evaluate_run
+    from lorchestra.runs.import_peft import import_run as import_run
+    from lorchestra.runs.predict import prediction_rows as prediction_rows
+    from lorchestra.runs.rows import read_rows as read_rows
+    from lorchestra.runs.train import train_run as train_run
+    from lorchestra.training.module import EnsembleModule as EnsembleModule
     from lorchestra.types import Example as Example
     from lorchestra.types import Predictions as Predictions
 

@@ -19,18 +19,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lorchestra.config import read_recipe
-from lorchestra.core import predictive
-from lorchestra.data.config import DataConfig
-from lorchestra.data.memory import plain_labels, texts_of
+from lorchestra.config.data import DataConfig
+from lorchestra.config.mappings import read_recipe
+from lorchestra.config.run import RunConfig
+from lorchestra.data.in_memory import plain_labels, texts_of
 from lorchestra.data.splits import hold_out
-from lorchestra.engine.config import RunConfig
 from lorchestra.errors import ConfigError, DataError, InputError, LorchestraError
-from lorchestra.experiments.load import TrainedEnsemble, load_run
-from lorchestra.experiments.rows import RunRows, validation_notes
-from lorchestra.experiments.train import train_run
+from lorchestra.metrics import predictive
+from lorchestra.runs.ensemble import TrainedEnsemble, load_run
+from lorchestra.runs.rows import RunRows, validation_notes
+from lorchestra.runs.train import train_run
 from lorchestra.store.atomic import replacing_directory
-from lorchestra.store.inside import inside
+from lorchestra.store.safe_paths import inside
 from lorchestra.types import Example, Task
 
 try:

@@ -15,7 +15,7 @@ from bench.table import COLUMNS
 from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 
-from lorchestra.core.packing import Item, pack
+from lorchestra.nn.packing import Item, pack
 from lorchestra.types import EncodedExample
 
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 
 from lorchestra.cli import main as cli
 from lorchestra.cli.train import GracefulStop
-from lorchestra.config import to_yaml
-from lorchestra.data.config import PromptConfig
-from lorchestra.engine import trainer
+from lorchestra.config.data import PromptConfig
+from lorchestra.config.mappings import to_yaml
+from lorchestra.training import trainer
 
 
 @pytest.fixture
@@ -402,7 +402,7 @@ def test_options_typed_with_the_value_of_the_default_count_on_resume(lorchestra,
 
 def test_an_evaluation_that_cannot_be_saved_is_shown_and_is_an_error(lorchestra, finished, monkeypatch):
     from lorchestra.errors import CheckpointError
-    from lorchestra.experiments import evaluate
+    from lorchestra.runs import evaluate
 
     def full(*arguments):
         raise CheckpointError("metrics.json: the disk is full.")

@@ -10,7 +10,7 @@ import pytest
 
 from lorchestra.cli import compare
 from lorchestra.cli.progress import CompareProgress
-from lorchestra.config import to_yaml
+from lorchestra.config.mappings import to_yaml
 from lorchestra.methods.registry import METHODS, WRAPPERS
 
 

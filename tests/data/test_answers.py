@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lorchestra.data.config import DataConfig, FieldsConfig, ReadConfig
+from lorchestra.config.data import DataConfig, FieldsConfig, ReadConfig
 from lorchestra.data.files import TaskFile, read_task_file
 from lorchestra.errors import DataError
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lorchestra.data.encode import EncodedSplit, can_use_letters, class_weights, encode
 from lorchestra.data.prompts import PromptTemplate, Scoring
-from lorchestra.data.tokens import TextTokenizer
+from lorchestra.data.tokenizer import TextTokenizer
 from lorchestra.errors import ConfigError, DataError
 from lorchestra.types import EncodedExample, Example
 

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorchestra.data.config import DataConfig, FieldsConfig
+from lorchestra.config.data import DataConfig, FieldsConfig
 from lorchestra.data.files import TaskFile, read_task_file
 from lorchestra.data.labels import clean_label, label_order
 from lorchestra.errors import ConfigError, DataError

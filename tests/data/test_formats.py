@@ -16,10 +16,10 @@ import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 
-from lorchestra.data.config import FieldsConfig
+from lorchestra.config.data import FieldsConfig
 from lorchestra.data.formats import Row, read_rows, stem
 from lorchestra.data.readers import delimited
-from lorchestra.data.readers.row import ReadOptions
+from lorchestra.data.readers.streams import ReadOptions
 from lorchestra.errors import ConfigError, DataError
 
 ROWS = [{"text": "a, b", "label": "x"}, {"text": "c, d", "label": "y"}]

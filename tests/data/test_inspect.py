@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from lorchestra.data.encode import encode
-from lorchestra.data.inspect import inspect_row
+from lorchestra.data.encode import encode, inspect_row
 from lorchestra.data.prompts import PromptTemplate
 from lorchestra.types import Example
 

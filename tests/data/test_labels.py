@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lorchestra.data.config import DataConfig, ReadConfig
+from lorchestra.config.data import DataConfig, ReadConfig
 from lorchestra.data.files import TaskFile, read_task_file, rows_of
 from lorchestra.data.labels import clean_label, label_names, label_order
 from lorchestra.data.row_reader import RowReader

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from lorchestra.data.config import DataConfig, PromptConfig
+from lorchestra.config.data import DataConfig, PromptConfig
 from lorchestra.data.prompts import PromptTemplate, Scoring
 from lorchestra.errors import ConfigError, DataError
 from lorchestra.types import Example

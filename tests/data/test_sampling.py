@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorchestra.data.sampling import draw_even
+from lorchestra.data.splits import draw_even
 from lorchestra.types import Example
 
 

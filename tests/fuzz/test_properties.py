@@ -12,12 +12,12 @@ from fuzzing.task_files import as_csv, as_parquet, check_rows, check_that, jsonl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorchestra.config import from_mapping, read_recipe, to_mapping, to_yaml
-from lorchestra.data.config import DataConfig
+from lorchestra.config.data import DataConfig
+from lorchestra.config.mappings import from_mapping, read_recipe, to_mapping, to_yaml
+from lorchestra.config.run import RunConfig
 from lorchestra.data.splits import make_splits
-from lorchestra.engine.config import RunConfig
 from lorchestra.errors import LorchestraError
-from lorchestra.experiments.rows import read_rows
+from lorchestra.runs.rows import read_rows
 from lorchestra.types import Example
 
 SETTINGS = settings(max_examples=60, deadline=None, derandomize=True, database=None)

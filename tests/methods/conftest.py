@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import pytest
 
-from lorchestra.experiments.rows import read_rows
-from lorchestra.experiments.setting import method_setting
+from lorchestra.runs.compare import method_setting
+from lorchestra.runs.rows import read_rows
 from lorchestra.types import Task
 
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from lorchestra.core.bank import AdapterBank
-from lorchestra.core.optim import MemberAdamW
 from lorchestra.errors import ConfigError
 from lorchestra.methods import batch_ensemble, one_lora
 from lorchestra.methods.batch_ensemble import Config, FastWeights, FastWeightsAdamW
+from lorchestra.nn.adapters import AdapterBank
+from lorchestra.nn.optimizer import MemberAdamW
 
 
 def randn(*shape, seed=0):

@@ -7,12 +7,12 @@ import dataclasses
 import numpy as np
 import pytest
 
-from lorchestra.core.metrics import nll
-from lorchestra.core.predictive import mixture_log_probs
 from lorchestra.errors import ConfigError
 from lorchestra.methods import contextual, temperature
 from lorchestra.methods.contract import Cost, Fitted
 from lorchestra.methods.registry import fit_method
+from lorchestra.metrics.predictive import mixture_log_probs
+from lorchestra.metrics.scores import nll
 from lorchestra.types import Example, Predictions
 
 COST = Cost(1.0, 10, 1.0, 100, 50, 2.0)

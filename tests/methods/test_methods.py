@@ -9,11 +9,11 @@ import pytest
 
 import lorchestra.methods.batch_ensemble
 import lorchestra.methods.training
-from lorchestra.engine.observer import Interrupted
 from lorchestra.errors import ConfigError, TrainingError
 from lorchestra.methods import contextual, laplace, mc_dropout, swag, temperature
 from lorchestra.methods.contract import Silent
 from lorchestra.methods.registry import METHODS, WRAPPERS, fit_method, parse_name
+from lorchestra.training.callbacks import Interrupted
 
 NEEDED = {"mc_dropout": mc_dropout.Config(dropout=0.2)}
 """Settings without which a method refuses."""

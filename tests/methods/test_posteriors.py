@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from lorchestra.core.metrics import nll
-from lorchestra.core.predictive import mixture_log_probs
 from lorchestra.errors import ConfigError
 from lorchestra.methods import laplace, one_lora, swag, training
 from lorchestra.methods.registry import fit_method
+from lorchestra.metrics.predictive import mixture_log_probs
+from lorchestra.metrics.scores import nll
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from lorchestra.core.bank import AdapterBank
 from lorchestra.methods import lora_ensemble, soup
 from lorchestra.methods.contract import Meter
 from lorchestra.methods.training import train_members
+from lorchestra.nn.adapters import AdapterBank
 
 SHAPES = [("a", 7, 5), ("b", 4, 6)]
 

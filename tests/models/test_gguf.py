@@ -14,11 +14,11 @@ import torch
 import transformers
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from lorchestra.config.adapt import BaseConfig
 from lorchestra.errors import CheckpointError
 from lorchestra.models import gguf as converter
-from lorchestra.models.config import BaseConfig
 from lorchestra.models.gguf import converted_directory
-from lorchestra.models.sources import load_base
+from lorchestra.models.loading import load_base
 
 gguf = pytest.importorskip("gguf", reason="needs lorchestra[gguf]")
 

@@ -15,10 +15,10 @@ from huggingface_hub import errors
 from huggingface_hub.utils import filter_repo_objects
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from lorchestra.config.adapt import BaseConfig
 from lorchestra.errors import CheckpointError
 from lorchestra.models import hub
-from lorchestra.models.config import BaseConfig
-from lorchestra.models.sources import LoadedBase, load_base
+from lorchestra.models.loading import LoadedBase, load_base
 
 WORDS = ["<unk>", "<s>", "</s>", *"abcdefghijklmnopqrstuvwxyz"]
 

@@ -4,13 +4,13 @@ import pytest
 import torch
 import transformers
 
-from lorchestra.core import attention
-from lorchestra.core.layout import Packing
+from lorchestra.config.adapt import AdaptConfig
 from lorchestra.errors import ConfigError
 from lorchestra.models import probe as probes
-from lorchestra.models.config import AdaptConfig
 from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.models.probe import probe
+from lorchestra.nn import attention
+from lorchestra.nn.packing import Packing
 
 
 def on(base, **adapt):

@@ -10,12 +10,12 @@ import struct
 import pytest
 import transformers
 
+from lorchestra.config.adapt import BaseConfig
 from lorchestra.errors import CheckpointError
-from lorchestra.models.config import BaseConfig
 from lorchestra.models.gguf import converted_directory
 from lorchestra.models.gguf_header import read_header
+from lorchestra.models.loading import load_base, load_tokenizer
 from lorchestra.models.sizes import check_sizes
-from lorchestra.models.sources import load_base, load_tokenizer
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from lorchestra.config.adapt import AdaptConfig
 from lorchestra.errors import ConfigError
-from lorchestra.models.adapters import load_member, peft_config, save_members
-from lorchestra.models.config import AdaptConfig
 from lorchestra.models.ensemble import EnsembleModel
+from lorchestra.models.peft_files import load_member, peft_config, save_members
 from lorchestra.models.targets import base_names, features, find_targets, is_transposed
 
 EVERY = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"]

@@ -11,14 +11,14 @@ from contextlib import redirect_stderr, redirect_stdout
 import pytest
 from huggingface_hub import ModelCard
 
-from lorchestra.config import read_recipe
-from lorchestra.data.config import PromptConfig
-from lorchestra.engine.config import RunConfig
-from lorchestra.experiments.evaluate import evaluate_run
-from lorchestra.experiments.export import export_run, exported_members
-from lorchestra.experiments.load import load_run
-from lorchestra.experiments.train import train_run
+from lorchestra.config.data import PromptConfig
+from lorchestra.config.mappings import read_recipe
+from lorchestra.config.run import RunConfig
 from lorchestra.report.card import base_reference, model_card
+from lorchestra.runs.ensemble import load_run
+from lorchestra.runs.evaluate import evaluate_run
+from lorchestra.runs.export import export_run, exported_members
+from lorchestra.runs.train import train_run
 from lorchestra.types import Example
 
 

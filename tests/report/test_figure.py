@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from lorchestra.core import metrics
-from lorchestra.core.predictive import mixture_log_probs
 from lorchestra.errors import LorchestraError
+from lorchestra.metrics import scores as metrics
+from lorchestra.metrics.predictive import mixture_log_probs
 from lorchestra.report.figure import ENSEMBLE_COLOR, reliability, reliability_figure
 from lorchestra.types import Predictions
 

@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from lorchestra.core.early_exit import ExitRule, evaluate_early_exit
-from lorchestra.core.evaluation import evaluate_predictions, ood_scores
+from lorchestra.metrics.early_exit import ExitRule, evaluate_early_exit
+from lorchestra.metrics.evaluation import evaluate_predictions, ood_scores
 from lorchestra.report.table import early_exit_text, evaluation_table, ood_table, verdict
 from lorchestra.types import Predictions
 

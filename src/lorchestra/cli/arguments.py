@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 
 import tyro
 
-from lorchestra.config import read_mapping, read_recipe, refused_settings, to_mapping
-from lorchestra.engine.config import RunConfig
+from lorchestra.config.mappings import read_mapping, read_recipe, refused_settings, to_mapping
+from lorchestra.config.run import RunConfig
 from lorchestra.errors import ConfigError
-from lorchestra.store.paths import typed_path
+from lorchestra.store.safe_paths import typed_path
 
 T = TypeVar("T")
 R = TypeVar("R", bound=RunConfig)

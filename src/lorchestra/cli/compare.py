@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from lorchestra.cli.arguments import parse_with_recipe
-from lorchestra.engine.config import RunConfig
+from lorchestra.config.run import RunConfig
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,10 @@ def run(arguments: Sequence[str]) -> int:
     from lorchestra.cli.output import messages, print_json, results, speaker
     from lorchestra.cli.progress import CompareProgress
     from lorchestra.cli.train import GracefulStop
-    from lorchestra.engine.observer import Interrupted
-    from lorchestra.experiments.compare import compare_methods
     from lorchestra.methods.registry import METHODS
-    from lorchestra.report.methods import methods_table
+    from lorchestra.report.comparisons import methods_table
+    from lorchestra.runs.compare import compare_methods
+    from lorchestra.training.callbacks import Interrupted
 
     names = _names(parsed.methods)
     if names == ["all"]:

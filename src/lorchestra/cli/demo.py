@@ -36,7 +36,7 @@ def run(arguments: Sequence[str]) -> int:
 
     from lorchestra.cli.output import results
     from lorchestra.cli.train import train_and_show
-    from lorchestra.experiments.demo import pick_examples, prepare_demo
+    from lorchestra.demo.run import pick_examples, prepare_demo
     from lorchestra.store.run_dir import RunDir
 
     root, if_exists = _place(parsed.out)

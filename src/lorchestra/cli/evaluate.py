@@ -92,14 +92,14 @@ def evaluate_and_show(
     Raises:
         UnsavedEvaluationError: after all was shown, where it could not be saved.
     """
-    from lorchestra.core.early_exit import ExitRule
+    from lorchestra.metrics.early_exit import ExitRule
 
     rule = None if early_exit is None else ExitRule.parse(early_exit)
 
     from lorchestra.cli.output import messages, print_json, speaker
     from lorchestra.cli.progress import RowProgress
-    from lorchestra.experiments.evaluate import UnsavedEvaluationError, evaluate_run
-    from lorchestra.experiments.load import load_run
+    from lorchestra.runs.ensemble import load_run
+    from lorchestra.runs.evaluate import UnsavedEvaluationError, evaluate_run
 
     errors = messages()
     say = speaker(errors)

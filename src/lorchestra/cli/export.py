@@ -36,11 +36,10 @@ def run(arguments: Sequence[str]) -> int:
     check_run_argument(parsed.run, "export")
 
     from lorchestra.cli.output import messages, speaker
-    from lorchestra.engine.config import read_config
-    from lorchestra.experiments.export import export_run, exported_members
+    from lorchestra.config.run import read_config
     from lorchestra.report.card import model_card
-    from lorchestra.store.evaluations import read_evaluations
-    from lorchestra.store.records import read_splits
+    from lorchestra.runs.export import export_run, exported_members
+    from lorchestra.store.records import read_evaluations, read_splits
     from lorchestra.store.run_dir import read_ensemble
 
     say = speaker(messages())

@@ -9,9 +9,9 @@ from typing import Annotated, Literal
 import tyro
 
 from lorchestra.cli.arguments import check_run_argument, parse
-from lorchestra.data.config import DataConfig
+from lorchestra.config.adapt import BaseConfig
+from lorchestra.config.data import DataConfig
 from lorchestra.errors import ConfigError
-from lorchestra.models.config import BaseConfig
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def run(arguments: Sequence[str]) -> int:
         for option, given in (("--data.train", data.train), ("--data.task", data.task)):
             if given is not None:
                 raise ConfigError(f"--task {parsed.task}: {option} {given} is given too; leave one out")
-        from lorchestra.experiments.rows import is_task_name
+        from lorchestra.runs.rows import is_task_name
 
         named = is_task_name(parsed.task)
         data = replace(data, task=parsed.task) if named else replace(data, train=parsed.task)
@@ -64,7 +64,7 @@ def run(arguments: Sequence[str]) -> int:
         raise ConfigError(f"--revision {parsed.revision}: give --base too")
 
     from lorchestra.cli.output import messages, speaker
-    from lorchestra.experiments.import_peft import import_run
+    from lorchestra.runs.import_peft import import_run
 
     say = speaker(messages())
     made = import_run(

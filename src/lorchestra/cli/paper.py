@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from lorchestra.cli.arguments import check_figure_argument, parse
-from lorchestra.engine.config import RunConfig
+from lorchestra.config.run import RunConfig
 from lorchestra.errors import ConfigError, did_you_mean
 
 ALL = "all"
@@ -40,7 +40,7 @@ class PaperArguments(RunConfig):
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command."""
-    from lorchestra.experiments.paper.recipes import read_profile
+    from lorchestra.paper.recipes import read_profile
 
     if not arguments:
         return _list()
@@ -64,8 +64,8 @@ def _with_missing_out(defaults: dict[str, Any], profile: str) -> PaperArguments:
 
 def _list() -> int:
     """Print the figures, one line each."""
-    from lorchestra.experiments.paper.recipes import profile_names, read_figure, read_profile
-    from lorchestra.report.paper.registry import FIGURES
+    from lorchestra.paper.recipes import profile_names, read_figure, read_profile
+    from lorchestra.paper.registry import FIGURES
 
     print("Figures (lorchestra paper FIGURE ... --out DIR, or all):\n")
     for name in FIGURES:
@@ -88,7 +88,7 @@ def _asked_profile(arguments: Sequence[str]) -> str:
 
 
 def _known(names: Sequence[str]) -> list[str]:
-    from lorchestra.report.paper.registry import FIGURES
+    from lorchestra.paper.registry import FIGURES
 
     if not names:
         raise ConfigError(f"paper: name a figure, or {ALL}: {', '.join(FIGURES)}")
@@ -113,9 +113,9 @@ def _train_and_draw(names: Sequence[str], parsed: PaperArguments, config: RunCon
     from lorchestra.cli.output import messages, speaker
     from lorchestra.cli.sweep_progress import SweepProgress
     from lorchestra.cli.train import GracefulStop
-    from lorchestra.engine.observer import Interrupted
-    from lorchestra.experiments.compare import compare_methods
-    from lorchestra.experiments.paper.run import plan_figures
+    from lorchestra.paper.run import plan_figures
+    from lorchestra.runs.compare import compare_methods
+    from lorchestra.training.callbacks import Interrupted
 
     plans, trainings = plan_figures(names, parsed.profile, config, parsed.out, parsed.ood)
     console = messages()
@@ -149,11 +149,11 @@ def _draw(plan: Any, parsed: PaperArguments, results: list[dict[str, Any]] | Non
 
     from lorchestra.cli.output import results as stdout
     from lorchestra.errors import TrainingError
-    from lorchestra.report.paper.caption import caption
-    from lorchestra.report.paper.page import write_page
-    from lorchestra.report.paper.registry import FIGURES
-    from lorchestra.report.paper.runs import FinishedRun
-    from lorchestra.store.inside import inside
+    from lorchestra.paper.caption import caption
+    from lorchestra.paper.page import write_page
+    from lorchestra.paper.registry import FIGURES
+    from lorchestra.paper.results import FinishedRun
+    from lorchestra.store.safe_paths import inside
 
     finished = plan.finished() if results is None else zip(plan.points, plan.folders, strict=False)
     runs = [FinishedRun(point.settings, point.config, run) for point, run in finished]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from lorchestra.cli.arguments import parse_with_recipe
-from lorchestra.engine.config import RunConfig
+from lorchestra.config.run import RunConfig
 from lorchestra.errors import ConfigError
 
 
@@ -39,8 +39,8 @@ def run(arguments: Sequence[str]) -> int:
         raise ConfigError(f"--seconds: {parsed.seconds} is not a number of seconds above 0 and below 3600")
 
     from lorchestra.cli.output import messages, print_json, results, speaker
-    from lorchestra.experiments.plan import plan_run
     from lorchestra.report.plan import plan_tables
+    from lorchestra.runs.plan import plan_run
 
     console = messages()
     with console.status("") as status:

@@ -92,7 +92,7 @@ def run(arguments: Sequence[str]) -> int:
         raise ConfigError(f"--if-exists {parsed.if_exists}: lines on stdout cannot be continued; give --out FILE")
 
     from lorchestra.cli.prediction import Prediction
-    from lorchestra.core.early_exit import ExitRule
+    from lorchestra.metrics.early_exit import ExitRule
     from lorchestra.report.answers import AnswerFormat
     from lorchestra.store.run_dir import read_ensemble
 

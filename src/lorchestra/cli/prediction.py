@@ -16,18 +16,18 @@ from typing import Any, Protocol
 from lorchestra.cli.output import messages, speaker
 from lorchestra.cli.predict import PredictArguments
 from lorchestra.cli.progress import RowProgress
-from lorchestra.core.early_exit import ExitRule
-from lorchestra.data.asked import AskedRow
-from lorchestra.data.config import DataConfig
+from lorchestra.config.data import DataConfig
+from lorchestra.data.queries import AskedRow
 from lorchestra.errors import DataError, LorchestraError
-from lorchestra.experiments.answers import AnswerCounts, AnsweredChunk, AnswerOptions, answer_chunks, chunk_rows
-from lorchestra.experiments.load import TrainedEnsemble, load_run
+from lorchestra.metrics.early_exit import ExitRule
 from lorchestra.report.answers import AnswerFormat
+from lorchestra.runs.ensemble import TrainedEnsemble, load_run
+from lorchestra.runs.predict import AnswerCounts, AnsweredChunk, AnswerOptions, answer_chunks, chunk_rows
 from lorchestra.store.answer_file import answer_file
 from lorchestra.store.atomic import sha256_file
 from lorchestra.store.disk import explained
-from lorchestra.store.paths import typed_path
 from lorchestra.store.run_dir import read_ensemble
+from lorchestra.store.safe_paths import typed_path
 from lorchestra.store.schema import COUNT, check_shape
 
 _COUNTS = {name: str if isinstance(value, str) else COUNT for name, value in dataclasses.asdict(AnswerCounts()).items()}

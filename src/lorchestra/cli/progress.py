@@ -11,10 +11,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from lorchestra.engine.observer import StepReport
-from lorchestra.engine.state import TrainState
-from lorchestra.engine.trainer import Trainer
-from lorchestra.report.fit import FittedTable
+from lorchestra.report.fitted_table import FittedTable
+from lorchestra.training.callbacks import StepReport
+from lorchestra.training.checkpoint import TrainState
+from lorchestra.training.trainer import Trainer
 
 _STYLES = {"running": "green", "stopped": "yellow", "finished": "green", "failed": "red bold"}
 PLAIN_EVERY_S = 10.0

@@ -44,9 +44,9 @@ def run(arguments: Sequence[str]) -> int:
     if not given:
         raise ConfigError("report: no run given; name at least one run directory")
 
-    from lorchestra.report.html.method_results import is_comparison
+    from lorchestra.report.html.methods import is_comparison
     from lorchestra.report.html.page import write_report
-    from lorchestra.store.inside import inside
+    from lorchestra.store.safe_paths import inside
 
     belong = [root for root in given if not is_comparison(Path(root))] or given
     if parsed.out is None and len(belong) > 1:

@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from lorchestra.cli.arguments import parse_with_recipe
-from lorchestra.engine.config import RunConfig
+from lorchestra.config.run import RunConfig
 from lorchestra.errors import ConfigError
 
 
@@ -53,11 +53,10 @@ def run(arguments: Sequence[str]) -> int:
     from lorchestra.cli.output import messages, print_json, results, speaker
     from lorchestra.cli.sweep_progress import SweepProgress
     from lorchestra.cli.train import GracefulStop
-    from lorchestra.engine.observer import Interrupted
-    from lorchestra.experiments.sweep.points import grid_points, parse_axis
-    from lorchestra.experiments.sweep.results import collect_results
-    from lorchestra.experiments.sweep.run import run_sweep
-    from lorchestra.report.sweep import sweep_table
+    from lorchestra.report.comparisons import sweep_table
+    from lorchestra.runs.sweep.points import grid_points, parse_axis
+    from lorchestra.runs.sweep.run import collect_results, run_sweep
+    from lorchestra.training.callbacks import Interrupted
 
     points = grid_points(config, [parse_axis(text) for text in parsed.grid])
     console = messages()

@@ -12,12 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from lorchestra.cli.progress import PLAIN_EVERY_S, Failures, duration
-from lorchestra.engine.observer import StepReport
-from lorchestra.engine.state import TrainState
-from lorchestra.engine.trainer import Trainer
-from lorchestra.experiments.sweep.packs import Pack
-from lorchestra.experiments.sweep.points import Point
-from lorchestra.report.fit import FittedTable
+from lorchestra.report.fitted_table import FittedTable
+from lorchestra.runs.sweep.passes import Pack
+from lorchestra.runs.sweep.points import Point
+from lorchestra.training.callbacks import StepReport
+from lorchestra.training.checkpoint import TrainState
+from lorchestra.training.trainer import Trainer
 
 _STYLES = {"training": "bold", "evaluating": "bold", "finished": "green", "failed": "red bold", "waiting": "dim"}
 

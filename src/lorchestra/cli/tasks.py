@@ -21,9 +21,9 @@ tokens before it: a token at position t is read off the model's output at positi
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from lorchestra.data.inspect import InspectedRow, Token
+    from lorchestra.data.encode import InspectedRow, Token
+    from lorchestra.data.tasks.sources import Whereabouts
     from lorchestra.data.tasks.spec import TaskSpec
-    from lorchestra.data.tasks.whereabouts import Whereabouts
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,8 @@ def run(arguments: Sequence[str]) -> int:
         raise ConfigError(f"--show {parsed.show}: of which task? Give its name: lorchestra tasks NAME --show 3")
 
     from lorchestra.cli.output import print_json, results
-    from lorchestra.data.tasks.sources import data_directory
+    from lorchestra.data.tasks.sources import data_directory, whereabouts
     from lorchestra.data.tasks.table import TASKS, find_task
-    from lorchestra.data.tasks.whereabouts import whereabouts
 
     specs = list(TASKS.values()) if parsed.name is None else [find_task(parsed.name)]
     if parsed.show:
@@ -110,7 +109,7 @@ def _list(found: Sequence[Whereabouts], directory: Path | None, console: Console
     from rich.table import Table
 
     from lorchestra.data.tasks.sources import INSTALL_HUB, INSTALL_WHEEL, WHEEL
-    from lorchestra.report.fit import FittedTable
+    from lorchestra.report.fitted_table import FittedTable
 
     table = Table(box=None, padding=(0, 1), header_style="bold")
     for name in ("task", "train", "val", "test", "choices", "license", "its rows here"):
@@ -133,8 +132,8 @@ def _list(found: Sequence[Whereabouts], directory: Path | None, console: Console
 
 
 def _explain(task: Whereabouts, console: Console) -> None:
+    from lorchestra.data.prompts import TEMPLATES
     from lorchestra.data.tasks.table import OOD_PAIRS
-    from lorchestra.data.templates import TEMPLATES
 
     spec = task.spec
     lines = [f"{spec.name}: {spec.title}", f"license of the rows: {spec.license}", f"choices: {spec.choices}"]
@@ -152,12 +151,12 @@ def _explain(task: Whereabouts, console: Console) -> None:
 
 def _show(spec: TaskSpec, parsed: TasksArguments) -> None:
     from lorchestra.cli.output import messages, print_json, results, speaker
-    from lorchestra.data.config import DataConfig
-    from lorchestra.data.inspect import inspect_row
+    from lorchestra.config.adapt import BaseConfig
+    from lorchestra.config.data import DataConfig
+    from lorchestra.data.encode import inspect_row
     from lorchestra.data.prompts import PromptTemplate
     from lorchestra.data.tasks.load import load_task
-    from lorchestra.models.config import BaseConfig
-    from lorchestra.models.sources import load_tokenizer
+    from lorchestra.models.loading import load_tokenizer
 
     say = speaker(messages())
     loaded = load_task(spec.name, parsed.data_dir, (parsed.split,))

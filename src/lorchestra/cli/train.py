@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Literal
 
 from lorchestra.cli.arguments import given_settings, parse_with_recipe
-from lorchestra.engine.config import RunConfig
+from lorchestra.config.run import RunConfig
 
 _STDERR = 2
 
@@ -73,8 +73,8 @@ def train_and_show(
     from lorchestra.cli.evaluate import evaluate_and_show
     from lorchestra.cli.output import messages, speaker
     from lorchestra.cli.progress import TrainingProgress
-    from lorchestra.engine.observer import Interrupted
-    from lorchestra.experiments.train import train_run
+    from lorchestra.runs.train import train_run
+    from lorchestra.training.callbacks import Interrupted
 
     console = messages()
     say = speaker(console)

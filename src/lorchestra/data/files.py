@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lorchestra.config.data import DataConfig, FieldsConfig
 from lorchestra.data.answers import Given, is_no_label, read_answers
-from lorchestra.data.config import DataConfig, FieldsConfig
 from lorchestra.data.formats import read_rows
 from lorchestra.data.labels import LabelCensus, contradictions
 from lorchestra.data.layouts import PARTS, show, used_columns
-from lorchestra.data.readers.row import ReadOptions, Row
-from lorchestra.data.readers.streams import STANDARD_INPUT
+from lorchestra.data.readers.streams import STANDARD_INPUT, ReadOptions, Row
 from lorchestra.data.row_reader import LONGEST_CHOICE as LONGEST_CHOICE
 from lorchestra.data.row_reader import Answers, RowReader
 from lorchestra.errors import ConfigError, DataError

@@ -17,15 +17,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lorchestra.data.config import FieldsConfig
+from lorchestra.config.data import FieldsConfig
 from lorchestra.data.readers.columnar import arrow_rows, parquet_rows
 from lorchestra.data.readers.delimited import delimited_rows
 from lorchestra.data.readers.json_files import json_rows
-from lorchestra.data.readers.row import Format, Reading, ReadOptions
-from lorchestra.data.readers.row import Row as Row
-from lorchestra.data.readers.streams import STANDARD_INPUT, open_bytes
+from lorchestra.data.readers.streams import STANDARD_INPUT, Format, Reading, ReadOptions, open_bytes
+from lorchestra.data.readers.streams import Row as Row
 from lorchestra.errors import DataError
-from lorchestra.store.paths import typed_path
+from lorchestra.store.safe_paths import typed_path
 
 _FORMATS: dict[str, Format] = {
     ".jsonl": "jsonl",

@@ -15,7 +15,7 @@ import yaml
 from lorchestra.data.layouts import show
 from lorchestra.data.splits import normalize_text
 from lorchestra.errors import ConfigError
-from lorchestra.store.paths import typed_path
+from lorchestra.store.safe_paths import typed_path
 
 _INVISIBLE = dict.fromkeys(map(ord, "\u200b\u2060\ufeff\u00ad"))
 _JOINERS = "\u200c\u200d"

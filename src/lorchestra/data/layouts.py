@@ -17,8 +17,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from lorchestra.data.config import FieldsConfig
-from lorchestra.data.readers.row import Row
+from lorchestra.config.data import FieldsConfig
+from lorchestra.data.readers.streams import Row
 from lorchestra.errors import DataError
 
 Form = Literal["question", "text"]

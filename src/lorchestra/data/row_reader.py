@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from lorchestra.config.data import DataConfig
 from lorchestra.data.answers import Given, Reading, is_missing, is_no_label
-from lorchestra.data.config import DataConfig
 from lorchestra.data.formats import stem
 from lorchestra.data.labels import LabelRules, label_names
 from lorchestra.data.layouts import Finder, Layout, choices_of, nearest, show
-from lorchestra.data.readers.row import Row
+from lorchestra.data.readers.streams import Row
 from lorchestra.errors import DataError
 from lorchestra.types import Example
 

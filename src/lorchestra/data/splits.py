@@ -3,6 +3,8 @@
 A row is known by its content, not by its place: two rows are duplicates where question and set of choices are equal
 after folding of case, spaces and composed characters. What is held out depends on seed and content alone, so
 reordering a file moves no row to another split.
+
+Seeded draws of rows with even answers.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from lorchestra.errors import DataError
+from lorchestra.nn.seeding import permutation
 from lorchestra.types import Example
 
 HELD_OUT_SHARE = 0.1
@@ -218,3 +221,16 @@ def _quotas(members: Mapping[str, Sequence[str]], wanted: int, seed: int) -> dic
             if quotas[stratum] < len(members[stratum]) - 1 and sum(quotas.values()) < wanted:
                 quotas[stratum] += 1
     return quotas
+
+
+def draw_even(rows: Sequence[Example], number: int, *stream: int | str) -> list[Example]:
+    """`number` of the rows, drawn by the seed that `stream` names, with the answers as even as their numbers allow.
+
+    They come dealt in turns, one of each answer; an answer with too few rows leaves its turns to the others.
+    """
+    by_answer: dict[int | None, list[Example]] = {}
+    for place in permutation(len(rows), *stream):
+        by_answer.setdefault(rows[place].answer, []).append(rows[place])
+    turns = max((len(group) for group in by_answer.values()), default=0)
+    dealt = [group[turn] for turn in range(turns) for group in by_answer.values() if turn < len(group)]
+    return dealt[:number]

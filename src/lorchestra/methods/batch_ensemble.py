@@ -15,13 +15,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lorchestra.core.bank import AdapterBank
-from lorchestra.core.optim import MemberAdamW, clip_gradients
-from lorchestra.core.seeding import generator
-from lorchestra.engine.failure import gradient_failure
 from lorchestra.errors import ConfigError, TrainingError
 from lorchestra.methods.contract import Fitted, Meter, Setting
 from lorchestra.methods.training import BestTogether, changed, fitted_members, start, train_steps
+from lorchestra.nn.adapters import AdapterBank
+from lorchestra.nn.optimizer import MemberAdamW, clip_gradients
+from lorchestra.nn.seeding import generator
+from lorchestra.training.failure import gradient_failure
 
 
 @dataclass(frozen=True)

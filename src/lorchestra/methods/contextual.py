@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lorchestra.core.predictive import mixture_log_probs
 from lorchestra.errors import ConfigError
 from lorchestra.methods.contract import Fitted, Progress, Setting
+from lorchestra.metrics.predictive import mixture_log_probs
 from lorchestra.types import Example, Predictions
 
 RARE = 1e-3

@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from lorchestra.engine.config import RunConfig
-from lorchestra.engine.memory import peak_bytes, restart_peak
-from lorchestra.engine.observer import Interrupted, Observer, StepReport
-from lorchestra.engine.session import Session
-from lorchestra.engine.state import TrainState
-from lorchestra.engine.trunk_file import TrunkFiles
+from lorchestra.config.run import RunConfig
+from lorchestra.inference.pipeline import Session
+from lorchestra.inference.trunk import TrunkFiles
+from lorchestra.planning.memory import peak_bytes, restart_peak
+from lorchestra.training.callbacks import Interrupted, Observer, StepReport
+from lorchestra.training.checkpoint import TrainState
 from lorchestra.types import Example, Predictions
 
 MOST_DRAWS = 10_000

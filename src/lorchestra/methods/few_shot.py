@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lorchestra.core.layout import BASE
-from lorchestra.core.seeding import derive_seed, permutation
-from lorchestra.data.sampling import draw_even
-from lorchestra.engine.predict import Pass
-from lorchestra.engine.session import Session
+from lorchestra.data.splits import draw_even
 from lorchestra.errors import ConfigError
+from lorchestra.inference.pipeline import Session
+from lorchestra.inference.predict import Pass
 from lorchestra.methods.contract import MOST_DRAWS, Fitted, Meter, Progress, Setting
 from lorchestra.methods.training import changed
+from lorchestra.nn.packing import BASE
+from lorchestra.nn.seeding import derive_seed, permutation
 from lorchestra.types import Example, Predictions
 
 

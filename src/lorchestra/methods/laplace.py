@@ -16,8 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lorchestra.core.metrics import nll
-from lorchestra.core.posterior import (
+from lorchestra.errors import ConfigError, TrainingError
+from lorchestra.inference.pipeline import Session
+from lorchestra.inference.predict import member_passes
+from lorchestra.methods.contract import MOST_DRAWS, Fitted, Meter, Predictor, Progress, Setting
+from lorchestra.methods.posterior import (
     PRECISION_BOUNDS,
     DiagonalLaplace,
     FullLaplace,
@@ -25,15 +28,8 @@ from lorchestra.core.posterior import (
     best_precision,
     curvature_factor,
     log_marginal_likelihood,
+    row_gradients,
 )
-from lorchestra.core.predictive import mixture_log_probs
-from lorchestra.core.seeding import generator
-from lorchestra.engine.cost import prediction_base_passes, training_base_passes
-from lorchestra.engine.predict import member_passes
-from lorchestra.engine.row_gradients import row_gradients
-from lorchestra.engine.session import Session
-from lorchestra.errors import ConfigError, TrainingError
-from lorchestra.methods.contract import MOST_DRAWS, Fitted, Meter, Predictor, Progress, Setting
 from lorchestra.methods.training import (
     Training,
     check_adapters,
@@ -41,6 +37,10 @@ from lorchestra.methods.training import (
     packed_predictor,
     train_first_member,
 )
+from lorchestra.metrics.predictive import mixture_log_probs
+from lorchestra.metrics.scores import nll
+from lorchestra.nn.seeding import generator
+from lorchestra.planning.cost import prediction_base_passes, training_base_passes
 from lorchestra.types import EncodedExample, Example, Predictions
 
 MOST_NUMBERS = 1_000_000_000

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lorchestra.core.optim import MemberAdamW
 from lorchestra.errors import ConfigError
 from lorchestra.methods.contract import Fitted, Meter, Setting
 from lorchestra.methods.training import BestTogether, fitted_members, last_layer_columns, start, train_steps
+from lorchestra.nn.optimizer import MemberAdamW
 
 
 @dataclass(frozen=True)

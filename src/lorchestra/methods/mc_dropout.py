@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lorchestra.core.seeding import derive_seed
-from lorchestra.engine.cost import prediction_base_passes, training_base_passes
-from lorchestra.engine.predict import Pass
 from lorchestra.errors import ConfigError
+from lorchestra.inference.predict import Pass
 from lorchestra.methods.contract import MOST_DRAWS, Fitted, Meter, Setting
 from lorchestra.methods.training import changed, packed_predictor, train_members
+from lorchestra.nn.seeding import derive_seed
+from lorchestra.planning.cost import prediction_base_passes, training_base_passes
 
 
 @dataclass(frozen=True)

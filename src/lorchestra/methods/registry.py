@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lorchestra.config import check_magnitudes, from_mapping, parse_value
+from lorchestra.config.mappings import check_magnitudes, from_mapping, parse_value
 from lorchestra.errors import ConfigError, did_you_mean
 from lorchestra.methods import (
     batch_ensemble,

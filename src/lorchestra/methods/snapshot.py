@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
-from lorchestra.core.schedules import CyclicCosine
 from lorchestra.errors import ConfigError
 from lorchestra.methods.contract import Fitted, Meter, Setting
 from lorchestra.methods.training import check_rate, fitted_members, only_first_member, start, train_steps
+from lorchestra.nn.schedules import CyclicCosine
 
 
 @dataclass(frozen=True)

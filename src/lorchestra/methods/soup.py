@@ -16,11 +16,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lorchestra.core.bank import AdapterBank
-from lorchestra.engine.cost import prediction_base_passes, training_base_passes
-from lorchestra.engine.predict import member_passes
+from lorchestra.inference.predict import member_passes
 from lorchestra.methods.contract import Fitted, Meter, Setting
 from lorchestra.methods.training import changed, packed_predictor, train_members
+from lorchestra.nn.adapters import AdapterBank
+from lorchestra.planning.cost import prediction_base_passes, training_base_passes
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
-from lorchestra.core.posterior import SwagMoments
-from lorchestra.core.schedules import ThenConstant
-from lorchestra.core.seeding import generator
 from lorchestra.errors import ConfigError
 from lorchestra.methods.contract import Fitted, Meter, Setting
+from lorchestra.methods.posterior import SwagMoments
 from lorchestra.methods.training import check_rate, fitted_members, only_first_member, start, train_steps
+from lorchestra.nn.schedules import ThenConstant
+from lorchestra.nn.seeding import generator
 
 
 @dataclass(frozen=True)

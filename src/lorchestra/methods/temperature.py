@@ -10,11 +10,11 @@ from typing import Literal
 
 import numpy as np
 
-from lorchestra.core.predictive import apply_temperature, mixture_log_probs
-from lorchestra.core.temperature import regularized_temperature
-from lorchestra.core.validation import FEW_ROWS
 from lorchestra.errors import ConfigError
 from lorchestra.methods.contract import Fitted, Progress, Setting
+from lorchestra.metrics.predictive import apply_temperature, mixture_log_probs
+from lorchestra.metrics.temperature import regularized_temperature
+from lorchestra.metrics.validation import FEW_ROWS
 from lorchestra.types import Example, Predictions
 
 

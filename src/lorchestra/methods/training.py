@@ -12,18 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lorchestra.engine.config import RunConfig, check_training
-from lorchestra.engine.cost import prediction_base_passes, training_base_passes
-from lorchestra.engine.failure import parameter_failures, validation_failure
-from lorchestra.engine.observer import Interrupted
-from lorchestra.engine.predict import Pass, member_passes, predict_rows
-from lorchestra.engine.rows import training_rows
-from lorchestra.engine.session import Session
-from lorchestra.engine.trainer import Trainer
+from lorchestra.config.run import RunConfig, check_training
 from lorchestra.errors import ConfigError, TrainingError
+from lorchestra.inference.pipeline import Session
+from lorchestra.inference.predict import Pass, member_passes, predict_rows
 from lorchestra.methods.contract import Fitted, Meter, Predictor, Progress, Setting
 from lorchestra.models.ensemble import EnsembleModel
-from lorchestra.models.surgery import decoder_layers
+from lorchestra.models.patching import decoder_layers
+from lorchestra.planning.cost import prediction_base_passes, training_base_passes
+from lorchestra.training.callbacks import Interrupted
+from lorchestra.training.failure import parameter_failures, validation_failure
+from lorchestra.training.rows import training_rows
+from lorchestra.training.trainer import Trainer
 from lorchestra.types import Example, Predictions
 
 
@@ -205,7 +205,7 @@ def packed_predictor(session: Session, passes: Sequence[Pass]) -> Predictor:
 
 
 def check_adapters(values_MP: Tensor) -> None:
-    """Refuse adapters that a fit has made of trained ones, such as draws, by the definition of `engine.failure`.
+    """Refuse adapters that a fit has made of trained ones, such as draws, by the definition of `training.failure`.
 
     Raises:
         TrainingError: a number is not finite, or out of bounds.

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from lorchestra.core.layout import BASE
-from lorchestra.engine.predict import Pass
-from lorchestra.engine.session import Session
+from lorchestra.inference.pipeline import Session
+from lorchestra.inference.predict import Pass
 from lorchestra.methods.contract import Fitted, Meter, Setting
 from lorchestra.methods.training import changed, packed_predictor
+from lorchestra.nn.packing import BASE
 from lorchestra.types import Example, Predictions
 
 

@@ -13,19 +13,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from lorchestra.core.attention import make_attention
-from lorchestra.core.bank import AdapterBank
-from lorchestra.core.layout import BASE
-from lorchestra.core.lora import MemberLoRALinear
-from lorchestra.core.objective import choice_log_probs
-from lorchestra.core.packing import PackedBatch, pack_prefix
-from lorchestra.core.prefix import KeptPrefix
+from lorchestra.config.adapt import AdaptConfig, check_adapt
 from lorchestra.errors import ConfigError
-from lorchestra.models.architectures import check_architecture, set_attention
-from lorchestra.models.config import AdaptConfig, check_adapt
-from lorchestra.models.members import MemberAdapter, check_adapters, member_adapters
-from lorchestra.models.starts import start_members
-from lorchestra.models.surgery import (
+from lorchestra.models.init import MemberAdapter, check_adapters, member_adapters, start_members
+from lorchestra.models.patching import (
     PassSlot,
     decoder_layers,
     gate_layers,
@@ -35,7 +26,14 @@ from lorchestra.models.surgery import (
     restrict_last_mlp,
     slim_gated_mlps,
 )
+from lorchestra.models.support import check_architecture, set_attention
 from lorchestra.models.targets import features, find_targets
+from lorchestra.nn.adapters import AdapterBank
+from lorchestra.nn.attention import make_attention
+from lorchestra.nn.kv_cache import KeptPrefix
+from lorchestra.nn.lora import MemberLoRALinear
+from lorchestra.nn.packing import BASE, PackedBatch, pack_prefix
+from lorchestra.nn.scoring import choice_log_probs
 
 _instances = itertools.count()
 

@@ -26,8 +26,7 @@ import torch
 import transformers
 
 from lorchestra.errors import CheckpointError
-from lorchestra.models.gguf_header import read_header
-from lorchestra.models.gguf_kinds import check_kind
+from lorchestra.models.gguf_header import check_kind, read_header
 from lorchestra.models.sizes import check_declared
 from lorchestra.store.atomic import atomic_directory, discard_directory, sha256_file, sweep_leftovers
 from lorchestra.store.disk import require_space

@@ -13,13 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lorchestra.core.layout import BASE
-from lorchestra.core.lora import MemberLoRALinear
-from lorchestra.core.packing import Item, PackedBatch, pack
 from lorchestra.errors import ConfigError, LorchestraError
-from lorchestra.models.architectures import ADVICE
 from lorchestra.models.ensemble import EnsembleModel
-from lorchestra.models.surgery import text_config
+from lorchestra.models.patching import text_config
+from lorchestra.models.support import ADVICE
+from lorchestra.nn.lora import MemberLoRALinear
+from lorchestra.nn.packing import BASE, Item, PackedBatch, pack
 from lorchestra.types import EncodedExample
 
 _LENGTHS = (5, 17, 30)

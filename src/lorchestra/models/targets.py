@@ -13,8 +13,8 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from lorchestra.core.lora import MemberLoRALinear
 from lorchestra.errors import ConfigError, did_you_mean
+from lorchestra.nn.lora import MemberLoRALinear
 
 _LINEAR_MAPS = (nn.Linear, Conv1D)
 ALL_LINEAR = "all-linear"

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from lorchestra.engine.config import RegularizeConfig, RunConfig
+from lorchestra.config.run import RegularizeConfig, RunConfig
 from lorchestra.errors import visible
 from lorchestra.report.table import COLUMNS
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lorchestra.core.metrics import NUM_BINS, RowScores, bin_rows, score_rows
-from lorchestra.core.predictive import FloatArray, mixture_log_probs
 from lorchestra.errors import LorchestraError
+from lorchestra.metrics.predictive import FloatArray, mixture_log_probs
+from lorchestra.metrics.scores import NUM_BINS, RowScores, bin_rows, score_rows
 from lorchestra.store.atomic import atomic_path
 from lorchestra.types import Predictions
 

@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lorchestra.report.fit import FittedTable
+from lorchestra.report.fitted_table import FittedTable
 from lorchestra.store.disk import readable_bytes
 
 Record = Mapping[str, Any]

@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from lorchestra.report.fit import FittedTable
+from lorchestra.report.fitted_table import FittedTable
 
 Entry = Mapping[str, Any]
 
@@ -66,7 +66,7 @@ JUDGED = {
     "brier": ("Brier score", -1, Column("brier", "Brier", 1, 3, signed=True), ""),
 }
 """Metrics of the verdict: name, +1 where more is better, format of a difference, unit. ECE is not among them: no
-interval of a difference of two ECEs covers (`core.intervals`), so none is judged."""
+interval of a difference of two ECEs covers (`metrics.intervals`), so none is judged."""
 
 ROUNDING = 1e-9
 """Differences up to this come of rounding in float64."""

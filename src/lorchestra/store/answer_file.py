@@ -17,8 +17,8 @@ from lorchestra.errors import CheckpointError
 from lorchestra.store.atomic import atomic_write_json, plain_values
 from lorchestra.store.disk import explained, free_bytes, readable_bytes
 from lorchestra.store.lock import directory_lock
-from lorchestra.store.paths import typed_path
 from lorchestra.store.run_dir import read_json
+from lorchestra.store.safe_paths import typed_path
 from lorchestra.store.schema import check_shape
 
 FORMAT_VERSION = 1

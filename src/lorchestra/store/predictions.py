@@ -12,8 +12,8 @@ from safetensors.numpy import load_file, save_file
 
 from lorchestra.errors import CheckpointError
 from lorchestra.store.atomic import atomic_path, atomic_write_json
-from lorchestra.store.inside import inside
 from lorchestra.store.run_dir import read_json, tensors_path
+from lorchestra.store.safe_paths import inside
 from lorchestra.store.schema import FILE_NAME, check_shape
 from lorchestra.types import Predictions
 

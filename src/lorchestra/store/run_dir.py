@@ -13,9 +13,8 @@ from typing import Any, Literal
 
 from lorchestra.errors import CheckpointError
 from lorchestra.store.atomic import atomic_write_json
-from lorchestra.store.inside import inside, name_fault, read_plain
 from lorchestra.store.lock import DirectoryBusyError, directory_lock
-from lorchestra.store.paths import typed_path
+from lorchestra.store.safe_paths import inside, name_fault, read_plain, typed_path
 from lorchestra.store.schema import COUNT, FILE_NAME, NUMBER_OR_NULL, Each, Number, check_shape
 
 FORMAT_VERSION = 2

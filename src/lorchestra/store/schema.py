@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lorchestra.errors import CheckpointError
-from lorchestra.store.inside import name_fault
+from lorchestra.store.safe_paths import name_fault
 
 # Python's integers have no bound, but floats, files and torch do.
 _MOST = 2**63

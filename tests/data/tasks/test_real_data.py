@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from lorchestra.data.config import FieldsConfig
+from lorchestra.config.data import FieldsConfig
 from lorchestra.data.formats import read_rows
 from lorchestra.data.tasks import sources
 from lorchestra.data.tasks.load import load_task, rows_digest

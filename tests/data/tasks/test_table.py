@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from lorchestra.data.prompts import PromptTemplate
+from lorchestra.data.prompts import TEMPLATES, PromptTemplate
 from lorchestra.data.tasks.spec import SPLITS
 from lorchestra.data.tasks.table import OOD_PAIRS, TASKS, find_task
-from lorchestra.data.templates import TEMPLATES
 from lorchestra.errors import ConfigError
 from lorchestra.types import Example
 

@@ -6,8 +6,8 @@ import pytest
 
 from lorchestra.data.tasks import sources, table
 from lorchestra.data.tasks import whereabouts as module
+from lorchestra.data.tasks.sources import whereabouts
 from lorchestra.data.tasks.spec import Hub, Wheel
-from lorchestra.data.tasks.whereabouts import whereabouts
 
 HUB = Hub("some/quiz", None, {"train": "train", "dev": "dev", "test": "test"}, table.convert.plain)
 WHEEL = Wheel({"dev": "sets/dev.jsonl.gz", "test": "sets/test.jsonl.gz"}, table.convert.plain)

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from lorchestra.config import to_mapping, to_yaml
-from lorchestra.core.evaluation import evaluate_predictions, ood_scores
-from lorchestra.engine.config import RunConfig
-from lorchestra.models.config import AdaptConfig
+from lorchestra.config.adapt import AdaptConfig
+from lorchestra.config.mappings import to_mapping, to_yaml
+from lorchestra.config.run import RunConfig
+from lorchestra.metrics.evaluation import evaluate_predictions, ood_scores
 from lorchestra.store.atomic import atomic_write_json
 from lorchestra.store.predictions import save_predictions
 from lorchestra.store.run_dir import RunDir, write_ensemble

@@ -7,8 +7,8 @@ import re
 import numpy as np
 import pytest
 
-from lorchestra.engine.config import RegularizeConfig, RunConfig
-from lorchestra.models.config import AdaptConfig
+from lorchestra.config.adapt import AdaptConfig
+from lorchestra.config.run import RegularizeConfig, RunConfig
 from lorchestra.report.html import compare
 from lorchestra.report.html.course import arrow_figure
 from lorchestra.report.html.page import write_report

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lorchestra.core.metrics import accuracy, score_rows
-from lorchestra.core.predictive import mixture_log_probs
+from lorchestra.metrics.predictive import mixture_log_probs
+from lorchestra.metrics.scores import accuracy, score_rows
 from lorchestra.report.figure import reliability
 from lorchestra.report.html import course, figures
 from lorchestra.report.html.examples import pick

@@ -14,12 +14,11 @@ import numpy as np
 import pytest
 import yaml
 
-from lorchestra.core.evaluation import evaluate_predictions
-from lorchestra.engine.config import EvaluateConfig, RunConfig, TrainConfig
+from lorchestra.config.adapt import AdaptConfig, BaseConfig
+from lorchestra.config.run import EvaluateConfig, RunConfig, TrainConfig
 from lorchestra.errors import CheckpointError, ConfigError, DataError
-from lorchestra.models.config import AdaptConfig, BaseConfig
-from lorchestra.report.html.method_results import foreign_settings, method_name, read_comparison
-from lorchestra.report.html.methods import budget_figure
+from lorchestra.metrics.evaluation import evaluate_predictions
+from lorchestra.report.html.methods import budget_figure, foreign_settings, method_name, read_comparison
 from lorchestra.report.html.page import write_report
 from lorchestra.report.html.source import expand_sweeps, read_run
 from lorchestra.report.html.tables import headline

@@ -14,10 +14,10 @@ from importlib.resources import files
 import numpy as np
 import pytest
 
-from lorchestra.core.evaluation import evaluate_predictions
-from lorchestra.engine.config import EvaluateConfig, RunConfig
+from lorchestra.config.adapt import AdaptConfig, BaseConfig
+from lorchestra.config.run import EvaluateConfig, RunConfig
 from lorchestra.errors import ConfigError, LorchestraError
-from lorchestra.models.config import AdaptConfig, BaseConfig
+from lorchestra.metrics.evaluation import evaluate_predictions
 from lorchestra.report.html.page import write_report
 from lorchestra.store.predictions import load_predictions
 

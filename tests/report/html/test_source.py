@@ -8,8 +8,8 @@ import json
 import numpy as np
 import pytest
 
-from lorchestra.core.evaluation import evaluate_predictions
 from lorchestra.errors import CheckpointError, DataError
+from lorchestra.metrics.evaluation import evaluate_predictions
 from lorchestra.report.html.source import read_run, read_runs
 from lorchestra.store.predictions import load_predictions, save_predictions
 

@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from lorchestra.data.readers.row import Reading, Row
+from lorchestra.data.readers.streams import Reading, Row
 from lorchestra.errors import DataError
 
 _ROWS_PER_BATCH = 1024

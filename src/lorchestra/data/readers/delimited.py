@@ -8,8 +8,7 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from lorchestra.data.readers.row import Reading, Row
-from lorchestra.data.readers.streams import bad_byte, open_text, undecodable
+from lorchestra.data.readers.streams import Reading, Row, bad_byte, open_text, undecodable
 
 NAMES = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 """Delimiters that are tried, the likeliest first."""

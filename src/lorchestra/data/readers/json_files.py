@@ -9,8 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from lorchestra.data.readers.row import Reading, Row
-from lorchestra.data.readers.streams import bad_byte, open_text, undecodable
+from lorchestra.data.readers.streams import Reading, Row, bad_byte, open_text, undecodable
 from lorchestra.errors import DataError
 
 _CHUNK = 1 << 20

@@ -93,7 +93,7 @@ class TaskSpec:
     labels: tuple[str, ...] | None = None
     """The label set in order where rows are texts with labels."""
     template: str = "question"
-    """The kind of prompt, by its name in `data.templates`."""
+    """The kind of prompt, by its name in `data.prompts`."""
     remark: str = ""
     """What a person should know of these rows."""
 

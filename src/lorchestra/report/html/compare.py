@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from lorchestra.config import differences
-from lorchestra.core.intervals import difference_intervals, judge
-from lorchestra.core.metrics import bootstrap, score_rows
-from lorchestra.core.predictive import mixture_log_probs
+from lorchestra.config.mappings import differences
+from lorchestra.metrics.intervals import difference_intervals, judge
+from lorchestra.metrics.predictive import mixture_log_probs
+from lorchestra.metrics.scores import bootstrap, score_rows
 from lorchestra.report.html import tables
 from lorchestra.report.html.course import arrow_figure
 from lorchestra.report.html.source import ReportRun

@@ -7,9 +7,9 @@ from html import escape
 
 import numpy as np
 
-from lorchestra.core import predictive
-from lorchestra.core.metrics import nll
-from lorchestra.core.predictive import FloatArray
+from lorchestra.metrics import predictive
+from lorchestra.metrics.predictive import FloatArray
+from lorchestra.metrics.scores import nll
 from lorchestra.report.figure import MOST_MEMBER_LINES
 from lorchestra.report.html.figures import ENSEMBLE, MOST_POINTS, ONE, padded_range
 from lorchestra.report.html.measures import (

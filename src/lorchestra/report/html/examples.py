@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lorchestra.core import predictive
+from lorchestra.metrics import predictive
 from lorchestra.report.html.measures import confident_mistakes, contested
 from lorchestra.types import Predictions
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lorchestra.core import predictive
-from lorchestra.core.density import kernel_density
-from lorchestra.core.metrics import NUM_BINS, RowScores, score_rows
-from lorchestra.core.predictive import FloatArray
+from lorchestra.metrics import predictive
+from lorchestra.metrics.density import kernel_density
+from lorchestra.metrics.predictive import FloatArray
+from lorchestra.metrics.scores import NUM_BINS, RowScores, score_rows
 from lorchestra.report.figure import MOST_MEMBER_LINES, pool, reliability
 from lorchestra.report.html.measures import abstain, thin
 from lorchestra.report.html.source import ReportRun

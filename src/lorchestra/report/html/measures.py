@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from lorchestra.core import predictive
-from lorchestra.core.predictive import FloatArray, IntArray
+from lorchestra.metrics import predictive
+from lorchestra.metrics.predictive import FloatArray, IntArray
 
 
 def moving_mean(values_S: Sequence[float | None], window: int) -> FloatArray:

@@ -10,23 +10,23 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorchestra.config import to_mapping
-from lorchestra.core import predictive
+from lorchestra.config.mappings import to_mapping
 from lorchestra.errors import ConfigError, LorchestraError, visible
+from lorchestra.metrics import predictive
 from lorchestra.report.html import compare, course, figures, tables
 from lorchestra.report.html.examples import pick
 from lorchestra.report.html.glyphs import interval_glyph, member_glyph
 from lorchestra.report.html.measures import abstain
-from lorchestra.report.html.method_results import (
+from lorchestra.report.html.methods import (
     CONTROLS,
     MethodComparison,
     check_belongs,
     foreign_settings,
     is_comparison,
     method_name,
+    methods_context,
     read_comparison,
 )
-from lorchestra.report.html.methods import methods_context
 from lorchestra.report.html.source import ReportRun, expand_sweeps, read_runs
 from lorchestra.report.html.svg import NO_VALUE, typeset
 from lorchestra.report.table import BASELINES, Control, verdict

@@ -10,16 +10,15 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from lorchestra.core.evaluation import evaluate_predictions
-from lorchestra.core.metrics import accuracy
-from lorchestra.core.predictive import mixture_log_probs
-from lorchestra.engine.config import RunConfig, read_config
+from lorchestra.config.run import RunConfig, read_config
 from lorchestra.errors import CheckpointError, DataError, did_you_mean
-from lorchestra.store.evaluations import read_evaluations
-from lorchestra.store.inside import inside
+from lorchestra.metrics.evaluation import evaluate_predictions
+from lorchestra.metrics.predictive import mixture_log_probs
+from lorchestra.metrics.scores import accuracy
 from lorchestra.store.predictions import load_predictions
-from lorchestra.store.records import read_environment, read_events
+from lorchestra.store.records import read_environment, read_evaluations, read_events
 from lorchestra.store.run_dir import RunDir, read_ensemble, read_json
+from lorchestra.store.safe_paths import inside
 from lorchestra.store.schema import FILE_NAME, check_shape
 from lorchestra.types import Predictions
 

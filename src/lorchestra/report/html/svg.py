@@ -15,7 +15,7 @@ from html import escape
 
 import numpy as np
 
-from lorchestra.core.predictive import FloatArray
+from lorchestra.metrics.predictive import FloatArray
 
 Numbers = Sequence[float] | FloatArray
 

@@ -1,0 +1,1 @@
+"""All settings: configuration classes, their checks, and how YAML files become them."""

@@ -1,0 +1,146 @@
+"""Settings of the base model and of the adapters on it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import ClassVar, Literal
+
+from lorchestra.config.mappings import check_magnitudes
+from lorchestra.errors import ConfigError
+
+_MOST_THREADS = 1024
+_MOST = 10_000
+"""Members, and rank; what fits into memory is less, and found out when the members are made."""
+
+
+@dataclass(frozen=True)
+class BaseConfig:
+    """The frozen LLM."""
+
+    name: str = "smollm2-135m"
+    """Hub id, local directory with safetensors, .gguf file, or smollm2-135m (needs no network)."""
+    revision: str | None = None
+    """Hub revision: branch, tag or commit."""
+    dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
+    """Number format of the base; auto is float32 on a CPU and bfloat16 on CUDA. Adapters stay in float32 or wider."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto takes CUDA where there is one."""
+    threads: int | None = None
+    """CPU threads; the default is what torch chooses. Saved with the run: the same bits need the same count."""
+
+
+@dataclass(frozen=True)
+class AdaptConfig:
+    """The LoRA members: how many, of which shape, on which layers."""
+
+    members: int = 5
+    """Number of LoRA members M in the ensemble."""
+    r: int = 8
+    """Rank of each adapter."""
+    lora_alpha: float = 32.0
+    """The adapter's product B A x is scaled by lora_alpha / r."""
+    use_rslora: bool = False
+    """Scale by lora_alpha / sqrt(r) instead (rsLoRA), so that a higher rank does not learn more slowly."""
+    init_lora_weights: Literal[True, "gaussian", "orthogonal", "pissa"] = True
+    """Start of A and B as in PEFT: True (A uniform, B zero), gaussian (A normal, B zero), orthogonal (B A zero), pissa
+    (the r principal components of each frozen weight, which a frozen copy takes out again: members start as the base,
+    and all alike, so that they differ by data order and dropout alone; saved as plain LoRA of rank 2 r)."""
+    init_scale: float = 1.0
+    """What the draw of A is multiplied by."""
+    init_std_b: float = 0.0
+    """Standard deviation of a normal draw that takes the place of B = 0; with 0 members start as the base."""
+    target_modules: str | tuple[str, ...] = ("q_proj", "v_proj")
+    """Linear maps to adapt as in PEFT: names or their ends, one regular expression for whole names, or all-linear."""
+    layers: str = "all"
+    """Decoder layers to adapt: all, last:K, or a list such as [0, 5, 11]. Layers below the first are computed once."""
+    trunk_memory_gb: float = 4.0
+    """Most GB of cached hidden states below the first adapted layer kept in memory; more go to a file in the run."""
+    trunk_dtype: Literal["auto", "bfloat16", "float16"] = "auto"
+    """Number format of the hidden states that training keeps; auto is the base's. The change it makes is measured."""
+    dropout: float = 0.0
+    """Dropout on the adapter's input while training, in [0, 1)."""
+    same_init: bool = False
+    """Give all members the same initial A (ablation: members then differ by data order alone)."""
+    order: Literal["own", "same", "bootstrap"] = "own"
+    """Training rows: own (each member its own order of all), same (one order for all; ablation: members then differ by
+    initialization alone), bootstrap (each its own draw of as many with replacement, which is bagging)."""
+
+    REFUSED: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {
+            "modules_to_save": "members are low-rank adapters only, and share every other weight of the base; leave it"
+            " out, or name linear maps in adapt.target_modules"
+        }
+    )
+    """Settings that PEFT has and that are refused here, with the reason."""
+
+    @property
+    def scaling(self) -> float:
+        """The factor of B A x."""
+        return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
+
+    @property
+    def stored_r(self) -> int:
+        """The rank that a member has in memory and on disk: with PiSSA, its frozen start counts too."""
+        return 2 * self.r if self.init_lora_weights == "pissa" else self.r
+
+    @property
+    def starts_alike(self) -> bool:
+        """Whether all members start at the same A and B."""
+        return self.same_init or self.init_lora_weights == "pissa"
+
+
+def check_base(base: BaseConfig) -> None:
+    """Refuse settings out of range, before anything is loaded.
+
+    Raises:
+        ConfigError: names the field and its value.
+    """
+    check_magnitudes(base, "base")
+    if base.threads is not None and not 1 <= base.threads <= _MOST_THREADS:
+        raise ConfigError(f"base.threads: {base.threads} is not in [1, {_MOST_THREADS}]")
+
+
+def check_adapt(adapt: AdaptConfig) -> None:
+    """Refuse settings out of range, before anything is loaded.
+
+    Raises:
+        ConfigError: names the field and its value.
+    """
+    check_magnitudes(adapt, "adapt")
+    if adapt.members < 1:
+        raise ConfigError(f"adapt.members: {adapt.members} is less than 1; one member is one LoRA")
+    if not 0 < adapt.lora_alpha < math.inf:
+        raise ConfigError(f"adapt.lora_alpha: {adapt.lora_alpha} is not a finite number above 0")
+    if adapt.r < 1:
+        raise ConfigError(f"adapt.r: {adapt.r} is less than 1")
+    if not 0 <= adapt.trunk_memory_gb < math.inf:
+        raise ConfigError(f"adapt.trunk_memory_gb: {adapt.trunk_memory_gb} is not a finite number from 0 up")
+    if adapt.trunk_dtype not in ("auto", "bfloat16", "float16"):
+        raise ConfigError(f"adapt.trunk_dtype: {adapt.trunk_dtype!r} is not auto, bfloat16 or float16")
+    for name, value in {"members": adapt.members, "r": adapt.r}.items():
+        if value > _MOST:
+            raise ConfigError(f"adapt.{name}: {value} is more than {_MOST}")
+    if adapt.order not in ("own", "same", "bootstrap"):
+        raise ConfigError(f"adapt.order: {adapt.order!r} is not own, same or bootstrap")
+    if not 0 <= adapt.dropout < 1:
+        raise ConfigError(f"adapt.dropout: {adapt.dropout} is not in [0, 1)")
+    if not 0 < adapt.init_scale < math.inf:
+        raise ConfigError(f"adapt.init_scale: {adapt.init_scale} is not a finite number above 0")
+    if not 0 <= adapt.init_std_b < math.inf:
+        raise ConfigError(f"adapt.init_std_b: {adapt.init_std_b} is not a finite number from 0 up")
+    if adapt.init_std_b > 0 and adapt.init_lora_weights == "orthogonal":
+        raise ConfigError(
+            f"adapt.init_std_b: {adapt.init_std_b}, but the orthogonal start draws B itself; leave one of them out"
+        )
+    if adapt.init_lora_weights == "pissa":
+        for name, usual in {"init_scale": 1.0, "init_std_b": 0.0}.items():
+            if getattr(adapt, name) != usual:
+                raise ConfigError(
+                    f"adapt.{name}: {getattr(adapt, name)}, but adapt.init_lora_weights: pissa draws nothing, it starts"
+                    " at the base's own weights; leave one of them out"
+                )
+    if adapt.init_lora_weights == "orthogonal" and adapt.r % 2:
+        raise ConfigError(f"adapt.init_lora_weights: orthogonal needs an even rank; adapt.r is {adapt.r}")

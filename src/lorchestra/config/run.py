@@ -1,0 +1,193 @@
+"""Settings of training and evaluation, and the whole configuration of a run."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from lorchestra.config.adapt import AdaptConfig, BaseConfig, check_adapt, check_base
+from lorchestra.config.data import DataConfig, check_data
+from lorchestra.config.mappings import check_magnitudes, read_recipe
+from lorchestra.errors import ConfigError
+
+_MOST_RESAMPLES = 100_000
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The lockstep training of all members."""
+
+    seed: int = 0
+    """Run seed; each member's initialization, data order and dropout derive from it and the member's index."""
+    epochs: int = 3
+    """Passes over the training rows."""
+    batch_size: int = 8
+    """Rows a member sees in one optimizer step."""
+    lr: float = 3e-4
+    """Peak learning rate of AdamW."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How the learning rate falls after the warm-up."""
+    warmup: float = 0.06
+    """Share of all steps in which the learning rate rises from zero, in [0, 1)."""
+    clip_norm: float = 1.0
+    """Largest gradient norm of a member; 0 turns clipping off."""
+    patience: int = 0
+    """Stop a member after this many evaluations in a row without a better validation NLL; 0 never stops early."""
+    keep: Literal["best", "last"] = "best"
+    """Which adapter of each member is saved: the one with the best validation NLL, or the last."""
+    token_budget: int | None = None
+    """Most tokens in one packed micro-batch of training (2.5 times as many in prediction); bounds
+    memory. Default: by device (CPU 640) and first tokens that all rows share on top, less where
+    memory is short, at least the longest row."""
+    gradient_checkpointing: bool = False
+    """Recompute layers in the backward pass: less memory, more time, the same gradients."""
+    checkpoint_every_s: float = 60.0
+    """Seconds between checkpoints; what a crash can cost at most."""
+
+
+@dataclass(frozen=True)
+class RegularizeConfig:
+    """Regularizers, the paper's and others; they compose, and each is logged by member under its own name."""
+
+    weight_decay_b: float = 0.0
+    """Decoupled weight decay on B only, towards the base (the paper: 1e2, 1e3); needs lr * weight_decay_b < 1."""
+    weight_decay_a: float = 0.0
+    """Decoupled weight decay on A, which pulls the members together; needs lr * weight_decay_a < 1."""
+    weight_decay_ba: float = 0.0
+    """Weight of half the squared norm of what the adapters add to the base's weights, scaling * B A; in the loss."""
+    kl_beta: float = 0.0
+    """Weight of the KL divergence from the base's answer distribution."""
+    kl_direction: Literal["forward", "reverse"] = "forward"
+    """forward: KL(member || base); reverse: KL(base || member)."""
+    kl_over: Literal["options", "vocabulary"] = "options"
+    """The KL is over a row's choices, or over all tokens where the answer begins (in text: its first token only)."""
+    label_smoothing: float = 0.0
+    """Share of each label that is spread evenly over the row's choices, in [0, 1)."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What stands beside the ensemble in the evaluation."""
+
+    few_shot: int = 4
+    """Training rows put before each question for the few-shot base; 0 leaves it out."""
+    mc_dropout: bool = True
+    """Where members were trained with dropout: also evaluate MC dropout of one LoRA, with M passes."""
+    temperature: bool = False
+    """Also fit one temperature on the pooled mixture, on validation rows."""
+    resamples: int = 1000
+    """Bootstrap resamples behind each 95 % interval."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that defines a run; saved with it, and enough to repeat it."""
+
+    base: BaseConfig = field(default_factory=BaseConfig)
+    adapt: AdaptConfig = field(default_factory=AdaptConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    regularize: RegularizeConfig = field(default_factory=RegularizeConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+
+def check_training(config: TrainConfig, regularize: RegularizeConfig) -> None:
+    """Refuse settings that cannot work, before any work is done.
+
+    Raises:
+        ConfigError: names the field, its value and what to do.
+    """
+    check_magnitudes(config, "train")
+    check_magnitudes(regularize, "regularize")
+    positive = {"epochs": config.epochs, "batch_size": config.batch_size, "lr": config.lr}
+    for name, value in positive.items():
+        if not 0 < value < math.inf:
+            raise ConfigError(f"train.{name}: {value} is not a finite number above 0")
+    if not 0 <= config.warmup < 1:
+        raise ConfigError(f"train.warmup: {config.warmup} is not in [0, 1)")
+    if config.token_budget is not None and config.token_budget < 1:
+        raise ConfigError(f"train.token_budget: {config.token_budget} is less than 1; leave it out for the default")
+    if not config.checkpoint_every_s >= 0:  # NaN too
+        raise ConfigError(f"train.checkpoint_every_s: {config.checkpoint_every_s} is not a number from 0 up")
+    for name, value in {"patience": config.patience, "clip_norm": config.clip_norm}.items():
+        if not 0 <= value < math.inf:
+            raise ConfigError(f"train.{name}: {value} is not a finite number from 0 up")
+    decays = {"weight_decay_a": regularize.weight_decay_a, "weight_decay_b": regularize.weight_decay_b}
+    strengths = decays | {"weight_decay_ba": regularize.weight_decay_ba, "kl_beta": regularize.kl_beta}
+    for name, value in strengths.items():
+        if not 0 <= value < math.inf:
+            raise ConfigError(f"regularize.{name}: {value} is not a finite number from 0 up")
+    if not 0 <= regularize.label_smoothing < 1:
+        raise ConfigError(f"regularize.label_smoothing: {regularize.label_smoothing} is not in [0, 1)")
+    for name, value in decays.items():
+        product = config.lr * value
+        if product >= 1:
+            raise ConfigError(
+                f"regularize.{name}: train.lr * {name} = {config.lr:g} * {value:g} = {product:g} must be below 1, or"
+                f" each step overshoots zero; take {name} below {1 / config.lr:g}, or a smaller train.lr"
+            )
+
+
+def check_start(init_lora_weights: bool | str, regularize: RegularizeConfig) -> None:
+    """Refuse decay of parameters that do not start where the base is.
+
+    Decay of the product is right as it is: what a member adds is `B A` less its frozen start.
+
+    Raises:
+        ConfigError: names both fields.
+    """
+    for name in ("weight_decay_a", "weight_decay_b"):
+        value = getattr(regularize, name)
+        if value > 0 and init_lora_weights == "pissa":
+            raise ConfigError(
+                f"regularize.{name}: {value:g}, but with adapt.init_lora_weights: pissa A and B at zero are the base"
+                " without its principal components, and decay would pull members there; leave one of them out, or take"
+                " regularize.weight_decay_ba or regularize.kl_beta, which pull towards the base"
+            )
+
+
+def check_evaluation(config: EvaluateConfig) -> None:
+    """Refuse settings that would only fail once the training is done.
+
+    Raises:
+        ConfigError: names the field and its value.
+    """
+    check_magnitudes(config, "evaluate")
+    if config.few_shot < 0:
+        raise ConfigError(f"evaluate.few_shot: {config.few_shot} is less than 0; 0 leaves the few-shot base out")
+    if not 0 <= config.resamples <= _MOST_RESAMPLES:
+        raise ConfigError(f"evaluate.resamples: {config.resamples} is not in [0, {_MOST_RESAMPLES}]")
+
+
+def check_run(config: RunConfig) -> None:
+    """All that can be said about a configuration before anything is read or loaded.
+
+    Raises:
+        ConfigError: names the field and its value.
+    """
+    check_base(config.base)
+    check_adapt(config.adapt)
+    check_data(config.data)
+    check_training(config.train, config.regularize)
+    check_start(config.adapt.init_lora_weights, config.regularize)
+    check_evaluation(config.evaluate)
+
+
+def read_config(path: Path) -> RunConfig:
+    """The configuration that a run saved in its `config.yaml`, with the rules of the version that saved it.
+
+    Raises:
+        ConfigError: the file is missing, cut off or holds what is no configuration, or it names a file of label names,
+            which no run saves: a stranger's run must not have files outside of it read.
+    """
+    config = read_recipe(path, RunConfig, whole=True)
+    check_run(config)
+    for item in config.data.read.label_names:
+        if "=" not in item:
+            raise ConfigError(
+                f"{path}: data.read.label_names has {item[:100]!r}, which is not of the form label=name that runs"
+                " save; the file was changed"
+            )
+    return config

@@ -1,1 +1,0 @@
-"""The numerics: packed multi-member LoRA, attention, optimizer, objective, predictive distribution, metrics."""

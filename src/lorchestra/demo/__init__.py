@@ -1,0 +1,1 @@
+"""The demo: satirical or ordinary headlines, end to end."""

@@ -1,0 +1,103 @@
+"""The demo: satirical or ordinary headlines, and texts that are no headlines at all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lorchestra.config.adapt import AdaptConfig
+from lorchestra.config.data import DataConfig, PromptConfig
+from lorchestra.config.run import EvaluateConfig, RunConfig, TrainConfig
+from lorchestra.demo.data import DEMO_PROMPT, DemoData, DemoSizes, write_demo_data
+from lorchestra.metrics import predictive
+from lorchestra.store.predictions import load_predictions
+from lorchestra.store.run_dir import RunDir
+from lorchestra.types import Predictions
+
+SIZES = DemoSizes()
+TASK = "headlines"
+"""What the demo's data files, and so its task, are called."""
+
+
+def demo_config(data: DemoData, seed: int = 0) -> RunConfig:
+    """The demo's settings: five members on the last fifth of the embedded base, a few minutes on two cores.
+
+    The learning rate is high enough for members to over-fit the few rows, each in its own way: the case the paper is
+    about. docs/log.md has the settings that were tried.
+    """
+    return RunConfig(
+        adapt=AdaptConfig(layers="last:6"),
+        data=DataConfig(
+            train=str(data.train),
+            val=str(data.val),
+            test=str(data.test),
+            scoring="text",
+            prompt=PromptConfig(template=DEMO_PROMPT),
+        ),
+        train=TrainConfig(epochs=5, lr=2e-3, seed=seed),
+        evaluate=EvaluateConfig(few_shot=4, temperature=True),
+    )
+
+
+def prepare_demo(out: Path, seed: int = 0) -> tuple[RunConfig, Sequence[Path]]:
+    """Write the demo's task files beside the run; returns its configuration and the files of OOD texts."""
+    data = write_demo_data(out.with_name(out.name + "-data"), SIZES, seed)
+    return demo_config(data, seed), tuple(data.ood.values())
+
+
+@dataclass(frozen=True)
+class Showcase:
+    """One prediction to show, and why it was picked."""
+
+    title: str
+    text: str
+    truth: str
+    probs: dict[str, float]
+    member_probs: list[float]
+    """Each member's probability of the ensemble's answer."""
+    mutual_information: float
+
+    def lines(self) -> tuple[str, str]:
+        """The numbers as two lines of text."""
+        best = max(self.probs, key=self.probs.__getitem__)
+        probs = ", ".join(f"{name} {p:.2f}" for name, p in self.probs.items())
+        members = " ".join(f"{p:.2f}" for p in self.member_probs)
+        return (
+            f"ensemble: {probs}; truth: {self.truth}",
+            f"members' probability of {best!r}: {members}; mutual information {self.mutual_information:.3f} nats",
+        )
+
+
+def pick_examples(run: RunDir, ood_name: str) -> list[Showcase]:
+    """Three predictions, picked by rule: the most confident right, the least confident, the most contested OOD one.
+
+    Contested is measured by mutual information: the members disagree although each may be sure.
+    """
+    test = load_predictions(run.prediction(TASK, "test"))
+    ood = load_predictions(run.prediction(TASK, f"ood_{ood_name}"))
+    mixture = predictive.mixture_log_probs(test.log_probs_MEC)
+    confidence = predictive.confidence(mixture)
+    right = mixture.argmax(axis=1) == test.labels
+    information = predictive.mutual_information(ood.log_probs_MEC)
+    return [
+        _show("a confident answer that is right", test, int(np.where(right, confidence, -1).argmax())),
+        _show("one to abstain on: the least confident answer", test, int(confidence.argmin())),
+        _show("out of distribution: the members disagree", ood, int(information.argmax())),
+    ]
+
+
+def _show(title: str, predictions: Predictions, e: int) -> Showcase:
+    mixture = np.exp(predictive.mixture_log_probs(predictions.log_probs_MEC)[e])
+    options = predictions.options[e]
+    label = int(predictions.labels[e])
+    return Showcase(
+        title=title,
+        text=predictions.texts[e],
+        truth="no headline at all" if label < 0 else options[label],
+        probs=dict(zip(options, mixture.tolist(), strict=False)),
+        member_probs=np.exp(predictions.log_probs_MEC[:, e, int(mixture.argmax())]).tolist(),
+        mutual_information=float(predictive.mutual_information(predictions.log_probs_MEC)[e]),
+    )

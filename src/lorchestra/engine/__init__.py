@@ -1,1 +1,0 @@
-"""Training and prediction of all members in packed passes."""

@@ -1,0 +1,1 @@
+"""What predictions are worth: mixtures, scores, intervals, diversity, temperatures. NumPy only."""

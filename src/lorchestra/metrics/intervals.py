@@ -1,0 +1,193 @@
+"""Intervals of metrics and of paired differences, each by a method whose coverage was measured; none where none holds.
+
+| metric | interval |
+|---|---|
+| accuracy | Wilson's score interval |
+| signed gap | Wald's, after two rows right and two wrong were added |
+| difference in accuracy | Wald's, after one row won and one lost were added (Bonett and Price) |
+| ECE | inverted test (`metrics.calibration`); of a mean of several ECEs, none |
+| NLL, Brier, macro F1, AURC; differences in NLL and Brier | percentiles of bootstrap draws |
+| difference in ECE | none: the bias of the two values differs, and no interval that was tried covers |
+
+`benchmarks/coverage.py` measures all of them. Below `LEAST_ROWS` rows there is no interval; percentiles also need
+`LEAST_OF_EACH` right and wrong rows, since resampling knows nothing of errors that were not seen.
+
+Axes: `E` example, `R` resample.
+
+Sources: Wilson 1927; Agresti and Coull 1998; Bonett and Price, doi 10.1080/00949655.2011.618500.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lorchestra.metrics.calibration import calibrated_ece, ece_interval
+from lorchestra.metrics.predictive import FloatArray
+from lorchestra.metrics.scores import RESAMPLED, RowScores, interval, resampled_metrics
+
+COMPARED = ("accuracy", "nll", "brier")
+"""Metrics whose paired differences get intervals."""
+
+LEAST_ROWS = 20
+"""Fewest rows of which an interval is given: with 10, that of the ECE covered 82 % in the worst case."""
+
+LEAST_OF_EACH = 5
+"""Fewest right and fewest wrong rows for bootstrap percentiles: with one or two, differences in NLL covered 80 %."""
+
+Z = 1.959963984540054
+"""Quantile of the standard normal distribution with 2.5 % above it, as `LEVEL` asks for."""
+
+Ends = list[float] | None
+Draws = Mapping[str, FloatArray]
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One method: rows of each of its distributions (several where it stands for the mean over members), and draws.
+
+    `draws` are its metrics by resample, a mean over the distributions where these are several.
+    """
+
+    rows: tuple[RowScores, ...]
+    draws: Draws
+
+    @property
+    def num_rows(self) -> int:
+        """E."""
+        return len(self.rows[0].labels)
+
+    @property
+    def least_of_each(self) -> int:
+        """The smaller of the numbers of right and wrong rows, the least over its distributions."""
+        return min(int(min(rows.correct.sum(), (1 - rows.correct).sum())) for rows in self.rows)
+
+    def mean(self, values: str) -> FloatArray:
+        """A property of `RowScores`, mean over the distributions, `[E]`."""
+        return np.asarray(np.mean([getattr(rows, values) for rows in self.rows], axis=0))
+
+
+def method_intervals(method: Judged, seed: int) -> dict[str, Any]:
+    """Intervals by metric of `RESAMPLED`, None where there is none; empty where no resamples were drawn.
+
+    Next to them `ece_if_calibrated`: what the ECE of perfectly calibrated confidences like these would be on as many
+    rows, as `mean` and `interval` (None for a mean of several ECEs). Every point value lies in its interval.
+    """
+    if not method.draws:
+        return {}
+    simulations = len(next(iter(method.draws.values())))
+    calibrated = [calibrated_ece(rows, simulations, seed) for rows in method.rows]
+    alone = len(method.rows) == 1
+    reference = {
+        "mean": float(np.mean([one.mean for one in calibrated])),
+        "interval": [calibrated[0].low, calibrated[0].high] if alone else None,
+    }
+    found: dict[str, Any] = dict.fromkeys(RESAMPLED)
+    if method.num_rows >= LEAST_ROWS:
+        found["accuracy"] = score_interval(method.mean("correct"))
+        found["signed_gap"] = gap_interval(method.mean("confidence"), method.mean("correct"))
+        if alone:
+            found["ece"] = ece_interval(method.rows[0], calibrated[0], simulations, seed)
+        if method.least_of_each >= LEAST_OF_EACH:
+            points = [resampled_metrics(rows, np.ones((1, method.num_rows))) for rows in method.rows]
+            for metric in ("macro_f1", "nll", "brier", "aurc"):
+                point = float(np.mean([values[metric][0] for values in points]))
+                found[metric] = _with_point(interval(method.draws[metric]), point)
+    return found | {"ece_if_calibrated": reference}
+
+
+def difference_intervals(one: Judged, other: Judged) -> dict[str, Ends]:
+    """Intervals of the first minus the second by metric of `COMPARED`, None where there is none; empty without draws.
+
+    The draws of both are of the same resamples.
+    """
+    if not (one.draws and other.draws):
+        return {}
+    found: dict[str, Ends] = dict.fromkeys(COMPARED)
+    if one.num_rows >= LEAST_ROWS:
+        if _same(one, other):
+            return {metric: [0.0, 0.0] for metric in COMPARED}
+        found["accuracy"] = paired_interval(one.mean("correct") - other.mean("correct"))
+        if min(one.least_of_each, other.least_of_each) >= LEAST_OF_EACH:
+            for metric in ("nll", "brier"):
+                with np.errstate(invalid="ignore"):
+                    point = float(one.mean(metric).mean() - other.mean(metric).mean())
+                    found[metric] = _with_point(interval(one.draws[metric] - other.draws[metric]), point)
+    return found
+
+
+def _same(one: Judged, other: Judged) -> bool:
+    """Whether both say the same of every row: then they are one method, and no row can set them apart."""
+    return all(
+        np.array_equal(getattr(mine, values), getattr(theirs, values))
+        for mine in one.rows
+        for theirs in other.rows
+        for values in ("predicted", "confidence", "nll", "brier")
+    )
+
+
+def too_few(method: Judged) -> str | None:
+    """Why intervals of a method are missing, as a sentence; None where none is."""
+    if method.num_rows < LEAST_ROWS:
+        rows = f"{method.num_rows} rows" if method.num_rows > 1 else "one row"
+        return f"No intervals: {rows} cannot carry one ({LEAST_ROWS} are needed)."
+    if method.least_of_each < LEAST_OF_EACH:
+        wrong, right = (int(sum(part.sum() for part in parts) / len(method.rows)) for parts in _wrong_and_right(method))
+        few = f"{wrong} wrong" if wrong <= right else f"{right} right"
+        return (
+            f"No intervals of NLL, Brier score, macro F1 and AURC, nor of differences in them: {few} of"
+            f" {method.num_rows} rows are too few ({LEAST_OF_EACH} right and {LEAST_OF_EACH} wrong are needed)."
+        )
+    return None
+
+
+def _wrong_and_right(method: Judged) -> tuple[list[FloatArray], list[FloatArray]]:
+    return [1 - rows.correct for rows in method.rows], [rows.correct for rows in method.rows]
+
+
+def score_interval(correct_E: FloatArray) -> list[float]:
+    """Wilson's interval of an accuracy: it has a width even where all rows are right.
+
+    Rows may hold a mean over members; as it varies less than a single answer, rows then count for more.
+    """
+    num_rows, mean = len(correct_E), float(correct_E.mean())
+    spread = mean * (1 - mean)
+    ratio = float(correct_E.var()) / spread if spread > 0 else 1.0
+    effective = num_rows / ratio if ratio > 0 else float(num_rows)
+    center = (mean + Z**2 / (2 * effective)) / (1 + Z**2 / effective)
+    half = Z * np.sqrt(spread / effective + (Z / (2 * effective)) ** 2) / (1 + Z**2 / effective)
+    return [max(0.0, min(float(center - half), mean)), min(1.0, max(float(center + half), mean))]
+
+
+def gap_interval(confidence_E: FloatArray, correct_E: FloatArray) -> list[float]:
+    """Interval of mean confidence minus accuracy: Wald's, after two right and two wrong rows of mean confidence."""
+    mean = float(confidence_E.mean())
+    return _wald(confidence_E - correct_E, [mean, mean, mean - 1, mean - 1])
+
+
+def paired_interval(difference_E: FloatArray) -> list[float]:
+    """Interval of a mean of differences in [-1, 1]: Wald's, after one row of +1 and one of -1."""
+    return _wald(difference_E, [1.0, -1.0])
+
+
+def _wald(values_E: FloatArray, added: Sequence[float]) -> list[float]:
+    """Mean plus and minus Z standard errors with values added, within [-1, 1]; the mean without them lies inside."""
+    point, values = float(values_E.mean()), np.concatenate([values_E, added])
+    center, half = float(values.mean()), Z * float(values.std()) / np.sqrt(len(values))
+    return [max(-1.0, min(center - half, point)), min(1.0, max(center + half, point))]
+
+
+def _with_point(ends: Ends, point: float) -> Ends:
+    """Widen an interval to the point value; percentiles of a skewed statistic can miss it."""
+    return None if ends is None else [min(ends[0], point), max(ends[1], point)]
+
+
+def judge(scores: Mapping[str, RowScores], draws: Mapping[str, Draws], *names: str) -> Judged:
+    """What a method is judged by: one distribution by name, or the mean over several."""
+    rows = tuple(scores[name] for name in names)
+    if not draws:
+        return Judged(rows, {})
+    return Judged(rows, {metric: np.mean([draws[name][metric] for name in names], axis=0) for metric in RESAMPLED})

@@ -1,0 +1,295 @@
+"""Accuracy, calibration and ranking metrics of one predictive distribution.
+
+Pure numpy functions of log-probabilities `[E, C]` (-inf in the columns past a row's choices) and labels int64 `[E]`.
+All of them refuse rows without an answer (label -1). Axes: `E` example, `C` choice, `R` resample, `K` bin, `G` group of
+equal confidence.
+
+What is more than a mean over rows has one implementation, on rows with counts: a point value has all counts 1, a
+bootstrap resample counts how often it drew each row. Nothing but sums over rows is then left to do per resample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from lorchestra.metrics.predictive import TIE, FloatArray, IntArray, check_labels, confidence, tie_groups
+
+Scheme = Literal["width", "mass"]
+
+NUM_BINS = 15
+RESAMPLED = ("accuracy", "macro_f1", "nll", "ece", "signed_gap", "brier", "aurc")
+"""Metrics that get bootstrap intervals, in the order in which they are shown."""
+
+
+LEVEL = 0.95
+"""Coverage of every interval."""
+
+CHUNK_CELLS = 2_000_000
+"""Most resamples x examples held at once."""
+
+Draws = dict[str, dict[str, FloatArray]]
+"""{method: {metric: [R]}}"""
+
+
+@dataclass(frozen=True, slots=True)
+class RowScores:
+    """All that the metrics need of each row; every field is `[E]`.
+
+    `nll` is in nats and infinite where the right answer has probability zero. `brier` is the squared error summed
+    over choices.
+    """
+
+    labels: IntArray
+    predicted: IntArray
+    confidence: FloatArray
+    nll: FloatArray
+    brier: FloatArray
+
+    @property
+    def correct(self) -> FloatArray:
+        """1.0 where the most probable choice is the answer, else 0.0."""
+        return (self.predicted == self.labels).astype(np.float64)
+
+
+def score_rows(log_probs_EC: FloatArray, labels_E: IntArray) -> RowScores:
+    """Score each row of `[E, C]` against its label; of equally probable choices the first is the prediction.
+
+    Raises:
+        ValueError: a label is -1 (unknown) or out of range, a log-probability is NaN, or there is no row.
+    """
+    labels_E = check_labels(log_probs_EC, labels_E)
+    rows_E = np.arange(len(labels_E))
+    error_EC = np.exp(log_probs_EC)
+    error_EC[rows_E, labels_E] -= 1.0
+    return RowScores(
+        labels=labels_E,
+        predicted=log_probs_EC.argmax(axis=-1),
+        confidence=confidence(log_probs_EC),
+        nll=0.0 - log_probs_EC[rows_E, labels_E],
+        brier=np.square(error_EC).sum(axis=-1),
+    )
+
+
+def accuracy(log_probs_EC: FloatArray, labels_E: IntArray) -> float:
+    """Share of rows whose most probable choice is the answer."""
+    return float(score_rows(log_probs_EC, labels_E).correct.mean())
+
+
+def macro_f1(log_probs_EC: FloatArray, labels_E: IntArray) -> float:
+    """Unweighted mean F1 over the label indices that occur as an answer or as a prediction.
+
+    Meant for texts with labels, where an index is a class. For questions with their own choices the index is only the
+    option's place, which is well defined but says little beyond accuracy.
+    """
+    return _one(_macro_f1(score_rows(log_probs_EC, labels_E), _once(labels_E)))
+
+
+def nll(log_probs_EC: FloatArray, labels_E: IntArray) -> float:
+    """Mean negative log-likelihood of the answers in nats; infinite if one answer has probability zero.
+
+    An infinite value is kept rather than clipped at some epsilon: the clip would choose the result.
+    """
+    return float(score_rows(log_probs_EC, labels_E).nll.mean())
+
+
+def brier(log_probs_EC: FloatArray, labels_E: IntArray) -> float:
+    """Squared error of the probabilities, summed over choices, mean over rows; between 0 and 2."""
+    return float(score_rows(log_probs_EC, labels_E).brier.mean())
+
+
+def ece(log_probs_EC: FloatArray, labels_E: IntArray, bins: int = NUM_BINS, scheme: Scheme = "width") -> float:
+    """Expected calibration error: |mean confidence - accuracy| by bin of confidence, weighted by the bins' rows.
+
+    Bins are `(lo, hi]` as in `bin_rows`. Raises ValueError as `score_rows` and `bin_rows` do.
+    """
+    return _one(_ece(score_rows(log_probs_EC, labels_E), _once(labels_E), bins, scheme))
+
+
+def signed_gap(log_probs_EC: FloatArray, labels_E: IntArray) -> float:
+    """Mean confidence minus accuracy: positive means over-confident, negative under-confident."""
+    rows = score_rows(log_probs_EC, labels_E)
+    return float((rows.confidence - rows.correct).mean())
+
+
+def aurc(log_probs_EC: FloatArray, labels_E: IntArray) -> float:
+    """Area under the risk-coverage curve: mean of `risk_coverage`'s risks over all coverages; lower is better."""
+    return _one(_aurc(score_rows(log_probs_EC, labels_E), _once(labels_E)))
+
+
+def auroc(negative_scores: FloatArray, positive_scores: FloatArray) -> float:
+    """Chance that a positive (OOD) row scores above a negative (in-distribution) one, ties counting half.
+
+    Scores are one-dimensional and larger for what should be positive. From ranks, O(n log n). NaN if a side is empty.
+
+    Raises:
+        ValueError: a score is NaN.
+    """
+    scores = np.concatenate([negative_scores, positive_scores])
+    if np.isnan(scores).any():
+        raise ValueError("an OOD score is NaN")
+    num_negative, num_positive = len(negative_scores), len(positive_scores)
+    if not num_negative or not num_positive:
+        return float("nan")
+    _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    mid_ranks = np.cumsum(counts) - (counts - 1) / 2
+    rank_sum = mid_ranks[place[num_negative:]].sum()
+    return float((rank_sum - num_positive * (num_positive + 1) / 2) / (num_negative * num_positive))
+
+
+def bin_rows(confidence_E: FloatArray, bins: int = NUM_BINS, scheme: Scheme = "width") -> IntArray:
+    """Index of each row's bin `(lo, hi]`, int64 `[E]` in 0..bins-1.
+
+    `width`: equal widths over [0, 1]. `mass`: upper edges at the order statistics k E / bins, so that bins hold about
+    equally many rows; equal confidences always share a bin, which leaves others smaller or empty. A confidence within
+    1e-12 above an edge counts as on it.
+
+    Raises:
+        ValueError: fewer than one bin, or an unknown scheme.
+    """
+    if bins < 1:
+        raise ValueError(f"bins is {bins}, not at least 1")
+    steps_K = np.arange(1, bins + 1)
+    if scheme == "width":
+        upper_K = steps_K / bins
+    elif scheme == "mass":
+        num_rows = len(confidence_E)
+        # Integer ceil(k E / bins): a rounded product could land one row too far.
+        upper_K = np.sort(confidence_E)[-(-steps_K * num_rows // bins) - 1]
+    else:
+        raise ValueError(f"scheme is {scheme!r}, not 'width' or 'mass'")
+    return np.minimum(np.searchsorted(upper_K + TIE, confidence_E, side="left"), bins - 1)
+
+
+def all_metrics(log_probs_EC: FloatArray, labels_E: IntArray) -> dict[str, float]:
+    """Every metric of one predictive distribution by name.
+
+    Beside those of `RESAMPLED`: `ece_width_10/15/20` and `ece_mass_10/15/20` (`ece` is `ece_width_15`),
+    `mean_confidence`, and `num_zero_probability`, the rows whose answer got probability zero (if any, `nll` is
+    infinite).
+    """
+    rows = score_rows(log_probs_EC, labels_E)
+    once = _once(labels_E)
+    values = {name: float(value[0]) for name, value in resampled_metrics(rows, once).items()}
+    schemes: tuple[Scheme, ...] = ("width", "mass")
+    for scheme in schemes:
+        for bins in (10, 15, 20):
+            values[f"ece_{scheme}_{bins}"] = _one(_ece(rows, once, bins, scheme))
+    values["mean_confidence"] = float(rows.confidence.mean())
+    values["num_zero_probability"] = int(np.isinf(rows.nll).sum())
+    return values
+
+
+def resampled_metrics(rows: RowScores, counts_RE: FloatArray) -> dict[str, FloatArray]:
+    """The metrics of `RESAMPLED`, each `[R]`, on R resamples that hold row e `counts_RE[r, e]` times.
+
+    Counts are whole numbers, as floats, of the same positive sum in every resample.
+    """
+    infinite_E = np.isinf(rows.nll)
+    columns = np.stack(
+        [
+            rows.correct,
+            np.where(infinite_E, 0.0, rows.nll),  # 0 draws of an infinite row must give 0, not NaN
+            infinite_E.astype(np.float64),
+            rows.confidence - rows.correct,
+            rows.brier,
+        ],
+        axis=1,
+    )
+    means = (counts_RE @ columns) / counts_RE.sum(axis=1, keepdims=True)
+    return {
+        "accuracy": means[:, 0],
+        "macro_f1": _macro_f1(rows, counts_RE),
+        "nll": np.where(means[:, 2] > 0, np.inf, means[:, 1]),
+        "ece": _ece(rows, counts_RE, NUM_BINS, "width"),
+        "signed_gap": means[:, 3],
+        "brier": means[:, 4],
+        "aurc": _aurc(rows, counts_RE),
+    }
+
+
+def bootstrap(scores: Mapping[str, RowScores], resamples: int, seed: int) -> Draws:
+    """The metrics of every method on the same resamples of examples; empty for 0 resamples.
+
+    Sharing the resamples makes differences between methods paired. Repeating rows adds noise within each bin, so the
+    draws of an ECE lean upward and can even leave its point value out; differences of ECEs suffer less.
+    """
+    num_rows = len(next(iter(scores.values())).labels)
+    generator = np.random.default_rng(seed)
+    chunks: list[Draws] = []
+    size = max(1, CHUNK_CELLS // num_rows)
+    for start in range(0, resamples, size):
+        num = min(size, resamples - start)
+        drawn_RE = generator.integers(num_rows, size=(num, num_rows)) + num_rows * np.arange(num)[:, None]
+        counts_RE = np.bincount(drawn_RE.ravel(), minlength=num * num_rows).reshape(num, num_rows).astype(np.float64)
+        chunks.append({name: resampled_metrics(rows, counts_RE) for name, rows in scores.items()})
+    if not chunks:
+        return {}
+    return {
+        name: {metric: np.concatenate([chunk[name][metric] for chunk in chunks]) for metric in RESAMPLED}
+        for name in scores
+    }
+
+
+def interval(draws_R: FloatArray) -> list[float] | None:
+    """Low and high end of the percentile interval that holds `LEVEL` of the draws.
+
+    None where a draw is undefined (the difference of two infinite NLLs).
+    """
+    if np.isnan(draws_R).any():
+        return None
+    # Order statistics and no interpolation between them, which infinite draws would not survive.
+    ordered_R = np.sort(draws_R)
+    outside = int(round((1 - LEVEL) / 2 * len(ordered_R), 9))
+    return [float(ordered_R[outside]), float(ordered_R[-1 - outside])]
+
+
+def _macro_f1(rows: RowScores, counts_RE: FloatArray) -> FloatArray:
+    """Macro F1 `[R]`; F1 = 2 TP / (answers + predictions) of a class, over classes with either in the resample."""
+    classes = np.union1d(rows.labels, rows.predicted)
+    is_label = (rows.labels[:, None] == classes).astype(np.float64)
+    is_predicted = (rows.predicted[:, None] == classes).astype(np.float64)
+    hits = counts_RE @ (is_label * is_predicted)
+    occurrences = counts_RE @ (is_label + is_predicted)
+    f1 = 2 * hits / np.maximum(occurrences, 1.0)
+    return np.asarray(f1.sum(axis=1) / (occurrences > 0).sum(axis=1))
+
+
+def _ece(rows: RowScores, counts_RE: FloatArray, bins: int, scheme: Scheme) -> FloatArray:
+    """ECE `[R]`. A bin's share times its |mean gap| is |sum of gaps| / E, so one product with `[E, K]` does it."""
+    place_E = bin_rows(rows.confidence, bins, scheme)
+    gaps_EK = np.zeros((len(place_E), bins))
+    gaps_EK[np.arange(len(place_E)), place_E] = rows.confidence - rows.correct
+    return np.abs(counts_RE @ gaps_EK).sum(axis=1) / counts_RE.sum(axis=1)
+
+
+def _aurc(rows: RowScores, counts_RE: FloatArray) -> FloatArray:
+    """AURC `[R]`, summed group by group of equal confidence.
+
+    Within a group of c rows with mean error e, after n rows with S errors, the risks are (S + (k - n) e) / k for
+    k = n+1..n+c. They add up to c e + (S - n e) (H(n+c) - H(n)) with the harmonic numbers H: no loop over rows.
+    """
+    order_E, starts_G = tie_groups(rows.confidence)
+    sorted_RE = counts_RE[:, order_E]
+    size_RG = np.add.reduceat(sorted_RE, starts_G, axis=1)
+    errors_RG = np.add.reduceat(sorted_RE * (1.0 - rows.correct[order_E]), starts_G, axis=1)
+    after_RG = np.cumsum(size_RG, axis=1)
+    before_RG = after_RG - size_RG
+    total = int(after_RG[0, -1])
+    harmonic = np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, total + 1))])
+    spread_RG = harmonic[after_RG.astype(np.int64)] - harmonic[before_RG.astype(np.int64)]
+    mean_error_RG = errors_RG / np.maximum(size_RG, 1.0)
+    errors_before_RG = np.cumsum(errors_RG, axis=1) - errors_RG
+    return np.asarray((errors_RG + (errors_before_RG - before_RG * mean_error_RG) * spread_RG).sum(axis=1) / total)
+
+
+def _once(labels_E: IntArray) -> FloatArray:
+    """Each row counted once, `[1, E]`."""
+    return np.ones((1, len(labels_E)))
+
+
+def _one(value_R: FloatArray) -> float:
+    return float(value_R[0])

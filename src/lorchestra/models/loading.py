@@ -1,0 +1,270 @@
+"""Where a base comes from: the embedded one, a GGUF file, a local directory or the Hugging Face Hub.
+
+Weights are read from safetensors (or GGUF) only, never from pickles, and no code out of a repository is ever run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+
+from lorchestra.config.adapt import BaseConfig
+from lorchestra.errors import CheckpointError, ConfigError
+from lorchestra.models.digests import model_digest, tokenizer_digest
+from lorchestra.models.directories import check_directory, is_near, looks_like_path, near_path
+from lorchestra.models.gguf import converted_directory, quiet_transformers, to_stderr
+from lorchestra.models.hub import EMBEDDED_NAME, embedded_directory, hub_directory
+from lorchestra.models.sizes import check_sizes
+from lorchestra.store.safe_paths import typed_path
+
+_OPTIONS: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class LoadedBase:
+    """A base ready to be adapted: frozen, in evaluation mode, without a key/value cache by default."""
+
+    model: Any
+    """The transformers causal language model."""
+    tokenizer: Any
+    """Its tokenizer, with a pad token."""
+    id: str
+    """What a run records: the embedded name, an absolute path or a hub id."""
+    revision: str | None
+    """For a hub id the commit that was loaded; None for everything local."""
+    path_for_peft: str
+    """What `base_model_name_or_path` of a saved adapter names: a directory or a hub id that transformers loads."""
+    digest: str
+    """See `model_digest`: the same in every number format."""
+    tokenizer_digest: str
+    """See `tokenizer_digest`."""
+    dtype: torch.dtype
+    device: torch.device
+    context_length: int
+    """The most tokens a row may have."""
+
+    @property
+    def num_embeddings(self) -> int:
+        """How many tokens the model knows: the rows of its input embeddings."""
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What a name stands for: in the end always a directory on this machine."""
+
+    id: str
+    directory: Path
+    path_for_peft: str
+    revision: str | None = None
+
+
+def load_base(config: BaseConfig, *, notify: Callable[[str], None] = to_stderr) -> LoadedBase:
+    """Find the base that `config` names and load it, frozen, onto its device.
+
+    Tried in this order: the embedded name, a path ending in .gguf, a local directory, a hub id.
+
+    Args:
+        config: name, revision, number format and device.
+        notify: is told, in one line, about a conversion or an unreachable hub; by default it goes to stderr.
+
+    Raises:
+        ConfigError: a value is out of range, a revision is given for a local base, or there is no CUDA device.
+        CheckpointError: the base cannot be found, read or converted, or is not a complete causal language model.
+    """
+    device = _device(config)
+    dtype = _dtype(config, device)
+    source = _find(config, notify)
+    check_sizes(f"base.name {source.id!r}", source.directory)
+    tokenizer, model = _load(source, dtype)
+    text_config = model.config.get_text_config()
+    if tokenizer.pad_token is None and tokenizer.eos_token is not None:
+        tokenizer.pad_token = tokenizer.eos_token
+    for part in (model.config, text_config):
+        part.use_cache = False
+    model.eval().requires_grad_(False)
+    try:
+        model.to(device)
+    except torch.OutOfMemoryError as error:
+        raise CheckpointError(
+            f"base.name {config.name!r}: the weights do not fit into the memory of {device} as {dtype}. "
+            "Set base.dtype bfloat16 or base.device cpu, or take a smaller base."
+        ) from error
+    _note_unknown_tokens(config.name, tokenizer, model, notify)
+    return LoadedBase(
+        model=model,
+        tokenizer=tokenizer,
+        id=source.id,
+        revision=source.revision,
+        path_for_peft=source.path_for_peft,
+        digest=model_digest(model),
+        tokenizer_digest=tokenizer_digest(tokenizer),
+        dtype=dtype,
+        device=device,
+        context_length=_context_length(source, text_config, tokenizer),
+    )
+
+
+def load_tokenizer(config: BaseConfig, *, notify: Callable[[str], None] = to_stderr) -> Any:
+    """The tokenizer alone of the base that `config` names, for a look at prompts; no weights are read.
+
+    Raises:
+        ConfigError, CheckpointError: as `load_base`.
+    """
+    source = _find(config, notify)
+    check_sizes(f"base.name {source.id!r}", source.directory)
+    with quiet_transformers():
+        try:
+            return _tokenizer(source)
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise _cannot_load(source, error) from error
+
+
+def absolute_base(config: BaseConfig) -> BaseConfig:
+    """The settings as they hold from any directory: a name that is a path here becomes the absolute one."""
+    name, path = config.name, _path(config.name)
+    is_path = bool(name.strip()) and name != EMBEDDED_NAME and path.exists()
+    return dataclasses.replace(config, name=str(path)) if is_path else config
+
+
+def _path(name: str) -> Path:
+    return Path(os.path.abspath(typed_path(name)))
+
+
+def _device(config: BaseConfig) -> torch.device:
+    if config.device not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"base.device is {config.device!r}; it must be auto, cpu or cuda.")
+    available = torch.cuda.is_available()
+    if config.device == "cuda" and not available:
+        raise ConfigError("base.device is cuda, but torch sees no CUDA device here. Set base.device to auto or cpu.")
+    return torch.device("cuda" if available and config.device != "cpu" else "cpu")
+
+
+def _dtype(config: BaseConfig, device: torch.device) -> torch.dtype:
+    if config.dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if config.dtype not in _DTYPES:
+        raise ConfigError(f"base.dtype is {config.dtype!r}; it must be auto, {', '.join(_DTYPES)}.")
+    return _DTYPES[config.dtype]
+
+
+def _find(config: BaseConfig, notify: Callable[[str], None]) -> _Source:
+    """Decide which of the four kinds of base a name stands for; conversions happen here."""
+    name = config.name
+    if not name.strip():
+        raise ConfigError(f"base.name is empty. Give a hub id, a directory, a .gguf file or {EMBEDDED_NAME}.")
+    path = _path(name)
+    is_embedded, is_gguf = name == EMBEDDED_NAME, path.suffix.lower() == ".gguf"
+    is_path = is_gguf or path.exists() or looks_like_path(name)
+    if config.revision is not None and (is_embedded or is_path):
+        raise ConfigError(
+            f"base.revision is {config.revision!r}, but base.name {name!r} is not on the hub: only hub ids have "
+            "revisions. Leave base.revision out."
+        )
+    if is_embedded:
+        directory = embedded_directory(notify=notify)
+        return _Source(name, directory, str(directory))
+    if not is_path:
+        if is_near(name, EMBEDDED_NAME):
+            raise CheckpointError(f"base.name {name!r}: is spelled {EMBEDDED_NAME!r} here. Write it so.")
+        directory = hub_directory(name, config.revision, notify=notify)
+        check_directory(name, directory)
+        return _Source(name, directory, name, revision=directory.name)
+    if not path.exists():
+        kind = "file" if is_gguf else "directory or file"
+        raise CheckpointError(
+            f"base.name {name!r}: there is no {kind} {path}.{near_path(path)} Give a directory with safetensors, a "
+            f".gguf file, a hub id or {EMBEDDED_NAME}, which needs no network."
+        )
+    if is_gguf and path.is_file():
+        directory = converted_directory(path, notify=notify)
+        return _Source(str(path), directory, str(directory))
+    check_directory(name, path)
+    if not looks_like_path(name):
+        notify(f"base.name {name!r}: taken as the directory {path}, not as a name on the hub; ./{name} leaves no doubt")
+    return _Source(str(path), path, str(path))
+
+
+def _load(source: _Source, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Tokenizer and model as transformers loads them, on the CPU."""
+    place = str(source.directory)
+    with quiet_transformers():
+        try:
+            tokenizer = _tokenizer(source)
+            model, info = transformers.AutoModelForCausalLM.from_pretrained(
+                place, dtype=dtype, use_safetensors=True, output_loading_info=True, **_OPTIONS
+            )
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise _cannot_load(source, error) from error
+    if info["missing_keys"]:
+        names = sorted(info["missing_keys"])
+        raise CheckpointError(
+            f"base.name {source.id!r}: {len(names)} weights are missing ({', '.join(names[:3])}, ...) and would be "
+            "random numbers. Use a complete causal language model."
+        )
+    return tokenizer, model
+
+
+def _tokenizer(source: _Source) -> Any:
+    place = str(source.directory)
+    config = transformers.AutoConfig.from_pretrained(place, **_OPTIONS)
+    # For some hub models transformers picks the right kind of tokenizer by their id.
+    config.name_or_path = source.id
+    return transformers.AutoTokenizer.from_pretrained(place, config=config, **_OPTIONS)
+
+
+def _cannot_load(source: _Source, error: Exception) -> CheckpointError:
+    """What went wrong in transformers, without its advice where it does not apply here."""
+    text = str(error).strip()
+    reason = f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}"
+    start = f"base.name {source.id!r}"
+    if "trust_remote_code" in text:
+        return CheckpointError(
+            f"{start}: this model needs code out of its own repository, which is never run here. "
+            "Use a model that transformers knows by itself."
+        )
+    if isinstance(error, SafetensorError):
+        return CheckpointError(
+            f"{start}: the weights in {source.directory} are damaged ({reason}). Copy or download them again."
+        )
+    return CheckpointError(
+        f"{start}: {source.directory} cannot be loaded as a causal language model by transformers "
+        f"{transformers.__version__} ({reason}). It must hold config.json, model.safetensors and tokenizer.json."
+    )
+
+
+def _note_unknown_tokens(name: str, tokenizer: Any, model: Any, notify: Callable[[str], None]) -> None:
+    """Say that some tokens have no embedding; whether a row needs one of them shows when it is tokenized."""
+    known = int(model.get_input_embeddings().weight.shape[0])
+    number = max(tokenizer.get_vocab().values(), default=-1) + 1
+    if number > known:
+        notify(
+            f"base.name {name!r}: its tokenizer has {number} tokens and the model {known} embeddings; rows that need"
+            " one of the others are refused (model.resize_token_embeddings in transformers adds them)"
+        )
+
+
+def _context_length(source: _Source, text_config: Any, tokenizer: Any) -> int:
+    length = getattr(text_config, "max_position_embeddings", None)
+    # A tokenizer without a limit of its own says 10**30.
+    if not isinstance(length, int) and tokenizer.model_max_length < 10**9:
+        length = tokenizer.model_max_length
+    if not isinstance(length, int) or length < 1:
+        raise CheckpointError(
+            f"base.name {source.id!r}: its config.json does not say how many tokens a row may have. "
+            "Add max_position_embeddings there."
+        )
+    return length

@@ -1,0 +1,1 @@
+"""Torch parts: packing, attention, LoRA layers, stacked adapters, KV cache, optimizer. No transformers."""

@@ -1,0 +1,211 @@
+"""All members' adapter parameters in one flat tensor `[M, P]`, and the modules' A and B as views into it.
+
+One row is one member: copying, freezing, clipping and saving a member are operations on a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from lorchestra.nn.seeding import generator
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterSlice:
+    """Where one module's A `[R, I]` and B `[O, R]` lie in a member's row."""
+
+    name: str
+    rank: int
+    in_features: int
+    out_features: int
+    start: int
+
+    @property
+    def middle(self) -> int:
+        """Where A ends and B starts."""
+        return self.start + self.rank * self.in_features
+
+    @property
+    def stop(self) -> int:
+        """Where B ends."""
+        return self.middle + self.rank * self.out_features
+
+
+class AdapterBank:
+    """The trainable parameters of M members and their gradients.
+
+    Args:
+        num_members: M.
+        rank: R, of every adapter (a member of lower rank has zero rows in A and zero columns in B, which stay zero).
+        shapes: `(module name, in_features, out_features)` of every adapted module, in the model's order.
+        dtype: of parameters and gradients.
+        device: where they live.
+    """
+
+    def __init__(
+        self,
+        num_members: int,
+        rank: int,
+        shapes: Sequence[tuple[str, int, int]],
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        slices: list[AdapterSlice] = []
+        for name, in_features, out_features in shapes:
+            start = slices[-1].stop if slices else 0
+            slices.append(AdapterSlice(name, rank, in_features, out_features, start))
+        self.slices = tuple(slices)
+        self.num_members = num_members
+        self.values = torch.zeros(num_members, slices[-1].stop, dtype=dtype, device=device)
+        self.grad = torch.zeros_like(self.values)
+        self.is_B = torch.zeros(slices[-1].stop, dtype=torch.bool, device=device)
+        for piece in slices:
+            self.is_B[piece.middle : piece.stop] = True
+        self.frozen: dict[int, Tensor] = {}
+        """Of members that are not trained whole: which of their columns are not, bool `[P]`."""
+        self.parameters = {piece.name: (self._leaves(piece, "A"), self._leaves(piece, "B")) for piece in slices}
+
+    def _leaves(self, piece: AdapterSlice, which: str) -> list[nn.Parameter]:
+        """One leaf a member: a member absent from a micro-batch then costs nothing in its backward pass."""
+        leaves = []
+        for values, grad in zip(self.values, self.grad, strict=True):
+            leaf = nn.Parameter(self.view(values, piece, which))
+            leaf.grad = self.view(grad, piece, which)  # autograd adds to it in place
+            leaves.append(leaf)
+        return leaves
+
+    def view(self, flat: Tensor, piece: AdapterSlice, which: str) -> Tensor:
+        """One module's A `[.., R, I]` or B `[.., O, R]` within a tensor laid out as `values` (`[.., P]`)."""
+        if which == "A":
+            return flat[..., piece.start : piece.middle].unflatten(-1, (piece.rank, piece.in_features))
+        return flat[..., piece.middle : piece.stop].unflatten(-1, (piece.out_features, piece.rank))
+
+    def zero_grad(self) -> None:
+        """Forget the gradients, keeping the buffers that autograd adds to."""
+        self.grad.zero_()
+
+    def freeze_from(self, rank: int, members: Sequence[int]) -> None:
+        """Keep rows of A and columns of B from `rank` on as they are: `zero_frozen_grad` takes their gradients away."""
+        frozen_P = torch.zeros_like(self.is_B)
+        for piece in self.slices:
+            self.view(frozen_P, piece, "A")[rank:] = True
+            self.view(frozen_P, piece, "B")[:, rank:] = True
+        self.frozen |= dict.fromkeys(members, frozen_P)
+
+    def zero_frozen_grad(self) -> None:
+        """Take away the gradients of what is not trained, so that neither norms nor an optimizer see them."""
+        for member, frozen_P in self.frozen.items():
+            self.grad[member].masked_fill_(frozen_P, 0.0)
+
+    @torch.no_grad()
+    def start_beside(self, member: int, piece: AdapterSlice, A: Tensor, B: Tensor) -> None:
+        """Start one module of a member at A `[r, I]` and B `[O, r]`, beside a copy that takes their product out again.
+
+        The stored A is `[A; A]` and the stored B `[B, -B]`, so that the member starts as the base. This is how PEFT
+        turns PiSSA into plain LoRA on the unchanged base; there, too, only the first half is trained.
+        """
+        r = len(A)
+        stored_A, stored_B = (self.view(self.values[member], piece, which) for which in ("A", "B"))
+        for stored in (stored_A, stored_B.t()):
+            stored[2 * r :] = 0.0
+        stored_A[:r], stored_A[r : 2 * r] = A, A
+        stored_B[:, :r], stored_B[:, r : 2 * r] = B, -B
+
+    @torch.no_grad()
+    def initialize(
+        self,
+        member: int,
+        seed: int,
+        how: Literal[True, "gaussian", "orthogonal"] = True,
+        *,
+        rank: int | None = None,
+        scale: float = 1.0,
+        std_B: float = 0.0,
+    ) -> None:
+        """Draw one member's A and B, so that B A is zero and the member starts as the base, unless `std_B` is given.
+
+        Each module's draw has a seed of its own, so it does not depend on which other modules are adapted; nor does it
+        depend on the other members, or on the bank's rank.
+
+        Args:
+            member: whose.
+            seed: where its draws start from.
+            how: PEFT's `init_lora_weights`. True: A uniform in `+- 1 / sqrt(in_features)`; gaussian: A normal with
+                standard deviation `1 / rank`; B is zero in both. orthogonal: see `_orthogonal_pair`.
+            rank: the member's own, by default the bank's: rows of A and columns of B beyond it are zero.
+            scale: what the draw of A is multiplied by.
+            std_B: standard deviation of the normal draw that takes the place of B = 0 (not of the orthogonal B).
+        """
+        self.values[member].zero_()
+        for piece in self.slices:
+            own = piece.rank if rank is None else rank
+            A = self.view(self.values[member], piece, "A")[:own]
+            B = self.view(self.values[member], piece, "B")[:, :own]
+            source = generator(seed, "init", piece.name)
+            if how == "orthogonal":
+                start_A, start_B = _orthogonal_pair(own, piece, source)
+                A.copy_(start_A)
+                B.copy_(start_B)
+            elif how == "gaussian":
+                A.copy_(torch.randn(A.shape, generator=source) / own)
+            else:
+                draw = torch.rand(A.shape, generator=source)
+                A.copy_((2 * draw - 1) * piece.in_features**-0.5)
+            if scale != 1.0:
+                A.mul_(scale)
+            if std_B > 0:
+                B.copy_(torch.randn(B.shape, generator=generator(seed, "init B", piece.name)) * std_B)
+
+
+@torch.no_grad()
+def decay_products(bank: AdapterBank, strengths: Sequence[float], scaling: Sequence[float]) -> Tensor:
+    """Add the gradient of `0.5 * strength_m * sum over modules of ||scaling_m B_m A_m||_F^2` to the bank's gradients.
+
+    What LoRA adds to the weights is the product, and A and B may be stretched against each other without changing it: a
+    decay of both punishes that, this does not. No product is formed: `||B A||_F^2 = tr(B'B A A')`, whose factors are
+    `[R, R]`, with gradient `B'B A` for A and `B A A'` for B.
+
+    The decay is a term of the objective (coupled), as the KL term is: it goes through clipping and Adam's moments. A
+    decoupled step on it is only stable while `lr * strength * scaling^2` times the squared norm of A stays below 2, and
+    so could not be refused before training.
+
+    Args:
+        bank: parameters and gradients.
+        strengths: one a member.
+        scaling: `lora_alpha / r`, one a member.
+
+    Returns:
+        The penalties, float64 `[M]`.
+    """
+    factors = bank.values.new_tensor([strength * s**2 for strength, s in zip(strengths, scaling, strict=True)])
+    squares = torch.zeros(bank.num_members, dtype=torch.float64, device=bank.values.device)
+    for piece in bank.slices:
+        A, B = bank.view(bank.values, piece, "A"), bank.view(bank.values, piece, "B")
+        gram_A, gram_B = A @ A.mT, B.mT @ B
+        squares += (gram_A * gram_B).sum(dim=(1, 2))
+        bank.view(bank.grad, piece, "A").add_(factors[:, None, None] * (gram_B @ A))
+        bank.view(bank.grad, piece, "B").add_(factors[:, None, None] * (B @ gram_A))
+    return 0.5 * factors.double() * squares
+
+
+def _orthogonal_pair(rank: int, piece: AdapterSlice, source: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A `[R, I]` and B `[O, R]` of normal entries on orthogonal halves of the rank's space, so that B A is zero.
+
+    Source: PEFT's `orthogonal_init`: a random rotation's odd rows carry A and its even rows B, both divided by 10.
+    Drawn in float64, so that the product is zero up to the rounding of the parameters.
+    """
+    half = rank // 2
+
+    def normal(rows: int, columns: int) -> Tensor:
+        return torch.randn(rows, columns, generator=source, dtype=torch.float64)
+
+    rotation, _ = torch.linalg.qr(normal(rank, rank))
+    A = rotation[0::2].t() @ normal(half, piece.in_features) / 10
+    B = normal(piece.out_features, half) @ rotation[1::2] / 10
+    return A, B

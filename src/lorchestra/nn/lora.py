@@ -1,0 +1,260 @@
+"""All members' low-rank products of a linear map in one grouped kernel each, for a GPU in bfloat16.
+
+There a kernel a member costs more than its arithmetic. `torch.nn.functional.grouped_mm` takes the members' ragged spans
+as they lie on the token axis; its gradients, as the loop's in `lora`, save the input and the rank-R product alone.
+
+M low-rank adapters on one frozen linear map, applied to packed tokens of all members at once.
+
+`h = W0 x + scaling_m B_m A_m x` for the tokens of member m (Hu et al., arXiv 2106.09685; ensembles: arXiv 2310.00035).
+The base product runs once over all tokens; each member's small products run on its own contiguous span, one after the
+other or, where `grouped` says so, in one kernel for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lorchestra.nn.dropout import keep_mask
+from lorchestra.nn.packing import BASE, Packing, Span
+from lorchestra.nn.seeding import derive_seed
+
+_ALIGNED = 8
+"""Numbers of half precision in 16 bytes: the kernel reads rows that begin at multiples of them."""
+_CAPABILITIES = (9, 10)
+"""Major compute capabilities for which torch has one kernel; for others, and other formats, it loops and waits."""
+_MOST_GROUPS = 1023
+
+
+def suits_grouped(x: Tensor, num_outputs: int, num_groups: int) -> bool:
+    """Whether products of `x` `[N, I]` and adapters with `num_outputs` outputs can be, and are better, grouped."""
+    return (
+        x.is_cuda
+        and x.dtype == torch.bfloat16
+        and x.shape[1] % _ALIGNED == 0
+        and num_outputs % _ALIGNED == 0
+        and num_groups <= _MOST_GROUPS
+        and torch.cuda.get_device_capability(x.device)[0] in _CAPABILITIES
+    )
+
+
+def aligned_rank(matrices: Tensor, dim: int) -> Tensor:
+    """`matrices` with zeros up to an aligned rank at the end of dimension `dim` (-1 or -2): they add nothing."""
+    missing = -matrices.shape[dim] % _ALIGNED
+    if not missing:
+        return matrices
+    return F.pad(matrices, (0, missing) if dim == -1 else (0, 0, 0, missing))
+
+
+class GroupedLoRA(torch.autograd.Function):
+    """Adds every group's `B A drop(x)` to its tokens of `y`, in place.
+
+    Operands are rounded to `y`'s format, as autocast does; sums within a product are float32. Saves x and the rank-R
+    product only; the mask is made again in the backward pass.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, y: Tensor, x: Tensor, ends: Tensor, mask: Callable[[], Tensor | None], A: Tensor, B: Tensor
+    ) -> Tensor:
+        """Shapes: y `[N, O]`, x `[N, I]`, A `[G, R, I]`, B `[G, O, R]` times the scaling; `ends` int32 `[G]`.
+
+        Group g is the tokens from `ends[g - 1]` to `ends[g]`, and the last one ends at N. `mask` says which elements
+        dropout keeps, `[N, I]`, or None; dividing by the rate that is kept is the scaling's affair.
+        """
+        x = x.contiguous()
+        low = F.grouped_mm(_masked(x, mask()), A.transpose(1, 2), offs=ends)
+        y.add_(F.grouped_mm(low, B.transpose(1, 2), offs=ends))
+        ctx.mark_dirty(y)
+        ctx.save_for_backward(x, low, ends, A, B)
+        ctx.mask = mask
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of y, x, A and B; None for the rest."""
+        x, low, ends, A, B = ctx.saved_tensors
+        grad_y = grad_outputs[0].contiguous()
+        mask = ctx.mask()
+        grad_low = F.grouped_mm(grad_y, B, offs=ends)
+        grad_A = F.grouped_mm(grad_low.t(), _masked(x, mask), offs=ends)
+        grad_B = F.grouped_mm(grad_y.t(), low, offs=ends)
+        grad_x = _masked(F.grouped_mm(grad_low, A, offs=ends), mask) if ctx.needs_input_grad[1] else None
+        return grad_y, grad_x, None, None, grad_A, grad_B
+
+
+def _masked(values: Tensor, mask: Tensor | None) -> Tensor:
+    return values if mask is None else values * mask
+
+
+@dataclass
+class PackingSlot:
+    """The one place where a model's layers find the packing of the pass under way.
+
+    A plain object, not a thread-local: a checkpointed layer is recomputed on autograd's own thread.
+    """
+
+    packing: Packing | None = None
+
+
+@dataclass(frozen=True)
+class _Dropout:
+    """What is needed to redo a module's mask: keys of the packed tokens, the module's seed, a rate a member."""
+
+    keys_N: Tensor | None
+    module_seed: int
+    rates: Sequence[float] = field(default=())
+
+    def scaled_mask(self, span: Span, width: int, dtype: torch.dtype) -> Tensor | None:
+        """The span's mask divided by the keep rate, `[n, width]`, or None where nothing is dropped."""
+        rate = self.rates[span.member] if self.keys_N is not None else 0.0
+        if rate == 0.0 or self.keys_N is None:
+            return None
+        mask = keep_mask(self.keys_N[span.start : span.stop], self.module_seed, width, rate)
+        return mask.to(dtype).mul_(1.0 / (1.0 - rate))
+
+    def rate(self, member: int) -> float:
+        """What is dropped of a member's inputs; nothing of the base's."""
+        return 0.0 if self.keys_N is None or member == BASE else self.rates[member]
+
+    def masks(self, spans: Sequence[Span], width: int, dtype: torch.dtype) -> Tensor | None:
+        """Which elements of all spans are kept, `[N, width]`, or None where nothing is dropped anywhere."""
+        if self.keys_N is None or not any(self.rate(span.member) for span in spans):
+            return None
+        parts = []
+        for span in spans:
+            keys, rate = self.keys_N[span.start : span.stop], self.rate(span.member)
+            kept = keep_mask(keys, self.module_seed, width, rate) if rate else keys.new_ones(len(keys), width)
+            parts.append(kept.to(dtype))
+        return torch.cat(parts)
+
+
+class _PackedLoRA(torch.autograd.Function):
+    """Adds every member's `scaling B A drop(x)` to its span of `y`, in place.
+
+    Saves x and the rank-R product only; masks are recomputed in the backward pass.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, y: Tensor, x: Tensor, spans: Sequence[Span], scaling: Sequence[float], drop: _Dropout, *pairs: Tensor
+    ) -> Tensor:
+        """Shapes: y `[N, O]`, x `[N, I]`, pairs A `[R, I]` and B `[O, R]` of each span's member in turn; returns y."""
+        dtype = pairs[0].dtype
+        low = x.new_zeros((x.shape[0], pairs[0].shape[0]), dtype=dtype)
+        for span, A, B in zip(spans, pairs[::2], pairs[1::2], strict=True):
+            rows = slice(span.start, span.stop)
+            inputs = _masked(x[rows].to(dtype), drop.scaled_mask(span, x.shape[1], dtype))
+            torch.mm(inputs, A.t(), out=low[rows])
+            if y.dtype == dtype:
+                y[rows].addmm_(low[rows], B.t(), alpha=scaling[span.member])
+            else:
+                y[rows] += (low[rows] @ B.t() * scaling[span.member]).to(y.dtype)
+        ctx.mark_dirty(y)
+        ctx.save_for_backward(x, low, *pairs)
+        ctx.scaling, ctx.spans, ctx.drop = scaling, spans, drop
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of y, x and the pairs; None for the rest."""
+        (grad_y,) = grad_outputs
+        x, low, *pairs = ctx.saved_tensors
+        dtype = low.dtype
+        grad_x = torch.zeros_like(x) if ctx.needs_input_grad[1] else None
+        grad_pairs: list[Tensor] = []
+        for span, A, B in zip(ctx.spans, pairs[::2], pairs[1::2], strict=True):
+            rows, scale = slice(span.start, span.stop), ctx.scaling[span.member]
+            mask = ctx.drop.scaled_mask(span, x.shape[1], dtype)
+            grad_rows = grad_y[rows].to(dtype)
+            grad_low = (grad_rows @ B).mul_(scale)
+            grad_pairs.append(grad_low.t() @ _masked(x[rows].to(dtype), mask))
+            grad_pairs.append((grad_rows.t() @ low[rows]).mul_(scale))
+            if grad_x is not None:
+                grad_x[rows] = _masked(grad_low @ A, mask)
+        return grad_y, grad_x, None, None, None, *grad_pairs
+
+
+class MemberLoRALinear(nn.Module):
+    """A frozen linear map with M LoRA adapters; stands in its place in the model.
+
+    Which member a token belongs to is read from the slot's packing; tokens of the base, and passes without a packing,
+    see the frozen map alone. Whether dropout is on is a property of the packing (its keys), never of train/eval mode.
+
+    Args:
+        base: the frozen map, `[.., I] -> [.., O]`.
+        A: `[R, I]`, one a member.
+        B: `[O, R]`, one a member.
+        scaling: `lora_alpha / r`, one a member.
+        dropout: rate on the adapter's input, one a member.
+        slot: where the packing of the pass is found.
+        name: the module's name in the model; its dropout stream derives from it.
+    """
+
+    def __init__(
+        self,
+        base: nn.Module,
+        A: Sequence[nn.Parameter],
+        B: Sequence[nn.Parameter],
+        *,
+        scaling: Sequence[float],
+        dropout: Sequence[float],
+        slot: PackingSlot,
+        name: str,
+    ) -> None:
+        super().__init__()
+        self.base = base
+        self.A = nn.ParameterList(A)
+        self.B = nn.ParameterList(B)
+        self.scaling = tuple(scaling)
+        self.dropout = tuple(dropout)
+        self.slot = slot
+        self.module_seed = derive_seed("dropout", name)
+
+    @property
+    def weight(self) -> Tensor:
+        """The frozen weight: some model code looks at its dtype or device."""
+        return self.base.weight  # type: ignore[return-value]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The frozen bias."""
+        return self.base.bias  # type: ignore[return-value]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[1, N, I] -> [1, N, O]`, or any leading shape where no packing is set."""
+        packing = self.slot.packing
+        spans = () if packing is None else tuple(span for span in packing.spans if span.member != BASE)
+        if packing is None or not spans:
+            return self.base(x)
+        flat = x.flatten(0, -2)  # so that the base's output is no view, and can be added to in place
+        if flat.shape[0] != packing.num_tokens:
+            raise ValueError(f"an adapted linear map is given {flat.shape[0]} of a batch's {packing.num_tokens} tokens")
+        drop = _Dropout(packing.dropout_keys, self.module_seed, self.dropout)
+        y = self.base(flat)
+        if suits_grouped(flat, y.shape[1], len(packing.spans)):
+            return self._grouped(y, flat, packing, drop).unflatten(0, x.shape[:-1])
+        pairs = [matrix for span in spans for matrix in (self.A[span.member], self.B[span.member])]
+        y = _PackedLoRA.apply(y, flat, spans, self.scaling, drop, *pairs)
+        return y.unflatten(0, x.shape[:-1])
+
+    def _grouped(self, y: Tensor, x: Tensor, packing: Packing, drop: _Dropout) -> Tensor:
+        """All members' terms added to `y` `[N, O]` at once; the base's own tokens are a group with factors of zero."""
+        zeros = torch.zeros_like(self.A[0]), torch.zeros_like(self.B[0])
+        members = [span.member for span in packing.spans]
+        pairs = [zeros if m == BASE else (self.A[m], self.B[m]) for m in members]
+        # divided by the rate kept here, in the adapters' format: a factor of the mask would be rounded to the base's
+        scaling = [0.0 if m == BASE else self.scaling[m] / (1 - drop.rate(m)) for m in members]
+        A = aligned_rank(torch.stack([A for A, _ in pairs]), -2)
+        B = torch.stack([B * scale for (_, B), scale in zip(pairs, scaling, strict=True)])
+        spans, width, dtype = packing.spans, x.shape[1], x.dtype
+
+        def mask() -> Tensor | None:  # without x in it, which checkpointing must be able to forget
+            return drop.masks(spans, width, dtype)
+
+        return GroupedLoRA.apply(y, x, packing.span_ends, mask, A.to(dtype), aligned_rank(B, -1).to(dtype))

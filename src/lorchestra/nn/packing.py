@@ -1,0 +1,344 @@
+"""Where everything lies on the packed token axis: segments that see one another, and the members' spans.
+
+A row is a tree of segments: its prefix, and one segment for what each choice adds to it. A segment's tokens attend
+causally to themselves and wholly to the segments of their context; nothing else is visible, whatever shares the batch.
+
+Packed ragged batches: (member, row) pairs on one token axis `[1, N]`, without padding.
+
+Rows are sorted by member, so that each member owns one contiguous span; `layout` says what lies where.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from lorchestra.nn.dropout import token_keys
+from lorchestra.nn.kv_cache import KeptPrefix
+from lorchestra.nn.scoring import Scoring, score_places
+from lorchestra.types import EncodedExample
+
+BASE = -1
+"""The member index of the base itself: no adapter is applied."""
+_MOST_COPIES, _MOST_SEGMENTS = 3, 512
+"""Bounds of a run of segments: keys put together for it, in tokens of the batch; and segments."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Tokens `start:stop` of the packed axis, and the indices of the segments they see before themselves.
+
+    Before all of these come the first tokens that were kept for member `kept_for`, if any.
+    """
+
+    start: int
+    stop: int
+    context: tuple[int, ...] = ()
+    kept_for: int | None = None
+
+    @property
+    def sees_others(self) -> bool:
+        """Whether anything but its own tokens is visible to it."""
+        return bool(self.context) or self.kept_for is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Tokens `start:stop` of the packed axis: all that belongs to one member."""
+
+    member: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Segments of like length, to be computed as one padded batch (on CUDA, where many small kernels cost most)."""
+
+    slots: Tensor
+    """int64 `[S, T]`: the packed token in each slot; N, one past the last token, in padding."""
+    filled: Tensor
+    """int64 `[n]`: the flattened slots that hold tokens."""
+    tokens: Tensor
+    """int64 `[n]`: the tokens in them."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Neighboring segments that go through an attention kernel of variable lengths together."""
+
+    segments: slice
+    """Their places among all segments."""
+    tokens: slice
+    """Their tokens."""
+    queries: Tensor
+    """int32 `[S + 1]`: where each one's queries begin, and where the last one's end."""
+    keys: Tensor
+    """int32 `[S + 1]`: the same of the keys each sees: what was kept, its context and its own, one after the other."""
+    longest_query: int
+    longest_key: int
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where everything lies on the packed token axis; all that attention and the LoRA layers need to know."""
+
+    input_ids: Tensor
+    """int64 `[1, N]`."""
+    position_ids: Tensor
+    """int64 `[1, N]`: each token's place in its own row; a choice goes on after its prefix."""
+    segments: tuple[Segment, ...]
+    spans: tuple[Span, ...]
+    dropout_keys: Tensor | None
+    """int64 `[N]`, or None where dropout is off."""
+    prefix: KeptPrefix | None = None
+    """First tokens whose keys and values are kept: seen by the segments, or filled by this very pass (`fills`)."""
+    fills: bool = False
+    """Whether each span is the prefix itself, to be kept for its member."""
+
+    @property
+    def num_tokens(self) -> int:
+        """N."""
+        return int(self.input_ids.shape[1])
+
+    @cached_property
+    def span_ends(self) -> Tensor:
+        """int32 `[number of spans]`: where each span stops, as grouped products take it."""
+        return torch.tensor([span.stop for span in self.spans], dtype=torch.int32, device=self.input_ids.device)
+
+    @cached_property
+    def runs(self) -> tuple[Run, ...]:
+        """All segments, in runs: what segments see is put together a run at a time, which bounds its copies."""
+        own = [s.stop - s.start for s in self.segments]
+        kept = [0 if s.kept_for is None or self.prefix is None else len(self.prefix) for s in self.segments]
+        seen = [n + k + sum(own[i] for i in s.context) for n, k, s in zip(own, kept, self.segments, strict=True)]
+        runs: list[Run] = []
+        first = held = 0
+        for index in range(len(own) + 1):
+            full = index - first >= _MOST_SEGMENTS or held + sum(seen[index : index + 1]) > _MOST_COPIES * sum(own)
+            if index == len(own) or (full and index > first):
+                runs.append(self._run(first, own[first:index], seen[first:index]))
+                first, held = index, 0
+            held += sum(seen[index : index + 1])
+        return tuple(runs)
+
+    def _run(self, first: int, own: list[int], seen: list[int]) -> Run:
+        def cumulative(lengths: list[int]) -> Tensor:
+            ends = [0, *itertools.accumulate(lengths)]
+            return torch.tensor(ends, dtype=torch.int32, device=self.input_ids.device)
+
+        start = self.segments[first].start
+        return Run(
+            slice(first, first + len(own)),
+            slice(start, start + sum(own)),
+            cumulative(own),
+            cumulative(seen),
+            max(own),
+            max(seen),
+        )
+
+    @cached_property
+    def buckets(self) -> tuple[Bucket, ...]:
+        """The segments that see themselves only; none is shorter than half of its bucket's longest."""
+        alone = sorted((s for s in self.segments if not s.sees_others), key=lambda s: s.start - s.stop)
+        groups: list[list[Segment]] = []
+        for segment in alone:
+            if not groups or 2 * (segment.stop - segment.start) < groups[-1][0].stop - groups[-1][0].start:
+                groups.append([])
+            groups[-1].append(segment)
+        return tuple(self._bucket(group) for group in groups)
+
+    def _bucket(self, segments: Sequence[Segment]) -> Bucket:
+        starts = torch.tensor([[s.start] for s in segments])
+        lengths = torch.tensor([[s.stop - s.start] for s in segments])
+        places = torch.arange(int(lengths[0]))
+        slots = torch.where(places < lengths, starts + places, self.num_tokens)
+        filled = (slots.flatten() < self.num_tokens).nonzero().squeeze(1)
+        device = self.input_ids.device
+        return Bucket(slots.to(device), filled.to(device), slots.flatten()[filled].to(device))
+
+
+FORWARD_ROOM = 2.5
+"""Tokens of a forward pass alone for one of a training step's, on a CPU."""
+LEAST_SHARED = 16
+"""Common first tokens from which sharing them is worth the shorter attention segments."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One row for one member.
+
+    `dropout_seed` is None where dropout is off (evaluation), else the seed of this member, step and row.
+    """
+
+    member: int
+    example: EncodedExample
+    dropout_seed: int | None = None
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """A micro-batch: its items in packed order, where they lie, and how they are scored."""
+
+    items: tuple[Item, ...]
+    packing: Packing
+    scoring: Scoring
+    shared: int = 0
+    """First tokens that all rows have in common, laid once at the start of each member's span, or kept from before."""
+
+
+def shareable_prefix(rows: Sequence[EncodedExample], dropout: bool) -> int:
+    """How many first tokens are worth computing once for all rows; 0 under dropout, whose masks are a row's own."""
+    shared = 0 if dropout else common_prefix(rows)
+    return shared if shared >= LEAST_SHARED else 0
+
+
+def common_prefix(rows: Sequence[EncodedExample]) -> int:
+    """How many first tokens all rows share; each keeps at least the last token of its prefix for itself."""
+    if not rows:
+        return 0
+    first, last = min(row.prefix for row in rows), max(row.prefix for row in rows)
+    shared = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    return min(shared, min(len(row.prefix) for row in rows) - 1)
+
+
+def forward_budget(token_budget: int, device: torch.device) -> int:
+    """Most tokens of a micro-batch that keeps nothing for a backward pass, where `token_budget` bounds those that do.
+
+    On a CPU, whose budget is small, forward passes gain a tenth of their speed by more.
+    """
+    return round(FORWARD_ROOM * token_budget) if device.type == "cpu" else token_budget
+
+
+def plan_micro_batches(
+    items: Sequence[Item], token_budget: int, shared: int = 0, prefix: KeptPrefix | None = None
+) -> list[list[Item]]:
+    """Cut items, sorted by member (a stable sort), into micro-batches of at most `token_budget` tokens.
+
+    A row longer than the budget gets a micro-batch of its own: the longest row sets the least. `shared` first tokens of
+    every row count once a member and micro-batch, or not at all where they are kept in `prefix` (see `pack`).
+    """
+    fed = shared if prefix is None else 0
+    batches: list[list[Item]] = []
+    room = 0
+    for item in sorted(items, key=lambda item: item.member):
+        own = item.example.num_tokens - shared
+        size = own if batches and batches[-1][-1].member == item.member else own + fed
+        if not batches or size > room:
+            batches.append([])
+            room, size = token_budget, own + fed
+        batches[-1].append(item)
+        room -= size
+    return batches
+
+
+def pack(
+    items: Sequence[Item], device: torch.device | str = "cpu", shared: int = 0, prefix: KeptPrefix | None = None
+) -> PackedBatch:
+    """Flatten items, sorted by member, onto one token axis.
+
+    Args:
+        items: the rows of one micro-batch.
+        device: where the index tensors go.
+        shared: number of first tokens that all rows have in common (`common_prefix`); each member computes them once,
+            as a segment that its rows have as context.
+        prefix: these tokens, already kept for every member: then they are not in the batch at all.
+
+    Raises:
+        ValueError: no items, items not sorted by member, a prefix that is not the shared one, or a shared prefix
+            together with dropout (whose masks are a row's own).
+    """
+    if not items:
+        raise ValueError("cannot pack an empty list of items")
+    if any(a.member > b.member for a, b in itertools.pairwise(items)):
+        raise ValueError("items must be sorted by member: a member's tokens are one contiguous span")
+    if shared and any(item.dropout_seed is not None for item in items):
+        raise ValueError("rows under dropout cannot share a prefix: every row has masks of its own")
+    if prefix is not None and len(prefix) != shared:
+        raise ValueError(f"the rows share {shared} first tokens, and {len(prefix)} are kept")
+    ids: list[int] = []
+    positions: list[int] = []
+    segments: list[Segment] = []
+    spans: list[Span] = []
+    choice_starts: list[list[int]] = []
+    prefix_ends: list[int] = []
+    context: tuple[int, ...] = ()
+    for item in items:
+        start = len(ids)
+        if shared and prefix is None and not (spans and spans[-1].member == item.member):
+            context = (len(segments),)
+            ids.extend(item.example.prefix[:shared])
+            positions.extend(range(shared))
+            segments.append(Segment(start, len(ids)))
+        prefix_ends.append(len(ids) + len(item.example.prefix) - shared - 1)
+        kept_for = None if prefix is None else item.member
+        choice_starts.append(_append_row(item.example, ids, positions, segments, shared, context, kept_for))
+        if spans and spans[-1].member == item.member:
+            spans[-1] = Span(item.member, spans[-1].start, len(ids))
+        else:
+            spans.append(Span(item.member, start, len(ids)))
+    packing = Packing(
+        input_ids=torch.tensor([ids], dtype=torch.int64, device=device),
+        position_ids=torch.tensor([positions], dtype=torch.int64, device=device),
+        segments=tuple(segments),
+        spans=tuple(spans),
+        dropout_keys=_dropout_keys(items, device),
+        prefix=prefix,
+    )
+    return PackedBatch(
+        tuple(items),
+        packing,
+        score_places([item.example for item in items], prefix_ends, choice_starts, device),
+        shared,
+    )
+
+
+def pack_prefix(prefix: KeptPrefix, members: Sequence[int], device: torch.device | str = "cpu") -> PackedBatch:
+    """The prefix itself, once for each of some members (ascending): the pass over it keeps what rows need."""
+    row = EncodedExample(0, prefix.tokens, ((0,),), None)  # the choice is never fed, and its score not looked at
+    batch = pack([Item(member, row) for member in members], device)
+    return replace(batch, packing=replace(batch.packing, prefix=prefix, fills=True))
+
+
+def _append_row(
+    example: EncodedExample,
+    ids: list[int],
+    positions: list[int],
+    segments: list[Segment],
+    shared: int,
+    context: tuple[int, ...],
+    kept_for: int | None,
+) -> list[int]:
+    """Append one row's own tokens and segments; return, per choice, the packed position of its first fed token.
+
+    A choice's last token is only predicted, never fed, so a choice of one token adds nothing. Of the `shared` first
+    tokens, if any, `context` is the segment, or they are kept for the member `kept_for`.
+    """
+    start = len(ids)
+    ids.extend(example.prefix[shared:])
+    positions.extend(range(shared, len(example.prefix)))
+    segments.append(Segment(start, len(ids), context, kept_for))
+    seen = (*context, len(segments) - 1)
+    starts = []
+    for choice in example.choices:
+        starts.append(len(ids))
+        fed = choice[:-1]
+        if fed:
+            segments.append(Segment(len(ids), len(ids) + len(fed), seen, kept_for))
+            ids.extend(fed)
+            positions.extend(range(len(example.prefix), len(example.prefix) + len(fed)))
+    return starts
+
+
+def _dropout_keys(items: Sequence[Item], device: torch.device | str) -> Tensor | None:
+    seeds = [item.dropout_seed for item in items if item.dropout_seed is not None]
+    if not seeds:
+        return None
+    if len(seeds) != len(items):
+        raise ValueError("either all items of a batch carry a dropout seed, or none")
+    return token_keys(seeds, [item.example.num_tokens for item in items], device)

@@ -1,0 +1,42 @@
+"""Learning rates of methods that look for more than one point on a path of training."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from lorchestra.nn.optimizer import Schedule
+
+
+@dataclass(frozen=True)
+class CyclicCosine(Schedule):
+    """Cosine annealing from the peak towards zero, `cycles` times over.
+
+    Source: Huang et al., arXiv 1704.00109 (snapshot ensembles), equation 2. `kind` and `warmup` have no meaning.
+    """
+
+    cycles: int = 1
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Steps done at the end of each cycle; lengths differ by one step at most."""
+        return tuple(self.num_steps * (c + 1) // self.cycles for c in range(self.cycles))
+
+    def __call__(self, step: int) -> float:
+        """The rate of optimizer step `step`, counted from 0."""
+        starts = (0, *self.ends[:-1])
+        cycle = max(c for c, start in enumerate(starts) if start <= step)
+        length = self.ends[cycle] - starts[cycle]
+        return self.peak / 2 * (math.cos(math.pi * (step - starts[cycle]) / length) + 1)
+
+
+@dataclass(frozen=True)
+class ThenConstant(Schedule):
+    """Another schedule's start, and from step `start` on a constant rate `level`."""
+
+    start: int = 0
+    level: float = 0.0
+
+    def __call__(self, step: int) -> float:
+        """The rate of optimizer step `step`, counted from 0."""
+        return self.level if step >= self.start else super().__call__(step)

@@ -1,0 +1,31 @@
+"""The figures by name."""
+
+from __future__ import annotations
+
+from lorchestra.paper.arrows import ARROWS, STRENGTHS
+from lorchestra.paper.baselines import BASELINES
+from lorchestra.paper.confidence import CONFIDENCE
+from lorchestra.paper.diverse import DIVERSITY, RANDOMNESS, START
+from lorchestra.paper.epochs import EPOCHS
+from lorchestra.paper.numbers import COST, MEMBERS, RANK
+from lorchestra.paper.page import PaperFigure
+from lorchestra.paper.passes import PASSES
+from lorchestra.paper.shift import OOD, SHIFT
+
+FIGURES: dict[str, PaperFigure] = {
+    "fig1": CONFIDENCE,
+    "fig2": ARROWS,
+    "fig3": EPOCHS,
+    "fig4": PASSES,
+    "fig5": SHIFT,
+    "ablation-randomness": RANDOMNESS,
+    "ablation-members": MEMBERS,
+    "ablation-rank": RANK,
+    "ablation-init": START,
+    "regularizers": STRENGTHS,
+    "diversity": DIVERSITY,
+    "ood": OOD,
+    "cost": COST,
+    "baselines": BASELINES,
+}
+"""Each has a recipe of the same name in `recipes/paper`."""

@@ -1,0 +1,129 @@
+"""What to change in a training that does not fit into memory, with the peak that each change would give."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from lorchestra.planning.estimate import Footprint
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A training's footprint, and what it follows from."""
+
+    footprint: Footprint
+    limit: int
+    """Bytes that its peak may have."""
+    members: int
+    token_budget: int
+    longest: int
+    """Tokens of the longest row."""
+    largest: int
+    """Tokens of the largest micro-batch."""
+    adapted_layers: int
+    num_layers: int
+    trunk: int
+    """Bytes of cached trunks in memory if layers below were left without adapters."""
+    checkpointed: float | None
+    """Activations under gradient checkpointing as a share of those now; None where it is on already."""
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """A change and the peak that it gives."""
+
+    option: str
+    value: str
+    peak: int
+    fits: bool
+
+
+def remedies(now: Setting) -> list[Remedy]:
+    """Each change by itself, as small as will do or else as large as can be; then all of them together."""
+    found = [
+        change
+        for change in (_less_budget(now), _checkpointing(now), _trunk_on_disk(now), _fewer_layers(now), _fewer(now))
+        if change is not None
+    ]
+    if found and not any(change.fits for change in found):
+        found.append(_all(now))
+    return found
+
+
+def _remedy(now: Setting, option: str, value: str, footprint: Footprint) -> Remedy:
+    return Remedy(option, value, footprint.peak, footprint.peak <= now.limit)
+
+
+def _scaled(now: Setting, **shares: float) -> Footprint:
+    """The footprint with some parts multiplied."""
+    parts = {name: round(getattr(now.footprint, name) * share) for name, share in shares.items()}
+    return dataclasses.replace(now.footprint, **parts)
+
+
+def _best(now: Setting, most: int, least: int, make: Callable[[int], Footprint]) -> int:
+    """The largest number whose footprint fits, else the least; the footprint grows with the number."""
+    low, high = least, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        if make(middle).peak <= now.limit:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _less_budget(now: Setting) -> Remedy | None:
+    def make(budget: int) -> Footprint:
+        return _scaled(now, activations=min(budget, now.largest) / now.largest)
+
+    most = min(now.token_budget, now.largest)
+    if now.longest >= most:
+        return None
+    budget = _best(now, most, now.longest, make)
+    return _remedy(now, "train.token_budget", str(budget), make(budget))
+
+
+def _checkpointing(now: Setting) -> Remedy | None:
+    if now.checkpointed is None or now.checkpointed >= 1:
+        return None
+    return _remedy(now, "train.gradient_checkpointing", "True", _scaled(now, activations=now.checkpointed))
+
+
+def _trunk_on_disk(now: Setting) -> Remedy | None:
+    if now.footprint.trunk == 0:
+        return None
+    return _remedy(now, "adapt.trunk_memory_gb", "0", dataclasses.replace(now.footprint, trunk=0))
+
+
+def _layers(now: Setting, number: int) -> Footprint:
+    share = number / now.adapted_layers
+    return dataclasses.replace(_scaled(now, activations=share, adapters=share, training=share), trunk=now.trunk)
+
+
+def _fewer_layers(now: Setting) -> Remedy | None:
+    if now.adapted_layers < 2:
+        return None
+    number = _best(now, now.adapted_layers - 1, 1, lambda layers: _layers(now, layers))
+    return _remedy(now, "adapt.layers", f"last:{number}", _layers(now, number))
+
+
+def _members(now: Setting, number: int) -> Footprint:
+    share = number / now.members
+    return _scaled(now, adapters=share, training=share)
+
+
+def _fewer(now: Setting) -> Remedy | None:
+    if now.members < 2:
+        return None
+    number = _best(now, now.members - 1, 1, lambda members: _members(now, members))
+    return _remedy(now, "adapt.members", str(number), _members(now, number))
+
+
+def _all(now: Setting) -> Remedy:
+    """One member on one layer, the smallest budget."""
+    share = 1 / (now.members * now.adapted_layers)
+    tokens = min(now.longest, now.largest) / now.largest
+    shares = {"adapters": share, "training": share, "activations": tokens / now.adapted_layers}
+    return _remedy(now, "all of these", "", dataclasses.replace(_scaled(now, **shares), trunk=0))

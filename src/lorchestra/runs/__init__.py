@@ -1,0 +1,1 @@
+"""Whole jobs on a run directory: train, evaluate, predict, compare, sweep, import, export, plan."""

@@ -1,0 +1,143 @@
+"""What stands beside an ensemble in its evaluation, and the evaluation as it is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lorchestra.config.run import EvaluateConfig, RunConfig
+from lorchestra.data.splits import num_shared
+from lorchestra.inference.pipeline import Session
+from lorchestra.methods import few_shot, mc_dropout
+from lorchestra.metrics.evaluation import evaluate_predictions
+from lorchestra.nn.seeding import derive_seed
+from lorchestra.store.predictions import save_predictions
+from lorchestra.types import Example, Predictions
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being computed, rows done and rows in all."""
+
+
+def few_shot_base(
+    session: Session,
+    config: RunConfig,
+    examples: Sequence[Example],
+    split: str,
+    train: Sequence[Example] | None,
+    progress: Progress,
+) -> dict[str, Predictions | str]:
+    """Predictions of the few-shot base by its name, where the configuration asks for it, or why there are none."""
+    number = config.evaluate.few_shot
+    if number == 0:
+        return {}
+    if train is None:
+        return {"base_few_shot": "the training rows are not at hand"}
+    shown = few_shot.unasked(train, examples)
+    if not shown:
+        return {"base_few_shot": "every training row is among the evaluated ones"}
+    if not session.template.shows_shots:
+        return {"base_few_shot": "the base's chat template writes longer conversations by no simple rule"}
+    seed = derive_seed(config.train.seed, "shots")
+
+    def tell(done: int) -> None:
+        progress(f"base, few-shot on {split}", done, len(examples))
+
+    return {"base_few_shot": few_shot.predict(session, examples, split, shown, number, seed, tell)}
+
+
+def mc_dropout_of(
+    session: Session,
+    config: RunConfig,
+    examples: Sequence[Example],
+    split: str,
+    progress: Progress,
+    *,
+    member: int = 0,
+    passes: int,
+) -> dict[str, Predictions]:
+    """Predictions of one member under dropout by their name, where the configuration asks for them and has dropout."""
+    if not config.evaluate.mc_dropout or config.adapt.dropout == 0:
+        return {}
+    found = session.predict(
+        examples,
+        mc_dropout.dropout_passes([member], passes, config.train.seed),
+        split,
+        progress=lambda done: progress(f"MC dropout on {split}", done, len(examples)),
+    )
+    return {"mc_dropout": found}
+
+
+def comparable(
+    baselines: Mapping[str, Predictions | str], predictions: Predictions, session: Session
+) -> tuple[dict[str, Predictions], dict[str, str]]:
+    """The baselines that answered the same rows, and by name the reasons of the others."""
+    kept: dict[str, Predictions] = {}
+    left_out: dict[str, str] = {}
+    for name, found in baselines.items():
+        if isinstance(found, str):
+            left_out[name] = found
+        elif found.ids != predictions.ids:
+            fewer = predictions.num_examples - found.num_examples
+            left_out[name] = (
+                f"with its longer prompts {fewer} of {predictions.num_examples} rows have more than"
+                f" {session.max_length} tokens; lower evaluate.few_shot to have it"
+            )
+        else:
+            kept[name] = found
+    return kept, left_out
+
+
+def score(
+    predictions: Predictions,
+    validation: Predictions | None,
+    baselines: Mapping[str, Predictions],
+    left_out: Mapping[str, str],
+    examples: Sequence[Example],
+    splits: Mapping[str, Sequence[Example]],
+    settings: EvaluateConfig,
+    seed: int,
+) -> dict[str, Any]:
+    """An entry of `metrics.json`: see `metrics.evaluation`.
+
+    Also `left_out`, the baselines that are missing, with the reason, and `seen`: how many of the evaluated `examples`
+    are, by their content, among the run's "train" and "val" `splits`; its notes begin with what follows from that.
+    """
+    entry = evaluate_predictions(
+        predictions,
+        validation=validation,
+        train_labels=[row.answer for row in splits.get("train", ()) if row.answer is not None] or None,
+        baselines=baselines,
+        temperature=settings.temperature,
+        resamples=settings.resamples,
+        seed=seed,
+    )
+    seen = {name: num_shared(examples, splits.get(name, ())) for name in ("train", "val")}
+    notes = [*_seen_notes(seen, len(examples)), *entry["notes"]]
+    return entry | {"notes": notes, "seen": seen, "left_out": dict(left_out)}
+
+
+def _seen_notes(seen: Mapping[str, int], num_rows: int) -> list[str]:
+    """What to say of evaluated rows that trained the members, or chose among their copies."""
+    notes = []
+    if trained := seen["train"]:
+        which = "These rows" if trained == num_rows else f"{trained} of these {num_rows} rows"
+        notes.append(
+            f"{which} trained the members: on them, the numbers say how well the members remember and not how well they"
+            " answer new rows."
+        )
+    if chosen := seen["val"]:
+        which = "These rows" if chosen == num_rows else f"{chosen} of these {num_rows} rows"
+        notes.append(
+            f"{which} are validation rows, on which the kept adapters, the best member and temperatures were chosen:"
+            " they look better than new rows would."
+        )
+    return notes
+
+
+def save_all(folder: Path, predictions: Sequence[Predictions], baselines: Mapping[str, Predictions]) -> None:
+    """Save what was predicted under its task and split, and baselines under their names behind these."""
+    for found in predictions:
+        save_predictions(folder, found)
+    for name, found in baselines.items():
+        save_predictions(folder, found, f"{found.task}.{found.split}.{name}")

@@ -1,0 +1,147 @@
+"""Write a run's members for use elsewhere: plain PEFT folders, and whole models with the adapter merged in."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lorchestra.config.run import read_config
+from lorchestra.errors import CheckpointError
+from lorchestra.models.gguf import quiet_transformers
+from lorchestra.models.loading import LoadedBase
+from lorchestra.models.peft_files import WEIGHTS
+from lorchestra.models.peft_import import CONFIG, PeftFolder, read_peft_config, read_peft_folder
+from lorchestra.models.targets import is_transposed
+from lorchestra.runs.build import Say
+from lorchestra.runs.ensemble import good_members, load_own_base
+from lorchestra.store.atomic import atomic_directory, atomic_write_json, atomic_write_text, sha256_file
+from lorchestra.store.run_dir import RunDir, read_ensemble, read_json, require_free
+
+
+def exported_members(root: str | Path) -> list[str]:
+    """The names of the folders that an export of this run holds: failed members are left out.
+
+    Raises:
+        CheckpointError: no finished run, or files are missing.
+    """
+    run, record = read_ensemble(root)
+    return [Path(record["members"][m]["path"]).name for m in good_members(run, record)]
+
+
+def export_run(
+    root: str | Path,
+    out: str | Path,
+    *,
+    card: str,
+    merge: bool = False,
+    base_name: str | None = None,
+    base: str | Path | None = None,
+    say: Say = lambda text: None,
+) -> Path:
+    """Write `member_00`, `member_01`, ... and README.md into a new directory, which appears whole or not at all.
+
+    Args:
+        root: a finished run.
+        out: the directory to make.
+        card: the text of README.md (see `report.card`).
+        merge: also write `merged_00`, ...: whole models, with tokenizer, in the base's number format.
+        base: where the run's base is now, if not where it was; without `base_name` the adapters name that.
+        base_name: what the adapters name as their base (a hub id), where it is not to be what this machine has.
+        say: is told, in one line each, what a person should know.
+
+    Raises:
+        CheckpointError: no finished run, damaged files, another base, or `out` exists.
+    """
+    run, record = read_ensemble(root)
+    config = read_config(run.config)
+    target = require_free(out)
+    members = [record["members"][m] for m in good_members(run, record)]
+    for member in members:
+        weights = run.inside(member["path"], WEIGHTS)
+        if sha256_file(weights) != member["sha256"]:
+            raise CheckpointError(f"{weights}: the checksum is not the one in ensemble.json; it was changed or damaged")
+        read_peft_folder(weights.parent)  # others' programs are only to be given plain LoRA
+    num_bytes = sum(run.inside(member["path"], WEIGHTS).stat().st_size for member in members)
+    loaded = load_own_base(run, record, config, say, base) if merge or base is not None else None
+    if loaded is not None and base_name is None and base is not None:
+        base_name = loaded.path_for_peft
+    if loaded is not None and merge:
+        num_bytes += len(members) * sum(parameter.nbytes for parameter in loaded.model.parameters())
+    with atomic_directory(target, num_bytes=num_bytes) as directory:
+        for member in members:
+            _copy_member(run, member, directory)
+        if loaded is not None and merge:
+            _merge_members(directory, [Path(member["path"]).name for member in members], loaded, say)
+        if base_name is not None:  # last: merging loads the adapters with the base at hand
+            for member in members:
+                _rename_base(directory / Path(member["path"]).name / CONFIG, base_name)
+        atomic_write_text(directory / "README.md", card)
+    return target
+
+
+def _copy_member(run: RunDir, member: dict[str, Any], directory: Path) -> None:
+    folder = directory / Path(member["path"]).name
+    folder.mkdir()
+    for name in (CONFIG, WEIGHTS):
+        shutil.copyfile(run.inside(member["path"], name), folder / name, follow_symlinks=False)
+
+
+def _rename_base(path: Path, base_name: str) -> None:
+    atomic_write_json(path, read_json(path) | {"base_model_name_or_path": base_name, "revision": None})
+
+
+def _adapted(folder: PeftFolder, base: LoadedBase) -> dict[str, Any]:
+    """The maps of the base that an adapter is on, by name."""
+    every = dict(base.model.named_modules())
+    for name, sizes in folder.modules.items():
+        weight = getattr(every.get(name), "weight", None)
+        if weight is None or sorted(weight.shape) != sorted(sizes):
+            shape = "no such map" if weight is None else f"a map of {list(weight.shape)}"
+            raise CheckpointError(
+                f"{folder.path / WEIGHTS}: adapts {name} as a map from {sizes[0]} to {sizes[1]} features, and {base.id}"
+                f" has {shape}; the adapter is not of this base"
+            )
+    return {name: every[name] for name in folder.modules}
+
+
+def _plain_config(folder: Path, modules: Mapping[str, Any]) -> Any:
+    """What PEFT needs to know to merge a plain LoRA: nothing else of its configuration, which may be a stranger's."""
+    from peft import LoraConfig  # heavy; only needed here
+
+    config = read_peft_config(folder)
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        inference_mode=True,
+        r=config["r"],
+        lora_alpha=config.get("lora_alpha", 8),
+        use_rslora=bool(config.get("use_rslora")),
+        fan_in_fan_out=any(map(is_transposed, modules.values())),
+        target_modules="|".join(map(re.escape, modules)),
+    )
+
+
+@torch.no_grad()
+def _merge_members(directory: Path, names: Sequence[str], base: LoadedBase, say: Say) -> None:
+    """Merge each member into the one loaded base, save the model, and give the base its own weights back."""
+    from peft import PeftModel  # heavy; only needed here
+
+    for part in (base.model.config, base.model.config.get_text_config()):
+        part.use_cache = True  # loading turned it off for packed passes; a saved model is for others to generate with
+    for name in names:
+        modules = _adapted(read_peft_folder(directory / name), base)
+        config = _plain_config(directory / name, modules)
+        weights = {key: module.weight.clone() for key, module in modules.items()}
+        adapted = PeftModel.from_pretrained(base.model, str(directory / name), config=config)
+        merged = adapted.merge_and_unload(safe_merge=True)
+        folder = directory / name.replace("member", "merged")
+        with quiet_transformers():
+            merged.save_pretrained(folder)
+            base.tokenizer.save_pretrained(folder)
+        for key, module in modules.items():
+            module.weight.copy_(weights[key])
+        say(f"merged {name}")

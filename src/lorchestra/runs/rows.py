@@ -1,0 +1,268 @@
+"""The rows of a run: its task by name or its files read, split and described.
+
+The rows that a run was trained on, for its evaluation: read again, or as far as the run has kept them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorchestra.config.data import DataConfig
+from lorchestra.config.run import RunConfig
+from lorchestra.data.files import TaskFile, read_task_file
+from lorchestra.data.formats import is_file_name, rows_name
+from lorchestra.data.labels import label_names
+from lorchestra.data.readers.streams import STANDARD_INPUT
+from lorchestra.data.splits import make_splits, split_digest
+from lorchestra.data.tasks.load import load_task
+from lorchestra.data.tasks.sources import data_directory
+from lorchestra.data.tasks.table import TASKS
+from lorchestra.errors import ConfigError, DataError, did_you_mean
+from lorchestra.metrics.validation import weak_validation
+from lorchestra.models.loading import absolute_base
+from lorchestra.store.run_dir import read_json
+from lorchestra.store.safe_paths import name_fault, typed_path
+from lorchestra.store.schema import check_shape
+from lorchestra.types import Example, Task
+
+_MANY = 100_000
+"""Rows that take seconds to split."""
+
+
+@dataclass(frozen=True)
+class RunRows:
+    """A task's splits, and what the user should hear about how they came about."""
+
+    task: Task
+    notes: tuple[str, ...]
+
+    def record(self) -> dict[str, Any]:
+        """What `splits.json` holds: ids and digest of each split."""
+        return {
+            split: {"digest": split_digest(rows), "num_examples": len(rows), "ids": [row.id for row in rows]}
+            for split, rows in self.task.splits.items()
+        }
+
+
+def read_rows(config: DataConfig, seed: int, say: Callable[[str], None] = lambda text: None) -> RunRows:
+    """The configured task by name, or the configured files and the splits made of them.
+
+    `say` takes a line now and then while many rows are read.
+
+    Raises:
+        ConfigError: neither a task nor a training file is configured, or both are, or the task is unknown.
+        DataError: a file or a row cannot be used, or no source has the task's rows.
+    """
+    if config.task is not None:
+        given = [f"data.{split}" for split in ("train", "val", "test") if getattr(config, split) is not None]
+        if given:
+            raise ConfigError(
+                f"data.task {config.task!r} and {', '.join(given)}: a task by name brings its own rows; give the name"
+                " or the files, not both"
+            )
+        loaded = load_task(config.task, config.dir)
+        return RunRows(loaded.task, (*loaded.notes, *validation_notes(loaded.task)))
+    if config.train is None:
+        raise ConfigError(
+            "data.train: no training rows; give a file with --data.train FILE, or a task by name with --data.task"
+        )
+    for split in ("train", "val", "test"):
+        if str(getattr(config, split)) == STANDARD_INPUT:
+            raise ConfigError(
+                f"data.{split}: standard input cannot be read again by evaluate or a resumed run; write the rows to a"
+                " file first"
+            )
+    train = read_task_file(config.train, config, require_answer=True, labels=None, say=say)
+    notes = [*train.notes, *train.warnings]
+    others: dict[str, Sequence[Example] | None] = {}
+    for split, path in (("val", config.val), ("test", config.test)):
+        if path is None:
+            others[split] = None
+            continue
+        file = read_like(path, config, train.labels, require_answer=True, say=say)
+        notes += (*file.notes, *file.warnings)
+        others[split] = file.examples
+    if len(train.examples) >= _MANY:
+        say(f"splitting {len(train.examples):,} rows")
+    splits, report = make_splits(train.examples, others["val"], others["test"], seed, most=config.read.max_held_out)
+    task = Task(name_of_file(config.train), splits, train.labels)
+    return RunRows(task, (*notes, *report.sentences(), *validation_notes(task)))
+
+
+def validation_notes(task: Task) -> list[str]:
+    """What to say of a task's validation rows where they can decide little."""
+    rows = task.splits["val"]
+    return weak_validation([row.answer for row in rows if row.answer is not None], [row.choices for row in rows])
+
+
+def name_of_file(path: str | Path) -> str:
+    """What the rows of a file are filed under: its name up to the first dot.
+
+    Raises:
+        DataError: that can be no part of other files' names.
+    """
+    name = rows_name(path)
+    if (fault := name_fault(name)) is not None:
+        raise DataError(
+            f"{path}: its rows are filed under {name!r}, its name up to the first dot, which {fault}; rename it"
+        )
+    return name
+
+
+def absolute_paths(config: DataConfig) -> DataConfig:
+    """Paths that hold from any directory; what a file or the environment names is written down.
+
+    Raises:
+        ConfigError: `data.read.label_names` names a file that cannot be read.
+    """
+    paths = {name: getattr(config, name) for name in ("train", "val", "test")}
+    if config.task is not None or config.dir is not None:
+        paths["dir"] = data_directory(config.dir)
+    absolute: dict[str, Any] = {
+        name: str(typed_path(path).absolute()) for name, path in paths.items() if path and path != STANDARD_INPUT
+    }
+    names = tuple(f"{label}={name}" for label, name in label_names(config.read.label_names).items())
+    absolute["read"] = dataclasses.replace(config.read, label_names=names)
+    return dataclasses.replace(config, **absolute)
+
+
+def absolute_settings(config: RunConfig) -> RunConfig:
+    """A run's settings with all paths in them, of its rows and its base, as they hold from any directory."""
+    return dataclasses.replace(config, data=absolute_paths(config.data), base=absolute_base(config.base))
+
+
+def check_same_kind(trained: tuple[str, ...] | None, found: tuple[str, ...] | None, path: str | Path) -> None:
+    """Refuse questions where the task is texts with labels, and the other way round."""
+    if (trained is None) != (found is None):
+        kinds = {True: "questions with choices", False: "texts with labels"}
+        raise DataError(
+            f"{path}: has {kinds[found is None]}, but the training rows are {kinds[trained is None]}; give rows of one"
+            " kind"
+        )
+
+
+def with_directory(config: DataConfig, directory: str | None) -> DataConfig:
+    """A saved configuration with the directory of data sets given now, or without its own where that is gone.
+
+    Rows are known by their digests, so that they may come from another place than they did.
+    """
+    if directory is None and config.dir is not None and Path(config.dir).is_dir():
+        return config
+    return dataclasses.replace(config, dir=directory)
+
+
+def read_named(
+    name: str, split: str, config: DataConfig, trained_labels: tuple[str, ...] | None
+) -> tuple[Example, ...]:
+    """A split of another task by name, to be answered by a run that was trained on this one.
+
+    Raises:
+        ConfigError: an unknown task, or it has no such split.
+        DataError: no source has the rows, or the run knows only labels and the task has others.
+    """
+    loaded = load_task(name, config.dir, (split,))
+    labels = loaded.task.labels
+    if trained_labels is not None and labels != trained_labels:
+        theirs = "questions with their own choices" if labels is None else f"the labels {', '.join(labels)}"
+        raise DataError(
+            f"--task {name}: its rows have {theirs}, but the run was trained on texts with the labels"
+            f" {', '.join(trained_labels)}; name a task with these, or take it as rows unlike them with --ood {name}"
+        )
+    return loaded.task.splits[split]
+
+
+def read_ood(
+    values: Sequence[str | Path],
+    config: DataConfig,
+    trained_labels: tuple[str, ...] | None,
+    *,
+    keep_answers: bool = False,
+) -> dict[str, tuple[Example, ...]]:
+    """Rows unlike the training rows, of tasks by name or of files, by the name of the task or the stem of the file.
+
+    A run that was trained on texts with labels asks its own labels of them, as of any text it is given.
+
+    Args:
+        values: what was given to --ood.
+        config: where named tasks lie, and the names of a file's fields.
+        trained_labels: labels of the training rows, None for questions with choices of their own.
+        keep_answers: keep the answers of questions; without it, no row has one.
+
+    Raises:
+        ConfigError: neither a file nor a task, or two of one name.
+        DataError: the rows cannot be used.
+    """
+    found: dict[str, tuple[Example, ...]] = {}
+    for value in values:
+        is_task = is_task_name(value)
+        name = str(value) if is_task else name_of_file(value)
+        if name in found:
+            raise ConfigError(f"--ood {value}: another file or task is named {name} too; rename one")
+        keep = keep_answers and trained_labels is None
+        if is_task:
+            rows = load_task(name, config.dir, ("test",)).task.splits["test"]
+            found[name] = tuple(
+                dataclasses.replace(row, choices=trained_labels or row.choices, answer=row.answer if keep else None)
+                for row in rows
+            )
+        else:
+            found[name] = read_like(
+                value, config, trained_labels, require_answer=False, ignore_answers=not keep
+            ).examples
+    return found
+
+
+def read_like(
+    path: str | Path,
+    config: DataConfig,
+    trained_labels: tuple[str, ...] | None,
+    *,
+    require_answer: bool,
+    ignore_answers: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+) -> TaskFile:
+    """A file with rows in the form of the training rows.
+
+    Raises:
+        DataError: the rows cannot be used, or have labels where the training rows are questions, or the reverse.
+    """
+    file = read_task_file(
+        path, config, require_answer=require_answer, labels=trained_labels, ignore_answers=ignore_answers, say=say
+    )
+    check_same_kind(trained_labels, file.labels, path)
+    return file
+
+
+def is_task_name(value: str | Path) -> bool:
+    """Whether a value that may name a task or a file is meant as a task.
+
+    Raises:
+        ConfigError: it is neither the name of a known task nor of a file.
+    """
+    name = str(value)
+    if name in TASKS:
+        return True
+    if not is_file_name(name):
+        raise ConfigError(f"{name!r} is neither a file nor a task known by name; {did_you_mean(name, TASKS)}")
+    return False
+
+
+def check_unchanged(rows: RunRows, splits_path: Path) -> None:
+    """Refuse rows other than those the run was made with.
+
+    Raises:
+        DataError: a split's digest differs from the one in `splits.json`.
+        CheckpointError: `splits.json` is missing or damaged.
+    """
+    saved = read_json(splits_path)
+    check_shape(saved, {split: {"digest": str} for split in rows.task.splits}, splits_path)
+    for split, examples in rows.task.splits.items():
+        if saved[split]["digest"] != split_digest(examples):
+            raise DataError(
+                f"the {split} rows are not those this run was made with (digest differs from {splits_path}): the data"
+                " have changed since; give the changed file as new data with --data, or restore the files"
+            )

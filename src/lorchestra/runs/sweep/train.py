@@ -1,0 +1,152 @@
+"""One packed pass of a sweep: the members of several points, trained together and resumed exactly."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lorchestra.config.data import ChatFrame
+from lorchestra.config.mappings import from_mapping, to_mapping
+from lorchestra.config.run import RunConfig
+from lorchestra.inference.pipeline import Session
+from lorchestra.inference.predict import member_passes
+from lorchestra.inference.trunk import TrunkFiles
+from lorchestra.models.init import member_adapters
+from lorchestra.planning.memory import restart_peak
+from lorchestra.runs.build import Say
+from lorchestra.runs.event_log import EventLog, Observers
+from lorchestra.runs.sweep.passes import Pack
+from lorchestra.runs.sweep.points import Point
+from lorchestra.runs.train import prepare_training, restore, train_with_checkpoints
+from lorchestra.store.atomic import atomic_write_json
+from lorchestra.store.predictions import save_predictions
+from lorchestra.store.run_dir import RunDir, read_json
+from lorchestra.training.callbacks import Observer, StepReport
+from lorchestra.training.checkpoint import TrainState
+from lorchestra.training.members import member_settings
+from lorchestra.training.trainer import Trainer
+from lorchestra.types import Example
+
+_FRAME = "chat_frame.json"
+
+
+@dataclass(frozen=True)
+class TrainedPack:
+    """A finished pass: its members stand at the values that are kept."""
+
+    pack: Pack
+    directory: RunDir
+    session: Session
+    resolved: RunConfig
+    trainer: Trainer
+    peak_bytes: int
+
+    def config_of(self, point: Point) -> RunConfig:
+        """A point's configuration with all that was left open settled."""
+        own, found = point.config, self.resolved
+        return dataclasses.replace(
+            own,
+            base=dataclasses.replace(own.base, threads=found.base.threads),
+            data=dataclasses.replace(own.data, scoring=found.data.scoring, prompt=found.data.prompt),
+            train=dataclasses.replace(own.train, token_budget=found.train.token_budget),
+        )
+
+    def good_members(self, point: Point) -> list[int]:
+        """Those of a point's members that did not fail."""
+        failed = self.trainer.state.with_status("failed")
+        return [m for m in self.pack.members_of(point) if m not in failed]
+
+
+def train_pack(
+    pack: Pack,
+    directory: RunDir,
+    trunks: Path,
+    *,
+    trunks_in_memory: bool,
+    each_epoch: Sequence[Example] = (),
+    say: Say,
+    observe: Callable[[Trainer], Observer],
+    should_stop: Callable[[], bool],
+) -> TrainedPack:
+    """Train the members of all points of a pass, from its checkpoint where there is one.
+
+    Args:
+        pack: the points and their rows.
+        directory: where the pass keeps its events and checkpoints.
+        trunks: where hidden states below the adapters are kept for this and other passes.
+        trunks_in_memory: whether they may stay in memory where they are small: there are no other passes.
+        each_epoch: rows to predict after every epoch, into `predictions/epoch_*` of the directory.
+        say: is told, in one line each, what a person should know.
+        observe: makes the observer that shows progress.
+        should_stop: asked between micro-batches.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: bad input.
+        Interrupted: `should_stop` returned true; a checkpoint is written.
+    """
+    gc.collect()  # of the pass before
+    restart_peak()
+    configs = [point.config for point in pack.points]
+    adapters = [own for config in configs for own in member_adapters(config.adapt, config.train.seed)]
+    first = configs[0]
+    together = dataclasses.replace(first, adapt=dataclasses.replace(first.adapt, members=len(adapters)))
+    together = _with_saved_frame(together, directory)
+    session, resolved, rows = prepare_training(together, pack.rows, say, adapters)
+    settings = [own for config in configs for own in member_settings(config, len(rows.train))]
+    resuming = directory.resume.exists()
+    if not resuming:
+        atomic_write_json(directory.root / _FRAME, to_mapping(resolved.data.prompt.frame))
+    directory.resume.mkdir(parents=True, exist_ok=True)
+    log = EventLog(directory.events)
+    memory = round(resolved.adapt.trunk_memory_gb * 1e9) if trunks_in_memory else 0
+    files = TrunkFiles(trunks, session.base.digest, memory, say, log.write)
+    trainer = Trainer(session.model, rows, resolved.train, resolved.regularize, log, files, settings)
+    observers: list[Observer] = [log, observe(trainer)]
+    if each_epoch:
+        observers.append(_EpochPredictions(session, each_epoch, directory.predictions))
+    trainer.observer = Observers(observers)
+    if resuming:
+        restore(directory, trainer, log, say)
+    peak = train_with_checkpoints(directory, trainer, log, should_stop)
+    with torch.no_grad():
+        session.model.bank.values.copy_(trainer.final_values())
+    return TrainedPack(pack, directory, session, resolved, trainer, peak)
+
+
+def _with_saved_frame(config: RunConfig, directory: RunDir) -> RunConfig:
+    """The configuration with what the chat template wrote when the pass started, where it did before."""
+    path = directory.root / _FRAME
+    if not path.exists():
+        return config
+    frame = from_mapping(ChatFrame, read_json(path), str(path))
+    prompt = dataclasses.replace(config.data.prompt, frame=frame)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, prompt=prompt))
+
+
+class _EpochPredictions:
+    """Predicts some rows after every epoch with all members as they stand."""
+
+    def __init__(self, session: Session, examples: Sequence[Example], directory: Path) -> None:
+        self.session, self.examples, self.directory = session, examples, directory
+
+    def on_step(self, report: StepReport, state: TrainState) -> None:
+        """Nothing."""
+
+    def on_evaluation(self, entry: dict[str, object], state: TrainState) -> None:
+        """Predict and save."""
+        passes = member_passes(range(self.session.model.num_members))
+        found = self.session.predict(self.examples, passes, "test")
+        save_predictions(self.directory, found, epoch_name(int(str(entry["epoch"]))))
+
+    def on_phase(self, text: str, done: int, total: int) -> None:
+        """Nothing."""
+
+
+def epoch_name(epoch: int) -> str:
+    """The file stem of the predictions after an epoch, counted from 1."""
+    return f"epoch_{epoch:03d}"

@@ -1,0 +1,1 @@
+"""Lockstep training of all members in packed passes."""

@@ -1,0 +1,130 @@
+"""What never changes in a training run: its rows, the layers below the adapters, and the base's answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lorchestra.errors import CheckpointError
+from lorchestra.inference.predict import member_passes, predict_rows
+from lorchestra.inference.trunk import TrunkCache, TrunkFiles, dtype_name, trunk_bytes, trunk_dtype
+from lorchestra.models.ensemble import EnsembleModel
+from lorchestra.nn.packing import BASE, shareable_prefix
+from lorchestra.types import EncodedExample
+
+_COMPARED_ROWS = 16
+
+Tell = Callable[[str, int, int], None]
+"""Called with what is being computed, rows done and rows in all."""
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """The rows of a run: encoded training and validation examples, and a weight a training row (mean 1)."""
+
+    train: Sequence[EncodedExample]
+    val: Sequence[EncodedExample]
+    weights: Sequence[float] | None = None
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Trunks of the training and validation rows, and the base's log-probabilities `[E, C]`; None where not needed."""
+
+    train: TrunkCache | None = None
+    val: TrunkCache | None = None
+    base_log_probs: Tensor | None = None
+
+
+def compute_frozen(
+    model: EnsembleModel,
+    rows: TrainingRows,
+    token_budget: int,
+    *,
+    shared: int,
+    with_base: bool,
+    files: TrunkFiles | None,
+    tell: Tell,
+) -> Frozen:
+    """Compute trunks where the lower layers are not adapted, and the base's answers where the KL term needs them.
+
+    Args:
+        model: the ensemble.
+        rows: the run's rows.
+        token_budget: of training; passes are of `forward_budget`.
+        shared: first tokens that all training rows share in training.
+        with_base: whether the base's answers to the training rows are wanted.
+        files: where trunks go that are too large for memory; None keeps them in memory.
+        tell: hears of progress; what it raises ends the work.
+
+    Raises:
+        ConfigError: a hidden state is beyond the range of `adapt.trunk_dtype`.
+    """
+    train = val = base_log_probs = None
+    if model.trunk_layers > 0:
+        val_shared = shareable_prefix(rows.val, dropout=False)
+        train = _trunk(model, rows.train, token_budget, shared, "training", files, tell)
+        val = _trunk(model, rows.val, token_budget, val_shared, "validation", files, tell)
+        if val is not None and files is not None and model.adapt.trunk_dtype != "auto":
+            _tell_change(model, rows.val[:_COMPARED_ROWS], val, token_budget, files)
+    if with_base:
+        num_rows = len(rows.train)
+        found = predict_rows(
+            model,
+            rows.train,
+            member_passes([BASE]),
+            token_budget,
+            train,
+            lambda done: tell("base, training rows", done, num_rows),
+        )
+        base_log_probs = torch.from_numpy(found[0]).to(model.bank.values)
+    return Frozen(train, val, base_log_probs)
+
+
+def _trunk(
+    model: EnsembleModel,
+    rows: Sequence[EncodedExample],
+    token_budget: int,
+    shared: int,
+    name: str,
+    files: TrunkFiles | None,
+    tell: Tell,
+) -> TrunkCache | None:
+    """The trunks of a split, or None where there is no room for them: its rows then go through all layers."""
+    file, dtype = None, trunk_dtype(model)
+    if files is not None and trunk_bytes(model, rows, shared, dtype) > files.memory_bytes:
+        settings = (model.trunk_layers, token_budget, shared, torch.get_num_threads(), dtype_name(dtype))
+        file = files.file(name, rows, settings)
+
+    def progress(done: int) -> None:
+        tell(f"layers below, {name} rows", done, len(rows))
+
+    try:
+        return TrunkCache(model, rows, token_budget, progress, shared, file, dtype)
+    except CheckpointError as error:
+        if files is not None:
+            files.say(f"{error} Training goes on without the cache: all layers are computed in every step.")
+        return None
+
+
+def trunk_change(model: EnsembleModel, rows: Sequence[EncodedExample], trunk: TrunkCache, token_budget: int) -> float:
+    """Largest change of the base's log-probabilities, in nats, from the format in which `trunk` keeps these rows."""
+    precise = TrunkCache(model, rows, token_budget, shared=trunk.shared)
+    one, other = (predict_rows(model, rows, member_passes([BASE]), token_budget, kept) for kept in (trunk, precise))
+    present = np.isfinite(other)
+    return float(np.abs(one[present] - other[present]).max())
+
+
+def _tell_change(
+    model: EnsembleModel, rows: Sequence[EncodedExample], trunk: TrunkCache, token_budget: int, files: TrunkFiles
+) -> None:
+    name, change = dtype_name(trunk_dtype(model)), trunk_change(model, rows, trunk, token_budget)
+    files.say(
+        f"hidden states kept in {name}: the base's log-probabilities of {len(rows)} validation rows change by at most"
+        f" {change:.2g}"
+    )
+    files.log("trunk_dtype", dtype=name, rows=len(rows), max_change=change)

@@ -1,0 +1,36 @@
+"""From examples to the rows of a training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lorchestra.data.encode import EncodedSplit, class_weights
+from lorchestra.errors import ConfigError
+from lorchestra.inference.pipeline import Session
+from lorchestra.training.precompute import TrainingRows
+from lorchestra.types import Example
+
+
+def row_weights(
+    session: Session, train: Sequence[Example], encoded: EncodedSplit, labels: tuple[str, ...] | None
+) -> list[float] | None:
+    """A weight for each encoded training row where `data.class_weights` asks for them.
+
+    Raises:
+        ConfigError: they are asked for, and rows bring their own choices.
+    """
+    if not session.data.class_weights:
+        return None
+    if labels is None:
+        raise ConfigError("data.class_weights: only texts with labels have classes; leave it out for questions")
+    kept = [train[index] for index in encoded.kept]
+    by_label = class_weights(kept, len(labels))
+    return [by_label[example.answer] for example in kept if example.answer is not None]
+
+
+def training_rows(
+    session: Session, train: Sequence[Example], val: Sequence[Example], labels: tuple[str, ...] | None
+) -> TrainingRows:
+    """Training and validation examples as tokens, with the weights that the configuration asks for."""
+    encoded = session.encode(train)
+    return TrainingRows(encoded.rows, session.encode(val).rows, row_weights(session, train, encoded, labels))

@@ -1,0 +1,310 @@
+"""Lockstep training: all members take their optimizer steps together, in packed micro-batches.
+
+Members share the base's arithmetic and nothing else: each has its own data order, loss, gradient, clip, optimizer
+state, schedule position, best copy and end. Training M members here equals training each alone, up to rounding.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from lorchestra.config.run import RegularizeConfig, RunConfig, TrainConfig, check_training
+from lorchestra.inference.trunk import TrunkFiles
+from lorchestra.models.ensemble import EnsembleModel
+from lorchestra.nn.optimizer import MemberAdamW, Schedule, clip_gradients
+from lorchestra.nn.packing import Item, PackedBatch, pack, plan_micro_batches, shareable_prefix
+from lorchestra.training.callbacks import Interrupted, Observer, StepReport
+from lorchestra.training.checkpoint import MemberState, TrainState, check_fits, state_tensors
+from lorchestra.training.early_stopping import judge, validate
+from lorchestra.training.failure import epoch_failure, parameter_failures, step_failure
+from lorchestra.training.members import MemberSettings, check_members, member_settings
+from lorchestra.training.objective import (
+    BaseVocabulary,
+    add_parameter_terms,
+    compute_outputs,
+    decay_penalties,
+    row_terms,
+)
+from lorchestra.training.precompute import Frozen, TrainingRows, compute_frozen
+from lorchestra.training.sampler import StepOrder
+from lorchestra.types import EncodedExample
+
+
+class Trainer:
+    """Trains all members of an ensemble; `run` may be called on a fresh or a restored state.
+
+    Args:
+        model: the ensemble, at its initial or restored parameters.
+        rows: training and validation rows.
+        config: the training settings; `token_budget` must be resolved.
+        regularize: the regularizers' strengths.
+        observer: hears of steps and evaluations.
+        files: where trunks go that are too large for memory; without it they stay in memory.
+        settings: what each member has of its own, with the adapter that the model gives it; by default all members have
+            those of `config` and `regularize`. Given, they are what counts: of `config`, only what members share is
+            read then (epochs, batch size, what is kept, token budget, checkpoints).
+
+    Raises:
+        ConfigError: a setting out of range, such as `lr * weight_decay_b >= 1`.
+    """
+
+    def __init__(
+        self,
+        model: EnsembleModel,
+        rows: TrainingRows,
+        config: TrainConfig,
+        regularize: RegularizeConfig,
+        observer: Observer,
+        files: TrunkFiles | None = None,
+        settings: Sequence[MemberSettings] | None = None,
+    ) -> None:
+        check_training(config, regularize)
+        assert config.token_budget is not None
+        self.model, self.rows, self.config, self.observer, self.files = model, rows, config, observer, files
+        self.settings = (
+            _default_settings(model, config, regularize, len(rows.train)) if settings is None else tuple(settings)
+        )
+        if [own.adapter for own in self.settings] != list(model.adapters):
+            raise ValueError("the members' settings do not have the adapters that the model was made with")
+        check_members(config, self.settings, len(rows.train))
+        self.token_budget = config.token_budget
+        self.order = StepOrder(self.settings, rows.train, config.batch_size)
+        self.log_choices = [_log_choices(own, rows.train) for own in self.settings]
+        self.steps_per_epoch = self.order.steps_per_epoch
+        self.num_steps = self.steps_per_epoch * config.epochs
+        self.schedules = [Schedule(own.lr, self.num_steps, own.schedule, own.warmup) for own in self.settings]
+        self.optimizer = MemberAdamW(
+            model.bank.values,
+            model.bank.is_B,
+            weight_decay_b=[own.regularize.weight_decay_b for own in self.settings],
+            weight_decay_a=[own.regularize.weight_decay_a for own in self.settings],
+        )
+        self.best = model.bank.values.clone()
+        num_members = model.num_members
+        self.state = TrainState(members=[MemberState() for _ in range(num_members)], num_updates=[0] * num_members)
+        self.shared = shareable_prefix(rows.train, dropout=self.order.dropout)
+        self.frozen = Frozen()
+        self.vocabulary: BaseVocabulary | None = None
+        model.slot.checkpointing = config.gradient_checkpointing
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The live tensors that, with `state`, make a checkpoint."""
+        return state_tensors(self.model.bank, self.optimizer, self.best)
+
+    @torch.no_grad()
+    def restore(self, state: TrainState, tensors: dict[str, Tensor]) -> None:
+        """Stand where a checkpoint stood.
+
+        Raises:
+            CheckpointError: it is of another run.
+        """
+        check_fits(state, tensors, self.tensors(), self.num_steps)
+        for name, live in self.tensors().items():
+            live.copy_(tensors[name])
+        self.state = state
+        # a member's optimizer steps end with its training, so its count is the step it was last updated at
+        self.optimizer.num_steps = list(state.num_updates)
+
+    def run(self, checkpoint: Callable[[], None], should_stop: Callable[[], bool] = lambda: False) -> TrainState:
+        """Train to the end; `checkpoint` is called when one is due and before an interruption.
+
+        Raises:
+            Interrupted: `should_stop` returned true; the checkpoint is written.
+        """
+        try:
+            self.prepare(should_stop)
+        except Interrupted:
+            checkpoint()
+            raise
+        last_checkpoint = time.monotonic()
+        while self.state.step < self.num_steps and self.state.with_status("running"):
+            if not self.step(should_stop):
+                checkpoint()
+                raise Interrupted
+            if self.state.step % self.steps_per_epoch == 0 and self.state.with_status("running"):
+                self._evaluate()
+            if time.monotonic() - last_checkpoint >= self.config.checkpoint_every_s:
+                checkpoint()
+                last_checkpoint = time.monotonic()
+        for m in self.state.with_status("running"):
+            self.state.members[m].status = "finished"
+        checkpoint()
+        return self.state
+
+    def final_values(self) -> Tensor:
+        """The adapters to keep, `[M, P]`: each member's best or last, as configured."""
+        return self.best if self.config.keep == "best" else self.model.bank.values
+
+    def prepare(self, should_stop: Callable[[], bool] = lambda: False) -> None:
+        """Compute once what never changes.
+
+        Raises:
+            Interrupted: `should_stop` returned true; what was computed is dropped.
+        """
+
+        def tell(what: str, done: int, total: int) -> None:
+            self.observer.on_phase(what, done, total)
+            if should_stop():
+                raise Interrupted
+
+        kl_over = {own.regularize.kl_over for own in self.settings if own.regularize.kl_beta > 0}
+        self.frozen = compute_frozen(
+            self.model,
+            self.rows,
+            self.token_budget,
+            shared=self.shared,
+            with_base="options" in kl_over,
+            files=self.files,
+            tell=tell,
+        )
+        if "vocabulary" in kl_over:
+            rows = self.rows.train
+            self.vocabulary = BaseVocabulary(
+                self.model,
+                rows,
+                self.token_budget,
+                self.frozen.train,
+                self.shared,
+                lambda done: tell("base, training rows", done, len(rows)),
+            )
+
+    def step_items(self, step: int) -> list[Item]:
+        """The rows of every running member in one optimizer step; a function of the seed and the step alone."""
+        return self.order.items(self.state.with_status("running"), step)
+
+    def member_tokens(self, member: int) -> int:
+        """Tokens that one member was trained on so far."""
+        steps = range(self.state.num_updates[member])
+        return sum(row.num_tokens for step in steps for row in self.order.rows(member, step))
+
+    def step(self, should_stop: Callable[[], bool] = lambda: False) -> bool:
+        """One optimizer step of all running members; False if it was interrupted, and then nothing has changed."""
+        started = time.perf_counter()
+        state, bank = self.state, self.model.bank
+        running = state.with_status("running")
+        items = self.step_items(state.step)
+        weights = self._item_weights(items)
+        sums: dict[str, Tensor] = {}
+        bank.zero_grad()
+        for micro_batch in plan_micro_batches(items, self.token_budget, self.shared):
+            if should_stop():
+                return False
+            self._accumulate(pack(micro_batch, self.model.device, self.shared), weights, sums)
+        sums |= add_parameter_terms(bank, self.settings)
+        bank.zero_frozen_grad()
+        norms = clip_gradients(bank.grad, [own.clip_norm for own in self.settings])
+        losses = self._fail_before_update(sums, norms)
+        running = state.with_status("running")
+        lrs = [schedule(state.step) for schedule in self.schedules]
+        self.optimizer.step(bank.grad, lrs, running)
+        state.step += 1
+        self._fail_after_update(losses)
+        running = state.with_status("running")
+        state.num_updates = list(self.optimizer.num_steps)
+        tokens = sum(item.example.num_tokens for item in items)
+        seconds = time.perf_counter() - started
+        state.tokens += tokens
+        state.train_s += seconds
+        sums |= decay_penalties(bank, self.settings)
+
+        def of_running(values: Tensor) -> list[float | None]:
+            return [value if m in running else None for m, value in enumerate(values.tolist())]
+
+        by_member = {name: of_running(values) for name, values in sums.items()}
+        report = StepReport(
+            step=state.step,
+            epoch=(state.step - 1) // self.steps_per_epoch,
+            loss=by_member.pop("loss"),
+            penalties=by_member,
+            grad_norm=of_running(norms),
+            lr=[lr if m in running else None for m, lr in enumerate(lrs)],
+            tokens=tokens,
+            seconds=seconds,
+        )
+        self.observer.on_step(report, state)
+        return True
+
+    def _item_weights(self, items: Sequence[Item]) -> dict[int, float]:
+        """Each item's share of its member's loss: its weight over the sum of its member's in this step, by identity."""
+        totals: dict[int, float] = {}
+        for item in items:
+            totals[item.member] = totals.get(item.member, 0.0) + self._row_weight(item.example.row)
+        return {id(item): self._row_weight(item.example.row) / totals[item.member] for item in items}
+
+    def _row_weight(self, row: int) -> float:
+        return 1.0 if self.rows.weights is None else self.rows.weights[row]
+
+    def _accumulate(self, batch: PackedBatch, weights: dict[int, float], sums: dict[str, Tensor]) -> None:
+        """Forward and backward of one micro-batch; adds the members' losses and penalties to `sums`."""
+        outputs = compute_outputs(self.model, batch, self.settings, self.frozen, self.vocabulary)
+        share = outputs.log_probs.new_tensor([weights[id(item)] for item in batch.items])
+        terms = {name: values * share for name, values in row_terms(self.settings, outputs).items()}
+        torch.stack(list(terms.values())).sum().backward()
+        members = torch.tensor(outputs.members)
+        for name, values in terms.items():
+            totals = sums.setdefault(name, torch.zeros(self.model.num_members, dtype=torch.float64))
+            for m in members.unique().tolist():
+                totals[m] += values.detach().cpu().double()[members == m].sum()
+
+    def _fail_before_update(self, sums: Mapping[str, Tensor], norms: Tensor) -> list[float]:
+        """Fail members that this step must not move; returns the members' losses."""
+        terms = {name: values.tolist() for name, values in sums.items()}
+        by_member = norms.tolist()
+        for m in self.state.with_status("running"):
+            if what := step_failure({name: values[m] for name, values in terms.items()}, by_member[m]):
+                self.state.fail(m, self.state.step + 1, what)
+        return terms["loss"]
+
+    def _fail_after_update(self, losses: Sequence[float]) -> None:
+        """Fail members that this step has moved out of bounds, or whose epoch has ended far above guessing."""
+        state, failed = self.state, parameter_failures(self.model.bank.values)
+        for m in state.with_status("running"):
+            if m in failed:
+                state.fail(m, state.step, failed[m])
+                continue
+            member = state.members[m]
+            first = member.add_loss(losses[m])
+            if state.step % self.steps_per_epoch:
+                continue
+            if what := epoch_failure(member.end_epoch(), first, self.log_choices[m]):
+                state.fail(m, state.step, what)
+
+    def _evaluate(self) -> None:
+        """Validation NLL and accuracy of every running member; keeps the best copies and stops who waited too long."""
+        state, rows = self.state, self.rows.val
+        running = state.with_status("running")
+        found = validate(
+            self.model,
+            rows,
+            running,
+            self.token_budget,
+            self.frozen.val,
+            lambda n: self.observer.on_phase("validation", n, len(rows)),
+        )
+        for m in running:
+            judge(state, m, found["val_nll"][m], self.settings[m].patience, self.model.bank.values, self.best)
+        entry = {"step": state.step, "epoch": state.step // self.steps_per_epoch, **found}
+        state.history.append(entry)
+        self.observer.on_evaluation(entry, state)
+
+
+def _log_choices(own: MemberSettings, rows: Sequence[EncodedExample]) -> float:
+    """The loss of guessing on a member's training rows, in nats."""
+    seen = rows if own.rows is None else [rows[e] for e in own.rows]
+    return sum(math.log(len(row.choices)) for row in seen) / len(seen)
+
+
+def _default_settings(
+    model: EnsembleModel, config: TrainConfig, regularize: RegularizeConfig, num_rows: int
+) -> tuple[MemberSettings, ...]:
+    """All members with the run's settings, and the adapters that the model gives them."""
+    settings = member_settings(RunConfig(adapt=model.adapt, train=config, regularize=regularize), num_rows)
+    return tuple(
+        dataclasses.replace(own, adapter=adapter) for own, adapter in zip(settings, model.adapters, strict=True)
+    )

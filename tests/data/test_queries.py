@@ -1,0 +1,126 @@
+"""Rows to be answered: each by itself, with its columns, and faults in their place."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import json
+
+import numpy as np
+import pytest
+
+from lorchestra.config.data import DataConfig, FieldsConfig
+from lorchestra.data.in_memory import entries_of
+from lorchestra.data.queries import asked_rows, asked_values
+from lorchestra.errors import ConfigError, DataError, InputError
+from lorchestra.types import Example
+
+LABELS = ("no", "yes")
+
+
+@pytest.fixture
+def ask(tmp_path):
+    """Reads rows that are written as lines (texts as they are)."""
+
+    def run(rows, labels=LABELS, name="new.jsonl", **fields):
+        path = tmp_path / name
+        lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+        path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        return list(asked_rows(path, DataConfig(fields=FieldsConfig(**fields)), labels))
+
+    return run
+
+
+def test_rows_are_read_as_they_are_asked_for(tmp_path):
+    path = tmp_path / "new.jsonl"
+    path.write_text('{"text": "a film"}\n' * 5000)
+    rows = asked_rows(path, DataConfig(), LABELS)
+    assert next(rows).id == "new-1"
+    rows.close()
+
+
+def test_numbers_ids_and_columns(ask):
+    rows = ask([{"text": "a", "id": "u", "n": 1}, {"text": "b", "id": "u"}, {"text": "c"}])
+    assert [row.number for row in rows] == [1, 2, 3]
+    assert [row.id for row in rows] == ["u", "u", "new-3"]
+    assert [row.kept for row in rows] == [{"text": "a", "n": 1}, {"text": "b"}, {"text": "c"}]
+    assert rows[0].example == Example("u", "a", LABELS, None, rows[0].example.where)
+
+
+def test_the_first_rows_may_be_faulty(ask):
+    rows = ask(["{", {}, {"text": ""}, {"text": "a film"}])
+    assert [row.example is None for row in rows] == [True, True, True, False]
+    assert [row.fault is None for row in rows] == [False, False, False, True]
+    assert all(row.fault is not None for row in ask(["{", "["]))
+
+
+def test_columns_that_no_row_has_are_an_error_of_the_file(ask):
+    with pytest.raises(DataError, match=r"--data\.fields"):
+        ask([{"review": "a film"}] * 3)
+    with pytest.raises(DataError, match="rows that bring their choices"):
+        ask([{"text": "a film"}], labels=None)
+    with pytest.raises(ConfigError, match="both name the column"):
+        ask([{"text": "a film"}], label="text")
+
+
+def test_answers_are_taken_where_they_are_known(ask):
+    question = {"question": "q", "choices": ["a", "b"]}
+    given = [0, 1, 2, -1, "?", None, "b", [1]]
+    rows = ask([question | {"answer": answer} for answer in given], labels=None)
+    assert [row.example.answer for row in rows] == [0, 1, None, None, None, None, 1, None]
+    given = ["yes", "maybe", "", None, -1, 2.5]
+    rows = ask([{"text": "a", "label": label} for label in given])
+    assert [row.example.answer for row in rows] == [1, None, None, None, None, None]
+
+
+def test_cells_of_any_type_are_kept_as_json(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    cells = {
+        "text": "a film",
+        "day": datetime.date(2026, 1, 2),
+        "price": decimal.Decimal("1.50"),
+        "data": b"x",
+        "score": float("nan"),
+        "list": [1, None],
+    }
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([cells]), tmp_path / "new.parquet")
+    (row,) = asked_rows(tmp_path / "new.parquet", DataConfig(), LABELS)
+    assert row.kept == {
+        "text": "a film",
+        "day": "2026-01-02",
+        "price": "1.50",
+        "data": "b'x'",
+        "score": None,
+        "list": [1, None],
+    }
+    json.dumps(row.kept, allow_nan=False)
+
+
+def test_values_in_memory():
+    def ask(values, labels=LABELS):
+        return list(asked_values(entries_of(values, labels), DataConfig(), labels))
+
+    assert [row.example.question for row in ask(["a", "b"])] == ["a", "b"]
+    assert ask([]) == []
+    (row,) = ask([{"text": "a", "n": np.int64(3)}])
+    assert row.kept == {"text": "a", "n": 3}
+    example = Example("x", "a", LABELS, None)
+    assert ask([example])[0].example is example
+    for values, message in (({"text": "a"}, "one dict"), ([3], r"rows\[0\] is 3"), ([example, "a"], "row 2 is str")):
+        with pytest.raises(InputError, match=message):
+            ask(values)
+    with pytest.raises(InputError, match="give dicts with both"):
+        ask(["a"], labels=None)
+
+
+def test_a_table_of_pandas():
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame({"text": ["a film", None], "n": pandas.array([1, None], dtype="Int64")})
+    first, second = asked_values(entries_of(table, LABELS), DataConfig(), LABELS)
+    assert (first.example.question, first.kept) == ("a film", {"text": "a film", "n": 1})
+    assert "text" in second.fault
+    assert second.kept == {"text": None, "n": None}
+    (row,) = asked_values(entries_of(pandas.Series(["a play"]), LABELS), DataConfig(), LABELS)
+    assert row.example.question == "a play"

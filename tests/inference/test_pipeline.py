@@ -1,0 +1,117 @@
+"""How `auto` decides between letters and texts, on bases that read, that guess and that always say the same."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from lorchestra.config.data import DataConfig, PromptConfig
+from lorchestra.data.prompts import PromptTemplate
+from lorchestra.errors import DataError
+from lorchestra.inference import pipeline as session
+from lorchestra.types import Example
+
+
+class Words:
+    """A tokenizer with a token for every word."""
+
+    def __init__(self):
+        self.ids = {}
+
+    def __call__(self, texts, **options):
+        def encode(text):
+            return [self.ids.setdefault(word, len(self.ids)) for word in text.split()]
+
+        return {"input_ids": encode(texts) if isinstance(texts, str) else [encode(text) for text in texts]}
+
+
+def questions(answers, num_choices=4, words=1):
+    choices = tuple(f"c{n}" for n in range(num_choices))
+    return [Example(str(n), f"q{n}" + " word" * words, choices, a, f"t.jsonl:{n}") for n, a in enumerate(answers)]
+
+
+@pytest.fixture
+def decide(monkeypatch):
+    """Decides for a base whose answer to a row is `says(row)`; also returns the rows it was asked."""
+
+    def run(rows, says, scoring="auto", max_length=None, **prompt):
+        asked = []
+
+        def predict_rows(model, encoded, passes, token_budget):
+            asked.extend(encoded)
+            found = np.full((1, len(encoded), max(len(row.choices) for row in encoded)), -np.inf)
+            for e, row in enumerate(encoded):
+                found[0, e, : len(row.choices)] = -2.0
+                found[0, e, says(row)] = -0.5
+            return found
+
+        monkeypatch.setattr(session, "predict_rows", predict_rows)
+        base = SimpleNamespace(tokenizer=Words(), context_length=4096, num_embeddings=None)
+        template = PromptTemplate(prompt.get("template"))
+        data = DataConfig(scoring=scoring, max_length=max_length, prompt=PromptConfig(**prompt))
+        return *session.decide_scoring(base, None, template, data, rows, 800), asked
+
+    return run
+
+
+def test_letters_for_a_base_that_reads_them_and_texts_for_one_that_guesses(decide):
+    rows = questions([n % 4 for n in range(600)])
+    scoring, why, asked = decide(rows, lambda row: row.answer)
+    assert scoring == "letter"
+    assert "accuracy with letters 1.000 on 200 training rows, chance 0.250 +- 0.031" in why
+    assert len(asked) == 200
+    assert decide(rows, lambda row: row.row % 4)[0] == "text"
+
+
+def test_three_standard_errors_are_the_bound(decide):
+    """Of 200 rows, chance is 50 and three standard errors are 18.4 right answers."""
+    rows = questions([n % 4 for n in range(200)])
+    for right, expected in ((68, "text"), (69, "letter")):
+        found = decide(rows, lambda row, right=right: row.answer if row.row < right else (row.answer + 1) % 4)
+        assert found[0] == expected, found[1]
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [[0] * 300 + [1] * 300 + [2] * 300, [0] * 900 + [1] * 100, [n % 10 == 9 for n in range(1000)]],
+    ids=["sorted by answer", "one answer in most rows, sorted", "one answer in most rows"],
+)
+@pytest.mark.parametrize("letter", [0, 1])
+def test_a_base_that_always_gives_one_letter_does_not_read(decide, answers, letter):
+    assert decide(questions([int(a) for a in answers], 3), lambda row: letter)[0] == "text"
+
+
+def test_a_rare_answer_leaves_room_for_the_others(decide):
+    """Twenty rows of a rare answer: always giving the common one is right in 180 of the 200 rows asked."""
+    rows = questions([int(n >= 20) for n in range(1000)], 2)
+    scoring, why, asked = decide(rows, lambda row: row.answer)
+    assert sum(row.answer == 0 for row in asked) == 20
+    assert "chance 0.900" in why
+    assert scoring == "letter"
+    assert decide(rows, lambda row: 1)[0] == "text"
+
+
+def test_what_rules_letters_out(decide):
+    rows = questions([0, 1, 2, 3] * 10)
+    many = questions([0], num_choices=27)
+    assert decide(rows + many, lambda row: row.answer)[:2] == (
+        "text",
+        "t.jsonl:0 has 27 choices, but there are 26 letters",
+    )
+    assert decide(rows, lambda row: row.answer, template="{question} Answer:")[0] == "text"
+    assert decide(rows + questions([0], num_choices=26), lambda row: row.answer)[0] == "letter"
+
+
+def test_what_is_configured_is_not_tried(decide):
+    rows = questions([0, 1] * 10)
+    for scoring in ("letter", "text"):
+        assert decide(rows, lambda row: 0, scoring=scoring) == (scoring, "as configured", [])
+
+
+def test_rows_over_the_bound_are_not_asked(decide):
+    rows = questions([0, 1, 2, 3] * 20) + questions([0, 1, 2, 3] * 20, words=300)
+    assert len(decide(rows, lambda row: row.answer, max_length=100)[2]) == 80
+    with pytest.raises(DataError, match="longer than 5 tokens"):
+        decide(rows, lambda row: row.answer, max_length=5)

@@ -1,0 +1,338 @@
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from lorchestra.nn import packing as layout
+from lorchestra.nn.attention import make_attention, packed_attention, varlen_attention
+from lorchestra.nn.kv_cache import KeptPrefix
+from lorchestra.nn.lora import PackingSlot
+from lorchestra.nn.packing import Packing, Segment
+
+D = 5
+
+
+def packing_from(*segments: Segment, prefix=None, device="cpu") -> Packing:
+    ids = torch.zeros(1, segments[-1].stop, dtype=torch.int64, device=device)
+    return Packing(ids, ids, segments, (), None, prefix)
+
+
+LAYOUTS = {
+    "one segment": packing_from(Segment(0, 6)),
+    "several segments": packing_from(Segment(0, 4), Segment(4, 5), Segment(5, 12)),
+    "choices after a prefix": packing_from(Segment(0, 5), Segment(5, 6), Segment(6, 9, (0,)), Segment(9, 13, (0,))),
+    "a chain of contexts": packing_from(Segment(0, 2), Segment(2, 5, (0,)), Segment(5, 7, (0, 1)), Segment(7, 11)),
+}
+
+
+def visible_places(packing):
+    """Per token, the packed places it may see, in the order of its own row."""
+    found = []
+    for segment in packing.segments:
+        context = [n for k in segment.context for n in range(packing.segments[k].start, packing.segments[k].stop)]
+        found += [[*context, *range(segment.start, n + 1)] for n in range(segment.start, segment.stop)]
+    return found
+
+
+def naive_attention(query, key, value, packing, scale=None, window=None, softcap=None, sinks=None):
+    """One token and one head at a time, in elementary operations."""
+    _, heads, tokens, width = query.shape
+    per_group = heads // key.shape[1]
+    scale = 1 / math.sqrt(width) if scale is None else scale
+    outputs = []
+    for head in range(heads):
+        for n, places in enumerate(visible_places(packing)):
+            seen = places if window is None else places[-window:]
+            scores = torch.stack([scale * (query[0, head, n] * key[0, head // per_group, i]).sum() for i in seen])
+            if softcap is not None:
+                scores = softcap * torch.tanh(scores / softcap)
+            weights = scores.exp()
+            total = weights.sum() + (0 if sinks is None else sinks[head].exp())
+            outputs.append(sum(w / total * value[0, head // per_group, i] for w, i in zip(weights, seen, strict=True)))
+    return torch.stack(outputs).view(1, heads, tokens, width)
+
+
+OPTIONS = {
+    "plain": {},
+    "scale": {"scale": 0.7},
+    "window": {"window": 3},
+    "window of one": {"window": 1},
+    "softcap": {"softcap": 0.8},
+    "softcap and window": {"softcap": 0.8, "window": 2, "scale": 1.3},
+    "sinks": {"sinks": True},
+    "sinks, softcap, window": {"sinks": True, "softcap": 1.5, "window": 3},
+}
+
+
+@pytest.mark.parametrize("batched", [False, True], ids=["one by one", "batched"])
+@pytest.mark.parametrize("groups", [4, 2, 1])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+@pytest.mark.parametrize("packing", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_equals_naive_attention_forward_and_backward(packing, options, groups, batched, randn):
+    n = packing.num_tokens
+    inputs = [randn(1, 4, n, D), randn(1, groups, n, D), randn(1, groups, n, D)]
+    if options.get("sinks"):
+        options = {**options, "sinks": randn(4).requires_grad_()}
+    inputs = [tensor.requires_grad_() for tensor in inputs]
+    out = packed_attention(*inputs, packing, **options, batched=batched)
+    expected = naive_attention(*inputs, packing, **options)
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
+    weights = randn(*out.shape)
+    leaves = [*inputs, *(value for name, value in options.items() if name == "sinks")]
+    for grad, wanted in zip(
+        *(torch.autograd.grad((result * weights).sum(), leaves) for result in (out, expected)), strict=True
+    ):
+        torch.testing.assert_close(grad, wanted, rtol=0, atol=1e-12)
+
+
+# The same rows with all tokens on the axis, and with the first tokens of two of them kept: tokens 0 to 3 for member 4,
+# 7 to 10 for member 9.
+LAID = packing_from(
+    Segment(0, 3),
+    Segment(3, 5, (0,)),
+    Segment(5, 7, (0, 1)),
+    Segment(7, 10),
+    Segment(10, 14, (3,)),
+    Segment(14, 17),
+)
+AFTER_KEPT = packing_from(
+    Segment(0, 2, (), 4),
+    Segment(2, 4, (0,), 4),
+    Segment(4, 8, (), 9),
+    Segment(8, 11),
+    prefix=KeptPrefix((1, 2, 3)),
+)
+OWN = [3, 4, 5, 6, *range(10, 17)]
+
+
+def kept_of(*tensors):
+    parts = {4: slice(0, 3), 9: slice(7, 10)}
+    return {member: tuple(tensor[:, :, part] for tensor in tensors) for member, part in parts.items()}
+
+
+@pytest.mark.parametrize("batched", [False, True], ids=["one by one", "batched"])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+def test_a_kept_prefix_is_context_that_is_not_there(options, batched, randn):
+    """Two members with prefixes of their own, a row without one, and choices after a row."""
+    if options.get("sinks"):
+        options = {**options, "sinks": randn(4)}
+    inputs = [randn(1, heads, 17, D) for heads in (4, 2, 2)]
+    expected = naive_attention(*inputs, LAID, **options)
+    out = packed_attention(
+        *(tensor[:, :, OWN] for tensor in inputs), AFTER_KEPT, **options, batched=batched, kept=kept_of(*inputs[1:])
+    )
+    torch.testing.assert_close(out, expected[:, :, OWN], rtol=0, atol=1e-12)
+
+
+def reference_kernel(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size):
+    """What `varlen_attn` documents, sequence by sequence; the causal mask is aligned at the last key."""
+    left, right = window_size
+    assert right == 0
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    queries, keys = cu_seq_q.diff().tolist(), cu_seq_k.diff().tolist()
+    assert (max(queries), max(keys)) == (max_q, max_k)
+    assert (sum(queries), sum(keys)) == (len(query), len(key))
+    outputs = []
+    parts = (query.split(queries), key.split(keys), value.split(keys))
+    for q, k, v in zip(*(part for part in parts), strict=True):
+        scores = torch.einsum("qhd,khd->hqk", q, k) * (q.shape[-1] ** -0.5 if scale is None else scale)
+        back = len(k) - len(q) + torch.arange(len(q))[:, None] - torch.arange(len(k))
+        seen = (back >= 0) if left == -1 else (back >= 0) & (back <= left)
+        outputs.append(torch.einsum("hqk,khd->qhd", scores.masked_fill(~seen, -math.inf).softmax(-1), v))
+    return torch.cat(outputs)
+
+
+UNCAPPED = {name: options for name, options in OPTIONS.items() if not {"softcap", "sinks"} & set(options)}
+
+
+@pytest.fixture(params=["one run", "runs of few"])
+def runs(request, monkeypatch):
+    """All segments in one call of the kernel, or at most two and few copies at a time."""
+    if request.param != "one run":
+        monkeypatch.setattr(layout, "_MOST_SEGMENTS", 2)
+        monkeypatch.setattr(layout, "_MOST_COPIES", 0.5)
+    return request.param
+
+
+def afresh(packing):
+    """The same packing, which remembers nothing."""
+    return dataclasses.replace(packing)
+
+
+@pytest.mark.parametrize("groups", [4, 2])
+@pytest.mark.parametrize("options", UNCAPPED.values(), ids=UNCAPPED.keys())
+@pytest.mark.parametrize("packing", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_a_kernel_of_variable_lengths_is_told_the_segments(packing, options, groups, runs, randn):
+    inputs = [randn(1, heads, packing.num_tokens, D).requires_grad_() for heads in (4, groups, groups)]
+    out = varlen_attention(*inputs, afresh(packing), **options, kernel=reference_kernel)
+    expected = naive_attention(*inputs, packing, **options)
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
+    weights = randn(*out.shape)
+    grads = (torch.autograd.grad((result * weights).sum(), inputs) for result in (out, expected))
+    for grad, wanted in zip(*grads, strict=True):
+        torch.testing.assert_close(grad, wanted, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("options", UNCAPPED.values(), ids=UNCAPPED.keys())
+def test_a_kernel_of_variable_lengths_sees_a_kept_prefix(options, runs, randn):
+    inputs = [randn(1, heads, 17, D) for heads in (4, 2, 2)]
+    expected = naive_attention(*inputs, LAID, **options)
+    own = (tensor[:, :, OWN] for tensor in inputs)
+    out = varlen_attention(*own, afresh(AFTER_KEPT), **options, kept=kept_of(*inputs[1:]), kernel=reference_kernel)
+    torch.testing.assert_close(out, expected[:, :, OWN], rtol=0, atol=1e-12)
+
+
+def test_runs_hold_every_segment_once_and_bound_what_is_put_together():
+    """A thousand rows behind a kept prefix of 500 tokens: 13 tokens of keys for one of the batch, were it one run."""
+    segments = tuple(Segment(40 * row, 40 * row + 40, (), 0) for row in range(1000))
+    packing = packing_from(*segments, prefix=KeptPrefix(tuple(range(500))))
+    assert [n for run in packing.runs for n in range(1000)[run.segments]] == list(range(1000))
+    assert [n for run in packing.runs for n in range(40_000)[run.tokens]] == list(range(40_000))
+    assert all(int(run.keys[-1]) <= 3 * 40_000 for run in packing.runs)
+    assert len(packing.runs) == 5
+    assert len(packing_from(*(Segment(row, row + 1) for row in range(1100))).runs) == 3
+    assert len(LAYOUTS["a chain of contexts"].runs) == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.parametrize("groups", [4, 2])
+@pytest.mark.parametrize("options", UNCAPPED.values(), ids=UNCAPPED.keys())
+@pytest.mark.parametrize("packing", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_half_precision_on_a_gpu_equals_naive_attention(packing, options, groups, randn):
+    """The kernel itself, forward and backward, within some roundings of 2^-8."""
+    n, width = packing.num_tokens, 16
+    inputs = [randn(1, heads, n, width).bfloat16().double().requires_grad_() for heads in (4, groups, groups)]
+    expected, weights = naive_attention(*inputs, packing, **options), randn(1, 4, n, width).bfloat16()
+    wanted = torch.autograd.grad((expected * weights.double()).sum(), inputs)
+    moved = [tensor.detach().bfloat16().cuda().requires_grad_() for tensor in inputs]
+    out = packed_attention(*moved, packing_from(*packing.segments, device="cuda"), **options)
+    grads = torch.autograd.grad((out * weights.cuda()).sum(), moved)
+    for a, b in zip([out, *grads], [expected, *wanted], strict=True):
+        assert (a.cpu().double() - b).abs().max() <= 2**-6 * b.abs().max().clamp(min=1)
+
+
+@pytest.mark.parametrize("options", [{}, {"window": 3}, {"softcap": 0.8}], ids=["plain", "window", "softcap"])
+def test_float32_equals_naive_attention_in_float64(options, randn):
+    packing = LAYOUTS["choices after a prefix"]
+    inputs = [randn(1, heads, packing.num_tokens, D) for heads in (4, 2, 2)]
+    out = packed_attention(*(tensor.float() for tensor in inputs), packing, **options)
+    torch.testing.assert_close(out.double(), naive_attention(*inputs, packing, **options), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"batched": True}, {"window": 2}, {"softcap": 0.8}, {"sinks": True}], ids=str)
+def test_nan_in_one_row_reaches_no_other_row(options, randn):
+    """Forward and backward, with the NaN row packed first; bit for bit what the others are without it."""
+    packing = packing_from(Segment(0, 4), Segment(4, 6, (0,)), Segment(6, 9), Segment(9, 11, (2,)))
+    clean = [randn(1, heads, 11, D) for heads in (4, 2, 2)]
+    weights = randn(1, 4, 11, D)
+    if options.get("sinks"):
+        options = {"sinks": randn(4)}
+    results = []
+    for bad in (None, float("nan"), float("inf")):
+        inputs = [tensor.clone() for tensor in clean]
+        if bad is not None:
+            for tensor in inputs:
+                tensor[:, :, 1:3] = bad
+        inputs = [tensor.requires_grad_() for tensor in inputs]
+        out = packed_attention(*inputs, packing, **options)
+        grads = torch.autograd.grad((out * weights).sum(), inputs)
+        results.append([tensor[:, :, 6:] for tensor in (out, *grads)])
+    assert out[:, :, 2].isnan().all()
+    for dirty in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], dirty, strict=True))
+    assert all(tensor.isfinite().all() for tensor in results[0])
+
+
+@pytest.mark.parametrize("batched", [False, True], ids=["one by one", "batched"])
+def test_nan_in_one_choice_reaches_neither_its_prefix_nor_its_siblings(batched, randn):
+    packing = packing_from(Segment(0, 3), Segment(3, 5, (0,)), Segment(5, 7, (0,)))
+    inputs = [randn(1, 2, 7, D) for _ in range(3)]
+    before = packed_attention(*inputs, packing, batched=batched)
+    for tensor in inputs:
+        tensor[:, :, 3:5] = float("nan")
+    after = packed_attention(*inputs, packing, batched=batched)
+    keep = [0, 1, 2, 5, 6]
+    assert torch.equal(before[:, :, keep], after[:, :, keep])
+
+
+def test_batches_are_of_like_length_and_hold_every_token_once(monkeypatch, randn):
+    """Few kernels for many rows, and at most as much padding as tokens."""
+    lengths = [3, 40, 5, 36, 4, 1, 21, 2, 11]
+    stops = [sum(lengths[: i + 1]) for i in range(len(lengths))]
+    packing = packing_from(*(Segment(stop - n, stop) for n, stop in zip(lengths, stops, strict=True)))
+    assert sorted(torch.cat([bucket.tokens for bucket in packing.buckets]).tolist()) == list(range(sum(lengths)))
+    assert [tuple(bucket.slots.shape) for bucket in packing.buckets] == [(3, 40), (1, 11), (3, 5), (2, 2)]
+    shapes = []
+    own = torch.nn.functional.scaled_dot_product_attention
+
+    def counted(query, *args, **kwargs):
+        shapes.append(tuple(query.shape))
+        return own(query, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counted)
+    packed_attention(*(randn(1, 2, sum(lengths), D) for _ in range(3)), packing, batched=True)
+    assert shapes == [(3, 2, 40, D), (1, 2, 11, D), (3, 2, 5, D), (2, 2, 2, D)]
+
+
+class FakeModule(torch.nn.Module):
+    scaling = 0.37
+
+
+@pytest.fixture
+def call(randn):
+    """The registered function on random tensors; `call.reference` is what it should equal."""
+    packing = LAYOUTS["several segments"]
+    slot = PackingSlot(packing)
+    attention = make_attention(slot)
+    tensors = [randn(1, heads, packing.num_tokens, D) for heads in (4, 2, 2)]
+
+    def run(**options):
+        return attention(options.pop("module", FakeModule()), *tensors, **options)
+
+    run.slot = slot
+    run.reference = lambda **options: naive_attention(*tensors, packing, **options).transpose(1, 2)
+    return run
+
+
+def test_registered_function_follows_the_calling_convention(call):
+    """`[1, N, H, d]` and no weights; the scale is the argument, else the module's, else the default."""
+    out, weights = call(scaling=0.9)
+    assert weights is None
+    torch.testing.assert_close(out, call.reference(scale=0.9), rtol=0, atol=1e-12)
+    torch.testing.assert_close(call()[0], call.reference(scale=0.37), rtol=0, atol=1e-12)
+    torch.testing.assert_close(call(module=torch.nn.Module())[0], call.reference(), rtol=0, atol=1e-12)
+
+
+def test_registered_function_passes_window_softcap_and_sinks_on(call, randn):
+    sinks = randn(4)
+    out, _ = call(scaling=0.9, sliding_window=2, softcap=0.7, s_aux=sinks)
+    torch.testing.assert_close(out, call.reference(scale=0.9, window=2, softcap=0.7, sinks=sinks), rtol=0, atol=1e-12)
+
+
+def test_unknown_extras_and_masks_are_refused(call):
+    expected = call(scaling=1.0)[0]
+    assert torch.equal(call(scaling=1.0, alibi=None, position_ids=torch.zeros(1), use_cache=False)[0], expected)
+    with pytest.raises(ValueError, match="alibi"):
+        call(scaling=1.0, alibi=torch.zeros(1))
+    with pytest.raises(ValueError, match="a mask"):
+        call(scaling=1.0, attention_mask=torch.zeros(1))
+
+
+@pytest.mark.parametrize("extra", [{"position_bias": torch.ones(1)}, {"is_causal": False}], ids=["bias", "not causal"])
+def test_extras_that_would_change_the_result_are_refused(call, extra):
+    """A bias on the scores and attention to later tokens are not what packing computes."""
+    with pytest.raises(ValueError, match=next(iter(extra))):
+        call(scaling=1.0, **extra)
+
+
+def test_extras_that_change_nothing_are_accepted(call):
+    assert torch.equal(call(scaling=1.0, is_causal=True, position_bias=None)[0], call(scaling=1.0)[0])
+
+
+def test_refused_outside_a_packed_pass(call):
+    call.slot.packing = None
+    with pytest.raises(RuntimeError, match="outside a packed pass"):
+        call()

@@ -1,0 +1,155 @@
+"""All members' products in grouped kernels are what the loop over members computes, on a CPU and on a GPU."""
+
+import gc
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from lorchestra.nn import lora as lora_module
+from lorchestra.nn.lora import MemberLoRALinear, PackingSlot, suits_grouped
+from lorchestra.nn.packing import BASE
+
+I, O, R, M = 16, 24, 3, 4  # noqa: E741 - the axes' names
+RATES = (0.0, 0.3, 0.6, 0.1)
+ROWS = {
+    "members": [(0, 3, None), (1, 2, None), (1, 4, None), (3, 1, None)],
+    "members and base": [(BASE, 4, None), (0, 2, None), (2, 3, None)],
+    "dropout": [(BASE, 2, 5), (0, 3, 10), (1, 2, 11), (1, 4, 12), (2, 5, 13), (3, 3, 14)],
+}
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")],
+    ),
+]
+
+
+@pytest.fixture
+def build(randn):
+    """A `MemberLoRALinear` with float32 adapters on a base of some format and device."""
+
+    def make(dtype, device="cpu", rates=RATES):
+        base = nn.Linear(I, O, dtype=dtype).requires_grad_(False)
+        for parameter in base.parameters():
+            parameter.copy_(randn(*parameter.shape))
+        A = [nn.Parameter(randn(R, I, dtype=torch.float32)) for _ in range(M)]
+        B = [nn.Parameter(randn(O, R, dtype=torch.float32)) for _ in range(M)]
+        scaling = (2.0, 0.5, 4.0, 1.0)
+        layer = MemberLoRALinear(base, A, B, scaling=scaling, dropout=rates, slot=PackingSlot(), name="layers.0.q")
+        return layer.to(device)
+
+    return make
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """Output and gradients of x, A and B under a packing, with or without the grouped kernels."""
+
+    def both(lora, packing, x, weights, grouped):
+        monkeypatch.setattr(lora_module, "suits_grouped", lambda *_: grouped)
+        lora.slot.packing = packing
+        x = x.detach().requires_grad_()
+        out = lora(x)
+        leaves = [x, *lora.A, *lora.B]
+        grads = torch.autograd.grad((out * weights).sum(), leaves, allow_unused=True)
+        return [out, *grads]
+
+    return both
+
+
+@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS.keys())
+def test_equals_the_loop_over_members(build, run, packing_of, randn, rows):
+    packing, lora = packing_of(*rows), build(torch.float32)
+    x, weights = (randn(1, packing.num_tokens, n, dtype=torch.float32) for n in (I, O))
+    found, expected = (run(lora, packing, x, weights, grouped) for grouped in (True, False))
+    for a, b in zip(found, expected, strict=True):
+        assert (a is None) == (b is None)  # absent members have no gradient
+        if a is not None:
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS.keys())
+def test_half_precision_rounds_operands_and_no_sums(build, run, packing_of, randn, rows, device):
+    """Within some roundings of 2^-8, of the loop that computes in float32: relative to the largest of each tensor."""
+    packing, lora = packing_of(*rows), build(torch.bfloat16)
+    x, weights = (randn(1, packing.num_tokens, n, dtype=torch.bfloat16) for n in (I, O))
+    expected = run(lora, packing, x, weights, grouped=False)
+    moved = packing_of(*rows, device=device)
+    found = run(lora.to(device), moved, x.to(device), weights.to(device), grouped=True)
+    for a, b in zip(found, expected, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            assert a.dtype == b.dtype
+            assert (a.cpu() - b).abs().max() <= 2**-6 * b.abs().max()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_nan_member_reaches_nobody(build, run, packing_of, randn, device):
+    packing, lora = packing_of((0, 3, 1), (1, 2, 2), (2, 4, 3), device=device), build(torch.bfloat16, device)
+    x, weights = (randn(1, 9, n, dtype=torch.bfloat16).to(device) for n in (I, O))
+    results = []
+    for value in (0.0, float("nan")):
+        with torch.no_grad():
+            lora.A[0].fill_(value)
+        out, grad_x, *pairs = run(lora, packing, x, weights, grouped=True)
+        results.append([out[:, 3:], grad_x[:, 3:], *(pairs[which + m] for which in (0, M) for m in (1, 2))])
+    assert out[:, :3].isnan().all()
+    assert all(torch.equal(clean, dirty) for clean, dirty in zip(*results, strict=True))
+
+
+def test_saves_no_more_than_input_low_rank_product_and_adapters(build, packing_of, randn, monkeypatch):
+    """The masked input is not among what the backward pass keeps."""
+    monkeypatch.setattr(lora_module, "suits_grouped", lambda *_: True)
+    lora = build(torch.bfloat16, rates=(0.5,) * M)
+    lora.slot.packing = packing_of((0, 20, 1), (1, 20, 2))
+    x = randn(1, 40, I, dtype=torch.bfloat16).requires_grad_()
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        lora(x)
+    own = {t.untyped_storage().data_ptr() for t in (x, lora.weight, lora.base.bias)}
+    extra = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in saved}
+    adapters = 2 * 8 * (I + O) * 2  # two members, the rank rounded up to 8
+    assert sum(n for pointer, n in extra.items() if pointer not in own) <= 40 * 8 * 2 + adapters + 2 * 4
+
+
+def test_checkpointing_forgets_the_input(build, packing_of, randn, monkeypatch):
+    """Nothing but saved tensors holds it: the mask is made again from keys alone."""
+    monkeypatch.setattr(lora_module, "suits_grouped", lambda *_: True)
+    lora = build(torch.bfloat16, rates=(0.5,) * M)
+    lora.slot.packing = packing_of((0, 23, 1), (1, 18, 2))
+
+    def alive():
+        return sum(type(thing) is torch.Tensor and thing.shape[-2:] == (41, I) for thing in gc.get_objects())
+
+    start = randn(1, 41, O, dtype=torch.bfloat16).requires_grad_()
+    before = alive()
+    out = checkpoint(lambda given: lora(given[..., :I] * 2), start, use_reentrant=False)
+    assert alive() == before
+    out.sum().backward()
+    assert start.grad.any()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "width", "outputs", "groups", "capability", "suits"),
+    [
+        (torch.bfloat16, 64, 32, 5, (9, 0), True),
+        (torch.bfloat16, 64, 32, 5, (10, 3), True),
+        (torch.float16, 64, 32, 5, (9, 0), False),
+        (torch.float32, 64, 32, 5, (9, 0), False),
+        (torch.bfloat16, 60, 32, 5, (9, 0), False),
+        (torch.bfloat16, 64, 36, 5, (9, 0), False),
+        (torch.bfloat16, 64, 32, 1024, (9, 0), False),
+        (torch.bfloat16, 64, 32, 5, (8, 0), False),
+        (torch.bfloat16, 64, 32, 5, (12, 0), False),
+    ],
+)
+def test_only_where_torch_has_a_kernel_for_it(dtype, width, outputs, groups, capability, suits, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    x = SimpleNamespace(is_cuda=True, dtype=dtype, shape=(7, width), device="cuda:0")
+    assert suits_grouped(x, outputs, groups) is suits
+    assert not suits_grouped(torch.zeros(7, 64, dtype=torch.bfloat16), 32, 5)  # a CPU

@@ -1,0 +1,316 @@
+"""Finished runs read again: what each damage says, and what a prediction holds."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from lorchestra.config.mappings import read_recipe
+from lorchestra.config.run import RunConfig
+from lorchestra.errors import CheckpointError, ConfigError, DataError, InputError
+from lorchestra.runs.ensemble import load_run
+from lorchestra.runs.predict import prediction_rows
+from lorchestra.runs.train import train_run
+from lorchestra.store.atomic import sha256_file
+from lorchestra.types import Predictions
+
+
+@pytest.fixture(scope="module")
+def trained_run(tmp_path_factory, make_base):
+    """One finished run on texts with labels, and the base it was trained on; copied before it is damaged."""
+    from lorchestra.config.adapt import AdaptConfig, BaseConfig
+    from lorchestra.config.data import DataConfig
+    from lorchestra.config.run import TrainConfig
+
+    folder, base = tmp_path_factory.mktemp("trained"), make_base(3)
+    rows = [f"the film {i} was {word},{label}" for i in range(25) for word, label in (("good", "yes"), ("bad", "no"))]
+    (folder / "reviews.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
+    config = RunConfig(
+        base=BaseConfig(name=str(base)),
+        adapt=AdaptConfig(members=2, r=2),
+        data=DataConfig(train=str(folder / "reviews.csv"), scoring="text"),
+        train=TrainConfig(epochs=1, lr=0.01),
+    )
+    return train_run(config, folder / "run").run.root
+
+
+@pytest.fixture
+def run_copy(trained_run, tmp_path):
+    """A copy of the finished run, to damage."""
+    return shutil.copytree(trained_run, tmp_path / "copy")
+
+
+def edit(path, **changes):
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, **changes}))
+
+
+def test_a_copied_run_predicts_as_the_original(trained_run, run_copy, texts_csv):
+    new = texts_csv("new.csv", 5, seed=8)
+    assert list(load_run(trained_run).predict(new)) == list(load_run(run_copy).predict(new))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda root: shutil.rmtree(root), "no such run directory"),
+        (lambda root: (root / "ensemble.json").unlink(), "not finished.*--if-exists resume"),
+        (lambda root: [f.unlink() for f in root.iterdir() if f.is_file()], "not a run directory"),
+        (lambda root: edit(root / "ensemble.json", format_version=99), "format_version is 99.*reads 1"),
+        (lambda root: (root / "ensemble.json").write_text('{"format_version": 1, "ba'), "truncated or damaged"),
+        (lambda root: (root / "ensemble.json").write_text("[1]"), "holds a list"),
+        (lambda root: (root / "ensemble.json").write_text('{"format_version": 1}'), "lacks base"),
+        (lambda root: (root / "config.yaml").unlink(), "config.yaml: cannot be read"),
+        (lambda root: (root / "config.yaml").write_text("a: ["), "config.yaml: not valid YAML"),
+        (lambda root: shutil.rmtree(root / "members/member_01"), "member_01.*missing; copy the run directory again"),
+        (
+            lambda root: shutil.copy(root / "members/member_00/adapter_model.safetensors", root / "members/member_01"),
+            "checksum is not the one in ensemble.json",
+        ),
+        (lambda root: (root / "members/member_00/adapter_model.safetensors").write_bytes(b"x"), "checksum"),
+    ],
+    ids=[
+        "gone",
+        "unfinished",
+        "no run",
+        "version",
+        "truncated",
+        "list",
+        "fields",
+        "no config",
+        "bad config",
+        "member",
+        "swapped",
+        "garbage",
+    ],
+)
+def test_each_damage_is_named(run_copy, damage, message):
+    damage(run_copy)
+    with pytest.raises((CheckpointError, ConfigError)) as caught:
+        load_run(run_copy)
+    assert re.search(message, str(caught.value)), str(caught.value)
+
+
+def change(path, *names, value=None, drop=False):
+    """Set or remove one field, anywhere in a JSON file."""
+    record = json.loads(path.read_text())
+    holder = record
+    for name in names[:-1]:
+        holder = holder[name]
+    if drop:
+        del holder[names[-1]]
+    else:
+        holder[names[-1]] = value
+    path.write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize(
+    ("names", "value", "message"),
+    [
+        (("members",), None, "members is None, not a list"),
+        (("members",), [], "has 0 members, and adapt.members in config.yaml is 2"),
+        (("members", 0), "member_00", r"members\[0\] is 'member_00', not an object"),
+        (("members", 1, "state"), True, r"members\[1\]\.state is True, not text"),
+        (("members", 1, "sha256"), None, r"members\[1\]\.sha256 is None, not text"),
+        (("base",), "tiny", "base is 'tiny', not an object"),
+        (("base", "revision"), 3, r"base\.revision is 3, not text"),
+        (("labels",), "yes", "labels is 'yes', not a list"),
+        (("labels",), ["yes", "yes"], "labels are not two or more different ones"),
+        (("labels",), ["yes"], "labels are not two or more different ones"),
+        (("scoring",), "words", "scoring is 'words', not one of letter, text"),
+        (("scoring",), "letter", "scoring is 'letter', and data.scoring in config.yaml is 'text'"),
+        (("normalize",), "token", "normalize is 'token', and config.yaml has 'sum'"),
+        (("answer_prefix",), "", "answer_prefix is '', and config.yaml has ' '"),
+        (("system_prompt",), "Be brief.", "system_prompt is 'Be brief.', and config.yaml has None"),
+        (("prompt_template",), "{question}?", "prompt_template is not the one of data.prompt"),
+        (("tokenizer_digest",), "0" * 64, "the tokenizer of .* has changed"),
+    ],
+)
+def test_each_field_of_the_record_is_checked(run_copy, names, value, message):
+    change(run_copy / "ensemble.json", *names, value=value)
+    with pytest.raises(CheckpointError, match=rf"ensemble\.json: {message}"):
+        load_run(run_copy)
+
+
+@pytest.mark.parametrize("names", [("members", 1, "sha256"), ("members", 0, "state"), ("base", "digest")], ids=str)
+def test_each_missing_field_of_the_record_is_named(run_copy, names):
+    change(run_copy / "ensemble.json", *names, drop=True)
+    with pytest.raises(CheckpointError, match=rf"{names[-1]} is missing; the file was changed or damaged"):
+        load_run(run_copy)
+
+
+@pytest.mark.parametrize("way", ["../elsewhere", "members/../../elsewhere", "/ABSOLUTE/elsewhere", ""])
+def test_a_members_path_never_leads_out_of_the_run(run_copy, way):
+    """Though the adapter there is whole and has the right checksum."""
+    shutil.copytree(run_copy / "members/member_00", run_copy.parent / "elsewhere")
+    change(run_copy / "ensemble.json", "members", 0, "path", value=way.replace("/ABSOLUTE", str(run_copy.parent)))
+    with pytest.raises(
+        CheckpointError, match=r"members\[0\]\.path is '.*', which is no place within the run directory"
+    ):
+        load_run(run_copy)
+
+
+def other_tensors(root, make):
+    """Replace member 1's tensors, checksum included, as another program might."""
+    file = root / "members/member_01/adapter_model.safetensors"
+    tensors = safetensors.torch.load_file(file)
+    name = sorted(tensors)[0]
+    tensors[name] = make(tensors[name])
+    safetensors.torch.save_file(tensors, file)
+    change(root / "ensemble.json", "members", 1, "sha256", value=sha256_file(file))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda t: t * math.nan, "holds NaN or infinite values"),
+        (lambda t: t.double() * 0 + 1e300, "holds NaN or infinite values"),
+        (lambda t: t.to(torch.int64), "holds torch.int64 values, not floating-point ones"),
+        (lambda t: t.to(torch.complex64), "holds torch.complex64 values"),
+        (lambda t: t.T.contiguous(), r"has shape \[32, 2\], not \[2, 32\]"),
+    ],
+    ids=["NaN", "too large", "integers", "complex", "shape"],
+)
+def test_adapters_of_other_values_are_refused(run_copy, make, message):
+    other_tensors(run_copy, make)
+    with pytest.raises(CheckpointError, match=rf"member_01/adapter_model\.safetensors: .*{message}"):
+        load_run(run_copy)
+
+
+def test_adapters_of_another_precision_are_taken(run_copy):
+    other_tensors(run_copy, lambda t: t.to(torch.bfloat16))
+    assert load_run(run_copy).session.model.num_members == 2
+
+
+def test_a_run_whose_members_all_failed_is_refused(run_copy):
+    for m in range(2):
+        change(run_copy / "ensemble.json", "members", m, "state", value="failed")
+    with pytest.raises(CheckpointError, match=r"every member failed; train again with a smaller train\.lr"):
+        load_run(run_copy)
+
+
+def test_a_configuration_that_was_cut_off_is_refused(run_copy):
+    config = run_copy / "config.yaml"
+    config.write_text(config.read_text().split("regularize:")[0])
+    with pytest.raises(ConfigError, match=r"config\.yaml: has no regularize settings; the file was cut off"):
+        load_run(run_copy)
+    config.write_text(
+        config.read_text().replace("token_budget: 640", "token_budget: null") + "regularize: {}\nevaluate: {}\n"
+    )
+    with pytest.raises(CheckpointError, match=r"config\.yaml: train\.token_budget is missing"):
+        load_run(run_copy)
+
+
+def test_another_base_than_the_one_trained_on_is_refused(run_copy, make_base):
+    other = make_base(4)
+    config = run_copy / "config.yaml"
+    lines = [f"  name: {other}" if line.startswith("  name: ") else line for line in config.read_text().splitlines()]
+    config.write_text("\n".join(lines) + "\n")
+    with pytest.raises(CheckpointError, match=r"trained on another base.*only right on their own base"):
+        load_run(run_copy)
+
+
+def test_rows_of_the_other_kind_are_refused(run_copy, questions_jsonl):
+    with pytest.raises(DataError, match=r"to have 'question' read as the text, call it 'text' in the file"):
+        list(load_run(run_copy).predict(questions_jsonl()))
+
+
+def test_a_prediction_by_hand():
+    """Two members, two choices, then three; every number of the contract."""
+    log = math.log
+    log_probs = np.array(
+        [
+            [[log(0.9), log(0.1), -math.inf], [log(0.2), log(0.5), log(0.3)]],
+            [[log(0.3), log(0.7), -math.inf], [log(0.2), log(0.5), log(0.3)]],
+        ]
+    )
+    predictions = Predictions(
+        log_probs, np.array([0, -1]), ("a", "b"), (("no", "yes"), ("x", "y", "z")), "task", "predict", ("q1", "q2")
+    )
+    first, second = prediction_rows(predictions, abstain_below=0.55)
+    assert first["probs"] == pytest.approx([0.6, 0.4])
+    assert first["member_probs"] == [pytest.approx([0.9, 0.1]), pytest.approx([0.3, 0.7])]
+    assert (first["prediction"], first["prediction_index"], first["prediction_text"]) == ("no", 0, "no")
+    assert (first["label"], first["label_index"], first["abstain"]) == ("no", 0, False)
+    assert first["confidence"] == pytest.approx(0.6)
+    assert first["disagreement"] == 1.0
+    total = -(0.6 * log(0.6) + 0.4 * log(0.4))
+    expected = -(0.9 * log(0.9) + 0.1 * log(0.1) + 0.3 * log(0.3) + 0.7 * log(0.7)) / 2
+    assert first["entropy"] == pytest.approx(total)
+    assert first["mutual_information"] == pytest.approx(total - expected)
+    assert (second["label"], second["abstain"], second["disagreement"]) == (None, True, 0.0)
+    assert second["mutual_information"] == pytest.approx(0, abs=1e-15)
+    assert second["probs"] == pytest.approx([0.2, 0.5, 0.3])
+    assert set(first) == {
+        "id",
+        "choices",
+        "prediction",
+        "prediction_index",
+        "prediction_text",
+        "label",
+        "label_index",
+        "confidence",
+        "probs",
+        "member_probs",
+        "entropy",
+        "mutual_information",
+        "disagreement",
+        "abstain",
+    }
+    assert next(prediction_rows(predictions))["abstain"] is None
+
+
+def test_a_relative_base_holds_from_any_directory(run_config, texts_csv, tiny_base, tmp_path, monkeypatch):
+    """A bare name that is a directory here is that directory, is saved as its path, and a remark says so."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copytree(tiny_base, tmp_path / "here/mybase")
+    monkeypatch.chdir(tmp_path / "here")
+    remarks = []
+    config = run_config(texts_csv(), base="mybase", train={"epochs": 1})
+    root = train_run(config, tmp_path / "run", say=remarks.append).run.root
+    assert f"base.name 'mybase': taken as the directory {tmp_path / 'here/mybase'}" in " ".join(remarks)
+    assert read_recipe(root / "config.yaml", RunConfig).base.name == str(tmp_path / "here/mybase")
+    # the same relative name resumes: nothing is asked for that the run has otherwise
+    train_run(config, root, if_exists="resume")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert len(list(load_run(root).predict(texts_csv("new.csv", 3, seed=8)))) == 3
+
+
+def test_a_run_that_saved_a_relative_base_is_read_from_anywhere(run_copy, texts_csv, tmp_path, monkeypatch):
+    text = (run_copy / "config.yaml").read_text()
+    base = json.loads((run_copy / "ensemble.json").read_text())["base"]["id"]
+    (run_copy / "config.yaml").write_text(text.replace(f"name: {base}", "name: mybase"))
+    assert "name: mybase" in (run_copy / "config.yaml").read_text()
+    monkeypatch.chdir(tmp_path)
+    assert len(list(load_run(run_copy).predict(texts_csv("new.csv", 3, seed=8)))) == 3
+    record = json.loads((run_copy / "ensemble.json").read_text())
+    edit(run_copy / "ensemble.json", base={**record["base"], "id": "/gone/mybase"})
+    with pytest.raises(CheckpointError, match=r"its base was /gone/mybase, and is no longer there; .*--base"):
+        load_run(run_copy)
+
+
+def test_rows_from_python_are_answered_as_those_of_a_file(trained_run, texts_csv):
+    run, new = load_run(trained_run), texts_csv("new.csv", 4, seed=8)
+    expected = [row["probs"] for row in run.predict(new)]
+    texts = [example.question for example in run.read(new, require_answer=False)]
+    for rows in (texts, [{"text": text} for text in texts], np.array(texts), iter(texts)):
+        assert [row["probs"] for row in run.predict(rows)] == expected
+    assert list(run.predict([])) == []
+    assert list(run.predict([], early_exit="exact")) == []
+
+
+def test_rows_that_cannot_be_used_are_refused_at_the_call(trained_run):
+    run = load_run(trained_run)
+    for rows, message in (("a good film", "names no file"), ([1], r"rows\[0\] is 1"), (None, "NoneType")):
+        with pytest.raises(InputError, match=message):
+            run.predict(rows)
+    with pytest.raises(DataError, match="no such file"):
+        run.predict("none.csv")

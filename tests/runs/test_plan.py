@@ -1,0 +1,179 @@
+"""Plans beside the trainings they are of, and the token budget by free memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+import lorchestra.planning.budget
+import lorchestra.runs.plan
+from lorchestra.config.data import PromptConfig
+from lorchestra.errors import ConfigError
+from lorchestra.planning.budget import settle_budget
+from lorchestra.runs.build import build_session
+from lorchestra.runs.plan import plan_run
+from lorchestra.runs.rows import read_rows
+from lorchestra.runs.train import train_run
+from lorchestra.training.precompute import TrainingRows
+
+
+@pytest.fixture
+def free_memory(monkeypatch):
+    """Lets so many bytes be free."""
+
+    def patch(number):
+        for module in (lorchestra.planning.budget, lorchestra.runs.plan):
+            monkeypatch.setattr(module, "free_bytes", lambda device: number)
+
+    return patch
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"adapt": {"layers": "last:1"}},
+        {"adapt": {"layers": "last:2", "members": 11, "dropout": 0.1}, "regularize": {"kl_beta": 0.1}},
+        {"train": {"gradient_checkpointing": True, "token_budget": 100}},
+    ],
+    ids=["all layers", "last layer", "eleven members", "checkpointing"],
+)
+def test_counts_are_those_of_the_real_run(run_config, texts_csv, tmp_path, settings):
+    config = run_config(texts_csv(), **settings)
+    record = plan_run(config, tmp_path, seconds=0.1)
+    outcome = train_run(config, tmp_path / "run")
+    cost = json.loads(outcome.run.ensemble.read_text())["cost"]
+    assert record["work"]["tokens"] == cost["tokens"]
+    assert record["work"]["base_passes"] == cost["base_passes"]
+    saved = yaml.safe_load(outcome.run.config.read_text())
+    assert record["token_budget"]["value"] == saved["train"]["token_budget"]
+    steps = [json.loads(line) for line in outcome.run.events.read_text().splitlines()]
+    assert record["work"]["steps"] == max(event.get("step", 0) for event in steps)
+    files = [load_file(file) for file in outcome.run.members.glob("*/*.safetensors")]
+    assert record["parameters"]["members"] == sum(tensor.numel() for file in files for tensor in file.values())
+    sizes = record["bytes"]
+    assert sizes["fits"]
+    assert sizes["base"] == record["parameters"]["base"] * 4
+    assert sizes["training"] == 16 * record["parameters"]["members"]
+    parts = ("process", "base", "adapters", "training", "activations", "trunk")
+    assert sizes["peak"] == max(sizes["loading"], sum(sizes[part] for part in parts))
+    assert (sizes["trunk"] > 0) == (config.adapt.layers != "all")
+    assert record["remedies"] == []
+    assert min(record["time_s"]["training"], record["time_s"]["evaluation"]) > 0
+    assert not (tmp_path / "trunk").exists()
+
+
+def test_trunks_go_to_a_file_beyond_their_memory(run_config, texts_csv, tmp_path):
+    asked = {"layers": "last:1"}
+    inside = plan_run(run_config(texts_csv(), adapt=asked), tmp_path, seconds=0.1)
+    outside = plan_run(run_config(texts_csv(), adapt=asked | {"trunk_memory_gb": 0}), tmp_path, seconds=0.1)
+    assert (inside["disk_bytes"]["trunk"], outside["bytes"]["trunk"]) == (0, 0)
+    assert inside["bytes"]["trunk"] == outside["disk_bytes"]["trunk"] > 0
+
+
+def test_many_members_are_not_made(run_config, texts_csv, tmp_path):
+    """Two thousand members are predicted from eight."""
+    few = plan_run(run_config(texts_csv(), adapt={"members": 4}), tmp_path, seconds=0.1)
+    many = plan_run(run_config(texts_csv(), adapt={"members": 2000}), tmp_path, seconds=0.1)
+    for part in ("adapters", "training"):
+        assert many["bytes"][part] == 500 * few["bytes"][part]
+    assert many["work"]["tokens"] == 500 * few["work"]["tokens"]
+    assert many["disk_bytes"]["run"] == 500 * few["disk_bytes"]["run"]
+
+
+def test_what_does_not_fit_comes_with_remedies(run_config, texts_csv, tmp_path, free_memory):
+    config = run_config(texts_csv(), adapt={"members": 2000}, train={"token_budget": 400})
+    free_memory(50_000_000)
+    record = plan_run(config, tmp_path, seconds=0.1)
+    assert not record["bytes"]["fits"]
+    remedies = {remedy["option"]: remedy for remedy in record["remedies"]}
+    assert remedies["adapt.members"]["fits"]
+    smaller = config.adapt.__class__(**{**vars(config.adapt), "members": int(remedies["adapt.members"]["value"])})
+    again = plan_run(dataclasses.replace(config, adapt=smaller), tmp_path, seconds=0.1)
+    saved = record["bytes"]["adapters"] + record["bytes"]["training"]
+    left = again["bytes"]["adapters"] + again["bytes"]["training"]
+    assert remedies["adapt.members"]["peak"] == pytest.approx(record["bytes"]["peak"] - saved + left, abs=10_000)
+
+
+@pytest.fixture
+def settled(run_config, texts_csv):
+    """The budget that a configuration gets, and what was said."""
+
+    def settle(**settings):
+        config = run_config(texts_csv(), **settings)
+        rows = read_rows(config.data, 0)
+        train = rows.task.splits["train"]
+        session, _ = build_session(config, rows.task.name, rows.task.labels, train, lambda text: None)
+        said = []
+        encoded = [session.encode(rows.task.splits[split]).rows for split in ("train", "val")]
+        return settle_budget(config, session, TrainingRows(*encoded), said.append), said
+
+    return settle
+
+
+def test_the_default_budget_where_memory_is_ample_or_unknown(settled, free_memory):
+    for free in (None, 10**10, 10**12):
+        free_memory(free)
+        assert settled() == (640, [])
+
+
+def test_tokens_that_all_rows_share_come_on_top_of_the_default_budget(settled, free_memory):
+    """Not under dropout, where rows share nothing."""
+    free_memory(None)
+    data = {"prompt": PromptConfig(template="one two " * 5 + "{question} Answer:")}
+    with_prefix = settled(data=data)[0]
+    assert with_prefix > 640 + 16
+    assert settled(data=data, adapt={"dropout": 0.1}) == (640, [])
+    longer = {"prompt": PromptConfig(template="one two " * 10 + "{question} Answer:")}
+    assert 1.9 < (settled(data=longer)[0] - 640) / (with_prefix - 640) < 2.1
+
+
+def test_less_memory_gives_a_smaller_budget_down_to_the_longest_row(settled, free_memory):
+    found = []
+    for free in (20_000_000, 8_000_000, 4_000_000, 2_000_000):
+        free_memory(free)
+        budget, said = settled()
+        found.append(budget)
+        assert (budget == 640) == (said == [])
+    assert found == sorted(found, reverse=True)
+    assert 100 < found[-1] < 640
+    free_memory(1000)
+    budget, said = settled()
+    assert budget < 64
+    assert "training may need" in said[0]
+    assert f"token budget of {budget}, the longest row" in said[0]
+    free_memory(2_000_000)
+    assert settled(train={"gradient_checkpointing": True})[0] > found[-1]
+
+
+def test_a_budget_that_is_given_is_kept(settled, free_memory):
+    free_memory(1000)
+    assert settled(train={"token_budget": 700}) == (700, [])
+
+
+def test_training_and_plan_refuse_a_budget_below_the_longest_row_alike(run_config, texts_csv, tmp_path):
+    config = run_config(texts_csv(), train={"token_budget": 3})
+    messages = []
+    for start in (lambda: plan_run(config, tmp_path), lambda: train_run(config, tmp_path / "run")):
+        with pytest.raises(ConfigError, match=r"train\.token_budget: 3 is below the longest row") as caught:
+            start()
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+
+
+def test_the_settled_budget_is_saved_and_kept_when_resumed(run_config, texts_csv, tmp_path, free_memory):
+    config = run_config(texts_csv())
+    free_memory(4_000_000)
+    said = []
+    run = train_run(config, tmp_path / "run", say=said.append).run
+    budget = yaml.safe_load(run.config.read_text())["train"]["token_budget"]
+    assert 100 < budget < 640
+    assert any(f"token budget: {budget} instead of 640" in text for text in said)
+    run.ensemble.unlink()
+    free_memory(10**12)
+    train_run(config, tmp_path / "run", if_exists="resume")
+    assert yaml.safe_load(run.config.read_text())["train"]["token_budget"] == budget

@@ -1,0 +1,214 @@
+"""Fixtures of the engine tests: a tiny random Llama, ragged rows, and trainers that record what they report."""
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+import lorchestra.models.init
+import lorchestra.training.early_stopping
+import lorchestra.training.members
+from lorchestra.config.adapt import AdaptConfig
+from lorchestra.config.run import RegularizeConfig, RunConfig, TrainConfig
+from lorchestra.models.ensemble import EnsembleModel
+from lorchestra.training.members import member_settings
+from lorchestra.training.precompute import TrainingRows
+from lorchestra.training.trainer import Trainer
+from lorchestra.types import EncodedExample
+
+
+@pytest.fixture(scope="session")
+def tiny_model():
+    """Builds a tiny random Llama; its weights are large enough that attention and every layer matter."""
+
+    def build(dtype=torch.float64, depth=2):
+        config = transformers.LlamaConfig(
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=depth,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            vocab_size=101,
+            max_position_embeddings=64,
+        )
+        model = transformers.LlamaForCausalLM(config).to(dtype)
+        source = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                noise = torch.randn(parameter.shape, generator=source)
+                parameter.copy_(1 + 0.2 * noise if "norm" in name else 0.25 * noise)
+        if dtype == torch.float64:
+            _widen_norms(model)
+        return model.eval()
+
+    return build
+
+
+def _widen_norms(model):
+    """Put torch's RMSNorm in place of the model's own, which rounds to float32 within."""
+    for parent in list(model.modules()):
+        for name, norm in list(parent.named_children()):
+            if type(norm).__name__.endswith("RMSNorm"):
+                wide = nn.RMSNorm(norm.weight.shape, eps=norm.variance_epsilon)
+                wide.weight = norm.weight
+                setattr(parent, name, wide)
+
+
+@pytest.fixture(scope="session")
+def tiny_ensemble(tiny_model):
+    """Builds an ensemble on a tiny base; `spread` moves all parameters away from where training starts."""
+
+    def build(dtype=torch.float64, depth=2, seed=0, spread=0.0, adapters=None, **adapt):
+        config = AdaptConfig(**{"members": 3, "r": 2} | adapt)
+        ensemble = EnsembleModel(tiny_model(dtype, depth), config, seed, adapters)
+        noise = torch.randn(ensemble.bank.values.shape, generator=torch.Generator().manual_seed(seed + 1))
+        ensemble.bank.values.add_(spread * noise)
+        return ensemble
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def make_rows():
+    """Builds ragged rows, scored by letters (one token a choice) or by texts (one to three)."""
+
+    def build(number, kind="letters", seed=0, num_choices=(2, 4)):
+        draw = torch.Generator().manual_seed(seed)
+
+        def between(low, high):
+            return int(torch.randint(low, high + 1, (), generator=draw))
+
+        def tokens(low, high):
+            return tuple(torch.randint(0, 101, (between(low, high),), generator=draw).tolist())
+
+        rows = []
+        for row in range(number):
+            choices = tuple(tokens(1, 1 if kind == "letters" else 3) for _ in range(between(*num_choices)))
+            rows.append(EncodedExample(row, tokens(2, 8), choices, between(0, len(choices) - 1)))
+        return rows
+
+    return build
+
+
+TRAIN = {"epochs": 2, "batch_size": 4, "lr": 0.01, "token_budget": 60, "warmup": 0.2}
+
+
+class Recorder:
+    """An observer that keeps every report, and the parameters after every step."""
+
+    def __init__(self):
+        self.reports, self.evaluations, self.phases, self.values = [], [], [], []
+        self.on_each_step = lambda report, state: None
+        self.trainer = None
+
+    def on_step(self, report, state):
+        self.reports.append(report)
+        self.values.append(self.trainer.model.bank.values.clone())
+        self.on_each_step(report, state)
+
+    def on_evaluation(self, entry, state):
+        self.evaluations.append(entry)
+
+    def on_phase(self, text, done, total):
+        self.phases.append((text, done, total))
+
+
+@pytest.fixture
+def make_trainer(tiny_ensemble, make_rows):
+    """Builds a trainer on twelve training and seven validation rows; `trainer.observer` records.
+
+    `settings` are members' own, by default those that all share.
+    """
+
+    def build(
+        *,
+        train=None,
+        regularize=None,
+        rows=None,
+        kind="letters",
+        weights=None,
+        dtype=torch.float64,
+        depth=2,
+        settings=None,
+        **adapt,
+    ):
+        config = TrainConfig(**TRAIN | (train or {}))
+        adapters = None if settings is None else [own.adapter for own in settings]
+        model = tiny_ensemble(dtype, depth, seed=config.seed, adapters=adapters, **adapt)
+        train_rows, val_rows = rows or (make_rows(12, kind), make_rows(7, kind, seed=1))
+        recorder = Recorder()
+        recorder.trainer = Trainer(
+            model,
+            TrainingRows(train_rows, val_rows, weights),
+            config,
+            RegularizeConfig(**(regularize or {})),
+            recorder,
+            settings=settings,
+        )
+        return recorder.trainer
+
+    return build
+
+
+@pytest.fixture
+def make_settings():
+    """Builds the settings that the members of `make_trainer` have by default."""
+
+    def build(*, train=None, regularize=None, num_rows=12, **adapt):
+        return member_settings(
+            RunConfig(
+                adapt=AdaptConfig(**{"members": 3, "r": 2} | adapt),
+                train=TrainConfig(**TRAIN | (train or {})),
+                regularize=RegularizeConfig(**(regularize or {})),
+            ),
+            num_rows,
+        )
+
+    return build
+
+
+@pytest.fixture
+def train():
+    """Runs a trainer to its end without checkpoints and returns it."""
+
+    def run(trainer):
+        trainer.run(lambda: None)
+        return trainer
+
+    return run
+
+
+@pytest.fixture
+def seed_as(monkeypatch):
+    """Gives members other members' seeds: `seed_as({0: 3})` lets member 0 draw all that member 3 would."""
+    original = lorchestra.models.init.member_seed
+
+    def patch(stand_ins):
+        def member_seed(seed, member):
+            return original(seed, stand_ins.get(member, member))
+
+        monkeypatch.setattr(lorchestra.models.init, "member_seed", member_seed)
+        monkeypatch.setattr(lorchestra.training.members, "member_seed", member_seed)
+
+    return patch
+
+
+@pytest.fixture
+def script_validation(monkeypatch):
+    """Prescribes the validation NLL of every member at every evaluation: `nlls[evaluation][member]`."""
+
+    def patch(nlls):
+        script = iter(nlls)
+
+        def predict_rows(model, rows, passes, *args, **kwargs):
+            wanted = next(script)
+            log_probs = torch.full((len(passes), len(rows), 4), -torch.inf, dtype=torch.float64)
+            for index, one in enumerate(passes):
+                for e, row in enumerate(rows):
+                    log_probs[index, e, : len(row.choices)] = -50.0
+                    log_probs[index, e, row.answer] = -wanted[one.member]
+            return log_probs.numpy()
+
+        monkeypatch.setattr(lorchestra.training.early_stopping, "predict_rows", predict_rows)
+
+    return patch

@@ -1,0 +1,67 @@
+"""What a GPU computes is what the CPU computes: the same answers, the same training."""
+
+import numpy as np
+import pytest
+import torch
+
+from lorchestra.config.adapt import AdaptConfig
+from lorchestra.config.run import RegularizeConfig, TrainConfig
+from lorchestra.inference.predict import member_passes, predict_rows
+from lorchestra.models.ensemble import EnsembleModel
+from lorchestra.training.precompute import TrainingRows
+from lorchestra.training.trainer import Trainer
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
+]
+
+
+class Silent:
+    def on_step(self, report, state): ...
+
+    def on_evaluation(self, entry, state): ...
+
+    def on_phase(self, text, done, total): ...
+
+
+@pytest.fixture
+def train_on(tiny_model, make_rows):
+    """Trains three members on a device and returns the trainer."""
+
+    def run(device, kind, dtype=torch.float64, **adapt):
+        model = EnsembleModel(tiny_model(dtype).to(device), AdaptConfig(members=3, r=2, **adapt), 0)
+        rows = TrainingRows(make_rows(12, kind), make_rows(7, kind, seed=1))
+        config = TrainConfig(epochs=2, batch_size=4, lr=0.01, token_budget=60)
+        trainer = Trainer(model, rows, config, RegularizeConfig(kl_beta=0.1, weight_decay_b=1.0), Silent())
+        trainer.run(lambda: None)
+        return trainer
+
+    return run
+
+
+@pytest.mark.parametrize("kind", ["letters", "texts"])
+@pytest.mark.parametrize("adapt", [{}, {"layers": "last:1"}, {"dropout": 0.2}], ids=["all", "trunk", "dropout"])
+def test_training_equals_the_cpu(kind, adapt, train_on, make_rows):
+    trained = {device: train_on(device, kind, **adapt) for device in ("cpu", "cuda")}
+    values = [trainer.final_values().cpu() for trainer in trained.values()]
+    torch.testing.assert_close(values[1], values[0], rtol=0, atol=1e-8)
+    rows = make_rows(9, kind, seed=2)
+    found = [predict_rows(t.model, rows, member_passes(range(3)), 60) for t in trained.values()]
+    np.testing.assert_allclose(found[1], found[0], rtol=0, atol=1e-8)
+
+
+def test_training_twice_gives_the_same_bits(train_on):
+    """The backward of gathers and scatters must not add in an order that varies."""
+    first, second = (train_on("cuda", "texts", torch.float32) for _ in range(2))
+    assert torch.equal(first.final_values(), second.final_values())
+
+
+def test_half_precision_answers_are_near_the_cpus(tiny_model, make_rows):
+    """Through the grouped and variable-length kernels, with float32 adapters; texts have segments with contexts."""
+    for kind in ("letters", "texts"):
+        found = []
+        for device in ("cpu", "cuda"):
+            model = EnsembleModel(tiny_model(torch.bfloat16).to(device), AdaptConfig(members=3, r=2), 0)
+            found.append(predict_rows(model, make_rows(9, kind, seed=2), member_passes(range(3)), 60))
+        np.testing.assert_allclose(found[1], found[0], rtol=0, atol=0.1)
