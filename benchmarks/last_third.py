@@ -16,7 +16,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.setting import hardware, processor, tell
+from bench.context import hardware, processor, tell
 
 from lorchestra.config.adapt import AdaptConfig, BaseConfig
 from lorchestra.config.data import DataConfig, PromptConfig
@@ -188,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> str:
     for task in args.tasks.split(","):
         data = write_rows(task, args, args.runs / "rows")
         runs = {"all": train_and_predict(task, "all", data, args)}
-        num_layers = load_run(runs["all"].root).session.model.num_layers
+        num_layers = load_run(runs["all"].root).pipeline.model.num_layers
         third = f"last:{max(1, num_layers // 3)}"
         runs[third] = train_and_predict(task, third, data, args)
         lines += compare(task, runs)

@@ -21,7 +21,7 @@ from lorchestra import (
     DataConfig,
     EnsembleModule,
     RunConfig,
-    build_session,
+    build_pipeline,
     evaluate_run,
     import_run,
     load_run,
@@ -47,8 +47,8 @@ def main() -> None:
     )
     rows = read_rows(config.data, config.train.seed)
     train, val = rows.task.splits["train"], rows.task.splits["val"]
-    session, config = build_session(config, rows.task.name, rows.task.labels, train, print)
-    ensemble = EnsembleModule(session)
+    pipeline, config = build_pipeline(config, rows.task.name, rows.task.labels, train, print)
+    ensemble = EnsembleModule(pipeline)
     encoded_train, encoded_val = ensemble.encode(train), ensemble.encode(val)
     answers = torch.tensor([row.answer for row in encoded_val])
 

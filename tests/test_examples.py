@@ -34,7 +34,7 @@ def test_a_loop_of_ones_own(tiny_base, texts_csv, tmp_path):
     first, second = (float(line.split()[-1]) for line in out.splitlines() if line.startswith("epoch"))
     assert second < first
     assert "test accuracy" in out
-    assert load_run(tmp_path / "out/run").session.model.num_members == 3
+    assert load_run(tmp_path / "out/run").pipeline.model.num_members == 3
 
 
 @pytest.mark.slow

@@ -102,7 +102,7 @@ def examples_of(fitted, texts):
 
 def test_uncertainty_is_that_of_the_members(fitted):
     found = fitted.uncertainty(NEW)
-    log_probs = fitted.ensemble().session.predict_members(examples_of(fitted, NEW), "x").log_probs_MEC
+    log_probs = fitted.ensemble().pipeline.predict_members(examples_of(fitted, NEW), "x").log_probs_MEC
     assert log_probs.shape[0] == 2
     np.testing.assert_allclose(found["entropy"], predictive.total_entropy(log_probs), atol=1e-15)
     np.testing.assert_allclose(found["mutual_information"], predictive.mutual_information(log_probs), atol=1e-15)

@@ -29,7 +29,7 @@ def measure_inference(base: Base, setting: Setting) -> Section:
         for layers in base.layers:
             models = {m: make_ensemble(base, m, targets, layers) for m in setting.members_of(targets)}
             peft_members = setting.peft_members(targets, layers)
-            peft = PeftMembers(base.modules(), models[setting.main].bank, models[setting.main].adapt, peft_members)
+            peft = PeftMembers(base.modules(), models[setting.main].adapters, models[setting.main].adapt, peft_members)
             for key in REFERENCES:
                 ways.append(_peft_way(key, peft, examples, layers, setting, setting.rounds_of(1, targets)))
             for m, model in models.items():
@@ -95,7 +95,7 @@ def measure_prefix_inference(base: Base, setting: Setting) -> tuple[list[Row], s
     """Predictions on rows that share a long prefix, all layers, q+v."""
     examples = make_rows(setting.batch, max(8, setting.prefix // 8), base.vocab_size, setting.prefix)
     model = make_ensemble(base, setting.main, "q+v", "all layers")
-    peft = PeftMembers(base.modules(), model.bank, model.adapt, 1)
+    peft = PeftMembers(base.modules(), model.adapters, model.adapt, 1)
     ways = [
         _peft_way("a1", peft, examples, "all layers", setting, setting.rounds),
         packed_way(model, examples, "all layers", setting, setting.rounds),

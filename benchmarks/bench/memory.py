@@ -26,15 +26,15 @@ def run_alone(way: str, members: int, setting: Setting, steps: int) -> None:
     base = Base(setting.base)
     examples = make_rows(8 * setting.batch, setting.mean, base.vocab_size)
     training = PackedTraining(base, setting, examples, members, "q+v", layers)
-    bank = training.trainer.model.bank
+    adapters = training.trainer.model.adapters
     if key == "packed":
         timed = packed_way(members, training, layers, steps)
     else:
-        peft = PeftMembers(base.modules(), bank, training.trainer.model.adapt, members)
+        peft = PeftMembers(base.modules(), adapters, training.trainer.model.adapt, members)
         timed = peft_way(key, peft, training, layers, setting, steps)
     for step in range(steps):
         timed.run(step)
-    print(json.dumps({"peak": peak_bytes(), "adapters": bank.values.nbytes}))
+    print(json.dumps({"peak": peak_bytes(), "adapters": adapters.values.nbytes}))
 
 
 def _alone(way: str, members: int, setting: Setting, steps: int = STEPS) -> tuple[int, int]:
@@ -71,9 +71,9 @@ def measure_memory(setting: Setting) -> Section:
         for key, peak in one_run.items()
     ]
     peaks: dict[int, int] = {}
-    adapters: dict[int, int] = {}
+    adapter_settings: dict[int, int] = {}
     for members in sorted({few, many}):
-        peaks[members], adapters[members] = _alone("packed all layers", members, setting)
+        peaks[members], adapter_settings[members] = _alone("packed all layers", members, setting)
     third, _ = _alone("packed last third", setting.main, setting)
     packed = [("all layers", members, peak) for members, peak in peaks.items()] + [("last third", setting.main, third)]
     for layers, members, peak in packed:
@@ -90,7 +90,7 @@ def measure_memory(setting: Setting) -> Section:
     steps = -(-STEPS * many // few)
     as_long, _ = _alone("packed all layers", few, setting, steps)
     more = peaks[many] - as_long
-    explained = COPIES * (adapters[many] - adapters[few])
+    explained = COPIES * (adapter_settings[many] - adapter_settings[few])
     note += (
         f" M = {many} against M = {few} at one token budget of {setting.token_budget} and after as many micro-batches"
         f" ({STEPS} and {steps} steps, the latter with a peak of {_gigabytes(as_long)}):"

@@ -10,11 +10,11 @@ import torch
 from bench.setting import LR, Base, Setting
 from lorchestra.config.run import RegularizeConfig, TrainConfig
 from lorchestra.models.ensemble import EnsembleModel
-from lorchestra.nn.adapters import AdapterBank
+from lorchestra.nn.adapters import StackedAdapters
 from lorchestra.nn.packing import pack, plan_micro_batches
 from lorchestra.training.callbacks import StepReport
 from lorchestra.training.checkpoint import TrainState
-from lorchestra.training.precompute import Frozen, TrainingRows
+from lorchestra.training.precompute import Precomputed, TrainingRows
 from lorchestra.training.trainer import Trainer
 from lorchestra.types import EncodedExample
 
@@ -38,16 +38,16 @@ class LastReport:
 def make_ensemble(base: Base, members: int, targets: str, layers: str) -> EnsembleModel:
     """An ensemble whose adapters are not zero, so that answers and losses tell members apart from the first step."""
     model = EnsembleModel(base.modules(), base.adapt(members, targets, layers), 0)
-    scatter(model.bank)
+    scatter(model.adapters)
     return model
 
 
 @torch.no_grad()
-def scatter(bank: AdapterBank) -> None:
+def scatter(adapters: StackedAdapters) -> None:
     """Draw every member's B from a small normal distribution; a function of the member, not of how many there are."""
-    for m, values in enumerate(bank.values):
+    for m, values in enumerate(adapters.values):
         noise = torch.randn(values.shape, generator=torch.Generator().manual_seed(m))
-        values.add_(0.01 * noise.to(values.device) * bank.is_B)
+        values.add_(0.01 * noise.to(values.device) * adapters.is_B)
 
 
 class PackedTraining:
@@ -61,7 +61,7 @@ class PackedTraining:
         members: int,
         targets: str,
         layers: str,
-        frozen: Frozen | None = None,
+        precomputed: Precomputed | None = None,
     ) -> None:
         config = TrainConfig(
             epochs=1000,
@@ -76,12 +76,12 @@ class PackedTraining:
         self.trainer = Trainer(model, TrainingRows(rows, rows[:1]), config, RegularizeConfig(), self.observer)
         self.trunk_rate: float | None = None
         """Tokens per second of computing the trunk; None where there is none, or it was handed over."""
-        if frozen is not None:  # equal for all numbers of members
-            self.trainer.frozen = frozen
+        if precomputed is not None:  # equal for all numbers of members
+            self.trainer.precomputed = precomputed
             return
         started = time.perf_counter()
         self.trainer.prepare()
-        if self.trainer.frozen.train is not None:
+        if self.trainer.precomputed.train is not None:
             tokens = sum(row.num_tokens for row in [*rows, rows[0]])
             self.trunk_rate = tokens / (time.perf_counter() - started)
 
@@ -90,9 +90,9 @@ class PackedTraining:
         trainer, model = self.trainer, self.trainer.model
         first = plan_micro_batches(trainer.step_items(0), trainer.token_budget, trainer.shared)[0]
         batch = pack(first, model.device, trainer.shared)
-        trunk = trainer.frozen.train
+        trunk = trainer.precomputed.train
         model.log_probs(batch, None if trunk is None else trunk.gather(batch)).sum().backward()
-        model.bank.zero_grad()
+        model.adapters.zero_grad()
 
     def step(self) -> tuple[int, list[float | None]]:
         """One optimizer step of all members: tokens trained on, and the members' losses."""

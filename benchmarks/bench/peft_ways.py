@@ -14,7 +14,7 @@ from torch import Tensor
 from bench.rows import OPTIONS, batches, padded
 from bench.setting import LR
 from lorchestra.config.adapt import AdaptConfig
-from lorchestra.nn.adapters import AdapterBank
+from lorchestra.nn.adapters import StackedAdapters
 from lorchestra.nn.packing import Item
 from lorchestra.types import EncodedExample
 
@@ -32,41 +32,41 @@ class PeftMembers:
     Training gives each its own `torch.optim.AdamW`, at 0 decay, and clips its gradient norm at 1.
     """
 
-    def __init__(self, modules: Any, bank: AdapterBank, adapt: AdaptConfig, members: int) -> None:
+    def __init__(self, modules: Any, adapters: StackedAdapters, adapt: AdaptConfig, members: int) -> None:
         config = LoraConfig(
             r=adapt.r,
             lora_alpha=adapt.lora_alpha,  # type: ignore[arg-type]
-            target_modules=[piece.name for piece in bank.slices],
+            target_modules=[piece.name for piece in adapters.slices],
             task_type="CAUSAL_LM",
         )
         self.model = get_peft_model(modules, config, adapter_name="m0")
         for m in range(1, members):
             self.model.add_adapter(f"m{m}", config)
         self.model.eval()  # nothing drops out here; adapter_names asks for it
-        self.adapters = [self._filled(bank, m) for m in range(members)]
-        self.optimizers = [torch.optim.AdamW(adapter, lr=LR, weight_decay=0.0) for adapter in self.adapters]
+        self.adapter_settings = [self._filled(adapters, m) for m in range(members)]
+        self.optimizers = [torch.optim.AdamW(adapter, lr=LR, weight_decay=0.0) for adapter in self.adapter_settings]
 
     @property
     def num_members(self) -> int:
         """Members held."""
-        return len(self.adapters)
+        return len(self.adapter_settings)
 
     @torch.no_grad()
-    def _filled(self, bank: AdapterBank, m: int) -> list[torch.nn.Parameter]:
+    def _filled(self, adapters: StackedAdapters, m: int) -> list[torch.nn.Parameter]:
         """Adapter m's parameters, with the bank's values."""
         found = []
-        for piece in bank.slices:
+        for piece in adapters.slices:
             module: Any = self.model.get_submodule(f"base_model.model.{piece.name}")
             for which in ("A", "B"):
                 weight = getattr(module, f"lora_{which}")[f"m{m}"].weight
-                weight.copy_(bank.view(bank.values[m], piece, which))
+                weight.copy_(adapters.view(adapters.values[m], piece, which))
                 found.append(weight)
         return found
 
     def train(self, items: Sequence[Item], way: str) -> list[float]:
         """One optimizer step of every member on its items; returns their losses."""
         losses = []
-        for m, (adapter, optimizer) in enumerate(zip(self.adapters, self.optimizers, strict=True)):
+        for m, (adapter, optimizer) in enumerate(zip(self.adapter_settings, self.optimizers, strict=True)):
             loss = self.loss(m, [item.example for item in items if item.member == m], way)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(adapter, 1.0)

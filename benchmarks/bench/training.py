@@ -47,17 +47,17 @@ def _ways(
 ) -> tuple[list[Way], float | None]:
     """The ways on some layers, the packed ones last and M ascending; and the trunk's tokens per second."""
     packed: dict[int, PackedTraining] = {}
-    trunk_rate = frozen = None
+    trunk_rate = precomputed = None
     for m in setting.members_of(targets):
-        packed[m] = PackedTraining(base, setting, examples, m, targets, layers, frozen)
-        if frozen is None:
-            frozen = packed[m].trainer.frozen
+        packed[m] = PackedTraining(base, setting, examples, m, targets, layers, precomputed)
+        if precomputed is None:
+            precomputed = packed[m].trainer.precomputed
             trunk_rate = packed[m].trunk_rate
     main = packed[setting.main]
     ways = []
     for key in ("a0", "a1", "b"):
         members = setting.peft_members(targets, layers)
-        peft = PeftMembers(base.modules(), main.trainer.model.bank, main.trainer.model.adapt, members)
+        peft = PeftMembers(base.modules(), main.trainer.model.adapters, main.trainer.model.adapt, members)
         ways.append(peft_way(key, peft, main, layers, setting, setting.rounds_of(1, targets)))
     ways += [packed_way(m, one, layers, setting.rounds_of(m, targets)) for m, one in packed.items()]
     return ways, trunk_rate
@@ -95,7 +95,7 @@ def measure_prefix_training(base: Base, setting: Setting) -> tuple[list[Row], st
     roomy = dataclasses.replace(setting, token_budget=setting.token_budget + setting.prefix)
     packed = PackedTraining(base, roomy, examples, setting.main, "q+v", "all layers")
     model = packed.trainer.model
-    peft = PeftMembers(base.modules(), model.bank, model.adapt, 1)
+    peft = PeftMembers(base.modules(), model.adapters, model.adapt, 1)
     ways = [
         peft_way("a1", peft, packed, "all layers", setting, setting.rounds),
         packed_way(setting.main, packed, "all layers", setting.rounds),

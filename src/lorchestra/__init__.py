@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lorchestra.config.run import RunConfig as RunConfig
     from lorchestra.config.run import TrainConfig as TrainConfig
     from lorchestra.errors import LorchestraError as LorchestraError
-    from lorchestra.runs.build import build_session as build_session
+    from lorchestra.runs.build import build_pipeline as build_pipeline
     from lorchestra.runs.ensemble import load_run as load_run
     from lorchestra.runs.evaluate import evaluate_run as evaluate_run
     from lorchestra.runs.import_peft import import_run as import_run
@@ -45,7 +45,7 @@ _HOME = {
     "RegularizeConfig": "engine.config",
     "RunConfig": "engine.config",
     "TrainConfig": "engine.config",
-    "build_session": "experiments.build",
+    "build_pipeline": "experiments.build",
     "evaluate_run": "experiments.evaluate",
     "import_run": "experiments.import_peft",
     "load_run": "experiments.load",

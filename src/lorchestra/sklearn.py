@@ -26,7 +26,7 @@ from lorchestra.data.in_memory import plain_labels, texts_of
 from lorchestra.data.splits import hold_out
 from lorchestra.errors import ConfigError, DataError, InputError, LorchestraError
 from lorchestra.metrics import predictive
-from lorchestra.runs.ensemble import TrainedEnsemble, load_run
+from lorchestra.runs.ensemble import Ensemble, load_run
 from lorchestra.runs.rows import RunRows, validation_notes
 from lorchestra.runs.train import train_run
 from lorchestra.store.atomic import replacing_directory
@@ -173,7 +173,7 @@ class LoRAEnsembleClassifier(ClassifierMixin, BaseEstimator):
         self._place, self._columns = place, answers
         self.classes_ = classes
         self.run_dir_ = str(place.root)
-        self._trained: TrainedEnsemble | None = None
+        self._trained: Ensemble | None = None
         return self
 
     def predict(self, X: Sequence[str]) -> NDArray[Any]:
@@ -198,7 +198,7 @@ class LoRAEnsembleClassifier(ClassifierMixin, BaseEstimator):
             "disagreement": predictive.disagreement(log_probs_MEC),
         }
 
-    def ensemble(self) -> TrainedEnsemble:
+    def ensemble(self) -> Ensemble:
         """The fitted run, loaded; the first call loads the base."""
         check_is_fitted(self, "run_dir_")
         if self._trained is None:
@@ -213,10 +213,10 @@ class LoRAEnsembleClassifier(ClassifierMixin, BaseEstimator):
         options = trained.labels
         assert options is not None
         examples = [Example(f"X-{i}", text, options, None, f"X[{i}]") for i, text in enumerate(texts)]
-        found = trained.session.predict_members(examples, "predict")
+        found = trained.pipeline.predict_members(examples, "predict")
         if found.num_examples < len(texts):
             raise InputError(
-                f"{len(texts) - found.num_examples} texts have more than {trained.session.max_length} tokens, and"
+                f"{len(texts) - found.num_examples} texts have more than {trained.pipeline.max_length} tokens, and"
                 " data.too_long is drop; every text needs an answer: use truncate"
             )
         return found.log_probs_MEC[:, :, self._columns]

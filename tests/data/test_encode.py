@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lorchestra.data.encode import EncodedSplit, can_use_letters, class_weights, encode
-from lorchestra.data.prompts import PromptTemplate, Scoring
+from lorchestra.data.prompts import PromptTemplate, ScoringMode
 from lorchestra.data.tokenizer import TextTokenizer
 from lorchestra.errors import ConfigError, DataError
 from lorchestra.types import EncodedExample, Example
@@ -36,7 +36,7 @@ def plain(tokenizer: Any, text: str) -> list[int]:
 @pytest.mark.parametrize("name", ["tokenizer", "bos_tokenizer", "eos_tokenizer", "merging_tokenizer"])
 @pytest.mark.parametrize("end", ["Answer:", "Answer: ", "\n"])
 def test_prefix_and_choice_are_the_tokens_of_the_whole_string(
-    request: pytest.FixtureRequest, name: str, scoring: Scoring, end: str
+    request: pytest.FixtureRequest, name: str, scoring: ScoringMode, end: str
 ) -> None:
     tokenizer = request.getfixturevalue(name)
     template = PromptTemplate("Question: {question}\n{options}\n" + end)
@@ -315,7 +315,7 @@ def test_class_weights_need_labels(answer: int | None) -> None:
 
 def test_a_row_that_no_tokenizer_should_be_given(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The prompt is tokenized once a choice: what counts is their product."""
-    monkeypatch.setattr("lorchestra.data.encode._MOST_CHARACTERS", 2_000)
+    monkeypatch.setattr("lorchestra.data.encode._MAX_CHARACTERS", 2_000)
     template = PromptTemplate("{question} Answer:")
     many = Example("m", "word " * 10, tuple(str(i) for i in range(40)), 0, "rows.jsonl:7")
     with pytest.raises(DataError, match=r"rows\.jsonl:7: the prompt, once a choice, has 2,\d+ characters in all"):

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lorchestra.config.data import FieldsConfig
-from lorchestra.data.formats import Row, read_rows, stem
+from lorchestra.data.formats import FileRow, read_rows, stem
 from lorchestra.data.readers import delimited
 from lorchestra.data.readers.streams import ReadOptions
 from lorchestra.errors import ConfigError, DataError
@@ -140,7 +140,7 @@ def test_faults_of_rows_as_values(tmp_path: Path, name: str, content: bytes, lin
     faulty = [row for row in rows if row.fault is not None]
     assert [row.line for row in faulty] == lines
     assert all(str(row.fault).startswith(f"{tmp_path / name}:{row.line}: ") for row in faulty)
-    assert all(isinstance(row, Row) and row.cells == {} for row in faulty)
+    assert all(isinstance(row, FileRow) and row.cells == {} for row in faulty)
 
 
 def test_lines_of_array_elements(tmp_path: Path) -> None:

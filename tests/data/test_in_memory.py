@@ -9,7 +9,7 @@ import pytest
 
 from lorchestra.config.data import DataConfig, FieldsConfig
 from lorchestra.data.in_memory import entries_of, is_file, plain_labels, texts_of
-from lorchestra.data.queries import asked_values
+from lorchestra.data.queries import query_values
 from lorchestra.errors import DataError, InputError
 
 
@@ -49,7 +49,7 @@ DATA = DataConfig()
 
 
 def asked(rows, data=DATA, labels=LABELS):
-    return list(asked_values(entries_of(rows, labels), data, labels))
+    return list(query_values(entries_of(rows, labels), data, labels))
 
 
 def examples_of(rows, data=DATA, labels=LABELS):
@@ -93,7 +93,7 @@ def test_an_iterator_is_read_as_far_as_it_is_asked():
     def endless():
         yield from ({"text": str(i)} for i in itertools.count())
 
-    found = asked_values(entries_of(endless(), LABELS), DATA, LABELS)
+    found = query_values(entries_of(endless(), LABELS), DATA, LABELS)
     assert [row.example.question for row in itertools.islice(found, 1000)][-1] == "999"
 
 
@@ -144,7 +144,7 @@ def test_what_holds_no_rows_is_refused_at_the_call(rows, labels, message):
 
 def test_missing_columns_are_refused_before_the_first_answer():
     with pytest.raises(DataError, match=r"\"text\" and \"label\"; columns found: 'review', 'stars'"):
-        asked_values(entries_of([{"review": "x", "stars": 3}], LABELS), DATA, LABELS)
+        query_values(entries_of([{"review": "x", "stars": 3}], LABELS), DATA, LABELS)
 
 
 FAULTS = {

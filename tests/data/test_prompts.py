@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from lorchestra.config.data import DataConfig, PromptConfig
-from lorchestra.data.prompts import PromptTemplate, Scoring
+from lorchestra.data.prompts import PromptTemplate, ScoringMode
 from lorchestra.errors import ConfigError, DataError
 from lorchestra.types import Example
 
@@ -26,7 +26,7 @@ def many(num: int) -> Example:
         ("label", "text", "Text: What is red?\nLabel:", (" rose", " sky")),
     ],
 )
-def test_defaults(kind: str, scoring: Scoring, prompt: str, continuations: tuple[str, ...]) -> None:
+def test_defaults(kind: str, scoring: ScoringMode, prompt: str, continuations: tuple[str, ...]) -> None:
     rendered = PromptTemplate(kind=kind).render(EXAMPLE, scoring=scoring)
     assert rendered.prompt == prompt
     assert rendered.continuations == continuations

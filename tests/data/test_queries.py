@@ -11,7 +11,7 @@ import pytest
 
 from lorchestra.config.data import DataConfig, FieldsConfig
 from lorchestra.data.in_memory import entries_of
-from lorchestra.data.queries import asked_rows, asked_values
+from lorchestra.data.queries import query_rows, query_values
 from lorchestra.errors import ConfigError, DataError, InputError
 from lorchestra.types import Example
 
@@ -26,7 +26,7 @@ def ask(tmp_path):
         path = tmp_path / name
         lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
         path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-        return list(asked_rows(path, DataConfig(fields=FieldsConfig(**fields)), labels))
+        return list(query_rows(path, DataConfig(fields=FieldsConfig(**fields)), labels))
 
     return run
 
@@ -34,7 +34,7 @@ def ask(tmp_path):
 def test_rows_are_read_as_they_are_asked_for(tmp_path):
     path = tmp_path / "new.jsonl"
     path.write_text('{"text": "a film"}\n' * 5000)
-    rows = asked_rows(path, DataConfig(), LABELS)
+    rows = query_rows(path, DataConfig(), LABELS)
     assert next(rows).id == "new-1"
     rows.close()
 
@@ -86,7 +86,7 @@ def test_cells_of_any_type_are_kept_as_json(tmp_path):
         "list": [1, None],
     }
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([cells]), tmp_path / "new.parquet")
-    (row,) = asked_rows(tmp_path / "new.parquet", DataConfig(), LABELS)
+    (row,) = query_rows(tmp_path / "new.parquet", DataConfig(), LABELS)
     assert row.kept == {
         "text": "a film",
         "day": "2026-01-02",
@@ -100,7 +100,7 @@ def test_cells_of_any_type_are_kept_as_json(tmp_path):
 
 def test_values_in_memory():
     def ask(values, labels=LABELS):
-        return list(asked_values(entries_of(values, labels), DataConfig(), labels))
+        return list(query_values(entries_of(values, labels), DataConfig(), labels))
 
     assert [row.example.question for row in ask(["a", "b"])] == ["a", "b"]
     assert ask([]) == []
@@ -118,9 +118,9 @@ def test_values_in_memory():
 def test_a_table_of_pandas():
     pandas = pytest.importorskip("pandas")
     table = pandas.DataFrame({"text": ["a film", None], "n": pandas.array([1, None], dtype="Int64")})
-    first, second = asked_values(entries_of(table, LABELS), DataConfig(), LABELS)
+    first, second = query_values(entries_of(table, LABELS), DataConfig(), LABELS)
     assert (first.example.question, first.kept) == ("a film", {"text": "a film", "n": 1})
     assert "text" in second.fault
     assert second.kept == {"text": None, "n": None}
-    (row,) = asked_values(entries_of(pandas.Series(["a play"]), LABELS), DataConfig(), LABELS)
+    (row,) = query_values(entries_of(pandas.Series(["a play"]), LABELS), DataConfig(), LABELS)
     assert row.example.question == "a play"

@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorchestra.data.splits import draw_even
+from lorchestra.data.splits import draw_stratified
 from lorchestra.types import Example
 
 
@@ -17,7 +17,7 @@ def rows(answers):
 
 @given(st.lists(st.integers(0, 2), max_size=40), st.integers(0, 50), st.integers(0, 5))
 def test_a_draw_is_even_without_repeats_and_whole_where_all_is_asked_for(answers, number, seed):
-    drawn = draw_even(rows(answers), number, seed, "test")
+    drawn = draw_stratified(rows(answers), number, seed, "test")
     assert len(drawn) == min(number, len(answers))
     assert len({row.id for row in drawn}) == len(drawn)
     counts, all_counts = Counter(row.answer for row in drawn), Counter(answers)
@@ -27,10 +27,10 @@ def test_a_draw_is_even_without_repeats_and_whole_where_all_is_asked_for(answers
 
 
 def test_sorted_rows_are_drawn_from_all_over():
-    drawn = draw_even(rows([0] * 300 + [1] * 300), 200, "sorted")
+    drawn = draw_stratified(rows([0] * 300 + [1] * 300), 200, "sorted")
     assert Counter(row.answer for row in drawn) == {0: 100, 1: 100}
     places = sorted(int(row.id) for row in drawn)
     assert places[0] < 30
     assert places[-1] > 570
-    assert drawn == draw_even(rows([0] * 300 + [1] * 300), 200, "sorted")
-    assert drawn != draw_even(rows([0] * 300 + [1] * 300), 200, "another")
+    assert drawn == draw_stratified(rows([0] * 300 + [1] * 300), 200, "sorted")
+    assert drawn != draw_stratified(rows([0] * 300 + [1] * 300), 200, "another")

@@ -10,7 +10,7 @@ from tiny_base import tiny_tokenizer
 from lorchestra.config.data import DataConfig
 from lorchestra.data.prompts import PromptTemplate
 from lorchestra.inference.encode_each import encode_each
-from lorchestra.inference.pipeline import Session
+from lorchestra.inference.pipeline import Pipeline
 from lorchestra.types import Example
 
 LONGEST = 40
@@ -18,30 +18,30 @@ LONG = "very long film " * 40
 
 
 @pytest.fixture(scope="module")
-def session():
+def pipeline():
     tokenizer = tiny_tokenizer()
     base = SimpleNamespace(tokenizer=tokenizer, context_length=LONGEST, num_embeddings=len(tokenizer))
-    return Session(base, None, PromptTemplate("{question} Answer:"), DataConfig(), "text", 100, "task")
+    return Pipeline(base, None, PromptTemplate("{question} Answer:"), DataConfig(), "text", 100, "task")
 
 
 def examples(texts, choices=("yes", "no")):
     return [Example(str(n), text, choices, None, f"new.csv:{n}") for n, text in enumerate(texts)]
 
 
-def test_good_rows_have_the_tokens_of_one_call(session):
+def test_good_rows_have_the_tokens_of_one_call(pipeline):
     rows = examples([f"the film {n} was good" for n in range(9)])
     rows += examples(["a film that names </s> and <s>"])  # plain text, as everywhere
-    together = session.encode(rows).rows
-    assert [row.tokens for row in encode_each(session, rows, "error")] == list(together)
-    assert encode_each(session, rows[:1], "error")[0].tokens == together[0]
-    assert encode_each(session, [], "error") == []
+    together = pipeline.encode(rows).rows
+    assert [row.tokens for row in encode_each(pipeline, rows, "error")] == list(together)
+    assert encode_each(pipeline, rows[:1], "error")[0].tokens == together[0]
+    assert encode_each(pipeline, [], "error") == []
 
 
 @pytest.mark.parametrize("number", [1, 2, 9])
 @pytest.mark.parametrize("too_long", ["error", "drop", "truncate"])
-def test_a_long_row_is_its_fault_or_left_out_or_cut(session, number, too_long):
+def test_a_long_row_is_its_fault_or_left_out_or_cut(pipeline, number, too_long):
     texts = [LONG if n % 4 == 0 else f"the film {n} was good" for n in range(number)]
-    found = encode_each(session, examples(texts), too_long)
+    found = encode_each(pipeline, examples(texts), too_long)
     assert [row.tokens.row for row in found if row.tokens] == [n for n, row in enumerate(found) if row.tokens]
     for n, (row, text) in enumerate(zip(found, texts, strict=True)):
         if text != LONG:
@@ -58,8 +58,8 @@ def test_a_long_row_is_its_fault_or_left_out_or_cut(session, number, too_long):
 
 
 @pytest.mark.parametrize("too_long", ["error", "drop", "truncate"])
-def test_a_row_whose_choices_do_not_fit_is_faulty_unless_long_rows_are_left_out(session, too_long):
+def test_a_row_whose_choices_do_not_fit_is_faulty_unless_long_rows_are_left_out(pipeline, too_long):
     rows = [*examples(["a film"]), *examples(["a film"], choices=("no", LONG)), *examples(["a play"])]
-    found = encode_each(session, rows, too_long)
+    found = encode_each(pipeline, rows, too_long)
     assert [row.tokens is None for row in found] == [False, True, False]
     assert (found[1].fault is None) == (too_long == "drop")

@@ -10,7 +10,7 @@ import pytest
 from lorchestra.config.data import DataConfig, PromptConfig
 from lorchestra.data.prompts import PromptTemplate
 from lorchestra.errors import DataError
-from lorchestra.inference import pipeline as session
+from lorchestra.inference import pipeline as pipeline
 from lorchestra.types import Example
 
 
@@ -47,11 +47,11 @@ def decide(monkeypatch):
                 found[0, e, says(row)] = -0.5
             return found
 
-        monkeypatch.setattr(session, "predict_rows", predict_rows)
+        monkeypatch.setattr(pipeline, "predict_rows", predict_rows)
         base = SimpleNamespace(tokenizer=Words(), context_length=4096, num_embeddings=None)
         template = PromptTemplate(prompt.get("template"))
         data = DataConfig(scoring=scoring, max_length=max_length, prompt=PromptConfig(**prompt))
-        return *session.decide_scoring(base, None, template, data, rows, 800), asked
+        return *pipeline.decide_scoring(base, None, template, data, rows, 800), asked
 
     return run
 

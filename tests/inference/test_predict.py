@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lorchestra.inference.predict import Pass, PrefixKeeper, member_passes, predict_early, predict_rows
+from lorchestra.inference.predict import MemberPass, PrefixReuse, member_passes, predict_early, predict_rows
 from lorchestra.inference.trunk import TrunkCache
 from lorchestra.metrics.early_exit import ExitRule
 from lorchestra.nn.packing import BASE, Item, forward_budget, pack
@@ -35,7 +35,7 @@ def assert_close(found, expected, tolerance=1e-12):
 
 
 def dropout_passes(number, member=0):
-    return [Pass(member, derive_seed("mc", index)) for index in range(number)]
+    return [MemberPass(member, derive_seed("mc", index)) for index in range(number)]
 
 
 def test_equals_every_row_and_pass_alone_at_its_own_width(model, rows):
@@ -189,7 +189,7 @@ def test_nothing_is_recorded_for_a_backward_pass(model, rows):
     checkpointed = predict_rows(model, rows, member_passes([0, 1]), BUDGET)
     model.slot.checkpointing = False
     np.testing.assert_array_equal(predict_rows(model, rows, member_passes([0, 1]), BUDGET), checkpointed)
-    assert not model.bank.grad.any()
+    assert not model.adapters.grad.any()
 
 
 def test_no_rows_and_no_passes_have_empty_answers(model, rows):
@@ -210,12 +210,14 @@ def test_a_stream_keeps_its_prefix_and_has_the_bits_of_each_call_alone(model, ma
     expected = [predict_rows(model, rows, passes, BUDGET) for rows in chunks]
     early = [predict_early(model, rows, ExitRule(), BUDGET)[0] for rows in chunks]
     kept = []
-    keep_prefix = model.keep_prefix
-    monkeypatch.setattr(model, "keep_prefix", lambda tokens, *rest: kept.append(tokens) or keep_prefix(tokens, *rest))
-    keeper = PrefixKeeper()
-    found = [predict_rows(model, rows, passes, BUDGET, keeper=keeper) for rows in chunks]
+    prefill = model.prefill
+    monkeypatch.setattr(model, "prefill", lambda tokens, *rest: kept.append(tokens) or prefill(tokens, *rest))
+    prefix_reuse = PrefixReuse()
+    found = [predict_rows(model, rows, passes, BUDGET, prefix_reuse=prefix_reuse) for rows in chunks]
     assert [tokens[:20] for tokens in kept] == [one, other]
     for mine, theirs in zip(found, expected, strict=True):
         np.testing.assert_array_equal(mine, theirs)
     for rows, theirs in zip(chunks, early, strict=True):
-        np.testing.assert_array_equal(predict_early(model, rows, ExitRule(), BUDGET, keeper=keeper)[0], theirs)
+        np.testing.assert_array_equal(
+            predict_early(model, rows, ExitRule(), BUDGET, prefix_reuse=prefix_reuse)[0], theirs
+        )

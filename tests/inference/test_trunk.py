@@ -8,7 +8,7 @@ from lorchestra.errors import ConfigError
 from lorchestra.inference.predict import member_passes, predict_rows
 from lorchestra.inference.trunk import TrunkCache, TrunkFiles, trunk_bytes, trunk_dtype
 from lorchestra.nn.packing import BASE, Item, pack
-from lorchestra.training.precompute import TrainingRows, compute_frozen, trunk_change
+from lorchestra.training.precompute import TrainingRows, precompute, trunk_change
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_a_row_reads_the_same_bits_whatever_the_batch_and_again_after_a_restart(
 
 def test_trunks_do_not_depend_on_the_adapters(model, rows, batch):
     before = TrunkCache(model, rows, 30).gather(batch)
-    model.bank.values.normal_()
+    model.adapters.values.normal_()
     assert torch.equal(TrunkCache(model, rows, 30).gather(batch), before)
 
 
@@ -195,7 +195,7 @@ def test_training_keeps_the_format_asked_for_and_tells_what_it_changes(
     )
     val = make_rows(20, "texts", seed=8)
     training = TrainingRows(rows, val)
-    frozen = compute_frozen(model, training, 30, shared=0, with_base=False, files=files, tell=lambda *phase: None)
+    frozen = precompute(model, training, 30, shared=0, with_base=False, files=files, tell=lambda *phase: None)
     for cache, of in ((frozen.train, rows), (frozen.val, val)):
         assert cache.num_bytes == trunk_bytes(model, of) // (1 if dtype is None else 2)
         item = pack([Item(0, of[3])])
@@ -228,6 +228,6 @@ def test_a_file_in_another_format_is_made_anew(tiny_ensemble, rows, files):
     for name in ("auto", "bfloat16", "float16"):
         model = tiny_ensemble(torch.float32, depth=3, layers="last:1", trunk_dtype=name)
         training = TrainingRows(rows, rows)
-        compute_frozen(model, training, 30, shared=0, with_base=False, files=files[0], tell=lambda *phase: None)
+        precompute(model, training, 30, shared=0, with_base=False, files=files[0], tell=lambda *phase: None)
         keys.add((files[0].directory / "trunk-training.json").read_text().split('"key"')[1].split(",")[0])
     assert len(keys) == 3

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from lorchestra.runs.compare import method_setting
+from lorchestra.runs.compare import method_context
 from lorchestra.runs.rows import read_rows
 from lorchestra.types import Task
 
@@ -29,7 +29,7 @@ class Splits(Mapping):
 
 
 @pytest.fixture
-def make_setting(run_config, texts_csv, questions_jsonl):
+def make_context(run_config, texts_csv, questions_jsonl):
     """Builds a setting and the test rows beside it."""
 
     def build(kind="texts", dtype="float32", scoring="text", **settings):
@@ -40,7 +40,7 @@ def make_setting(run_config, texts_csv, questions_jsonl):
         config = run_config(file, adapt=adapt, data=data, train=train, **settings)
         object.__setattr__(config.base, "dtype", dtype)
         task = read_rows(config.data, config.train.seed).task
-        setting = method_setting(config, Task(task.name, Splits(task.splits), task.labels))
-        return setting, task.splits["test"]
+        context = method_context(config, Task(task.name, Splits(task.splits), task.labels))
+        return context, task.splits["test"]
 
     return build

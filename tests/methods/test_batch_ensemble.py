@@ -9,7 +9,7 @@ import torch
 from lorchestra.errors import ConfigError
 from lorchestra.methods import batch_ensemble, one_lora
 from lorchestra.methods.batch_ensemble import Config, FastWeights, FastWeightsAdamW
-from lorchestra.nn.adapters import AdapterBank
+from lorchestra.nn.adapters import StackedAdapters
 from lorchestra.nn.optimizer import MemberAdamW
 
 
@@ -18,36 +18,36 @@ def randn(*shape, seed=0):
 
 
 def test_a_members_update_is_the_shared_one_times_its_fast_weights():
-    bank = AdapterBank(3, 2, [("a", 7, 5), ("b", 4, 6)], dtype=torch.float64)
-    weights = FastWeights(bank)
+    adapters = StackedAdapters(3, 2, [("a", 7, 5), ("b", 4, 6)], dtype=torch.float64)
+    weights = FastWeights(adapters)
     fast = 3 * (7 + 5 + 4 + 6)
     assert (weights.num_shared, weights.num_fast * 3) == (2 * (7 + 5 + 4 + 6), fast)
     theta = randn(weights.num_shared + fast)
     values = weights.expand(theta)
     place = weights.num_shared
     for m in range(3):
-        for piece in bank.slices:
+        for piece in adapters.slices:
             r, s = theta[place:][: piece.in_features], theta[place + piece.in_features :][: piece.out_features]
             place += piece.in_features + piece.out_features
-            shared = bank.view(theta[: weights.num_shared], piece, "B") @ bank.view(
+            shared = adapters.view(theta[: weights.num_shared], piece, "B") @ adapters.view(
                 theta[: weights.num_shared], piece, "A"
             )
-            found = bank.view(values[m], piece, "B") @ bank.view(values[m], piece, "A")
+            found = adapters.view(values[m], piece, "B") @ adapters.view(values[m], piece, "A")
             torch.testing.assert_close(found, shared * torch.outer(s, r), rtol=1e-12, atol=1e-12)
 
 
 def test_gradients_of_shared_and_fast_weights_by_finite_differences():
     """Through a made-up loss of every member's own row, whose gradients are known."""
-    bank = AdapterBank(3, 2, [("a", 7, 5), ("b", 4, 6)], dtype=torch.float64)
-    weights = FastWeights(bank)
+    adapters = StackedAdapters(3, 2, [("a", 7, 5), ("b", 4, 6)], dtype=torch.float64)
+    weights = FastWeights(adapters)
     theta = randn(weights.num_shared + 3 * weights.num_fast)
-    optimizer = FastWeightsAdamW(MemberAdamW(bank.values, bank.is_B, [0.0] * 3), weights, theta, 0.0, True)
-    tilt = randn(*bank.values.shape, seed=2)
+    optimizer = FastWeightsAdamW(MemberAdamW(adapters.values, adapters.is_B, [0.0] * 3), weights, theta, 0.0, True)
+    tilt = randn(*adapters.values.shape, seed=2)
 
     def loss(at):
         return (weights.expand(at) * tilt).sin().sum() / 3
 
-    grad_MP = (bank.values * tilt).cos() * tilt  # each member's own, as the trainer leaves them in the bank
+    grad_MP = (adapters.values * tilt).cos() * tilt  # each member's own, as the trainer leaves them in the bank
     found = optimizer.pull(grad_MP)
     wanted = torch.zeros_like(theta)
     for q in range(len(theta)):
@@ -56,27 +56,27 @@ def test_gradients_of_shared_and_fast_weights_by_finite_differences():
         wanted[q] = (loss(theta + step) - loss(theta - step)) / 2e-5
     torch.testing.assert_close(found, wanted, rtol=1e-7, atol=1e-8)
     optimizer.train_fast = False
-    frozen = optimizer.pull(grad_MP)
-    assert torch.equal(frozen[: weights.num_shared], found[: weights.num_shared])
-    assert not frozen[weights.num_shared :].any()
+    precomputed = optimizer.pull(grad_MP)
+    assert torch.equal(precomputed[: weights.num_shared], found[: weights.num_shared])
+    assert not precomputed[weights.num_shared :].any()
 
 
-def test_all_ones_is_one_lora(make_setting):
+def test_all_ones_is_one_lora(make_context):
     """Fast weights fixed at one and one order of rows: the members' mean gradient is one LoRA's, clip and decay too."""
     settings = {
         "train": {"keep": "last", "clip_norm": 0.05},
         "adapt": {"order": "same"},
         "regularize": {"weight_decay_b": 5.0},
     }
-    setting, test = make_setting(dtype="float64", **settings)
-    one = one_lora.fit(setting, one_lora.Config()).predict(test, "test").log_probs_MEC[0]
+    context, test = make_context(dtype="float64", **settings)
+    one = one_lora.fit(context, one_lora.Config()).predict(test, "test").log_probs_MEC[0]
     config = Config(init="normal", spread=0.0, train_fast=False)
-    found = batch_ensemble.fit(setting, config).predict(test, "test").log_probs_MEC
+    found = batch_ensemble.fit(context, config).predict(test, "test").log_probs_MEC
     np.testing.assert_allclose(found, np.broadcast_to(one, found.shape), rtol=0, atol=1e-6)
 
 
-def test_fast_weights_are_trained_unless_they_are_to_stay(make_setting, monkeypatch):
-    setting, _ = make_setting()
+def test_fast_weights_are_trained_unless_they_are_to_stay(make_context, monkeypatch):
+    context, _ = make_context()
     made = []
     original = FastWeightsAdamW.__init__
 
@@ -86,7 +86,7 @@ def test_fast_weights_are_trained_unless_they_are_to_stay(make_setting, monkeypa
 
     monkeypatch.setattr(FastWeightsAdamW, "__init__", init)
     for train_fast in (True, False):
-        batch_ensemble.fit(setting, Config(train_fast=train_fast))
+        batch_ensemble.fit(context, Config(train_fast=train_fast))
         optimizer, weights, start = made[-1]
         shared, fast = (optimizer.theta[0] - start).split([weights.num_shared, 3 * weights.num_fast])
         assert shared.any()
@@ -94,16 +94,16 @@ def test_fast_weights_are_trained_unless_they_are_to_stay(make_setting, monkeypa
         assert set(start[weights.num_shared :].tolist()) == {-1.0, 1.0}
 
 
-def test_what_is_stored(make_setting):
-    setting, _ = make_setting()
-    cost = batch_ensemble.fit(setting, Config()).cost
-    one = one_lora.fit(setting, one_lora.Config()).cost
+def test_what_is_stored(make_context):
+    context, _ = make_context()
+    cost = batch_ensemble.fit(context, Config()).cost
+    one = one_lora.fit(context, one_lora.Config()).cost
     # two layers with q (32 to 32) and v (32 to 16)
     assert cost.parameters == one.parameters + 3 * 2 * (64 + 48)
     assert cost.tokens == 3 * one.tokens
 
 
-def test_a_negative_spread_is_refused(make_setting):
-    setting, _ = make_setting()
+def test_a_negative_spread_is_refused(make_context):
+    context, _ = make_context()
     with pytest.raises(ConfigError, match=r"batch_ensemble\.spread: -1\.0"):
-        batch_ensemble.fit(setting, Config(spread=-1.0))
+        batch_ensemble.fit(context, Config(spread=-1.0))

@@ -79,13 +79,13 @@ def test_a_higher_temperature_is_fitted_to_more_confident_answers_and_keeps_ever
     np.testing.assert_allclose(np.array(fits) / fits[1], [0.5, 1, 2, 4], rtol=1e-6)
 
 
-def test_temperature_of_the_mixture_or_of_each_member(make_setting):
-    setting, test = make_setting()
-    plain = fit_method(setting, "lora_ensemble")
-    pooled = temperature.wrap(setting, plain, temperature.Config())
+def test_temperature_of_the_mixture_or_of_each_member(make_context):
+    context, test = make_context()
+    plain = fit_method(context, "lora_ensemble")
+    pooled = temperature.wrap(context, plain, temperature.Config())
     assert pooled.predict(test, "test").num_members == 1
     assert set(pooled.chosen) == {"temperature"}
-    members = temperature.wrap(setting, plain, temperature.Config(of="members"))
+    members = temperature.wrap(context, plain, temperature.Config(of="members"))
     found = members.predict(test, "test")
     assert found.num_members == 3
     assert set(members.chosen) == {"temperature_0", "temperature_1", "temperature_2"}
@@ -131,9 +131,9 @@ def test_contextual_calibration_of_rows_with_their_own_choices(scoring):
         assert fitted.cost.predict_base_passes == 2.0
 
 
-def test_contextual_calibration_of_a_real_base_makes_no_content_uniform(make_setting):
-    setting, test = make_setting()
-    fitted = contextual.wrap(setting, fit_method(setting, "zero_shot"), contextual.Config(texts=("N/A",)))
+def test_contextual_calibration_of_a_real_base_makes_no_content_uniform(make_context):
+    context, test = make_context()
+    fitted = contextual.wrap(context, fit_method(context, "zero_shot"), contextual.Config(texts=("N/A",)))
     nothing = [dataclasses.replace(test[0], question="N/A")]
     np.testing.assert_allclose(np.exp(fitted.predict(nothing, "x").log_probs_MEC), 0.5, rtol=0, atol=1e-6)
     assert np.abs(np.exp(mixture_log_probs(fitted.predict(test, "test").log_probs_MEC)) - 0.5).max() > 0.01

@@ -35,20 +35,20 @@ def test_no_more_than_there_are():
     assert draw_shots([], 4, 0) == []
 
 
-def test_every_draw_shows_other_rows_and_shots_that_do_not_fit_are_refused(make_setting):
-    setting, test = make_setting()
-    found = few_shot.fit(setting, few_shot.Config(num_shots=2, draws=4)).predict(test, "test")
+def test_every_draw_shows_other_rows_and_shots_that_do_not_fit_are_refused(make_context):
+    context, test = make_context()
+    found = few_shot.fit(context, few_shot.Config(num_shots=2, draws=4)).predict(test, "test")
     assert found.num_members == 4
     assert len({draw.tobytes() for draw in found.log_probs_MEC}) == 4
     with pytest.raises(ConfigError, match=r"few_shot\.num_shots: with 40 rows before them, \d+ of \d+ rows have more"):
-        few_shot.fit(setting, few_shot.Config(num_shots=40)).predict(test, "test")
+        few_shot.fit(context, few_shot.Config(num_shots=40)).predict(test, "test")
     with pytest.raises(ConfigError, match=r"few_shot\.draws: 0 is less than 1"):
-        few_shot.fit(setting, few_shot.Config(draws=0))
+        few_shot.fit(context, few_shot.Config(draws=0))
 
 
-def test_a_row_is_not_shown_with_its_answer_before_it_is_asked(make_setting):
-    setting, _ = make_setting()
-    fitted = few_shot.fit(setting, few_shot.Config(num_shots=2, draws=1))
-    assert few_shot.unasked(setting.train, setting.train[3:]) == list(setting.train[:3])
+def test_a_row_is_not_shown_with_its_answer_before_it_is_asked(make_context):
+    context, _ = make_context()
+    fitted = few_shot.fit(context, few_shot.Config(num_shots=2, draws=1))
+    assert few_shot.unasked(context.train, context.train[3:]) == list(context.train[:3])
     with pytest.raises(ConfigError, match="every training row is among the rows asked"):
-        fitted.predict(setting.train, "train")
+        fitted.predict(context.train, "train")

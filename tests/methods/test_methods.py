@@ -19,8 +19,8 @@ NEEDED = {"mc_dropout": mc_dropout.Config(dropout=0.2)}
 """Settings without which a method refuses."""
 
 
-def fit(setting, name):
-    return fit_method(setting, name, NEEDED.get(name.split("+")[0]))
+def fit(context, name):
+    return fit_method(context, name, NEEDED.get(name.split("+")[0]))
 
 
 def check(found, examples):
@@ -35,14 +35,14 @@ def check(found, examples):
 
 @pytest.mark.parametrize("kind", ["texts", "questions"])
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method(make_setting, name, kind):
+def test_every_method(make_context, name, kind):
     """The splits of the setting raise where test rows are asked for (see conftest)."""
-    setting, test = make_setting(kind)
-    fitted = fit(setting, name)
+    context, test = make_context(kind)
+    fitted = fit(context, name)
     found = fitted.predict(test, "test")
     check(found, test)
     assert (found.task, found.split) == ("reviews" if kind == "texts" else "questions", "test")
-    again = fit(setting, name).predict(test, "test")
+    again = fit(context, name).predict(test, "test")
     np.testing.assert_array_equal(again.log_probs_MEC, found.log_probs_MEC)
     np.testing.assert_array_equal(fitted.predict(test, "test").log_probs_MEC, found.log_probs_MEC)
 
@@ -53,8 +53,8 @@ def test_every_method(make_setting, name, kind):
     trained = name not in ("zero_shot", "few_shot")
     assert (cost.tokens > 0) == (cost.fit_base_passes > 0) == (cost.parameters > 0) == trained
     other = dataclasses.replace(
-        setting,
-        config=dataclasses.replace(setting.config, train=dataclasses.replace(setting.config.train, seed=5)),
+        context,
+        config=dataclasses.replace(context.config, train=dataclasses.replace(context.config.train, seed=5)),
     )
     differs = not np.array_equal(fit(other, name).predict(test, "test").log_probs_MEC, found.log_probs_MEC)
     assert differs == (name != "zero_shot")
@@ -62,37 +62,37 @@ def test_every_method(make_setting, name, kind):
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 @pytest.mark.parametrize("name", ["zero_shot", "few_shot", "lora_ensemble", "mc_dropout"])
-def test_every_wrapper_on_top_of_methods_of_every_kind(make_setting, name, wrapper):
-    setting, test = make_setting()
-    plain = fit(setting, name)
-    fitted = fit(setting, f"{name}+{wrapper}")
+def test_every_wrapper_on_top_of_methods_of_every_kind(make_context, name, wrapper):
+    context, test = make_context()
+    plain = fit(context, name)
+    fitted = fit(context, f"{name}+{wrapper}")
     found = fitted.predict(test, "test")
     check(found, test)
     assert not np.array_equal(found.log_probs_MEC, plain.predict(test, "test").log_probs_MEC)
     assert fitted.cost.parameters >= plain.cost.parameters
     np.testing.assert_array_equal(
-        fit(setting, f"{name}+{wrapper}").predict(test, "test").log_probs_MEC, found.log_probs_MEC
+        fit(context, f"{name}+{wrapper}").predict(test, "test").log_probs_MEC, found.log_probs_MEC
     )
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_starts_by_pissa_or_says_why_not(make_setting, name):
+def test_every_method_starts_by_pissa_or_says_why_not(make_context, name):
     """Counted is what is stored, the frozen start included."""
-    setting, test = make_setting(adapt={"init_lora_weights": "pissa", "r": 2})
+    context, test = make_context(adapt={"init_lora_weights": "pissa", "r": 2})
     if name in ("batch_ensemble", "laplace"):
         with pytest.raises(ConfigError, match=rf"^{name}: .* adapt\.init_lora_weights: pissa .* take another start"):
-            fit(setting, name)
+            fit(context, name)
         return
-    fitted = fit(setting, name)
+    fitted = fit(context, name)
     check(fitted.predict(test, "test"), test)
     if name in ("lora_ensemble", "soup"):
-        plain, _ = make_setting(adapt={"r": 4})
+        plain, _ = make_context(adapt={"r": 4})
         assert fitted.cost.parameters == fit(plain, name).cost.parameters
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in ("zero_shot", "few_shot")])
-def test_a_fit_stops_where_it_is_asked_to(make_setting, name):
-    setting, _ = make_setting()
+def test_a_fit_stops_where_it_is_asked_to(make_context, name):
+    context, _ = make_context()
     asked = []
 
     def should_stop():
@@ -100,7 +100,7 @@ def test_a_fit_stops_where_it_is_asked_to(make_setting, name):
         return len(asked) > 8
 
     with pytest.raises(Interrupted):
-        fit(dataclasses.replace(setting, should_stop=should_stop), name)
+        fit(dataclasses.replace(context, should_stop=should_stop), name)
     assert len(asked) == 9
 
 
@@ -113,58 +113,58 @@ def test_a_fit_stops_where_it_is_asked_to(make_setting, name):
         ("one_lora+temperature", "temperature, validation rows"),
     ],
 )
-def test_work_beside_training_is_told_of_and_stops_where_it_is_asked_to(make_setting, name, what):
-    setting, _ = make_setting()
+def test_work_beside_training_is_told_of_and_stops_where_it_is_asked_to(make_context, name, what):
+    context, _ = make_context()
     heard = []
 
     class Hears(Silent):
         def on_phase(self, text, done, total):
             heard.append((text, done, total))
 
-    stopping = dataclasses.replace(setting, observer=Hears(), should_stop=lambda: bool(heard) and heard[-1][0] == what)
+    stopping = dataclasses.replace(context, observer=Hears(), should_stop=lambda: bool(heard) and heard[-1][0] == what)
     with pytest.raises(Interrupted):
         fit(stopping, name)
     text, done, total = heard[-1]
     assert text == what
-    assert 0 < done <= total == len(setting.train if "training" in what else setting.val)
+    assert 0 < done <= total == len(context.train if "training" in what else context.val)
 
 
-def test_wrappers_go_on_top_of_each_other(make_setting):
-    setting, test = make_setting()
-    both = fit(setting, "zero_shot+contextual+temperature")
+def test_wrappers_go_on_top_of_each_other(make_context):
+    context, test = make_context()
+    both = fit(context, "zero_shot+contextual+temperature")
     check(both.predict(test, "test"), test)
-    assert both.chosen["temperature"] != fit(setting, "zero_shot+temperature").chosen["temperature"]
+    assert both.chosen["temperature"] != fit(context, "zero_shot+temperature").chosen["temperature"]
 
 
-def test_the_number_of_members_draws_and_passes(make_setting):
-    setting, test = make_setting()
-    numbers = {name: fit(setting, name).predict(test, "test").num_members for name in METHODS if name != "laplace"}
+def test_the_number_of_members_draws_and_passes(make_context):
+    context, test = make_context()
+    numbers = {name: fit(context, name).predict(test, "test").num_members for name in METHODS if name != "laplace"}
     ones = {"zero_shot", "one_lora", "high_rank", "long_training", "soup"}
     assert {name for name, number in numbers.items() if number == 1} == ones & set(numbers)
     assert {number for name, number in numbers.items() if name not in ones} == {3}
 
 
-def test_the_first_member_of_the_ensemble_is_one_lora(make_setting):
-    setting, test = make_setting(dtype="float64")
-    alone = fit(setting, "one_lora").predict(test, "test").log_probs_MEC[0]
-    members = fit(setting, "lora_ensemble").predict(test, "test").log_probs_MEC
+def test_the_first_member_of_the_ensemble_is_one_lora(make_context):
+    context, test = make_context(dtype="float64")
+    alone = fit(context, "one_lora").predict(test, "test").log_probs_MEC[0]
+    members = fit(context, "lora_ensemble").predict(test, "test").log_probs_MEC
     np.testing.assert_allclose(members[0], alone, rtol=0, atol=1e-6)
     assert np.abs(members[1] - alone).max() > 1e-3
 
 
-def test_a_training_that_fails_ends_in_an_error(make_setting):
+def test_a_training_that_fails_ends_in_an_error(make_context):
     """The first optimizer step moves parameters by the rate, out of bounds on any processor."""
-    setting, _ = make_setting(train={"lr": 1e30, "clip_norm": 0.0})
+    context, _ = make_context(train={"lr": 1e30, "clip_norm": 0.0})
     for name in ("one_lora", "lora_ensemble", "soup"):
         with pytest.raises(TrainingError, match="every member failed"):
-            fit(setting, name)
+            fit(context, name)
     for name in ("snapshot", "swag", "laplace", "last_layer", "batch_ensemble"):
         with pytest.raises(TrainingError, match=r"(member 0|the adapter) failed \(diverged: largest parameter \S+e\+"):
-            fit(setting, name)
+            fit(context, name)
 
 
 @pytest.mark.parametrize("name", ["last_layer", "batch_ensemble"])
-def test_a_validation_nll_that_is_no_number_ends_members_that_train_together(make_setting, monkeypatch, name):
+def test_a_validation_nll_that_is_no_number_ends_members_that_train_together(make_context, monkeypatch, name):
     original = lorchestra.methods.training.predict_rows
 
     def predict_rows(*arguments, **options):
@@ -173,20 +173,20 @@ def test_a_validation_nll_that_is_no_number_ends_members_that_train_together(mak
         return found
 
     monkeypatch.setattr(lorchestra.methods.training, "predict_rows", predict_rows)
-    setting, _ = make_setting()
+    context, _ = make_context()
     with pytest.raises(TrainingError, match=r"member 1 failed \(diverged: validation NLL nan \(step \d+\)\)"):
-        fit(setting, name)
+        fit(context, name)
 
 
-def test_a_gradient_by_shared_weights_that_overflows_is_an_error(make_setting, monkeypatch):
+def test_a_gradient_by_shared_weights_that_overflows_is_an_error(make_context, monkeypatch):
     """The clip would make nothing of it, and the fit would go on with zeros."""
     monkeypatch.setattr(lorchestra.methods.batch_ensemble, "clip_gradients", lambda grad, bounds: grad.sum(1) + 1e20)
-    setting, _ = make_setting()
+    context, _ = make_context()
     with pytest.raises(TrainingError, match=r"shared and fast weights failed \(diverged: gradient norm 1e\+20\)"):
-        fit(setting, "batch_ensemble")
+        fit(context, "batch_ensemble")
 
 
-def test_laplace_passes_over_precisions_whose_draws_are_no_numbers(make_setting, monkeypatch):
+def test_laplace_passes_over_precisions_whose_draws_are_no_numbers(make_context, monkeypatch):
     """Their NLL would be NaN, which numpy's argmin takes for the least."""
     plain = laplace.DiagonalLaplace.draws
 
@@ -194,44 +194,44 @@ def test_laplace_passes_over_precisions_whose_draws_are_no_numbers(make_setting,
         return plain(posterior, noise, precision) * (np.nan if precision == 1.0 else 1.0)
 
     monkeypatch.setattr(laplace.DiagonalLaplace, "draws", draws)
-    setting, _ = make_setting()
+    context, _ = make_context()
     for predictive in ("linearized", "draws"):
-        fitted = laplace.fit(setting, laplace.Config(predictive=predictive, precisions=(1.0, 1e4), draws=5))
+        fitted = laplace.fit(context, laplace.Config(predictive=predictive, precisions=(1.0, 1e4), draws=5))
         assert fitted.chosen == {"prior_precision": 1e4}
         with pytest.raises(TrainingError, match=r"with none of \(1\.0,\) the draws' validation NLL is finite"):
-            laplace.fit(setting, laplace.Config(predictive=predictive, precisions=(1.0,), draws=5))
+            laplace.fit(context, laplace.Config(predictive=predictive, precisions=(1.0,), draws=5))
 
 
-def test_mc_dropout_of_members_spreads_the_passes_over_them(make_setting):
+def test_mc_dropout_of_members_spreads_the_passes_over_them(make_context):
     """The first member is the one LoRA, and a pass has the masks of its own place, whoever has it."""
-    setting, test = make_setting(adapt={"members": 4}, dtype="float64")
+    context, test = make_context(adapt={"members": 4}, dtype="float64")
     names = ("mc_dropout:dropout=0.2", "mc_dropout:dropout=0.2:members=2", "mc_dropout:dropout=0.2:members=2:passes=6")
-    one, two, more = (fit_method(setting, name) for name in names)
+    one, two, more = (fit_method(context, name) for name in names)
     alone, found, longer = (fitted.predict(test, "test").log_probs_MEC for fitted in (one, two, more))
     assert (len(found), len(longer)) == (4, 6)
     np.testing.assert_allclose(found[::2], alone[::2], rtol=0, atol=1e-9)
     assert np.abs(found[1::2] - alone[1::2]).max() > 1e-3
     np.testing.assert_allclose(longer[:4], found, rtol=0, atol=1e-9)
-    every = fit_method(setting, "mc_dropout:dropout=0.2:members=null").cost
+    every = fit_method(context, "mc_dropout:dropout=0.2:members=null").cost
     assert every.tokens == 4 * one.cost.tokens
     assert two.cost.tokens == 2 * one.cost.tokens
     assert two.cost.parameters == 2 * one.cost.parameters
     assert two.cost.predict_base_passes == one.cost.predict_base_passes < more.cost.predict_base_passes
 
 
-def test_refusals(make_setting):
-    setting, _ = make_setting()
+def test_refusals(make_context):
+    context, _ = make_context()
     with pytest.raises(ConfigError, match=r"mc_dropout: the dropout rate is 0"):
-        fit_method(setting, "mc_dropout")
+        fit_method(context, "mc_dropout")
     with pytest.raises(ConfigError, match=r"mc_dropout\.passes: 3 is no multiple of its 2 members.*members=2:passes=4"):
-        fit_method(setting, "mc_dropout:dropout=0.1:members=2:passes=3")
+        fit_method(context, "mc_dropout:dropout=0.1:members=2:passes=3")
     for passes in (0, -2):
         with pytest.raises(ConfigError, match=rf"mc_dropout\.passes: {passes} "):
-            fit_method(setting, f"mc_dropout:dropout=0.1:members=2:passes={passes}")
+            fit_method(context, f"mc_dropout:dropout=0.1:members=2:passes={passes}")
     with pytest.raises(ConfigError, match=r"mc_dropout\.members: 0 is less than 1"):
-        fit_method(setting, "mc_dropout:dropout=0.1:members=0")
+        fit_method(context, "mc_dropout:dropout=0.1:members=0")
     with pytest.raises(ConfigError, match=r"few_shot\.num_shots: 1000 is more than the \d+ training rows"):
-        fit_method(setting, "few_shot:num_shots=1000")
+        fit_method(context, "few_shot:num_shots=1000")
     for name, message in {
         "swag:scale=.inf": r"swag\.scale: inf",
         "swag:lr_factor=.nan": r"swag\.lr_factor: nan",
@@ -240,36 +240,36 @@ def test_refusals(make_setting):
         "laplace:precisions=[.inf]": r"laplace\.precisions: \(inf,\)",
     }.items():
         with pytest.raises(ConfigError, match=message):
-            fit_method(setting, name)
+            fit_method(context, name)
     with pytest.raises(ConfigError, match=r"method 'lora_ensembel' is unknown; did you mean 'lora_ensemble'\?"):
-        fit_method(setting, "lora_ensembel")
+        fit_method(context, "lora_ensembel")
     with pytest.raises(ConfigError, match=r"wrapper 'temprature' is unknown"):
-        fit_method(setting, "one_lora+temprature")
+        fit_method(context, "one_lora+temprature")
     with pytest.raises(ConfigError, match=r"method 'one_lora': its settings are a .*mc_dropout\.Config, not its own"):
-        fit_method(setting, "one_lora", mc_dropout.Config())
+        fit_method(context, "one_lora", mc_dropout.Config())
 
 
 @pytest.mark.parametrize("method", ["snapshot", "swag"])
-def test_a_rate_at_which_decay_overshoots_is_refused(make_setting, method):
-    setting, _ = make_setting(regularize={"weight_decay_b": 50.0}, train={"lr": 0.01})
+def test_a_rate_at_which_decay_overshoots_is_refused(make_context, method):
+    context, _ = make_context(regularize={"weight_decay_b": 50.0}, train={"lr": 0.01})
     with pytest.raises(ConfigError, match=rf"{method}\.lr_factor: with train\.lr times 3, .* must be below 1"):
-        fit_method(setting, f"{method}:lr_factor=3")
+        fit_method(context, f"{method}:lr_factor=3")
 
 
-def test_adapters_that_are_not_finite_are_no_method(make_setting, monkeypatch):
+def test_adapters_that_are_not_finite_are_no_method(make_context, monkeypatch):
     """As of a draw from a posterior that is too wide for the number format."""
-    setting, _ = make_setting()
+    context, _ = make_context()
     draws = swag.SwagMoments.draws
     monkeypatch.setattr(swag.SwagMoments, "draws", lambda *arguments: draws(*arguments) * float("inf"))
     with pytest.raises(TrainingError, match=r"adapter 0 after the fit: diverged: largest parameter (nan|inf)"):
-        fit_method(setting, "swag")
+        fit_method(context, "swag")
 
 
 @pytest.mark.parametrize("name", ["swag:scale=1e300", "batch_ensemble:spread=1e38", "laplace:precisions=[1,1e300]"])
-def test_settings_beyond_float32_are_refused(make_setting, name):
-    setting, _ = make_setting()
+def test_settings_beyond_float32_are_refused(make_context, name):
+    context, _ = make_context()
     with pytest.raises(ConfigError, match=r"\+\d+ is more than 1e\+30; what is computed"):
-        fit_method(setting, name)
+        fit_method(context, name)
 
 
 def test_a_name_carries_settings_of_the_method_and_of_its_wrappers():

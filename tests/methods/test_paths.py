@@ -26,32 +26,32 @@ def fitted_values(monkeypatch):
     return lambda: kept["training"]
 
 
-def test_snapshots_are_points_on_one_path_at_the_ends_of_the_cycles(make_setting, fitted_values):
-    setting, _ = make_setting(train={"epochs": 3})
-    fitted = snapshot.fit(setting, snapshot.Config())
+def test_snapshots_are_points_on_one_path_at_the_ends_of_the_cycles(make_context, fitted_values):
+    context, _ = make_context(train={"epochs": 3})
+    fitted = snapshot.fit(context, snapshot.Config())
     found = fitted_values()
     trainer = found.trainer
     assert trainer.state.step == trainer.num_steps
     assert trainer.schedules[0].ends[-1] == trainer.num_steps
     assert len({row.numpy().tobytes() for row in found.values}) == 3
-    one = one_lora.fit(setting, one_lora.Config()).cost
+    one = one_lora.fit(context, one_lora.Config()).cost
     assert (fitted.cost.tokens, fitted.cost.fit_base_passes) == (one.tokens, one.fit_base_passes)
     assert fitted.cost.parameters == 3 * one.parameters
 
 
-def test_a_single_snapshot_is_one_lora_on_a_cosine_schedule(make_setting):
+def test_a_single_snapshot_is_one_lora_on_a_cosine_schedule(make_context):
     settings = {"train": {"schedule": "cosine", "warmup": 0.0, "keep": "last"}, "adapt": {"members": 1}}
-    setting, test = make_setting(**settings)
-    one = one_lora.fit(setting, one_lora.Config()).predict(test, "test").log_probs_MEC
-    np.testing.assert_array_equal(snapshot.fit(setting, snapshot.Config()).predict(test, "test").log_probs_MEC, one)
+    context, test = make_context(**settings)
+    one = one_lora.fit(context, one_lora.Config()).predict(test, "test").log_probs_MEC
+    np.testing.assert_array_equal(snapshot.fit(context, snapshot.Config()).predict(test, "test").log_probs_MEC, one)
 
 
-def test_members_of_the_last_layer_ensemble_share_everything_below(make_setting, fitted_values):
-    setting, _ = make_setting(adapt={"layers": "all"}, regularize={"weight_decay_b": 1.0})
-    fitted = last_layer.fit(setting, last_layer.Config())
+def test_members_of_the_last_layer_ensemble_share_everything_below(make_context, fitted_values):
+    context, _ = make_context(adapt={"layers": "all"}, regularize={"weight_decay_b": 1.0})
+    fitted = last_layer.fit(context, last_layer.Config())
     found = fitted_values()
-    columns = training.last_layer_columns(found.session.model)
-    names = {piece.name for piece in found.session.model.bank.slices if columns[piece.start]}
+    columns = training.last_layer_columns(found.pipeline.model)
+    names = {piece.name for piece in found.pipeline.model.adapters.slices if columns[piece.start]}
     assert names == {"model.layers.2.self_attn.q_proj", "model.layers.2.self_attn.v_proj"}
     values = found.values
     assert torch.equal(values[:, ~columns], values[:1, ~columns].expand(3, -1))
@@ -60,63 +60,63 @@ def test_members_of_the_last_layer_ensemble_share_everything_below(make_setting,
     assert fitted.cost.parameters == num_columns + 2 * int(columns.sum())
 
 
-def test_last_layer_members_with_one_order_and_one_start_are_one_lora(make_setting):
+def test_last_layer_members_with_one_order_and_one_start_are_one_lora(make_context):
     """With nothing left to differ in, the mean gradient is every member's own."""
     settings = {"train": {"keep": "last"}, "adapt": {"same_init": True, "order": "same"}}
-    setting, test = make_setting(dtype="float64", **settings)
-    one = one_lora.fit(setting, one_lora.Config()).predict(test, "test").log_probs_MEC[0]
-    found = last_layer.fit(setting, last_layer.Config()).predict(test, "test").log_probs_MEC
+    context, test = make_context(dtype="float64", **settings)
+    one = one_lora.fit(context, one_lora.Config()).predict(test, "test").log_probs_MEC[0]
+    found = last_layer.fit(context, last_layer.Config()).predict(test, "test").log_probs_MEC
     np.testing.assert_allclose(found, np.broadcast_to(one, found.shape), rtol=0, atol=1e-6)
 
 
-def test_the_best_epoch_is_kept_for_all_members_at_once(make_setting, fitted_values):
-    setting, _ = make_setting("questions", train={"epochs": 4, "lr": 0.05})
-    last_layer.fit(setting, last_layer.Config())
+def test_the_best_epoch_is_kept_for_all_members_at_once(make_context, fitted_values):
+    context, _ = make_context("questions", train={"epochs": 4, "lr": 0.05})
+    last_layer.fit(context, last_layer.Config())
     found = fitted_values()
-    rows = setting.val
-    kept = found.session.predict_members(rows, "val").log_probs_MEC
+    rows = context.val
+    kept = found.pipeline.predict_members(rows, "val").log_probs_MEC
     nll = -kept[:, np.arange(len(rows)), [row.answer for row in rows]].mean()
-    last, _ = make_setting("questions", train={"epochs": 4, "lr": 0.05, "keep": "last"})
+    last, _ = make_context("questions", train={"epochs": 4, "lr": 0.05, "keep": "last"})
     last_layer.fit(last, last_layer.Config())
-    after = fitted_values().session.predict_members(rows, "val").log_probs_MEC
+    after = fitted_values().pipeline.predict_members(rows, "val").log_probs_MEC
     assert nll <= -after[:, np.arange(len(rows)), [row.answer for row in rows]].mean()
     assert found.values.ne(
         fitted_values().values
     ).any()  # made-up answers cannot be learned: later epochs only over-fit
 
 
-def test_controls_cost_what_the_ensemble_costs(make_setting):
-    setting, _ = make_setting()
-    ensemble = lora_ensemble.fit(setting, lora_ensemble.Config()).cost
-    long = fit_method(setting, "long_training").cost
+def test_controls_cost_what_the_ensemble_costs(make_context):
+    context, _ = make_context()
+    ensemble = lora_ensemble.fit(context, lora_ensemble.Config()).cost
+    long = fit_method(context, "long_training").cost
     assert long.tokens == ensemble.tokens
     assert long.parameters * 3 == ensemble.parameters
-    assert fit_method(setting, "high_rank").cost.parameters == ensemble.parameters
-    assert fit_method(setting, "one_lora").cost.tokens * 3 == ensemble.tokens
+    assert fit_method(context, "high_rank").cost.parameters == ensemble.parameters
+    assert fit_method(context, "one_lora").cost.tokens * 3 == ensemble.tokens
 
 
-def test_what_stays_when_the_rank_grows(make_setting, monkeypatch):
-    setting, _ = make_setting()
+def test_what_stays_when_the_rank_grows(make_context, monkeypatch):
+    context, _ = make_context()
     seen = []
     original = high_rank.train_members
 
-    def train_members(setting, meter, config):
+    def train_members(context, meter, config):
         seen.append(config.adapt)
-        return original(setting, meter, config)
+        return original(context, meter, config)
 
     monkeypatch.setattr(high_rank, "train_members", train_members)
     for keep in ("lora_alpha", "scaling"):
-        high_rank.fit(setting, high_rank.Config(keep=keep))
-    adapt = setting.config.adapt
+        high_rank.fit(context, high_rank.Config(keep=keep))
+    adapt = context.config.adapt
     assert [(a.r, a.members) for a in seen] == [(6, 1), (6, 1)]
     assert seen[0].lora_alpha == adapt.lora_alpha
     assert seen[1].scaling == pytest.approx(adapt.scaling)
 
 
-def test_refusals(make_setting):
-    setting, _ = make_setting(adapt={"layers": "last:1"})
+def test_refusals(make_context):
+    context, _ = make_context(adapt={"layers": "last:1"})
     with pytest.raises(ConfigError, match=r"last_layer: adapt\.layers 'last:1' is one layer"):
-        last_layer.fit(setting, last_layer.Config())
-    short, _ = make_setting(adapt={"members": 30})
+        last_layer.fit(context, last_layer.Config())
+    short, _ = make_context(adapt={"members": 30})
     with pytest.raises(ConfigError, match="snapshot: 12 optimizer steps are too few for 30 snapshots"):
         snapshot.fit(short, snapshot.Config())

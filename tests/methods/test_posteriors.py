@@ -38,28 +38,28 @@ def test_when_iterates_are_taken(first, num_steps, number, wanted):
     assert swag._collected(first, num_steps, number) == wanted
 
 
-def test_without_covariance_swag_is_the_mean_of_the_iterates(make_setting, last_training):
-    setting, test = make_setting(dtype="float64")
-    fitted = swag.fit(setting, swag.Config(scale=0.0, iterates=3, start=0.5))
+def test_without_covariance_swag_is_the_mean_of_the_iterates(make_context, last_training):
+    context, test = make_context(dtype="float64")
+    fitted = swag.fit(context, swag.Config(scale=0.0, iterates=3, start=0.5))
     values = last_training().values
     assert torch.equal(values, values[:1].expand_as(values))
-    usual = setting.config.train
+    usual = context.config.train
     path = []
-    other = training.start(setting, training.Meter(), setting.config)
+    other = training.start(context, training.Meter(), context.config)
     training.only_first_member(other)
     plain = other.trainer.schedules[0]
     other.trainer.schedules[0] = lambda step: plain(step) if step < 6 else usual.lr * 0.5
-    training.train_steps(setting, other, lambda step: path.append(other.values[0].clone()))
+    training.train_steps(context, other, lambda step: path.append(other.values[0].clone()))
     mean = torch.stack([path[7], path[9], path[11]]).mean(dim=0)
     torch.testing.assert_close(values[0], mean, rtol=1e-12, atol=1e-12)
     found = fitted.predict(test, "test").log_probs_MEC
     np.testing.assert_allclose(found[0], found[1], rtol=0, atol=1e-9)  # each on other rows of one product
 
 
-def test_swag_stores_mean_variance_and_deviations(make_setting):
-    setting, _ = make_setting()
-    one = fit_method(setting, "one_lora").cost
-    cost = swag.fit(setting, swag.Config(iterates=6, rank=4)).cost
+def test_swag_stores_mean_variance_and_deviations(make_context):
+    context, _ = make_context()
+    one = fit_method(context, "one_lora").cost
+    cost = swag.fit(context, swag.Config(iterates=6, rank=4)).cost
     assert cost.parameters == (2 + 4) * one.parameters
     assert (cost.tokens, cost.fit_base_passes) == (one.tokens, one.fit_base_passes)
 
@@ -74,9 +74,9 @@ VARIANTS = [
 
 
 @pytest.mark.parametrize("config", VARIANTS, ids=lambda c: f"{c.structure}-{c.layers}-{c.predictive}-{c.prior}")
-def test_every_laplace(make_setting, config):
-    setting, test = make_setting("questions")
-    fitted = laplace.fit(setting, config)
+def test_every_laplace(make_context, config):
+    context, test = make_context("questions")
+    fitted = laplace.fit(context, config)
     found = fitted.predict(test, "test")
     assert found.num_members == (20 if config.predictive == "linearized" else 3)
     np.testing.assert_allclose(np.exp(found.log_probs_MEC).sum(axis=-1), 1, rtol=0, atol=1e-6)
@@ -87,51 +87,51 @@ def test_every_laplace(make_setting, config):
 
 
 @pytest.mark.parametrize("predictive", ["linearized", "draws"])
-def test_under_a_narrow_prior_laplace_is_the_one_lora(make_setting, predictive):
-    setting, test = make_setting(dtype="float64")
-    one = one_lora.fit(setting, one_lora.Config()).predict(test, "test").log_probs_MEC
+def test_under_a_narrow_prior_laplace_is_the_one_lora(make_context, predictive):
+    context, test = make_context(dtype="float64")
+    one = one_lora.fit(context, one_lora.Config()).predict(test, "test").log_probs_MEC
     gaps = []
     for precision in (1e6, 1e8, 1e10):
-        fitted = laplace.fit(setting, laplace.Config(predictive=predictive, precisions=(precision,), draws=5))
+        fitted = laplace.fit(context, laplace.Config(predictive=predictive, precisions=(precision,), draws=5))
         gaps.append(np.abs(fitted.predict(test, "test").log_probs_MEC - one).max())
     assert gaps[0] > 1e-4
     # first order in the draws' size, which falls tenfold each time
     np.testing.assert_allclose([gaps[0] / gaps[1], gaps[1] / gaps[2]], 10, rtol=0.05)
 
 
-def test_the_linear_model_is_the_models_tangent(make_setting):
+def test_the_linear_model_is_the_models_tangent(make_context):
     """Doubling a small step quadruples the distance between the linear model and the model itself."""
-    setting, test = make_setting("questions", dtype="float64")
-    trained = training.train_first_member(setting, training.Meter(), setting.config)
-    columns = torch.ones_like(trained.session.model.bank.is_B)
+    context, test = make_context("questions", dtype="float64")
+    trained = training.train_first_member(context, training.Meter(), context.config)
+    columns = torch.ones_like(trained.pipeline.model.adapters.is_B)
     start = trained.values.clone()
     noise = torch.randn(1, start.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    rows = trained.session.encode(test).rows
+    rows = trained.pipeline.encode(test).rows
     curved = []
-    before = trained.session.predict_members(test, "test").log_probs_MEC[0]
+    before = trained.pipeline.predict_members(test, "test").log_probs_MEC[0]
     present = np.isfinite(before)
     for size in (2e-4, 4e-4):
         flat = laplace.DiagonalLaplace(torch.zeros(start.shape[1], dtype=torch.float64))
-        state = laplace._Linearized(trained.session, columns, flat, noise)
+        state = laplace._Linearized(trained.pipeline, columns, flat, noise)
         linear = state.log_probs(rows, [1 / size**2])[0, 0]
         trained.values.copy_(start + size * noise)
-        real = trained.session.predict_members(test, "test").log_probs_MEC[0]
+        real = trained.pipeline.predict_members(test, "test").log_probs_MEC[0]
         trained.values.copy_(start)
         curved.append(np.abs(real[present] - linear[present]).max())
         assert curved[-1] < 0.05 * np.abs(real[present] - before[present]).max()
     assert curved[1] / curved[0] == pytest.approx(4, rel=0.1)
 
 
-def test_validation_chooses_the_precision_with_the_lowest_nll(make_setting):
-    setting, _ = make_setting("questions")
+def test_validation_chooses_the_precision_with_the_lowest_nll(make_context):
+    context, _ = make_context("questions")
     precisions = (1.0, 100.0, 1e4, 1e6)
     config = laplace.Config(precisions=precisions, draws=20)
     scores = {}
     for precision in precisions:
-        only = laplace.fit(setting, dataclasses.replace(config, precisions=(precision,)))
-        found = only.predict(setting.val, "val")
+        only = laplace.fit(context, dataclasses.replace(config, precisions=(precision,)))
+        found = only.predict(context.val, "val")
         scores[precision] = nll(mixture_log_probs(found.log_probs_MEC), found.labels)
-    fitted = laplace.fit(setting, config)
+    fitted = laplace.fit(context, config)
     assert fitted.chosen["prior_precision"] == min(scores, key=scores.get)
     assert bool(fitted.notes) == (fitted.chosen["prior_precision"] in (1.0, 1e6))
 
@@ -150,27 +150,27 @@ def test_a_precision_at_a_bound_is_noted():
     assert "largest that is looked at" in laplace._at_bound(1e8, evidence)[0]
 
 
-def test_over_the_last_layer_draws_leave_the_layers_below_alone(make_setting, last_training):
-    setting, _ = make_setting()
-    laplace.fit(setting, laplace.Config(layers="last", predictive="draws"))
+def test_over_the_last_layer_draws_leave_the_layers_below_alone(make_context, last_training):
+    context, _ = make_context()
+    laplace.fit(context, laplace.Config(layers="last", predictive="draws"))
     trained = last_training()
-    columns = training.last_layer_columns(trained.session.model)
+    columns = training.last_layer_columns(trained.pipeline.model)
     assert torch.equal(trained.values[:, ~columns], trained.values[:1, ~columns].expand(3, -1))
     assert len({row.numpy().tobytes() for row in trained.values[:, columns]}) == 3
 
 
-def test_refusals(make_setting, monkeypatch):
-    setting, _ = make_setting()
+def test_refusals(make_context, monkeypatch):
+    context, _ = make_context()
     with pytest.raises(ConfigError, match=r"swag\.start: 1\.0 is not in \[0, 1\)"):
-        swag.fit(setting, swag.Config(start=1.0))
+        swag.fit(context, swag.Config(start=1.0))
     with pytest.raises(ConfigError, match=r"swag: 1 optimizer steps after swag\.start 0\.95 are too few"):
-        swag.fit(setting, swag.Config(start=0.95))
+        swag.fit(context, swag.Config(start=0.95))
     with pytest.raises(ConfigError, match=r"swag\.rank: 1 is less than 2"):
-        swag.fit(setting, swag.Config(rank=1))
+        swag.fit(context, swag.Config(rank=1))
     with pytest.raises(ConfigError, match=r"laplace\.draws: 0 is less than 1"):
-        laplace.fit(setting, laplace.Config(draws=0))
+        laplace.fit(context, laplace.Config(draws=0))
     with pytest.raises(ConfigError, match=r"laplace\.precisions: \(0\.0,\)"):
-        laplace.fit(setting, laplace.Config(precisions=(0.0,)))
-    monkeypatch.setattr(laplace, "MOST_NUMBERS", 1000)
+        laplace.fit(context, laplace.Config(precisions=(0.0,)))
+    monkeypatch.setattr(laplace, "MAX_NUMBERS", 1000)
     with pytest.raises(ConfigError, match=r"laplace\.structure: the whole curvature of 48 training rows"):
-        laplace.fit(setting, laplace.Config(structure="full"))
+        laplace.fit(context, laplace.Config(structure="full"))

@@ -12,10 +12,10 @@ from lorchestra.nn.packing import Item, pack
 
 def alone(model, row, c):
     """Log-probability of one choice and its gradient by member 0, from one row in a pass of its own."""
-    model.bank.zero_grad()
+    model.adapters.zero_grad()
     log_probs = model.log_probs(pack([Item(0, row)]))
     log_probs[0, c].backward()
-    return log_probs[0, c].item(), model.bank.grad[0].clone()
+    return log_probs[0, c].item(), model.adapters.grad[0].clone()
 
 
 @pytest.mark.parametrize("kind", ["letters", "texts"])
@@ -23,10 +23,10 @@ def alone(model, row, c):
 @pytest.mark.parametrize("cached", [True, False])
 def test_packed_rows_have_the_gradients_of_each_row_alone(tiny_ensemble, make_rows, kind, layers, cached):
     model = tiny_ensemble(members=3, layers=layers, spread=0.3)
-    model.bank.values.copy_(model.bank.values[:1].expand(3, -1).clone())
+    model.adapters.values.copy_(model.adapters.values[:1].expand(3, -1).clone())
     rows = make_rows(8, kind)
     trunk = TrunkCache(model, rows, 40) if cached and layers != "all" else None
-    columns = torch.ones_like(model.bank.is_B)
+    columns = torch.ones_like(model.adapters.is_B)
     columns[::3] = False
     seen = []
     for batch in row_gradients(model, rows, 40, columns, trunk):
@@ -43,13 +43,13 @@ def test_packed_rows_have_the_gradients_of_each_row_alone(tiny_ensemble, make_ro
                 assert batch.log_probs[b, c].item() == pytest.approx(log_prob, abs=1e-10)
                 torch.testing.assert_close(batch.gradients[b, c], gradient[columns], rtol=1e-8, atol=1e-10)
     assert seen == [row.row for row in rows]
-    model.bank.zero_grad()
+    model.adapters.zero_grad()
 
 
 def test_the_mean_gradient_of_log_probabilities_is_zero(tiny_ensemble, make_rows):
     """A normalized distribution's score has mean zero."""
     model = tiny_ensemble(members=2, spread=0.3)
-    model.bank.values.copy_(model.bank.values[:1].expand(2, -1).clone())
-    for batch in row_gradients(model, make_rows(5), 60, torch.ones_like(model.bank.is_B)):
+    model.adapters.values.copy_(model.adapters.values[:1].expand(2, -1).clone())
+    for batch in row_gradients(model, make_rows(5), 60, torch.ones_like(model.adapters.is_B)):
         mean = (batch.log_probs.exp()[..., None] * batch.gradients).sum(dim=1)
         torch.testing.assert_close(mean, torch.zeros_like(mean), rtol=0, atol=1e-10)

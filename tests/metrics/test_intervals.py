@@ -11,7 +11,7 @@ from scipy import stats
 
 from lorchestra.metrics import intervals
 from lorchestra.metrics import scores as metrics
-from lorchestra.metrics.intervals import LEAST_ROWS, difference_intervals, judge, method_intervals, too_few
+from lorchestra.metrics.intervals import MIN_ROWS, difference_intervals, judge, method_intervals, too_few
 
 FloatArray = NDArray[np.float64]
 SETS = 80
@@ -128,7 +128,7 @@ def test_a_model_without_errors_has_an_interval_of_its_accuracy_and_gap_alone() 
 
 def test_fewer_rows_than_intervals_need_have_none() -> None:
     generator = np.random.default_rng(0)
-    for rows in (1, 5, LEAST_ROWS - 1):
+    for rows in (1, 5, MIN_ROWS - 1):
         distributions, labels = simulate(generator, rows, 2, 1.0)
         scores = {name: metrics.score_rows(log_probs, labels) for name, log_probs in distributions.items()}
         draws = metrics.bootstrap(scores, 50, seed=0)
@@ -140,7 +140,7 @@ def test_fewer_rows_than_intervals_need_have_none() -> None:
             too_few(one)
             == f"No intervals: {'one row' if rows == 1 else f'{rows} rows'} cannot carry one (20 are needed)."
         )
-    distributions, labels = simulate(generator, LEAST_ROWS, 2, 1.0)
+    distributions, labels = simulate(generator, MIN_ROWS, 2, 1.0)
     assert method_intervals(judged_rows(labels, distributions["model"]), seed=0)["accuracy"] is not None
 
 

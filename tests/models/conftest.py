@@ -62,8 +62,8 @@ def tiny_ensemble(tiny_model):
     def build(family="llama", *, dtype=torch.float64, depth=2, base=None, seed=0, **adapt):
         adapt = {"members": 3, "r": 2, "lora_alpha": 4.0} | adapt
         ensemble = EnsembleModel(base or tiny_model(family, dtype=dtype, depth=depth), AdaptConfig(**adapt), seed)
-        noise = torch.randn(ensemble.bank.values.shape, generator=torch.Generator().manual_seed(seed + 1))
-        ensemble.bank.values.add_(0.3 * noise)
+        noise = torch.randn(ensemble.adapters.values.shape, generator=torch.Generator().manual_seed(seed + 1))
+        ensemble.adapters.values.add_(0.3 * noise)
         return ensemble
 
     return build

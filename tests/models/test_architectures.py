@@ -12,7 +12,7 @@ import transformers
 
 from lorchestra.config.adapt import AdaptConfig
 from lorchestra.errors import ConfigError
-from lorchestra.inference.predict import Pass, predict_rows
+from lorchestra.inference.predict import MemberPass, predict_rows
 from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.models.gguf import quiet_transformers
 from lorchestra.models.patching import decoder_layers
@@ -171,8 +171,8 @@ FRESH = AdaptConfig(members=2, r=2, target_modules="all-linear")
 def ensemble_on(base, **adapt):
     """Two members with adapters large enough to see."""
     ensemble = EnsembleModel(base, replace(FRESH, lora_alpha=4.0, **adapt), seed=0)
-    noise = torch.randn(ensemble.bank.values.shape, generator=torch.Generator().manual_seed(1))
-    ensemble.bank.values.add_(0.2 * noise)
+    noise = torch.randn(ensemble.adapters.values.shape, generator=torch.Generator().manual_seed(1))
+    ensemble.adapters.values.add_(0.2 * noise)
     return ensemble
 
 
@@ -184,9 +184,9 @@ def gradients(ensemble, batch, hidden=None):
     """Log-probabilities, and the gradient of the answers' negative log-probability."""
     log_probs = ensemble.log_probs(batch, hidden)
     answers = torch.tensor([item.example.answer for item in batch.items])
-    ensemble.bank.zero_grad()
+    ensemble.adapters.zero_grad()
     (-log_probs[torch.arange(len(answers)), answers].sum()).backward()
-    return log_probs.detach(), ensemble.bank.grad.clone()
+    return log_probs.detach(), ensemble.adapters.grad.clone()
 
 
 def stock_log_probs(model, row):
@@ -222,7 +222,7 @@ def test_packed_members_are_peft_models_one_by_one(name, tmp_path):
     ensemble = ensemble_on(copy.deepcopy(base), target_modules=family.targets, use_rslora=True)
     check_readable(ensemble)
     log_probs, _ = gradients(ensemble, batch_of(0, 1))
-    save_members(tmp_path, ensemble, ensemble.bank.values, "base")
+    save_members(tmp_path, ensemble, ensemble.adapters.values, "base")
     config = json.loads((tmp_path / "member_00" / "adapter_config.json").read_text())
     assert config["fan_in_fan_out"] is (name == "gpt2")
     for member in range(2):
@@ -232,7 +232,7 @@ def test_packed_members_are_peft_models_one_by_one(name, tmp_path):
             close(line[: len(wanted)], wanted, family.tolerance)
         sum(-line[row.answer] for line, row in zip(expected, ROWS, strict=True)).backward()
         grads = {key: p.grad for key, p in model.named_parameters() if p.requires_grad}
-        for module, leaves in ensemble.bank.parameters.items():
+        for module, leaves in ensemble.adapters.parameters.items():
             for which, group in zip("AB", leaves, strict=True):
                 wanted = grads.pop(f"base_model.model.{module}.lora_{which}.default.weight")
                 assert wanted.abs().max() > 1e-4
@@ -246,7 +246,7 @@ def test_the_probe_passes_and_trunk_and_top_are_the_whole(name):
     family = FAMILIES[name]
     assert probe(ensemble_on(family.build())) < 1e-6
     ensemble = ensemble_on(family.build(torch.float32), layers="last:1")
-    assert {piece.name.rsplit(".", 1)[-1] for piece in ensemble.bank.slices} == set(family.linear)
+    assert {piece.name.rsplit(".", 1)[-1] for piece in ensemble.adapters.slices} == set(family.linear)
     assert probe(ensemble) < 1e-5
     batch = batch_of(0, 1)
     whole, whole_grad = gradients(ensemble, batch)
@@ -287,7 +287,7 @@ def test_a_kept_prefix_is_seen_as_if_it_stood_in_every_row(name):
     rows = [replace(row, prefix=front + row.prefix) for row in ROWS]
     expected = [stock_log_probs(base, row).detach() for row in rows]
     ensemble = ensemble_on(base)
-    found = predict_rows(ensemble, rows, [Pass(BASE), Pass(1), Pass(0)], 30)
+    found = predict_rows(ensemble, rows, [MemberPass(BASE), MemberPass(1), MemberPass(0)], 30)
     for line, wanted in zip(found[0], expected, strict=True):
         close(torch.from_numpy(line[: len(wanted)]), wanted, family.tolerance)
     for index, member in ((1, 1), (2, 0)):
@@ -299,7 +299,7 @@ def test_a_kept_prefix_is_seen_as_if_it_stood_in_every_row(name):
 def test_adapters_stay_float32_on_a_bfloat16_base_of_conv1d():
     ensemble = ensemble_on(FAMILIES["gpt2"].build(torch.bfloat16))
     log_probs, grad = gradients(ensemble, batch_of(0, 1))
-    assert ensemble.bank.values.dtype == grad.dtype == log_probs.dtype == torch.float32
+    assert ensemble.adapters.values.dtype == grad.dtype == log_probs.dtype == torch.float32
     assert grad.abs().max() > 1e-3
 
 
@@ -311,12 +311,12 @@ def test_of_a_composite_model_the_text_part_is_adapted(tmp_path):
     config = transformers.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=1)
     base = transformers.Gemma3ForConditionalGeneration(config).eval()
     ensemble = ensemble_on(copy.deepcopy(base), target_modules=("q_proj", "v_proj"), layers="last:2")
-    adapted = [piece.name for piece in ensemble.bank.slices]
+    adapted = [piece.name for piece in ensemble.adapters.slices]
     assert len(adapted) == 4
     assert all(name.startswith("model.language_model.layers.") for name in adapted)
     assert probe(ensemble) < 1e-5
     check_readable(ensemble)
-    save_members(tmp_path, ensemble, ensemble.bank.values, "base")
+    save_members(tmp_path, ensemble, ensemble.adapters.values, "base")
     model = read_by_peft(base, tmp_path / "member_00")
     layers = [name for name, module in model.named_modules() if isinstance(module, peft.tuners.lora.LoraLayer)]
     assert [name.removeprefix("base_model.model.") for name in layers] == adapted

@@ -37,9 +37,9 @@ def loss_of(log_probs, batch):
 
 
 def gradients(ensemble, batch, hidden=None):
-    ensemble.bank.zero_grad()
+    ensemble.adapters.zero_grad()
     loss_of(ensemble.log_probs(batch, hidden), batch).backward()
-    return ensemble.bank.grad.clone()
+    return ensemble.adapters.grad.clone()
 
 
 def sequences(row):
@@ -81,7 +81,7 @@ def peft_model(base, ensemble, member):
         warnings.simplefilter("ignore")  # peft calls what transformers has deprecated
         model = peft.get_peft_model(copy.deepcopy(base), config, autocast_adapter_dtype=False).eval()
     parameters = dict(model.named_parameters())
-    for name, leaves in ensemble.bank.parameters.items():
+    for name, leaves in ensemble.adapters.parameters.items():
         for which, leaf in zip("AB", (group[member] for group in leaves), strict=True):
             parameters[f"base_model.model.{name}.lora_{which}.default.weight"].data.copy_(leaf)
     return model
@@ -114,7 +114,7 @@ def test_packed_equals_peft_one_by_one_and_padded(request, tiny_model, tiny_ense
                 assert (log_probs[b, len(expected) :] == -math.inf).all()
             sum(-line[example.answer] for line, example in zip(found, examples, strict=True)).backward()
             parameters = dict(model.named_parameters())
-            for name, leaves in ensemble.bank.parameters.items():
+            for name, leaves in ensemble.adapters.parameters.items():
                 for which, leaf in zip("AB", (group[member] for group in leaves), strict=True):
                     expected = parameters[f"base_model.model.{name}.lora_{which}.default.weight"].grad
                     largest = expected.abs().max().item()
@@ -146,7 +146,7 @@ def test_base_items_and_fresh_members_are_the_stock_model(request, tiny_model, k
     found = ensemble.log_probs(batch)
     for b, line in enumerate(expected * 3):
         torch.testing.assert_close(found[b, : len(line)], line, rtol=0, atol=1e-12)
-    ensemble.bank.values.normal_(generator=torch.Generator().manual_seed(0))
+    ensemble.adapters.values.normal_(generator=torch.Generator().manual_seed(0))
     changed = ensemble.log_probs(batch)
     assert torch.equal(changed[: len(rows)], found[: len(rows)])
     assert not torch.isclose(changed[len(rows) :, 0], found[len(rows) :, 0]).any()
@@ -160,7 +160,7 @@ def test_probabilities_sum_to_one_over_each_rows_own_choices(tiny_ensemble, lett
 
 def parameter_bytes(ensemble):
     """Bytes of the distinct storages behind all parameters and buffers, those of the bank included."""
-    tensors = [*ensemble.model.parameters(), *ensemble.model.buffers(), ensemble.bank.values]
+    tensors = [*ensemble.model.parameters(), *ensemble.model.buffers(), ensemble.adapters.values]
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     return sum(storages.values())
 
@@ -179,13 +179,13 @@ def test_base_weights_exist_once(tiny_model, tied):
     # two layers; A: 32 -> 2 twice, B: 2 -> 32 (q) and 2 -> 16 (v), eight bytes each
     one_member = 2 * (2 * 32 * 2 + 2 * 32 + 2 * 16) * 8
     assert sizes[8] - sizes[1] == 7 * one_member
-    assert one_member == ensemble.bank.values[0].nbytes
+    assert one_member == ensemble.adapters.values[0].nbytes
 
 
 def test_only_the_adapters_are_trainable(tiny_ensemble):
     ensemble = tiny_ensemble()
     trainable = {id(p) for p in ensemble.model.parameters() if p.requires_grad}
-    leaves = {id(p) for pair in ensemble.bank.parameters.values() for group in pair for p in group}
+    leaves = {id(p) for pair in ensemble.adapters.parameters.values() for group in pair for p in group}
     assert trainable == leaves
     assert not ensemble.model.training
 
@@ -193,7 +193,7 @@ def test_only_the_adapters_are_trainable(tiny_ensemble):
 @pytest.mark.parametrize(("base_dtype", "adapter_dtype"), [(torch.bfloat16, torch.float32), (torch.float64,) * 2])
 def test_adapters_are_float32_or_wider(tiny_model, letters, base_dtype, adapter_dtype):
     ensemble = EnsembleModel(tiny_model(dtype=base_dtype), AdaptConfig(members=2, r=2), seed=0)
-    assert ensemble.bank.values.dtype == adapter_dtype
+    assert ensemble.adapters.values.dtype == adapter_dtype
     log_probs = ensemble.log_probs(batch_of(letters, range(2)))
     assert log_probs.dtype == torch.promote_types(base_dtype, torch.float32)
 
@@ -229,7 +229,7 @@ def test_trunk_is_the_stock_hidden_states_whatever_the_member_and_its_adapter(ti
     for item, piece in zip(items, hidden[0].split([item.example.num_tokens for item in items]), strict=True):
         stock = base(torch.tensor([item.example.prefix]), output_hidden_states=True).hidden_states[2][0]
         torch.testing.assert_close(piece, stock, rtol=0, atol=1e-12)
-    ensemble.bank.values.normal_()
+    ensemble.adapters.values.normal_()
     assert torch.equal(ensemble.trunk(batch), hidden)
 
 
@@ -308,7 +308,7 @@ def test_a_nan_row_packed_first_reaches_no_other_row(tiny_model, letters, texts)
         base.model.embed_tokens.weight[poisoned] = float("nan")
         base.lm_head.weight = nn.Parameter(base.lm_head.weight.clone(), requires_grad=False)
     ensemble = EnsembleModel(base, AdaptConfig(members=3, r=2, dropout=0.2), seed=0)
-    ensemble.bank.values.add_(0.1)
+    ensemble.adapters.values.add_(0.1)
     bad = EncodedExample(99, (1, poisoned, 2), ((3, 4), (5,)), 0)
     clean = [Item(m, row, 10 * m + row.row) for m in (1, 2) for row in rows]
     with_bad = pack([Item(0, bad, 1), *clean])
@@ -326,7 +326,7 @@ def test_a_nan_member_packed_first_reaches_nobody(tiny_ensemble, letters):
     ensemble = tiny_ensemble()
     batch = batch_of(letters, range(3))
     expected, pure = ensemble.log_probs(batch), gradients(ensemble, batch)
-    ensemble.bank.values[0] = float("nan")
+    ensemble.adapters.values[0] = float("nan")
     found, dirty = ensemble.log_probs(batch), gradients(ensemble, batch)
     first = sum(item.member == 0 for item in batch.items)
     assert found[:first, 0].isnan().all()
@@ -349,7 +349,7 @@ def test_a_failed_pass_leaves_no_trace(tiny_ensemble, letters):
 
 def test_initial_a_derives_from_run_seed_and_member(tiny_model):
     def start(seed=0, **adapt):
-        return EnsembleModel(tiny_model(), AdaptConfig(r=2, **adapt), seed).bank.values
+        return EnsembleModel(tiny_model(), AdaptConfig(r=2, **adapt), seed).adapters.values
 
     three, five = start(members=3), start(members=5)
     assert torch.equal(three, five[:3])
@@ -367,8 +367,8 @@ def test_whatever_the_start_members_differ_and_are_the_base(tiny_model, letters,
     for member in range(3):
         found = ensemble.log_probs(pack([Item(member, row) for row in rows]))
         torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
-    assert len({tuple(line.tolist()) for line in ensemble.bank.values}) == 3
-    assert ensemble.bank.values[:, ensemble.bank.is_B].any() == (how == "orthogonal")
+    assert len({tuple(line.tolist()) for line in ensemble.adapters.values}) == 3
+    assert ensemble.adapters.values[:, ensemble.adapters.is_B].any() == (how == "orthogonal")
 
 
 def test_an_orthogonal_start_needs_an_even_rank(tiny_model):
@@ -377,8 +377,8 @@ def test_an_orthogonal_start_needs_an_even_rank(tiny_model):
 
 
 def test_initial_a_of_a_layer_does_not_depend_on_which_others_are_adapted(tiny_model):
-    every = EnsembleModel(tiny_model(depth=3), AdaptConfig(members=2, r=2), 0).bank
-    top = EnsembleModel(tiny_model(depth=3), AdaptConfig(members=2, r=2, layers="last:1"), 0).bank
+    every = EnsembleModel(tiny_model(depth=3), AdaptConfig(members=2, r=2), 0).adapters
+    top = EnsembleModel(tiny_model(depth=3), AdaptConfig(members=2, r=2, layers="last:1"), 0).adapters
     assert set(top.parameters) < set(every.parameters)
     for name, (As, _) in top.parameters.items():
         assert all(torch.equal(a, b) for a, b in zip(As, every.parameters[name][0], strict=True))
@@ -386,7 +386,7 @@ def test_initial_a_of_a_layer_does_not_depend_on_which_others_are_adapted(tiny_m
 
 def test_adapters_are_named_as_in_the_model(tiny_ensemble):
     """PEFT's names for them, on which seeds and saved files rest."""
-    names = tiny_ensemble(depth=4, layers="[1, 3]", target_modules=("v_proj", "q_proj")).bank.parameters
+    names = tiny_ensemble(depth=4, layers="[1, 3]", target_modules=("v_proj", "q_proj")).adapters.parameters
     assert list(names) == [f"model.layers.{i}.self_attn.{which}_proj" for i in (1, 3) for which in "qv"]
 
 
@@ -423,7 +423,7 @@ def test_members_that_do_not_fit_into_memory_are_named(tiny_model, monkeypatch, 
     def full(*arguments, **options):
         raise error
 
-    monkeypatch.setattr("lorchestra.models.ensemble.AdapterBank", full)
+    monkeypatch.setattr("lorchestra.models.ensemble.StackedAdapters", full)
     with pytest.raises(ConfigError, match=r"adapt\.members: 3 members of rank 8 do not fit into the memory of cpu"):
         EnsembleModel(tiny_model(), AdaptConfig(members=3), seed=0)
 
@@ -431,7 +431,7 @@ def test_members_that_do_not_fit_into_memory_are_named(tiny_model, monkeypatch, 
 def test_start_of_a_scaled_and_of_b_drawn(tiny_model):
     """The same draw of A times the scale, and a B of that spread in place of zeros, another for each member."""
     plain, scaled, drawn = (
-        EnsembleModel(tiny_model(), AdaptConfig(members=2, r=2, **settings), seed=0).bank
+        EnsembleModel(tiny_model(), AdaptConfig(members=2, r=2, **settings), seed=0).adapters
         for settings in ({}, {"init_scale": 5.0}, {"init_std_b": 0.02})
     )
     torch.testing.assert_close(scaled.values, 5 * plain.values)

@@ -207,11 +207,11 @@ def test_checkpointing_gives_the_same_gradients(tiny_ensemble, packed, layers):
     grads = []
     for checkpointing, wanted in ((False, 1), (True, 2)):
         ensemble.slot.checkpointing = checkpointing
-        ensemble.bank.zero_grad()
+        ensemble.adapters.zero_grad()
         runs.clear()
         loss(ensemble, batch, hidden).backward()
         assert len(runs) == wanted
-        grads.append(ensemble.bank.grad.clone())
+        grads.append(ensemble.adapters.grad.clone())
     assert grads[0].abs().max() > 0.1
     assert torch.equal(*grads)
 
@@ -224,8 +224,8 @@ def test_checkpointed_layers_are_recomputed_with_their_own_packing(tiny_ensemble
     if interleaved == "other batch without dropout":
         other = pack([Item(item.member, item.example) for item in batch.items])
     loss(ensemble, batch).backward()
-    expected = ensemble.bank.grad.clone()
-    ensemble.bank.zero_grad()
+    expected = ensemble.adapters.grad.clone()
+    ensemble.adapters.zero_grad()
     ensemble.slot.checkpointing = True
     first = loss(ensemble, batch)
     if interleaved == "trunk":
@@ -234,7 +234,7 @@ def test_checkpointed_layers_are_recomputed_with_their_own_packing(tiny_ensemble
         with torch.no_grad():
             ensemble.log_probs(other)
     first.backward()
-    assert torch.equal(ensemble.bank.grad, expected)
+    assert torch.equal(ensemble.adapters.grad, expected)
     assert ensemble.slot.packing is None
 
 
@@ -242,15 +242,15 @@ def test_two_checkpointed_passes_can_be_backpropagated_in_any_order(tiny_ensembl
     ensemble = tiny_ensemble(depth=2, dropout=0.4)
     expected = []
     for batch in packed:
-        ensemble.bank.zero_grad()
+        ensemble.adapters.zero_grad()
         loss(ensemble, batch).backward()
-        expected.append(ensemble.bank.grad.clone())
+        expected.append(ensemble.adapters.grad.clone())
     ensemble.slot.checkpointing = True
     losses = [loss(ensemble, batch) for batch in packed]
     for index in (0, 1):
-        ensemble.bank.zero_grad()
+        ensemble.adapters.zero_grad()
         losses[index].backward()
-        torch.testing.assert_close(ensemble.bank.grad, expected[index], rtol=0, atol=1e-12)
+        torch.testing.assert_close(ensemble.adapters.grad, expected[index], rtol=0, atol=1e-12)
 
 
 class LiveBytes(TorchDispatchMode):

@@ -19,10 +19,10 @@ def on(base, **adapt):
 
 def test_it_leaves_the_model_as_it_was(tiny_ensemble, letters):
     ensemble = tiny_ensemble(depth=3, layers="last:1")
-    name, values = ensemble.model.config._attn_implementation, ensemble.bank.values.clone()
+    name, values = ensemble.model.config._attn_implementation, ensemble.adapters.values.clone()
     assert probe(ensemble) < 1e-12
     assert ensemble.model.config._attn_implementation == name
-    assert torch.equal(ensemble.bank.values, values)
+    assert torch.equal(ensemble.adapters.values, values)
     assert ensemble.slot.packing is None
 
 

@@ -131,7 +131,7 @@ def test_peft_adapts_the_same_modules_from_a_saved_member(
     ensemble = tiny_ensemble(
         base=copy.deepcopy(base), members=2, r=4, target_modules=targets, layers=layers, use_rslora=True
     )
-    save_members(tmp_path, ensemble, ensemble.bank.values, "base")
+    save_members(tmp_path, ensemble, ensemble.adapters.values, "base")
     config = json.loads((tmp_path / "member_01" / "adapter_config.json").read_text())
     assert config["target_modules"] == saved
     assert config["layers_to_transform"] == saved_layers
@@ -141,14 +141,14 @@ def test_peft_adapts_the_same_modules_from_a_saved_member(
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`")
         model = peft.PeftModel.from_pretrained(base, tmp_path / "member_01")
-    assert peft_adapted(model) == [piece.name for piece in ensemble.bank.slices]
-    layer = model.get_submodule(f"base_model.model.{ensemble.bank.slices[0].name}")
+    assert peft_adapted(model) == [piece.name for piece in ensemble.adapters.slices]
+    layer = model.get_submodule(f"base_model.model.{ensemble.adapters.slices[0].name}")
     assert layer.scaling["default"] == ensemble.adapt.scaling == 4.0 / 2.0
     fresh = tiny_ensemble(
         base=tiny_model(depth=3, dtype=torch.float32), members=2, r=4, target_modules=targets, layers=layers
     )
-    load_member(fresh.bank, 1, tmp_path / "member_01")
-    assert torch.equal(fresh.bank.values[1], ensemble.bank.values[1])
+    load_member(fresh.adapters, 1, tmp_path / "member_01")
+    assert torch.equal(fresh.adapters.values[1], ensemble.adapters.values[1])
 
 
 def test_names_that_peft_would_find_elsewhere_are_saved_whole(tiny_model, tiny_ensemble):
@@ -157,7 +157,7 @@ def test_names_that_peft_would_find_elsewhere_are_saved_whole(tiny_model, tiny_e
     base.vision = nn.ModuleDict({"layers": nn.ModuleList([nn.ModuleDict({"q_proj": nn.Linear(2, 2)})])})
     ensemble = tiny_ensemble(base=base, target_modules=("q_proj",))
     config = peft_config(ensemble, "base")
-    assert config.target_modules == names(range(2), ["self_attn.q_proj"]) == [s.name for s in ensemble.bank.slices]
+    assert config.target_modules == names(range(2), ["self_attn.q_proj"]) == [s.name for s in ensemble.adapters.slices]
     assert config.layers_to_transform is None
 
 

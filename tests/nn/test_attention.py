@@ -6,7 +6,7 @@ import torch
 
 from lorchestra.nn import packing as layout
 from lorchestra.nn.attention import make_attention, packed_attention, varlen_attention
-from lorchestra.nn.kv_cache import KeptPrefix
+from lorchestra.nn.kv_cache import PrefixCache
 from lorchestra.nn.lora import PackingSlot
 from lorchestra.nn.packing import Packing, Segment
 
@@ -101,7 +101,7 @@ AFTER_KEPT = packing_from(
     Segment(2, 4, (0,), 4),
     Segment(4, 8, (), 9),
     Segment(8, 11),
-    prefix=KeptPrefix((1, 2, 3)),
+    prefix=PrefixCache((1, 2, 3)),
 )
 OWN = [3, 4, 5, 6, *range(10, 17)]
 
@@ -151,8 +151,8 @@ UNCAPPED = {name: options for name, options in OPTIONS.items() if not {"softcap"
 def runs(request, monkeypatch):
     """All segments in one call of the kernel, or at most two and few copies at a time."""
     if request.param != "one run":
-        monkeypatch.setattr(layout, "_MOST_SEGMENTS", 2)
-        monkeypatch.setattr(layout, "_MOST_COPIES", 0.5)
+        monkeypatch.setattr(layout, "_MAX_SEGMENTS", 2)
+        monkeypatch.setattr(layout, "_MAX_COPIES", 0.5)
     return request.param
 
 
@@ -187,7 +187,7 @@ def test_a_kernel_of_variable_lengths_sees_a_kept_prefix(options, runs, randn):
 def test_runs_hold_every_segment_once_and_bound_what_is_put_together():
     """A thousand rows behind a kept prefix of 500 tokens: 13 tokens of keys for one of the batch, were it one run."""
     segments = tuple(Segment(40 * row, 40 * row + 40, (), 0) for row in range(1000))
-    packing = packing_from(*segments, prefix=KeptPrefix(tuple(range(500))))
+    packing = packing_from(*segments, prefix=PrefixCache(tuple(range(500))))
     assert [n for run in packing.runs for n in range(1000)[run.segments]] == list(range(1000))
     assert [n for run in packing.runs for n in range(40_000)[run.tokens]] == list(range(40_000))
     assert all(int(run.keys[-1]) <= 3 * 40_000 for run in packing.runs)

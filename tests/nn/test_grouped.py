@@ -113,8 +113,8 @@ def test_saves_no_more_than_input_low_rank_product_and_adapters(build, packing_o
         lora(x)
     own = {t.untyped_storage().data_ptr() for t in (x, lora.weight, lora.base.bias)}
     extra = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in saved}
-    adapters = 2 * 8 * (I + O) * 2  # two members, the rank rounded up to 8
-    assert sum(n for pointer, n in extra.items() if pointer not in own) <= 40 * 8 * 2 + adapters + 2 * 4
+    adapter_settings = 2 * 8 * (I + O) * 2  # two members, the rank rounded up to 8
+    assert sum(n for pointer, n in extra.items() if pointer not in own) <= 40 * 8 * 2 + adapter_settings + 2 * 4
 
 
 def test_checkpointing_forgets_the_input(build, packing_of, randn, monkeypatch):

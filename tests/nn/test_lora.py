@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lorchestra.nn.adapters import AdapterBank
+from lorchestra.nn.adapters import StackedAdapters
 from lorchestra.nn.dropout import keep_mask, token_keys
 from lorchestra.nn.lora import MemberLoRALinear, PackingSlot, _Dropout, _PackedLoRA
 from lorchestra.nn.optimizer import MemberAdamW
@@ -199,15 +199,15 @@ def test_zero_padding_is_a_lower_rank_and_stays_zero(packing_of, randn):
     trained = {}
     A0, B0 = randn(2, I), randn(O, 2)
     for rank in (2, 5):
-        bank = AdapterBank(1, rank, [("q", I, O)], dtype=torch.float64)
-        (A,), (B,) = bank.parameters["q"]
+        adapters = StackedAdapters(1, rank, [("q", I, O)], dtype=torch.float64)
+        (A,), (B,) = adapters.parameters["q"]
         A.data[:2], B.data[:, :2] = A0, B0
         lora = MemberLoRALinear(base, [A], [B], scaling=[3.0], dropout=[0.2], slot=PackingSlot(), name="q")
-        optimizer = MemberAdamW(bank.values, bank.is_B, [0.5])
+        optimizer = MemberAdamW(adapters.values, adapters.is_B, [0.5])
         for _ in range(15):
-            bank.zero_grad()
+            adapters.zero_grad()
             (run(lora, packing, x) - target).square().mean().backward()
-            optimizer.step(bank.grad, [0.05], [0])
+            optimizer.step(adapters.grad, [0.05], [0])
         trained[rank] = A.detach(), B.detach()
     A, B = trained[5]
     assert not A[2:].any()

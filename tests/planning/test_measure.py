@@ -44,7 +44,7 @@ def test_the_pass_that_is_measured_leaves_nothing_alive(tiny_ensemble):
     """Saved outputs of a node, kept by that node, would be a cycle through C++, which no collection finds."""
     model = tiny_ensemble(depth=2)
     saved_bytes(model, batch_of(3), None)
-    gone = weakref.ref(model.bank.parameters[next(iter(model.bank.parameters))][0][0])
+    gone = weakref.ref(model.adapters.parameters[next(iter(model.adapters.parameters))][0][0])
     weight = weakref.ref(next(model.model.parameters()))
     del model
     gc.collect()
@@ -66,11 +66,11 @@ def test_bytes_a_token(tiny_ensemble):
 def test_calibration_changes_no_member_and_gives_every_rate(make_trainer, layers, members):
     """Also with more members planned than made: spans go to those that are there."""
     trainer = make_trainer(layers=layers, dtype=torch.float32)
-    before = trainer.model.bank.values.clone()
+    before = trainer.model.adapters.values.clone()
     planned = plan_workload(trainer, members, 60)
     said = []
     found = calibrate(trainer, planned.largest, planned.batches, 60, 0.05, None, said.append)
-    assert torch.equal(trainer.model.bank.values, before)
+    assert torch.equal(trainer.model.adapters.values, before)
     rates = found.rates
     assert min(rates.train_s, rates.evaluate_s, rates.update_s) > 0
     assert (rates.trunk_s > 0) == (layers == "last:1")

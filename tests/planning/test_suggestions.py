@@ -3,10 +3,10 @@ import dataclasses
 import pytest
 
 from lorchestra.planning.estimate import Footprint
-from lorchestra.planning.suggestions import Setting, remedies
+from lorchestra.planning.suggestions import SuggestionInputs, suggest
 
-NOW = Setting(
-    footprint=Footprint(process=10, base=20, adapters=40, training=160, activations=800, trunk=0),
+NOW = SuggestionInputs(
+    footprint=Footprint(process=10, base=20, adapter_settings=40, training=160, activations=800, trunk=0),
     limit=530,
     members=10,
     token_budget=800,
@@ -21,7 +21,7 @@ NOW = Setting(
 
 
 def found(setting):
-    return {remedy.option: (remedy.value, remedy.peak, remedy.fits) for remedy in remedies(setting)}
+    return {remedy.option: (remedy.value, remedy.peak, remedy.fits) for remedy in suggest(setting)}
 
 
 def test_each_change_is_as_small_as_will_do():

@@ -83,8 +83,8 @@ def test_a_sample_of_steps_and_members_is_near_the_whole(
 ):
     trainer = make_trainer(rows=(make_rows(90), make_rows(30, seed=1)), train={"epochs": 3})
     whole = plan_workload(trainer, 24, 30)
-    monkeypatch.setattr(lorchestra.planning.workload, "_MOST_MEMBERS", most_members)
-    monkeypatch.setattr(lorchestra.planning.workload, "_MOST_ITEMS", most_items)
+    monkeypatch.setattr(lorchestra.planning.workload, "_MAX_MEMBERS", most_members)
+    monkeypatch.setattr(lorchestra.planning.workload, "_MAX_ITEMS", most_items)
     part = plan_workload(trainer, 24, 30)
     assert len(part.batches) < len(whole.batches) * 0.6
     assert part.tokens_per_epoch == whole.tokens_per_epoch

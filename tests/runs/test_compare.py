@@ -13,7 +13,7 @@ from lorchestra.errors import CheckpointError, ConfigError, DataError
 from lorchestra.methods.contract import Silent
 from lorchestra.methods.registry import METHODS, fit_method
 from lorchestra.metrics.evaluation import evaluate_predictions
-from lorchestra.runs.compare import compare_methods, method_setting, read_left_out
+from lorchestra.runs.compare import compare_methods, method_context, read_left_out
 from lorchestra.runs.rows import read_rows
 from lorchestra.store.predictions import load_predictions
 from lorchestra.training.callbacks import Interrupted
@@ -65,11 +65,11 @@ def count_fits(monkeypatch):
         for name in names:
             plain = METHODS[name]
 
-            def fit(setting, settings, name=name, plain=plain):
+            def fit(context, settings, name=name, plain=plain):
                 fits[name] += 1
                 if fits[name] > 1:
                     slower()
-                return plain.fit(setting, settings)
+                return plain.fit(context, settings)
 
             monkeypatch.setitem(METHODS, name, dataclasses.replace(plain, fit=fit))
         return fits
@@ -91,10 +91,10 @@ def test_results_are_those_of_fitting_by_hand(config, tmp_path):
     results = compare_methods(config, NAMES, tmp_path / "out")
     assert [result["name"] for result in results] == NAMES
     task = read_rows(config.data, config.train.seed).task
-    setting = method_setting(config, task)
+    context = method_context(config, task)
     ensemble = saved(tmp_path / "out", "lora_ensemble")
     for name, result in zip(NAMES, results, strict=True):
-        fitted = fit_method(setting, name)
+        fitted = fit_method(context, name)
         test, val = fitted.predict(task.splits["test"], "test"), fitted.predict(task.splits["val"], "val")
         np.testing.assert_array_equal(saved(tmp_path / "out", name).log_probs_MEC, test.log_probs_MEC)
         np.testing.assert_array_equal(saved(tmp_path / "out", name, "val").log_probs_MEC, val.log_probs_MEC)
@@ -284,6 +284,6 @@ def test_what_is_left_open_is_settled_once(config, tmp_path, monkeypatch):
     (result,) = compare_methods(left_open, ["zero_shot"], out)
     assert result["config"]["data"]["scoring"] in ("letter", "text")
     assert result["config"]["train"]["token_budget"] == 640
-    monkeypatch.setattr("lorchestra.runs.compare.build_session", None)
+    monkeypatch.setattr("lorchestra.runs.compare.build_pipeline", None)
     again = compare_methods(left_open, ["zero_shot"], out)
     assert again == [result]

@@ -186,7 +186,7 @@ def test_adapters_of_other_values_are_refused(run_copy, make, message):
 
 def test_adapters_of_another_precision_are_taken(run_copy):
     other_tensors(run_copy, lambda t: t.to(torch.bfloat16))
-    assert load_run(run_copy).session.model.num_members == 2
+    assert load_run(run_copy).pipeline.model.num_members == 2
 
 
 def test_a_run_whose_members_all_failed_is_refused(run_copy):

@@ -67,7 +67,7 @@ def test_what_early_exit_would_save_is_what_it_saves(trained, rule):
     run = trained()
     entry = evaluate_run(run, early_exit=rule)
     rows = run.read(run.config.data.test, require_answer=True)
-    found = run.session.predict_early(rows, "test", rule)
+    found = run.pipeline.predict_early(rows, "test", rule)
     used = found.members_used
     assert entry["early_exit"]["mean_members"] == used.mean()
     assert entry["early_exit"]["histogram"] == [int((used == k).sum()) for k in (1, 2, 3)]
@@ -104,9 +104,9 @@ def test_the_base_alone_is_what_members_were_before_training(trained):
     """Zero-shot through the trained ensemble's model: adapters off."""
     run = trained()
     rows = run.read(run.config.data.test, require_answer=True)
-    found = zero_shot.predict(run.session, rows, "test").log_probs_MEC[0]
-    run.session.model.bank.values.zero_()
-    np.testing.assert_allclose(run.session.predict_members(rows, "test").log_probs_MEC[1], found, rtol=0, atol=1e-5)
+    found = zero_shot.predict(run.pipeline, rows, "test").log_probs_MEC[0]
+    run.pipeline.model.adapters.values.zero_()
+    np.testing.assert_allclose(run.pipeline.predict_members(rows, "test").log_probs_MEC[1], found, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("adapt", [{}, {"layers": "last:1"}], ids=["all layers", "last layer"])
@@ -115,7 +115,7 @@ def test_the_base_rides_in_the_members_pass(trained, adapt):
     run = trained(adapt=adapt, evaluate={"few_shot": 0})
     test, val = (run.read(path, require_answer=True) for path in (run.config.data.test, run.config.data.val))
     tokens = []
-    first = run.session.model.model.model.layers[0].mlp
+    first = run.pipeline.model.model.model.layers[0].mlp
     first.register_forward_hook(lambda module, args, output: tokens.append(args[0].shape[1]))
 
     def fed(work):
@@ -124,9 +124,9 @@ def test_the_base_rides_in_the_members_pass(trained, adapt):
         return sum(tokens)
 
     members, base = [], []
-    with_members = fed(lambda: members.append(run.session.predict_members(test, "test")))
-    alone = fed(lambda: base.append(zero_shot.predict(run.session, test, "test")))
-    validation = fed(lambda: run.session.predict_members(val, "val"))
+    with_members = fed(lambda: members.append(run.pipeline.predict_members(test, "test")))
+    alone = fed(lambda: base.append(zero_shot.predict(run.pipeline, test, "test")))
+    validation = fed(lambda: run.pipeline.predict_members(val, "val"))
     whole = fed(lambda: evaluate_run(run))
     assert alone > 0
     assert whole == with_members + validation if adapt else whole <= with_members + alone + validation

@@ -39,9 +39,9 @@ def test_an_export_is_the_members_and_the_card(finished, tmp_path):
 def assert_merged_equals_members(root, out, texts, reference_log_probs):
     trained = load_run(root)
     examples = trained.read(texts, require_answer=False)
-    rows = trained.session.encode(examples).rows
-    found = trained.session.predict_members(examples, "new").log_probs_MEC
-    for m in range(trained.session.model.num_members):
+    rows = trained.pipeline.encode(examples).rows
+    found = trained.pipeline.predict_members(examples, "new").log_probs_MEC
+    for m in range(trained.pipeline.model.num_members):
         merged, info = transformers.AutoModelForCausalLM.from_pretrained(
             out / f"merged_{m:02d}", dtype=torch.float32, output_loading_info=True
         )

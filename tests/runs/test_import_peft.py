@@ -51,15 +51,15 @@ def test_members_answer_as_peft_alone_does(
     folders = [peft_folder(f"adapter{m}", seed=m, **one) for m, one in enumerate(settings)]
     run = import_run(folders, tmp_path / "run", data=data)
     trained = load_run(run.root)
-    assert trained.session.model.trunk_layers == (0 if layers is None else 1)
+    assert trained.pipeline.model.trunk_layers == (0 if layers is None else 1)
     examples = trained.read(texts_csv("new.csv", 5, seed=9), require_answer=False)
-    found = trained.session.predict_members(examples, "new").log_probs_MEC
+    found = trained.pipeline.predict_members(examples, "new").log_probs_MEC
     members = [run.root / f"members/member_{m:02d}" for m in range(3)]
     for m, folders_m in enumerate(zip(folders, members, strict=True)):
         for folder in folders_m:  # the folder given, and its copy in the run
             base = transformers.AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
             peft = PeftModel.from_pretrained(base, str(folder)).eval()
-            for e, row in enumerate(trained.session.encode(examples).rows):
+            for e, row in enumerate(trained.pipeline.encode(examples).rows):
                 expected = reference_log_probs(peft, row)
                 torch.testing.assert_close(torch.tensor(found[m, e]).float(), expected, rtol=0, atol=1e-4)
     assert np.abs(found[0] - found[1]).max() > 0.01
@@ -97,7 +97,7 @@ def test_scoring_and_threads_are_settled_as_in_a_training(mixed, questions_jsonl
     run = import_run(mixed[:1], tmp_path / "run", data=data, say=said.append)
     assert any("scoring answers by text" in text for text in said)
     trained = load_run(run.root)
-    assert (trained.labels, trained.session.scoring) == (None, "text")
+    assert (trained.labels, trained.pipeline.scoring) == (None, "text")
     assert evaluate_run(trained)["num_members"] == 1
 
 
@@ -106,31 +106,31 @@ def test_what_a_member_lacks_stays_zero_under_training_and_what_was_learned_can_
 ):
     """A loop of one's own over imported members of unlike shapes, saved as PEFT folders and imported again."""
     trained = load_run(import_run(mixed, tmp_path / "run", data=data).root)
-    ensemble, bank = trained.as_module(), trained.session.model.bank
+    ensemble, adapters = trained.as_module(), trained.pipeline.model.adapters
     examples = trained.read(data.train, require_answer=True)[:8]
     rows = ensemble.encode(examples)
     answers = torch.tensor([row.answer for row in rows])
-    start = bank.values.clone()
+    start = adapters.values.clone()
     optimizer = torch.optim.AdamW(ensemble.parameters(), lr=0.01)
     for _ in range(3):
         optimizer.zero_grad()
         (-ensemble(rows)[:, torch.arange(8), answers].mean(dim=1)).sum().backward()
         optimizer.step()
     for m, rank in enumerate((2, 5, 8)):
-        for piece in bank.slices:
-            A, B = (bank.view(bank.values[m], piece, which) for which in ("A", "B"))
+        for piece in adapters.slices:
+            A, B = (adapters.view(adapters.values[m], piece, which) for which in ("A", "B"))
             assert not A[rank:].any()
             assert not B[:, rank:].any()
-    assert torch.equal(bank.values == 0, start == 0)
-    assert (bank.values != start).any(dim=1).all()
+    assert torch.equal(adapters.values == 0, start == 0)
+    assert (adapters.values != start).any(dim=1).all()
 
     ensemble.save_pretrained(tmp_path / "learned")
     with pytest.raises(CheckpointError, match="exists already"):
         ensemble.save_pretrained(tmp_path / "learned")
     again = load_run(import_run(sorted((tmp_path / "learned").iterdir()), tmp_path / "again", data=data).root)
     new = again.read(texts_csv("new.csv", 5, seed=9), require_answer=False)
-    expected = trained.session.predict_members(new, "new").log_probs_MEC
-    found = again.session.predict_members(new, "new").log_probs_MEC
+    expected = trained.pipeline.predict_members(new, "new").log_probs_MEC
+    found = again.pipeline.predict_members(new, "new").log_probs_MEC
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 

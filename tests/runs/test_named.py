@@ -191,7 +191,7 @@ def test_a_run_goes_on_with_the_rows_from_another_place(named_config, make_task,
 def test_training_rows_are_not_shown_with_their_answers_before_they_are_asked(trained):
     run, _ = trained
     said = []
-    run.session.say = said.append
+    run.pipeline.say = said.append
     assert "base_few_shot" not in evaluate_run(run, split="train")["baselines"]
     assert any("every training row is among the evaluated ones" in text for text in said)
 

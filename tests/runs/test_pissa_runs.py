@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 
 from lorchestra.config.data import DataConfig
 from lorchestra.errors import ConfigError
-from lorchestra.inference.predict import Pass
+from lorchestra.inference.predict import MemberPass
 from lorchestra.nn.packing import BASE
-from lorchestra.runs.build import build_session
+from lorchestra.runs.build import build_pipeline
 from lorchestra.runs.ensemble import load_run
 from lorchestra.runs.export import export_run
 from lorchestra.runs.import_peft import import_run
@@ -38,8 +38,8 @@ def test_peft_reads_members_as_plain_lora(run_config, texts_csv, tiny_base, refe
     trained = load_run(root)
     adapt = trained.config.adapt
     examples = trained.read(texts_csv("new.csv", 6, seed=9), require_answer=False)
-    found = trained.session.predict_members(examples, "new").log_probs_MEC
-    zero_shot = trained.session.predict(examples, [Pass(BASE)], "new").log_probs_MEC[0]
+    found = trained.pipeline.predict_members(examples, "new").log_probs_MEC
+    zero_shot = trained.pipeline.predict(examples, [MemberPass(BASE)], "new").log_probs_MEC[0]
     assert min(np.abs(found[m] - zero_shot).max() for m in range(3)) > 0.05
     stock = transformers.AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
     for m, member in enumerate(json.loads((root / "ensemble.json").read_text())["members"]):
@@ -50,7 +50,7 @@ def test_peft_reads_members_as_plain_lora(run_config, texts_csv, tiny_base, refe
         assert (member["r"], member["scaling"]) == (6, adapt.scaling)
         base = transformers.AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
         peft = PeftModel.from_pretrained(base, str(folder)).eval()
-        for e, row in enumerate(trained.session.encode(examples).rows):
+        for e, row in enumerate(trained.pipeline.encode(examples).rows):
             expected = reference_log_probs(peft, row)
             torch.testing.assert_close(torch.tensor(found[m, e]).float(), expected, rtol=0, atol=1e-4)
         read = {name.replace(".base_layer", ""): weight for name, weight in peft.base_model.model.named_parameters()}
@@ -63,14 +63,14 @@ def test_exports_merge_and_come_back(run_config, texts_csv, tiny_base, reference
     out = export_run(root, tmp_path / "out", card="", merge=True)
     trained = load_run(root)
     examples = trained.read(texts_csv("new.csv", 5, seed=9), require_answer=False)
-    found = trained.session.predict_members(examples, "new").log_probs_MEC
+    found = trained.pipeline.predict_members(examples, "new").log_probs_MEC
     merged = transformers.AutoModelForCausalLM.from_pretrained(out / "merged_01", dtype=torch.float32).eval()
-    for e, row in enumerate(trained.session.encode(examples).rows):
+    for e, row in enumerate(trained.pipeline.encode(examples).rows):
         expected = reference_log_probs(merged, row)
         torch.testing.assert_close(torch.tensor(found[1, e]).float(), expected, rtol=0, atol=1e-4)
     folders = [out / f"member_{m:02d}" for m in range(3)]
     import_run(folders, tmp_path / "imported", data=DataConfig(train=str(texts), scoring="text"))
-    again = load_run(tmp_path / "imported").session.predict_members(examples, "new").log_probs_MEC
+    again = load_run(tmp_path / "imported").pipeline.predict_members(examples, "new").log_probs_MEC
     np.testing.assert_allclose(again, found, rtol=0, atol=1e-6)
 
 
@@ -101,8 +101,8 @@ def test_points_with_and_without_in_one_pass_equal_each_alone(run_config, texts_
 def test_a_fresh_module_is_refused_and_a_finished_run_is_plain_lora(run_config, texts_csv, tmp_path):
     config = run_config(texts_csv(), adapt=PISSA)
     rows = read_rows(config.data, config.train.seed).task
-    session, _ = build_session(config, rows.name, rows.labels, rows.splits["train"], lambda text: None)
+    pipeline, _ = build_pipeline(config, rows.name, rows.labels, rows.splits["train"], lambda text: None)
     with pytest.raises(ConfigError, match=r"adapt\.init_lora_weights: pissa freezes half of each adapter"):
-        EnsembleModule(session)
+        EnsembleModule(pipeline)
     module = load_run(train_run(config, tmp_path / "run").run.root).as_module()
     assert {p.shape[0] for name, p in module.named_parameters() if "lora_A" in name} == {6}

@@ -14,7 +14,7 @@ import lorchestra.runs.plan
 from lorchestra.config.data import PromptConfig
 from lorchestra.errors import ConfigError
 from lorchestra.planning.budget import settle_budget
-from lorchestra.runs.build import build_session
+from lorchestra.runs.build import build_pipeline
 from lorchestra.runs.plan import plan_run
 from lorchestra.runs.rows import read_rows
 from lorchestra.runs.train import train_run
@@ -107,10 +107,10 @@ def settled(run_config, texts_csv):
         config = run_config(texts_csv(), **settings)
         rows = read_rows(config.data, 0)
         train = rows.task.splits["train"]
-        session, _ = build_session(config, rows.task.name, rows.task.labels, train, lambda text: None)
+        pipeline, _ = build_pipeline(config, rows.task.name, rows.task.labels, train, lambda text: None)
         said = []
-        encoded = [session.encode(rows.task.splits[split]).rows for split in ("train", "val")]
-        return settle_budget(config, session, TrainingRows(*encoded), said.append), said
+        encoded = [pipeline.encode(rows.task.splits[split]).rows for split in ("train", "val")]
+        return settle_budget(config, pipeline, TrainingRows(*encoded), said.append), said
 
     return settle
 

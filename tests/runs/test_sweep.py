@@ -124,11 +124,11 @@ def test_a_point_is_a_run_as_any_other(config, sweep):
     for name, rank in (("r=2", 2), ("r=4", 4)):
         run = load_run(outcome.root / "runs" / name)
         assert run.config.adapt.r == rank
-        assert [own.r for own in run.session.model.adapters] == [rank, rank]
+        assert [own.r for own in run.pipeline.model.adapter_settings] == [rank, rank]
         events = [json.loads(line) for line in run.run.events.read_text().splitlines()]
         assert {len(event["loss"]) for event in events if event["event"] == "step"} == {2}
         saved = load_predictions(run.run.predictions / "reviews.test.safetensors")
-        again = run.session.predict_members(run.read(run.config.data.test, require_answer=True), "test")
+        again = run.pipeline.predict_members(run.read(run.config.data.test, require_answer=True), "test")
         np.testing.assert_allclose(saved.log_probs_MEC, again.log_probs_MEC, rtol=0, atol=1e-6)
 
 

@@ -21,7 +21,7 @@ from lorchestra.config.data import PromptConfig
 from lorchestra.config.mappings import read_recipe
 from lorchestra.config.run import RunConfig
 from lorchestra.errors import CheckpointError, ConfigError, DataError, TrainingError
-from lorchestra.models.init import member_adapters
+from lorchestra.models.init import make_adapter_settings
 from lorchestra.runs.ensemble import load_run
 from lorchestra.runs.train import train_run
 from lorchestra.store.atomic import sha256_file
@@ -30,7 +30,7 @@ from lorchestra.training.callbacks import Interrupted
 from lorchestra.types import Example
 
 
-def adapters(root):
+def adapter_settings(root):
     """The bytes of all members' weights."""
     files = sorted((root / "members").glob("member_*/adapter_model.safetensors"))
     return [file.read_bytes() for file in files]
@@ -57,7 +57,7 @@ def test_the_run_directory_holds_the_contract(run_config, texts_csv, tmp_path):
     assert record["task"] == "reviews"
     assert [member["state"] for member in record["members"]] == ["finished"] * 3
     assert len({member["seed"] for member in record["members"]}) == 3
-    assert len(set(adapters(root))) == 3
+    assert len(set(adapter_settings(root))) == 3
     splits = json.loads((root / "splits.json").read_text())
     ids = [name for split in splits.values() for name in split["ids"]]
     assert len(ids) == len(set(ids)) == 50
@@ -79,7 +79,7 @@ def test_the_saved_configuration_is_resolved_and_repeats_the_run(run_config, tex
     assert saved.train.token_budget == 640
     assert saved.base.threads == torch.get_num_threads()
     second = train_run(saved, tmp_path / "second").run
-    assert adapters(first.root) == adapters(second.root)
+    assert adapter_settings(first.root) == adapter_settings(second.root)
 
 
 @pytest.mark.parametrize("layers", ["all", "last:1"])
@@ -91,8 +91,8 @@ def test_peft_reproduces_each_members_logits(run_config, texts_csv, tiny_base, r
     root = train_run(run_config(texts_csv(), adapt=adapt), tmp_path / "run").run.root
     trained = load_run(root)
     examples = trained.read(texts_csv("new.csv", 6, seed=9), require_answer=False)
-    found = trained.session.predict_members(examples, "new").log_probs_MEC
-    encoded = trained.session.encode(examples).rows
+    found = trained.pipeline.predict_members(examples, "new").log_probs_MEC
+    encoded = trained.pipeline.encode(examples).rows
     for m in range(3):
         base = transformers.AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
         peft = PeftModel.from_pretrained(base, str(root / f"members/member_{m:02d}")).eval()
@@ -124,7 +124,7 @@ def test_a_run_interrupted_over_and_over_ends_with_the_same_bytes(run_config, te
         else:
             break
     assert stops >= 3
-    assert adapters(root) == adapters(whole)
+    assert adapter_settings(root) == adapter_settings(whole)
     steps = [[json.loads(line) for line in (r / "events.jsonl").read_text().splitlines()] for r in (whole, root)]
     plain = [[(e["step"], e["loss"]) for e in events if e["event"] == "step"] for events in steps]
     assert plain[0] == plain[1]  # nothing is logged twice
@@ -147,7 +147,7 @@ def test_trunks_in_a_file_give_the_same_bytes_and_are_gone_in_the_end(run_config
         train_run(config, root, if_exists="resume", should_stop=StopAfter(1))
     assert {path: path.stat().st_mtime_ns for path in files} == files
     train_run(config, root, if_exists="resume")
-    assert adapters(root) == adapters(whole)
+    assert adapter_settings(root) == adapter_settings(whole)
     assert not list((root / "resume").glob("trunk-*"))
     told = [e for e in map(json.loads, (root / "events.jsonl").read_text().splitlines()) if e["event"] == "trunk_dtype"]
     assert {event["dtype"] for event in told} == {dtype} - {"auto"}
@@ -159,10 +159,12 @@ def test_a_run_in_half_precision_is_another_and_interrupted_in_memory_the_same(r
     for dtype in ("auto", "bfloat16"):
         config = run_config(texts_csv(), adapt={"layers": "last:1", "trunk_dtype": dtype})
         roots[dtype] = train_run(config, tmp_path / dtype).run.root
-    assert adapters(roots["auto"]) != adapters(roots["bfloat16"])
+    assert adapter_settings(roots["auto"]) != adapter_settings(roots["bfloat16"])
     with pytest.raises(Interrupted):
         train_run(config, tmp_path / "run", should_stop=StopAfter(9))
-    assert adapters(train_run(config, tmp_path / "run", if_exists="resume").run.root) == adapters(roots["bfloat16"])
+    assert adapter_settings(train_run(config, tmp_path / "run", if_exists="resume").run.root) == adapter_settings(
+        roots["bfloat16"]
+    )
 
 
 def in_float64(config):
@@ -207,7 +209,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before_in_force(
     said = []
     train_run(config, root, if_exists="resume", say=said.append)
     assert any("after step 3 of 10" in text for text in said)
-    assert adapters(root) == adapters(whole)
+    assert adapter_settings(root) == adapter_settings(whole)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "missing", "record"])
@@ -337,7 +339,7 @@ def test_a_checkpoint_of_an_earlier_version_is_resumed(stopped, texts_csv, run_c
 
     rewrite_checkpoint(root, forget)
     train_run(config, root, if_exists="resume")
-    assert adapters(root) == adapters(train_run(config, tmp_path / "whole").run.root)
+    assert adapter_settings(root) == adapter_settings(train_run(config, tmp_path / "whole").run.root)
 
 
 def test_a_run_directory_appears_with_its_configuration(run_config, texts_csv, tmp_path, monkeypatch):
@@ -354,18 +356,18 @@ def test_a_run_directory_appears_with_its_configuration(run_config, texts_csv, t
     assert not root.exists()
     monkeypatch.undo()
     train_run(config, root, if_exists="resume")
-    assert len(adapters(root)) == 3
+    assert len(adapter_settings(root)) == 3
 
 
 def test_a_directory_that_another_process_made_meanwhile_is_left_alone(run_config, texts_csv, tmp_path, monkeypatch):
-    original, root = lorchestra.runs.train.build_session, tmp_path / "run"
+    original, root = lorchestra.runs.train.build_pipeline, tmp_path / "run"
 
     def slow(*arguments, **settings):
         root.mkdir()
         (root / "config.yaml").write_text("theirs")
         return original(*arguments, **settings)
 
-    monkeypatch.setattr("lorchestra.runs.train.build_session", slow)
+    monkeypatch.setattr("lorchestra.runs.train.build_pipeline", slow)
     with pytest.raises(CheckpointError, match="another process has just made it"):
         train_run(run_config(texts_csv()), root)
     assert [path.name for path in root.iterdir()] == ["config.yaml"]
@@ -382,7 +384,7 @@ def test_a_file_where_the_members_should_go_is_refused_and_kept(stopped):
 def test_an_existing_run_is_never_overwritten(run_config, texts_csv, tmp_path):
     config, root = run_config(texts_csv()), tmp_path / "run"
     train_run(config, root)
-    before = adapters(root)
+    before = adapter_settings(root)
     with pytest.raises(CheckpointError, match="--if-exists"):
         train_run(config, root)
     outcome = train_run(config, root, if_exists="new")
@@ -390,7 +392,7 @@ def test_an_existing_run_is_never_overwritten(run_config, texts_csv, tmp_path):
     said = []
     assert train_run(config, root, if_exists="resume", say=said.append).run.root == root
     assert "finished already" in said[-1]
-    assert adapters(root) == before
+    assert adapter_settings(root) == before
 
 
 def test_a_directory_that_is_no_run_is_left_alone(run_config, texts_csv, tmp_path):
@@ -455,7 +457,7 @@ def test_a_failed_member_is_left_out_of_the_ensemble(run_config, texts_csv, tmp_
     trained = load_run(root, said.append)
     assert said == [f"member 1 failed and is left out: {reason}"]
     assert trained.members == (0, 2)
-    assert trained.session.model.num_members == 2
+    assert trained.pipeline.model.num_members == 2
     for m in (0, 2):  # packing without member 1 changes rounding, nothing else
         ours, theirs = (
             safetensors.torch.load_file(r / f"members/member_{m:02d}/adapter_model.safetensors") for r in (root, whole)
@@ -511,22 +513,22 @@ def test_a_row_longer_than_the_context_is_named_and_can_be_dropped_or_cut(run_co
 
 def test_members_of_their_own_ranks_are_recorded_and_read_again(run_config, texts_csv, tmp_path, monkeypatch):
     """Ranks 1, 4 and 2 on one base: each folder holds its own, and the run predicts what the trainer trained."""
-    original, trained = lorchestra.runs.train.build_session, []
+    original, trained = lorchestra.runs.train.build_pipeline, []
 
-    def build_session(config, *arguments, **unused):
-        own = member_adapters(config.adapt, config.train.seed)
-        adapters = [dataclasses.replace(a, r=r, scaling=8 / r) for a, r in zip(own, (1, 4, 2), strict=True)]
-        session, resolved = original(config, *arguments, adapters=adapters)
-        trained.append(session)
-        return session, resolved
+    def build_pipeline(config, *arguments, **unused):
+        own = make_adapter_settings(config.adapt, config.train.seed)
+        adapter_settings = [dataclasses.replace(a, r=r, scaling=8 / r) for a, r in zip(own, (1, 4, 2), strict=True)]
+        pipeline, resolved = original(config, *arguments, adapter_settings=adapter_settings)
+        trained.append(pipeline)
+        return pipeline, resolved
 
-    monkeypatch.setattr(lorchestra.runs.train, "build_session", build_session)
+    monkeypatch.setattr(lorchestra.runs.train, "build_pipeline", build_pipeline)
     root = train_run(run_config(texts_csv(), train={"keep": "last"}), tmp_path / "run").run.root
     _, record = read_ensemble(root)
     assert [(member["r"], member["scaling"]) for member in record["members"]] == [(1, 8.0), (4, 2.0), (2, 4.0)]
     loaded = load_run(root)
-    assert torch.equal(loaded.session.model.bank.values, trained[0].model.bank.values)
+    assert torch.equal(loaded.pipeline.model.adapters.values, trained[0].model.adapters.values)
     rows = [Example("", f"good {n}", ("no", "yes"), None) for n in range(4)]
-    found, wanted = (session.predict_members(rows, "test").log_probs_MEC for session in (loaded.session, trained[0]))
+    found, wanted = (pipeline.predict_members(rows, "test").log_probs_MEC for pipeline in (loaded.pipeline, trained[0]))
     assert (found == wanted).all()
     assert abs(wanted[0] - wanted[1]).max() > 1e-4

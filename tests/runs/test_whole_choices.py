@@ -14,9 +14,9 @@ import yaml
 
 from lorchestra.config.adapt import BaseConfig
 from lorchestra.errors import CheckpointError
-from lorchestra.inference.predict import Pass
+from lorchestra.inference.predict import MemberPass
 from lorchestra.nn.packing import BASE
-from lorchestra.runs.build import build_session
+from lorchestra.runs.build import build_pipeline
 from lorchestra.runs.ensemble import load_run
 from lorchestra.runs.train import train_run
 from lorchestra.types import Example
@@ -36,9 +36,11 @@ def test_scores_are_those_of_whole_strings_with_their_ends(run_config, tiny_base
     """Against transformers alone: one unpacked forward pass a string, in float64."""
     config = run_config(tmp_path / "none.csv", data={"normalize": normalize})
     config = dataclasses.replace(config, base=BaseConfig(name=str(tiny_base), dtype="float64"))
-    session, _ = build_session(config, "t", PREFIXES, ROWS, print)
-    found = session.predict(ROWS, [Pass(BASE)], "test").log_probs_MEC[0]
-    shown = session.predict(ROWS, [Pass(BASE)], "test", shots=[Example("s", "a song", PREFIXES, 1)]).log_probs_MEC[0]
+    pipeline, _ = build_pipeline(config, "t", PREFIXES, ROWS, print)
+    found = pipeline.predict(ROWS, [MemberPass(BASE)], "test").log_probs_MEC[0]
+    shown = pipeline.predict(
+        ROWS, [MemberPass(BASE)], "test", shots=[Example("s", "a song", PREFIXES, 1)]
+    ).log_probs_MEC[0]
     model = transformers.AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float64)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_base)
 

@@ -58,11 +58,11 @@ def _widen_norms(model):
 def tiny_ensemble(tiny_model):
     """Builds an ensemble on a tiny base; `spread` moves all parameters away from where training starts."""
 
-    def build(dtype=torch.float64, depth=2, seed=0, spread=0.0, adapters=None, **adapt):
+    def build(dtype=torch.float64, depth=2, seed=0, spread=0.0, adapter_settings=None, **adapt):
         config = AdaptConfig(**{"members": 3, "r": 2} | adapt)
-        ensemble = EnsembleModel(tiny_model(dtype, depth), config, seed, adapters)
-        noise = torch.randn(ensemble.bank.values.shape, generator=torch.Generator().manual_seed(seed + 1))
-        ensemble.bank.values.add_(spread * noise)
+        ensemble = EnsembleModel(tiny_model(dtype, depth), config, seed, adapter_settings)
+        noise = torch.randn(ensemble.adapters.values.shape, generator=torch.Generator().manual_seed(seed + 1))
+        ensemble.adapters.values.add_(spread * noise)
         return ensemble
 
     return build
@@ -103,7 +103,7 @@ class Recorder:
 
     def on_step(self, report, state):
         self.reports.append(report)
-        self.values.append(self.trainer.model.bank.values.clone())
+        self.values.append(self.trainer.model.adapters.values.clone())
         self.on_each_step(report, state)
 
     def on_evaluation(self, entry, state):
@@ -133,8 +133,8 @@ def make_trainer(tiny_ensemble, make_rows):
         **adapt,
     ):
         config = TrainConfig(**TRAIN | (train or {}))
-        adapters = None if settings is None else [own.adapter for own in settings]
-        model = tiny_ensemble(dtype, depth, seed=config.seed, adapters=adapters, **adapt)
+        adapter_settings = None if settings is None else [own.adapter for own in settings]
+        model = tiny_ensemble(dtype, depth, seed=config.seed, adapter_settings=adapter_settings, **adapt)
         train_rows, val_rows = rows or (make_rows(12, kind), make_rows(7, kind, seed=1))
         recorder = Recorder()
         recorder.trainer = Trainer(

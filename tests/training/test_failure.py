@@ -113,7 +113,7 @@ def test_a_parameter_out_of_bounds_fails_its_member_in_the_step_that_made_it(mak
     def step(grad, lrs, members):
         plain(grad, lrs, members)
         if trainer.state.step == trainer.steps_per_epoch:
-            trainer.model.bank.values[1, 3] = value
+            trainer.model.adapters.values[1, 3] = value
 
     trainer.optimizer.step = step
     train(trainer)

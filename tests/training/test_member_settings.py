@@ -22,11 +22,11 @@ def with_settings(own, adapter=None, **fields):
 def parameters(trainer, m):
     """The member's parameters of its own rank, trained and best."""
     rank = trainer.settings[m].adapter.r
-    both = {"last": trainer.model.bank.values[m], "best": trainer.best[m]}
+    both = {"last": trainer.model.adapters.values[m], "best": trainer.best[m]}
     return {
         (which, name): tensor
         for which, values in both.items()
-        for name, tensor in adapter_tensors(trainer.model.bank, values, rank).items()
+        for name, tensor in adapter_tensors(trainer.model.adapters, values, rank).items()
     }
 
 
@@ -179,18 +179,18 @@ def test_a_members_settings_change_no_others_start_or_order(make_trainer, make_s
 def test_padding_is_zero_and_stays_zero(make_trainer, make_settings, train, how):
     regularize = {"weight_decay_a": 1.0, "weight_decay_b": 2.0, "weight_decay_ba": 0.1, "kl_beta": 0.3}
     plain = make_settings(regularize=regularize)
-    adapters = [{"r": r, "init_lora_weights": how, "dropout": 0.1, "init_scale": 2.0} for r in (2, 6, 4)]
-    settings = [with_settings(own, adapter) for own, adapter in zip(plain, adapters, strict=True)]
+    adapter_settings = [{"r": r, "init_lora_weights": how, "dropout": 0.1, "init_scale": 2.0} for r in (2, 6, 4)]
+    settings = [with_settings(own, adapter) for own, adapter in zip(plain, adapter_settings, strict=True)]
     trainer = make_trainer(settings=settings)
-    start = trainer.model.bank.values.clone()
+    start = trainer.model.adapters.values.clone()
     train(trainer)
-    bank = trainer.model.bank
-    assert (bank.values - start).abs().max() > 0.01
-    for values in (start, bank.values, trainer.best):
-        for piece in bank.slices:
+    adapters = trainer.model.adapters
+    assert (adapters.values - start).abs().max() > 0.01
+    for values in (start, adapters.values, trainer.best):
+        for piece in adapters.slices:
             for m, own in enumerate(settings):
                 r = own.adapter.r
-                A, B = (bank.view(values[m], piece, which) for which in ("A", "B"))
+                A, B = (adapters.view(values[m], piece, which) for which in ("A", "B"))
                 assert A.shape[0] == B.shape[1] == 6
                 assert not A[r:].any()
                 assert not B[:, r:].any()
@@ -211,8 +211,8 @@ def test_each_member_is_saved_with_its_own_rank_and_scaling(make_trainer, make_s
         assert (config["r"], config["lora_alpha"]) == (r, alpha)
     again = make_trainer(settings=settings, lora_alpha=4.0).model
     for m, own in enumerate(settings):
-        load_member(again.bank, m, tmp_path / f"member_{m:02d}", rank=own.adapter.r)
-    assert torch.equal(again.bank.values, values)
+        load_member(again.adapters, m, tmp_path / f"member_{m:02d}", rank=own.adapter.r)
+    assert torch.equal(again.adapters.values, values)
 
     (tmp_path / "part").mkdir()
     written = save_members(tmp_path / "part", trainer.model, values, "base", members=[2, 0])
@@ -234,8 +234,8 @@ def test_a_part_with_a_configuration_of_its_own_is_saved_as_a_run_of_it(make_tra
         for folder in folders:
             folder.mkdir()
         part = [2 * index, 2 * index + 1]
-        save_members(folders[0], together, together.bank.values, "base", part, alone.adapt)
-        save_members(folders[1], alone, alone.bank.values, "base")
+        save_members(folders[0], together, together.adapters.values, "base", part, alone.adapt)
+        save_members(folders[1], alone, alone.adapters.values, "base")
         for path in folders[1].glob("*/*"):
             assert (folders[0] / path.relative_to(folders[1])).read_bytes() == path.read_bytes()
 

@@ -25,13 +25,13 @@ def test_another_seed_of_one_member_changes_no_other(make_trainer, train, seed_a
     for stand_ins in ({}, {3: 77}):
         seed_as(stand_ins)
         trainer = make_trainer(**settings)
-        start = trainer.model.bank.values.clone()
+        start = trainer.model.adapters.values.clone()
         orders = []
         for step in range(trainer.num_steps):
             items = trainer.step_items(step)
             orders.append([[(i.example.row, i.dropout_seed) for i in items if i.member == m] for m in range(M)])
         train(trainer)
-        runs.append((start, orders, trainer.model.bank.values, trainer.best))
+        runs.append((start, orders, trainer.model.adapters.values, trainer.best))
     (start, orders, values, best), (other_start, other_orders, other_values, other_best) = runs
     for m in range(M):
         same = m != 3
@@ -85,12 +85,12 @@ def test_each_member_sees_each_example_once_an_epoch_in_its_own_order(make_train
 def test_same_order_and_same_init_switch_one_source_each(make_trainer):
     both, order, init = (make_trainer(dropout=0.1, **switch) for switch in ({}, {"order": "same"}, {"same_init": True}))
     for trainer, same_order, same_init in ((both, False, False), (order, True, False), (init, False, True)):
-        values = trainer.model.bank.values
+        values = trainer.model.adapters.values
         for m in (1, 2):
             assert (rows_seen(trainer, m, 0) == rows_seen(trainer, 0, 0)) is same_order
             assert torch.equal(values[m], values[0]) is same_init
     assert [rows_seen(init, m, 1) for m in range(3)] == [rows_seen(both, m, 1) for m in range(3)]
-    assert torch.equal(order.model.bank.values, both.model.bank.values)
+    assert torch.equal(order.model.adapters.values, both.model.adapters.values)
     assert rows_seen(order, 2, 0) == rows_seen(both, 0, 0)
     assert rows_seen(order, 2, 0) != rows_seen(order, 2, 1)
     seeds = {item.dropout_seed for item in order.step_items(0)}
@@ -113,10 +113,10 @@ def test_bootstrap_gives_each_member_a_draw_of_its_own(make_trainer, seed_as):
 
 @pytest.mark.parametrize("switch", [{"order": "same"}, {"same_init": True}])
 def test_either_source_alone_makes_members_differ(make_trainer, train, switch):
-    values = train(make_trainer(**switch)).model.bank.values
+    values = train(make_trainer(**switch)).model.adapters.values
     for m in (1, 2):
         assert (values[m] - values[0]).abs().max() > 0.01
-    same = train(make_trainer(order="same", same_init=True)).model.bank.values
+    same = train(make_trainer(order="same", same_init=True)).model.adapters.values
     for m in (1, 2):
         assert_same_member(same[m], same[0])
 
@@ -128,18 +128,18 @@ def test_gradient_of_a_member_is_equal_alone_and_among_five(make_trainer, seed_a
     """The loss is summed over members: a mean would divide the gradient of each by five."""
     settings = {"dropout": 0.2, "regularize": {"kl_beta": 0.5}, "train": {"clip_norm": 0.0}, "kind": "texts"}
     five = make_trainer(members=M, spread=0.3, **settings)
-    start = five.model.bank.values.clone()
+    start = five.model.adapters.values.clone()
     five.prepare()
     five.step()
-    together = five.model.bank.grad
+    together = five.model.adapters.grad
     assert together.norm(dim=1).min() > 0.1
     for m in range(M):
         seed_as({0: m})
         one = make_trainer(members=1, **settings)
-        one.model.bank.values.copy_(start[m : m + 1])
+        one.model.adapters.values.copy_(start[m : m + 1])
         one.prepare()
         one.step()
-        torch.testing.assert_close(one.model.bank.grad[0], together[m], rtol=1e-11, atol=1e-11)
+        torch.testing.assert_close(one.model.adapters.grad[0], together[m], rtol=1e-11, atol=1e-11)
         assert one.observer.reports[0].loss[0] == pytest.approx(five.observer.reports[0].loss[m], rel=1e-11)
 
 
@@ -174,7 +174,7 @@ def test_lockstep_equals_each_alone(make_trainer, train, seed_as, settings):
         seed_as({0: m})
         budget = {"token_budget": (11, 45, 10_000)[m]}
         alone = train(make_trainer(members=1, **{**settings, "train": settings.get("train", {}) | budget}))
-        assert_same_member(alone.model.bank.values[0], together.model.bank.values[m])
+        assert_same_member(alone.model.adapters.values[0], together.model.adapters.values[m])
         assert_same_member(alone.best[0], together.best[m])
         ours, theirs = alone.state.members[0], together.state.members[m]
         assert (ours.status, ours.best_step, ours.waited) == (theirs.status, theirs.best_step, theirs.waited)
@@ -188,7 +188,7 @@ def test_lockstep_equals_each_alone(make_trainer, train, seed_as, settings):
         for mine, all_of_them in zip(alone.state.history, together.state.history, strict=False):
             assert mine["val_nll"][0] == pytest.approx(all_of_them["val_nll"][m], abs=1e-9)
             assert mine["val_accuracy"][0] == all_of_them["val_accuracy"][m]
-    moved = together.model.bank.values - make_trainer(**settings).model.bank.values
+    moved = together.model.adapters.values - make_trainer(**settings).model.adapters.values
     assert moved.abs().amax(dim=1).min() > 0.01
 
 
@@ -239,7 +239,7 @@ def test_stopping_one_member_changes_no_other(make_trainer, train):
                 state.members[0].status = "stopped"
 
         trainer.observer.on_each_step = stop
-        runs.append(train(trainer).model.bank.values)
+        runs.append(train(trainer).model.adapters.values)
     for m in (1, 2):
         assert_same_member(runs[1][m], runs[0][m])
     assert (runs[1][0] - runs[0][0]).abs().max() > 1e-3
@@ -263,8 +263,8 @@ def test_patience_and_best_copies_by_hand(make_trainer, script_validation):
         assert torch.equal(trainer.best[m], values[step - 1][m])
         assert torch.equal(trainer.final_values()[m], values[step - 1][m])
     for m, step in enumerate([12, 6, 8]):
-        assert torch.equal(trainer.model.bank.values[m], values[step - 1][m])
-        assert (m == 0) is torch.equal(trainer.best[m], trainer.model.bank.values[m])
+        assert torch.equal(trainer.model.adapters.values[m], values[step - 1][m])
+        assert (m == 0) is torch.equal(trainer.best[m], trainer.model.adapters.values[m])
 
 
 def test_without_patience_nobody_stops_and_last_is_kept_on_request(make_trainer, script_validation):
@@ -308,11 +308,11 @@ def test_a_nan_member_fails_and_others_equal_the_run_without_it(make_trainer, tr
 
     def poison(report, state):
         if report.step == poisoned_at:
-            trainer.model.bank.values[bad, 5] = math.nan
+            trainer.model.adapters.values[bad, 5] = math.nan
 
     trainer.observer.on_each_step = poison
     if poisoned_at == 0:
-        trainer.model.bank.values[bad, 5] = math.nan
+        trainer.model.adapters.values[bad, 5] = math.nan
     train(trainer)
     failed = trainer.state.members[bad]
     assert failed.status == "failed"
@@ -328,14 +328,14 @@ def test_a_nan_member_fails_and_others_equal_the_run_without_it(make_trainer, tr
     seed_as(dict(enumerate(others)))
     without = train(make_trainer(members=2, **settings))
     for index, m in enumerate(others):
-        assert_same_member(trainer.model.bank.values[m], without.model.bank.values[index])
+        assert_same_member(trainer.model.adapters.values[m], without.model.adapters.values[index])
         assert_same_member(trainer.best[m], without.best[index])
         assert trainer.state.members[m].best_nll == pytest.approx(without.state.members[index].best_nll, abs=1e-9)
 
 
 def test_a_run_whose_members_all_fail_ends(make_trainer, train):
     trainer = make_trainer()
-    trainer.model.bank.values.fill_(math.nan)
+    trainer.model.adapters.values.fill_(math.nan)
     train(trainer)
     assert trainer.state.with_status("failed") == [0, 1, 2]
     assert trainer.state.step == 1

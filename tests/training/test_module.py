@@ -36,16 +36,16 @@ def test_gradients_equal_the_trainers_for_one_batch(make_trainer, make_module, k
     """The trainer's own step, unclipped, against a loss written by hand: each member's mean over its own rows."""
     trainer = make_trainer(train={"clip_norm": 0.0}, kind=kind, **settings)
     with torch.no_grad():  # away from B = 0, where A has no gradient
-        noise = torch.randn(trainer.model.bank.values.shape, generator=torch.Generator().manual_seed(3))
-        trainer.model.bank.values.add_(0.1 * noise)
+        noise = torch.randn(trainer.model.adapters.values.shape, generator=torch.Generator().manual_seed(3))
+        trainer.model.adapters.values.add_(0.1 * noise)
     module = make_module(model=trainer.model)
     items = trainer.step_items(0)
     trainer.prepare()
-    values = trainer.model.bank.values.clone()
+    values = trainer.model.adapters.values.clone()
     assert trainer.step()
-    expected = trainer.model.bank.grad.clone()
+    expected = trainer.model.adapters.grad.clone()
     with torch.no_grad():
-        trainer.model.bank.values.copy_(values)
+        trainer.model.adapters.values.copy_(values)
     module.zero_grad(set_to_none=False)
     # the trainer derives dropout from seed, step and row, a module from what it is given: hand it the same keys
     seeds = {(item.member, item.example.row): item.dropout_seed for item in items}
@@ -57,20 +57,20 @@ def test_gradients_equal_the_trainers_for_one_batch(make_trainer, make_module, k
     per_row = -log_probs[torch.arange(len(items)), answers]
     members = torch.tensor([item.member for item in items])
     sum(per_row[members == m].mean() for m in range(3)).backward()
-    found = trainer.model.bank.grad
+    found = trainer.model.adapters.grad
     assert expected.abs().max() > 1e-3
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
 def test_forward_is_what_prediction_gives(make_module, make_rows):
     module, rows = make_module(), make_rows(9, "texts")
-    expected = predict_rows(module.session.model, rows, member_passes(range(3)), 1000)
+    expected = predict_rows(module.pipeline.model, rows, member_passes(range(3)), 1000)
     found = module(rows)
     assert found.requires_grad
     torch.testing.assert_close(found.detach(), torch.from_numpy(expected), rtol=0, atol=1e-12)
     some = module(rows[2:4], members=[2, BASE])
     torch.testing.assert_close(some[0].detach(), found[2, 2:4, : some.shape[2]].detach(), rtol=0, atol=1e-12)
-    base = predict_rows(module.session.model, rows[2:4], member_passes([BASE]), 1000)
+    base = predict_rows(module.pipeline.model, rows[2:4], member_passes([BASE]), 1000)
     torch.testing.assert_close(some[1].detach(), torch.from_numpy(base[0]), rtol=0, atol=1e-12)
 
 
@@ -90,19 +90,19 @@ def test_the_mixture_averages_probabilities_and_its_gradient_is_finite(make_modu
 
 def test_parameters_are_the_adapters_and_nothing_else(make_module):
     module = make_module()
-    bank = module.session.model.bank
+    adapters = module.pipeline.model.adapters
     names = dict(module.named_parameters())
-    assert len(names) == 3 * 2 * len(bank.slices)
+    assert len(names) == 3 * 2 * len(adapters.slices)
     assert "members.2.model.layers.1.self_attn.v_proj.lora_B.weight" in names
-    assert sum(parameter.numel() for parameter in names.values()) == bank.values.numel()
+    assert sum(parameter.numel() for parameter in names.values()) == adapters.values.numel()
     assert all(parameter.requires_grad for parameter in names.values())
     own = module.member_parameters(1)
-    assert sum(parameter.numel() for parameter in own) == bank.values.shape[1]
+    assert sum(parameter.numel() for parameter in own) == adapters.values.shape[1]
     with torch.no_grad():
         for parameter in own:
             parameter.fill_(7.0)
-    assert (bank.values[1] == 7).all()
-    assert not (bank.values[0] == 7).any()
+    assert (adapters.values[1] == 7).all()
+    assert not (adapters.values[0] == 7).any()
 
 
 def test_a_state_dict_goes_there_and_back(make_module, make_rows):
@@ -133,7 +133,7 @@ def test_micro_batches_change_nothing(make_module, make_rows):
     """Rows longer than the budget, and all rows in one pass, give the same log-probabilities in the same places."""
     rows = make_rows(7, "texts")
     one = make_module(token_budget=100_000)
-    many = make_module(token_budget=1, model=one.session.model)
+    many = make_module(token_budget=1, model=one.pipeline.model)
     pairs = [(m, row) for row in rows for m in (2, 0, 1)]  # not sorted by member
     torch.testing.assert_close(one.log_probs(pairs), many.log_probs(pairs), rtol=0, atol=1e-12)
     torch.testing.assert_close(one.log_probs(pairs).unflatten(0, (7, 3))[:, 0], one(rows)[2], rtol=0, atol=1e-12)

@@ -17,9 +17,9 @@ ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_pro
 PISSA = {"init_lora_weights": "pissa"}
 
 
-def halves(bank, values_P, piece):
+def halves(adapters, values_P, piece):
     """A, A0, B, B0 of one module of a member whose whole rank is the bank's."""
-    A, B = bank.view(values_P, piece, "A"), bank.view(values_P, piece, "B")
+    A, B = adapters.view(values_P, piece, "A"), adapters.view(values_P, piece, "B")
     r = piece.rank // 2
     return A[:r], A[r:], B[:, :r], -B[:, r:]
 
@@ -27,13 +27,13 @@ def halves(bank, values_P, piece):
 @pytest.mark.parametrize("settings", [{}, {"use_rslora": True, "lora_alpha": 3.0}, {"r": 5}])
 def test_a_member_starts_at_the_principal_part_of_each_weight(tiny_ensemble, tiny_model, settings):
     ensemble = tiny_ensemble(target_modules=ALL, **PISSA, **settings)
-    base, adapt, bank = tiny_model(), ensemble.adapt, ensemble.bank
-    for piece in bank.slices:
+    base, adapt, adapters = tiny_model(), ensemble.adapt, ensemble.adapters
+    for piece in adapters.slices:
         assert piece.rank == 2 * adapt.r
         weight = base.get_submodule(piece.name).weight
         U, S, V = torch.linalg.svd(weight, full_matrices=False)
         for member in range(3):
-            A, A0, B, B0 = halves(bank, bank.values[member], piece)
+            A, A0, B, B0 = halves(adapters, adapters.values[member], piece)
             assert torch.equal(A, A0)
             assert torch.equal(B, B0)
             part = adapt.scaling * B0 @ A0
@@ -52,7 +52,7 @@ def test_members_start_as_the_base(tiny_ensemble, make_rows, dropout):
         found = ensemble.log_probs(pack(items))
         for m in range(3):
             torch.testing.assert_close(found[1 + m], found[0], rtol=0, atol=1e-9)
-    ensemble.bank.values[0, 0] += 0.5
+    ensemble.adapters.values[0, 0] += 0.5
     assert (ensemble.log_probs(pack([Item(0, row, None)]))[0] - found[0]).abs().max() > 1e-3
 
 
@@ -61,8 +61,8 @@ def test_weights_stored_the_other_way_round(make_rows):
     config = transformers.GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=101, n_positions=64)
     model = transformers.GPT2LMHeadModel(config).double().eval()
     weight = model.transformer.h[0].attn.c_attn.weight.detach().clone()
-    bank = EnsembleModel(model, AdaptConfig(members=1, r=3, target_modules=("c_attn",), **PISSA), 0).bank
-    _, A0, _, B0 = halves(bank, bank.values[0], bank.slices[0])
+    adapters = EnsembleModel(model, AdaptConfig(members=1, r=3, target_modules=("c_attn",), **PISSA), 0).adapters
+    _, A0, _, B0 = halves(adapters, adapters.values[0], adapters.slices[0])
     S = torch.linalg.svdvals(weight)
     distance = torch.linalg.matrix_norm(weight.t() - 32 / 3 * B0 @ A0)
     torch.testing.assert_close(distance, S[3:].square().sum().sqrt(), rtol=1e-9, atol=0)
@@ -71,21 +71,21 @@ def test_weights_stored_the_other_way_round(make_rows):
 def test_the_frozen_half_keeps_every_bit(make_trainer, train):
     regularize = {"weight_decay_ba": 0.1, "kl_beta": 0.1}
     trainer = make_trainer(dropout=0.2, regularize=regularize, train={"lr": 0.05}, **PISSA)
-    bank = trainer.model.bank
-    start = bank.values.clone()
+    adapters = trainer.model.adapters
+    start = adapters.values.clone()
     train(trainer)
     for m in range(3):
-        for piece in bank.slices:
+        for piece in adapters.slices:
             (A, A0, B, B0), (A_then, A0_then, B_then, B0_then) = (
-                halves(bank, v[m], piece) for v in (bank.values, start)
+                halves(adapters, v[m], piece) for v in (adapters.values, start)
             )
             assert torch.equal(A0, A0_then)
             assert torch.equal(B0, B0_then)
             for now, then in ((A, A_then), (B, B_then)):
                 assert (now - then).abs().min() > 0
-            for kept in halves(bank, trainer.best[m], piece)[1::2]:
+            for kept in halves(adapters, trainer.best[m], piece)[1::2]:
                 assert any(torch.equal(kept, then) for then in (A0, B0))
-    assert all((bank.values[m] - bank.values[0]).abs().max() > 0.01 for m in (1, 2))  # by data order
+    assert all((adapters.values[m] - adapters.values[0]).abs().max() > 0.01 for m in (1, 2))  # by data order
 
 
 def test_the_gradient_norm_is_of_what_is_trained(make_trainer):
@@ -93,13 +93,13 @@ def test_the_gradient_norm_is_of_what_is_trained(make_trainer):
     trainer = make_trainer(members=1, train={"clip_norm": 0.0}, **PISSA)
     trainer.prepare()
     trainer.step()
-    bank = trainer.model.bank
-    trained = [halves(bank, bank.grad[0], piece)[k] for piece in bank.slices for k in (0, 2)]
-    frozen = [halves(bank, bank.grad[0], piece)[k] for piece in bank.slices for k in (1, 3)]
+    adapters = trainer.model.adapters
+    trained = [halves(adapters, adapters.grad[0], piece)[k] for piece in adapters.slices for k in (0, 2)]
+    frozen_halves = [halves(adapters, adapters.grad[0], piece)[k] for piece in adapters.slices for k in (1, 3)]
     norm = torch.cat([part.flatten() for part in trained]).norm()
     assert trainer.observer.reports[0].grad_norm[0] == pytest.approx(norm.item(), rel=1e-12)
     assert norm > 0.1
-    assert all((part == 0).all() for part in frozen)
+    assert all((part == 0).all() for part in frozen_halves)
 
 
 def test_decay_of_the_product_is_of_what_a_member_adds(make_trainer):
@@ -107,11 +107,11 @@ def test_decay_of_the_product_is_of_what_a_member_adds(make_trainer):
     trainer = make_trainer(regularize={"weight_decay_ba": 0.3}, **PISSA)
     trainer.prepare()
     trainer.step()
-    bank, scaling = trainer.model.bank, trainer.model.adapt.scaling
+    adapters, scaling = trainer.model.adapters, trainer.model.adapt.scaling
     assert trainer.observer.reports[0].penalties["weight_decay_ba"] == pytest.approx([0.0] * 3, abs=1e-10)
     wanted = []
     for m in range(3):
-        parts = [halves(bank, bank.values[m], piece) for piece in bank.slices]
+        parts = [halves(adapters, adapters.values[m], piece) for piece in adapters.slices]
         added = [scaling * (B @ A - B0 @ A0) for A, A0, B, B0 in parts]
         wanted.append(0.5 * 0.3 * sum(part.square().sum().item() for part in added))
     trainer.step()
@@ -146,11 +146,11 @@ def test_training_steps_equal_those_of_peft(make_trainer, make_rows, tiny_model)
     rows, steps, lr = make_rows(6, "texts"), 2, 0.01
     settings = {"batch_size": 6, "epochs": steps, "clip_norm": 0.0, "warmup": 0.0, "schedule": "constant", "lr": lr}
     trainer = make_trainer(members=1, rows=(rows, rows), train=settings, target_modules=ALL, r=3, **PISSA)
-    bank, adapt, base = trainer.model.bank, trainer.model.adapt, tiny_model()
+    adapters, adapt, base = trainer.model.adapters, trainer.model.adapt, tiny_model()
     theirs = peft_pissa(base, adapt)
     signs = {}
-    for piece in bank.slices:
-        A, _, B, _ = halves(bank, bank.values[0], piece)
+    for piece in adapters.slices:
+        A, _, B, _ = halves(adapters, adapters.values[0], piece)
         layer = theirs.base_model.model.get_submodule(piece.name)
         weights = [getattr(layer, name)["default"].weight for name in ("lora_A", "lora_B")]
         sign = signs[piece.name] = (weights[0] * A).sum(dim=1).sign().detach()
@@ -167,9 +167,9 @@ def test_training_steps_equal_those_of_peft(make_trainer, make_rows, tiny_model)
         optimizer.step()
         trainer.step()
         assert trainer.observer.reports[step].loss[0] == pytest.approx(loss.item(), abs=1e-9)
-        for piece in bank.slices:
+        for piece in adapters.slices:
             layer = theirs.base_model.model.get_submodule(piece.name)
-            grad_A, _, grad_B, _ = halves(bank, bank.grad[0], piece)
+            grad_A, _, grad_B, _ = halves(adapters, adapters.grad[0], piece)
             sign = signs[piece.name]
             for found, name in ((sign[:, None] * grad_A, "lora_A"), (grad_B * sign, "lora_B")):
                 wanted = getattr(layer, name)["default"].weight.grad
@@ -207,7 +207,7 @@ def test_what_pissa_cannot_do_is_refused(tiny_ensemble, settings, message):
 
 def test_members_start_alike_whatever_their_seeds(make_trainer, make_settings):
     settings = make_settings(members=2, **PISSA) + make_settings(members=1, train={"seed": 5}, **PISSA)
-    values = make_trainer(settings=settings).model.bank.values
+    values = make_trainer(settings=settings).model.adapters.values
     assert torch.equal(values[0], values[1])
     assert torch.equal(values[0], values[2])
     assert AdaptConfig(**PISSA).starts_alike

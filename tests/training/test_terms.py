@@ -33,8 +33,8 @@ def objective_by_hand(trainer, m):
             mine, base = log_probs, model.log_probs(pack([Item(BASE, row)]))[0].detach()
         p, q = (mine, base) if own.kl_direction == "forward" else (base, mine)
         terms["kl_to_base"] += own.kl_beta * (p.exp() * (p - q)).sum() / len(rows)
-    for A, B in model.bank.parameters.values():
-        scaled = model.adapters[m].scaling * B[m] @ A[m]
+    for A, B in model.adapters.parameters.values():
+        scaled = model.adapter_settings[m].scaling * B[m] @ A[m]
         terms["weight_decay_ba"] += 0.5 * own.weight_decay_ba * scaled.square().sum()
     return terms
 
@@ -62,12 +62,12 @@ TERMS = {
 def test_values_and_gradients_are_those_of_single_rows_and_dense_products(make_trainer, regularize, trunk, kind):
     adapt = {"depth": 3, "layers": "last:1"} if trunk else {}
     trainer = make_trainer(regularize=regularize, spread=0.3, kind=kind, train={"clip_norm": 0.0}, **adapt)
-    bank = trainer.model.bank
+    adapters = trainer.model.adapters
     expected, grads = [], []
     for m in range(3):
         terms = objective_by_hand(trainer, m)
         expected.append({name: torch.as_tensor(value).detach().item() for name, value in terms.items()})
-        leaves = [leaf[m] for pair in bank.parameters.values() for leaf in pair]
+        leaves = [leaf[m] for pair in adapters.parameters.values() for leaf in pair]
         grads.append(torch.cat([g.flatten() for g in torch.autograd.grad(sum(terms.values()), leaves)]))
     trainer.prepare()
     trainer.step()
@@ -79,7 +79,7 @@ def test_values_and_gradients_are_those_of_single_rows_and_dense_products(make_t
         for name in asked:
             assert report.penalties[name][m] == pytest.approx(expected[m][name], rel=1e-9)
             assert abs(expected[m][name]) > 1e-3
-        torch.testing.assert_close(bank.grad[m], grads[m], rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(adapters.grad[m], grads[m], rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
@@ -101,7 +101,7 @@ def test_decay_of_a_is_logged_and_pulls_members_together(make_trainer, train):
     }
     norms = {}
     for decay, trainer in runs.items():
-        values = trainer.model.bank.values * ~trainer.model.bank.is_B
+        values = trainer.model.adapters.values * ~trainer.model.adapters.is_B
         norms[decay] = values.norm(dim=1)
         if decay:
             logged = trainer.observer.reports[-1].penalties["weight_decay_a"]
@@ -115,7 +115,8 @@ def test_decay_of_the_product_keeps_it_small(make_trainer, train):
         settings = {"epochs": 6, "keep": "last"}
         trainer = train(make_trainer(regularize={"weight_decay_ba": decay}, train=settings))
         products = [
-            torch.stack([b @ a for a, b in zip(A, B, strict=True)]) for A, B in trainer.model.bank.parameters.values()
+            torch.stack([b @ a for a, b in zip(A, B, strict=True)])
+            for A, B in trainer.model.adapters.parameters.values()
         ]
         norms[decay] = sum(product.detach().square().sum(dim=(1, 2)) for product in products).sqrt()
     assert (norms[3.0] < 0.5 * norms[0.0]).all()

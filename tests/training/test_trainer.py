@@ -81,17 +81,17 @@ def test_first_step_reports_the_mean_cross_entropy_of_each_members_rows(make_tra
     for m in range(3):
         rows = [item.example for item in trainer.step_items(0) if item.member == m]
         assert len(rows) == 3
-        model.bank.zero_grad()
+        model.adapters.zero_grad()
         loss = sum(-model.log_probs(pack([Item(m, row)]))[0, row.answer] for row in rows) / 3
         loss.backward()
         losses.append(loss.item())
-        norms.append(model.bank.grad[m].norm().item())
+        norms.append(model.adapters.grad[m].norm().item())
     trainer.step()
     (report,) = trainer.observer.reports
     assert report.loss == pytest.approx(losses, rel=1e-12)
     assert report.grad_norm == pytest.approx(norms, rel=1e-12)
     assert report.penalties == {}
-    assert model.bank.grad.norm(dim=1).tolist() == pytest.approx([1e-3] * 3, rel=1e-2)
+    assert model.adapters.grad.norm(dim=1).tolist() == pytest.approx([1e-3] * 3, rel=1e-2)
 
 
 def test_steps_epochs_rates_and_tokens_are_reported(make_trainer, train):
@@ -171,7 +171,7 @@ def test_decay_penalty_is_half_lambda_times_the_squared_b(make_trainer, train):
     trainer = train(make_trainer(regularize={"weight_decay_b": 3.0}))
     expected = []
     for m in range(3):
-        squares = sum(Bs[m].detach().square().sum().item() for _, Bs in trainer.model.bank.parameters.values())
+        squares = sum(Bs[m].detach().square().sum().item() for _, Bs in trainer.model.adapters.parameters.values())
         expected.append(1.5 * squares)
     assert min(expected) > 1e-6
     assert trainer.observer.reports[-1].penalties["weight_decay_b"] == pytest.approx(expected, rel=1e-12)
@@ -179,7 +179,7 @@ def test_decay_penalty_is_half_lambda_times_the_squared_b(make_trainer, train):
 
 def test_strong_decay_holds_b_below_one_over_lambda(make_trainer, train):
     trainer = train(make_trainer(regularize={"weight_decay_b": 90.0}, train={"epochs": 10, "schedule": "constant"}))
-    largest = trainer.model.bank.values[:, trainer.model.bank.is_B].abs().max().item()
+    largest = trainer.model.adapters.values[:, trainer.model.adapters.is_B].abs().max().item()
     assert 0.2 / 90 < largest <= 1.5 / 90
 
 
@@ -227,7 +227,7 @@ def test_evaluations_leave_dropout_on_and_training_untouched(make_trainer, train
     for step in range(bare.num_steps):
         assert all(item.dropout_seed is not None for item in bare.step_items(step))
         bare.step()
-    assert torch.equal(evaluated.model.bank.values, bare.model.bank.values)
+    assert torch.equal(evaluated.model.adapters.values, bare.model.adapters.values)
     plain = train(make_trainer(train={"epochs": 3, "keep": "last"}))
     after_first = [report.loss for report in evaluated.observer.reports[3:]]
     without = [report.loss for report in plain.observer.reports[3:]]
@@ -258,7 +258,7 @@ def test_token_budget_and_checkpointing_change_nothing_but_rounding(make_trainer
     reference = train(make_trainer(kind=kind, dropout=0.2))
     for settings in ({"token_budget": 1}, {"token_budget": 10_000}, {"gradient_checkpointing": True}):
         other = train(make_trainer(kind=kind, dropout=0.2, train=settings))
-        torch.testing.assert_close(other.model.bank.values, reference.model.bank.values, rtol=0, atol=1e-9)
+        torch.testing.assert_close(other.model.adapters.values, reference.model.adapters.values, rtol=0, atol=1e-9)
     assert other.model.slot.checkpointing
 
 
@@ -272,8 +272,8 @@ def test_a_run_over_the_trunk_equals_one_over_the_whole_model(make_trainer, trai
     whole = make_trainer(**settings)
     whole.model.trunk_layers = 0
     train(whole)
-    torch.testing.assert_close(cached.model.bank.values, whole.model.bank.values, rtol=0, atol=1e-9)
-    assert (cached.model.bank.values - make_trainer(**settings).model.bank.values).abs().max() > 0.01
+    torch.testing.assert_close(cached.model.adapters.values, whole.model.adapters.values, rtol=0, atol=1e-9)
+    assert (cached.model.adapters.values - make_trainer(**settings).model.adapters.values).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("adapt", [{}, {"layers": "last:1"}], ids=["all layers", "last layer"])
@@ -298,7 +298,7 @@ def test_a_prefix_shared_by_all_rows_is_computed_once_and_changes_nothing(
     with_sharing = train(make_trainer(**settings))
     tokens = sum(fed)
     assert with_sharing.shared == 20
-    monkeypatch.setattr(packing, "LEAST_SHARED", 1000)
+    monkeypatch.setattr(packing, "MIN_SHARED_PREFIX", 1000)
     fed.clear()
     without = train(make_trainer(**settings))
     assert without.shared == 0
@@ -353,12 +353,12 @@ def test_interruption_in_mid_step_leaves_a_whole_step(make_trainer, whole_steps)
     trainer = make_trainer(**settings)
 
     def interrupt(*_):
-        return trainer.state.step == whole_steps and trainer.model.bank.grad.abs().sum() > 0
+        return trainer.state.step == whole_steps and trainer.model.adapters.grad.abs().sum() > 0
 
     saved = []
     with pytest.raises(Interrupted):
         trainer.run(lambda: saved.append(snapshot(trainer)), interrupt)
-    assert trainer.model.bank.grad.abs().sum() > 0  # the partial step was under way
+    assert trainer.model.adapters.grad.abs().sum() > 0  # the partial step was under way
     ((tensors, _),) = saved
     assert trainer.state.step == whole_steps
     assert trainer.state.num_updates in ([whole_steps] * 3, [])
@@ -410,7 +410,7 @@ def test_resumed_run_ends_with_the_same_bytes(make_trainer, train, settings, sto
 def test_a_run_interrupted_before_its_first_step_can_be_resumed(make_trainer, train):
     settings = {"dtype": torch.float32}
     resumed = run_with_interruptions(make_trainer, settings, (0,))
-    assert torch.equal(resumed.model.bank.values, train(make_trainer(**settings)).model.bank.values)
+    assert torch.equal(resumed.model.adapters.values, train(make_trainer(**settings)).model.adapters.values)
 
 
 def test_a_finished_run_stays_as_it_is_when_run_again(make_trainer, train):

@@ -17,11 +17,11 @@ from lorchestra.cli.output import messages, speaker
 from lorchestra.cli.predict import PredictArguments
 from lorchestra.cli.progress import RowProgress
 from lorchestra.config.data import DataConfig
-from lorchestra.data.queries import AskedRow
+from lorchestra.data.queries import QueryRow
 from lorchestra.errors import DataError, LorchestraError
 from lorchestra.metrics.early_exit import ExitRule
 from lorchestra.report.answers import AnswerFormat
-from lorchestra.runs.ensemble import TrainedEnsemble, load_run
+from lorchestra.runs.ensemble import Ensemble, load_run
 from lorchestra.runs.predict import AnswerCounts, AnsweredChunk, AnswerOptions, answer_chunks, chunk_rows
 from lorchestra.store.answer_file import answer_file
 from lorchestra.store.atomic import sha256_file
@@ -158,16 +158,16 @@ class Prediction:
         with RowProgress(self.console, live=parsed.out is not None or not sys.stdout.isatty()) as progress:
             trained = load_run(parsed.run, self.say, base=parsed.base)
             rows = trained.asked(Path(parsed.data), self._data(trained), self.say)
-            size = chunk_rows(trained.session)
+            size = chunk_rows(trained.pipeline)
             self._restore(sink, rows, size)
             too_long = parsed.reading.too_long or trained.config.data.too_long
             options = AnswerOptions(parsed.abstain_below, rule, too_long)
-            self.num_members, self.max_length = trained.session.model.num_members, trained.session.max_length
-            for chunk in answer_chunks(trained.session, rows, options, size):
+            self.num_members, self.max_length = trained.pipeline.model.num_members, trained.pipeline.max_length
+            for chunk in answer_chunks(trained.pipeline, rows, options, size):
                 self._write(chunk, sink, size)
                 progress("predicting", self.counts.rows, None)
 
-    def _data(self, trained: TrainedEnsemble) -> DataConfig:
+    def _data(self, trained: Ensemble) -> DataConfig:
         """How the run's files are read, with what is given now."""
         reading = self.parsed.reading
         data = trained.config.data
@@ -177,7 +177,7 @@ class Prediction:
             data, fields=dataclasses.replace(data.fields, **given), read=dataclasses.replace(data.read, **read)
         )
 
-    def _restore(self, sink: Sink, rows: Iterator[AskedRow], size: int) -> None:
+    def _restore(self, sink: Sink, rows: Iterator[QueryRow], size: int) -> None:
         """Pass over the rows that are answered already.
 
         Raises:
@@ -202,7 +202,7 @@ class Prediction:
         self.form = dataclasses.replace(self.form, input_columns=tuple(state["columns"]))
         self.say(f"continuing after {sink.num_rows} rows")
 
-    def _digest(self, row: AskedRow) -> None:
+    def _digest(self, row: QueryRow) -> None:
         line = json.dumps([row.id, row.fault, row.cells], default=str)
         self.digest.update(line.encode("ascii") + b"\n")
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from lorchestra.data.encode import InspectedRow, Token
-    from lorchestra.data.tasks.sources import Whereabouts
+    from lorchestra.data.tasks.sources import Sources
     from lorchestra.data.tasks.spec import TaskSpec
 
 
@@ -85,7 +85,7 @@ def _size(spec: TaskSpec, split: str) -> str:
     return f"{rows.number:,}" if rows.digest is not None else f"<= {rows.number:,}"
 
 
-def _record(task: Whereabouts) -> dict[str, Any]:
+def _record(task: Sources) -> dict[str, Any]:
     from lorchestra.data.tasks.table import OOD_PAIRS
 
     spec = task.spec
@@ -105,7 +105,7 @@ def _record(task: Whereabouts) -> dict[str, Any]:
     }
 
 
-def _list(found: Sequence[Whereabouts], directory: Path | None, console: Console) -> None:
+def _list(found: Sequence[Sources], directory: Path | None, console: Console) -> None:
     from rich.table import Table
 
     from lorchestra.data.tasks.sources import INSTALL_HUB, INSTALL_WHEEL, WHEEL
@@ -131,7 +131,7 @@ def _list(found: Sequence[Whereabouts], directory: Path | None, console: Console
     console.print("\n".join(["", *lines]), highlight=False, markup=False, soft_wrap=True)
 
 
-def _explain(task: Whereabouts, console: Console) -> None:
+def _explain(task: Sources, console: Console) -> None:
     from lorchestra.data.prompts import TEMPLATES
     from lorchestra.data.tasks.table import OOD_PAIRS
 

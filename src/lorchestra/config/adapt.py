@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 from lorchestra.config.mappings import check_magnitudes
 from lorchestra.errors import ConfigError
 
-_MOST_THREADS = 1024
+_MAX_THREADS = 1024
 _MOST = 10_000
 """Members, and rank; what fits into memory is less, and found out when the members are made."""
 
@@ -99,8 +99,8 @@ def check_base(base: BaseConfig) -> None:
         ConfigError: names the field and its value.
     """
     check_magnitudes(base, "base")
-    if base.threads is not None and not 1 <= base.threads <= _MOST_THREADS:
-        raise ConfigError(f"base.threads: {base.threads} is not in [1, {_MOST_THREADS}]")
+    if base.threads is not None and not 1 <= base.threads <= _MAX_THREADS:
+        raise ConfigError(f"base.threads: {base.threads} is not in [1, {_MAX_THREADS}]")
 
 
 def check_adapt(adapt: AdaptConfig) -> None:

@@ -22,10 +22,10 @@ from lorchestra.errors import ConfigError, did_you_mean
 T = TypeVar("T")
 
 # Python reads and writes decimal integers of up to 4,300 digits, but hexadecimal ones of any length.
-_MOST_BITS = 10_000
-MOST_FLOAT = 1e30
+_MAX_BITS = 10_000
+MAX_FLOAT = 1e30
 """Largest setting: float32 ends at 3.4e38, and settings are multiplied with what is computed."""
-_MOST_INT = 2**63
+_MAX_INT = 2**63
 _FAULTS = (yaml.YAMLError, ValueError, RecursionError, LookupError, AttributeError)
 """What reading YAML raises; the last two come out of PyYAML itself, as for `!!int ''` and `!!timestamp x`."""
 _REPR = reprlib.Repr()
@@ -152,12 +152,12 @@ def check_magnitudes(config: Any, path: str) -> None:
         if dataclasses.is_dataclass(value):
             check_magnitudes(value, full)
         for number in value if isinstance(value, tuple) else (value,):
-            if isinstance(number, float) and MOST_FLOAT < abs(number) < math.inf:
+            if isinstance(number, float) and MAX_FLOAT < abs(number) < math.inf:
                 raise ConfigError(
-                    f"{full}: {number:g} is more than {MOST_FLOAT:g}; what is computed of it must fit float32"
+                    f"{full}: {number:g} is more than {MAX_FLOAT:g}; what is computed of it must fit float32"
                 )
-            if isinstance(number, int) and abs(number) >= _MOST_INT:
-                raise ConfigError(f"{full}: {_shown(number)} is more than {_MOST_INT:.3g}; take a smaller one")
+            if isinstance(number, int) and abs(number) >= _MAX_INT:
+                raise ConfigError(f"{full}: {_shown(number)} is more than {_MAX_INT:.3g}; take a smaller one")
 
 
 def differences(one: Any, other: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
@@ -278,7 +278,7 @@ def _convert(hint: Any, value: Any, where: str, path: str, *, saved: bool = Fals
         if isinstance(value, list | tuple):  # where a list may stand beside text, it is no text
             kinds.sort(key=lambda kind: typing.get_origin(kind) is not tuple)
         return _convert(kinds[0], value, where, path)
-    if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+    if isinstance(value, int) and value.bit_length() > _MAX_BITS:
         raise ConfigError(f"{where}: {path} is a number of {value.bit_length():,} bits, which is no setting")
     if origin is Literal:
         for known in arguments:

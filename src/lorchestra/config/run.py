@@ -12,7 +12,7 @@ from lorchestra.config.data import DataConfig, check_data
 from lorchestra.config.mappings import check_magnitudes, read_recipe
 from lorchestra.errors import ConfigError
 
-_MOST_RESAMPLES = 100_000
+_MAX_RESAMPLES = 100_000
 
 
 @dataclass(frozen=True)
@@ -157,8 +157,8 @@ def check_evaluation(config: EvaluateConfig) -> None:
     check_magnitudes(config, "evaluate")
     if config.few_shot < 0:
         raise ConfigError(f"evaluate.few_shot: {config.few_shot} is less than 0; 0 leaves the few-shot base out")
-    if not 0 <= config.resamples <= _MOST_RESAMPLES:
-        raise ConfigError(f"evaluate.resamples: {config.resamples} is not in [0, {_MOST_RESAMPLES}]")
+    if not 0 <= config.resamples <= _MAX_RESAMPLES:
+        raise ConfigError(f"evaluate.resamples: {config.resamples} is not in [0, {_MAX_RESAMPLES}]")
 
 
 def check_run(config: RunConfig) -> None:

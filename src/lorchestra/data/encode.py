@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice, pairwise
 from typing import Any, Literal
 
-from lorchestra.data.prompts import LETTERS, PromptTemplate, RenderedPrompt, Scoring
+from lorchestra.data.prompts import LETTERS, PromptTemplate, RenderedPrompt, ScoringMode
 from lorchestra.data.tokenizer import TextTokenizer, front_tokens
 from lorchestra.errors import ConfigError, DataError
 from lorchestra.types import EncodedExample, Example
@@ -26,7 +26,7 @@ from lorchestra.types import EncodedExample, Example
 _ROWS_PER_CALL = 512
 # A tokenizer takes some hundred bytes a character, and ends the whole process where it gets no memory.
 _CHARACTERS_PER_CALL = 2_000_000
-_MOST_CHARACTERS = 20_000_000
+_MAX_CHARACTERS = 20_000_000
 # Letters meet the prompt's end, which is the template's: a sample of rows tells what all rows would.
 _ROWS_PROBED = 100
 
@@ -59,7 +59,7 @@ def encode(
     template: PromptTemplate,
     tokenizer: Any,
     *,
-    scoring: Scoring,
+    scoring: ScoringMode,
     normalize: Literal["sum", "token", "byte"] = "sum",
     max_length: int | None = None,
     too_long: Literal["error", "drop", "truncate"] = "error",
@@ -179,7 +179,7 @@ class _EncodedRow:
 class _Encoder:
     template: PromptTemplate
     tokens: TextTokenizer
-    scoring: Scoring
+    scoring: ScoringMode
     shots: tuple[Example, ...]
     literal: dict[str, str] = field(default_factory=dict)
 
@@ -188,9 +188,9 @@ class _Encoder:
         rendered = [self.template.render_shots(self.shots, example, scoring=self.scoring) for example in examples]
         sizes = [row.num_characters for row in rendered]
         for example, size in zip(examples, sizes, strict=True):
-            if size > _MOST_CHARACTERS:
+            if size > _MAX_CHARACTERS:
                 message = f"{example.where}: the prompt, once a choice, has {size:,} characters in all"
-                raise DataError(f"{message}, over {_MOST_CHARACTERS:,}; shorten the row or leave it out")
+                raise DataError(f"{message}, over {_MAX_CHARACTERS:,}; shorten the row or leave it out")
         front = () if self.template.chat else front_tokens(self.tokens.tokenizer)
         encoded = []
         for batch in _bounded(rendered, sizes):
@@ -401,7 +401,7 @@ class InspectedRow:
 
 
 def inspect_row(
-    example: Example, template: PromptTemplate, tokenizer: Any, *, scoring: Scoring, num_before: int = 4
+    example: Example, template: PromptTemplate, tokenizer: Any, *, scoring: ScoringMode, num_before: int = 4
 ) -> InspectedRow:
     """Render and encode one row as training and prediction do.
 

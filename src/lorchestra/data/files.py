@@ -18,7 +18,7 @@ from lorchestra.data.answers import Given, is_no_label, read_answers
 from lorchestra.data.formats import read_rows
 from lorchestra.data.labels import LabelCensus, contradictions
 from lorchestra.data.layouts import PARTS, show, used_columns
-from lorchestra.data.readers.streams import STANDARD_INPUT, ReadOptions, Row
+from lorchestra.data.readers.streams import STANDARD_INPUT, FileRow, ReadOptions
 from lorchestra.data.row_reader import LONGEST_CHOICE as LONGEST_CHOICE
 from lorchestra.data.row_reader import Answers, RowReader
 from lorchestra.errors import ConfigError, DataError
@@ -85,7 +85,7 @@ def rows_of(
     every_column: bool = False,
     faults: bool = False,
     note: Callable[[str], None] = lambda text: None,
-) -> Iterator[Row]:
+) -> Iterator[FileRow]:
     """The rows of a file as `config` says files are to be read, one at a time (see `formats.read_rows`).
 
     With `every_column` all cells are read; without, of Parquet and Arrow files those that may be used.
@@ -116,7 +116,7 @@ def check_fields(fields: FieldsConfig) -> None:
                 raise ConfigError(f"{message}; name two columns")
 
 
-def _chained(first: Row, rows: Iterator[Row]) -> Iterator[Row]:
+def _chained(first: FileRow, rows: Iterator[FileRow]) -> Iterator[FileRow]:
     yield first
     yield from rows
 
@@ -128,7 +128,7 @@ class _Progress:
         self.what = "standard input" if str(path) == STANDARD_INPUT else str(path)
         self.say, self.number = say, 0
 
-    def over(self, rows: Iterable[Row]) -> Iterator[Row]:
+    def over(self, rows: Iterable[FileRow]) -> Iterator[FileRow]:
         last = time.monotonic()
         for row in rows:
             self.number += 1
@@ -148,7 +148,7 @@ class _Ids:
         self.lines: dict[str, tuple[str, int]] = {}
         self.numbers: Counter[str] = Counter()
 
-    def of(self, row: Row) -> str:
+    def of(self, row: FileRow) -> str:
         self.numbers[row.path] += 1
         name = self.reader.id(row, self.numbers[row.path])
         if name in self.lines:
@@ -167,7 +167,7 @@ class _File:
     reader: RowReader
     notes: list[str]
 
-    def questions(self, rows: Iterable[Row]) -> TaskFile:
+    def questions(self, rows: Iterable[FileRow]) -> TaskFile:
         ids, read, dropped, missing = _Ids(self.reader), [], 0, _Missing(self.path, "answer")
         for row in rows:
             self.reader.check(row)
@@ -201,10 +201,10 @@ class _File:
     def _next(given: Given, indices: Iterator[int]) -> int | None:
         return None if given.value is None else next(indices)
 
-    def texts(self, rows: Iterable[Row]) -> TaskFile:
+    def texts(self, rows: Iterable[FileRow]) -> TaskFile:
         reader, ids = self.reader, _Ids(self.reader)
         census, missing, dropped = LabelCensus(self.path), _Missing(self.path, "label"), 0
-        read: list[tuple[str, str, str | None, Row]] = []
+        read: list[tuple[str, str, str | None, FileRow]] = []
         labels = reader.layout.columns.get("label", ())
         for row in rows:
             reader.check(row)
@@ -225,7 +225,7 @@ class _File:
                 others = (cell for column, cell in row.cells.items() if column not in labels)
                 census.add(raw, label, row.where, others)
             # only what is needed later: the cells of a million rows would fill the memory
-            read.append((name, reader.string(row, "text"), label, Row(row.line, {}, row.path)))
+            read.append((name, reader.string(row, "text"), label, FileRow(row.line, {}, row.path)))
         missing.check()
         warnings = self._drops(dropped, "label", len(read))
         known, mapped = self._label_set(census)
@@ -260,7 +260,7 @@ class _File:
         if unused:
             yield f"{self.path}: no row has the label(s) {', '.join(map(show, unused))} that --data.label-names names"
 
-    def _dropped(self, row: Row, part: str) -> bool:
+    def _dropped(self, row: FileRow, part: str) -> bool:
         """Whether a row without a label or answer is to be left out."""
         reader = self.reader
         if not reader.config.read.drop_unlabeled or reader.answers != "required":

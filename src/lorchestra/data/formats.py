@@ -22,7 +22,7 @@ from lorchestra.data.readers.columnar import arrow_rows, parquet_rows
 from lorchestra.data.readers.delimited import delimited_rows
 from lorchestra.data.readers.json_files import json_rows
 from lorchestra.data.readers.streams import STANDARD_INPUT, Format, Reading, ReadOptions, open_bytes
-from lorchestra.data.readers.streams import Row as Row
+from lorchestra.data.readers.streams import FileRow as FileRow
 from lorchestra.errors import DataError
 from lorchestra.store.safe_paths import typed_path
 
@@ -61,7 +61,7 @@ def read_rows(
     columns: Callable[[list[str]], Iterable[str]] | None = None,
     faults: bool = False,
     note: Callable[[str], None] = lambda text: None,
-) -> Iterator[Row]:
+) -> Iterator[FileRow]:
     """The rows of a file, of all files in a directory or that a pattern matches, or of standard input (`-`), in order.
 
     They are read as they are asked for; memory holds a row, a batch of 1,024 (Parquet, Arrow), or the whole file where
@@ -73,7 +73,7 @@ def read_rows(
         options: what is known about the files.
         columns: picks from the column names of a Parquet or Arrow file those whose cells are read; default: those that
             `fields` names. The cells of the others are None.
-        faults: yield a row that cannot be read (no JSON, too many cells) as a `Row` with its `fault`, and read on.
+        faults: yield a row that cannot be read (no JSON, too many cells) as a `FileRow` with its `fault`, and read on.
         note: takes a sentence about each thing that was assumed.
 
     Raises: DataError where a file is missing, of no known format, or broken; and where a row is, without `faults`.
@@ -184,7 +184,7 @@ def _of_one_format(path: Path, candidates: Iterable[Path], options: ReadOptions)
     return [(file, kind) for file, kind in files.items()]
 
 
-def _file_rows(path: Path, kind: Format | None, reading: Reading, fields: FieldsConfig) -> Iterator[Row]:
+def _file_rows(path: Path, kind: Format | None, reading: Reading, fields: FieldsConfig) -> Iterator[FileRow]:
     on_disk = str(path) != STANDARD_INPUT
     if on_disk and kind in ("parquet", "arrow"):
         yield from (parquet_rows if kind == "parquet" else arrow_rows)(path, reading)

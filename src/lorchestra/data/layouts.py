@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from lorchestra.config.data import FieldsConfig
-from lorchestra.data.readers.streams import Row
+from lorchestra.data.readers.streams import FileRow
 from lorchestra.errors import DataError
 
 Form = Literal["question", "text"]
@@ -68,7 +68,7 @@ class Layout:
     columns: Mapping[str, tuple[str, ...]]
     sentence: str | None = None
 
-    def value(self, row: Row, part: str) -> Any:
+    def value(self, row: FileRow, part: str) -> Any:
         """What a row has for a part, None where it has nothing."""
         names = self.columns.get(part, ())
         if len(names) < 2:
@@ -80,7 +80,7 @@ class Layout:
             return cells
         return "\n".join(f"{name}: {cell}" for name, cell in zip(names, cells, strict=True) if not _is_blank(cell))
 
-    def missing(self, row: Row, part: str) -> bool:
+    def missing(self, row: FileRow, part: str) -> bool:
         """Whether a row has no column for a part."""
         return not any(name in row.cells for name in self.columns.get(part, ()))
 
@@ -138,7 +138,7 @@ class Finder:
     require_answer: bool
     labels: tuple[str, ...] | None
 
-    def find(self, row: Row) -> Layout:
+    def find(self, row: FileRow) -> Layout:
         """The layout.
 
         Raises: DataError where no form fits, with the columns and the options that would help.
@@ -155,7 +155,7 @@ class Finder:
             raise self._no_form(row)
         return Layout(form, self._complete(given))
 
-    def check(self, row: Row, layout: Layout) -> None:
+    def check(self, row: FileRow, layout: Layout) -> None:
         """Refuse a row that is of the other form or lacks a column.
 
         Raises: DataError.
@@ -182,7 +182,7 @@ class Finder:
     def _needed(self, form: Form) -> tuple[str, ...]:
         return PARTS[form] if self.require_answer else PARTS[form][:-1]
 
-    def _form(self, row: Row, has: set[str]) -> Form | None:
+    def _form(self, row: FileRow, has: set[str]) -> Form | None:
         questions = {"question", "choices"} <= has
         if self.labels is not None:
             if questions and "text" not in has:
@@ -198,7 +198,7 @@ class Finder:
             return None
         return "text" if "label" in has and not has & {"question", "choices"} else "question"
 
-    def _recognized(self, row: Row, given: Mapping[str, tuple[str, ...]], has: set[str]) -> Layout | None:
+    def _recognized(self, row: FileRow, given: Mapping[str, tuple[str, ...]], has: set[str]) -> Layout | None:
         """A question whose parts are in columns of other names; None where that is not the one reading possible."""
         if self.labels is not None:
             return None
@@ -213,7 +213,7 @@ class Finder:
         said = "; ".join(f"{part}: {', '.join(columns[part])}" for part in PARTS["question"] if columns[part])
         return Layout("question", self._complete(columns), f"read as questions with choices by their columns ({said})")
 
-    def _no_form(self, row: Row) -> DataError:
+    def _no_form(self, row: FileRow) -> DataError:
         if "completion" in row.cells or "messages" in row.cells:
             message = (
                 "free-text rows (prompt and completion, or messages) cannot be used, as nothing generates text yet"
@@ -225,7 +225,7 @@ class Finder:
             f"{row.where}: {message}; columns found: {_columns(row)}. {hints}Name them with --data.fields."
         )
 
-    def _hint(self, row: Row, part: str) -> str:
+    def _hint(self, row: FileRow, part: str) -> str:
         """The option that names a missing part's column."""
         guesses = _guesses(row)
         if part in guesses and _looks_like_question(guesses) and self.labels is None:
@@ -249,7 +249,7 @@ class Finder:
         return f"If {show(near)} is the {part}: --data.fields.{part} {shlex.quote(near)}. " if near else ""
 
 
-def _columns(row: Row) -> str:
+def _columns(row: FileRow) -> str:
     columns = list(row.cells)
     shown = ", ".join(map(show, columns[:12])) + (", ..." if len(columns) > 12 else "")
     if len(columns) == 1 and any(mark in columns[0] for mark in ";\t|"):
@@ -257,7 +257,7 @@ def _columns(row: Row) -> str:
     return shown or "none"
 
 
-def _guesses(row: Row) -> dict[str, list[tuple[str, ...]]]:
+def _guesses(row: FileRow) -> dict[str, list[tuple[str, ...]]]:
     """Columns that others use for each part of a question; those with choices in several columns as one."""
     names = list(row.cells)
     lists: list[tuple[str, ...]] = [

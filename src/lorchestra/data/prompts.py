@@ -27,9 +27,9 @@ from lorchestra.data.tasks.table import find_task
 from lorchestra.errors import ConfigError, DataError
 from lorchestra.types import Example
 
-Scoring = Literal["letter", "text"]
+ScoringMode = Literal["letter", "text"]
 
-TEMPLATES: Mapping[str, Mapping[Scoring, str]] = {
+TEMPLATES: Mapping[str, Mapping[ScoringMode, str]] = {
     # questions with choices, by default
     "question": {
         "letter": "Question: {question}\n{options}\nAnswer:",
@@ -181,22 +181,22 @@ class PromptTemplate:
         """Whether answered rows can be put before a question."""
         return not self.chat or self.version == 1 or bool(self.frame.shots)
 
-    def text(self, scoring: Scoring) -> str:
+    def text(self, scoring: ScoringMode) -> str:
         """The template in use: the user's or the default."""
         return TEMPLATES[self.kind][scoring] if self.prompt is None else self.prompt
 
-    def shows_options(self, scoring: Scoring) -> bool:
+    def shows_options(self, scoring: ScoringMode) -> bool:
         """Whether the prompt lists the choices with their letters."""
         return "options" in _PLACEHOLDER.findall(self.text(scoring))
 
-    def render(self, example: Example, *, scoring: Scoring) -> RenderedPrompt:
+    def render(self, example: Example, *, scoring: ScoringMode) -> RenderedPrompt:
         """The prompt of one row and a continuation for each of its choices.
 
         Raises: ConfigError where letters are asked for and cannot be given.
         """
         return self.render_shots((), example, scoring=scoring)
 
-    def render_shots(self, shots: Sequence[Example], example: Example, *, scoring: Scoring) -> RenderedPrompt:
+    def render_shots(self, shots: Sequence[Example], example: Example, *, scoring: ScoringMode) -> RenderedPrompt:
         """The same with answered examples before the question: blocks parted by a blank line, or turns of the chat.
 
         Raises: DataError for a shot without an answer; ConfigError as `render`, or where the chat template fails.
@@ -210,7 +210,7 @@ class PromptTemplate:
         end = "\n\n" if solved else "\n"
         return RenderedPrompt(_joined(*before, block), self._gap(block), names, end, example.where)
 
-    def _block(self, example: Example, scoring: Scoring) -> Text:
+    def _block(self, example: Example, scoring: ScoringMode) -> Text:
         template = self.text(scoring)
         lettered = scoring == "letter"
         if lettered and not self.shows_options(scoring):
@@ -225,13 +225,13 @@ class PromptTemplate:
         parts = _PLACEHOLDER.split(template)
         return tuple(values[part] if index % 2 else part for index, part in enumerate(parts))
 
-    def _names(self, example: Example, scoring: Scoring) -> list[str]:
+    def _names(self, example: Example, scoring: ScoringMode) -> list[str]:
         """What stands for each choice, without the space before it."""
         if scoring == "letter":
             return list(LETTERS[: len(example.choices)])
         return [choice.strip() for choice in example.choices]
 
-    def _answer(self, shot: Example, scoring: Scoring) -> str:
+    def _answer(self, shot: Example, scoring: ScoringMode) -> str:
         if shot.answer is None:
             raise DataError(f"{shot.where}: a row without an answer cannot be a few-shot example; take another one")
         return self._names(shot, scoring)[shot.answer]

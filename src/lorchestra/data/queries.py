@@ -19,7 +19,7 @@ from lorchestra.config.data import DataConfig
 from lorchestra.data.files import check_fields, rows_of
 from lorchestra.data.formats import stem
 from lorchestra.data.in_memory import is_missing
-from lorchestra.data.readers.streams import Row
+from lorchestra.data.readers.streams import FileRow
 from lorchestra.data.row_reader import RowReader
 from lorchestra.errors import DataError, InputError
 from lorchestra.types import Example
@@ -29,7 +29,7 @@ _ROWS_TRIED = 100
 
 
 @dataclass(frozen=True, slots=True)
-class AskedRow:
+class QueryRow:
     """One row: `number` counts from 1, `cells` are all its columns, and either `example` or `fault` is set.
 
     `kept` are the cells that go into its answer: all but those that hold its id and choices, which an answer has too.
@@ -43,12 +43,12 @@ class AskedRow:
     kept: Mapping[str, Any]
 
 
-def asked_rows(
+def query_rows(
     path: str | Path,
     config: DataConfig,
     labels: tuple[str, ...] | None,
     note: Callable[[str], None] = lambda text: None,
-) -> Iterator[AskedRow]:
+) -> Iterator[QueryRow]:
     """The rows of a file (see `formats.read_rows`), one at a time.
 
     Args:
@@ -65,9 +65,9 @@ def asked_rows(
     return _asked(rows_of(path, config, every_column=True, faults=True, note=note), config, labels, note)
 
 
-def asked_values(
+def query_values(
     values: Iterable[Example | str | Mapping[Any, Any]], config: DataConfig, labels: tuple[str, ...] | None
-) -> Iterator[AskedRow]:
+) -> Iterator[QueryRow]:
     """Rows that are in memory already (see `memory.entries_of`): examples, texts to label, or columns with cells.
 
     Of an iterator none is taken before the first is asked for.
@@ -82,27 +82,27 @@ def asked_values(
 
 def _asked_later(
     values: Iterator[Example | str | Mapping[Any, Any]], config: DataConfig, labels: tuple[str, ...] | None
-) -> Iterator[AskedRow]:
+) -> Iterator[QueryRow]:
     yield from _asked_values(values, config, labels)
 
 
 def _asked_values(
     remaining: Iterator[Example | str | Mapping[Any, Any]], config: DataConfig, labels: tuple[str, ...] | None
-) -> Iterator[AskedRow]:
+) -> Iterator[QueryRow]:
     first = next(remaining, None)
     if first is None:
         return iter(())
     all_of_them = enumerate(itertools.chain([first], remaining), 1)
     if isinstance(first, Example):
         return (_example(value, number) for number, value in all_of_them)
-    rows = (Row(number, _cells(value, config.fields.text, number), "rows") for number, value in all_of_them)
+    rows = (FileRow(number, _cells(value, config.fields.text, number), "rows") for number, value in all_of_them)
     return _asked(rows, config, labels, lambda text: None)
 
 
-def _example(value: Any, number: int) -> AskedRow:
+def _example(value: Any, number: int) -> QueryRow:
     if not isinstance(value, Example):
         raise InputError(f"row {number} is {type(value).__name__}, and those before are examples; give one kind")
-    return AskedRow(number, value.id, value, None, {"question": value.question, "choices": value.choices}, {})
+    return QueryRow(number, value.id, value, None, {"question": value.question, "choices": value.choices}, {})
 
 
 def _cells(value: Any, column: str, number: int) -> dict[str, Any]:
@@ -114,8 +114,8 @@ def _cells(value: Any, column: str, number: int) -> dict[str, Any]:
 
 
 def _asked(
-    rows: Iterator[Row], config: DataConfig, labels: tuple[str, ...] | None, note: Callable[[str], None]
-) -> Iterator[AskedRow]:
+    rows: Iterator[FileRow], config: DataConfig, labels: tuple[str, ...] | None, note: Callable[[str], None]
+) -> Iterator[QueryRow]:
     """Looks at the first rows at once; the others are read as they are asked for."""
     tried = list(itertools.islice(rows, _ROWS_TRIED))
     if not tried:
@@ -126,7 +126,7 @@ def _asked(
     return _each(itertools.chain(tried, rows), reader)
 
 
-def _each(rows: Iterator[Row], reader: RowReader | None) -> Iterator[AskedRow]:
+def _each(rows: Iterator[FileRow], reader: RowReader | None) -> Iterator[QueryRow]:
     in_file: Counter[str] = Counter()
     for number, row in enumerate(rows, 1):
         in_file[row.path] += 1
@@ -148,7 +148,7 @@ def _plain(cell: Any) -> Any:
     return None if is_missing(cell) else str(cell)
 
 
-def _reader(tried: list[Row], config: DataConfig, labels: tuple[str, ...] | None) -> RowReader | None:
+def _reader(tried: list[FileRow], config: DataConfig, labels: tuple[str, ...] | None) -> RowReader | None:
     """The reader for the layout of the first row that has one; None where no row could be read at all."""
     errors = []
     for row in tried:
@@ -168,14 +168,14 @@ def _reader(tried: list[Row], config: DataConfig, labels: tuple[str, ...] | None
     return None
 
 
-def _one(row: Row, number: int, in_file: int, reader: RowReader | None) -> AskedRow:
+def _one(row: FileRow, number: int, in_file: int, reader: RowReader | None) -> QueryRow:
     name = f"{stem(row.path)}-{in_file}"
     if reader is None or row.fault is not None:
-        return AskedRow(number, name, None, str(row.fault), row.cells, row.cells)
+        return QueryRow(number, name, None, str(row.fault), row.cells, row.cells)
     held = {*reader.layout.columns.get("id", ()), *reader.layout.columns.get("choices", ())}
     kept = {column: _plain(cell) for column, cell in row.cells.items() if column not in held}
     try:
         name = reader.id(row, in_file)
-        return AskedRow(number, name, reader.example(row, in_file), None, row.cells, kept)
+        return QueryRow(number, name, reader.example(row, in_file), None, row.cells, kept)
     except DataError as error:
-        return AskedRow(number, name, None, str(error), row.cells, kept)
+        return QueryRow(number, name, None, str(error), row.cells, kept)

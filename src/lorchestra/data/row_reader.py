@@ -11,7 +11,7 @@ from lorchestra.data.answers import Given, Reading, is_missing, is_no_label
 from lorchestra.data.formats import stem
 from lorchestra.data.labels import LabelRules, label_names
 from lorchestra.data.layouts import Finder, Layout, choices_of, nearest, show
-from lorchestra.data.readers.streams import Row
+from lorchestra.data.readers.streams import FileRow
 from lorchestra.errors import DataError
 from lorchestra.types import Example
 
@@ -37,7 +37,9 @@ class RowReader:
     rules: LabelRules
 
     @classmethod
-    def for_file(cls, first: Row, config: DataConfig, *, answers: Answers, labels: tuple[str, ...] | None) -> RowReader:
+    def for_file(
+        cls, first: FileRow, config: DataConfig, *, answers: Answers, labels: tuple[str, ...] | None
+    ) -> RowReader:
         """A reader for the layout of a file's first row.
 
         Raises: DataError where no layout fits; ConfigError where `data.read.label_names` cannot be used.
@@ -47,14 +49,14 @@ class RowReader:
         rules = LabelRules(labels, names, config.read.clean_labels, plain=config.read.rules == 1)
         return cls(config, layout, answers, labels, rules)
 
-    def check(self, row: Row) -> None:
+    def check(self, row: FileRow) -> None:
         """Refuse a row of another form, or one that lacks a column.
 
         Raises: DataError.
         """
         Finder(self.config.fields, self.answers == "required", self.labels).check(row, self.layout)
 
-    def example(self, row: Row, number: int) -> Example:
+    def example(self, row: FileRow, number: int) -> Example:
         """One row by itself, as a stream of rows to predict needs it; `number` from 1 is for rows without an id.
 
         Raises: DataError where the row cannot be used; where the task is texts with labels, `labels` must be given.
@@ -76,15 +78,15 @@ class RowReader:
             label = None
         return Example(name, self.string(row, "text"), self.labels, self.label_index(row, label, index), row.where)
 
-    def error(self, row: Row, text: str) -> DataError:
+    def error(self, row: FileRow, text: str) -> DataError:
         """A fault of a row."""
         return DataError(f"{row.where}: {text}")
 
-    def value(self, row: Row, part: str) -> Any:
+    def value(self, row: FileRow, part: str) -> Any:
         """What a row has for a part."""
         return self.layout.value(row, part)
 
-    def id(self, row: Row, number: int) -> str:
+    def id(self, row: FileRow, number: int) -> str:
         """A row's id; the default is the file's stem and the row's number.
 
         Raises: DataError where it is neither a string nor an integer.
@@ -95,7 +97,7 @@ class RowReader:
         given = value is not None and bool(str(value).strip())
         return self._clean(row, "id", str(value)) if given else f"{stem(row.path)}-{number}"
 
-    def string(self, row: Row, part: str) -> str:
+    def string(self, row: FileRow, part: str) -> str:
         """The question or text of a row.
 
         Raises: DataError where it is empty or no string.
@@ -107,7 +109,7 @@ class RowReader:
             raise self.error(row, f"the {part} is {show(value)}, which is not a string; write it as one")
         return self._clean(row, part, value)
 
-    def question(self, row: Row) -> tuple[str, Given]:
+    def question(self, row: FileRow) -> tuple[str, Given]:
         """The question of a row, and its choices with the answer as the file has it.
 
         Raises: DataError where one of them cannot be used, or the answer is missing and required.
@@ -122,7 +124,7 @@ class RowReader:
             value = None
         return question, Given(value, choices, names, row.where)
 
-    def _choices(self, row: Row) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
+    def _choices(self, row: FileRow) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
         value, names = choices_of(self.value(row, "choices"))
         if not isinstance(value, list):
             hint = ', in a CSV cell as JSON: ["red", "blue"]' if ".csv" in row.path.lower() else ""
@@ -148,7 +150,7 @@ class RowReader:
             return found[0] if found else None
         raise DataError(f"{given.where}: the answer is {show(given.value)}; give the right choice's index")
 
-    def label(self, row: Row) -> str | None:
+    def label(self, row: FileRow) -> str | None:
         """A row's label as it is spelled, None where there is none.
 
         Raises: DataError where it is missing and required, or no word and no integer.
@@ -180,7 +182,7 @@ class RowReader:
         known = () if self.labels is None else {*self.labels, *self.rules.names}
         return is_missing(value) or str(value).strip() not in known
 
-    def label_index(self, row: Row, label: str | None, index: Mapping[str, int]) -> int | None:
+    def label_index(self, row: FileRow, label: str | None, index: Mapping[str, int]) -> int | None:
         """The index of a label, None of None.
 
         Raises: DataError where the training rows have no such label.
@@ -192,7 +194,7 @@ class RowReader:
             raise self.error(row, f"{message}; {hint}; correct it, or add rows with it to the training file")
         return None if label is None else index[label]
 
-    def _clean(self, row: Row, part: str, text: str) -> str:
+    def _clean(self, row: FileRow, part: str, text: str) -> str:
         try:
             text.encode()
         except UnicodeEncodeError:
@@ -200,7 +202,7 @@ class RowReader:
             raise self.error(row, f"{message}; mend the escape") from None
         return text
 
-    def _short(self, row: Row, part: str, text: str) -> str:
+    def _short(self, row: FileRow, part: str, text: str) -> str:
         if len(text) > LONGEST_CHOICE:
             message = f"the {part} {show(text)} has {len(text):,} characters, over {LONGEST_CHOICE:,}"
             raise self.error(row, f"{message}; shorten it or leave the row out")

@@ -223,7 +223,7 @@ def _quotas(members: Mapping[str, Sequence[str]], wanted: int, seed: int) -> dic
     return quotas
 
 
-def draw_even(rows: Sequence[Example], number: int, *stream: int | str) -> list[Example]:
+def draw_stratified(rows: Sequence[Example], number: int, *stream: int | str) -> list[Example]:
     """`number` of the rows, drawn by the seed that `stream` names, with the answers as even as their numbers allow.
 
     They come dealt in turns, one of each answer; an answer with too few rows leaves its turns to the others.

@@ -9,7 +9,7 @@ from typing import Literal
 
 from lorchestra.data.encode import EncodedSplit
 from lorchestra.errors import LorchestraError
-from lorchestra.inference.pipeline import Session
+from lorchestra.inference.pipeline import Pipeline
 from lorchestra.types import EncodedExample, Example
 
 TooLong = Literal["error", "drop", "truncate"]
@@ -28,49 +28,49 @@ class EncodedRow:
     truncated: bool = False
 
 
-def encode_each(session: Session, examples: Sequence[Example], too_long: TooLong) -> list[EncodedRow]:
+def encode_each(pipeline: Pipeline, examples: Sequence[Example], too_long: TooLong) -> list[EncodedRow]:
     """Each example as tokens, or its fault; the row index of each is its index in `examples`.
 
     A faulty row is looked for by halves, so that a few of them cost a few more calls of the tokenizer.
     """
     if len(examples) == 1:
-        return [_encode_one(session, examples[0], too_long)]
+        return [_encode_one(pipeline, examples[0], too_long)]
     try:
-        split = _encode(session, examples, "truncate" if too_long == "truncate" else "drop")
+        split = _encode(pipeline, examples, "truncate" if too_long == "truncate" else "drop")
     except LorchestraError:
         middle = len(examples) // 2
         halves = (examples[:middle], examples[middle:])
-        return _renumbered([row for half in halves for row in encode_each(session, half, too_long)])
+        return _renumbered([row for half in halves for row in encode_each(pipeline, half, too_long)])
     found = [EncodedRow()] * len(examples)
     for index, tokens in zip(split.kept, split.rows, strict=True):
         found[index] = EncodedRow(tokens, truncated=index in split.truncated)
     if too_long == "error":
         for index in split.dropped:
-            found[index] = _encode_one(session, examples[index], too_long)
+            found[index] = _encode_one(pipeline, examples[index], too_long)
     return _renumbered(found)
 
 
-def _encode_one(session: Session, example: Example, too_long: TooLong) -> EncodedRow:
+def _encode_one(pipeline: Pipeline, example: Example, too_long: TooLong) -> EncodedRow:
     try:
-        split = _encode(session, [example], "truncate" if too_long == "truncate" else "error")
+        split = _encode(pipeline, [example], "truncate" if too_long == "truncate" else "error")
     except LorchestraError as error:
-        if too_long == "drop" and _fits_without_bound(session, example):
+        if too_long == "drop" and _fits_without_bound(pipeline, example):
             return EncodedRow()
         return EncodedRow(fault=str(error))
     return EncodedRow(split.rows[0], truncated=bool(split.truncated))
 
 
-def _fits_without_bound(session: Session, example: Example) -> bool:
+def _fits_without_bound(pipeline: Pipeline, example: Example) -> bool:
     try:
-        _encode(session, [example], "error", bounded=False)
+        _encode(pipeline, [example], "error", bounded=False)
     except LorchestraError:
         return False
     return True
 
 
-def _encode(session: Session, examples: Sequence[Example], too_long: TooLong, bounded: bool = True) -> EncodedSplit:
-    split = session.tokenize(examples, too_long, bounded=bounded)
-    session.say_of_tokens(split, examples)
+def _encode(pipeline: Pipeline, examples: Sequence[Example], too_long: TooLong, bounded: bool = True) -> EncodedSplit:
+    split = pipeline.tokenize(examples, too_long, bounded=bounded)
+    pipeline.say_of_tokens(split, examples)
     return split
 
 

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from lorchestra.config.data import DataConfig
 from lorchestra.data.encode import EncodedSplit, can_use_letters, encode
-from lorchestra.data.prompts import PromptTemplate, Scoring
-from lorchestra.data.splits import draw_even
+from lorchestra.data.prompts import PromptTemplate, ScoringMode
+from lorchestra.data.splits import draw_stratified
 from lorchestra.data.tokenizer import TextTokenizer
-from lorchestra.inference.predict import Pass, PrefixKeeper, member_passes, predict_early, predict_rows
+from lorchestra.inference.predict import MemberPass, PrefixReuse, member_passes, predict_early, predict_rows
 from lorchestra.metrics.early_exit import ExitRule
 from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.models.loading import LoadedBase
@@ -40,14 +40,14 @@ def default_token_budget(device_type: str, shared: int = 0) -> int:
 
 
 @dataclass
-class Session:
+class Pipeline:
     """What turns examples into predictions: the base, its members, the prompt and the way answers are scored."""
 
     base: LoadedBase
     model: EnsembleModel
     template: PromptTemplate
     data: DataConfig
-    scoring: Scoring
+    scoring: ScoringMode
     token_budget: int
     task: str
     say: Callable[[str], None] = lambda text: None
@@ -100,7 +100,7 @@ class Session:
         """Say, once each, what is odd about the tokens of some rows."""
         self._say_literal(split)
         if split.hopeless:
-            self._say_once("hopeless", f"{examples[split.hopeless[0]].where}: {HOPELESS}")
+            self._say_once("hopeless", f"{examples[split.hopeless[0]].where}: {FORMAT_1_CHOICES}")
 
     def mark_said(self, *keys: str) -> None:
         """Leave out notes that were given already, by their keys."""
@@ -125,7 +125,7 @@ class Session:
     def predict(
         self,
         examples: Sequence[Example],
-        passes: Sequence[Pass],
+        passes: Sequence[MemberPass],
         split: str,
         *,
         shots: Sequence[Example] = (),
@@ -152,11 +152,11 @@ class Session:
         return self.predict_encoded_early(kept, encoded.rows, split, rule, progress)
 
     def predict_encoded(
-        self, examples: Sequence[Example], rows: Sequence[EncodedExample], split: str, keeper: PrefixKeeper
+        self, examples: Sequence[Example], rows: Sequence[EncodedExample], split: str, prefix_reuse: PrefixReuse
     ) -> Predictions:
-        """Predictions of every member, of examples with their tokens; `keeper` is that of all calls of a stream."""
+        """Predictions of every member, of examples with their tokens; one `prefix_reuse` serves a whole stream."""
         passes = member_passes(range(self.model.num_members))
-        log_probs = predict_rows(self.model, rows, passes, self.token_budget, keeper=keeper)
+        log_probs = predict_rows(self.model, rows, passes, self.token_budget, prefix_reuse=prefix_reuse)
         return self.predictions(examples, range(len(examples)), log_probs, split)
 
     def predict_encoded_early(
@@ -166,10 +166,10 @@ class Session:
         split: str,
         rule: ExitRule,
         progress: Callable[[int], None] | None = None,
-        keeper: PrefixKeeper | None = None,
+        prefix_reuse: PrefixReuse | None = None,
     ) -> EarlyExitPredictions:
         """As `predict_early`, of examples with their tokens."""
-        log_probs, used = predict_early(self.model, rows, rule, self.token_budget, progress, keeper)
+        log_probs, used = predict_early(self.model, rows, rule, self.token_budget, progress, prefix_reuse)
         parts, places = [], []
         for number in np.unique(used):
             at = np.flatnonzero(used == number)
@@ -199,7 +199,7 @@ class Session:
         return self.predict(examples, member_passes(range(self.model.num_members)), split, progress=progress)
 
 
-HOPELESS = (
+FORMAT_1_CHOICES = (
     "this run is of format 1, which scores a choice without its end: one that continues another choice, or has the same"
     " tokens, cannot win; train again to have such choices scored whole"
 )
@@ -223,7 +223,7 @@ def decide_scoring(
     data: DataConfig,
     examples: Sequence[Example],
     token_budget: int,
-) -> tuple[Scoring, str]:
+) -> tuple[ScoringMode, str]:
     """How answers are scored, and why.
 
     `auto` takes letters if the base's zero-shot accuracy with them, on 200 training rows, exceeds chance by three
@@ -237,7 +237,9 @@ def decide_scoring(
     possible, reason = can_use_letters(examples, template, tokens)
     if not possible:
         return "text", reason
-    probed = draw_even([example for example in examples if example.answer is not None], _PROBED_ROWS, "auto scoring")
+    probed = draw_stratified(
+        [example for example in examples if example.answer is not None], _PROBED_ROWS, "auto scoring"
+    )
     encoded = encode(
         probed,
         template,
@@ -247,7 +249,7 @@ def decide_scoring(
         too_long="drop",
     )
     rows: tuple[EncodedExample, ...] = encoded.rows
-    found = predict_rows(model, rows, [Pass(BASE)], token_budget)[0]
+    found = predict_rows(model, rows, [MemberPass(BASE)], token_budget)[0]
     hits = float(np.mean([found[e].argmax() == row.answer for e, row in enumerate(rows)]))
     chance, error = _chance(rows)
     said = (

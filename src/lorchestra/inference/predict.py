@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lorchestra.inference.trunk import TrunkCache
 from lorchestra.metrics.early_exit import ExitRule
 from lorchestra.models.ensemble import EnsembleModel
-from lorchestra.nn.kv_cache import KeptPrefix
+from lorchestra.nn.kv_cache import PrefixCache
 from lorchestra.nn.packing import BASE, Item, forward_budget, pack, plan_micro_batches, shareable_prefix
 from lorchestra.nn.seeding import derive_seed
 from lorchestra.types import EncodedExample
@@ -22,14 +22,14 @@ _PASSES_A_GROUP = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Pass:
+class MemberPass:
     """One evaluation of every row: by a member, and with dropout kept on where a seed is given (MC dropout)."""
 
     member: int
     dropout_seed: int | None = None
 
 
-class PrefixKeeper:
+class PrefixReuse:
     """Shared first tokens, kept for every member from one call to the next while the parameters stand still.
 
     How many tokens are shared is decided by the rows of a call alone: so the same rows have the same answers to the
@@ -37,35 +37,35 @@ class PrefixKeeper:
     """
 
     def __init__(self) -> None:
-        self._kept: tuple[list[int], KeptPrefix] | None = None
+        self._kept: tuple[list[int], PrefixCache] | None = None
 
     def prefix(
         self, model: EnsembleModel, rows: Sequence[EncodedExample], shared: int, members: set[int], token_budget: int
-    ) -> KeptPrefix | None:
+    ) -> PrefixCache | None:
         """The first `shared` tokens of the rows, kept for these members; None where there are none."""
         if shared == 0 or len(rows) < 2:
             return None
         tokens, asked = rows[0].prefix[:shared], sorted(members)
         if self._kept is None or self._kept[0] != asked or self._kept[1].tokens != tokens:
             self._kept = None  # before the next one is made, so that memory holds one
-            self._kept = asked, model.keep_prefix(tokens, asked, forward_budget(token_budget, model.device))
+            self._kept = asked, model.prefill(tokens, asked, forward_budget(token_budget, model.device))
         return self._kept[1]
 
 
-def member_passes(members: Sequence[int]) -> list[Pass]:
+def member_passes(members: Sequence[int]) -> list[MemberPass]:
     """One pass a member, dropout off."""
-    return [Pass(member) for member in members]
+    return [MemberPass(member) for member in members]
 
 
 @torch.no_grad()
 def predict_rows(
     model: EnsembleModel,
     rows: Sequence[EncodedExample],
-    passes: Sequence[Pass],
+    passes: Sequence[MemberPass],
     token_budget: int,
     trunk: TrunkCache | None = None,
     progress: Callable[[int], None] | None = None,
-    keeper: PrefixKeeper | None = None,
+    prefix_reuse: PrefixReuse | None = None,
 ) -> NDArray[np.float64]:
     """Normalized log-probabilities of every row's choices under every pass.
 
@@ -88,7 +88,7 @@ def predict_rows(
     shared = shareable_prefix(rows, dropout=any(p.dropout_seed is not None for p in passes))
     if trunk is not None:
         shared = trunk.shared
-    prefix = (keeper or PrefixKeeper()).prefix(model, rows, shared, {p.member for p in passes}, token_budget)
+    prefix = (prefix_reuse or PrefixReuse()).prefix(model, rows, shared, {p.member for p in passes}, token_budget)
     log_probs = np.full((len(passes), len(rows), num_choices), -np.inf)
     place = {row.row: e for e, row in enumerate(rows)}
     done = 0
@@ -117,7 +117,7 @@ def predict_early(
     rule: ExitRule,
     token_budget: int,
     progress: Callable[[int], None] | None = None,
-    keeper: PrefixKeeper | None = None,
+    prefix_reuse: PrefixReuse | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Log-probabilities of every row's choices under as many members, in their order, as the rule asks for.
 
@@ -138,7 +138,7 @@ def predict_early(
     num_members = model.num_members
     num_choices = max((len(row.choices) for row in rows), default=0)
     shared = shareable_prefix(rows, dropout=False)
-    prefix = (keeper or PrefixKeeper()).prefix(model, rows, shared, set(range(num_members)), token_budget)
+    prefix = (prefix_reuse or PrefixReuse()).prefix(model, rows, shared, set(range(num_members)), token_budget)
     log_probs = np.full((num_members, len(rows), num_choices), -np.inf)
     used = np.full(len(rows), num_members, dtype=np.int64)
     place = {row.row: e for e, row in enumerate(rows)}
@@ -169,7 +169,7 @@ def _evaluate(
     wanted: Sequence[tuple[int, Item]],
     token_budget: int,
     shared: int,
-    prefix: KeptPrefix | None,
+    prefix: PrefixCache | None,
     cache: TrunkCache | None,
     place: Mapping[int, int],
     log_probs: NDArray[np.float64],

@@ -22,7 +22,7 @@ from torch import Tensor
 from lorchestra.errors import CheckpointError, ConfigError
 from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.models.patching import text_config
-from lorchestra.nn.kv_cache import KeptPrefix
+from lorchestra.nn.kv_cache import PrefixCache
 from lorchestra.nn.packing import BASE, Item, PackedBatch, forward_budget, pack, plan_micro_batches
 from lorchestra.store.atomic import atomic_path, atomic_write_json, sha256_file
 from lorchestra.store.safe_paths import inside
@@ -136,7 +136,7 @@ class TrunkCache:
         shared: int = 0,
         file: TrunkFile | None = None,
         dtype: torch.dtype | None = None,
-        prefix: KeptPrefix | None = None,
+        prefix: PrefixCache | None = None,
     ) -> None:
         self.shared = shared
         self.device = model.device

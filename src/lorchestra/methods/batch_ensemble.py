@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from lorchestra.errors import ConfigError, TrainingError
-from lorchestra.methods.contract import Fitted, Meter, Setting
-from lorchestra.methods.training import BestTogether, changed, fitted_members, start, train_steps
-from lorchestra.nn.adapters import AdapterBank
+from lorchestra.methods.contract import Fitted, Meter, MethodContext
+from lorchestra.methods.training import BestTogether, changed, fitted_members, start_training, train_steps
+from lorchestra.nn.adapters import StackedAdapters
 from lorchestra.nn.optimizer import MemberAdamW, clip_gradients
 from lorchestra.nn.seeding import generator
 from lorchestra.training.failure import gradient_failure
@@ -43,35 +43,35 @@ class FastWeights:
     every module r `[I]` and s `[O]`.
     """
 
-    def __init__(self, bank: AdapterBank) -> None:
-        self.bank = bank
-        self.num_shared = bank.values.shape[1]
-        self.num_fast = sum(piece.in_features + piece.out_features for piece in bank.slices)
+    def __init__(self, adapters: StackedAdapters) -> None:
+        self.adapters = adapters
+        self.num_shared = adapters.values.shape[1]
+        self.num_fast = sum(piece.in_features + piece.out_features for piece in adapters.slices)
 
     def expand(self, theta_Q: Tensor) -> Tensor:
         """The members' adapters `[M, P]`, a differentiable function."""
-        bank = self.bank
+        adapters = self.adapters
         shared_P = theta_Q[: self.num_shared]
-        fast_MF = theta_Q[self.num_shared :].unflatten(0, (bank.num_members, self.num_fast))
+        fast_MF = theta_Q[self.num_shared :].unflatten(0, (adapters.num_members, self.num_fast))
         pieces, place = [], 0
-        for piece in bank.slices:
+        for piece in adapters.slices:
             r_MI = fast_MF[:, place : place + piece.in_features]
             s_MO = fast_MF[:, place + piece.in_features : place + piece.in_features + piece.out_features]
             place += piece.in_features + piece.out_features
-            A = bank.view(shared_P, piece, "A") * r_MI[:, None, :]
-            B = bank.view(shared_P, piece, "B") * s_MO[:, :, None]
+            A = adapters.view(shared_P, piece, "A") * r_MI[:, None, :]
+            B = adapters.view(shared_P, piece, "B") * s_MO[:, :, None]
             pieces += [A.flatten(1), B.flatten(1)]
         return torch.cat(pieces, dim=1)
 
-    def start(self, seed: int, config: Config) -> Tensor:
+    def start_training(self, seed: int, config: Config) -> Tensor:
         """Theta with the first member's adapter shared and fast weights drawn by the seed."""
         fast = []
-        for member in range(self.bank.num_members):
-            for piece in self.bank.slices:
+        for member in range(self.adapters.num_members):
+            for piece in self.adapters.slices:
                 source = generator(seed, "batch_ensemble", member, piece.name)
                 noise = torch.randn(piece.in_features + piece.out_features, generator=source)
                 fast.append(noise.sign() if config.init == "signs" else 1 + config.spread * noise)
-        return torch.cat([self.bank.values[0], torch.cat(fast).to(self.bank.values)])
+        return torch.cat([self.adapters.values[0], torch.cat(fast).to(self.adapters.values)])
 
 
 class FastWeightsAdamW(MemberAdamW):
@@ -116,7 +116,7 @@ class FastWeightsAdamW(MemberAdamW):
         self.values.copy_(self.weights.expand(self.theta[0]))
 
 
-def fit(setting: Setting, config: Config) -> Fitted:
+def fit(context: MethodContext, config: Config) -> Fitted:
     """Train shared and fast weights; each member sees rows of its own, as many as a member of the ensemble.
 
     The epoch with the best mean validation NLL of the members is kept, or the last.
@@ -127,23 +127,23 @@ def fit(setting: Setting, config: Config) -> Fitted:
     """
     if not 0 <= config.spread < math.inf:
         raise ConfigError(f"batch_ensemble.spread: {config.spread} is not a finite number from 0 up")
-    if setting.config.regularize.weight_decay_a > 0:
+    if context.config.regularize.weight_decay_a > 0:
         raise ConfigError(
             "batch_ensemble: its fast weights start at one; decay of A (regularize.weight_decay_a) must be 0"
         )
-    if setting.config.adapt.init_lora_weights == "pissa":
+    if context.config.adapt.init_lora_weights == "pissa":
         raise ConfigError(
             "batch_ensemble: its fast weights scale the whole adapter, and half of one with adapt.init_lora_weights:"
             " pissa is frozen; take another start"
         )
     meter = Meter()
-    clip = setting.config.train.clip_norm
+    clip = context.config.train.clip_norm
     # the members' gradients come as they are: what is bounded is the gradient by shared and fast weights
-    training = start(setting, meter, changed(setting.config, train={"clip_norm": 0.0}))
-    trainer, weights = training.trainer, FastWeights(training.session.model.bank)
-    theta_Q = weights.start(setting.seed, config)
+    training = start_training(context, meter, changed(context.config, train={"clip_norm": 0.0}))
+    trainer, weights = training.trainer, FastWeights(training.pipeline.model.adapters)
+    theta_Q = weights.start_training(context.seed, config)
     trainer.optimizer = FastWeightsAdamW(trainer.optimizer, weights, theta_Q, clip, config.train_fast)
-    best = BestTogether(setting, training)
-    train_steps(setting, training, best.after_step)
+    best = BestTogether(context, training)
+    train_steps(context, training, best.after_step)
     best.restore()
-    return fitted_members(training, meter, range(setting.members), len(theta_Q))
+    return fitted_members(training, meter, range(context.members), len(theta_Q))

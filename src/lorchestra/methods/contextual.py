@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorchestra.errors import ConfigError
-from lorchestra.methods.contract import Fitted, Progress, Setting
+from lorchestra.methods.contract import Fitted, MethodContext, Progress
 from lorchestra.metrics.predictive import mixture_log_probs
 from lorchestra.types import Example, Predictions
 
@@ -33,7 +33,7 @@ class Config:
     """Inputs without content; their answers are averaged (the paper: N/A, [MASK] and the empty string)."""
 
 
-def wrap(setting: Setting, fitted: Fitted, config: Config) -> Fitted:
+def wrap(context: MethodContext, fitted: Fitted, config: Config) -> Fitted:
     """Nothing is fitted: a row's calibration is asked for when it is predicted.
 
     With labels, and with letters, all rows of one number of choices share it; where rows bring choices of their own and
@@ -46,13 +46,13 @@ def wrap(setting: Setting, fitted: Fitted, config: Config) -> Fitted:
     if not config.texts or not all(text.strip() for text in config.texts):
         raise ConfigError(f"contextual.texts: {config.texts!r} must be one or more texts that are not blank")
     started = time.perf_counter()
-    own_choices = setting.labels is None and setting.config.data.scoring == "text"
+    own_choices = context.labels is None and context.config.data.scoring == "text"
 
     def predict(examples: Sequence[Example], split: str, progress: Progress | None = None) -> Predictions:
         if not any(row.question.strip() for row in examples):
             raise ConfigError("contextual: the rows have no question, so that there is no content to leave out")
         plain = fitted.predict(examples, split, progress)
-        keys = [options if own_choices or setting.labels else ("N/A",) * len(options) for options in plain.options]
+        keys = [options if own_choices or context.labels else ("N/A",) * len(options) for options in plain.options]
         bias = _biases(fitted, config.texts, sorted(set(keys)))
         if not own_choices:
             for key, bias_MC in bias.items():

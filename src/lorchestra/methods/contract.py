@@ -1,7 +1,7 @@
-"""What every method has: a `Config`, `fit(setting, config) -> Fitted`, and predictions with their cost.
+"""What every method has: a `Config`, `fit(context, config) -> Fitted`, and predictions with their cost.
 
-A method is one file. It is given training and validation rows only: what stands in a `Setting` cannot be a test row.
-It trains on training rows; validation rows serve early stopping, temperature and prior precision.
+A method is one file. A `MethodContext` holds training and validation rows only, never a test row. It trains on training
+rows; validation rows serve early stopping, temperature and prior precision.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from lorchestra.config.run import RunConfig
-from lorchestra.inference.pipeline import Session
+from lorchestra.inference.pipeline import Pipeline
 from lorchestra.inference.trunk import TrunkFiles
 from lorchestra.planning.memory import peak_bytes, restart_peak
 from lorchestra.training.callbacks import Interrupted, Observer, StepReport
 from lorchestra.training.checkpoint import TrainState
 from lorchestra.types import Example, Predictions
 
-MOST_DRAWS = 10_000
+MAX_DRAWS = 10_000
 """Draws or passes that a method may ask for in one prediction."""
 
 Progress = Callable[[int], None]
@@ -40,7 +40,7 @@ class Silent:
 
 
 @dataclass(frozen=True)
-class Setting:
+class MethodContext:
     """What all methods of a comparison have in common.
 
     `config` is resolved: scoring is not `auto`, so that all methods score answers alike. Its `adapt.members` is M, the
@@ -48,7 +48,7 @@ class Setting:
     """
 
     config: RunConfig
-    open_session: Callable[[RunConfig], Session]
+    open_pipeline: Callable[[RunConfig], Pipeline]
     """A freshly loaded base with the adapters that the given configuration asks for: members change a base in place."""
     train: Sequence[Example]
     val: Sequence[Example]
@@ -136,12 +136,12 @@ class Meter:
         self._started = time.perf_counter()
         self._loading = 0.0
 
-    def open(self, setting: Setting, config: RunConfig) -> Session:
+    def open(self, context: MethodContext, config: RunConfig) -> Pipeline:
         """A fresh session; the time that it takes does not count."""
         started = time.perf_counter()
-        session = setting.open_session(config)
+        pipeline = context.open_pipeline(config)
         self._loading += time.perf_counter() - started
-        return session
+        return pipeline
 
     def cost(
         self, *, predict_base_passes: float, fit_base_passes: float = 0.0, tokens: int = 0, parameters: int = 0

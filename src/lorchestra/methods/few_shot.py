@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lorchestra.data.splits import draw_even
+from lorchestra.data.splits import draw_stratified
 from lorchestra.errors import ConfigError
-from lorchestra.inference.pipeline import Session
-from lorchestra.inference.predict import Pass
-from lorchestra.methods.contract import MOST_DRAWS, Fitted, Meter, Progress, Setting
+from lorchestra.inference.pipeline import Pipeline
+from lorchestra.inference.predict import MemberPass
+from lorchestra.methods.contract import MAX_DRAWS, Fitted, Meter, MethodContext, Progress
 from lorchestra.methods.training import changed
 from lorchestra.nn.packing import BASE
 from lorchestra.nn.seeding import derive_seed, permutation
@@ -29,7 +29,7 @@ class Config:
     """Draws of the shots; the result holds one pass of the base a draw."""
 
 
-def fit(setting: Setting, config: Config) -> Fitted:
+def fit(context: MethodContext, config: Config) -> Fitted:
     """Load the base; the shots are drawn by the setting's seed.
 
     Raises:
@@ -39,27 +39,27 @@ def fit(setting: Setting, config: Config) -> Fitted:
     for name, value in {"num_shots": config.num_shots, "draws": config.draws}.items():
         if value < 1:
             raise ConfigError(f"few_shot.{name}: {value} is less than 1; zero_shot shows no rows")
-    if config.draws > MOST_DRAWS:
-        raise ConfigError(f"few_shot.draws: {config.draws} is more than {MOST_DRAWS:,}")
-    if config.num_shots > len(setting.train):
-        raise ConfigError(f"few_shot.num_shots: {config.num_shots} is more than the {len(setting.train)} training rows")
+    if config.draws > MAX_DRAWS:
+        raise ConfigError(f"few_shot.draws: {config.draws} is more than {MAX_DRAWS:,}")
+    if config.num_shots > len(context.train):
+        raise ConfigError(f"few_shot.num_shots: {config.num_shots} is more than the {len(context.train)} training rows")
     meter = Meter()
-    session = meter.open(setting, changed(setting.config, adapt={"members": 1}))
+    pipeline = meter.open(context, changed(context.config, adapt={"members": 1}))
 
     def predict_draws(examples: Sequence[Example], split: str, progress: Progress | None = None) -> Predictions:
-        shown = unasked(setting.train, examples)
+        shown = unasked(context.train, examples)
         if not shown:
             raise ConfigError("few_shot: every training row is among the rows asked, so none can be shown")
         found = []
-        num_rows = len(session.encode(examples).kept)
+        num_rows = len(pipeline.encode(examples).kept)
         for draw in range(config.draws):
-            seed = derive_seed(setting.seed, "few_shot", draw)
-            found.append(predict(session, examples, split, shown, config.num_shots, seed, progress))
+            seed = derive_seed(context.seed, "few_shot", draw)
+            found.append(predict(pipeline, examples, split, shown, config.num_shots, seed, progress))
             fewer = num_rows - found[-1].num_examples
             if fewer:
                 raise ConfigError(
                     f"few_shot.num_shots: with {config.num_shots} rows before them, {fewer} of {len(examples)} rows"
-                    f" have more than {session.max_length} tokens; take fewer shots"
+                    f" have more than {pipeline.max_length} tokens; take fewer shots"
                 )
         return dataclasses.replace(found[0], log_probs_MEC=np.concatenate([one.log_probs_MEC for one in found]))
 
@@ -67,7 +67,7 @@ def fit(setting: Setting, config: Config) -> Fitted:
 
 
 def predict(
-    session: Session,
+    pipeline: Pipeline,
     examples: Sequence[Example],
     split: str,
     train: Sequence[Example],
@@ -76,7 +76,9 @@ def predict(
     progress: Callable[[int], None] | None = None,
 ) -> Predictions:
     """The base's predictions with `num_shots` answered training rows, drawn by the seed, before every question."""
-    return session.predict(examples, [Pass(BASE)], split, shots=draw_shots(train, num_shots, seed), progress=progress)
+    return pipeline.predict(
+        examples, [MemberPass(BASE)], split, shots=draw_shots(train, num_shots, seed), progress=progress
+    )
 
 
 def unasked(train: Sequence[Example], examples: Sequence[Example]) -> list[Example]:
@@ -90,5 +92,5 @@ def draw_shots(train: Sequence[Example], num_shots: int, seed: int) -> list[Exam
 
     Shots that all have one answer teach a small model to repeat it.
     """
-    shots = draw_even(train, num_shots, seed, "few_shot")
+    shots = draw_stratified(train, num_shots, seed, "few_shot")
     return [shots[i] for i in permutation(len(shots), seed, "few_shot_order")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from lorchestra.methods.contract import Fitted, Meter, Setting
+from lorchestra.methods.contract import Fitted, Meter, MethodContext
 from lorchestra.methods.training import changed, fitted_members, train_members
 
 
@@ -17,17 +17,17 @@ class Config:
     """lora_alpha: the product B A x is scaled down by M, as PEFT does at a higher rank; scaling: its factor stays."""
 
 
-def fit(setting: Setting, config: Config) -> Fitted:
+def fit(context: MethodContext, config: Config) -> Fitted:
     """Train it with the budget of one member.
 
     Raises:
         TrainingError: it failed.
     """
-    adapt = setting.config.adapt
-    wide = changed(setting.config, adapt={"members": 1, "r": adapt.r * setting.members})
+    adapt = context.config.adapt
+    wide = changed(context.config, adapt={"members": 1, "r": adapt.r * context.members})
     if config.keep == "scaling":
         factor = adapt.scaling / wide.adapt.scaling
         wide = changed(wide, adapt={"lora_alpha": adapt.lora_alpha * factor})
     meter = Meter()
-    training, members = train_members(setting, meter, wide)
+    training, members = train_members(context, meter, wide)
     return fitted_members(training, meter, members)

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from lorchestra.errors import ConfigError, TrainingError
-from lorchestra.inference.pipeline import Session
+from lorchestra.inference.pipeline import Pipeline
 from lorchestra.inference.predict import member_passes
-from lorchestra.methods.contract import MOST_DRAWS, Fitted, Meter, Predictor, Progress, Setting
+from lorchestra.methods.contract import MAX_DRAWS, Fitted, Meter, MethodContext, Predictor, Progress
 from lorchestra.methods.posterior import (
     PRECISION_BOUNDS,
     DiagonalLaplace,
@@ -31,8 +31,8 @@ from lorchestra.methods.posterior import (
     row_gradients,
 )
 from lorchestra.methods.training import (
-    Training,
-    check_adapters,
+    MethodTraining,
+    check_adapter_values,
     last_layer_columns,
     packed_predictor,
     train_first_member,
@@ -43,7 +43,7 @@ from lorchestra.nn.seeding import generator
 from lorchestra.planning.cost import prediction_base_passes, training_base_passes
 from lorchestra.types import EncodedExample, Example, Predictions
 
-MOST_NUMBERS = 1_000_000_000
+MAX_NUMBERS = 1_000_000_000
 """Most numbers in the square root of a whole curvature."""
 
 
@@ -65,7 +65,7 @@ class Config:
     """What validation chooses from."""
 
 
-def fit(setting: Setting, config: Config) -> Fitted:
+def fit(context: MethodContext, config: Config) -> Fitted:
     """Train one LoRA, then take the curvature of all training rows at its end.
 
     A backward pass goes through as many layers as a forward pass, and computes almost no gradients of weights: it is
@@ -77,43 +77,43 @@ def fit(setting: Setting, config: Config) -> Fitted:
     """
     if config.draws < 1:
         raise ConfigError(f"laplace.draws: {config.draws} is less than 1")
-    if config.draws > MOST_DRAWS:
-        raise ConfigError(f"laplace.draws: {config.draws} is more than {MOST_DRAWS:,}")
+    if config.draws > MAX_DRAWS:
+        raise ConfigError(f"laplace.draws: {config.draws} is more than {MAX_DRAWS:,}")
     if not config.precisions or not all(0 < precision < math.inf for precision in config.precisions):
         raise ConfigError(f"laplace.precisions: {config.precisions} must be one or more finite numbers above 0")
-    if setting.config.adapt.init_lora_weights == "pissa":
+    if context.config.adapt.init_lora_weights == "pissa":
         raise ConfigError(
             "laplace: its prior is around A and B at zero, which with adapt.init_lora_weights: pissa is not the base;"
             " take another start"
         )
     meter = Meter()
-    training = train_first_member(setting, meter, setting.config)
-    model, rows = training.session.model, training.trainer.rows.train
-    columns = last_layer_columns(model) if config.layers == "last" else torch.ones_like(model.bank.is_B)
-    posterior, log_likelihood = _posterior(setting, training, columns, config)
+    training = train_first_member(context, meter, context.config)
+    model, rows = training.pipeline.model, training.trainer.rows.train
+    columns = last_layer_columns(model) if config.layers == "last" else torch.ones_like(model.adapters.is_B)
+    posterior, log_likelihood = _posterior(context, training, columns, config)
     mean_P = training.values[0, columns].clone()
     linearized = config.predictive == "linearized"
-    number = config.draws if linearized else setting.members
+    number = config.draws if linearized else context.members
     shape = (number, len(mean_P))
-    noise_SP = torch.randn(shape, generator=generator(setting.seed, "laplace")).to(mean_P)
-    state = _Linearized(training.session, columns, posterior, noise_SP)
-    tell = setting.progress("prior precision, validation rows", len(setting.val))
+    noise_SP = torch.randn(shape, generator=generator(context.seed, "laplace")).to(mean_P)
+    state = _Linearized(training.pipeline, columns, posterior, noise_SP)
+    tell = context.progress("prior precision, validation rows", len(context.val))
     if config.prior == "marginal_likelihood":
         precision = best_precision(lambda t: log_marginal_likelihood(posterior, log_likelihood, mean_P, t))
         if not math.isfinite(log_marginal_likelihood(posterior, log_likelihood, mean_P, precision)):
             raise TrainingError("laplace: the evidence of the training rows is not finite; try a smaller train.lr")
     elif linearized:
-        precision = state.best_on(setting.val, config.precisions, tell)
+        precision = state.best_on(context.val, config.precisions, tell)
     else:
-        precision = _best_draws_on(training, state, mean_P, setting.val, config.precisions, tell)
+        precision = _best_draws_on(training, state, mean_P, context.val, config.precisions, tell)
     predict: Predictor
     if linearized:
         state.precision = precision
         predict = state.predict
     else:
         _write_draws(training, state, mean_P, precision)
-        check_adapters(training.values)
-        predict = packed_predictor(training.session, member_passes(range(number)))
+        check_adapter_values(training.values)
+        predict = packed_predictor(training.pipeline, member_passes(range(number)))
     passes = 1 + sum(len(row.choices) for row in rows) / len(rows)  # forward, and a backward pass a choice
     top = 1 - model.trunk_layers / model.num_layers
     cost = meter.cost(
@@ -136,23 +136,25 @@ def _at_bound(precision: float, config: Config) -> list[str]:
     return [f"the prior's precision, {precision:g}, is the {which} {where}"]
 
 
-def _posterior(setting: Setting, training: Training, columns: Tensor, config: Config) -> tuple[LaplacePosterior, float]:
+def _posterior(
+    context: MethodContext, training: MethodTraining, columns: Tensor, config: Config
+) -> tuple[LaplacePosterior, float]:
     """The curvature over the training rows, and their log-likelihood in nats."""
     trainer = training.trainer
     rows = trainer.rows.train
     num_parameters = int(columns.sum())
     numbers = sum(len(row.choices) for row in rows) * num_parameters
-    if config.structure == "full" and numbers > MOST_NUMBERS:
+    if config.structure == "full" and numbers > MAX_NUMBERS:
         raise ConfigError(
             f"laplace.structure: the whole curvature of {len(rows)} training rows has a square root of {numbers:,}"
-            f" numbers, and at most {MOST_NUMBERS:,} are held; take diagonal, laplace.layers last, or fewer rows"
+            f" numbers, and at most {MAX_NUMBERS:,} are held; take diagonal, laplace.layers last, or fewer rows"
         )
     factors: list[Tensor] = []
     diagonal_P = torch.zeros(num_parameters, dtype=torch.float64, device=columns.device)
     log_likelihood = 0.0
     weights = trainer.rows.weights
-    tell, done = setting.progress("curvature, training rows", len(rows)), 0
-    for found in row_gradients(training.session.model, rows, trainer.token_budget, columns, trainer.frozen.train):
+    tell, done = context.progress("curvature, training rows", len(rows)), 0
+    for found in row_gradients(training.pipeline.model, rows, trainer.token_budget, columns, trainer.precomputed.train):
         weight = found.log_probs.new_tensor([1.0 if weights is None else weights[row.row] for row in found.rows])
         factor_KP = curvature_factor(found.log_probs, found.gradients, weight)
         answers = [row.answer for row in found.rows]
@@ -176,7 +178,7 @@ class _Linearized:
     of a row changes nothing, so that this is the linearized logits' own softmax.
     """
 
-    session: Session
+    pipeline: Pipeline
     columns: Tensor
     posterior: LaplacePosterior
     noise_SP: Tensor
@@ -189,7 +191,7 @@ class _Linearized:
         width = max(len(row.choices) for row in rows)
         found = np.full((len(precisions), len(self.noise_SP), len(rows), width), -np.inf)
         done = 0
-        for batch in row_gradients(self.session.model, rows, self.session.token_budget, self.columns):
+        for batch in row_gradients(self.pipeline.model, rows, self.pipeline.token_budget, self.columns):
             B, C, _ = batch.gradients.shape
             changes_GJS = self.posterior.changes(batch.gradients.flatten(0, 1), self.noise_SP, precisions)
             changes_GSBC = changes_GJS.unflatten(1, (B, C)).permute(0, 3, 1, 2).double()
@@ -202,24 +204,24 @@ class _Linearized:
 
     def best_on(self, examples: Sequence[Example], precisions: Sequence[float], tell: Progress) -> float:
         """The precision under which the mixture of the draws has the lowest NLL on these examples."""
-        rows = self.session.encode(examples).rows
+        rows = self.pipeline.encode(examples).rows
         labels = np.array([row.answer for row in rows])
         return _lowest(precisions, [_score(found, labels) for found in self.log_probs(rows, precisions, tell)])
 
     def predict(self, examples: Sequence[Example], split: str, progress: Progress | None = None) -> Predictions:
         """One member a draw."""
-        encoded = self.session.encode(examples)
+        encoded = self.pipeline.encode(examples)
         found = self.log_probs(encoded.rows, [self.precision], progress)[0]
-        return self.session.predictions(examples, encoded.kept, found, split)
+        return self.pipeline.predictions(examples, encoded.kept, found, split)
 
 
-def _write_draws(training: Training, state: _Linearized, mean_P: Tensor, precision: float) -> None:
+def _write_draws(training: MethodTraining, state: _Linearized, mean_P: Tensor, precision: float) -> None:
     with torch.no_grad():
         training.values[:, state.columns] = mean_P + state.posterior.draws(state.noise_SP, precision)
 
 
 def _best_draws_on(
-    training: Training,
+    training: MethodTraining,
     state: _Linearized,
     mean_P: Tensor,
     examples: Sequence[Example],
@@ -230,7 +232,7 @@ def _best_draws_on(
     scores = []
     for precision in precisions:
         _write_draws(training, state, mean_P, precision)
-        found = training.session.predict_members(examples, "val", tell)
+        found = training.pipeline.predict_members(examples, "val", tell)
         scores.append(_score(found.log_probs_MEC, found.labels))
     return _lowest(precisions, scores)
 

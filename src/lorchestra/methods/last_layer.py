@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from lorchestra.errors import ConfigError
-from lorchestra.methods.contract import Fitted, Meter, Setting
-from lorchestra.methods.training import BestTogether, fitted_members, last_layer_columns, start, train_steps
+from lorchestra.methods.contract import Fitted, Meter, MethodContext
+from lorchestra.methods.training import BestTogether, fitted_members, last_layer_columns, start_training, train_steps
 from lorchestra.nn.optimizer import MemberAdamW
 
 
@@ -37,7 +37,7 @@ class TiedAdamW(MemberAdamW):
         super().step(grad_MP, lrs, members)
 
 
-def fit(setting: Setting, config: Config) -> Fitted:
+def fit(context: MethodContext, config: Config) -> Fitted:
     """Train the members; the epoch with their best mean validation NLL is kept, for all of them, or the last.
 
     Raises:
@@ -45,20 +45,20 @@ def fit(setting: Setting, config: Config) -> Fitted:
         TrainingError: a member failed.
     """
     meter = Meter()
-    training = start(setting, meter, setting.config)
-    trainer, model = training.trainer, training.session.model
+    training = start_training(context, meter, context.config)
+    trainer, model = training.trainer, training.pipeline.model
     shared = ~last_layer_columns(model)
     if not shared.any():
         raise ConfigError(
-            f"last_layer: adapt.layers {setting.config.adapt.layers!r} is one layer, so that members would share"
+            f"last_layer: adapt.layers {context.config.adapt.layers!r} is one layer, so that members would share"
             " nothing; adapt more layers, or take lora_ensemble"
         )
     with torch.no_grad():
         training.values[:, shared] = training.values[0, shared]
     trainer.optimizer = TiedAdamW(trainer.optimizer, shared)
-    best = BestTogether(setting, training)
-    train_steps(setting, training, best.after_step)
+    best = BestTogether(context, training)
+    train_steps(context, training, best.after_step)
     best.restore()
     num_shared = int(shared.sum())
-    parameters = num_shared + setting.members * (len(shared) - num_shared)
-    return fitted_members(training, meter, range(setting.members), parameters)
+    parameters = num_shared + context.members * (len(shared) - num_shared)
+    return fitted_members(training, meter, range(context.members), parameters)

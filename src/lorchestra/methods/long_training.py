@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lorchestra.methods.contract import Fitted, Meter, Setting
+from lorchestra.methods.contract import Fitted, Meter, MethodContext
 from lorchestra.methods.training import changed, fitted_members, train_members
 
 
@@ -13,15 +13,15 @@ class Config:
     """Nothing to set."""
 
 
-def fit(setting: Setting, config: Config) -> Fitted:
+def fit(context: MethodContext, config: Config) -> Fitted:
     """Train it; the schedule spans all M times the epochs, and `train.keep` says whether its best or last is kept.
 
     Raises:
         TrainingError: it failed.
     """
-    epochs = setting.config.train.epochs * setting.members
+    epochs = context.config.train.epochs * context.members
     meter = Meter()
     training, members = train_members(
-        setting, meter, changed(setting.config, adapt={"members": 1}, train={"epochs": epochs})
+        context, meter, changed(context.config, adapt={"members": 1}, train={"epochs": epochs})
     )
     return fitted_members(training, meter, members)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lorchestra.methods.contract import Fitted, Meter, Setting
+from lorchestra.methods.contract import Fitted, Meter, MethodContext
 from lorchestra.methods.training import fitted_members, train_members
 
 
@@ -13,12 +13,12 @@ class Config:
     """Nothing to set: M is the setting's `adapt.members`."""
 
 
-def fit(setting: Setting, config: Config) -> Fitted:
+def fit(context: MethodContext, config: Config) -> Fitted:
     """Train the members; those that fail are left out.
 
     Raises:
         TrainingError: every member failed.
     """
     meter = Meter()
-    training, members = train_members(setting, meter, setting.config)
+    training, members = train_members(context, meter, context.config)
     return fitted_members(training, meter, members)

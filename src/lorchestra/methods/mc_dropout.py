@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lorchestra.errors import ConfigError
-from lorchestra.inference.predict import Pass
-from lorchestra.methods.contract import MOST_DRAWS, Fitted, Meter, Setting
+from lorchestra.inference.predict import MemberPass
+from lorchestra.methods.contract import MAX_DRAWS, Fitted, Meter, MethodContext
 from lorchestra.methods.training import changed, packed_predictor, train_members
 from lorchestra.nn.seeding import derive_seed
 from lorchestra.planning.cost import prediction_base_passes, training_base_passes
@@ -29,45 +29,45 @@ class Config:
     """Passes of a prediction, of all members together and of each as many; None is M, as the ensemble has."""
 
 
-def fit(setting: Setting, config: Config) -> Fitted:
+def fit(context: MethodContext, config: Config) -> Fitted:
     """Train with dropout; members that fail are left out with their passes.
 
     Raises:
         ConfigError: the rate is 0, so that all passes would be the same, or passes are no multiple of members.
         TrainingError: every member failed.
     """
-    rate = setting.config.adapt.dropout if config.dropout is None else config.dropout
+    rate = context.config.adapt.dropout if config.dropout is None else config.dropout
     if rate == 0:
         raise ConfigError(
             "mc_dropout: the dropout rate is 0, so that all passes would be the same; give it a rate of its"
             " own (mc_dropout:dropout=0.1 as a method's name), or set adapt.dropout for all methods"
         )
-    number = setting.members if config.members is None else config.members
-    each = _passes_of_each(number, setting.members if config.passes is None else config.passes)
+    number = context.members if config.members is None else config.members
+    each = _passes_of_each(number, context.members if config.passes is None else config.passes)
     meter = Meter()
     adapt = {"members": number, "dropout": rate}
-    training, members = train_members(setting, meter, changed(setting.config, adapt=adapt))
-    model = training.session.model
-    passes = dropout_passes(members, each * len(members), setting.seed)
+    training, members = train_members(context, meter, changed(context.config, adapt=adapt))
+    model = training.pipeline.model
+    passes = dropout_passes(members, each * len(members), context.seed)
     cost = meter.cost(
         fit_base_passes=training_base_passes(training.trainer),
         tokens=training.trainer.state.tokens,
-        parameters=len(members) * model.bank.values.shape[1],
+        parameters=len(members) * model.adapters.values.shape[1],
         predict_base_passes=prediction_base_passes(model, len(passes)),
     )
-    return Fitted(packed_predictor(training.session, passes), cost)
+    return Fitted(packed_predictor(training.pipeline, passes), cost)
 
 
-def dropout_passes(members: Sequence[int], number: int, seed: int) -> list[Pass]:
+def dropout_passes(members: Sequence[int], number: int, seed: int) -> list[MemberPass]:
     """Passes of some members in turn, each with dropout masks of its own."""
-    return [Pass(members[draw % len(members)], derive_seed(seed, "mc_dropout", draw)) for draw in range(number)]
+    return [MemberPass(members[draw % len(members)], derive_seed(seed, "mc_dropout", draw)) for draw in range(number)]
 
 
 def _passes_of_each(members: int, passes: int) -> int:
     if members < 1:
         raise ConfigError(f"mc_dropout.members: {members} is less than 1")
-    if passes > MOST_DRAWS:
-        raise ConfigError(f"mc_dropout.passes: {passes} is more than {MOST_DRAWS:,}")
+    if passes > MAX_DRAWS:
+        raise ConfigError(f"mc_dropout.passes: {passes} is more than {MAX_DRAWS:,}")
     if passes < 1 or passes % members:
         raise ConfigError(
             f"mc_dropout.passes: {passes} is no multiple of its {members} members, each of which has as many; give it"

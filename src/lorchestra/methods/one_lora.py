@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lorchestra.methods.contract import Fitted, Meter, Setting
+from lorchestra.methods.contract import Fitted, Meter, MethodContext
 from lorchestra.methods.training import changed, fitted_members, train_members
 
 
@@ -13,12 +13,12 @@ class Config:
     """Nothing to set."""
 
 
-def fit(setting: Setting, config: Config) -> Fitted:
+def fit(context: MethodContext, config: Config) -> Fitted:
     """Train it; it is member 0 of the ensemble, trained alone.
 
     Raises:
         TrainingError: it failed.
     """
     meter = Meter()
-    training, members = train_members(setting, meter, changed(setting.config, adapt={"members": 1}))
+    training, members = train_members(context, meter, changed(context.config, adapt={"members": 1}))
     return fitted_members(training, meter, members)

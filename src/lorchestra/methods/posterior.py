@@ -252,11 +252,11 @@ def row_gradients(
         model: an ensemble whose members all hold the same adapter.
         rows: encoded examples.
         token_budget: most tokens in one packed batch.
-        columns: which parameters are wanted, bool `[P of the bank]`.
+        columns: which parameters are wanted, bool `[P of the adapters]`.
         trunk: cached trunks of these rows; without it they are computed.
     """
     shared = 0 if trunk is None else trunk.shared
-    bank = model.bank
+    adapters = model.adapters
     for group in _groups(rows, model.num_members, token_budget):
         batch = pack([Item(member, row) for member, row in enumerate(group)], model.device, shared)
         hidden = None
@@ -267,13 +267,13 @@ def row_gradients(
         log_probs = model.log_probs(batch, hidden)
         by_choice = []
         for c in range(log_probs.shape[1]):
-            bank.zero_grad()
+            adapters.zero_grad()
             wanted = log_probs[:, c]
             present = wanted.detach() > float("-inf")
             total = wanted.where(present, wanted.new_zeros(())).sum()
             total.backward(retain_graph=c + 1 < log_probs.shape[1])
-            by_choice.append(bank.grad[: len(group), columns].clone())
-        bank.zero_grad()
+            by_choice.append(adapters.grad[: len(group), columns].clone())
+        adapters.zero_grad()
         yield RowGradients(tuple(group), log_probs.detach(), torch.stack(by_choice, dim=1))
 
 

@@ -28,7 +28,7 @@ from lorchestra.methods import (
     temperature,
     zero_shot,
 )
-from lorchestra.methods.contract import Fitted, Setting
+from lorchestra.methods.contract import Fitted, MethodContext
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Method:
 
     summary: str
     Config: type
-    fit: Callable[[Setting, Any], Fitted]
+    fit: Callable[[MethodContext, Any], Fitted]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Wrapper:
 
     summary: str
     Config: type
-    wrap: Callable[[Setting, Fitted, Any], Fitted]
+    wrap: Callable[[MethodContext, Fitted, Any], Fitted]
 
 
 METHODS: dict[str, Method] = {
@@ -99,10 +99,10 @@ class NamedMethod:
         """What it is, in one line."""
         return "; ".join([METHODS[self.method].summary, *(WRAPPERS[wrapper].summary for wrapper, _ in self.wrappers)])
 
-    def wrap(self, setting: Setting, fitted: Fitted) -> Fitted:
+    def wrap(self, context: MethodContext, fitted: Fitted) -> Fitted:
         """The fitted method with its wrappers put on it, in order; without any, itself."""
         for wrapper, config in self.wrappers:
-            fitted = WRAPPERS[wrapper].wrap(setting, fitted, config)
+            fitted = WRAPPERS[wrapper].wrap(context, fitted, config)
         return fitted
 
 
@@ -137,7 +137,7 @@ def _with_settings(
     return first, config
 
 
-def fit_method(setting: Setting, name: str, config: Any = None) -> Fitted:
+def fit_method(context: MethodContext, name: str, config: Any = None) -> Fitted:
     """Fit a method by name, with wrappers named after it: `lora_ensemble+temperature`.
 
     Args:
@@ -154,4 +154,4 @@ def fit_method(setting: Setting, name: str, config: Any = None) -> Fitted:
         raise ConfigError(f"method {named.method!r}: its settings are a {type(config).__module__}.Config, not its own")
     own = named.config if config is None else config
     check_magnitudes(own, named.method)
-    return named.wrap(setting, method.fit(setting, own))
+    return named.wrap(context, method.fit(context, own))

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from lorchestra.errors import ConfigError
-from lorchestra.methods.contract import Fitted, Meter, Setting
-from lorchestra.methods.training import check_rate, fitted_members, only_first_member, start, train_steps
+from lorchestra.methods.contract import Fitted, Meter, MethodContext
+from lorchestra.methods.training import check_rate, fitted_members, only_first_member, start_training, train_steps
 from lorchestra.nn.schedules import CyclicCosine
 
 
@@ -20,25 +20,25 @@ class Config:
     """The rate at which every cycle starts, as a multiple of `train.lr`."""
 
 
-def fit(setting: Setting, config: Config) -> Fitted:
+def fit(context: MethodContext, config: Config) -> Fitted:
     """Train one LoRA with the budget of one member; validation rows are not looked at.
 
     Raises:
         ConfigError: fewer optimizer steps than snapshots, or a factor at whose rate nothing can be trained.
         TrainingError: it failed.
     """
-    check_rate(setting, config.lr_factor, "snapshot.lr_factor")
+    check_rate(context, config.lr_factor, "snapshot.lr_factor")
     meter = Meter()
-    training = start(setting, meter, setting.config)
+    training = start_training(context, meter, context.config)
     only_first_member(training)
     trainer = training.trainer
-    if trainer.num_steps < setting.members:
+    if trainer.num_steps < context.members:
         raise ConfigError(
-            f"snapshot: {trainer.num_steps} optimizer steps are too few for {setting.members} snapshots; raise"
+            f"snapshot: {trainer.num_steps} optimizer steps are too few for {context.members} snapshots; raise"
             " train.epochs"
         )
     schedule = CyclicCosine(
-        setting.config.train.lr * config.lr_factor, trainer.num_steps, "cosine", 0.0, cycles=setting.members
+        context.config.train.lr * config.lr_factor, trainer.num_steps, "cosine", 0.0, cycles=context.members
     )
     trainer.schedules[0] = schedule
     snapshots: list[torch.Tensor] = []
@@ -47,7 +47,7 @@ def fit(setting: Setting, config: Config) -> Fitted:
         if step in schedule.ends:
             snapshots.append(training.values[0].clone())
 
-    train_steps(setting, training, after_step)
+    train_steps(context, training, after_step)
     with torch.no_grad():
         training.values.copy_(torch.stack(snapshots))
-    return fitted_members(training, meter, range(setting.members))
+    return fitted_members(training, meter, range(context.members))

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from lorchestra.inference.predict import member_passes
-from lorchestra.methods.contract import Fitted, Meter, Setting
+from lorchestra.methods.contract import Fitted, Meter, MethodContext
 from lorchestra.methods.training import changed, packed_predictor, train_members
-from lorchestra.nn.adapters import AdapterBank
+from lorchestra.nn.adapters import StackedAdapters
 from lorchestra.planning.cost import prediction_base_passes, training_base_passes
 
 
@@ -31,43 +31,43 @@ class Config:
     """product: the mean of B A, one adapter of rank M r; factors: the mean A and the mean B, of rank r."""
 
 
-def fit(setting: Setting, config: Config) -> Fitted:
+def fit(context: MethodContext, config: Config) -> Fitted:
     """Train the ensemble and average those of its members that did not fail.
 
     Raises:
         TrainingError: every member failed.
     """
     meter = Meter()
-    training, members = train_members(setting, meter, setting.config)
+    training, members = train_members(context, meter, context.config)
     fit_base_passes, tokens = training_base_passes(training.trainer), training.trainer.state.tokens
-    bank, adapt = training.session.model.bank, setting.config.adapt
+    adapters, adapt = training.pipeline.model.adapters, context.config.adapt
     wide = adapt.stored_r * len(members)
-    session = training.session
+    pipeline = training.pipeline
     if config.average == "factors":
-        averaged = bank.values[members].mean(dim=0)
+        averaged = adapters.values[members].mean(dim=0)
     else:
-        averaged = product_average(bank, members)
+        averaged = product_average(adapters, members)
         # scaling is lora_alpha over the rank, or its root: it must stay what it was for the members
         grown = math.sqrt(wide / adapt.r) if adapt.use_rslora else wide // adapt.r
         shape = {"members": 1, "r": wide, "lora_alpha": adapt.lora_alpha * grown, "init_lora_weights": True}
-        del training, session, bank  # the members' base, before another one is loaded
-        session = meter.open(setting, changed(setting.config, adapt=shape))
+        del training, pipeline, adapters  # the members' base, before another one is loaded
+        pipeline = meter.open(context, changed(context.config, adapt=shape))
     with torch.no_grad():
-        session.model.bank.values[0].copy_(averaged)
+        pipeline.model.adapters.values[0].copy_(averaged)
     cost = meter.cost(
         fit_base_passes=fit_base_passes,
         tokens=tokens,
         parameters=len(averaged),
-        predict_base_passes=prediction_base_passes(session.model, 1),
+        predict_base_passes=prediction_base_passes(pipeline.model, 1),
     )
-    return Fitted(packed_predictor(session, member_passes([0])), cost)
+    return Fitted(packed_predictor(pipeline, member_passes([0])), cost)
 
 
-def product_average(bank: AdapterBank, members: Sequence[int]) -> Tensor:
+def product_average(adapters: StackedAdapters, members: Sequence[int]) -> Tensor:
     """The adapter of rank `len(members) R` whose B A is the mean of the members', as a row of a bank of that rank."""
     pieces = []
-    for piece in bank.slices:
-        A = bank.view(bank.values[members], piece, "A")
-        B = bank.view(bank.values[members], piece, "B") / len(members)
+    for piece in adapters.slices:
+        A = adapters.view(adapters.values[members], piece, "A")
+        B = adapters.view(adapters.values[members], piece, "B") / len(members)
         pieces += [A.flatten(0, 1).flatten(), B.movedim(0, 1).flatten(1).flatten()]
     return torch.cat(pieces)

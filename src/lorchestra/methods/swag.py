@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from lorchestra.errors import ConfigError
-from lorchestra.methods.contract import Fitted, Meter, Setting
+from lorchestra.methods.contract import Fitted, Meter, MethodContext
 from lorchestra.methods.posterior import SwagMoments
-from lorchestra.methods.training import check_rate, fitted_members, only_first_member, start, train_steps
+from lorchestra.methods.training import check_rate, fitted_members, only_first_member, start_training, train_steps
 from lorchestra.nn.schedules import ThenConstant
 from lorchestra.nn.seeding import generator
 
@@ -31,7 +31,7 @@ class Config:
     """Factor of the covariance; 0 leaves the mean of the iterates (SWA)."""
 
 
-def fit(setting: Setting, config: Config) -> Fitted:
+def fit(context: MethodContext, config: Config) -> Fitted:
     """Train one LoRA with the budget of one member, and draw M adapters; validation rows are not looked at.
 
     Raises:
@@ -39,9 +39,9 @@ def fit(setting: Setting, config: Config) -> Fitted:
         TrainingError: the training failed.
     """
     _check(config)
-    check_rate(setting, config.lr_factor, "swag.lr_factor")
+    check_rate(context, config.lr_factor, "swag.lr_factor")
     meter = Meter()
-    training = start(setting, meter, setting.config)
+    training = start_training(context, meter, context.config)
     only_first_member(training)
     trainer = training.trainer
     usual = trainer.schedules[0]
@@ -52,7 +52,7 @@ def fit(setting: Setting, config: Config) -> Fitted:
             f"swag: {trainer.num_steps - first} optimizer steps after swag.start {config.start} are too few for a"
             " covariance; raise train.epochs or lower swag.start"
         )
-    level = setting.config.train.lr * config.lr_factor
+    level = context.config.train.lr * config.lr_factor
     trainer.schedules[0] = ThenConstant(usual.peak, usual.num_steps, usual.kind, usual.warmup, start=first, level=level)
     moments = SwagMoments(config.rank)
 
@@ -60,15 +60,15 @@ def fit(setting: Setting, config: Config) -> Fitted:
         if step in steps:
             moments.update(training.values[0])
 
-    train_steps(setting, training, after_step)
-    source = generator(setting.seed, "swag")
+    train_steps(context, training, after_step)
+    source = generator(context.seed, "swag")
     device = training.values.device
     num_parameters, num_kept = training.values.shape[1], len(moments.deviations)
-    noise_SP = torch.randn(setting.members, num_parameters, generator=source, dtype=torch.float64)
-    noise_SK = torch.randn(setting.members, num_kept, generator=source, dtype=torch.float64)
+    noise_SP = torch.randn(context.members, num_parameters, generator=source, dtype=torch.float64)
+    noise_SK = torch.randn(context.members, num_kept, generator=source, dtype=torch.float64)
     with torch.no_grad():
         training.values.copy_(moments.draws(noise_SP.to(device), noise_SK.to(device), config.scale))
-    return fitted_members(training, meter, range(setting.members), (2 + num_kept) * num_parameters)
+    return fitted_members(training, meter, range(context.members), (2 + num_kept) * num_parameters)
 
 
 def _check(config: Config) -> None:

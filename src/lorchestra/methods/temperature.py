@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from lorchestra.errors import ConfigError
-from lorchestra.methods.contract import Fitted, Progress, Setting
+from lorchestra.methods.contract import Fitted, MethodContext, Progress
 from lorchestra.metrics.predictive import apply_temperature, mixture_log_probs
 from lorchestra.metrics.temperature import regularized_temperature
 from lorchestra.metrics.validation import FEW_ROWS
@@ -28,16 +28,16 @@ class Config:
     """Fit under a weak prior towards T = 1 (log T has a standard deviation of 0.5), which many rows overrule."""
 
 
-def wrap(setting: Setting, fitted: Fitted, config: Config) -> Fitted:
+def wrap(context: MethodContext, fitted: Fitted, config: Config) -> Fitted:
     """Fit T on the validation rows; `chosen` has it as `temperature`, or `temperature_0` and on by member.
 
     Raises:
         ConfigError: there is no validation row, or the rows cannot judge a temperature.
     """
-    if not setting.val:
+    if not context.val:
         raise ConfigError("temperature: there are no validation rows to fit it on; give some with --data.val")
     started = time.perf_counter()
-    validation = fitted.predict(setting.val, "val", setting.progress("temperature, validation rows", len(setting.val)))
+    validation = fitted.predict(context.val, "val", context.progress("temperature, validation rows", len(context.val)))
     of_members = config.of == "members"
     fits = [
         regularized_temperature(log_probs_EC, validation.labels, validation.options, prior=config.prior)

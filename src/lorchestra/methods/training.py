@@ -14,9 +14,9 @@ from torch import Tensor
 
 from lorchestra.config.run import RunConfig, check_training
 from lorchestra.errors import ConfigError, TrainingError
-from lorchestra.inference.pipeline import Session
-from lorchestra.inference.predict import Pass, member_passes, predict_rows
-from lorchestra.methods.contract import Fitted, Meter, Predictor, Progress, Setting
+from lorchestra.inference.pipeline import Pipeline
+from lorchestra.inference.predict import MemberPass, member_passes, predict_rows
+from lorchestra.methods.contract import Fitted, Meter, MethodContext, Predictor, Progress
 from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.models.patching import decoder_layers
 from lorchestra.planning.cost import prediction_base_passes, training_base_passes
@@ -28,16 +28,16 @@ from lorchestra.types import Example, Predictions
 
 
 @dataclass(frozen=True)
-class Training:
+class MethodTraining:
     """A training that has been set up: adapters at their start, nothing computed yet."""
 
-    session: Session
+    pipeline: Pipeline
     trainer: Trainer
 
     @property
     def values(self) -> Tensor:
         """The live adapters, `[M, P]`."""
-        return self.session.model.bank.values
+        return self.pipeline.model.adapters.values
 
 
 def changed(
@@ -51,16 +51,16 @@ def changed(
     )
 
 
-def start(setting: Setting, meter: Meter, config: RunConfig) -> Training:
+def start_training(context: MethodContext, meter: Meter, config: RunConfig) -> MethodTraining:
     """A fresh base with fresh adapters, and a trainer for them on the setting's rows."""
-    session = meter.open(setting, config)
-    rows = training_rows(session, setting.train, setting.val, setting.labels)
-    train = dataclasses.replace(config.train, token_budget=session.token_budget)
-    trainer = Trainer(session.model, rows, train, config.regularize, setting.observer, setting.files)
-    return Training(session, trainer)
+    pipeline = meter.open(context, config)
+    rows = training_rows(pipeline, context.train, context.val, context.labels)
+    train = dataclasses.replace(config.train, token_budget=pipeline.token_budget)
+    trainer = Trainer(pipeline.model, rows, train, config.regularize, context.observer, context.files)
+    return MethodTraining(pipeline, trainer)
 
 
-def train_members(setting: Setting, meter: Meter, config: RunConfig) -> tuple[Training, list[int]]:
+def train_members(context: MethodContext, meter: Meter, config: RunConfig) -> tuple[MethodTraining, list[int]]:
     """Train all members in lockstep, each with its own early stop and best copy as configured.
 
     Returns:
@@ -70,9 +70,9 @@ def train_members(setting: Setting, meter: Meter, config: RunConfig) -> tuple[Tr
         TrainingError: every member failed.
         Interrupted: the setting asked to stop.
     """
-    training = start(setting, meter, config)
+    training = start_training(context, meter, config)
     trainer = training.trainer
-    trainer.run(lambda: None, setting.should_stop)
+    trainer.run(lambda: None, context.should_stop)
     failed = trainer.state.with_status("failed")
     if len(failed) == len(trainer.state.members):
         reasons = "; ".join(f"member {m}: {trainer.state.members[m].reason}" for m in failed)
@@ -82,7 +82,7 @@ def train_members(setting: Setting, meter: Meter, config: RunConfig) -> tuple[Tr
     return training, [m for m in range(len(trainer.state.members)) if m not in failed]
 
 
-def train_steps(setting: Setting, training: Training, after_step: Callable[[int], None]) -> None:
+def train_steps(context: MethodContext, training: MethodTraining, after_step: Callable[[int], None]) -> None:
     """Take all steps of a training without its evaluations; `after_step` is called with the number of steps done.
 
     For methods whose members share parameters or are points on one path: a best copy of each would tear them apart.
@@ -92,21 +92,21 @@ def train_steps(setting: Setting, training: Training, after_step: Callable[[int]
         Interrupted: the setting asked to stop.
     """
     trainer = training.trainer
-    trainer.prepare(setting.should_stop)
+    trainer.prepare(context.should_stop)
     while trainer.state.step < trainer.num_steps:
-        if not trainer.step(setting.should_stop):
+        if not trainer.step(context.should_stop):
             raise Interrupted
         _refuse_failed(training)
         after_step(trainer.state.step)
 
 
-def _refuse_failed(training: Training) -> None:
+def _refuse_failed(training: MethodTraining) -> None:
     state = training.trainer.state
     for m in state.with_status("failed"):
         raise TrainingError(f"member {m} failed ({state.members[m].reason}); try a smaller train.lr")
 
 
-def check_rate(setting: Setting, factor: float, name: str) -> None:
+def check_rate(context: MethodContext, factor: float, name: str) -> None:
     """Refuse a factor on the learning rate, a method's setting of this name, with which nothing can be trained.
 
     Raises:
@@ -114,30 +114,30 @@ def check_rate(setting: Setting, factor: float, name: str) -> None:
     """
     if not 0 < factor < math.inf:
         raise ConfigError(f"{name}: {factor} is not a finite number above 0")
-    config = setting.config
+    config = context.config
     try:
         check_training(dataclasses.replace(config.train, lr=config.train.lr * factor), config.regularize)
     except ConfigError as error:
         raise ConfigError(f"{name}: with train.lr times {factor:g}, {error}") from error
 
 
-def only_first_member(training: Training) -> None:
+def only_first_member(training: MethodTraining) -> None:
     """Let the first member alone be trained; the other rows of the bank wait for values that come of it."""
     for member in training.trainer.state.members[1:]:
         member.status = "stopped"
 
 
-def train_first_member(setting: Setting, meter: Meter, config: RunConfig) -> Training:
+def train_first_member(context: MethodContext, meter: Meter, config: RunConfig) -> MethodTraining:
     """Train one LoRA, with its early stop and best copy as configured; every row of the bank holds it in the end.
 
     Raises:
         TrainingError: it failed.
         Interrupted: the setting asked to stop.
     """
-    training = start(setting, meter, config)
+    training = start_training(context, meter, config)
     only_first_member(training)
     trainer = training.trainer
-    trainer.run(lambda: None, setting.should_stop)
+    trainer.run(lambda: None, context.should_stop)
     first = trainer.state.members[0]
     if first.status == "failed":
         raise TrainingError(f"the adapter failed ({first.reason}); try a smaller train.lr")
@@ -153,8 +153,8 @@ class BestTogether:
     member whose validation NLL is not finite is an error, as in `train_steps`.
     """
 
-    def __init__(self, setting: Setting, training: Training) -> None:
-        self.setting = setting
+    def __init__(self, context: MethodContext, training: MethodTraining) -> None:
+        self.context = context
         self.training = training
         self.nll = float("inf")
         self.kept: Tensor | None = None
@@ -166,8 +166,8 @@ class BestTogether:
             return
         rows = trainer.rows.val
         passes = member_passes(range(trainer.model.num_members))
-        tell = self.setting.progress("validation", len(rows))
-        found = predict_rows(trainer.model, rows, passes, trainer.token_budget, trainer.frozen.val, tell)
+        tell = self.context.progress("validation", len(rows))
+        found = predict_rows(trainer.model, rows, passes, trainer.token_budget, trainer.precomputed.val, tell)
         answers = np.array([row.answer for row in rows])
         losses_ME = -found[:, np.arange(len(rows)), answers]
         for m, mean in enumerate(losses_ME.mean(axis=1).tolist()):
@@ -188,23 +188,23 @@ class BestTogether:
 def last_layer_columns(model: EnsembleModel) -> Tensor:
     """Which columns of the bank belong to the last adapted layer, bool `[P]`."""
     inside = {id(module) for module in decoder_layers(model.model)[model.layers[-1]].modules()}
-    columns = torch.zeros_like(model.bank.is_B)
-    for piece in model.bank.slices:
+    columns = torch.zeros_like(model.adapters.is_B)
+    for piece in model.adapters.slices:
         if id(model.model.get_submodule(piece.name)) in inside:
             columns[piece.start : piece.stop] = True
     return columns
 
 
-def packed_predictor(session: Session, passes: Sequence[Pass]) -> Predictor:
+def packed_predictor(pipeline: Pipeline, passes: Sequence[MemberPass]) -> Predictor:
     """Predicts under some passes, all in packed batches."""
 
     def predict(examples: Sequence[Example], split: str, progress: Progress | None = None) -> Predictions:
-        return session.predict(examples, passes, split, progress=progress)
+        return pipeline.predict(examples, passes, split, progress=progress)
 
     return predict
 
 
-def check_adapters(values_MP: Tensor) -> None:
+def check_adapter_values(values_MP: Tensor) -> None:
     """Refuse adapters that a fit has made of trained ones, such as draws, by the definition of `training.failure`.
 
     Raises:
@@ -214,7 +214,9 @@ def check_adapters(values_MP: Tensor) -> None:
         raise TrainingError(f"adapter {m} after the fit: diverged: {what}; try milder settings, or a smaller train.lr")
 
 
-def fitted_members(training: Training, meter: Meter, members: Sequence[int], parameters: int | None = None) -> Fitted:
+def fitted_members(
+    training: MethodTraining, meter: Meter, members: Sequence[int], parameters: int | None = None
+) -> Fitted:
     """The end of a fit that predicts by members of its session.
 
     Args:
@@ -226,14 +228,14 @@ def fitted_members(training: Training, meter: Meter, members: Sequence[int], par
     Raises:
         TrainingError: a number of an adapter is not finite, or out of bounds.
     """
-    model = training.session.model
-    check_adapters(training.values[list(members)])
+    model = training.pipeline.model
+    check_adapter_values(training.values[list(members)])
     if parameters is None:
-        parameters = len(members) * model.bank.values.shape[1]
+        parameters = len(members) * model.adapters.values.shape[1]
     cost = meter.cost(
         fit_base_passes=training_base_passes(training.trainer),
         tokens=training.trainer.state.tokens,
         parameters=parameters,
         predict_base_passes=prediction_base_passes(model, len(members)),
     )
-    return Fitted(packed_predictor(training.session, member_passes(members)), cost)
+    return Fitted(packed_predictor(training.pipeline, member_passes(members)), cost)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from lorchestra.inference.pipeline import Session
-from lorchestra.inference.predict import Pass
-from lorchestra.methods.contract import Fitted, Meter, Setting
+from lorchestra.inference.pipeline import Pipeline
+from lorchestra.inference.predict import MemberPass
+from lorchestra.methods.contract import Fitted, Meter, MethodContext
 from lorchestra.methods.training import changed, packed_predictor
 from lorchestra.nn.packing import BASE
 from lorchestra.types import Example, Predictions
@@ -18,15 +18,15 @@ class Config:
     """Nothing to set."""
 
 
-def fit(setting: Setting, config: Config) -> Fitted:
+def fit(context: MethodContext, config: Config) -> Fitted:
     """Load the base."""
     meter = Meter()
-    session = meter.open(setting, changed(setting.config, adapt={"members": 1}))
-    return Fitted(packed_predictor(session, [Pass(BASE)]), meter.cost(predict_base_passes=1.0))
+    pipeline = meter.open(context, changed(context.config, adapt={"members": 1}))
+    return Fitted(packed_predictor(pipeline, [MemberPass(BASE)]), meter.cost(predict_base_passes=1.0))
 
 
 def predict(
-    session: Session, examples: Sequence[Example], split: str, progress: Callable[[int], None] | None = None
+    pipeline: Pipeline, examples: Sequence[Example], split: str, progress: Callable[[int], None] | None = None
 ) -> Predictions:
     """The base's predictions, one pass."""
-    return session.predict(examples, [Pass(BASE)], split, progress=progress)
+    return pipeline.predict(examples, [MemberPass(BASE)], split, progress=progress)

@@ -21,7 +21,7 @@ from lorchestra.metrics.scores import CHUNK_CELLS, LEVEL, NUM_BINS, RowScores, b
 TAIL = (1 - LEVEL) / 2
 """Probability left out on each side."""
 
-_MOST_DOUBLINGS = 12
+_MAX_DOUBLINGS = 12
 _HALVINGS = 12
 
 
@@ -104,7 +104,7 @@ def ece_interval(rows: RowScores, reference: CalibratedEce, simulations: int, se
 def _last_true(holds: Callable[[float], bool]) -> float:
     """About the largest t >= 0 up to which a condition holds: doubled until it fails, then halved towards there."""
     low, high = 0.0, 1.0
-    for _ in range(_MOST_DOUBLINGS):
+    for _ in range(_MAX_DOUBLINGS):
         if not holds(high):
             break
         low, high = high, 2 * high

@@ -9,7 +9,7 @@ import numpy as np
 
 from lorchestra.metrics.predictive import FloatArray
 
-LEAST_BANDWIDTH = 0.01
+MIN_BANDWIDTH = 0.01
 """Smallest bandwidth, as a share of the range: equal values give a narrow peak and no spike without width."""
 
 
@@ -17,7 +17,7 @@ def kernel_density(values_E: FloatArray, grid_K: FloatArray, low: float, high: f
     """Gaussian kernel density of values in [low, high] on a grid in that range, `[K]`; it integrates to 1 there.
 
     Values are mirrored at both bounds, so that no mass leaks out of the range. The bandwidth is Silverman's rule of
-    thumb, 0.9 min(standard deviation, IQR / 1.34) E^(-1/5), at least `LEAST_BANDWIDTH` of the range. A value outside
+    thumb, 0.9 min(standard deviation, IQR / 1.34) E^(-1/5), at least `MIN_BANDWIDTH` of the range. A value outside
     the range, which rounding can produce, counts as on the bound.
 
     Raises:
@@ -31,7 +31,7 @@ def kernel_density(values_E: FloatArray, grid_K: FloatArray, low: float, high: f
     quarter, three_quarters = np.quantile(values, [0.25, 0.75])
     deviation = float(values.std(ddof=1)) if len(values) > 1 else 0.0
     spread = min(deviation, (three_quarters - quarter) / 1.34)
-    width = max(0.9 * spread * len(values) ** -0.2, LEAST_BANDWIDTH * (high - low))
+    width = max(0.9 * spread * len(values) ** -0.2, MIN_BANDWIDTH * (high - low))
     centers = np.concatenate([values, 2 * low - values, 2 * high - values])
     # Point by point: a table of all points and all rows of many members would not fit.
     sums_K = np.array([np.exp(-0.5 * np.square((point - centers) / width)).sum() for point in grid_K])

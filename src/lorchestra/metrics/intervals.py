@@ -9,8 +9,8 @@
 | NLL, Brier, macro F1, AURC; differences in NLL and Brier | percentiles of bootstrap draws |
 | difference in ECE | none: the bias of the two values differs, and no interval that was tried covers |
 
-`benchmarks/coverage.py` measures all of them. Below `LEAST_ROWS` rows there is no interval; percentiles also need
-`LEAST_OF_EACH` right and wrong rows, since resampling knows nothing of errors that were not seen.
+`benchmarks/coverage.py` measures all of them. Below `MIN_ROWS` rows there is no interval; percentiles also need
+`MIN_OF_EACH` right and wrong rows, since resampling knows nothing of errors that were not seen.
 
 Axes: `E` example, `R` resample.
 
@@ -32,10 +32,10 @@ from lorchestra.metrics.scores import RESAMPLED, RowScores, interval, resampled_
 COMPARED = ("accuracy", "nll", "brier")
 """Metrics whose paired differences get intervals."""
 
-LEAST_ROWS = 20
+MIN_ROWS = 20
 """Fewest rows of which an interval is given: with 10, that of the ECE covered 82 % in the worst case."""
 
-LEAST_OF_EACH = 5
+MIN_OF_EACH = 5
 """Fewest right and fewest wrong rows for bootstrap percentiles: with one or two, differences in NLL covered 80 %."""
 
 Z = 1.959963984540054
@@ -86,12 +86,12 @@ def method_intervals(method: Judged, seed: int) -> dict[str, Any]:
         "interval": [calibrated[0].low, calibrated[0].high] if alone else None,
     }
     found: dict[str, Any] = dict.fromkeys(RESAMPLED)
-    if method.num_rows >= LEAST_ROWS:
+    if method.num_rows >= MIN_ROWS:
         found["accuracy"] = score_interval(method.mean("correct"))
         found["signed_gap"] = gap_interval(method.mean("confidence"), method.mean("correct"))
         if alone:
             found["ece"] = ece_interval(method.rows[0], calibrated[0], simulations, seed)
-        if method.least_of_each >= LEAST_OF_EACH:
+        if method.least_of_each >= MIN_OF_EACH:
             points = [resampled_metrics(rows, np.ones((1, method.num_rows))) for rows in method.rows]
             for metric in ("macro_f1", "nll", "brier", "aurc"):
                 point = float(np.mean([values[metric][0] for values in points]))
@@ -107,11 +107,11 @@ def difference_intervals(one: Judged, other: Judged) -> dict[str, Ends]:
     if not (one.draws and other.draws):
         return {}
     found: dict[str, Ends] = dict.fromkeys(COMPARED)
-    if one.num_rows >= LEAST_ROWS:
+    if one.num_rows >= MIN_ROWS:
         if _same(one, other):
             return {metric: [0.0, 0.0] for metric in COMPARED}
         found["accuracy"] = paired_interval(one.mean("correct") - other.mean("correct"))
-        if min(one.least_of_each, other.least_of_each) >= LEAST_OF_EACH:
+        if min(one.least_of_each, other.least_of_each) >= MIN_OF_EACH:
             for metric in ("nll", "brier"):
                 with np.errstate(invalid="ignore"):
                     point = float(one.mean(metric).mean() - other.mean(metric).mean())
@@ -131,15 +131,15 @@ def _same(one: Judged, other: Judged) -> bool:
 
 def too_few(method: Judged) -> str | None:
     """Why intervals of a method are missing, as a sentence; None where none is."""
-    if method.num_rows < LEAST_ROWS:
+    if method.num_rows < MIN_ROWS:
         rows = f"{method.num_rows} rows" if method.num_rows > 1 else "one row"
-        return f"No intervals: {rows} cannot carry one ({LEAST_ROWS} are needed)."
-    if method.least_of_each < LEAST_OF_EACH:
+        return f"No intervals: {rows} cannot carry one ({MIN_ROWS} are needed)."
+    if method.least_of_each < MIN_OF_EACH:
         wrong, right = (int(sum(part.sum() for part in parts) / len(method.rows)) for parts in _wrong_and_right(method))
         few = f"{wrong} wrong" if wrong <= right else f"{right} right"
         return (
             f"No intervals of NLL, Brier score, macro F1 and AURC, nor of differences in them: {few} of"
-            f" {method.num_rows} rows are too few ({LEAST_OF_EACH} right and {LEAST_OF_EACH} wrong are needed)."
+            f" {method.num_rows} rows are too few ({MIN_OF_EACH} right and {MIN_OF_EACH} wrong are needed)."
         )
     return None
 

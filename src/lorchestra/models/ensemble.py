@@ -15,7 +15,7 @@ from transformers import AttentionInterface
 
 from lorchestra.config.adapt import AdaptConfig, check_adapt
 from lorchestra.errors import ConfigError
-from lorchestra.models.init import MemberAdapter, check_adapters, member_adapters, start_members
+from lorchestra.models.init import AdapterSettings, check_adapter_settings, init_adapters, make_adapter_settings
 from lorchestra.models.patching import (
     PassSlot,
     decoder_layers,
@@ -28,9 +28,9 @@ from lorchestra.models.patching import (
 )
 from lorchestra.models.support import check_architecture, set_attention
 from lorchestra.models.targets import features, find_targets
-from lorchestra.nn.adapters import AdapterBank
+from lorchestra.nn.adapters import StackedAdapters
 from lorchestra.nn.attention import make_attention
-from lorchestra.nn.kv_cache import KeptPrefix
+from lorchestra.nn.kv_cache import PrefixCache
 from lorchestra.nn.lora import MemberLoRALinear
 from lorchestra.nn.packing import BASE, PackedBatch, pack_prefix
 from lorchestra.nn.scoring import choice_log_probs
@@ -44,7 +44,7 @@ class EnsembleModel:
     Args:
         model: a transformers causal language model; it is changed in place (see `surgery`) and frozen.
         adapt: number, shape and place of the adapters.
-        seed: run seed; see `member_adapters`.
+        seed: run seed; see `make_adapter_settings`.
         adapters: each member's own shape and start, where they differ by more than their seeds; their number takes the
             place of `adapt.members`, and the bank has the highest of their ranks.
 
@@ -54,16 +54,18 @@ class EnsembleModel:
     """
 
     def __init__(
-        self, model: nn.Module, adapt: AdaptConfig, seed: int, adapters: Sequence[MemberAdapter] | None = None
+        self, model: nn.Module, adapt: AdaptConfig, seed: int, adapter_settings: Sequence[AdapterSettings] | None = None
     ) -> None:
-        if adapters is not None:
-            adapt = dataclasses.replace(adapt, members=len(adapters))
+        if adapter_settings is not None:
+            adapt = dataclasses.replace(adapt, members=len(adapter_settings))
         check_adapt(adapt)
         check_architecture(model)
         self.model = model.eval().requires_grad_(False)
         self.adapt = adapt
-        self.adapters = member_adapters(adapt, seed) if adapters is None else tuple(adapters)
-        check_adapters(adapt, self.adapters)
+        self.adapter_settings = (
+            make_adapter_settings(adapt, seed) if adapter_settings is None else tuple(adapter_settings)
+        )
+        check_adapter_settings(adapt, self.adapter_settings)
         self.slot = PassSlot()
         layers = decoder_layers(model)
         self.num_layers = len(layers)
@@ -71,19 +73,19 @@ class EnsembleModel:
         self.trunk_layers = self.layers[0]
         self.stock_attention: str = model.config._attn_implementation  # type: ignore[union-attr,assignment]
         set_attention(model, _register_attention(self))
-        self.bank = self._insert_members(layers)
+        self.adapters = self._insert_members(layers)
         slim_gated_mlps(layers)
         gate_layers(layers, self.slot)
         restrict_last_mlp(layers[-1], self.slot)
         restrict_head(model.get_output_embeddings(), self.slot)  # type: ignore[operator]
 
-    def _insert_members(self, layers: nn.ModuleList) -> AdapterBank:
+    def _insert_members(self, layers: nn.ModuleList) -> StackedAdapters:
         adapt = self.adapt
         targets = find_targets(self.model, layers, self.layers, adapt.target_modules)
         weight = targets[0][1].weight
-        rank = max(own.r for own in self.adapters)
+        rank = max(own.r for own in self.adapter_settings)
         try:
-            bank = AdapterBank(
+            adapters = StackedAdapters(
                 adapt.members,
                 rank,
                 [(name, *features(linear)) for name, linear in targets],
@@ -95,18 +97,18 @@ class EnsembleModel:
                 f"adapt.members: {adapt.members} members of rank {rank} do not fit into the memory of"
                 f" {weight.device}; take fewer members or a smaller adapt.r"
             ) from error
-        start_members(bank, targets, self.adapters)
+        init_adapters(adapters, targets, self.adapter_settings)
         for name, linear in targets:
             lora = MemberLoRALinear(
                 linear,
-                *bank.parameters[name],
-                scaling=[own.scaling for own in self.adapters],
-                dropout=[own.dropout for own in self.adapters],
+                *adapters.parameters[name],
+                scaling=[own.scaling for own in self.adapter_settings],
+                dropout=[own.dropout for own in self.adapter_settings],
                 slot=self.slot,
                 name=name,
             )
             replace_module(self.model, name, lora)
-        return bank
+        return adapters
 
     @property
     def num_members(self) -> int:
@@ -116,7 +118,7 @@ class EnsembleModel:
     @property
     def device(self) -> torch.device:
         """Where the base is."""
-        return self.bank.values.device
+        return self.adapters.values.device
 
     def log_probs(self, batch: PackedBatch, hidden: Tensor | None = None) -> Tensor:
         """Normalized log-probabilities of every item's choices, `[B, C]`.
@@ -201,7 +203,7 @@ class EnsembleModel:
         return captured
 
     @torch.no_grad()
-    def keep_prefix(self, tokens: tuple[int, ...], members: Sequence[int], token_budget: int) -> KeptPrefix:
+    def prefill(self, tokens: tuple[int, ...], members: Sequence[int], token_budget: int) -> PrefixCache:
         """Run first tokens that rows have in common once for each member, and keep what attention needs of them.
 
         Args:
@@ -209,7 +211,7 @@ class EnsembleModel:
             members: members, ascending, and `BASE` first where it is wanted.
             token_budget: most tokens in one pass, or a single prefix where that has more.
         """
-        prefix = KeptPrefix(tokens)
+        prefix = PrefixCache(tokens)
         hidden = None
         if self.trunk_layers > 0:  # below the cut, the base stands for all members
             hidden = self.trunk(pack_prefix(prefix, [BASE], self.device))

@@ -22,7 +22,7 @@ from lorchestra.errors import CheckpointError
 
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _TEXT, _ARRAY = 8, 9
-_MOST_AXES = 8
+_MAX_AXES = 8
 _LONGEST_SHOWN = 4096
 """Numbers of an array that are read; longer ones (a vocabulary's scores) are only counted."""
 
@@ -56,7 +56,7 @@ def read_header(path: Path) -> GgufHeader | None:
         for _ in range(reader.checked(num_tensors, 24, "tensors")):
             name = reader.text()
             axes = reader.number("<I")
-            if axes > _MOST_AXES:
+            if axes > _MAX_AXES:
                 raise ValueError(f"the tensor {name[:80]!r} has {axes} axes")
             header.shapes[name] = tuple(reader.number("<Q") for _ in range(axes))
             reader.skip(12)

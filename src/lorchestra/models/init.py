@@ -19,12 +19,12 @@ from torch import Tensor
 from lorchestra.config.adapt import AdaptConfig, check_adapt
 from lorchestra.errors import ConfigError
 from lorchestra.models.targets import features, is_transposed
-from lorchestra.nn.adapters import AdapterBank
+from lorchestra.nn.adapters import StackedAdapters
 from lorchestra.nn.seeding import derive_seed
 
 
 @dataclass(frozen=True)
-class MemberAdapter:
+class AdapterSettings:
     """One member's adapter. Members on one base share the adapted modules, and nothing else."""
 
     seed: int
@@ -48,7 +48,7 @@ class MemberAdapter:
         return self.r // 2 if self.init_lora_weights == "pissa" else self.r
 
     @property
-    def as_saved(self) -> MemberAdapter:
+    def as_saved(self) -> AdapterSettings:
         """What a folder holds of it: PiSSA is plain LoRA there, and its start need not be computed to read one."""
         return dataclasses.replace(self, init_lora_weights=True) if self.init_lora_weights == "pissa" else self
 
@@ -58,7 +58,7 @@ def member_seed(seed: int, member: int) -> int:
     return derive_seed(seed, "member", member)
 
 
-def member_adapters(adapt: AdaptConfig, seed: int) -> tuple[MemberAdapter, ...]:
+def make_adapter_settings(adapt: AdaptConfig, seed: int) -> tuple[AdapterSettings, ...]:
     """The adapters of an ensemble whose members differ by their seeds alone.
 
     Args:
@@ -66,7 +66,7 @@ def member_adapters(adapt: AdaptConfig, seed: int) -> tuple[MemberAdapter, ...]:
         seed: run seed; member m's draw derives from it and m (or from it alone with `same_init`).
     """
     return tuple(
-        MemberAdapter(
+        AdapterSettings(
             seed=member_seed(seed, 0 if adapt.same_init else m),
             r=adapt.stored_r,
             scaling=adapt.scaling,
@@ -79,13 +79,13 @@ def member_adapters(adapt: AdaptConfig, seed: int) -> tuple[MemberAdapter, ...]:
     )
 
 
-def check_adapters(adapt: AdaptConfig, adapters: Sequence[MemberAdapter]) -> None:
+def check_adapter_settings(adapt: AdaptConfig, settings: Sequence[AdapterSettings]) -> None:
     """Refuse members' own settings out of range.
 
     Raises:
         ConfigError: names the member, the field and its value.
     """
-    for m, own in enumerate(adapters):
+    for m, own in enumerate(settings):
         names = ("r", "dropout", "init_lora_weights", "init_scale", "init_std_b")
         try:
             check_adapt(dataclasses.replace(adapt, **{name: getattr(own, name) for name in names}))
@@ -117,7 +117,9 @@ def principal_pair(weight_OI: Tensor, rank: int, dtype: torch.dtype) -> tuple[Te
     return (sign_R * root_R)[:, None] * V_RI, U_OR * (sign_R * root_R)
 
 
-def start_members(bank: AdapterBank, linears: Sequence[tuple[str, Any]], adapters: Sequence[MemberAdapter]) -> None:
+def init_adapters(
+    adapters: StackedAdapters, linears: Sequence[tuple[str, Any]], settings: Sequence[AdapterSettings]
+) -> None:
     """Put all members where their training starts.
 
     Args:
@@ -129,20 +131,22 @@ def start_members(bank: AdapterBank, linears: Sequence[tuple[str, Any]], adapter
         ConfigError: PiSSA at a rank that a map does not have.
     """
     principal = {}
-    for m, own in enumerate(adapters):
+    for m, own in enumerate(settings):
         if own.init_lora_weights == "pissa":
             principal[m] = own
         else:
-            bank.initialize(m, own.seed, own.init_lora_weights, rank=own.r, scale=own.init_scale, std_B=own.init_std_b)
+            adapters.initialize(
+                m, own.seed, own.init_lora_weights, rank=own.r, scale=own.init_scale, std_B=own.init_std_b
+            )
     if principal:
-        _start_at_principal(bank, linears, principal)
+        _init_at_principal(adapters, linears, principal)
 
 
-def _start_at_principal(
-    bank: AdapterBank, linears: Sequence[tuple[str, Any]], adapters: Mapping[int, MemberAdapter]
+def _init_at_principal(
+    adapters: StackedAdapters, linears: Sequence[tuple[str, Any]], settings: Mapping[int, AdapterSettings]
 ) -> None:
     """One decomposition a map for all members, cut to each one's rank and divided by its scaling."""
-    most = max(own.trained_r for own in adapters.values())
+    most = max(own.trained_r for own in settings.values())
     for name, linear in linears:
         if most > min(features(linear)):
             raise ConfigError(
@@ -150,11 +154,11 @@ def _start_at_principal(
                 f" {features(linear)[0]} to {features(linear)[1]} features; take adapt.r of at most"
                 f" {min(features(linear))}, or leave it out of adapt.target_modules"
             )
-    for piece, (_, linear) in zip(bank.slices, linears, strict=True):
+    for piece, (_, linear) in zip(adapters.slices, linears, strict=True):
         weight_OI = linear.weight.t() if is_transposed(linear) else linear.weight
-        A, B = principal_pair(weight_OI, most, bank.values.dtype)
-        for m, own in adapters.items():
+        A, B = principal_pair(weight_OI, most, adapters.values.dtype)
+        for m, own in settings.items():
             share = 1 / math.sqrt(own.scaling)
-            bank.start_beside(m, piece, A[: own.trained_r] * share, B[:, : own.trained_r] * share)
-    for rank in {own.trained_r for own in adapters.values()}:
-        bank.freeze_from(rank, [m for m, own in adapters.items() if own.trained_r == rank])
+            adapters.init_with_frozen_copy(m, piece, A[: own.trained_r] * share, B[:, : own.trained_r] * share)
+    for rank in {own.trained_r for own in settings.values()}:
+        adapters.freeze_from(rank, [m for m, own in settings.items() if own.trained_r == rank])

@@ -26,19 +26,19 @@ from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.models.gguf import quiet_transformers
 from lorchestra.models.patching import text_config
 from lorchestra.models.targets import base_names, is_transposed
-from lorchestra.nn.adapters import AdapterBank
+from lorchestra.nn.adapters import StackedAdapters
 from lorchestra.store.atomic import sha256_file
 
 WEIGHTS = "adapter_model.safetensors"
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def adapter_tensors(bank: AdapterBank, values_P: Tensor, rank: int | None = None) -> dict[str, Tensor]:
+def adapter_tensors(adapters: StackedAdapters, values_P: Tensor, rank: int | None = None) -> dict[str, Tensor]:
     """One member's parameters under PEFT's names, up to its own rank (by default the bank's)."""
     tensors = {}
-    for piece in bank.slices:
+    for piece in adapters.slices:
         for which in ("A", "B"):
-            view = bank.view(values_P, piece, which)
+            view = adapters.view(values_P, piece, which)
             view = view[:rank] if which == "A" else view[:, :rank]
             tensors[f"base_model.model.{piece.name}.lora_{which}.weight"] = view.detach().cpu().contiguous()
     return tensors
@@ -70,14 +70,14 @@ def save_members(
     config = peft_config(ensemble, base_path)
     written = []
     for index, m in enumerate(range(ensemble.num_members) if members is None else members):
-        own = ensemble.adapters[m]
+        own = ensemble.adapter_settings[m]
         as_configured = (own.r, own.scaling) == (adapt.r, adapt.scaling)
         config.r, config.lora_dropout, config.init_lora_weights = own.r, own.dropout, own.as_saved.init_lora_weights
         config.use_rslora = adapt.use_rslora and as_configured
         config.lora_alpha = _short(adapt.lora_alpha if as_configured else own.scaling * own.r)
         folder = directory / f"member_{index:02d}"
         folder.mkdir()
-        _write_member(folder, config, adapter_tensors(ensemble.bank, values_MP[m], own.r))
+        _write_member(folder, config, adapter_tensors(ensemble.adapters, values_MP[m], own.r))
         written.append({"path": f"{directory.name}/{folder.name}", "sha256": sha256_file(folder / WEIGHTS)})
     return written
 
@@ -101,16 +101,16 @@ def peft_config(ensemble: EnsembleModel, base_path: str) -> Any:
     from peft.tuners.tuners_utils import check_target_module_exists
 
     adapt = ensemble.adapt
-    adapted = [piece.name for piece in ensemble.bank.slices]
+    adapted = [piece.name for piece in ensemble.adapters.slices]
     config = LoraConfig(
         task_type="CAUSAL_LM",
         base_model_name_or_path=base_path,
         inference_mode=True,
-        r=ensemble.bank.slices[0].rank,
+        r=ensemble.adapters.slices[0].rank,
         lora_alpha=_short(adapt.lora_alpha),
         lora_dropout=adapt.dropout,
         use_rslora=adapt.use_rslora,
-        init_lora_weights=ensemble.adapters[0].as_saved.init_lora_weights,
+        init_lora_weights=ensemble.adapter_settings[0].as_saved.init_lora_weights,
         fan_in_fan_out=any(is_transposed(ensemble.model.get_submodule(name).base) for name in adapted),
         target_modules=adapted,
     )
@@ -143,8 +143,8 @@ def check_readable(ensemble: EnsembleModel) -> None:
     if config is text_config(ensemble.model) and all(p.ndim < 3 for p in ensemble.model.parameters()):
         return
     kind: Any = type(ensemble.model)
-    trial = torch.randn(ensemble.bank.values.shape[1], generator=torch.Generator().manual_seed(0))
-    tensors = adapter_tensors(ensemble.bank, trial)
+    trial = torch.randn(ensemble.adapters.values.shape[1], generator=torch.Generator().manual_seed(0))
+    tensors = adapter_tensors(ensemble.adapters, trial)
     with tempfile.TemporaryDirectory() as place, warnings.catch_warnings(), quiet_transformers():
         warnings.simplefilter("ignore")
         _write_member(Path(place), peft_config(ensemble, ""), tensors)
@@ -182,7 +182,7 @@ def _read_by_peft(skeleton: nn.Module, folder: str) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load_member(
-    bank: AdapterBank,
+    adapters: StackedAdapters,
     member: int,
     folder: str | os.PathLike[str],
     sha256: str | None = None,
@@ -212,13 +212,13 @@ def load_member(
             f"{path}: not a readable safetensors file ({error}); copy the run directory again"
         ) from error
     if rank is not None:
-        bank.values[member].zero_()
-    for piece in bank.slices:
+        adapters.values[member].zero_()
+    for piece in adapters.slices:
         keys = {which: f"base_model.model.{piece.name}.lora_{which}.weight" for which in ("A", "B")}
         if rank is not None and not tensors.keys() & set(keys.values()):
             continue
         for which, key in keys.items():
-            view = bank.view(bank.values[member], piece, which)
+            view = adapters.view(adapters.values[member], piece, which)
             if rank is not None:
                 view = view[:rank] if which == "A" else view[:, :rank]
             found = tensors.pop(key, None)

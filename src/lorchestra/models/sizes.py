@@ -36,7 +36,7 @@ _WIDTHS = frozenset(
     }
 )
 _POSITIONS = frozenset({"max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "context_length"})
-_MOST_POSITIONS = 2**30
+_MAX_POSITIONS = 2**30
 """Tokens of context: no base has as many, and some build tables over them."""
 _PACKED = 32
 """How many values of a quantized weight may share one number of its tensor."""
@@ -85,7 +85,7 @@ def check_declared(
     widest = packed * max((size for shape in shapes.values() for size in shape), default=0)
     limits = dict.fromkeys(_LAYERS, (layers, f"the weights are of {layers} layers"))
     limits |= dict.fromkeys(_WIDTHS, (widest, f"the longest axis of its weights is {widest:,}"))
-    limits |= dict.fromkeys(_POSITIONS, (_MOST_POSITIONS, "no base has as many"))
+    limits |= dict.fromkeys(_POSITIONS, (_MAX_POSITIONS, "no base has as many"))
     for full, value in fields:
         name = full if full in limits else full.rpartition(".")[2]
         if isinstance(value, list):

@@ -36,7 +36,7 @@ class AdapterSlice:
         return self.middle + self.rank * self.out_features
 
 
-class AdapterBank:
+class StackedAdapters:
     """The trainable parameters of M members and their gradients.
 
     Args:
@@ -104,7 +104,7 @@ class AdapterBank:
             self.grad[member].masked_fill_(frozen_P, 0.0)
 
     @torch.no_grad()
-    def start_beside(self, member: int, piece: AdapterSlice, A: Tensor, B: Tensor) -> None:
+    def init_with_frozen_copy(self, member: int, piece: AdapterSlice, A: Tensor, B: Tensor) -> None:
         """Start one module of a member at A `[r, I]` and B `[O, r]`, beside a copy that takes their product out again.
 
         The stored A is `[A; A]` and the stored B `[B, -B]`, so that the member starts as the base. This is how PEFT
@@ -164,7 +164,7 @@ class AdapterBank:
 
 
 @torch.no_grad()
-def decay_products(bank: AdapterBank, strengths: Sequence[float], scaling: Sequence[float]) -> Tensor:
+def decay_products(adapters: StackedAdapters, strengths: Sequence[float], scaling: Sequence[float]) -> Tensor:
     """Add the gradient of `0.5 * strength_m * sum over modules of ||scaling_m B_m A_m||_F^2` to the bank's gradients.
 
     What LoRA adds to the weights is the product, and A and B may be stretched against each other without changing it: a
@@ -183,14 +183,14 @@ def decay_products(bank: AdapterBank, strengths: Sequence[float], scaling: Seque
     Returns:
         The penalties, float64 `[M]`.
     """
-    factors = bank.values.new_tensor([strength * s**2 for strength, s in zip(strengths, scaling, strict=True)])
-    squares = torch.zeros(bank.num_members, dtype=torch.float64, device=bank.values.device)
-    for piece in bank.slices:
-        A, B = bank.view(bank.values, piece, "A"), bank.view(bank.values, piece, "B")
+    factors = adapters.values.new_tensor([strength * s**2 for strength, s in zip(strengths, scaling, strict=True)])
+    squares = torch.zeros(adapters.num_members, dtype=torch.float64, device=adapters.values.device)
+    for piece in adapters.slices:
+        A, B = adapters.view(adapters.values, piece, "A"), adapters.view(adapters.values, piece, "B")
         gram_A, gram_B = A @ A.mT, B.mT @ B
         squares += (gram_A * gram_B).sum(dim=(1, 2))
-        bank.view(bank.grad, piece, "A").add_(factors[:, None, None] * (gram_B @ A))
-        bank.view(bank.grad, piece, "B").add_(factors[:, None, None] * (B @ gram_A))
+        adapters.view(adapters.grad, piece, "A").add_(factors[:, None, None] * (gram_B @ A))
+        adapters.view(adapters.grad, piece, "B").add_(factors[:, None, None] * (B @ gram_A))
     return 0.5 * factors.double() * squares
 
 

@@ -25,7 +25,7 @@ from torch.nn.attention.varlen import varlen_attn
 from lorchestra.nn.lora import PackingSlot
 from lorchestra.nn.packing import Packing, Run, Segment
 
-_MOST_FEATURES, _ALIGNED = 256, 8
+_MAX_FEATURES, _ALIGNED = 256, 8
 """Features of a head that the kernel takes: at most, and multiples of."""
 _TAKES_GROUPS = "enable_gqa" in inspect.signature(varlen_attn).parameters
 
@@ -37,7 +37,7 @@ def suits_varlen(query: Tensor, value: Tensor) -> bool:
         query.is_cuda
         and query.dtype in (torch.bfloat16, torch.float16)
         and features == value.shape[-1]
-        and features <= _MOST_FEATURES
+        and features <= _MAX_FEATURES
         and features % _ALIGNED == 0
         and torch.cuda.get_device_capability(query.device) >= (8, 0)
     )
@@ -117,8 +117,8 @@ def _seen(whole: Tensor, parts: Sequence[Tensor], packing: Packing, run: Run, ke
         return whole[0, :, run.tokens].transpose(0, 1)
     pieces: list[Tensor] = []
     for own, segment in zip(parts[run.segments], segments, strict=True):
-        if segment.kept_for is not None:
-            pieces.append(kept[segment.kept_for])
+        if segment.cached_for is not None:
+            pieces.append(kept[segment.cached_for])
         pieces += [parts[i] for i in segment.context]
         pieces.append(own)
     return torch.cat(pieces, dim=2)[0].transpose(0, 1)
@@ -239,7 +239,7 @@ def packed_attention(
         own_key, own_value = keys[index], values[index]
         mask = None
         if segment.sees_others:
-            first = [] if segment.kept_for is None else [before[segment.kept_for]]
+            first = [] if segment.cached_for is None else [before[segment.cached_for]]
             seen = [*first, *((keys[i], values[i]) for i in segment.context), (own_key, own_value)]
             own_key, own_value = (torch.cat(list(tensors), dim=2) for tensors in zip(*seen, strict=True))
         if segment.sees_others or (window is not None and own_key.shape[2] > window):

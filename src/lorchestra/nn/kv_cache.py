@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 
-class KeptPrefix:
+class PrefixCache:
     """What attention layers have kept of a prefix, by layer and member.
 
     Args:

@@ -28,7 +28,7 @@ _ALIGNED = 8
 """Numbers of half precision in 16 bytes: the kernel reads rows that begin at multiples of them."""
 _CAPABILITIES = (9, 10)
 """Major compute capabilities for which torch has one kernel; for others, and other formats, it loops and waits."""
-_MOST_GROUPS = 1023
+_MAX_GROUPS = 1023
 
 
 def suits_grouped(x: Tensor, num_outputs: int, num_groups: int) -> bool:
@@ -38,7 +38,7 @@ def suits_grouped(x: Tensor, num_outputs: int, num_groups: int) -> bool:
         and x.dtype == torch.bfloat16
         and x.shape[1] % _ALIGNED == 0
         and num_outputs % _ALIGNED == 0
-        and num_groups <= _MOST_GROUPS
+        and num_groups <= _MAX_GROUPS
         and torch.cuda.get_device_capability(x.device)[0] in _CAPABILITIES
     )
 

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 from lorchestra.nn.dropout import token_keys
-from lorchestra.nn.kv_cache import KeptPrefix
-from lorchestra.nn.scoring import Scoring, score_places
+from lorchestra.nn.kv_cache import PrefixCache
+from lorchestra.nn.scoring import ChoiceScoring, score_positions
 from lorchestra.types import EncodedExample
 
 BASE = -1
 """The member index of the base itself: no adapter is applied."""
-_MOST_COPIES, _MOST_SEGMENTS = 3, 512
+_MAX_COPIES, _MAX_SEGMENTS = 3, 512
 """Bounds of a run of segments: keys put together for it, in tokens of the batch; and segments."""
 
 
@@ -33,18 +33,18 @@ _MOST_COPIES, _MOST_SEGMENTS = 3, 512
 class Segment:
     """Tokens `start:stop` of the packed axis, and the indices of the segments they see before themselves.
 
-    Before all of these come the first tokens that were kept for member `kept_for`, if any.
+    Before all of these come the first tokens that were kept for member `cached_for`, if any.
     """
 
     start: int
     stop: int
     context: tuple[int, ...] = ()
-    kept_for: int | None = None
+    cached_for: int | None = None
 
     @property
     def sees_others(self) -> bool:
         """Whether anything but its own tokens is visible to it."""
-        return bool(self.context) or self.kept_for is not None
+        return bool(self.context) or self.cached_for is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ class Packing:
     spans: tuple[Span, ...]
     dropout_keys: Tensor | None
     """int64 `[N]`, or None where dropout is off."""
-    prefix: KeptPrefix | None = None
+    prefix: PrefixCache | None = None
     """First tokens whose keys and values are kept: seen by the segments, or filled by this very pass (`fills`)."""
     fills: bool = False
     """Whether each span is the prefix itself, to be kept for its member."""
@@ -115,12 +115,12 @@ class Packing:
     def runs(self) -> tuple[Run, ...]:
         """All segments, in runs: what segments see is put together a run at a time, which bounds its copies."""
         own = [s.stop - s.start for s in self.segments]
-        kept = [0 if s.kept_for is None or self.prefix is None else len(self.prefix) for s in self.segments]
+        kept = [0 if s.cached_for is None or self.prefix is None else len(self.prefix) for s in self.segments]
         seen = [n + k + sum(own[i] for i in s.context) for n, k, s in zip(own, kept, self.segments, strict=True)]
         runs: list[Run] = []
         first = held = 0
         for index in range(len(own) + 1):
-            full = index - first >= _MOST_SEGMENTS or held + sum(seen[index : index + 1]) > _MOST_COPIES * sum(own)
+            full = index - first >= _MAX_SEGMENTS or held + sum(seen[index : index + 1]) > _MAX_COPIES * sum(own)
             if index == len(own) or (full and index > first):
                 runs.append(self._run(first, own[first:index], seen[first:index]))
                 first, held = index, 0
@@ -163,9 +163,9 @@ class Packing:
         return Bucket(slots.to(device), filled.to(device), slots.flatten()[filled].to(device))
 
 
-FORWARD_ROOM = 2.5
+FORWARD_BUDGET_FACTOR = 2.5
 """Tokens of a forward pass alone for one of a training step's, on a CPU."""
-LEAST_SHARED = 16
+MIN_SHARED_PREFIX = 16
 """Common first tokens from which sharing them is worth the shorter attention segments."""
 
 
@@ -187,7 +187,7 @@ class PackedBatch:
 
     items: tuple[Item, ...]
     packing: Packing
-    scoring: Scoring
+    scoring: ChoiceScoring
     shared: int = 0
     """First tokens that all rows have in common, laid once at the start of each member's span, or kept from before."""
 
@@ -195,7 +195,7 @@ class PackedBatch:
 def shareable_prefix(rows: Sequence[EncodedExample], dropout: bool) -> int:
     """How many first tokens are worth computing once for all rows; 0 under dropout, whose masks are a row's own."""
     shared = 0 if dropout else common_prefix(rows)
-    return shared if shared >= LEAST_SHARED else 0
+    return shared if shared >= MIN_SHARED_PREFIX else 0
 
 
 def common_prefix(rows: Sequence[EncodedExample]) -> int:
@@ -212,11 +212,11 @@ def forward_budget(token_budget: int, device: torch.device) -> int:
 
     On a CPU, whose budget is small, forward passes gain a tenth of their speed by more.
     """
-    return round(FORWARD_ROOM * token_budget) if device.type == "cpu" else token_budget
+    return round(FORWARD_BUDGET_FACTOR * token_budget) if device.type == "cpu" else token_budget
 
 
 def plan_micro_batches(
-    items: Sequence[Item], token_budget: int, shared: int = 0, prefix: KeptPrefix | None = None
+    items: Sequence[Item], token_budget: int, shared: int = 0, prefix: PrefixCache | None = None
 ) -> list[list[Item]]:
     """Cut items, sorted by member (a stable sort), into micro-batches of at most `token_budget` tokens.
 
@@ -238,7 +238,7 @@ def plan_micro_batches(
 
 
 def pack(
-    items: Sequence[Item], device: torch.device | str = "cpu", shared: int = 0, prefix: KeptPrefix | None = None
+    items: Sequence[Item], device: torch.device | str = "cpu", shared: int = 0, prefix: PrefixCache | None = None
 ) -> PackedBatch:
     """Flatten items, sorted by member, onto one token axis.
 
@@ -276,8 +276,8 @@ def pack(
             positions.extend(range(shared))
             segments.append(Segment(start, len(ids)))
         prefix_ends.append(len(ids) + len(item.example.prefix) - shared - 1)
-        kept_for = None if prefix is None else item.member
-        choice_starts.append(_append_row(item.example, ids, positions, segments, shared, context, kept_for))
+        cached_for = None if prefix is None else item.member
+        choice_starts.append(_append_row(item.example, ids, positions, segments, shared, context, cached_for))
         if spans and spans[-1].member == item.member:
             spans[-1] = Span(item.member, spans[-1].start, len(ids))
         else:
@@ -293,12 +293,12 @@ def pack(
     return PackedBatch(
         tuple(items),
         packing,
-        score_places([item.example for item in items], prefix_ends, choice_starts, device),
+        score_positions([item.example for item in items], prefix_ends, choice_starts, device),
         shared,
     )
 
 
-def pack_prefix(prefix: KeptPrefix, members: Sequence[int], device: torch.device | str = "cpu") -> PackedBatch:
+def pack_prefix(prefix: PrefixCache, members: Sequence[int], device: torch.device | str = "cpu") -> PackedBatch:
     """The prefix itself, once for each of some members (ascending): the pass over it keeps what rows need."""
     row = EncodedExample(0, prefix.tokens, ((0,),), None)  # the choice is never fed, and its score not looked at
     batch = pack([Item(member, row) for member in members], device)
@@ -312,24 +312,24 @@ def _append_row(
     segments: list[Segment],
     shared: int,
     context: tuple[int, ...],
-    kept_for: int | None,
+    cached_for: int | None,
 ) -> list[int]:
     """Append one row's own tokens and segments; return, per choice, the packed position of its first fed token.
 
     A choice's last token is only predicted, never fed, so a choice of one token adds nothing. Of the `shared` first
-    tokens, if any, `context` is the segment, or they are kept for the member `kept_for`.
+    tokens, if any, `context` is the segment, or they are kept for the member `cached_for`.
     """
     start = len(ids)
     ids.extend(example.prefix[shared:])
     positions.extend(range(shared, len(example.prefix)))
-    segments.append(Segment(start, len(ids), context, kept_for))
+    segments.append(Segment(start, len(ids), context, cached_for))
     seen = (*context, len(segments) - 1)
     starts = []
     for choice in example.choices:
         starts.append(len(ids))
         fed = choice[:-1]
         if fed:
-            segments.append(Segment(len(ids), len(ids) + len(fed), seen, kept_for))
+            segments.append(Segment(len(ids), len(ids) + len(fed), seen, cached_for))
             ids.extend(fed)
             positions.extend(range(len(example.prefix), len(example.prefix) + len(fed)))
     return starts

@@ -12,7 +12,7 @@ from lorchestra.types import EncodedExample
 
 
 @dataclass(frozen=True)
-class Scoring:
+class ChoiceScoring:
     """Which outputs score which choice.
 
     A term is one choice token's log-probability: row `term_rows[b, c, j]` of the kept positions, column
@@ -35,12 +35,12 @@ class Scoring:
     """float64 `[B, C]`: what the summed log-probabilities are divided by; None for the plain sum."""
 
 
-def score_places(
+def score_positions(
     examples: Sequence[EncodedExample],
     prefix_ends: Sequence[int],
     choice_starts: Sequence[Sequence[int]],
     device: torch.device | str,
-) -> Scoring:
+) -> ChoiceScoring:
     """The scoring of packed rows.
 
     Args:
@@ -74,7 +74,7 @@ def score_places(
     if num_terms == 1 and divisors is None:  # unequal divisors would keep the normalizer from canceling
         option_ids, columns = torch.unique(torch.where(mask, tokens, tokens[0, 0, 0]), return_inverse=True)
         tokens = torch.where(mask, columns, 0)
-    return Scoring(
+    return ChoiceScoring(
         keep=keep.to(device),
         term_rows=term_rows.to(device),
         term_columns=tokens.to(device),
@@ -84,7 +84,7 @@ def score_places(
     )
 
 
-def choice_log_probs(logits_KU: Tensor, scoring: Scoring) -> Tensor:
+def choice_log_probs(logits_KU: Tensor, scoring: ChoiceScoring) -> Tensor:
     """Normalized log-probabilities of each row's choices, `[B, C]`, -inf past a row's number of choices.
 
     Args:

@@ -33,7 +33,7 @@ from lorchestra.paper.results import METRICS, FinishedRun, both, metrics_of, reg
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MOST_SUBSETS = 50
+MAX_SUBSETS = 50
 """Random subsets of each size, all of them where there are no more."""
 _COSTS = {
     "parameters": ("trainable parameters (millions)", 1e-6),
@@ -45,12 +45,12 @@ _COSTS = {
 
 
 def subsets(members: int, size: int, seed: int = 0) -> list[tuple[int, ...]]:
-    """Different subsets of a size, at most `MOST_SUBSETS`: all there are, or a draw that `seed` and the size decide."""
-    if comb(members, size) <= MOST_SUBSETS:
+    """Different subsets of a size, at most `MAX_SUBSETS`: all there are, or a draw that `seed` and the size decide."""
+    if comb(members, size) <= MAX_SUBSETS:
         return list(itertools.combinations(range(members), size))
     source = random.Random(f"{seed}:{size}")
     found: dict[tuple[int, ...], None] = {}
-    while len(found) < MOST_SUBSETS:
+    while len(found) < MAX_SUBSETS:
         found[tuple(sorted(source.sample(range(members), size)))] = None
     return list(found)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from lorchestra.config.run import RunConfig
 from lorchestra.errors import ConfigError
-from lorchestra.inference.pipeline import Session, default_token_budget
+from lorchestra.inference.pipeline import Pipeline, default_token_budget
 from lorchestra.inference.trunk import trunk_bytes
 from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.nn.packing import shareable_prefix
@@ -17,10 +17,10 @@ from lorchestra.store.disk import readable_bytes
 from lorchestra.training.precompute import TrainingRows
 
 
-def settle_budget(config: RunConfig, session: Session, rows: TrainingRows, say: Callable[[str], None]) -> int:
+def settle_budget(config: RunConfig, pipeline: Pipeline, rows: TrainingRows, say: Callable[[str], None]) -> int:
     """The token budget that `config` gives, or the device's default, lowered where memory is short.
 
-    Where memory is ample the result depends on nothing but device and rows. `session` may have fewer members than
+    Where memory is ample the result depends on nothing but device and rows. `pipeline` may have fewer members than
     `config`. No budget goes below the longest row; where even that takes more memory than is free, `say` is told.
 
     Raises:
@@ -34,7 +34,7 @@ def settle_budget(config: RunConfig, session: Session, rows: TrainingRows, say: 
                 f" {longest} or more, or bound rows by data.max_length"
             )
         return asked
-    model = session.model
+    model = pipeline.model
     free = free_bytes(model.device)
     default = default_token_budget(model.device.type, shared_tokens(model, rows))
     each = token_bytes(model, rows.train, config.train.gradient_checkpointing)
@@ -67,8 +67,8 @@ def budget_within(model: EnsembleModel, rows: TrainingRows, members: int, checkp
 
 def adapter_counts(model: EnsembleModel, members: int) -> AdapterCounts:
     """What the adapters of so many members are made of."""
-    bank = model.bank
-    return AdapterCounts(members, bank.values.shape[1], 2 * len(bank.slices), bank.values.element_size())
+    adapters = model.adapters
+    return AdapterCounts(members, adapters.values.shape[1], 2 * len(adapters.slices), adapters.values.element_size())
 
 
 def trunk_places(model: EnsembleModel, rows: TrainingRows, memory_gb: float) -> tuple[int, int]:
@@ -82,7 +82,7 @@ def trunk_places(model: EnsembleModel, rows: TrainingRows, memory_gb: float) -> 
 
 def shared_tokens(model: EnsembleModel, rows: TrainingRows) -> int:
     """First tokens that a training step computes once a member and micro-batch."""
-    return shareable_prefix(rows.train, dropout=any(own.dropout > 0 for own in model.adapters))
+    return shareable_prefix(rows.train, dropout=any(own.dropout > 0 for own in model.adapter_settings))
 
 
 def longest_row(rows: TrainingRows) -> int:

@@ -72,7 +72,7 @@ def token_bytes(model: EnsembleModel, rows: Sequence[EncodedExample], checkpoint
     What a step saves for its backward pass, or the logits of prediction where they are more: over the whole vocabulary,
     where choices of several tokens are scored, and with some copies.
     """
-    shared = shareable_prefix(rows, dropout=any(own.dropout > 0 for own in model.adapters))
+    shared = shareable_prefix(rows, dropout=any(own.dropout > 0 for own in model.adapter_settings))
     items = plan_micro_batches([Item(0, row) for row in rows[:_TRIED_TOKENS]], _TRIED_TOKENS, shared)[0]
     batch = pack(items, model.device, shared)
     hidden = None
@@ -138,7 +138,7 @@ def calibrate(
     if can_measure:
         assert resident_before is not None
         kept = sum(tensor.nbytes for name, tensor in trainer.tensors().items() if name != "values")
-        grown = max(1, high - resident_before - kept - trainer.model.bank.grad.nbytes)
+        grown = max(1, high - resident_before - kept - trainer.model.adapters.grad.nbytes)
     else:
         checkpointing = trainer.config.gradient_checkpointing
         grown = round(ALLOCATION * (with_checkpointing(trainer.model, saved, tokens) if checkpointing else saved))
@@ -179,7 +179,7 @@ class _Clock:
 
     def update(self) -> None:
         """Clip and optimizer step of all members that the model has, twice: the first touches fresh memory."""
-        trainer, grad = self.trainer, self.model.bank.grad
+        trainer, grad = self.trainer, self.model.adapters.grad
         members = range(self.model.num_members)
         for _ in range(2):
             started = time.perf_counter()

@@ -10,7 +10,7 @@ from lorchestra.planning.estimate import Footprint
 
 
 @dataclass(frozen=True)
-class Setting:
+class SuggestionInputs:
     """A training's footprint, and what it follows from."""
 
     footprint: Footprint
@@ -31,7 +31,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Remedy:
+class Suggestion:
     """A change and the peak that it gives."""
 
     option: str
@@ -40,7 +40,7 @@ class Remedy:
     fits: bool
 
 
-def remedies(now: Setting) -> list[Remedy]:
+def suggest(now: SuggestionInputs) -> list[Suggestion]:
     """Each change by itself, as small as will do or else as large as can be; then all of them together."""
     found = [
         change
@@ -52,17 +52,17 @@ def remedies(now: Setting) -> list[Remedy]:
     return found
 
 
-def _remedy(now: Setting, option: str, value: str, footprint: Footprint) -> Remedy:
-    return Remedy(option, value, footprint.peak, footprint.peak <= now.limit)
+def _remedy(now: SuggestionInputs, option: str, value: str, footprint: Footprint) -> Suggestion:
+    return Suggestion(option, value, footprint.peak, footprint.peak <= now.limit)
 
 
-def _scaled(now: Setting, **shares: float) -> Footprint:
+def _scaled(now: SuggestionInputs, **shares: float) -> Footprint:
     """The footprint with some parts multiplied."""
     parts = {name: round(getattr(now.footprint, name) * share) for name, share in shares.items()}
     return dataclasses.replace(now.footprint, **parts)
 
 
-def _best(now: Setting, most: int, least: int, make: Callable[[int], Footprint]) -> int:
+def _best(now: SuggestionInputs, most: int, least: int, make: Callable[[int], Footprint]) -> int:
     """The largest number whose footprint fits, else the least; the footprint grows with the number."""
     low, high = least, most
     while low < high:
@@ -74,7 +74,7 @@ def _best(now: Setting, most: int, least: int, make: Callable[[int], Footprint])
     return low
 
 
-def _less_budget(now: Setting) -> Remedy | None:
+def _less_budget(now: SuggestionInputs) -> Suggestion | None:
     def make(budget: int) -> Footprint:
         return _scaled(now, activations=min(budget, now.largest) / now.largest)
 
@@ -85,43 +85,43 @@ def _less_budget(now: Setting) -> Remedy | None:
     return _remedy(now, "train.token_budget", str(budget), make(budget))
 
 
-def _checkpointing(now: Setting) -> Remedy | None:
+def _checkpointing(now: SuggestionInputs) -> Suggestion | None:
     if now.checkpointed is None or now.checkpointed >= 1:
         return None
     return _remedy(now, "train.gradient_checkpointing", "True", _scaled(now, activations=now.checkpointed))
 
 
-def _trunk_on_disk(now: Setting) -> Remedy | None:
+def _trunk_on_disk(now: SuggestionInputs) -> Suggestion | None:
     if now.footprint.trunk == 0:
         return None
     return _remedy(now, "adapt.trunk_memory_gb", "0", dataclasses.replace(now.footprint, trunk=0))
 
 
-def _layers(now: Setting, number: int) -> Footprint:
+def _layers(now: SuggestionInputs, number: int) -> Footprint:
     share = number / now.adapted_layers
     return dataclasses.replace(_scaled(now, activations=share, adapters=share, training=share), trunk=now.trunk)
 
 
-def _fewer_layers(now: Setting) -> Remedy | None:
+def _fewer_layers(now: SuggestionInputs) -> Suggestion | None:
     if now.adapted_layers < 2:
         return None
     number = _best(now, now.adapted_layers - 1, 1, lambda layers: _layers(now, layers))
     return _remedy(now, "adapt.layers", f"last:{number}", _layers(now, number))
 
 
-def _members(now: Setting, number: int) -> Footprint:
+def _members(now: SuggestionInputs, number: int) -> Footprint:
     share = number / now.members
     return _scaled(now, adapters=share, training=share)
 
 
-def _fewer(now: Setting) -> Remedy | None:
+def _fewer(now: SuggestionInputs) -> Suggestion | None:
     if now.members < 2:
         return None
     number = _best(now, now.members - 1, 1, lambda members: _members(now, members))
     return _remedy(now, "adapt.members", str(number), _members(now, number))
 
 
-def _all(now: Setting) -> Remedy:
+def _all(now: SuggestionInputs) -> Suggestion:
     """One member on one layer, the smallest budget."""
     share = 1 / (now.members * now.adapted_layers)
     tokens = min(now.longest, now.largest) / now.largest

@@ -11,13 +11,13 @@ from lorchestra.config.run import RunConfig
 from lorchestra.nn.packing import BASE, Item, forward_budget, plan_micro_batches, shareable_prefix
 from lorchestra.planning.estimate import Work, packed_tokens
 from lorchestra.training.members import member_settings
-from lorchestra.training.sampler import StepOrder
+from lorchestra.training.sampler import MemberSampler
 from lorchestra.training.trainer import Trainer
 from lorchestra.types import EncodedExample
 
-_MOST_MEMBERS = 64
+_MAX_MEMBERS = 64
 """Members whose rows are laid out; of more, the others are taken to be like these."""
-_MOST_ITEMS = 20_000
+_MAX_ITEMS = 20_000
 """Rows that are laid out in all: packing is even enough that a sample of steps tells the rest."""
 
 
@@ -47,16 +47,16 @@ def plan_workload(trainer: Trainer, members: int, token_budget: int) -> Workload
         token_budget: of the run.
     """
     rows, config, shared = trainer.rows, trainer.config, trainer.shared
-    laid_out = min(members, _MOST_MEMBERS)
-    sampled = _sample(trainer.num_steps, max(1, _MOST_ITEMS // (laid_out * config.batch_size)))
+    laid_out = min(members, _MAX_MEMBERS)
+    sampled = _sample(trainer.num_steps, max(1, _MAX_ITEMS // (laid_out * config.batch_size)))
     batches: list[tuple[Item, ...]] = []
     adapt = dataclasses.replace(trainer.model.adapt, members=laid_out)
     settings = member_settings(
         RunConfig(adapt=adapt, train=config, regularize=trainer.settings[0].regularize), len(rows.train)
     )
-    order = StepOrder(settings, rows.train, config.batch_size)
+    sampler = MemberSampler(settings, rows.train, config.batch_size)
     for step in sampled:
-        batches += map(tuple, plan_micro_batches(order.items(range(laid_out), step), token_budget, shared))
+        batches += map(tuple, plan_micro_batches(sampler.items(range(laid_out), step), token_budget, shared))
     row_tokens = sum(row.num_tokens for row in rows.train)
     # a ratio and not a share of the steps: an epoch's last step may be shorter than the others
     seen = sum(item.example.num_tokens for batch in batches for item in batch)

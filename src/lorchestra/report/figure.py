@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SINGLE_COLOR, ENSEMBLE_COLOR = "#D55E00", "#0072B2"
 """Vermilion and blue of the Okabe-Ito palette, apart for every kind of color vision; line styles differ as well."""
 
-MOST_MEMBER_LINES = 8
+MAX_MEMBER_LINES = 8
 """With more members, their lines would hide the panel."""
 
 
@@ -112,7 +112,7 @@ def _draw(figure: Figure, predictions: Predictions) -> None:
 def _draw_diagram(axes: Any, curves: Sequence[Curve]) -> None:
     axes.plot([0, 1], [0, 1], color="0.4", linestyle=":", linewidth=1.2, label="calibrated")
     for curve in curves:
-        if len(curve.members) <= MOST_MEMBER_LINES:
+        if len(curve.members) <= MAX_MEMBER_LINES:
             for index, rows in enumerate(curve.members):
                 label = "each member" if index == 0 else None
                 axes.plot(*_filled_bins(rows), color=curve.color, alpha=0.35, linewidth=0.8, label=label)

@@ -9,9 +9,9 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.measure import Measurement
 from rich.table import Column, Table
 
-_LEAST_TEXT = 14
+_MIN_TEXT = 14
 """Width, in columns of the terminal, below which running text is not squeezed."""
-_LEAST_NAME = 22
+_MIN_NAME = 22
 """And names of rows."""
 
 
@@ -60,7 +60,7 @@ class FittedTable:
         width = max(size.maximum for size in sizes)
         if not column.no_wrap:
             word = 0 if index < self.num_names else max(size.minimum for size in sizes)  # names break anywhere
-            width = min(width, max(_LEAST_NAME if index < self.num_names else _LEAST_TEXT, word))
+            width = min(width, max(_MIN_NAME if index < self.num_names else _MIN_TEXT, word))
         _, right, _, left = self.table.padding
         return max(width, column.min_width or 0) + left + right
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from lorchestra.config.run import EvaluateConfig, RunConfig
 from lorchestra.data.splits import num_shared
-from lorchestra.inference.pipeline import Session
+from lorchestra.inference.pipeline import Pipeline
 from lorchestra.methods import few_shot, mc_dropout
 from lorchestra.metrics.evaluation import evaluate_predictions
 from lorchestra.nn.seeding import derive_seed
@@ -20,7 +20,7 @@ Progress = Callable[[str, int, int], None]
 
 
 def few_shot_base(
-    session: Session,
+    pipeline: Pipeline,
     config: RunConfig,
     examples: Sequence[Example],
     split: str,
@@ -36,18 +36,18 @@ def few_shot_base(
     shown = few_shot.unasked(train, examples)
     if not shown:
         return {"base_few_shot": "every training row is among the evaluated ones"}
-    if not session.template.shows_shots:
+    if not pipeline.template.shows_shots:
         return {"base_few_shot": "the base's chat template writes longer conversations by no simple rule"}
     seed = derive_seed(config.train.seed, "shots")
 
     def tell(done: int) -> None:
         progress(f"base, few-shot on {split}", done, len(examples))
 
-    return {"base_few_shot": few_shot.predict(session, examples, split, shown, number, seed, tell)}
+    return {"base_few_shot": few_shot.predict(pipeline, examples, split, shown, number, seed, tell)}
 
 
 def mc_dropout_of(
-    session: Session,
+    pipeline: Pipeline,
     config: RunConfig,
     examples: Sequence[Example],
     split: str,
@@ -59,7 +59,7 @@ def mc_dropout_of(
     """Predictions of one member under dropout by their name, where the configuration asks for them and has dropout."""
     if not config.evaluate.mc_dropout or config.adapt.dropout == 0:
         return {}
-    found = session.predict(
+    found = pipeline.predict(
         examples,
         mc_dropout.dropout_passes([member], passes, config.train.seed),
         split,
@@ -69,7 +69,7 @@ def mc_dropout_of(
 
 
 def comparable(
-    baselines: Mapping[str, Predictions | str], predictions: Predictions, session: Session
+    baselines: Mapping[str, Predictions | str], predictions: Predictions, pipeline: Pipeline
 ) -> tuple[dict[str, Predictions], dict[str, str]]:
     """The baselines that answered the same rows, and by name the reasons of the others."""
     kept: dict[str, Predictions] = {}
@@ -81,7 +81,7 @@ def comparable(
             fewer = predictions.num_examples - found.num_examples
             left_out[name] = (
                 f"with its longer prompts {fewer} of {predictions.num_examples} rows have more than"
-                f" {session.max_length} tokens; lower evaluate.few_shot to have it"
+                f" {pipeline.max_length} tokens; lower evaluate.few_shot to have it"
             )
         else:
             kept[name] = found

@@ -14,9 +14,9 @@ import torch
 from lorchestra.config.run import RunConfig
 from lorchestra.data.prompts import PromptTemplate
 from lorchestra.errors import ConfigError
-from lorchestra.inference.pipeline import Session, decide_scoring, default_token_budget
+from lorchestra.inference.pipeline import Pipeline, decide_scoring, default_token_budget
 from lorchestra.models.ensemble import EnsembleModel
-from lorchestra.models.init import MemberAdapter
+from lorchestra.models.init import AdapterSettings
 from lorchestra.models.loading import LoadedBase, load_base
 from lorchestra.models.peft_files import check_readable
 from lorchestra.models.probe import probe
@@ -25,16 +25,16 @@ from lorchestra.types import Example
 Say = Callable[[str], None]
 
 
-def build_session(
+def build_pipeline(
     config: RunConfig,
     task: str,
     labels: tuple[str, ...] | None,
     train: Sequence[Example],
     say: Say,
     *,
-    adapters: Sequence[MemberAdapter] | None = None,
+    adapter_settings: Sequence[AdapterSettings] | None = None,
     check_base: Callable[[LoadedBase], None] = lambda base: None,
-) -> tuple[Session, RunConfig]:
+) -> tuple[Pipeline, RunConfig]:
     """Load the base, put members on it, try it once, and settle what the configuration left open.
 
     Args:
@@ -55,7 +55,7 @@ def build_session(
     base = load_base(config.base, notify=say)
     check_context(config, base)
     check_base(base)
-    model = EnsembleModel(base.model, config.adapt, config.train.seed, adapters)
+    model = EnsembleModel(base.model, config.adapt, config.train.seed, adapter_settings)
     check_readable(model)
     probe(model)
     template = PromptTemplate.from_config(config.data, has_labels=labels is not None, tokenizer=base.tokenizer)
@@ -73,7 +73,7 @@ def build_session(
         data=dataclasses.replace(config.data, scoring=scoring, prompt=prompt),
         train=dataclasses.replace(config.train, token_budget=token_budget),
     )
-    return Session(base, model, template, resolved.data, scoring, token_budget, task, say), resolved
+    return Pipeline(base, model, template, resolved.data, scoring, token_budget, task, say), resolved
 
 
 def check_context(config: RunConfig, base: LoadedBase) -> None:

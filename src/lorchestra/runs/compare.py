@@ -23,13 +23,13 @@ from urllib.parse import quote
 from lorchestra.config.mappings import differences, from_mapping, to_mapping
 from lorchestra.config.run import RunConfig, check_run
 from lorchestra.errors import CheckpointError, ConfigError, TrainingError
-from lorchestra.inference.pipeline import Session
-from lorchestra.methods.contract import Cost, Fitted, Progress, Setting, Silent
+from lorchestra.inference.pipeline import Pipeline
+from lorchestra.methods.contract import Cost, Fitted, MethodContext, Progress, Silent
 from lorchestra.methods.registry import METHODS, NamedMethod, parse_name
 from lorchestra.metrics.evaluation import ensemble_minus, evaluate_predictions
 from lorchestra.models.loading import absolute_base
 from lorchestra.planning.budget import settle_budget
-from lorchestra.runs.build import Say, build_session
+from lorchestra.runs.build import Say, build_pipeline
 from lorchestra.runs.rows import RunRows, absolute_settings, check_unchanged, read_rows
 from lorchestra.store.atomic import atomic_directory, atomic_write_json, sweep_directory
 from lorchestra.store.lock import holding_out
@@ -112,12 +112,12 @@ def compare_methods(
     begun = _begun(root, config, rows)
     for note in rows.notes:
         say(note)
-    setting = method_setting(begun or config, rows.task, say, should_stop=should_stop)
+    context = method_context(begun or config, rows.task, say, should_stop=should_stop)
     if begun is None:
-        _begin(root, config, setting.config, rows)
+        _begin(root, config, context.config, rows)
     left_out: dict[str, str] = {}
     for below, group in groups.items():
-        own = dataclasses.replace(setting, observer=observe(below))
+        own = dataclasses.replace(context, observer=observe(below))
         left_out |= _Comparison(root, own, rows, say).run(below, group)
         gc.collect()  # the base of a method goes before the next one's comes: both would count in its peak
     _note_left_out(root, names, left_out)
@@ -135,7 +135,7 @@ class _Comparison:
     """Where, in which setting and on which rows."""
 
     root: Path
-    setting: Setting
+    context: MethodContext
     rows: RunRows
     say: Say
 
@@ -145,7 +145,7 @@ class _Comparison:
         if not missing:
             return {}
         left_out = {}
-        below = SharedFit(group[0], self.setting, {split: self.rows.task.splits[split] for split in ("val", "test")})
+        below = CachedFit(group[0], self.context, {split: self.rows.task.splits[split] for split in ("val", "test")})
         if _folder(self.root, first).exists():
             known = {split: _read_predictions(self.root, first, self.rows, split) for split in below.splits}
             below.remember(_read_result(self.root, first), known)
@@ -157,19 +157,19 @@ class _Comparison:
                 self.say(f"{named.name} is left out: {error}")
         return left_out
 
-    def _finish(self, named: NamedMethod, below: SharedFit) -> None:
+    def _finish(self, named: NamedMethod, below: CachedFit) -> None:
         """Wrap, predict, evaluate and save one method."""
         name, fitted = named.name, below.as_fitted()
         before = below.elsewhere_s
-        fitted = named.wrap(self.setting, fitted)
+        fitted = named.wrap(self.context, fitted)
         cost = dataclasses.replace(fitted.cost, fit_s=fitted.cost.fit_s + below.elsewhere_s - before)
         found, seconds = {}, {}
         for split, examples in below.splits.items():
             before, started = below.elsewhere_s, time.perf_counter()
-            progress = _progress(self.setting, f"predicting {split}", len(examples))
+            progress = _progress(self.context, f"predicting {split}", len(examples))
             found[split] = fitted.predict(examples, split, progress)
             seconds[split] = time.perf_counter() - started + below.elsewhere_s - before
-        config, train = self.setting.config, self.rows.task.splits["train"]
+        config, train = self.context.config, self.rows.task.splits["train"]
         entry = evaluate_predictions(
             found["test"],
             validation=found["val"],
@@ -198,10 +198,10 @@ class _Comparison:
         self.say(f"{name} is done: fitted in {cost.fit_s:.0f} s, {seconds['test']:.0f} s for the test rows")
 
 
-def _progress(setting: Setting, what: str, total: int) -> Progress:
+def _progress(context: MethodContext, what: str, total: int) -> Progress:
     def tell(done: int) -> None:
-        setting.observer.on_phase(what, min(done, total), total)
-        if setting.should_stop():
+        context.observer.on_phase(what, min(done, total), total)
+        if context.should_stop():
             raise Interrupted
 
     return tell
@@ -310,7 +310,7 @@ def _results(
     ]
 
 
-class SharedFit:
+class CachedFit:
     """A method below wrappers: fitted when it is first needed, and asked for a split's predictions only once.
 
     `elsewhere_s` corrects a wrapper's clock: seconds that it would have taken by itself, for predictions that were
@@ -323,8 +323,8 @@ class SharedFit:
             sequence gets what is there.
     """
 
-    def __init__(self, named: NamedMethod, setting: Setting, splits: Mapping[str, Sequence[Example]]) -> None:
-        self.named, self.setting, self.splits = named, setting, splits
+    def __init__(self, named: NamedMethod, context: MethodContext, splits: Mapping[str, Sequence[Example]]) -> None:
+        self.named, self.context, self.splits = named, context, splits
         self.elsewhere_s = 0.0
         self._fitted: Fitted | None = None
         self._said: tuple[Cost, Mapping[str, float], list[str]] | None = None
@@ -354,7 +354,7 @@ class SharedFit:
         if self._fitted is None:
             started = time.perf_counter()
             try:
-                self._fitted = METHODS[self.named.method].fit(self.setting, self.named.config)
+                self._fitted = METHODS[self.named.method].fit(self.context, self.named.config)
             except (ConfigError, TrainingError) as error:
                 self._refused = error
                 raise
@@ -374,14 +374,14 @@ class SharedFit:
         return found
 
 
-def method_setting(
+def method_context(
     config: RunConfig,
     task: Task,
     say: Say = lambda text: None,
     *,
     observer: Observer | None = None,
     should_stop: Callable[[], bool] = lambda: False,
-) -> Setting:
+) -> MethodContext:
     """The setting for `methods`: the task's training and validation rows, and a configuration with nothing left open.
 
     What the configuration leaves open (scoring, token budget) is settled once, on a base that is loaded for it, so that
@@ -399,18 +399,18 @@ def method_setting(
     # a chat template is run once for all methods: it may write the time
     live = (prompt.chat_template or prompt.system_prompt is not None) and not prompt.frame.template
     if config.data.scoring == "auto" or config.train.token_budget is None or live:
-        session, resolved = build_session(config, task.name, task.labels, train, say)
-        rows = TrainingRows(session.encode(train).rows, session.encode(task.splits["val"]).rows)
-        budget = settle_budget(config, session, rows, say)
+        pipeline, resolved = build_pipeline(config, task.name, task.labels, train, say)
+        rows = TrainingRows(pipeline.encode(train).rows, pipeline.encode(task.splits["val"]).rows)
+        budget = settle_budget(config, pipeline, rows, say)
         config = dataclasses.replace(resolved, train=dataclasses.replace(resolved.train, token_budget=budget))
-        del session
+        del pipeline
 
-    def open_session(wanted: RunConfig) -> Session:
-        return build_session(wanted, task.name, task.labels, train, say)[0]
+    def open_pipeline(wanted: RunConfig) -> Pipeline:
+        return build_pipeline(wanted, task.name, task.labels, train, say)[0]
 
-    return Setting(
+    return MethodContext(
         config=config,
-        open_session=open_session,
+        open_pipeline=open_pipeline,
         train=train,
         val=task.splits["val"],
         labels=task.labels,

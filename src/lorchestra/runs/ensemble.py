@@ -15,13 +15,13 @@ from lorchestra.config.mappings import to_mapping
 from lorchestra.config.run import RunConfig, read_config
 from lorchestra.data.in_memory import entries_of, is_file
 from lorchestra.data.prompts import PromptTemplate
-from lorchestra.data.queries import AskedRow, asked_rows, asked_values
+from lorchestra.data.queries import QueryRow, query_rows, query_values
 from lorchestra.errors import CheckpointError, ConfigError, DataError, printable
 from lorchestra.inference.encode_each import TooLong
-from lorchestra.inference.pipeline import HOPELESS, Session
+from lorchestra.inference.pipeline import FORMAT_1_CHOICES, Pipeline
 from lorchestra.metrics.early_exit import ExitRule
 from lorchestra.models.ensemble import EnsembleModel
-from lorchestra.models.init import member_adapters
+from lorchestra.models.init import make_adapter_settings
 from lorchestra.models.loading import LoadedBase, load_base
 from lorchestra.models.peft_files import WEIGHTS, load_member
 from lorchestra.models.peft_import import CONFIG
@@ -35,16 +35,16 @@ from lorchestra.types import Example
 
 
 @dataclass
-class TrainedEnsemble:
+class Ensemble:
     """A finished run, ready to predict.
 
-    Failed members are left out: `session` holds the others, in order, and `members` their numbers in the run.
+    Failed members are left out: `pipeline` holds the others, in order, and `members` their numbers in the run.
     """
 
     run: RunDir
     record: dict[str, Any]
     config: RunConfig
-    session: Session
+    pipeline: Pipeline
     members: tuple[int, ...]
 
     @property
@@ -54,7 +54,7 @@ class TrainedEnsemble:
 
     def as_module(self) -> EnsembleModule:
         """The members as a `torch.nn.Module`: differentiable, and with the adapters as its parameters."""
-        return EnsembleModule(self.session)
+        return EnsembleModule(self.pipeline)
 
     def read(self, path: str | Path, *, require_answer: bool) -> tuple[Example, ...]:
         """Rows of a file, in the form the run was trained on."""
@@ -65,7 +65,7 @@ class TrainedEnsemble:
         rows: Any,
         data: DataConfig | None = None,
         note: Callable[[str], None] = lambda text: None,
-    ) -> Iterator[AskedRow]:
+    ) -> Iterator[QueryRow]:
         """Rows to be answered, read as they are asked for.
 
         Args:
@@ -80,8 +80,8 @@ class TrainedEnsemble:
         """
         data = data or self.config.data
         if is_file(rows):
-            return asked_rows(rows, data, self.labels, note)
-        return asked_values(entries_of(rows, self.labels), data, self.labels)
+            return query_rows(rows, data, self.labels, note)
+        return query_values(entries_of(rows, self.labels), data, self.labels)
 
     def predict(
         self,
@@ -116,17 +116,17 @@ class TrainedEnsemble:
         return self._records(self.asked(rows), options, on_error)
 
     def _records(
-        self, rows: Iterator[AskedRow], options: AnswerOptions, on_error: Literal["record", "fail"]
+        self, rows: Iterator[QueryRow], options: AnswerOptions, on_error: Literal["record", "fail"]
     ) -> Iterator[dict[str, Any]]:
         counts = AnswerCounts()
-        for chunk in answer_chunks(self.session, rows, options, chunk_rows(self.session)):
+        for chunk in answer_chunks(self.pipeline, rows, options, chunk_rows(self.pipeline)):
             counts.add(chunk)
             for record in chunk.records:
                 if on_error == "fail" and record["error"] is not None:
                     raise DataError(record["error"])
                 yield record
-        for sentence in counts.sentences(self.session.max_length):
-            self.session.say(sentence)
+        for sentence in counts.sentences(self.pipeline.max_length):
+            self.pipeline.say(sentence)
 
 
 def load_own_base(
@@ -186,7 +186,7 @@ def _saved_base(run: RunDir, record: dict[str, Any], config: RunConfig, moved: s
     return dataclasses.replace(base, name=saved)
 
 
-def load_run(root: str | Path, say: Say = lambda text: None, *, base: str | Path | None = None) -> TrainedEnsemble:
+def load_run(root: str | Path, say: Say = lambda text: None, *, base: str | Path | None = None) -> Ensemble:
     """Load a finished run.
 
     Args:
@@ -207,13 +207,13 @@ def load_run(root: str | Path, say: Say = lambda text: None, *, base: str | Path
     members = [record["members"][m] for m in good]
     adapt = dataclasses.replace(config.adapt, members=len(good))
     # members that were imported, or trained with settings of their own, have their rank and scaling in the record
-    adapters = [
+    adapter_settings = [
         dataclasses.replace(own.as_saved, r=member.get("r", own.r), scaling=member.get("scaling", own.scaling))
-        for own, member in zip(member_adapters(adapt, config.train.seed), members, strict=True)
+        for own, member in zip(make_adapter_settings(adapt, config.train.seed), members, strict=True)
     ]
-    model = EnsembleModel(loaded.model, adapt, config.train.seed, adapters)
+    model = EnsembleModel(loaded.model, adapt, config.train.seed, adapter_settings)
     for index, member in enumerate(members):
-        load_member(model.bank, index, run.inside(member["path"]), member["sha256"], member.get("r"))
+        load_member(model.adapters, index, run.inside(member["path"]), member["sha256"], member.get("r"))
     template = PromptTemplate.from_config(
         config.data, has_labels=record["labels"] is not None, tokenizer=loaded.tokenizer
     )
@@ -223,11 +223,11 @@ def load_run(root: str | Path, say: Say = lambda text: None, *, base: str | Path
             " was changed"
         )
     assert config.train.token_budget is not None
-    session = Session(
+    pipeline = Pipeline(
         loaded, model, template, config.data, record["scoring"], config.train.token_budget, record["task"], say
     )
-    _note_hopeless_labels(session, record)
-    return TrainedEnsemble(run, record, config, session, good)
+    _note_hopeless_labels(pipeline, record)
+    return Ensemble(run, record, config, pipeline, good)
 
 
 def failed_members(record: dict[str, Any]) -> dict[int, str]:
@@ -237,19 +237,21 @@ def failed_members(record: dict[str, Any]) -> dict[int, str]:
     return {m: printable(str(own.get("reason") or "events.jsonl has the reason")) for m, own in failed.items()}
 
 
-def _note_hopeless_labels(session: Session, record: dict[str, Any]) -> None:
+def _note_hopeless_labels(pipeline: Pipeline, record: dict[str, Any]) -> None:
     """Say now, and not with every row, that a label of a run of format 1 cannot win."""
-    if record["labels"] is None or session.template.version > 1:
+    if record["labels"] is None or pipeline.template.version > 1:
         return
     labels = tuple(record["labels"])
-    quiet = dataclasses.replace(session, say=lambda text: None, _said=set())
+    quiet = dataclasses.replace(pipeline, say=lambda text: None, _said=set())
     try:
         hopeless = quiet.encode([Example("labels", "text", labels, None)]).hopeless
     except (ConfigError, DataError):
         return  # prediction says it of its rows
     if hopeless:
-        session.say(f"labels {', '.join(map(repr, labels[:12]))}{', ...' if len(labels) > 12 else ''}: {HOPELESS}")
-        session.mark_said("hopeless")
+        pipeline.say(
+            f"labels {', '.join(map(repr, labels[:12]))}{', ...' if len(labels) > 12 else ''}: {FORMAT_1_CHOICES}"
+        )
+        pipeline.mark_said("hopeless")
 
 
 def good_members(run: RunDir, record: dict[str, Any]) -> tuple[int, ...]:

@@ -12,13 +12,13 @@ from typing import Any
 from lorchestra.config.data import DataConfig
 from lorchestra.data.splits import split_digest
 from lorchestra.errors import CheckpointError, ConfigError, DataError, did_you_mean
-from lorchestra.inference.pipeline import Session
-from lorchestra.inference.predict import Pass, member_passes
+from lorchestra.inference.pipeline import Pipeline
+from lorchestra.inference.predict import MemberPass, member_passes
 from lorchestra.metrics.early_exit import ExitRule, evaluate_early_exit
 from lorchestra.metrics.evaluation import ood_scores
 from lorchestra.nn.packing import BASE
 from lorchestra.runs.baselines import Progress, comparable, few_shot_base, mc_dropout_of, save_all, score
-from lorchestra.runs.ensemble import TrainedEnsemble
+from lorchestra.runs.ensemble import Ensemble
 from lorchestra.runs.rows import RunRows, check_unchanged, name_of_file, read_named, read_ood, read_rows, with_directory
 from lorchestra.store.atomic import atomic_write_json
 from lorchestra.store.disk import explained
@@ -29,7 +29,7 @@ from lorchestra.types import Example, Predictions
 
 
 def evaluate_run(
-    trained: TrainedEnsemble,
+    trained: Ensemble,
     *,
     data: str | Path | None = None,
     task: str | None = None,
@@ -72,31 +72,31 @@ def evaluate_run(
     before = read_names(trained.run)  # before anything is computed, since a damaged file ends it all
     closed = _why_closed(trained.run) if save else None
     if closed is not None:
-        trained.session.say(f"warning: {closed} The evaluation will be shown, and not saved.")
+        trained.pipeline.say(f"warning: {closed} The evaluation will be shown, and not saved.")
     config = with_directory(with_files(trained.config.data, files), data_dir)
     rows, why = _own_rows(trained, config, needed=data is None and (task is None or task == config.task))
     far = read_ood(ood, config, trained.labels)
-    session, split, examples = _rows_to_evaluate(trained, rows, config, data, task, split)
+    pipeline, split, examples = _rows_to_evaluate(trained, rows, config, data, task, split)
     for kept in (f"{split}.base_few_shot", *(f"ood_{name}" for name in far)):
-        trained.run.prediction(session.task, kept)  # refuses names that are too long, and links, before any work
-    is_validation = session is trained.session and data is None and split == "val"
+        trained.run.prediction(pipeline.task, kept)  # refuses names that are too long, and links, before any work
+    is_validation = pipeline is trained.pipeline and data is None and split == "val"
     if rows is None:
-        session.say(f"evaluating without the run's training rows, and so without the majority answer ({why})")
-    predictions, zero_shot = _members_and_base(session, examples, split, progress)
+        pipeline.say(f"evaluating without the run's training rows, and so without the majority answer ({why})")
+    predictions, zero_shot = _members_and_base(pipeline, examples, split, progress)
     validation = predictions if is_validation else _validation(trained, rows, progress)
     splits, own = {} if rows is None else rows.task.splits, trained.config
     candidates: dict[str, Predictions | str] = {
         "base_zero_shot": zero_shot,
-        **few_shot_base(session, own, examples, split, splits.get("train"), progress),
-        **mc_dropout_of(session, own, examples, split, progress, passes=session.model.num_members),
+        **few_shot_base(pipeline, own, examples, split, splits.get("train"), progress),
+        **mc_dropout_of(pipeline, own, examples, split, progress, passes=pipeline.model.num_members),
     }
-    baselines, left_out = comparable(candidates, predictions, session)
+    baselines, left_out = comparable(candidates, predictions, pipeline)
     for name, reason in left_out.items():
-        session.say(f"{name} is left out: {reason}")
+        pipeline.say(f"{name} is left out: {reason}")
     entry = score(predictions, validation, baselines, left_out, examples, splits, own.evaluate, own.train.seed)
     if early_exit is not None:
         entry["early_exit"] = evaluate_early_exit(predictions.log_probs_MEC, predictions.labels, early_exit)
-    unlike = {name: _predict(session, found, f"ood_{name}", progress) for name, found in far.items()}
+    unlike = {name: _predict(pipeline, found, f"ood_{name}", progress) for name, found in far.items()}
     entry["ood"] = {name: ood_scores(predictions, found) for name, found in unlike.items()}
     if closed is not None:
         raise UnsavedEvaluationError(closed, entry)
@@ -127,7 +127,7 @@ def _why_closed(run: RunDir) -> str | None:
 
 
 def _save(
-    trained: TrainedEnsemble,
+    trained: Ensemble,
     before: Sequence[dict[str, Any]],
     entry: dict[str, Any],
     predictions: Sequence[Predictions],
@@ -147,7 +147,7 @@ def _save(
         raise UnsavedEvaluationError(str(error), entry) from error
 
 
-def _own_rows(trained: TrainedEnsemble, config: DataConfig, *, needed: bool) -> tuple[RunRows | None, str]:
+def _own_rows(trained: Ensemble, config: DataConfig, *, needed: bool) -> tuple[RunRows | None, str]:
     """The run's own rows, or None and why they are not at hand, where they can be done without."""
     try:
         return own_rows(trained, config), ""
@@ -157,27 +157,27 @@ def _own_rows(trained: TrainedEnsemble, config: DataConfig, *, needed: bool) -> 
         return None, str(error)
 
 
-def _validation(trained: TrainedEnsemble, rows: RunRows | None, progress: Progress) -> Predictions | None:
+def _validation(trained: Ensemble, rows: RunRows | None, progress: Progress) -> Predictions | None:
     """The members' predictions of validation rows: made now, or those that the run has saved."""
     if rows is not None:
-        return _predict(trained.session, rows.task.splits["val"], "val", progress)
+        return _predict(trained.pipeline, rows.task.splits["val"], "val", progress)
     saved = saved_validation(trained)
     if saved is None:
         text = "best member and temperatures are left out: the run has no saved predictions of validation rows"
     else:
         text = "best member and temperatures are chosen on the predictions of validation rows that the run has saved"
-    trained.session.say(text)
+    trained.pipeline.say(text)
     return saved
 
 
 def _rows_to_evaluate(
-    trained: TrainedEnsemble,
+    trained: Ensemble,
     rows: RunRows | None,
     config: DataConfig,
     data: str | Path | None,
     task: str | None,
     split: str,
-) -> tuple[Session, str, Sequence[Example]]:
+) -> tuple[Pipeline, str, Sequence[Example]]:
     """The session whose task the rows are of, the name of their split, and the rows."""
     if data is not None:
         if task is not None:
@@ -185,32 +185,32 @@ def _rows_to_evaluate(
         stem = name_of_file(data)
         # A file called test.csv is not the run's test split.
         name = f"file_{stem}" if stem in FILES else stem
-        return trained.session, name, trained.read(data, require_answer=True)
+        return trained.pipeline, name, trained.read(data, require_answer=True)
     if task is not None and task != config.task:
         examples = read_named(task, split, config, trained.labels)
         if task == trained.record["task"]:
             message = f"--task {task}: the run's own rows, from a file, are filed under that name"
             raise ConfigError(f"{message}; rename the file and train again, or give the task's rows with --data")
-        return dataclasses.replace(trained.session, task=task), split, examples
+        return dataclasses.replace(trained.pipeline, task=task), split, examples
     assert rows is not None  # the run's own were needed
     if split not in rows.task.splits:
         raise ConfigError(f"--split {split}: no such split; {did_you_mean(split, rows.task.splits)}")
-    return trained.session, split, rows.task.splits[split]
+    return trained.pipeline, split, rows.task.splits[split]
 
 
-def _predict(session: Session, examples: Sequence[Example], split: str, progress: Progress) -> Predictions:
+def _predict(pipeline: Pipeline, examples: Sequence[Example], split: str, progress: Progress) -> Predictions:
     def tell(done: int) -> None:
         progress(f"ensemble on {split}", done, len(examples))
 
-    return session.predict_members(examples, split, tell)
+    return pipeline.predict_members(examples, split, tell)
 
 
 def _members_and_base(
-    session: Session, examples: Sequence[Example], split: str, progress: Progress
+    pipeline: Pipeline, examples: Sequence[Example], split: str, progress: Progress
 ) -> tuple[Predictions, Predictions]:
     """Predictions of the members and of the base, which shares the members' pass over the layers below them."""
-    passes = [*member_passes(range(session.model.num_members)), Pass(BASE)]
-    found = session.predict(
+    passes = [*member_passes(range(pipeline.model.num_members)), MemberPass(BASE)]
+    found = pipeline.predict(
         examples, passes, split, progress=lambda done: progress(f"ensemble and base on {split}", done, len(examples))
     )
     members, base = (found.log_probs_MEC[part] for part in (slice(-1), slice(-1, None)))
@@ -235,7 +235,7 @@ def with_files(config: DataConfig, files: Mapping[str, str | Path | None]) -> Da
     return dataclasses.replace(config, **given)
 
 
-def own_rows(trained: TrainedEnsemble, config: DataConfig) -> RunRows:
+def own_rows(trained: Ensemble, config: DataConfig) -> RunRows:
     """The rows of the run's training, checked to be the same.
 
     Args:
@@ -285,7 +285,7 @@ def _with_saved_ids(rows: RunRows, splits_path: Path) -> RunRows:
     return dataclasses.replace(rows, task=dataclasses.replace(rows.task, splits=splits))
 
 
-def saved_validation(trained: TrainedEnsemble) -> Predictions | None:
+def saved_validation(trained: Ensemble) -> Predictions | None:
     """The members' predictions of the run's validation rows, where an earlier evaluation has left them."""
     try:
         found = load_predictions(trained.run.prediction(trained.record["task"], "val"))

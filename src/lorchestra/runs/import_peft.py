@@ -16,7 +16,7 @@ from lorchestra.config.data import DataConfig
 from lorchestra.config.run import RunConfig, TrainConfig, check_run
 from lorchestra.errors import CheckpointError, ConfigError
 from lorchestra.models.ensemble import EnsembleModel
-from lorchestra.models.init import member_adapters
+from lorchestra.models.init import make_adapter_settings
 from lorchestra.models.loading import LoadedBase
 from lorchestra.models.peft_files import WEIGHTS, load_member
 from lorchestra.models.peft_import import (
@@ -30,7 +30,7 @@ from lorchestra.models.peft_import import (
     read_peft_config,
     read_peft_folder,
 )
-from lorchestra.runs.build import Say, build_session
+from lorchestra.runs.build import Say, build_pipeline
 from lorchestra.runs.record import ensemble_record, write_description
 from lorchestra.runs.rows import read_rows
 from lorchestra.store.atomic import atomic_directory, atomic_write_json, sha256_file
@@ -87,31 +87,31 @@ def import_run(
     def check(loaded: LoadedBase) -> None:
         _check_base(found, config.base, loaded, same_base)
 
-    session, resolved = build_session(
+    pipeline, resolved = build_pipeline(
         config,
         rows.task.name,
         rows.task.labels,
         rows.task.splits["train"],
         say,
-        adapters=[
+        adapter_settings=[
             dataclasses.replace(own, r=folder.r, scaling=folder.scaling)
-            for own, folder in zip(member_adapters(config.adapt, seed), found, strict=True)
+            for own, folder in zip(make_adapter_settings(config.adapt, seed), found, strict=True)
         ],
         check_base=check,
     )
     for split in ("val", "test"):  # rows that cannot be asked are told of now, not in the first evaluation
-        session.encode(rows.task.splits[split])
+        pipeline.encode(rows.task.splits[split])
     num_bytes = sum(folder_file(folder.path, WEIGHTS).stat().st_size for folder in found)
     with atomic_directory(root, num_bytes=num_bytes) as directory:
         run = RunDir(directory)
-        write_description(run, resolved, rows, session)
+        write_description(run, resolved, rows, pipeline)
         members = [
-            _copy_member(run, m, folder, checksum, session.model, session.base)
+            _copy_member(run, m, folder, checksum, pipeline.model, pipeline.base)
             for m, (folder, checksum) in enumerate(zip(found, checksums, strict=True))
         ]
         # what their training cost is not known here
         cost = dict.fromkeys(("train_s", "tokens", "tokens_per_s", "peak_bytes", "base_passes"))
-        write_ensemble(run, ensemble_record(session, rows, members, cost))
+        write_ensemble(run, ensemble_record(pipeline, rows, members, cost))
     return RunDir(root)
 
 
@@ -170,7 +170,7 @@ def _copy_member(
     config = read_peft_config(folder.path)
     base_keys = {"base_model_name_or_path": base.path_for_peft, "revision": base.revision}
     atomic_write_json(target / CONFIG, config | base_keys | {"inference_mode": True})
-    load_member(model.bank, m, target, checksum, folder.r)
+    load_member(model.adapters, m, target, checksum, folder.r)
     return {
         "path": f"members/{target.name}",
         "sha256": checksum,

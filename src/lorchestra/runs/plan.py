@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lorchestra.config.run import RunConfig, check_run
-from lorchestra.inference.pipeline import Session, default_token_budget
+from lorchestra.inference.pipeline import Pipeline, default_token_budget
 from lorchestra.planning.budget import (
     adapter_counts,
     budget_within,
@@ -20,9 +20,9 @@ from lorchestra.planning.budget import (
 from lorchestra.planning.estimate import SHARE, AdapterCounts, Footprint, base_passes, duration, packed_tokens
 from lorchestra.planning.measure import Calibration, calibrate, with_checkpointing
 from lorchestra.planning.memory import free_bytes, peak_bytes, used_bytes
-from lorchestra.planning.suggestions import Setting, remedies
+from lorchestra.planning.suggestions import SuggestionInputs, suggest
 from lorchestra.planning.workload import Workload, plan_workload
-from lorchestra.runs.build import Say, build_session
+from lorchestra.runs.build import Say, build_pipeline
 from lorchestra.runs.rows import read_rows
 from lorchestra.store import disk
 from lorchestra.training.callbacks import StepReport
@@ -30,7 +30,7 @@ from lorchestra.training.checkpoint import TrainState
 from lorchestra.training.precompute import TrainingRows
 from lorchestra.training.trainer import Trainer
 
-_MOST_MEMBERS = 8
+_MAX_MEMBERS = 8
 """Members that are made for the calibration; the others follow from the shapes."""
 
 
@@ -64,20 +64,20 @@ def plan_run(
     for note in rows.notes:
         say(note)
     members = config.adapt.members
-    small = dataclasses.replace(config, adapt=dataclasses.replace(config.adapt, members=min(members, _MOST_MEMBERS)))
-    session, _ = build_session(small, rows.task.name, rows.task.labels, rows.task.splits["train"], say)
-    encoded = {split: session.encode(rows.task.splits[split]).rows for split in ("train", "val")}
+    small = dataclasses.replace(config, adapt=dataclasses.replace(config.adapt, members=min(members, _MAX_MEMBERS)))
+    pipeline, _ = build_pipeline(small, rows.task.name, rows.task.labels, rows.task.splits["train"], say)
+    encoded = {split: pipeline.encode(rows.task.splits[split]).rows for split in ("train", "val")}
     training = TrainingRows(encoded["train"], encoded["val"])
     loading = peak_bytes()
-    budget = settle_budget(config, session, training, say)
-    free = free_bytes(session.model.device)
+    budget = settle_budget(config, pipeline, training, say)
+    free = free_bytes(pipeline.model.device)
     resident = used_bytes()
     settings = dataclasses.replace(config.train, token_budget=budget)
-    trainer = Trainer(session.model, training, settings, config.regularize, _Silent())
+    trainer = Trainer(pipeline.model, training, settings, config.regularize, _Silent())
     workload = plan_workload(trainer, members, budget)
-    calibration = _calibrate(trainer, workload, session, budget, seconds, resident, tell)
-    counts = adapter_counts(session.model, members)
-    return _record(config, session, trainer, workload, calibration, counts, loading, resident, free, Path(out))
+    calibration = _calibrate(trainer, workload, pipeline, budget, seconds, resident, tell)
+    counts = adapter_counts(pipeline.model, members)
+    return _record(config, pipeline, trainer, workload, calibration, counts, loading, resident, free, Path(out))
 
 
 class _Silent:
@@ -96,14 +96,14 @@ class _Silent:
 def _calibrate(
     trainer: Trainer,
     workload: Workload,
-    session: Session,
+    pipeline: Pipeline,
     budget: int,
     seconds: float,
     resident: int | None,
     tell: Callable[[str], None],
 ) -> Calibration:
     """At the run's budget, or at a smaller one where that would not fit or take minutes."""
-    model = session.model
+    model = pipeline.model
     most = budget_within(model, trainer.rows, model.num_members, trainer.config.gradient_checkpointing)
     default = default_token_budget(model.device.type, shared_tokens(model, trainer.rows))
     within = min(budget, most, max(longest_row(trainer.rows), 2 * default))
@@ -114,7 +114,7 @@ def _calibrate(
 
 def _record(
     config: RunConfig,
-    session: Session,
+    pipeline: Pipeline,
     trainer: Trainer,
     workload: Workload,
     calibration: Calibration,
@@ -124,7 +124,7 @@ def _record(
     free: int | None,
     out: Path,
 ) -> dict[str, Any]:
-    model, training = session.model, trainer.rows
+    model, training = pipeline.model, trainer.rows
     base_parameters = [p for p in model.model.parameters() if not p.requires_grad]
     base = sum(p.nbytes for p in base_parameters)
     held = loading if resident is None else resident
@@ -145,7 +145,7 @@ def _record(
     limit = None if free is None else held + int(SHARE * free)
     fits = limit is None or footprint.peak <= limit
     saved = calibration.saved_bytes
-    setting = Setting(
+    setting = SuggestionInputs(
         footprint=footprint,
         limit=limit or 0,
         members=counts.members,
@@ -161,9 +161,9 @@ def _record(
     )
     times = duration(workload.work, calibration.rates)
     return {
-        "base": session.base.id,
+        "base": pipeline.base.id,
         "device": str(model.device),
-        "dtype": str(session.base.dtype).removeprefix("torch."),
+        "dtype": str(pipeline.base.dtype).removeprefix("torch."),
         "rows": {"train": len(training.train), "val": len(training.val), "longest_tokens": longest_row(training)},
         "members": counts.members,
         "layers": {"adapted": len(model.layers), "below": model.trunk_layers, "all": model.num_layers},
@@ -218,5 +218,5 @@ def _record(
             "activation_tokens": calibration.activation_tokens,
             **dataclasses.asdict(calibration.rates),
         },
-        "remedies": [] if fits else [dataclasses.asdict(remedy) for remedy in remedies(setting)],
+        "remedies": [] if fits else [dataclasses.asdict(remedy) for remedy in suggest(setting)],
     }

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from lorchestra.data.queries import AskedRow
+from lorchestra.data.queries import QueryRow
 from lorchestra.inference.encode_each import TooLong, encode_each
-from lorchestra.inference.pipeline import Session
-from lorchestra.inference.predict import PrefixKeeper
+from lorchestra.inference.pipeline import Pipeline
+from lorchestra.inference.predict import PrefixReuse
 from lorchestra.metrics import predictive
 from lorchestra.metrics.early_exit import ExitRule
 from lorchestra.types import EarlyExitPredictions, EncodedExample, Example, Predictions
@@ -38,7 +38,7 @@ class AnsweredChunk:
     question was cut.
     """
 
-    rows: tuple[AskedRow, ...]
+    rows: tuple[QueryRow, ...]
     records: tuple[dict[str, Any], ...]
     dropped: tuple[str, ...]
     truncated: tuple[str, ...]
@@ -83,29 +83,29 @@ class AnswerCounts:
                 yield f"{number} row(s) longer than {max_length} tokens {what}, the first: {first}"
 
 
-def chunk_rows(session: Session) -> int:
+def chunk_rows(pipeline: Pipeline) -> int:
     """Rows of a chunk on the session's device."""
-    return CHUNK_ROWS_CUDA if session.model.device.type == "cuda" else CHUNK_ROWS_CPU
+    return CHUNK_ROWS_CUDA if pipeline.model.device.type == "cuda" else CHUNK_ROWS_CPU
 
 
 def answer_chunks(
-    session: Session, rows: Iterable[AskedRow], options: AnswerOptions, size: int
+    pipeline: Pipeline, rows: Iterable[QueryRow], options: AnswerOptions, size: int
 ) -> Iterator[AnsweredChunk]:
     """Answers to all rows, a chunk of `size` rows at a time.
 
     A chunk's answers depend on its rows alone, so that a stream that begins at a later chunk has the same ones.
     """
-    keeper = PrefixKeeper()
+    prefix_reuse = PrefixReuse()
     iterator = iter(rows)
     while chunk := tuple(islice(iterator, size)):
-        yield _answer(session, chunk, options, keeper)
+        yield _answer(pipeline, chunk, options, prefix_reuse)
 
 
 def _answer(
-    session: Session, chunk: tuple[AskedRow, ...], options: AnswerOptions, keeper: PrefixKeeper
+    pipeline: Pipeline, chunk: tuple[QueryRow, ...], options: AnswerOptions, prefix_reuse: PrefixReuse
 ) -> AnsweredChunk:
     asked = [row for row in chunk if row.example is not None]
-    encoded = encode_each(session, [row.example for row in asked if row.example is not None], options.too_long)
+    encoded = encode_each(pipeline, [row.example for row in asked if row.example is not None], options.too_long)
     faults = {row.number: row.fault for row in chunk if row.example is None}
     examples: list[Example] = []
     tokens: list[EncodedExample] = []
@@ -117,7 +117,7 @@ def _answer(
             numbers.append(row.number)
             examples.append(row.example)
             tokens.append(_at(found.tokens, len(tokens)))
-    answers = dict(zip(numbers, _answers(session, examples, tokens, options, keeper), strict=True))
+    answers = dict(zip(numbers, _answers(pipeline, examples, tokens, options, prefix_reuse), strict=True))
     records = []
     for row in chunk:
         fault = faults.get(row.number)
@@ -135,22 +135,22 @@ def _at(tokens: EncodedExample, index: int) -> EncodedExample:
 
 
 def _answers(
-    session: Session,
+    pipeline: Pipeline,
     examples: Sequence[Example],
     tokens: Sequence[EncodedExample],
     options: AnswerOptions,
-    keeper: PrefixKeeper,
+    prefix_reuse: PrefixReuse,
 ) -> Sequence[dict[str, Any]]:
     if not examples:
         return []
     if options.rule is None:
-        predictions = session.predict_encoded(examples, tokens, "predict", keeper)
+        predictions = pipeline.predict_encoded(examples, tokens, "predict", prefix_reuse)
         return list(prediction_rows(predictions, options.abstain_below))
-    early = session.predict_encoded_early(examples, tokens, "predict", options.rule, keeper=keeper)
+    early = pipeline.predict_encoded_early(examples, tokens, "predict", options.rule, prefix_reuse=prefix_reuse)
     return early_exit_rows(early, options.abstain_below)
 
 
-def _record(row: AskedRow, answer: dict[str, Any], fault: str | None) -> dict[str, Any]:
+def _record(row: QueryRow, answer: dict[str, Any], fault: str | None) -> dict[str, Any]:
     return {"id": row.id, "row": row.number, **{**answer, "id": row.id}, "error": fault, "input": dict(row.kept)}
 
 

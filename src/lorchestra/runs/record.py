@@ -8,7 +8,7 @@ from typing import Any
 from lorchestra.config.adapt import AdaptConfig
 from lorchestra.config.mappings import to_mapping, to_yaml
 from lorchestra.config.run import RunConfig
-from lorchestra.inference.pipeline import Session
+from lorchestra.inference.pipeline import Pipeline
 from lorchestra.runs.build import environment
 from lorchestra.runs.rows import RunRows, absolute_settings
 from lorchestra.store.atomic import atomic_write_json, atomic_write_text
@@ -16,10 +16,10 @@ from lorchestra.store.run_dir import RunDir
 from lorchestra.training.trainer import Trainer
 
 
-def write_description(run: RunDir, resolved: RunConfig, rows: RunRows, session: Session) -> None:
+def write_description(run: RunDir, resolved: RunConfig, rows: RunRows, pipeline: Pipeline) -> None:
     """Write splits, environment and configuration; `config.yaml` last, since it makes the directory a run."""
     atomic_write_json(run.splits, rows.record())
-    atomic_write_json(run.environment, environment(session.base))
+    atomic_write_json(run.environment, environment(pipeline.base))
     atomic_write_text(run.config, to_yaml(absolute_settings(resolved)))
 
 
@@ -45,10 +45,10 @@ def trained_members(
     """
     adapt = adapt or trainer.model.adapt
     chosen = range(trainer.model.num_members) if members is None else members
-    adapters = [trainer.model.adapters[m] for m in chosen]
-    differ = any((own.r, own.scaling) != (adapt.r, adapt.scaling) for own in adapters)
+    adapter_settings = [trainer.model.adapter_settings[m] for m in chosen]
+    differ = any((own.r, own.scaling) != (adapt.r, adapt.scaling) for own in adapter_settings)
     records = []
-    for index, (m, own, files) in enumerate(zip(chosen, adapters, written, strict=True)):
+    for index, (m, own, files) in enumerate(zip(chosen, adapter_settings, written, strict=True)):
         state = trainer.state.members[m]
         record: dict[str, Any] = {
             "path": f"members/member_{index:02d}",
@@ -65,7 +65,7 @@ def trained_members(
 
 
 def ensemble_record(
-    session: Session, rows: RunRows, members: Sequence[dict[str, Any]], cost: dict[str, Any]
+    pipeline: Pipeline, rows: RunRows, members: Sequence[dict[str, Any]], cost: dict[str, Any]
 ) -> dict[str, Any]:
     """The content of `ensemble.json`.
 
@@ -75,28 +75,28 @@ def ensemble_record(
         members: path, checksum and state of each member, and its rank and scaling where they are its own.
         cost: what training cost here.
     """
-    template = session.template
+    template = pipeline.template
     frame = template.frame if template.chat and template.version > 1 else None
     return {
         "base": {
-            "id": session.base.id,
-            "revision": session.base.revision,
-            "digest": session.base.digest,
-            "path": session.base.path_for_peft,
+            "id": pipeline.base.id,
+            "revision": pipeline.base.revision,
+            "digest": pipeline.base.digest,
+            "path": pipeline.base.path_for_peft,
         },
-        "tokenizer_digest": session.base.tokenizer_digest,
+        "tokenizer_digest": pipeline.base.tokenizer_digest,
         "num_members": len(members),
         "members": members,
         "task": rows.task.name,
         "labels": rows.task.labels,
-        "prompt_template": session.template.text(session.scoring),
-        "chat_template": session.template.chat,
-        "system_prompt": session.data.prompt.system_prompt,
+        "prompt_template": pipeline.template.text(pipeline.scoring),
+        "chat_template": pipeline.template.chat,
+        "system_prompt": pipeline.data.prompt.system_prompt,
         "choice_end": choice_end(template.version),
         "chat_frame": None if frame is None else to_mapping(frame),
         "answer_prefix": template.answer_prefix,
-        "max_length": session.max_length,
-        "scoring": session.scoring,
-        "normalize": session.data.normalize,
+        "max_length": pipeline.max_length,
+        "scoring": pipeline.scoring,
+        "normalize": pipeline.data.normalize,
         "cost": cost,
     }

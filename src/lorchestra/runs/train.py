@@ -12,15 +12,15 @@ from typing import Literal
 from lorchestra.config.mappings import differences
 from lorchestra.config.run import RunConfig, check_run, read_config
 from lorchestra.errors import CheckpointError, ConfigError, TrainingError
-from lorchestra.inference.pipeline import Session
+from lorchestra.inference.pipeline import Pipeline
 from lorchestra.inference.trunk import TrunkFiles
-from lorchestra.models.init import MemberAdapter
+from lorchestra.models.init import AdapterSettings
 from lorchestra.models.loading import absolute_base
 from lorchestra.models.peft_files import save_members
 from lorchestra.planning.budget import settle_budget
 from lorchestra.planning.cost import training_base_passes
 from lorchestra.planning.memory import peak_bytes
-from lorchestra.runs.build import Say, build_session
+from lorchestra.runs.build import Say, build_pipeline
 from lorchestra.runs.ensemble import failed_members
 from lorchestra.runs.event_log import EventLog, Observers
 from lorchestra.runs.record import ensemble_record, trained_members, write_description
@@ -87,32 +87,36 @@ def train_run(
                 return _outcome(run)
         for note in rows.notes:
             say(note)
-        session, resolved, training = prepare_training(config, rows, say)
+        pipeline, resolved, training = prepare_training(config, rows, say)
         if not resuming:
-            _begin(run, resolved, rows, session)
+            _begin(run, resolved, rows, pipeline)
         log = EventLog(run.events, keep_bytes=None)
-        files = TrunkFiles(run.resume, session.base.digest, round(resolved.adapt.trunk_memory_gb * 1e9), say, log.write)
-        trainer = _make_trainer(session, resolved, training, log, observe, files)
+        files = TrunkFiles(
+            run.resume, pipeline.base.digest, round(resolved.adapt.trunk_memory_gb * 1e9), say, log.write
+        )
+        trainer = _make_trainer(pipeline, resolved, training, log, observe, files)
         if resuming:
             restore(run, trainer, log, say)
         peak = train_with_checkpoints(run, trainer, log, should_stop)
-        return _finish(run, trainer, session, rows, log, peak)
+        return _finish(run, trainer, pipeline, rows, log, peak)
 
 
 def prepare_training(
-    config: RunConfig, rows: RunRows, say: Say, adapters: Sequence[MemberAdapter] | None = None
-) -> tuple[Session, RunConfig, TrainingRows]:
+    config: RunConfig, rows: RunRows, say: Say, adapter_settings: Sequence[AdapterSettings] | None = None
+) -> tuple[Pipeline, RunConfig, TrainingRows]:
     """The base with members on it, the configuration with all that was left open, and the rows as tokens.
 
     Raises:
         ConfigError, DataError, CheckpointError: bad input.
     """
     train = rows.task.splits["train"]
-    session, resolved = build_session(config, rows.task.name, rows.task.labels, train, say, adapters=adapters)
-    training = training_rows(session, train, rows.task.splits["val"], rows.task.labels)
-    session.token_budget = settle_budget(config, session, training, say)
-    train_config = dataclasses.replace(resolved.train, token_budget=session.token_budget)
-    return session, dataclasses.replace(resolved, train=train_config), training
+    pipeline, resolved = build_pipeline(
+        config, rows.task.name, rows.task.labels, train, say, adapter_settings=adapter_settings
+    )
+    training = training_rows(pipeline, train, rows.task.splits["val"], rows.task.labels)
+    pipeline.token_budget = settle_budget(config, pipeline, training, say)
+    train_config = dataclasses.replace(resolved.train, token_budget=pipeline.token_budget)
+    return pipeline, dataclasses.replace(resolved, train=train_config), training
 
 
 def _saved_config(run: RunDir, asked: RunConfig, named: Collection[str]) -> RunConfig:
@@ -140,27 +144,27 @@ def _saved_config(run: RunDir, asked: RunConfig, named: Collection[str]) -> RunC
     return dataclasses.replace(saved, data=with_directory(saved.data, None))
 
 
-def _begin(run: RunDir, resolved: RunConfig, rows: RunRows, session: Session) -> None:
+def _begin(run: RunDir, resolved: RunConfig, rows: RunRows, pipeline: Pipeline) -> None:
     """Write what describes the run; the directory appears with all of it, so that a killed run can be resumed."""
     with suppress(OSError):
         run.root.rmdir()  # an empty directory may be there
     with atomic_directory(run.root) as directory:
         new = RunDir(directory)
-        write_description(new, resolved, rows, session)
+        write_description(new, resolved, rows, pipeline)
         text = new.config.read_text(encoding="utf-8")
     if not run.config.is_file() or run.config.read_text(encoding="utf-8") != text:
         raise CheckpointError(f"--out {run.root}: another process has just made it; choose another --out")
 
 
 def _make_trainer(
-    session: Session,
+    pipeline: Pipeline,
     config: RunConfig,
     rows: TrainingRows,
     log: EventLog,
     observe: Callable[[Trainer], Observer] | None,
     files: TrunkFiles,
 ) -> Trainer:
-    trainer = Trainer(session.model, rows, config.train, config.regularize, log, files)
+    trainer = Trainer(pipeline.model, rows, config.train, config.regularize, log, files)
     if observe is not None:
         trainer.observer = Observers([log, observe(trainer)])
     return trainer
@@ -192,7 +196,7 @@ def train_with_checkpoints(run: RunDir, trainer: Trainer, log: EventLog, should_
     return peak_bytes()
 
 
-def _finish(run: RunDir, trainer: Trainer, session: Session, rows: RunRows, log: EventLog, peak: int) -> TrainOutcome:
+def _finish(run: RunDir, trainer: Trainer, pipeline: Pipeline, rows: RunRows, log: EventLog, peak: int) -> TrainOutcome:
     """Save the members and the record; with `ensemble.json` the run is finished."""
     failed = trainer.state.with_status("failed")
     if len(failed) == len(trainer.state.members):
@@ -200,7 +204,7 @@ def _finish(run: RunDir, trainer: Trainer, session: Session, rows: RunRows, log:
         raise TrainingError(f"every member failed ({reasons}); try a smaller train.lr; {run.events} has each step")
     discard_directory(run.members)  # of a run that was stopped between members and record
     with atomic_directory(run.members) as directory:
-        written = save_members(directory, session.model, trainer.final_values(), session.base.path_for_peft)
+        written = save_members(directory, pipeline.model, trainer.final_values(), pipeline.base.path_for_peft)
     members = trained_members(trainer, written)
     cost = {
         "train_s": round(trainer.state.train_s, 2),
@@ -209,7 +213,7 @@ def _finish(run: RunDir, trainer: Trainer, session: Session, rows: RunRows, log:
         "peak_bytes": peak,
         "base_passes": training_base_passes(trainer),
     }
-    write_ensemble(run, ensemble_record(session, rows, members, cost))
+    write_ensemble(run, ensemble_record(pipeline, rows, members, cost))
     for cached in run.resume.glob("trunk-*"):
         cached.unlink(missing_ok=True)
     log.write("finished", failed_members=failed)

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lorchestra.errors import CheckpointError
-from lorchestra.nn.adapters import AdapterBank
+from lorchestra.nn.adapters import StackedAdapters
 from lorchestra.nn.optimizer import MemberAdamW
 from lorchestra.store.atomic import atomic_path, atomic_write_json, plain_values, sha256_file
 from lorchestra.store.safe_paths import inside, name_fault, read_plain
@@ -137,10 +137,10 @@ class TrainState:
         return cls(**{**{name: values[name] for name in STATE}, "members": members})
 
 
-def state_tensors(bank: AdapterBank, optimizer: MemberAdamW, best_MP: Tensor) -> dict[str, Tensor]:
+def state_tensors(adapters: StackedAdapters, optimizer: MemberAdamW, best_MP: Tensor) -> dict[str, Tensor]:
     """The tensors of a checkpoint, each `[M, P]`; the live ones, not copies."""
     return {
-        "values": bank.values,
+        "values": adapters.values,
         "best": best_MP,
         "first_moment": optimizer.first_moment,
         "second_moment": optimizer.second_moment,

@@ -16,7 +16,7 @@ from lorchestra.training.failure import validation_failure
 from lorchestra.types import EncodedExample
 
 
-def validate(
+def validate_members(
     model: EnsembleModel,
     rows: Sequence[EncodedExample],
     members: Sequence[int],
@@ -35,7 +35,9 @@ def validate(
     return {"val_nll": nlls, "val_accuracy": accuracies}
 
 
-def judge(state: TrainState, m: int, nll: float, patience: int, values_MP: Tensor, best_MP: Tensor) -> None:
+def update_early_stopping(
+    state: TrainState, m: int, nll: float, patience: int, values_MP: Tensor, best_MP: Tensor
+) -> None:
     """Draw the consequences of one member's validation NLL: keep a copy if it is its best, stop it, or fail it."""
     member = state.members[m]
     if what := validation_failure(nll):

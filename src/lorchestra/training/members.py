@@ -11,7 +11,7 @@ import torch
 
 from lorchestra.config.run import RegularizeConfig, RunConfig, TrainConfig, check_start, check_training
 from lorchestra.errors import ConfigError
-from lorchestra.models.init import MemberAdapter, member_adapters, member_seed
+from lorchestra.models.init import AdapterSettings, make_adapter_settings, member_seed
 from lorchestra.nn.seeding import generator
 
 
@@ -23,7 +23,7 @@ class MemberSettings:
     and the number of steps; two members with the same settings are the same member.
     """
 
-    adapter: MemberAdapter
+    adapter: AdapterSettings
     """Shape and start; an `EnsembleModel` is made with those of its members."""
     order_seed: int
     """Where its permutation of each epoch's rows starts from."""
@@ -68,7 +68,7 @@ def member_settings(config: RunConfig, num_rows: int) -> tuple[MemberSettings, .
             regularize=config.regularize,
             rows=bootstrap(num_rows, member_seed(train.seed, m)) if adapt.order == "bootstrap" else None,
         )
-        for m, adapter in enumerate(member_adapters(adapt, train.seed))
+        for m, adapter in enumerate(make_adapter_settings(adapt, train.seed))
     )
 
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorchestra.errors import ConfigError, RequestError, TrainingError
-from lorchestra.inference.pipeline import Session
+from lorchestra.inference.pipeline import Pipeline
 from lorchestra.inference.trunk import TrunkCache
 from lorchestra.models.peft_files import save_members
 from lorchestra.nn.packing import Item, pack, plan_micro_batches
@@ -37,31 +37,31 @@ class EnsembleModule(nn.Module):
     change nothing; dropout is on in the passes that are given a `dropout_seed`.
 
     Args:
-        session: base, members, prompt and scoring, of a finished run (`TrainedEnsemble.as_module`) or a fresh one
-            (`build_session`).
+        session: base, members, prompt and scoring, of a finished run (`Ensemble.as_module`) or a fresh one
+            (`build_pipeline`).
 
     Raises:
         ConfigError: the session is a fresh one with PiSSA. A finished run with it has plain LoRA of twice the rank.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, pipeline: Pipeline) -> None:
         super().__init__()
-        self.session = session
-        bank = session.model.bank
-        if bank.frozen:
+        self.pipeline = pipeline
+        adapters = pipeline.model.adapters
+        if adapters.frozen:
             raise ConfigError(
                 "adapt.init_lora_weights: pissa freezes half of each adapter, which lorchestra's own training does and"
                 " another optimizer would not; train a run and load it, or take another start"
             )
-        for piece in bank.slices:
-            for which, leaves in zip(("A", "B"), bank.parameters[piece.name], strict=True):
+        for piece in adapters.slices:
+            for which, leaves in zip(("A", "B"), adapters.parameters[piece.name], strict=True):
                 for m, leaf in enumerate(leaves):
                     _register(self, f"members.{m}.{piece.name}.lora_{which}.weight", leaf)
 
     @property
     def num_members(self) -> int:
         """M."""
-        return self.session.model.num_members
+        return self.pipeline.model.num_members
 
     def member_parameters(self, member: int) -> list[nn.Parameter]:
         """One member's parameters, for an optimizer or a clip of its own."""
@@ -73,11 +73,11 @@ class EnsembleModule(nn.Module):
         Raises:
             RequestError: a row is too long and would be left out, so rows and results would not match.
         """
-        split = self.session.encode(examples)
+        split = self.pipeline.encode(examples)
         if split.dropped:
             first = examples[split.dropped[0]]
             raise RequestError(
-                f"{first.where or first.id}: the row has more than {self.session.max_length} tokens; leave it out, or"
+                f"{first.where or first.id}: the row has more than {self.pipeline.max_length} tokens; leave it out, or"
                 " use data.too_long: truncate"
             )
         return split.rows
@@ -115,7 +115,7 @@ class EnsembleModule(nn.Module):
 
     def log_probs(self, pairs: Sequence[tuple[int, EncodedExample]], dropout_seed: int | None = None) -> Tensor:
         """Log-probabilities of (member, row) pairs, `[B, C]`: members may see different rows in one packed pass."""
-        session, model = self.session, self.session.model
+        pipeline, model = self.pipeline, self.pipeline.model
         rows: dict[int, EncodedExample] = {}
         for _, row in pairs:
             rows.setdefault(id(row), replace(row, row=len(rows)))
@@ -124,10 +124,10 @@ class EnsembleModule(nn.Module):
             for m, row in pairs
         ]
         place = {id(item): b for b, item in enumerate(items)}
-        trunk = TrunkCache(model, list(rows.values()), session.token_budget) if model.trunk_layers > 0 else None
+        trunk = TrunkCache(model, list(rows.values()), pipeline.token_budget) if model.trunk_layers > 0 else None
         num_choices = max((len(row.choices) for row in rows.values()), default=0)
-        found, order = [model.bank.values.new_zeros(0, num_choices)], []
-        for micro_batch in plan_micro_batches(items, session.token_budget):
+        found, order = [model.adapters.values.new_zeros(0, num_choices)], []
+        for micro_batch in plan_micro_batches(items, pipeline.token_budget):
             batch = pack(micro_batch, model.device)
             log_probs = model.log_probs(batch, None if trunk is None else trunk.gather(batch))
             found.append(F.pad(log_probs, (0, num_choices - log_probs.shape[1]), value=float("-inf")))
@@ -140,7 +140,7 @@ class EnsembleModule(nn.Module):
 
         Losses and gradients are the loop's to watch.
         """
-        return parameter_failures(self.session.model.bank.values)
+        return parameter_failures(self.pipeline.model.adapters.values)
 
     def save_pretrained(self, directory: str | os.PathLike[str], members: Sequence[int] | None = None) -> None:
         """Write members as PEFT folders `member_00`, ... into a new directory, which appears whole.
@@ -155,14 +155,14 @@ class EnsembleModule(nn.Module):
             CheckpointError: the directory exists, or cannot be written.
             TrainingError: a member to write has failed.
         """
-        model, failed = self.session.model, self.failed_members()
+        model, failed = self.pipeline.model, self.failed_members()
         chosen = list(range(self.num_members) if members is None else members)
         for m in chosen:
             if m in failed:
                 good = [other for other in range(self.num_members) if other not in failed]
                 raise TrainingError(f"member {m} diverged: {failed[m]}; leave it out: save_pretrained(..., {good})")
         with atomic_directory(require_free(Path(directory))) as place:
-            save_members(place, model, model.bank.values, self.session.base.path_for_peft, chosen)
+            save_members(place, model, model.adapters.values, self.pipeline.base.path_for_peft, chosen)
 
     def _encoded(self, rows: Sequence[Example] | Sequence[EncodedExample]) -> Sequence[EncodedExample]:
         if rows and isinstance(rows[0], Example):
@@ -171,7 +171,7 @@ class EnsembleModule(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """What `to`, `cuda`, `half` and the like call: the adapters cannot leave their base."""
-        before = self.session.model.bank.values[:0]
+        before = self.pipeline.model.adapters.values[:0]
         after = fn(before)
         if (after.device, after.dtype) != (before.device, before.dtype):
             raise ConfigError(

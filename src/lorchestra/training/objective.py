@@ -20,10 +20,10 @@ from lorchestra.errors import ConfigError
 from lorchestra.inference.trunk import TrunkCache
 from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.models.patching import text_config
-from lorchestra.nn.adapters import AdapterBank, decay_products
+from lorchestra.nn.adapters import StackedAdapters, decay_products
 from lorchestra.nn.packing import BASE, Item, PackedBatch, forward_budget, pack, plan_micro_batches
 from lorchestra.training.members import MemberSettings
-from lorchestra.training.precompute import Frozen
+from lorchestra.training.precompute import Precomputed
 from lorchestra.types import EncodedExample
 
 
@@ -137,11 +137,11 @@ def compute_outputs(
     model: EnsembleModel,
     batch: PackedBatch,
     settings: Sequence[MemberSettings],
-    frozen: Frozen,
+    precomputed: Precomputed,
     vocabulary: BaseVocabulary | None,
 ) -> RowOutputs:
     """One forward pass, with all that the members' terms are functions of."""
-    hidden = None if frozen.train is None else frozen.train.gather(batch)
+    hidden = None if precomputed.train is None else precomputed.train.gather(batch)
     members = [item.member for item in batch.items]
     chosen = [settings[m].regularize for m in members]
     places = [b for b, own in enumerate(chosen) if own.kl_beta > 0 and own.kl_over == "vocabulary"]
@@ -152,7 +152,7 @@ def compute_outputs(
         both = mine, vocabulary.log_probs(batch, places)
     else:
         log_probs = model.log_probs(batch, hidden)
-    base = frozen.base_log_probs
+    base = precomputed.base_log_probs
     return RowOutputs(
         members=members,
         answers=torch.tensor([item.example.answer for item in batch.items], device=log_probs.device),
@@ -201,21 +201,21 @@ def _kl_terms(settings: Sequence[MemberSettings], outputs: RowOutputs) -> Tensor
     return total
 
 
-def add_parameter_terms(bank: AdapterBank, settings: Sequence[MemberSettings]) -> dict[str, Tensor]:
+def add_parameter_terms(adapters: StackedAdapters, settings: Sequence[MemberSettings]) -> dict[str, Tensor]:
     """Add the gradients of the terms that depend on parameters alone; returns the terms, float64 `[M]`."""
     strengths = [own.regularize.weight_decay_ba for own in settings]
     if not any(strengths):
         return {}
-    return {"weight_decay_ba": decay_products(bank, strengths, [own.adapter.scaling for own in settings])}
+    return {"weight_decay_ba": decay_products(adapters, strengths, [own.adapter.scaling for own in settings])}
 
 
-def decay_penalties(bank: AdapterBank, settings: Sequence[MemberSettings]) -> dict[str, Tensor]:
+def decay_penalties(adapters: StackedAdapters, settings: Sequence[MemberSettings]) -> dict[str, Tensor]:
     """What decoupled decay pulls down, `0.5 * strength * squared norm`, float64 `[M]`; for the log, never derived."""
     terms = {}
-    for name, columns in {"weight_decay_a": ~bank.is_B, "weight_decay_b": bank.is_B}.items():
+    for name, columns in {"weight_decay_a": ~adapters.is_B, "weight_decay_b": adapters.is_B}.items():
         strengths = [getattr(own.regularize, name) for own in settings]
         if any(strengths):
             # one member after the other: no copy of all members' parameters
-            squares = torch.stack([(values * columns).square().sum() for values in bank.values]).double()
+            squares = torch.stack([(values * columns).square().sum() for values in adapters.values]).double()
             terms[name] = 0.5 * squares.new_tensor(strengths) * squares
     return terms

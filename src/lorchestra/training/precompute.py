@@ -32,7 +32,7 @@ class TrainingRows:
 
 
 @dataclass(frozen=True)
-class Frozen:
+class Precomputed:
     """Trunks of the training and validation rows, and the base's log-probabilities `[E, C]`; None where not needed."""
 
     train: TrunkCache | None = None
@@ -40,7 +40,7 @@ class Frozen:
     base_log_probs: Tensor | None = None
 
 
-def compute_frozen(
+def precompute(
     model: EnsembleModel,
     rows: TrainingRows,
     token_budget: int,
@@ -49,7 +49,7 @@ def compute_frozen(
     with_base: bool,
     files: TrunkFiles | None,
     tell: Tell,
-) -> Frozen:
+) -> Precomputed:
     """Compute trunks where the lower layers are not adapted, and the base's answers where the KL term needs them.
 
     Args:
@@ -81,8 +81,8 @@ def compute_frozen(
             train,
             lambda done: tell("base, training rows", done, num_rows),
         )
-        base_log_probs = torch.from_numpy(found[0]).to(model.bank.values)
-    return Frozen(train, val, base_log_probs)
+        base_log_probs = torch.from_numpy(found[0]).to(model.adapters.values)
+    return Precomputed(train, val, base_log_probs)
 
 
 def _trunk(

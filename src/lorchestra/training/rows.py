@@ -6,20 +6,20 @@ from collections.abc import Sequence
 
 from lorchestra.data.encode import EncodedSplit, class_weights
 from lorchestra.errors import ConfigError
-from lorchestra.inference.pipeline import Session
+from lorchestra.inference.pipeline import Pipeline
 from lorchestra.training.precompute import TrainingRows
 from lorchestra.types import Example
 
 
 def row_weights(
-    session: Session, train: Sequence[Example], encoded: EncodedSplit, labels: tuple[str, ...] | None
+    pipeline: Pipeline, train: Sequence[Example], encoded: EncodedSplit, labels: tuple[str, ...] | None
 ) -> list[float] | None:
     """A weight for each encoded training row where `data.class_weights` asks for them.
 
     Raises:
         ConfigError: they are asked for, and rows bring their own choices.
     """
-    if not session.data.class_weights:
+    if not pipeline.data.class_weights:
         return None
     if labels is None:
         raise ConfigError("data.class_weights: only texts with labels have classes; leave it out for questions")
@@ -29,8 +29,8 @@ def row_weights(
 
 
 def training_rows(
-    session: Session, train: Sequence[Example], val: Sequence[Example], labels: tuple[str, ...] | None
+    pipeline: Pipeline, train: Sequence[Example], val: Sequence[Example], labels: tuple[str, ...] | None
 ) -> TrainingRows:
     """Training and validation examples as tokens, with the weights that the configuration asks for."""
-    encoded = session.encode(train)
-    return TrainingRows(encoded.rows, session.encode(val).rows, row_weights(session, train, encoded, labels))
+    encoded = pipeline.encode(train)
+    return TrainingRows(encoded.rows, pipeline.encode(val).rows, row_weights(pipeline, train, encoded, labels))

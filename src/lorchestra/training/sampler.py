@@ -11,7 +11,7 @@ from lorchestra.training.members import MemberSettings, steps_per_epoch
 from lorchestra.types import EncodedExample
 
 
-class StepOrder:
+class MemberSampler:
     """The rows of every member's steps.
 
     Args:

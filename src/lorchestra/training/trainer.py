@@ -21,7 +21,7 @@ from lorchestra.nn.optimizer import MemberAdamW, Schedule, clip_gradients
 from lorchestra.nn.packing import Item, PackedBatch, pack, plan_micro_batches, shareable_prefix
 from lorchestra.training.callbacks import Interrupted, Observer, StepReport
 from lorchestra.training.checkpoint import MemberState, TrainState, check_fits, state_tensors
-from lorchestra.training.early_stopping import judge, validate
+from lorchestra.training.early_stopping import update_early_stopping, validate_members
 from lorchestra.training.failure import epoch_failure, parameter_failures, step_failure
 from lorchestra.training.members import MemberSettings, check_members, member_settings
 from lorchestra.training.objective import (
@@ -31,8 +31,8 @@ from lorchestra.training.objective import (
     decay_penalties,
     row_terms,
 )
-from lorchestra.training.precompute import Frozen, TrainingRows, compute_frozen
-from lorchestra.training.sampler import StepOrder
+from lorchestra.training.precompute import Precomputed, TrainingRows, precompute
+from lorchestra.training.sampler import MemberSampler
 from lorchestra.types import EncodedExample
 
 
@@ -70,32 +70,32 @@ class Trainer:
         self.settings = (
             _default_settings(model, config, regularize, len(rows.train)) if settings is None else tuple(settings)
         )
-        if [own.adapter for own in self.settings] != list(model.adapters):
+        if [own.adapter for own in self.settings] != list(model.adapter_settings):
             raise ValueError("the members' settings do not have the adapters that the model was made with")
         check_members(config, self.settings, len(rows.train))
         self.token_budget = config.token_budget
-        self.order = StepOrder(self.settings, rows.train, config.batch_size)
+        self.sampler = MemberSampler(self.settings, rows.train, config.batch_size)
         self.log_choices = [_log_choices(own, rows.train) for own in self.settings]
-        self.steps_per_epoch = self.order.steps_per_epoch
+        self.steps_per_epoch = self.sampler.steps_per_epoch
         self.num_steps = self.steps_per_epoch * config.epochs
         self.schedules = [Schedule(own.lr, self.num_steps, own.schedule, own.warmup) for own in self.settings]
         self.optimizer = MemberAdamW(
-            model.bank.values,
-            model.bank.is_B,
+            model.adapters.values,
+            model.adapters.is_B,
             weight_decay_b=[own.regularize.weight_decay_b for own in self.settings],
             weight_decay_a=[own.regularize.weight_decay_a for own in self.settings],
         )
-        self.best = model.bank.values.clone()
+        self.best = model.adapters.values.clone()
         num_members = model.num_members
         self.state = TrainState(members=[MemberState() for _ in range(num_members)], num_updates=[0] * num_members)
-        self.shared = shareable_prefix(rows.train, dropout=self.order.dropout)
-        self.frozen = Frozen()
+        self.shared = shareable_prefix(rows.train, dropout=self.sampler.dropout)
+        self.precomputed = Precomputed()
         self.vocabulary: BaseVocabulary | None = None
         model.slot.checkpointing = config.gradient_checkpointing
 
     def tensors(self) -> dict[str, Tensor]:
         """The live tensors that, with `state`, make a checkpoint."""
-        return state_tensors(self.model.bank, self.optimizer, self.best)
+        return state_tensors(self.model.adapters, self.optimizer, self.best)
 
     @torch.no_grad()
     def restore(self, state: TrainState, tensors: dict[str, Tensor]) -> None:
@@ -139,7 +139,7 @@ class Trainer:
 
     def final_values(self) -> Tensor:
         """The adapters to keep, `[M, P]`: each member's best or last, as configured."""
-        return self.best if self.config.keep == "best" else self.model.bank.values
+        return self.best if self.config.keep == "best" else self.model.adapters.values
 
     def prepare(self, should_stop: Callable[[], bool] = lambda: False) -> None:
         """Compute once what never changes.
@@ -154,7 +154,7 @@ class Trainer:
                 raise Interrupted
 
         kl_over = {own.regularize.kl_over for own in self.settings if own.regularize.kl_beta > 0}
-        self.frozen = compute_frozen(
+        self.precomputed = precompute(
             self.model,
             self.rows,
             self.token_budget,
@@ -169,40 +169,40 @@ class Trainer:
                 self.model,
                 rows,
                 self.token_budget,
-                self.frozen.train,
+                self.precomputed.train,
                 self.shared,
                 lambda done: tell("base, training rows", done, len(rows)),
             )
 
     def step_items(self, step: int) -> list[Item]:
         """The rows of every running member in one optimizer step; a function of the seed and the step alone."""
-        return self.order.items(self.state.with_status("running"), step)
+        return self.sampler.items(self.state.with_status("running"), step)
 
     def member_tokens(self, member: int) -> int:
         """Tokens that one member was trained on so far."""
         steps = range(self.state.num_updates[member])
-        return sum(row.num_tokens for step in steps for row in self.order.rows(member, step))
+        return sum(row.num_tokens for step in steps for row in self.sampler.rows(member, step))
 
     def step(self, should_stop: Callable[[], bool] = lambda: False) -> bool:
         """One optimizer step of all running members; False if it was interrupted, and then nothing has changed."""
         started = time.perf_counter()
-        state, bank = self.state, self.model.bank
+        state, adapters = self.state, self.model.adapters
         running = state.with_status("running")
         items = self.step_items(state.step)
         weights = self._item_weights(items)
         sums: dict[str, Tensor] = {}
-        bank.zero_grad()
+        adapters.zero_grad()
         for micro_batch in plan_micro_batches(items, self.token_budget, self.shared):
             if should_stop():
                 return False
             self._accumulate(pack(micro_batch, self.model.device, self.shared), weights, sums)
-        sums |= add_parameter_terms(bank, self.settings)
-        bank.zero_frozen_grad()
-        norms = clip_gradients(bank.grad, [own.clip_norm for own in self.settings])
+        sums |= add_parameter_terms(adapters, self.settings)
+        adapters.zero_frozen_grad()
+        norms = clip_gradients(adapters.grad, [own.clip_norm for own in self.settings])
         losses = self._fail_before_update(sums, norms)
         running = state.with_status("running")
         lrs = [schedule(state.step) for schedule in self.schedules]
-        self.optimizer.step(bank.grad, lrs, running)
+        self.optimizer.step(adapters.grad, lrs, running)
         state.step += 1
         self._fail_after_update(losses)
         running = state.with_status("running")
@@ -211,7 +211,7 @@ class Trainer:
         seconds = time.perf_counter() - started
         state.tokens += tokens
         state.train_s += seconds
-        sums |= decay_penalties(bank, self.settings)
+        sums |= decay_penalties(adapters, self.settings)
 
         def of_running(values: Tensor) -> list[float | None]:
             return [value if m in running else None for m, value in enumerate(values.tolist())]
@@ -242,7 +242,7 @@ class Trainer:
 
     def _accumulate(self, batch: PackedBatch, weights: dict[int, float], sums: dict[str, Tensor]) -> None:
         """Forward and backward of one micro-batch; adds the members' losses and penalties to `sums`."""
-        outputs = compute_outputs(self.model, batch, self.settings, self.frozen, self.vocabulary)
+        outputs = compute_outputs(self.model, batch, self.settings, self.precomputed, self.vocabulary)
         share = outputs.log_probs.new_tensor([weights[id(item)] for item in batch.items])
         terms = {name: values * share for name, values in row_terms(self.settings, outputs).items()}
         torch.stack(list(terms.values())).sum().backward()
@@ -263,7 +263,7 @@ class Trainer:
 
     def _fail_after_update(self, losses: Sequence[float]) -> None:
         """Fail members that this step has moved out of bounds, or whose epoch has ended far above guessing."""
-        state, failed = self.state, parameter_failures(self.model.bank.values)
+        state, failed = self.state, parameter_failures(self.model.adapters.values)
         for m in state.with_status("running"):
             if m in failed:
                 state.fail(m, state.step, failed[m])
@@ -279,16 +279,18 @@ class Trainer:
         """Validation NLL and accuracy of every running member; keeps the best copies and stops who waited too long."""
         state, rows = self.state, self.rows.val
         running = state.with_status("running")
-        found = validate(
+        found = validate_members(
             self.model,
             rows,
             running,
             self.token_budget,
-            self.frozen.val,
+            self.precomputed.val,
             lambda n: self.observer.on_phase("validation", n, len(rows)),
         )
         for m in running:
-            judge(state, m, found["val_nll"][m], self.settings[m].patience, self.model.bank.values, self.best)
+            update_early_stopping(
+                state, m, found["val_nll"][m], self.settings[m].patience, self.model.adapters.values, self.best
+            )
         entry = {"step": state.step, "epoch": state.step // self.steps_per_epoch, **found}
         state.history.append(entry)
         self.observer.on_evaluation(entry, state)
@@ -306,5 +308,5 @@ def _default_settings(
     """All members with the run's settings, and the adapters that the model gives them."""
     settings = member_settings(RunConfig(adapt=model.adapt, train=config, regularize=regularize), num_rows)
     return tuple(
-        dataclasses.replace(own, adapter=adapter) for own, adapter in zip(settings, model.adapters, strict=True)
+        dataclasses.replace(own, adapter=adapter) for own, adapter in zip(settings, model.adapter_settings, strict=True)
     )

@@ -9,14 +9,14 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from lorchestra.data.readers.streams import Reading, Row
+from lorchestra.data.readers.streams import FileRow, Reading
 from lorchestra.errors import DataError
 
 _ROWS_PER_BATCH = 1024
 _ARROW_FILE = b"ARROW1"
 
 
-def parquet_rows(source: Path | io.BytesIO, reading: Reading) -> Iterator[Row]:
+def parquet_rows(source: Path | io.BytesIO, reading: Reading) -> Iterator[FileRow]:
     """The rows of a Parquet file, numbered from 1."""
     import pyarrow
     import pyarrow.parquet
@@ -32,7 +32,7 @@ def parquet_rows(source: Path | io.BytesIO, reading: Reading) -> Iterator[Row]:
         raise DataError(f"{reading.shown}: no Parquet file that can be read ({error}); write it again") from error
 
 
-def arrow_rows(source: Path | io.BytesIO, reading: Reading) -> Iterator[Row]:
+def arrow_rows(source: Path | io.BytesIO, reading: Reading) -> Iterator[FileRow]:
     """The rows of an Arrow or Feather file or stream, numbered from 1."""
     import pyarrow
     import pyarrow.ipc
@@ -65,7 +65,7 @@ def _chosen(names: list[str], reading: Reading) -> list[str]:
     return [name for name in names if name in chosen and names.count(name) == 1]
 
 
-def _batch_rows(batches: Iterator[Any], schema: Any, chosen: list[str], reading: Reading) -> Iterator[Row]:
+def _batch_rows(batches: Iterator[Any], schema: Any, chosen: list[str], reading: Reading) -> Iterator[FileRow]:
     classes = _class_names(schema, chosen) if reading.options.label_names else {}
     for column in classes:
         reading.note(f"{reading.shown}: the numbers in {column!r} are read as the class names in the file's metadata")
@@ -77,7 +77,7 @@ def _batch_rows(batches: Iterator[Any], schema: Any, chosen: list[str], reading:
             number += 1
             for column, names in classes.items():
                 cells[column] = _class_name(cells[column], names)
-            yield Row(number, {**empty, **cells}, reading.shown)
+            yield FileRow(number, {**empty, **cells}, reading.shown)
 
 
 def _class_names(schema: Any, chosen: list[str]) -> dict[str, list[str]]:

@@ -8,7 +8,7 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from lorchestra.data.readers.streams import Reading, Row, bad_byte, open_text, undecodable
+from lorchestra.data.readers.streams import FileRow, Reading, bad_byte, open_text, undecodable
 
 NAMES = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 """Delimiters that are tried, the likeliest first."""
@@ -19,7 +19,7 @@ _SAMPLE_LINES, _SAMPLE_CHARACTERS = 200, 1 << 20
 _SEP_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
 
 
-def delimited_rows(stream: io.BufferedReader, reading: Reading, delimiter: str | None) -> Iterator[Row]:
+def delimited_rows(stream: io.BufferedReader, reading: Reading, delimiter: str | None) -> Iterator[FileRow]:
     """The rows under a header, one at a time; empty cells are None.
 
     Without a `delimiter` it is the one that a first line `sep=;` names, or the one that the header goes by.
@@ -88,7 +88,7 @@ class _Lines:
         self.reader = csv.reader(lines, delimiter=delimiter, strict=True)
         self.reading, self.skipped = reading, skipped
 
-    def __iter__(self) -> Iterator[tuple[int, list[str] | Row]]:
+    def __iter__(self) -> Iterator[tuple[int, list[str] | FileRow]]:
         while True:
             line = self.reader.line_num + self.skipped + 1
             # the module has one bound for all its readers
@@ -109,10 +109,10 @@ class _Lines:
                 yield line, cells if bad is None else self.reading.fault(line, bad)
 
 
-def _rows(lines: _Lines, reading: Reading, delimiter: str) -> Iterator[Row]:
+def _rows(lines: _Lines, reading: Reading, delimiter: str) -> Iterator[FileRow]:
     header: list[str] | None = None
     for line, cells in lines:
-        if isinstance(cells, Row):
+        if isinstance(cells, FileRow):
             if header is None and cells.fault is not None:
                 raise cells.fault
             yield cells
@@ -125,7 +125,7 @@ def _rows(lines: _Lines, reading: Reading, delimiter: str) -> Iterator[Row]:
             yield reading.fault(line, f"{message}; put cells that hold {marks} in double quotes")
         else:
             values = [cell or None for cell in cells] + [None] * (len(header) - len(cells))
-            yield Row(line, dict(zip(header, values, strict=True)), reading.shown)
+            yield FileRow(line, dict(zip(header, values, strict=True)), reading.shown)
 
 
 def _column(name: str, reading: Reading) -> str:

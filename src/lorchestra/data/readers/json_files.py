@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from lorchestra.data.readers.streams import Reading, Row, bad_byte, open_text, undecodable
+from lorchestra.data.readers.streams import FileRow, Reading, bad_byte, open_text, undecodable
 from lorchestra.errors import DataError
 
 _CHUNK = 1 << 20
@@ -33,7 +33,7 @@ def _object(pairs: list[tuple[str, Any]]) -> Object:
     return made
 
 
-def json_rows(stream: io.BufferedReader, reading: Reading, *, one_value: bool) -> Iterator[Row]:
+def json_rows(stream: io.BufferedReader, reading: Reading, *, one_value: bool) -> Iterator[FileRow]:
     """The objects of a JSON file, in order, without holding more than one.
 
     Where the text begins with `[` it is one array. Else every line is an object, unless `one_value` says that the file
@@ -66,7 +66,7 @@ def _is_object(line: str) -> bool:
         return False
 
 
-def _one_or_many(text: io.TextIOWrapper, first: str, number: int, reading: Reading) -> Iterator[Row]:
+def _one_or_many(text: io.TextIOWrapper, first: str, number: int, reading: Reading) -> Iterator[FileRow]:
     """Lines of objects, or a single line that may hold the rows."""
     for after, second in enumerate(text, number + 1):
         if second.strip():
@@ -77,7 +77,7 @@ def _one_or_many(text: io.TextIOWrapper, first: str, number: int, reading: Readi
     yield from _held_rows(first, reading)
 
 
-def _object_lines(text: io.TextIOWrapper, first: str, number: int, reading: Reading) -> Iterator[Row]:
+def _object_lines(text: io.TextIOWrapper, first: str, number: int, reading: Reading) -> Iterator[FileRow]:
     if first.strip():
         yield _row(first, number, reading)
     for line_number, line in enumerate(text, number + 1):
@@ -85,7 +85,7 @@ def _object_lines(text: io.TextIOWrapper, first: str, number: int, reading: Read
             yield _row(line, line_number, reading)
 
 
-def _row(line: str, number: int, reading: Reading) -> Row:
+def _row(line: str, number: int, reading: Reading) -> FileRow:
     bad = bad_byte(line)
     if bad is not None:
         return reading.fault(number, bad)
@@ -100,12 +100,12 @@ def _row(line: str, number: int, reading: Reading) -> Row:
     return _checked(cells, number, shown, reading)
 
 
-def _checked(cells: Any, number: int, shown: str, reading: Reading) -> Row:
+def _checked(cells: Any, number: int, shown: str, reading: Reading) -> FileRow:
     if not isinstance(cells, Object):
         return reading.fault(number, f"not a JSON object: {shown}; write one object a line, with a key a column")
     for column in sorted(reading.wanted & cells.repeated):
         return reading.fault(number, f"the key {column!r} comes twice; leave one out")
-    return Row(number, cells, reading.shown)
+    return FileRow(number, cells, reading.shown)
 
 
 class _Array:
@@ -117,7 +117,7 @@ class _Array:
         self.ended = False
         self.decoder = json.JSONDecoder(object_pairs_hook=_object)
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[FileRow]:
         while True:
             self._skip(_BETWEEN)
             if self.position < len(self.buffer):
@@ -183,7 +183,7 @@ class _Array:
             raise DataError(f"{self.reading.shown}:{self.line}: more follows the end of the array: {shown}")
 
 
-def _held_rows(text: str, reading: Reading) -> Iterator[Row]:
+def _held_rows(text: str, reading: Reading) -> Iterator[FileRow]:
     """The rows in one object: under its only list of objects, or as one list a column."""
     bad = bad_byte(text)
     if bad is not None:
@@ -202,7 +202,7 @@ def _held_rows(text: str, reading: Reading) -> Iterator[Row]:
     yield from _unfolded(value, reading)
 
 
-def _unfolded(value: Object, reading: Reading) -> Iterator[Row]:
+def _unfolded(value: Object, reading: Reading) -> Iterator[FileRow]:
     lists = {key: held for key, held in value.items() if _is_list_of(held, dict)}
     if len(lists) == 1:
         (key, rows), *_ = lists.items()
@@ -214,7 +214,7 @@ def _unfolded(value: Object, reading: Reading) -> Iterator[Row]:
         reading.note(f"{reading.shown}: read as one list a column")
         reading.check_names(list(columns))
         for number, cells in enumerate(zip(*columns.values(), strict=True), 1):
-            yield Row(number, dict(zip(columns, cells, strict=True)), reading.shown)
+            yield FileRow(number, dict(zip(columns, cells, strict=True)), reading.shown)
         return
     if lists:
         raise DataError(

@@ -23,7 +23,7 @@ Format = Literal["jsonl", "json", "csv", "tsv", "parquet", "arrow"]
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class FileRow:
     """One row: `line` is its first line in the file `path` from 1 (in Parquet and Arrow its row number).
 
     `cells` are its named values. `fault` is set, and `cells` empty, where the row cannot be read and faults were asked
@@ -75,7 +75,7 @@ class Reading:
     note: Callable[[str], None] = _silent
     faults: bool = False
 
-    def fault(self, line: int, text: str) -> Row:
+    def fault(self, line: int, text: str) -> FileRow:
         """A row that cannot be read.
 
         Raises: DataError where faults are not values.
@@ -83,7 +83,7 @@ class Reading:
         error = DataError(f"{self.shown}:{line}: {text}")
         if not self.faults:
             raise error
-        return Row(line, {}, self.shown, error)
+        return FileRow(line, {}, self.shown, error)
 
     def check_names(self, names: list[str], line: int | None = None) -> None:
         """Refuse two columns of one name, where it is one that is used."""

@@ -199,7 +199,7 @@ DIRECTORY, PACKAGE, HUB = "directory", "package", "hub"
 
 
 @dataclass(frozen=True)
-class Whereabouts:
+class Sources:
     """The source of each published part: a directory or a package that is here, the hub on demand, or None."""
 
     spec: TaskSpec
@@ -236,9 +236,9 @@ class Whereabouts:
         return tuple(lines)
 
 
-def whereabouts(spec: TaskSpec, directory: Path | None) -> Whereabouts:
+def whereabouts(spec: TaskSpec, directory: Path | None) -> Sources:
     """Look for each published part of a task, by the names of files and packages alone."""
-    return Whereabouts(spec, {part: _source(spec, part, directory) for part in spec.parts})
+    return Sources(spec, {part: _source(spec, part, directory) for part in spec.parts})
 
 
 def _source(spec: TaskSpec, part: str, directory: Path | None) -> str | None:

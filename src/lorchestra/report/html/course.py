@@ -10,8 +10,8 @@ import numpy as np
 from lorchestra.metrics import predictive
 from lorchestra.metrics.predictive import FloatArray
 from lorchestra.metrics.scores import nll
-from lorchestra.report.figure import MOST_MEMBER_LINES
-from lorchestra.report.html.figures import ENSEMBLE, MOST_POINTS, ONE, padded_range
+from lorchestra.report.figure import MAX_MEMBER_LINES
+from lorchestra.report.html.figures import ENSEMBLE, MAX_POINTS, ONE, padded_range
 from lorchestra.report.html.measures import (
     History,
     agreement,
@@ -32,7 +32,7 @@ _SCORES = {
     "entropy": "entropy (nats)",
     "mutual_information": "mutual information (nats)",
 }
-_MOST_NUMBERS = 10
+_MAX_NUMBERS = 10
 """With more members, numbers in the cells of a matrix would not be read."""
 
 
@@ -55,7 +55,7 @@ def training_figure(run: ReportRun) -> Figure | None:
     loss_SM = np.stack([moving_mean(column, window) for column in zip(*course.losses, strict=True)], axis=1)
     panels.append(_by_epoch("training loss (nats)", course.step_epochs, loss_SM.tolist(), course, None, plain, run))
     keys = [Key("mean of members", ONE, "dash")] if several else []
-    if not several or loss_SM.shape[1] <= MOST_MEMBER_LINES:
+    if not several or loss_SM.shape[1] <= MAX_MEMBER_LINES:
         keys.append(Key("each member", ONE, "thin"))
     keys.append(Key("kept adapter", ONE, "", "ring", line=False))
     if ensemble:
@@ -91,7 +91,7 @@ def _by_epoch(
 ) -> Panel:
     """One panel: a thin line a member, their mean, rings where adapters were kept, and the ensemble's level."""
     values = np.array([[np.nan if value is None else value for value in row] for row in rows], dtype=np.float64)
-    kept = thin(len(values), MOST_POINTS)
+    kept = thin(len(values), MAX_POINTS)
     last = float(max(course.step_epochs[-1], course.epochs[-1]))
     finite = [float(value) for value in values.ravel()] + ([level] if level is not None else [])
     panel = Panel(
@@ -103,7 +103,7 @@ def _by_epoch(
         left=62,
     )
     num_members = values.shape[1]
-    if num_members <= MOST_MEMBER_LINES:
+    if num_members <= MAX_MEMBER_LINES:
         for m in range(num_members):
             panel.line(xs[kept], values[kept, m], ONE, "thin" if num_members > 1 else "", f"member {m}")
     if num_members > 1:
@@ -279,7 +279,7 @@ def _matrix(
                 f' height="{cell - 2:.1f}" fill-opacity="{0.08 + 0.47 * share:.3f}"><title>members {labels[a]} and'
                 f" {labels[b]}: {shown}</title></rect></g>"
             )
-            if number <= _MOST_NUMBERS:
+            if number <= _MAX_NUMBERS:
                 parts.append(
                     f'<text class="note c-ink" x="{x + cell / 2 - 1:.1f}" y="{y + cell / 2 + 4:.1f}"'
                     f' text-anchor="middle">{shown}</text>'

@@ -11,10 +11,10 @@ from lorchestra.metrics import predictive
 from lorchestra.report.html.measures import confident_mistakes, contested
 from lorchestra.types import Predictions
 
-MOST_CHARACTERS = 700
+MAX_CHARACTERS = 700
 """A longer text is cut on the page, and says so."""
 
-MOST_OPTIONS = 8
+MAX_OPTIONS = 8
 """With more choices, the most probable ones and the right one are shown."""
 
 
@@ -84,12 +84,12 @@ def _row(
 ) -> Shown:
     options, label, best = predictions.options[e], int(predictions.labels[e]), int(probs_C.argmax())
     order = sorted(range(len(options)), key=lambda c: -probs_C[c])
-    kept = {c for c in order[:MOST_OPTIONS]} | {label} if len(options) > MOST_OPTIONS else set(range(len(options)))
+    kept = {c for c in order[:MAX_OPTIONS]} | {label} if len(options) > MAX_OPTIONS else set(range(len(options)))
     text = predictions.texts[e] if predictions.texts else ""
     return Shown(
         id=predictions.ids[e],
-        text=text[:MOST_CHARACTERS],
-        cut=max(0, len(text) - MOST_CHARACTERS),
+        text=text[:MAX_CHARACTERS],
+        cut=max(0, len(text) - MAX_CHARACTERS),
         options=tuple(
             Option(options[c], float(probs_C[c]), tuple(float(p) for p in member_probs_MC[:, c]), c == best, c == label)
             for c in range(len(options))

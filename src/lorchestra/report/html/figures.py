@@ -10,7 +10,7 @@ from lorchestra.metrics import predictive
 from lorchestra.metrics.density import kernel_density
 from lorchestra.metrics.predictive import FloatArray
 from lorchestra.metrics.scores import NUM_BINS, RowScores, score_rows
-from lorchestra.report.figure import MOST_MEMBER_LINES, pool, reliability
+from lorchestra.report.figure import MAX_MEMBER_LINES, pool, reliability
 from lorchestra.report.html.measures import abstain, thin
 from lorchestra.report.html.source import ReportRun
 from lorchestra.report.html.svg import Axis, Figure, Key, Panel, percent, plain
@@ -25,7 +25,7 @@ SLIDER_STEPS = 200
 DENSITY_POINTS = 160
 """Points of a density curve."""
 
-MOST_POINTS = 500
+MAX_POINTS = 500
 """Points of a line; more could not be seen."""
 
 FEW_SHOT, ZERO_SHOT = "base_few_shot", "base_zero_shot"
@@ -57,7 +57,7 @@ def reliability_figure(run: ReportRun) -> Figure:
         bottom=28,
     )
     diagram.line([0, 1], [0, 1], "muted", "dot")
-    if several and len(members) <= MOST_MEMBER_LINES:
+    if several and len(members) <= MAX_MEMBER_LINES:
         for index, rows in zip(run.members, members, strict=True):
             confidence, accuracy, share = reliability(rows)
             diagram.line(confidence[share > 0], accuracy[share > 0], ONE, "thin", f"member {index}")
@@ -84,7 +84,7 @@ def reliability_figure(run: ReportRun) -> Figure:
             left = k / NUM_BINS + 0.08 / NUM_BINS + place * width
             shares.bar(left, left + width, share[k], color, f"{name}: {percent(round(float(share[k]), 3))} of rows")
     keys = [Key(name, color, style, marker) for name, _, color, style, marker in curves]
-    if several and len(members) <= MOST_MEMBER_LINES:
+    if several and len(members) <= MAX_MEMBER_LINES:
         keys.append(Key("each member", ONE, "thin"))
     keys.append(Key("confidence = accuracy", "muted", "dot"))
     return Figure(
@@ -163,7 +163,7 @@ def risk_figure(run: ReportRun, probe: str) -> tuple[Figure, dict[str, object]]:
         height=340,
     )
     for coverage, risk, key in lines:
-        kept = thin(len(coverage), MOST_POINTS)
+        kept = thin(len(coverage), MAX_POINTS)
         panel.line(coverage[kept], risk[kept], key.color, key.style)
     panel.parts.append(
         f'<g class="c-ens probe" id="{probe}" hidden=""><path class="line thin"/><circle class="ring" r="6"/></g>'

@@ -49,7 +49,7 @@ WORDS = {
 }
 """What the page answers, by tone of the headline."""
 
-MOST_IN_FULL = 6
+MAX_IN_FULL = 6
 """With more runs, as a sweep has, only the best one is shown in full."""
 
 
@@ -105,7 +105,7 @@ def render(
     contexts = []
     for number, run in enumerate(runs):
         controls = compared.controls(run.entry, run.predictions) if compared and not foreign[run.name] else []
-        in_full = comparison is None or len(runs) <= MOST_IN_FULL or number == comparison["best"]
+        in_full = comparison is None or len(runs) <= MAX_IN_FULL or number == comparison["best"]
         contexts.append(run_context(run, f"r{number}", examples if in_full else 0, len(runs) > 1, controls, in_full))
     methods = methods_context(compared, foreign, alone=not runs) if compared else None
     entry = runs[0].entry if runs or compared is None else compared.first.entry

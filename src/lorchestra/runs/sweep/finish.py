@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lorchestra.inference.predict import Pass, member_passes
+from lorchestra.inference.predict import MemberPass, member_passes
 from lorchestra.metrics.evaluation import ood_scores
 from lorchestra.models.peft_files import save_members
 from lorchestra.nn.packing import BASE
@@ -76,7 +76,7 @@ def finish_pack(
                 left_out = _write_evaluation(trained, point, run, own, base, few_shot, cost, progress)
                 for text in [f"{name} is left out: {reason}" for name, reason in left_out.items()]:
                     if text not in said:  # most points have the same
-                        trained.session.say(text)
+                        trained.pipeline.say(text)
                         said.add(text)
     return failed
 
@@ -86,9 +86,9 @@ def _predict(
 ) -> Predictions:
     """Predictions of every good member of some points, in their order, and of the base, which comes last."""
     members = [m for point in points for m in trained.good_members(point)]
-    return trained.session.predict(
+    return trained.pipeline.predict(
         rows,
-        [*member_passes(members), Pass(BASE)],
+        [*member_passes(members), MemberPass(BASE)],
         split,
         progress=lambda done: progress(f"{len(members)} members on {split}", done, len(rows)),
     )
@@ -103,14 +103,14 @@ def _places(trained: TrainedPack, points: Sequence[Point]) -> dict[str, slice]:
 
 def _write_run(trained: TrainedPack, point: Point, run: RunDir, cost: dict[str, Any]) -> None:
     """All files of a finished run but its evaluation."""
-    session, trainer, members = trained.session, trained.trainer, trained.pack.members_of(point)
+    pipeline, trainer, members = trained.pipeline, trained.trainer, trained.pack.members_of(point)
     config = trained.config_of(point)
-    write_description(run, config, trained.pack.rows, session)
+    write_description(run, config, trained.pack.rows, pipeline)
     run.members.mkdir()
-    values, base_path = trainer.final_values(), session.base.path_for_peft
-    written = save_members(run.members, session.model, values, base_path, members, config.adapt)
+    values, base_path = trainer.final_values(), pipeline.base.path_for_peft
+    written = save_members(run.members, pipeline.model, values, base_path, members, config.adapt)
     records = trained_members(trainer, written, members, config.adapt)
-    write_ensemble(run, ensemble_record(session, trained.pack.rows, records, cost))
+    write_ensemble(run, ensemble_record(pipeline, trained.pack.rows, records, cost))
     events = read_events(trained.directory.events, len(trainer.settings))
     own = (_own_part(event, members) for event in events)
     atomic_write_text(run.events, "".join(json.dumps(event) + "\n" for event in own if event is not None))
@@ -134,18 +134,18 @@ def _write_evaluation(
 
     `few_shot` keeps the few-shot base's predictions by number of shots and seed: most points have them in common.
     """
-    session, config, test = trained.session, point.config, own["test"]
+    pipeline, config, test = trained.pipeline, point.config, own["test"]
     splits = trained.pack.rows.task.splits
     key = (config.evaluate.few_shot, config.train.seed)
     if key not in few_shot:
-        few_shot[key] = few_shot_base(session, config, splits["test"], "test", splits["train"], progress)
+        few_shot[key] = few_shot_base(pipeline, config, splits["test"], "test", splits["train"], progress)
     first, number = trained.good_members(point)[0], test.num_members
     candidates: dict[str, Predictions | str] = {
         "base_zero_shot": base,
         **few_shot[key],
-        **mc_dropout_of(session, config, splits["test"], "test", progress, member=first, passes=number),
+        **mc_dropout_of(pipeline, config, splits["test"], "test", progress, member=first, passes=number),
     }
-    baselines, left_out = comparable(candidates, test, session)
+    baselines, left_out = comparable(candidates, test, pipeline)
     entry = score(test, own["val"], baselines, left_out, splits["test"], splits, config.evaluate, config.train.seed)
     entry["ood"] = {
         split.removeprefix("ood_"): ood_scores(test, far) for split, far in own.items() if split.startswith("ood_")

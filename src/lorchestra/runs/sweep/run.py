@@ -39,7 +39,7 @@ from lorchestra.training.trainer import Trainer
 from lorchestra.types import Example
 
 FORMAT_VERSION = 1
-MOST_MEMBERS = 100
+MAX_MEMBERS = 100
 """Members of one packed pass by default: their adapters and optimizer states are in memory at once."""
 
 _RECORD: dict[str, Any] = {"format_version": int, "points": [{"name": FILE_NAME, "settings": dict, "config": dict}]}
@@ -72,7 +72,7 @@ def run_sweep(
     points: Sequence[Point],
     out: str | Path,
     *,
-    most_members: int = MOST_MEMBERS,
+    most_members: int = MAX_MEMBERS,
     evaluate: bool = True,
     ood: Sequence[str] = (),
     each_epoch: bool = False,

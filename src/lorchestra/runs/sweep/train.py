@@ -13,10 +13,10 @@ import torch
 from lorchestra.config.data import ChatFrame
 from lorchestra.config.mappings import from_mapping, to_mapping
 from lorchestra.config.run import RunConfig
-from lorchestra.inference.pipeline import Session
+from lorchestra.inference.pipeline import Pipeline
 from lorchestra.inference.predict import member_passes
 from lorchestra.inference.trunk import TrunkFiles
-from lorchestra.models.init import member_adapters
+from lorchestra.models.init import make_adapter_settings
 from lorchestra.planning.memory import restart_peak
 from lorchestra.runs.build import Say
 from lorchestra.runs.event_log import EventLog, Observers
@@ -41,7 +41,7 @@ class TrainedPack:
 
     pack: Pack
     directory: RunDir
-    session: Session
+    pipeline: Pipeline
     resolved: RunConfig
     trainer: Trainer
     peak_bytes: int
@@ -92,11 +92,11 @@ def train_pack(
     gc.collect()  # of the pass before
     restart_peak()
     configs = [point.config for point in pack.points]
-    adapters = [own for config in configs for own in member_adapters(config.adapt, config.train.seed)]
+    adapter_settings = [own for config in configs for own in make_adapter_settings(config.adapt, config.train.seed)]
     first = configs[0]
-    together = dataclasses.replace(first, adapt=dataclasses.replace(first.adapt, members=len(adapters)))
+    together = dataclasses.replace(first, adapt=dataclasses.replace(first.adapt, members=len(adapter_settings)))
     together = _with_saved_frame(together, directory)
-    session, resolved, rows = prepare_training(together, pack.rows, say, adapters)
+    pipeline, resolved, rows = prepare_training(together, pack.rows, say, adapter_settings)
     settings = [own for config in configs for own in member_settings(config, len(rows.train))]
     resuming = directory.resume.exists()
     if not resuming:
@@ -104,18 +104,18 @@ def train_pack(
     directory.resume.mkdir(parents=True, exist_ok=True)
     log = EventLog(directory.events)
     memory = round(resolved.adapt.trunk_memory_gb * 1e9) if trunks_in_memory else 0
-    files = TrunkFiles(trunks, session.base.digest, memory, say, log.write)
-    trainer = Trainer(session.model, rows, resolved.train, resolved.regularize, log, files, settings)
+    files = TrunkFiles(trunks, pipeline.base.digest, memory, say, log.write)
+    trainer = Trainer(pipeline.model, rows, resolved.train, resolved.regularize, log, files, settings)
     observers: list[Observer] = [log, observe(trainer)]
     if each_epoch:
-        observers.append(_EpochPredictions(session, each_epoch, directory.predictions))
+        observers.append(_EpochPredictions(pipeline, each_epoch, directory.predictions))
     trainer.observer = Observers(observers)
     if resuming:
         restore(directory, trainer, log, say)
     peak = train_with_checkpoints(directory, trainer, log, should_stop)
     with torch.no_grad():
-        session.model.bank.values.copy_(trainer.final_values())
-    return TrainedPack(pack, directory, session, resolved, trainer, peak)
+        pipeline.model.adapters.values.copy_(trainer.final_values())
+    return TrainedPack(pack, directory, pipeline, resolved, trainer, peak)
 
 
 def _with_saved_frame(config: RunConfig, directory: RunDir) -> RunConfig:
@@ -131,16 +131,16 @@ def _with_saved_frame(config: RunConfig, directory: RunDir) -> RunConfig:
 class _EpochPredictions:
     """Predicts some rows after every epoch with all members as they stand."""
 
-    def __init__(self, session: Session, examples: Sequence[Example], directory: Path) -> None:
-        self.session, self.examples, self.directory = session, examples, directory
+    def __init__(self, pipeline: Pipeline, examples: Sequence[Example], directory: Path) -> None:
+        self.pipeline, self.examples, self.directory = pipeline, examples, directory
 
     def on_step(self, report: StepReport, state: TrainState) -> None:
         """Nothing."""
 
     def on_evaluation(self, entry: dict[str, object], state: TrainState) -> None:
         """Predict and save."""
-        passes = member_passes(range(self.session.model.num_members))
-        found = self.session.predict(self.examples, passes, "test")
+        passes = member_passes(range(self.pipeline.model.num_members))
+        found = self.pipeline.predict(self.examples, passes, "test")
         save_predictions(self.directory, found, epoch_name(int(str(entry["epoch"]))))
 
     def on_phase(self, text: str, done: int, total: int) -> None:
