@@ -35,7 +35,7 @@ from lorchestra.runs.train import train_run
 from lorchestra.store.atomic import atomic_write_text
 from lorchestra.store.predictions import load_predictions
 from lorchestra.store.run_dir import RunDir
-from lorchestra.training.callbacks import StepReport
+from lorchestra.training.callbacks import Callback, StepReport
 from lorchestra.training.checkpoint import TrainState
 from lorchestra.training.trainer import Trainer
 from lorchestra.types import Example, Predictions
@@ -47,22 +47,20 @@ SHOWN = ("accuracy", "nll", "ece")
 RESAMPLES = 1000
 
 
-class Steps:
-    """An observer that says where a run stands, every ten steps."""
+class Steps(Callback):
+    """Prints how far a run is, every ten steps."""
 
-    def __init__(self, name: str, trainer: Trainer) -> None:
-        self.name, self.num_steps = name, trainer.num_steps
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def on_train_begin(self, trainer: Trainer) -> None:
+        """Keep the number of steps."""
+        self.num_steps = trainer.num_steps
 
     def on_step(self, report: StepReport, state: TrainState) -> None:
         """Every tenth step, and the last."""
         if report.step % 10 == 0 or report.step == self.num_steps:
             tell(f"{self.name}: step {report.step} of {self.num_steps}, {state.tokens / state.train_s:,.0f} tokens/s")
-
-    def on_evaluation(self, entry: dict[str, object], state: TrainState) -> None:
-        """Nothing."""
-
-    def on_phase(self, text: str, done: int, total: int) -> None:
-        """Nothing."""
 
 
 def write_rows(task: str, args: argparse.Namespace, folder: Path) -> DataConfig:
@@ -102,13 +100,10 @@ def train_and_predict(task: str, layers: str, data: DataConfig, args: argparse.N
     name = f"{task}, layers {layers}"
     out = args.runs / f"{task}-{layers.replace(':', '-')}"
 
-    def say(text: str) -> None:
-        tell(f"{name}: {text}")
-
-    run = train_run(config, out, if_exists="resume", say=say, observe=lambda trainer: Steps(name, trainer)).run
+    run = train_run(config, out, if_exists="resume", callbacks=[Steps(name)]).run
     if not run.metrics.is_file():
         tell(f"{name}: evaluating")
-        evaluate_run(load_run(run.root, say))
+        evaluate_run(load_run(run.root))
     return run
 
 

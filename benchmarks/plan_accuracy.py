@@ -30,16 +30,16 @@ from lorchestra.data.tasks.load import load_task
 from lorchestra.demo.data import DEMO_PROMPT, DemoSizes, write_demo_data
 from lorchestra.runs.train import train_run
 from lorchestra.store.run_dir import read_ensemble
+from lorchestra.training.callbacks import Callback
 from lorchestra.training.trainer import Trainer
 
 
-class Stopwatch:
-    """An observer that parts a training's time: cached layers, steps, evaluations."""
+class Stopwatch(Callback):
+    """Parts a training's time: cached layers, steps, evaluations."""
 
-    def attach(self, trainer: Trainer) -> Stopwatch:
+    def on_train_begin(self, trainer: Trainer) -> None:
         self.begun = self.last = time.perf_counter()
         self.trunk = self.evaluation = self.steps = 0.0
-        return self
 
     def on_step(self, report, state) -> None:
         self.last, self.steps = time.perf_counter(), state.train_s
@@ -49,7 +49,7 @@ class Stopwatch:
         self.evaluation += now - self.last
         self.last = now
 
-    def on_phase(self, text, done, total) -> None:
+    def on_progress(self, text, done, total) -> None:
         if text.startswith("layers below"):
             self.trunk = time.perf_counter() - self.begun
 
@@ -57,7 +57,7 @@ class Stopwatch:
 def train(recipe: Path, out: Path) -> dict[str, Any]:
     """Run a recipe here; its times and its peak."""
     watch = Stopwatch()
-    outcome = train_run(read_recipe(recipe, RunConfig), out, observe=watch.attach)
+    outcome = train_run(read_recipe(recipe, RunConfig), out, callbacks=[watch])
     _, record = read_ensemble(outcome.run.root)
     return {
         "peak": record["cost"]["peak_bytes"],

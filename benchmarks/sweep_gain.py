@@ -29,23 +29,8 @@ from lorchestra.store.predictions import load_predictions
 AXES = [("train.lr", [5e-4, 2e-3]), ("regularize.weight_decay_b", [0.0, 10.0, 100.0])]
 
 
-class Silent:
-    def on_points(self, names, status): ...
-
-    def attach(self, pack, trainer):
-        return self
-
-    def on_rows(self, what, done, total): ...
-
-    def on_step(self, report, state): ...
-
-    def on_evaluation(self, entry, state): ...
-
-    def on_phase(self, text, done, total): ...
-
-
 def sweep(points: list[Point], out: Path, most_members: int) -> Path:
-    run_sweep(points, out, most_members=most_members, say=lambda text: None, observer=Silent())
+    run_sweep(points, out, most_members=most_members)
     return out / "runs"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import os
 import random
 import subprocess
@@ -240,6 +241,35 @@ def reference_log_probs():
         return torch.stack(scores).log_softmax(dim=0)
 
     return compute
+
+
+class _Records(logging.Handler):
+    """Hands each message on as the command line would print it."""
+
+    def __init__(self, take):
+        super().__init__()
+        self.take = take
+
+    def emit(self, record):
+        self.take(("warning: " if record.levelno >= logging.WARNING else "") + record.getMessage())
+
+
+@pytest.fixture
+def on_log():
+    """Calls a function with every message that the library logs until the test ends, or another function is given."""
+    logger, handlers = logging.getLogger("lorchestra"), []
+
+    def take(function):
+        for handler in handlers:
+            logger.removeHandler(handler)
+        handlers.append(_Records(function))
+        logger.addHandler(handlers[-1])
+        logger.setLevel(logging.INFO)
+
+    yield take
+    for handler in handlers:
+        logger.removeHandler(handler)
+    logger.setLevel(logging.NOTSET)
 
 
 HOLDER = """

@@ -47,7 +47,7 @@ def blocks(language):
 def small_default_base(tmp_path_factory, monkeypatch):
     """Puts a tiny base with twelve layers in the place of the embedded one."""
     directory = save_tiny_base(tmp_path_factory.mktemp("base") / "tiny", num_layers=12)
-    monkeypatch.setattr(sources, "embedded_directory", lambda *, notify: directory)
+    monkeypatch.setattr(sources, "embedded_directory", lambda: directory)
 
 
 def test_readme_code_runs(small_default_base, texts_csv, tmp_path, monkeypatch, capsys):

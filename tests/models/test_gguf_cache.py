@@ -49,8 +49,8 @@ def entries(directory: Path) -> list[str]:
     return sorted(entry.name for entry in directory.iterdir())
 
 
-def test_the_second_start_converts_nothing(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = converted_directory(source, notify=lambda message: None)
+def test_the_second_start_converts_nothing(on_log, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = converted_directory(source)
     metadata = json.loads((first / "conversion.json").read_text("utf-8"))
     assert metadata["source"] == {
         "file": "tiny.gguf",
@@ -59,7 +59,8 @@ def test_the_second_start_converts_nothing(source: Path, monkeypatch: pytest.Mon
     }
     assert metadata["made_with"]["transformers"] == transformers.__version__
     monkeypatch.setattr(converter, "_convert", lambda *arguments: pytest.fail("converted again"))
-    assert converted_directory(source, notify=pytest.fail) == first
+    on_log(pytest.fail)
+    assert converted_directory(source) == first
 
 
 def test_the_copy_belongs_to_the_content_and_the_converter(
@@ -103,23 +104,25 @@ def blank_header(directory: Path) -> None:
     ],
 )
 def test_a_damaged_copy_is_made_anew_and_said_once(
-    source: Path, cache: Path, damage: Callable[[Path], object], words: str
+    on_log, source: Path, cache: Path, damage: Callable[[Path], object], words: str
 ) -> None:
-    directory = converted_directory(source, notify=lambda message: None)
+    directory = converted_directory(source)
     assert find_damage(directory) is None
     damage(directory)
     said: list[str] = []
-    assert converted_directory(source, notify=said.append) == directory
+    on_log(said.append)
+    assert converted_directory(source) == directory
     assert len(said) == 2
     assert f"The converted copy in {directory} is damaged ({words}" in said[0]
     assert said[1].startswith("Converting")
     assert find_damage(directory) is None
     assert entries(cache) == [directory.name]
-    converted_directory(source, notify=pytest.fail)
+    on_log(pytest.fail)
+    converted_directory(source)
 
 
 def test_a_header_that_promises_other_data_is_damage(source: Path) -> None:
-    directory = converted_directory(source, notify=lambda message: None)
+    directory = converted_directory(source)
     file = directory / "model.safetensors"
     with file.open("ab") as handle:
         handle.write(b"more")
@@ -130,24 +133,25 @@ def test_a_header_that_promises_other_data_is_damage(source: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_conversion_is_never_used(source: Path, cache: Path) -> None:
+def test_a_killed_conversion_is_never_used(on_log, source: Path, cache: Path) -> None:
     killed = subprocess.run([sys.executable, __file__, "die", source], timeout=900, check=False)
     assert killed.returncode == -signal.SIGKILL
     (leftover,) = entries(cache)
     assert leftover.startswith(".tiny-")
     assert (cache / leftover / "model.safetensors").is_file()
-    directory = converted_directory(source, notify=lambda message: None)
+    directory = converted_directory(source)
     assert find_damage(directory) is None
     assert entries(cache) == [leftover, directory.name]
     long_ago = time.time() - 7200
     for path in (cache / leftover, *(cache / leftover).rglob("*")):
         os.utime(path, (long_ago, long_ago))
-    converted_directory(source, notify=pytest.fail)
+    on_log(pytest.fail)
+    converted_directory(source)
     assert entries(cache) == [directory.name]
 
 
 @pytest.mark.slow
-def test_two_conversions_at_once_end_in_one_whole_copy(source: Path, cache: Path) -> None:
+def test_two_conversions_at_once_end_in_one_whole_copy(on_log, source: Path, cache: Path) -> None:
     command = [sys.executable, __file__, "wait", str(source)]
     processes = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     for process in processes:
@@ -156,7 +160,8 @@ def test_two_conversions_at_once_end_in_one_whole_copy(source: Path, cache: Path
     assert len(entries(cache)) == 2  # both have written everything, neither is done
     outputs = [process.communicate("go\n", timeout=900)[0].strip() for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
-    directory = converted_directory(source, notify=pytest.fail)
+    on_log(pytest.fail)
+    directory = converted_directory(source)
     assert outputs == [str(directory)] * 2
     assert entries(cache) == [directory.name]
 
@@ -181,7 +186,7 @@ def test_a_full_disk_is_explained_and_leaves_nothing(
 
     monkeypatch.setattr(transformers.PreTrainedModel, "save_pretrained", full)
     with pytest.raises(CheckpointError, match=r"the disk is full .*LORCHESTRA_CACHE names another cache directory"):
-        converted_directory(source, notify=lambda message: None)
+        converted_directory(source)
     assert entries(cache) == []
 
     def need(path: Path, num_bytes: int) -> None:
@@ -189,7 +194,7 @@ def test_a_full_disk_is_explained_and_leaves_nothing(
 
     monkeypatch.setattr(converter, "require_space", need)
     with pytest.raises(CheckpointError, match=r"\d{5} bytes wanted"):
-        converted_directory(source, notify=lambda message: None)
+        converted_directory(source)
     assert entries(cache) == []
 
 

@@ -66,9 +66,10 @@ def hub_cache(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     return repository
 
 
-def test_a_hub_model_downloaded_before_is_found_without_the_hub(hub_cache: Path, tiny: Path) -> None:
+def test_a_hub_model_downloaded_before_is_found_without_the_hub(on_log, hub_cache: Path, tiny: Path) -> None:
     said: list[str] = []
-    base = load_base(BaseConfig(name="someone/tiny", device="cpu"), notify=said.append)
+    on_log(said.append)
+    base = load_base(BaseConfig(name="someone/tiny", device="cpu"))
     assert (base.id, base.path_for_peft, base.revision) == ("someone/tiny", "someone/tiny", COMMIT)
     assert base.digest == load(str(tiny)).digest
     assert said == ["http://127.0.0.1:9 cannot be reached; looking among the models downloaded before."]

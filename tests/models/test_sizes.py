@@ -109,7 +109,7 @@ def test_the_header_of_a_gguf_file(tmp_path):
 def test_a_gguf_file_is_looked_at_before_it_is_converted(tmp_path, key, value, message):
     file = gguf(tmp_path / "a.gguf", [NAME, number(f"llama.{key}", value)], TENSORS)
     with pytest.raises(CheckpointError, match=message):
-        converted_directory(file, notify=lambda text: None)
+        converted_directory(file)
 
 
 @pytest.mark.parametrize(
@@ -125,4 +125,4 @@ def test_a_gguf_file_is_looked_at_before_it_is_converted(tmp_path, key, value, m
 )
 def test_counts_that_the_file_is_too_short_for_are_not_believed(tmp_path, damage, message):
     with pytest.raises(CheckpointError, match=message):
-        converted_directory(gguf(tmp_path / "a.gguf", **damage), notify=lambda text: None)
+        converted_directory(gguf(tmp_path / "a.gguf", **damage))

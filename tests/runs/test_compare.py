@@ -7,16 +7,16 @@ import json
 
 import numpy as np
 import pytest
+from stopping import StopWhen
 
 from lorchestra.config.data import PromptConfig
 from lorchestra.errors import CheckpointError, ConfigError, DataError
-from lorchestra.methods.contract import Silent
 from lorchestra.methods.registry import METHODS, fit_method
 from lorchestra.metrics.evaluation import evaluate_predictions
 from lorchestra.runs.compare import compare_methods, method_context, read_left_out
 from lorchestra.runs.rows import read_rows
 from lorchestra.store.predictions import load_predictions
-from lorchestra.training.callbacks import Interrupted
+from lorchestra.training.callbacks import Callback, Interrupted
 
 NAMES = ["zero_shot", "one_lora", "one_lora+temperature", "lora_ensemble", "lora_ensemble+contextual"]
 
@@ -186,24 +186,22 @@ def test_an_interruption_loses_the_method_under_way_alone(config, tmp_path, coun
     whole = compare_methods(config, names, tmp_path / "whole")
     fits = count_fits(*names)
 
-    class StopsInTheEnsemble(Silent):
+    class StopsInTheEnsemble(Callback):
         name, steps = "", 0
+
+        def on_status(self, names, status):
+            (self.name,) = names
 
         def on_step(self, report, state):
             self.steps += self.name == "lora_ensemble"
 
-        def on_phase(self, text, done, total):
-            pass
+        def should_stop(self):
+            return self.steps > 2
 
     watcher = StopsInTheEnsemble()
-
-    def observe(name):
-        watcher.name = name
-        return watcher
-
     out = tmp_path / "out"
     with pytest.raises(Interrupted):
-        compare_methods(config, names, out, observe=observe, should_stop=lambda: watcher.steps > 2)
+        compare_methods(config, names, out, callbacks=[watcher])
     assert watcher.steps == 3
     assert sorted(path.name for path in (out / "methods").iterdir()) == ["one_lora", "zero_shot"]
     results = compare_methods(config, names, out)
@@ -213,7 +211,7 @@ def test_an_interruption_loses_the_method_under_way_alone(config, tmp_path, coun
 
 def test_a_prediction_can_be_stopped(config, tmp_path):
     with pytest.raises(Interrupted):
-        compare_methods(config, ["zero_shot"], tmp_path / "out", should_stop=lambda: True)
+        compare_methods(config, ["zero_shot"], tmp_path / "out", callbacks=[StopWhen(lambda: True)])
     assert not list((tmp_path / "out").glob("methods/*"))
 
 
@@ -249,13 +247,12 @@ def test_bad_calls_leave_nothing(config, tmp_path):
         compare_methods(config, ["zero_shot"], out)
 
 
-def test_what_a_method_cannot_do_is_told_and_left_out(config, tmp_path, count_fits):
+def test_what_a_method_cannot_do_is_told_and_left_out(on_log, config, tmp_path, count_fits):
     """MC dropout without dropout; the result of the others is as without it, and it is tried again where asked for."""
     said = []
     fits = count_fits("mc_dropout")
-    results = compare_methods(
-        config, ["mc_dropout+temperature", "mc_dropout", "zero_shot"], tmp_path / "out", say=said.append
-    )
+    on_log(said.append)
+    results = compare_methods(config, ["mc_dropout+temperature", "mc_dropout", "zero_shot"], tmp_path / "out")
     assert [set(one) for one in results[:2]] == [{"name", "summary", "left_out"}] * 2
     assert "entry" in results[2]
     assert all("mc_dropout: the dropout rate is 0" in one["left_out"] for one in results[:2])

@@ -267,7 +267,7 @@ def test_a_prediction_by_hand():
     assert next(prediction_rows(predictions))["abstain"] is None
 
 
-def test_a_relative_base_holds_from_any_directory(run_config, texts_csv, tiny_base, tmp_path, monkeypatch):
+def test_a_relative_base_holds_from_any_directory(on_log, run_config, texts_csv, tiny_base, tmp_path, monkeypatch):
     """A bare name that is a directory here is that directory, is saved as its path, and a remark says so."""
     (tmp_path / "here").mkdir()
     (tmp_path / "elsewhere").mkdir()
@@ -275,7 +275,8 @@ def test_a_relative_base_holds_from_any_directory(run_config, texts_csv, tiny_ba
     monkeypatch.chdir(tmp_path / "here")
     remarks = []
     config = run_config(texts_csv(), base="mybase", train={"epochs": 1})
-    root = train_run(config, tmp_path / "run", say=remarks.append).run.root
+    on_log(remarks.append)
+    root = train_run(config, tmp_path / "run").run.root
     assert f"base.name 'mybase': taken as the directory {tmp_path / 'here/mybase'}" in " ".join(remarks)
     assert read_recipe(root / "config.yaml", RunConfig).base.name == str(tmp_path / "here/mybase")
     # the same relative name resumes: nothing is asked for that the run has otherwise

@@ -242,16 +242,15 @@ def test_rows_that_trained_the_members_are_named_as_such(trained, texts_csv, tmp
 
 
 def test_validation_rows_that_decide_little_are_named_before_training_and_in_the_evaluation(
-    run_config, texts_csv, tmp_path
+    on_log, run_config, texts_csv, tmp_path
 ):
     text = texts_csv("val.csv", 60, seed=1).read_text().splitlines()
     one = tmp_path / "one.csv"
     one.write_text("\n".join([text[0], *(line for line in text if line.endswith(",no"))][:13]) + "\n")
     data = {"val": str(one), "test": str(texts_csv("test.csv", 30, seed=2))}
     said = []
-    run = train_run(
-        run_config(texts_csv(), data=data, evaluate={"temperature": True}), tmp_path / "run", say=said.append
-    ).run
+    on_log(said.append)
+    run = train_run(run_config(texts_csv(), data=data, evaluate={"temperature": True}), tmp_path / "run").run
     few = "are chosen on 12 validation rows only: with fewer than 50, chance decides much of it."
     single = "All validation rows have the answer 'no': they cannot tell whether other answers are learned"
     assert [sum(words in line for line in said) for words in (few, single)] == [1, 1]

@@ -65,9 +65,10 @@ def test_members_answer_as_peft_alone_does(
     assert np.abs(found[0] - found[1]).max() > 0.01
 
 
-def test_an_imported_run_is_evaluated_as_any_other(mixed, data, texts_csv, tmp_path):
+def test_an_imported_run_is_evaluated_as_any_other(on_log, mixed, data, texts_csv, tmp_path):
     said = []
-    run = import_run(mixed, tmp_path / "run", data=data, seed=3, say=said.append)
+    on_log(said.append)
+    run = import_run(mixed, tmp_path / "run", data=data, seed=3)
     assert any("give --data.test for an honest evaluation" in text for text in said)
     entry = evaluate_run(load_run(run.root))
     assert (entry["num_members"], entry["num_examples"], entry["task"]) == (3, 5, "reviews")
@@ -91,10 +92,11 @@ def test_import_gives_back_what_training_wrote(run_config, texts_csv, tmp_path):
     assert json.loads((root / "splits.json").read_text()) == json.loads(again.splits.read_text())
 
 
-def test_scoring_and_threads_are_settled_as_in_a_training(mixed, questions_jsonl, tmp_path):
+def test_scoring_and_threads_are_settled_as_in_a_training(on_log, mixed, questions_jsonl, tmp_path):
     data = DataConfig(train=str(questions_jsonl()), scoring="auto", prompt=PromptConfig("{question} Answer:"))
     said = []
-    run = import_run(mixed[:1], tmp_path / "run", data=data, say=said.append)
+    on_log(said.append)
+    run = import_run(mixed[:1], tmp_path / "run", data=data)
     assert any("scoring answers by text" in text for text in said)
     trained = load_run(run.root)
     assert (trained.labels, trained.pipeline.scoring) == (None, "text")
@@ -134,12 +136,13 @@ def test_what_a_member_lacks_stays_zero_under_training_and_what_was_learned_can_
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
-def test_an_imported_run_has_nothing_to_resume(mixed, texts_csv, tmp_path):
+def test_an_imported_run_has_nothing_to_resume(on_log, mixed, texts_csv, tmp_path):
     path = texts_csv()
     root = import_run(mixed, tmp_path / "run", data=DataConfig(train=str(path), scoring="text")).root
     said = []
     before = {file: file.read_bytes() for file in root.rglob("*") if file.is_file()}
-    train_run(RunConfig(), root, if_exists="resume", say=said.append)
+    on_log(said.append)
+    train_run(RunConfig(), root, if_exists="resume")
     assert any("finished already" in text for text in said)
     assert {file: file.read_bytes() for file in root.rglob("*") if file.is_file()} == before
 

@@ -7,6 +7,7 @@ import json
 import shutil
 
 import pytest
+from stopping import StopWhen
 
 from lorchestra.config.data import DataConfig
 from lorchestra.config.mappings import read_recipe
@@ -179,7 +180,7 @@ def test_a_run_goes_on_with_the_rows_from_another_place(named_config, make_task,
     whole = train_run(config, tmp_path / "whole").run.root
     stops = iter([False, False, True])
     with pytest.raises(Interrupted):
-        train_run(config, tmp_path / "run", should_stop=lambda: next(stops))
+        train_run(config, tmp_path / "run", callbacks=[StopWhen(lambda: next(stops))])
     moved = quiz.directory.rename(tmp_path / "moved")
     again = dataclasses.replace(config, data=dataclasses.replace(config.data, dir=str(moved)))
     root = train_run(again, tmp_path / "run", if_exists="resume").run.root
@@ -188,10 +189,10 @@ def test_a_run_goes_on_with_the_rows_from_another_place(named_config, make_task,
         assert (root / weights).read_bytes() == (whole / weights).read_bytes()
 
 
-def test_training_rows_are_not_shown_with_their_answers_before_they_are_asked(trained):
+def test_training_rows_are_not_shown_with_their_answers_before_they_are_asked(trained, on_log):
     run, _ = trained
     said = []
-    run.pipeline.say = said.append
+    on_log(said.append)
     assert "base_few_shot" not in evaluate_run(run, split="train")["baselines"]
     assert any("every training row is among the evaluated ones" in text for text in said)
 

@@ -8,10 +8,10 @@ import re
 import signal
 import threading
 import time
-from types import SimpleNamespace
 
 import pytest
 from commands import Command
+from stopping import StopWhen
 
 from lorchestra.cli import main as cli
 from lorchestra.config.mappings import to_yaml
@@ -33,20 +33,11 @@ def config(run_config, texts_csv):
 @pytest.fixture(params=["train", "resume", "sweep", "compare"])
 def command(request, config):
     """What works in a directory."""
-    watcher = SimpleNamespace(
-        on_points=lambda names, status: None,
-        on_rows=lambda what, done, total: None,
-        attach=lambda pack, trainer: SimpleNamespace(
-            on_step=lambda report, state: None,
-            on_evaluation=lambda entry, state: None,
-            on_phase=lambda text, done, total: None,
-        ),
-    )
     points = grid_points(config, [parse_axis("train.lr=0.01,0.003")])
     return {
         "train": lambda out: train_run(config, out),
         "resume": lambda out: train_run(config, out, if_exists="resume"),
-        "sweep": lambda out: run_sweep(points, out, say=lambda text: None, observer=watcher),
+        "sweep": lambda out: run_sweep(points, out),
         "compare": lambda out: compare_methods(config, ["zero_shot"], out),
     }[request.param]
 
@@ -91,10 +82,10 @@ def test_a_run_is_not_resumed_while_it_is_trained(config, tmp_path):
             seen[0] = train_run(config, tmp_path / "run", if_exists="new").run.root.name
         return False
 
-    train_run(config, tmp_path / "run", should_stop=meanwhile)
+    train_run(config, tmp_path / "run", callbacks=[StopWhen(meanwhile)])
     assert seen == ["run-2"]
     with pytest.raises(Interrupted):
-        train_run(config, tmp_path / "stopped", should_stop=lambda: True)
+        train_run(config, tmp_path / "stopped", callbacks=[StopWhen(lambda: True)])
     train_run(config, tmp_path / "stopped", if_exists="resume")
     assert not list(tmp_path.rglob("*.lock"))
 
@@ -105,7 +96,7 @@ def test_two_trainings_of_one_process_go_side_by_side(config, tmp_path):
 
     def train(name):
         waiting = iter([both.wait])
-        train_run(config, tmp_path / name, should_stop=lambda: bool([wait() for wait in waiting] and False))
+        train_run(config, tmp_path / name, callbacks=[StopWhen(lambda: bool([wait() for wait in waiting] and False))])
         done.append(name)
 
     threads = [threading.Thread(target=train, args=(name,)) for name in ("a", "b")]

@@ -7,6 +7,7 @@ import json
 
 import pytest
 import transformers
+from stopping import StopWhen
 from tiny_base import save_tiny_base, tiny_tokenizer
 
 import lorchestra.data.chat_frames
@@ -64,7 +65,7 @@ def test_a_template_that_writes_the_time_writes_it_once_a_run(run_config, texts_
     config = run_config(texts_csv(), base=base, data=data, train={"checkpoint_every_s": 0.0})
     asked = iter([False] * 3 + [True] * 1000)
     with pytest.raises(Interrupted):
-        train_run(config, tmp_path / "run", should_stop=lambda: next(asked))
+        train_run(config, tmp_path / "run", callbacks=[StopWhen(lambda: next(asked))])
     frame = read_recipe(tmp_path / "run/config.yaml", RunConfig).data.prompt.frame
     assert frame.alone[2] == "</s>"
     run = train_run(config, tmp_path / "run", if_exists="resume").run
@@ -100,10 +101,11 @@ def named_rows(path):
     return path
 
 
-def test_tokens_that_were_added_are_text_by_default(run_config, added_base, tmp_path):
+def test_tokens_that_were_added_are_text_by_default(on_log, run_config, added_base, tmp_path):
     said = []
     config = run_config(named_rows(tmp_path / "a.csv"), base=added_base, adapt={"members": 1})
-    root = train_run(config, tmp_path / "run", say=said.append).run.root
+    on_log(said.append)
+    root = train_run(config, tmp_path / "run").run.root
     assert any("its tokenizer has 331 tokens and the model 329 embeddings" in text for text in said)
     (note,) = [text for text in said if "spell out" in text]
     assert "('<ENT>'), which are read as plain text, unless --data.keep-tokens" in note

@@ -165,11 +165,12 @@ def test_training_and_plan_refuse_a_budget_below_the_longest_row_alike(run_confi
     assert messages[0] == messages[1]
 
 
-def test_the_settled_budget_is_saved_and_kept_when_resumed(run_config, texts_csv, tmp_path, free_memory):
+def test_the_settled_budget_is_saved_and_kept_when_resumed(on_log, run_config, texts_csv, tmp_path, free_memory):
     config = run_config(texts_csv())
     free_memory(4_000_000)
     said = []
-    run = train_run(config, tmp_path / "run", say=said.append).run
+    on_log(said.append)
+    run = train_run(config, tmp_path / "run").run
     budget = yaml.safe_load(run.config.read_text())["train"]["token_budget"]
     assert 100 < budget < 640
     assert any(f"token budget: {budget} instead of 640" in text for text in said)

@@ -47,13 +47,14 @@ def test_a_run_from_before_the_maximum_keeps_its_splits(tmp_path: Path, monkeypa
         check_unchanged(read_rows(capped, 0), tmp_path / "splits.json")
 
 
-def test_long_reads_say_how_far_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_reads_say_how_far_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_log: Any) -> None:
     monkeypatch.setattr("lorchestra.data.files._ROWS_PER_MESSAGE", 1000)
     monkeypatch.setattr("lorchestra.data.files._SECONDS_PER_MESSAGE", float("inf"))
     monkeypatch.setattr(module, "_MANY", 2000)
     path = write_csv(tmp_path / "t.csv", 2500)
     said: list[str] = []
-    read_rows(DataConfig(train=str(path)), 0, said.append)
+    on_log(said.append)
+    read_rows(DataConfig(train=str(path)), 0)
     assert said == [f"reading {path}: 1,000 rows", f"reading {path}: 2,000 rows", "splitting 2,500 rows"]
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 from safetensors.numpy import load_file
+from stopping import StopWhen
 
 import lorchestra.runs.sweep.train as training
 from lorchestra.cli.sweep_progress import SweepProgress
@@ -24,31 +25,25 @@ from lorchestra.runs.sweep.points import grid_points, parse_axis
 from lorchestra.runs.sweep.run import read_points, run_sweep
 from lorchestra.runs.train import train_run
 from lorchestra.store.predictions import load_predictions
-from lorchestra.training.callbacks import Interrupted
+from lorchestra.training.callbacks import Callback, Interrupted
 from lorchestra.training.trainer import Trainer
 
 
-class Watcher:
-    """An observer of a sweep that keeps what it hears."""
+class Watcher(Callback):
+    """Keeps what a sweep reports."""
 
     def __init__(self):
         self.statuses, self.passes, self.steps = [], [], 0
 
-    def on_points(self, names, status):
+    def on_status(self, names, status):
         self.statuses += [(name, status) for name in names]
+        self.names = list(names)
 
-    def attach(self, pack, trainer):
-        self.passes.append([point.name for point in pack.points])
-        return self
-
-    def on_rows(self, what, done, total): ...
+    def on_train_begin(self, trainer):
+        self.passes.append(self.names)
 
     def on_step(self, report, state):
         self.steps += 1
-
-    def on_evaluation(self, entry, state): ...
-
-    def on_phase(self, text, done, total): ...
 
 
 @pytest.fixture
@@ -64,13 +59,14 @@ def config(run_config, texts_csv):
 
 
 @pytest.fixture
-def sweep(tmp_path):
+def sweep(tmp_path, on_log):
     """Runs a sweep over `field=values` texts; returns its directory, its watcher and what it said."""
 
-    def run(config, *axes, out="sweep", **options):
+    def run(config, *axes, out="sweep", callbacks=(), **options):
         watcher, said = Watcher(), []
         points = grid_points(config, [parse_axis(axis) for axis in axes])
-        outcome = run_sweep(points, tmp_path / out, say=said.append, observer=watcher, **options)
+        on_log(said.append)
+        outcome = run_sweep(points, tmp_path / out, callbacks=[watcher, *callbacks], **options)
         return outcome, watcher, said
 
     return run
@@ -150,7 +146,7 @@ def test_an_interrupted_sweep_ends_with_the_same_bytes(number, config, sweep):
     whole, _, _ = sweep(config, *axes, out="whole", each_epoch=True)
     asked = iter(range(10_000))
     with pytest.raises(Interrupted):
-        sweep(config, *axes, out="parts", each_epoch=True, should_stop=lambda: next(asked) >= number)
+        sweep(config, *axes, out="parts", each_epoch=True, callbacks=[StopWhen(lambda: next(asked) >= number)])
     parts, _, _ = sweep(config, *axes, out="parts", each_epoch=True)
     assert files(parts.root) == files(whole.root)
     assert len(files(whole.root)) == 4 * (2 + 3 + 1) + 2
@@ -233,7 +229,7 @@ def test_a_base_is_gone_before_the_next_pass_loads_one(config, tmp_path, monkeyp
     monkeypatch.setattr(training, "prepare_training", watched)
     points = grid_points(config, [parse_axis("train.lr=0.01,0.003,0.001")])
     with SweepProgress(Console(file=io.StringIO()), points) as progress:
-        run_sweep(points, tmp_path / "sweep", most_members=2, say=lambda text: None, observer=progress)
+        run_sweep(points, tmp_path / "sweep", most_members=2, callbacks=[progress])
     assert alive == [[], [False], [False, False]]
 
 
@@ -270,7 +266,7 @@ def test_a_pass_with_points_that_are_no_longer_asked_for_is_left_alone(config, s
     """And goes on where the earlier command comes again."""
     asked = iter(range(10_000))
     with pytest.raises(Interrupted):
-        sweep(config, "train.lr=0.01,0.003", should_stop=lambda: next(asked) >= 5)
+        sweep(config, "train.lr=0.01,0.003", callbacks=[StopWhen(lambda: next(asked) >= 5)])
     outcome, watcher, _ = sweep(config, "train.lr=0.001")
     assert watcher.passes == [["lr=0.001"]]
     assert [path.name for path in (outcome.root / "runs").iterdir()] == ["lr=0.001"]

@@ -26,7 +26,7 @@ from lorchestra.runs.ensemble import load_run
 from lorchestra.runs.train import train_run
 from lorchestra.store.atomic import sha256_file
 from lorchestra.store.run_dir import read_ensemble
-from lorchestra.training.callbacks import Interrupted
+from lorchestra.training.callbacks import Callback, Interrupted
 from lorchestra.types import Example
 
 
@@ -36,13 +36,13 @@ def adapter_settings(root):
     return [file.read_bytes() for file in files]
 
 
-class StopAfter:
+class StopAfter(Callback):
     """Asks a run to stop once it was asked `number` times whether to."""
 
     def __init__(self, number):
         self.left = number
 
-    def __call__(self):
+    def should_stop(self):
         self.left -= 1
         return self.left < 0
 
@@ -118,7 +118,7 @@ def test_a_run_interrupted_over_and_over_ends_with_the_same_bytes(run_config, te
     stops = 0
     for asked in (0, 3, 2, 7, 1, 5, 10_000):
         try:
-            train_run(config, root, if_exists="resume" if stops else "fail", should_stop=StopAfter(asked))
+            train_run(config, root, if_exists="resume" if stops else "fail", callbacks=[StopAfter(asked)])
         except Interrupted:
             stops += 1
         else:
@@ -138,13 +138,13 @@ def test_trunks_in_a_file_give_the_same_bytes_and_are_gone_in_the_end(run_config
     config = run_config(texts_csv(), adapt=adapt | {"trunk_memory_gb": 0.0})
     root = tmp_path / "run"
     with pytest.raises(Interrupted):
-        train_run(config, root, should_stop=StopAfter(9))
+        train_run(config, root, callbacks=[StopAfter(9)])
     files = {path: path.stat().st_mtime_ns for path in (root / "resume").glob("trunk-*")}
     assert {path.name for path in files} == {
         f"trunk-{s}.{e}" for s in ("training", "validation") for e in ("bin", "json")
     }
     with pytest.raises(Interrupted):
-        train_run(config, root, if_exists="resume", should_stop=StopAfter(1))
+        train_run(config, root, if_exists="resume", callbacks=[StopAfter(1)])
     assert {path: path.stat().st_mtime_ns for path in files} == files
     train_run(config, root, if_exists="resume")
     assert adapter_settings(root) == adapter_settings(whole)
@@ -161,7 +161,7 @@ def test_a_run_in_half_precision_is_another_and_interrupted_in_memory_the_same(r
         roots[dtype] = train_run(config, tmp_path / dtype).run.root
     assert adapter_settings(roots["auto"]) != adapter_settings(roots["bfloat16"])
     with pytest.raises(Interrupted):
-        train_run(config, tmp_path / "run", should_stop=StopAfter(9))
+        train_run(config, tmp_path / "run", callbacks=[StopAfter(9)])
     assert adapter_settings(train_run(config, tmp_path / "run", if_exists="resume").run.root) == adapter_settings(
         roots["bfloat16"]
     )
@@ -172,11 +172,12 @@ def in_float64(config):
     return dataclasses.replace(config, base=dataclasses.replace(config.base, dtype="float64"))
 
 
-def test_without_room_for_trunks_training_goes_on_without_them(run_config, texts_csv, tmp_path, monkeypatch):
+def test_without_room_for_trunks_training_goes_on_without_them(on_log, run_config, texts_csv, tmp_path, monkeypatch):
     config = in_float64(run_config(texts_csv(), adapt={"layers": "last:1", "trunk_memory_gb": 0.0}))
     monkeypatch.setattr(lorchestra.store.disk, "free_bytes", lambda path: 1000 if "trunk" in path.name else None)
     said = []
-    root = train_run(config, tmp_path / "run", say=said.append).run.root
+    on_log(said.append)
+    root = train_run(config, tmp_path / "run").run.root
     assert any("disk is full" in text and "goes on without the cache" in text for text in said)
     monkeypatch.undo()
     other = train_run(config, tmp_path / "other").run.root
@@ -187,7 +188,7 @@ def test_without_room_for_trunks_training_goes_on_without_them(run_config, texts
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before_in_force(
-    run_config, texts_csv, tmp_path, monkeypatch
+    on_log, run_config, texts_csv, tmp_path, monkeypatch
 ):
     """The disk fills up in the fourth checkpoint; with room again, the run goes on and ends with the same bytes."""
     config = run_config(texts_csv())
@@ -207,7 +208,8 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before_in_force(
         train_run(config, root)
     assert not list(root.rglob(".*.tmp"))
     said = []
-    train_run(config, root, if_exists="resume", say=said.append)
+    on_log(said.append)
+    train_run(config, root, if_exists="resume")
     assert any("after step 3 of 10" in text for text in said)
     assert adapter_settings(root) == adapter_settings(whole)
 
@@ -216,7 +218,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before_in_force(
 def test_a_damaged_checkpoint_is_refused(run_config, texts_csv, tmp_path, damage):
     config, root = run_config(texts_csv()), tmp_path / "run"
     with pytest.raises(Interrupted):
-        train_run(config, root, should_stop=StopAfter(4))
+        train_run(config, root, callbacks=[StopAfter(4)])
     (state,) = (root / "resume").glob("state-*.safetensors")
     data = bytearray(state.read_bytes())
     if damage == "truncated":
@@ -247,7 +249,7 @@ def stopped(run_config, texts_csv, tmp_path):
     """An interrupted run with a checkpoint after step 4: configuration and directory."""
     config, root = run_config(texts_csv()), tmp_path / "run"
     with pytest.raises(Interrupted):
-        train_run(config, root, should_stop=StopAfter(4))
+        train_run(config, root, callbacks=[StopAfter(4)])
     return config, root
 
 
@@ -319,7 +321,7 @@ def test_a_validation_nll_that_is_no_number_does_not_spoil_the_checkpoint(run_co
     monkeypatch.setattr(lorchestra.training.early_stopping, "predict_rows", predict_rows)
     config, root = run_config(texts_csv()), tmp_path / "run"
     with pytest.raises(Interrupted):
-        train_run(config, root, should_stop=StopAfter(6))
+        train_run(config, root, callbacks=[StopAfter(6)])
     outcome = train_run(config, root, if_exists="resume")
     assert outcome.failed_members == (1,)
     assert outcome.reasons == ("diverged: validation NLL nan (step 5)",)
@@ -381,7 +383,7 @@ def test_a_file_where_the_members_should_go_is_refused_and_kept(stopped):
     assert (root / "members").read_text() == "mine"
 
 
-def test_an_existing_run_is_never_overwritten(run_config, texts_csv, tmp_path):
+def test_an_existing_run_is_never_overwritten(on_log, run_config, texts_csv, tmp_path):
     config, root = run_config(texts_csv()), tmp_path / "run"
     train_run(config, root)
     before = adapter_settings(root)
@@ -390,7 +392,8 @@ def test_an_existing_run_is_never_overwritten(run_config, texts_csv, tmp_path):
     outcome = train_run(config, root, if_exists="new")
     assert outcome.run.root == tmp_path / "run-2"
     said = []
-    assert train_run(config, root, if_exists="resume", say=said.append).run.root == root
+    on_log(said.append)
+    assert train_run(config, root, if_exists="resume").run.root == root
     assert "finished already" in said[-1]
     assert adapter_settings(root) == before
 
@@ -407,7 +410,7 @@ def test_a_directory_that_is_no_run_is_left_alone(run_config, texts_csv, tmp_pat
 def test_a_resumed_run_keeps_its_settings(run_config, texts_csv, tmp_path):
     config, root = run_config(texts_csv()), tmp_path / "run"
     with pytest.raises(Interrupted):
-        train_run(config, root, should_stop=StopAfter(4))
+        train_run(config, root, callbacks=[StopAfter(4)])
     other = dataclasses.replace(config, train=dataclasses.replace(config.train, lr=0.02))
     with pytest.raises(ConfigError, match=r"train\.lr: the run in .* has 0\.01, not 0\.02"):
         train_run(other, root, if_exists="resume")
@@ -417,7 +420,7 @@ def test_changed_rows_are_not_resumed_on(run_config, texts_csv, tmp_path):
     path = texts_csv()
     config, root = run_config(path), tmp_path / "run"
     with pytest.raises(Interrupted):
-        train_run(config, root, should_stop=StopAfter(4))
+        train_run(config, root, callbacks=[StopAfter(4)])
     path.write_text(path.read_text() + "one more film,yes\n")
     with pytest.raises(DataError, match="have changed since"):
         train_run(config, root, if_exists="resume")
@@ -499,7 +502,7 @@ def test_bad_settings_leave_no_directory(run_config, texts_csv, tmp_path, settin
     assert not (tmp_path / "run").exists()
 
 
-def test_a_row_longer_than_the_context_is_named_and_can_be_dropped_or_cut(run_config, texts_csv, tmp_path):
+def test_a_row_longer_than_the_context_is_named_and_can_be_dropped_or_cut(on_log, run_config, texts_csv, tmp_path):
     path = texts_csv()
     path.write_text(path.read_text() + "long " * 300 + "film,yes\n")
     with pytest.raises(DataError, match=r"reviews\.csv:52: the row has \d+ tokens.*drop.*truncate"):
@@ -507,7 +510,8 @@ def test_a_row_longer_than_the_context_is_named_and_can_be_dropped_or_cut(run_co
     assert not (tmp_path / "run").exists()
     for how in ("drop", "truncate"):
         said = []
-        train_run(run_config(path, data={"too_long": how}), tmp_path / how, say=said.append)
+        on_log(said.append)
+        train_run(run_config(path, data={"too_long": how}), tmp_path / how)
         assert any("reviews.csv:52" in text for text in said)
 
 

@@ -11,6 +11,7 @@ import lorchestra.training.members
 from lorchestra.config.adapt import AdaptConfig
 from lorchestra.config.run import RegularizeConfig, RunConfig, TrainConfig
 from lorchestra.models.ensemble import EnsembleModel
+from lorchestra.training.callbacks import Callback
 from lorchestra.training.members import member_settings
 from lorchestra.training.precompute import TrainingRows
 from lorchestra.training.trainer import Trainer
@@ -93,12 +94,13 @@ def make_rows():
 TRAIN = {"epochs": 2, "batch_size": 4, "lr": 0.01, "token_budget": 60, "warmup": 0.2}
 
 
-class Recorder:
-    """An observer that keeps every report, and the parameters after every step."""
+class Recorder(Callback):
+    """A callback that keeps every report, and the parameters after every step."""
 
     def __init__(self):
         self.reports, self.evaluations, self.phases, self.values = [], [], [], []
         self.on_each_step = lambda report, state: None
+        self.should_stop = lambda: False
         self.trainer = None
 
     def on_step(self, report, state):
@@ -109,13 +111,13 @@ class Recorder:
     def on_evaluation(self, entry, state):
         self.evaluations.append(entry)
 
-    def on_phase(self, text, done, total):
+    def on_progress(self, text, done, total):
         self.phases.append((text, done, total))
 
 
 @pytest.fixture
 def make_trainer(tiny_ensemble, make_rows):
-    """Builds a trainer on twelve training and seven validation rows; `trainer.observer` records.
+    """Builds a trainer on twelve training and seven validation rows; `trainer.callback` records.
 
     `settings` are members' own, by default those that all share.
     """

@@ -8,6 +8,7 @@ from lorchestra.config.adapt import AdaptConfig
 from lorchestra.config.run import RegularizeConfig, TrainConfig
 from lorchestra.inference.predict import member_passes, predict_rows
 from lorchestra.models.ensemble import EnsembleModel
+from lorchestra.training.callbacks import Callback
 from lorchestra.training.precompute import TrainingRows
 from lorchestra.training.trainer import Trainer
 
@@ -15,14 +16,6 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
 ]
-
-
-class Silent:
-    def on_step(self, report, state): ...
-
-    def on_evaluation(self, entry, state): ...
-
-    def on_phase(self, text, done, total): ...
 
 
 @pytest.fixture
@@ -33,7 +26,7 @@ def train_on(tiny_model, make_rows):
         model = EnsembleModel(tiny_model(dtype).to(device), AdaptConfig(members=3, r=2, **adapt), 0)
         rows = TrainingRows(make_rows(12, kind), make_rows(7, kind, seed=1))
         config = TrainConfig(epochs=2, batch_size=4, lr=0.01, token_budget=60)
-        trainer = Trainer(model, rows, config, RegularizeConfig(kl_beta=0.1, weight_decay_b=1.0), Silent())
+        trainer = Trainer(model, rows, config, RegularizeConfig(kl_beta=0.1, weight_decay_b=1.0), Callback())
         trainer.run(lambda: None)
         return trainer
 

@@ -99,7 +99,7 @@ def test_a_gradient_whose_square_overflows_moves_nothing(make_trainer, train, mo
     failed = trainer.state.members[1]
     assert (failed.status, failed.failed_step) == ("failed", 2)
     assert failed.reason.endswith("gradient norm 1e+20 (step 2)")
-    values = trainer.observer.values
+    values = trainer.callback.values
     assert torch.equal(values[1][1], values[0][1])
     assert [member.status for member in trainer.state.members] == ["finished", "failed", "finished"]
 
@@ -150,7 +150,7 @@ def test_a_loss_far_above_guessing_for_an_epoch_is_a_failure(make_trainer, train
     assert failed.best_step == trainer.steps_per_epoch
     assert trainer.state.history[1]["val_nll"][1] is None
     for step in range(end):
-        assert torch.equal(trainer.observer.values[step], plain.observer.values[step])
+        assert torch.equal(trainer.callback.values[step], plain.callback.values[step])
     for m in (0, 2):
         assert trainer.state.members[m].status == "finished"
         torch.testing.assert_close(trainer.best[m], plain.best[m], rtol=0, atol=1e-9)
@@ -198,8 +198,9 @@ def test_what_an_epoch_has_added_up_survives_an_interruption(make_trainer, train
         tensors = {name: tensor.clone() for name, tensor in first.tensors().items()}
         saved.append((json.dumps(first.state.to_json()), tensors))
 
+    first.callback.should_stop = lambda: first.state.step == stop
     with pytest.raises(Interrupted):
-        first.run(save, lambda: first.state.step == stop)
+        first.run(save)
     text, tensors = saved[-1]
     resumed = build()
     resumed.restore(TrainState.from_json(json.loads(text)), tensors)

@@ -38,7 +38,7 @@ def assert_same_member(together, m, alone, index=0):
     mine, its = together.state.members[m], alone.state.members[index]
     assert (mine.status, mine.best_step, mine.waited) == (its.status, its.best_step, its.waited)
     assert mine.best_nll == pytest.approx(its.best_nll, abs=1e-9)
-    for ours, theirs in zip(together.observer.reports, alone.observer.reports, strict=False):
+    for ours, theirs in zip(together.callback.reports, alone.callback.reports, strict=False):
         assert ours.loss[m] == pytest.approx(theirs.loss[index], abs=1e-9)
         assert ours.lr[m] == theirs.lr[index]
         assert ours.grad_norm[m] == pytest.approx(theirs.grad_norm[index], rel=1e-8)
@@ -91,7 +91,7 @@ def test_a_member_with_a_setting_of_its_own_is_what_it_is_alone(make_trainer, ma
     assert_same_member(together, 1, train(make_trainer(settings=(own,), **RUN)))
     without = train(make_trainer(settings=plain[1:2], **RUN))
     moved = [
-        abs(a.loss[1] - b.loss[0]) for a, b in zip(together.observer.reports, without.observer.reports, strict=False)
+        abs(a.loss[1] - b.loss[0]) for a, b in zip(together.callback.reports, without.callback.reports, strict=False)
     ]
     assert max(moved) > 1e-4 or together.optimizer.num_steps[1] != without.optimizer.num_steps[0]
 
@@ -274,7 +274,7 @@ def test_a_repeated_row_counts_as_often_as_it_comes(make_trainer, make_settings)
     for name, settings in {"both": (own,), "each": once}.items():
         trainer = make_trainer(settings=settings, spread=0.0, train={"batch_size": 4})
         trainer.step()
-        losses[name] = trainer.observer.reports[0].loss
+        losses[name] = trainer.callback.reports[0].loss
     assert losses["both"][0] == pytest.approx(0.75 * losses["each"][0] + 0.25 * losses["each"][1], rel=1e-12)
 
 
@@ -322,4 +322,4 @@ def test_settings_of_other_adapters_than_the_models_are_refused(make_trainer, ma
     trainer = make_trainer()
     other = make_settings(r=3)
     with pytest.raises(ValueError, match="adapters"):
-        type(trainer)(trainer.model, trainer.rows, trainer.config, RegularizeConfig(), trainer.observer, settings=other)
+        type(trainer)(trainer.model, trainer.rows, trainer.config, RegularizeConfig(), trainer.callback, settings=other)

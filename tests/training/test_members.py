@@ -140,7 +140,7 @@ def test_gradient_of_a_member_is_equal_alone_and_among_five(make_trainer, seed_a
         one.prepare()
         one.step()
         torch.testing.assert_close(one.model.adapters.grad[0], together[m], rtol=1e-11, atol=1e-11)
-        assert one.observer.reports[0].loss[0] == pytest.approx(five.observer.reports[0].loss[m], rel=1e-11)
+        assert one.callback.reports[0].loss[0] == pytest.approx(five.callback.reports[0].loss[m], rel=1e-11)
 
 
 # Lockstep equals alone
@@ -179,7 +179,7 @@ def test_lockstep_equals_each_alone(make_trainer, train, seed_as, settings):
         ours, theirs = alone.state.members[0], together.state.members[m]
         assert (ours.status, ours.best_step, ours.waited) == (theirs.status, theirs.best_step, theirs.waited)
         assert ours.best_nll == pytest.approx(theirs.best_nll, abs=1e-9)
-        for mine, all_of_them in zip(alone.observer.reports, together.observer.reports, strict=False):
+        for mine, all_of_them in zip(alone.callback.reports, together.callback.reports, strict=False):
             assert mine.loss[0] == pytest.approx(all_of_them.loss[m], abs=1e-9)
             assert mine.grad_norm[0] == pytest.approx(all_of_them.grad_norm[m], rel=1e-9)
             assert mine.penalties.keys() == all_of_them.penalties.keys()
@@ -209,9 +209,9 @@ def test_a_stopped_member_keeps_every_bit_while_others_go_on(make_trainer):
         if report.step == 2:
             state.members[1].status = "stopped"
 
-    trainer.observer.on_each_step = stop
+    trainer.callback.on_each_step = stop
     trainer.run(lambda: None)
-    values = trainer.observer.values
+    values = trainer.callback.values
     assert len(values) == trainer.num_steps == 6
     assert trainer.optimizer.first_moment[1].abs().max() > 0
     for before, after in itertools.pairwise(values[1:]):
@@ -220,7 +220,7 @@ def test_a_stopped_member_keeps_every_bit_while_others_go_on(make_trainer):
             assert not torch.equal(after[m], before[m])
     assert not torch.equal(values[0][1], values[1][1])
     assert trainer.optimizer.num_steps == [6, 2, 6]
-    for report in trainer.observer.reports[2:]:
+    for report in trainer.callback.reports[2:]:
         assert report.loss[1] is None
         assert report.grad_norm[1] is None
         assert report.penalties["weight_decay_b"][1] is None
@@ -238,7 +238,7 @@ def test_stopping_one_member_changes_no_other(make_trainer, train):
             if stops and report.step == 2:
                 state.members[0].status = "stopped"
 
-        trainer.observer.on_each_step = stop
+        trainer.callback.on_each_step = stop
         runs.append(train(trainer).model.adapters.values)
     for m in (1, 2):
         assert_same_member(runs[1][m], runs[0][m])
@@ -253,7 +253,7 @@ def test_patience_and_best_copies_by_hand(make_trainer, script_validation):
     script_validation(NLLS)
     trainer = make_trainer(train={"epochs": 6, "patience": 2, "batch_size": 6, "lr": 0.05})
     trainer.run(lambda: None)
-    members, values = trainer.state.members, trainer.observer.values
+    members, values = trainer.state.members, trainer.callback.values
     assert trainer.steps_per_epoch == 2
     assert [member.status for member in members] == ["finished", "stopped", "stopped"]
     assert [member.best_step for member in members] == [12, 2, 4]
@@ -273,7 +273,7 @@ def test_without_patience_nobody_stops_and_last_is_kept_on_request(make_trainer,
     trainer.run(lambda: None)
     assert [member.status for member in trainer.state.members] == ["finished"] * 3
     assert [member.best_step for member in trainer.state.members] == [12, 8, 10]
-    assert torch.equal(trainer.final_values(), trainer.observer.values[-1])
+    assert torch.equal(trainer.final_values(), trainer.callback.values[-1])
     assert not torch.equal(trainer.final_values()[1], trainer.best[1])
 
 
@@ -310,7 +310,7 @@ def test_a_nan_member_fails_and_others_equal_the_run_without_it(make_trainer, tr
         if report.step == poisoned_at:
             trainer.model.adapters.values[bad, 5] = math.nan
 
-    trainer.observer.on_each_step = poison
+    trainer.callback.on_each_step = poison
     if poisoned_at == 0:
         trainer.model.adapters.values[bad, 5] = math.nan
     train(trainer)
@@ -321,7 +321,7 @@ def test_a_nan_member_fails_and_others_equal_the_run_without_it(make_trainer, tr
     assert trainer.optimizer.num_steps[bad] == poisoned_at
     assert trainer.best[bad].isfinite().all() or poisoned_at == 0
     assert trainer.optimizer.first_moment.isfinite().all()
-    for report in trainer.observer.reports[poisoned_at:]:
+    for report in trainer.callback.reports[poisoned_at:]:
         assert report.loss[bad] is None
     others = [m for m in range(3) if m != bad]
     assert all(trainer.state.members[m].status == "finished" for m in others)

@@ -97,7 +97,7 @@ def test_the_gradient_norm_is_of_what_is_trained(make_trainer):
     trained = [halves(adapters, adapters.grad[0], piece)[k] for piece in adapters.slices for k in (0, 2)]
     frozen_halves = [halves(adapters, adapters.grad[0], piece)[k] for piece in adapters.slices for k in (1, 3)]
     norm = torch.cat([part.flatten() for part in trained]).norm()
-    assert trainer.observer.reports[0].grad_norm[0] == pytest.approx(norm.item(), rel=1e-12)
+    assert trainer.callback.reports[0].grad_norm[0] == pytest.approx(norm.item(), rel=1e-12)
     assert norm > 0.1
     assert all((part == 0).all() for part in frozen_halves)
 
@@ -108,7 +108,7 @@ def test_decay_of_the_product_is_of_what_a_member_adds(make_trainer):
     trainer.prepare()
     trainer.step()
     adapters, scaling = trainer.model.adapters, trainer.model.adapt.scaling
-    assert trainer.observer.reports[0].penalties["weight_decay_ba"] == pytest.approx([0.0] * 3, abs=1e-10)
+    assert trainer.callback.reports[0].penalties["weight_decay_ba"] == pytest.approx([0.0] * 3, abs=1e-10)
     wanted = []
     for m in range(3):
         parts = [halves(adapters, adapters.values[m], piece) for piece in adapters.slices]
@@ -116,7 +116,7 @@ def test_decay_of_the_product_is_of_what_a_member_adds(make_trainer):
         wanted.append(0.5 * 0.3 * sum(part.square().sum().item() for part in added))
     trainer.step()
     assert min(wanted) > 1e-3
-    assert trainer.observer.reports[1].penalties["weight_decay_ba"] == pytest.approx(wanted, rel=1e-9)
+    assert trainer.callback.reports[1].penalties["weight_decay_ba"] == pytest.approx(wanted, rel=1e-9)
 
 
 def peft_pissa(base, adapt):
@@ -166,7 +166,7 @@ def test_training_steps_equal_those_of_peft(make_trainer, make_rows, tiny_model)
         loss.backward()
         optimizer.step()
         trainer.step()
-        assert trainer.observer.reports[step].loss[0] == pytest.approx(loss.item(), abs=1e-9)
+        assert trainer.callback.reports[step].loss[0] == pytest.approx(loss.item(), abs=1e-9)
         for piece in adapters.slices:
             layer = theirs.base_model.model.get_submodule(piece.name)
             grad_A, _, grad_B, _ = halves(adapters, adapters.grad[0], piece)

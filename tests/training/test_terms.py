@@ -71,7 +71,7 @@ def test_values_and_gradients_are_those_of_single_rows_and_dense_products(make_t
         grads.append(torch.cat([g.flatten() for g in torch.autograd.grad(sum(terms.values()), leaves)]))
     trainer.prepare()
     trainer.step()
-    (report,) = trainer.observer.reports
+    (report,) = trainer.callback.reports
     asked = {"weight_decay_ba", "label_smoothing", "kl_to_base"} & report.penalties.keys()
     assert asked
     for m in range(3):
@@ -89,7 +89,7 @@ def test_kl_over_the_vocabulary_starts_at_zero_and_is_no_less_than_over_single_t
     trainer.prepare()
     for _ in range(4):
         trainer.step()
-    kl = [report.penalties["kl_to_base"] for report in trainer.observer.reports]
+    kl = [report.penalties["kl_to_base"] for report in trainer.callback.reports]
     assert kl[0] == pytest.approx([0.0] * 3, abs=1e-12)
     assert min(kl[-1]) > 1e-5
 
@@ -104,7 +104,7 @@ def test_decay_of_a_is_logged_and_pulls_members_together(make_trainer, train):
         values = trainer.model.adapters.values * ~trainer.model.adapters.is_B
         norms[decay] = values.norm(dim=1)
         if decay:
-            logged = trainer.observer.reports[-1].penalties["weight_decay_a"]
+            logged = trainer.callback.reports[-1].penalties["weight_decay_a"]
             assert logged == pytest.approx((0.5 * decay * norms[decay] ** 2).tolist(), rel=1e-12)
     assert (norms[20.0] < 0.5 * norms[0.0]).all()
 

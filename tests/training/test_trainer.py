@@ -87,7 +87,7 @@ def test_first_step_reports_the_mean_cross_entropy_of_each_members_rows(make_tra
         losses.append(loss.item())
         norms.append(model.adapters.grad[m].norm().item())
     trainer.step()
-    (report,) = trainer.observer.reports
+    (report,) = trainer.callback.reports
     assert report.loss == pytest.approx(losses, rel=1e-12)
     assert report.grad_norm == pytest.approx(norms, rel=1e-12)
     assert report.penalties == {}
@@ -96,7 +96,7 @@ def test_first_step_reports_the_mean_cross_entropy_of_each_members_rows(make_tra
 
 def test_steps_epochs_rates_and_tokens_are_reported(make_trainer, train):
     trainer = train(make_trainer(train={"batch_size": 5, "epochs": 2, "warmup": 0.3}))
-    reports = trainer.observer.reports
+    reports = trainer.callback.reports
     assert [report.step for report in reports] == [1, 2, 3, 4, 5, 6]
     assert [report.epoch for report in reports] == [0, 0, 0, 1, 1, 1]
     rates = [0.005, 0.01, 0.01, 0.0075, 0.005, 0.0025]
@@ -105,10 +105,10 @@ def test_steps_epochs_rates_and_tokens_are_reported(make_trainer, train):
     assert sum(report.tokens for report in reports) == trainer.state.tokens == 2 * every_epoch
     assert trainer.state.train_s == pytest.approx(sum(report.seconds for report in reports))
     assert trainer.state.num_updates == [6, 6, 6]
-    assert [entry["step"] for entry in trainer.observer.evaluations] == [3, 6]
-    assert [entry["epoch"] for entry in trainer.observer.evaluations] == [1, 2]
-    assert trainer.observer.evaluations == trainer.state.history
-    assert ("validation", 7, 7) in trainer.observer.phases
+    assert [entry["step"] for entry in trainer.callback.evaluations] == [3, 6]
+    assert [entry["epoch"] for entry in trainer.callback.evaluations] == [1, 2]
+    assert trainer.callback.evaluations == trainer.state.history
+    assert ("validation", 7, 7) in trainer.callback.phases
 
 
 def test_each_regularizer_is_logged_under_its_own_name_by_member(make_trainer):
@@ -124,7 +124,7 @@ def test_each_regularizer_is_logged_under_its_own_name_by_member(make_trainer):
         trainer.prepare()
         trainer.step()
         logged = {name: name for name in regularize} | {"kl_beta": "kl_to_base"}
-        (report,) = trainer.observer.reports
+        (report,) = trainer.callback.reports
         assert report.penalties.keys() == {logged[name] for name in names}
         assert all(len(values) == 3 for values in report.penalties.values())
 
@@ -145,7 +145,7 @@ def test_kl_of_each_member_is_logged_with_its_strength(make_trainer, direction, 
         losses.append(sum(-p[row.answer].item() for p, row in zip(mine, rows, strict=True)) / 4)
     trainer.prepare()
     trainer.step()
-    (report,) = trainer.observer.reports
+    (report,) = trainer.callback.reports
     assert min(expected) > 1e-3
     assert report.penalties["kl_to_base"] == pytest.approx(expected, rel=1e-10)
     assert report.loss == pytest.approx(losses, rel=1e-10)
@@ -161,7 +161,7 @@ def test_kl_starts_at_zero_and_holds_members_near_the_base(make_trainer, train):
         present = np.isfinite(found[0])
         distance[beta] = np.abs(np.exp(found[1:]) - np.exp(found[0]))[:, present].mean(axis=1)
         if beta:
-            kl = [report.penalties["kl_to_base"] for report in trainer.observer.reports]
+            kl = [report.penalties["kl_to_base"] for report in trainer.callback.reports]
             assert kl[0] == pytest.approx([0.0] * 3, abs=1e-12)
             assert min(kl[-1]) > 1e-5
     assert (distance[30.0] < 0.5 * distance[0.0]).all()
@@ -174,7 +174,7 @@ def test_decay_penalty_is_half_lambda_times_the_squared_b(make_trainer, train):
         squares = sum(Bs[m].detach().square().sum().item() for _, Bs in trainer.model.adapters.parameters.values())
         expected.append(1.5 * squares)
     assert min(expected) > 1e-6
-    assert trainer.observer.reports[-1].penalties["weight_decay_b"] == pytest.approx(expected, rel=1e-12)
+    assert trainer.callback.reports[-1].penalties["weight_decay_b"] == pytest.approx(expected, rel=1e-12)
 
 
 def test_strong_decay_holds_b_below_one_over_lambda(make_trainer, train):
@@ -190,7 +190,7 @@ def test_rows_are_weighted_within_each_members_step(make_trainer):
     for name, values in {"plain": weights, "doubled": [2 * w for w in weights]}.items():
         trainer = make_trainer(weights=values, spread=0.3)
         trainer.step()
-        reports[name] = trainer.observer.reports[0].loss
+        reports[name] = trainer.callback.reports[0].loss
     fresh = make_trainer(spread=0.3)
     for m in range(3):
         rows = [item.example for item in fresh.step_items(0) if item.member == m]
@@ -229,8 +229,8 @@ def test_evaluations_leave_dropout_on_and_training_untouched(make_trainer, train
         bare.step()
     assert torch.equal(evaluated.model.adapters.values, bare.model.adapters.values)
     plain = train(make_trainer(train={"epochs": 3, "keep": "last"}))
-    after_first = [report.loss for report in evaluated.observer.reports[3:]]
-    without = [report.loss for report in plain.observer.reports[3:]]
+    after_first = [report.loss for report in evaluated.callback.reports[3:]]
+    without = [report.loss for report in plain.callback.reports[3:]]
     assert all(abs(a - b) > 1e-4 for x, y in zip(after_first, without, strict=True) for a, b in zip(x, y, strict=True))
 
 
@@ -248,7 +248,7 @@ def test_training_learns_its_rows(make_trainer, make_rows, train):
     rows = [row for row in make_rows(16) if len(set(row.choices)) == len(row.choices)]  # equal choices score alike
     settings = {"epochs": 40, "lr": 0.02, "batch_size": 6, "keep": "last"}
     trainer = train(make_trainer(rows=(rows, rows[:4]), train=settings, r=4))
-    reports = trainer.observer.reports
+    reports = trainer.callback.reports
     assert min(reports[0].loss) > 0.5
     assert max(reports[-1].loss) < 0.05
 
@@ -265,7 +265,7 @@ def test_token_budget_and_checkpointing_change_nothing_but_rounding(make_trainer
 def test_a_run_over_the_trunk_equals_one_over_the_whole_model(make_trainer, train):
     settings = {"depth": 3, "layers": "last:1", "dropout": 0.2, "regularize": {"kl_beta": 0.3}}
     cached = train(make_trainer(**settings))
-    assert {text for text, _, _ in cached.observer.phases} >= {
+    assert {text for text, _, _ in cached.callback.phases} >= {
         "layers below, training rows",
         "layers below, validation rows",
     }
@@ -356,15 +356,16 @@ def test_interruption_in_mid_step_leaves_a_whole_step(make_trainer, whole_steps)
         return trainer.state.step == whole_steps and trainer.model.adapters.grad.abs().sum() > 0
 
     saved = []
+    trainer.callback.should_stop = interrupt
     with pytest.raises(Interrupted):
-        trainer.run(lambda: saved.append(snapshot(trainer)), interrupt)
+        trainer.run(lambda: saved.append(snapshot(trainer)))
     assert trainer.model.adapters.grad.abs().sum() > 0  # the partial step was under way
     ((tensors, _),) = saved
     assert trainer.state.step == whole_steps
     assert trainer.state.num_updates in ([whole_steps] * 3, [])
     for name in ("values", "first_moment", "second_moment"):
         assert torch.equal(tensors[name], reference.tensors()[name])
-    assert len(trainer.observer.reports) == whole_steps
+    assert len(trainer.callback.reports) == whole_steps
 
 
 def run_with_interruptions(make_trainer, settings, stops):
@@ -372,8 +373,9 @@ def run_with_interruptions(make_trainer, settings, stops):
     trainer = make_trainer(**settings)
     for calls in stops:
         saved = []
+        trainer.callback.should_stop = stop_after(calls)
         with pytest.raises(Interrupted):
-            trainer.run(lambda t=trainer, s=saved: s.append(snapshot(t)), stop_after(calls))
+            trainer.run(lambda t=trainer, s=saved: s.append(snapshot(t)))
         tensors, state = saved[-1]
         trainer = make_trainer(**settings)
         trainer.restore(TrainState.from_json(json.loads(state)), tensors)
@@ -419,7 +421,7 @@ def test_a_finished_run_stays_as_it_is_when_run_again(make_trainer, train):
     again = make_trainer()
     again.restore(TrainState.from_json(json.loads(state)), tensors)
     train(again)
-    assert again.observer.reports == []
+    assert again.callback.reports == []
     assert json.dumps(again.state.to_json()) == state
     assert torch.equal(again.best, done.best)
 
@@ -435,8 +437,9 @@ def test_stopped_members_stay_stopped_when_resumed(make_trainer, script_validati
     def interrupt():
         return trainer.state.step == calls
 
+    trainer.callback.should_stop = interrupt
     with pytest.raises(Interrupted):
-        trainer.run(lambda: saved.append(snapshot(trainer)), interrupt)
+        trainer.run(lambda: saved.append(snapshot(trainer)))
     tensors, state = saved[0]
     resumed = make_trainer(**settings)
     resumed.restore(TrainState.from_json(json.loads(state)), tensors)

@@ -44,9 +44,8 @@ def run(arguments: Sequence[str]) -> int:
     """Run the command."""
     parsed, config = parse_with_recipe(CompareArguments, arguments, "compare", required=["out"])
 
-    from lorchestra.cli.output import messages, print_json, results, speaker
-    from lorchestra.cli.progress import CompareProgress
-    from lorchestra.cli.train import GracefulStop
+    from lorchestra.cli.output import messages, print_json, printer, results
+    from lorchestra.cli.progress import CompareProgress, GracefulStop
     from lorchestra.methods.registry import METHODS
     from lorchestra.report.comparisons import methods_table
     from lorchestra.runs.compare import compare_methods
@@ -56,10 +55,10 @@ def run(arguments: Sequence[str]) -> int:
     if names == ["all"]:
         names = [n for name in METHODS for n in (name, f"{name}+temperature") if n == name or name in _CALIBRATED]
     console = messages()
-    say = speaker(console)
+    say = printer(console)
     try:
         with CompareProgress(console) as progress, GracefulStop() as stop:
-            found = compare_methods(config, names, parsed.out, say=say, observe=progress.attach, should_stop=stop)
+            found = compare_methods(config, names, parsed.out, callbacks=[progress, stop])
     except Interrupted:
         say("stopped; the same command goes on")
         return 130

@@ -96,15 +96,15 @@ def evaluate_and_show(
 
     rule = None if early_exit is None else ExitRule.parse(early_exit)
 
-    from lorchestra.cli.output import messages, print_json, speaker
+    from lorchestra.cli.output import messages, print_json, printer
     from lorchestra.cli.progress import RowProgress
     from lorchestra.runs.ensemble import load_run
     from lorchestra.runs.evaluate import UnsavedEvaluationError, evaluate_run
 
     errors = messages()
-    say = speaker(errors)
+    say = printer(errors)
     with RowProgress(errors) as progress:
-        trained = load_run(root, say, base=base)
+        trained = load_run(root, base=base)
         unsaved: UnsavedEvaluationError | None = None
         try:
             entry = evaluate_run(
@@ -117,7 +117,7 @@ def evaluate_and_show(
                 files=files,
                 early_exit=rule,
                 save=save,
-                progress=progress,
+                callbacks=[progress],
             )
         except UnsavedEvaluationError as error:
             entry, unsaved = error.entry, error

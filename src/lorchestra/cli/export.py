@@ -35,14 +35,14 @@ def run(arguments: Sequence[str]) -> int:
     parsed = parse(ExportArguments, arguments, "export")
     check_run_argument(parsed.run, "export")
 
-    from lorchestra.cli.output import messages, speaker
+    from lorchestra.cli.output import messages, printer
     from lorchestra.config.run import read_config
     from lorchestra.report.card import model_card
     from lorchestra.runs.export import export_run, exported_members
     from lorchestra.store.records import read_evaluations, read_splits
     from lorchestra.store.run_dir import read_ensemble
 
-    say = speaker(messages())
+    say = printer(messages())
     run_dir, record = read_ensemble(parsed.run)
     names = exported_members(parsed.run)
     card = model_card(
@@ -55,7 +55,7 @@ def run(arguments: Sequence[str]) -> int:
         base_name=parsed.base_name,
     )
     written = export_run(
-        parsed.run, parsed.out, card=card, merge=parsed.merge, base_name=parsed.base_name, base=parsed.base, say=say
+        parsed.run, parsed.out, card=card, merge=parsed.merge, base_name=parsed.base_name, base=parsed.base
     )
     if parsed.base_name is None and record["base"]["revision"] is None:
         path = parsed.base or record["base"]["path"]

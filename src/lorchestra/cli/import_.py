@@ -63,10 +63,10 @@ def run(arguments: Sequence[str]) -> int:
     if parsed.base is None and parsed.revision is not None:
         raise ConfigError(f"--revision {parsed.revision}: give --base too")
 
-    from lorchestra.cli.output import messages, speaker
+    from lorchestra.cli.output import messages, printer
     from lorchestra.runs.import_peft import import_run
 
-    say = speaker(messages())
+    say = printer(messages())
     made = import_run(
         parsed.folders,
         parsed.out,
@@ -74,7 +74,6 @@ def run(arguments: Sequence[str]) -> int:
         base=BaseConfig(parsed.base or "", parsed.revision, parsed.dtype, parsed.device),
         same_base=parsed.same_base,
         seed=parsed.seed,
-        say=say,
     )
     say(f"imported {len(parsed.folders)} members; evaluate them with: lorchestra evaluate {made.root}")
     print(made.root)

@@ -111,8 +111,12 @@ def _run(arguments: list[str]) -> int:
         return 2
     _keep_bars_to_terminals()
     module = f"{command}_" if keyword.iskeyword(command) else command
-    with explained_paths():
-        return int(importlib.import_module(f"lorchestra.cli.{module}").run(rest))
+    try:
+        with explained_paths():
+            return int(importlib.import_module(f"lorchestra.cli.{module}").run(rest))
+    finally:
+        if (output := sys.modules.get("lorchestra.cli.output")) is not None:
+            output.stop_logging()
 
 
 def _keep_bars_to_terminals() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -16,6 +17,7 @@ from lorchestra.cli.streams import UnfailingStderr
 from lorchestra.errors import visible
 from lorchestra.store.atomic import json_line, plain_values
 
+_LIBRARY = logging.getLogger("lorchestra")
 _TABLE_WIDTH = 100
 """Columns of a table that goes into a file or a pipe."""
 
@@ -27,13 +29,37 @@ def results() -> Console:
 
 
 def messages() -> Console:
-    """Stderr, for progress and remarks."""
-    return _SafeConsole(file=cast(TextIO, UnfailingStderr()))
+    """Stderr, for progress and messages; from now on, what the library logs is printed there too."""
+    console = _SafeConsole(file=cast(TextIO, UnfailingStderr()))
+    stop_logging()
+    _LIBRARY.addHandler(_ConsoleHandler(console))
+    _LIBRARY.setLevel(logging.INFO)
+    return console
 
 
-def speaker(console: Console) -> Callable[[str], None]:
-    """A function that says one line as it is: no markup, and unwrapped where no terminal would wrap it."""
+def stop_logging() -> None:
+    """Undo what `messages` did to the library's logger."""
+    for handler in [handler for handler in _LIBRARY.handlers if isinstance(handler, _ConsoleHandler)]:
+        _LIBRARY.removeHandler(handler)
+        _LIBRARY.setLevel(logging.NOTSET)
+
+
+def printer(console: Console) -> Callable[[str], None]:
+    """A function that prints one line unchanged: no markup, and unwrapped where no terminal would wrap it."""
     return lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+class _ConsoleHandler(logging.Handler):
+    """Prints log records as lines; warnings begin with "warning: "."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._print = printer(console)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print the message alone: time and module are for logs, not for people."""
+        prefix = "warning: " if record.levelno >= logging.WARNING else ""
+        self._print(prefix + record.getMessage())
 
 
 def print_json(value: Any) -> None:

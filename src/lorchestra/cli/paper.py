@@ -100,40 +100,39 @@ def _known(names: Sequence[str]) -> list[str]:
 
 
 def _make(names: Sequence[str], parsed: PaperArguments, config: RunConfig) -> int:
-    from lorchestra.cli.output import messages, speaker
+    from lorchestra.cli.output import messages
     from lorchestra.store.lock import directory_lock
 
     if parsed.most_members < 1:
         raise ConfigError(f"--most-members: {parsed.most_members} is less than 1")
-    with directory_lock(parsed.out, speaker(messages())):
+    messages()  # what the lock logs is printed
+    with directory_lock(parsed.out):
         return _train_and_draw(names, parsed, config)
 
 
 def _train_and_draw(names: Sequence[str], parsed: PaperArguments, config: RunConfig) -> int:
-    from lorchestra.cli.output import messages, speaker
+    from lorchestra.cli.output import messages, printer
+    from lorchestra.cli.progress import GracefulStop
     from lorchestra.cli.sweep_progress import SweepProgress
-    from lorchestra.cli.train import GracefulStop
     from lorchestra.paper.run import plan_figures
     from lorchestra.runs.compare import compare_methods
     from lorchestra.training.callbacks import Interrupted
 
     plans, trainings = plan_figures(names, parsed.profile, config, parsed.out, parsed.ood)
     console = messages()
-    say = speaker(console)
+    say = printer(console)
     failed: dict[str, str] = {}
     results: dict[str, list[dict[str, Any]]] = {}
     try:
         for training in trainings:
             with SweepProgress(console, training.points) as progress, GracefulStop() as stop:
-                lost = training.run(most_members=parsed.most_members, say=say, observer=progress, should_stop=stop)
+                lost = training.run(most_members=parsed.most_members, callbacks=[progress, stop])
                 failed |= {name: str(training.root / "failed.json") for name in lost}
-                if stop():  # asked for while it was evaluated
-                    raise Interrupted
         for plan in plans:
             if plan.recipe.methods:
                 with GracefulStop() as stop:
                     config, out = plan.points[0].config, plan.folders[0].root
-                    results[plan.name] = compare_methods(config, plan.recipe.methods, out, say=say, should_stop=stop)
+                    results[plan.name] = compare_methods(config, plan.recipe.methods, out, callbacks=[stop])
     except Interrupted:
         say("stopped; the same command goes on")
         return 130

@@ -38,7 +38,8 @@ def run(arguments: Sequence[str]) -> int:
     if not 0 < parsed.seconds < 3600:
         raise ConfigError(f"--seconds: {parsed.seconds} is not a number of seconds above 0 and below 3600")
 
-    from lorchestra.cli.output import messages, print_json, results, speaker
+    from lorchestra.cli.output import messages, print_json, results
+    from lorchestra.cli.progress import PlanProgress
     from lorchestra.report.plan import plan_tables
     from lorchestra.runs.plan import plan_run
 
@@ -48,8 +49,7 @@ def run(arguments: Sequence[str]) -> int:
             config,
             parsed.out,
             seconds=parsed.seconds,
-            say=speaker(console),
-            tell=lambda text: status.update(f"planning: {text}"),
+            callbacks=[PlanProgress(status)],
         )
     if parsed.json:
         print_json(record)

@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
-from lorchestra.cli.output import messages, speaker
+from lorchestra.cli.output import messages, printer
 from lorchestra.cli.predict import PredictArguments
 from lorchestra.cli.progress import RowProgress
 from lorchestra.config.data import DataConfig
@@ -77,7 +77,7 @@ class Prediction:
     def __init__(self, parsed: PredictArguments, form: AnswerFormat, resume_with: str) -> None:
         self.parsed, self.form, self.resume_with = parsed, form, resume_with
         self.console = messages()
-        self.say = speaker(self.console)
+        self.say = printer(self.console)
         self.counts = AnswerCounts()
         self.digest = hashlib.sha256()
         self.cells_left_out = 0
@@ -114,7 +114,7 @@ class Prediction:
 
             return _Stream(write)
         if self._resumable():
-            return opened.enter_context(answer_file(out, self._made_with(), self.parsed.if_exists, self.say))
+            return opened.enter_context(answer_file(out, self._made_with(), self.parsed.if_exists))
         with explained(Path(out), None):
             device = opened.enter_context(Path(out).open("wb", buffering=0))  # noqa: SIM115
 
@@ -156,7 +156,7 @@ class Prediction:
         parsed = self.parsed
         rule = None if parsed.early_exit is None else ExitRule.parse(parsed.early_exit)
         with RowProgress(self.console, live=parsed.out is not None or not sys.stdout.isatty()) as progress:
-            trained = load_run(parsed.run, self.say, base=parsed.base)
+            trained = load_run(parsed.run, base=parsed.base)
             rows = trained.asked(Path(parsed.data), self._data(trained), self.say)
             size = chunk_rows(trained.pipeline)
             self._restore(sink, rows, size)
@@ -165,7 +165,7 @@ class Prediction:
             self.num_members, self.max_length = trained.pipeline.model.num_members, trained.pipeline.max_length
             for chunk in answer_chunks(trained.pipeline, rows, options, size):
                 self._write(chunk, sink, size)
-                progress("predicting", self.counts.rows, None)
+                progress.on_progress("predicting", self.counts.rows, 0)
 
     def _data(self, trained: Ensemble) -> DataConfig:
         """How the run's files are read, with what is given now."""

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from types import FrameType
 from typing import Any, Self
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
 from lorchestra.report.fitted_table import FittedTable
-from lorchestra.training.callbacks import StepReport
+from lorchestra.training.callbacks import Callback, StepReport
 from lorchestra.training.checkpoint import TrainState
 from lorchestra.training.trainer import Trainer
 
+_STDERR = 2
 _STYLES = {"running": "green", "stopped": "yellow", "finished": "green", "failed": "red bold"}
 PLAIN_EVERY_S = 10.0
 
 
-class TrainingProgress:
+class TrainingProgress(Callback):
     """Shows a training run; a context manager, since a live table has to be closed.
 
     Args:
@@ -37,15 +43,14 @@ class TrainingProgress:
         self._last_line = 0.0
         self._failures = Failures(console)
 
-    def attach(self, trainer: Trainer) -> TrainingProgress:
-        """Follow this trainer."""
+    def on_train_begin(self, trainer: Trainer) -> None:
+        """Show this training from now on."""
         self._trainer = trainer
         self._losses = [None] * trainer.model.num_members
         self._failures = Failures(self.console)
         if self.console.is_terminal:
             self._live = Live(self._render(trainer.state), console=self.console, refresh_per_second=4)
             self._live.start()
-        return self
 
     def __enter__(self) -> TrainingProgress:
         """Nothing is shown before a trainer is attached."""
@@ -71,9 +76,9 @@ class TrainingProgress:
         nlls = " ".join("-" if nll is None else f"{nll:.3f}" for nll in entry["val_nll"])
         self._show(state, f"epoch {entry['epoch']}: validation NLL by member {nlls}")
 
-    def on_phase(self, text: str, done: int, total: int) -> None:
+    def on_progress(self, what: str, done: int, total: int) -> None:
         """Show work that is no training step."""
-        self._phase = f"{text}: {done} of {total} rows"
+        self._phase = f"{what}: {done} of {total} rows"
         if self._trainer is not None:
             self._show(self._trainer.state)
 
@@ -105,7 +110,7 @@ class TrainingProgress:
             table.add_column(name, justify="left" if name == "state" else "right")
         last = state.history[-1] if state.history else {}
         for m, member in enumerate(state.members):
-            cells = (self._losses[m], last.get("val_nll", [None] * 99)[m], last.get("val_accuracy", [None] * 99)[m])
+            cells = (self._losses[m], *(last[key][m] if last else None for key in ("val_nll", "val_accuracy")))
             table.add_row(
                 str(m),
                 *("" if cell is None else f"{cell:.3f}" for cell in cells),
@@ -170,18 +175,18 @@ class StatusLine:
             self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-class RowProgress(StatusLine):
+class RowProgress(StatusLine, Callback):
     """Progress of evaluations; elsewhere than in a terminal one line a task."""
 
-    def __call__(self, what: str, done: int, total: int | None) -> None:
-        """Show how many rows are done, of a total that may not be known."""
-        if total is None:
+    def on_progress(self, what: str, done: int, total: int) -> None:
+        """Show how many rows are done, of a total that is 0 where it is not known."""
+        if total == 0:
             self.show(f"{what}: {done:,} rows")
             return
         self.show(f"{what}: {total} rows" if done >= total else f"{what}: {done} of {total} rows", plain=done >= total)
 
 
-class CompareProgress(StatusLine):
+class CompareProgress(StatusLine, Callback):
     """Which method is at what."""
 
     def __init__(self, console: Console) -> None:
@@ -189,11 +194,10 @@ class CompareProgress(StatusLine):
         self._name = ""
         self._failures = Failures(console)
 
-    def attach(self, name: str) -> CompareProgress:
-        """Follow this method from now on."""
-        self._name = name
+    def on_status(self, names: Sequence[str], status: str) -> None:
+        """Show this method from now on."""
+        self._name = name = ", ".join(names)
         self._failures = Failures(self.console, lambda m: f"{name}: member {m}")
-        return self
 
     def on_step(self, report: StepReport, state: TrainState) -> None:
         """Show how far the training is."""
@@ -209,9 +213,20 @@ class CompareProgress(StatusLine):
         if known:
             self.show(f"{self._name}: epoch {entry['epoch']}, validation NLL {sum(known) / len(known):.3f}")
 
-    def on_phase(self, text: str, done: int, total: int) -> None:
+    def on_progress(self, what: str, done: int, total: int) -> None:
         """Show work that is no training step."""
-        self.show(f"{self._name}: {text}: {done} of {total} rows")
+        self.show(f"{self._name}: {what}: {done} of {total} rows")
+
+
+class PlanProgress(Callback):
+    """Shows what is measured for a plan."""
+
+    def __init__(self, status: Status) -> None:
+        self._status = status
+
+    def on_progress(self, what: str, done: int, total: int) -> None:
+        """Show it."""
+        self._status.update(f"planning: {what}")
 
 
 def duration(seconds: float) -> str:
@@ -219,3 +234,32 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"
+
+
+class GracefulStop(Callback):
+    """The first Ctrl-C asks the training to stop at a whole step; a second one interrupts at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def should_stop(self) -> bool:
+        """Whether a stop was asked for."""
+        return self.asked
+
+    def __enter__(self) -> GracefulStop:
+        """Take over the interrupt and termination signals."""
+        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        """Give the signals back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        # Not by the console: a signal may come while it prints, or while one of its modules is half imported.
+        with suppress(OSError):
+            os.write(_STDERR, b"\nstopping after this micro-batch; a second Ctrl-C stops at once\n")

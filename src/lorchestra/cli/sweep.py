@@ -50,9 +50,9 @@ def run(arguments: Sequence[str]) -> int:
     if not parsed.grid:
         raise ConfigError("--grid: nothing varies; name a setting and its values, as in --grid train.lr=1e-4,3e-4")
 
-    from lorchestra.cli.output import messages, print_json, results, speaker
+    from lorchestra.cli.output import messages, print_json, printer, results
+    from lorchestra.cli.progress import GracefulStop
     from lorchestra.cli.sweep_progress import SweepProgress
-    from lorchestra.cli.train import GracefulStop
     from lorchestra.report.comparisons import sweep_table
     from lorchestra.runs.sweep.points import grid_points, parse_axis
     from lorchestra.runs.sweep.run import collect_results, run_sweep
@@ -60,7 +60,7 @@ def run(arguments: Sequence[str]) -> int:
 
     points = grid_points(config, [parse_axis(text) for text in parsed.grid])
     console = messages()
-    say = speaker(console)
+    say = printer(console)
     try:
         with SweepProgress(console, points) as progress, GracefulStop() as stop:
             outcome = run_sweep(
@@ -70,9 +70,7 @@ def run(arguments: Sequence[str]) -> int:
                 evaluate=not parsed.skip_evaluation,
                 ood=parsed.ood,
                 each_epoch=parsed.each_epoch,
-                say=say,
-                observer=progress,
-                should_stop=stop,
+                callbacks=[progress, stop],
             )
     except Interrupted:
         say("stopped; the same command goes on")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -13,16 +14,15 @@ from rich.text import Text
 
 from lorchestra.cli.progress import PLAIN_EVERY_S, Failures, duration
 from lorchestra.report.fitted_table import FittedTable
-from lorchestra.runs.sweep.passes import Pack
 from lorchestra.runs.sweep.points import Point
-from lorchestra.training.callbacks import StepReport
+from lorchestra.training.callbacks import Callback, StepReport
 from lorchestra.training.checkpoint import TrainState
 from lorchestra.training.trainer import Trainer
 
 _STYLES = {"training": "bold", "evaluating": "bold", "finished": "green", "failed": "red bold", "waiting": "dim"}
 
 
-class SweepProgress:
+class SweepProgress(Callback):
     """Shows a sweep; a context manager, since a live table has to be closed.
 
     Args:
@@ -37,15 +37,11 @@ class SweepProgress:
         self._nll: dict[str, float] = {}
         self._headline = ""
         self._last_line = 0.0
-        self._pack: tuple[Pack, int] | None = None
+        self._members: dict[str, range] = {}
+        """Of the points in the pass under way: their members among those of the pass."""
+        self._num_steps = 0
         self._failures = Failures(console)
         self._live = Live(self._render(), console=console, refresh_per_second=4) if console.is_terminal else None
-
-    def follow(self, points: Sequence[Point]) -> SweepProgress:
-        """Show these points from now on."""
-        self._points = {point.name: point for point in points}
-        self._status = dict.fromkeys(self._points, "waiting")
-        return self
 
     def __enter__(self) -> SweepProgress:
         """Start the table."""
@@ -59,53 +55,47 @@ class SweepProgress:
             self._live.update(Text(self._headline))
             self._live.stop()
 
-    def on_points(self, names: Sequence[str], status: str) -> None:
-        """Points have come so far."""
+    def on_status(self, names: Sequence[str], status: str) -> None:
+        """Show that points reached a status."""
         self._status |= {name: status for name in names if name in self._status}
+        if status == "training":
+            sizes = [self._points[name].config.adapt.members for name in names]
+            stops = list(itertools.accumulate(sizes))
+            self._members = {n: range(stop - size, stop) for n, size, stop in zip(names, sizes, stops, strict=True)}
         self._headline = ""
         if names:
             some = names[0] if len(names) == 1 else f"{len(names)} points"
             self._show(f"{status}: {some}", now=True)
 
-    def attach(self, pack: Pack, trainer: Trainer) -> SweepProgress:
-        """Follow a pass."""
-        names = [f"{p.name}, member {i}" for p in pack.points for i in range(len(pack.members_of(p)))]
+    def on_train_begin(self, trainer: Trainer) -> None:
+        """Follow the pass of the points that are training now."""
+        self._num_steps = trainer.num_steps  # the trainer itself would keep its base alive during the next pass
+        names = [f"{name}, member {m - members.start}" for name, members in self._members.items() for m in members]
         self._failures = Failures(self.console, names.__getitem__)
-        self._pack = pack, trainer.num_steps  # the trainer itself would keep its base alive during the next pass
-        return self
 
     def on_step(self, report: StepReport, state: TrainState) -> None:
         """Show how far the pass has come."""
-        assert self._pack is not None
         self._failures.show(state)
-        pack, num_steps = self._pack
-        left = state.train_s / state.step * (num_steps - state.step)
+        left = state.train_s / state.step * (self._num_steps - state.step)
         members = len(state.with_status("running"))
         self._show(
-            f"{len(pack.points)} points, {members} members in one pass: step {state.step} of {num_steps},"
+            f"{len(self._members)} points, {members} members in one pass: step {state.step} of {self._num_steps},"
             f" {report.tokens / report.seconds:,.0f} tokens/s, {duration(left)} left"
         )
 
     def on_evaluation(self, entry: dict[str, Any], state: TrainState) -> None:
         """Show the validation NLL of the points, the mean over their members."""
-        assert self._pack is not None
         self._failures.show(state)
-        pack, _ = self._pack
-        for point in pack.points:
-            nlls = [entry["val_nll"][m] for m in pack.members_of(point)]
-            known = [nll for nll in nlls if nll is not None]
+        for name, members in self._members.items():
+            known = [nll for nll in (entry["val_nll"][m] for m in members) if nll is not None]
             if known:
-                self._nll[point.name] = sum(known) / len(known)
-        best = min((self._nll[point.name] for point in pack.points if point.name in self._nll), default=float("nan"))
+                self._nll[name] = sum(known) / len(known)
+        best = min((self._nll[name] for name in self._members if name in self._nll), default=float("nan"))
         self._show(f"epoch {entry['epoch']}: least validation NLL of a point {best:.3f}", now=True)
 
-    def on_phase(self, text: str, done: int, total: int) -> None:
-        """Show work that is no training step."""
-        self._show(f"{text}: {done} of {total} rows")
-
-    def on_rows(self, what: str, done: int, total: int) -> None:
-        """Show work of the evaluation."""
-        self._show(f"{what}: {done} of {total} rows", now=done >= total)
+    def on_progress(self, what: str, done: int, total: int) -> None:
+        """Show other work; the end of an evaluation's part at once."""
+        self._show(f"{what}: {done} of {total} rows", now=done >= total and "evaluating" in self._status.values())
 
     def _show(self, text: str, now: bool = False) -> None:
         self._headline = text

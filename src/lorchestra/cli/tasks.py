@@ -150,7 +150,7 @@ def _explain(task: Sources, console: Console) -> None:
 
 
 def _show(spec: TaskSpec, parsed: TasksArguments) -> None:
-    from lorchestra.cli.output import messages, print_json, results, speaker
+    from lorchestra.cli.output import messages, print_json, printer, results
     from lorchestra.config.adapt import BaseConfig
     from lorchestra.config.data import DataConfig
     from lorchestra.data.encode import inspect_row
@@ -158,11 +158,11 @@ def _show(spec: TaskSpec, parsed: TasksArguments) -> None:
     from lorchestra.data.tasks.load import load_task
     from lorchestra.models.loading import load_tokenizer
 
-    say = speaker(messages())
+    say = printer(messages())
     loaded = load_task(spec.name, parsed.data_dir, (parsed.split,))
     for note in loaded.notes:
         say(note)
-    tokenizer = load_tokenizer(BaseConfig(name=parsed.base), notify=say)
+    tokenizer = load_tokenizer(BaseConfig(name=parsed.base))
     config = DataConfig(task=spec.name)
     template = PromptTemplate.from_config(config, has_labels=spec.labels is not None, tokenizer=tokenizer)
     console = results()

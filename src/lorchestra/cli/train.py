@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Collection, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Literal
 
 from lorchestra.cli.arguments import given_settings, parse_with_recipe
 from lorchestra.config.run import RunConfig
-
-_STDERR = 2
 
 
 @dataclass(frozen=True)
@@ -71,19 +65,17 @@ def train_and_show(
     settings that were given explicitly (see `train_run`).
     """
     from lorchestra.cli.evaluate import evaluate_and_show
-    from lorchestra.cli.output import messages, speaker
-    from lorchestra.cli.progress import TrainingProgress
+    from lorchestra.cli.output import messages, printer
+    from lorchestra.cli.progress import GracefulStop, TrainingProgress
     from lorchestra.runs.train import train_run
     from lorchestra.training.callbacks import Interrupted
 
     console = messages()
-    say = speaker(console)
+    say = printer(console)
     try:
         # closed before anything else is said, so that the last table stands above it
         with TrainingProgress(console) as progress, GracefulStop() as stop:
-            outcome = train_run(
-                config, out, if_exists=if_exists, say=say, observe=progress.attach, should_stop=stop, given=given
-            )
+            outcome = train_run(config, out, if_exists=if_exists, callbacks=[progress, stop], given=given)
     except Interrupted:
         say(f"stopped; go on with: {resume_with or f'lorchestra train --out {out} --if-exists resume'}")
         return 130
@@ -102,32 +94,3 @@ def train_and_show(
     elif not as_json:
         print(root)
     return code
-
-
-class GracefulStop:
-    """The first Ctrl-C asks the training to stop at a whole step; a second one interrupts at once."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    def __call__(self) -> bool:
-        """Whether a stop was asked for."""
-        return self.asked
-
-    def __enter__(self) -> GracefulStop:
-        """Take over the interrupt and termination signals."""
-        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *unused: object) -> None:
-        """Give the signals back."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-        # Not by the console: a signal may come while it prints, or while one of its modules is half imported.
-        with suppress(OSError):
-            os.write(_STDERR, b"\nstopping after this micro-batch; a second Ctrl-C stops at once\n")

@@ -70,7 +70,7 @@ def _fits_without_bound(pipeline: Pipeline, example: Example) -> bool:
 
 def _encode(pipeline: Pipeline, examples: Sequence[Example], too_long: TooLong, bounded: bool = True) -> EncodedSplit:
     split = pipeline.tokenize(examples, too_long, bounded=bounded)
-    pipeline.say_of_tokens(split, examples)
+    pipeline.log_tokens(split, examples)
     return split
 
 

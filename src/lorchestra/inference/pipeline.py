@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.models.loading import LoadedBase
 from lorchestra.nn.packing import BASE
 from lorchestra.types import EarlyExitPredictions, EncodedExample, Example, Predictions
+
+logger = logging.getLogger(__name__)
 
 _PROBED_ROWS = 200
 
@@ -50,9 +53,8 @@ class Pipeline:
     scoring: ScoringMode
     token_budget: int
     task: str
-    say: Callable[[str], None] = lambda text: None
-    """Is told, once each, what a person should know about rows: which were left out or cut."""
-    _said: set[str] = field(default_factory=set)
+    _logged: set[str] = field(default_factory=set)
+    """Keys of the messages about rows that were logged already."""
 
     @property
     def max_length(self) -> int:
@@ -67,13 +69,13 @@ class Pipeline:
     def encode(self, examples: Sequence[Example], shots: Sequence[Example] = ()) -> EncodedSplit:
         """Examples as tokens, with the session's prompt, scoring and bounds.
 
-        With `shots` before them, rows that no longer fit are left out whatever `data.too_long` says, and not told of.
+        With `shots` before them, rows that no longer fit are left out whatever `data.too_long` says, and not logged.
         """
         split = self.tokenize(examples, "drop" if shots else self.data.too_long, shots=shots)
         if not shots:
             for warning in split.warnings:
-                self._say_once(warning, warning)
-            self.say_of_tokens(split, examples)
+                self._log_once(warning, warning)
+            self.log_tokens(split, examples)
         return split
 
     def tokenize(
@@ -84,7 +86,7 @@ class Pipeline:
         bounded: bool = True,
         shots: Sequence[Example] = (),
     ) -> EncodedSplit:
-        """As `encode`, and nothing is said; without `bounded` a row may have any length."""
+        """As `encode`, without messages; without `bounded` a row may have any length."""
         return encode(
             examples,
             self.template,
@@ -96,31 +98,31 @@ class Pipeline:
             shots=shots,
         )
 
-    def say_of_tokens(self, split: EncodedSplit, examples: Sequence[Example]) -> None:
-        """Say, once each, what is odd about the tokens of some rows."""
-        self._say_literal(split)
+    def log_tokens(self, split: EncodedSplit, examples: Sequence[Example]) -> None:
+        """Log, once each, what is odd about the tokens of some rows."""
+        self._log_literal(split)
         if split.hopeless:
-            self._say_once("hopeless", f"{examples[split.hopeless[0]].where}: {FORMAT_1_CHOICES}")
+            self._log_once("hopeless", f"{examples[split.hopeless[0]].where}: {FORMAT_1_CHOICES}")
 
-    def mark_said(self, *keys: str) -> None:
-        """Leave out notes that were given already, by their keys."""
-        self._said.update(keys)
+    def mark_logged(self, *keys: str) -> None:
+        """Do not log the messages with these keys again."""
+        self._logged.update(keys)
 
-    def _say_once(self, key: str, text: str) -> None:
-        if key not in self._said:
-            self._said.add(key)
-            self.say(text)
+    def _log_once(self, key: str, text: str) -> None:
+        if key not in self._logged:
+            self._logged.add(key)
+            logger.info(text)
 
-    def _say_literal(self, split: EncodedSplit) -> None:
+    def _log_literal(self, split: EncodedSplit) -> None:
         """Name the tokens that rows spell out, once each: those that can be kept, with how."""
-        new = {name: where for name, where in split.literal.items() if f"token {name}" not in self._said}
-        self._said.update(f"token {name}" for name in new)
+        new = {name: where for name, where in split.literal.items() if f"token {name}" not in self._logged}
+        self._logged.update(f"token {name}" for name in new)
         for special in (True, False):
             names = [name for name in new if (name in self.tokens.special) == special]
             if names:
                 shown = ", ".join(map(repr, names[:5])) + (", ..." if len(names) > 5 else "")
                 text = f"{new[names[0]]}: rows spell out tokens of the base ({shown}), which are read as plain text"
-                self.say(text if special else f"{text}, unless --data.keep-tokens names the token when training")
+                logger.info(text if special else f"{text}, unless --data.keep-tokens names the token when training")
 
     def predict(
         self,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,20 +29,17 @@ from lorchestra.store.atomic import atomic_path, atomic_write_json, sha256_file
 from lorchestra.store.safe_paths import inside
 from lorchestra.types import EncodedExample
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class TrunkFiles:
-    """Where trunks go that are too large for memory.
-
-    `say` is told, in one line, when a damaged file is made anew, when there is no room for one, and what a narrower
-    number format changes.
-    """
+    """Where trunks go that are too large for memory."""
 
     directory: Path
     base_digest: str
     memory_bytes: int
     """Trunks of at most this size stay in memory."""
-    say: Callable[[str], None] = lambda text: None
     log: Callable[..., None] = lambda event, **values: None
     """Is given, for the run's log, the name of an event and its values."""
 
@@ -50,7 +48,7 @@ class TrunkFiles:
         digest = hashlib.sha256(json.dumps([self.base_digest, *map(str, settings)]).encode())
         for row in rows:
             digest.update(json.dumps([row.prefix, row.choices]).encode())
-        return TrunkFile(self.directory / f"trunk-{name}.bin", digest.hexdigest(), self.say)
+        return TrunkFile(self.directory / f"trunk-{name}.bin", digest.hexdigest())
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,6 @@ class TrunkFile:
 
     path: Path
     key: str
-    say: Callable[[str], None]
 
     def tensor(self, shape: tuple[int, int], dtype: torch.dtype, fill: Callable[[Tensor], None]) -> Tensor:
         """The mapped tensor; `fill` computes it into a new file where there is none, or not this one, or a damaged one.
@@ -77,7 +74,7 @@ class TrunkFile:
             if reason is None:
                 return _mapped(self.path, "c", shape, dtype)
             if reason:
-                self.say(f"{self.path}: {reason}; the layers below are computed anew")
+                logger.info(f"{self.path}: {reason}; the layers below are computed anew")
         num_bytes = shape[0] * shape[1] * dtype.itemsize
         with atomic_path(self.path, num_bytes=num_bytes) as temporary:
             with temporary.open("r+b") as file:

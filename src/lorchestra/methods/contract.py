@@ -15,8 +15,7 @@ from lorchestra.config.run import RunConfig
 from lorchestra.inference.pipeline import Pipeline
 from lorchestra.inference.trunk import TrunkFiles
 from lorchestra.planning.memory import peak_bytes, restart_peak
-from lorchestra.training.callbacks import Interrupted, Observer, StepReport
-from lorchestra.training.checkpoint import TrainState
+from lorchestra.training.callbacks import Callback, progress
 from lorchestra.types import Example, Predictions
 
 MAX_DRAWS = 10_000
@@ -24,19 +23,6 @@ MAX_DRAWS = 10_000
 
 Progress = Callable[[int], None]
 """Called with the number of rows done."""
-
-
-class Silent:
-    """An observer that hears of everything and says nothing."""
-
-    def on_step(self, report: StepReport, state: TrainState) -> None:
-        """Nothing."""
-
-    def on_evaluation(self, entry: dict[str, object], state: TrainState) -> None:
-        """Nothing."""
-
-    def on_phase(self, text: str, done: int, total: int) -> None:
-        """Nothing."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +40,8 @@ class MethodContext:
     val: Sequence[Example]
     labels: tuple[str, ...] | None = None
     """The label set in order, None where every row brings its own choices."""
-    observer: Observer = field(default_factory=Silent)
-    should_stop: Callable[[], bool] = lambda: False
-    """Asked between micro-batches; true ends a fit with `Interrupted`."""
+    callback: Callback = field(default_factory=Callback)
+    """Reports progress; where it asks to stop, a fit ends with `Interrupted`."""
     files: TrunkFiles | None = None
     """Where trunks go that are too large for memory; without it they stay in memory."""
 
@@ -71,14 +56,8 @@ class MethodContext:
         return self.config.train.seed
 
     def progress(self, what: str, total: int) -> Progress:
-        """Tells the observer of rows done; raises `Interrupted` where the setting asks to stop."""
-
-        def tell(done: int) -> None:
-            self.observer.on_phase(what, done, total)
-            if self.should_stop():
-                raise Interrupted
-
-        return tell
+        """Reports rows done; raises `Interrupted` where the callback asks to stop."""
+        return progress(self.callback, what, total)
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ def start_training(context: MethodContext, meter: Meter, config: RunConfig) -> M
     pipeline = meter.open(context, config)
     rows = training_rows(pipeline, context.train, context.val, context.labels)
     train = dataclasses.replace(config.train, token_budget=pipeline.token_budget)
-    trainer = Trainer(pipeline.model, rows, train, config.regularize, context.observer, context.files)
+    trainer = Trainer(pipeline.model, rows, train, config.regularize, context.callback, context.files)
     return MethodTraining(pipeline, trainer)
 
 
@@ -72,7 +72,7 @@ def train_members(context: MethodContext, meter: Meter, config: RunConfig) -> tu
     """
     training = start_training(context, meter, config)
     trainer = training.trainer
-    trainer.run(lambda: None, context.should_stop)
+    trainer.run(lambda: None)
     failed = trainer.state.with_status("failed")
     if len(failed) == len(trainer.state.members):
         reasons = "; ".join(f"member {m}: {trainer.state.members[m].reason}" for m in failed)
@@ -92,9 +92,9 @@ def train_steps(context: MethodContext, training: MethodTraining, after_step: Ca
         Interrupted: the setting asked to stop.
     """
     trainer = training.trainer
-    trainer.prepare(context.should_stop)
+    trainer.prepare()
     while trainer.state.step < trainer.num_steps:
-        if not trainer.step(context.should_stop):
+        if not trainer.step():
             raise Interrupted
         _refuse_failed(training)
         after_step(trainer.state.step)
@@ -137,7 +137,7 @@ def train_first_member(context: MethodContext, meter: Meter, config: RunConfig) 
     training = start_training(context, meter, config)
     only_first_member(training)
     trainer = training.trainer
-    trainer.run(lambda: None, context.should_stop)
+    trainer.run(lambda: None)
     first = trainer.state.members[0]
     if first.status == "failed":
         raise TrainingError(f"the adapter failed ({first.reason}); try a smaller train.lr")

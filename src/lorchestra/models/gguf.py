@@ -13,11 +13,12 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
+import logging
 import os
 import struct
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ from lorchestra.models.gguf_header import check_kind, read_header
 from lorchestra.models.sizes import check_declared
 from lorchestra.store.atomic import atomic_directory, discard_directory, sha256_file, sweep_leftovers
 from lorchestra.store.disk import require_space
+
+logger = logging.getLogger(__name__)
 
 CONVERTER_VERSION = 1
 """Raised whenever the conversion writes something else than before: older copies in caches are then left alone."""
@@ -77,9 +80,7 @@ def cache_root() -> Path:
         ) from error
 
 
-def converted_directory(
-    gguf_file: Path, *, notify: Callable[[str], None] = to_stderr, sha256: str | None = None
-) -> Path:
+def converted_directory(gguf_file: Path, *, sha256: str | None = None) -> Path:
     """Return a safetensors directory with the model and tokenizer of `gguf_file`, converting it if need be.
 
     The weights are written as float32, which holds every GGUF format exactly. Killed and concurrent conversions are
@@ -87,7 +88,6 @@ def converted_directory(
 
     Args:
         gguf_file: the file.
-        notify: is told, in one line, when a conversion begins and when a damaged copy is replaced.
         sha256: the file's digest if the caller has it already.
 
     Raises:
@@ -105,10 +105,10 @@ def converted_directory(
             damage = find_damage(directory)
             if damage is None:
                 return directory
-            notify(f"The converted copy in {directory} is damaged ({damage}); it is made anew.")
+            logger.info(f"The converted copy in {directory} is damaged ({damage}); it is made anew.")
             discard_directory(directory)
         _require_gguf()
-        notify(f"Converting {gguf_file.name} into {directory}: once only, it takes some seconds to minutes.")
+        logger.info(f"Converting {gguf_file.name} into {directory}: once only, it takes some seconds to minutes.")
         try:
             with atomic_directory(directory) as temporary:
                 _convert(gguf_file, temporary, sha256)

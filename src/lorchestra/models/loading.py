@@ -6,8 +6,8 @@ Weights are read from safetensors (or GGUF) only, never from pickles, and no cod
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,12 @@ from lorchestra.config.adapt import BaseConfig
 from lorchestra.errors import CheckpointError, ConfigError
 from lorchestra.models.digests import model_digest, tokenizer_digest
 from lorchestra.models.directories import check_directory, is_near, looks_like_path, near_path
-from lorchestra.models.gguf import converted_directory, quiet_transformers, to_stderr
+from lorchestra.models.gguf import converted_directory, quiet_transformers
 from lorchestra.models.hub import EMBEDDED_NAME, embedded_directory, hub_directory
 from lorchestra.models.sizes import check_sizes
 from lorchestra.store.safe_paths import typed_path
+
+logger = logging.getLogger(__name__)
 
 _OPTIONS: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -68,14 +70,13 @@ class _Source:
     revision: str | None = None
 
 
-def load_base(config: BaseConfig, *, notify: Callable[[str], None] = to_stderr) -> LoadedBase:
+def load_base(config: BaseConfig) -> LoadedBase:
     """Find the base that `config` names and load it, frozen, onto its device.
 
     Tried in this order: the embedded name, a path ending in .gguf, a local directory, a hub id.
 
     Args:
         config: name, revision, number format and device.
-        notify: is told, in one line, about a conversion or an unreachable hub; by default it goes to stderr.
 
     Raises:
         ConfigError: a value is out of range, a revision is given for a local base, or there is no CUDA device.
@@ -83,7 +84,7 @@ def load_base(config: BaseConfig, *, notify: Callable[[str], None] = to_stderr) 
     """
     device = _device(config)
     dtype = _dtype(config, device)
-    source = _find(config, notify)
+    source = _find(config)
     check_sizes(f"base.name {source.id!r}", source.directory)
     tokenizer, model = _load(source, dtype)
     text_config = model.config.get_text_config()
@@ -99,7 +100,7 @@ def load_base(config: BaseConfig, *, notify: Callable[[str], None] = to_stderr) 
             f"base.name {config.name!r}: the weights do not fit into the memory of {device} as {dtype}. "
             "Set base.dtype bfloat16 or base.device cpu, or take a smaller base."
         ) from error
-    _note_unknown_tokens(config.name, tokenizer, model, notify)
+    _note_unknown_tokens(config.name, tokenizer, model)
     return LoadedBase(
         model=model,
         tokenizer=tokenizer,
@@ -114,13 +115,13 @@ def load_base(config: BaseConfig, *, notify: Callable[[str], None] = to_stderr) 
     )
 
 
-def load_tokenizer(config: BaseConfig, *, notify: Callable[[str], None] = to_stderr) -> Any:
+def load_tokenizer(config: BaseConfig) -> Any:
     """The tokenizer alone of the base that `config` names, for a look at prompts; no weights are read.
 
     Raises:
         ConfigError, CheckpointError: as `load_base`.
     """
-    source = _find(config, notify)
+    source = _find(config)
     check_sizes(f"base.name {source.id!r}", source.directory)
     with quiet_transformers():
         try:
@@ -159,7 +160,7 @@ def _dtype(config: BaseConfig, device: torch.device) -> torch.dtype:
     return _DTYPES[config.dtype]
 
 
-def _find(config: BaseConfig, notify: Callable[[str], None]) -> _Source:
+def _find(config: BaseConfig) -> _Source:
     """Decide which of the four kinds of base a name stands for; conversions happen here."""
     name = config.name
     if not name.strip():
@@ -173,12 +174,12 @@ def _find(config: BaseConfig, notify: Callable[[str], None]) -> _Source:
             "revisions. Leave base.revision out."
         )
     if is_embedded:
-        directory = embedded_directory(notify=notify)
+        directory = embedded_directory()
         return _Source(name, directory, str(directory))
     if not is_path:
         if is_near(name, EMBEDDED_NAME):
             raise CheckpointError(f"base.name {name!r}: is spelled {EMBEDDED_NAME!r} here. Write it so.")
-        directory = hub_directory(name, config.revision, notify=notify)
+        directory = hub_directory(name, config.revision)
         check_directory(name, directory)
         return _Source(name, directory, name, revision=directory.name)
     if not path.exists():
@@ -188,11 +189,13 @@ def _find(config: BaseConfig, notify: Callable[[str], None]) -> _Source:
             f".gguf file, a hub id or {EMBEDDED_NAME}, which needs no network."
         )
     if is_gguf and path.is_file():
-        directory = converted_directory(path, notify=notify)
+        directory = converted_directory(path)
         return _Source(str(path), directory, str(directory))
     check_directory(name, path)
     if not looks_like_path(name):
-        notify(f"base.name {name!r}: taken as the directory {path}, not as a name on the hub; ./{name} leaves no doubt")
+        logger.info(
+            f"base.name {name!r}: taken as the directory {path}, not as a name on the hub; ./{name} leaves no doubt"
+        )
     return _Source(str(path), path, str(path))
 
 
@@ -246,12 +249,12 @@ def _cannot_load(source: _Source, error: Exception) -> CheckpointError:
     )
 
 
-def _note_unknown_tokens(name: str, tokenizer: Any, model: Any, notify: Callable[[str], None]) -> None:
+def _note_unknown_tokens(name: str, tokenizer: Any, model: Any) -> None:
     """Say that some tokens have no embedding; whether a row needs one of them shows when it is tokenized."""
     known = int(model.get_input_embeddings().weight.shape[0])
     number = max(tokenizer.get_vocab().values(), default=-1) + 1
     if number > known:
-        notify(
+        logger.info(
             f"base.name {name!r}: its tokenizer has {number} tokens and the model {known} embeddings; rows that need"
             " one of the others are refused (model.resize_token_embeddings in transformers adds them)"
         )

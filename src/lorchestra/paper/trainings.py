@@ -6,16 +6,16 @@ Trainings are sweeps (see `sweep.run`) named after what is predicted of them: `p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lorchestra.paper.recipes import Recipe
-from lorchestra.runs.build import Say
 from lorchestra.runs.sweep.points import Point
-from lorchestra.runs.sweep.run import SweepObserver, run_sweep
+from lorchestra.runs.sweep.run import run_sweep
 from lorchestra.store.run_dir import RunDir
 from lorchestra.store.safe_paths import inside
+from lorchestra.training.callbacks import Callback
 
 
 @dataclass(frozen=True)
@@ -58,14 +58,12 @@ class Training:
     ood: tuple[str, ...]
     """Tasks by name, or files, with rows unlike the training rows."""
 
-    def run(
-        self, *, most_members: int, say: Say, observer: SweepObserver, should_stop: Callable[[], bool]
-    ) -> tuple[str, ...]:
+    def run(self, *, most_members: int, callbacks: Sequence[Callback]) -> tuple[str, ...]:
         """Train and evaluate what is not finished; returns the points of which every member failed.
 
         Raises:
             ConfigError, DataError, CheckpointError: bad input.
-            Interrupted: `should_stop` returned true.
+            Interrupted: a callback asked to stop.
         """
         outcome = run_sweep(
             self.points,
@@ -74,9 +72,7 @@ class Training:
             evaluate=self.outputs.evaluate,
             ood=self.ood if self.outputs.ood else (),
             each_epoch=self.outputs.each_epoch,
-            say=say,
-            observer=observer,
-            should_stop=should_stop,
+            callbacks=callbacks,
         )
         return outcome.failed
 

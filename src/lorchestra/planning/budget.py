@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 
 from lorchestra.config.run import RunConfig
 from lorchestra.errors import ConfigError
@@ -16,12 +16,14 @@ from lorchestra.planning.memory import free_bytes
 from lorchestra.store.disk import readable_bytes
 from lorchestra.training.precompute import TrainingRows
 
+logger = logging.getLogger(__name__)
 
-def settle_budget(config: RunConfig, pipeline: Pipeline, rows: TrainingRows, say: Callable[[str], None]) -> int:
+
+def settle_budget(config: RunConfig, pipeline: Pipeline, rows: TrainingRows) -> int:
     """The token budget that `config` gives, or the device's default, lowered where memory is short.
 
     Where memory is ample the result depends on nothing but device and rows. `pipeline` may have fewer members than
-    `config`. No budget goes below the longest row; where even that takes more memory than is free, `say` is told.
+    `config`. No budget goes below the longest row; where even that takes more memory than is free, a warning is logged.
 
     Raises:
         ConfigError: the budget given is below the longest row.
@@ -44,12 +46,12 @@ def settle_budget(config: RunConfig, pipeline: Pipeline, rows: TrainingRows, say
         return budget
     needed = round(other + each * budget)
     if needed > SHARE * free:
-        say(
-            f"warning: training may need {readable_bytes(needed)} more memory even at a token budget of {budget}, the"
+        logger.warning(
+            f"training may need {readable_bytes(needed)} more memory even at a token budget of {budget}, the"
             f" longest row, and {readable_bytes(free)} are free; lorchestra plan says what would help"
         )
     elif budget < default:
-        say(
+        logger.info(
             f"token budget: {budget} instead of {default}, since {readable_bytes(free)} of memory are free; give"
             " train.token_budget to have it otherwise"
         )

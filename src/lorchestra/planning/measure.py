@@ -17,6 +17,7 @@ from lorchestra.nn.optimizer import clip_gradients
 from lorchestra.nn.packing import Item, PackedBatch, forward_budget, pack, plan_micro_batches, shareable_prefix
 from lorchestra.planning.estimate import ALLOCATION, Rates, checkpointed_bytes
 from lorchestra.planning.memory import peak_bytes, restart_peak
+from lorchestra.training.callbacks import Callback
 from lorchestra.training.objective import cross_entropy
 from lorchestra.training.trainer import Trainer
 from lorchestra.types import EncodedExample
@@ -103,7 +104,7 @@ def calibrate(
     token_budget: int,
     seconds: float,
     resident_before: int | None,
-    tell: Callable[[str], None],
+    callback: Callback,
 ) -> Calibration:
     """Run the largest micro-batch, then others in turn until the time is up; then an update and an evaluation.
 
@@ -114,23 +115,23 @@ def calibrate(
         token_budget: of evaluation passes.
         seconds: roughly, for all of it; each kind of pass runs at least once.
         resident_before: bytes used before `trainer` was made; None where unknown.
-        tell: hears what is under way.
+        callback: reports what is under way.
     """
     clock = _Clock(trainer)
     begun = time.perf_counter()
     can_measure = restart_peak() and resident_before is not None
-    tell("a micro-batch of the largest size")
+    callback.on_progress("a micro-batch of the largest size", 0, 0)
     batch = clock.packed(largest)
     clock.train(batch)
     clock = _Clock(trainer)
     warm = time.perf_counter()
     number = 0
-    tell("training steps")
+    callback.on_progress("training steps", 0, 0)
     while number == 0 or time.perf_counter() - warm < seconds * (1 - _EVALUATION_SHARE):
         clock.train(clock.packed(batches[number % len(batches)]))
         number += 1
     clock.update()
-    tell("evaluation")
+    callback.on_progress("evaluation", 0, 0)
     clock.evaluate(token_budget, seconds * _EVALUATION_SHARE)
     high, tokens = peak_bytes(), batch.packing.num_tokens
     # only now: a graph that is thrown away leaves the allocator with holes that a training has not

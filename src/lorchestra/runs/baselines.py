@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,8 @@ from lorchestra.methods import few_shot, mc_dropout
 from lorchestra.metrics.evaluation import evaluate_predictions
 from lorchestra.nn.seeding import derive_seed
 from lorchestra.store.predictions import save_predictions
+from lorchestra.training.callbacks import Callback, progress
 from lorchestra.types import Example, Predictions
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being computed, rows done and rows in all."""
 
 
 def few_shot_base(
@@ -25,7 +23,7 @@ def few_shot_base(
     examples: Sequence[Example],
     split: str,
     train: Sequence[Example] | None,
-    progress: Progress,
+    callback: Callback,
 ) -> dict[str, Predictions | str]:
     """Predictions of the few-shot base by its name, where the configuration asks for it, or why there are none."""
     number = config.evaluate.few_shot
@@ -40,10 +38,8 @@ def few_shot_base(
         return {"base_few_shot": "the base's chat template writes longer conversations by no simple rule"}
     seed = derive_seed(config.train.seed, "shots")
 
-    def tell(done: int) -> None:
-        progress(f"base, few-shot on {split}", done, len(examples))
-
-    return {"base_few_shot": few_shot.predict(pipeline, examples, split, shown, number, seed, tell)}
+    report = progress(callback, f"base, few-shot on {split}", len(examples))
+    return {"base_few_shot": few_shot.predict(pipeline, examples, split, shown, number, seed, report)}
 
 
 def mc_dropout_of(
@@ -51,7 +47,7 @@ def mc_dropout_of(
     config: RunConfig,
     examples: Sequence[Example],
     split: str,
-    progress: Progress,
+    callback: Callback,
     *,
     member: int = 0,
     passes: int,
@@ -63,7 +59,7 @@ def mc_dropout_of(
         examples,
         mc_dropout.dropout_passes([member], passes, config.train.seed),
         split,
-        progress=lambda done: progress(f"MC dropout on {split}", done, len(examples)),
+        progress=progress(callback, f"MC dropout on {split}", len(examples)),
     )
     return {"mc_dropout": found}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import platform
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ from lorchestra.models.peft_files import check_readable
 from lorchestra.models.probe import probe
 from lorchestra.types import Example
 
-Say = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
 
 def build_pipeline(
@@ -30,7 +31,6 @@ def build_pipeline(
     task: str,
     labels: tuple[str, ...] | None,
     train: Sequence[Example],
-    say: Say,
     *,
     adapter_settings: Sequence[AdapterSettings] | None = None,
     check_base: Callable[[LoadedBase], None] = lambda base: None,
@@ -42,7 +42,6 @@ def build_pipeline(
         task: its task's name.
         labels: the label set in order, None where every row brings its own choices.
         train: training rows, on which `scoring: auto` is decided.
-        say: is told, in one line each, what a person should know.
         adapters: each member's own shape and start (see `EnsembleModel`).
         check_base: may refuse the loaded base, before members are put on it.
 
@@ -52,7 +51,7 @@ def build_pipeline(
     """
     if config.base.threads is not None:
         torch.set_num_threads(config.base.threads)
-    base = load_base(config.base, notify=say)
+    base = load_base(config.base)
     check_context(config, base)
     check_base(base)
     model = EnsembleModel(base.model, config.adapt, config.train.seed, adapter_settings)
@@ -62,7 +61,7 @@ def build_pipeline(
     token_budget = config.train.token_budget or default_token_budget(base.device.type)
     scoring, why = decide_scoring(base, model, template, config.data, train, token_budget)
     if config.data.scoring == "auto":
-        say(f"scoring answers by {scoring}: {why}")
+        logger.info(f"scoring answers by {scoring}: {why}")
     prompt = config.data.prompt
     if template.chat and template.version > 1:
         # as it is now: the template may write another date when the run resumes or predicts
@@ -73,7 +72,7 @@ def build_pipeline(
         data=dataclasses.replace(config.data, scoring=scoring, prompt=prompt),
         train=dataclasses.replace(config.train, token_budget=token_budget),
     )
-    return Pipeline(base, model, template, resolved.data, scoring, token_budget, task, say), resolved
+    return Pipeline(base, model, template, resolved.data, scoring, token_budget, task), resolved
 
 
 def check_context(config: RunConfig, base: LoadedBase) -> None:

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,12 @@ from lorchestra.config.mappings import differences, from_mapping, to_mapping
 from lorchestra.config.run import RunConfig, check_run
 from lorchestra.errors import CheckpointError, ConfigError, TrainingError
 from lorchestra.inference.pipeline import Pipeline
-from lorchestra.methods.contract import Cost, Fitted, MethodContext, Progress, Silent
+from lorchestra.methods.contract import Cost, Fitted, MethodContext, Progress
 from lorchestra.methods.registry import METHODS, NamedMethod, parse_name
 from lorchestra.metrics.evaluation import ensemble_minus, evaluate_predictions
 from lorchestra.models.loading import absolute_base
 from lorchestra.planning.budget import settle_budget
-from lorchestra.runs.build import Say, build_pipeline
+from lorchestra.runs.build import build_pipeline
 from lorchestra.runs.rows import RunRows, absolute_settings, check_unchanged, read_rows
 from lorchestra.store.atomic import atomic_directory, atomic_write_json, sweep_directory
 from lorchestra.store.lock import holding_out
@@ -38,9 +39,11 @@ from lorchestra.store.records import check_entry
 from lorchestra.store.run_dir import read_json, tensors_path
 from lorchestra.store.safe_paths import inside, typed_path
 from lorchestra.store.schema import Each, Number, check_shape
-from lorchestra.training.callbacks import Interrupted, Observer
+from lorchestra.training.callbacks import Callback, CallbackList
 from lorchestra.training.precompute import TrainingRows
 from lorchestra.types import Example, Predictions, Task
+
+logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 
@@ -67,9 +70,7 @@ def compare_methods(
     names: Iterable[str],
     out: str | Path,
     *,
-    say: Say = lambda text: None,
-    observe: Callable[[str], Observer] = lambda name: Silent(),
-    should_stop: Callable[[], bool] = lambda: False,
+    callbacks: Sequence[Callback] = (),
 ) -> list[dict[str, Any]]:
     """Fit methods on the configuration's training rows, and evaluate them on its test rows.
 
@@ -80,9 +81,7 @@ def compare_methods(
         config: M is its `adapt.members`, and its `train` the budget of one member.
         names: methods of the registry, with settings and wrappers (`registry.parse_name`).
         out: the directory of the comparison.
-        say: is told, in one line each, what a person should know.
-        observe: makes the observer of a method's fit and predictions, from the method's name without wrappers.
-        should_stop: asked between micro-batches.
+        callbacks: report progress; `on_status` is called with the name of a method without wrappers before its fit.
 
     Returns:
         One dictionary a name, in order. Of a finished method: `name`, `summary`, `settings` (of the method), `wrappers`
@@ -95,7 +94,7 @@ def compare_methods(
     Raises:
         ConfigError: no name or an unknown one, or another configuration than the one that `out` was begun with.
         DataError, CheckpointError: the rows, the base or `out` cannot be used, or another process is at work in it.
-        Interrupted: `should_stop` returned true.
+        Interrupted: a callback asked to stop.
     """
     check_run(config)
     names = list(dict.fromkeys(names))
@@ -111,14 +110,15 @@ def compare_methods(
     rows = read_rows(config.data, config.train.seed)
     begun = _begun(root, config, rows)
     for note in rows.notes:
-        say(note)
-    context = method_context(begun or config, rows.task, say, should_stop=should_stop)
+        logger.info(note)
+    callback = CallbackList(callbacks)
+    context = method_context(begun or config, rows.task, callback)
     if begun is None:
         _begin(root, config, context.config, rows)
     left_out: dict[str, str] = {}
     for below, group in groups.items():
-        own = dataclasses.replace(context, observer=observe(below))
-        left_out |= _Comparison(root, own, rows, say).run(below, group)
+        callback.on_status([below], "fitting")
+        left_out |= _Comparison(root, context, rows).run(below, group)
         gc.collect()  # the base of a method goes before the next one's comes: both would count in its peak
     _note_left_out(root, names, left_out)
     return _results(root, names, left_out, config, rows)
@@ -137,7 +137,6 @@ class _Comparison:
     root: Path
     context: MethodContext
     rows: RunRows
-    say: Say
 
     def run(self, first: str, group: Sequence[NamedMethod]) -> dict[str, str]:
         """Finish a method and what is wrapped around it; returns those left out, with the reason."""
@@ -154,7 +153,7 @@ class _Comparison:
                 self._finish(named, below)
             except (ConfigError, TrainingError) as error:
                 left_out[named.name] = str(error)
-                self.say(f"{named.name} is left out: {error}")
+                logger.info(f"{named.name} is left out: {error}")
         return left_out
 
     def _finish(self, named: NamedMethod, below: CachedFit) -> None:
@@ -166,7 +165,7 @@ class _Comparison:
         found, seconds = {}, {}
         for split, examples in below.splits.items():
             before, started = below.elsewhere_s, time.perf_counter()
-            progress = _progress(self.context, f"predicting {split}", len(examples))
+            progress = self.context.progress(f"predicting {split}", len(examples))
             found[split] = fitted.predict(examples, split, progress)
             seconds[split] = time.perf_counter() - started + below.elsewhere_s - before
         config, train = self.context.config, self.rows.task.splits["train"]
@@ -194,17 +193,8 @@ class _Comparison:
                 save_predictions(directory / "predictions", predictions)
             atomic_write_json(directory / "result.json", result)
         for note in fitted.notes:
-            self.say(f"{name}: {note}")
-        self.say(f"{name} is done: fitted in {cost.fit_s:.0f} s, {seconds['test']:.0f} s for the test rows")
-
-
-def _progress(context: MethodContext, what: str, total: int) -> Progress:
-    def tell(done: int) -> None:
-        context.observer.on_phase(what, min(done, total), total)
-        if context.should_stop():
-            raise Interrupted
-
-    return tell
+            logger.info(f"{name}: {note}")
+        logger.info(f"{name} is done: fitted in {cost.fit_s:.0f} s, {seconds['test']:.0f} s for the test rows")
 
 
 def _folder(root: Path, name: str) -> Path:
@@ -377,10 +367,7 @@ class CachedFit:
 def method_context(
     config: RunConfig,
     task: Task,
-    say: Say = lambda text: None,
-    *,
-    observer: Observer | None = None,
-    should_stop: Callable[[], bool] = lambda: False,
+    callback: Callback | None = None,
 ) -> MethodContext:
     """The setting for `methods`: the task's training and validation rows, and a configuration with nothing left open.
 
@@ -390,23 +377,21 @@ def method_context(
     Args:
         config: the run's configuration.
         task: its rows; test rows are not handed on.
-        say: is told, in one line each, what a person should know.
-        observer: hears of every training.
-        should_stop: asked between micro-batches; true ends a fit with `Interrupted`.
+        callback: reports on every training; where it asks to stop, a fit ends with `Interrupted`.
     """
     train = task.splits["train"]
     prompt = config.data.prompt
     # a chat template is run once for all methods: it may write the time
     live = (prompt.chat_template or prompt.system_prompt is not None) and not prompt.frame.template
     if config.data.scoring == "auto" or config.train.token_budget is None or live:
-        pipeline, resolved = build_pipeline(config, task.name, task.labels, train, say)
+        pipeline, resolved = build_pipeline(config, task.name, task.labels, train)
         rows = TrainingRows(pipeline.encode(train).rows, pipeline.encode(task.splits["val"]).rows)
-        budget = settle_budget(config, pipeline, rows, say)
+        budget = settle_budget(config, pipeline, rows)
         config = dataclasses.replace(resolved, train=dataclasses.replace(resolved.train, token_budget=budget))
         del pipeline
 
     def open_pipeline(wanted: RunConfig) -> Pipeline:
-        return build_pipeline(wanted, task.name, task.labels, train, say)[0]
+        return build_pipeline(wanted, task.name, task.labels, train)[0]
 
     return MethodContext(
         config=config,
@@ -414,6 +399,5 @@ def method_context(
         train=train,
         val=task.splits["val"],
         labels=task.labels,
-        observer=observer or Silent(),
-        should_stop=should_stop,
+        callback=callback or Callback(),
     )

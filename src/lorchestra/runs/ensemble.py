@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import reprlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,13 +26,14 @@ from lorchestra.models.init import make_adapter_settings
 from lorchestra.models.loading import LoadedBase, load_base
 from lorchestra.models.peft_files import WEIGHTS, load_member
 from lorchestra.models.peft_import import CONFIG
-from lorchestra.runs.build import Say
 from lorchestra.runs.predict import AnswerCounts, AnswerOptions, answer_chunks, chunk_rows
 from lorchestra.runs.record import choice_end
 from lorchestra.runs.rows import read_like
 from lorchestra.store.run_dir import RunDir, read_ensemble
 from lorchestra.training.module import EnsembleModule
 from lorchestra.types import Example
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -126,11 +128,11 @@ class Ensemble:
                     raise DataError(record["error"])
                 yield record
         for sentence in counts.sentences(self.pipeline.max_length):
-            self.pipeline.say(sentence)
+            logger.info(sentence)
 
 
 def load_own_base(
-    run: RunDir, record: dict[str, Any], config: RunConfig, say: Say, moved: str | Path | None = None
+    run: RunDir, record: dict[str, Any], config: RunConfig, moved: str | Path | None = None
 ) -> LoadedBase:
     """The base a run was trained on.
 
@@ -138,7 +140,6 @@ def load_own_base(
         run: the run.
         record: its record.
         config: its configuration.
-        say: is told, in one line each, what a person should know.
         moved: where the base is now (as base.name), if not where it was.
 
     Raises:
@@ -146,7 +147,7 @@ def load_own_base(
     """
     base = _saved_base(run, record, config, moved)
     try:
-        loaded = load_base(base, notify=say)
+        loaded = load_base(base)
     except CheckpointError as error:
         if moved is not None:
             raise
@@ -186,12 +187,11 @@ def _saved_base(run: RunDir, record: dict[str, Any], config: RunConfig, moved: s
     return dataclasses.replace(base, name=saved)
 
 
-def load_run(root: str | Path, say: Say = lambda text: None, *, base: str | Path | None = None) -> Ensemble:
+def load_run(root: str | Path, *, base: str | Path | None = None) -> Ensemble:
     """Load a finished run.
 
     Args:
         root: its directory.
-        say: is told, in one line each, what a person should know.
         base: where the base is now (hub id, directory, .gguf file), if not where it was; its weights must be the same.
 
     Raises:
@@ -202,8 +202,8 @@ def load_run(root: str | Path, say: Say = lambda text: None, *, base: str | Path
     _check_consistent(run, record, config)
     good = good_members(run, record)
     for m, reason in failed_members(record).items():
-        say(f"member {m} failed and is left out: {reason}")
-    loaded = load_own_base(run, record, config, say, base)
+        logger.info(f"member {m} failed and is left out: {reason}")
+    loaded = load_own_base(run, record, config, base)
     members = [record["members"][m] for m in good]
     adapt = dataclasses.replace(config.adapt, members=len(good))
     # members that were imported, or trained with settings of their own, have their rank and scaling in the record
@@ -224,7 +224,7 @@ def load_run(root: str | Path, say: Say = lambda text: None, *, base: str | Path
         )
     assert config.train.token_budget is not None
     pipeline = Pipeline(
-        loaded, model, template, config.data, record["scoring"], config.train.token_budget, record["task"], say
+        loaded, model, template, config.data, record["scoring"], config.train.token_budget, record["task"]
     )
     _note_hopeless_labels(pipeline, record)
     return Ensemble(run, record, config, pipeline, good)
@@ -238,20 +238,19 @@ def failed_members(record: dict[str, Any]) -> dict[int, str]:
 
 
 def _note_hopeless_labels(pipeline: Pipeline, record: dict[str, Any]) -> None:
-    """Say now, and not with every row, that a label of a run of format 1 cannot win."""
+    """Log once, and not per row, that a label of a run of format 1 cannot win."""
     if record["labels"] is None or pipeline.template.version > 1:
         return
     labels = tuple(record["labels"])
-    quiet = dataclasses.replace(pipeline, say=lambda text: None, _said=set())
     try:
-        hopeless = quiet.encode([Example("labels", "text", labels, None)]).hopeless
+        hopeless = pipeline.tokenize([Example("labels", "text", labels, None)], pipeline.data.too_long).hopeless
     except (ConfigError, DataError):
         return  # prediction says it of its rows
     if hopeless:
-        pipeline.say(
+        logger.info(
             f"labels {', '.join(map(repr, labels[:12]))}{', ...' if len(labels) > 12 else ''}: {FORMAT_1_CHOICES}"
         )
-        pipeline.mark_said("hopeless")
+        pipeline.mark_logged("hopeless")
 
 
 def good_members(run: RunDir, record: dict[str, Any]) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -17,7 +18,7 @@ from lorchestra.inference.predict import MemberPass, member_passes
 from lorchestra.metrics.early_exit import ExitRule, evaluate_early_exit
 from lorchestra.metrics.evaluation import ood_scores
 from lorchestra.nn.packing import BASE
-from lorchestra.runs.baselines import Progress, comparable, few_shot_base, mc_dropout_of, save_all, score
+from lorchestra.runs.baselines import comparable, few_shot_base, mc_dropout_of, save_all, score
 from lorchestra.runs.ensemble import Ensemble
 from lorchestra.runs.rows import RunRows, check_unchanged, name_of_file, read_named, read_ood, read_rows, with_directory
 from lorchestra.store.atomic import atomic_write_json
@@ -25,7 +26,10 @@ from lorchestra.store.disk import explained
 from lorchestra.store.predictions import load_predictions
 from lorchestra.store.records import read_names
 from lorchestra.store.run_dir import RunDir, read_json
+from lorchestra.training.callbacks import Callback, CallbackList, progress
 from lorchestra.types import Example, Predictions
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate_run(
@@ -39,7 +43,7 @@ def evaluate_run(
     files: Mapping[str, str | Path | None] = MappingProxyType({}),
     early_exit: ExitRule | None = None,
     save: bool = True,
-    progress: Progress = lambda what, done, total: None,
+    callbacks: Sequence[Callback] = (),
 ) -> dict[str, Any]:
     """Evaluate on the run's own rows, another file or another task; saves predictions and `metrics.json`.
 
@@ -57,9 +61,9 @@ def evaluate_run(
         ood: files or tasks by name with rows unlike the training rows; their labels are ignored.
         data_dir: the directory with data sets, in place of the one the run was trained with.
         files: by "train", "val" and "test", where files of the training are now; their rows must be the same.
-        early_exit: also say, under "early_exit", what stopping by this rule would save and change.
+        early_exit: also under "early_exit", what stopping by this rule would save and change.
         save: without it nothing is written.
-        progress: called with what is being computed, rows done and rows in all.
+        callbacks: report progress; where one asks to stop, `Interrupted` is raised.
 
     Returns:
         The entry written into `metrics.json`.
@@ -69,10 +73,11 @@ def evaluate_run(
         DataError: the rows cannot be used, or have changed since the run.
         UnsavedEvaluationError: all was computed, but cannot be written; it holds the entry.
     """
+    callback = CallbackList(callbacks)
     before = read_names(trained.run)  # before anything is computed, since a damaged file ends it all
     closed = _why_closed(trained.run) if save else None
     if closed is not None:
-        trained.pipeline.say(f"warning: {closed} The evaluation will be shown, and not saved.")
+        logger.warning(f"{closed} The evaluation will be shown, and not saved.")
     config = with_directory(with_files(trained.config.data, files), data_dir)
     rows, why = _own_rows(trained, config, needed=data is None and (task is None or task == config.task))
     far = read_ood(ood, config, trained.labels)
@@ -81,22 +86,22 @@ def evaluate_run(
         trained.run.prediction(pipeline.task, kept)  # refuses names that are too long, and links, before any work
     is_validation = pipeline is trained.pipeline and data is None and split == "val"
     if rows is None:
-        pipeline.say(f"evaluating without the run's training rows, and so without the majority answer ({why})")
-    predictions, zero_shot = _members_and_base(pipeline, examples, split, progress)
-    validation = predictions if is_validation else _validation(trained, rows, progress)
+        logger.info(f"evaluating without the run's training rows, and so without the majority answer ({why})")
+    predictions, zero_shot = _members_and_base(pipeline, examples, split, callback)
+    validation = predictions if is_validation else _validation(trained, rows, callback)
     splits, own = {} if rows is None else rows.task.splits, trained.config
     candidates: dict[str, Predictions | str] = {
         "base_zero_shot": zero_shot,
-        **few_shot_base(pipeline, own, examples, split, splits.get("train"), progress),
-        **mc_dropout_of(pipeline, own, examples, split, progress, passes=pipeline.model.num_members),
+        **few_shot_base(pipeline, own, examples, split, splits.get("train"), callback),
+        **mc_dropout_of(pipeline, own, examples, split, callback, passes=pipeline.model.num_members),
     }
     baselines, left_out = comparable(candidates, predictions, pipeline)
     for name, reason in left_out.items():
-        pipeline.say(f"{name} is left out: {reason}")
+        logger.info(f"{name} is left out: {reason}")
     entry = score(predictions, validation, baselines, left_out, examples, splits, own.evaluate, own.train.seed)
     if early_exit is not None:
         entry["early_exit"] = evaluate_early_exit(predictions.log_probs_MEC, predictions.labels, early_exit)
-    unlike = {name: _predict(pipeline, found, f"ood_{name}", progress) for name, found in far.items()}
+    unlike = {name: _predict(pipeline, found, f"ood_{name}", callback) for name, found in far.items()}
     entry["ood"] = {name: ood_scores(predictions, found) for name, found in unlike.items()}
     if closed is not None:
         raise UnsavedEvaluationError(closed, entry)
@@ -157,16 +162,16 @@ def _own_rows(trained: Ensemble, config: DataConfig, *, needed: bool) -> tuple[R
         return None, str(error)
 
 
-def _validation(trained: Ensemble, rows: RunRows | None, progress: Progress) -> Predictions | None:
+def _validation(trained: Ensemble, rows: RunRows | None, callback: Callback) -> Predictions | None:
     """The members' predictions of validation rows: made now, or those that the run has saved."""
     if rows is not None:
-        return _predict(trained.pipeline, rows.task.splits["val"], "val", progress)
+        return _predict(trained.pipeline, rows.task.splits["val"], "val", callback)
     saved = saved_validation(trained)
     if saved is None:
         text = "best member and temperatures are left out: the run has no saved predictions of validation rows"
     else:
         text = "best member and temperatures are chosen on the predictions of validation rows that the run has saved"
-    trained.pipeline.say(text)
+    logger.info(text)
     return saved
 
 
@@ -198,20 +203,17 @@ def _rows_to_evaluate(
     return trained.pipeline, split, rows.task.splits[split]
 
 
-def _predict(pipeline: Pipeline, examples: Sequence[Example], split: str, progress: Progress) -> Predictions:
-    def tell(done: int) -> None:
-        progress(f"ensemble on {split}", done, len(examples))
-
-    return pipeline.predict_members(examples, split, tell)
+def _predict(pipeline: Pipeline, examples: Sequence[Example], split: str, callback: Callback) -> Predictions:
+    return pipeline.predict_members(examples, split, progress(callback, f"ensemble on {split}", len(examples)))
 
 
 def _members_and_base(
-    pipeline: Pipeline, examples: Sequence[Example], split: str, progress: Progress
+    pipeline: Pipeline, examples: Sequence[Example], split: str, callback: Callback
 ) -> tuple[Predictions, Predictions]:
     """Predictions of the members and of the base, which shares the members' pass over the layers below them."""
     passes = [*member_passes(range(pipeline.model.num_members)), MemberPass(BASE)]
     found = pipeline.predict(
-        examples, passes, split, progress=lambda done: progress(f"ensemble and base on {split}", done, len(examples))
+        examples, passes, split, progress=progress(callback, f"ensemble and base on {split}", len(examples))
     )
     members, base = (found.log_probs_MEC[part] for part in (slice(-1), slice(-1, None)))
     return dataclasses.replace(found, log_probs_MEC=members), dataclasses.replace(found, log_probs_MEC=base)

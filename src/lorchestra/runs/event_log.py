@@ -1,4 +1,4 @@
-"""`events.jsonl`: everything that happened in a run, one JSON line each, and observers that share one run."""
+"""`events.jsonl`: everything that happened in a run, one JSON line per event."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any, cast
 
 from lorchestra.store.atomic import plain_values
 from lorchestra.store.disk import explained
-from lorchestra.training.callbacks import Observer, StepReport
+from lorchestra.training.callbacks import Callback, StepReport
 from lorchestra.training.checkpoint import TrainState
 
 
-class EventLog:
+class EventLog(Callback):
     """Appends events to a file.
 
     Args:
@@ -53,33 +53,8 @@ class EventLog:
         nlls = cast(Sequence[float | None], entry["val_nll"])
         self._write_failures([m for m, nll in enumerate(nlls) if nll is not None], state)
 
-    def on_phase(self, text: str, done: int, total: int) -> None:
-        """Phases are for people who wait, not for the log."""
-
     def _write_failures(self, members: Sequence[int], state: TrainState) -> None:
         """Those of some members that failed in the state's step; the others' failures are in the log already."""
         for m in members:
             if state.members[m].failed_step == state.step:
                 self.write("member_failed", member=m, step=state.step, reason=state.members[m].reason)
-
-
-class Observers:
-    """Several observers as one."""
-
-    def __init__(self, observers: Sequence[Observer]) -> None:
-        self.observers = tuple(observers)
-
-    def on_step(self, report: StepReport, state: TrainState) -> None:
-        """Tell all."""
-        for observer in self.observers:
-            observer.on_step(report, state)
-
-    def on_evaluation(self, entry: dict[str, object], state: TrainState) -> None:
-        """Tell all."""
-        for observer in self.observers:
-            observer.on_evaluation(entry, state)
-
-    def on_phase(self, text: str, done: int, total: int) -> None:
-        """Tell all."""
-        for observer in self.observers:
-            observer.on_phase(text, done, total)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -17,10 +18,11 @@ from lorchestra.models.loading import LoadedBase
 from lorchestra.models.peft_files import WEIGHTS
 from lorchestra.models.peft_import import CONFIG, PeftFolder, read_peft_config, read_peft_folder
 from lorchestra.models.targets import is_transposed
-from lorchestra.runs.build import Say
 from lorchestra.runs.ensemble import good_members, load_own_base
 from lorchestra.store.atomic import atomic_directory, atomic_write_json, atomic_write_text, sha256_file
 from lorchestra.store.run_dir import RunDir, read_ensemble, read_json, require_free
+
+logger = logging.getLogger(__name__)
 
 
 def exported_members(root: str | Path) -> list[str]:
@@ -41,7 +43,6 @@ def export_run(
     merge: bool = False,
     base_name: str | None = None,
     base: str | Path | None = None,
-    say: Say = lambda text: None,
 ) -> Path:
     """Write `member_00`, `member_01`, ... and README.md into a new directory, which appears whole or not at all.
 
@@ -52,7 +53,6 @@ def export_run(
         merge: also write `merged_00`, ...: whole models, with tokenizer, in the base's number format.
         base: where the run's base is now, if not where it was; without `base_name` the adapters name that.
         base_name: what the adapters name as their base (a hub id), where it is not to be what this machine has.
-        say: is told, in one line each, what a person should know.
 
     Raises:
         CheckpointError: no finished run, damaged files, another base, or `out` exists.
@@ -67,7 +67,7 @@ def export_run(
             raise CheckpointError(f"{weights}: the checksum is not the one in ensemble.json; it was changed or damaged")
         read_peft_folder(weights.parent)  # others' programs are only to be given plain LoRA
     num_bytes = sum(run.inside(member["path"], WEIGHTS).stat().st_size for member in members)
-    loaded = load_own_base(run, record, config, say, base) if merge or base is not None else None
+    loaded = load_own_base(run, record, config, base) if merge or base is not None else None
     if loaded is not None and base_name is None and base is not None:
         base_name = loaded.path_for_peft
     if loaded is not None and merge:
@@ -76,7 +76,7 @@ def export_run(
         for member in members:
             _copy_member(run, member, directory)
         if loaded is not None and merge:
-            _merge_members(directory, [Path(member["path"]).name for member in members], loaded, say)
+            _merge_members(directory, [Path(member["path"]).name for member in members], loaded)
         if base_name is not None:  # last: merging loads the adapters with the base at hand
             for member in members:
                 _rename_base(directory / Path(member["path"]).name / CONFIG, base_name)
@@ -126,7 +126,7 @@ def _plain_config(folder: Path, modules: Mapping[str, Any]) -> Any:
 
 
 @torch.no_grad()
-def _merge_members(directory: Path, names: Sequence[str], base: LoadedBase, say: Say) -> None:
+def _merge_members(directory: Path, names: Sequence[str], base: LoadedBase) -> None:
     """Merge each member into the one loaded base, save the model, and give the base its own weights back."""
     from peft import PeftModel  # heavy; only needed here
 
@@ -144,4 +144,4 @@ def _merge_members(directory: Path, names: Sequence[str], base: LoadedBase, say:
             base.tokenizer.save_pretrained(folder)
         for key, module in modules.items():
             module.weight.copy_(weights[key])
-        say(f"merged {name}")
+        logger.info(f"merged {name}")

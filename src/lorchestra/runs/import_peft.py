@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import shutil
 from collections.abc import Sequence
@@ -30,11 +31,13 @@ from lorchestra.models.peft_import import (
     read_peft_config,
     read_peft_folder,
 )
-from lorchestra.runs.build import Say, build_pipeline
+from lorchestra.runs.build import build_pipeline
 from lorchestra.runs.record import ensemble_record, write_description
 from lorchestra.runs.rows import read_rows
 from lorchestra.store.atomic import atomic_directory, atomic_write_json, sha256_file
 from lorchestra.store.run_dir import RunDir, require_free, write_ensemble
+
+logger = logging.getLogger(__name__)
 
 BASE_OF_THE_FOLDERS = BaseConfig(name="")
 
@@ -47,7 +50,6 @@ def import_run(
     base: BaseConfig = BASE_OF_THE_FOLDERS,
     same_base: bool = False,
     seed: int = 0,
-    say: Say = lambda text: None,
 ) -> RunDir:
     """Make a run directory of PEFT LoRA folders; it appears whole or not at all.
 
@@ -60,7 +62,6 @@ def import_run(
         base: the base; an empty name stands for the one that the folders name.
         same_base: take `base` for the folders' base although they name another.
         seed: decides which rows are held out for validation and test where no files are given.
-        say: is told, in one line each, what a person should know.
 
     Raises:
         ConfigError, DataError, CheckpointError: a folder, a row or a setting cannot be used.
@@ -75,14 +76,14 @@ def import_run(
     check_run(config)
     rows = read_rows(config.data, seed)
     for note in rows.notes:
-        say(note)
+        logger.info(note)
     if data.test is None:
-        say(
+        logger.info(
             f"the test rows are held out of {data.train}: adapters that were trained on all of its rows have seen them;"
             " give --data.test for an honest evaluation"
         )
     if len({folder.dropout for folder in found}) > 1:
-        say("the members were trained with different dropout; MC dropout is left out of evaluations")
+        logger.info("the members were trained with different dropout; MC dropout is left out of evaluations")
 
     def check(loaded: LoadedBase) -> None:
         _check_base(found, config.base, loaded, same_base)
@@ -92,7 +93,6 @@ def import_run(
         rows.task.name,
         rows.task.labels,
         rows.task.splits["train"],
-        say,
         adapter_settings=[
             dataclasses.replace(own, r=folder.r, scaling=folder.scaling)
             for own, folder in zip(make_adapter_settings(config.adapt, seed), found, strict=True)

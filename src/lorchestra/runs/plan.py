@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,14 @@ from lorchestra.planning.measure import Calibration, calibrate, with_checkpointi
 from lorchestra.planning.memory import free_bytes, peak_bytes, used_bytes
 from lorchestra.planning.suggestions import SuggestionInputs, suggest
 from lorchestra.planning.workload import Workload, plan_workload
-from lorchestra.runs.build import Say, build_pipeline
+from lorchestra.runs.build import build_pipeline
 from lorchestra.runs.rows import read_rows
 from lorchestra.store import disk
-from lorchestra.training.callbacks import StepReport
-from lorchestra.training.checkpoint import TrainState
+from lorchestra.training.callbacks import Callback, CallbackList
 from lorchestra.training.precompute import TrainingRows
 from lorchestra.training.trainer import Trainer
+
+logger = logging.getLogger(__name__)
 
 _MAX_MEMBERS = 8
 """Members that are made for the calibration; the others follow from the shapes."""
@@ -39,8 +41,7 @@ def plan_run(
     out: str | Path = ".",
     *,
     seconds: float = 10.0,
-    say: Say = lambda text: None,
-    tell: Callable[[str], None] = lambda text: None,
+    callbacks: Sequence[Callback] = (),
 ) -> dict[str, Any]:
     """Predict memory, disk and time of the training that `config` describes.
 
@@ -48,8 +49,7 @@ def plan_run(
         config: the run's configuration.
         out: where its directory would be.
         seconds: of calibration, roughly.
-        say: is told, in one line each, what a person should know.
-        tell: hears what is under way.
+        callbacks: report what is under way.
 
     Returns:
         The record that `lorchestra plan --json` prints.
@@ -59,38 +59,26 @@ def plan_run(
     """
     check_run(config)
     disk.require_path(Path(out))
-    tell("rows and base")
+    callback = CallbackList(callbacks)
+    callback.on_progress("rows and base", 0, 0)
     rows = read_rows(config.data, config.train.seed)
     for note in rows.notes:
-        say(note)
+        logger.info(note)
     members = config.adapt.members
     small = dataclasses.replace(config, adapt=dataclasses.replace(config.adapt, members=min(members, _MAX_MEMBERS)))
-    pipeline, _ = build_pipeline(small, rows.task.name, rows.task.labels, rows.task.splits["train"], say)
+    pipeline, _ = build_pipeline(small, rows.task.name, rows.task.labels, rows.task.splits["train"])
     encoded = {split: pipeline.encode(rows.task.splits[split]).rows for split in ("train", "val")}
     training = TrainingRows(encoded["train"], encoded["val"])
     loading = peak_bytes()
-    budget = settle_budget(config, pipeline, training, say)
+    budget = settle_budget(config, pipeline, training)
     free = free_bytes(pipeline.model.device)
     resident = used_bytes()
     settings = dataclasses.replace(config.train, token_budget=budget)
-    trainer = Trainer(pipeline.model, training, settings, config.regularize, _Silent())
+    trainer = Trainer(pipeline.model, training, settings, config.regularize, callback)
     workload = plan_workload(trainer, members, budget)
-    calibration = _calibrate(trainer, workload, pipeline, budget, seconds, resident, tell)
+    calibration = _calibrate(trainer, workload, pipeline, budget, seconds, resident, callback)
     counts = adapter_counts(pipeline.model, members)
     return _record(config, pipeline, trainer, workload, calibration, counts, loading, resident, free, Path(out))
-
-
-class _Silent:
-    """An observer for a trainer that takes no steps."""
-
-    def on_step(self, report: StepReport, state: TrainState) -> None:
-        """Nothing."""
-
-    def on_evaluation(self, entry: dict[str, object], state: TrainState) -> None:
-        """Nothing."""
-
-    def on_phase(self, text: str, done: int, total: int) -> None:
-        """Nothing."""
 
 
 def _calibrate(
@@ -100,7 +88,7 @@ def _calibrate(
     budget: int,
     seconds: float,
     resident: int | None,
-    tell: Callable[[str], None],
+    callback: Callback,
 ) -> Calibration:
     """At the run's budget, or at a smaller one where that would not fit or take minutes."""
     model = pipeline.model
@@ -109,7 +97,7 @@ def _calibrate(
     within = min(budget, most, max(longest_row(trainer.rows), 2 * default))
     if within < budget:
         workload = plan_workload(trainer, model.num_members, within)
-    return calibrate(trainer, workload.largest, workload.batches, within, seconds, resident, tell)
+    return calibrate(trainer, workload.largest, workload.batches, within, seconds, resident, callback)
 
 
 def _record(

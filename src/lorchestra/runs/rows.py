@@ -6,7 +6,8 @@ The rows that a run was trained on, for its evaluation: read again, or as far as
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from lorchestra.store.safe_paths import name_fault, typed_path
 from lorchestra.store.schema import check_shape
 from lorchestra.types import Example, Task
 
+logger = logging.getLogger(__name__)
+
 _MANY = 100_000
 """Rows that take seconds to split."""
 
@@ -48,10 +51,8 @@ class RunRows:
         }
 
 
-def read_rows(config: DataConfig, seed: int, say: Callable[[str], None] = lambda text: None) -> RunRows:
+def read_rows(config: DataConfig, seed: int) -> RunRows:
     """The configured task by name, or the configured files and the splits made of them.
-
-    `say` takes a line now and then while many rows are read.
 
     Raises:
         ConfigError: neither a task nor a training file is configured, or both are, or the task is unknown.
@@ -76,18 +77,18 @@ def read_rows(config: DataConfig, seed: int, say: Callable[[str], None] = lambda
                 f"data.{split}: standard input cannot be read again by evaluate or a resumed run; write the rows to a"
                 " file first"
             )
-    train = read_task_file(config.train, config, require_answer=True, labels=None, say=say)
+    train = read_task_file(config.train, config, require_answer=True, labels=None)
     notes = [*train.notes, *train.warnings]
     others: dict[str, Sequence[Example] | None] = {}
     for split, path in (("val", config.val), ("test", config.test)):
         if path is None:
             others[split] = None
             continue
-        file = read_like(path, config, train.labels, require_answer=True, say=say)
+        file = read_like(path, config, train.labels, require_answer=True)
         notes += (*file.notes, *file.warnings)
         others[split] = file.examples
     if len(train.examples) >= _MANY:
-        say(f"splitting {len(train.examples):,} rows")
+        logger.info(f"splitting {len(train.examples):,} rows")
     splits, report = make_splits(train.examples, others["val"], others["test"], seed, most=config.read.max_held_out)
     task = Task(name_of_file(config.train), splits, train.labels)
     return RunRows(task, (*notes, *report.sentences(), *validation_notes(task)))
@@ -223,7 +224,6 @@ def read_like(
     *,
     require_answer: bool,
     ignore_answers: bool = False,
-    say: Callable[[str], None] = lambda text: None,
 ) -> TaskFile:
     """A file with rows in the form of the training rows.
 
@@ -231,7 +231,7 @@ def read_like(
         DataError: the rows cannot be used, or have labels where the training rows are questions, or the reverse.
     """
     file = read_task_file(
-        path, config, require_answer=require_answer, labels=trained_labels, ignore_answers=ignore_answers, say=say
+        path, config, require_answer=require_answer, labels=trained_labels, ignore_answers=ignore_answers
     )
     check_same_kind(trained_labels, file.labels, path)
     return file

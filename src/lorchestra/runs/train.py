@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Sequence
+import logging
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,18 +21,20 @@ from lorchestra.models.peft_files import save_members
 from lorchestra.planning.budget import settle_budget
 from lorchestra.planning.cost import training_base_passes
 from lorchestra.planning.memory import peak_bytes
-from lorchestra.runs.build import Say, build_pipeline
+from lorchestra.runs.build import build_pipeline
 from lorchestra.runs.ensemble import failed_members
-from lorchestra.runs.event_log import EventLog, Observers
+from lorchestra.runs.event_log import EventLog
 from lorchestra.runs.record import ensemble_record, trained_members, write_description
 from lorchestra.runs.rows import RunRows, absolute_settings, check_unchanged, read_rows, with_directory
 from lorchestra.store.atomic import atomic_directory, discard_directory, sweep_directory
 from lorchestra.store.run_dir import RunDir, claim_run, read_ensemble, write_ensemble
-from lorchestra.training.callbacks import Observer
+from lorchestra.training.callbacks import Callback, CallbackList
 from lorchestra.training.checkpoint import load_checkpoint, save_checkpoint
 from lorchestra.training.precompute import TrainingRows
 from lorchestra.training.rows import training_rows
 from lorchestra.training.trainer import Trainer
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,7 @@ def train_run(
     out: str | Path,
     *,
     if_exists: Literal["fail", "resume", "new"] = "fail",
-    say: Say = lambda text: None,
-    observe: Callable[[Trainer], Observer] | None = None,
-    should_stop: Callable[[], bool] = lambda: False,
+    callbacks: Sequence[Callback] = (),
     rows: RunRows | None = None,
     given: Collection[str] = (),
 ) -> TrainOutcome:
@@ -61,9 +62,7 @@ def train_run(
         config: the run's configuration; with `resume`, settings given here must be those the run was started with.
         out: the run directory.
         if_exists: what to do where a run is already there.
-        say: is told, in one line each, what a person should know.
-        observe: makes the observer that shows progress, once the trainer is there.
-        should_stop: asked between micro-batches; true writes a checkpoint and raises `Interrupted`.
+        callbacks: report progress; where one asks to stop, a checkpoint is written and `Interrupted` raised.
         rows: the splits "train" and "val", where they come from Python and not from the files in `config.data`.
         given: dotted settings that were given explicitly: with `resume` they are compared with the run's even where
             they have the value of the default. Settings that are not the default's count as given.
@@ -72,37 +71,37 @@ def train_run(
         ConfigError, DataError, CheckpointError: bad input, or another process is at work in `out`; nothing
             half-written is left.
         TrainingError: every member failed.
-        Interrupted: `should_stop` returned true.
+        Interrupted: a callback asked to stop.
     """
     check_run(config)
-    with claim_run(out, if_exists, say) as (run, resuming):
+    with claim_run(out, if_exists) as (run, resuming):
         if resuming:
             config = _saved_config(run, config, given)
         if rows is None:
-            rows = read_rows(config.data, config.train.seed, say)
+            rows = read_rows(config.data, config.train.seed)
         if resuming:
             check_unchanged(rows, run.splits)
             if run.ensemble.is_file():
-                say(f"{run.root} is finished already; nothing to train")
+                logger.info(f"{run.root} is finished already; nothing to train")
                 return _outcome(run)
         for note in rows.notes:
-            say(note)
-        pipeline, resolved, training = prepare_training(config, rows, say)
+            logger.info(note)
+        pipeline, resolved, training = prepare_training(config, rows)
         if not resuming:
             _begin(run, resolved, rows, pipeline)
         log = EventLog(run.events, keep_bytes=None)
-        files = TrunkFiles(
-            run.resume, pipeline.base.digest, round(resolved.adapt.trunk_memory_gb * 1e9), say, log.write
+        files = TrunkFiles(run.resume, pipeline.base.digest, round(resolved.adapt.trunk_memory_gb * 1e9), log.write)
+        trainer = Trainer(
+            pipeline.model, training, resolved.train, resolved.regularize, CallbackList([log, *callbacks]), files
         )
-        trainer = _make_trainer(pipeline, resolved, training, log, observe, files)
         if resuming:
-            restore(run, trainer, log, say)
-        peak = train_with_checkpoints(run, trainer, log, should_stop)
+            restore(run, trainer, log)
+        peak = train_with_checkpoints(run, trainer, log)
         return _finish(run, trainer, pipeline, rows, log, peak)
 
 
 def prepare_training(
-    config: RunConfig, rows: RunRows, say: Say, adapter_settings: Sequence[AdapterSettings] | None = None
+    config: RunConfig, rows: RunRows, adapter_settings: Sequence[AdapterSettings] | None = None
 ) -> tuple[Pipeline, RunConfig, TrainingRows]:
     """The base with members on it, the configuration with all that was left open, and the rows as tokens.
 
@@ -111,10 +110,10 @@ def prepare_training(
     """
     train = rows.task.splits["train"]
     pipeline, resolved = build_pipeline(
-        config, rows.task.name, rows.task.labels, train, say, adapter_settings=adapter_settings
+        config, rows.task.name, rows.task.labels, train, adapter_settings=adapter_settings
     )
     training = training_rows(pipeline, train, rows.task.splits["val"], rows.task.labels)
-    pipeline.token_budget = settle_budget(config, pipeline, training, say)
+    pipeline.token_budget = settle_budget(config, pipeline, training)
     train_config = dataclasses.replace(resolved.train, token_budget=pipeline.token_budget)
     return pipeline, dataclasses.replace(resolved, train=train_config), training
 
@@ -156,43 +155,29 @@ def _begin(run: RunDir, resolved: RunConfig, rows: RunRows, pipeline: Pipeline) 
         raise CheckpointError(f"--out {run.root}: another process has just made it; choose another --out")
 
 
-def _make_trainer(
-    pipeline: Pipeline,
-    config: RunConfig,
-    rows: TrainingRows,
-    log: EventLog,
-    observe: Callable[[Trainer], Observer] | None,
-    files: TrunkFiles,
-) -> Trainer:
-    trainer = Trainer(pipeline.model, rows, config.train, config.regularize, log, files)
-    if observe is not None:
-        trainer.observer = Observers([log, observe(trainer)])
-    return trainer
-
-
-def restore(run: RunDir, trainer: Trainer, log: EventLog, say: Say) -> None:
+def restore(run: RunDir, trainer: Trainer, log: EventLog) -> None:
     """Stand where the run's checkpoint stood, or at the start where it has none yet."""
     for directory in (run.root, run.resume):
         sweep_directory(directory)
     loaded = load_checkpoint(run.resume)
     if loaded is None:
-        say(f"{run.root} has no checkpoint yet; starting from the first step")
+        logger.info(f"{run.root} has no checkpoint yet; starting from the first step")
         EventLog(run.events, keep_bytes=0)
         return
     state, tensors, events_bytes = loaded
     trainer.restore(state, tensors)
     EventLog(run.events, keep_bytes=events_bytes)
     log.write("resumed", step=state.step)
-    say(f"resuming {run.root} after step {state.step} of {trainer.num_steps}")
+    logger.info(f"resuming {run.root} after step {state.step} of {trainer.num_steps}")
 
 
-def train_with_checkpoints(run: RunDir, trainer: Trainer, log: EventLog, should_stop: Callable[[], bool]) -> int:
+def train_with_checkpoints(run: RunDir, trainer: Trainer, log: EventLog) -> int:
     """Run the trainer with checkpoints; returns the peak bytes of this process."""
 
     def checkpoint() -> None:
         save_checkpoint(run.resume, trainer.state, trainer.tensors(), log.num_bytes)
 
-    trainer.run(checkpoint, should_stop)
+    trainer.run(checkpoint)
     return peak_bytes()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -142,7 +142,6 @@ def answer_file(
     path: str | Path,
     of: Mapping[str, Any],
     if_exists: IfExists | None = None,
-    say: Callable[[str], None] = lambda text: None,
 ) -> Iterator[AnswerFile]:
     """A file to append answers to, held for the time of the block; `num_rows` of it are done already.
 
@@ -153,13 +152,12 @@ def answer_file(
         of: see `AnswerFile`.
         if_exists: "resume" goes on after the rows of an interrupted command, "overwrite" starts over, "fail" refuses
             both these and a whole file; without it a whole file is replaced, and an interrupted one refused.
-        say: is told when the file cannot be locked.
 
     Raises:
         CheckpointError: it is refused, another process is writing it, or it cannot be written.
     """
     file = AnswerFile(typed_path(path), of)
-    with directory_lock(file.path, say):
+    with directory_lock(file.path):
         if os.path.isdir(file.path):
             raise CheckpointError(f"--out {path}: is a directory; give a file")
         if os.path.islink(file.partial):  # its name is not the user's choice, as that of the whole file is

@@ -8,6 +8,7 @@ lets go of the lock when its process ends, however it ends; a file that a killed
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import platform
 from collections.abc import Callable, Iterator
@@ -19,6 +20,8 @@ from typing import ParamSpec, TypeVar
 from filelock import lock_descriptor, unlock_descriptor
 
 from lorchestra.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -33,14 +36,13 @@ class DirectoryBusyError(CheckpointError):
 
 
 @contextmanager
-def directory_lock(directory: str | os.PathLike[str], say: Callable[[str], None] = lambda text: None) -> Iterator[None]:
+def directory_lock(directory: str | os.PathLike[str]) -> Iterator[None]:
     """Hold a directory, which need not be there yet, for the time of the block; never waits.
 
     Where no lock can be had (a parent that cannot be written, a file system without locks), the block runs without one.
 
     Args:
         directory: the directory; all its names (relative, through links) stand for the same lock.
-        say: is told when there is no lock, and why.
 
     Raises:
         DirectoryBusyError: the directory is held already, by another process or in this one.
@@ -54,7 +56,9 @@ def directory_lock(directory: str | os.PathLike[str], say: Callable[[str], None]
             descriptor = _acquire(file, directory)
         except (OSError, ValueError) as error:  # a ValueError: a name that no file can have
             reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-            say(f"{directory} cannot be locked ({reason}): see to it that no other process works in it meanwhile")
+            logger.info(
+                f"{directory} cannot be locked ({reason}): see to it that no other process works in it meanwhile"
+            )
         else:
             _note_holder(descriptor)
         yield
@@ -65,7 +69,7 @@ def directory_lock(directory: str | os.PathLike[str], say: Callable[[str], None]
 
 
 def holding_out(command: Callable[P, R]) -> Callable[P, R]:
-    """Make a function hold the directory of its argument `out` while it runs, and tell its argument `say`.
+    """Make a function hold the directory of its argument `out` while it runs.
 
     It raises `DirectoryBusyError` then where the directory is held already.
     """
@@ -75,7 +79,7 @@ def holding_out(command: Callable[P, R]) -> Callable[P, R]:
     def held(*args: P.args, **kwargs: P.kwargs) -> R:
         given = signature.bind(*args, **kwargs)
         given.apply_defaults()
-        with directory_lock(given.arguments["out"], given.arguments["say"]):
+        with directory_lock(given.arguments["out"]):
             return command(*args, **kwargs)
 
     return held

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import count
@@ -130,9 +130,7 @@ class RunDir:
 
 
 @contextmanager
-def claim_run(
-    out: str | Path, if_exists: Literal["fail", "resume", "new"], say: Callable[[str], None] = lambda text: None
-) -> Iterator[tuple[RunDir, bool]]:
+def claim_run(out: str | Path, if_exists: Literal["fail", "resume", "new"]) -> Iterator[tuple[RunDir, bool]]:
     """Hold the directory to train in, for the time of the block; yields it, and whether it holds a run to resume.
 
     `new` leaves an existing run alone and takes the first free name of `OUT`, `OUT-2`, `OUT-3`, ...; a name is not free
@@ -144,7 +142,7 @@ def claim_run(
     """
     root = typed_path(out)
     if if_exists != "new":
-        with directory_lock(root, say):
+        with directory_lock(root):
             yield RunDir(root), _holds_run(root, if_exists)
         return
     for number in count(1):
@@ -153,7 +151,7 @@ def claim_run(
             continue
         with ExitStack() as held:
             try:
-                held.enter_context(directory_lock(place, say))
+                held.enter_context(directory_lock(place))
             except DirectoryBusyError:
                 continue
             if not _occupied(place):  # by a process that was done between our two looks

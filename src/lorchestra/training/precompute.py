@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,12 +15,12 @@ from lorchestra.inference.predict import member_passes, predict_rows
 from lorchestra.inference.trunk import TrunkCache, TrunkFiles, dtype_name, trunk_bytes, trunk_dtype
 from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.nn.packing import BASE, shareable_prefix
+from lorchestra.training.callbacks import Callback, progress
 from lorchestra.types import EncodedExample
 
-_COMPARED_ROWS = 16
+logger = logging.getLogger(__name__)
 
-Tell = Callable[[str, int, int], None]
-"""Called with what is being computed, rows done and rows in all."""
+_COMPARED_ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def precompute(
     shared: int,
     with_base: bool,
     files: TrunkFiles | None,
-    tell: Tell,
+    callback: Callback,
 ) -> Precomputed:
     """Compute trunks where the lower layers are not adapted, and the base's answers where the KL term needs them.
 
@@ -59,7 +60,7 @@ def precompute(
         shared: first tokens that all training rows share in training.
         with_base: whether the base's answers to the training rows are wanted.
         files: where trunks go that are too large for memory; None keeps them in memory.
-        tell: hears of progress; what it raises ends the work.
+        callback: reports progress, and may ask to stop.
 
     Raises:
         ConfigError: a hidden state is beyond the range of `adapt.trunk_dtype`.
@@ -67,10 +68,10 @@ def precompute(
     train = val = base_log_probs = None
     if model.trunk_layers > 0:
         val_shared = shareable_prefix(rows.val, dropout=False)
-        train = _trunk(model, rows.train, token_budget, shared, "training", files, tell)
-        val = _trunk(model, rows.val, token_budget, val_shared, "validation", files, tell)
+        train = _trunk(model, rows.train, token_budget, shared, "training", files, callback)
+        val = _trunk(model, rows.val, token_budget, val_shared, "validation", files, callback)
         if val is not None and files is not None and model.adapt.trunk_dtype != "auto":
-            _tell_change(model, rows.val[:_COMPARED_ROWS], val, token_budget, files)
+            _report_change(model, rows.val[:_COMPARED_ROWS], val, token_budget, files)
     if with_base:
         num_rows = len(rows.train)
         found = predict_rows(
@@ -79,7 +80,7 @@ def precompute(
             member_passes([BASE]),
             token_budget,
             train,
-            lambda done: tell("base, training rows", done, num_rows),
+            progress(callback, "base, training rows", num_rows),
         )
         base_log_probs = torch.from_numpy(found[0]).to(model.adapters.values)
     return Precomputed(train, val, base_log_probs)
@@ -92,22 +93,19 @@ def _trunk(
     shared: int,
     name: str,
     files: TrunkFiles | None,
-    tell: Tell,
+    callback: Callback,
 ) -> TrunkCache | None:
     """The trunks of a split, or None where there is no room for them: its rows then go through all layers."""
     file, dtype = None, trunk_dtype(model)
     if files is not None and trunk_bytes(model, rows, shared, dtype) > files.memory_bytes:
         settings = (model.trunk_layers, token_budget, shared, torch.get_num_threads(), dtype_name(dtype))
         file = files.file(name, rows, settings)
-
-    def progress(done: int) -> None:
-        tell(f"layers below, {name} rows", done, len(rows))
-
+    report = progress(callback, f"layers below, {name} rows", len(rows))
     try:
-        return TrunkCache(model, rows, token_budget, progress, shared, file, dtype)
+        return TrunkCache(model, rows, token_budget, report, shared, file, dtype)
     except CheckpointError as error:
         if files is not None:
-            files.say(f"{error} Training goes on without the cache: all layers are computed in every step.")
+            logger.info(f"{error} Training goes on without the cache: all layers are computed in every step.")
         return None
 
 
@@ -119,11 +117,11 @@ def trunk_change(model: EnsembleModel, rows: Sequence[EncodedExample], trunk: Tr
     return float(np.abs(one[present] - other[present]).max())
 
 
-def _tell_change(
+def _report_change(
     model: EnsembleModel, rows: Sequence[EncodedExample], trunk: TrunkCache, token_budget: int, files: TrunkFiles
 ) -> None:
     name, change = dtype_name(trunk_dtype(model)), trunk_change(model, rows, trunk, token_budget)
-    files.say(
+    logger.info(
         f"hidden states kept in {name}: the base's log-probabilities of {len(rows)} validation rows change by at most"
         f" {change:.2g}"
     )

@@ -19,7 +19,7 @@ from lorchestra.inference.trunk import TrunkFiles
 from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.nn.optimizer import MemberAdamW, Schedule, clip_gradients
 from lorchestra.nn.packing import Item, PackedBatch, pack, plan_micro_batches, shareable_prefix
-from lorchestra.training.callbacks import Interrupted, Observer, StepReport
+from lorchestra.training.callbacks import Callback, Interrupted, StepReport, progress
 from lorchestra.training.checkpoint import MemberState, TrainState, check_fits, state_tensors
 from lorchestra.training.early_stopping import update_early_stopping, validate_members
 from lorchestra.training.failure import epoch_failure, parameter_failures, step_failure
@@ -44,7 +44,7 @@ class Trainer:
         rows: training and validation rows.
         config: the training settings; `token_budget` must be resolved.
         regularize: the regularizers' strengths.
-        observer: hears of steps and evaluations.
+        callback: reports steps, evaluations and other work; may ask to stop.
         files: where trunks go that are too large for memory; without it they stay in memory.
         settings: what each member has of its own, with the adapter that the model gives it; by default all members have
             those of `config` and `regularize`. Given, they are what counts: of `config`, only what members share is
@@ -60,13 +60,13 @@ class Trainer:
         rows: TrainingRows,
         config: TrainConfig,
         regularize: RegularizeConfig,
-        observer: Observer,
+        callback: Callback,
         files: TrunkFiles | None = None,
         settings: Sequence[MemberSettings] | None = None,
     ) -> None:
         check_training(config, regularize)
         assert config.token_budget is not None
-        self.model, self.rows, self.config, self.observer, self.files = model, rows, config, observer, files
+        self.model, self.rows, self.config, self.callback, self.files = model, rows, config, callback, files
         self.settings = (
             _default_settings(model, config, regularize, len(rows.train)) if settings is None else tuple(settings)
         )
@@ -111,20 +111,20 @@ class Trainer:
         # a member's optimizer steps end with its training, so its count is the step it was last updated at
         self.optimizer.num_steps = list(state.num_updates)
 
-    def run(self, checkpoint: Callable[[], None], should_stop: Callable[[], bool] = lambda: False) -> TrainState:
+    def run(self, checkpoint: Callable[[], None]) -> TrainState:
         """Train to the end; `checkpoint` is called when one is due and before an interruption.
 
         Raises:
-            Interrupted: `should_stop` returned true; the checkpoint is written.
+            Interrupted: the callback asked to stop; the checkpoint is written.
         """
         try:
-            self.prepare(should_stop)
+            self.prepare()
         except Interrupted:
             checkpoint()
             raise
         last_checkpoint = time.monotonic()
         while self.state.step < self.num_steps and self.state.with_status("running"):
-            if not self.step(should_stop):
+            if not self.step():
                 checkpoint()
                 raise Interrupted
             if self.state.step % self.steps_per_epoch == 0 and self.state.with_status("running"):
@@ -141,18 +141,13 @@ class Trainer:
         """The adapters to keep, `[M, P]`: each member's best or last, as configured."""
         return self.best if self.config.keep == "best" else self.model.adapters.values
 
-    def prepare(self, should_stop: Callable[[], bool] = lambda: False) -> None:
+    def prepare(self) -> None:
         """Compute once what never changes.
 
         Raises:
-            Interrupted: `should_stop` returned true; what was computed is dropped.
+            Interrupted: the callback asked to stop; what was computed is dropped.
         """
-
-        def tell(what: str, done: int, total: int) -> None:
-            self.observer.on_phase(what, done, total)
-            if should_stop():
-                raise Interrupted
-
+        self.callback.on_train_begin(self)
         kl_over = {own.regularize.kl_over for own in self.settings if own.regularize.kl_beta > 0}
         self.precomputed = precompute(
             self.model,
@@ -161,7 +156,7 @@ class Trainer:
             shared=self.shared,
             with_base="options" in kl_over,
             files=self.files,
-            tell=tell,
+            callback=self.callback,
         )
         if "vocabulary" in kl_over:
             rows = self.rows.train
@@ -171,7 +166,7 @@ class Trainer:
                 self.token_budget,
                 self.precomputed.train,
                 self.shared,
-                lambda done: tell("base, training rows", done, len(rows)),
+                progress(self.callback, "base, training rows", len(rows)),
             )
 
     def step_items(self, step: int) -> list[Item]:
@@ -183,7 +178,7 @@ class Trainer:
         steps = range(self.state.num_updates[member])
         return sum(row.num_tokens for step in steps for row in self.sampler.rows(member, step))
 
-    def step(self, should_stop: Callable[[], bool] = lambda: False) -> bool:
+    def step(self) -> bool:
         """One optimizer step of all running members; False if it was interrupted, and then nothing has changed."""
         started = time.perf_counter()
         state, adapters = self.state, self.model.adapters
@@ -193,7 +188,7 @@ class Trainer:
         sums: dict[str, Tensor] = {}
         adapters.zero_grad()
         for micro_batch in plan_micro_batches(items, self.token_budget, self.shared):
-            if should_stop():
+            if self.callback.should_stop():
                 return False
             self._accumulate(pack(micro_batch, self.model.device, self.shared), weights, sums)
         sums |= add_parameter_terms(adapters, self.settings)
@@ -227,7 +222,7 @@ class Trainer:
             tokens=tokens,
             seconds=seconds,
         )
-        self.observer.on_step(report, state)
+        self.callback.on_step(report, state)
         return True
 
     def _item_weights(self, items: Sequence[Item]) -> dict[int, float]:
@@ -285,7 +280,7 @@ class Trainer:
             running,
             self.token_budget,
             self.precomputed.val,
-            lambda n: self.observer.on_phase("validation", n, len(rows)),
+            lambda done: self.callback.on_progress("validation", done, len(rows)),
         )
         for m in running:
             update_early_stopping(
@@ -293,7 +288,7 @@ class Trainer:
             )
         entry = {"step": state.step, "epoch": state.step // self.steps_per_epoch, **found}
         state.history.append(entry)
-        self.observer.on_evaluation(entry, state)
+        self.callback.on_evaluation(entry, state)
 
 
 def _log_choices(own: MemberSettings, rows: Sequence[EncodedExample]) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from lorchestra.metrics.evaluation import ood_scores
 from lorchestra.models.peft_files import save_members
 from lorchestra.nn.packing import BASE
 from lorchestra.planning.cost import training_base_passes
-from lorchestra.runs.baselines import Progress, comparable, few_shot_base, mc_dropout_of, save_all, score
+from lorchestra.runs.baselines import comparable, few_shot_base, mc_dropout_of, save_all, score
 from lorchestra.runs.record import ensemble_record, trained_members, write_description
 from lorchestra.runs.sweep.points import Point
 from lorchestra.runs.sweep.train import TrainedPack
@@ -23,7 +24,10 @@ from lorchestra.store.predictions import load_predictions, save_predictions
 from lorchestra.store.records import read_events
 from lorchestra.store.run_dir import RunDir, write_ensemble
 from lorchestra.store.safe_paths import inside
+from lorchestra.training.callbacks import Callback, progress
 from lorchestra.types import Example, Predictions
+
+logger = logging.getLogger(__name__)
 
 
 def finish_pack(
@@ -32,7 +36,7 @@ def finish_pack(
     *,
     evaluate: bool,
     ood: Mapping[str, Sequence[Example]],
-    progress: Progress,
+    callback: Callback,
 ) -> list[Point]:
     """Write the runs of all points that are not there yet; each directory appears whole, evaluation included.
 
@@ -43,7 +47,7 @@ def finish_pack(
         runs: the directory of the runs.
         evaluate: whether to evaluate on the test rows.
         ood: rows unlike the training rows, by name.
-        progress: hears of it.
+        callback: reports progress; where it asks to stop, `Interrupted` is raised.
 
     Returns:
         The points of which every member failed; they get no run.
@@ -58,7 +62,7 @@ def finish_pack(
     found: dict[str, Predictions] = {}
     if evaluate:
         wanted = {"test": splits["test"], "val": splits["val"]} | {f"ood_{name}": rows for name, rows in ood.items()}
-        found = {split: _predict(trained, missing, rows, split, progress) for split, rows in wanted.items()}
+        found = {split: _predict(trained, missing, rows, split, callback) for split, rows in wanted.items()}
     places = _places(trained, missing)
     few_shot: dict[tuple[int, int], dict[str, Predictions | str]] = {}
     said: set[str] = set()
@@ -73,16 +77,16 @@ def finish_pack(
                     for split, every in found.items()
                 }
                 base = dataclasses.replace(found["test"], log_probs_MEC=found["test"].log_probs_MEC[-1:])
-                left_out = _write_evaluation(trained, point, run, own, base, few_shot, cost, progress)
+                left_out = _write_evaluation(trained, point, run, own, base, few_shot, cost, callback)
                 for text in [f"{name} is left out: {reason}" for name, reason in left_out.items()]:
                     if text not in said:  # most points have the same
-                        trained.pipeline.say(text)
+                        logger.info(text)
                         said.add(text)
     return failed
 
 
 def _predict(
-    trained: TrainedPack, points: Sequence[Point], rows: Sequence[Example], split: str, progress: Progress
+    trained: TrainedPack, points: Sequence[Point], rows: Sequence[Example], split: str, callback: Callback
 ) -> Predictions:
     """Predictions of every good member of some points, in their order, and of the base, which comes last."""
     members = [m for point in points for m in trained.good_members(point)]
@@ -90,7 +94,7 @@ def _predict(
         rows,
         [*member_passes(members), MemberPass(BASE)],
         split,
-        progress=lambda done: progress(f"{len(members)} members on {split}", done, len(rows)),
+        progress=progress(callback, f"{len(members)} members on {split}", len(rows)),
     )
 
 
@@ -128,7 +132,7 @@ def _write_evaluation(
     base: Predictions,
     few_shot: dict[tuple[int, int], dict[str, Predictions | str]],
     cost: dict[str, Any],
-    progress: Progress,
+    callback: Callback,
 ) -> dict[str, str]:
     """Predictions and `metrics.json`, as `evaluate_run` writes them; returns baselines left out, with the reason.
 
@@ -138,12 +142,12 @@ def _write_evaluation(
     splits = trained.pack.rows.task.splits
     key = (config.evaluate.few_shot, config.train.seed)
     if key not in few_shot:
-        few_shot[key] = few_shot_base(pipeline, config, splits["test"], "test", splits["train"], progress)
+        few_shot[key] = few_shot_base(pipeline, config, splits["test"], "test", splits["train"], callback)
     first, number = trained.good_members(point)[0], test.num_members
     candidates: dict[str, Predictions | str] = {
         "base_zero_shot": base,
         **few_shot[key],
-        **mc_dropout_of(pipeline, config, splits["test"], "test", progress, member=first, passes=number),
+        **mc_dropout_of(pipeline, config, splits["test"], "test", callback, member=first, passes=number),
     }
     baselines, left_out = comparable(candidates, test, pipeline)
     entry = score(test, own["val"], baselines, left_out, splits["test"], splits, config.evaluate, config.train.seed)

@@ -11,18 +11,18 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from lorchestra.config.mappings import differences, from_mapping, to_mapping
 from lorchestra.config.run import RunConfig
 from lorchestra.errors import CheckpointError, ConfigError, DataError
 from lorchestra.models.loading import absolute_base
-from lorchestra.runs.build import Say
 from lorchestra.runs.rows import absolute_settings, read_ood
 from lorchestra.runs.sweep.finish import finish_pack
 from lorchestra.runs.sweep.passes import Pack, make_packs
@@ -34,9 +34,10 @@ from lorchestra.store.records import read_evaluations
 from lorchestra.store.run_dir import RunDir, read_ensemble, read_json
 from lorchestra.store.safe_paths import inside, typed_path
 from lorchestra.store.schema import FILE_NAME, check_shape
-from lorchestra.training.callbacks import Observer
-from lorchestra.training.trainer import Trainer
+from lorchestra.training.callbacks import Callback, CallbackList
 from lorchestra.types import Example
+
+logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 MAX_MEMBERS = 100
@@ -44,19 +45,6 @@ MAX_MEMBERS = 100
 
 _RECORD: dict[str, Any] = {"format_version": int, "points": [{"name": FILE_NAME, "settings": dict, "config": dict}]}
 _PASS: dict[str, Any] = {"points": [FILE_NAME]}
-
-
-class SweepObserver(Protocol):
-    """Hears of a sweep's progress."""
-
-    def on_points(self, names: Sequence[str], status: str) -> None:
-        """Points have come so far: waiting, training, evaluating, finished or failed."""
-
-    def attach(self, pack: Pack, trainer: Trainer) -> Observer:
-        """The observer of a pass."""
-
-    def on_rows(self, what: str, done: int, total: int) -> None:
-        """During evaluation."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +64,7 @@ def run_sweep(
     evaluate: bool = True,
     ood: Sequence[str] = (),
     each_epoch: bool = False,
-    say: Say,
-    observer: SweepObserver,
-    should_stop: Callable[[], bool] = lambda: False,
+    callbacks: Sequence[Callback] = (),
 ) -> SweepOutcome:
     """Train and evaluate every point that is not finished yet.
 
@@ -89,28 +75,27 @@ def run_sweep(
         evaluate: whether to evaluate on the test rows.
         ood: tasks by name, or files, with rows unlike the training rows.
         each_epoch: whether to predict the test rows after every epoch, into the runs' `predictions/*.epoch_*`.
-        say: is told, in one line each, what a person should know.
-        observer: hears of progress.
-        should_stop: asked between micro-batches; true writes a checkpoint and raises `Interrupted`.
+        callbacks: report progress; where one asks to stop, a checkpoint is written and `Interrupted` raised.
 
     Raises:
         ConfigError, DataError: bad input; or what only shows on the base, such as layers that it does not have, if no
             point is without it (else those points fail, and the others go on).
         CheckpointError: a point of that name has other settings there, or the directory or the base cannot be used.
-        Interrupted: `should_stop` returned true.
+        Interrupted: a callback asked to stop.
     """
     if most_members < 1:
         raise ConfigError(f"--most-members: {most_members} is less than 1")
+    callback = CallbackList(callbacks)
     root = typed_path(out)
     points = [replace(point, config=absolute_settings(point.config)) for point in points]
     known = _register(root, points)
     passes = _passes(root, points, most_members)
     waiting = {point.name for pack in passes for point in pack.points}
-    observer.on_points([p.name for p in points if p.name not in waiting], "finished")
+    callback.on_status([p.name for p in points if p.name not in waiting], "finished")
     for note in dict.fromkeys(note for pack in passes for note in pack.rows.notes):
-        say(note)
+        logger.info(note)
     failed = _failed(root)
-    observer.on_points([name for name in failed if name not in waiting], "failed")
+    callback.on_status([name for name in failed if name not in waiting], "failed")
     far = {
         pack.key: read_ood(ood, pack.points[0].config.data, pack.rows.task.labels, keep_answers=True) for pack in passes
     }
@@ -125,18 +110,16 @@ def run_sweep(
             inside(root, "trunks"),
             trunks_in_memory=len(passes) == 1,
             each_epoch=pack.rows.task.splits["test"] if each_epoch else (),
-            say=say,
-            observe=lambda trainer: observer.attach(pack, trainer),
-            should_stop=should_stop,
+            callback=callback,
         )
-        observer.on_points([point.name for point in pack.points], "evaluating")
-        lost = finish_pack(trained, inside(root, "runs"), evaluate=evaluate, ood=far, progress=observer.on_rows)
+        callback.on_status([point.name for point in pack.points], "evaluating")
+        lost = finish_pack(trained, inside(root, "runs"), evaluate=evaluate, ood=far, callback=callback)
         return {point.name: _reason(trained, point) for point in lost}
 
     refused: dict[str, ConfigError | DataError] = {}
     for pack in passes:
         names = [point.name for point in pack.points]
-        observer.on_points(names, "training")
+        callback.on_status(names, "training")
         try:
             lost = train_and_finish(pack, far[pack.key])
         except (ConfigError, DataError) as error:  # settings that only show to be wrong on the base, such as layers
@@ -146,15 +129,15 @@ def run_sweep(
                 atomic_write_json(inside(root, "failed.json"), known_failed)
                 shutil.rmtree(inside(root, "passes", pack.key))
                 raise next(iter(refused.values())) from error
-            say(f"{', '.join(names)}: {error}")
+            logger.info(f"{', '.join(names)}: {error}")
             lost = {name: str(error) for name in names}
         if lost:
             failed |= lost
             atomic_write_json(inside(root, "failed.json"), failed)
         write_results(root, known, list(failed))
         shutil.rmtree(inside(root, "passes", pack.key))
-        observer.on_points([name for name in names if name not in failed], "finished")
-        observer.on_points(list(lost), "failed")
+        callback.on_status([name for name in names if name not in failed], "finished")
+        callback.on_status(list(lost), "failed")
     shutil.rmtree(inside(root, "trunks"), ignore_errors=True)
     with suppress(OSError):
         inside(root, "passes").rmdir()  # there may be others in it, which a command with their points goes on with

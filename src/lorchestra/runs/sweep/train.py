@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,15 +18,14 @@ from lorchestra.inference.predict import member_passes
 from lorchestra.inference.trunk import TrunkFiles
 from lorchestra.models.init import make_adapter_settings
 from lorchestra.planning.memory import restart_peak
-from lorchestra.runs.build import Say
-from lorchestra.runs.event_log import EventLog, Observers
+from lorchestra.runs.event_log import EventLog
 from lorchestra.runs.sweep.passes import Pack
 from lorchestra.runs.sweep.points import Point
 from lorchestra.runs.train import prepare_training, restore, train_with_checkpoints
 from lorchestra.store.atomic import atomic_write_json
 from lorchestra.store.predictions import save_predictions
 from lorchestra.store.run_dir import RunDir, read_json
-from lorchestra.training.callbacks import Observer, StepReport
+from lorchestra.training.callbacks import Callback, CallbackList
 from lorchestra.training.checkpoint import TrainState
 from lorchestra.training.members import member_settings
 from lorchestra.training.trainer import Trainer
@@ -69,9 +68,7 @@ def train_pack(
     *,
     trunks_in_memory: bool,
     each_epoch: Sequence[Example] = (),
-    say: Say,
-    observe: Callable[[Trainer], Observer],
-    should_stop: Callable[[], bool],
+    callback: Callback,
 ) -> TrainedPack:
     """Train the members of all points of a pass, from its checkpoint where there is one.
 
@@ -81,13 +78,11 @@ def train_pack(
         trunks: where hidden states below the adapters are kept for this and other passes.
         trunks_in_memory: whether they may stay in memory where they are small: there are no other passes.
         each_epoch: rows to predict after every epoch, into `predictions/epoch_*` of the directory.
-        say: is told, in one line each, what a person should know.
-        observe: makes the observer that shows progress.
-        should_stop: asked between micro-batches.
+        callback: reports progress; may ask to stop.
 
     Raises:
         ConfigError, DataError, CheckpointError: bad input.
-        Interrupted: `should_stop` returned true; a checkpoint is written.
+        Interrupted: the callback asked to stop; a checkpoint is written.
     """
     gc.collect()  # of the pass before
     restart_peak()
@@ -96,7 +91,7 @@ def train_pack(
     first = configs[0]
     together = dataclasses.replace(first, adapt=dataclasses.replace(first.adapt, members=len(adapter_settings)))
     together = _with_saved_frame(together, directory)
-    pipeline, resolved, rows = prepare_training(together, pack.rows, say, adapter_settings)
+    pipeline, resolved, rows = prepare_training(together, pack.rows, adapter_settings)
     settings = [own for config in configs for own in member_settings(config, len(rows.train))]
     resuming = directory.resume.exists()
     if not resuming:
@@ -104,15 +99,13 @@ def train_pack(
     directory.resume.mkdir(parents=True, exist_ok=True)
     log = EventLog(directory.events)
     memory = round(resolved.adapt.trunk_memory_gb * 1e9) if trunks_in_memory else 0
-    files = TrunkFiles(trunks, pipeline.base.digest, memory, say, log.write)
-    trainer = Trainer(pipeline.model, rows, resolved.train, resolved.regularize, log, files, settings)
-    observers: list[Observer] = [log, observe(trainer)]
-    if each_epoch:
-        observers.append(_EpochPredictions(pipeline, each_epoch, directory.predictions))
-    trainer.observer = Observers(observers)
+    files = TrunkFiles(trunks, pipeline.base.digest, memory, log.write)
+    epochs = [_EpochPredictions(pipeline, each_epoch, directory.predictions)] if each_epoch else []
+    callback = CallbackList([log, callback, *epochs])
+    trainer = Trainer(pipeline.model, rows, resolved.train, resolved.regularize, callback, files, settings)
     if resuming:
-        restore(directory, trainer, log, say)
-    peak = train_with_checkpoints(directory, trainer, log, should_stop)
+        restore(directory, trainer, log)
+    peak = train_with_checkpoints(directory, trainer, log)
     with torch.no_grad():
         pipeline.model.adapters.values.copy_(trainer.final_values())
     return TrainedPack(pack, directory, pipeline, resolved, trainer, peak)
@@ -128,23 +121,17 @@ def _with_saved_frame(config: RunConfig, directory: RunDir) -> RunConfig:
     return dataclasses.replace(config, data=dataclasses.replace(config.data, prompt=prompt))
 
 
-class _EpochPredictions:
+class _EpochPredictions(Callback):
     """Predicts some rows after every epoch with all members as they stand."""
 
     def __init__(self, pipeline: Pipeline, examples: Sequence[Example], directory: Path) -> None:
         self.pipeline, self.examples, self.directory = pipeline, examples, directory
-
-    def on_step(self, report: StepReport, state: TrainState) -> None:
-        """Nothing."""
 
     def on_evaluation(self, entry: dict[str, object], state: TrainState) -> None:
         """Predict and save."""
         passes = member_passes(range(self.pipeline.model.num_members))
         found = self.pipeline.predict(self.examples, passes, "test")
         save_predictions(self.directory, found, epoch_name(int(str(entry["epoch"]))))
-
-    def on_phase(self, text: str, done: int, total: int) -> None:
-        """Nothing."""
 
 
 def epoch_name(epoch: int) -> str:

@@ -1,0 +1,10 @@
+"""Callbacks that ask a job to stop."""
+
+from lorchestra.training.callbacks import Callback
+
+
+class StopWhen(Callback):
+    """Asks to stop as soon as `stop()` is true."""
+
+    def __init__(self, stop):
+        self.should_stop = stop
