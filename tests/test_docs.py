@@ -13,7 +13,7 @@ from tiny_base import save_tiny_base
 
 from lorchestra.cli import main as cli
 from lorchestra.methods.registry import METHODS, WRAPPERS, parse_name
-from lorchestra.models import sources
+from lorchestra.models import loading as sources
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]

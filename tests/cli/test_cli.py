@@ -17,7 +17,7 @@ from commands import Command
 from safetensors.torch import load_file
 
 from lorchestra.cli import main as cli
-from lorchestra.cli.train import GracefulStop
+from lorchestra.cli.progress import GracefulStop
 from lorchestra.config.data import PromptConfig
 from lorchestra.config.mappings import to_yaml
 from lorchestra.training import trainer
@@ -271,9 +271,9 @@ def test_a_signal_in_the_midst_of_printing_or_importing_only_sets_a_mark(monkeyp
 
     monkeypatch.setattr(sys, "stderr", Busy())
     with GracefulStop() as stop:
-        assert not stop()
+        assert not stop.should_stop()
         signal.raise_signal(number)
-        assert stop()
+        assert stop.should_stop()
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(number)
     assert capfd.readouterr().err == "\nstopping after this micro-batch; a second Ctrl-C stops at once\n"

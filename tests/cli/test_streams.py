@@ -105,7 +105,7 @@ def test_a_terminal_gets_its_encoding_and_escapes(monkeypatch):
 def test_texts_of_others_change_nothing_but_their_own_characters(monkeypatch, capsys, stream):
     monkeypatch.setenv("TERM", "xterm-256color")
     console = output.results() if stream == "out" else output.messages()
-    output.speaker(console)(HOSTILE)
+    output.printer(console)(HOSTILE)
     table = Table(title=Text(HOSTILE))
     table.add_column(HOSTILE)
     table.add_row(Text(HOSTILE), style="bold")

@@ -8,6 +8,7 @@ from lorchestra.errors import ConfigError
 from lorchestra.inference.predict import member_passes, predict_rows
 from lorchestra.inference.trunk import TrunkCache, TrunkFiles, trunk_bytes, trunk_dtype
 from lorchestra.nn.packing import BASE, Item, pack
+from lorchestra.training.callbacks import Callback
 from lorchestra.training.precompute import TrainingRows, precompute, trunk_change
 
 
@@ -71,10 +72,11 @@ def test_rows_lie_in_one_flat_tensor(model, rows, batch):
 
 
 @pytest.fixture
-def files(tmp_path):
-    """Files in a directory, and what was said."""
-    said = []
-    return TrunkFiles(tmp_path / "resume", "digest of the base", 0, said.append), said
+def files(tmp_path, on_log):
+    """Files in a directory, and what was logged."""
+    logged = []
+    on_log(logged.append)
+    return TrunkFiles(tmp_path / "resume", "digest of the base", 0), logged
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -195,7 +197,7 @@ def test_training_keeps_the_format_asked_for_and_tells_what_it_changes(
     )
     val = make_rows(20, "texts", seed=8)
     training = TrainingRows(rows, val)
-    frozen = precompute(model, training, 30, shared=0, with_base=False, files=files, tell=lambda *phase: None)
+    frozen = precompute(model, training, 30, shared=0, with_base=False, files=files, callback=Callback())
     for cache, of in ((frozen.train, rows), (frozen.val, val)):
         assert cache.num_bytes == trunk_bytes(model, of) // (1 if dtype is None else 2)
         item = pack([Item(0, of[3])])
@@ -228,6 +230,6 @@ def test_a_file_in_another_format_is_made_anew(tiny_ensemble, rows, files):
     for name in ("auto", "bfloat16", "float16"):
         model = tiny_ensemble(torch.float32, depth=3, layers="last:1", trunk_dtype=name)
         training = TrainingRows(rows, rows)
-        precompute(model, training, 30, shared=0, with_base=False, files=files[0], tell=lambda *phase: None)
+        precompute(model, training, 30, shared=0, with_base=False, files=files[0], callback=Callback())
         keys.add((files[0].directory / "trunk-training.json").read_text().split('"key"')[1].split(",")[0])
     assert len(keys) == 3

@@ -6,7 +6,7 @@ from lorchestra.planning.estimate import Footprint
 from lorchestra.planning.suggestions import SuggestionInputs, suggest
 
 NOW = SuggestionInputs(
-    footprint=Footprint(process=10, base=20, adapter_settings=40, training=160, activations=800, trunk=0),
+    footprint=Footprint(process=10, base=20, adapters=40, training=160, activations=800, trunk=0),
     limit=530,
     members=10,
     token_budget=800,

@@ -1,10 +1,10 @@
 import pytest
 
 import lorchestra.inference.predict
-import lorchestra.inference.trunk  # noqa: F401
+import lorchestra.inference.trunk
 import lorchestra.models.ensemble
 import lorchestra.planning.workload
-import lorchestra.training.trainer  # noqa: F401
+import lorchestra.training.trainer
 from lorchestra.nn.packing import BASE, pack, pack_prefix
 from lorchestra.planning.workload import plan_workload
 from lorchestra.types import EncodedExample
@@ -23,8 +23,9 @@ def count_passes(monkeypatch):
 
         monkeypatch.setattr(module, "pack", counted)
 
-    for name in ("trainer", "trunk", "predict"):
-        watch(name, getattr(lorchestra.engine, name))
+    watch("trainer", lorchestra.training.trainer)
+    watch("trunk", lorchestra.inference.trunk)
+    watch("predict", lorchestra.inference.predict)
 
     def counted_prefix(prefix, members, device):
         batch = pack_prefix(prefix, members, device)

@@ -18,6 +18,7 @@ from lorchestra.runs.ensemble import load_run
 from lorchestra.runs.evaluate import evaluate_run
 from lorchestra.runs.train import train_run
 from lorchestra.store.predictions import load_predictions
+from lorchestra.training.callbacks import Callback
 
 
 @pytest.fixture
@@ -155,11 +156,12 @@ def test_mc_dropout_stands_in_only_where_it_was_trained_with_dropout(trained):
     assert "mc_dropout" not in evaluate_run(trained())["baselines"]
 
 
-def test_a_few_shot_prompt_that_does_not_fit_is_left_out_and_told(run_config, texts_csv, tmp_path):
+def test_a_few_shot_prompt_that_does_not_fit_is_left_out_and_told(on_log, run_config, texts_csv, tmp_path):
     """Sixteen examples before every question are more than a row may have; the rest of the evaluation goes on."""
     config = run_config(texts_csv(), data={"max_length": 60}, evaluate={"few_shot": 16})
     said = []
-    run = load_run(train_run(config, tmp_path / "run").run.root, said.append)
+    on_log(said.append)
+    run = load_run(train_run(config, tmp_path / "run").run.root)
     entry = evaluate_run(run)
     assert set(entry["baselines"]) == {"base_zero_shot"}
     assert any("base_few_shot is left out" in text and "5 of 5 rows" in text for text in said)
@@ -167,10 +169,11 @@ def test_a_few_shot_prompt_that_does_not_fit_is_left_out_and_told(run_config, te
     assert "5 of 5 rows have more than 60 tokens" in entry["left_out"]["base_few_shot"]
 
 
-def test_rows_left_out_of_a_prediction_are_told(run_config, texts_csv, tmp_path):
+def test_rows_left_out_of_a_prediction_are_told(on_log, run_config, texts_csv, tmp_path):
     config = run_config(texts_csv(), data={"too_long": "drop", "max_length": 60})
     said = []
-    run = load_run(train_run(config, tmp_path / "run").run.root, said.append)
+    on_log(said.append)
+    run = load_run(train_run(config, tmp_path / "run").run.root)
     new = tmp_path / "new.csv"
     new.write_text("text\nthe film was good\n" + "long " * 80 + "\nthe play was dull\n")
     assert [row["id"] for row in run.predict(new)] == ["new-1", "new-3"]
@@ -191,8 +194,13 @@ def test_a_damaged_record_ends_an_evaluation_before_anything_is_computed(trained
     run = trained()
     (run.run.root / name).write_text(text)
     seen = []
+
+    class Seen(Callback):
+        def on_progress(self, what, done, total):
+            seen.append(what)
+
     with pytest.raises(CheckpointError, match=message):
-        evaluate_run(run, progress=lambda what, done, total: seen.append(what))
+        evaluate_run(run, callbacks=[Seen()])
     assert seen == []
     assert not run.run.predictions.exists()
 

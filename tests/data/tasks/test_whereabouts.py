@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lorchestra.data.tasks import sources, table
-from lorchestra.data.tasks import whereabouts as module
+from lorchestra.data.tasks import sources as module
 from lorchestra.data.tasks.sources import whereabouts
 from lorchestra.data.tasks.spec import Hub, Wheel
 
