@@ -13,7 +13,7 @@ from lorchestra.nn.packing import Item, pack
 def alone(model, row, c):
     """Log-probability of one choice and its gradient by member 0, from one row in a pass of its own."""
     model.adapters.zero_grad()
-    log_probs = model.log_probs(pack([Item(0, row)]))
+    log_probs = model.forward(pack([Item(0, row)]))
     log_probs[0, c].backward()
     return log_probs[0, c].item(), model.adapters.grad[0].clone()
 

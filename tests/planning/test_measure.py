@@ -8,6 +8,7 @@ from lorchestra.nn.packing import Item, pack
 from lorchestra.planning.estimate import ALLOCATION
 from lorchestra.planning.measure import calibrate, saved_bytes, token_bytes
 from lorchestra.planning.workload import plan_workload
+from lorchestra.training.callbacks import Callback
 from lorchestra.types import EncodedExample
 
 
@@ -35,9 +36,9 @@ def test_saved_bytes_hold_at_least_what_the_arithmetic_needs(tiny_ensemble):
 def test_checkpointing_is_put_back_and_not_counted(tiny_ensemble):
     model = tiny_ensemble(depth=4)
     plain = saved_bytes(model, batch_of(3), None)
-    model.slot.checkpointing = True
+    model.gradient_checkpointing = True
     assert saved_bytes(model, batch_of(3), None) == plain
-    assert model.slot.checkpointing is True
+    assert model.gradient_checkpointing is True
 
 
 def test_the_pass_that_is_measured_leaves_nothing_alive(tiny_ensemble):
@@ -69,7 +70,12 @@ def test_calibration_changes_no_member_and_gives_every_rate(make_trainer, layers
     before = trainer.model.adapters.values.clone()
     planned = plan_workload(trainer, members, 60)
     said = []
-    found = calibrate(trainer, planned.largest, planned.batches, 60, 0.05, None, said.append)
+
+    class Said(Callback):
+        def on_progress(self, what, done, total):
+            said.append(what)
+
+    found = calibrate(trainer, planned.largest, planned.batches, 60, 0.05, None, Said())
     assert torch.equal(trainer.model.adapters.values, before)
     rates = found.rates
     assert min(rates.train_s, rates.evaluate_s, rates.update_s) > 0

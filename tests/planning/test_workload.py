@@ -5,6 +5,7 @@ import lorchestra.inference.trunk
 import lorchestra.models.ensemble
 import lorchestra.planning.workload
 import lorchestra.training.trainer
+from lorchestra.inference.packed import run_packed
 from lorchestra.nn.packing import BASE, pack, pack_prefix
 from lorchestra.planning.workload import plan_workload
 from lorchestra.types import EncodedExample
@@ -17,11 +18,11 @@ def count_passes(monkeypatch):
 
     def watch(name, module):
         def counted(*args, **kwargs):
-            batch = pack(*args, **kwargs)
-            found.setdefault(name, []).append(batch.packing.num_tokens)
-            return batch
+            for batch, outputs in run_packed(*args, **kwargs):
+                found.setdefault(name, []).append(batch.packing.num_tokens)
+                yield batch, outputs
 
-        monkeypatch.setattr(module, "pack", counted)
+        monkeypatch.setattr(module, "run_packed", counted)
 
     watch("trainer", lorchestra.training.trainer)
     watch("trunk", lorchestra.inference.trunk)

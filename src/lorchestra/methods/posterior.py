@@ -263,8 +263,8 @@ def row_gradients(
         if trunk is not None:
             hidden = trunk.gather(batch)
         elif model.trunk_layers > 0:
-            hidden = model.trunk(batch)
-        log_probs = model.log_probs(batch, hidden)
+            hidden = model.forward(batch, "trunk")
+        log_probs = model.forward(batch, hidden=hidden)
         by_choice = []
         for c in range(log_probs.shape[1]):
             adapters.zero_grad()

@@ -57,12 +57,12 @@ def saved_bytes(model: EnsembleModel, batch: PackedBatch, hidden: Tensor | None)
             found[storage.data_ptr()] = storage.nbytes()
         return tensor.detach()  # a node that kept its own output would be a cycle that Python cannot see, nor collect
 
-    before, model.slot.checkpointing = model.slot.checkpointing, False
+    before, model.gradient_checkpointing = model.gradient_checkpointing, False
     try:
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            kept = model.log_probs(batch, hidden)  # alive, or storages would be freed and their places used again
+            kept = model.forward(batch, hidden=hidden)  # alive, or storages would be freed and their places used again
     finally:
-        model.slot.checkpointing = before
+        model.gradient_checkpointing = before
     del kept
     return sum(found.values())
 
@@ -166,7 +166,7 @@ class _Clock:
         """The batch's hidden states below the adapters, timed."""
         if self.model.trunk_layers == 0:
             return None
-        return self._timed("trunk", batch, lambda: self.model.trunk(batch))
+        return self._timed("trunk", batch, lambda: self.model.forward(batch, "trunk"))
 
     def train(self, batch: PackedBatch) -> None:
         """Forward and backward pass."""
@@ -174,7 +174,7 @@ class _Clock:
         answers = torch.tensor([item.example.answer for item in batch.items], device=self.model.device)
 
         def both() -> None:
-            cross_entropy(self.model.log_probs(batch, hidden), answers).sum().backward()
+            cross_entropy(self.model.forward(batch, hidden=hidden), answers).sum().backward()
 
         self._timed("train", batch, both)
 
@@ -203,7 +203,7 @@ class _Clock:
                 break
             batch = self.packed(planned, shared)
             hidden = self.trunk(batch)
-            self._timed("evaluate", batch, lambda b=batch, h=hidden: self.model.log_probs(b, h))  # type: ignore[misc]
+            self._timed("evaluate", batch, lambda b=batch, h=hidden: self.model.forward(b, hidden=h))  # type: ignore[misc]
 
     def rates(self) -> Rates:
         """Seconds a token, or a member's update."""
