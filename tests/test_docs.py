@@ -38,6 +38,18 @@ def test_links_and_named_files_exist(page):
             assert (page.parent / target).exists(), target
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "log.md"], ids=lambda page: page.name)
+def test_named_modules_and_their_functions_exist(page):
+    """Code that is named as `path.py`, and as `path.py` `name`, `other_name`."""
+    text = page.read_text(encoding="utf-8")
+    for path, names in re.findall(r"`([a-z][a-z_0-9/]*\.py)`((?:,? `\w+`)*)", text):
+        file = next((root / path for root in (ROOT, ROOT / "src/lorchestra") if (root / path).is_file()), None)
+        assert file is not None, path
+        code = file.read_text(encoding="utf-8")
+        for name in re.findall(r"\w+", names):
+            assert re.search(rf"^\s*(?:def |class )?{name}\b\s*[(:=\[]", code, flags=re.MULTILINE), (path, name)
+
+
 def blocks(language):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
