@@ -40,9 +40,9 @@ def test_links_and_named_files_exist(page):
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != "log.md"], ids=lambda page: page.name)
 def test_named_modules_and_their_functions_exist(page):
-    """Code that is named as `path.py`, and as `path.py` `name`, `other_name`."""
+    """Named as `path.py`, `path.py` `name`, `path.py` (`name`, `other`) or `path.py` | `name` → `other`."""
     text = page.read_text(encoding="utf-8")
-    for path, names in re.findall(r"`([a-z][a-z_0-9/]*\.py)`((?:,? `\w+`)*)", text):
+    for path, names in re.findall(r"`([a-z][a-z_0-9/]*\.py)`((?:(?:,| \|| →)? \(?`\w+`)*)", text):
         file = next((root / path for root in (ROOT, ROOT / "src/lorchestra") if (root / path).is_file()), None)
         assert file is not None, path
         code = file.read_text(encoding="utf-8")
