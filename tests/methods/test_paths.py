@@ -15,14 +15,14 @@ from lorchestra.methods.registry import fit_method
 def fitted_values(monkeypatch):
     """The adapters `[M, P]` and the session of the last fit."""
     kept = {}
-    original = training.start
+    original = training.start_training
 
     def start(*args):
         kept["training"] = original(*args)
         return kept["training"]
 
     for module in (training, snapshot, last_layer):
-        monkeypatch.setattr(module, "start", start)
+        monkeypatch.setattr(module, "start_training", start)
     return lambda: kept["training"]
 
 

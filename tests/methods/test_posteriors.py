@@ -19,14 +19,14 @@ from lorchestra.metrics.scores import nll
 def last_training(monkeypatch):
     """The last training that was started."""
     kept = {}
-    original = training.start
+    original = training.start_training
 
     def start(*args):
         kept["training"] = original(*args)
         return kept["training"]
 
-    monkeypatch.setattr(training, "start", start)
-    monkeypatch.setattr(swag, "start", start)
+    monkeypatch.setattr(training, "start_training", start)
+    monkeypatch.setattr(swag, "start_training", start)
     return lambda: kept["training"]
 
 
@@ -45,7 +45,7 @@ def test_without_covariance_swag_is_the_mean_of_the_iterates(make_context, last_
     assert torch.equal(values, values[:1].expand_as(values))
     usual = context.config.train
     path = []
-    other = training.start(context, training.Meter(), context.config)
+    other = training.start_training(context, training.Meter(), context.config)
     training.only_first_member(other)
     plain = other.trainer.schedules[0]
     other.trainer.schedules[0] = lambda step: plain(step) if step < 6 else usual.lr * 0.5

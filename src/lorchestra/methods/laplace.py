@@ -40,7 +40,7 @@ from lorchestra.methods.training import (
 from lorchestra.metrics.predictive import mixture_log_probs
 from lorchestra.metrics.scores import nll
 from lorchestra.nn.seeding import generator
-from lorchestra.planning.cost import prediction_base_passes, training_base_passes
+from lorchestra.planning.estimate import prediction_base_passes, training_base_passes
 from lorchestra.types import EncodedExample, Example, Predictions
 
 MAX_NUMBERS = 1_000_000_000

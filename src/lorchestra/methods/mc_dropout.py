@@ -14,7 +14,7 @@ from lorchestra.inference.predict import MemberPass
 from lorchestra.methods.contract import MAX_DRAWS, Fitted, Meter, MethodContext
 from lorchestra.methods.training import changed, packed_predictor, train_members
 from lorchestra.nn.seeding import derive_seed
-from lorchestra.planning.cost import prediction_base_passes, training_base_passes
+from lorchestra.planning.estimate import prediction_base_passes, training_base_passes
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from lorchestra.inference.predict import member_passes
 from lorchestra.methods.contract import Fitted, Meter, MethodContext
 from lorchestra.methods.training import changed, packed_predictor, train_members
 from lorchestra.nn.adapters import StackedAdapters
-from lorchestra.planning.cost import prediction_base_passes, training_base_passes
+from lorchestra.planning.estimate import prediction_base_passes, training_base_passes
 
 
 @dataclass(frozen=True)

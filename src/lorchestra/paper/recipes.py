@@ -66,7 +66,7 @@ def recipes_folder() -> Path:
     Raises:
         ConfigError: neither is there.
     """
-    package = Path(__file__).parents[2]
+    package = Path(__file__).parents[1]
     for folder in (package / "recipes" / "paper", package.parents[1] / "recipes" / "paper"):
         if (folder / f"{_PROFILES}.yaml").is_file():
             return folder
