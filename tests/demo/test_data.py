@@ -124,7 +124,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: p
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", fail)
-    with pytest.raises(DataError, match="cannot be written: .*disk is full"):
+    with pytest.raises(DataError, match=r"cannot be written: .*disk is full"):
         write_demo_data(tmp_path, SIZES, seed=2)
     assert data.train.read_bytes() == old
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
