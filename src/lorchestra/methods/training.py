@@ -19,7 +19,7 @@ from lorchestra.inference.predict import MemberPass, member_passes, predict_rows
 from lorchestra.methods.contract import Fitted, Meter, MethodContext, Predictor, Progress
 from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.models.patching import decoder_layers
-from lorchestra.planning.cost import prediction_base_passes, training_base_passes
+from lorchestra.planning.estimate import prediction_base_passes, training_base_passes
 from lorchestra.training.callbacks import Interrupted
 from lorchestra.training.failure import parameter_failures, validation_failure
 from lorchestra.training.members import member_settings

@@ -16,7 +16,7 @@ from lorchestra.planning.budget import (
     longest_row,
     settle_budget,
     shared_tokens,
-    trunk_places,
+    trunk_storage,
 )
 from lorchestra.planning.estimate import SHARE, AdapterCounts, Footprint, base_passes, duration, packed_tokens
 from lorchestra.planning.measure import Calibration, calibrate, with_checkpointing
@@ -119,7 +119,7 @@ def _record(
     base = sum(p.nbytes for p in base_parameters)
     held = loading if resident is None else resident
     largest = packed_tokens(workload.largest, workload.shared)
-    trunk, trunk_file = trunk_places(model, training, config.adapt.trunk_memory_gb)
+    trunk, trunk_file = trunk_storage(model, training, config.adapt.trunk_memory_gb)
     has_trunk = model.trunk_layers > 0
     footprint = Footprint(
         process=max(0, held - base - dataclasses.replace(counts, members=model.num_members).adapter_bytes),

@@ -19,7 +19,7 @@ from lorchestra.models.init import AdapterSettings
 from lorchestra.models.loading import absolute_base
 from lorchestra.models.peft_files import save_members
 from lorchestra.planning.budget import settle_budget
-from lorchestra.planning.cost import training_base_passes
+from lorchestra.planning.estimate import training_base_passes
 from lorchestra.planning.memory import peak_bytes
 from lorchestra.runs.build import build_pipeline
 from lorchestra.runs.ensemble import failed_members
