@@ -42,7 +42,7 @@ try:
 except ImportError as error:
     raise LorchestraError("lorchestra.sklearn needs scikit-learn: pip install 'lorchestra[sklearn]'") from error
 
-Labels = NDArray[Any]
+Labels = NDArray[np.generic]
 _PICKLED = ("config.yaml", "ensemble.json", "members/*/*")
 """Files of the run directory that a pickled classifier contains: those needed for predictions."""
 
@@ -124,7 +124,7 @@ class LoRAEnsembleClassifier(ClassifierMixin, BaseEstimator):
         self.random_state = random_state
         self.verbose = verbose
 
-    def __sklearn_tags__(self) -> Any:
+    def __sklearn_tags__(self) -> object:
         """X is one axis of strings."""
         tags = super().__sklearn_tags__()
         tags.input_tags.one_d_array, tags.input_tags.two_d_array, tags.input_tags.string = True, False, True

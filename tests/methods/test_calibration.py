@@ -100,8 +100,8 @@ def test_contextual_calibration_divides_by_the_content_free_prediction():
     bias = {"N/A": [[0.8, 0.2], [0.5, 0.5]], "-": [[0.6, 0.4], [0.5, 0.5]], "x": [[0.7, 0.3], [0.9, 0.1]]}
     fitted = contextual.wrap(Val(), fake(lambda row: bias[row.question]), contextual.Config(texts=("N/A", "-")))
     rows = [Example("0", "x", ("no", "yes"), None)]
-    found = np.exp(fitted.predict(rows, "test").log_probs_MEC[:, 0])
-    np.testing.assert_allclose(found, [[0.5, 0.5], [0.9, 0.1]], rtol=1e-12)
+    calibrated = np.exp(fitted.predict(rows, "test").log_probs_MEC[:, 0])
+    np.testing.assert_allclose(calibrated, [[0.5, 0.5], [0.9, 0.1]], rtol=1e-12)
     assert fitted.cost.predict_base_passes == 2.0
 
 
