@@ -1,4 +1,4 @@
-"""Every figure end to end on a tiny base and made-up tasks: files, data, sentences; bad input is refused."""
+"""Every figure end to end on a tiny base and synthetic tasks: files, data, sentences; bad input is refused."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ ROWS = {
 
 @pytest.fixture(scope="module")
 def paper(make_shared_task, tiny_base, tmp_path_factory):
-    """All figures, made once; what the command said, and the command again."""
+    """All figures, made once: the directory, the output, and a function that runs the command again."""
     task = make_shared_task(numbers=(24, 8, 12))
     make_shared_task("other", numbers=(24, 8, 10), first=1000)
     out = tmp_path_factory.mktemp("paper") / "out"
@@ -58,9 +58,9 @@ def paper(make_shared_task, tiny_base, tmp_path_factory):
                 code = stop.code
         return code, stdout.getvalue(), stderr.getvalue()
 
-    code, said, errors = run("all")
+    code, stdout, errors = run("all")
     assert code == 0, errors
-    return SimpleNamespace(out=out, said=said, errors=errors, run=run)
+    return SimpleNamespace(out=out, stdout=stdout, errors=errors, run=run)
 
 
 def table(paper, name):
@@ -79,13 +79,13 @@ def table(paper, name):
 
 
 def run_of(paper, name):
-    """The directory of a point that is not trained by itself: there is only one."""
-    (found,) = paper.out.glob(f"trainings/*/runs/{name}")
-    return found
+    """The run directory of a point: there is exactly one."""
+    (run,) = paper.out.glob(f"trainings/*/runs/{name}")
+    return run
 
 
 def entry_of(paper, name):
-    """The evaluation of a point, as it was kept when it was trained."""
+    """The evaluation of a point, saved after training."""
     return json.loads((run_of(paper, name) / "metrics.json").read_text())["evaluations"][0]
 
 
@@ -94,7 +94,7 @@ def predictions_of(paper, name, stem="quiz.test"):
 
 
 def assert_as_evaluated(row, entry):
-    """`one_*` and `ensemble_*` of a row are what the evaluation found."""
+    """`one_*` and `ensemble_*` of a row equal the evaluation's."""
     for who, key in (("one", "member_mean"), ("ensemble", "ensemble")):
         for metric in METRICS:
             assert row[f"{who}_{metric}"] == pytest.approx(entry[key][metric], abs=1e-12)
@@ -117,7 +117,7 @@ def test_a_page_of_output(name, paper):
     sentence, caption = (folder / "sentence.txt").read_text().strip().split("\n\n")
     assert sentence == FIGURES[name].sentence(rows)
     assert "nan" not in sentence
-    assert f"{name}: {sentence}\n{caption}\n" in paper.said
+    assert f"{name}: {sentence}\n{caption}\n" in paper.stdout
     assert "quiz (24 training, 12 test rows)" in caption
     assert ('; prompt "Question: {question} / Answer:"' in caption) == (name != "baselines")
 
@@ -160,15 +160,15 @@ def test_epochs_begin_with_the_base_and_end_with_the_run(paper):
     rows = table(paper, "fig3")
     for name, kind in (("as-configured", "no regularizer"), ("weight_decay_b=100.0", "decay on B 100")):
         entry = entry_of(paper, name)
-        own = [row for row in rows if row["regularizer"] == kind]
+        curve = [row for row in rows if row["regularizer"] == kind]
         for method, key in (("one LoRA (mean of members)", "member_mean"), ("ensemble", "ensemble")):
-            first, *_, last = (row for row in own if row["method"] == method)
+            first, *_, last = (row for row in curve if row["method"] == method)
             for metric in METRICS:
                 assert first[metric] == pytest.approx(entry["baselines"]["base_zero_shot"][metric], abs=1e-12)
                 assert last[metric] == pytest.approx(entry[key][metric], abs=1e-9)
         assert last["nll_lowest"] == last["nll_highest"] == last["nll"]
         of_members = [member["nll"] for member in entry["members"]]
-        one = next(row for row in own if row["epoch"] == 2 and row["method"] != "ensemble")
+        one = next(row for row in curve if row["epoch"] == 2 and row["method"] != "ensemble")
         assert (one["nll_lowest"], one["nll_highest"]) == pytest.approx((min(of_members), max(of_members)), abs=1e-9)
 
 
@@ -197,9 +197,9 @@ def test_other_sets_keep_their_answers(paper):
         assert row[metric] == pytest.approx(getattr(metrics, metric)(mixture, far.labels), abs=1e-12)
     assert row["mean_confidence"] == pytest.approx(confidence(mixture).mean(), abs=1e-12)
     entry = entry_of(paper, "as-configured")["ood"]["other"]
-    found = {(row["method"], row["score"]): row["auroc"] for row in table(paper, "ood")[:5]}
-    assert found["ensemble", "mutual_information"] == entry["auroc"]["mutual_information"]
-    assert found["one LoRA (mean of members)", "max_prob"] == entry["member_mean"]["auroc"]["max_prob"]
+    aurocs = {(row["method"], row["score"]): row["auroc"] for row in table(paper, "ood")[:5]}
+    assert aurocs["ensemble", "mutual_information"] == entry["auroc"]["mutual_information"]
+    assert aurocs["one LoRA (mean of members)", "max_prob"] == entry["member_mean"]["auroc"]["max_prob"]
 
 
 def test_diversity_by_its_source(paper):
@@ -229,13 +229,13 @@ def test_subsets_of_one_training(paper):
     rows = table(paper, "ablation-members")
     for name, kind in (("members=10", "no regularizer"), ("members=10,weight_decay_b=100.0", "decay on B 100")):
         entry = entry_of(paper, name)
-        own = {row["members"]: row for row in rows if row["regularizer"] == kind}
-        assert [row["subsets"] for row in own.values()] == [10, 45, *[50] * 5, 45, 10, 1]
+        by_size = {row["members"]: row for row in rows if row["regularizer"] == kind}
+        assert [row["subsets"] for row in by_size.values()] == [10, 45, *[50] * 5, 45, 10, 1]
         for metric in METRICS:
-            assert own[1][metric] == pytest.approx(entry["member_mean"][metric], abs=1e-12)
-            assert own[10][metric] == pytest.approx(entry["ensemble"][metric], abs=1e-12)
-            assert own[10][f"{metric}_std"] == 0
-        assert own[2]["nll"] <= own[1]["nll"]  # by convexity, over all pairs
+            assert by_size[1][metric] == pytest.approx(entry["member_mean"][metric], abs=1e-12)
+            assert by_size[10][metric] == pytest.approx(entry["ensemble"][metric], abs=1e-12)
+            assert by_size[10][f"{metric}_std"] == 0
+        assert by_size[2]["nll"] <= by_size[1]["nll"]  # by convexity, over all pairs
 
 
 def test_rank_and_cost(paper):
@@ -257,10 +257,10 @@ def test_what_figures_share_is_trained_once_and_not_again(paper):
     assert len(points) == len(set(points)) == 1 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 3 + 5
     before = {path: path.stat().st_mtime_ns for path in paper.out.glob("trainings/**/*.safetensors")}
     pictures = {path: path.read_bytes() for path in (paper.out / "fig2").iterdir()}
-    code, said, errors = paper.run("fig2", "fig3")
+    code, stdout, errors = paper.run("fig2", "fig3")
     assert code == 0
     assert "training" not in errors
-    assert said.count("This project's setting") == 2
+    assert stdout.count("This project's setting") == 2
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert {path: path.read_bytes() for path in pictures} == pictures
 
@@ -279,8 +279,8 @@ def test_what_figures_share_is_trained_once_and_not_again(paper):
     ],
 )
 def test_bad_input_is_refused(figures, more, message, paper):
-    code, said, errors = paper.run(*figures, more=more)
-    assert (code, said) == (2, "")
+    code, stdout, errors = paper.run(*figures, more=more)
+    assert (code, stdout) == (2, "")
     assert message in errors
 
 
@@ -293,7 +293,7 @@ def test_a_directory_of_something_else_is_left_alone(paper, tmp_path):
 
 
 def test_without_arguments_the_figures_are_listed(lorchestra):
-    code, said, _ = lorchestra("paper")
+    code, stdout, _ = lorchestra("paper")
     assert code == 0
-    listed = [line.split()[0] for line in said.splitlines() if line.startswith("  ")]
+    listed = [line.split()[0] for line in stdout.splitlines() if line.startswith("  ")]
     assert listed == [*FIGURES, "7b", "small", "smoke"]
