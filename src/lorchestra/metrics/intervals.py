@@ -28,9 +28,13 @@ import numpy as np
 from lorchestra.metrics.calibration import calibrated_ece, ece_interval
 from lorchestra.metrics.predictive import FloatArray
 from lorchestra.metrics.scores import RESAMPLED, RowScores, interval, resampled_metrics
+from lorchestra.metrics.table import BY_KEY, DECISIVE, METRICS
 
-COMPARED = ("accuracy", "nll", "brier")
-"""Metrics whose paired differences get intervals."""
+COMPARED = tuple(metric.key for metric in DECISIVE)
+"""Keys of the metrics whose paired differences have intervals."""
+
+_PERCENTILE = tuple(metric.key for metric in METRICS if metric.interval == "percentile")
+_PERCENTILE_DIFFERENCE = tuple(metric.key for metric in METRICS if metric.difference == "percentile")
 
 MIN_ROWS = 20
 """Fewest rows of which an interval is given: with 10, that of the ECE covered 82 % in the worst case."""
@@ -93,7 +97,7 @@ def method_intervals(method: Judged, seed: int) -> dict[str, Any]:
             found["ece"] = ece_interval(method.rows[0], calibrated[0], simulations, seed)
         if method.least_of_each >= MIN_OF_EACH:
             points = [resampled_metrics(rows, np.ones((1, method.num_rows))) for rows in method.rows]
-            for metric in ("macro_f1", "nll", "brier", "aurc"):
+            for metric in _PERCENTILE:
                 point = float(np.mean([values[metric][0] for values in points]))
                 found[metric] = _with_point(interval(method.draws[metric]), point)
     return found | {"ece_if_calibrated": reference}
@@ -112,7 +116,7 @@ def difference_intervals(one: Judged, other: Judged) -> dict[str, Ends]:
             return {metric: [0.0, 0.0] for metric in COMPARED}
         found["accuracy"] = paired_interval(one.mean("correct") - other.mean("correct"))
         if min(one.least_of_each, other.least_of_each) >= MIN_OF_EACH:
-            for metric in ("nll", "brier"):
+            for metric in _PERCENTILE_DIFFERENCE:
                 with np.errstate(invalid="ignore"):
                     point = float(one.mean(metric).mean() - other.mean(metric).mean())
                     found[metric] = _with_point(interval(one.draws[metric] - other.draws[metric]), point)
@@ -137,8 +141,11 @@ def too_few(method: Judged) -> str | None:
     if method.least_of_each < MIN_OF_EACH:
         wrong, right = (int(sum(part.sum() for part in parts) / len(method.rows)) for parts in _wrong_and_right(method))
         few = f"{wrong} wrong" if wrong <= right else f"{right} right"
+        # the metrics that have differences first
+        metrics = sorted((BY_KEY[key] for key in _PERCENTILE), key=lambda metric: metric.difference is None)
+        *names, last = (metric.name for metric in metrics)
         return (
-            f"No intervals of NLL, Brier score, macro F1 and AURC, nor of differences in them: {few} of"
+            f"No intervals of {', '.join(names)} and {last}, nor of differences in them: {few} of"
             f" {method.num_rows} rows are too few ({MIN_OF_EACH} right and {MIN_OF_EACH} wrong are needed)."
         )
     return None

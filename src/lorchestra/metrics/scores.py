@@ -10,20 +10,20 @@ bootstrap resample counts how often it drew each row. Nothing but sums over rows
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from lorchestra.metrics.predictive import TIE, FloatArray, IntArray, check_labels, confidence, tie_groups
+from lorchestra.metrics.table import METRICS
 
 Scheme = Literal["width", "mass"]
 
 NUM_BINS = 15
-RESAMPLED = ("accuracy", "macro_f1", "nll", "ece", "signed_gap", "brier", "aurc")
-"""Metrics that get bootstrap intervals, in the order in which they are shown."""
-
+RESAMPLED = tuple(metric.key for metric in METRICS if metric.interval is not None)
+"""Keys of the metrics that are computed on every bootstrap resample."""
 
 LEVEL = 0.95
 """Coverage of every interval."""
@@ -165,22 +165,14 @@ def bin_rows(confidence_E: FloatArray, bins: int = NUM_BINS, scheme: Scheme = "w
 
 
 def all_metrics(log_probs_EC: FloatArray, labels_E: IntArray) -> dict[str, float]:
-    """Every metric of one predictive distribution by name.
+    """Every metric of one predictive distribution by key, in the order of `table.METRICS`.
 
-    Beside those of `RESAMPLED`: `ece_width_10/15/20` and `ece_mass_10/15/20` (`ece` is `ece_width_15`),
-    `mean_confidence`, and `num_zero_probability`, the rows whose answer got probability zero (if any, `nll` is
-    infinite).
+    `num_zero_probability` counts the rows whose answer got probability zero; if there are any, `nll` is infinite.
     """
     rows = score_rows(log_probs_EC, labels_E)
-    once = _once(labels_E)
-    values = {name: float(value[0]) for name, value in resampled_metrics(rows, once).items()}
-    schemes: tuple[Scheme, ...] = ("width", "mass")
-    for scheme in schemes:
-        for bins in (10, 15, 20):
-            values[f"ece_{scheme}_{bins}"] = _one(_ece(rows, once, bins, scheme))
-    values["mean_confidence"] = float(rows.confidence.mean())
-    values["num_zero_probability"] = int(np.isinf(rows.nll).sum())
-    return values
+    values = {key: _one(value) for key, value in resampled_metrics(rows, _once(labels_E)).items()}
+    values |= {key: function(rows) for key, function in _POINT_METRICS.items()}
+    return {metric.key: values[metric.key] for metric in METRICS}
 
 
 def resampled_metrics(rows: RowScores, counts_RE: FloatArray) -> dict[str, FloatArray]:
@@ -188,6 +180,12 @@ def resampled_metrics(rows: RowScores, counts_RE: FloatArray) -> dict[str, Float
 
     Counts are whole numbers, as floats, of the same positive sum in every resample.
     """
+    values = _means(rows, counts_RE) | {key: function(rows, counts_RE) for key, function in _ON_COUNTS.items()}
+    return {key: values[key] for key in RESAMPLED}
+
+
+def _means(rows: RowScores, counts_RE: FloatArray) -> dict[str, FloatArray]:
+    """The metrics that are means over rows, each `[R]`, by one matrix product."""
     infinite_E = np.isinf(rows.nll)
     columns = np.stack(
         [
@@ -202,12 +200,9 @@ def resampled_metrics(rows: RowScores, counts_RE: FloatArray) -> dict[str, Float
     means = (counts_RE @ columns) / counts_RE.sum(axis=1, keepdims=True)
     return {
         "accuracy": means[:, 0],
-        "macro_f1": _macro_f1(rows, counts_RE),
         "nll": np.where(means[:, 2] > 0, np.inf, means[:, 1]),
-        "ece": _ece(rows, counts_RE, NUM_BINS, "width"),
         "signed_gap": means[:, 3],
         "brier": means[:, 4],
-        "aurc": _aurc(rows, counts_RE),
     }
 
 
@@ -258,7 +253,7 @@ def _macro_f1(rows: RowScores, counts_RE: FloatArray) -> FloatArray:
     return np.asarray(f1.sum(axis=1) / (occurrences > 0).sum(axis=1))
 
 
-def _ece(rows: RowScores, counts_RE: FloatArray, bins: int, scheme: Scheme) -> FloatArray:
+def _ece(rows: RowScores, counts_RE: FloatArray, bins: int = NUM_BINS, scheme: Scheme = "width") -> FloatArray:
     """ECE `[R]`. A bin's share times its |mean gap| is |sum of gaps| / E, so one product with `[E, K]` does it."""
     place_E = bin_rows(rows.confidence, bins, scheme)
     gaps_EK = np.zeros((len(place_E), bins))
@@ -293,3 +288,24 @@ def _once(labels_E: IntArray) -> FloatArray:
 
 def _one(value_R: FloatArray) -> float:
     return float(value_R[0])
+
+
+_ON_COUNTS: dict[str, Callable[[RowScores, FloatArray], FloatArray]] = {
+    "macro_f1": _macro_f1,
+    "ece": _ece,
+    "aurc": _aurc,
+}
+"""Resampled metrics that are no means over rows."""
+
+
+def _point_ece(bins: int, scheme: Scheme) -> Callable[[RowScores], float]:
+    return lambda rows: _one(_ece(rows, _once(rows.labels), bins, scheme))
+
+
+_SCHEMES: tuple[Scheme, ...] = ("width", "mass")
+_POINT_METRICS: dict[str, Callable[[RowScores], float]] = {
+    **{f"ece_{scheme}_{bins}": _point_ece(bins, scheme) for scheme in _SCHEMES for bins in (10, 15, 20)},
+    "mean_confidence": lambda rows: float(rows.confidence.mean()),
+    "num_zero_probability": lambda rows: int(np.isinf(rows.nll).sum()),
+}
+"""Metrics that are not resampled."""

@@ -12,11 +12,11 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from lorchestra.metrics.table import DECISIVE, SUMMARY, Metric
 from lorchestra.report.fitted_table import FittedTable
 from lorchestra.report.html.tables import count
-from lorchestra.report.table import COLUMNS, JUDGED, Column, calibrated, reference_text
+from lorchestra.report.table import calibrated, reference_text
 
-_SHOWN = [column for column in COLUMNS if column.key in ("accuracy", "nll", "ece")]
 _COST = ("Passes", "Tokens", "Sec.", "Peak", "Params")
 
 
@@ -39,8 +39,8 @@ def methods_table(results: Sequence[Mapping[str, Any]]) -> FittedTable:
         caption_justify="left",
     )
     table.add_column("Method", no_wrap=True)
-    for column in _SHOWN:
-        table.add_column(column.title, no_wrap=True)
+    for metric in SUMMARY:
+        table.add_column(metric.heading, no_wrap=True)
     for title in _COST:
         table.add_column(title, justify="right", no_wrap=True)
     for one in results:
@@ -51,20 +51,19 @@ def methods_table(results: Sequence[Mapping[str, Any]]) -> FittedTable:
             table.add_row(name, Text("left out", style="dim"))
             continue
         apart = one.get("ensemble_minus") or {}
-        cells = [_cell(column, one["entry"], apart) for column in _SHOWN]
+        cells = [_cell(metric, one["entry"], apart) for metric in SUMMARY]
         table.add_row(name, *cells, *_costs(one["cost"]))
     return FittedTable(table)
 
 
-def _cell(column: Column, entry: Mapping[str, Any], apart: Mapping[str, Any]) -> Text:
-    text = Text(column.number(entry["ensemble"][column.key], absent="inf"))
-    ends = apart.get(column.key) if column.key in JUDGED else None
+def _cell(metric: Metric, entry: Mapping[str, Any], apart: Mapping[str, Any]) -> Text:
+    text = Text(metric.number(entry["ensemble"][metric.key], absent="inf"))
+    ends = apart.get(metric.key) if metric in DECISIVE else None
     if ends is not None:
-        signed = Column(column.key, "", column.factor, column.digits, signed=True)
-        text.append(f"\n[{','.join(signed.number(end, absent='inf') for end in ends)}]", style="dim")
-    reference = calibrated(entry.get("intervals", {}).get("ensemble") or {}) if column.key == "ece" else None
+        text.append(f"\n[{','.join(metric.number(end, 'inf', signed=True) for end in ends)}]", style="dim")
+    reference = calibrated(entry.get("intervals", {}).get("ensemble") or {}) if metric.key == "ece" else None
     if reference is not None:
-        text.append(f"\n{reference_text(column, reference)}", style="dim")
+        text.append(f"\n{reference_text(metric, reference)}", style="dim")
     return text
 
 
@@ -94,15 +93,15 @@ def sweep_table(results: Sequence[Mapping[str, Any]]) -> FittedTable:
     fields = list(dict.fromkeys(field for one in results for field in one["settings"]))
     for field in fields:
         table.add_column(field.rpartition(".")[2], justify="right", overflow="fold")
-    for column in _SHOWN:
-        table.add_column(column.title, no_wrap=True)
+    for metric in SUMMARY:
+        table.add_column(metric.heading, no_wrap=True)
     table.add_column("validation NLL", justify="right")
     table.add_column("seconds", justify="right")
     for one in results:
         cells = [str(one["settings"].get(field, "")) for field in fields]
-        for column in _SHOWN:
-            ensemble, single = (one.get(name, {}).get(column.key) for name in ("ensemble", "member_mean"))
-            cells.append("" if "ensemble" not in one else f"{column.number(ensemble)} ({column.number(single)})")
+        for metric in SUMMARY:
+            ensemble, single = (one.get(name, {}).get(metric.key) for name in ("ensemble", "member_mean"))
+            cells.append("" if "ensemble" not in one else f"{metric.number(ensemble)} ({metric.number(single)})")
         if one["state"] != "finished":
             cells[len(fields)] = one["state"]
         nll, train_s = one.get("val_nll"), (one.get("cost") or {}).get("train_s")

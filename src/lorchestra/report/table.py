@@ -10,26 +10,10 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from lorchestra.metrics.table import BY_KEY, DECISIVE, IN_TABLES, Metric
 from lorchestra.report.fitted_table import FittedTable
 
 Entry = Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """How one metric is shown: its key in the entry, title, factor (100 for percent), digits, and whether signed."""
-
-    key: str
-    title: str
-    factor: float
-    digits: int
-    signed: bool = False
-
-    def number(self, value: float | None, absent: str = "-") -> str:
-        """The value in the column's unit; `absent` where the entry holds null."""
-        if value is None:
-            return absent
-        return f"{value * self.factor:{'+' if self.signed else ''}.{self.digits}f}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,22 +36,7 @@ class Control:
     ensemble_minus: Entry
 
 
-COLUMNS = (
-    Column("accuracy", "Accuracy %", 100, 1),
-    Column("nll", "NLL nats", 1, 3),
-    Column("ece", "ECE %", 100, 1),
-    Column("signed_gap", "Gap %", 100, 1, signed=True),
-    Column("brier", "Brier", 1, 3),
-)
 BASELINES = {"base_zero_shot": "base, zero-shot", "base_few_shot": "base, few-shot", "mc_dropout": "MC dropout"}
-JUDGED = {
-    "accuracy": ("accuracy", 1, Column("accuracy", "Accuracy, points", 100, 1, signed=True), " points"),
-    "nll": ("NLL", -1, Column("nll", "NLL, nats", 1, 3, signed=True), ""),
-    "brier": ("Brier score", -1, Column("brier", "Brier", 1, 3, signed=True), ""),
-}
-"""Metrics of the verdict: name, +1 where more is better, format of a difference, unit. ECE is not among them: no
-interval of a difference of two ECEs covers (`metrics.intervals`), so none is judged."""
-
 ROUNDING = 1e-9
 """Differences up to this come of rounding in float64."""
 _FEW_ROWS = 100
@@ -95,14 +64,14 @@ def evaluation_table(entry: Entry) -> FittedTable:
         padding=(0, 1, 0, 0),
     )
     table.add_column("Method", overflow="fold")
-    for column in COLUMNS:
-        table.add_column(column.title, no_wrap=True)
-    widths = [max(len(_value(column, method.values)) for method in found) for column in COLUMNS]
+    for metric in IN_TABLES:
+        table.add_column(metric.heading, no_wrap=True)
+    widths = [max(len(_value(metric, method.values)) for method in found) for metric in IN_TABLES]
     for method in found:
         style = "bold" if method.key == "ensemble" else ""
         cells = [
-            _cell(column, method.values, method.intervals, width, style)
-            for column, width in zip(COLUMNS, widths, strict=True)
+            _cell(metric, method.values, method.intervals, width, style)
+            for metric, width in zip(IN_TABLES, widths, strict=True)
         ]
         table.add_row(Text(method.name, style=style), *cells)
     return FittedTable(table)
@@ -189,7 +158,7 @@ def early_exit_text(entry: Entry) -> str:
     early = entry["early_exit"]
     rows = entry["num_examples"]
     shares = ", ".join(f"{k}: {100 * n / rows:.1f} %" for k, n in enumerate(early["histogram"], start=1) if n)
-    accuracy, nll = (column.number(early[column.key], absent="inf") for column in COLUMNS[:2])
+    accuracy, nll = (BY_KEY[key].number(early[key], absent="inf") for key in ("accuracy", "nll"))
     return (
         f"With early exit ({early['rule']}) a row asks {early['mean_members']:.2f} of {entry['num_members']} members on"
         f" average ({shares}); {100 * early['agreement']:.1f} % of rows have the answer of all members; accuracy"
@@ -203,10 +172,10 @@ def _calibration(entry: Entry) -> str | None:
     reference = calibrated(intervals)
     if reference is None or reference["interval"] is None or intervals.get("ece") is None:
         return None
-    column = next(column for column in COLUMNS if column.key == "ece")
+    metric = BY_KEY["ece"]
     value, (low, high) = entry["ensemble"]["ece"], reference["interval"]
-    shown = f"{column.number(low)} to {column.number(high)} %"
-    subject = f"Its ECE of {column.number(value)} %"
+    shown = f"{metric.number(low)} to {metric.number(high)} %"
+    subject = f"Its ECE of {metric.number(value)} %"
     if value > high + ROUNDING:
         return f"{subject} is more than a perfectly calibrated model would show on as many rows ({shown})."
     return (
@@ -248,21 +217,21 @@ def _baseline_order(name: str) -> tuple[int, str]:
     return (known.index(name) if name in known else len(known), name)
 
 
-def _value(column: Column, values: Entry) -> str:
+def _value(metric: Metric, values: Entry) -> str:
     # Of these metrics only the NLL can be null: an answer of probability zero makes it infinite.
-    return column.number(values[column.key], absent="inf")
+    return metric.number(values[metric.key], absent="inf")
 
 
-def _cell(column: Column, values: Entry, intervals: Entry, width: int, style: str) -> Text:
-    text = Text(f"{_value(column, values):>{width}}", style=style)
-    spread = values.get("std", {}).get(column.key)
+def _cell(metric: Metric, values: Entry, intervals: Entry, width: int, style: str) -> Text:
+    text = Text(f"{_value(metric, values):>{width}}", style=style)
+    spread = values.get("std", {}).get(metric.key)
     if spread is not None:
-        text.append(f" ±{spread * column.factor:.{column.digits}f}", style="dim")
-    if (ends := shown_interval(column.key, intervals)) is not None:
-        low, high = (column.number(end, absent="inf") for end in ends)
+        text.append(f" ±{metric.number(spread, signed=False)}", style="dim")
+    if (ends := shown_interval(metric.key, intervals)) is not None:
+        low, high = (metric.number(end, absent="inf") for end in ends)
         text.append(f"\n[{low},{high}]", style="dim")
-    if column.key == "ece" and (reference := calibrated(intervals)) is not None:
-        text.append(f"\n{reference_text(column, reference)}", style="dim")
+    if metric.key == "ece" and (reference := calibrated(intervals)) is not None:
+        text.append(f"\n{reference_text(metric, reference)}", style="dim")
     return text
 
 
@@ -272,11 +241,11 @@ def calibrated(intervals: Entry) -> Entry | None:
     return found
 
 
-def reference_text(column: Column, reference: Entry, between: str = "-") -> str:
+def reference_text(metric: Metric, reference: Entry, between: str = "-") -> str:
     """That as a text: (3.9: 1.8-6.4)."""
     ends = reference["interval"]
-    spread = "" if ends is None else f": {between.join(column.number(end) for end in ends)}"
-    return f"({column.number(reference['mean'])}{spread})"
+    spread = "" if ends is None else f": {between.join(metric.number(end) for end in ends)}"
+    return f"({metric.number(reference['mean'])}{spread})"
 
 
 def shown_interval(key: str, intervals: Entry) -> Sequence[float | None] | None:
@@ -308,14 +277,14 @@ def covers_zero(ends: Sequence[float]) -> bool:
     return ends[0] <= ROUNDING and ends[1] >= -ROUNDING
 
 
-def judged(column: Column, ends: Sequence[float]) -> str:
+def judged(metric: Metric, ends: Sequence[float]) -> str:
     """What an interval of the ensemble minus another says: better, worse or unclear.
 
     Where both ends round to 0 in the digits that are shown, no one could read a difference from them.
     """
-    if covers_zero(ends) or all(float(column.number(end)) == 0 for end in ends):
+    if covers_zero(ends) or all(float(metric.number(end)) == 0 for end in ends):
         return "unclear"
-    return "better" if ends[0] * JUDGED[column.key][1] > 0 else "worse"
+    return "better" if ends[0] * metric.direction > 0 else "worse"
 
 
 def _judge(entry: Entry, other: Entry, differences: Entry) -> str:
@@ -323,7 +292,8 @@ def _judge(entry: Entry, other: Entry, differences: Entry) -> str:
     relations = {"better": "is better in", "worse": "is worse in", "unclear": "shows no clear difference in"}
     groups: dict[str, list[str]] = {word: [] for word in relations}
     undefined, too_few = [], []
-    for key, (name, _, column, _) in JUDGED.items():
+    for metric in DECISIVE:
+        key, name = metric.key, metric.name
         ends = differences.get(key)
         if entry["ensemble"][key] is None or other.get(key) is None or (ends is not None and None in ends):
             undefined.append(name)
@@ -331,8 +301,8 @@ def _judge(entry: Entry, other: Entry, differences: Entry) -> str:
         if ends is None:
             too_few.append(name)
             continue
-        word = judged(column, ends)
-        size = f" ({_difference(entry['ensemble'][key] - other[key], ends, key)})"
+        word = judged(metric, ends)
+        size = f" ({_difference(metric, entry['ensemble'][key] - other[key], ends)})"
         groups[word].append(name if word == "unclear" else name + size)
     parts = [f"{relations[word]} {listed(names)}" for word, names in groups.items() if names]
     if undefined:
@@ -342,19 +312,20 @@ def _judge(entry: Entry, other: Entry, differences: Entry) -> str:
     return listed(parts)
 
 
-def _difference(value: float, ends: Sequence[float], key: str) -> str:
+def _difference(metric: Metric, value: float, ends: Sequence[float]) -> str:
     """A difference with its interval: +5.0 points; +1.0 to +9.0."""
-    _, _, column, unit = JUDGED[key]
-    return f"{column.number(value)}{unit}; {column.number(ends[0])} to {column.number(ends[1])}"
+    shown, low, high = (metric.number(number, signed=True) for number in (value, *ends))
+    return f"{shown}{' points' if metric.unit == '%' else ''}; {low} to {high}"
 
 
 def _than_majority(entry: Entry) -> str | None:
     """A sentence where the ensemble is not clearly more accurate than one constant answer."""
     other = entry.get("majority") or {}
     ends = (other.get("ensemble_minus") or {}).get("accuracy")
-    if ends is None or judged(JUDGED["accuracy"][2], ends) == "better":
+    accuracy = BY_KEY["accuracy"]
+    if ends is None or judged(accuracy, ends) == "better":
         return None
-    size = _difference(entry["ensemble"]["accuracy"] - other["accuracy"], ends, "accuracy")
+    size = _difference(accuracy, entry["ensemble"]["accuracy"] - other["accuracy"], ends)
     return f"It is not clearly more accurate than always giving the majority answer ({size})."
 
 

@@ -11,12 +11,13 @@ from lorchestra.config.mappings import differences
 from lorchestra.metrics.intervals import difference_intervals, judge
 from lorchestra.metrics.predictive import mixture_log_probs
 from lorchestra.metrics.scores import bootstrap, score_rows
+from lorchestra.metrics.table import WITH_DIRECTION
 from lorchestra.report.html import tables
 from lorchestra.report.html.course import arrow_figure
 from lorchestra.report.html.source import ReportRun
 
 RESAMPLES = 1000
-_NLL = [column.key for column in tables.DIFFERENCES].index("nll")
+_NLL = [metric.key for metric in WITH_DIRECTION].index("nll")
 
 
 def comparison(runs: Sequence[ReportRun]) -> dict[str, Any]:
@@ -28,8 +29,8 @@ def comparison(runs: Sequence[ReportRun]) -> dict[str, Any]:
         "decided": all(cells is None or cells[_NLL].judged == "worse" for cells in paired),
         "sentence": sentence(runs, best, paired),
         "paired": paired,
-        "columns": tables.DIFFERENCES,
-        "method_columns": tables.COMPARED_COLUMNS,
+        "columns": WITH_DIRECTION,
+        "method_columns": WITH_DIRECTION,
         "cost_columns": tables.COST_COLUMNS,
         "groups": tables.comparison_rows(runs),
         "arrow": arrow_figure(runs),
@@ -38,7 +39,7 @@ def comparison(runs: Sequence[ReportRun]) -> dict[str, Any]:
 
 
 def ensembles_against(runs: Sequence[ReportRun], best: int) -> list[list[tables.Difference] | None]:
-    """Each run's ensemble minus that of run `best`, in the order of `DIFFERENCES`; None for `best` itself.
+    """Each run's ensemble minus that of run `best`, in the order of `WITH_DIRECTION`; None for `best` itself.
 
     Intervals are of paired resamples: the runs were evaluated on the same rows.
     """
@@ -57,8 +58,8 @@ def ensembles_against(runs: Sequence[ReportRun], best: int) -> list[list[tables.
         ends = {key: pair if pair is not None and np.isfinite(pair).all() else None for key, pair in ends.items()}
         found.append(
             [
-                tables.difference(column, run.entry["ensemble"], runs[best].entry["ensemble"], ends)
-                for column in tables.DIFFERENCES
+                tables.difference(metric, run.entry["ensemble"], runs[best].entry["ensemble"], ends)
+                for metric in WITH_DIRECTION
             ]
         )
     return found

@@ -16,12 +16,13 @@ from lorchestra.errors import CheckpointError, DataError
 from lorchestra.metrics.evaluation import ensemble_minus
 from lorchestra.metrics.predictive import mixture_log_probs
 from lorchestra.metrics.scores import accuracy
+from lorchestra.metrics.table import ON_PAGE, SUMMARY, WITH_DIRECTION, Metric
 from lorchestra.report.html import tables
 from lorchestra.report.html.figures import padded_range
 from lorchestra.report.html.glyphs import interval_glyph
 from lorchestra.report.html.source import Entry, ReportRun, same_rows
 from lorchestra.report.html.svg import NO_VALUE, Axis, Figure, Key, Panel, percent, plain, typeset
-from lorchestra.report.table import Column, Control, listed, shown_interval, verdict
+from lorchestra.report.table import Control, listed, shown_interval, verdict
 from lorchestra.store.predictions import load_predictions
 from lorchestra.store.records import check_entry
 from lorchestra.store.run_dir import read_json, tensors_path
@@ -262,7 +263,6 @@ COST_COLUMNS = ("Base passes, fit", "Base passes, one answer", "Tokens", "Second
 
 _COLORS = {"zero_shot": "base", "few_shot": "base", "one_lora": "one", ENSEMBLE: "ens"}
 _CONTROL_COLOR, _OTHER_COLOR = "purple", "orange"
-_METRICS = (("accuracy", "accuracy", percent), ("nll", "NLL (nats)", plain), ("ece", "ECE", percent))
 _AXES = (("fit_base_passes", "base passes of the fit"), ("predict_base_passes", "base passes of one answer"))
 _DODGE, _GROUP = 13.0, 90.0
 """Distance of points of equal passes, and the most that a group of them takes, in user units."""
@@ -295,10 +295,10 @@ def methods_context(comparison: MethodComparison, foreign: dict[str, list[str]],
         "base": comparison.config.base.name,
         "members": comparison.config.adapt.members,
         "level": f"{100 * entry['intervals']['level']:g} %",
-        "metric_columns": tables.METHOD_COLUMNS,
+        "metric_columns": ON_PAGE,
         "cost_columns": COST_COLUMNS,
         "rows": [_row(number, result) for number, result in enumerate(results, start=1)],
-        "difference_columns": tables.DIFFERENCES,
+        "difference_columns": WITH_DIRECTION,
         "differences": [] if ensemble is None else _differences(ensemble, results, alone),
         "left_out": comparison.left_out,
         "notes": [(result.name, note) for result in results for note in result.notes],
@@ -318,7 +318,7 @@ def _row(number: int, result: MethodResult) -> dict[str, Any]:
         "summary": result.summary,
         "passes": result.entry["num_members"],
         "chosen": ", ".join(f"{name} {plain(float(f'{value:.3g}'))}" for name, value in result.chosen.items()),
-        "metrics": [tables.metric(column, values, intervals) for column in tables.METHOD_COLUMNS],
+        "metrics": [tables.metric_cell(metric, values, intervals) for metric in ON_PAGE],
         "cost": [
             f"{cost['fit_base_passes']:.2f}",
             f"{cost['predict_base_passes']:.2f}",
@@ -340,12 +340,12 @@ def _differences(ensemble: MethodResult, results: Sequence[MethodResult], with_m
     others = [result for result in results if result.key != ensemble.key]
     for control in paired(ensemble.entry, ensemble.predictions, others):
         cells = [
-            tables.difference(column, ensemble.entry["ensemble"], control.values, control.ensemble_minus)
-            for column in tables.DIFFERENCES
+            tables.difference(metric, ensemble.entry["ensemble"], control.values, control.ensemble_minus)
+            for metric in WITH_DIRECTION
         ]
         rows.append(tables.Reference(control.key, control.name, tuple(cells)))
     scales = []
-    for place in range(len(tables.DIFFERENCES)):
+    for place in range(len(WITH_DIRECTION)):
         ends = [row.cells[place].ends for row in rows if not _is_base(row.key)]
         scales.append(max((abs(end) for three in ends if three for end in three), default=1.0) or 1.0)
     return [
@@ -359,7 +359,7 @@ def _differences(ensemble: MethodResult, results: Sequence[MethodResult], with_m
 
 def budget_figure(results: Sequence[MethodResult]) -> Figure:
     """Accuracy, NLL and ECE against the base passes of the fit and of one answer, one numbered point a method."""
-    panels = [_panel(results, cost, metric) for cost in _AXES for metric in _METRICS]
+    panels = [_panel(results, cost, metric) for cost in _AXES for metric in SUMMARY]
     keys = [
         Key(f"{number} {result.name}", _color(result.key), "", _marker(result), line=False)
         for number, result in enumerate(results, start=1)
@@ -377,8 +377,9 @@ def budget_figure(results: Sequence[MethodResult]) -> Figure:
     )
 
 
-def _panel(results: Sequence[MethodResult], cost: tuple[str, str], metric: tuple[str, str, Any]) -> Panel:
-    key, label, text = metric
+def _panel(results: Sequence[MethodResult], cost: tuple[str, str], metric: Metric) -> Panel:
+    key = metric.key
+    label, text = (metric.name, percent) if metric.unit == "%" else (metric.axis_label, plain)
     xs = [float(result.cost[cost[0]]) for result in results]
     scale = [result for result in results if not _is_base(result.key)] or list(results)
     shown = [result.entry["ensemble"][key] for result in scale]
@@ -407,7 +408,7 @@ def _panel(results: Sequence[MethodResult], cost: tuple[str, str], metric: tuple
     taken = [(panel.px(x), panel.py(_clamped(y, low, high))) for x, y in zip(places, ys, strict=True)]
     for number, (result, x, y) in enumerate(zip(results, places, ys, strict=True), start=1):
         value = _clamped(y, low, high)
-        tip = f"{result.name}: {_value(key, y)}, {plain(result.cost[cost[0]])} {cost[1]}"
+        tip = f"{result.name}: {_value(metric, y)}, {plain(result.cost[cost[0]])} {cost[1]}"
         panel.point(x, value, _color(result.key), _marker(result), tip, 4)
         _label(panel, x, value, str(number), _color(result.key), taken)
     return panel
@@ -460,9 +461,9 @@ def _clamped(value: float | None, low: float, high: float) -> float:
     return high if value is None else min(max(value, low), high)
 
 
-def _value(key: str, value: float | None) -> str:
-    column: Column = next(column for column in tables.METHOD_COLUMNS if column.key == key)
-    return f"{column.title} {NO_VALUE if value is None and key != 'nll' else tables.number(column, value)}"
+def _value(metric: Metric, value: float | None) -> str:
+    shown = NO_VALUE if value is None and not metric.infinite else tables.number(metric, value)
+    return f"{metric.heading} {shown}"
 
 
 def _is_base(key: str) -> bool:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lorchestra.config.mappings import to_mapping
 from lorchestra.errors import ConfigError, LorchestraError, visible
 from lorchestra.metrics import predictive
+from lorchestra.metrics.table import IN_TABLES, ON_PAGE, SUMMARY, WITH_DIRECTION
 from lorchestra.report.html import compare, course, figures, tables
 from lorchestra.report.html.examples import pick
 from lorchestra.report.html.glyphs import interval_glyph, member_glyph
@@ -149,9 +150,11 @@ def run_context(
         "verdict": typeset(verdict(entry, controls)),
         "missing_controls": [] if controls else [method_name(key) for key in CONTROLS if "+" not in key],
         "fitted_here": entry["split"] == "val",
-        "difference_columns": tables.DIFFERENCES,
+        "difference_columns": WITH_DIRECTION,
         "references": _references(entry, controls),
-        "method_columns": tables.METHOD_COLUMNS,
+        "method_columns": ON_PAGE,
+        "table_columns": IN_TABLES,
+        "summary_columns": SUMMARY,
         "methods": tables.method_rows(entry),
         "left_out": [(BASELINES.get(name, name), reason) for name, reason in (entry.get("left_out") or {}).items()],
         "temperature_rows": run.validation.num_examples if run.validation and entry.get("temperature") else None,
@@ -205,7 +208,7 @@ def _references(entry: dict[str, Any], controls: Sequence[Control]) -> list[dict
     """Rows of differences with their pictures, on one scale a column: that of the fine-tuned methods."""
     found = tables.references(entry, controls)
     scales = []
-    for place in range(len(tables.DIFFERENCES)):
+    for place in range(len(WITH_DIRECTION)):
         near = [row.cells[place].ends for row in found if not row.key.startswith(("base_", "majority"))]
         scales.append(max((abs(end) for ends in near if ends for end in ends), default=1.0) or 1.0)
     return [

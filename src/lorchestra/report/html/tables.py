@@ -6,14 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lorchestra.metrics.table import DECISIVE, ON_PAGE, WITH_DIRECTION, Metric
 from lorchestra.report.html.source import ReportRun
 from lorchestra.report.html.svg import MINUS, NO_VALUE
 from lorchestra.report.table import (
     BASELINES,
-    COLUMNS,
-    JUDGED,
     ROUNDING,
-    Column,
     Control,
     calibrated,
     judged,
@@ -25,16 +23,8 @@ from lorchestra.report.table import (
 
 Entry = Mapping[str, Any]
 
-_ACCURACY, _NLL, _BRIER = (JUDGED[key][2] for key in ("accuracy", "nll", "brier"))
-DIFFERENCES = (_ACCURACY, _NLL, Column("ece", "ECE, points", 100, 1, signed=True), _BRIER)
-"""Metrics whose differences are shown; that of the ECE stands there as a number alone and is never judged."""
 MEMBERS = ("member_mean", "best_member", "best_member_scaled")
 """References that are made of the ensemble's own members, and that it is judged by."""
-_GUARANTEED = {"nll", "brier"}
-"""What convexity promises against the mean member: no evidence for the ensemble."""
-
-METHOD_COLUMNS = (*COLUMNS, Column("aurc", "AURC", 1, 3))
-COMPARED_COLUMNS = tuple(column for column in COLUMNS if column.key != "signed_gap")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +41,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What the ensemble is compared with, and the differences in the order of `DIFFERENCES`."""
+    """What the ensemble is compared with, and the differences in the order of `WITH_DIRECTION`."""
 
     key: str
     name: str
@@ -79,7 +69,7 @@ def references(entry: Entry, controls: Sequence[Control] = ()) -> list[Reference
     found = []
     for key, name, values, intervals in candidates:
         if values and "accuracy" in values:
-            cells = tuple(difference(column, entry["ensemble"], values, intervals or {}, key) for column in DIFFERENCES)
+            cells = tuple(difference(m, entry["ensemble"], values, intervals or {}, key) for m in WITH_DIRECTION)
             found.append(Reference(key, name, cells))
     return found
 
@@ -89,28 +79,28 @@ def _own(values: Entry | None) -> tuple[Entry | None, Entry | None]:
     return values, (values or {}).get("ensemble_minus")
 
 
-def number(column: Column, value: float | None) -> str:
-    """A metric or difference in the column's unit, with a typographic minus and no sign where it rounds to 0.
+def number(metric: Metric, value: float | None, signed: bool | None = None) -> str:
+    """A metric or (signed) difference in its unit, with a typographic minus and no sign where it rounds to 0.
 
     Of the metrics that are shown only the NLL can be null, which means infinite.
     """
-    text = column.number(value, absent="∞")
+    text = metric.number(value, "∞", signed=signed)
     return text.lstrip("+-") if value is not None and float(text) == 0 else text.replace("-", MINUS)
 
 
-def difference(column: Column, ensemble: Entry, other: Entry, intervals: Entry, key: str = "") -> Difference:
+def difference(metric: Metric, ensemble: Entry, other: Entry, intervals: Entry, key: str = "") -> Difference:
     """The ensemble minus another in one metric; it counts only where its interval leaves out 0."""
-    guaranteed = key == "member_mean" and column.key in _GUARANTEED
-    mine, theirs = ensemble[column.key], other.get(column.key)
-    ends = intervals.get(column.key) if column.key in JUDGED else None
+    guaranteed = key == "member_mean" and metric.convex
+    mine, theirs = ensemble[metric.key], other.get(metric.key)
+    ends = intervals.get(metric.key) if metric in DECISIVE else None
     if mine is None or theirs is None:
         return Difference("not defined", "", "unknown", guaranteed, None)
     value = mine - theirs
     if ends is None or None in ends:
-        return Difference(number(column, value), "", "unknown", guaranteed, None)
-    shown = f"{number(column, ends[0])} to {number(column, ends[1])}"
-    low, middle, high = (column.factor * end if abs(end) > ROUNDING else 0.0 for end in (ends[0], value, ends[1]))
-    return Difference(number(column, value), shown, judged(column, ends), guaranteed, (low, middle, high))
+        return Difference(number(metric, value, True), "", "unknown", guaranteed, None)
+    shown = " to ".join(number(metric, end, True) for end in ends)
+    low, middle, high = (metric.factor * end if abs(end) > ROUNDING else 0.0 for end in (ends[0], value, ends[1]))
+    return Difference(number(metric, value, True), shown, judged(metric, ends), guaranteed, (low, middle, high))
 
 
 def headline(entry: Entry, controls: Sequence[Control] = ()) -> tuple[str, str]:
@@ -127,9 +117,9 @@ def headline(entry: Entry, controls: Sequence[Control] = ()) -> tuple[str, str]:
     alike: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]] = {}
     for reference in references(entry, controls):
         cells = [
-            (JUDGED[column.key][0], cell)
-            for column, cell in zip(DIFFERENCES, reference.cells, strict=True)
-            if column.key in JUDGED
+            (metric.name, cell)
+            for metric, cell in zip(WITH_DIRECTION, reference.cells, strict=True)
+            if metric in DECISIVE
         ]
         counted = [(name, cell.judged) for name, cell in cells if not cell.guaranteed and cell.judged != "unknown"]
         if reference.key not in judging or not counted:
@@ -181,8 +171,8 @@ class MethodRow:
     cost: tuple[str, ...] = ()
 
 
-def method_rows(entry: Entry, columns: Sequence[Column] = METHOD_COLUMNS) -> list[MethodRow]:
-    """All methods with the metrics of `columns`; a single member stands there once, and not as its own ensemble."""
+def method_rows(entry: Entry, metrics: Sequence[Metric] = ON_PAGE) -> list[MethodRow]:
+    """All methods with `metrics`; a single member stands there once, and not as its own ensemble."""
     rows = []
     scaled = entry.get("temperature") or {}
     temperatures = {"ensemble_scaled": scaled, "best_member_scaled": scaled.get("best_member") or {}}
@@ -193,22 +183,22 @@ def method_rows(entry: Entry, columns: Sequence[Column] = METHOD_COLUMNS) -> lis
         name = "one LoRA" if alone and method.key == "member_mean" else method.name.strip()
         if (temperature := temperatures.get(method.key, {}).get("T")) is not None:
             name = f"{name} (T = {temperature:.2f})"
-        cells = tuple(metric(column, method.values, method.intervals) for column in columns)
+        cells = tuple(metric_cell(metric, method.values, method.intervals) for metric in metrics)
         rows.append(MethodRow(method.key, name, cells, indent=method.name.startswith(" ")))
     return rows
 
 
-def metric(column: Column, values: Entry, intervals: Entry) -> Cell:
+def metric_cell(metric: Metric, values: Entry, intervals: Entry) -> Cell:
     """One metric of one method."""
-    if column.key not in values:
+    if metric.key not in values:
         return Cell(NO_VALUE)
-    spread, ends = (values.get("std") or {}).get(column.key), shown_interval(column.key, intervals)
-    reference = calibrated(intervals) if column.key == "ece" else None
+    spread, ends = (values.get("std") or {}).get(metric.key), shown_interval(metric.key, intervals)
+    reference = calibrated(intervals) if metric.key == "ece" else None
     return Cell(
-        number(column, values[column.key]),
-        "" if spread is None else f"± {spread * column.factor:.{column.digits}f}",
-        "" if ends is None else " to ".join(number(column, end) for end in ends),
-        "" if reference is None else reference_text(column, reference, " to "),
+        number(metric, values[metric.key]),
+        "" if spread is None else f"± {metric.number(spread, signed=False)}",
+        "" if ends is None else " to ".join(number(metric, end) for end in ends),
+        "" if reference is None else reference_text(metric, reference, " to "),
     )
 
 
@@ -221,7 +211,7 @@ def comparison_rows(runs: Sequence[ReportRun]) -> list[tuple[ReportRun, list[Met
     seen: set[tuple[str, tuple[str, ...]]] = set()
     for run in runs:
         rows = []
-        for row in method_rows(run.entry, COMPARED_COLUMNS):
+        for row in method_rows(run.entry, WITH_DIRECTION):
             mark = (row.key, tuple(cell.value for cell in row.cells))
             if row.key in ("majority", "base_zero_shot", "base_few_shot"):
                 if mark in seen:
