@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorchestra.errors import LorchestraError
+from lorchestra.metrics.table import BY_KEY
 from lorchestra.paper.results import METRICS, tasks_of
 from lorchestra.report.figure import ENSEMBLE_COLOR, SINGLE_COLOR
 from lorchestra.store.atomic import atomic_path, atomic_write_text
@@ -26,9 +27,8 @@ BASE_COLOR, THIRD_COLOR = "#555555", "#009E73"
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's colors, apart for every kind of color vision."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-TITLES = {"accuracy": "accuracy (%)", "nll": "NLL (nats)", "ece": "ECE (%)"}
+TITLES = {key: BY_KEY[key].axis_label for key in METRICS}
 """Metrics as axes name them; accuracy and ECE are drawn in percent."""
-SHARES = ("accuracy", "ece")
 _CAPTION_WIDTH = 18.0
 """Letters of the caption to an inch of the picture."""
 
@@ -88,7 +88,7 @@ def write_page(figure: PaperFigure, rows: Rows, folder: Path, name: str, caption
 
 def scaled(metric: str, value: float) -> float:
     """A metric in the unit in which it is drawn."""
-    return 100 * value if metric in SHARES else value
+    return BY_KEY[metric].factor * value
 
 
 def panels(figure: Figure, rows: Rows, columns: int, size: tuple[float, float] = (3.6, 3.1)) -> list[Any]:

@@ -15,6 +15,7 @@ from lorchestra.errors import CheckpointError
 from lorchestra.metrics.diversity import Update
 from lorchestra.metrics.predictive import FloatArray, IntArray, mixture_log_probs
 from lorchestra.metrics.scores import all_metrics
+from lorchestra.metrics.table import SUMMARY
 from lorchestra.models.peft_import import plain_tensors, read_peft_folder
 from lorchestra.store.predictions import load_predictions
 from lorchestra.store.records import read_evaluations
@@ -22,7 +23,7 @@ from lorchestra.store.run_dir import RunDir, read_ensemble
 from lorchestra.store.schema import Number, check_shape
 from lorchestra.types import Predictions
 
-METRICS = ("accuracy", "nll", "ece")
+METRICS = tuple(metric.key for metric in SUMMARY)
 """What every figure compares."""
 
 REGULARIZERS = {
