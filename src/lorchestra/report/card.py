@@ -14,6 +14,7 @@ import yaml
 
 from lorchestra.config.run import RegularizeConfig, RunConfig
 from lorchestra.errors import visible
+from lorchestra.metrics.result import Evaluation
 from lorchestra.metrics.table import IN_TABLES
 
 _LICENSE_NOTE = "# license: yours to choose and to write here; the base's license may bind you\n"
@@ -133,11 +134,11 @@ def _evaluation(metrics: Mapping[str, Any] | None) -> str:
         return "Not evaluated yet (`lorchestra evaluate` does).\n"
     titles = ["Rows", "Method", *(metric.heading for metric in IN_TABLES)]
     lines = [_row(titles), _row("---" for _ in titles)]
-    for entry in metrics["evaluations"]:
-        where = f"{entry['task']} {entry['split']} ({entry['num_examples']:,})"
-        for name, key in (("ensemble", "ensemble"), ("one LoRA, mean of members", "member_mean")):
-            values = entry[key]
-            lines.append(_row([where, name, *(metric.number(values[metric.key], "inf") for metric in IN_TABLES)]))
+    for entry in map(Evaluation.from_dict, metrics["evaluations"]):
+        rows = f"{entry.task} {entry.split} ({entry.num_examples:,})"
+        for name, scores in (("ensemble", entry.ensemble), ("one LoRA, mean of members", entry.member_mean)):
+            numbers = (metric.number(scores.metrics[metric.key], "inf") for metric in IN_TABLES)
+            lines.append(_row([rows, name, *numbers]))
     legend = "Gap: mean confidence minus accuracy; ECE over 15 bins; NLL in nats."
     return "\n".join(lines) + f"\n\n{legend}\n"
 

@@ -21,6 +21,8 @@ def scores(**changes: Any) -> dict[str, Any]:
 
 def make_entry(mean: Any = UNCLEAR, best: Any = UNCLEAR, scaled: Any = UNCLEAR, **changes: Any) -> dict[str, Any]:
     return {
+        "task": "toy",
+        "split": "test",
         "num_members": 3,
         "num_examples": 200,
         "ensemble": scores(),
