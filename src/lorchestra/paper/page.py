@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorchestra.errors import LorchestraError
-from lorchestra.paper.results import ENSEMBLE, ONE, REGULARIZERS, FinishedRun, Row, Rows, by_task
+from lorchestra.metrics.table import BY_KEY
+from lorchestra.paper.results import ENSEMBLE, METRICS, ONE, REGULARIZERS, FinishedRun, Row, Rows, by_task
 from lorchestra.report.figure import ENSEMBLE_COLOR, SINGLE_COLOR
 from lorchestra.store.atomic import atomic_path, atomic_write_text
 from lorchestra.store.records import read_splits
@@ -30,9 +31,8 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 STYLES = {"one": (SINGLE_COLOR, "s", ONE), "ensemble": (ENSEMBLE_COLOR, "o", ENSEMBLE)}
 """Color, marker and label of the methods, by prefix of their columns."""
-TITLES = {"accuracy": "accuracy (%)", "nll": "NLL (nats)", "ece": "ECE (%)"}
+TITLES = {key: BY_KEY[key].axis_label for key in METRICS}
 """Axis titles of metrics; accuracy and ECE are drawn in percent."""
-SHARES = ("accuracy", "ece")
 _CAPTION_WIDTH = 18.0
 """Letters of the caption per inch of the picture."""
 _PAPER = {"adapt.members": 5, "adapt.r": 8}
@@ -140,7 +140,7 @@ def _scoring(run: FinishedRun, compared_task: str | None) -> str:
 
 def scaled(metric: str, value: float) -> float:
     """A metric in the unit in which it is drawn."""
-    return 100 * value if metric in SHARES else value
+    return BY_KEY[metric].factor * value
 
 
 def panels(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lorchestra.metrics.predictive import confidence, mixture_log_probs
+from lorchestra.metrics.table import BY_KEY
 from lorchestra.paper.page import (
     ENSEMBLE_COLOR,
     MARKERS,
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SCORES = {"max_prob": "largest\nprobability", "entropy": "entropy", "mutual_information": "mutual\ninformation"}
-_COLUMNS = {"accuracy": "accuracy (%)", "ece": "ECE (%)", "mean_confidence": "mean confidence (%)"}
+_COLUMNS = {key: BY_KEY[key].axis_label for key in ("accuracy", "ece", "mean_confidence")}
 
 
 def shift_table(runs: Sequence[FinishedRun]) -> list[Row]:
