@@ -6,14 +6,14 @@ import json
 
 import pytest
 
-from lorchestra.data.tasks import whereabouts
+from lorchestra.data.tasks import sources
 from lorchestra.data.tasks.table import TASKS
 
 
 @pytest.fixture(autouse=True)
 def no_hub(no_other_sources, monkeypatch):
     """The hub's library is not there, nor any other source."""
-    monkeypatch.setattr(whereabouts, "hub_installed", lambda: False)
+    monkeypatch.setattr(sources, "hub_installed", lambda: False)
 
 
 def line_of(out, name):

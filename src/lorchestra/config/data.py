@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
-
-import tyro
+from typing import ClassVar, Literal
 
 from lorchestra.config.mappings import check_magnitudes
 from lorchestra.errors import ConfigError
@@ -75,7 +73,7 @@ class ReadConfig:
     """Make one label of those that differ in case or spaces: the most frequent spelling."""
     drop_unlabeled: bool = False
     """Leave out rows without a label or answer (empty, null, NaN, -1 or ?) instead of stopping."""
-    rules: Annotated[Literal[1, 2], tyro.conf.Suppress] = 2
+    rules: Literal[1, 2] = field(default=2, metadata={"cli": {"hidden": True}})
     """Rules of reading. 1: as runs of earlier versions (labels as they are spelled, in the order of characters)."""
     max_held_out: int | None = 2000
     """Most rows held out of the training rows for each of validation and test; null for a tenth however many."""
@@ -103,7 +101,7 @@ class PromptConfig:
     """What parts an answer from a plain prompt that ends in no white space: "" for languages without spaces."""
     version: Literal[1, 2] = 2
     """Rules by which rows become tokens. 1: as runs of format 1 (a choice that continues another cannot win)."""
-    frame: Annotated[ChatFrame, tyro.conf.Suppress] = field(default_factory=ChatFrame)
+    frame: ChatFrame = field(default_factory=ChatFrame, metadata={"cli": {"hidden": True}})
     """What the chat template wrote when the run started; set by training."""
 
 
@@ -119,7 +117,7 @@ class DataConfig:
 
     task: str | None = None
     """A task by name (`lorchestra tasks` lists them) instead of files."""
-    dir: Annotated[str | None, tyro.conf.arg(aliases=["--data-dir"])] = None
+    dir: str | None = field(default=None, metadata={"cli": {"aliases": ["--data-dir"]}})
     """Directory with data sets, where a task by name is looked for first; default: $LORCHESTRA_DATA_DIR."""
     train: str | None = None
     """Training rows: a .jsonl, .json, .csv, .tsv, .parquet or .arrow file (text also as .gz or .zst), a directory of
@@ -130,7 +128,7 @@ class DataConfig:
     """Test rows, never fitted. Without it a seeded, stratified part of the training rows is held out."""
     fields: FieldsConfig = field(default_factory=FieldsConfig)
     """Column names, where the files use others."""
-    read: Annotated[ReadConfig, tyro.conf.arg(name="")] = field(default_factory=ReadConfig)
+    read: ReadConfig = field(default_factory=ReadConfig, metadata={"cli": {"name": ""}})
     """How files are read."""
     scoring: Literal["auto", "letter", "text"] = "auto"
     """How an answer is scored: its option letter, its text, or (auto) letters if the base can use them, else text."""
