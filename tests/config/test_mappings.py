@@ -18,6 +18,7 @@ from lorchestra.config.mappings import (
     from_mapping,
     read_recipe,
     refused_settings,
+    setting_aliases,
     to_mapping,
     to_yaml,
 )
@@ -66,6 +67,44 @@ def test_text_beside_a_list_and_true_beside_names(text, expected):
     assert from_mapping(AdaptConfig, yaml.safe_load(to_yaml(config)), "there") == config
 
 
+HUGGING_FACE = [
+    ("adapt.lora_dropout", 0.1, "adapt.dropout", 0.1),
+    ("adapt.layers_to_transform", [0, 5], "adapt.layers", "[0, 5]"),
+    ("train.num_train_epochs", 4, "train.epochs", 4),
+    ("train.per_device_train_batch_size", 2, "train.batch_size", 2),
+    ("train.learning_rate", "1e-4", "train.lr", 1e-4),
+    ("train.max_grad_norm", 0.5, "train.clip_norm", 0.5),
+    ("train.early_stopping_patience", 3, "train.patience", 3),
+]
+
+
+def test_the_aliases_are_hugging_face_s():
+    assert setting_aliases(RunConfig) == {alias: name for alias, _, name, _ in HUGGING_FACE}
+
+
+@pytest.mark.parametrize(("alias", "written", "name", "value"), HUGGING_FACE)
+def test_a_setting_under_hugging_face_s_name_is_saved_under_ours(tmp_path, alias, written, name, value):
+    group, setting = name.split(".")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({group: {alias.split(".")[1]: written}}))
+    config = read_recipe(path, RunConfig)
+    assert config == from_mapping(RunConfig, {group: {setting: value}}, "here")
+    assert getattr(getattr(config, group), setting) == value != getattr(getattr(RunConfig(), group), setting)
+    assert from_mapping(RunConfig, {group: {alias.split(".")[1]: written}}, "here") == config
+    saved = to_mapping(config)[group]
+    assert saved[setting] == value
+    assert alias.split(".")[1] not in saved
+
+
+@pytest.mark.parametrize(("alias", "written", "name", "value"), HUGGING_FACE)
+def test_a_setting_under_both_names_is_refused(alias, written, name, value):
+    group, setting = name.split(".")
+    mapping = {group: {setting: value, alias.split(".")[1]: written}}
+    message = f"here: {name} and {alias} are the same setting; leave one of them out"
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        from_mapping(RunConfig, mapping, "here")
+
+
 def test_refused_settings_are_found_through_the_parts():
     assert list(refused_settings(RunConfig)) == ["adapt.modules_to_save"]
 
@@ -82,6 +121,9 @@ def test_refused_settings_are_found_through_the_parts():
         ("train: {epochs: 1.5}", "train.epochs is 1.5; it must be int"),
         ("train: {epochs: true}", "train.epochs is True; it must be int"),
         ("train: {lr: fast}", "train.lr is 'fast'; it must be float"),
+        ("train: {learning_rate: fast}", "train.learning_rate is 'fast'; it must be float"),
+        ("train: {learning_rat: 1}", "train.learning_rat is no setting; did you mean 'lr'?"),
+        ("max_grad_norm: 1", "max_grad_norm is no setting; did you mean 'train.clip_norm'?"),
         ("train: {schedule: step}", "train.schedule is 'step'; it must be one of linear, cosine, constant"),
         ("adapt: {target_modules: true}", "adapt.target_modules is True; it must be text"),
         ("adapt: {target_modules: {q: 1}}", "adapt.target_modules is {'q': 1}; it must be text"),

@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
-from lorchestra.config.mappings import read_mapping, read_recipe, refused_settings, to_mapping
+from lorchestra.config.mappings import read_mapping, read_recipe, refused_settings, setting_aliases, to_mapping
 from lorchestra.config.run import RunConfig
 from lorchestra.errors import ConfigError
 from lorchestra.store.safe_paths import typed_path
@@ -56,7 +56,8 @@ def parse(cls: type[T], arguments: Sequence[str], command: str, default: T | Non
         option = f"--{name}"
         if any(argument.split("=")[0].replace("-", "_") == option.replace("-", "_") for argument in arguments):
             raise ConfigError(f"{option.replace('_', '-')} is not offered: {reason}")
-    typed = [_with_home(argument) for argument in arguments]
+    aliases = setting_aliases(cls)
+    typed = [_with_home(_without_alias(argument, aliases)) for argument in arguments]
     defaults: dict[str, Any] = {} if default is None else {"default": default}
     try:
         return tyro.cli(cls, args=typed, prog=f"lorchestra {command}", registry=_REGISTRY, **defaults)
@@ -64,6 +65,13 @@ def parse(cls: type[T], arguments: Sequence[str], command: str, default: T | Non
         if stop.code and (hint := misplaced(arguments, command)) is not None:
             print(f"error: {hint}", file=sys.stderr)
         raise
+
+
+def _without_alias(argument: str, aliases: Mapping[str, str]) -> str:
+    """An option under our name for its setting: --train.lr for --train.learning-rate."""
+    option, mark, value = argument.partition("=")
+    name = aliases.get(option[2:].replace("-", "_")) if option.startswith("--") else None
+    return argument if name is None else f"--{name.replace('_', '-')}{mark}{value}"
 
 
 def _with_home(argument: str) -> str:
@@ -103,10 +111,11 @@ def given_settings(arguments: Sequence[str]) -> set[str]:
     A recipe's null leaves a setting open, as if it were not there.
     """
     known = set(_leaves(to_mapping(RunConfig())))
-    aliases = {"data_dir": "data.dir"}
+    aliases = setting_aliases(RunConfig) | {"data_dir": "data.dir"}
     given = set()
     if arguments and not arguments[0].startswith("-"):
-        given = {name for name, value in _leaves(read_mapping(arguments[0])).items() if value is not None}
+        settings = _leaves(read_mapping(arguments[0]))
+        given = {aliases.get(name, name) for name, value in settings.items() if value is not None}
     for argument in arguments:
         if argument.startswith("--"):
             name = argument[2:].partition("=")[0].replace("-", "_")

@@ -68,6 +68,10 @@ class AdaptConfig:
     """Training rows: own (each member its own order of all), same (one order for all; ablation: members then differ by
     initialization alone), bootstrap (each its own draw of as many with replacement, which is bagging)."""
 
+    ALIASES: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {"lora_dropout": "dropout", "layers_to_transform": "layers"}
+    )
+    """PEFT's names of settings, accepted in recipes and on the command line; saved under the names above."""
     REFUSED: ClassVar[Mapping[str, str]] = MappingProxyType(
         {
             "modules_to_save": "members are low-rank adapters only, and share every other weight of the base; leave it"

@@ -109,30 +109,39 @@ def from_mapping(cls: type[T], mapping: Any, where: str, path: str = "", *, save
             is not what the run was made with, the class says in `SAVED_WITHOUT` what is.
 
     Raises:
-        ConfigError: an unknown field (the nearest known one is suggested) or a value of another type.
+        ConfigError: an unknown field (the nearest known one is suggested), a value of another type, or one field under
+            two names.
     """
     if not isinstance(mapping, Mapping):
         raise ConfigError(f"{where}: {path or 'a recipe'} must be a mapping of settings, not {_shown(mapping)}")
-    hints, refused = _hints(cls), refused_settings(cls)
+    hints, refused, aliases = _hints(cls), refused_settings(cls), getattr(cls, "ALIASES", {})
     values: dict[str, Any] = dict(getattr(cls, "SAVED_WITHOUT", {})) if saved else {}
+    spelled: dict[str, str] = {}
     for key, value in mapping.items():
         full = f"{path}.{key}" if path else str(key)
         if key in refused:
             raise ConfigError(f"{where}: {full} is not offered: {refused[key]}")
-        if key not in hints:
-            raise ConfigError(f"{where}: {full} is no setting; {did_you_mean(str(key), hints, _below(cls, path))}")
-        values[key] = _convert(hints[key], value, where, full, saved=saved)
+        name = aliases.get(key, key)
+        if name not in hints:
+            others = dict(aliases) | _below(cls, path)
+            raise ConfigError(f"{where}: {full} is no setting; {did_you_mean(str(key), hints, others)}")
+        if name in spelled:
+            raise ConfigError(f"{where}: {spelled[name]} and {full} are the same setting; leave one of them out")
+        spelled[name] = full
+        values[name] = _convert(hints[name], value, where, full, saved=saved)
     return cls(**values)
 
 
 def _below(cls: type, path: str) -> dict[str, str]:
-    """Dotted names of all settings within the groups of a configuration class, by their last part (`lr`)."""
-    found: dict[str, str] = {}
+    """Dotted names of all settings within the groups of a configuration class, by their last part (`lr`) or alias."""
+    names: dict[str, str] = {}
     for name, hint in _hints(cls).items():
         full = f"{path}.{name}" if path else name
         if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-            found |= {field.name: f"{full}.{field.name}" for field in dataclasses.fields(hint)} | _below(hint, full)
-    return found
+            names |= {field.name: f"{full}.{field.name}" for field in dataclasses.fields(hint)}
+            names |= {alias: f"{full}.{ours}" for alias, ours in getattr(hint, "ALIASES", {}).items()}
+            names |= _below(hint, full)
+    return names
 
 
 def check_magnitudes(config: Any, path: str) -> None:
@@ -175,11 +184,20 @@ def differences(one: Any, other: Any, path: str = "") -> dict[str, tuple[Any, An
 
 def refused_settings(cls: type, path: str = "") -> dict[str, str]:
     """Dotted settings that a configuration class knows but refuses (`REFUSED` in it and its parts), with the reason."""
-    found = {path + name: reason for name, reason in getattr(cls, "REFUSED", {}).items()}
+    refused = {path + name: reason for name, reason in getattr(cls, "REFUSED", {}).items()}
     for name, hint in _hints(cls).items():
         if dataclasses.is_dataclass(hint):
-            found |= refused_settings(typing.cast(type, hint), f"{path}{name}.")
-    return found
+            refused |= refused_settings(typing.cast(type, hint), f"{path}{name}.")
+    return refused
+
+
+def setting_aliases(cls: type, path: str = "") -> dict[str, str]:
+    """Dotted settings by their dotted aliases (`ALIASES` in a configuration class and its parts)."""
+    aliases = {path + alias: path + name for alias, name in getattr(cls, "ALIASES", {}).items()}
+    for name, hint in _hints(cls).items():
+        if dataclasses.is_dataclass(hint):
+            aliases |= setting_aliases(typing.cast(type, hint), f"{path}{name}.")
+    return aliases
 
 
 def _read_yaml(path: str | Path) -> Any:

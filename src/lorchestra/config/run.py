@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from types import MappingProxyType
+from typing import ClassVar, Literal
 
 from lorchestra.config.adapt import AdaptConfig, BaseConfig, check_adapt, check_base
 from lorchestra.config.data import DataConfig, check_data
@@ -45,6 +47,17 @@ class TrainConfig:
     """Recompute layers in the backward pass: less memory, more time, the same gradients."""
     checkpoint_every_s: float = 60.0
     """Seconds between checkpoints; what a crash can cost at most."""
+
+    ALIASES: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {
+            "num_train_epochs": "epochs",
+            "per_device_train_batch_size": "batch_size",
+            "learning_rate": "lr",
+            "max_grad_norm": "clip_norm",
+            "early_stopping_patience": "patience",
+        }
+    )
+    """transformers' names of settings, accepted in recipes and on the command line; saved under the names above."""
 
 
 @dataclass(frozen=True)
