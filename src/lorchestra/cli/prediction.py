@@ -157,7 +157,7 @@ class Prediction:
         rule = None if parsed.early_exit is None else ExitRule.parse(parsed.early_exit)
         with RowProgress(self.console, live=parsed.out is not None or not sys.stdout.isatty()) as progress:
             trained = load_run(parsed.run, base=parsed.base)
-            rows = trained.asked(Path(parsed.data), self._data(trained), self.say)
+            rows = trained.asked(Path(parsed.data), self._data(trained))
             size = chunk_rows(trained.pipeline)
             self._restore(sink, rows, size)
             too_long = parsed.reading.too_long or trained.config.data.too_long
