@@ -97,7 +97,7 @@ def with_settings(config: RunConfig, settings: Mapping[str, Any], where: str = "
         for group in groups:
             place = place.setdefault(group, {})
             if not isinstance(place, dict):
-                raise ConfigError(f"{where}: {field} is no setting; {group} has no settings of its own")
+                raise ConfigError(f"{where}: {field} is not a setting; {group} has no settings")
         place[last] = value
     return from_mapping(RunConfig, mapping, where)
 
