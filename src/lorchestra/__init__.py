@@ -45,7 +45,7 @@ _HOME = {
     "RegularizeConfig": "config.run",
     "RunConfig": "config.run",
     "TrainConfig": "config.run",
-    "build_session": "runs.build",
+    "build_pipeline": "runs.build",
     "evaluate_run": "runs.evaluate",
     "import_run": "runs.import_peft",
     "load_run": "runs.ensemble",

@@ -45,16 +45,17 @@ class AdaptConfig:
     use_rslora: bool = False
     """Scale by lora_alpha / sqrt(r) instead (rsLoRA), so that higher ranks do not learn more slowly."""
     init_lora_weights: Literal[True, "gaussian", "orthogonal", "pissa"] = True
-    """Initialization of A and B as in PEFT: True (A uniform, B zero), gaussian (A normal, B zero), orthogonal (B A
-    zero), pissa (the r principal components of each frozen weight, minus a frozen copy of them: all members start as
-    the base and differ by data order and dropout only; saved as plain LoRA of rank 2 r)."""
+    """Initialization of A and B as in PEFT: True (A uniform, B zero), gaussian (A normal, B zero),
+    orthogonal (B A zero), pissa (the r principal components of each frozen weight, minus a
+    frozen copy of them: all members start as the base and differ by data order and dropout
+    only; saved as plain LoRA of rank 2 r)."""
     init_scale: float = 1.0
     """Factor of the initial A."""
     init_std_b: float = 0.0
     """Standard deviation of a normally distributed initial B; with 0, B = 0 and members start as the base."""
     target_modules: str | tuple[str, ...] = ("q_proj", "v_proj")
-    """Linear layers to adapt, as in PEFT: names or their suffixes, one regular expression for full names, or
-    all-linear."""
+    """Linear layers to adapt, as in PEFT: names or their suffixes, one regular expression for full
+    names, or all-linear."""
     layers: str = "all"
     """Decoder layers to adapt: all, last:K, or a list such as [0, 5, 11]. Layers below the first are computed once."""
     trunk_memory_gb: float = 4.0
@@ -66,8 +67,9 @@ class AdaptConfig:
     same_init: bool = False
     """Give all members the same initial A (ablation: members then differ by data order only)."""
     order: Literal["own", "same", "bootstrap"] = "own"
-    """Training rows: own (all rows, in a separate order per member), same (one order for all members; ablation: members
-    then differ by initialization only), bootstrap (each member draws as many rows with replacement: bagging)."""
+    """Training rows: own (all rows, in a separate order per member), same (one order for all
+    members; ablation: members then differ by initialization only), bootstrap (each member draws
+    as many rows with replacement: bagging)."""
 
     ALIASES: ClassVar[Mapping[str, str]] = MappingProxyType(
         {"lora_dropout": "dropout", "layers_to_transform": "layers"}

@@ -26,8 +26,8 @@ class FieldsConfig:
     answer: str = "answer"
     """Column of the right choice; see --data.answer-as."""
     text: str = "text"
-    """Column of the text to classify; a file with this column and the label column is read as texts with labels.
-    Several, with commas (premise,hypothesis), become lines `column: cell`."""
+    """Column of the text to classify; a file with this column and the label column is read as
+    texts with labels. Several, with commas (premise,hypothesis), become lines `column: cell`."""
     label: str = "label"
     """Column of the text's label."""
     id: str = "id"
@@ -48,8 +48,8 @@ class ChatFrame:
     alone: tuple[str, ...] = ()
     """For one question: the text before it, between it and its answer, and after the answer."""
     shots: tuple[str, ...] = ()
-    """For three answered questions and a fourth: the text before each message, and after the last; () if conversations
-    of other lengths cannot be derived from it."""
+    """For three answered questions and a fourth: the text before each message, and after the last;
+    () if conversations of other lengths cannot be derived from it."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,14 @@ class ReadConfig:
     encoding: str | None = None
     """Text encoding of the files, such as cp1252; default: UTF-8, or as the byte order mark says."""
     delimiter: str | None = None
-    """Cell delimiter of CSV files, as one character or its name; default: comma, semicolon, tab or bar, detected from
-    the header."""
+    """Cell delimiter of CSV files, as one character or its name; default: comma, semicolon, tab or
+    bar, detected from the header."""
     answer_as: Literal["label", "index", "number", "letter", "text"] | None = None
-    """How answers are given: a name that comes with the choices, an index from 0, a number from 1, a letter, or the
-    choice's text; default: the one that fits all rows."""
+    """How answers are given: a name that comes with the choices, an index from 0, a number from 1,
+    a letter, or the choice's text; default: the one that fits all rows."""
     label_names: tuple[str, ...] = ()
-    """Names of labels, as in `0=negative 1=positive`, or a YAML or JSON file with them. Labels with the same name are
-    merged."""
+    """Names of labels, as in `0=negative 1=positive`, or a YAML or JSON file with them. Labels
+    with the same name are merged."""
     clean_labels: bool = False
     """Merge labels that differ only in case or spaces, under the most frequent spelling."""
     drop_unlabeled: bool = False
@@ -98,8 +98,8 @@ class PromptConfig:
     system_prompt: str | None = None
     """System message; implies chat_template."""
     answer_prefix: str = " "
-    """Separator of a plain prompt and its answer, if the prompt does not end in white space: "" for languages without
-    spaces."""
+    """Separator of a plain prompt and its answer, if the prompt does not end in white space: ""
+    for languages without spaces."""
     version: Literal[1, 2] = 2
     """Version of the tokenization rules. 1: as in runs of format 1 (a choice that continues another cannot win)."""
     frame: ChatFrame = field(default_factory=ChatFrame, metadata={"cli": {"hidden": True}})
@@ -121,8 +121,8 @@ class DataConfig:
     dir: str | None = field(default=None, metadata={"cli": {"aliases": ["--data-dir"]}})
     """Directory of data sets, the first source of a named task; default: $LORCHESTRA_DATA_DIR."""
     train: str | None = None
-    """Training rows: a .jsonl, .json, .csv, .tsv, .parquet or .arrow file (text also as .gz or .zst), a directory of
-    such files, or a pattern in quotes."""
+    """Training rows: a .jsonl, .json, .csv, .tsv, .parquet or .arrow file (text also as .gz or
+    .zst), a directory of such files, or a pattern in quotes."""
     val: str | None = None
     """Validation rows; default: a seeded, stratified part of the training rows is held out."""
     test: str | None = None
@@ -138,13 +138,13 @@ class DataConfig:
     prompt: PromptConfig = field(default_factory=PromptConfig)
     """The prompt that a row becomes."""
     keep_tokens: tuple[str, ...] = ()
-    """Tokens added to the tokenizer (not special ones) that are tokens in rows too; all others are read as plain
-    text."""
+    """Tokens added to the tokenizer (not special ones) that are tokens in rows too; all others are
+    read as plain text."""
     max_length: int | None = None
     """Maximum tokens of a row; default: the model's context."""
     too_long: Literal["error", "drop", "truncate"] = "error"
-    """For rows over max_length: stop (error), leave the row out (drop), or cut the question, never the choices
-    (truncate)."""
+    """For rows over max_length: stop (error), leave the row out (drop), or cut the question, never
+    the choices (truncate)."""
     class_weights: bool = False
     """Weight each training row by the inverse frequency of its label (texts with labels only)."""
 

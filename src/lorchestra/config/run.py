@@ -41,8 +41,9 @@ class TrainConfig:
     keep: Literal["best", "last"] = "best"
     """Adapter of each member to save: the one with the best validation NLL, or the last."""
     token_budget: int | None = None
-    """Maximum tokens of a packed micro-batch in training (2.5 times as many in prediction); bounds memory. Default: by
-    device (CPU: 640) plus first tokens that all rows share, fewer if memory is short, at least the longest row."""
+    """Maximum tokens of a packed micro-batch in training (2.5 times as many in prediction); bounds
+    memory. Default: by device (CPU: 640) plus first tokens that all rows share, fewer if memory
+    is short, at least the longest row."""
     gradient_checkpointing: bool = False
     """Recompute layers in the backward pass: less memory, more time, the same gradients."""
     checkpoint_every_s: float = 60.0
