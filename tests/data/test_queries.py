@@ -124,3 +124,15 @@ def test_a_table_of_pandas():
     assert second.kept == {"text": None, "n": None}
     (row,) = query_values(entries_of(pandas.Series(["a play"]), LABELS), DataConfig(), LABELS)
     assert row.example.question == "a play"
+
+
+def test_what_was_assumed_about_a_file_is_logged(tmp_path, on_log):
+    path = tmp_path / "new.csv"
+    path.write_text("stem;A;B\nWhat?;x;y\n")
+    logged = []
+    on_log(logged.append)
+    assert [row.fault for row in query_rows(path, DataConfig(), None)] == [None]
+    assert logged == [
+        f"{path}: read as semicolon-separated",
+        f"{path}: read as questions with choices by their columns (question: stem; choices: A, B)",
+    ]

@@ -449,7 +449,7 @@ def test_start_of_a_scaled_and_of_b_drawn(tiny_model):
     [
         ({"init_scale": 0.0}, r"adapt\.init_scale: 0\.0 is not a finite number above 0"),
         ({"init_std_b": -1.0}, r"adapt\.init_std_b: -1\.0 is not a finite number from 0 up"),
-        ({"init_std_b": 0.1, "init_lora_weights": "orthogonal"}, "the orthogonal start draws B itself; leave one"),
+        ({"init_std_b": 0.1, "init_lora_weights": "orthogonal"}, "orthogonal initialization sets B itself; leave one"),
     ],
 )
 def test_impossible_starts_are_refused(tiny_model, settings, message):

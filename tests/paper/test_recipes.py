@@ -67,7 +67,7 @@ def test_invalid_recipe_is_refused(tmp_path, monkeypatch):
     (tmp_path / "profiles.yaml").write_text("smoke: {summary: s, settings: {train: {lrr: 1}}}")
     (tmp_path / "fig1.yaml").write_text("points: 3")
     monkeypatch.setattr(recipes, "recipes_folder", lambda: tmp_path)
-    with pytest.raises(ConfigError, match=r"smoke\.settings\.train\.lrr is no setting; did you mean 'lr'"):
+    with pytest.raises(ConfigError, match=r"smoke\.settings\.train\.lrr is not a setting; did you mean 'lr'"):
         read_profile("smoke")
     with pytest.raises(ConfigError, match=r"fig1\.yaml: points is 3; it must be a list"):
         read_figure("fig1")

@@ -199,7 +199,7 @@ def test_a_run_whose_members_all_failed_is_refused(run_copy):
 def test_a_configuration_that_was_cut_off_is_refused(run_copy):
     config = run_copy / "config.yaml"
     config.write_text(config.read_text().split("regularize:")[0])
-    with pytest.raises(ConfigError, match=r"config\.yaml: has no regularize settings; the file was cut off"):
+    with pytest.raises(ConfigError, match=r"config\.yaml: has no regularize settings; the file was truncated"):
         load_run(run_copy)
     config.write_text(
         config.read_text().replace("token_budget: 640", "token_budget: null") + "regularize: {}\nevaluate: {}\n"

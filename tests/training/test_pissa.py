@@ -195,8 +195,8 @@ def test_decay_of_a_and_b_is_refused(make_trainer, make_settings, name):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"init_scale": 2.0}, r"adapt\.init_scale: 2\.0, but adapt\.init_lora_weights: pissa draws nothing"),
-        ({"init_std_b": 0.1}, r"adapt\.init_std_b: 0\.1, but adapt\.init_lora_weights: pissa draws nothing"),
+        ({"init_scale": 2.0}, r"adapt\.init_scale: 2\.0, but adapt\.init_lora_weights: pissa is not random"),
+        ({"init_std_b": 0.1}, r"adapt\.init_std_b: 0\.1, but adapt\.init_lora_weights: pissa is not random"),
         ({"r": 17}, r"pissa has no 17 singular values of model\.layers\.0\.self_attn\.v_proj, a map from 32 to 16"),
     ],
 )
@@ -210,5 +210,5 @@ def test_members_start_alike_whatever_their_seeds(make_trainer, make_settings):
     values = make_trainer(settings=settings).model.adapters.values
     assert torch.equal(values[0], values[1])
     assert torch.equal(values[0], values[2])
-    assert AdaptConfig(**PISSA).starts_alike
-    assert not AdaptConfig().starts_alike
+    assert AdaptConfig(**PISSA).shares_init
+    assert not AdaptConfig().shares_init

@@ -269,7 +269,7 @@ class Prediction:
         parsed = self.parsed
         with RowProgress(self.console, live=parsed.out is not None or not sys.stdout.isatty()) as progress:
             trained = load_run(parsed.run, base=parsed.base)
-            rows = trained.asked(Path(parsed.data), self._data(trained), self.say)
+            rows = trained.asked(Path(parsed.data), self._data(trained))
             size = chunk_rows(trained.pipeline)
             self._skip_answered(sink, rows, size)
             too_long = parsed.reading.too_long or trained.config.data.too_long

@@ -6,6 +6,7 @@ first row decides which for the whole file. Columns that no field names are igno
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,6 +24,8 @@ from lorchestra.data.row_reader import LONGEST_CHOICE as LONGEST_CHOICE
 from lorchestra.data.row_reader import Answers, RowReader
 from lorchestra.errors import ConfigError, DataError
 from lorchestra.types import Example
+
+logger = logging.getLogger(__name__)
 
 _ROWS_PER_MESSAGE, _SECONDS_PER_MESSAGE = 100_000, 5.0
 
@@ -50,14 +53,12 @@ def read_task_file(
     require_answer: bool,
     labels: tuple[str, ...] | None,
     ignore_answers: bool = False,
-    say: Callable[[str], None] = lambda text: None,
 ) -> TaskFile:
     """Read a file of rows, or what a directory or a pattern stands for (see `formats.read_rows`).
 
     `labels` is None for a training file, and for any file of a task whose rows bring their own choices; for the other
     files of a task of texts with labels it is the label set of the training file. Without `require_answer` a missing
     answer is None; with `ignore_answers` (rows unlike the training rows) every answer is None, whatever the file says.
-    `say` takes a line now and then while many rows are read.
 
     Raises: DataError naming file and line (in Parquet: the row, from 1) where the file or a row cannot be used;
     ConfigError where two fields of a form name the same column.
@@ -65,7 +66,7 @@ def read_task_file(
     check_fields(config.fields)
     answers: Answers = "ignored" if ignore_answers else "required" if require_answer else "optional"
     notes: list[str] = []
-    rows = _Progress(path, say).over(rows_of(path, config, note=notes.append))
+    rows = _with_progress(rows_of(path, config, note=notes.append), path)
     first = next(rows, None)
     if first is None:
         raise DataError(f"{path}: the file has no rows; give it one example a row")
@@ -121,23 +122,17 @@ def _chained(first: FileRow, rows: Iterator[FileRow]) -> Iterator[FileRow]:
     yield from rows
 
 
-class _Progress:
-    """Says now and then how many rows were read."""
-
-    def __init__(self, path: str | Path, say: Callable[[str], None]) -> None:
-        self.what = "standard input" if str(path) == STANDARD_INPUT else str(path)
-        self.say, self.number = say, 0
-
-    def over(self, rows: Iterable[FileRow]) -> Iterator[FileRow]:
-        last = time.monotonic()
-        for row in rows:
-            self.number += 1
-            yield row
-            if self.number % 1000 == 0:
-                now = time.monotonic()
-                if self.number % _ROWS_PER_MESSAGE == 0 or now - last > _SECONDS_PER_MESSAGE:
-                    last = now
-                    self.say(f"reading {self.what}: {self.number:,} rows")
+def _with_progress(rows: Iterable[FileRow], path: str | Path) -> Iterator[FileRow]:
+    """The rows; while many are read, their number is logged now and then."""
+    name = "standard input" if str(path) == STANDARD_INPUT else str(path)
+    last = time.monotonic()
+    for number, row in enumerate(rows, 1):
+        yield row
+        if number % 1000 == 0:
+            now = time.monotonic()
+            if number % _ROWS_PER_MESSAGE == 0 or now - last > _SECONDS_PER_MESSAGE:
+                last = now
+                logger.info(f"reading {name}: {number:,} rows")
 
 
 class _Ids:

@@ -6,9 +6,10 @@ Answers are not needed, ids may repeat, and a label that the task does not have 
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from lorchestra.data.readers.streams import FileRow
 from lorchestra.data.row_reader import RowReader
 from lorchestra.errors import DataError, InputError
 from lorchestra.types import Example
+
+logger = logging.getLogger(__name__)
 
 _ROWS_TRIED = 100
 """Rows at the start of which one must show where question or text are; the others are faulty then."""
@@ -43,26 +46,20 @@ class QueryRow:
     kept: Mapping[str, Any]
 
 
-def query_rows(
-    path: str | Path,
-    config: DataConfig,
-    labels: tuple[str, ...] | None,
-    note: Callable[[str], None] = lambda text: None,
-) -> Iterator[QueryRow]:
-    """The rows of a file (see `formats.read_rows`), one at a time.
+def query_rows(path: str | Path, config: DataConfig, labels: tuple[str, ...] | None) -> Iterator[QueryRow]:
+    """The rows of a file (see `formats.read_rows`), one at a time; what was assumed about it is logged.
 
     Args:
         path: what to read.
         config: how files are read, and the names of their columns.
         labels: the label set of the training rows, None where these brought their choices.
-        note: takes a sentence about each thing that was assumed.
 
     Raises:
         DataError: the file cannot be read, or none of its first rows has the columns that are needed.
         ConfigError: two fields name the same column.
     """
     check_fields(config.fields)
-    return _asked(rows_of(path, config, every_column=True, faults=True, note=note), config, labels, note)
+    return _asked(rows_of(path, config, every_column=True, faults=True, note=logger.info), config, labels)
 
 
 def query_values(
@@ -96,7 +93,7 @@ def _asked_values(
     if isinstance(first, Example):
         return (_example(value, number) for number, value in all_of_them)
     rows = (FileRow(number, _cells(value, config.fields.text, number), "rows") for number, value in all_of_them)
-    return _asked(rows, config, labels, lambda text: None)
+    return _asked(rows, config, labels)
 
 
 def _example(value: Any, number: int) -> QueryRow:
@@ -113,16 +110,14 @@ def _cells(value: Any, column: str, number: int) -> dict[str, Any]:
     return {column: value}
 
 
-def _asked(
-    rows: Iterator[FileRow], config: DataConfig, labels: tuple[str, ...] | None, note: Callable[[str], None]
-) -> Iterator[QueryRow]:
+def _asked(rows: Iterator[FileRow], config: DataConfig, labels: tuple[str, ...] | None) -> Iterator[QueryRow]:
     """Looks at the first rows at once; the others are read as they are asked for."""
     tried = list(itertools.islice(rows, _ROWS_TRIED))
     if not tried:
         return iter(())
     reader = _reader(tried, config, labels)
     if reader is not None and reader.layout.sentence is not None:
-        note(f"{tried[0].path}: {reader.layout.sentence}")
+        logger.info(f"{tried[0].path}: {reader.layout.sentence}")
     return _each(itertools.chain(tried, rows), reader)
 
 

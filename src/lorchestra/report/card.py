@@ -98,7 +98,7 @@ def _training(record: Mapping[str, Any], config: RunConfig, splits: Mapping[str,
         yield f"The adapters (rank up to {adapt.r} on {maps}) were trained elsewhere and imported."
     else:
         rows = "draw of the rows, with replacement" if adapt.order == "bootstrap" else "order of the rows"
-        alike = {"initialization": adapt.starts_alike, rows: adapt.order == "same"}
+        alike = {"initialization": adapt.shares_init, rows: adapt.order == "same"}
         own = [name for name, same in alike.items() if not same]
         if own and len(record["members"]) > 1:
             yield f"Each member has its own {' and its own '.join(own)}; everything else is the same for all."

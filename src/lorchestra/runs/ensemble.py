@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import reprlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -62,19 +62,13 @@ class Ensemble:
         """Rows of a file, in the form the run was trained on."""
         return read_like(path, self.config.data, self.labels, require_answer=require_answer).examples
 
-    def asked(
-        self,
-        rows: Any,
-        data: DataConfig | None = None,
-        note: Callable[[str], None] = lambda text: None,
-    ) -> Iterator[QueryRow]:
+    def asked(self, rows: Any, data: DataConfig | None = None) -> Iterator[QueryRow]:
         """Rows to be answered, read as they are asked for.
 
         Args:
             rows: a file's path; or rows in memory: texts (for a run on texts with labels), dicts, examples, a
                 DataFrame, a Series or a Dataset (see `entries_of`).
             data: how files are read and how their columns are called; by default as in training.
-            note: takes a sentence about each thing that was assumed.
 
         Raises:
             DataError: the file cannot be read, or no row has the columns that are needed.
@@ -82,7 +76,7 @@ class Ensemble:
         """
         data = data or self.config.data
         if is_file(rows):
-            return query_rows(rows, data, self.labels, note)
+            return query_rows(rows, data, self.labels)
         return query_values(entries_of(rows, self.labels), data, self.labels)
 
     def predict(

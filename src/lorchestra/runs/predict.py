@@ -210,7 +210,7 @@ def early_exit_rows(found: EarlyExitPredictions, abstain_below: float | None = N
     """
     rows = {
         int(place): {**row, "members_used": part.num_members}
-        for part, places in zip(found.parts, found.places, strict=True)
+        for part, places in zip(found.parts, found.indices, strict=True)
         for place, row in zip(places, prediction_rows(part, abstain_below), strict=True)
     }
     return [rows[place] for place in sorted(rows)]

@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from lorchestra.config.run import RegularizeConfig, RunConfig, TrainConfig, check_start, check_training
+from lorchestra.config.run import RegularizeConfig, RunConfig, TrainConfig, check_init, check_training
 from lorchestra.errors import ConfigError
 from lorchestra.models.init import AdapterSettings, make_adapter_settings, member_seed
 from lorchestra.nn.seeding import generator
@@ -107,7 +107,7 @@ def check_members(train: TrainConfig, settings: Sequence[MemberSettings], num_ro
         )
         try:
             check_training(mine, own.regularize)
-            check_start(own.adapter.init_lora_weights, own.regularize)
+            check_init(own.adapter.init_lora_weights, own.regularize)
         except ConfigError as error:
             raise ConfigError(f"member {m}: {error}") from error
         places = range(num_rows) if own.rows is None else own.rows

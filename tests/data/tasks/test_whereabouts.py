@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from lorchestra.data.tasks import sources, table
-from lorchestra.data.tasks import sources as module
 from lorchestra.data.tasks.sources import whereabouts
 from lorchestra.data.tasks.spec import Hub, Wheel
 
@@ -18,7 +17,7 @@ def hub_library(monkeypatch):
     """Whether the hub's library is here, as the test says."""
 
     def install(here):
-        monkeypatch.setattr(module, "hub_installed", lambda: here)
+        monkeypatch.setattr(sources, "hub_installed", lambda: here)
 
     install(False)
     return install
