@@ -21,8 +21,8 @@ def last_training(monkeypatch):
     last = {}
     original = training.start_training
 
-    def start(*args):
-        last["training"] = original(*args)
+    def start(*args, **options):
+        last["training"] = original(*args, **options)
         return last["training"]
 
     monkeypatch.setattr(training, "start_training", start)
