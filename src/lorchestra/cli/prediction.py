@@ -17,7 +17,7 @@ from lorchestra.cli.output import messages, printer
 from lorchestra.cli.predict import PredictArguments
 from lorchestra.cli.progress import RowProgress
 from lorchestra.config.data import DataConfig
-from lorchestra.data.queries import QueryRow
+from lorchestra.data.input_rows import InputRow
 from lorchestra.errors import DataError, LorchestraError
 from lorchestra.metrics.early_exit import ExitRule
 from lorchestra.report.answers import AnswerFormat
@@ -177,7 +177,7 @@ class Prediction:
             data, fields=dataclasses.replace(data.fields, **given), read=dataclasses.replace(data.read, **read)
         )
 
-    def _restore(self, sink: Sink, rows: Iterator[QueryRow], size: int) -> None:
+    def _restore(self, sink: Sink, rows: Iterator[InputRow], size: int) -> None:
         """Pass over the rows that are answered already.
 
         Raises:
@@ -202,7 +202,7 @@ class Prediction:
         self.form = dataclasses.replace(self.form, input_columns=tuple(state["columns"]))
         self.say(f"continuing after {sink.num_rows} rows")
 
-    def _digest(self, row: QueryRow) -> None:
+    def _digest(self, row: InputRow) -> None:
         line = json.dumps([row.id, row.fault, row.cells], default=str)
         self.digest.update(line.encode("ascii") + b"\n")
 
