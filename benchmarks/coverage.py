@@ -17,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 import numpy as np
-from bench.context import processor
+from bench.setting import processor
 
 from lorchestra.metrics.intervals import COMPARED, Ends, difference_intervals, judge, method_intervals
 from lorchestra.metrics.predictive import FloatArray, IntArray

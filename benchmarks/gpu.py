@@ -19,10 +19,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from bench.context import RANK, Base, MethodContext, tell
 from bench.packed_ways import PackedTraining
 from bench.peft_ways import PeftMembers
 from bench.rows import make_rows
+from bench.setting import RANK, Base, Setting, tell
 from bench.table import Row, Section, agreement, render, timed_rows
 from bench.timing import alternate
 from bench.training import packed_way, peft_way
@@ -60,16 +60,16 @@ class RandomBase(Base):
         self.context_length = config.max_position_embeddings
 
 
-def measure(base: Base, context: MethodContext, device: str) -> Section:
+def measure(base: Base, setting: Setting, device: str) -> Section:
     """Training steps of one number of rows a member."""
-    examples = make_rows(8 * context.batch, context.mean, base.vocab_size)
-    packed = PackedTraining(base, context, examples, context.main, "q+v", "all layers")
+    examples = make_rows(8 * setting.batch, setting.mean, base.vocab_size)
+    packed = PackedTraining(base, setting, examples, setting.main, "q+v", "all layers")
     model = packed.trainer.model
-    ways = [packed_way(context.main, packed, "all layers", context.rounds)]
+    ways = [packed_way(setting.main, packed, "all layers", setting.rounds)]
     for key in ("a0", "a1"):
-        peft = PeftMembers(base.modules(), model.adapters, model.adapt, context.main)
-        ways.insert(-1, peft_way(key, peft, packed, "all layers", context, context.rounds))
-    case = f"training, q+v, {context.batch} row{'s' * (context.batch > 1)} a member"
+        peft = PeftMembers(base.modules(), model.adapters, model.adapt, setting.main)
+        ways.insert(-1, peft_way(key, peft, packed, "all layers", setting, setting.rounds))
+    case = f"training, q+v, {setting.batch} row{'s' * (setting.batch > 1)} a member"
     alternate(ways, case)
     sentence, difference = agreement(case, "a member's loss", ways, ("a0", "a1"))
     rows, notes = timed_rows(case, ways), [sentence]
@@ -128,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Section]:
     sections = [
         measure(
             base,
-            MethodContext(
+            Setting(
                 main=args.members,
                 batch=batch,
                 mean=args.mean,

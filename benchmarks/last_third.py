@@ -16,7 +16,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.context import hardware, processor, tell
+from bench.setting import hardware, processor, tell
 
 from lorchestra.config.adapt import AdaptConfig, BaseConfig
 from lorchestra.config.data import DataConfig, PromptConfig

@@ -18,42 +18,42 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
-from bench.context import RANK, Base, MethodContext, hardware, num_cpus, processor, tell
 from bench.inference import measure_inference
 from bench.limit import measure_limit
 from bench.memory import measure_memory, run_alone
 from bench.prefix import measure_prefix
+from bench.setting import RANK, Base, Setting, hardware, num_cpus, processor, tell
 from bench.table import Section, render
 from bench.training import measure_training
 
 PARTS = ("train", "inference", "prefix", "memory", "limit")
 
 
-def measure(context: MethodContext, parts: Sequence[str]) -> list[Section]:
+def measure(setting: Setting, parts: Sequence[str]) -> list[Section]:
     """The parts asked for, in the table's order."""
-    base = Base(context.base)
-    if "prefix" in parts and context.prefix + context.mean > base.context_length:
-        raise SystemExit(f"--prefix {context.prefix}: {context.base} has a context of {base.context_length} tokens")
+    base = Base(setting.base)
+    if "prefix" in parts and setting.prefix + setting.mean > base.context_length:
+        raise SystemExit(f"--prefix {setting.prefix}: {setting.base} has a context of {base.context_length} tokens")
     measures = {
-        "train": lambda: measure_training(base, context),
-        "inference": lambda: measure_inference(base, context),
-        "prefix": lambda: measure_prefix(base, context),
-        "memory": lambda: measure_memory(context),
-        "limit": lambda: measure_limit(base, context),
+        "train": lambda: measure_training(base, setting),
+        "inference": lambda: measure_inference(base, setting),
+        "prefix": lambda: measure_prefix(base, setting),
+        "memory": lambda: measure_memory(setting),
+        "limit": lambda: measure_limit(base, setting),
     }
     return [measures[part]() for part in PARTS if part in parts]
 
 
-def report(context: MethodContext, sections: Sequence[Section], seconds: float) -> str:
+def report(setting: Setting, sections: Sequence[Section], seconds: float) -> str:
     """The table with what it was made with."""
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers", "peft"))
-    name = Path(context.base).name
+    name = Path(setting.base).name
     intro = [
         f"{name} in float32, {num_cpus()} CPUs ({torch.get_num_threads()} threads), {versions};"
-        f" {datetime.date.today().isoformat()}, {seconds / 60:.0f} minutes. r = {RANK}, {context.batch} rows a member"
-        f" and step or padded batch, rows of random tokens with ragged lengths (mean {context.mean}), answers of one"
-        f" token, token budget {context.token_budget} (of training; prediction and shared prefixes have more), AdamW.",
-        f"Every case runs its ways in turn in one process ({_rounds(context)}), after a warm-up that is not timed, on"
+        f" {datetime.date.today().isoformat()}, {seconds / 60:.0f} minutes. r = {RANK}, {setting.batch} rows a member"
+        f" and step or padded batch, rows of random tokens with ragged lengths (mean {setting.mean}), answers of one"
+        f" token, token budget {setting.token_budget} (of training; prediction and shared prefixes have more), AdamW.",
+        f"Every case runs its ways in turn in one process ({_rounds(setting)}), after a warm-up that is not timed, on"
         " the same rows (but b in training) from the same adapters; medians, least to most. Tokens are the rows' own,"
         " without padding, of all members together. a0, a1, b and c have their adapters on the same layers and maps as"
         " the packed way they are compared with; M members one after the other take M times the time of one, so their"
@@ -64,10 +64,10 @@ def report(context: MethodContext, sections: Sequence[Section], seconds: float) 
     return render(f"Speed and memory: {processor()}, {num_cpus()} CPUs", intro, sections)
 
 
-def _rounds(context: MethodContext) -> str:
-    if context.rounds <= 2:
-        return f"rounds: {context.rounds}"
-    return f"rounds: {context.rounds}, and 2 for more than {context.main} members and where all linear maps are adapted"
+def _rounds(setting: Setting) -> str:
+    if setting.rounds <= 2:
+        return f"rounds: {setting.rounds}"
+    return f"rounds: {setting.rounds}, and 2 for more than {setting.main} members and where all linear maps are adapted"
 
 
 def default_path(parts: Sequence[str]) -> Path:
@@ -82,12 +82,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(PARTS), help="parts, with commas between them")
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--base", default=MethodContext.base, help="as lorchestra's base.name")
+    parser.add_argument("--base", default=Setting.base, help="as lorchestra's base.name")
     parser.add_argument("--members", help="numbers of members M, with commas between them")
     parser.add_argument("--rounds", type=int)
-    parser.add_argument("--mean", type=int, default=MethodContext.mean, help="mean tokens of a row")
-    parser.add_argument("--prefix", type=int, default=MethodContext.prefix, help="tokens of the shared prefix")
-    parser.add_argument("--token-budget", type=int, default=MethodContext.token_budget)
+    parser.add_argument("--mean", type=int, default=Setting.mean, help="mean tokens of a row")
+    parser.add_argument("--prefix", type=int, default=Setting.prefix, help="tokens of the shared prefix")
+    parser.add_argument("--token-budget", type=int, default=Setting.token_budget)
     parser.add_argument("--out", type=Path, help="another file for the table")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)  # a child process of the memory part
     parser.add_argument("--memory-steps", type=int, help=argparse.SUPPRESS)
@@ -98,19 +98,19 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def make_context(args: argparse.Namespace) -> MethodContext:
+def make_context(args: argparse.Namespace) -> Setting:
     """Defaults, the quick form, and what was asked for, in ascending precedence."""
-    members = (1, 5) if args.quick else MethodContext.members
+    members = (1, 5) if args.quick else Setting.members
     if args.members:
         members = tuple(sorted(int(m) for m in args.members.split(",")))
-    return MethodContext(
+    return Setting(
         base=args.base,
         members=members,
-        main=MethodContext.main if MethodContext.main in members else members[-1],
+        main=Setting.main if Setting.main in members else members[-1],
         mean=args.mean,
         prefix=args.prefix,
         token_budget=args.token_budget,
-        rounds=args.rounds or (1 if args.quick else MethodContext.rounds),
+        rounds=args.rounds or (1 if args.quick else Setting.rounds),
         quick=args.quick,
     )
 
@@ -118,13 +118,13 @@ def make_context(args: argparse.Namespace) -> MethodContext:
 def main(arguments: Sequence[str] | None = None) -> list[Section]:
     """Measure, print and write; returns the parts."""
     args = parse(arguments)
-    context = make_context(args)
+    setting = make_context(args)
     if args.memory_of:
-        run_alone(args.memory_of, context.main, context, args.memory_steps)
+        run_alone(args.memory_of, setting.main, setting, args.memory_steps)
         return []
     started = time.perf_counter()
-    sections = measure(context, args.parts)
-    text = report(context, sections, time.perf_counter() - started)
+    sections = measure(setting, args.parts)
+    text = report(setting, sections, time.perf_counter() - started)
     print(text)
     path = args.out or (None if args.quick else default_path(args.parts))
     if path is not None:

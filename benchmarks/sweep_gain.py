@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from bench.context import processor
+from bench.setting import processor
 
 from lorchestra.demo.data import DemoSizes, write_demo_data
 from lorchestra.demo.run import demo_config

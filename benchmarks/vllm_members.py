@@ -25,10 +25,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench.context import RANK, Base, MethodContext, hardware, num_cpus, processor, tell
 from bench.inference import packed_way
 from bench.packed_ways import make_ensemble
 from bench.rows import OPTIONS, make_rows
+from bench.setting import RANK, Base, Setting, hardware, num_cpus, processor, tell
 from bench.timing import Way, alternate, largest_difference
 
 from lorchestra.config.adapt import BaseConfig
@@ -78,22 +78,22 @@ class Worker:
         raise SystemExit(f"vLLM's process ended with status {self.process.wait()}; its own output says why")
 
 
-def vllm_way(worker: Worker, members: int, rows: Sequence[EncodedExample], context: MethodContext, layers: str) -> Way:
+def vllm_way(worker: Worker, members: int, rows: Sequence[EncodedExample], setting: Setting, layers: str) -> Way:
     """vLLM's, one request a row and member, all handed over at once; choices normalized here."""
     tokens = members * sum(row.num_tokens for row in rows)
 
     def run(number: int) -> tuple[int, np.ndarray]:
         return tokens, torch.tensor(worker.score()["log_probs"], dtype=torch.float64).log_softmax(-1).numpy()
 
-    return Way("vLLM", layers, members, run, context.rounds, lambda: run(0))
+    return Way("vLLM", layers, members, run, setting.rounds, lambda: run(0))
 
 
-def compare(python: Path, context: MethodContext, batched_tokens: int, layers: str, folder: Path) -> list[Way]:
+def compare(python: Path, setting: Setting, batched_tokens: int, layers: str, folder: Path) -> list[Way]:
     """Both ways on some layers."""
-    base = Base(context.base)
-    rows = make_rows(2 * context.batch, context.mean, base.vocab_size)
-    model = make_ensemble(base, context.main, "q+v", layers)
-    place = load_base(BaseConfig(name=context.base, device="cpu", dtype="float32")).path_for_peft
+    base = Base(setting.base)
+    rows = make_rows(2 * setting.batch, setting.mean, base.vocab_size)
+    model = make_ensemble(base, setting.main, "q+v", layers)
+    place = load_base(BaseConfig(name=setting.base, device="cpu", dtype="float32")).path_for_peft
     members = folder / layers.replace(" ", "-")
     members.mkdir()
     save_members(members, model, model.adapters.values, place)
@@ -109,8 +109,8 @@ def compare(python: Path, context: MethodContext, batched_tokens: int, layers: s
     tell("starting vLLM: some minutes")
     worker = Worker(python, given)
     ways = [
-        vllm_way(worker, context.main, rows, context, layers),
-        packed_way(model, rows, layers, context, context.rounds),
+        vllm_way(worker, setting.main, rows, setting, layers),
+        packed_way(model, rows, layers, setting, setting.rounds),
     ]
     alternate(ways, f"inference, q+v, {layers}")
     worker.close()
@@ -121,15 +121,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vllm-python", type=Path, required=True, help="the interpreter of vLLM's environment")
-    parser.add_argument("--members", type=int, default=MethodContext.main)
+    parser.add_argument("--members", type=int, default=Setting.main)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batched-tokens", type=int, default=2048, help="vLLM's max_num_batched_tokens")
     args = parser.parse_args(arguments)
-    context = MethodContext(main=args.members, rounds=args.rounds)
+    setting = Setting(main=args.members, rounds=args.rounds)
     lines = []
     with tempfile.TemporaryDirectory() as folder:
         for layers in ("all layers", "last third"):
-            served, packed = compare(args.vllm_python, context, args.batched_tokens, layers, Path(folder))
+            served, packed = compare(args.vllm_python, setting, args.batched_tokens, layers, Path(folder))
             lines.append(
                 f"| {layers} | {served.figure} | {packed.figure} | {packed.median / served.median:.2f} |"
                 f" {largest_difference(served, packed):.1e} |"
@@ -140,12 +140,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         text=True,
         check=True,
     ).stdout.strip()
-    name = Path(context.base).name
+    name = Path(setting.base).name
     text = "\n".join([
         f"# Members as LoRA modules of vLLM: {processor()}, {num_cpus()} CPUs",
         "",
         f"`python benchmarks/vllm_members.py --vllm-python DIR/bin/python`: {name} in float32, {args.members} members,"
-        f" r = {RANK} on q and v, 16 rows of random tokens with ragged lengths (mean {context.mean}), answers of one"
+        f" r = {RANK} on q and v, 16 rows of random tokens with ragged lengths (mean {setting.mean}), answers of one"
         f" token. vLLM {version} (CPU) is given all rows under all members at once, one request each, and asked for the"
         f" choices' log-probabilities; eager, no prefix cache, {args.batched_tokens} batched tokens. Two processes in"
         f" turns on the same rows, {args.rounds} rounds, medians (least to most); torch {metadata.version('torch')} in"

@@ -26,7 +26,7 @@ from lorchestra.data.tasks.load import rows_digest
 from lorchestra.data.tasks.spec import ExpectedRows, Files, TaskSpec
 from lorchestra.types import Example
 
-pytest_plugins = ["training_fixtures"]
+pytest_plugins = ["nn_fixtures", "training_fixtures"]
 
 # how long an example takes says how busy the machine is
 hypothesis.settings.register_profile(

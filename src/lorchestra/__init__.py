@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lorchestra.config.run import RunConfig as RunConfig
     from lorchestra.config.run import TrainConfig as TrainConfig
     from lorchestra.errors import LorchestraError as LorchestraError
-    from lorchestra.runs.build import build_pipeline as build_pipeline
+    from lorchestra.runs.build import build_pipeline as build_session  # noqa: F401
     from lorchestra.runs.ensemble import load_run as load_run
     from lorchestra.runs.evaluate import evaluate_run as evaluate_run
     from lorchestra.runs.import_peft import import_run as import_run
@@ -45,7 +45,7 @@ _HOME = {
     "RegularizeConfig": "config.run",
     "RunConfig": "config.run",
     "TrainConfig": "config.run",
-    "build_pipeline": "runs.build",
+    "build_session": "runs.build:build_pipeline",
     "evaluate_run": "runs.evaluate",
     "import_run": "runs.import_peft",
     "load_run": "runs.ensemble",
@@ -60,7 +60,8 @@ __all__ = list(_HOME)
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    module, _, attribute = _HOME[name].partition(":")
+    return getattr(importlib.import_module(f"{__name__}.{module}"), attribute or name)
 
 
 def __dir__() -> list[str]:

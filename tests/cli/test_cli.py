@@ -1,4 +1,4 @@
-"""The command line: what goes where, exit codes, and no traceback whatever is wrong."""
+"""The command line: streams, exit codes, and no traceback for any user error."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from commands import Command
 from safetensors.torch import load_file
 
 from lorchestra.cli import main as cli
-from lorchestra.cli.train import GracefulStop
+from lorchestra.cli.progress import GracefulStop
 from lorchestra.config.data import PromptConfig
 from lorchestra.config.mappings import to_yaml
 from lorchestra.training import trainer
@@ -54,8 +54,8 @@ def finished(lorchestra, recipe, texts_csv, tmp_path):
     ],
     ids=["all-linear", "regex", "one name", "two names"],
 )
-def test_target_modules_and_starts_as_options(lorchestra, recipe, texts_csv, tmp_path, options, adapted):
-    """What is given is saved with the run, and the run can be loaded again."""
+def test_target_modules_and_initializations_as_options(lorchestra, recipe, texts_csv, tmp_path, options, adapted):
+    """The options are saved with the run, and the run can be loaded again."""
     out = tmp_path / "run"
     code, _, err = lorchestra("train", recipe(texts_csv()), "--out", out, "--skip-evaluation", *options)
     assert code == 0, err
@@ -104,19 +104,19 @@ def test_train_evaluate_predict(lorchestra, recipe, texts_csv, tmp_path):
     assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["train"]["epochs"] == 3
     assert (tmp_path / "run/reliability.reviews.test.png").read_bytes().startswith(b"\x89PNG")
 
-    far = texts_csv("far.csv", 8, seed=4)
-    code, out, _ = lorchestra("evaluate", tmp_path / "run", "--ood", far, "--json")
+    ood = texts_csv("ood.csv", 8, seed=4)
+    code, out, _ = lorchestra("evaluate", tmp_path / "run", "--ood", ood, "--json")
     assert code == 0
-    assert json.loads(out)["ood"]["far"]["num_examples"] == {"in_dist": 5, "ood": 8}
+    assert json.loads(out)["ood"]["ood"]["num_examples"] == {"in_dist": 5, "ood": 8}
 
-    code, out, _ = lorchestra("predict", tmp_path / "run", "--data", far, "--abstain-below", 0.6)
+    code, out, _ = lorchestra("predict", tmp_path / "run", "--data", ood, "--abstain-below", 0.6)
     assert code == 0
     rows = [json.loads(line) for line in out.splitlines()]
     assert len(rows) == 8
     assert all(row["abstain"] == (row["confidence"] < 0.6) for row in rows)
     assert all(len(row["member_probs"]) == 3 for row in rows)
 
-    code, out, err = lorchestra("predict", tmp_path / "run", "--data", far, "--out", tmp_path / "answers.jsonl")
+    code, out, err = lorchestra("predict", tmp_path / "run", "--data", ood, "--out", tmp_path / "answers.jsonl")
     assert (code, out) == (0, "")
     assert "8 rows" in err
     assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 8
@@ -124,14 +124,14 @@ def test_train_evaluate_predict(lorchestra, recipe, texts_csv, tmp_path):
 
 @pytest.mark.parametrize("rule", ["exact", "0.9"])
 def test_early_exit(lorchestra, finished, texts_csv, rule):
-    far = texts_csv("far.csv", 8, seed=4)
-    code, out, err = lorchestra("predict", finished, "--data", far, "--early-exit", rule)
+    ood = texts_csv("ood.csv", 8, seed=4)
+    code, out, err = lorchestra("predict", finished, "--data", ood, "--early-exit", rule)
     assert code == 0, err
     rows = [json.loads(line) for line in out.splitlines()]
-    assert [row["id"] for row in rows] == [f"far-{n}" for n in range(1, 9)]
+    assert [row["id"] for row in rows] == [f"ood-{n}" for n in range(1, 9)]
     assert all(len(row["member_probs"]) == row["members_used"] for row in rows)
     mean = sum(row["members_used"] for row in rows) / 8
-    assert f"early exit ({rule}): {mean:.2f} of 3 members a row" in err
+    assert f"early exit ({rule}): {mean:.2f} of 3 members per row" in err
     code, out, err = lorchestra("evaluate", finished, "--early-exit", rule)
     assert code == 0, err
     assert f"With early exit ({rule}) a row asks" in " ".join(out.split())
@@ -205,7 +205,7 @@ def test_bad_rows_are_named(lorchestra, tmp_path, text, message):
 
 
 def test_letters_that_are_no_single_tokens_are_refused_or_avoided(lorchestra, recipe, questions_jsonl, tmp_path):
-    """`auto` falls back to texts; letters asked for by name are an error, as with a base that splits them."""
+    """`auto` falls back to texts; explicit letters are an error, also with a base that splits them."""
     path = recipe(questions_jsonl(), data={"scoring": "auto", "prompt": PromptConfig("{question} Answer:")})
     code, _, err = lorchestra("train", path, "--out", tmp_path / "auto", "--skip-evaluation")
     assert code == 0
@@ -240,7 +240,7 @@ def test_a_failed_member_is_exit_code_1(lorchestra, recipe, texts_csv, tmp_path,
     assert re.search(rf"^member 1 failed and is left out: {why}$", err, re.MULTILINE)
 
 
-def test_the_reason_stands_with_a_training_that_is_not_evaluated(lorchestra, recipe, texts_csv, tmp_path, monkeypatch):
+def test_training_alone_prints_the_reason_of_a_failure(lorchestra, recipe, texts_csv, tmp_path, monkeypatch):
     original = trainer.step_failure
     calls = iter(range(10_000))
     monkeypatch.setattr(trainer, "step_failure", lambda *a: "loss 1" if next(calls) == 1 else original(*a))
@@ -263,7 +263,7 @@ def test_an_internal_error_is_exit_code_3(lorchestra, monkeypatch):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_in_the_midst_of_printing_or_importing_only_sets_a_mark(monkeypatch, capfd, number):
-    """Found by the crash drill: a signal while the console imported a part of itself ended in an internal error."""
+    """A regression of the crash drill: a signal while the console imported one of its modules was an internal error."""
 
     class Busy:
         def write(self, text):
@@ -271,17 +271,17 @@ def test_a_signal_in_the_midst_of_printing_or_importing_only_sets_a_mark(monkeyp
 
     monkeypatch.setattr(sys, "stderr", Busy())
     with GracefulStop() as stop:
-        assert not stop()
+        assert not stop.should_stop()
         signal.raise_signal(number)
-        assert stop()
+        assert stop.should_stop()
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(number)
     assert capfd.readouterr().err == "\nstopping after this micro-batch; a second Ctrl-C stops at once\n"
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_cleanly_and_says_how_to_resume(recipe, texts_csv, tmp_path):
-    path = recipe(texts_csv(), train={"epochs": 100_000})  # it is never done before the signal comes
+def test_ctrl_c_stops_cleanly_and_prints_how_to_resume(recipe, texts_csv, tmp_path):
+    path = recipe(texts_csv(), train={"epochs": 100_000})  # never finishes before the signal
     events = tmp_path / "run/events.jsonl"
     deadline = time.monotonic() + 900
     with Command("train", path, "--out", tmp_path / "run", directory=tmp_path) as command:
@@ -289,13 +289,13 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_resume(recipe, texts_csv, tmp_path
             time.sleep(0.02)
         command.send_signal(signal.SIGINT)
         assert command.wait() == 130, command.err
-    assert f"go on with: lorchestra train --out {tmp_path / 'run'} --if-exists resume" in command.err
+    assert f"resume with: lorchestra train --out {tmp_path / 'run'} --if-exists resume" in command.err
     assert command.out == ""
     assert (tmp_path / "run/resume/latest.json").exists()
 
 
 def test_help_is_quick_and_needs_no_torch():
-    """The bound of 0.6 s is measured in `benchmarks/`; here, that the heavy packages are not imported."""
+    """Heavy packages are not imported; `benchmarks/` measures the time."""
     code = (
         "import sys\n"
         "from lorchestra.cli.main import main\n"
@@ -306,12 +306,12 @@ def test_help_is_quick_and_needs_no_torch():
         "    pass\n"
         "print('loaded', sorted({'torch', 'transformers', 'numpy', 'pyarrow'} & set(sys.modules)))\n"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.endswith("loaded []\n")
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.endswith("loaded []\n")
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
-def test_each_command_explains_itself(lorchestra, command):
+def test_each_command_has_a_help(lorchestra, command):
     code, out, _ = lorchestra(command, "--help")
     assert code == 0
     assert f"usage: lorchestra {command}" in out
@@ -347,13 +347,13 @@ MISPLACED = {
     "paper": (("paper", "x.csv", "--out", "OUT"), "give it as --data.train x.csv"),
     "task": (("train", "arc_easy", "--out", "OUT"), "give the task as --data.task arc_easy"),
     "base": (("train", "base.gguf", "--out", "OUT"), "give the base as --base.name base.gguf"),
-    "directory": (("train", ".", "--out", "OUT"), "this is a directory; a base is given as --base.name ."),
+    "directory": (("train", ".", "--out", "OUT"), "this is a directory; give a base as --base.name ."),
     "no run": (("predict", "x.csv"), "the first argument is a run directory: lorchestra predict RUN --data x.csv"),
     "no run, data": (("predict", "x.csv", "--data", "x.csv"), "lorchestra predict RUN --data x.csv"),
     "behind the run": (("predict", "RUN", "x.csv"), "predict x.csv: is a data file; give it as --data x.csv"),
     "evaluate": (("evaluate", "x.parquet"), "lorchestra evaluate RUN --data x.parquet"),
     "evaluate, behind": (("evaluate", "RUN", "x.csv"), "give it as --data x.csv"),
-    "export": (("export", "RUN", "OUT"), "OUT: give the directory to make as --out OUT"),
+    "export": (("export", "RUN", "OUT"), "OUT: name the directory to create with --out OUT"),
     "report": (("report", "x.csv"), "the first argument is a run directory"),
     "import": (("import", "x.csv", "--out", "OUT"), "give it as --task x.csv"),
     "demo": (("demo", "x.csv"), "lorchestra train --data.train x.csv --out RUN"),
@@ -361,9 +361,7 @@ MISPLACED = {
 
 
 @pytest.mark.parametrize(("arguments", "message"), MISPLACED.values(), ids=MISPLACED.keys())
-def test_an_argument_in_the_wrong_position_says_which_option_takes_it(
-    lorchestra, tmp_path, monkeypatch, arguments, message
-):
+def test_the_error_of_a_misplaced_argument_names_the_option(lorchestra, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x.csv").write_text("text,label\na,b\n")
     code, out, err = lorchestra(*arguments)
@@ -373,7 +371,7 @@ def test_an_argument_in_the_wrong_position_says_which_option_takes_it(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.csv"]
 
 
-def test_a_run_directory_as_a_recipe_says_how_to_resume_it(lorchestra, tmp_path):
+def test_the_error_of_a_run_directory_as_a_recipe_shows_how_to_resume(lorchestra, tmp_path):
     (tmp_path / "config.yaml").write_text("train: {}")
     code, _, err = lorchestra("train", tmp_path, "--out", tmp_path / "new")
     assert code == 2
@@ -441,12 +439,12 @@ def test_bars_of_libraries_are_drawn_in_terminals_only(monkeypatch, lorchestra, 
     assert lorchestra("tasks")[0] == 0
     assert os.environ.get("TQDM_DISABLE") == (None if terminal else "1")
     code = "from tqdm.auto import tqdm; list(tqdm(range(3))); from datasets.utils import tqdm; list(tqdm(range(3)))"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert (found.stderr == "") is not terminal
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (process.stderr == "") is not terminal
 
 
 def test_the_makefile_lets_pip_show_errors_only():
-    """What pip says of the carriers' missing requirements and of caches concerns nobody who installs."""
+    """Pip's warnings about caches and about the carriers' missing requirements would only confuse."""
     lines = (Path(__file__).parents[2] / "Makefile").read_text().splitlines()
     pip = next(line for line in lines if line.startswith("PIP :="))
     assert "--quiet --quiet" in pip

@@ -23,7 +23,7 @@ def recipe(run_config, texts_csv, tmp_path):
 
 
 def test_compare_then_report(lorchestra, recipe, tmp_path):
-    """The whole way: a table, the same as JSON without fitting again, one method more, and the page about them."""
+    """End to end: a table, the same as JSON without fitting again, one more method, and the page."""
     out = tmp_path / "out"
     code, table, err = lorchestra("compare", recipe, "--out", out, "--methods", "one_lora,lora_ensemble,mc_dropout")
     assert code == 0, err
@@ -51,7 +51,7 @@ def test_compare_then_report(lorchestra, recipe, tmp_path):
     assert lorchestra("train", recipe, "--out", run)[0] == 0
     assert lorchestra("report", run, out) == (0, f"{run / 'report.html'}\n", "")
     page = (run / "report.html").read_text()
-    # trained and compared from one recipe: the budgets are equal, so the verdict speaks of the methods
+    # trained and compared from one recipe: the budgets are equal, so the verdict covers the methods
     assert "Not an equal budget" not in page
     assert "Against one LoRA with temperature scaling, it" in page
     assert lorchestra("report", run, "--methods", out)[0] == 0
@@ -80,7 +80,7 @@ def test_an_interrupt_is_exit_code_130(lorchestra, recipe, tmp_path, monkeypatch
     monkeypatch.setattr(CompareProgress, "on_step", interrupt)
     code, out, err = lorchestra("compare", recipe, "--out", tmp_path / "out", "--methods", "one_lora")
     assert (code, out) == (130, "")
-    assert "stopped; the same command goes on" in err
+    assert "stopped; run the same command again to resume" in err
 
 
 def test_the_help_names_every_method(lorchestra):
@@ -90,6 +90,6 @@ def test_the_help_names_every_method(lorchestra):
         assert name in text, name
 
 
-def test_names_are_parted_by_commas_but_in_brackets():
+def test_names_are_split_at_commas_outside_brackets():
     names = compare._names('one_lora, laplace:precisions=[1,10]:draws=5,one_lora+contextual:texts=["N/A","[MASK]"],')
     assert names == ["one_lora", "laplace:precisions=[1,10]:draws=5", 'one_lora+contextual:texts=["N/A","[MASK]"]']

@@ -73,8 +73,8 @@ def test_bad_input_ends_with_2_and_a_text_on_stderr(
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
-    places = {"ADAPTER": peft_folder, "ROWS": texts_csv}
-    filled = [places[a]() if a in places else {"EMPTY": "empty"}.get(a, a) for a in arguments]
+    made = {"ADAPTER": peft_folder, "ROWS": texts_csv}
+    filled = [made[a]() if a in made else {"EMPTY": "empty"}.get(a, a) for a in arguments]
     code, out, err = lorchestra(*filled)
     assert code == 2, err
     assert message in re.sub(r"\s+", " ", err)

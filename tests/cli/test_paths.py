@@ -1,4 +1,4 @@
-"""Paths that the system refuses: one error that names the path, at every place that takes one."""
+"""Paths that the system refuses: one error that names the path, for every argument that is a path."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CALLS = [(os, "stat"), (os, "lstat"), (os, "open"), (os, "mkdir"), (os, "listdi
 
 @pytest.fixture
 def closed(tmp_path, monkeypatch):
-    """A directory in which nothing can be read or written; the permissions of a directory do not stop root."""
+    """A directory in which nothing can be read or written; permissions alone do not stop root."""
     directory = tmp_path / "closed"
     directory.mkdir()
     inside = f"{directory}{os.sep}"
@@ -55,7 +55,7 @@ def within_a_file(tmp_path):
 
 
 def commands(bad, run, rows, base):
-    """Every place of the command line that takes a path, with a bad one."""
+    """Every command-line argument that is a path, with a bad one."""
     train = ("--data.train", rows, "--base.name", base)
     member = run / "members/member_00"
     out = run.parent / "never"
@@ -130,7 +130,7 @@ def test_a_path_that_the_system_refuses_is_one_error(
         (errno.EIO, "cannot be read or written"),
     ],
 )
-def test_what_the_system_says_of_a_path_in_words(number, message):
+def test_messages_of_system_errors_about_a_path(number, message):
     with pytest.raises(CheckpointError, match=message), explained_paths():
         raise OSError(number, os.strerror(number), "/data/x")
 

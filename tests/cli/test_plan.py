@@ -28,7 +28,7 @@ def test_a_table_for_people_and_json_for_machines(lorchestra, recipe):
     assert (code, record["work"]["epochs"], record["members"]) == (0, 7, 3)
 
 
-def test_what_does_not_fit_is_told_with_what_would_help(lorchestra, recipe, monkeypatch):
+def test_a_training_that_does_not_fit_lists_what_would_help(lorchestra, recipe, monkeypatch):
     monkeypatch.setattr(plan, "free_bytes", lambda device: 40_000_000)
     code, out, _ = lorchestra("plan", recipe, "--seconds", 0.1, "--adapt.members", 2000)
     assert code == 1
@@ -36,7 +36,7 @@ def test_what_does_not_fit_is_told_with_what_would_help(lorchestra, recipe, monk
     assert "--adapt.members" in out
 
 
-def test_a_full_disk_is_told(lorchestra, recipe, monkeypatch):
+def test_a_full_disk_is_reported(lorchestra, recipe, monkeypatch):
     monkeypatch.setattr(disk, "free_bytes", lambda path: 1000)
     code, out, _ = lorchestra("plan", recipe, "--seconds", 0.1)
     assert code == 1

@@ -1,4 +1,4 @@
-"""`predict`: rows as people have them, answers as they come, files of answers that survive an interruption."""
+"""`predict`: rows in any form, streamed answers, and answer files that survive an interruption."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import time
 import pytest
 from tiny_base import WORDS, save_tiny_base
 
-from lorchestra.cli import prediction
+from lorchestra.cli import predict as command_module
 from lorchestra.config.adapt import AdaptConfig, BaseConfig
 from lorchestra.config.data import DataConfig
 from lorchestra.config.run import RunConfig, TrainConfig
@@ -69,7 +69,7 @@ def small_chunks(monkeypatch):
 
 @pytest.fixture
 def write(tmp_path):
-    """Writes rows as lines of JSON (texts are lines as they are); returns the path."""
+    """Writes rows as JSON lines (strings verbatim); returns the path."""
 
     def build(rows, name="new.jsonl"):
         path = tmp_path / name
@@ -91,7 +91,7 @@ def read(out):
 
 @pytest.mark.parametrize("rule", [None, "exact", "0.9"])
 def test_answers_do_not_depend_on_the_chunk(texts_run, write, monkeypatch, rule):
-    """Beyond rounding, which other neighbors in a packed batch may change."""
+    """Up to rounding, which depends on the other rows of a packed batch."""
     path = write([*texts(20), *[{"text": "a film"}] * 10, *texts(7, seed=2)])
     by_size = []
     for size in (1, CHUNK, 1000):
@@ -102,14 +102,14 @@ def test_answers_do_not_depend_on_the_chunk(texts_run, write, monkeypatch, rule)
         for one, other in zip(by_size[0], rows, strict=True):
             for name in ("id", "row", "choices", "error", "input"):
                 assert one[name] == other[name]
-            # an exit rule may decide otherwise by rounding, on some processor; then the rest is not comparable
+            # rounding may change what an exit rule decides; then the rest is not comparable
             if one.get("members_used") == other.get("members_used"):
                 assert one["probs"] == pytest.approx(other["probs"], abs=1e-5)
                 for mine, theirs in zip(one["member_probs"], other["member_probs"], strict=True):
                     assert mine == pytest.approx(theirs, abs=1e-5)
 
 
-def test_no_more_rows_are_read_than_are_answered(texts_run):
+def test_rows_are_read_lazily(texts_run):
     taken = []
 
     def rows():
@@ -117,11 +117,11 @@ def test_no_more_rows_are_read_than_are_answered(texts_run):
             taken.append(row)
             yield row
 
-    found = load_run(texts_run).predict(rows())
+    answers_iterator = load_run(texts_run).predict(rows())
     assert not taken
-    next(found)
+    next(answers_iterator)
     assert len(taken) <= 100  # the first rows decide which columns are used
-    assert len(list(found)) == 3 * CHUNK - 1
+    assert len(list(answers_iterator)) == 3 * CHUNK - 1
 
 
 def test_rows_in_memory(texts_run, questions_run):
@@ -153,7 +153,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize(("fault", "message"), FAULTS.values(), ids=FAULTS.keys())
-def test_a_fault_is_that_rows_record(lorchestra, texts_run, write, fault, message):
+def test_a_fault_is_recorded_in_the_rows_line(lorchestra, texts_run, write, fault, message):
     path = write([{"text": "a good film"}, fault, {"text": "a bad film"}])
     code, out, err = lorchestra("predict", texts_run, "--data", path)
     assert code == 0, err
@@ -187,7 +187,7 @@ def test_faults_of_csv_rows_and_questions(lorchestra, texts_run, questions_run, 
 
 
 @pytest.mark.parametrize("label", [-1, "?", "", None, "unheard of", 3.5, ["yes"], float("nan")])
-def test_a_label_that_is_none_stops_nothing(lorchestra, texts_run, write, label):
+def test_an_unknown_label_is_no_error(lorchestra, texts_run, write, label):
     code, out, err = lorchestra("predict", texts_run, "--data", write([{"text": "a film", "label": label}]))
     assert code == 0, err
     (row,) = read(out)
@@ -214,7 +214,7 @@ def test_where_no_row_can_be_answered_the_exit_code_is_2(lorchestra, texts_run, 
     assert "no rows" in err
 
 
-def test_long_rows_can_be_left_out_or_cut(lorchestra, texts_run, write):
+def test_long_rows_can_be_dropped_or_truncated(lorchestra, texts_run, write):
     rows = [{"text": "a film"}, {"text": LONG}, {"text": ""}, {"text": LONG}, {"text": "a play"}]
     path = write(rows)
     _, out, err = lorchestra("predict", texts_run, "--data", path, "--too-long", "drop")
@@ -265,13 +265,13 @@ def test_tables_of_questions_with_tabs_and_compressed(lorchestra, questions_run,
     out = tmp_path / "answers.tsv.gz"
     code, _, err = lorchestra("predict", questions_run, "--data", write(rows), "--out", out, "--early-exit", "exact")
     assert code == 0, err
-    found = table(gzip.decompress(out.read_bytes()).decode(), "\t")
-    assert [json.loads(row["choices"]) for row in found] == [row["choices"] for row in rows]
-    assert all(max(json.loads(row["probs"])) == float(row["confidence"]) for row in found)
-    assert {row["members_used"] for row in found} <= {"2", "3"}
+    lines_read = table(gzip.decompress(out.read_bytes()).decode(), "\t")
+    assert [json.loads(row["choices"]) for row in lines_read] == [row["choices"] for row in rows]
+    assert all(max(json.loads(row["probs"])) == float(row["confidence"]) for row in lines_read)
+    assert {row["members_used"] for row in lines_read} <= {"2", "3"}
 
 
-def test_columns_that_come_late_are_said_to_be_left_out_of_a_table(lorchestra, texts_run, write, tmp_path):
+def test_columns_missing_in_the_first_rows_are_reported(lorchestra, texts_run, write, tmp_path):
     rows = [*texts(CHUNK), {"text": "a film", "late": 1}]
     _, _, err = lorchestra("predict", texts_run, "--data", write(rows), "--out", tmp_path / "answers.csv")
     assert "1 row(s) have columns that the first rows lack" in err
@@ -285,7 +285,7 @@ def test_other_formats_are_refused_before_anything_is_read(lorchestra, texts_run
 
 @pytest.fixture
 def interrupt(monkeypatch):
-    """Makes the command stop as by Ctrl-C after some chunks, or never."""
+    """Interrupts the command, as Ctrl-C would, after some chunks, or never."""
 
     def after(chunks):
         left = [chunks]
@@ -296,9 +296,9 @@ def interrupt(monkeypatch):
             left[0] -= 1
             return original(self, *arguments)
 
-        monkeypatch.setattr(prediction.Prediction, "_write", write)
+        monkeypatch.setattr(command_module.Prediction, "_write", write)
 
-    original = prediction.Prediction._write
+    original = command_module.Prediction._write
     return after
 
 
@@ -316,7 +316,7 @@ def test_an_interrupted_command_resumes_to_the_same_bytes(
         interrupt(chunks)
         code, stdout, err = lorchestra(*command, out, "--if-exists", "resume")
         assert (code, stdout, out.exists()) == (130, "", False)
-        assert f"continue with: lorchestra predict {texts_run} --data {path}" in " ".join(err.split())
+        assert f"resume with: lorchestra predict {texts_run} --data {path}" in " ".join(err.split())
         assert "--if-exists resume" in err
     with (tmp_path / f"{name}.partial").open("ab") as file:
         file.write(b"half a line that a kill cut off")
@@ -342,7 +342,7 @@ def test_an_interrupted_command_resumes_to_the_same_bytes(
         (lambda record: record["state"].update(columns=3), "state.columns is 3, not"),
     ],
 )
-def test_what_is_saved_with_the_rows_of_an_interrupted_command_is_checked(
+def test_the_saved_state_of_an_interrupted_command_is_checked(
     lorchestra, texts_run, write, tmp_path, interrupt, change, message
 ):
     command = ("predict", texts_run, "--data", write(texts(2 * CHUNK)), "--out", tmp_path / "a.jsonl")
@@ -358,7 +358,7 @@ def test_what_is_saved_with_the_rows_of_an_interrupted_command_is_checked(
     assert message in " ".join(err.split())
 
 
-def test_another_beginning_is_not_continued(lorchestra, texts_run, questions_run, write, tmp_path, interrupt):
+def test_changed_rows_or_options_are_not_resumed(lorchestra, texts_run, questions_run, write, tmp_path, interrupt):
     rows = texts(3 * CHUNK)
     path, out = write(rows), tmp_path / "a.jsonl"
     interrupt(1)
@@ -375,13 +375,13 @@ def test_another_beginning_is_not_continued(lorchestra, texts_run, questions_run
     assert (code, f"its first {CHUNK} rows are not those" in err) == (2, True)
     write(rows[: CHUNK - 1])
     assert lorchestra(*command, *resume)[0] == 2
-    # rows that were added behind do no harm
+    # rows appended since are fine
     write([*rows, {"text": "one more film"}])
     assert lorchestra(*command, *resume)[0] == 0
     assert len(out.read_text().splitlines()) == 3 * CHUNK + 1
 
 
-def test_what_is_done_with_a_file_that_exists(lorchestra, texts_run, write, tmp_path, interrupt):
+def test_an_existing_output_file(lorchestra, texts_run, write, tmp_path, interrupt):
     path, out = write(texts(2 * CHUNK)), tmp_path / "a.jsonl"
     out.write_text("before\n")
     command = ("predict", texts_run, "--data", path, "--out", out)
@@ -394,15 +394,15 @@ def test_what_is_done_with_a_file_that_exists(lorchestra, texts_run, write, tmp_
     interrupt(-1)
     assert lorchestra(*command, "--if-exists", "overwrite")[0] == 0
     assert len(out.read_text().splitlines()) == 2 * CHUNK
-    assert lorchestra(*command)[0] == 0  # a whole file is replaced, as ever
-    interrupt(0)  # with no rows nothing is left that would have to be cleared away
+    assert lorchestra(*command)[0] == 0  # a complete file is replaced
+    interrupt(0)  # without rows no files are left behind
     assert lorchestra(*command)[0] == 130
     assert not list(tmp_path.glob("*.partial*"))
     code, _, err = lorchestra("predict", texts_run, "--data", path, "--if-exists", "resume")
     assert (code, "give --out FILE" in err) == (2, True)
 
 
-def test_a_device_is_written_as_it_is(lorchestra, texts_run, write):
+def test_a_device_is_written_directly(lorchestra, texts_run, write):
     code, _, err = lorchestra("predict", texts_run, "--data", write(texts(3)), "--out", os.devnull)
     assert code == 0, err
     assert not os.path.isfile(os.devnull)
@@ -410,7 +410,7 @@ def test_a_device_is_written_as_it_is(lorchestra, texts_run, write):
 
 @pytest.fixture
 def process(texts_run):
-    """Starts the command, as a process of its own, on rows that are piped in."""
+    """Starts the command as a subprocess that reads rows from a pipe."""
     started = []
 
     def start(*options, stdout=subprocess.PIPE, **environment):
@@ -436,8 +436,8 @@ HOSTILE = {"text": "a film \u2603\x1b[2J\u009b31m\u202e", "id": "\u00e9\u202e"}
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
-def test_answers_come_while_rows_still_do_and_ctrl_c_keeps_them(process, lorchestra, tmp_path, monkeypatch):
-    """Real pipes: a chunk's lines are there before the next rows are; whatever the locale, they are UTF-8."""
+def test_answers_are_streamed_and_survive_ctrl_c(process, lorchestra, tmp_path, monkeypatch):
+    """Real pipes: a chunk's lines arrive before the next rows are read; they are UTF-8 in any locale."""
     rows = lines([HOSTILE, *texts(299)])
     out = tmp_path / "a.jsonl"
     piped, kept = process(PYTHONIOENCODING="cp1252:strict"), process("--out", out)

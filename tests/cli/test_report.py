@@ -1,4 +1,4 @@
-"""`lorchestra report` on a real run of the tiny base: paths, exit codes, and words."""
+"""`lorchestra report` on a real run of the tiny base: paths, exit codes, and messages."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from lorchestra.config.mappings import to_yaml
 
 
 def test_train_then_report(lorchestra, run_config, texts_csv, tmp_path):
-    """The whole way: without an evaluation the error names the command; then a page about one run, and about two."""
+    """Without an evaluation the error names the command; then a page about one run, and one about two."""
     recipe, run = tmp_path / "recipe.yaml", tmp_path / "run"
     recipe.write_text(to_yaml(run_config(texts_csv(), adapt={"dropout": 0.1})))
     assert lorchestra("train", recipe, "--out", run, "--skip-evaluation")[0] == 0
@@ -15,11 +15,11 @@ def test_train_then_report(lorchestra, run_config, texts_csv, tmp_path):
     assert f"not evaluated yet (no metrics.json); evaluate the run: lorchestra evaluate {run}" in err
     assert not (run / "report.html").exists()
 
-    assert lorchestra("evaluate", run, "--ood", texts_csv("far.csv", 8, seed=4))[0] == 0
+    assert lorchestra("evaluate", run, "--ood", texts_csv("ood.csv", 8, seed=4))[0] == 0
     assert lorchestra("report", run) == (0, f"{run / 'report.html'}\n", "")
     page = (run / "report.html").read_text()
     assert page.startswith("<!doctype html>")
-    for part in ("MC dropout", "base, zero-shot", "far: AUROC", "How training went", "tokens/s"):
+    for part in ("MC dropout", "base, zero-shot", "ood: AUROC", "How training went", "tokens/s"):
         assert part in page, part
 
     code, out, err = lorchestra("report", run, run)

@@ -1,4 +1,4 @@
-"""Directories that come from a stranger: whatever their records name and wherever their links lead, nothing outside."""
+"""Directories from a stranger: whatever their records name and their links point to, nothing outside is touched."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def pristine(tmp_path_factory):
 
 
 @pytest.fixture
-def place(pristine, tmp_path):
-    """A copy of them, and an empty directory beside it, which nobody may read or write."""
+def stranger(pristine, tmp_path):
+    """A copy of them, next to an empty directory that no command may read or write."""
     folder = tmp_path / "x"
     shutil.copytree(pristine, folder)
     for file in [*folder.rglob("*.json"), *folder.rglob("*.yaml")]:
@@ -42,45 +42,45 @@ def place(pristine, tmp_path):
     return folder
 
 
-def commands(place):
-    """What is asked of each directory."""
-    run, recipe, new = place / "run", place / "recipe.yaml", place / "new.csv"
+def commands(stranger):
+    """A command line for each kind of directory."""
+    run, recipe, new = stranger / "run", stranger / "recipe.yaml", stranger / "new.csv"
     return {
         "predict": ("predict", run, "--data", new),
         "evaluate": ("evaluate", run, "--json"),
-        "export": ("export", run, "--out", place / "new"),
-        "merge": ("export", run, "--out", place / "new", "--merge"),
+        "export": ("export", run, "--out", stranger / "new"),
+        "merge": ("export", run, "--out", stranger / "new", "--merge"),
         "report": ("report", run),
-        "report --methods": ("report", run, "--methods", place / "comparison"),
-        "report sweep": ("report", place / "sweep"),
-        "resume": ("train", "--out", place / "unfinished", "--if-exists", "resume", "--skip-evaluation"),
-        "compare": ("compare", recipe, "--out", place / "comparison", "--methods", METHODS),
-        "sweep": ("sweep", recipe, "--out", place / "sweep", "--grid", "train.lr=0.01,0.02"),
-        "go on": ("sweep", recipe, "--out", place / "begun", "--grid", "train.lr=0.01,0.02"),
-        "import": ("import", run / "members/member_00", "--task", place / "rows.csv", "--out", place / "new"),
+        "report --methods": ("report", run, "--methods", stranger / "comparison"),
+        "report sweep": ("report", stranger / "sweep"),
+        "resume": ("train", "--out", stranger / "unfinished", "--if-exists", "resume", "--skip-evaluation"),
+        "compare": ("compare", recipe, "--out", stranger / "comparison", "--methods", METHODS),
+        "sweep": ("sweep", recipe, "--out", stranger / "sweep", "--grid", "train.lr=0.01,0.02"),
+        "resume sweep": ("sweep", recipe, "--out", stranger / "begun", "--grid", "train.lr=0.01,0.02"),
+        "import": ("import", run / "members/member_00", "--task", stranger / "rows.csv", "--out", stranger / "new"),
     }
 
 
 def states(folder):
-    """Names, bytes and times of all that is in a directory."""
+    """Names, bytes and times of everything in a directory."""
     return {
         str(path.relative_to(folder)): (path.read_bytes() if path.is_file() else None, path.lstat().st_mtime_ns)
         for path in folder.rglob("*")
     }
 
 
-def ask(lorchestra, arguments, outside):
-    """Run a command and see that nothing in `outside` is opened or changed."""
+def run_watched(lorchestra, arguments, outside):
+    """Run a command and check that nothing in `outside` is opened or changed."""
     before = states(outside)
     OPENED.clear()
     WATCHED[:] = [os.path.realpath(outside)]
     try:
-        code, _, said = lorchestra(*arguments)
+        code, _, err = lorchestra(*arguments)
     finally:
         WATCHED.clear()
     assert OPENED == []
     assert states(outside) == before
-    return code, said
+    return code, err
 
 
 LINKS = [
@@ -113,20 +113,20 @@ LINKS = [
     ("compare", "comparison/splits.json"),
     ("compare", "comparison/methods/lora_ensemble/predictions"),
     ("sweep", "sweep/results.csv"),
-    ("go on", "begun/passes"),
+    ("resume sweep", "begun/passes"),
 ]
 
 
 @pytest.mark.parametrize(("command", "target"), LINKS)
-def test_a_link_in_place_of_a_file_is_refused(lorchestra, place, command, target):
-    outside = place.parent / "outside"
-    (path,) = place.glob(target)
+def test_a_link_instead_of_a_file_is_refused(lorchestra, stranger, command, target):
+    outside = stranger.parent / "outside"
+    (path,) = stranger.glob(target)
     path.rename(outside / path.name)
     path.symlink_to(outside / path.name)
-    code, said = ask(lorchestra, commands(place)[command], outside)
+    code, err = run_watched(lorchestra, commands(stranger)[command], outside)
     assert code == 2
-    assert f"{path}: is a link" in said
-    assert not (place / "new").exists()
+    assert f"{path}: is a link" in err
+    assert not (stranger / "new").exists()
 
 
 def edit(path, change):
@@ -159,58 +159,67 @@ NAMES = [
 
 
 @pytest.mark.parametrize(("command", "record", "change"), NAMES)
-def test_a_name_that_leads_out_is_refused(lorchestra, place, command, record, change):
-    outside = place.parent / "outside"
+def test_a_name_that_leads_out_is_refused(lorchestra, stranger, command, record, change):
+    outside = stranger.parent / "outside"
     for suffix in ("test.json", "test.safetensors"):
-        shutil.copyfile(place / f"run/predictions/rows.{suffix}", outside / f"x.{suffix}")
-    edit(place / record, change)
-    text = (place / record).read_text().replace("OUTSIDE", str(outside))
-    (place / record).write_text(text)
-    code, said = ask(lorchestra, commands(place)[command], outside)
+        shutil.copyfile(stranger / f"run/predictions/rows.{suffix}", outside / f"x.{suffix}")
+    edit(stranger / record, change)
+    text = (stranger / record).read_text().replace("OUTSIDE", str(outside))
+    (stranger / record).write_text(text)
+    code, err = run_watched(lorchestra, commands(stranger)[command], outside)
     assert code == 2
-    assert "cannot be part of a file name" in said or "is no place within the run directory" in said
+    assert "cannot be part of a file name" in err or "is no place within the run directory" in err
 
 
-def test_the_directory_itself_may_be_a_link(lorchestra, place):
-    (place / "link").symlink_to(place / "run", target_is_directory=True)
-    assert lorchestra("predict", place / "link", "--data", place / "new.csv")[0] == 0
-    assert lorchestra("export", place / "link", "--out", place / "new")[0] == 0
+def test_the_directory_itself_may_be_a_link(lorchestra, stranger):
+    (stranger / "link").symlink_to(stranger / "run", target_is_directory=True)
+    assert lorchestra("predict", stranger / "link", "--data", stranger / "new.csv")[0] == 0
+    assert lorchestra("export", stranger / "link", "--out", stranger / "new")[0] == 0
 
 
-def test_links_of_the_hub_s_cache_are_followed_within_its_repository(lorchestra, place):
-    """There a snapshot's files are links to blobs beside it."""
-    repository = place / "models--org--adapter"
+def test_links_of_the_hub_s_cache_are_followed_within_its_repository(lorchestra, stranger):
+    """In the cache, a snapshot's files are links to blobs in a sibling directory."""
+    repository = stranger / "models--org--adapter"
     snapshot, blobs = repository / "snapshots/abc", repository / "blobs"
     snapshot.mkdir(parents=True)
     blobs.mkdir()
     for number, name in enumerate(("adapter_config.json", "adapter_model.safetensors")):
-        shutil.copyfile(place / "run/members/member_00" / name, blobs / str(number))
+        shutil.copyfile(stranger / "run/members/member_00" / name, blobs / str(number))
         (snapshot / name).symlink_to(f"../../blobs/{number}")
-    asked = ("import", snapshot, "--task", place / "rows.csv", "--data.scoring", "text", "--out", place / "new")
-    assert lorchestra(*asked)[0] == 0
-    (blobs / "0").rename(place.parent / "outside/0")
-    (blobs / "0").symlink_to(place.parent / "outside/0")
-    assert ask(lorchestra, (*asked[:-1], place / "other"), place.parent / "outside")[0] == 2
+    arguments = (
+        "import",
+        snapshot,
+        "--task",
+        stranger / "rows.csv",
+        "--data.scoring",
+        "text",
+        "--out",
+        stranger / "new",
+    )
+    assert lorchestra(*arguments)[0] == 0
+    (blobs / "0").rename(stranger.parent / "outside/0")
+    (blobs / "0").symlink_to(stranger.parent / "outside/0")
+    assert run_watched(lorchestra, (*arguments[:-1], stranger / "other"), stranger.parent / "outside")[0] == 2
 
 
 @pytest.mark.parametrize("field", ["megatron_config", "arrow_config", "lora_bias", "not_known"])
-def test_what_peft_would_make_of_a_stranger_s_configuration_is_refused_by_name(lorchestra, place, field):
-    edit(place / "run/members/member_00/adapter_config.json", lambda config: config.update({field: {"a": 1}}))
+def test_dangerous_fields_of_a_peft_configuration_are_refused_by_name(lorchestra, stranger, field):
+    edit(stranger / "run/members/member_00/adapter_config.json", lambda config: config.update({field: {"a": 1}}))
     for command in ("export", "merge", "import"):
-        code, said = ask(lorchestra, commands(place)[command], place.parent / "outside")
+        code, err = run_watched(lorchestra, commands(stranger)[command], stranger.parent / "outside")
         assert code == 2
-        assert f"member_00/adapter_config.json: {field} is" in said
-        assert ".tmp" not in said
-        assert not (place / "new").exists()
+        assert f"member_00/adapter_config.json: {field} is" in err
+        assert ".tmp" not in err
+        assert not (stranger / "new").exists()
 
 
-def test_names_of_files_that_cannot_name_others(lorchestra, place):
-    long = place / f"{'x' * 210}.csv"
-    shutil.copyfile(place / "new.csv", long)
-    for command in (("evaluate", place / "run", "--data", long), ("evaluate", place / "run", "--ood", long)):
-        code, said = ask(lorchestra, command, place.parent / "outside")
+def test_file_names_that_are_too_long_for_derived_names(lorchestra, stranger):
+    long = stranger / f"{'x' * 210}.csv"
+    shutil.copyfile(stranger / "new.csv", long)
+    for command in (("evaluate", stranger / "run", "--data", long), ("evaluate", stranger / "run", "--ood", long)):
+        code, err = run_watched(lorchestra, command, stranger.parent / "outside")
         assert code == 2
-        assert "has 210 bytes, more than 200; rename it" in said
+        assert "has 210 bytes, more than 200; rename it" in err
 
 
 FIELDS = [
@@ -237,16 +246,16 @@ FIELDS = [
     ),
     ("compare", "comparison/methods/zero_shot/result.json", lambda r: r["cost"].update(fit_s=[]), "cost.fit_s is []"),
     ("report --methods", "comparison/splits.json", lambda r: r["train"].update(digest=3), "train.digest is 3"),
-    ("go on", "begun/passes/*/pass.json", lambda r: r.update(points=[3]), "points[0] is 3, not text"),
+    ("resume sweep", "begun/passes/*/pass.json", lambda r: r.update(points=[3]), "points[0] is 3, not text"),
 ]
 
 
 @pytest.mark.parametrize(("command", "record", "change", "message"), FIELDS)
-def test_a_field_of_another_type_ends_in_one_error_that_names_it(lorchestra, place, command, record, change, message):
-    (path,) = place.glob(record)
+def test_a_field_of_the_wrong_type_is_one_error_that_names_it(lorchestra, stranger, command, record, change, message):
+    (path,) = stranger.glob(record)
     edit(path, change)
-    code, _, said = lorchestra(*commands(place)[command])
-    errors = [line for line in said.splitlines() if line.startswith("error: ")]
+    code, _, err = lorchestra(*commands(stranger)[command])
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
     assert (code, len(errors)) == (2, 1)
     assert str(path.with_suffix("")) in errors[0]
     assert message in errors[0]
@@ -254,17 +263,17 @@ def test_a_field_of_another_type_ends_in_one_error_that_names_it(lorchestra, pla
 
 @pytest.mark.parametrize("command", ["predict", "evaluate", "export", "report"])
 @pytest.mark.parametrize("content", ["0: private\n1: other\n", "private: [no end\n"])
-def test_a_file_that_a_saved_configuration_names_for_labels_is_not_read(lorchestra, place, command, content):
-    """Whoever trains may name one; what a run saves are the names in it."""
-    outside = place.parent / "outside"
+def test_a_file_that_a_saved_configuration_names_for_labels_is_not_read(lorchestra, stranger, command, content):
+    """Training may read such a file; a run saves the names in it."""
+    outside = stranger.parent / "outside"
     (outside / "names.yaml").write_text(content)
-    config = yaml.safe_load((place / "run/config.yaml").read_text())
+    config = yaml.safe_load((stranger / "run/config.yaml").read_text())
     config["data"]["read"]["label_names"] = [str(outside / "names.yaml")]
-    (place / "run/config.yaml").write_text(yaml.safe_dump(config))
-    code, said = ask(lorchestra, commands(place)[command], outside)
+    (stranger / "run/config.yaml").write_text(yaml.safe_dump(config))
+    code, err = run_watched(lorchestra, commands(stranger)[command], outside)
     assert code == 2
-    assert "config.yaml: data.read.label_names has" in said
-    assert "private" not in said
+    assert "config.yaml: data.read.label_names has" in err
+    assert "private" not in err
 
 
 def _fail(*numbers):
@@ -291,9 +300,9 @@ def _fail(*numbers):
         ("report", lambda r: r["base"].pop("id"), "base.id is missing"),
     ],
 )
-def test_a_record_that_says_something_else_than_the_files_is_refused(lorchestra, place, command, change, message):
-    edit(place / "run/ensemble.json", change)
-    code, said = ask(lorchestra, commands(place)[command], place.parent / "outside")
+def test_a_record_that_contradicts_the_files_is_refused(lorchestra, stranger, command, change, message):
+    edit(stranger / "run/ensemble.json", change)
+    code, err = run_watched(lorchestra, commands(stranger)[command], stranger.parent / "outside")
     assert code == 2
-    assert message in said
-    assert not (place / "new").exists()
+    assert message in err
+    assert not (stranger / "new").exists()

@@ -1,4 +1,4 @@
-"""Standard streams that are full, closed, of another encoding, or without a reader: an error or the right bytes."""
+"""Standard streams that are full, closed, without a reader, or of another encoding: an error or the right bytes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def shell(request, tmp_path):
 
 @needs_full
 @needs_shell
-def test_a_stdout_that_cannot_be_written_is_named(shell):
+def test_a_stdout_that_cannot_be_written_is_an_error(shell):
     for line in (
         "lorchestra --help > /dev/full",
         "lorchestra tasks > /dev/full",
@@ -54,13 +54,13 @@ def test_a_stdout_that_cannot_be_written_is_named(shell):
 
 @needs_full
 @needs_shell
-def test_stderr_changes_nothing(shell):
+def test_errors_of_stderr_are_ignored(shell):
     for line in ("lorchestra trian 2> /dev/full", "lorchestra trian 2>&-", "lorchestra trian 2> >(true)"):
         assert shell(line) == (2, b"", b"")
 
 
 @needs_shell
-def test_a_reader_that_goes_ends_all_quietly(shell):
+def test_a_closed_pipe_ends_the_command_quietly(shell):
     for command in ("tasks", "tasks --json", "train --help"):
         code, out, err = shell(f"set -o pipefail; lorchestra {command} | head -1")
         assert (code, err) == (0, b"")
@@ -69,7 +69,7 @@ def test_a_reader_that_goes_ends_all_quietly(shell):
 
 @needs_shell
 @pytest.mark.parametrize("encoding", ["cp1252:strict", "ascii"])
-def test_what_goes_into_a_pipe_is_utf_8(shell, encoding):
+def test_pipes_get_utf_8(shell, encoding):
     code, out, _ = shell("lorchestra tasks --json && lorchestra tasks", PYTHONIOENCODING=encoding, LANG="C")
     assert code == 0
     out.decode("utf-8")
@@ -102,10 +102,10 @@ def test_a_terminal_gets_its_encoding_and_escapes(monkeypatch):
 
 
 @pytest.mark.parametrize("stream", ["out", "err"])
-def test_texts_of_others_change_nothing_but_their_own_characters(monkeypatch, capsys, stream):
+def test_untrusted_text_cannot_control_the_terminal(monkeypatch, capsys, stream):
     monkeypatch.setenv("TERM", "xterm-256color")
     console = output.results() if stream == "out" else output.messages()
-    output.speaker(console)(HOSTILE)
+    output.printer(console)(HOSTILE)
     table = Table(title=Text(HOSTILE))
     table.add_column(HOSTILE)
     table.add_row(Text(HOSTILE), style="bold")
@@ -123,7 +123,7 @@ def test_json_has_the_same_values_and_no_raw_characters(capsys):
     assert json.loads(line) == {HOSTILE: [HOSTILE, "\U000e0001\x7f"], "n": None}
 
 
-def test_a_fault_elsewhere_is_not_taken_for_one_of_stdout(lorchestra, monkeypatch):
+def test_other_os_errors_are_not_attributed_to_stdout(lorchestra, monkeypatch):
     def broken(arguments):
         raise OSError(28, "No space left on device")
 

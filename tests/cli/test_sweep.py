@@ -1,4 +1,4 @@
-"""`lorchestra sweep` on the tiny base: table, JSON, exit codes, and going on after a signal."""
+"""`lorchestra sweep` on the tiny base: table, JSON, exit codes."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_point_that_fails_is_exit_code_1(lorchestra, recipe, tmp_path):
 
 def test_bad_grids_are_exit_code_2(lorchestra, recipe, tmp_path):
     for grid, message in (
-        ([], "--grid: nothing varies"),
+        ([], "--grid: no setting varies"),
         (["--grid", "adapt.rr=1,2"], "did you mean 'r'"),
         (["--grid", "adapt.r=1,x"], "adapt.r is 'x'; it must be int"),
     ):

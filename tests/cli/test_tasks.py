@@ -1,4 +1,4 @@
-"""Tasks by name on the command line: listed, looked at, trained on, evaluated on."""
+"""Named tasks on the command line: listed, described, trained on, evaluated on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lorchestra.data.tasks.table import TASKS
 
 @pytest.fixture(autouse=True)
 def no_hub(no_other_sources, monkeypatch):
-    """The hub's library is not there, nor any other source."""
+    """Neither the hub's library nor any other source is available."""
     monkeypatch.setattr(sources, "hub_installed", lambda: False)
 
 
@@ -55,15 +55,15 @@ def test_one_task(lorchestra):
     code, out, _ = lorchestra("tasks", "boolq")
     assert code == 0
     assert "license of the rows: CC BY-SA 3.0" in out
-    assert "train: <= 8,484 rows, digest not known here, from: nowhere" in out
+    assert "train: <= 8,484 rows, digest unknown, from: nowhere" in out
     assert f"test: 3,270 rows, digest {TASKS['boolq'].splits['test'].digest[:16]}, from: nowhere" in out
-    assert "to have all of it: use a directory with boolq/train.jsonl, dev.jsonl (or .jsonl.gz): --data-dir DIR" in out
-    assert "to have all of it: with network access, pip install 'lorchestra[hub]'" in out
+    assert "to get all rows: use a directory with boolq/train.jsonl, dev.jsonl (or .jsonl.gz): --data-dir DIR" in out
+    assert "to get all rows: with network access, pip install 'lorchestra[hub]'" in out
     assert "    Is it true or false? Answer:" in out
     assert "out of distribution for it: commonsense_qa" in lorchestra("tasks", "openbookqa")[1]
 
 
-def test_rows_as_the_base_gets_them(lorchestra, make_task, tiny_base):
+def test_rows_as_the_base_sees_them(lorchestra, make_task, tiny_base):
     quiz = make_task()
     show = ("tasks", "quiz", "--show", 3, "--base", tiny_base, "--data-dir", quiz.directory)
     code, out, err = lorchestra(*show)
@@ -131,8 +131,8 @@ BAD = {
         ("tasks", "sciq_dev", "--show", "1", "--split", "train"),
         "sciq_dev has no train split; it has: test",
     ),
-    "show what": (("tasks", "--show", "3"), "--show 3: of which task? Give its name"),
-    "show how many": (("tasks", "sst2", "--show", "-1"), "--show: -1 is not a number of rows"),
+    "show what": (("tasks", "--show", "3"), "--show 3: of which task? Name it"),
+    "show how many": (("tasks", "sst2", "--show", "-1"), "--show: -1 is less than 0"),
     "show from nowhere": (("tasks", "sst2", "--show", "1"), "no source has its published test rows"),
 }
 
@@ -151,8 +151,10 @@ def test_bad_input_ends_with_2_and_a_text_on_stderr(lorchestra, tmp_path, monkey
 def test_the_list_with_the_real_data(lorchestra, shared_data):
     code, out, _ = lorchestra("tasks", "--json", "--data-dir", shared_data)
     assert code == 0
-    found = {entry["task"]: entry for entry in map(json.loads, out.splitlines())}
-    held = {name for name, entry in found.items() if all(s["source"] == "directory" for s in entry["splits"].values())}
-    assert held == set(TASKS) - {"boolq", "sciq", "sciq_dev", "ag_news"}
-    assert found["boolq"]["splits"]["test"]["source"] == "directory"
-    assert found["boolq"]["splits"]["train"]["source"] is None
+    entries = {entry["task"]: entry for entry in map(json.loads, out.splitlines())}
+    complete = {
+        name for name, entry in entries.items() if all(s["source"] == "directory" for s in entry["splits"].values())
+    }
+    assert complete == set(TASKS) - {"boolq", "sciq", "sciq_dev", "ag_news"}
+    assert entries["boolq"]["splits"]["test"]["source"] == "directory"
+    assert entries["boolq"]["splits"]["train"]["source"] is None

@@ -8,6 +8,7 @@ from lorchestra.errors import ConfigError
 from lorchestra.inference.predict import member_passes, predict_rows
 from lorchestra.inference.trunk import TrunkCache, TrunkFiles, trunk_bytes, trunk_dtype
 from lorchestra.nn.packing import BASE, Item, pack
+from lorchestra.training.callbacks import Callback
 from lorchestra.training.precompute import TrainingRows, precompute, trunk_change
 
 
@@ -31,8 +32,8 @@ def batch(rows):
 def test_gathered_trunks_are_those_of_the_batch(model, rows, batch, budget):
     gathered = TrunkCache(model, rows, budget).gather(batch)
     assert gathered.shape == (1, batch.packing.num_tokens, 32)
-    torch.testing.assert_close(gathered, model.trunk(batch), rtol=0, atol=1e-12)
-    torch.testing.assert_close(model.log_probs(batch, gathered), model.log_probs(batch), rtol=0, atol=1e-12)
+    torch.testing.assert_close(gathered, model.forward(batch, "trunk"), rtol=0, atol=1e-12)
+    torch.testing.assert_close(model.forward(batch, hidden=gathered), model.forward(batch), rtol=0, atol=1e-12)
 
 
 def test_a_row_reads_the_same_bits_whatever_the_batch_and_again_after_a_restart(model, rows, batch):
@@ -71,10 +72,11 @@ def test_rows_lie_in_one_flat_tensor(model, rows, batch):
 
 
 @pytest.fixture
-def files(tmp_path):
-    """Files in a directory, and what was said."""
-    said = []
-    return TrunkFiles(tmp_path / "resume", "digest of the base", 0, said.append), said
+def files(tmp_path, on_log):
+    """Files in a directory, and what was logged."""
+    logged = []
+    on_log(logged.append)
+    return TrunkFiles(tmp_path / "resume", "digest of the base", 0), logged
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -154,7 +156,7 @@ def test_progress_counts_rows_to_the_last(model, rows):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_kept_in_half_and_widened_when_gathered(model, rows, batch, files, dtype):
     """Gathered is what was computed, rounded once to the narrow format; a file holds the same bits as memory."""
-    expected = model.trunk(batch).to(dtype).double()
+    expected = model.forward(batch, "trunk").to(dtype).double()
     file = files[0].file("training", rows, ())
     for cache in (TrunkCache(model, rows, 30, dtype=dtype), TrunkCache(model, rows, 30, file=file, dtype=dtype)):
         gathered = cache.gather(batch)
@@ -195,7 +197,7 @@ def test_training_keeps_the_format_asked_for_and_tells_what_it_changes(
     )
     val = make_rows(20, "texts", seed=8)
     training = TrainingRows(rows, val)
-    frozen = precompute(model, training, 30, shared=0, with_base=False, files=files, tell=lambda *phase: None)
+    frozen = precompute(model, training, 30, shared=0, with_base=False, files=files, callback=Callback())
     for cache, of in ((frozen.train, rows), (frozen.val, val)):
         assert cache.num_bytes == trunk_bytes(model, of) // (1 if dtype is None else 2)
         item = pack([Item(0, of[3])])
@@ -228,6 +230,6 @@ def test_a_file_in_another_format_is_made_anew(tiny_ensemble, rows, files):
     for name in ("auto", "bfloat16", "float16"):
         model = tiny_ensemble(torch.float32, depth=3, layers="last:1", trunk_dtype=name)
         training = TrainingRows(rows, rows)
-        precompute(model, training, 30, shared=0, with_base=False, files=files[0], tell=lambda *phase: None)
+        precompute(model, training, 30, shared=0, with_base=False, files=files[0], callback=Callback())
         keys.add((files[0].directory / "trunk-training.json").read_text().split('"key"')[1].split(",")[0])
     assert len(keys) == 3

@@ -11,7 +11,7 @@ import transformers
 
 from lorchestra.config.adapt import BaseConfig
 from lorchestra.errors import CheckpointError
-from lorchestra.models import embedded
+from lorchestra.models import hub as embedded
 from lorchestra.models.gguf import cache_root
 from lorchestra.models.hub import embedded_directory, embedded_gguf
 from lorchestra.models.loading import load_base

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import transformers
@@ -166,10 +167,10 @@ def test_two_conversions_at_once_end_in_one_whole_copy(on_log, source: Path, cac
     assert entries(cache) == [directory.name]
 
 
-def test_threads_of_one_process_share_one_conversion(source: Path) -> None:
+def test_threads_of_one_process_share_one_conversion(source: Path, on_log: Any) -> None:
     said: list[str] = []
-    options = {"args": (source,), "kwargs": {"notify": said.append}}
-    threads = [threading.Thread(target=converted_directory, **options) for _ in range(2)]
+    on_log(said.append)
+    threads = [threading.Thread(target=converted_directory, args=(source,)) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:

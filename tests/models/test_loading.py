@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from lorchestra.config.adapt import BaseConfig
 from lorchestra.errors import CheckpointError, ConfigError
-from lorchestra.models import sources
+from lorchestra.models import loading as sources
 from lorchestra.models.digests import model_digest
 from lorchestra.models.loading import LoadedBase, load_base
 

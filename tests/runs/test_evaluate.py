@@ -8,16 +8,18 @@ import numpy as np
 import pytest
 
 from lorchestra.errors import CheckpointError, ConfigError, DataError
-from lorchestra.methods import zero_shot
+from lorchestra.inference.predict import MemberPass
 from lorchestra.metrics import predictive
 from lorchestra.metrics import scores as metrics
 from lorchestra.metrics.early_exit import ExitRule
+from lorchestra.nn.packing import BASE
 from lorchestra.report.html.tables import headline
 from lorchestra.report.table import verdict
 from lorchestra.runs.ensemble import load_run
 from lorchestra.runs.evaluate import evaluate_run
 from lorchestra.runs.train import train_run
 from lorchestra.store.predictions import load_predictions
+from lorchestra.training.callbacks import Callback
 
 
 @pytest.fixture
@@ -104,7 +106,7 @@ def test_the_base_alone_is_what_members_were_before_training(trained):
     """Zero-shot through the trained ensemble's model: adapters off."""
     run = trained()
     rows = run.read(run.config.data.test, require_answer=True)
-    found = zero_shot.predict(run.pipeline, rows, "test").log_probs_MEC[0]
+    found = run.pipeline.predict(rows, [MemberPass(BASE)], "test").log_probs_MEC[0]
     run.pipeline.model.adapters.values.zero_()
     np.testing.assert_allclose(run.pipeline.predict_members(rows, "test").log_probs_MEC[1], found, rtol=0, atol=1e-5)
 
@@ -125,7 +127,7 @@ def test_the_base_rides_in_the_members_pass(trained, adapt):
 
     members, base = [], []
     with_members = fed(lambda: members.append(run.pipeline.predict_members(test, "test")))
-    alone = fed(lambda: base.append(zero_shot.predict(run.pipeline, test, "test")))
+    alone = fed(lambda: base.append(run.pipeline.predict(test, [MemberPass(BASE)], "test")))
     validation = fed(lambda: run.pipeline.predict_members(val, "val"))
     whole = fed(lambda: evaluate_run(run))
     assert alone > 0
@@ -155,11 +157,12 @@ def test_mc_dropout_stands_in_only_where_it_was_trained_with_dropout(trained):
     assert "mc_dropout" not in evaluate_run(trained())["baselines"]
 
 
-def test_a_few_shot_prompt_that_does_not_fit_is_left_out_and_told(run_config, texts_csv, tmp_path):
+def test_a_few_shot_prompt_that_does_not_fit_is_left_out_and_told(on_log, run_config, texts_csv, tmp_path):
     """Sixteen examples before every question are more than a row may have; the rest of the evaluation goes on."""
     config = run_config(texts_csv(), data={"max_length": 60}, evaluate={"few_shot": 16})
     said = []
-    run = load_run(train_run(config, tmp_path / "run").run.root, said.append)
+    on_log(said.append)
+    run = load_run(train_run(config, tmp_path / "run").run.root)
     entry = evaluate_run(run)
     assert set(entry["baselines"]) == {"base_zero_shot"}
     assert any("base_few_shot is left out" in text and "5 of 5 rows" in text for text in said)
@@ -167,10 +170,11 @@ def test_a_few_shot_prompt_that_does_not_fit_is_left_out_and_told(run_config, te
     assert "5 of 5 rows have more than 60 tokens" in entry["left_out"]["base_few_shot"]
 
 
-def test_rows_left_out_of_a_prediction_are_told(run_config, texts_csv, tmp_path):
+def test_rows_left_out_of_a_prediction_are_told(on_log, run_config, texts_csv, tmp_path):
     config = run_config(texts_csv(), data={"too_long": "drop", "max_length": 60})
     said = []
-    run = load_run(train_run(config, tmp_path / "run").run.root, said.append)
+    on_log(said.append)
+    run = load_run(train_run(config, tmp_path / "run").run.root)
     new = tmp_path / "new.csv"
     new.write_text("text\nthe film was good\n" + "long " * 80 + "\nthe play was dull\n")
     assert [row["id"] for row in run.predict(new)] == ["new-1", "new-3"]
@@ -191,8 +195,13 @@ def test_a_damaged_record_ends_an_evaluation_before_anything_is_computed(trained
     run = trained()
     (run.run.root / name).write_text(text)
     seen = []
+
+    class Seen(Callback):
+        def on_progress(self, what, done, total):
+            seen.append(what)
+
     with pytest.raises(CheckpointError, match=message):
-        evaluate_run(run, progress=lambda what, done, total: seen.append(what))
+        evaluate_run(run, callbacks=[Seen()])
     assert seen == []
     assert not run.run.predictions.exists()
 

@@ -101,7 +101,7 @@ def test_points_with_and_without_in_one_pass_equal_each_alone(run_config, texts_
 def test_a_fresh_module_is_refused_and_a_finished_run_is_plain_lora(run_config, texts_csv, tmp_path):
     config = run_config(texts_csv(), adapt=PISSA)
     rows = read_rows(config.data, config.train.seed).task
-    pipeline, _ = build_pipeline(config, rows.name, rows.labels, rows.splits["train"], lambda text: None)
+    pipeline, _ = build_pipeline(config, rows.name, rows.labels, rows.splits["train"])
     with pytest.raises(ConfigError, match=r"adapt\.init_lora_weights: pissa freezes half of each adapter"):
         EnsembleModule(pipeline)
     module = load_run(train_run(config, tmp_path / "run").run.root).as_module()

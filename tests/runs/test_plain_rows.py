@@ -166,6 +166,6 @@ def test_control_tokens_in_texts_move_the_embedded_base_as_little_as_others(shar
         config = RunConfig(adapt=AdaptConfig(members=1, layers="last:1"), data=data, train=TrainConfig())
         labels = ("business", "politics", "sport")
         rows = [Example(str(i), text, labels, 0, f"rows:{i}") for i, text in enumerate([*texts, *spaced])]
-        pipeline, _ = build_pipeline(config, "news", labels, rows, print)
+        pipeline, _ = build_pipeline(config, "news", labels, rows)
         found = pipeline.predict(rows, [MemberPass(BASE)], "test").log_probs_MEC[0]
         assert abs(found[: len(texts)] - found[len(texts) :]).max() < 0.5

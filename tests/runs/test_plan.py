@@ -100,17 +100,18 @@ def test_what_does_not_fit_comes_with_remedies(run_config, texts_csv, tmp_path, 
 
 
 @pytest.fixture
-def settled(run_config, texts_csv):
+def settled(run_config, texts_csv, on_log):
     """The budget that a configuration gets, and what was said."""
 
     def settle(**settings):
         config = run_config(texts_csv(), **settings)
         rows = read_rows(config.data, 0)
         train = rows.task.splits["train"]
-        pipeline, _ = build_pipeline(config, rows.task.name, rows.task.labels, train, lambda text: None)
+        pipeline, _ = build_pipeline(config, rows.task.name, rows.task.labels, train)
         said = []
+        on_log(said.append)
         encoded = [pipeline.encode(rows.task.splits[split]).rows for split in ("train", "val")]
-        return settle_budget(config, pipeline, TrainingRows(*encoded), said.append), said
+        return settle_budget(config, pipeline, TrainingRows(*encoded)), said
 
     return settle
 

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from stopping import StopWhen
 
 import lorchestra.runs.sweep.train as training
-from lorchestra.cli.sweep_progress import SweepProgress
+from lorchestra.cli.progress import SweepProgress
 from lorchestra.errors import CheckpointError, ConfigError
 from lorchestra.inference.trunk import TrunkCache
 from lorchestra.runs.ensemble import load_run

@@ -440,7 +440,7 @@ def poison(monkeypatch, member, step):
     monkeypatch.setattr(lorchestra.training.trainer, "clip_gradients", clip_gradients)
 
 
-def test_a_failed_member_is_left_out_of_the_ensemble(run_config, texts_csv, tmp_path, monkeypatch):
+def test_a_failed_member_is_left_out_of_the_ensemble(on_log, run_config, texts_csv, tmp_path, monkeypatch):
     config = in_float64(run_config(texts_csv()))
     whole = train_run(config, tmp_path / "whole").run.root
     poison(monkeypatch, member=1, step=4)
@@ -457,7 +457,8 @@ def test_a_failed_member_is_left_out_of_the_ensemble(run_config, texts_csv, tmp_
     (failure,) = [e for e in events if e["event"] == "member_failed"]
     assert (failure["member"], failure["step"]) == (1, 4)
     said = []
-    trained = load_run(root, said.append)
+    on_log(said.append)
+    trained = load_run(root)
     assert said == [f"member 1 failed and is left out: {reason}"]
     assert trained.members == (0, 2)
     assert trained.pipeline.model.num_members == 2

@@ -36,7 +36,7 @@ def test_scores_are_those_of_whole_strings_with_their_ends(run_config, tiny_base
     """Against transformers alone: one unpacked forward pass a string, in float64."""
     config = run_config(tmp_path / "none.csv", data={"normalize": normalize})
     config = dataclasses.replace(config, base=BaseConfig(name=str(tiny_base), dtype="float64"))
-    pipeline, _ = build_pipeline(config, "t", PREFIXES, ROWS, print)
+    pipeline, _ = build_pipeline(config, "t", PREFIXES, ROWS)
     found = pipeline.predict(ROWS, [MemberPass(BASE)], "test").log_probs_MEC[0]
     shown = pipeline.predict(
         ROWS, [MemberPass(BASE)], "test", shots=[Example("s", "a song", PREFIXES, 1)]

@@ -105,19 +105,20 @@ def test_a_holder_whose_file_is_gone_removes_no_other_one(tmp_path):
     assert entries(tmp_path) == [".run.lorchestra.lock"]
 
 
-def test_without_locks_it_goes_on_and_says_so(tmp_path, monkeypatch):
+def test_without_locks_it_goes_on_and_says_so(tmp_path, monkeypatch, on_log):
     def no_locks(descriptor, blocking):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     said = []
+    on_log(said.append)
     (tmp_path / "file").touch()
     (tmp_path / ".taken.lorchestra.lock").symlink_to("file")
     for name in ("taken", "file/run", "x\0y"):
-        with directory_lock(tmp_path / name, said.append):
+        with directory_lock(tmp_path / name):
             assert len(said) == 1
             assert "cannot be locked" in said.pop()
     monkeypatch.setattr(lorchestra.store.lock, "lock_descriptor", no_locks)
-    with pytest.raises(ZeroDivisionError) as caught, directory_lock(tmp_path / "run", said.append):
+    with pytest.raises(ZeroDivisionError) as caught, directory_lock(tmp_path / "run"):
         raise ZeroDivisionError
     assert caught.value.__context__ is None
     (text,) = said
@@ -125,12 +126,13 @@ def test_without_locks_it_goes_on_and_says_so(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
-def test_a_parent_that_cannot_be_written_is_no_reason_to_fail(tmp_path):
+def test_a_parent_that_cannot_be_written_is_no_reason_to_fail(tmp_path, on_log):
     said = []
+    on_log(said.append)
     (tmp_path / "run").mkdir()
     tmp_path.chmod(0o555)
     try:
-        with directory_lock(tmp_path / "run", said.append):
+        with directory_lock(tmp_path / "run"):
             assert "Permission denied" in said[0]
     finally:
         tmp_path.chmod(0o755)

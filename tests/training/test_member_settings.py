@@ -322,4 +322,4 @@ def test_settings_of_other_adapters_than_the_models_are_refused(make_trainer, ma
     trainer = make_trainer()
     other = make_settings(r=3)
     with pytest.raises(ValueError, match="adapters"):
-        type(trainer)(trainer.model, trainer.rows, trainer.config, RegularizeConfig(), trainer.callback, settings=other)
+        type(trainer)(trainer.model, trainer.rows, trainer.config, other, trainer.callback)

@@ -49,11 +49,11 @@ def test_members_start_as_the_base(tiny_ensemble, make_rows, dropout):
     ensemble = tiny_ensemble(target_modules=ALL, dropout=dropout, **PISSA)
     for row in make_rows(6, "texts"):
         items = [Item(m, row, 17 + m if dropout else None) for m in (BASE, 0, 1, 2)]
-        found = ensemble.log_probs(pack(items))
+        found = ensemble.forward(pack(items))
         for m in range(3):
             torch.testing.assert_close(found[1 + m], found[0], rtol=0, atol=1e-9)
     ensemble.adapters.values[0, 0] += 0.5
-    assert (ensemble.log_probs(pack([Item(0, row, None)]))[0] - found[0]).abs().max() > 1e-3
+    assert (ensemble.forward(pack([Item(0, row, None)]))[0] - found[0]).abs().max() > 1e-3
 
 
 def test_weights_stored_the_other_way_round(make_rows):
@@ -176,7 +176,7 @@ def test_training_steps_equal_those_of_peft(make_trainer, make_rows, tiny_model)
                 assert wanted.abs().max() > 1e-4
                 torch.testing.assert_close(found, wanted, rtol=0, atol=1e-9)
     with torch.no_grad():
-        after = trainer.model.log_probs(pack([Item(0, row, None) for row in rows]))
+        after = trainer.model.forward(pack([Item(0, row, None) for row in rows]))
         ours = torch.stack([-after[b, row.answer] for b, row in enumerate(rows)]).mean()
         assert ours.item() == pytest.approx(mean_loss(theirs, rows).item(), abs=1e-9)
         assert abs(ours.item() - mean_loss(base, rows).item()) > 1e-2

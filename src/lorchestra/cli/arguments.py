@@ -1,4 +1,4 @@
-"""Arguments of a command from a dataclass, by tyro: the help comes from its docstrings."""
+"""Command-line arguments from dataclasses, by tyro: field docstrings become the help."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def _with_options(field: StructFieldSpec, options: Mapping[str, Any]) -> StructF
 
 
 def parse(cls: type[T], arguments: Sequence[str], command: str, default: T | None = None) -> T:
-    """Parse a command's arguments; exits with 2 and a text where they do not fit."""
+    """Parse a command's arguments; exits with code 2 and a message if they are invalid."""
     for name, reason in refused_settings(cls).items():
         option = f"--{name}"
         if any(argument.split("=")[0].replace("-", "_") == option.replace("-", "_") for argument in arguments):
             raise ConfigError(f"{option.replace('_', '-')} is not offered: {reason}")
     aliases = setting_aliases(cls)
-    typed = [_with_home(_without_alias(argument, aliases)) for argument in arguments]
+    typed = [_expand_home(_without_alias(argument, aliases)) for argument in arguments]
     defaults: dict[str, Any] = {} if default is None else {"default": default}
     try:
         return tyro.cli(cls, args=typed, prog=f"lorchestra {command}", registry=_REGISTRY, **defaults)
@@ -69,30 +69,30 @@ def parse(cls: type[T], arguments: Sequence[str], command: str, default: T | Non
 
 def _without_alias(argument: str, aliases: Mapping[str, str]) -> str:
     """An option under our name for its setting: --train.lr for --train.learning-rate."""
-    option, mark, value = argument.partition("=")
+    option, equals, value = argument.partition("=")
     name = aliases.get(option[2:].replace("-", "_")) if option.startswith("--") else None
-    return argument if name is None else f"--{name.replace('_', '-')}{mark}{value}"
+    return argument if name is None else f"--{name.replace('_', '-')}{equals}{value}"
 
 
-def _with_home(argument: str) -> str:
-    """An argument that is a path below `~` as the path it stands for; shells leave it in `--out=~/run`."""
-    option, mark, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
-    return f"{option}{mark}{typed_path(value)}" if value == "~" or value.startswith("~/") else argument
+def _expand_home(argument: str) -> str:
+    """Expand `~` in a path or in an option's value: shells do not do it in `--out=~/run`."""
+    option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+    return f"{option}{equals}{typed_path(value)}" if value == "~" or value.startswith("~/") else argument
 
 
 def parse_with_recipe(
     cls: type[R], arguments: Sequence[str], command: str, required: Sequence[str] = ()
 ) -> tuple[R, RunConfig]:
-    """Parse a command whose first argument may be a recipe; the options override it.
+    """Parse a command whose first argument may be a recipe; options override its settings.
 
     Args:
-        cls: the command's arguments: the settings of a run and some more.
+        cls: the command's arguments: the settings of a run and the command's options.
         arguments: as typed.
         command: its name.
-        required: fields of `cls` that have no default.
+        required: fields of `cls` without a default.
 
     Returns:
-        The arguments, and the run's settings among them.
+        The arguments, and the settings of the run among them.
     """
     rest = list(arguments)
     recipe = rest.pop(0) if rest and not rest[0].startswith("-") else None
@@ -106,15 +106,15 @@ def parse_with_recipe(
 
 
 def given_settings(arguments: Sequence[str]) -> set[str]:
-    """The dotted settings of a run that were given explicitly, as options or in the recipe, whatever their values.
+    """Dotted names of the settings given explicitly, as options or in the recipe, even if equal to the default.
 
-    A recipe's null leaves a setting open, as if it were not there.
+    A null in the recipe counts as not given.
     """
-    known = set(_leaves(to_mapping(RunConfig())))
+    known = set(_flattened(to_mapping(RunConfig())))
     aliases = setting_aliases(RunConfig) | {"data_dir": "data.dir"}
     given = set()
     if arguments and not arguments[0].startswith("-"):
-        settings = _leaves(read_mapping(arguments[0]))
+        settings = _flattened(read_mapping(arguments[0]))
         given = {aliases.get(name, name) for name, value in settings.items() if value is not None}
     for argument in arguments:
         if argument.startswith("--"):
@@ -125,35 +125,36 @@ def given_settings(arguments: Sequence[str]) -> set[str]:
     return given & known
 
 
-def _leaves(mapping: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _flattened(mapping: Mapping[str, object], path: str = "") -> dict[str, object]:
+    """A nested mapping's leaves by dotted name."""
+    leaves: dict[str, object] = {}
     for key, value in mapping.items():
         full = f"{path}{key}"
-        found |= _leaves(value, f"{full}.") if isinstance(value, dict) else {full: value}
-    return found
+        leaves |= _flattened(value, f"{full}.") if isinstance(value, dict) else {full: value}
+    return leaves
 
 
 def misplaced(arguments: Sequence[str], command: str) -> str | None:
-    """What an argument that stands by itself was probably meant as; None where nothing is known of it."""
+    """Which option a misplaced positional argument probably belongs to; None if unknown."""
     before = ""
-    alone = []
+    positional = []
     for argument in arguments:
         if not argument.startswith("-") and (not before.startswith("--") or "=" in before):
-            alone.append(argument)
+            positional.append(argument)
         before = argument
-    for number, argument in enumerate(alone):
+    for number, argument in enumerate(positional):
         if _is_data_file(argument):
             return _data_hint(argument, command, first=number == 0)
-    if command == "export" and len(alone) == 2:
-        return f"{alone[1]}: give the directory to make as --out {alone[1]}"
+    if command == "export" and len(positional) == 2:
+        return f"{positional[1]}: name the directory to create with --out {positional[1]}"
     return None
 
 
 def check_run_argument(run: str, command: str) -> None:
-    """Refuse a data file where a run directory is expected.
+    """Refuse a data file in place of a run directory.
 
     Raises:
-        ConfigError: says how the file is given.
+        ConfigError: names the option that takes the file.
     """
     if _is_data_file(run) and not Path(run).is_dir():
         raise ConfigError(_data_hint(run, command))
@@ -180,17 +181,17 @@ def _is_data_file(name: str) -> bool:
 
 
 def check_figure_argument(name: str) -> None:
-    """Refuse a data file where a figure of the paper is expected.
+    """Refuse a data file in place of a figure of the paper.
 
     Raises:
-        ConfigError: says how the file is given.
+        ConfigError: names the option that takes the file.
     """
     if _is_data_file(name):
         raise ConfigError(_data_hint(name, "paper"))
 
 
 def _check_recipe(name: str, command: str) -> None:
-    """Refuse what is plainly no recipe, and say which option takes it.
+    """Refuse what is clearly not a recipe, and name the option that takes it.
 
     Raises:
         ConfigError: a data file, a run, a base or the name of a task.
@@ -204,7 +205,7 @@ def _check_recipe(name: str, command: str) -> None:
                 f"{start}, and this is a run directory; to resume it: lorchestra train --out {name} --if-exists resume;"
                 f" for another run with its settings: lorchestra {command} {path / 'config.yaml'}"
             )
-        raise ConfigError(f"{start}, and this is a directory; a base is given as --base.name {name}")
+        raise ConfigError(f"{start}, and this is a directory; give a base as --base.name {name}")
     if name.lower().endswith(".gguf"):
         raise ConfigError(f"{start}; give the base as --base.name {name}")
     if not path.exists():

@@ -11,21 +11,21 @@ from lorchestra.config.run import RunConfig
 
 @dataclass(frozen=True)
 class CompareArguments(RunConfig):
-    """Compare methods at equal budget: fit them on the same rows, and tell quality and cost of each.
+    """Compare methods at equal budget: fit them on the same rows, and report quality and cost of each.
 
-    Takes the same recipe and options as train: adapt.members is M, the number of members, draws or passes that a method
-    may use, and train the budget of one member:
+    Takes the same recipe and options as train. adapt.members is M, the number of members, draws or passes that a method
+    may use; the train settings are the budget of one member:
 
         lorchestra compare recipes/quick.yaml --data.train reviews.csv --out comparisons/reviews
 
     Methods: zero_shot, few_shot, one_lora, lora_ensemble, mc_dropout, high_rank (one LoRA of M times the rank),
-    long_training (one LoRA trained M times as long), soup, snapshot, last_layer, swag, laplace, batch_ensemble. Behind
-    each may stand +temperature or +contextual: one_lora+temperature. Wrappers share the fit of the method below them.
-    A method's own settings (docs/design/methods.md) stand behind colons, and so may a method come twice:
+    long_training (one LoRA trained M times as long), soup, snapshot, last_layer, swag, laplace, batch_ensemble. Append
+    +temperature or +contextual to calibrate one: one_lora+temperature. Wrappers share the fit of the method they wrap.
+    Settings of a method (docs/design/methods.md) follow after colons, and a method may be listed several times:
     mc_dropout:dropout=0.2,laplace,laplace:layers=last:structure=full+temperature.
-    A method that cannot do the task is left out, with the reason. Intervals are of the paired difference to
-    lora_ensemble. The same command goes on after an interruption, and with more methods adds them. lorchestra report
-    makes a page of the directory.
+    A method that does not apply to the task is left out, with the reason. Intervals are those of the paired difference
+    to lora_ensemble. Run the same command again to resume after an interruption, or with more methods to add them.
+    lorchestra report turns the directory into a page.
     """
 
     out: str = field(kw_only=True)
@@ -35,7 +35,7 @@ class CompareArguments(RunConfig):
         "long_training",
         kw_only=True,
     )
-    """Methods, parted by commas; all: every method, and one_lora and lora_ensemble also with temperature."""
+    """Methods, separated by commas; all: every method, and one_lora and lora_ensemble also with temperature."""
     json: bool = field(default=False, kw_only=True)
     """Print the results as JSON instead of a table."""
 
@@ -58,28 +58,28 @@ def run(arguments: Sequence[str]) -> int:
     say = printer(console)
     try:
         with CompareProgress(console) as progress, GracefulStop() as stop:
-            found = compare_methods(config, names, parsed.out, callbacks=[progress, stop])
+            methods = compare_methods(config, names, parsed.out, callbacks=[progress, stop])
     except Interrupted:
-        say("stopped; the same command goes on")
+        say("stopped; run the same command again to resume")
         return 130
     if parsed.json:
-        print_json({"methods": found})
+        print_json({"methods": methods})
     else:
-        results().print(methods_table(found))
-    say(f"predictions and results: {parsed.out}; as a page: lorchestra report {parsed.out}")
-    return 0 if any("entry" in one for one in found) else 1
+        results().print(methods_table(methods))
+    say(f"predictions and results: {parsed.out}; for a page: lorchestra report {parsed.out}")
+    return 0 if any("entry" in method for method in methods) else 1
 
 
 _CALIBRATED = ("one_lora", "lora_ensemble")
 
 
 def _names(text: str) -> list[str]:
-    """Names parted by commas, but for those in brackets: a list as a setting's value has commas of its own."""
+    """Split at commas, except within brackets: the value of a method's setting may be a list."""
     names, depth = [""], 0
-    for letter in text:
-        depth += (letter == "[") - (letter == "]")
-        if letter == "," and depth <= 0:
+    for character in text:
+        depth += (character == "[") - (character == "]")
+        if character == "," and depth <= 0:
             names.append("")
         else:
-            names[-1] += letter
+            names[-1] += character
     return [name.strip() for name in names if name.strip()]

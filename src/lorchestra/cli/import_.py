@@ -1,4 +1,4 @@
-"""`lorchestra import`: adapters trained elsewhere become a run."""
+"""`lorchestra import`: make a run from adapters trained elsewhere."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from lorchestra.errors import ConfigError
 
 @dataclass(frozen=True)
 class ImportArguments:
-    """Make a run of LoRA adapters that PEFT saved, trained wherever: one folder a member.
+    """Make a run from LoRA adapters saved by PEFT, trained by any tool: one folder per member.
 
-    Members may differ in rank, scaling and adapted layers. What is more than plain LoRA (DoRA, trained biases, ...) is
-    refused by name. How answers are asked for has to be given as for a training:
+    Members may differ in rank, scaling and adapted layers. Extensions of LoRA (DoRA, trained biases, ...) are refused
+    with the name of the setting. Task and prompt are given as for train:
 
         lorchestra import adapters/a adapters/b --task reviews.csv --out runs/imported
         lorchestra evaluate runs/imported --data reviews-test.csv
@@ -28,21 +28,21 @@ class ImportArguments:
     folders: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PEFT_DIR ...")]
     """Folders with adapter_config.json and adapter_model.safetensors."""
     out: str = field(kw_only=True)
-    """The run directory to make; it must not be there yet."""
+    """The run directory to create; it must not exist yet."""
     base: str | None = None
-    """The base, as base.name of a training; by default the one that the folders name."""
+    """The base, as --base.name of train. Default: the one that the folders name."""
     task: str | None = None
-    """A task by name (`lorchestra tasks` lists them) or the file with the training rows."""
+    """A named task (`lorchestra tasks` lists them), or the file with the training rows."""
     revision: str | None = None
-    """Hub revision of the base; by default the one that the folders name."""
+    """Hub revision of the base. Default: the one that the folders name."""
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
     """Number format of the base; auto is float32 on a CPU and bfloat16 on CUDA."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute; auto takes CUDA where there is one."""
+    """Where to compute; auto uses CUDA if available."""
     same_base: bool = False
-    """Take --base for the folders' base although they name another: two names of the same weights."""
+    """Accept a --base that the folders name differently: you know that the weights are the same."""
     seed: int = 0
-    """Decides which rows are held out where --data.val or --data.test is not given (as train.seed of a training)."""
+    """Seed of the rows held out if --data.val or --data.test is not given, as --train.seed of train."""
     data: DataConfig = field(default_factory=DataConfig)
 
 
@@ -58,8 +58,8 @@ def run(arguments: Sequence[str]) -> int:
                 raise ConfigError(f"--task {parsed.task}: {option} {given} is given too; leave one out")
         from lorchestra.runs.rows import is_task_name
 
-        named = is_task_name(parsed.task)
-        data = replace(data, task=parsed.task) if named else replace(data, train=parsed.task)
+        is_named = is_task_name(parsed.task)
+        data = replace(data, task=parsed.task) if is_named else replace(data, train=parsed.task)
     if parsed.base is None and parsed.revision is not None:
         raise ConfigError(f"--revision {parsed.revision}: give --base too")
 
@@ -67,7 +67,7 @@ def run(arguments: Sequence[str]) -> int:
     from lorchestra.runs.import_peft import import_run
 
     say = printer(messages())
-    made = import_run(
+    imported = import_run(
         parsed.folders,
         parsed.out,
         data=data,
@@ -75,6 +75,6 @@ def run(arguments: Sequence[str]) -> int:
         same_base=parsed.same_base,
         seed=parsed.seed,
     )
-    say(f"imported {len(parsed.folders)} members; evaluate them with: lorchestra evaluate {made.root}")
-    print(made.root)
+    say(f"imported {len(parsed.folders)} members; evaluate them with: lorchestra evaluate {imported.root}")
+    print(imported.root)
     return 0

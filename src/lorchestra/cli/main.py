@@ -1,6 +1,6 @@
-"""The command line: finds the command, runs it, and turns what goes wrong into a text and an exit code.
+"""The command line: selects and runs a command, and maps exceptions to messages and exit codes.
 
-Exit codes: 0 done; 1 training or a check failed; 2 bad input or configuration; 3 internal error; 130 interrupted.
+Exit codes: 0 success; 1 training or a check failed; 2 bad input or configuration; 3 internal error; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -11,40 +11,40 @@ import os
 import sys
 from collections.abc import Sequence
 
-from lorchestra.cli.streams import Stdout, complain, prepared_streams
+from lorchestra.cli.streams import Stdout, prepared_streams, print_stderr
 from lorchestra.errors import LorchestraError, did_you_mean
 from lorchestra.store.disk import explained_paths
 
 COMMANDS = {
-    "demo": "fine-tune, evaluate and use an ensemble on real data, end to end, in some minutes",
-    "train": "fine-tune an ensemble of LoRA adapters on your own data or a task by name",
-    "plan": "memory and time of a training, before it is run",
-    "sweep": "train and compare a grid of settings, in as few packed passes as possible",
-    "compare": "compare methods at equal budget: one LoRA, the ensemble, controls of equal compute, ...",
-    "paper": "train and draw figures of the paper and its ablations, on your base and data",
+    "demo": "train, evaluate and use an ensemble on real data, end to end, in a few minutes",
+    "train": "train an ensemble of LoRA adapters on your data or on a named task",
+    "plan": "estimate the memory and time of a training before running it",
+    "sweep": "train and compare a grid of settings in as few packed passes as possible",
+    "compare": "compare methods at equal budget: one LoRA, the ensemble, equal-compute controls",
+    "paper": "reproduce figures and ablations of the paper, on your base and data",
     "evaluate": "measure accuracy, NLL, calibration and OOD detection of a trained ensemble",
-    "tasks": "list what is known by name, where its rows come from here, and what they look like",
-    "predict": "answer questions or label texts, with uncertainty, one JSON line a row",
-    "report": "write one HTML page about a finished run, or compare several",
-    "import": "make a run of LoRA adapters that PEFT saved",
-    "export": "write a run's members as plain PEFT folders or merged models, with a model card",
+    "tasks": "list the named tasks, where their rows come from, and what they look like",
+    "predict": "answer questions or label texts, with uncertainty, one JSON line per row",
+    "report": "write one HTML page about a finished run, or compare several runs",
+    "import": "make a run from LoRA adapters saved by PEFT",
+    "export": "write a run's members as PEFT folders or merged models, with a model card",
 }
 
 _HELP = """\
 usage: lorchestra COMMAND [ARGUMENTS ...]
 
-Fine-tune an orchestra of LoRA adapters on one frozen LLM, in one run, and get
+Train an orchestra of LoRA adapters on one frozen LLM, in one run, and get
 answers that know when they don't know.
 
 commands:
 {commands}
 
 lorchestra COMMAND --help explains a command. Results go to stdout, progress to
-stderr. A first try, with nothing of your own: lorchestra demo
+stderr. To try it without any data: lorchestra demo
 
 options:
   --version   print the version
-  --debug     show the traceback of errors (also: LORCHESTRA_DEBUG=1)
+  --debug     show tracebacks of errors (also: LORCHESTRA_DEBUG=1)
 """
 
 
@@ -68,30 +68,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         except OSError:
             if stdout.fault is None:
                 raise
-    # where the reader of our output is gone (as in `| head`), there is nothing to say, and nobody to say it to
+    # a closed pipe (`| head`) is not an error
     if stdout.fault is not None and not stdout.is_broken_pipe:
-        complain(f"error: stdout cannot be written: {stdout.fault.strerror}; send the output elsewhere")
+        print_stderr(f"error: stdout cannot be written: {stdout.fault.strerror}; send the output elsewhere")
         code = code or 2
     return code
 
 
 def _guarded(arguments: list[str], debug: bool, stdout: Stdout) -> int:
-    """Run a command, and turn what goes wrong into a text and an exit code; faults of stdout are raised."""
+    """Run a command and map its exceptions to a message and an exit code; errors of stdout are raised."""
     try:
         return _run(arguments)
     except KeyboardInterrupt:
-        complain("interrupted")
+        print_stderr("interrupted")
         return 130
     except LorchestraError as error:
         if debug:
             raise
-        complain(f"error: {error}")
+        print_stderr(f"error: {error}")
         return error.exit_code
     except Exception as error:
         if debug or stdout.fault is not None:
             raise
-        complain(f"internal error: {type(error).__name__}: {error}")
-        complain("this is a fault of lorchestra, not yours; --debug shows where it happened")
+        print_stderr(f"internal error: {type(error).__name__}: {error}")
+        print_stderr("this is a bug in lorchestra; --debug shows the traceback")
         return 3
 
 
@@ -107,7 +107,7 @@ def _run(arguments: list[str]) -> int:
     command, *rest = arguments
     if command not in COMMANDS:
         hint = did_you_mean(command, COMMANDS)
-        complain(f"error: {command!r} is no command; {hint} (lorchestra --help)")
+        print_stderr(f"error: {command!r} is not a command; {hint} (lorchestra --help)")
         return 2
     _keep_bars_to_terminals()
     module = f"{command}_" if keyword.iskeyword(command) else command
@@ -120,9 +120,9 @@ def _run(arguments: list[str]) -> int:
 
 
 def _keep_bars_to_terminals() -> None:
-    """Switch off tqdm's bars where stderr is a file or a pipe; libraries draw them there, too, one piece a line.
+    """Disable tqdm if stderr is a file or a pipe: libraries would print their bars there, one line per update.
 
-    tqdm reads the variable when it is first imported.
+    tqdm reads the variable on import.
     """
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")

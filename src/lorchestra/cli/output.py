@@ -1,4 +1,4 @@
-"""Where the command line writes: results on stdout, all that is said meanwhile on stderr."""
+"""The command line's output: results to stdout, progress and messages to stderr."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterable
-from typing import Any, TextIO, cast
+from typing import TextIO, cast
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
@@ -19,17 +19,17 @@ from lorchestra.store.atomic import json_line, plain_values
 
 _LIBRARY = logging.getLogger("lorchestra")
 _TABLE_WIDTH = 100
-"""Columns of a table that goes into a file or a pipe."""
+"""Width of tables written to a file or a pipe, in columns."""
 
 
 def results() -> Console:
-    """Stdout, for tables and text: as wide as the terminal, or a fixed width elsewhere."""
+    """A console on stdout for tables and text: as wide as the terminal, else of a fixed width."""
     console = _SafeConsole()
     return console if console.is_terminal else _SafeConsole(width=_TABLE_WIDTH)
 
 
 def messages() -> Console:
-    """Stderr, for progress and messages; from now on, what the library logs is printed there too."""
+    """A console on stderr for progress and messages; the library's log records are printed there from now on."""
     console = _SafeConsole(file=cast(TextIO, UnfailingStderr()))
     stop_logging()
     _LIBRARY.addHandler(_ConsoleHandler(console))
@@ -38,14 +38,14 @@ def messages() -> Console:
 
 
 def stop_logging() -> None:
-    """Undo what `messages` did to the library's logger."""
+    """Detach the library's logger from the console again."""
     for handler in [handler for handler in _LIBRARY.handlers if isinstance(handler, _ConsoleHandler)]:
         _LIBRARY.removeHandler(handler)
         _LIBRARY.setLevel(logging.NOTSET)
 
 
 def printer(console: Console) -> Callable[[str], None]:
-    """A function that prints one line unchanged: no markup, and unwrapped where no terminal would wrap it."""
+    """A function that prints a line verbatim: no markup, no wrapping."""
     return lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -57,13 +57,13 @@ class _ConsoleHandler(logging.Handler):
         self._print = printer(console)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print the message alone: time and module are for logs, not for people."""
+        """Print the message without time and module."""
         prefix = "warning: " if record.levelno >= logging.WARNING else ""
         self._print(prefix + record.getMessage())
 
 
-def print_json(value: Any) -> None:
-    """A value on stdout as one line of JSON, with escapes for what stdout's encoding lacks."""
+def print_json(value: object) -> None:
+    """Print a value to stdout as one line of JSON; characters that stdout cannot encode are escaped."""
     line = json_line(value)
     try:
         line.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
@@ -73,10 +73,10 @@ def print_json(value: Any) -> None:
 
 
 class _SafeConsole(Console):
-    """A console on which texts of others change nothing but their own characters."""
+    """A console on which untrusted text cannot control the terminal."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Rich's segments; characters that a terminal would obey are escaped in all but rich's own control codes."""
+        """Rich's segments with control characters escaped, except in rich's control segments."""
         for segment in super().render(renderable, options):
             if segment.control or segment.text.isprintable() or segment.text == "\n":
                 yield segment
@@ -84,5 +84,5 @@ class _SafeConsole(Console):
                 yield Segment(visible(segment.text), segment.style)
 
     def on_broken_pipe(self) -> None:
-        """Leave it to the command line, instead of ending with exit code 1."""
+        """Raise, so that `main` decides; rich would exit with code 1."""
         raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))

@@ -1,4 +1,4 @@
-"""`lorchestra plan`: memory and time of a training, before it is run."""
+"""`lorchestra plan`: memory and time of a training, estimated before running it."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from lorchestra.errors import ConfigError
 
 @dataclass(frozen=True)
 class PlanArguments(RunConfig):
-    """Memory, disk and time of a training, before it is run.
+    """Estimate memory, disk space and time of a training before running it.
 
     Takes the same recipe and options as train:
 
         lorchestra plan recipes/quick.yaml --data.train reviews.csv
 
-    Rows are read and the base is loaded, as for training; some seconds of its passes then tell how fast this machine
-    is and what memory they take. So the base must fit here: of one that does not, nothing is predicted. The time is
-    that of all epochs, as if no member stopped early, without loading the base and the evaluation on test rows. Where
-    the training does not fit, what would help is listed, and the exit code is 1.
+    Rows are read and the base is loaded as for training, and a few seconds of training passes measure the speed of this
+    machine and the memory they need. So the base itself must fit into memory. The time covers all epochs, without early
+    stopping, loading the base, and the evaluation on test rows. If the training does not fit, settings that would help
+    are listed, and the exit code is 1.
     """
 
     out: str = field(default=".", kw_only=True)
-    """Where the run directory would be: its disk must have room."""
+    """Where the run directory would be: its disk is checked for space."""
     seconds: float = field(default=10.0, kw_only=True)
-    """Length of the calibration; a longer one is more exact on a busy machine."""
+    """Duration of the measurement; a longer one is more accurate on a busy machine."""
     json: bool = field(default=False, kw_only=True)
     """Print JSON instead of a table."""
 
@@ -45,12 +45,7 @@ def run(arguments: Sequence[str]) -> int:
 
     console = messages()
     with console.status("") as status:
-        record = plan_run(
-            config,
-            parsed.out,
-            seconds=parsed.seconds,
-            callbacks=[PlanProgress(status)],
-        )
+        record = plan_run(config, parsed.out, seconds=parsed.seconds, callbacks=[PlanProgress(status)])
     if parsed.json:
         print_json(record)
     else:

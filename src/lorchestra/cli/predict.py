@@ -1,60 +1,79 @@
-"""`lorchestra predict`: one JSON line a row, with uncertainty, as soon as its chunk of rows is answered."""
+"""`lorchestra predict`: one JSON line per row, with uncertainty, written as soon as its chunk of rows is answered."""
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
+import os
 import shlex
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypedDict, cast
 
 import tyro
 
 from lorchestra.cli.arguments import check_run_argument, parse
-from lorchestra.errors import ConfigError
+from lorchestra.errors import ConfigError, DataError, LorchestraError
+from lorchestra.store.disk import explained
+from lorchestra.store.safe_paths import typed_path
+
+if TYPE_CHECKING:
+    from lorchestra.config.data import DataConfig
+    from lorchestra.data.input_rows import InputRow
+    from lorchestra.metrics.early_exit import ExitRule
+    from lorchestra.report.answers import AnswerFormat
+    from lorchestra.runs.ensemble import Ensemble
+    from lorchestra.runs.predict import AnsweredChunk
 
 
 @dataclass(frozen=True)
 class ColumnArguments:
-    """Column names of the file, where they are not those of the training rows."""
+    """Column names of the file, if they differ from those of the training rows."""
 
     question: str | None = None
     """Column with the question."""
     choices: str | None = None
     """Column with the row's choices."""
     answer: str | None = None
-    """Column with the right choice, if it is known."""
+    """Column with the correct choice, if known."""
     text: str | None = None
     """Column with the text."""
     label: str | None = None
-    """Column with the text's label, if it is known."""
+    """Column with the text's label, if known."""
     id: str | None = None
     """Column with the row's id; ids may repeat."""
 
 
 @dataclass(frozen=True)
 class ReadingArguments:
-    """How the file is read, where it differs from the training rows."""
+    """How to read the file, if it differs from the training rows."""
 
     fields: ColumnArguments = field(default_factory=ColumnArguments)
-    """Column names of the file, where they are not those of the training rows."""
+    """Column names of the file, if they differ from those of the training rows."""
     format: Literal["jsonl", "json", "csv", "tsv", "parquet", "arrow"] | None = None
-    """The file's format, where its suffix does not say it."""
+    """The file's format, if its suffix does not tell."""
     encoding: str | None = None
-    """The file's text encoding, such as cp1252; default: UTF-8, or what a byte order mark says."""
+    """The file's text encoding, such as cp1252. Default: UTF-8, or that of the byte order mark."""
     delimiter: str | None = None
-    """What separates the cells of a CSV file; default: comma, semicolon, tab or bar, as the header goes."""
+    """Delimiter of a CSV file. Default: comma, semicolon, tab or bar, whichever the header uses."""
     too_long: Annotated[Literal["error", "drop", "truncate"] | None, tyro.conf.arg(aliases=["--too-long"])] = None
-    """A row over the longest length is not answered (error), has no line (drop), or is answered with its question cut
-    (truncate); default: as the run was trained."""
+    """What to do with a row over the maximum length: report an error in its line (error), write no line (drop), or cut
+    its question (truncate). Default: as in training."""
 
 
 @dataclass(frozen=True)
 class PredictArguments:
-    """Answer every row of a file: one JSON line a row, with the ensemble's probabilities and uncertainty.
+    """Answer every row of a file: one JSON line per row, with the ensemble's probabilities and uncertainty.
 
-    The rows have the form the run was trained on; answers are not needed. They are read and answered in chunks, and the
-    lines of a chunk go to stdout, or to --out, at once. A row that cannot be answered has a line, too: its "error" says
-    why, and "prediction" is null. The exit code is 0 if any row was answered. A line's "input" has the row's columns.
+    The rows have the same form as the training rows; answers are optional. They are read and answered in chunks, and
+    each chunk's lines are written at once, to stdout or to --out. A row that cannot be answered gets a line as well:
+    its "error" is the reason, and its "prediction" is null. "input" repeats the row's columns. The exit code is 0 if
+    at least one row was answered.
     """
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
@@ -62,21 +81,23 @@ class PredictArguments:
     data: str
     """The file with the rows (or a directory, a pattern, or - for standard input)."""
     out: str | None = None
-    """File to write instead of stdout: lines of JSON, or a table where it ends in .csv or .tsv (then text that a
-    spreadsheet would run as a formula gets an apostrophe before it); with .gz it is compressed. Until it is whole it is
-    called FILE.partial."""
+    """File to write instead of stdout: JSON lines, or a table if the name ends in .csv or .tsv (there, an apostrophe is
+    put before text that a spreadsheet would run as a formula); .gz compresses it. It is called FILE.partial until it
+    is complete."""
     if_exists: Literal["overwrite", "resume", "fail"] | None = None
-    """With --out: continue the rows of an interrupted command (resume; the result is the same bytes), start over
-    (overwrite), or refuse (fail). Default: a whole file is replaced, the rows of an interrupted command are not."""
+    """With --out: continue after the rows of an interrupted command (resume; the resulting bytes are the same), start
+    over (overwrite), or stop with an error (fail). Default: replace a complete file, but not the rows of an interrupted
+    command."""
     base: str | None = None
-    """Where the run's base is now, if it has moved: hub id, directory or .gguf file with the same weights."""
+    """The run's base, if it has moved: hub id, directory or .gguf file with the same weights."""
     abstain_below: float | None = None
-    """Mark rows whose confidence is below this, in [0, 1], as ones to leave to a person."""
+    """Set "abstain" for rows whose confidence is below this threshold in [0, 1]: leave them to a person."""
     early_exit: str | None = None
-    """Ask a row's members one after the other, and stop when its answer can no longer change (exact), or when the mean
-    probability of two or more reaches this number in (0, 1]. Lines get members_used."""
+    """Evaluate a row's members one after the other, and stop when the answer can no longer change (exact), or when the
+    mean probability of two or more members reaches this number in (0, 1]. Adds members_used to each line."""
     on_error: Literal["record", "fail"] = "record"
-    """A row that cannot be answered (no text, no JSON, too long) gets a line that says why, or ends the command."""
+    """For a row that cannot be answered (no text, invalid JSON, too long): write a line with the reason, or stop the
+    command."""
     reading: Annotated[ReadingArguments, tyro.conf.arg(name="data")] = field(default_factory=ReadingArguments)
 
 
@@ -84,14 +105,12 @@ def run(arguments: Sequence[str]) -> int:
     """Run the command."""
     parsed = parse(PredictArguments, arguments, "predict")
     check_run_argument(parsed.run, "predict")
-    check_run_argument(parsed.run, "predict")
     threshold = parsed.abstain_below
     if threshold is not None and not 0 <= threshold <= 1:
         raise ConfigError(f"--abstain-below: {threshold} is not in [0, 1]")
     if parsed.if_exists is not None and parsed.out is None:
-        raise ConfigError(f"--if-exists {parsed.if_exists}: lines on stdout cannot be continued; give --out FILE")
+        raise ConfigError(f"--if-exists {parsed.if_exists}: lines on stdout cannot be resumed; give --out FILE")
 
-    from lorchestra.cli.prediction import Prediction
     from lorchestra.metrics.early_exit import ExitRule
     from lorchestra.report.answers import AnswerFormat
     from lorchestra.store.run_dir import read_ensemble
@@ -102,7 +121,7 @@ def run(arguments: Sequence[str]) -> int:
     if parsed.out is not None:
         form = AnswerFormat.of_file(parsed.out, record["labels"], rule is not None)
     command = f"lorchestra predict {shlex.join(_without_if_exists(arguments))}"
-    return Prediction(parsed, form, f"{command} --if-exists resume").run()
+    return Prediction(parsed, form, rule, resume_with=f"{command} --if-exists resume").run()
 
 
 def _without_if_exists(arguments: Sequence[str]) -> list[str]:
@@ -113,3 +132,241 @@ def _without_if_exists(arguments: Sequence[str]) -> list[str]:
             kept.append(argument)
         skip = name == "--if-exists"
     return kept
+
+
+class _State(TypedDict):
+    """Saved with each chunk, so that another command can resume."""
+
+    rows_digest: str
+    chunk_rows: int
+    counts: dict[str, Any]
+    columns: Sequence[str] | None
+
+
+class Sink(Protocol):
+    """Receives lines, chunk by chunk."""
+
+    num_rows: int
+    state: dict[str, object]
+
+    def append(self, data: bytes, num_rows: int, state: Mapping[str, object]) -> None:
+        """Write a chunk's lines, and save with them what a resumed command needs."""
+
+    def finish(self) -> None:
+        """Called after the last chunk."""
+
+
+class _Stream:
+    """A sink that cannot be resumed: stdout, a pipe, a device."""
+
+    def __init__(self, write: Callable[[bytes], None]) -> None:
+        self._write = write
+        self.num_rows = 0
+        self.state: dict[str, object] = {}
+
+    def append(self, data: bytes, num_rows: int, state: Mapping[str, object]) -> None:
+        """Write a chunk."""
+        self._write(data)
+        self.num_rows += num_rows
+
+    def finish(self) -> None:
+        """Nothing to do."""
+
+
+class Prediction:
+    """One run of the command.
+
+    Args:
+        parsed: its arguments.
+        form: how answers become lines.
+        rule: when to stop evaluating the members of a row; None evaluates all.
+        resume_with: the command that resumes it.
+    """
+
+    def __init__(self, parsed: PredictArguments, form: AnswerFormat, rule: ExitRule | None, resume_with: str) -> None:
+        from lorchestra.cli.output import messages, printer
+        from lorchestra.runs.predict import AnswerCounts
+
+        self.parsed, self.form, self.rule, self.resume_with = parsed, form, rule, resume_with
+        self.console = messages()
+        self.say = printer(self.console)
+        self.counts = AnswerCounts()
+        self.digest = hashlib.sha256()
+        self.cells_left_out = 0
+
+    def run(self) -> int:
+        """Answer all rows; returns the exit code."""
+        with ExitStack() as stack:
+            sink = self._sink(stack)
+            try:
+                self._answer(sink)
+            except (KeyboardInterrupt, LorchestraError) as error:
+                if sink.num_rows and self._resumable():
+                    self.say(f"{sink.num_rows} rows are in {self.parsed.out}.partial; resume with: {self.resume_with}")
+                elif isinstance(error, KeyboardInterrupt) and sink.num_rows:
+                    self.say(f"interrupted after {sink.num_rows} rows")
+                raise
+            if self.counts.rows == 0:
+                raise DataError(f"{self.parsed.data}: the file has no rows; give it one example per row")
+            sink.finish()
+        self._report()
+        return 2 if self.counts.failed == self.counts.rows else 0
+
+    def _sink(self, stack: ExitStack) -> Sink:
+        from lorchestra.store.answer_file import answer_file
+
+        out = self.parsed.out
+        if out is None or out == "-":
+            # the current stream: while a live line is shown, rich redirects sys.stdout to stderr
+            stdout = sys.stdout
+
+            def write(data: bytes) -> None:
+                stdout.write(data.decode("utf-8"))
+                stdout.flush()
+
+            return _Stream(write)
+        if self._resumable():
+            return stack.enter_context(answer_file(out, self._made_with(), self.parsed.if_exists))
+        with explained(Path(out), None):
+            device = stack.enter_context(Path(out).open("wb", buffering=0))  # noqa: SIM115
+
+        def write_all(data: bytes) -> None:
+            rest = memoryview(data)
+            with explained(Path(out), None):
+                while rest:
+                    rest = rest[device.write(rest) :]
+
+        return _Stream(write_all)
+
+    def _resumable(self) -> bool:
+        """Whether the lines go to a regular file, existing or not."""
+        out = self.parsed.out
+        if out is None or out == "-":
+            return False
+        path = typed_path(out)
+        return not os.path.exists(path) or os.path.isfile(path) or os.path.isdir(path)
+
+    def _made_with(self) -> dict[str, object]:
+        """What the lines depend on, except for the rows, which have a digest."""
+        from lorchestra.store.atomic import sha256_file
+        from lorchestra.store.run_dir import read_ensemble
+
+        run, _ = read_ensemble(self.parsed.run)
+        options = {name: getattr(self.parsed, name) for name in ("abstain_below", "early_exit", "on_error")}
+        reading = {f"data.{name}": value for name, value in dataclasses.asdict(self.parsed.reading).items()}
+        return {
+            "lorchestra": version("lorchestra"),
+            "run": sha256_file(run.ensemble),
+            "format": self.form.name,
+            **{f"--{name.replace('_', '-')}": value for name, value in (options | reading).items()},
+        }
+
+    def _answer(self, sink: Sink) -> None:
+        from lorchestra.cli.progress import RowProgress
+        from lorchestra.runs.ensemble import load_run
+        from lorchestra.runs.predict import AnswerOptions, answer_chunks, chunk_rows
+
+        parsed = self.parsed
+        with RowProgress(self.console, live=parsed.out is not None or not sys.stdout.isatty()) as progress:
+            trained = load_run(parsed.run, base=parsed.base)
+            rows = trained.asked(Path(parsed.data), self._data(trained))
+            size = chunk_rows(trained.pipeline)
+            self._skip_answered(sink, rows, size)
+            too_long = parsed.reading.too_long or trained.config.data.too_long
+            options = AnswerOptions(parsed.abstain_below, self.rule, too_long)
+            self.num_members, self.max_length = trained.pipeline.model.num_members, trained.pipeline.max_length
+            for chunk in answer_chunks(trained.pipeline, rows, options, size):
+                self._write(chunk, sink, size)
+                progress.on_progress("predicting", self.counts.rows, 0)
+
+    def _data(self, trained: Ensemble) -> DataConfig:
+        """The run's data settings, overridden by the options given."""
+        reading = self.parsed.reading
+        data = trained.config.data
+        given = {name: value for name, value in dataclasses.asdict(reading.fields).items() if value is not None}
+        read = {name: getattr(reading, name) for name in ("format", "encoding", "delimiter")}
+        return dataclasses.replace(
+            data, fields=dataclasses.replace(data.fields, **given), read=dataclasses.replace(data.read, **read)
+        )
+
+    def _skip_answered(self, sink: Sink, rows: Iterator[InputRow], size: int) -> None:
+        """Skip the rows that an interrupted command has answered, and restore its state.
+
+        Raises:
+            DataError: the rows have changed.
+        """
+        if not sink.num_rows:
+            return
+        state = self._checked(sink.state)
+        for row in rows:
+            self._digest(row)
+            self.counts.rows += 1
+            if self.counts.rows == sink.num_rows:
+                break
+        same_rows = self.counts.rows == sink.num_rows and self.digest.hexdigest() == state["rows_digest"]
+        if not same_rows or state["chunk_rows"] != size:
+            raise DataError(
+                f"{self.parsed.data}: its first {sink.num_rows} rows are not those of {self.parsed.out}.partial;"
+                " restore the file, or start over with --if-exists overwrite"
+            )
+        self.counts = dataclasses.replace(self.counts, **{name: state["counts"][name] for name in vars(self.counts)})
+        columns = state["columns"]
+        self.form = dataclasses.replace(self.form, input_columns=None if columns is None else tuple(columns))
+        self.say(f"continuing after {sink.num_rows} rows")
+
+    def _checked(self, state: dict[str, object]) -> _State:
+        """Check the shape of what `_write` has saved.
+
+        Raises:
+            CheckpointError: names the field.
+        """
+        from lorchestra.store.schema import COUNT, check_shape
+
+        counts = {name: str if isinstance(value, str) else COUNT for name, value in vars(self.counts).items()}
+        shape = {"rows_digest": str, "chunk_rows": COUNT, "counts": counts, "columns": ([str], None)}
+        check_shape(state, shape, typed_path(f"{self.parsed.out}.partial.json"), "state")
+        return cast(_State, state)
+
+    def _digest(self, row: InputRow) -> None:
+        line = json.dumps([row.id, row.fault, row.cells], default=str)
+        self.digest.update(line.encode("ascii") + b"\n")
+
+    def _write(self, chunk: AnsweredChunk, sink: Sink, size: int) -> None:
+        if self.parsed.on_error == "fail":
+            for record in chunk.records:
+                if record["error"] is not None:
+                    raise DataError(record["error"])
+        for row in chunk.rows:
+            self._digest(row)
+        first = self.form.input_columns is None
+        if first:
+            self.form = self.form.with_columns(chunk.records)
+        self.cells_left_out += self.form.left_out(chunk.records)
+        self.counts.add(chunk)
+        state: _State = {
+            "rows_digest": self.digest.hexdigest(),
+            "chunk_rows": size,
+            "counts": dataclasses.asdict(self.counts),
+            "columns": self.form.input_columns,
+        }
+        sink.append(self.form.encode(chunk.records, first=first), len(chunk.rows), state)
+
+    def _report(self) -> None:
+        counts, out = self.counts, self.parsed.out
+        if out is not None:
+            self.say(f"{counts.rows} rows: {out}")
+        if counts.failed:
+            self.say(
+                f"warning: {counts.failed} of {counts.rows} rows could not be answered; their lines have the error;"
+                f" the first: {counts.first_fault}"
+            )
+        for sentence in counts.sentences(self.max_length):
+            self.say(sentence)
+        if self.cells_left_out:
+            self.say(
+                f"{self.cells_left_out} row(s) have columns that the first rows lack; the table leaves them out, JSON"
+                " lines (--out FILE.jsonl) do not"
+            )
+        if self.parsed.early_exit is not None and counts.answered:
+            mean = counts.members_used / counts.answered
+            self.say(f"early exit ({self.parsed.early_exit}): {mean:.2f} of {self.num_members} members per row")

@@ -1,7 +1,8 @@
-"""The standard streams, made fit for whatever a command writes, and what becomes of their faults.
+"""The standard streams, made safe for any text and any failure.
 
-Whatever the locale: stdout is UTF-8 unless it is a terminal, and a stream that cannot hold a character gets an escape.
-A fault of stdout ends the command with an error, or quietly where its reader has gone; one of stderr changes nothing.
+Whatever the locale: stdout is UTF-8 unless it is a terminal, and characters that a stream cannot encode are escaped.
+An error of stdout ends the command with a message, or silently if its reader has closed the pipe; errors of stderr are
+ignored.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, TextIO, cast
+from typing import TextIO, cast
 
 from lorchestra.errors import visible
 
@@ -20,10 +21,10 @@ _STDOUT, _STDERR = 1, 2
 
 
 class Stdout:
-    """The process's stdout, which remembers the first fault that it met.
+    """The process's stdout, which remembers its first error.
 
     Args:
-        stream: what takes the text; None where stdout is closed: then a command without results runs as ever.
+        stream: receives the text; None if stdout is closed: then only commands that print results fail.
     """
 
     def __init__(self, stream: TextIO | None) -> None:
@@ -38,28 +39,28 @@ class Stdout:
             return self._stream.write(text)
 
     def flush(self) -> None:
-        """Hand on what is buffered."""
+        """Flush the buffer."""
         with self._watched():
             if self._stream is not None:
                 self._stream.flush()
 
     def isatty(self) -> bool:
-        """Whether a person watches."""
+        """Whether stdout is a terminal."""
         return self._stream is not None and self._stream.isatty()
 
     @property
     def encoding(self) -> str | None:
-        """How text becomes bytes; None where it stays text."""
+        """The stream's encoding; None if it has none."""
         return getattr(self._stream, "encoding", None)
 
-    def __getattr__(self, name: str) -> Any:
-        """All else is the stream's."""
+    def __getattr__(self, name: str) -> object:
+        """Everything else is the stream's."""
         return getattr(self._stream, name)
 
     @property
     def is_broken_pipe(self) -> bool:
-        """Whether the reader is gone, as in `| head`."""
-        # Windows has EINVAL for it
+        """Whether the reader has closed the pipe, as in `| head`."""
+        # Windows reports EINVAL
         return isinstance(self.fault, BrokenPipeError) or (os.name == "nt" and _number(self.fault) == errno.EINVAL)
 
     @contextmanager
@@ -68,14 +69,14 @@ class Stdout:
             yield
         except OSError as error:
             self.fault = self.fault or error
-            # what is still buffered must not fail again when the interpreter ends
-            _redirect_to_nowhere(self._stream, _STDOUT)
+            # the interpreter flushes at exit: what is still buffered must not fail again
+            _redirect_to_devnull(self._stream, _STDOUT)
             raise
 
 
 @contextmanager
 def prepared_streams() -> Iterator[Stdout]:
-    """For the time of the block, streams that take every character; those that are closed are stood in for."""
+    """Within the block, the streams accept every character; closed ones are replaced."""
     before = sys.stdout
     if sys.stdout is None or sys.stderr is None:
         _occupy_standard_descriptors()
@@ -94,33 +95,33 @@ def prepared_streams() -> Iterator[Stdout]:
         sys.stdout = before
 
 
-def complain(text: str) -> None:
-    """One line on stderr, if that takes it."""
+def print_stderr(text: str) -> None:
+    """Print one line to stderr; errors of stderr are ignored."""
     stderr = UnfailingStderr()
     stderr.write(f"{visible(text)}\n")
     stderr.flush()
 
 
 class UnfailingStderr(io.TextIOBase):
-    """The stderr of the moment; what it does not take is lost, and the work goes on."""
+    """The current `sys.stderr`; text that it cannot write is dropped."""
 
     def write(self, text: str) -> int:
-        """Write, if it can be."""
+        """Write text if possible."""
         try:
             sys.stderr.write(text)
         except OSError:
-            _redirect_to_nowhere(sys.stderr, _STDERR)
+            _redirect_to_devnull(sys.stderr, _STDERR)
         return len(text)
 
     def flush(self) -> None:
-        """Flush, if it can be."""
+        """Flush if possible."""
         try:
             sys.stderr.flush()
         except OSError:
-            _redirect_to_nowhere(sys.stderr, _STDERR)
+            _redirect_to_devnull(sys.stderr, _STDERR)
 
     def isatty(self) -> bool:
-        """Whether a person watches."""
+        """Whether stderr is a terminal."""
         return sys.stderr.isatty()
 
     def fileno(self) -> int:
@@ -129,24 +130,24 @@ class UnfailingStderr(io.TextIOBase):
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        """Stderr's, which decides whether boxes are drawn with lines or with ASCII."""
+        """Stderr's encoding: rich draws boxes with lines or with ASCII accordingly."""
         return getattr(sys.stderr, "encoding", None) or "utf-8"
 
 
 def _occupy_standard_descriptors() -> None:
-    """Put /dev/null where a standard stream is closed: the next file opened would get its number, and stray output."""
+    """Open /dev/null on closed standard descriptors, or the next opened file would receive stray output."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _STDERR:
         pass
     os.close(descriptor)
 
 
-def _redirect_to_nowhere(stream: TextIO | None, descriptor: int) -> None:
-    """Send what the process's stream still holds to /dev/null; another stream in its place is left as it is."""
+def _redirect_to_devnull(stream: TextIO | None, descriptor: int) -> None:
+    """Send the process's stream, buffer included, to /dev/null; a replacement stream (in tests) is not touched."""
     with suppress(OSError, ValueError):
         if stream is not None and stream.fileno() == descriptor:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, descriptor)
-            os.close(nowhere)
+            devnull = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(devnull, descriptor)
+            os.close(devnull)
 
 
 def _number(error: OSError | None) -> int | None:

@@ -23,21 +23,21 @@ class SweepArguments(RunConfig):
             --grid regularize.weight_decay_b=0,10,100 --grid train.lr=2e-4,5e-4
 
     Points that share base, rows, layers and steps train as members of one packed pass, and the layers below the
-    adapters are computed once for all. Every point becomes a run directory of its own under OUT/runs; results.csv has
-    them all. The same command goes on after an interruption and skips what is finished; with more values it adds their
-    points.
+    adapters are computed once for all of them. Every point gets a run directory under OUT/runs; results.csv summarizes
+    them. Run the same command again to resume after an interruption (finished points are skipped), or with more values
+    to add their points.
     """
 
     out: str = field(kw_only=True)
     """The directory of the sweep."""
     grid: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = field(default=(), kw_only=True)
-    """A setting and its values, as in train.lr=1e-4,3e-4; once for each setting that varies."""
+    """A setting and its values, as in train.lr=1e-4,3e-4; repeat the option for each setting that varies."""
     ood: tuple[str, ...] = field(default=(), kw_only=True)
-    """Tasks by name, or files, with rows unlike the training rows; how well does uncertainty tell them apart?"""
+    """Out-of-distribution rows (named tasks or files): how well does uncertainty separate them from the test rows?"""
     most_members: int = field(default=100, kw_only=True)
-    """Most members of one packed pass; fewer take less memory."""
+    """Maximum number of members in one packed pass; fewer need less memory."""
     each_epoch: bool = field(default=False, kw_only=True)
-    """Also predict the test rows after every epoch, into the runs' predictions."""
+    """Also save predictions of the test rows after every epoch."""
     skip_evaluation: bool = field(default=False, kw_only=True)
     """Do not evaluate on the test rows."""
     json: bool = field(default=False, kw_only=True)
@@ -48,11 +48,10 @@ def run(arguments: Sequence[str]) -> int:
     """Run the command."""
     parsed, config = parse_with_recipe(SweepArguments, arguments, "sweep", required=["out"])
     if not parsed.grid:
-        raise ConfigError("--grid: nothing varies; name a setting and its values, as in --grid train.lr=1e-4,3e-4")
+        raise ConfigError("--grid: no setting varies; give a setting and its values, as in --grid train.lr=1e-4,3e-4")
 
     from lorchestra.cli.output import messages, print_json, printer, results
-    from lorchestra.cli.progress import GracefulStop
-    from lorchestra.cli.sweep_progress import SweepProgress
+    from lorchestra.cli.progress import GracefulStop, SweepProgress
     from lorchestra.report.comparisons import sweep_table
     from lorchestra.runs.sweep.points import grid_points, parse_axis
     from lorchestra.runs.sweep.run import collect_results, run_sweep
@@ -73,14 +72,14 @@ def run(arguments: Sequence[str]) -> int:
                 callbacks=[progress, stop],
             )
     except Interrupted:
-        say("stopped; the same command goes on")
+        say("stopped; run the same command again to resume")
         return 130
-    found = collect_results(outcome.root, points, outcome.failed)
+    point_results = collect_results(outcome.root, points, outcome.failed)
     if parsed.json:
-        print_json({"points": found})
+        print_json({"points": point_results})
     else:
-        results().print(sweep_table(found))
-    say(f"runs: {outcome.root / 'runs'}; as one table: {outcome.root / 'results.csv'}")
+        results().print(sweep_table(point_results))
+    say(f"runs: {outcome.root / 'runs'}; summary: {outcome.root / 'results.csv'}")
     for name in outcome.failed:
         say(f"warning: {name} failed; {outcome.root / 'failed.json'} has the reason")
     return 1 if outcome.failed else 0

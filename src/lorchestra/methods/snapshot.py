@@ -1,4 +1,4 @@
-"""Snapshot ensemble: one LoRA, M cycles of a cosine schedule, the adapter at the end of each (arXiv 1704.00109)."""
+"""Snapshot ensemble: one LoRA on M cosine cycles, with the adapter at the end of each (arXiv 1704.00109)."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from lorchestra.nn.schedules import CyclicCosine
 
 @dataclass(frozen=True)
 class Config:
-    """The height of the cycles."""
+    """The peak rate of the cycles."""
 
     lr_factor: float = 1.0
-    """The rate at which every cycle starts, as a multiple of `train.lr`."""
+    """Learning rate at the start of every cycle, as a multiple of `train.lr`."""
 
 
 def fit(context: MethodContext, config: Config) -> Fitted:
-    """Train one LoRA with the budget of one member; validation rows are not looked at.
+    """Train one LoRA with the budget of one member; validation rows are not used.
 
     Raises:
-        ConfigError: fewer optimizer steps than snapshots, or a factor at whose rate nothing can be trained.
-        TrainingError: it failed.
+        ConfigError: fewer optimizer steps than snapshots, or an invalid factor.
+        TrainingError: training failed.
     """
     check_rate(context, config.lr_factor, "snapshot.lr_factor")
     meter = Meter()
@@ -34,7 +34,7 @@ def fit(context: MethodContext, config: Config) -> Fitted:
     trainer = training.trainer
     if trainer.num_steps < context.members:
         raise ConfigError(
-            f"snapshot: {trainer.num_steps} optimizer steps are too few for {context.members} snapshots; raise"
+            f"snapshot: {trainer.num_steps} optimizer steps are too few for {context.members} snapshots; increase"
             " train.epochs"
         )
     schedule = CyclicCosine(

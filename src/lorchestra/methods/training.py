@@ -19,9 +19,10 @@ from lorchestra.inference.predict import MemberPass, member_passes, predict_rows
 from lorchestra.methods.contract import Fitted, Meter, MethodContext, Predictor, Progress
 from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.models.patching import decoder_layers
-from lorchestra.planning.cost import prediction_base_passes, training_base_passes
+from lorchestra.planning.estimate import prediction_base_passes, training_base_passes
 from lorchestra.training.callbacks import Interrupted
 from lorchestra.training.failure import parameter_failures, validation_failure
+from lorchestra.training.members import member_settings
 from lorchestra.training.rows import training_rows
 from lorchestra.training.trainer import Trainer
 from lorchestra.types import Example, Predictions
@@ -56,7 +57,8 @@ def start_training(context: MethodContext, meter: Meter, config: RunConfig) -> M
     pipeline = meter.open(context, config)
     rows = training_rows(pipeline, context.train, context.val, context.labels)
     train = dataclasses.replace(config.train, token_budget=pipeline.token_budget)
-    trainer = Trainer(pipeline.model, rows, train, config.regularize, context.callback, context.files)
+    settings = member_settings(config, len(rows.train), pipeline.model.adapter_settings)
+    trainer = Trainer(pipeline.model, rows, train, settings, context.callback, files=context.files)
     return MethodTraining(pipeline, trainer)
 
 

@@ -1,4 +1,4 @@
-"""Fixtures of the core tests: rows, and packings of given lengths."""
+"""Fixtures of the tests of `nn`: rows, and packings of given lengths."""
 
 import pytest
 import torch
