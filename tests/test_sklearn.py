@@ -252,7 +252,7 @@ def test_long_texts_are_truncated_by_default_and_never_dropped(classifier, fitte
 BAD = {
     "one string": ("a text", LABELS, "X is one string"),
     "two axes": (np.array([TEXTS]), LABELS, r"X has shape \(1, 60\)"),
-    "numbers": (list(range(60)), LABELS, r"X\[0\] is 0, which is no text"),
+    "numbers": (list(range(60)), LABELS, r"X\[0\] is 0, which is not text"),
     "a matrix": (np.zeros((60, 2)), LABELS, r"X has shape \(60, 2\)"),
     "None": (None, LABELS, "X is of type NoneType"),
     "an empty text": (["x", " "], ["a", "b"], r"X\[1\] is ' '"),

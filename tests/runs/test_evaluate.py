@@ -216,7 +216,7 @@ def test_refusals(trained, texts_csv, tmp_path):
         evaluate_run(run, data=unlabelled)
     strange = tmp_path / "strange.csv"
     strange.write_text("text,label\nthe film was good,yess\n")
-    with pytest.raises(DataError, match=r"label .yess. was not in the training file; the nearest is .yes."):
+    with pytest.raises(DataError, match=r"label .yess. is not in the training file; the closest is .yes."):
         evaluate_run(run, data=strange)
     (tmp_path / "sub").mkdir()
     twin = (tmp_path / "sub/far.csv", texts_csv("far.csv", 5, seed=6))
