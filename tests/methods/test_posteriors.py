@@ -48,7 +48,7 @@ def test_without_covariance_swag_is_the_mean_of_the_iterates(make_context, last_
     other = training.start_training(context, training.Meter(), context.config)
     training.only_first_member(other)
     plain = other.trainer.schedules[0]
-    other.trainer.schedules[0] = lambda step: plain(step) if step < 6 else usual.lr * 0.5
+    other.trainer.schedules = (lambda step: plain(step) if step < 6 else usual.lr * 0.5, *other.trainer.schedules[1:])
     training.train_steps(context, other, lambda step: path.append(other.values[0].clone()))
     mean = torch.stack([path[7], path[9], path[11]]).mean(dim=0)
     torch.testing.assert_close(values[0], mean, rtol=1e-12, atol=1e-12)
