@@ -87,7 +87,7 @@ class PackedTraining:
         first = plan_micro_batches(trainer.step_items(0), trainer.token_budget, trainer.shared)[0]
         batch = pack(first, model.device, trainer.shared)
         trunk = trainer.precomputed.train
-        model.forward(batch, None if trunk is None else trunk.gather(batch)).sum().backward()
+        model.forward(batch, hidden=None if trunk is None else trunk.gather(batch)).sum().backward()
         model.adapters.zero_grad()
 
     def step(self) -> tuple[int, list[float | None]]:
