@@ -65,7 +65,7 @@ def test_it_says_what_it_was_trained_on_and_how_well_it_does(finished):
     assert "train 40, val 5, test 5" in text
     assert "Text: {question}" in text
     assert "LoRA of rank 2" in text
-    assert "its own initialization and its own order of the rows" in text
+    assert "a different initialization and a different order of the rows" in text
     (entry,) = json.loads((finished / "metrics.json").read_text())["evaluations"]
     line = next(line for line in text.splitlines() if "| ensemble |" in line)
     assert f"| {100 * entry['ensemble']['accuracy']:.1f} | {entry['ensemble']['nll']:.3f} |" in line

@@ -125,7 +125,7 @@ def test_a_plan(width):
     text = "\n".join(shown)
     assert max(map(len, shown)) <= width, text
     assert "…" not in text, text
-    for name in ("parameters of the base", "optimizer steps", "predicted peak", "free", "training", "in all"):
+    for name in ("parameters of the base", "optimizer steps", "predicted peak", "free", "training", "total"):
         assert any(line.startswith(name) for line in shown), text
     for value in ("134,515,008", "900.0 MB", "20 min 34 s", "500.0 MB", "1.0 TB"):
         assert value in text

@@ -260,7 +260,7 @@ def test_the_verdict_warns_of_few_rows_and_of_an_ensemble_that_a_constant_answer
     entry = small_entry(CLEAR, None, (0.0, [-0.1, 0.1]))
     assert "rows" not in verdict(entry)
     assert verdict(entry | {"num_examples": 99}).endswith(
-        "All this is of 99 rows, which can show large differences only."
+        "This is based on 99 rows, which can only show large differences."
     )
     majority = {"accuracy": 0.78, "ensemble_minus": {"accuracy": [-0.01, 0.05]}}
     assert "It is not clearly more accurate than always giving the majority answer (+2.0 points; -1.0 to +5.0)." in (
@@ -272,7 +272,7 @@ def test_the_verdict_warns_of_few_rows_and_of_an_ensemble_that_a_constant_answer
 
 def test_the_verdict_says_under_confident_only_where_the_gap_is_clear() -> None:
     under = verdict(small_entry(CLEAR, None, (-0.042, [-0.06, -0.02])))
-    assert "under-confident: its mean confidence lies 4.2 points below its accuracy" in under
+    assert "under-confident: its mean confidence is 4.2 points below its accuracy" in under
     assert "best member" not in under
     assert "over-confident" in verdict(small_entry(CLEAR, None, (0.042, [0.02, 0.06])))
     assert "-confident" not in verdict(small_entry(CLEAR, None, (-0.042, [-0.09, 0.001])))

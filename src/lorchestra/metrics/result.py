@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pandas
 
 Json = dict[str, Any]
+"""A JSON object."""
 Numbers = Mapping[str, float | None]
 Ends = Sequence[float | None] | None
 """Low and high end of an interval; None without an interval."""
@@ -68,7 +69,7 @@ class MethodScores:
     reason: str | None = None
     notes: tuple[str, ...] = ()
 
-    def with_intervals(self, intervals: Mapping[str, Any], ensemble_minus: Mapping[str, Ends]) -> MethodScores:
+    def with_intervals(self, intervals: Json, ensemble_minus: Mapping[str, Ends]) -> MethodScores:
         """These scores with intervals as `intervals.method_intervals` returns them and JSON holds them."""
         reference = intervals.get("ece_if_calibrated")
         return replace(
@@ -97,7 +98,7 @@ class MethodScores:
         return None if mine is None or theirs is None else mine - theirs
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> MethodScores:
+    def from_dict(cls, values: Json) -> MethodScores:
         """Read a method of an entry."""
         scores = cls(
             metrics={key: values[key] for key in BY_KEY if key in values},
@@ -160,7 +161,7 @@ class OodScores:
     member_mean: MemberOodScores
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> OodScores:
+    def from_dict(cls, values: Json) -> OodScores:
         """Read one OOD set of an entry."""
         members = values["member_mean"]
         return cls(
@@ -204,7 +205,7 @@ class EarlyExitScores:
     agreement: float
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> EarlyExitScores:
+    def from_dict(cls, values: Json) -> EarlyExitScores:
         """Read the early exit of an entry."""
         metrics = {key: values[key] for key in BY_KEY if key in values}
         return cls(values["rule"], metrics, values["mean_members"], values["histogram"], values["agreement"])
@@ -263,12 +264,12 @@ class Evaluation:
     ood: Mapping[str, OodScores] | None = None
 
     @classmethod
-    def of(cls, entry: Evaluation | Mapping[str, Any]) -> Evaluation:
+    def of(cls, entry: Evaluation | Json) -> Evaluation:
         """The evaluation itself, or the one of an entry."""
         return entry if isinstance(entry, Evaluation) else cls.from_dict(entry)
 
     @classmethod
-    def from_dict(cls, entry: Mapping[str, Any]) -> Evaluation:
+    def from_dict(cls, entry: Json) -> Evaluation:
         """Read an entry, also of an earlier version; `store.records.check_entry` checks those that come from a file.
 
         Raises:
@@ -276,7 +277,7 @@ class Evaluation:
         """
         intervals = entry["intervals"]
 
-        def optional(values: Mapping[str, Any] | None) -> MethodScores | None:
+        def optional(values: Json | None) -> MethodScores | None:
             return MethodScores.from_dict(values) if values else None
 
         def main(name: str) -> MethodScores:

@@ -276,14 +276,14 @@ def test_bare_runs_make_a_page(make_run, report):
     words = root / "predictions/toy.test.json"
     words.write_text(json.dumps(json.loads(words.read_text()) | {"texts": []}))
     page, _ = report(root)
-    assert "There is no events.jsonl" in page.text
+    assert "there is no events.jsonl" in page.text
     assert "not recorded" in page.text
     assert "test-1" in page.text  # ids stand for texts
 
 
 def test_validation_rows_are_marked_as_flattering(make_run, report):
     page, _ = report(make_run(evaluations=("val",)))
-    assert "all numbers here are flattered" in page.text
+    assert "all numbers here are too optimistic" in page.text
 
 
 def test_the_page_is_a_function_of_the_run(make_run, report):
