@@ -85,7 +85,7 @@ def test_early_exit_in_a_sentence() -> None:
     two, three = early["histogram"][1:]
     assert 0 < two < 100
     assert early_exit_text(entry) == (
-        f"With early exit (exact) a row asks {2 + three / 100:.2f} of 3 members on average (2: {two:.1f} %, 3:"
+        f"With early exit (exact) a row uses {2 + three / 100:.2f} of 3 members on average (2: {two:.1f} %, 3:"
         f" {three:.1f} %); 100.0 % of rows have the answer of all members; accuracy"
         f" {100 * entry['ensemble']['accuracy']:.1f} %, NLL {early['nll']:.3f}."
     )

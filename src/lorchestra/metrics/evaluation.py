@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -18,26 +19,9 @@ from lorchestra.store.atomic import plain_values
 from lorchestra.types import Predictions
 
 
-def evaluate_predictions(
-    predictions: Predictions,
-    *,
-    validation: Predictions | None = None,
-    train_labels: Sequence[int] | IntArray | None = None,
-    baselines: Mapping[str, Predictions] | None = None,
-    temperature: bool = False,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> Json:
-    """Evaluate as `evaluate` does; returns an entry of the "evaluations" of `metrics.json`."""
-    return evaluate(
-        predictions,
-        validation=validation,
-        train_labels=train_labels,
-        baselines=baselines,
-        temperature=temperature,
-        resamples=resamples,
-        seed=seed,
-    ).to_dict()
+def evaluate_predictions(predictions: Predictions, **settings: Any) -> Json:
+    """`evaluate` as an entry of the "evaluations" of `metrics.json`."""
+    return evaluate(predictions, **settings).to_dict()
 
 
 def evaluate(

@@ -125,7 +125,7 @@ def early_exit_text(entry: Entry) -> str:
     shares = ", ".join(f"{k}: {100 * n / rows:.1f} %" for k, n in enumerate(early.histogram, start=1) if n)
     accuracy, nll = (BY_KEY[key].number(early.metrics[key], absent="inf") for key in ("accuracy", "nll"))
     return (
-        f"With early exit ({early.rule}) a row asks {early.mean_members:.2f} of {evaluation.num_members} members on"
+        f"With early exit ({early.rule}) a row uses {early.mean_members:.2f} of {evaluation.num_members} members on"
         f" average ({shares}); {100 * early.agreement:.1f} % of rows have the answer of all members; accuracy"
         f" {accuracy} %, NLL {nll}."
     )
