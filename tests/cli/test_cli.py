@@ -134,7 +134,7 @@ def test_early_exit(lorchestra, finished, texts_csv, rule):
     assert f"early exit ({rule}): {mean:.2f} of 3 members per row" in err
     code, out, err = lorchestra("evaluate", finished, "--early-exit", rule)
     assert code == 0, err
-    assert f"With early exit ({rule}) a row asks" in " ".join(out.split())
+    assert f"With early exit ({rule}) a row uses" in " ".join(out.split())
 
 
 def test_columns_of_other_names(lorchestra, recipe, texts_csv, tmp_path):

@@ -280,7 +280,7 @@ def test_columns_missing_in_the_first_rows_are_reported(lorchestra, texts_run, w
 def test_other_formats_are_refused_before_anything_is_read(lorchestra, texts_run, tmp_path):
     for name in ("answers.parquet", "answers.xlsx"):
         code, _, err = lorchestra("predict", texts_run, "--data", "none.csv", "--out", tmp_path / name)
-        assert (code, "is not written; give a .jsonl, .csv or .tsv file" in err) == (2, True)
+        assert (code, "cannot be written; give a .jsonl, .csv or .tsv file" in err) == (2, True)
 
 
 @pytest.fixture
