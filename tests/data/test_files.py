@@ -444,7 +444,7 @@ def test_rows_of_a_form_the_task_does_not_have(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "t.jsonl", [QUESTION])
     assert "if the text is in 'question', rename that column to 'text'" in message(path, labels=("no", "yes"))
     path = write_jsonl(tmp_path / "t.jsonl", [{"text": "a"}])
-    assert "with their own choices" in message(path, require_answer=False)
+    assert "trained on questions with choices" in message(path, require_answer=False)
 
 
 def test_a_huge_value_is_shown_short_and_compared_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

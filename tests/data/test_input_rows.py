@@ -57,7 +57,7 @@ def test_the_first_rows_may_be_faulty(ask):
 def test_columns_that_no_row_has_are_an_error_of_the_file(ask):
     with pytest.raises(DataError, match=r"--data\.fields"):
         ask([{"review": "a film"}] * 3)
-    with pytest.raises(DataError, match="rows with their own choices"):
+    with pytest.raises(DataError, match="questions with choices"):
         ask([{"text": "a film"}], labels=None)
     with pytest.raises(ConfigError, match="are both the column"):
         ask([{"text": "a film"}], label="text")

@@ -69,7 +69,7 @@ def entries_of(rows: object, labels: tuple[str, ...] | None) -> Iterable[Entry]:
     Args:
         rows: a list, array, Series or other iterable of texts, dicts or examples; a DataFrame (pandas, polars), a Table
             (pyarrow) or a Dataset (datasets). An iterator is read lazily.
-        labels: the label set of the training rows, None for questions with their own choices.
+        labels: the label set of the training rows, None for questions with choices.
 
     Raises:
         InputError: it has no rows, or a row is neither a text, a dict nor an example.

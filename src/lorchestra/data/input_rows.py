@@ -51,7 +51,7 @@ def read_input_rows(path: str | Path, config: DataConfig, labels: tuple[str, ...
     Args:
         path: what to read.
         config: how to read files, and the names of their columns.
-        labels: the label set of the training rows, None if these had their own choices.
+        labels: the label set of the training rows, None for questions with choices.
 
     Raises:
         DataError: the file cannot be read, or none of its first rows has the required columns.
@@ -148,7 +148,7 @@ def _reader(tried: list[FileRow], config: DataConfig, labels: tuple[str, ...] | 
             errors.append(error)
             continue
         if labels is None and reader.layout.form == "text":
-            message = "rows with a text and no choices, but the task was trained on rows with their own choices"
+            message = "rows with a text and no choices, but the task was trained on questions with choices"
             raise DataError(f"{row.path}: {message}; give each row a question and choices")
         return reader
     if errors:
