@@ -19,8 +19,7 @@ from lorchestra.data.answers import GivenAnswer, is_no_label, read_answers
 from lorchestra.data.formats import read_rows
 from lorchestra.data.labels import LabelCensus, contradictions
 from lorchestra.data.layouts import PARTS, show, used_columns
-from lorchestra.data.readers.streams import STANDARD_INPUT, FileRow, ReadOptions
-from lorchestra.data.row_reader import LONGEST_CHOICE as LONGEST_CHOICE
+from lorchestra.data.readers.streams import FileRow, ReadOptions, shown_path
 from lorchestra.data.row_reader import Answers, RowReader
 from lorchestra.errors import ConfigError, DataError
 from lorchestra.types import Example
@@ -116,7 +115,6 @@ def check_fields(fields: FieldsConfig) -> None:
 
 def _with_progress(rows: Iterable[FileRow], path: str | Path) -> Iterator[FileRow]:
     """The rows, with their number so far logged from time to time."""
-    name = "standard input" if str(path) == STANDARD_INPUT else str(path)
     last = time.monotonic()
     for number, row in enumerate(rows, 1):
         yield row
@@ -124,7 +122,7 @@ def _with_progress(rows: Iterable[FileRow], path: str | Path) -> Iterator[FileRo
             now = time.monotonic()
             if number % _ROWS_PER_MESSAGE == 0 or now - last > _SECONDS_PER_MESSAGE:
                 last = now
-                logger.info(f"reading {name}: {number:,} rows")
+                logger.info(f"reading {shown_path(path)}: {number:,} rows")
 
 
 class _Ids:

@@ -18,7 +18,7 @@ import numpy as np
 from lorchestra.config.data import DataConfig
 from lorchestra.data.files import check_fields, rows_of
 from lorchestra.data.formats import stem
-from lorchestra.data.in_memory import Entry, is_missing
+from lorchestra.data.in_memory import Entry, is_na
 from lorchestra.data.readers.streams import FileRow
 from lorchestra.data.row_reader import RowReader
 from lorchestra.errors import DataError, InputError
@@ -133,7 +133,7 @@ def _plain(cell: object) -> object:
         return _plain(cell.tolist())
     if isinstance(cell, float):
         return cell if math.isfinite(cell) else None
-    return None if is_missing(cell) else str(cell)
+    return None if is_na(cell) else str(cell)
 
 
 def _reader(tried: list[FileRow], config: DataConfig, labels: tuple[str, ...] | None) -> RowReader | None:
