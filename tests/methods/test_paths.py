@@ -17,8 +17,8 @@ def last_training(monkeypatch):
     last = {}
     original = training.start_training
 
-    def start(*args):
-        last["training"] = original(*args)
+    def start(*args, **options):
+        last["training"] = original(*args, **options)
         return last["training"]
 
     for module in (training, snapshot, last_layer):

@@ -21,8 +21,8 @@ def last_training(monkeypatch):
     last = {}
     original = training.start_training
 
-    def start(*args):
-        last["training"] = original(*args)
+    def start(*args, **options):
+        last["training"] = original(*args, **options)
         return last["training"]
 
     monkeypatch.setattr(training, "start_training", start)
@@ -48,7 +48,7 @@ def test_without_covariance_swag_is_the_mean_of_the_iterates(make_context, last_
     other = training.start_training(context, training.Meter(), context.config)
     training.only_first_member(other)
     plain = other.trainer.schedules[0]
-    other.trainer.schedules[0] = lambda step: plain(step) if step < 6 else usual.lr * 0.5
+    other.trainer.schedules = (lambda step: plain(step) if step < 6 else usual.lr * 0.5, *other.trainer.schedules[1:])
     training.train_steps(context, other, lambda step: path.append(other.values[0].clone()))
     mean = torch.stack([path[7], path[9], path[11]]).mean(dim=0)
     torch.testing.assert_close(values[0], mean, rtol=1e-12, atol=1e-12)

@@ -17,10 +17,13 @@ from torch import Tensor
 from lorchestra.errors import ConfigError, TrainingError
 from lorchestra.methods.contract import Fitted, Meter, MethodContext
 from lorchestra.methods.training import BestTogether, changed, fitted_members, start_training, train_steps
+from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.nn.adapters import StackedAdapters
 from lorchestra.nn.optimizer import MemberAdamW, clip_gradients
 from lorchestra.nn.seeding import generator
 from lorchestra.training.failure import gradient_failure
+from lorchestra.training.members import MemberSettings
+from lorchestra.training.trainer import member_optimizer
 
 
 @dataclass(frozen=True)
@@ -134,12 +137,18 @@ def fit(context: MethodContext, config: Config) -> Fitted:
         )
     meter = Meter()
     clip = context.config.train.clip_norm
+
     # members' gradients are not clipped: the gradient of shared and fast weights is
-    training = start_training(context, meter, changed(context.config, train={"clip_norm": 0.0}))
-    trainer, weights = training.trainer, FastWeights(training.pipeline.model.adapters)
-    theta_Q = weights.initial(context.seed, config)
-    trainer.optimizer = FastWeightsAdamW(trainer.optimizer, weights, theta_Q, clip, config.train_fast)
+    def make_optimizer(model: EnsembleModel, settings: Sequence[MemberSettings]) -> MemberAdamW:
+        weights = FastWeights(model.adapters)
+        theta_Q = weights.initial(context.seed, config)
+        return FastWeightsAdamW(member_optimizer(model, settings), weights, theta_Q, clip, config.train_fast)
+
+    unclipped = changed(context.config, train={"clip_norm": 0.0})
+    training = start_training(context, meter, unclipped, make_optimizer=make_optimizer)
     best = BestTogether(context, training)
     train_steps(context, training, best.after_step)
     best.restore()
-    return fitted_members(training, meter, range(context.members), len(theta_Q))
+    weights = FastWeights(training.pipeline.model.adapters)
+    num_parameters = weights.num_shared + context.members * weights.num_fast
+    return fitted_members(training, meter, range(context.members), num_parameters)

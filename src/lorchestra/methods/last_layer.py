@@ -15,7 +15,10 @@ from torch import Tensor
 from lorchestra.errors import ConfigError
 from lorchestra.methods.contract import Fitted, Meter, MethodContext
 from lorchestra.methods.training import BestTogether, fitted_members, last_layer_columns, start_training, train_steps
+from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.nn.optimizer import MemberAdamW
+from lorchestra.training.members import MemberSettings
+from lorchestra.training.trainer import member_optimizer
 
 
 @dataclass(frozen=True)
@@ -45,9 +48,12 @@ def fit(context: MethodContext, config: Config) -> Fitted:
         TrainingError: a member failed.
     """
     meter = Meter()
-    training = start_training(context, meter, context.config)
-    trainer, model = training.trainer, training.pipeline.model
-    shared = ~last_layer_columns(model)
+
+    def make_optimizer(model: EnsembleModel, settings: Sequence[MemberSettings]) -> MemberAdamW:
+        return TiedAdamW(member_optimizer(model, settings), ~last_layer_columns(model))
+
+    training = start_training(context, meter, context.config, make_optimizer=make_optimizer)
+    shared = ~last_layer_columns(training.pipeline.model)
     if not shared.any():
         raise ConfigError(
             f"last_layer: adapt.layers {context.config.adapt.layers!r} is one layer, so members would share nothing;"
@@ -55,7 +61,6 @@ def fit(context: MethodContext, config: Config) -> Fitted:
         )
     with torch.no_grad():
         training.values[:, shared] = training.values[0, shared]
-    trainer.optimizer = TiedAdamW(trainer.optimizer, shared)
     best = BestTogether(context, training)
     train_steps(context, training, best.after_step)
     best.restore()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,9 @@ import torch
 from lorchestra.errors import ConfigError
 from lorchestra.methods.contract import Fitted, Meter, MethodContext
 from lorchestra.methods.training import check_rate, fitted_members, only_first_member, start_training, train_steps
+from lorchestra.nn.optimizer import Schedule
 from lorchestra.nn.schedules import CyclicCosine
+from lorchestra.training.members import MemberSettings
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,12 @@ def fit(context: MethodContext, config: Config) -> Fitted:
     """
     check_rate(context, config.lr_factor, "snapshot.lr_factor")
     meter = Meter()
-    training = start_training(context, meter, context.config)
+    peak = context.config.train.lr * config.lr_factor
+
+    def make_schedules(settings: Sequence[MemberSettings], num_steps: int) -> list[Schedule]:
+        return [CyclicCosine(peak, num_steps, "cosine", 0.0, cycles=context.members) for _ in settings]
+
+    training = start_training(context, meter, context.config, make_schedules=make_schedules)
     only_first_member(training)
     trainer = training.trainer
     if trainer.num_steps < context.members:
@@ -37,14 +45,11 @@ def fit(context: MethodContext, config: Config) -> Fitted:
             f"snapshot: {trainer.num_steps} optimizer steps are too few for {context.members} snapshots; increase"
             " train.epochs"
         )
-    schedule = CyclicCosine(
-        context.config.train.lr * config.lr_factor, trainer.num_steps, "cosine", 0.0, cycles=context.members
-    )
-    trainer.schedules[0] = schedule
+    (ends,) = {schedule.ends for schedule in trainer.schedules if isinstance(schedule, CyclicCosine)}
     snapshots: list[torch.Tensor] = []
 
     def after_step(step: int) -> None:
-        if step in schedule.ends:
+        if step in ends:
             snapshots.append(training.values[0].clone())
 
     train_steps(context, training, after_step)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +12,11 @@ from lorchestra.errors import ConfigError
 from lorchestra.methods.contract import Fitted, Meter, MethodContext
 from lorchestra.methods.posterior import SwagMoments
 from lorchestra.methods.training import check_rate, fitted_members, only_first_member, start_training, train_steps
+from lorchestra.nn.optimizer import Schedule
 from lorchestra.nn.schedules import ThenConstant
 from lorchestra.nn.seeding import generator
+from lorchestra.training.members import MemberSettings
+from lorchestra.training.trainer import member_schedules
 
 
 @dataclass(frozen=True)
@@ -41,10 +45,18 @@ def fit(context: MethodContext, config: Config) -> Fitted:
     _check(config)
     check_rate(context, config.lr_factor, "swag.lr_factor")
     meter = Meter()
-    training = start_training(context, meter, context.config)
+    level = context.config.train.lr * config.lr_factor
+
+    def make_schedules(settings: Sequence[MemberSettings], num_steps: int) -> list[Schedule]:
+        first = int(config.start * num_steps)
+        return [
+            ThenConstant(one.peak, one.num_steps, one.kind, one.warmup, start=first, level=level)
+            for one in member_schedules(settings, num_steps)
+        ]
+
+    training = start_training(context, meter, context.config, make_schedules=make_schedules)
     only_first_member(training)
     trainer = training.trainer
-    usual = trainer.schedules[0]
     first = int(config.start * trainer.num_steps)
     steps = _collected(first, trainer.num_steps, config.iterates)
     if len(steps) < 2:
@@ -52,8 +64,6 @@ def fit(context: MethodContext, config: Config) -> Fitted:
             f"swag: {trainer.num_steps - first} optimizer steps after swag.start {config.start} are too few for a"
             " covariance; increase train.epochs or lower swag.start"
         )
-    level = context.config.train.lr * config.lr_factor
-    trainer.schedules[0] = ThenConstant(usual.peak, usual.num_steps, usual.kind, usual.warmup, start=first, level=level)
     moments = SwagMoments(config.rank)
 
     def after_step(step: int) -> None:

@@ -170,7 +170,7 @@ def score_interval(correct_E: FloatArray) -> list[float]:
 
 
 def gap_interval(confidence_E: FloatArray, correct_E: FloatArray) -> list[float]:
-    """Interval of mean confidence minus accuracy: Wald's, with two right and two wrong rows of mean confidence added."""
+    """Wald's interval of mean confidence minus accuracy, with two right and two wrong rows of that confidence added."""
     mean = float(confidence_E.mean())
     return _wald(confidence_E - correct_E, [mean, mean, mean - 1, mean - 1])
 

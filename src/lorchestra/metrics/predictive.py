@@ -45,7 +45,7 @@ def _normalize(scores_EC: FloatArray) -> FloatArray:
 def mixture_log_probs(log_probs_MEC: FloatArray) -> FloatArray:
     """Pool the members: the log of the mean of their normalized probabilities.
 
-    `[M, E, C]` to `[E, C]`, normalized over each row's choices. The members are summed in sorted order, so that permuting
+    `[M, E, C]` to `[E, C]`, normalized over each row's choices. Members are summed in sorted order, so that permuting
     them changes no bit (and so no tie of the argmax).
 
     Source: arXiv 2310.00035, the ensemble's predictive distribution.

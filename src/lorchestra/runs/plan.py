@@ -27,9 +27,8 @@ from lorchestra.runs.build import build_pipeline
 from lorchestra.runs.rows import read_rows
 from lorchestra.store import disk
 from lorchestra.training.callbacks import Callback, CallbackList
-from lorchestra.training.members import member_settings
 from lorchestra.training.precompute import TrainingRows
-from lorchestra.training.trainer import Trainer
+from lorchestra.training.trainer import Trainer, make_trainer
 
 logger = logging.getLogger(__name__)
 
@@ -75,8 +74,7 @@ def plan_run(
     free = free_bytes(pipeline.model.device)
     resident = used_bytes()
     settings = dataclasses.replace(config.train, token_budget=budget)
-    member_configs = member_settings(small, len(training.train), pipeline.model.adapter_settings)
-    trainer = Trainer(pipeline.model, training, settings, member_configs, callback)
+    trainer = make_trainer(pipeline.model, training, dataclasses.replace(small, train=settings), callback)
     workload = plan_workload(trainer, members, budget)
     calibration = _calibrate(trainer, workload, pipeline, budget, seconds, resident, callback)
     counts = adapter_counts(pipeline.model, members)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lorchestra.config.run import TrainConfig
+from lorchestra.config.run import RunConfig, TrainConfig
 from lorchestra.inference.packed import run_packed
 from lorchestra.inference.trunk import TrunkFiles
 from lorchestra.models.ensemble import EnsembleModel
@@ -23,7 +23,7 @@ from lorchestra.training.callbacks import Callback, Interrupted, StepReport
 from lorchestra.training.checkpoint import MemberState, TrainState, check_fits, state_tensors
 from lorchestra.training.early_stopping import update_early_stopping, validate_members
 from lorchestra.training.failure import epoch_failure, parameter_failures, step_failure
-from lorchestra.training.members import MemberSettings, check_members
+from lorchestra.training.members import MemberSettings, check_members, member_settings
 from lorchestra.training.objective import (
     RowOutputs,
     add_parameter_terms,
@@ -35,6 +35,11 @@ from lorchestra.training.objective import (
 from lorchestra.training.precompute import Precomputed, TrainingRows, precompute
 from lorchestra.training.sampler import MemberSampler
 from lorchestra.types import EncodedExample
+
+MakeOptimizer = Callable[[EnsembleModel, Sequence[MemberSettings]], MemberAdamW]
+"""Makes the optimizer of a model's members from their settings."""
+MakeSchedules = Callable[[Sequence[MemberSettings], int], Sequence[Schedule]]
+"""Makes one learning-rate schedule per member from their settings and the number of steps."""
 
 
 class Trainer:
@@ -48,8 +53,8 @@ class Trainer:
         settings: each member's settings, with the adapter that the model gives it (see `member_settings`).
         callback: reports steps, evaluations and other work; may ask to stop.
         files: where trunks go that are too large for memory; without it they stay in memory.
-        optimizer: updates the members' parameters; by default AdamW with their settings.
-        schedules: one learning-rate schedule per member; by default as their settings have it.
+        make_optimizer: makes what updates the members' parameters; by default AdamW with their settings.
+        make_schedules: makes one learning-rate schedule per member; by default those of their settings.
 
     Raises:
         ConfigError: a setting out of range, such as `lr * weight_decay_b >= 1`.
@@ -64,8 +69,8 @@ class Trainer:
         callback: Callback,
         *,
         files: TrunkFiles | None = None,
-        optimizer: MemberAdamW | None = None,
-        schedules: Sequence[Schedule] | None = None,
+        make_optimizer: MakeOptimizer | None = None,
+        make_schedules: MakeSchedules | None = None,
     ) -> None:
         assert config.token_budget is not None
         if [one.adapter for one in settings] != list(model.adapter_settings):
@@ -78,8 +83,8 @@ class Trainer:
         self.log_choices = [_log_choices(one, rows.train) for one in self.settings]
         self.steps_per_epoch = self.sampler.steps_per_epoch
         self.num_steps = self.steps_per_epoch * config.epochs
-        self.schedules = list(schedules or member_schedules(self.settings, self.num_steps))
-        self.optimizer = optimizer or member_optimizer(model, self.settings)
+        self.schedules = tuple((make_schedules or member_schedules)(self.settings, self.num_steps))
+        self.optimizer = (make_optimizer or member_optimizer)(model, self.settings)
         self.best = model.adapters.values.clone()
         num_members = model.num_members
         self.state = TrainState(members=[MemberState() for _ in range(num_members)], num_updates=[0] * num_members)
@@ -292,6 +297,33 @@ class Trainer:
         entry = {"step": state.step, "epoch": state.step // self.steps_per_epoch, **found}
         state.history.append(entry)
         self.callback.on_evaluation(entry, state)
+
+
+def make_trainer(
+    model: EnsembleModel,
+    rows: TrainingRows,
+    config: RunConfig,
+    callback: Callback,
+    *,
+    files: TrunkFiles | None = None,
+    make_optimizer: MakeOptimizer | None = None,
+    make_schedules: MakeSchedules | None = None,
+) -> Trainer:
+    """A trainer for one ensemble, whose members have the settings of `config` and differ by their seeds.
+
+    `train` and every method that trains adapters start here; see `Trainer` for the arguments.
+    """
+    settings = member_settings(config, len(rows.train), model.adapter_settings)
+    return Trainer(
+        model,
+        rows,
+        config.train,
+        settings,
+        callback,
+        files=files,
+        make_optimizer=make_optimizer,
+        make_schedules=make_schedules,
+    )
 
 
 def member_schedules(settings: Sequence[MemberSettings], num_steps: int) -> list[Schedule]:
