@@ -134,10 +134,6 @@ def test_duplicates_leave_train_and_validation_never_test(make_task):
     loaded = load_task("quiz", quiz.directory)  # the splits' digests are those of the rows without the duplicates
     sizes = {split: len(examples) for split, examples in loaded.task.splits.items()}
     assert sizes == {"train": 40, "val": 8, "test": 12}
-        "train": 40,
-        "val": 8,
-        "test": 12,
-    }
     assert "1 row(s) were removed from train, as they are also in test" in loaded.notes
     assert len(load_task("quiz", quiz.directory, ("val",)).task.splits["val"]) == 8
 
