@@ -133,7 +133,7 @@ def test_rows_in_memory(texts_run, questions_run):
     assert (row["id"], row["label"], row["label_index"]) == ("x", "yes", 1)
     assert row["input"] == {"text": "a film", "label": "yes", "user": 3}
     assert list(run.predict([])) == []
-    with pytest.raises(ValueError, match=r"rows\[1\] is 3; give a text or a dict"):
+    with pytest.raises(ValueError, match=r"rows\[1\] is 3; pass a text or a dict"):
         list(run.predict(["a film", 3]))
     with pytest.raises(ValueError, match="questions with choices; pass dicts with both"):
         list(load_run(questions_run).predict(["a film"]))

@@ -118,7 +118,7 @@ def from_mapping(cls: type[T], mapping: object, where: str, path: str = "", *, s
     if not isinstance(mapping, Mapping):
         raise ConfigError(f"{where}: {path or 'a recipe'} must be a mapping of settings, not {_shown(mapping)}")
     hints, refused, aliases = _hints(cls), refused_settings(cls), getattr(cls, "ALIASES", {})
-    values: dict[str, Any] = dict(getattr(cls, "SAVED_WITHOUT", {})) if saved else {}
+    values: dict[str, object] = dict(getattr(cls, "SAVED_WITHOUT", {})) if saved else {}
     spelled: dict[str, str] = {}
     for key, value in mapping.items():
         full = f"{path}.{key}" if path else str(key)

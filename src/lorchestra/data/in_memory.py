@@ -69,7 +69,7 @@ def entries_of(rows: object, labels: tuple[str, ...] | None) -> Iterable[Entry]:
     Args:
         rows: a list, array, Series or other iterable of texts, dicts or examples; a DataFrame (pandas, polars), a Table
             (pyarrow) or a Dataset (datasets). An iterator is read lazily.
-        labels: the label set of the training rows, None for questions with their own choices.
+        labels: the label set of the training rows, None for questions with choices.
 
     Raises:
         InputError: it has no rows, or a row is neither a text, a dict nor an example.
@@ -119,7 +119,7 @@ def plain_labels(y: Any) -> Any:
     if getattr(y, "ndim", 1) != 1 or isinstance(y, str | bytes) or not hasattr(y, "__iter__"):
         return y
     labels = list(y.tolist()) if hasattr(y, "tolist") else list(y)
-    missing = next((i for i, label in enumerate(labels) if is_missing(label)), None)
+    missing = next((i for i, label in enumerate(labels) if is_na(label)), None)
     if missing is not None:
         raise InputError(f"y[{missing}] is missing ({labels[missing]!r}); leave such rows out")
     kinds = sorted({type(label).__name__ for label in labels})
@@ -130,7 +130,7 @@ def plain_labels(y: Any) -> Any:
     return y if isinstance(y.dtype, np.dtype) else np.asarray(labels, dtype=object if "str" in kinds else None)
 
 
-def is_missing(value: object) -> bool:
+def is_na(value: object) -> bool:
     """Whether a cell is empty: None, NaN, or pandas' NA and NaT, whose comparisons are neither true nor false."""
     is_na = type(value).__name__ in ("NAType", "NaTType")
     return value is None or is_na or (isinstance(value, float) and value != value)
