@@ -1,10 +1,10 @@
-"""Train an ensemble with a loop of your own, in plain PyTorch; then make a run of it and evaluate that.
+"""Train an ensemble with your own training loop, in plain PyTorch; then make a run of it and evaluate the run.
 
     python examples/own_loop.py --data reviews.csv --out runs/own-loop
 
 `EnsembleModule` is a `torch.nn.Module` whose parameters are the members' adapters. All members' rows go through the
-frozen base in one packed pass, each member sees the data in an order of its own, and losses are *summed* over members:
-a member's gradient then does not depend on how many others there are.
+frozen base in one packed pass, each member sees the data in a different order, and losses are *summed* over members:
+a member's gradient then does not depend on the number of members.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def main() -> None:
             losses = -log_probs[torch.arange(len(pairs)), right]
             rows_per_member = len(pairs) // ensemble.num_members
             optimizer.zero_grad()
-            (losses.sum() / rows_per_member).backward()  # the sum over members of each one's mean
+            (losses.sum() / rows_per_member).backward()  # the sum over members of their mean losses
             optimizer.step()
         with torch.no_grad():
             mixture = ensemble.mixture(encoded_val)

@@ -23,7 +23,7 @@ from lorchestra.config.data import DataConfig
 from lorchestra.config.run import EvaluateConfig, RegularizeConfig, RunConfig, TrainConfig
 from lorchestra.data.tasks import convert, sources, table
 from lorchestra.data.tasks.load import rows_digest
-from lorchestra.data.tasks.spec import Files, Rows, TaskSpec
+from lorchestra.data.tasks.spec import ExpectedRows, Files, TaskSpec
 from lorchestra.types import Example
 
 pytest_plugins = ["nn_fixtures", "training_fixtures"]
@@ -154,7 +154,7 @@ class MadeUpTask:
     def known(rows):
         """What is known of rows that are read as they are."""
         examples = [Example("", row["question"], tuple(row["choices"]), row["answer"]) for row in rows]
-        return Rows(len(examples), rows_digest(examples))
+        return ExpectedRows(len(examples), rows_digest(examples))
 
     def spec(self, **fields):
         known = {part: self.known(rows) for part, rows in self.rows.items()}

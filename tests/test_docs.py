@@ -13,7 +13,7 @@ from tiny_base import save_tiny_base
 
 from lorchestra.cli import main as cli
 from lorchestra.methods.registry import METHODS, WRAPPERS, parse_name
-from lorchestra.models import loading as sources
+from lorchestra.models import loading
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -38,6 +38,18 @@ def test_links_and_named_files_exist(page):
             assert (page.parent / target).exists(), target
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "log.md"], ids=lambda page: page.name)
+def test_named_modules_and_their_functions_exist(page):
+    """Named as `path.py`, `path.py` `name`, `path.py` (`name`, `other`) or `path.py` | `name` → `other`."""
+    text = page.read_text(encoding="utf-8")
+    for path, names in re.findall(r"`([a-z][a-z_0-9/]*\.py)`((?:(?:,| \|| →)? \(?`\w+`)*)", text):
+        file = next((root / path for root in (ROOT, ROOT / "src/lorchestra") if (root / path).is_file()), None)
+        assert file is not None, path
+        code = file.read_text(encoding="utf-8")
+        for name in re.findall(r"\w+", names):
+            assert re.search(rf"^\s*(?:def |class )?{name}\b\s*[(:=\[]", code, flags=re.MULTILINE), (path, name)
+
+
 def blocks(language):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
@@ -45,9 +57,9 @@ def blocks(language):
 
 @pytest.fixture
 def small_default_base(tmp_path_factory, monkeypatch):
-    """Puts a tiny base with twelve layers in the place of the embedded one."""
+    """Replaces the embedded base with a tiny one of twelve layers."""
     directory = save_tiny_base(tmp_path_factory.mktemp("base") / "tiny", num_layers=12)
-    monkeypatch.setattr(sources, "embedded_directory", lambda: directory)
+    monkeypatch.setattr(loading, "embedded_directory", lambda **_: directory)
 
 
 def test_readme_code_runs(small_default_base, texts_csv, tmp_path, monkeypatch, capsys):
@@ -65,19 +77,20 @@ def test_readme_code_runs(small_default_base, texts_csv, tmp_path, monkeypatch, 
     capsys.readouterr()
     (code,) = blocks("python")
     exec(compile(code.replace('"runs/', '"python-runs/'), "README.md", "exec"), {"__name__": "__main__"})
-    assert len(capsys.readouterr().out.splitlines()) == 1 + 4
+    assert len(capsys.readouterr().out.splitlines()) == 2 + 1  # two answers, one evaluation
+    assert sorted(folder.name for folder in (tmp_path / "peft-folders").iterdir())[0] == "member_00"
 
 
 def test_the_methods_page_has_every_setting_with_its_default():
     text = (ROOT / "docs/design/methods.md").read_text(encoding="utf-8")
     table = text[text.index("| name | settings |") : text.index("What is not obvious")]
-    told = dict(re.findall(r"^\| `([+\w]+)` \| (.*) \|$", table, flags=re.MULTILINE))
+    documented = dict(re.findall(r"^\| `([+\w]+)` \| (.*) \|$", table, flags=re.MULTILINE))
     every = METHODS | {f"+{name}": wrapper for name, wrapper in WRAPPERS.items()}
     for name, method in every.items():
-        fields = re.findall(r"`(\w+)=([^`]*)`", told.get(name, ""))
+        fields = re.findall(r"`(\w+)=([^`]*)`", documented.get(name, ""))
         assert [field for field, _ in fields] == [field.name for field in dataclasses.fields(method.Config)], name
         for field, value in fields:
             if "..." not in value:
                 named = parse_name(f"one_lora{name}:{field}={value}" if name[0] == "+" else f"{name}:{field}={value}")
-                found = named.wrappers[0][1] if name[0] == "+" else named.config
-                assert found == method.Config(), (name, field)
+                config = named.wrappers[0][1] if name[0] == "+" else named.config
+                assert config == method.Config(), (name, field)

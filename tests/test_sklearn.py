@@ -1,10 +1,9 @@
-"""The scikit-learn classifier: it learns, keeps scikit-learn's conventions, and refuses what it cannot use.
+"""The scikit-learn classifier: it learns, follows scikit-learn's conventions, and refuses invalid input.
 
-Of scikit-learn's own estimator checks those run here that put in no numbers for X (`SKLEARN_CHECKS`). All others fit on
-random matrices, which are no texts; scikit-learn itself leaves them out for estimators whose tags say so. What they
-look at and makes sense for texts is checked below on texts. Without a meaning here: sparse input, dtypes and memory
-layout of X, n_features_in_ (texts have none); not offered: sample weights, partial_fit, array API, decision_function;
-and a single class is refused, as there is nothing to tell apart.
+`SKLEARN_CHECKS` are scikit-learn's estimator checks that work without a numeric X. All others fit on random matrices;
+scikit-learn skips them for estimators with these tags. Their properties that apply to texts are tested below on texts.
+Not applicable: sparse input, dtypes and memory layout of X, n_features_in_. Not supported: sample weights, partial_fit,
+array API, decision_function, a single class.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ NEW = ["a play that was good", "a song that was bad", "rather good", "very bad",
 
 @pytest.fixture(scope="module")
 def classifier(tiny_base):
-    """Builds a classifier on the tiny base that fits in about a second."""
+    """Returns a function that builds a classifier on the tiny base, which fits in about a second."""
 
     def build(**parameters):
         defaults = {"base": str(tiny_base), "members": 2, "r": 2, "epochs": 2, "lr": 0.02, "scoring": "text"}
@@ -54,7 +53,7 @@ def classifier(tiny_base):
 
 @pytest.fixture(scope="module")
 def fitted(classifier):
-    """One fitted classifier; not to be changed."""
+    """A fitted classifier, shared: do not modify."""
     return classifier(epochs=4).fit(TEXTS, LABELS)
 
 
@@ -73,17 +72,17 @@ SKLEARN_CHECKS = (
 
 
 @pytest.mark.parametrize("name", SKLEARN_CHECKS)
-def test_estimator_checks_that_need_no_matrix(classifier, name):
+def test_estimator_checks_without_a_matrix(classifier, name):
     getattr(estimator_checks, name)("LoRAEnsembleClassifier", classifier())
 
 
-def test_scikit_learn_runs_no_matrix_check_on_it(classifier):
+def test_scikit_learn_skips_matrix_checks(classifier):
     with pytest.warns(Warning, match="Can't test estimator"):
         results = estimator_checks.check_estimator(classifier())
     assert [result["status"] for result in results if result["status"] == "failed"] == []
 
 
-def test_it_learns_and_its_probabilities_are_the_runs(fitted):
+def test_it_learns_and_its_probabilities_match_the_run(fitted):
     assert list(fitted.classes_) == ["no", "yes"]
     probabilities = fitted.predict_proba(NEW)
     assert probabilities.shape == (5, 2)
@@ -100,14 +99,14 @@ def examples_of(fitted, texts):
     return [Example(str(i), text, fitted.ensemble().labels, None) for i, text in enumerate(texts)]
 
 
-def test_uncertainty_is_that_of_the_members(fitted):
-    found = fitted.uncertainty(NEW)
+def test_uncertainty_of_members(fitted):
+    scores = fitted.uncertainty(NEW)
     log_probs = fitted.ensemble().pipeline.predict_members(examples_of(fitted, NEW), "x").log_probs_MEC
     assert log_probs.shape[0] == 2
-    np.testing.assert_allclose(found["entropy"], predictive.total_entropy(log_probs), atol=1e-15)
-    np.testing.assert_allclose(found["mutual_information"], predictive.mutual_information(log_probs), atol=1e-15)
-    np.testing.assert_allclose(found["disagreement"], predictive.disagreement(log_probs), atol=1e-15)
-    assert (found["mutual_information"] > 0).any()
+    np.testing.assert_allclose(scores["entropy"], predictive.total_entropy(log_probs), atol=1e-15)
+    np.testing.assert_allclose(scores["mutual_information"], predictive.mutual_information(log_probs), atol=1e-15)
+    np.testing.assert_allclose(scores["disagreement"], predictive.disagreement(log_probs), atol=1e-15)
+    assert (scores["mutual_information"] > 0).any()
 
 
 LABEL_KINDS = {
@@ -119,16 +118,16 @@ LABEL_KINDS = {
 
 
 @pytest.mark.parametrize(("kinds", "names"), LABEL_KINDS.values(), ids=LABEL_KINDS.keys())
-def test_labels_of_any_kind_come_back_as_they_were(classifier, kinds, names):
-    """Also where the labels' order is not that of their names."""
+def test_predicted_labels_have_the_type_of_y(classifier, kinds, names):
+    """Also if the order of labels and of their names differs."""
     y = kinds[[i % 2 for i in range(60)]]
-    found = classifier(label_names=names, epochs=4).fit(TEXTS, y)
-    np.testing.assert_array_equal(found.classes_, np.unique(y))
-    predicted = found.predict(TEXTS)
+    fitted = classifier(label_names=names, epochs=4).fit(TEXTS, y)
+    np.testing.assert_array_equal(fitted.classes_, np.unique(y))
+    predicted = fitted.predict(TEXTS)
     assert predicted.dtype == y.dtype
     assert (predicted == y).mean() > 0.9
     if names is not None:
-        assert found.ensemble().labels == ("negative", "positive")
+        assert fitted.ensemble().labels == ("negative", "positive")
 
 
 def test_input_may_be_a_list_an_array_or_a_series(fitted):
@@ -147,13 +146,13 @@ def test_fit_on_a_series_is_fit_on_its_values(classifier, fitted):
     np.testing.assert_array_equal(other.predict_proba(NEW), fitted.predict_proba(NEW))
 
 
-def test_order_and_company_of_texts_do_not_matter(fitted):
+def test_predictions_are_independent_of_the_other_texts(fitted):
     whole = fitted.predict_proba(NEW)
     np.testing.assert_allclose(fitted.predict_proba(NEW[::-1])[::-1], whole, atol=1e-5)
     np.testing.assert_allclose(np.concatenate([fitted.predict_proba([t]) for t in NEW]), whole, atol=1e-5)
 
 
-def test_fit_gives_itself_and_changes_no_parameter_and_no_data(classifier):
+def test_fit_returns_self_and_changes_no_parameter_and_no_data(classifier):
     estimator, texts, labels = classifier(), list(TEXTS), list(LABELS)
     before = estimator.get_params()
     assert estimator.fit(texts, labels) is estimator
@@ -168,7 +167,7 @@ def test_fit_gives_itself_and_changes_no_parameter_and_no_data(classifier):
     }
 
 
-def test_fitting_again_gives_the_same_and_another_seed_another(classifier, fitted):
+def test_fit_is_repeatable_and_depends_on_the_seed(classifier, fitted):
     again = classifier(epochs=4).fit(TEXTS, LABELS)
     np.testing.assert_array_equal(again.predict_proba(NEW), fitted.predict_proba(NEW))
     again.fit(TEXTS, LABELS)
@@ -177,7 +176,7 @@ def test_fitting_again_gives_the_same_and_another_seed_another(classifier, fitte
     assert not np.array_equal(other.predict_proba(NEW), fitted.predict_proba(NEW))
 
 
-def test_a_pickle_a_copy_and_a_clone(fitted):
+def test_pickle_copy_and_clone(fitted):
     expected = fitted.predict_proba(NEW)
     restored = pickle.loads(pickle.dumps(fitted))
     assert restored.run_dir_ != fitted.run_dir_
@@ -190,7 +189,7 @@ def test_a_pickle_a_copy_and_a_clone(fitted):
         cloned.predict(NEW)
 
 
-def test_a_member_that_fails_is_left_out_with_a_warning(classifier, monkeypatch):
+def test_failed_member_is_left_out_with_a_warning(classifier, monkeypatch):
     original, calls = lorchestra.training.trainer.step_failure, iter(range(10_000))
     monkeypatch.setattr(
         lorchestra.training.trainer, "step_failure", lambda *a: "loss 99" if next(calls) == 1 else original(*a)
@@ -200,7 +199,7 @@ def test_a_member_that_fails_is_left_out_with_a_warning(classifier, monkeypatch)
     assert fitted.ensemble().members == (0,)
 
 
-def test_it_works_within_scikit_learn(classifier):
+def test_cross_validation_grid_search_and_pipeline(classifier):
     scores = cross_val_score(classifier(epochs=3), TEXTS, LABELS, cv=2)
     assert len(scores) == 2
     search = GridSearchCV(classifier(), {"lr": np.logspace(-4, -2, 2), "r": [np.int64(1)]}, cv=2, refit=False)
@@ -209,7 +208,7 @@ def test_it_works_within_scikit_learn(classifier):
     assert pipe.fit(TEXTS, LABELS).predict(NEW).shape == (5,)
 
 
-def test_a_temporary_run_goes_with_its_classifier(classifier):
+def test_temporary_run_is_deleted_with_its_classifier(classifier):
     estimator = classifier(epochs=1).fit(TEXTS, LABELS)
     first = Path(estimator.run_dir_)
     assert first.is_dir()
@@ -220,29 +219,29 @@ def test_a_temporary_run_goes_with_its_classifier(classifier):
     assert not second.parent.exists()
 
 
-def test_the_run_can_be_kept(classifier, tmp_path):
+def test_run_can_be_kept(classifier, tmp_path):
     kept = classifier(out=tmp_path / "run", label_names={"yes": "good", "no": "bad"}).fit(TEXTS, LABELS)
     (tmp_path / "new.csv").write_text("text\nrather good\n")
     (row,) = load_run(tmp_path / "run").predict(tmp_path / "new.csv")
     assert row["choices"] == ["bad", "good"]
-    with pytest.raises(LorchestraError, match="a run is already there"):
+    with pytest.raises(LorchestraError, match="not a run that this classifier has fitted"):
         clone(kept).fit(TEXTS, LABELS)
     with pytest.raises(ConfigError, match=r"rows that came from Python"):
         evaluate_run(load_run(tmp_path / "run"))
 
 
-def test_a_config_gives_what_is_no_parameter(classifier, tmp_path, capsys):
+def test_config_gives_all_other_settings(classifier, tmp_path, capsys):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("train: {epochs: 1, schedule: constant}\ndata: {normalize: token, train: other.csv}\n")
-    found = classifier(config=recipe, epochs=None, verbose=True).fit(TEXTS, LABELS)
-    config = found.ensemble().config
+    fitted = classifier(config=recipe, epochs=None, verbose=True).fit(TEXTS, LABELS)
+    config = fitted.ensemble().config
     assert (config.train.epochs, config.train.schedule, config.data.normalize) == (1, "constant", "token")
     assert config.data.train is None
     assert config.adapt.members == 2
     assert capsys.readouterr().out == ""
 
 
-def test_long_texts_are_cut_by_default_and_never_left_out(classifier, fitted):
+def test_long_texts_are_truncated_by_default_and_never_dropped(classifier, fitted):
     long = "good " * 400
     assert fitted.predict_proba([long]).shape == (1, 2)
     dropping = classifier(config=RunConfig(data=DataConfig(too_long="drop"))).fit(TEXTS, LABELS)
@@ -253,7 +252,7 @@ def test_long_texts_are_cut_by_default_and_never_left_out(classifier, fitted):
 BAD = {
     "one string": ("a text", LABELS, "X is one string"),
     "two axes": (np.array([TEXTS]), LABELS, r"X has shape \(1, 60\)"),
-    "numbers": (list(range(60)), LABELS, r"X\[0\] is 0, which is no text"),
+    "numbers": (list(range(60)), LABELS, r"X\[0\] is 0, which is not text"),
     "a matrix": (np.zeros((60, 2)), LABELS, r"X has shape \(60, 2\)"),
     "None": (None, LABELS, "X is of type NoneType"),
     "an empty text": (["x", " "], ["a", "b"], r"X\[1\] is ' '"),
@@ -270,12 +269,12 @@ BAD = {
 
 
 @pytest.mark.parametrize(("X", "y", "message"), BAD.values(), ids=BAD.keys())
-def test_bad_input_is_a_value_error_that_says_why(classifier, X, y, message):
+def test_invalid_input_is_a_value_error(classifier, X, y, message):
     with pytest.raises(ValueError, match=message):
         classifier().fit(X, y)
 
 
-def test_a_column_of_labels_is_flattened_with_a_warning(classifier):
+def test_column_of_labels_is_flattened_with_a_warning(classifier):
     with pytest.warns(DataConversionWarning, match="column-vector"):
         classifier(epochs=1).fit(TEXTS, np.array(LABELS)[:, None])
 
@@ -292,20 +291,20 @@ PARAMETERS = {
 
 
 @pytest.mark.parametrize(("parameters", "message"), PARAMETERS.values(), ids=PARAMETERS.keys())
-def test_bad_parameters_are_named_at_fit(classifier, parameters, message):
+def test_invalid_parameters_are_named_at_fit(classifier, parameters, message):
     estimator = classifier(**parameters)
     with pytest.raises(LorchestraError, match=message):
         estimator.fit(TEXTS, LABELS)
 
 
 @pytest.mark.parametrize("method", ["predict", "predict_proba", "uncertainty", "ensemble"])
-def test_what_is_not_fitted_says_so(classifier, method):
+def test_not_fitted_error(classifier, method):
     arguments = () if method == "ensemble" else (NEW,)
     with pytest.raises(NotFittedError):
         getattr(classifier(), method)(*arguments)
 
 
-def test_bad_texts_at_prediction(fitted):
+def test_invalid_texts_at_prediction(fitted):
     with pytest.raises(InputError, match="X is one string"):
         fitted.predict("a text")
     with pytest.raises(InputError, match="0 sample"):
@@ -326,11 +325,11 @@ def pandas_labels():
 
 
 @pytest.mark.parametrize("kind", ["Int64", "Int64 array", "boolean", "string", "category", "words"])
-def test_labels_of_pandas_types_stay_what_they_are(classifier, kind):
+def test_labels_of_pandas_types_are_kept(classifier, kind):
     y, classes, names = pandas_labels()[kind]
-    found = classifier(epochs=1).fit(TEXTS, y)
-    assert found.classes_.tolist() == classes
-    assert found.ensemble().labels == names
+    fitted = classifier(epochs=1).fit(TEXTS, y)
+    assert fitted.classes_.tolist() == classes
+    assert fitted.ensemble().labels == names
 
 
 def test_missing_labels_of_pandas_are_named(classifier):
@@ -343,16 +342,16 @@ def test_missing_labels_of_pandas_are_named(classifier):
         classifier().fit(TEXTS, [1, *LABELS[1:]])
 
 
-def test_fitting_again_replaces_the_run_that_is_kept(classifier, tmp_path):
-    found = classifier(out=tmp_path / "run", epochs=1).fit(TEXTS, LABELS)
-    first = found.predict_proba(NEW)
-    found.set_params(random_state=5).fit(TEXTS, LABELS)
-    second = found.predict_proba(NEW)
+def test_fitting_again_replaces_the_kept_run(classifier, tmp_path):
+    fitted = classifier(out=tmp_path / "run", epochs=1).fit(TEXTS, LABELS)
+    first = fitted.predict_proba(NEW)
+    fitted.set_params(random_state=5).fit(TEXTS, LABELS)
+    second = fitted.predict_proba(NEW)
     assert (first != second).any()
     assert next(load_run(tmp_path / "run").predict(NEW))["probs"] == second[0].tolist()
     with pytest.raises(ConfigError, match=r"adapt\.r: 0"):
-        found.set_params(r=0).fit(TEXTS, LABELS)
+        fitted.set_params(r=0).fit(TEXTS, LABELS)
     np.testing.assert_array_equal(next(load_run(tmp_path / "run").predict(NEW))["probs"], second[0])
     assert [entry.name for entry in tmp_path.iterdir()] == ["run"]
-    with pytest.raises(ConfigError, match=r"a run is already there, .*this classifier has not fitted it"):
+    with pytest.raises(ConfigError, match=r"not empty, and not a run that this classifier has fitted"):
         classifier(out=tmp_path / "run").fit(TEXTS, LABELS)

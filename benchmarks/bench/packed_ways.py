@@ -8,12 +8,13 @@ from collections.abc import Sequence
 import torch
 
 from bench.setting import LR, Base, Setting
-from lorchestra.config.run import RegularizeConfig, TrainConfig
+from lorchestra.config.run import RunConfig, TrainConfig
 from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.nn.adapters import StackedAdapters
 from lorchestra.nn.packing import pack, plan_micro_batches
 from lorchestra.training.callbacks import Callback, StepReport
 from lorchestra.training.checkpoint import TrainState
+from lorchestra.training.members import member_settings
 from lorchestra.training.precompute import Precomputed, TrainingRows
 from lorchestra.training.trainer import Trainer
 from lorchestra.types import EncodedExample
@@ -67,7 +68,8 @@ class PackedTraining:
         )
         self.callback = LastReport()
         model = make_ensemble(base, members, targets, layers)
-        self.trainer = Trainer(model, TrainingRows(rows, rows[:1]), config, RegularizeConfig(), self.callback)
+        settings = member_settings(RunConfig(adapt=model.adapt, train=config), len(rows), model.adapter_settings)
+        self.trainer = Trainer(model, TrainingRows(rows, rows[:1]), config, settings, self.callback)
         self.trunk_rate: float | None = None
         """Tokens per second of computing the trunk; None where there is none, or it was handed over."""
         if precomputed is not None:  # equal for all numbers of members
@@ -85,7 +87,7 @@ class PackedTraining:
         first = plan_micro_batches(trainer.step_items(0), trainer.token_budget, trainer.shared)[0]
         batch = pack(first, model.device, trainer.shared)
         trunk = trainer.precomputed.train
-        model.log_probs(batch, None if trunk is None else trunk.gather(batch)).sum().backward()
+        model.forward(batch, None if trunk is None else trunk.gather(batch)).sum().backward()
         model.adapters.zero_grad()
 
     def step(self) -> tuple[int, list[float | None]]:

@@ -1,7 +1,4 @@
-"""The one tree of errors a user can meet.
-
-Every message names the file, line or field, the value found there, and what to do about it.
-"""
+"""The errors that users see. Every message names the file, line or field, the value, and what to do about it."""
 
 import difflib
 import unicodedata
@@ -10,19 +7,19 @@ from types import MappingProxyType
 
 
 def did_you_mean(name: str, known: Iterable[str], elsewhere: Mapping[str, str] = MappingProxyType({})) -> str:
-    """The end of a message about an unknown name: the nearest known one as a question, and what is known at all.
+    """The end of a message about an unknown name: the closest known name as a question, then all known names.
 
-    Where none is near, a near one of `elsewhere` is asked for by what it maps to.
+    If no known name is close, the closest key of `elsewhere` is suggested by the name that it maps to.
     """
     names = list(known)
     near = difflib.get_close_matches(name[:100], names, n=1)
-    near = near or [elsewhere[far] for far in difflib.get_close_matches(name[:100], elsewhere, n=1)]
+    near = near or [elsewhere[other] for other in difflib.get_close_matches(name[:100], elsewhere, n=1)]
     question = f"did you mean {near[0]!r}? " if near else ""
     return f"{question}known here: {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}"
 
 
 def printable(text: str, longest: int = 2000) -> str:
-    """Text on one line, control characters and halves of surrogate pairs as escapes, the middle cut where too long."""
+    """Text on one line, with control characters and lone surrogates escaped, and the middle of long text cut out."""
     line = " ".join(text.split()) if "\n" in text or "\r" in text else text
     if len(line) > longest:
         line = f"{line[: longest - 300]} ... {line[-295:]}"
@@ -30,10 +27,10 @@ def printable(text: str, longest: int = 2000) -> str:
 
 
 def visible(text: str) -> str:
-    """Text with its lines, but without what a terminal or browser would obey, reorder by, or hide: that as escapes.
+    """Text with everything escaped that a terminal or browser would execute, reorder or hide.
 
-    Escaped are control characters (ESC, U+009B, ...), marks of direction, zero-width characters and halves of surrogate
-    pairs; line ends, tabs and all kinds of spaces stay.
+    That is control characters (ESC, U+009B, ...), direction marks, zero-width characters and lone surrogates; line
+    ends, tabs and all kinds of spaces stay.
     """
     if text.isprintable():
         return text
@@ -41,7 +38,7 @@ def visible(text: str) -> str:
 
 
 def visible_json(text: str) -> str:
-    """The text of a JSON value, which stays the same value, with the same characters as JSON's escapes."""
+    """JSON text with the same characters as JSON escapes, so that its value stays the same."""
     if text.isprintable():
         return text
     return "".join(c if _is_shown(c) or c == "\n" else _json_escape(c) for c in text)
@@ -59,15 +56,15 @@ def _json_escape(c: str) -> str:
 
 
 class LorchestraError(Exception):
-    """Base of all errors that a user can mend; the command line prints its text without a traceback.
+    """Base class of errors that users can fix; the command line prints the message without a traceback.
 
-    `exit_code` is what the command line ends with.
+    `exit_code` is the exit code of the command line.
     """
 
     exit_code = 2
 
     def __str__(self) -> str:
-        """The message on one line, fit for a terminal whatever the file that it quotes holds."""
+        """The message on one line, safe to print whatever it quotes from a file."""
         return printable(super().__str__())
 
 
@@ -80,7 +77,7 @@ class DataError(LorchestraError):
 
 
 class InputError(DataError, ValueError):
-    """Texts or labels given from Python cannot be used; a ValueError too, as scikit-learn's conventions ask."""
+    """Texts or labels passed from Python cannot be used; also a ValueError, as scikit-learn expects."""
 
 
 class CheckpointError(LorchestraError):
@@ -92,6 +89,6 @@ class RequestError(LorchestraError):
 
 
 class TrainingError(LorchestraError):
-    """Training itself failed: no member is left, or a check did not hold."""
+    """Training failed: no member is left, or a check did not pass."""
 
     exit_code = 1

@@ -1,6 +1,6 @@
-"""An ensemble of LoRA adapters as a scikit-learn classifier of texts: `fit`, `predict`, `predict_proba`, `score`.
+"""A scikit-learn classifier for texts: an ensemble of LoRA adapters with `fit`, `predict`, `predict_proba`, `score`.
 
-Needs scikit-learn (extra `sklearn`), which nothing else in lorchestra imports.
+The only module that needs scikit-learn (extra `sklearn`).
 """
 
 from __future__ import annotations
@@ -42,41 +42,42 @@ try:
 except ImportError as error:
     raise LorchestraError("lorchestra.sklearn needs scikit-learn: pip install 'lorchestra[sklearn]'") from error
 
-_KEPT = ("config.yaml", "ensemble.json", "members/*/*")
-"""What of a run directory a pickled classifier carries with it: all that a prediction needs."""
+Labels = NDArray[np.generic]
+_PICKLED = ("config.yaml", "ensemble.json", "members/*/*")
+"""Files of the run directory that a pickled classifier contains: those needed for predictions."""
 
 
 class LoRAEnsembleClassifier(ClassifierMixin, BaseEstimator):
-    """Classify texts by an ensemble of LoRA adapters on a frozen LLM.
+    """Classify texts with an ensemble of LoRA adapters on a frozen LLM.
 
-    X is a list, array or Series of strings, y their labels. A tenth of the rows given to `fit`, stratified, stops and
-    selects members and trains none. Parameters that are None are as `config` has them.
+    X is a list, array or Series of strings, y their labels. `fit` holds out a stratified tenth of the rows for early
+    stopping and model selection. Parameters that are None take the value in `config`.
 
     Args:
-        base: as base.name: hub id, directory, .gguf file, or smollm2-135m.
-        members: as adapt.members: number of LoRA members.
-        r: as adapt.r: rank of each adapter.
-        lora_alpha: as adapt.lora_alpha.
-        target_modules: as adapt.target_modules: names of the adapted linear maps.
-        layers: as adapt.layers: all, last:K or a list.
-        dropout: as adapt.dropout.
-        epochs: as train.epochs.
-        batch_size: as train.batch_size: rows a member sees in one optimizer step.
-        lr: as train.lr.
-        weight_decay_b: as regularize.weight_decay_b.
-        kl_beta: as regularize.kl_beta.
-        prompt: as data.prompt.template: a template in which {question} stands for the text.
-        scoring: as data.scoring: auto, letter or text.
-        label_names: what the model reads for each label, as {0: "negative", 1: "positive"}; by default `str(label)`.
-        config: everything else: a `RunConfig` or the path of a recipe; by default lorchestra's defaults, with texts
-            that are too long cut.
-        out: run directory to keep, for the command line (`lorchestra predict`); by default a temporary one. Fitting
-            again replaces it, once the new run is whole; what this classifier has not fitted is never replaced.
-        random_state: the run's seed: an integer, a RandomState, or None for another one at each fit.
-        verbose: write the messages of training and loading to stderr.
+        base: base.name: hub id, directory, .gguf file, or smollm2-135m.
+        members: adapt.members: number of LoRA members.
+        r: adapt.r: rank of each adapter.
+        lora_alpha: adapt.lora_alpha.
+        target_modules: adapt.target_modules: names of the adapted linear maps.
+        layers: adapt.layers: all, last:K or a list.
+        dropout: adapt.dropout.
+        epochs: train.epochs.
+        batch_size: train.batch_size: rows per member and optimizer step.
+        lr: train.lr.
+        weight_decay_b: regularize.weight_decay_b.
+        kl_beta: regularize.kl_beta.
+        prompt: data.prompt.template: a template with {question} in place of the text.
+        scoring: data.scoring: auto, letter or text.
+        label_names: the words the model reads for labels, as {0: "negative", 1: "positive"}; default `str(label)`.
+        config: all other settings, as a `RunConfig` or the path of a recipe; by default lorchestra's defaults, with
+            long texts truncated.
+        out: run directory to keep, for use with the command line (`lorchestra predict`); temporary by default. Fitting
+            again replaces it when the new run is complete; a run that this classifier did not fit is never replaced.
+        random_state: the run's seed: an integer, a RandomState, or None for a different seed at each fit.
+        verbose: print progress notes and warnings to stderr.
 
     Attributes:
-        classes_: the labels in order, the columns of `predict_proba`.
+        classes_: the labels in the order of the columns of `predict_proba`.
         run_dir_: the run directory.
     """
 
@@ -123,17 +124,17 @@ class LoRAEnsembleClassifier(ClassifierMixin, BaseEstimator):
         self.random_state = random_state
         self.verbose = verbose
 
-    def __sklearn_tags__(self) -> Any:
+    def __sklearn_tags__(self) -> object:
         """X is one axis of strings."""
         tags = super().__sklearn_tags__()
         tags.input_tags.one_d_array, tags.input_tags.two_d_array, tags.input_tags.string = True, False, True
         return tags
 
-    def fit(self, X: Sequence[str], y: Sequence[Any]) -> LoRAEnsembleClassifier:
-        """Train the ensemble; members that fail are left out, with a `ConvergenceWarning` each.
+    def fit(self, X: Sequence[str], y: Sequence[object]) -> LoRAEnsembleClassifier:
+        """Train the ensemble; failed members are left out with a `ConvergenceWarning`.
 
         Raises:
-            InputError: texts or labels cannot be used, or are too few.
+            InputError: texts or labels are invalid or too few.
             ConfigError: a parameter is out of range.
             TrainingError: every member failed.
         """
@@ -145,9 +146,9 @@ class LoRAEnsembleClassifier(ClassifierMixin, BaseEstimator):
             raise InputError(f"y holds 1 class only ({classes.tolist()[0]!r}); at least two are needed")
         names = self._names(classes)
         options = tuple(sorted(names))
-        answers = [options.index(name) for name in names]
+        columns = [options.index(name) for name in names]
         examples = [
-            Example(f"X-{i}", text, options, answers[code], f"X[{i}]")
+            Example(f"X-{i}", text, options, columns[code], f"X[{i}]")
             for i, (text, code) in enumerate(zip(texts, codes, strict=True))
         ]
         config = self._config()
@@ -156,41 +157,41 @@ class LoRAEnsembleClassifier(ClassifierMixin, BaseEstimator):
         except DataError as error:
             raise InputError(
                 f"{len(texts)} texts of {len(classes)} classes are too few: a tenth is held out for validation, and"
-                " every class must keep one to learn from; give more"
+                " every class needs a training row; provide more"
             ) from error
-        place = _Place(self.out)
-        if place.is_taken and getattr(self, "run_dir_", None) != str(place.root):
+        directory = _RunDirectory(self.out)
+        if directory.exists and getattr(self, "run_dir_", None) != str(directory.root):
             raise ConfigError(
-                f"out: {place.root}: a run is already there, or other files, and this classifier has not fitted it;"
-                " choose another, or remove it"
+                f"out: {directory.root}: not empty, and not a run that this classifier has fitted; choose another"
+                " directory, or remove it"
             )
         task = Task("texts", splits, options)
         rows = RunRows(task, tuple(validation_notes(task)))
-        replacing = replacing_directory(place.root) if place.is_taken else nullcontext(place.root)
+        replacing = replacing_directory(directory.root) if directory.exists else nullcontext(directory.root)
         with replacing as root, _logging_to_stderr(self.verbose):
             outcome = train_run(config, root, rows=rows)
         for m, reason in zip(outcome.failed_members, outcome.reasons, strict=True):
             warnings.warn(f"member {m} failed and is left out: {reason}", ConvergenceWarning, stacklevel=2)
-        self._place, self._columns = place, answers
+        self._directory, self._columns = directory, columns
         self.classes_ = classes
-        self.run_dir_ = str(place.root)
+        self.run_dir_ = str(directory.root)
         self._trained: Ensemble | None = None
         return self
 
-    def predict(self, X: Sequence[str]) -> NDArray[Any]:
+    def predict(self, X: Sequence[str]) -> Labels:
         """The most probable label of each text, `[E]`."""
         best = self.predict_proba(X).argmax(axis=1)
         return np.asarray(self.classes_[best])
 
     def predict_proba(self, X: Sequence[str]) -> NDArray[np.float64]:
-        """The ensemble's probability of each class, `[E, C]` in the order of `classes_`: the members' mean."""
+        """The ensemble's probability of each class, averaged over members: `[E, C]` in the order of `classes_`."""
         return np.exp(predictive.mixture_log_probs(self._log_probs(X)))
 
     def uncertainty(self, X: Sequence[str]) -> dict[str, NDArray[np.float64]]:
-        """How uncertain the ensemble is of each text, `[E]` each.
+        """Uncertainty of the ensemble per text, `[E]` each.
 
-        `entropy` and `mutual_information` in nats (the latter is what the members' disagreement adds), `disagreement`
-        the share of member pairs with different answers.
+        `entropy` and `mutual_information` (the part of it due to disagreement between members) in nats, and
+        `disagreement`, the share of member pairs with different answers.
         """
         log_probs_MEC = self._log_probs(X)
         return {
@@ -200,7 +201,7 @@ class LoRAEnsembleClassifier(ClassifierMixin, BaseEstimator):
         }
 
     def ensemble(self) -> Ensemble:
-        """The fitted run, loaded; the first call loads the base."""
+        """The fitted run; the first call loads the base."""
         check_is_fitted(self, "run_dir_")
         if self._trained is None:
             with _logging_to_stderr(self.verbose):
@@ -215,34 +216,34 @@ class LoRAEnsembleClassifier(ClassifierMixin, BaseEstimator):
         options = trained.labels
         assert options is not None
         examples = [Example(f"X-{i}", text, options, None, f"X[{i}]") for i, text in enumerate(texts)]
-        found = trained.pipeline.predict_members(examples, "predict")
-        if found.num_examples < len(texts):
+        predictions = trained.pipeline.predict_members(examples, "predict")
+        if predictions.num_examples < len(texts):
             raise InputError(
-                f"{len(texts) - found.num_examples} texts have more than {trained.pipeline.max_length} tokens, and"
-                " data.too_long is drop; every text needs an answer: use truncate"
+                f"{len(texts) - predictions.num_examples} texts have more than {trained.pipeline.max_length} tokens,"
+                " and data.too_long is drop; set it to truncate to predict all texts"
             )
-        return found.log_probs_MEC[:, :, self._columns]
+        return predictions.log_probs_MEC[:, :, self._columns]
 
-    def _names(self, classes: NDArray[Any]) -> list[str]:
-        """What the model reads for each class."""
+    def _names(self, classes: Labels) -> list[str]:
+        """The words that the model reads for each class."""
         names = []
         for label in classes.tolist():
             name = str(label) if self.label_names is None else self.label_names.get(label)
             if not isinstance(name, str) or not name.strip():
-                raise InputError(f"label_names: {label!r} has {name!r}; give each label in y a word of its own")
+                raise InputError(f"label_names: {label!r} has {name!r}; give each label in y a distinct word")
             names.append(name)
         if len(set(names)) < len(names):
-            raise InputError(f"label_names: two labels share a name ({', '.join(names)}); give each one of its own")
+            raise InputError(f"label_names: two labels share a name ({', '.join(names)}); make the names distinct")
         return names
 
     def _config(self) -> RunConfig:
-        """The run's configuration: `config` with the parameters put in."""
+        """The run's configuration: `config` with the given parameters applied."""
         config = self.config
         if config is None:
             config = RunConfig(data=DataConfig(too_long="truncate"))
         elif not isinstance(config, RunConfig):
             config = read_recipe(config, RunConfig)
-        given: dict[str, dict[str, Any]] = {
+        given: dict[str, dict[str, object]] = {
             "base": {"name": self.base},
             "adapt": {name: getattr(self, name) for name in ("members", "r", "lora_alpha", "layers", "dropout")},
             "train": {name: getattr(self, name) for name in ("epochs", "batch_size", "lr")},
@@ -257,7 +258,7 @@ class LoRAEnsembleClassifier(ClassifierMixin, BaseEstimator):
             given["adapt"]["target_modules"] = tuple(str(name) for name in self.target_modules)
         given["train"]["seed"] = self._seed()
         for part, values in given.items():
-            # parameter grids bring numpy's numbers along, which YAML does not know
+            # parameter grids contain numpy scalars, which YAML cannot represent
             plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in values.items() if v is not None}
             config = dataclasses.replace(config, **{part: dataclasses.replace(getattr(config, part), **plain)})
         return dataclasses.replace(config, data=dataclasses.replace(config.data, train=None, val=None, test=None))
@@ -267,33 +268,33 @@ class LoRAEnsembleClassifier(ClassifierMixin, BaseEstimator):
             return int(self.random_state)
         return int(check_random_state(self.random_state).randint(2**31))
 
-    def __getstate__(self) -> dict[str, Any]:
-        """What is pickled: parameters, and the files of the run (the adapters, not the base)."""
+    def __getstate__(self) -> dict[str, object]:
+        """The pickled state: parameters and the files of the run (adapters, but not the base)."""
         state = dict(super().__getstate__())
-        for name in ("_trained", "_place"):
+        for name in ("_trained", "_directory"):
             state.pop(name, None)
         if "run_dir_" in state:
             root = Path(state.pop("run_dir_"))
-            names = sorted(file.relative_to(root).as_posix() for pattern in _KEPT for file in root.glob(pattern))
+            names = sorted(file.relative_to(root).as_posix() for pattern in _PICKLED for file in root.glob(pattern))
             state["_files"] = {name: inside(root, name).read_bytes() for name in names}
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Put the run into a temporary directory of this process; the base is loaded when it is first needed."""
+        """Restore the run into a temporary directory; the base is loaded when first needed."""
         state = dict(state)
         files = state.pop("_files", None)
         super().__setstate__(state)
         if files is not None:
-            self._place = _Place(None)
+            self._directory = _RunDirectory(None)
             for name, content in files.items():
-                path = inside(self._place.root, name)
+                path = inside(self._directory.root, name)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
-            self.run_dir_, self._trained = str(self._place.root), None
+            self.run_dir_, self._trained = str(self._directory.root), None
 
 
-class _Place:
-    """Where a classifier's run lies: the directory asked for, or a temporary one that goes when this object does."""
+class _RunDirectory:
+    """The directory of a classifier's run: the given one, or a temporary one that is deleted with this object."""
 
     def __init__(self, out: str | Path | None) -> None:
         if out is not None:
@@ -304,17 +305,17 @@ class _Place:
         weakref.finalize(self, shutil.rmtree, directory, ignore_errors=True)
 
     @property
-    def is_taken(self) -> bool:
-        """Whether something is there."""
+    def exists(self) -> bool:
+        """Whether it contains files."""
         return self.root.is_dir() and any(self.root.iterdir())
 
 
-def _labels(y: Any) -> NDArray[Any]:
-    """y as one axis of class labels; whole numbers stay whole, whatever else the column of a DataFrame could hold.
+def _labels(y: Sequence[object]) -> Labels:
+    """y as a 1d array of class labels; pandas' nullable integers become plain integers.
 
     Raises:
-        InputError: y is missing, or a label is, or text and numbers are mixed.
-        ValueError: y holds no classes (scikit-learn's own words).
+        InputError: y or a label is missing, or text and numbers are mixed.
+        ValueError: y is not a classification target (raised by scikit-learn).
     """
     if y is None:
         raise InputError("LoRAEnsembleClassifier requires y to be passed, but the target y is None")

@@ -1,4 +1,4 @@
-"""The values that travel between layers, and the legend of axes.
+"""Types shared by all layers, and the legend of axis letters.
 
 Axes: `M` member, `E` example, `N` packed token, `B` row, `T` position, `V` vocabulary, `C` choice, `D` width,
 `R` rank, `I`/`O` in/out features. A tensor's name may end in its axes: `log_probs_MEC`.
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One labelled (or unlabeled) multiple-choice question or text.
+    """One multiple-choice question or text, with or without its answer.
 
-    `where` says where it came from ("train.jsonl:17"), for error messages.
+    `where` is its file and line ("train.jsonl:17"), for error messages.
     """
 
     id: str
@@ -37,8 +37,7 @@ class Example:
 class Task:
     """Named splits of examples.
 
-    `labels` holds the label set in order (sorted, as seen in training) when the rows were texts with labels, and is
-    None when every row brings its own choices.
+    `labels` is the label set in order if the rows are texts with labels, and None if each row has its own choices.
     """
 
     name: str
@@ -48,12 +47,12 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class EncodedExample:
-    """An example as token ids: a prefix common to all choices, and what each choice adds to it.
+    """An example as token ids: a prefix common to all choices, and the tokens that each choice adds to it.
 
-    No choice begins another: where one would, all have an end after them (see `data.encode`).
+    No choice is a prefix of another: where one would be, all of them are followed by an end (see `data.encode`).
 
     The score of choice c is `sum_j log p(choices[c][j] | prefix, choices[c][:j])`. `row` is the example's index in its
-    split: it keys dropout masks and the trunk cache, so it never depends on batching.
+    split; it keys dropout masks and the trunk cache, so it must not depend on batching.
     """
 
     row: int
@@ -61,19 +60,19 @@ class EncodedExample:
     choices: tuple[tuple[int, ...], ...]
     answer: int | None
     divisors: tuple[float, ...] | None = None
-    """Per choice, what its summed log-probability is divided by (tokens or bytes); None for the plain sum."""
+    """The divisor of each choice's summed log-probability (its tokens or bytes); None for the plain sum."""
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that go through the model: the last token of a choice is only ever predicted."""
+        """Tokens that go through the model; the last token of a choice is only predicted."""
         return len(self.prefix) + sum(len(choice) - 1 for choice in self.choices)
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """The pivot type: what every method ends in, and all that metrics, reports and figures need.
+    """Predictions of M members for E examples: the output of every method, and the input of metrics and reports.
 
-    `log_probs_MEC` is float64 `[M, E, C]`, normalized over each row's own choices, -inf in columns past `num_choices`.
+    `log_probs_MEC` is float64 `[M, E, C]`, normalized over each row's choices, -inf in columns past `num_choices`.
     `labels` is int64 `[E]`, -1 where the answer is unknown.
     """
 
@@ -84,10 +83,10 @@ class Predictions:
     task: str
     split: str
     texts: tuple[str, ...] = field(default=())
-    """The questions, kept so that a report can show them; may be empty."""
+    """The questions, for reports; may be empty."""
 
     def __post_init__(self) -> None:
-        """Refuse arrays that do not belong together."""
+        """Refuse arrays whose shapes do not match."""
         num_examples = self.log_probs_MEC.shape[1]
         if self.log_probs_MEC.ndim != 3:
             raise ValueError(f"log_probs_MEC has shape {self.log_probs_MEC.shape}, not [M, E, C]")
@@ -111,10 +110,10 @@ class Predictions:
         return np.array([len(options) for options in self.options], dtype=np.int64)
 
     def to_pandas(self) -> pandas.DataFrame:
-        """The numbers as a tidy table: one row a member, example and choice, in that order.
+        """A tidy table with one row per member, example and choice, in that order.
 
-        Columns: `member`, `id`, `label` (the right choice's index, missing where it is unknown), `choice` (index),
-        `option` (its text), `log_prob`, `prob`. For one row an example with the ensemble's uncertainty see
+        Columns: `member`, `id`, `label` (index of the right choice, missing if unknown), `choice` (index), `option`
+        (its text), `log_prob`, `prob`. For one row per example with the ensemble's uncertainty, see
         `prediction_rows`: `pandas.DataFrame(prediction_rows(predictions))`.
 
         Raises:
@@ -124,7 +123,7 @@ class Predictions:
             import pandas
         except ImportError as error:
             raise LorchestraError("to_pandas needs pandas: pip install 'lorchestra[pandas]'") from error
-        # only a row's own choices: columns past them are padding
+        # columns past a row's number of choices are padding
         example, choice = np.nonzero(np.arange(self.log_probs_MEC.shape[2]) < self.num_choices[:, None])
         log_probs = self.log_probs_MEC[:, example, choice]
         labels = pandas.array(self.labels[example], dtype="Int64")
@@ -144,20 +143,20 @@ class Predictions:
 
 @dataclass(frozen=True)
 class EarlyExitPredictions:
-    """Predictions of rows that were answered by different numbers of members.
+    """Predictions for rows that were answered by different numbers of members.
 
-    `parts[i]` holds the rows that its first `num_members` members answered, and no other member; `places[i]`, int64,
-    says where each of them stands among all rows. `num_members` is M.
+    `parts[i]` holds the rows that were answered by its first `num_members` members only, and `indices[i]`, int64, their
+    indices among all rows. `num_members` is M.
     """
 
     parts: tuple[Predictions, ...]
-    places: tuple[NDArray[np.int64], ...]
+    indices: tuple[NDArray[np.int64], ...]
     num_members: int
 
     @property
     def members_used(self) -> NDArray[np.int64]:
         """Number of members that answered each row, int64 `[E]`."""
         used = np.zeros(sum(part.num_examples for part in self.parts), dtype=np.int64)
-        for part, places in zip(self.parts, self.places, strict=True):
-            used[places] = part.num_members
+        for part, indices in zip(self.parts, self.indices, strict=True):
+            used[indices] = part.num_members
         return used

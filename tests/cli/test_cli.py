@@ -183,14 +183,14 @@ def test_bad_input_ends_with_2_and_a_text_on_stderr(lorchestra, tmp_path, monkey
 
 
 ROWS = {
-    "no JSON": ('{"question": "q", "choices": ["a", "b"], "answer": 0}\nnonsense\n', "rows.jsonl:2: no JSON"),
+    "no JSON": ('{"question": "q", "choices": ["a", "b"], "answer": 0}\nnonsense\n', "rows.jsonl:2: invalid JSON"),
     "one choice": ('{"question": "q", "choices": ["a"], "answer": 0}\n', "rows.jsonl:1: .*at least two"),
     "answer out of range": ('{"question": "q", "choices": ["a", "b"], "answer": 2}\n', "rows.jsonl:1: .*0 to 1"),
     "no answer": ('{"question": "q", "choices": ["a", "b"]}\n', "rows.jsonl:1: no column 'answer'"),
     "same id": ('{"id": "x", "question": "q", "choices": ["a", "b"], "answer": 0}\n' * 2, "already that of line 1"),
     "empty": ("", "rows.jsonl: the file has no rows"),
     "too few": ('{"question": "q", "choices": ["a", "b"], "answer": 0}\n', "too few to hold out"),
-    "free text": ('{"prompt": "p", "completion": "c"}\n', "nothing generates text yet"),
+    "free text": ('{"prompt": "p", "completion": "c"}\n', "are not supported"),
 }
 
 

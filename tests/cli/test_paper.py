@@ -1,4 +1,4 @@
-"""Every figure end to end on a tiny base and synthetic tasks: files, data, sentences; bad input is refused."""
+"""Every figure end to end on a tiny base and synthetic tasks: files, data, sentences; invalid input is refused."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ ROWS = {
 
 @pytest.fixture(scope="module")
 def paper(make_shared_task, tiny_base, tmp_path_factory):
-    """All figures, made once: the directory, the output, and a function that runs the command again."""
+    """All figures, made once: the output directory, the command's output, and a function that runs it again."""
     task = make_shared_task(numbers=(24, 8, 12))
     make_shared_task("other", numbers=(24, 8, 10), first=1000)
     out = tmp_path_factory.mktemp("paper") / "out"
@@ -58,9 +58,9 @@ def paper(make_shared_task, tiny_base, tmp_path_factory):
                 code = stop.code
         return code, stdout.getvalue(), stderr.getvalue()
 
-    code, stdout, errors = run("all")
+    code, output, errors = run("all")
     assert code == 0, errors
-    return SimpleNamespace(out=out, stdout=stdout, errors=errors, run=run)
+    return SimpleNamespace(out=out, output=output, errors=errors, run=run)
 
 
 def table(paper, name):
@@ -79,13 +79,13 @@ def table(paper, name):
 
 
 def run_of(paper, name):
-    """The run directory of a point: there is exactly one."""
+    """The only directory of a point that is not trained separately."""
     (run,) = paper.out.glob(f"trainings/*/runs/{name}")
     return run
 
 
 def entry_of(paper, name):
-    """The evaluation of a point, saved after training."""
+    """The saved evaluation of a point."""
     return json.loads((run_of(paper, name) / "metrics.json").read_text())["evaluations"][0]
 
 
@@ -94,14 +94,14 @@ def predictions_of(paper, name, stem="quiz.test"):
 
 
 def assert_as_evaluated(row, entry):
-    """`one_*` and `ensemble_*` of a row equal the evaluation's."""
+    """`one_*` and `ensemble_*` of a row equal the saved evaluation."""
     for who, key in (("one", "member_mean"), ("ensemble", "ensemble")):
         for metric in METRICS:
             assert row[f"{who}_{metric}"] == pytest.approx(entry[key][metric], abs=1e-12)
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_a_page_of_output(name, paper):
+def test_page_of_output(name, paper):
     folder = paper.out / name
     assert sorted(path.name for path in folder.iterdir()) == sorted(
         [f"{name}.png", f"{name}.svg", "data.csv", "sentence.txt"]
@@ -117,7 +117,7 @@ def test_a_page_of_output(name, paper):
     sentence, caption = (folder / "sentence.txt").read_text().strip().split("\n\n")
     assert sentence == FIGURES[name].sentence(rows)
     assert "nan" not in sentence
-    assert f"{name}: {sentence}\n{caption}\n" in paper.stdout
+    assert f"{name}: {sentence}\n{caption}\n" in paper.output
     assert "quiz (24 training, 12 test rows)" in caption
     assert ('; prompt "Question: {question} / Answer:"' in caption) == (name != "baselines")
 
@@ -133,20 +133,21 @@ def test_confidence_of_wrong_answers(paper):
     assert f"{wrong.mean():.2f} for ensemble, decay on B ({100 * accuracy:.1f} % right)" in sentence
 
 
-def test_arrows_and_strengths_are_what_was_evaluated(paper):
+def test_arrows_and_strengths_match_the_evaluations(paper):
     names = ["as-configured", "weight_decay_b=10.0", "weight_decay_b=100.0", "kl_beta=0.1", "kl_beta=1.0"]
     entries = [entry_of(paper, name) for name in [*names, "dropout=0.1", "dropout=0.3"]]
     for row, entry in zip(table(paper, "fig2"), entries, strict=True):
         assert_as_evaluated(row, entry)
         low, high = entry["intervals"]["ensemble_minus_member_mean"]["accuracy"] or (None, None)
         assert (row["gain_accuracy_low"], row["gain_accuracy_high"]) == (low, high)
-        assert "gain_ece_low" not in row  # no interval of a difference of ECEs covers
+        assert "gain_ece_low" not in row  # no interval of a difference of ECEs has correct coverage
     better = sum(
         entry["ensemble"]["accuracy"] > entry["member_mean"]["accuracy"]
         and entry["ensemble"]["ece"] < entry["member_mean"]["ece"]
         for entry in entries
     )
-    assert (paper.out / "fig2" / "sentence.txt").read_text().startswith(f"{better} of 7 arrows go to more accuracy")
+    sentence = (paper.out / "fig2" / "sentence.txt").read_text()
+    assert sentence.startswith(f"{better} of 7 arrows point to higher accuracy and lower ECE")
     kinds = [(row["regularizer"], row["strength"]) for row in table(paper, "regularizers")]
     assert kinds[0] == ("none", 0)
     assert kinds[5:7] == [("reverse KL to base", 0.1), ("reverse KL to base", 1)]
@@ -156,19 +157,19 @@ def test_arrows_and_strengths_are_what_was_evaluated(paper):
     assert f"({lowest:.3f})" in (paper.out / "regularizers" / "sentence.txt").read_text()
 
 
-def test_epochs_begin_with_the_base_and_end_with_the_run(paper):
+def test_epochs_start_with_the_base_and_end_with_the_run(paper):
     rows = table(paper, "fig3")
     for name, kind in (("as-configured", "no regularizer"), ("weight_decay_b=100.0", "decay on B 100")):
         entry = entry_of(paper, name)
-        curve = [row for row in rows if row["regularizer"] == kind]
+        points = [row for row in rows if row["regularizer"] == kind]
         for method, key in (("one LoRA (mean of members)", "member_mean"), ("ensemble", "ensemble")):
-            first, *_, last = (row for row in curve if row["method"] == method)
+            first, *_, last = (row for row in points if row["method"] == method)
             for metric in METRICS:
                 assert first[metric] == pytest.approx(entry["baselines"]["base_zero_shot"][metric], abs=1e-12)
                 assert last[metric] == pytest.approx(entry[key][metric], abs=1e-9)
         assert last["nll_lowest"] == last["nll_highest"] == last["nll"]
         of_members = [member["nll"] for member in entry["members"]]
-        one = next(row for row in curve if row["epoch"] == 2 and row["method"] != "ensemble")
+        one = next(row for row in points if row["epoch"] == 2 and row["method"] != "ensemble")
         assert (one["nll_lowest"], one["nll_highest"]) == pytest.approx((min(of_members), max(of_members)), abs=1e-9)
 
 
@@ -180,21 +181,21 @@ def test_mc_dropout_has_as_many_passes(paper):
         assert row["passes"] == (1 if row["method"] == "one LoRA" else MEMBERS)
         for metric in METRICS:
             assert row[metric] == pytest.approx(expected[metric], abs=1e-12)
-        assert (row["nll_low"], row["nll_high"]) == (None, None)  # twelve rows carry no interval
+        assert (row["nll_low"], row["nll_high"]) == (None, None)  # twelve rows are too few for an interval
 
 
-def test_other_sets_keep_their_answers(paper):
-    far = predictions_of(paper, "as-configured", "quiz.ood_other")
-    assert (far.labels >= 0).all()
+def test_ood_sets_keep_their_labels(paper):
+    ood = predictions_of(paper, "as-configured", "quiz.ood_other")
+    assert (ood.labels >= 0).all()
     (row,) = (
         row
         for row in table(paper, "fig5")
         if (row["rows_of"], row["regularizer"], row["method"]) == ("other", "no regularizer", "ensemble")
     )
-    mixture = mixture_log_probs(far.log_probs_MEC)
+    mixture = mixture_log_probs(ood.log_probs_MEC)
     assert row["examples"] == 10
     for metric in METRICS:
-        assert row[metric] == pytest.approx(getattr(metrics, metric)(mixture, far.labels), abs=1e-12)
+        assert row[metric] == pytest.approx(getattr(metrics, metric)(mixture, ood.labels), abs=1e-12)
     assert row["mean_confidence"] == pytest.approx(confidence(mixture).mean(), abs=1e-12)
     entry = entry_of(paper, "as-configured")["ood"]["other"]
     aurocs = {(row["method"], row["score"]): row["auroc"] for row in table(paper, "ood")[:5]}
@@ -217,12 +218,12 @@ def test_diversity_by_its_source(paper):
         "both and bootstrap",
     ]
     assert rows[2]["update_cosine"] > rows[0]["update_cosine"]  # one A for all members
-    starts = [row["start"] for row in table(paper, "ablation-init")]
-    drawn = ["uniform x 0.2", "uniform x 5", "gaussian", "orthogonal", "pissa", "uniform, B normal 0.02"]
-    assert starts == ["uniform", *drawn, "uniform", "gaussian", "orthogonal"]
-    every = table(paper, "diversity")
-    assert {(row["random"], row["start"]) for row in every} >= {("shuffling only", "uniform"), ("both", "orthogonal")}
-    assert f"over {len(every)} settings" in (paper.out / "diversity" / "sentence.txt").read_text()
+    inits = [row["start"] for row in table(paper, "ablation-init")]
+    random = ["uniform x 0.2", "uniform x 5", "gaussian", "orthogonal", "pissa", "uniform, B normal 0.02"]
+    assert inits == ["uniform", *random, "uniform", "gaussian", "orthogonal"]
+    points = table(paper, "diversity")
+    assert {(row["random"], row["start"]) for row in points} >= {("shuffling only", "uniform"), ("both", "orthogonal")}
+    assert f"over {len(points)} settings" in (paper.out / "diversity" / "sentence.txt").read_text()
 
 
 def test_subsets_of_one_training(paper):
@@ -252,15 +253,15 @@ def test_rank_and_cost(paper):
     assert all(row["train_s"] > 0 and row["peak_bytes"] > 1e6 for row in costs)
 
 
-def test_what_figures_share_is_trained_once_and_not_again(paper):
+def test_shared_points_are_trained_once_and_reused(paper):
     points = [run.parent.name for run in paper.out.glob("trainings/*/runs/*/ensemble.json")]
     assert len(points) == len(set(points)) == 1 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 2 + 3 + 5
     before = {path: path.stat().st_mtime_ns for path in paper.out.glob("trainings/**/*.safetensors")}
     pictures = {path: path.read_bytes() for path in (paper.out / "fig2").iterdir()}
-    code, stdout, errors = paper.run("fig2", "fig3")
+    code, output, errors = paper.run("fig2", "fig3")
     assert code == 0
     assert "training" not in errors
-    assert stdout.count("This project's setting") == 2
+    assert output.count("This project's setting") == 2
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert {path: path.read_bytes() for path in pictures} == pictures
 
@@ -272,28 +273,28 @@ def test_what_figures_share_is_trained_once_and_not_again(paper):
         (["fig2"], ["--profile", "smal"], "--profile smal: no such profile; did you mean 'small'?"),
         ([], [], "paper: name a figure, or all: fig1"),
         (["fig2"], ["--most-members", 0], "--most-members: 0 is less than 1"),
-        (["ablation-rank"], ["--adapt.r", 4], "--adapt.r: ablation-rank sets it itself (1, 4, 16, 64); leave it out"),
+        (["ablation-rank"], ["--adapt.r", 4], "--adapt.r: set by ablation-rank (1, 4, 16, 64); remove the option"),
         (["fig2"], ["--train.lr", 0.5], "error: fig2, point weight_decay_b=10.0: regularize.weight_decay_b: train.lr"),
         (["fig2"], ["--train.lr", 0.003], "--train.lr: the figures in"),
         (["fig1"], ["--profile", "small"], "--profile: the figures in"),
     ],
 )
-def test_bad_input_is_refused(figures, more, message, paper):
-    code, stdout, errors = paper.run(*figures, more=more)
-    assert (code, stdout) == (2, "")
+def test_invalid_input_is_refused(figures, more, message, paper):
+    code, output, errors = paper.run(*figures, more=more)
+    assert (code, output) == (2, "")
     assert message in errors
 
 
-def test_a_directory_of_something_else_is_left_alone(paper, tmp_path):
+def test_another_directory_is_refused_and_not_changed(paper, tmp_path):
     (tmp_path / "note.txt").write_text("mine")
     code, _, errors = paper.run("fig2", out=tmp_path)
     assert code == 2
-    assert "exists and is not the directory of paper figures" in errors
+    assert "exists and is not a directory of paper figures" in errors
     assert [path.name for path in tmp_path.iterdir()] == ["note.txt"]
 
 
 def test_without_arguments_the_figures_are_listed(lorchestra):
-    code, stdout, _ = lorchestra("paper")
+    code, output, _ = lorchestra("paper")
     assert code == 0
-    listed = [line.split()[0] for line in stdout.splitlines() if line.startswith("  ")]
+    listed = [line.split()[0] for line in output.splitlines() if line.startswith("  ")]
     assert listed == [*FIGURES, "7b", "small", "smoke"]

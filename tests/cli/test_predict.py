@@ -135,7 +135,7 @@ def test_rows_in_memory(texts_run, questions_run):
     assert list(run.predict([])) == []
     with pytest.raises(ValueError, match=r"rows\[1\] is 3; give a text or a dict"):
         list(run.predict(["a film", 3]))
-    with pytest.raises(ValueError, match="questions with choices; give dicts with both"):
+    with pytest.raises(ValueError, match="questions with choices; pass dicts with both"):
         list(load_run(questions_run).predict(["a film"]))
 
 
@@ -144,10 +144,10 @@ FAULTS = {
     "null": ({"text": None}, "the text is empty"),
     "another type": ({"text": ["a", "b"]}, "which is not a string"),
     "no column": ({"other": "x"}, "no column 'text'"),
-    "no JSON": ('{"text": "a film', "no JSON at column"),
+    "no JSON": ('{"text": "a film', "invalid JSON at column"),
     "no object": ("[1]", "not a JSON object"),
     "too long": ({"text": LONG}, "tokens, over data.max_length 256"),
-    "half a pair": ('{"text": "\\ud800"}', "half of a surrogate pair"),
+    "half a pair": ('{"text": "\\ud800"}', "lone surrogate"),
     "an id of another type": ({"text": "a film", "id": [1]}, "the id is"),
 }
 
@@ -176,7 +176,7 @@ def test_faults_of_csv_rows_and_questions(lorchestra, texts_run, questions_run, 
     _, out, _ = lorchestra("predict", texts_run, "--data", path)
     rows = read(out)
     assert [row["error"] is None for row in rows] == [True, False, True]
-    assert "3 cells under a header of 2" in rows[1]["error"]
+    assert "3 cells, but the header has 2" in rows[1]["error"]
     good = {"question": "it is", "choices": ["good", "bad"], "id": 7}
     path = write([good, good | {"choices": ["good"]}, good | {"choices": "good"}, good | {"question": " "}, good])
     _, out, _ = lorchestra("predict", questions_run, "--data", path)

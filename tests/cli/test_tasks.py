@@ -57,8 +57,8 @@ def test_one_task(lorchestra):
     assert "license of the rows: CC BY-SA 3.0" in out
     assert "train: <= 8,484 rows, digest unknown, from: nowhere" in out
     assert f"test: 3,270 rows, digest {TASKS['boolq'].splits['test'].digest[:16]}, from: nowhere" in out
-    assert "to get all rows: give a directory with boolq/train.jsonl, dev.jsonl (or .jsonl.gz): --data-dir DIR" in out
-    assert "to get all rows: with a network, pip install 'lorchestra[hub]'" in out
+    assert "to get all rows: use a directory with boolq/train.jsonl, dev.jsonl (or .jsonl.gz): --data-dir DIR" in out
+    assert "to get all rows: with network access, pip install 'lorchestra[hub]'" in out
     assert "    Is it true or false? Answer:" in out
     assert "out of distribution for it: commonsense_qa" in lorchestra("tasks", "openbookqa")[1]
 
@@ -107,7 +107,7 @@ def test_train_evaluate_and_resume_by_name(lorchestra, make_task, tiny_base, tmp
 
 
 BAD = {
-    "unknown": (("tasks", "arc_esy"), "'arc_esy' is no task known by name; did you mean 'arc_easy'?"),
+    "unknown": (("tasks", "arc_esy"), "'arc_esy' is not a named task; did you mean 'arc_easy'?"),
     "unknown to train": (("train", "--data.task", "arc-easy", "--out", "OUT"), "did you mean 'arc_easy'?"),
     "both": (
         ("train", "--data.task", "arc_easy", "--data.train", "x.csv", "--out", "OUT"),
@@ -116,7 +116,7 @@ BAD = {
     "neither": (("train", "--out", "OUT"), "or a task by name with --data.task"),
     "nowhere": (
         ("train", "--data.task", "sst2", "--out", "OUT"),
-        "task sst2: its published train rows were found nowhere. Looked for: no data directory is given",
+        "task sst2: no source has its published train rows. Tried: no data directory is set",
     ),
     "no directory": (
         ("train", "--data.task", "sst2", "--data-dir", "none", "--out", "OUT"),
@@ -133,7 +133,7 @@ BAD = {
     ),
     "show what": (("tasks", "--show", "3"), "--show 3: of which task? Name it"),
     "show how many": (("tasks", "sst2", "--show", "-1"), "--show: -1 is less than 0"),
-    "show from nowhere": (("tasks", "sst2", "--show", "1"), "published test rows were found nowhere"),
+    "show from nowhere": (("tasks", "sst2", "--show", "1"), "no source has its published test rows"),
 }
 
 

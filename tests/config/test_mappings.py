@@ -18,6 +18,7 @@ from lorchestra.config.mappings import (
     from_mapping,
     read_recipe,
     refused_settings,
+    setting_aliases,
     to_mapping,
     to_yaml,
 )
@@ -66,6 +67,44 @@ def test_text_beside_a_list_and_true_beside_names(text, expected):
     assert from_mapping(AdaptConfig, yaml.safe_load(to_yaml(config)), "there") == config
 
 
+HUGGING_FACE = [
+    ("adapt.lora_dropout", 0.1, "adapt.dropout", 0.1),
+    ("adapt.layers_to_transform", [0, 5], "adapt.layers", "[0, 5]"),
+    ("train.num_train_epochs", 4, "train.epochs", 4),
+    ("train.per_device_train_batch_size", 2, "train.batch_size", 2),
+    ("train.learning_rate", "1e-4", "train.lr", 1e-4),
+    ("train.max_grad_norm", 0.5, "train.clip_norm", 0.5),
+    ("train.early_stopping_patience", 3, "train.patience", 3),
+]
+
+
+def test_the_aliases_are_hugging_face_s():
+    assert setting_aliases(RunConfig) == {alias: name for alias, _, name, _ in HUGGING_FACE}
+
+
+@pytest.mark.parametrize(("alias", "written", "name", "value"), HUGGING_FACE)
+def test_a_setting_under_hugging_face_s_name_is_saved_under_ours(tmp_path, alias, written, name, value):
+    group, setting = name.split(".")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({group: {alias.split(".")[1]: written}}))
+    config = read_recipe(path, RunConfig)
+    assert config == from_mapping(RunConfig, {group: {setting: value}}, "here")
+    assert getattr(getattr(config, group), setting) == value != getattr(getattr(RunConfig(), group), setting)
+    assert from_mapping(RunConfig, {group: {alias.split(".")[1]: written}}, "here") == config
+    saved = to_mapping(config)[group]
+    assert saved[setting] == value
+    assert alias.split(".")[1] not in saved
+
+
+@pytest.mark.parametrize(("alias", "written", "name", "value"), HUGGING_FACE)
+def test_a_setting_under_both_names_is_refused(alias, written, name, value):
+    group, setting = name.split(".")
+    mapping = {group: {setting: value, alias.split(".")[1]: written}}
+    message = f"here: {name} and {alias} are the same setting; leave one of them out"
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        from_mapping(RunConfig, mapping, "here")
+
+
 def test_refused_settings_are_found_through_the_parts():
     assert list(refused_settings(RunConfig)) == ["adapt.modules_to_save"]
 
@@ -73,21 +112,24 @@ def test_refused_settings_are_found_through_the_parts():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("train: {epoch: 3}", "train.epoch is no setting; did you mean 'epochs'?"),
-        ("trian: {}", "trian is no setting; did you mean 'train'?"),
-        ("zzz: 1", "zzz is no setting; known here: base, adapt, data, train, regularize, evaluate"),
+        ("train: {epoch: 3}", "train.epoch is not a setting; did you mean 'epochs'?"),
+        ("trian: {}", "trian is not a setting; did you mean 'train'?"),
+        ("zzz: 1", "zzz is not a setting; known here: base, adapt, data, train, regularize, evaluate"),
         ("train: 3", "train must be a mapping of settings, not 3"),
         ("- 1", "a recipe must be a mapping of settings, not [1]"),
         ("train: {epochs: three}", "train.epochs is 'three'; it must be int"),
         ("train: {epochs: 1.5}", "train.epochs is 1.5; it must be int"),
         ("train: {epochs: true}", "train.epochs is True; it must be int"),
         ("train: {lr: fast}", "train.lr is 'fast'; it must be float"),
+        ("train: {learning_rate: fast}", "train.learning_rate is 'fast'; it must be float"),
+        ("train: {learning_rat: 1}", "train.learning_rat is not a setting; did you mean 'lr'?"),
+        ("max_grad_norm: 1", "max_grad_norm is not a setting; did you mean 'train.clip_norm'?"),
         ("train: {schedule: step}", "train.schedule is 'step'; it must be one of linear, cosine, constant"),
         ("adapt: {target_modules: true}", "adapt.target_modules is True; it must be text"),
         ("adapt: {target_modules: {q: 1}}", "adapt.target_modules is {'q': 1}; it must be text"),
         ("adapt: {target_modules: [true]}", "adapt.target_modules is True; it must be text"),
         ("adapt: {modules_to_save: [lm_head]}", "adapt.modules_to_save is not offered: members are low-rank adapters"),
-        ("adapt: {REFUSED: {}}", "adapt.REFUSED is no setting"),
+        ("adapt: {REFUSED: {}}", "adapt.REFUSED is not a setting"),
         ("adapt: {init_lora_weights: false}", "is False; it must be one of True, gaussian, orthogonal"),
         ("adapt: {init_lora_weights: 1}", "adapt.init_lora_weights is 1; it must be one of True, gaussian, orthogonal"),
         ("adapt: {init_lora_weights: olora}", "is 'olora'; it must be one of True, gaussian, orthogonal, pissa"),
@@ -96,7 +138,7 @@ def test_refused_settings_are_found_through_the_parts():
         ("data: {prompt: 'Q {question}'}", "data.prompt must be a mapping of settings, not 'Q {question}'"),
         (
             "data: {prompt: {chat_templat: true}}",
-            "data.prompt.chat_templat is no setting; did you mean 'chat_template'?",
+            "data.prompt.chat_templat is not a setting; did you mean 'chat_template'?",
         ),
         ("train: {lr: 1", "not valid YAML"),
         ("x: !!python/object/apply:os.system [ls]", "not valid YAML"),
@@ -105,11 +147,11 @@ def test_refused_settings_are_found_through_the_parts():
         ("train: {epochs: !!bool maybe}", "not valid YAML"),
         ("train: {epochs: !!timestamp x}", "not valid YAML"),
         ("train: !!map [1]", "not valid YAML"),
-        ("train: &t {epochs: 2}\nadapt: *t", "*t: write the value out in place"),
-        ("a: &a [*a]", "*a: write the value out in place"),
+        ("train: &t {epochs: 2}\nadapt: *t", "*t: write out the value instead"),
+        ("a: &a [*a]", "*a: write out the value instead"),
         ("train: {epochs: 2}\ntrain: {lr: 0.1}", "train is set twice"),
         ("train: {epochs: 2, epochs: 3}", "epochs is set twice"),
-        ("train: {epochs: 0x" + "f" * 5000 + "}", "train.epochs is a number of 20,000 bits, which is no setting"),
+        ("train: {epochs: 0x" + "f" * 5000 + "}", "train.epochs is a number of 20,000 bits; choose a smaller number"),
         ("data: {prompt: [a, b]}", "data.prompt must be a mapping of settings, not ['a', 'b']"),
         ("data: {prompt: {template: [a, b]}}", "data.prompt.template is ['a', 'b']; it must be text"),
     ],
@@ -165,7 +207,7 @@ def test_a_billion_laughs_are_no_joke(tmp_path):
     path = tmp_path / "recipe.yaml"
     lines = ["- &a0 [lol, lol]", *(f"- &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 30))]
     path.write_text("adapt:\n  target_modules:\n" + "".join(f"    {line}\n" for line in lines))
-    with pytest.raises(ConfigError, match=r"\*a0: write the value out in place"):
+    with pytest.raises(ConfigError, match=r"\*a0: write out the value instead"):
         read_recipe(path, RunConfig)
 
 
@@ -195,7 +237,7 @@ def test_a_saved_configuration_that_was_cut_off_is_not_one_with_defaults(tmp_pat
     assert read_recipe(path, RunConfig, whole=True).train.epochs == 9
     path.write_text(whole[: whole.index("regularize:")])
     assert read_recipe(path, RunConfig).train.epochs == 9
-    with pytest.raises(ConfigError, match=r"config\.yaml: has no regularize settings; the file was cut off"):
+    with pytest.raises(ConfigError, match=r"config\.yaml: has no regularize settings; the file was truncated"):
         read_recipe(path, RunConfig, whole=True)
 
 
@@ -211,15 +253,15 @@ def test_a_saved_configuration_that_was_cut_off_is_not_one_with_defaults(tmp_pat
         ({"data": {"max_length": 0}}, "data.max_length: 0 is less than 1"),
         (
             {"data": {"prompt": {"template": "\ud800 {question}"}}},
-            "data.prompt.template: holds half of a surrogate",
+            "data.prompt.template: lone surrogate at index 0",
         ),
         (
             {"data": {"prompt": {"system_prompt": "x\udfff"}}},
-            "data.prompt.system_prompt: holds half of a surrogate",
+            "data.prompt.system_prompt: lone surrogate at index 1",
         ),
         (
             {"data": {"prompt": {"frame": {"alone": ["a", "\ud800", "b"]}}}},
-            "data.prompt.frame.alone: holds half of a surrogate",
+            "data.prompt.frame.alone: lone surrogate at index 1",
         ),
         ({"train": {"token_budget": 0}}, "train.token_budget: 0 is less than 1"),
         ({"train": {"token_budget": -5}}, "train.token_budget: -5 is less than 1"),
@@ -283,7 +325,7 @@ def test_plain_values_are_read_as_yaml_1_2_has_them(tmp_path, text, read, expect
         ("train: {checkpoint_every_s: 1:30}", "is '1:30'; it must be float"),
         ("data: {fields: {label: true}}", "is True; it must be text, in quotes"),
         ("train: {epochs: 1, epochs: 2}", "epochs is set twice"),
-        ("train: {<<: {epochs: 1}}", "train.<< is no setting"),
+        ("train: {<<: {epochs: 1}}", "train.<< is not a setting"),
     ],
 )
 def test_what_yaml_1_1_would_read_otherwise_is_refused_with_the_way_to_write_it(tmp_path, text, message):

@@ -58,12 +58,12 @@ def test_answers_with_two_readings_are_refused_with_the_options(tmp_path: Path) 
     path = with_answers(tmp_path, ["1", "2"])
     with pytest.raises(DataError) as caught:
         read(path)
-    assert "'green' by --data.answer-as index, 'red' by --data.answer-as number" in str(caught.value)
+    assert "'green' with --data.answer-as index, 'red' with --data.answer-as number" in str(caught.value)
     by_number = read(path, DataConfig(read=ReadConfig(answer_as="number"))).examples
     assert [example.answer for example in by_number] == [0, 1]
     assert [example.answer for example in read(path, DataConfig(read=ReadConfig(answer_as="index"))).examples] == [1, 2]
     path = with_answers(tmp_path, ["B"], ("B", "A"))
-    with pytest.raises(DataError, match=r"answer-as letter, 'B' by --data\.answer-as text"):
+    with pytest.raises(DataError, match=r"answer-as letter, 'B' with --data\.answer-as text"):
         read(path)
 
 

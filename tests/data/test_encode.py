@@ -244,13 +244,13 @@ def test_a_choice_without_tokens(merging_tokenizer: Any) -> None:
     # This vocabulary has no Greek, and no byte to spell it with.
     template = PromptTemplate("Question: {question}\nAnswer: ")
     example = replace(CAT, choices=("the cat", "\u03b1\u03b2"))
-    with pytest.raises(DataError, match=r"t\.jsonl:2: choice 1, 'αβ', has no tokens"):
+    with pytest.raises(DataError, match=r"t\.jsonl:2: choice 1, 'αβ', adds no tokens"):
         encode([example], template, merging_tokenizer, scoring="text")
 
 
 def test_nothing_before_the_choices(merging_tokenizer: Any, bos_tokenizer: Any) -> None:
     example = replace(CAT, question="\u03b1")
-    with pytest.raises(DataError, match=r"t\.jsonl:2: no token stands before"):
+    with pytest.raises(DataError, match=r"t\.jsonl:2: there is no token before"):
         encode([example], PromptTemplate("{question}"), merging_tokenizer, scoring="text")
     assert encode([example], PromptTemplate("{question}"), bos_tokenizer, scoring="text").rows
 
@@ -318,7 +318,9 @@ def test_a_row_that_no_tokenizer_should_be_given(tokenizer: Any, monkeypatch: py
     monkeypatch.setattr("lorchestra.data.encode._MAX_CHARACTERS", 2_000)
     template = PromptTemplate("{question} Answer:")
     many = Example("m", "word " * 10, tuple(str(i) for i in range(40)), 0, "rows.jsonl:7")
-    with pytest.raises(DataError, match=r"rows\.jsonl:7: the prompt, once a choice, has 2,\d+ characters in all"):
+    with pytest.raises(
+        DataError, match=r"rows\.jsonl:7: the prompt, repeated for each choice, has 2,\d+ characters in total"
+    ):
         encode([many], template, tokenizer, scoring="text", too_long="drop")
     few = replace(many, choices=many.choices[:4])
     assert len(encode([few], template, tokenizer, scoring="text").rows) == 1
@@ -412,7 +414,7 @@ def test_eos_where_a_line_end_parts_nothing(tokenizer: Any) -> None:
     bare = encode([YES_BUT], replace(TEMPLATE, version=1), tokenizer, scoring="text").rows[0]
     assert row.choices == tuple((*choice, 1) for choice in bare.choices)
     with pytest.raises(
-        ConfigError, match=r"t\.jsonl:4: one of the choices 'yes', 'no', 'yes but' begins another.*letter"
+        ConfigError, match=r"t\.jsonl:4: one of the choices 'yes', 'no', 'yes but' is a prefix of another.*letter"
     ):
         encode([YES_BUT], TEMPLATE, _Newlineless(tokenizer, None), scoring="text")
 
@@ -450,7 +452,7 @@ def test_tokens_that_the_model_does_not_know(tokenizer: Any) -> None:
     known = TextTokenizer(tokenizer, (), most + 1)
     assert encode([SKY], TEMPLATE, known, scoring="text").rows
     with pytest.raises(
-        DataError, match=rf"t\.jsonl:1: needs the token .* \(number {most}\), and the base has {most} emb"
+        DataError, match=rf"t\.jsonl:1: has the token .* \(id {most}\), but the base has only {most} emb"
     ):
         encode([SKY], TEMPLATE, TextTokenizer(tokenizer, (), most), scoring="text")
 

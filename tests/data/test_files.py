@@ -215,7 +215,7 @@ def test_missing_file_directory_suffix_and_pipe(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("x")
     assert ".jsonl, .jsonl.gz, .csv, .parquet" in message(tmp_path / "t.txt")
     os.mkfifo(tmp_path / "pipe.jsonl")
-    assert "no regular file" in message(tmp_path / "pipe.jsonl")
+    assert "not a regular file" in message(tmp_path / "pipe.jsonl")
     assert "cannot be read" in message(tmp_path / ("x" * 300 + ".jsonl"))
 
 
@@ -242,7 +242,7 @@ def test_not_a_whole_gzip_file(tmp_path: Path, data: bytes) -> None:
 
 def test_not_a_parquet_file(tmp_path: Path) -> None:
     (tmp_path / "t.parquet").write_bytes(b"PAR1 nonsense")
-    assert "no Parquet file" in message(tmp_path / "t.parquet")
+    assert "cannot be read as a Parquet file" in message(tmp_path / "t.parquet")
 
 
 def test_not_utf8_names_the_line(tmp_path: Path) -> None:
@@ -276,9 +276,9 @@ def test_a_line_that_is_no_json_object(tmp_path: Path, line: str, said: str) -> 
 @pytest.mark.parametrize(
     ("content", "line", "said"),
     [
-        ('text,label\na,"b\n', 2, "no CSV"),
-        ('text,label\na,b\n"a"b,c\n', 3, "no CSV"),
-        ("text,label\na,b\na,b,c\n", 3, "3 cells under a header of 2"),
+        ('text,label\na,"b\n', 2, "not valid CSV"),
+        ('text,label\na,b\n"a"b,c\n', 3, "not valid CSV"),
+        ("text,label\na,b\na,b,c\n", 3, "3 cells, but the header has 2"),
         ("text,label,text\na,b,c\n", 1, "'text'"),
         ("text,label\na\n", 2, "label is empty"),
     ],
@@ -333,14 +333,14 @@ def test_a_field_missing_from_a_later_row(tmp_path: Path) -> None:
         ({"answer": 10**30}, "0 to 1"),
         ({"answer": True}, "an integer from 0 to 1"),
         ({"answer": None}, "missing"),
-        ({"answer": 1.0}, "give the integer, 1"),
+        ({"answer": 1.0}, "use the integer, 1"),
         ({"answer": 0.5}, "an integer"),
         ({"answer": float("nan")}, "an integer"),
         ({"answer": "1"}, "an integer"),
-        ({"answer": "B"}, "give the letter's index, 1"),
-        ({"answer": " a"}, "give the letter's index, 0"),
+        ({"answer": "B"}, "use the letter's index, 1"),
+        ({"answer": " a"}, "use the letter's index, 0"),
         ({"answer": "C"}, "an integer"),
-        ({"answer": "sky"}, "give its index, 1"),
+        ({"answer": "sky"}, "use its index, 1"),
         ({"answer": [0]}, "an integer"),
         ({"question": "  "}, "the question is empty"),
         ({"question": None}, "the question is empty"),
@@ -398,9 +398,9 @@ def test_csv_question_cells_that_cannot_be_used(tmp_path: Path, column: str, cel
 def test_parquet_values_of_other_types(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
     pq.write_table(pa.table({"text": ["a"], "label": pa.array([b"x"])}), path)
-    assert "give a string or an integer" in message(path)
+    assert "use a string or an integer" in message(path)
     pq.write_table(pa.table({"question": ["a"], "choices": [["x", "y"]], "answer": pa.array([1.0])}), path)
-    assert "give the integer, 1" in message(path)
+    assert "use the integer, 1" in message(path)
 
 
 def test_duplicate_ids_name_both_lines(tmp_path: Path) -> None:
@@ -436,15 +436,15 @@ def test_a_label_unseen_in_training_names_the_nearest(tmp_path: Path) -> None:
     text = message(path, labels=("negative", "positive", "yes"))
     assert f"{path}:2" in text
     assert "'Positve'" in text
-    assert "nearest is 'positive'" in text
+    assert "closest is 'positive'" in text
     assert "known are 'a', 'b'" in message(path, labels=("a", "b"))
 
 
 def test_rows_of_a_form_the_task_does_not_have(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "t.jsonl", [QUESTION])
-    assert "to have 'question' read as the text, call it 'text' in the file" in message(path, labels=("no", "yes"))
+    assert "if the text is in 'question', rename that column to 'text'" in message(path, labels=("no", "yes"))
     path = write_jsonl(tmp_path / "t.jsonl", [{"text": "a"}])
-    assert "bring their own choices" in message(path, require_answer=False)
+    assert "with their own choices" in message(path, require_answer=False)
 
 
 def test_a_huge_value_is_shown_short_and_compared_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -520,7 +520,7 @@ def test_every_format_reads_the_same_texts(rows: list[dict[str, Any]]) -> None:
 def test_a_key_that_comes_twice_is_named(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "a", "label": "x"}\n{"text": "b", "label": "x", "label": "y"}\n')
-    with pytest.raises(DataError, match=r"rows\.jsonl:2: the key 'label' comes twice"):
+    with pytest.raises(DataError, match=r"rows\.jsonl:2: duplicate key 'label'"):
         read(path)
     path.write_text('{"text": "a", "label": "x", "other": 1, "other": 2}\n{"text": "b", "label": {"a": 1, "a": 2}}\n')
     with pytest.raises(DataError, match=r"rows\.jsonl:2: .*several labels"):

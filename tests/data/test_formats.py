@@ -152,11 +152,11 @@ def test_lines_of_array_elements(tmp_path: Path) -> None:
     ("content", "said"),
     [
         ('[{"text": "a"}', "does not end"),
-        ('[{"text": "a"}\n{"text" "b"}]', ":2: no JSON"),
-        ('[{"text": "a"}] x', "more follows"),
-        ('{"text": "a",', "no JSON"),
+        ('[{"text": "a"}\n{"text" "b"}]', ":2: invalid JSON"),
+        ('[{"text": "a"}] x', "text after the end"),
+        ('{"text": "a",', "invalid JSON"),
         ('{"a": [{"b": 1}], "c": [{"d": 1}]}', "several lists"),
-        ("[" + " " * 70_000 + '{"text": tru', "no JSON"),
+        ("[" + " " * 70_000 + '{"text": tru', "invalid JSON"),
     ],
 )
 def test_broken_json_files(tmp_path: Path, content: str, said: str) -> None:
@@ -180,9 +180,9 @@ def test_array_elements_longer_than_a_chunk(tmp_path: Path, monkeypatch: pytest.
     [
         ("semicolon.csv", "read as semicolon-separated"),
         ("tab.csv", "read as tab-separated"),
-        ("sep.csv", "first line says that semicolons separate"),
+        ("sep.csv", "semicolon-separated, as the first line says"),
         ("wrapped.json", "the rows are those under 'data'"),
-        ("columns.json", "one list a column"),
+        ("columns.json", "one list per column"),
     ],
 )
 def test_what_was_assumed_is_said(tmp_path: Path, name: str, said: str) -> None:
@@ -239,8 +239,8 @@ def test_other_encodings_by_name(tmp_path: Path) -> None:
     assert "t.csv:2: not UTF-8 (byte 0xe9)" in text
     assert "--data.encoding cp1252" in text
     assert "caf\u00e9" in text
-    assert "no text encoding" in message(tmp_path / "t.csv", encoding="klingon")
-    assert "no text encoding" in message(tmp_path / "t.csv", encoding="base64")
+    assert "not a text encoding" in message(tmp_path / "t.csv", encoding="klingon")
+    assert "not a text encoding" in message(tmp_path / "t.csv", encoding="base64")
     (tmp_path / "t.csv").write_bytes("text,label\ncaf\u00e9,x\n".encode("utf-16-le"))
     assert "--data.encoding utf-16-le" in message(tmp_path / "t.csv")
     (tmp_path / "t.csv").write_bytes(b"text,label\n\x81,x\n")
@@ -263,7 +263,7 @@ def test_directories_and_patterns(tmp_path: Path) -> None:
     assert cells(f"{tmp_path}/*.csv*", notes) == ROWS[::-1]
     assert any("2 files, a.csv.gz to b.csv" in note for note in notes)
     assert cells(f"{tmp_path}/b*") == ROWS[:1]
-    assert "no files of rows" in message(f"{tmp_path}/c*")
+    assert "no files with rows" in message(f"{tmp_path}/c*")
     (tmp_path / "more.jsonl").write_text(JSON_LINES)
     assert "2 csv, 1 jsonl" in message(tmp_path)
     assert cells(tmp_path, format="jsonl") == ROWS

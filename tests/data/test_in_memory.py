@@ -9,7 +9,7 @@ import pytest
 
 from lorchestra.config.data import DataConfig, FieldsConfig
 from lorchestra.data.in_memory import entries_of, is_file, plain_labels, texts_of
-from lorchestra.data.queries import query_values
+from lorchestra.data.input_rows import input_rows
 from lorchestra.errors import DataError, InputError
 
 
@@ -28,11 +28,11 @@ def test_any_sequence_of_strings_is_a_list_of_them(kind):
         (None, "X is of type NoneType"),
         (3, "X is of type int"),
         ([], "0 sample"),
-        (np.array([["a"]]), r"X has shape \(1, 1\); give one axis"),
+        (np.array([["a"]]), r"X has shape \(1, 1\); pass one axis"),
         (["a", ""], r"X\[1\] is ''"),
         (["a", None], r"X\[1\] is None"),
         ([b"a"], r"X\[0\] is b'a'"),
-        (["a", "x" * 5, 4], r"X\[2\] is 4, which is no text"),
+        (["a", "x" * 5, 4], r"X\[2\] is 4, which is not text"),
     ],
 )
 def test_refusals_name_the_place(value, message):
@@ -49,7 +49,7 @@ DATA = DataConfig()
 
 
 def asked(rows, data=DATA, labels=LABELS):
-    return list(query_values(entries_of(rows, labels), data, labels))
+    return list(input_rows(entries_of(rows, labels), data, labels))
 
 
 def examples_of(rows, data=DATA, labels=LABELS):
@@ -93,7 +93,7 @@ def test_an_iterator_is_read_as_far_as_it_is_asked():
     def endless():
         yield from ({"text": str(i)} for i in itertools.count())
 
-    found = query_values(entries_of(endless(), LABELS), DATA, LABELS)
+    found = input_rows(entries_of(endless(), LABELS), DATA, LABELS)
     assert [row.example.question for row in itertools.islice(found, 1000)][-1] == "999"
 
 
@@ -126,12 +126,12 @@ def test_nothing_gives_nothing():
 
 
 ROWS = {
-    "None": (None, LABELS, "rows is of type NoneType; give texts, dicts, a DataFrame"),
+    "None": (None, LABELS, "rows is of type NoneType; pass texts, dicts, a DataFrame"),
     "a number": (3, LABELS, "rows is of type int"),
-    "a dict": ({"text": "x"}, LABELS, r"rows is one dict; give a list of rows: \[row\]"),
+    "a dict": ({"text": "x"}, LABELS, r"rows is one dict; pass a list of rows: \[row\]"),
     "a matrix": (np.array([["a"]]), LABELS, r"rows has shape \(1, 1\)"),
-    "numbers": ([1, 2], LABELS, r"rows\[0\] is 1; give a text or a dict"),
-    "a number in the middle": (["a", 2], LABELS, r"rows\[1\] is 2; give a text or a dict"),
+    "numbers": ([1, 2], LABELS, r"rows\[0\] is 1; pass a text or a dict"),
+    "a number in the middle": (["a", 2], LABELS, r"rows\[1\] is 2; pass a text or a dict"),
     "texts": (["a"], None, r"rows\[0\] is a text, but the training rows were questions with choices"),
 }
 
@@ -143,15 +143,15 @@ def test_what_holds_no_rows_is_refused_at_the_call(rows, labels, message):
 
 
 def test_missing_columns_are_refused_before_the_first_answer():
-    with pytest.raises(DataError, match=r"\"text\" and \"label\"; columns found: 'review', 'stars'"):
-        query_values(entries_of([{"review": "x", "stars": 3}], LABELS), DATA, LABELS)
+    with pytest.raises(DataError, match=r"\"text\" and \"label\"; the columns are: 'review', 'stars'"):
+        input_rows(entries_of([{"review": "x", "stars": 3}], LABELS), DATA, LABELS)
 
 
 FAULTS = {
     "empty": (["a", " "], LABELS, "the text is empty"),
     "missing": ([{"text": "a"}, {"text": None}], LABELS, "the text is empty"),
     "number": ([{"text": "a"}, {"text": 3}], LABELS, "the text is 3, which is not a string"),
-    "choices": ([QUESTION, {"question": "q", "choices": "ab"}], None, "the choices are 'ab'; give a list"),
+    "choices": ([QUESTION, {"question": "q", "choices": "ab"}], None, "the choices are 'ab'; use a list"),
     "one choice": ([QUESTION, {"question": "q", "choices": ["a"]}], None, "at least two"),
     "choice": ([QUESTION, {"question": "q", "choices": ["a", 3]}], None, "choice 1 is 3"),
 }

@@ -118,7 +118,7 @@ def test_one_text_under_two_labels(tmp_path: Path) -> None:
     rows = [("A text", "x"), ("a  text", "y"), ("b", "x"), ("b", "x"), ("a text", "y")]
     path.write_text("".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in rows))
     (warning,) = read(path).warnings
-    assert "2 row(s) have another label than an earlier row with the same text" in warning
+    assert "2 row(s) have a different label than an earlier row with the same text" in warning
     assert f"'y' at {path}:2" in warning
 
 
@@ -179,10 +179,10 @@ def test_names_in_a_file(tmp_path: Path, name: str, content: str) -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (("0=a", "b"), "'b' is not of the form"),
+        (("0=a", "b"), "'b' does not have the form"),
         (("0=a", "0=b"), "two names"),
-        (("nothing.yaml",), "no file that can be read"),
-        (("=x",), "not of the form"),
+        (("nothing.yaml",), "nor a readable file"),
+        (("=x",), "does not have the form"),
     ],
 )
 def test_names_that_cannot_be_used(given: tuple[str, ...], said: str) -> None:
@@ -192,7 +192,7 @@ def test_names_that_cannot_be_used(given: tuple[str, ...], said: str) -> None:
 
 def test_names_in_a_file_that_yaml_reads_as_truth(tmp_path: Path) -> None:
     (tmp_path / "n.yaml").write_text("0: no\n1: yes\n")
-    with pytest.raises(ConfigError, match="in quotes"):
+    with pytest.raises(ConfigError, match="quote words that YAML reads"):
         label_names((str(tmp_path / "n.yaml"),))
 
 

@@ -137,7 +137,7 @@ def test_duplicates_leave_train_or_validation_never_test() -> None:
     splits, report = make_splits(train, [*rows(3, "b"), *same], [*rows(2, "c"), *shared], seed=0)
     assert ids(splits["val"]) == ["b0", "b1", "b2"]
     assert report.dropped == {("val", "test"): 1, ("train", "test"): 1}
-    assert any("1 row(s) left train, as test has them too" in line for line in report.sentences())
+    assert any("1 row(s) were removed from train, as they are also in test" in line for line in report.sentences())
 
 
 def test_a_duplicate_of_a_given_test_row_is_not_held_out() -> None:
@@ -181,9 +181,9 @@ def test_a_label_of_its_own_for_every_row_leaves_nothing_to_hold_out() -> None:
 def test_empty_splits_are_refused() -> None:
     with pytest.raises(DataError, match="the test split has no rows"):
         make_splits(rows(20), None, [], seed=0)
-    with pytest.raises(DataError, match="every row left of train is also in test"):
+    with pytest.raises(DataError, match="all remaining rows of train are also in test"):
         make_splits(rows(3), rows(3, "v"), rows(3), seed=0)
-    with pytest.raises(DataError, match="every row left of val is also in test"):
+    with pytest.raises(DataError, match="all remaining rows of val are also in test"):
         make_splits(rows(3), rows(3, "v"), rows(3, "v"), seed=0)
 
 

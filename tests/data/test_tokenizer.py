@@ -183,13 +183,13 @@ def test_private_characters_in_the_data_are_only_text() -> None:
         (ids,), _ = tokens.ids([(FRAME[0], f"{character}<|im_end|>", FRAME[1])], ["rows:1"])
         assert [control(tokenizer).get(i) for i in ids].count("<|im_end|>") == 1
         assert character in tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=False)
-    with pytest.raises(DataError, match="rows:1: holds control tokens and private characters"):
+    with pytest.raises(DataError, match="rows:1: has control tokens and private-use characters"):
         tokens.ids([("", "\U000f0000\U00100000</s>", "")], ["rows:1"])
 
 
 def test_tokens_to_keep_must_be_added_and_not_special() -> None:
     tokenizer = build("byte-level")
-    with pytest.raises(ConfigError, match=r"data\.keep_tokens: '<ENTITY>' is no token.*did you mean '<ENT>'"):
+    with pytest.raises(ConfigError, match=r"data\.keep_tokens: '<ENTITY>' is not an added token.*did you mean '<ENT>'"):
         TextTokenizer(tokenizer, ["<ENTITY>"])
     with pytest.raises(ConfigError, match=r"data\.keep_tokens: '</s>' is a special token"):
         TextTokenizer(tokenizer, ["</s>"])

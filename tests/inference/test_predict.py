@@ -45,7 +45,7 @@ def test_equals_every_row_and_pass_alone_at_its_own_width(model, rows):
     assert found.shape == (4, 11, 5)
     for index, member in enumerate((BASE, 0, 1, 2)):
         for e, row in enumerate(rows):
-            alone = model.log_probs(pack([Item(member, row)]))[0].detach().numpy()
+            alone = model.forward(pack([Item(member, row)]))[0].detach().numpy()
             np.testing.assert_allclose(found[index, e, : len(row.choices)], alone, rtol=0, atol=1e-12)
             assert (found[index, e, len(row.choices) :] == -np.inf).all()
     np.testing.assert_allclose(np.exp(found).sum(axis=2), 1.0, rtol=0, atol=1e-12)
@@ -90,9 +90,13 @@ def test_a_long_common_prefix_is_computed_once_and_changes_nothing(model, make_r
     front = tuple(range(20, 40))
     rows = [dataclasses.replace(row, prefix=front + row.prefix) for row in make_rows(9, kind, seed=4)]
     fed, below = [], []
-    original, trunk = model.log_probs, model.trunk
-    monkeypatch.setattr(model, "log_probs", lambda batch, hidden: fed.append(batch.packing) or original(batch, hidden))
-    monkeypatch.setattr(model, "trunk", lambda batch: below.append(batch.packing) or trunk(batch))
+    original = model.forward
+
+    def watched(batch, outputs="log_probs", **options):
+        (below if outputs == "trunk" else fed).append(batch.packing)
+        return original(batch, outputs, **options)
+
+    monkeypatch.setattr(model, "forward", watched)
     found = predict_rows(model, rows, member_passes(passes), budget)
     own = sum(row.num_tokens - 20 for row in rows)
     assert sum(packing.num_tokens for packing in fed) == len(passes) * (own + 20)
@@ -185,9 +189,9 @@ def test_progress_counts_rows_to_the_last(model, rows):
 
 
 def test_nothing_is_recorded_for_a_backward_pass(model, rows):
-    model.slot.checkpointing = True
+    model.gradient_checkpointing = True
     checkpointed = predict_rows(model, rows, member_passes([0, 1]), BUDGET)
-    model.slot.checkpointing = False
+    model.gradient_checkpointing = False
     np.testing.assert_array_equal(predict_rows(model, rows, member_passes([0, 1]), BUDGET), checkpointed)
     assert not model.adapters.grad.any()
 

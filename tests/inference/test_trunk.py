@@ -32,8 +32,8 @@ def batch(rows):
 def test_gathered_trunks_are_those_of_the_batch(model, rows, batch, budget):
     gathered = TrunkCache(model, rows, budget).gather(batch)
     assert gathered.shape == (1, batch.packing.num_tokens, 32)
-    torch.testing.assert_close(gathered, model.trunk(batch), rtol=0, atol=1e-12)
-    torch.testing.assert_close(model.log_probs(batch, gathered), model.log_probs(batch), rtol=0, atol=1e-12)
+    torch.testing.assert_close(gathered, model.forward(batch, "trunk"), rtol=0, atol=1e-12)
+    torch.testing.assert_close(model.forward(batch, hidden=gathered), model.forward(batch), rtol=0, atol=1e-12)
 
 
 def test_a_row_reads_the_same_bits_whatever_the_batch_and_again_after_a_restart(model, rows, batch):
@@ -156,7 +156,7 @@ def test_progress_counts_rows_to_the_last(model, rows):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_kept_in_half_and_widened_when_gathered(model, rows, batch, files, dtype):
     """Gathered is what was computed, rounded once to the narrow format; a file holds the same bits as memory."""
-    expected = model.trunk(batch).to(dtype).double()
+    expected = model.forward(batch, "trunk").to(dtype).double()
     file = files[0].file("training", rows, ())
     for cache in (TrunkCache(model, rows, 30, dtype=dtype), TrunkCache(model, rows, 30, file=file, dtype=dtype)):
         gathered = cache.gather(batch)

@@ -1,4 +1,4 @@
-"""Fixtures of the method tests: a setting on the tiny base, for texts with labels or for questions."""
+"""Fixtures of the method tests: a context on the tiny base, for texts with labels or for questions."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from lorchestra.types import Task
 
 
 class Splits(Mapping):
-    """Splits of which the test rows may be read by the test alone."""
+    """Splits whose test rows a method must not read."""
 
     def __init__(self, splits):
         self._splits = dict(splits)
 
     def __getitem__(self, name):
-        assert name != "test", "a method asked for test rows"
+        assert name != "test", "a method read test rows"
         return self._splits[name]
 
     def __iter__(self):
@@ -30,7 +30,7 @@ class Splits(Mapping):
 
 @pytest.fixture
 def make_context(run_config, texts_csv, questions_jsonl):
-    """Builds a setting and the test rows beside it."""
+    """Returns a function that builds a context and its test rows."""
 
     def build(kind="texts", dtype="float32", scoring="text", **settings):
         file = texts_csv(number=60) if kind == "texts" else questions_jsonl(number=60)

@@ -1,4 +1,4 @@
-"""BatchEnsemble: shared and fast weights, their gradients, and one LoRA where all fast weights are one."""
+"""BatchEnsemble: shared and fast weights, their gradients, and equality with one LoRA if all fast weights are one."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ def test_a_members_update_is_the_shared_one_times_its_fast_weights():
     assert (weights.num_shared, weights.num_fast * 3) == (2 * (7 + 5 + 4 + 6), fast)
     theta = randn(weights.num_shared + fast)
     values = weights.expand(theta)
-    place = weights.num_shared
+    start = weights.num_shared
     for m in range(3):
         for piece in adapters.slices:
-            r, s = theta[place:][: piece.in_features], theta[place + piece.in_features :][: piece.out_features]
-            place += piece.in_features + piece.out_features
+            r, s = theta[start:][: piece.in_features], theta[start + piece.in_features :][: piece.out_features]
+            start += piece.in_features + piece.out_features
             shared = adapters.view(theta[: weights.num_shared], piece, "B") @ adapters.view(
                 theta[: weights.num_shared], piece, "A"
             )
-            found = adapters.view(values[m], piece, "B") @ adapters.view(values[m], piece, "A")
-            torch.testing.assert_close(found, shared * torch.outer(s, r), rtol=1e-12, atol=1e-12)
+            update = adapters.view(values[m], piece, "B") @ adapters.view(values[m], piece, "A")
+            torch.testing.assert_close(update, shared * torch.outer(s, r), rtol=1e-12, atol=1e-12)
 
 
 def test_gradients_of_shared_and_fast_weights_by_finite_differences():
-    """Through a made-up loss of every member's own row, whose gradients are known."""
+    """With a synthetic loss of the members' adapters, whose gradients are known."""
     adapters = StackedAdapters(3, 2, [("a", 7, 5), ("b", 4, 6)], dtype=torch.float64)
     weights = FastWeights(adapters)
     theta = randn(weights.num_shared + 3 * weights.num_fast)
@@ -47,22 +47,22 @@ def test_gradients_of_shared_and_fast_weights_by_finite_differences():
     def loss(at):
         return (weights.expand(at) * tilt).sin().sum() / 3
 
-    grad_MP = (adapters.values * tilt).cos() * tilt  # each member's own, as the trainer leaves them in the bank
-    found = optimizer.pull(grad_MP)
-    wanted = torch.zeros_like(theta)
+    grad_MP = (adapters.values * tilt).cos() * tilt  # per member, as the trainer accumulates them
+    gradient = optimizer.pull(grad_MP)
+    expected = torch.zeros_like(theta)
     for q in range(len(theta)):
         step = torch.zeros_like(theta)
         step[q] = 1e-5
-        wanted[q] = (loss(theta + step) - loss(theta - step)) / 2e-5
-    torch.testing.assert_close(found, wanted, rtol=1e-7, atol=1e-8)
+        expected[q] = (loss(theta + step) - loss(theta - step)) / 2e-5
+    torch.testing.assert_close(gradient, expected, rtol=1e-7, atol=1e-8)
     optimizer.train_fast = False
-    precomputed = optimizer.pull(grad_MP)
-    assert torch.equal(precomputed[: weights.num_shared], found[: weights.num_shared])
-    assert not precomputed[weights.num_shared :].any()
+    frozen = optimizer.pull(grad_MP)
+    assert torch.equal(frozen[: weights.num_shared], gradient[: weights.num_shared])
+    assert not frozen[weights.num_shared :].any()
 
 
 def test_all_ones_is_one_lora(make_context):
-    """Fast weights fixed at one and one order of rows: the members' mean gradient is one LoRA's, clip and decay too."""
+    """With fast weights fixed at 1 and the same data order, the mean gradient is one LoRA's, as are clip and decay."""
     settings = {
         "train": {"keep": "last", "clip_norm": 0.05},
         "adapt": {"order": "same"},
@@ -71,11 +71,11 @@ def test_all_ones_is_one_lora(make_context):
     context, test = make_context(dtype="float64", **settings)
     one = one_lora.fit(context, one_lora.Config()).predict(test, "test").log_probs_MEC[0]
     config = Config(init="normal", spread=0.0, train_fast=False)
-    found = batch_ensemble.fit(context, config).predict(test, "test").log_probs_MEC
-    np.testing.assert_allclose(found, np.broadcast_to(one, found.shape), rtol=0, atol=1e-6)
+    members = batch_ensemble.fit(context, config).predict(test, "test").log_probs_MEC
+    np.testing.assert_allclose(members, np.broadcast_to(one, members.shape), rtol=0, atol=1e-6)
 
 
-def test_fast_weights_are_trained_unless_they_are_to_stay(make_context, monkeypatch):
+def test_fast_weights_are_trained_if_configured(make_context, monkeypatch):
     context, _ = make_context()
     made = []
     original = FastWeightsAdamW.__init__
@@ -94,7 +94,7 @@ def test_fast_weights_are_trained_unless_they_are_to_stay(make_context, monkeypa
         assert set(start[weights.num_shared :].tolist()) == {-1.0, 1.0}
 
 
-def test_what_is_stored(make_context):
+def test_stored_parameters(make_context):
     context, _ = make_context()
     cost = batch_ensemble.fit(context, Config()).cost
     one = one_lora.fit(context, one_lora.Config()).cost
@@ -103,7 +103,7 @@ def test_what_is_stored(make_context):
     assert cost.tokens == 3 * one.tokens
 
 
-def test_a_negative_spread_is_refused(make_context):
+def test_negative_spread_is_refused(make_context):
     context, _ = make_context()
     with pytest.raises(ConfigError, match=r"batch_ensemble\.spread: -1\.0"):
         batch_ensemble.fit(context, Config(spread=-1.0))

@@ -1,4 +1,4 @@
-"""SWAG and Laplace on the tiny base: what is drawn, what is linear, and what is chosen."""
+"""SWAG and Laplace on the tiny base: draws, linearization, and selection of the precision."""
 
 from __future__ import annotations
 
@@ -7,35 +7,35 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from named_methods import fit_method
 
 from lorchestra.errors import ConfigError
 from lorchestra.methods import laplace, one_lora, swag, training
-from lorchestra.methods.registry import fit_method
 from lorchestra.metrics.predictive import mixture_log_probs
 from lorchestra.metrics.scores import nll
 
 
 @pytest.fixture
 def last_training(monkeypatch):
-    """The last training that was started."""
-    kept = {}
+    """Returns a function that gives the last training that was started."""
+    last = {}
     original = training.start_training
 
-    def start(*args):
-        kept["training"] = original(*args)
-        return kept["training"]
+    def start(*args, **options):
+        last["training"] = original(*args, **options)
+        return last["training"]
 
     monkeypatch.setattr(training, "start_training", start)
     monkeypatch.setattr(swag, "start_training", start)
-    return lambda: kept["training"]
+    return lambda: last["training"]
 
 
 @pytest.mark.parametrize(
-    ("first", "num_steps", "number", "wanted"),
+    ("first", "num_steps", "number", "expected"),
     [(6, 12, 3, {8, 10, 12}), (6, 12, 20, {7, 8, 9, 10, 11, 12}), (0, 10, 2, {5, 10}), (3, 10, 3, {5, 7, 10})],
 )
-def test_when_iterates_are_taken(first, num_steps, number, wanted):
-    assert swag._collected(first, num_steps, number) == wanted
+def test_steps_at_which_iterates_are_collected(first, num_steps, number, expected):
+    assert swag._collected(first, num_steps, number) == expected
 
 
 def test_without_covariance_swag_is_the_mean_of_the_iterates(make_context, last_training):
@@ -48,12 +48,12 @@ def test_without_covariance_swag_is_the_mean_of_the_iterates(make_context, last_
     other = training.start_training(context, training.Meter(), context.config)
     training.only_first_member(other)
     plain = other.trainer.schedules[0]
-    other.trainer.schedules[0] = lambda step: plain(step) if step < 6 else usual.lr * 0.5
+    other.trainer.schedules = (lambda step: plain(step) if step < 6 else usual.lr * 0.5, *other.trainer.schedules[1:])
     training.train_steps(context, other, lambda step: path.append(other.values[0].clone()))
     mean = torch.stack([path[7], path[9], path[11]]).mean(dim=0)
     torch.testing.assert_close(values[0], mean, rtol=1e-12, atol=1e-12)
-    found = fitted.predict(test, "test").log_probs_MEC
-    np.testing.assert_allclose(found[0], found[1], rtol=0, atol=1e-9)  # each on other rows of one product
+    log_probs = fitted.predict(test, "test").log_probs_MEC
+    np.testing.assert_allclose(log_probs[0], log_probs[1], rtol=0, atol=1e-9)  # other rows of the same matmul
 
 
 def test_swag_stores_mean_variance_and_deviations(make_context):
@@ -77,10 +77,10 @@ VARIANTS = [
 def test_every_laplace(make_context, config):
     context, test = make_context("questions")
     fitted = laplace.fit(context, config)
-    found = fitted.predict(test, "test")
-    assert found.num_members == (20 if config.predictive == "linearized" else 3)
-    np.testing.assert_allclose(np.exp(found.log_probs_MEC).sum(axis=-1), 1, rtol=0, atol=1e-6)
-    assert len({draw.tobytes() for draw in found.log_probs_MEC}) == found.num_members
+    predictions = fitted.predict(test, "test")
+    assert predictions.num_members == (20 if config.predictive == "linearized" else 3)
+    np.testing.assert_allclose(np.exp(predictions.log_probs_MEC).sum(axis=-1), 1, rtol=0, atol=1e-6)
+    assert len({draw.tobytes() for draw in predictions.log_probs_MEC}) == predictions.num_members
     precision = fitted.chosen["prior_precision"]
     assert precision in config.precisions or config.prior == "marginal_likelihood"
     assert 1e-4 < precision < 1e8
@@ -95,12 +95,12 @@ def test_under_a_narrow_prior_laplace_is_the_one_lora(make_context, predictive):
         fitted = laplace.fit(context, laplace.Config(predictive=predictive, precisions=(precision,), draws=5))
         gaps.append(np.abs(fitted.predict(test, "test").log_probs_MEC - one).max())
     assert gaps[0] > 1e-4
-    # first order in the draws' size, which falls tenfold each time
+    # first order in the draws' size, which decreases tenfold each time
     np.testing.assert_allclose([gaps[0] / gaps[1], gaps[1] / gaps[2]], 10, rtol=0.05)
 
 
-def test_the_linear_model_is_the_models_tangent(make_context):
-    """Doubling a small step quadruples the distance between the linear model and the model itself."""
+def test_linearized_model_is_the_tangent(make_context):
+    """Doubling a small step quadruples the difference between the linearized model and the model."""
     context, test = make_context("questions", dtype="float64")
     trained = training.train_first_member(context, training.Meter(), context.config)
     columns = torch.ones_like(trained.pipeline.model.adapters.is_B)
@@ -129,28 +129,28 @@ def test_validation_chooses_the_precision_with_the_lowest_nll(make_context):
     scores = {}
     for precision in precisions:
         only = laplace.fit(context, dataclasses.replace(config, precisions=(precision,)))
-        found = only.predict(context.val, "val")
-        scores[precision] = nll(mixture_log_probs(found.log_probs_MEC), found.labels)
+        predictions = only.predict(context.val, "val")
+        scores[precision] = nll(mixture_log_probs(predictions.log_probs_MEC), predictions.labels)
     fitted = laplace.fit(context, config)
     assert fitted.chosen["prior_precision"] == min(scores, key=scores.get)
     assert bool(fitted.notes) == (fitted.chosen["prior_precision"] in (1.0, 1e6))
 
 
-def test_a_precision_at_a_bound_is_noted():
+def test_precision_at_a_bound_is_noted():
     config = laplace.Config()
     assert laplace._at_bound(1e3, config) == []
     (note,) = laplace._at_bound(1e6, config)
     assert note == (
-        "the prior's precision, 1e+06, is the largest in laplace.precisions; a wider list may have a better one"
+        "the prior's precision, 1e+06, is the largest of laplace.precisions; a wider range may include a better one"
     )
-    assert "is the smallest in" in laplace._at_bound(1e-1, config)[0]
+    assert "is the smallest of" in laplace._at_bound(1e-1, config)[0]
     assert laplace._at_bound(1.0, laplace.Config(precisions=(1.0,))) == []
     evidence = laplace.Config(prior="marginal_likelihood")
     assert laplace._at_bound(1e3, evidence) == []
-    assert "largest that is looked at" in laplace._at_bound(1e8, evidence)[0]
+    assert "largest allowed value" in laplace._at_bound(1e8, evidence)[0]
 
 
-def test_over_the_last_layer_draws_leave_the_layers_below_alone(make_context, last_training):
+def test_draws_over_the_last_layer_do_not_change_lower_layers(make_context, last_training):
     context, _ = make_context()
     laplace.fit(context, laplace.Config(layers="last", predictive="draws"))
     trained = last_training()
@@ -172,5 +172,5 @@ def test_refusals(make_context, monkeypatch):
     with pytest.raises(ConfigError, match=r"laplace\.precisions: \(0\.0,\)"):
         laplace.fit(context, laplace.Config(precisions=(0.0,)))
     monkeypatch.setattr(laplace, "MAX_NUMBERS", 1000)
-    with pytest.raises(ConfigError, match=r"laplace\.structure: the whole curvature of 48 training rows"):
+    with pytest.raises(ConfigError, match=r"laplace\.structure: the full curvature of 48 training rows"):
         laplace.fit(context, laplace.Config(structure="full"))

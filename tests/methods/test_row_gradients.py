@@ -1,4 +1,4 @@
-"""Gradients row by row equal those of each row by itself."""
+"""Per-row gradients from packed batches equal those from separate passes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from lorchestra.nn.packing import Item, pack
 
 
 def alone(model, row, c):
-    """Log-probability of one choice and its gradient by member 0, from one row in a pass of its own."""
+    """Log-probability of one choice and its gradient, from a pass with this row only."""
     model.adapters.zero_grad()
-    log_probs = model.log_probs(pack([Item(0, row)]))
+    log_probs = model.forward(pack([Item(0, row)]))
     log_probs[0, c].backward()
     return log_probs[0, c].item(), model.adapters.grad[0].clone()
 
@@ -21,7 +21,7 @@ def alone(model, row, c):
 @pytest.mark.parametrize("kind", ["letters", "texts"])
 @pytest.mark.parametrize("layers", ["all", "last:1"])
 @pytest.mark.parametrize("cached", [True, False])
-def test_packed_rows_have_the_gradients_of_each_row_alone(tiny_ensemble, make_rows, kind, layers, cached):
+def test_gradients_of_packed_rows_equal_those_of_each_row_alone(tiny_ensemble, make_rows, kind, layers, cached):
     model = tiny_ensemble(members=3, layers=layers, spread=0.3)
     model.adapters.values.copy_(model.adapters.values[:1].expand(3, -1).clone())
     rows = make_rows(8, kind)
@@ -46,7 +46,7 @@ def test_packed_rows_have_the_gradients_of_each_row_alone(tiny_ensemble, make_ro
     model.adapters.zero_grad()
 
 
-def test_the_mean_gradient_of_log_probabilities_is_zero(tiny_ensemble, make_rows):
+def test_mean_gradient_of_log_probabilities_is_zero(tiny_ensemble, make_rows):
     """A normalized distribution's score has mean zero."""
     model = tiny_ensemble(members=2, spread=0.3)
     model.adapters.values.copy_(model.adapters.values[:1].expand(2, -1).clone())

@@ -35,8 +35,8 @@ def test_the_product_average_is_the_mean_of_the_products():
 def test_the_soup_predicts_as_a_base_with_the_mean_update(make_context, use_rslora):
     """The reference adds the scaled mean of the members' B A to the frozen weights and predicts with the base alone."""
     context, test = make_context(dtype="float64", adapt={"use_rslora": use_rslora})
-    found = soup.fit(context, soup.Config(average="product"))
-    assert found.predict(test, "test").num_members == 1
+    fitted = soup.fit(context, soup.Config(average="product"))
+    assert fitted.predict(test, "test").num_members == 1
 
     training, members = train_members(context, Meter(), context.config)
     adapters, model = training.pipeline.model.adapters, training.pipeline.model.model
@@ -49,22 +49,22 @@ def test_the_soup_predicts_as_a_base_with_the_mean_update(make_context, use_rslo
             model.get_submodule(name).base.weight += context.config.adapt.scaling * update
         adapters.values.zero_()
     merged = training.pipeline.predict_members(test, "test").log_probs_MEC[0]
-    np.testing.assert_allclose(found.predict(test, "test").log_probs_MEC[0], merged, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(fitted.predict(test, "test").log_probs_MEC[0], merged, rtol=0, atol=1e-6)
     factors = soup.fit(context, soup.Config(average="factors")).predict(test, "test").log_probs_MEC[0]
     assert np.abs(factors - merged).max() > 1e-3
 
 
 def test_the_factors_average_is_the_mean_of_the_parameters(make_context):
     context, test = make_context(dtype="float64")
-    found = soup.fit(context, soup.Config(average="factors"))
+    fitted = soup.fit(context, soup.Config(average="factors"))
     training, _ = train_members(context, Meter(), context.config)
     with torch.no_grad():
         training.values[1] = training.values.mean(dim=0)
     mean = training.pipeline.predict_members(test, "test").log_probs_MEC[1]
-    np.testing.assert_allclose(found.predict(test, "test").log_probs_MEC[0], mean, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(fitted.predict(test, "test").log_probs_MEC[0], mean, rtol=0, atol=1e-5)
 
 
-def test_what_is_stored(make_context):
+def test_stored_parameters(make_context):
     context, _ = make_context()
     ensemble = lora_ensemble.fit(context, lora_ensemble.Config()).cost
     product_soup = soup.fit(context, soup.Config(average="product")).cost

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lorchestra.metrics.diversity import pairwise_correlation, pairwise_kl, spearman, update_cosine
+from lorchestra.metrics.diversity import (
+    agreement,
+    pairwise_correlation,
+    pairwise_kl,
+    spearman,
+    symmetric_kl,
+    update_cosine,
+)
 
 CHOICES = (2, 4, 3, 4, 2)
 PAIRS = list(itertools.combinations(range(3), 2))
@@ -48,6 +55,28 @@ def test_kl_where_members_are_equal_single_or_exclude_a_choice(log_probs):
     excluding = np.array([[[0.0, -np.inf]], [[np.log(0.5), np.log(0.5)]]])
     assert np.isposinf(pairwise_kl(excluding)).all()
     assert (pairwise_kl(np.array([[[0.0, -np.inf]]] * 2)) == 0).all()
+
+
+def test_agreement_counts_equal_answers():
+    probs = np.array(
+        [[[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7]], [[0.8, 0.2], [0.9, 0.1], [0.7, 0.3], [0.6, 0.4]]]
+    )
+    np.testing.assert_array_equal(agreement(np.log(probs)), [[1, 0.5], [0.5, 1]])
+
+
+def test_divergence_of_two_members():
+    probs = np.array([[[0.5, 0.5]], [[0.9, 0.1]]])
+    expected = 0.5 * (0.5 - 0.9) * np.log(0.5 / 0.9) + 0.5 * (0.5 - 0.1) * np.log(0.5 / 0.1)
+    np.testing.assert_allclose(symmetric_kl(np.log(probs)), [[0, expected], [expected, 0]])
+
+
+def test_divergence_ignores_absent_choices_and_knows_infinity():
+    absent = np.array([[[np.log(0.5), np.log(0.5), -np.inf]], [[np.log(0.9), np.log(0.1), -np.inf]]])
+    np.testing.assert_allclose(symmetric_kl(absent), symmetric_kl(absent[..., :2]))
+    excluded = np.array([[[0.0, -np.inf]], [[np.log(0.9), np.log(0.1)]]])
+    assert symmetric_kl(excluded)[0, 1] == np.inf
+    underflown = np.array([[[0.0, -np.inf]], [[0.0, -800.0]]])
+    assert symmetric_kl(underflown)[0, 1] == 0
 
 
 def test_correlation_is_over_the_choices_that_exist(log_probs):

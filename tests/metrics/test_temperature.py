@@ -96,7 +96,7 @@ def test_rows_that_cannot_judge_give_a_reason() -> None:
     one_class = regularized_temperature(log_probs, np.zeros(12, dtype=np.int64), [("no", "yes")] * 12)
     assert one_class.T is None
     assert one_class.reason == "all of the 12 validation rows have the answer 'no', which says nothing of the others"
-    assert one_class.record() == {"T": None, "num_rows": 12, "reason": one_class.reason}
+    assert (one_class.num_rows, one_class.notes) == (12, ())
     # Where rows bring their own choices, the first choice is no class.
     choices = [(f"a{row}", f"b{row}") for row in range(12)]
     assert regularized_temperature(log_probs, np.zeros(12, dtype=np.int64), choices).T is not None
@@ -107,6 +107,6 @@ def test_rows_that_cannot_judge_give_a_reason() -> None:
 
 def test_a_prior_that_moved_the_fit_is_noted() -> None:
     log_probs, labels = drawn(25, 4.0, seed=0)
-    found = regularized_temperature(log_probs, labels, options(25, 4))
-    assert "the prior towards T = 1 moved it from" in found.notes[0]
-    assert found.record()["notes"] == list(found.notes)
+    fit = regularized_temperature(log_probs, labels, options(25, 4))
+    assert "the prior towards T = 1 moved it from" in fit.notes[0]
+    assert (fit.num_rows, fit.reason, len(fit.notes)) == (25, None, 1)

@@ -182,7 +182,7 @@ def batch_of(*members):
 
 def gradients(ensemble, batch, hidden=None):
     """Log-probabilities, and the gradient of the answers' negative log-probability."""
-    log_probs = ensemble.log_probs(batch, hidden)
+    log_probs = ensemble.forward(batch, hidden=hidden)
     answers = torch.tensor([item.example.answer for item in batch.items])
     ensemble.adapters.zero_grad()
     (-log_probs[torch.arange(len(answers)), answers].sum()).backward()
@@ -250,7 +250,7 @@ def test_the_probe_passes_and_trunk_and_top_are_the_whole(name):
     assert probe(ensemble) < 1e-5
     batch = batch_of(0, 1)
     whole, whole_grad = gradients(ensemble, batch)
-    top, top_grad = gradients(ensemble, batch, ensemble.trunk(batch))
+    top, top_grad = gradients(ensemble, batch, ensemble.forward(batch, "trunk"))
     present = whole.isfinite()
     close(top[present], whole[present], 1e-6)
     close(top_grad, whole_grad, 1e-6)
@@ -292,7 +292,7 @@ def test_a_kept_prefix_is_seen_as_if_it_stood_in_every_row(name):
         close(torch.from_numpy(line[: len(wanted)]), wanted, family.tolerance)
     for index, member in ((1, 1), (2, 0)):
         for line, row in zip(found[index], rows, strict=True):
-            alone = ensemble.log_probs(pack([Item(member, row)]))[0].detach()
+            alone = ensemble.forward(pack([Item(member, row)]))[0].detach()
             close(torch.from_numpy(line[: len(alone)]), alone, family.tolerance)
 
 
@@ -445,8 +445,10 @@ def test_the_base_distribution_over_the_vocabulary_is_that_of_stock_passes(name)
     base = family.build()
     expected = [copy.deepcopy(base)(torch.tensor([row.prefix])).logits[0, -1].log_softmax(dim=-1) for row in ROWS]
     ensemble = ensemble_on(base, target_modules=family.targets)
-    states = ensemble.base_states(batch_of(BASE))
-    found = ensemble.vocabulary_log_probs(batch_of(0, 1), states)
+    batch = batch_of(BASE)
+    states = ensemble.forward(batch, "head_states")[batch.scoring.term_rows[:, 0, 0]]
+    found = ensemble.forward(batch_of(0, 1), "logits", head_states=states).log_softmax(dim=-1)
     close(found, torch.stack(expected), max(family.tolerance, ROUNDED))
-    _, of_members = ensemble.with_vocabulary(batch_of(BASE, 0), None, range(3))
+    batch = batch_of(BASE, 0)
+    of_members = ensemble.forward(batch, "logits")[batch.scoring.term_rows[range(3), 0, 0]].log_softmax(dim=-1)
     close(of_members, found, 1e-12)

@@ -38,7 +38,7 @@ def loss_of(log_probs, batch):
 
 def gradients(ensemble, batch, hidden=None):
     ensemble.adapters.zero_grad()
-    loss_of(ensemble.log_probs(batch, hidden), batch).backward()
+    loss_of(ensemble.forward(batch, hidden=hidden), batch).backward()
     return ensemble.adapters.grad.clone()
 
 
@@ -99,7 +99,7 @@ def test_packed_equals_peft_one_by_one_and_padded(request, tiny_model, tiny_ense
     ensemble = tiny_ensemble(base=copy.deepcopy(base), target_modules=targets, r=3, members=2)
     batch = batch_of(rows, range(2))
     assert (batch.scoring.option_ids is None) == (kind == "texts")
-    log_probs = ensemble.log_probs(batch)
+    log_probs = ensemble.forward(batch)
     gradients(ensemble, batch)
     tolerance = TOLERANCE[dtype]
     for member in range(2):
@@ -130,7 +130,7 @@ def test_sliding_windows_equal_the_stock_model(tiny_model, tiny_ensemble, letter
     assert max(len(row.prefix) for row in rows) > 6
     expected = one_by_one(base, rows)
     full = one_by_one(tiny_model("qwen2", depth=3), rows)
-    found = tiny_ensemble(base=base).log_probs(pack([Item(BASE, row) for row in rows]))
+    found = tiny_ensemble(base=base).forward(pack([Item(BASE, row) for row in rows]))
     for b, line in enumerate(expected):
         torch.testing.assert_close(found[b, : len(line)], line, rtol=0, atol=1e-9)
     assert any((a - b).abs().max() > 1e-2 for a, b in zip(expected, full, strict=True))
@@ -143,18 +143,18 @@ def test_base_items_and_fresh_members_are_the_stock_model(request, tiny_model, k
     expected = one_by_one(base, rows)
     ensemble = EnsembleModel(base, AdaptConfig(members=2, r=2), seed=0)
     batch = pack([Item(m, row) for m in (BASE, 0, 1) for row in rows])
-    found = ensemble.log_probs(batch)
+    found = ensemble.forward(batch)
     for b, line in enumerate(expected * 3):
         torch.testing.assert_close(found[b, : len(line)], line, rtol=0, atol=1e-12)
     ensemble.adapters.values.normal_(generator=torch.Generator().manual_seed(0))
-    changed = ensemble.log_probs(batch)
+    changed = ensemble.forward(batch)
     assert torch.equal(changed[: len(rows)], found[: len(rows)])
     assert not torch.isclose(changed[len(rows) :, 0], found[len(rows) :, 0]).any()
 
 
 def test_probabilities_sum_to_one_over_each_rows_own_choices(tiny_ensemble, letters, texts):
     for rows in (letters, texts):
-        totals = tiny_ensemble().log_probs(batch_of(rows, range(3))).exp().sum(dim=1)
+        totals = tiny_ensemble().forward(batch_of(rows, range(3))).exp().sum(dim=1)
         torch.testing.assert_close(totals, torch.ones_like(totals), rtol=0, atol=1e-12)
 
 
@@ -194,7 +194,7 @@ def test_only_the_adapters_are_trainable(tiny_ensemble):
 def test_adapters_are_float32_or_wider(tiny_model, letters, base_dtype, adapter_dtype):
     ensemble = EnsembleModel(tiny_model(dtype=base_dtype), AdaptConfig(members=2, r=2), seed=0)
     assert ensemble.adapters.values.dtype == adapter_dtype
-    log_probs = ensemble.log_probs(batch_of(letters, range(2)))
+    log_probs = ensemble.forward(batch_of(letters, range(2)))
     assert log_probs.dtype == torch.promote_types(base_dtype, torch.float32)
 
 
@@ -210,8 +210,8 @@ def test_trunk_and_top_are_the_full_model(tiny_ensemble, texts, layers, adapted,
     tolerance = {torch.float32: 1e-6, torch.float64: 1e-12}[dtype]
     for seed in (None, 1):
         batch = batch_of(texts, range(3), seed)
-        hidden = ensemble.trunk(batch)
-        full, top = ensemble.log_probs(batch), ensemble.log_probs(batch, hidden)
+        hidden = ensemble.forward(batch, "trunk")
+        full, top = ensemble.forward(batch), ensemble.forward(batch, hidden=hidden)
         present = batch.scoring.term_mask.any(dim=-1)
         torch.testing.assert_close(top[present], full[present], rtol=tolerance, atol=tolerance)
         whole = gradients(ensemble, batch)
@@ -224,13 +224,13 @@ def test_trunk_is_the_stock_hidden_states_whatever_the_member_and_its_adapter(ti
     ensemble = tiny_ensemble(base=copy.deepcopy(base), layers="last:2", dropout=0.5)
     items = [Item(m, row, 100 * m + row.row) for m in range(3) for row in letters]
     batch = pack(items)
-    hidden = ensemble.trunk(batch)
+    hidden = ensemble.forward(batch, "trunk")
     assert not hidden.requires_grad
     for item, piece in zip(items, hidden[0].split([item.example.num_tokens for item in items]), strict=True):
         stock = base(torch.tensor([item.example.prefix]), output_hidden_states=True).hidden_states[2][0]
         torch.testing.assert_close(piece, stock, rtol=0, atol=1e-12)
     ensemble.adapters.values.normal_()
-    assert torch.equal(ensemble.trunk(batch), hidden)
+    assert torch.equal(ensemble.forward(batch, "trunk"), hidden)
 
 
 @pytest.fixture
@@ -256,11 +256,11 @@ def count_layers():
 def test_each_pass_runs_its_own_layers_only(tiny_ensemble, letters, count_layers):
     ensemble = tiny_ensemble(depth=4, layers="last:1")
     runs, batch = count_layers(ensemble), batch_of(letters, range(2))
-    hidden = ensemble.trunk(batch)
+    hidden = ensemble.forward(batch, "trunk")
     assert runs == [1, 1, 1, 0]
-    ensemble.log_probs(batch, hidden)
+    ensemble.forward(batch, hidden=hidden)
     assert runs == [1, 1, 1, 1]
-    ensemble.log_probs(batch)
+    ensemble.forward(batch)
     assert runs == [2, 2, 2, 2]
 
 
@@ -269,8 +269,11 @@ def test_only_the_options_rows_of_the_head_are_computed(tiny_ensemble, letters):
     ensemble = tiny_ensemble()
     batch = batch_of(letters, range(3))
     options = batch.scoring.option_ids
-    narrow = ensemble.logits(batch, None, options)
-    wide = ensemble.logits(batch, None, None)
+    seen = {}
+    ensemble.model.lm_head.register_forward_hook(lambda module, inputs, output: seen.update(narrow=output[0]))
+    ensemble.forward(batch)
+    narrow = seen["narrow"]
+    wide = ensemble.forward(batch, "logits")
     assert narrow.shape == (len(batch.items), len(options))
     assert wide.shape == (len(batch.items), 101)
     assert 2 < len(options) < 30
@@ -293,8 +296,8 @@ def test_rows_packed_in_any_order_score_and_train_alike(tiny_ensemble, texts):
     shuffled = [items[i] for i in torch.randperm(len(items), generator=torch.Generator().manual_seed(1)).tolist()]
     shuffled.sort(key=lambda item: item.member)
     first, second = pack(items), pack(shuffled)
-    found = dict(zip(shuffled, ensemble.log_probs(second), strict=True))
-    for item, line in zip(items, ensemble.log_probs(first), strict=True):
+    found = dict(zip(shuffled, ensemble.forward(second), strict=True))
+    for item, line in zip(items, ensemble.forward(first), strict=True):
         torch.testing.assert_close(found[item], line, rtol=0, atol=1e-12)
     torch.testing.assert_close(gradients(ensemble, second), gradients(ensemble, first), rtol=1e-11, atol=1e-11)
 
@@ -313,9 +316,9 @@ def test_a_nan_row_packed_first_reaches_no_other_row(tiny_model, letters, texts)
     clean = [Item(m, row, 10 * m + row.row) for m in (1, 2) for row in rows]
     with_bad = pack([Item(0, bad, 1), *clean])
     without = pack(clean)
-    found = ensemble.log_probs(with_bad)
+    found = ensemble.forward(with_bad)
     assert found[0, :2].isnan().all()
-    expected = ensemble.log_probs(without)
+    expected = ensemble.forward(without)
     torch.testing.assert_close(found[1:, : expected.shape[1]], expected, rtol=0, atol=1e-12)
     dirty, pure = gradients(ensemble, with_bad), gradients(ensemble, without)
     assert dirty[0].isnan().any()
@@ -325,9 +328,9 @@ def test_a_nan_row_packed_first_reaches_no_other_row(tiny_model, letters, texts)
 def test_a_nan_member_packed_first_reaches_nobody(tiny_ensemble, letters):
     ensemble = tiny_ensemble()
     batch = batch_of(letters, range(3))
-    expected, pure = ensemble.log_probs(batch), gradients(ensemble, batch)
+    expected, pure = ensemble.forward(batch), gradients(ensemble, batch)
     ensemble.adapters.values[0] = float("nan")
-    found, dirty = ensemble.log_probs(batch), gradients(ensemble, batch)
+    found, dirty = ensemble.forward(batch), gradients(ensemble, batch)
     first = sum(item.member == 0 for item in batch.items)
     assert found[:first, 0].isnan().all()
     assert torch.equal(found[first:], expected[first:])
@@ -338,13 +341,13 @@ def test_a_failed_pass_leaves_no_trace(tiny_ensemble, letters):
     """An error in mid-pass must not leave its packing, trunk or options to the next pass."""
     ensemble = tiny_ensemble(depth=3, layers="last:1")
     batch = batch_of(letters, range(3))
-    hidden, expected = ensemble.trunk(batch), ensemble.log_probs(batch)
+    hidden, expected = ensemble.forward(batch, "trunk"), ensemble.forward(batch)
     wrong = pack([Item(0, EncodedExample(0, (5_000,), ((1,), (2,)), 0))])
-    for failing in (lambda: ensemble.log_probs(wrong, hidden), lambda: ensemble.trunk(wrong)):
+    for failing in (lambda: ensemble.forward(wrong, hidden=hidden), lambda: ensemble.forward(wrong, "trunk")):
         with pytest.raises((IndexError, RuntimeError)):
             failing()
-        assert ensemble.slot.packing is None
-        assert torch.equal(ensemble.log_probs(batch), expected)
+        assert ensemble.slot.current is None
+        assert torch.equal(ensemble.forward(batch), expected)
 
 
 def test_initial_a_derives_from_run_seed_and_member(tiny_model):
@@ -363,9 +366,9 @@ def test_initial_a_derives_from_run_seed_and_member(tiny_model):
 def test_whatever_the_start_members_differ_and_are_the_base(tiny_model, letters, how, tolerance):
     ensemble = EnsembleModel(tiny_model(), AdaptConfig(members=3, r=2, init_lora_weights=how), seed=0)
     rows = [*letters]
-    expected = ensemble.log_probs(pack([Item(BASE, row) for row in rows]))
+    expected = ensemble.forward(pack([Item(BASE, row) for row in rows]))
     for member in range(3):
-        found = ensemble.log_probs(pack([Item(member, row) for row in rows]))
+        found = ensemble.forward(pack([Item(member, row) for row in rows]))
         torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
     assert len({tuple(line.tolist()) for line in ensemble.adapters.values}) == 3
     assert ensemble.adapters.values[:, ensemble.adapters.is_B].any() == (how == "orthogonal")
@@ -398,8 +401,8 @@ def test_several_ensembles_live_side_by_side(tiny_ensemble, letters):
     """Each has its own packing; the registered attention goes with its ensemble."""
     first, second = tiny_ensemble(seed=0), tiny_ensemble("qwen2", seed=3)
     batches = [batch_of(letters, range(3)), batch_of(letters[:3], range(2))]
-    expected = [first.log_probs(batches[0]), second.log_probs(batches[1])]
-    assert torch.equal(first.log_probs(batches[0]), expected[0])
+    expected = [first.forward(batches[0]), second.forward(batches[1])]
+    assert torch.equal(first.forward(batches[0]), expected[0])
     names = {ensemble.model.config._attn_implementation for ensemble in (first, second)}
     assert len(names) == 2
     assert names <= set(AttentionInterface._global_mapping)
@@ -446,7 +449,7 @@ def test_start_of_a_scaled_and_of_b_drawn(tiny_model):
     [
         ({"init_scale": 0.0}, r"adapt\.init_scale: 0\.0 is not a finite number above 0"),
         ({"init_std_b": -1.0}, r"adapt\.init_std_b: -1\.0 is not a finite number from 0 up"),
-        ({"init_std_b": 0.1, "init_lora_weights": "orthogonal"}, "the orthogonal start draws B itself; leave one"),
+        ({"init_std_b": 0.1, "init_lora_weights": "orthogonal"}, "orthogonal initialization sets B itself; leave one"),
     ],
 )
 def test_impossible_starts_are_refused(tiny_model, settings, message):

@@ -222,7 +222,10 @@ def test_a_format_that_is_newer_than_the_package_is_named(source: Path, monkeypa
 
 
 def test_a_conversion_draws_no_bar_into_a_file(source: Path, tmp_path: Path) -> None:
-    code = f"from pathlib import Path; from lorchestra.models.gguf import *; converted_directory(Path({str(source)!r}))"
+    code = (
+        "import logging; logging.basicConfig(level='INFO', format='%(message)s');"
+        f"from pathlib import Path; from lorchestra.models.gguf import *; converted_directory(Path({str(source)!r}))"
+    )
     environment = os.environ | {"LORCHESTRA_CACHE": str(tmp_path / "fresh")}
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert found.stderr.startswith("Converting tiny.gguf into")

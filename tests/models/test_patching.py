@@ -9,7 +9,6 @@ from torch.utils._pytree import tree_leaves
 
 from lorchestra.errors import ConfigError
 from lorchestra.models.patching import (
-    PassSlot,
     decoder_layers,
     gate_layers,
     parse_layers,
@@ -18,6 +17,7 @@ from lorchestra.models.patching import (
     restrict_last_mlp,
     slim_gated_mlps,
 )
+from lorchestra.nn.context import ContextSlot, ForwardContext
 from lorchestra.nn.packing import Item, pack
 from lorchestra.types import EncodedExample
 
@@ -73,17 +73,26 @@ def test_replace_module_changes_one_place(tiny_model):
     assert layer.self_attn.k_proj is old
 
 
+def context_of(**fields):
+    """A forward context of one row."""
+    return ForwardContext(pack([Item(0, EncodedExample(0, (1, 2), (), None))]).packing, torch.tensor([1]), **fields)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_restricted_head_computes_the_chosen_rows(bias):
-    head, slot = nn.Linear(6, 20, bias=bias, dtype=torch.float64), PassSlot()
+    head, slot = nn.Linear(6, 20, bias=bias, dtype=torch.float64), ContextSlot()
     hidden = torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     full = head(hidden)
     restrict_head(head, slot)
     assert torch.equal(head(hidden), full)
-    slot.option_ids = torch.tensor([4, 0, 19])
-    torch.testing.assert_close(head(hidden), full[:, [4, 0, 19]], rtol=0, atol=1e-14)
-    slot.option_ids = None
+    with slot.use(context_of(option_ids=torch.tensor([4, 0, 19]))):
+        torch.testing.assert_close(head(hidden), full[:, [4, 0, 19]], rtol=0, atol=1e-14)
     assert torch.equal(head(hidden), full)
+    with slot.use(context_of(capture_head=True)):
+        assert torch.equal(head(hidden), full)
+        assert slot.current.captured[0] is hidden
+    with slot.use(context_of(head_states=hidden[:2])):
+        torch.testing.assert_close(head(torch.zeros(1, 5, 6, dtype=torch.float64)), full[None, :2], rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize("targets", [("q_proj",), ("q_proj", "down_proj")], ids=["attention", "mlp adapted"])
@@ -96,14 +105,14 @@ def test_the_last_mlp_computes_read_positions_only(tiny_ensemble, packed, target
         layer.mlp.gate_proj.register_forward_pre_hook(
             lambda module, inputs, index=index: seen.update({index: inputs[0].shape[1]})
         )
-    narrow = ensemble.log_probs(batch)
+    narrow = ensemble.forward(batch)
     kept, whole = len(batch.scoring.keep), batch.packing.num_tokens
     assert kept < whole
     assert seen == {0: whole, 1: whole, 2: kept if targets == ("q_proj",) else whole}
     last = ensemble.model.model.layers[-1].mlp
     if "forward" in vars(last):
         del last.forward
-    torch.testing.assert_close(ensemble.log_probs(batch), narrow, rtol=0, atol=1e-12)
+    torch.testing.assert_close(ensemble.forward(batch), narrow, rtol=0, atol=1e-12)
 
 
 class Experts(nn.Module):
@@ -122,14 +131,14 @@ class Experts(nn.Module):
 @pytest.mark.parametrize("kind", ["bare", "pair", "dict", "two arguments"])
 def test_the_last_mlp_is_restricted_where_its_form_is_known(kind):
     """Every other form runs whole: right, if not as quick."""
-    slot, layer = PassSlot(), nn.Module()
+    slot, layer = ContextSlot(), nn.Module()
     layer.mlp = Experts(kind)
     hidden = torch.randn(1, 7, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     extra = (hidden,) if kind == "two arguments" else ()
     whole = layer.mlp(hidden, *extra)
     restrict_last_mlp(layer, slot)
-    slot.keep = torch.tensor([2, 6])
-    slot.packing = pack([Item(0, EncodedExample(0, (1, 2, 3, 4, 5, 6, 7), ((1,), (2,)), 0))]).packing
+    packing = pack([Item(0, EncodedExample(0, (1, 2, 3, 4, 5, 6, 7), ((1,), (2,)), 0))]).packing
+    slot.current = ForwardContext(packing, torch.tensor([2, 6]))
     layer.mlp.widths.clear()
     out = layer.mlp(hidden, *extra)
     assert layer.mlp.widths == {"bare": [2], "pair": [2], "dict": [2, 7], "two arguments": [7]}[kind]
@@ -160,7 +169,7 @@ class Layer(nn.Module):
 @pytest.mark.parametrize("as_tuple", [False, True], ids=["bare", "tuple"])
 def test_gates_skip_capture_and_feed(as_tuple):
     """Layers add 1, 10, 100, 1000; skipped ones hand on in the form that the others use, from the first pass on."""
-    layers, slot = nn.ModuleList(Layer(10**i, as_tuple) for i in range(4)), PassSlot()
+    layers, slot = nn.ModuleList(Layer(10**i, as_tuple) for i in range(4)), ContextSlot()
     gate_layers(layers, slot)
 
     def run(start):
@@ -172,13 +181,15 @@ def test_gates_skip_capture_and_feed(as_tuple):
         assert hidden.shape == (1, 3, 2)
         return hidden[0, 0, 0].item()
 
-    slot.last_layer = 2
-    assert run(0) == 11
-    assert slot.captured[0, 0, 0] == 11
-    slot.last_layer = None
-    slot.first_layer, slot.hidden = 2, slot.captured
-    assert run(5) == 1111
-    slot.first_layer, slot.hidden = 0, None
+    context = context_of(last_layer=2)
+    with slot.use(context):
+        assert run(0) == 11
+    (captured,) = context.captured
+    assert captured[0, 0, 0] == 11
+    with slot.use(context_of(first_layer=2, hidden=captured)):
+        assert run(5) == 1111
+    with slot.use(context_of()):
+        assert run(0) == 1111
     assert run(0) == 1111
 
 
@@ -193,7 +204,7 @@ def packed(letters, texts):
 
 
 def loss(ensemble, batch, hidden=None):
-    return -ensemble.log_probs(batch, hidden)[:, 0].sum()
+    return -ensemble.forward(batch, hidden=hidden)[:, 0].sum()
 
 
 @pytest.mark.parametrize("layers", ["all", "last:2"])
@@ -201,12 +212,12 @@ def test_checkpointing_gives_the_same_gradients(tiny_ensemble, packed, layers):
     """Bit for bit in float32, with dropout, with and without the trunk, and every layer really is run twice."""
     ensemble = tiny_ensemble(dtype=torch.float32, depth=4, layers=layers, dropout=0.4)
     batch = packed[0]
-    hidden = ensemble.trunk(batch) if ensemble.trunk_layers else None
+    hidden = ensemble.forward(batch, "trunk") if ensemble.trunk_layers else None
     runs = []
     ensemble.model.model.layers[-1].mlp.down_proj.register_forward_pre_hook(lambda *_: runs.append(1))
     grads = []
     for checkpointing, wanted in ((False, 1), (True, 2)):
-        ensemble.slot.checkpointing = checkpointing
+        ensemble.gradient_checkpointing = checkpointing
         ensemble.adapters.zero_grad()
         runs.clear()
         loss(ensemble, batch, hidden).backward()
@@ -226,16 +237,16 @@ def test_checkpointed_layers_are_recomputed_with_their_own_packing(tiny_ensemble
     loss(ensemble, batch).backward()
     expected = ensemble.adapters.grad.clone()
     ensemble.adapters.zero_grad()
-    ensemble.slot.checkpointing = True
+    ensemble.gradient_checkpointing = True
     first = loss(ensemble, batch)
     if interleaved == "trunk":
-        ensemble.trunk(other)
+        ensemble.forward(other, "trunk")
     else:
         with torch.no_grad():
-            ensemble.log_probs(other)
+            ensemble.forward(other)
     first.backward()
     assert torch.equal(ensemble.adapters.grad, expected)
-    assert ensemble.slot.packing is None
+    assert ensemble.slot.current is None
 
 
 def test_two_checkpointed_passes_can_be_backpropagated_in_any_order(tiny_ensemble, packed):
@@ -245,7 +256,7 @@ def test_two_checkpointed_passes_can_be_backpropagated_in_any_order(tiny_ensembl
         ensemble.adapters.zero_grad()
         loss(ensemble, batch).backward()
         expected.append(ensemble.adapters.grad.clone())
-    ensemble.slot.checkpointing = True
+    ensemble.gradient_checkpointing = True
     losses = [loss(ensemble, batch) for batch in packed]
     for index in (0, 1):
         ensemble.adapters.zero_grad()
@@ -284,7 +295,7 @@ def test_checkpointing_keeps_less_memory(tiny_ensemble, packed):
     ensemble = tiny_ensemble(dtype=torch.float32, depth=4, dropout=0.4)
     batch = packed[0]
     for checkpointing in (False, True):
-        ensemble.slot.checkpointing = checkpointing
+        ensemble.gradient_checkpointing = checkpointing
         with LiveBytes() as counter:
             before = counter.now
             value = loss(ensemble, batch)

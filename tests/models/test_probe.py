@@ -1,5 +1,7 @@
 """The load probe finds what the parts of a model do not tell."""
 
+import dataclasses
+
 import pytest
 import torch
 import transformers
@@ -23,7 +25,7 @@ def test_it_leaves_the_model_as_it_was(tiny_ensemble, letters):
     assert probe(ensemble) < 1e-12
     assert ensemble.model.config._attn_implementation == name
     assert torch.equal(ensemble.adapters.values, values)
-    assert ensemble.slot.packing is None
+    assert ensemble.slot.current is None
 
 
 @pytest.mark.parametrize(("context", "longest"), [(60, 43), (45, 30)])
@@ -55,13 +57,13 @@ def test_attention_that_overlooks_something_is_found(tiny_model, monkeypatch, bl
     """Choices that do not see their row's prefix; rows that see beyond the window."""
     right = attention.packed_attention
 
-    def wrong(query, key, value, packing, **options):
+    def wrong(query, key, value, packing, scores, **options):
         if blind == "window":
-            options["window"] = None
+            scores = dataclasses.replace(scores, window=None)
         else:
             alone = tuple(type(s)(s.start, s.stop) for s in packing.segments)
             packing = Packing(packing.input_ids, packing.position_ids, alone, packing.spans, None)
-        return right(query, key, value, packing, **options)
+        return right(query, key, value, packing, scores, **options)
 
     base = tiny_model("qwen2", use_sliding_window=True, sliding_window=4, max_window_layers=0)
     assert probe(on(base)) < 1e-12

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from lorchestra.nn import packing as layout
-from lorchestra.nn.attention import make_attention, packed_attention, varlen_attention
+from lorchestra.nn.attention import Scores, make_attention, packed_attention, varlen_attention
+from lorchestra.nn.context import ContextSlot, ForwardContext
 from lorchestra.nn.kv_cache import PrefixCache
-from lorchestra.nn.lora import PackingSlot
 from lorchestra.nn.packing import Packing, Segment
 
 D = 5
@@ -65,6 +65,12 @@ OPTIONS = {
 }
 
 
+def given(options):
+    """Options of `Scores`, and `batched`, as arguments."""
+    others = {name: value for name, value in options.items() if name == "batched"}
+    return {"scores": Scores(**{name: value for name, value in options.items() if name != "batched"})} | others
+
+
 @pytest.mark.parametrize("batched", [False, True], ids=["one by one", "batched"])
 @pytest.mark.parametrize("groups", [4, 2, 1])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
@@ -75,7 +81,7 @@ def test_equals_naive_attention_forward_and_backward(packing, options, groups, b
     if options.get("sinks"):
         options = {**options, "sinks": randn(4).requires_grad_()}
     inputs = [tensor.requires_grad_() for tensor in inputs]
-    out = packed_attention(*inputs, packing, **options, batched=batched)
+    out = packed_attention(*inputs, packing, Scores(**options), batched=batched)
     expected = naive_attention(*inputs, packing, **options)
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
     weights = randn(*out.shape)
@@ -120,7 +126,11 @@ def test_a_kept_prefix_is_context_that_is_not_there(options, batched, randn):
     inputs = [randn(1, heads, 17, D) for heads in (4, 2, 2)]
     expected = naive_attention(*inputs, LAID, **options)
     out = packed_attention(
-        *(tensor[:, :, OWN] for tensor in inputs), AFTER_KEPT, **options, batched=batched, kept=kept_of(*inputs[1:])
+        *(tensor[:, :, OWN] for tensor in inputs),
+        AFTER_KEPT,
+        Scores(**options),
+        batched=batched,
+        cached=kept_of(*inputs[1:]),
     )
     torch.testing.assert_close(out, expected[:, :, OWN], rtol=0, atol=1e-12)
 
@@ -166,7 +176,7 @@ def afresh(packing):
 @pytest.mark.parametrize("packing", LAYOUTS.values(), ids=LAYOUTS.keys())
 def test_a_kernel_of_variable_lengths_is_told_the_segments(packing, options, groups, runs, randn):
     inputs = [randn(1, heads, packing.num_tokens, D).requires_grad_() for heads in (4, groups, groups)]
-    out = varlen_attention(*inputs, afresh(packing), **options, kernel=reference_kernel)
+    out = varlen_attention(*inputs, afresh(packing), Scores(**options), kernel=reference_kernel)
     expected = naive_attention(*inputs, packing, **options)
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
     weights = randn(*out.shape)
@@ -180,7 +190,9 @@ def test_a_kernel_of_variable_lengths_sees_a_kept_prefix(options, runs, randn):
     inputs = [randn(1, heads, 17, D) for heads in (4, 2, 2)]
     expected = naive_attention(*inputs, LAID, **options)
     own = (tensor[:, :, OWN] for tensor in inputs)
-    out = varlen_attention(*own, afresh(AFTER_KEPT), **options, kept=kept_of(*inputs[1:]), kernel=reference_kernel)
+    out = varlen_attention(
+        *own, afresh(AFTER_KEPT), Scores(**options), cached=kept_of(*inputs[1:]), kernel=reference_kernel
+    )
     torch.testing.assert_close(out, expected[:, :, OWN], rtol=0, atol=1e-12)
 
 
@@ -188,12 +200,12 @@ def test_runs_hold_every_segment_once_and_bound_what_is_put_together():
     """A thousand rows behind a kept prefix of 500 tokens: 13 tokens of keys for one of the batch, were it one run."""
     segments = tuple(Segment(40 * row, 40 * row + 40, (), 0) for row in range(1000))
     packing = packing_from(*segments, prefix=PrefixCache(tuple(range(500))))
-    assert [n for run in packing.runs for n in range(1000)[run.segments]] == list(range(1000))
-    assert [n for run in packing.runs for n in range(40_000)[run.tokens]] == list(range(40_000))
-    assert all(int(run.keys[-1]) <= 3 * 40_000 for run in packing.runs)
-    assert len(packing.runs) == 5
-    assert len(packing_from(*(Segment(row, row + 1) for row in range(1100))).runs) == 3
-    assert len(LAYOUTS["a chain of contexts"].runs) == 1
+    assert [n for run in packing.segment_groups for n in range(1000)[run.segments]] == list(range(1000))
+    assert [n for run in packing.segment_groups for n in range(40_000)[run.tokens]] == list(range(40_000))
+    assert all(int(run.cu_seqlens_k[-1]) <= 3 * 40_000 for run in packing.segment_groups)
+    assert len(packing.segment_groups) == 5
+    assert len(packing_from(*(Segment(row, row + 1) for row in range(1100))).segment_groups) == 3
+    assert len(LAYOUTS["a chain of contexts"].segment_groups) == 1
 
 
 @pytest.mark.gpu
@@ -208,7 +220,7 @@ def test_half_precision_on_a_gpu_equals_naive_attention(packing, options, groups
     expected, weights = naive_attention(*inputs, packing, **options), randn(1, 4, n, width).bfloat16()
     wanted = torch.autograd.grad((expected * weights.double()).sum(), inputs)
     moved = [tensor.detach().bfloat16().cuda().requires_grad_() for tensor in inputs]
-    out = packed_attention(*moved, packing_from(*packing.segments, device="cuda"), **options)
+    out = packed_attention(*moved, packing_from(*packing.segments, device="cuda"), **given(options))
     grads = torch.autograd.grad((out * weights.cuda()).sum(), moved)
     for a, b in zip([out, *grads], [expected, *wanted], strict=True):
         assert (a.cpu().double() - b).abs().max() <= 2**-6 * b.abs().max().clamp(min=1)
@@ -218,7 +230,7 @@ def test_half_precision_on_a_gpu_equals_naive_attention(packing, options, groups
 def test_float32_equals_naive_attention_in_float64(options, randn):
     packing = LAYOUTS["choices after a prefix"]
     inputs = [randn(1, heads, packing.num_tokens, D) for heads in (4, 2, 2)]
-    out = packed_attention(*(tensor.float() for tensor in inputs), packing, **options)
+    out = packed_attention(*(tensor.float() for tensor in inputs), packing, **given(options))
     torch.testing.assert_close(out.double(), naive_attention(*inputs, packing, **options), rtol=0, atol=1e-6)
 
 
@@ -237,7 +249,7 @@ def test_nan_in_one_row_reaches_no_other_row(options, randn):
             for tensor in inputs:
                 tensor[:, :, 1:3] = bad
         inputs = [tensor.requires_grad_() for tensor in inputs]
-        out = packed_attention(*inputs, packing, **options)
+        out = packed_attention(*inputs, packing, **given(options))
         grads = torch.autograd.grad((out * weights).sum(), inputs)
         results.append([tensor[:, :, 6:] for tensor in (out, *grads)])
     assert out[:, :, 2].isnan().all()
@@ -285,7 +297,8 @@ class FakeModule(torch.nn.Module):
 def call(randn):
     """The registered function on random tensors; `call.reference` is what it should equal."""
     packing = LAYOUTS["several segments"]
-    slot = PackingSlot(packing)
+    slot = ContextSlot()
+    slot.current = ForwardContext(packing, torch.tensor([0]))
     attention = make_attention(slot)
     tensors = [randn(1, heads, packing.num_tokens, D) for heads in (4, 2, 2)]
 
@@ -333,6 +346,6 @@ def test_extras_that_change_nothing_are_accepted(call):
 
 
 def test_refused_outside_a_packed_pass(call):
-    call.slot.packing = None
+    call.slot.current = None
     with pytest.raises(RuntimeError, match="outside a packed pass"):
         call()

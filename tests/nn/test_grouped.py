@@ -9,7 +9,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from lorchestra.nn import lora as lora_module
-from lorchestra.nn.lora import MemberLoRALinear, PackingSlot, suits_grouped
+from lorchestra.nn.context import ContextSlot, ForwardContext
+from lorchestra.nn.lora import MemberLoRALinear, suits_grouped
 from lorchestra.nn.packing import BASE
 
 I, O, R, M = 16, 24, 3, 4  # noqa: E741 - the axes' names
@@ -39,7 +40,7 @@ def build(randn):
         A = [nn.Parameter(randn(R, I, dtype=torch.float32)) for _ in range(M)]
         B = [nn.Parameter(randn(O, R, dtype=torch.float32)) for _ in range(M)]
         scaling = (2.0, 0.5, 4.0, 1.0)
-        layer = MemberLoRALinear(base, A, B, scaling=scaling, dropout=rates, slot=PackingSlot(), name="layers.0.q")
+        layer = MemberLoRALinear(base, A, B, scaling=scaling, dropout=rates, slot=ContextSlot(), name="layers.0.q")
         return layer.to(device)
 
     return make
@@ -51,7 +52,7 @@ def run(monkeypatch):
 
     def both(lora, packing, x, weights, grouped):
         monkeypatch.setattr(lora_module, "suits_grouped", lambda *_: grouped)
-        lora.slot.packing = packing
+        lora.slot.current = ForwardContext(packing, torch.tensor([0]))
         x = x.detach().requires_grad_()
         out = lora(x)
         leaves = [x, *lora.A, *lora.B]
@@ -106,7 +107,7 @@ def test_saves_no_more_than_input_low_rank_product_and_adapters(build, packing_o
     """The masked input is not among what the backward pass keeps."""
     monkeypatch.setattr(lora_module, "suits_grouped", lambda *_: True)
     lora = build(torch.bfloat16, rates=(0.5,) * M)
-    lora.slot.packing = packing_of((0, 20, 1), (1, 20, 2))
+    lora.slot.current = ForwardContext(packing_of((0, 20, 1), (1, 20, 2)), torch.tensor([0]))
     x = randn(1, 40, I, dtype=torch.bfloat16).requires_grad_()
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
@@ -121,7 +122,7 @@ def test_checkpointing_forgets_the_input(build, packing_of, randn, monkeypatch):
     """Nothing but saved tensors holds it: the mask is made again from keys alone."""
     monkeypatch.setattr(lora_module, "suits_grouped", lambda *_: True)
     lora = build(torch.bfloat16, rates=(0.5,) * M)
-    lora.slot.packing = packing_of((0, 23, 1), (1, 18, 2))
+    lora.slot.current = ForwardContext(packing_of((0, 23, 1), (1, 18, 2)), torch.tensor([0]))
 
     def alive():
         return sum(type(thing) is torch.Tensor and thing.shape[-2:] == (41, I) for thing in gc.get_objects())

@@ -4,8 +4,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from lorchestra.nn.adapters import StackedAdapters
+from lorchestra.nn.context import ContextSlot, ForwardContext
 from lorchestra.nn.dropout import keep_mask, token_keys
-from lorchestra.nn.lora import MemberLoRALinear, PackingSlot, _Dropout, _PackedLoRA
+from lorchestra.nn.lora import MemberLoRALinear, _Dropout, _PackedLoRA
 from lorchestra.nn.optimizer import MemberAdamW
 from lorchestra.nn.packing import BASE, Span
 from lorchestra.nn.seeding import derive_seed
@@ -25,17 +26,17 @@ def build(randn):
             parameter.copy_(randn(*parameter.shape))
         A = [nn.Parameter(randn(R, I, dtype=dtype)) for _ in range(M)]
         B = [nn.Parameter(randn(O, R, dtype=dtype)) for _ in range(M)]
-        return MemberLoRALinear(base, A, B, scaling=SCALING, dropout=dropout, slot=PackingSlot(), name=name)
+        return MemberLoRALinear(base, A, B, scaling=SCALING, dropout=dropout, slot=ContextSlot(), name=name)
 
     return make
 
 
 def run(lora, packing, x):
-    lora.slot.packing = packing
+    lora.slot.current = ForwardContext(packing, torch.tensor([0]))
     try:
         return lora(x)
     finally:
-        lora.slot.packing = None
+        lora.slot.current = None
 
 
 def reference(lora, packing, x):
@@ -164,7 +165,7 @@ def test_modules_of_different_names_have_different_masks(packing_of):
         base = nn.Linear(64, 64, bias=False, dtype=torch.float64).requires_grad_(False)
         base.weight.zero_()
         eye = nn.Parameter(torch.eye(64, dtype=torch.float64))
-        lora = MemberLoRALinear(base, [eye], [eye], scaling=[1.0], dropout=[0.5], slot=PackingSlot(), name=name)
+        lora = MemberLoRALinear(base, [eye], [eye], scaling=[1.0], dropout=[0.5], slot=ContextSlot(), name=name)
         masks[name] = run(lora, packing_of((0, 6, 3)), torch.ones(1, 6, 64, dtype=torch.float64))
         assert set(masks[name].unique().tolist()) == {0.0, 2.0}
         expected = keep_mask(token_keys([3], [6]), derive_seed("dropout", name), 64, 0.5)
@@ -202,7 +203,7 @@ def test_zero_padding_is_a_lower_rank_and_stays_zero(packing_of, randn):
         adapters = StackedAdapters(1, rank, [("q", I, O)], dtype=torch.float64)
         (A,), (B,) = adapters.parameters["q"]
         A.data[:2], B.data[:, :2] = A0, B0
-        lora = MemberLoRALinear(base, [A], [B], scaling=[3.0], dropout=[0.2], slot=PackingSlot(), name="q")
+        lora = MemberLoRALinear(base, [A], [B], scaling=[3.0], dropout=[0.2], slot=ContextSlot(), name="q")
         optimizer = MemberAdamW(adapters.values, adapters.is_B, [0.5])
         for _ in range(15):
             adapters.zero_grad()

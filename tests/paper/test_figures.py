@@ -1,4 +1,4 @@
-"""What figures compute beyond metrics, against known answers; pictures of several tasks and of compared methods."""
+"""Figures' computations beyond metrics, against known answers; pictures of several tasks and of compared methods."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import pytest
 from matplotlib.figure import Figure
 
 from lorchestra.metrics.evaluation import evaluate_predictions
-from lorchestra.paper import baselines, epochs
+from lorchestra.paper.baselines import BASELINES
 from lorchestra.paper.confidence import CONFIDENCE
-from lorchestra.paper.numbers import subsets
+from lorchestra.paper.curves import EPOCHS, subsets
 from lorchestra.paper.page import write_page
-from lorchestra.paper.results import regularizer, regularizer_label
+from lorchestra.paper.results import ENSEMBLE, ONE, regularizer, regularizer_label
 from lorchestra.types import Predictions
 
 
@@ -43,7 +43,7 @@ def test_subsets_are_different_and_repeatable():
         ),
     ],
 )
-def test_a_regularizer_is_named_after_its_settings(settings, name, label):
+def test_regularizer_is_named_after_its_settings(settings, name, label):
     assert regularizer(settings) == name
     assert regularizer_label(settings) == label
 
@@ -51,56 +51,56 @@ def test_a_regularizer_is_named_after_its_settings(settings, name, label):
 def results(names=("one_lora", "lora_ensemble", "zero_shot"), left_out="swag"):
     draw = np.random.default_rng(0)
     labels = draw.integers(4, size=60)
-    found = [{"name": left_out, "summary": "", "left_out": "every member failed"}]
-    for place, name in enumerate(names):
+    methods = [{"name": left_out, "summary": "", "left_out": "every member failed"}]
+    for i, name in enumerate(names):
         scores = draw.normal(size=(2, 60, 4))
-        scores[:, np.arange(60), labels] += 3 - place
+        scores[:, np.arange(60), labels] += 3 - i
         log_probs = scores - np.log(np.exp(scores).sum(axis=-1, keepdims=True))
         ids = tuple(map(str, range(60)))
         predictions = Predictions(log_probs, labels, ids, (("a", "b", "c", "d"),) * 60, "quiz", "test")
-        cost = {"fit_base_passes": 10.0 * place, "predict_base_passes": 1.0 + place, "fit_s": 2.0, "tokens": 5}
+        cost = {"fit_base_passes": 10.0 * i, "predict_base_passes": 1.0 + i, "fit_s": 2.0, "tokens": 5}
         entry = evaluate_predictions(predictions, resamples=100)
-        found.append({"name": name, "summary": "", "cost": cost, "entry": {"task": "quiz"} | entry})
-    return found
+        methods.append({"name": name, "summary": "", "cost": cost, "entry": {"task": "quiz"} | entry})
+    return methods
 
 
 def test_methods_against_cost(tmp_path):
-    every = results()
-    rows = baselines.BASELINES.table(every)
+    methods = results()
+    rows = BASELINES.table(methods)
     assert [row["method"] for row in rows] == ["one_lora", "lora_ensemble", "zero_shot"]
-    for row, one in zip(rows, every[1:], strict=True):
-        assert row["nll"] == one["entry"]["ensemble"]["nll"]
-        assert [row["ece_low"], row["ece_high"]] == one["entry"]["intervals"]["ensemble"]["ece"]
-        assert row["predict_base_passes"] == one["cost"]["predict_base_passes"]
-    sentence = write_page(baselines.BASELINES, rows, tmp_path / "baselines", "baselines", "caption")
+    for row, method in zip(rows, methods[1:], strict=True):
+        assert row["nll"] == method["entry"]["ensemble"]["nll"]
+        assert [row["ece_low"], row["ece_high"]] == method["entry"]["intervals"]["ensemble"]["ece"]
+        assert row["predict_base_passes"] == method["cost"]["predict_base_passes"]
+    sentence = write_page(BASELINES, rows, tmp_path / "baselines", "baselines", "caption")
     lowest = min(rows, key=lambda row: row["nll"])
     assert f"of 3 methods, lowest NLL: {lowest['method']} ({lowest['nll']:.3f})" in sentence
     figure = Figure()
-    baselines.draw(figure, rows)
+    BASELINES.draw(figure, rows)
     assert len(figure.axes) == 6
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [row["method"] for row in rows]
 
 
-def test_several_tasks_have_a_row_of_panels_and_a_sentence_each(tmp_path):
+def test_each_task_has_a_row_of_panels_and_a_sentence(tmp_path):
     rows = [
-        {"task": task, "regularizer": kind, "method": method, "epoch": epoch, "accuracy": 0.5, "nll": 1 + place / 10}
-        | {"ece": 0.1 + place / 100}
+        {"task": task, "regularizer": kind, "method": method, "epoch": epoch, "accuracy": 0.5, "nll": 1 + i / 10}
+        | {"ece": 0.1 + i / 100}
         | {f"{metric}_{end}": 0.5 for metric in ("accuracy", "nll", "ece") for end in ("lowest", "highest")}
-        for place, task in enumerate(("one", "two"))
+        for i, task in enumerate(("one", "two"))
         for kind in ("no regularizer", "decay on B 100")
-        for method in (epochs.ONE, epochs.ENSEMBLE)
+        for method in (ONE, ENSEMBLE)
         for epoch in (0, 1, 2)
     ]
     figure = Figure()
-    epochs.EPOCHS.draw(figure, rows)
+    EPOCHS.draw(figure, rows)
     assert [axes.get_title() for axes in figure.axes[::3]] == ["one: accuracy (%)", "two: accuracy (%)"]
     assert len(figure.legends) == 1
-    sentence = epochs.EPOCHS.sentence(rows)
+    sentence = EPOCHS.sentence(rows)
     assert sentence.startswith("one: no regularizer: one LoRA (mean of members) NLL 1.000 at best (epoch 1)")
     assert "; two: no regularizer: one LoRA (mean of members) NLL 1.100" in sentence
 
 
-def test_where_nothing_is_wrong_the_sentence_says_so(tmp_path):
+def test_sentence_without_wrong_answers(tmp_path):
     rows = [
         {"task": "quiz", "method": method, "id": "a", "choices": 4, "confidence": 0.9, "correct": 1}
         for method in ("one LoRA (members pooled)", "ensemble, decay on B")

@@ -1,4 +1,4 @@
-"""The recipes of figures: every one makes points that can work, at every profile; headlines stand in for a task."""
+"""The recipes of figures: valid points at every profile; the demo's headlines as the default task."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def test_points_of_every_figure_and_profile(figure, profile):
     assert tasks == (expected if len(scale.tasks) > 1 else {None})
 
 
-def test_every_recipe_is_a_figure():
+def test_recipes_and_figures_correspond():
     files = {path.stem for path in recipes.recipes_folder().glob("*.yaml")}
     assert files == {*FIGURES, "profiles"}
     assert profile_names() == ("7b", "small", "smoke")
 
 
-def test_the_papers_strengths_by_task():
+def test_strengths_of_the_paper_by_task():
     scale = read_profile("7b")
     settings = figure_settings(read_figure("fig1", "7b"), scale, scale.tasks)
     decays = {one["data.task"]: one.get("regularize.weight_decay_b") for one in settings if len(one) > 1}
@@ -47,27 +47,27 @@ def test_the_papers_strengths_by_task():
     assert (scale.settings.adapt.members, scale.settings.adapt.r, scale.settings.adapt.layers) == (5, 8, "all")
 
 
-def test_the_figure_of_regularizers_has_every_one():
+def test_figure_of_regularizers_is_complete():
     settings = [field for point in read_figure("regularizers").points for field in point]
     fields = {f"regularize.{field.name}" for field in dataclasses.fields(RegularizeConfig)}
     assert fields <= set(settings)
     assert {"adapt.dropout"} == set(settings) - fields
 
 
-def test_lists_are_combined_and_equal_points_made_once():
+def test_lists_are_combined_and_duplicates_removed():
     recipe = recipes.Recipe(points=({"train.lr": [0.1, 0.2], "adapt.r": "$ranks"}, {"adapt.r": 4, "train.lr": 0.1}, {}))
     profile = recipes.Profile(values={"ranks": [4, 8]})
-    found = [tuple(one.values()) for one in figure_settings(recipe, profile, ())]
-    assert found == [(4, 0.1), (8, 0.1), (4, 0.2), (8, 0.2), ()]
+    points = [tuple(settings.values()) for settings in figure_settings(recipe, profile, ())]
+    assert points == [(4, 0.1), (8, 0.1), (4, 0.2), (8, 0.2), ()]
     with pytest.raises(ConfigError, match=r"\$ranks: the profile has no such value; did you mean 'rank'"):
         figure_settings(recipe, recipes.Profile(values={"rank": 4}), ())
 
 
-def test_a_damaged_recipe_is_refused(tmp_path, monkeypatch):
+def test_invalid_recipe_is_refused(tmp_path, monkeypatch):
     (tmp_path / "profiles.yaml").write_text("smoke: {summary: s, settings: {train: {lrr: 1}}}")
     (tmp_path / "fig1.yaml").write_text("points: 3")
     monkeypatch.setattr(recipes, "recipes_folder", lambda: tmp_path)
-    with pytest.raises(ConfigError, match=r"smoke\.settings\.train\.lrr is no setting; did you mean 'lr'"):
+    with pytest.raises(ConfigError, match=r"smoke\.settings\.train\.lrr is not a setting; did you mean 'lr'"):
         read_profile("smoke")
     with pytest.raises(ConfigError, match=r"fig1\.yaml: points is 3; it must be a list"):
         read_figure("fig1")
@@ -81,7 +81,7 @@ def _has_wheel():
 
 
 @pytest.mark.skipif(not _has_wheel(), reason=f"needs the PyPI wheel {demo.WHEEL}")
-def test_headlines_where_no_task_is_named(tmp_path):
+def test_headlines_if_no_task_is_given(tmp_path):
     config = read_profile("smoke").settings
     plans, trainings = plan_figures(["fig5", "fig1", "fig3"], "smoke", config, tmp_path / "out")
     assert [(training.root.name, len(training.points)) for training in trainings] == [("each-epoch-ood", 2)]
@@ -90,13 +90,13 @@ def test_headlines_where_no_task_is_named(tmp_path):
     with open(data.train) as rows:
         assert len(rows.readlines()) == HEADLINES.train
     assert (data.scoring, data.prompt.template) == ("text", DEMO_PROMPT)
-    asked = dataclasses.replace(config.data, scoring="letter", prompt=PromptConfig(template="{question}\n{options}"))
-    plans, _ = plan_figures(["fig1"], "smoke", dataclasses.replace(config, data=asked), tmp_path / "other")
+    other = dataclasses.replace(config.data, scoring="letter", prompt=PromptConfig(template="{question}\n{options}"))
+    plans, _ = plan_figures(["fig1"], "smoke", dataclasses.replace(config, data=other), tmp_path / "other")
     data = plans[0].points[0].config.data
     assert (data.scoring, data.prompt.template) == ("letter", "{question}\n{options}")
 
 
-def test_rows_unlike_the_training_rows_are_needed(make_task, tmp_path):
+def test_ood_figures_need_ood_rows(make_task, tmp_path):
     make_task()
     config = read_profile("smoke").settings
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, task="quiz"))
@@ -109,8 +109,8 @@ def test_rows_unlike_the_training_rows_are_needed(make_task, tmp_path):
 
 
 @pytest.mark.parametrize("order", [["fig1", "fig3", "ablation-members"], ["ablation-members", "fig3", "fig1"]])
-def test_points_are_trained_once_with_all_that_is_asked_of_them(order, make_task, tmp_path):
-    """And found again by a figure that asks for less, but trained anew for one that asks for more."""
+def test_points_are_trained_once_with_all_requested_outputs(order, make_task, tmp_path):
+    """And reused by a figure that needs fewer outputs, but trained again for one that needs more."""
     make_task()
     make_task("other")
     config = read_profile("smoke").settings

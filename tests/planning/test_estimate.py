@@ -16,7 +16,9 @@ from lorchestra.planning.estimate import (
     duration,
     fitting_budget,
     packed_tokens,
+    prediction_base_passes,
     split_trunk,
+    training_base_passes,
 )
 
 
@@ -29,16 +31,16 @@ def test_bytes_of_adapters():
 
 
 @pytest.mark.parametrize(("loading", "peak"), [(0, 1 + 2 + 4 + 8 + 16 + 32), (100, 100)])
-def test_the_peak_is_in_training_or_while_loading(loading, peak):
+def test_peak_is_in_training_or_while_loading(loading, peak):
     assert Footprint(1, 2, 4, 8, 16, 32, loading).peak == peak
 
 
 def test_time_is_work_times_rates():
     rates = Rates(train_s=0.5, trunk_s=0.25, evaluate_s=0.125, update_s=2.0)
     work = Work(train_tokens=100, trunk_tokens=40, evaluate_tokens=16, base_tokens=8, updates=3)
-    found = duration(work, rates)
-    assert found == Duration(steps=56.0, trunk=10.0, base=1.0, evaluation=2.0)
-    assert (found.training, found.total) == (67.0, 69.0)
+    times = duration(work, rates)
+    assert times == Duration(steps=56.0, trunk=10.0, base=1.0, evaluation=2.0)
+    assert (times.training, times.total) == (67.0, 69.0)
 
 
 @pytest.mark.parametrize(
@@ -51,12 +53,12 @@ def test_each_split_is_cached_where_it_fits(limit, expected):
 @pytest.mark.parametrize(
     ("free", "budget"),
     [
-        (None, 800),  # unknown: taken for ample
+        (None, 800),  # unknown counts as enough
         (10**9, 800),
-        (math.ceil(80_500 / SHARE), 800),  # 500 for the rest, and 100 a token: just enough
-        (math.ceil(50_500 / SHARE), 448),  # 500 tokens, down to a multiple of 64
+        (math.ceil(80_500 / SHARE), 800),  # 500 for the rest and 100 per token: just enough
+        (math.ceil(50_500 / SHARE), 448),  # 500 tokens, rounded down to a multiple of 64
         (math.ceil(30_000 / SHARE), 256),  # 295 tokens
-        (math.ceil(20_000 / SHARE), 200),  # 195 tokens: the longest row sets the least
+        (math.ceil(20_000 / SHARE), 200),  # 195 tokens: the longest row is the minimum
         (100, 200),
     ],
 )
@@ -64,7 +66,7 @@ def test_budget_by_free_memory(free, budget):
     assert fitting_budget(800, 200, 100.0, 500, free) == budget
 
 
-def test_a_row_longer_than_the_default_sets_the_budget():
+def test_budget_is_at_least_the_longest_row():
     assert fitting_budget(800, 1500, 100.0, 0, 10**12) == 1500
     assert fitting_budget(800, 1500, 100.0, 0, None) == 1500
 
@@ -78,6 +80,18 @@ def test_checkpointing_keeps_inputs_and_one_layer():
 )
 def test_base_passes(share, with_base, passes):
     assert base_passes(5, 3, share, with_base) == pytest.approx(passes, abs=1e-12)
+
+
+def test_layers_below_the_adapters_count_once(tiny_ensemble):
+    assert prediction_base_passes(tiny_ensemble(depth=4, layers="all"), 5) == 5
+    assert prediction_base_passes(tiny_ensemble(depth=4, layers="last:1"), 5) == 0.75 + 5 * 0.25
+    assert prediction_base_passes(tiny_ensemble(depth=4, layers="last:3"), 1) == 1
+
+
+def test_base_passes_of_a_training_run(make_trainer, train):
+    assert training_base_passes(train(make_trainer())) == 3 * 2  # members, epochs
+    assert training_base_passes(train(make_trainer(layers="last:1"))) == 0.5 + 3 * 2 * 0.5
+    assert training_base_passes(train(make_trainer(layers="last:1", regularize={"kl_beta": 0.1}))) == 0.5 + 7 * 0.5
 
 
 @pytest.mark.parametrize("shared", [0, 1])

@@ -8,6 +8,7 @@ from lorchestra.nn.packing import Item, pack
 from lorchestra.planning.estimate import ALLOCATION
 from lorchestra.planning.measure import calibrate, saved_bytes, token_bytes
 from lorchestra.planning.workload import plan_workload
+from lorchestra.training.callbacks import Callback
 from lorchestra.types import EncodedExample
 
 
@@ -24,24 +25,23 @@ def test_saved_bytes_grow_by_the_token_and_with_the_adapted_layers(tiny_ensemble
     assert 1.5 < (twice[1] - twice[0]) / (sizes[1] - sizes[0]) < 2.5
 
 
-def test_saved_bytes_hold_at_least_what_the_arithmetic_needs(tiny_ensemble):
-    """q, k and v of attention, x of two adapted maps, and gate and up of the MLP, in every layer but its last MLP."""
+def test_saved_bytes_are_at_least_the_minimum(tiny_ensemble):
+    """The minimum: q, k, v of attention, inputs of two adapted maps, gate and up of the MLP (except the last MLP's)."""
     depth, tokens, width, inner = 4, 16, 32, 48
     needed = tokens * 8 * (depth * (3 * width + 2 * width) + (depth - 1) * 2 * inner)
-    found = saved_bytes(tiny_ensemble(depth=depth), batch_of(2), None)
-    assert needed < found < 6 * needed
+    assert needed < saved_bytes(tiny_ensemble(depth=depth), batch_of(2), None) < 6 * needed
 
 
-def test_checkpointing_is_put_back_and_not_counted(tiny_ensemble):
+def test_checkpointing_is_restored_and_not_counted(tiny_ensemble):
     model = tiny_ensemble(depth=4)
     plain = saved_bytes(model, batch_of(3), None)
-    model.slot.checkpointing = True
+    model.gradient_checkpointing = True
     assert saved_bytes(model, batch_of(3), None) == plain
-    assert model.slot.checkpointing is True
+    assert model.gradient_checkpointing is True
 
 
-def test_the_pass_that_is_measured_leaves_nothing_alive(tiny_ensemble):
-    """Saved outputs of a node, kept by that node, would be a cycle through C++, which no collection finds."""
+def test_measured_pass_is_garbage_collected(tiny_ensemble):
+    """A node that holds its saved output would be a cycle through C++, which the gc cannot find."""
     model = tiny_ensemble(depth=2)
     saved_bytes(model, batch_of(3), None)
     gone = weakref.ref(model.adapters.parameters[next(iter(model.adapters.parameters))][0][0])
@@ -52,29 +52,34 @@ def test_the_pass_that_is_measured_leaves_nothing_alive(tiny_ensemble):
     assert weight() is None
 
 
-def test_bytes_a_token(tiny_ensemble):
+def test_bytes_per_token(tiny_ensemble):
     rows = [item.example for item in batch_of(40).items]
     model = tiny_ensemble(depth=4, dropout=0.1)  # dropout: no shared prefix
-    each = saved_bytes(model, batch_of(16), None) / 128
-    assert token_bytes(model, rows, checkpointing=False) == pytest.approx(ALLOCATION * each)
-    assert token_bytes(model, rows, checkpointing=True) == pytest.approx(ALLOCATION * (4 * 32 * 8 + each / 4))
-    assert token_bytes(tiny_ensemble(depth=4, layers="last:1"), rows, False) < ALLOCATION * each / 2
+    saved = saved_bytes(model, batch_of(16), None) / 128
+    assert token_bytes(model, rows, checkpointing=False) == pytest.approx(ALLOCATION * saved)
+    assert token_bytes(model, rows, checkpointing=True) == pytest.approx(ALLOCATION * (4 * 32 * 8 + saved / 4))
+    assert token_bytes(tiny_ensemble(depth=4, layers="last:1"), rows, False) < ALLOCATION * saved / 2
 
 
 @pytest.mark.parametrize("layers", ["all", "last:1"])
 @pytest.mark.parametrize("members", [3, 7])
-def test_calibration_changes_no_member_and_gives_every_rate(make_trainer, layers, members):
-    """Also with more members planned than made: spans go to those that are there."""
+def test_calibration_changes_no_member_and_measures_every_rate(make_trainer, layers, members):
+    """Also with more members planned than the model has: spans are assigned to existing members."""
     trainer = make_trainer(layers=layers, dtype=torch.float32)
     before = trainer.model.adapters.values.clone()
     planned = plan_workload(trainer, members, 60)
-    said = []
-    found = calibrate(trainer, planned.largest, planned.batches, 60, 0.05, None, said.append)
+    phases = []
+
+    class Recorder(Callback):
+        def on_progress(self, what, done, total):
+            phases.append(what)
+
+    measured = calibrate(trainer, planned.largest, planned.batches, 60, 0.05, None, Recorder())
     assert torch.equal(trainer.model.adapters.values, before)
-    rates = found.rates
+    rates = measured.rates
     assert min(rates.train_s, rates.evaluate_s, rates.update_s) > 0
     assert (rates.trunk_s > 0) == (layers == "last:1")
-    assert found.micro_batches >= 1
-    assert found.activation_tokens == pack(planned.largest, shared=planned.shared).packing.num_tokens
-    assert found.activation_bytes == round(ALLOCATION * found.saved_bytes)  # memory before was not known
-    assert said == ["a micro-batch of the largest size", "training steps", "evaluation"]
+    assert measured.micro_batches >= 1
+    assert measured.activation_tokens == pack(planned.largest, shared=planned.shared).packing.num_tokens
+    assert measured.activation_bytes == round(ALLOCATION * measured.saved_bytes)  # memory before was unknown
+    assert phases == ["a micro-batch of the largest size", "training steps", "evaluation"]

@@ -11,7 +11,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def system(tmp_path, monkeypatch):
-    """A machine that is made of files; returns a function that writes one."""
+    """A fake /proc and /sys/fs/cgroup; returns a function that writes a file of them."""
     monkeypatch.setattr(memory, "_PROC", tmp_path / "proc")
     monkeypatch.setattr(memory, "_CGROUPS", tmp_path / "cgroup")
 
@@ -24,17 +24,17 @@ def system(tmp_path, monkeypatch):
     return write
 
 
-def group(write, place, limit, use, idle):
-    write(f"{place}/memory.max", f"{limit}\n")
-    write(f"{place}/memory.current", f"{use}\n")
-    write(f"{place}/memory.stat", f"anon 5\ninactive_file {idle}\n")
+def group(write, folder, limit, use, idle):
+    write(f"{folder}/memory.max", f"{limit}\n")
+    write(f"{folder}/memory.current", f"{use}\n")
+    write(f"{folder}/memory.stat", f"anon 5\ninactive_file {idle}\n")
 
 
-def test_available_memory_where_nothing_bounds_it(system):
+def test_available_memory_without_a_limit(system):
     assert memory.free_bytes(CPU) == 1000 * 1024
 
 
-def test_no_system_that_says(tmp_path, monkeypatch):
+def test_without_proc_everything_is_unknown(tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "_PROC", tmp_path / "none")
     monkeypatch.setattr(memory, "_CGROUPS", tmp_path / "none")
     assert memory.free_bytes(CPU) is None
@@ -42,15 +42,15 @@ def test_no_system_that_says(tmp_path, monkeypatch):
     assert memory.restart_peak() is False
 
 
-@pytest.mark.parametrize("place", ["cgroup", "cgroup/a", "cgroup/a/b"])
-def test_a_limit_of_any_group_above_counts(system, place):
+@pytest.mark.parametrize("folder", ["cgroup", "cgroup/a", "cgroup/a/b"])
+def test_limits_of_all_parent_groups_apply(system, folder):
     system("proc/self/cgroup", "0::/a/b\n")
     group(system, "cgroup/a", "max", 7, 7)
-    group(system, place, 5000, 4200, 300)
+    group(system, folder, 5000, 4200, 300)
     assert memory.free_bytes(CPU) == 5000 - 4200 + 300
 
 
-def test_a_group_over_its_limit_has_nothing_free(system):
+def test_group_over_its_limit_has_nothing_free(system):
     group(system, "cgroup", 5000, 6000, 0)
     assert memory.free_bytes(CPU) == 0
 
@@ -64,7 +64,7 @@ def test_groups_of_version_1(system, limit, free):
     assert memory.free_bytes(CPU) == free
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 def test_use_and_peak_of_this_process():
     before = memory.used_bytes()
     block = torch.ones(50_000_000)
@@ -76,9 +76,9 @@ def test_use_and_peak_of_this_process():
         assert memory.peak_bytes() < high - 100_000_000
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="its allocator keeps what was freed")
-def test_a_new_peak_does_not_count_what_was_freed_before():
-    blocks = [bytearray(100_000) for _ in range(1_000)]  # 100 MB, each too small for a mapping of its own
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="specific to glibc's allocator")
+def test_new_peak_does_not_count_freed_memory():
+    blocks = [bytearray(100_000) for _ in range(1_000)]  # 100 MB, each below malloc's mmap threshold
     last = bytearray(100_000)  # keeps the end of the heap in use
     full = memory.used_bytes()
     del blocks

@@ -17,15 +17,15 @@ NOW = SuggestionInputs(
     trunk=30,
     checkpointed=0.2,
 )
-"""1,030 bytes: 30 stay, 20 a member, 1 a token of the budget, 100 a layer."""
+"""1,030 bytes: 30 fixed, 20 per member, 1 per token of the budget, 100 per layer."""
 
 
-def found(setting):
-    return {remedy.option: (remedy.value, remedy.peak, remedy.fits) for remedy in suggest(setting)}
+def suggestions(inputs):
+    return {change.option: (change.value, change.peak, change.fits) for change in suggest(inputs)}
 
 
-def test_each_change_is_as_small_as_will_do():
-    assert found(NOW) == {
+def test_each_change_is_as_small_as_sufficient():
+    assert suggestions(NOW) == {
         "train.token_budget": ("300", 530, True),
         "train.gradient_checkpointing": ("True", 390, True),
         "adapt.layers": ("last:4", 30 + 30 + 400, True),
@@ -33,24 +33,20 @@ def test_each_change_is_as_small_as_will_do():
     }
 
 
-def test_what_cannot_help_is_not_named():
-    alone = dataclasses.replace(NOW, members=1, adapted_layers=1, longest=800, checkpointed=None)
-    assert found(alone) == {}
+def test_useless_changes_are_not_suggested():
+    minimal = dataclasses.replace(NOW, members=1, adapted_layers=1, longest=800, checkpointed=None)
+    assert suggestions(minimal) == {}
 
 
-def test_cached_layers_can_go_to_the_disk():
-    footprint = dataclasses.replace(NOW.footprint, trunk=600)
-    assert found(dataclasses.replace(NOW, footprint=footprint, limit=1030))["adapt.trunk_memory_gb"] == (
-        "0",
-        1030,
-        True,
-    )
+def test_trunk_can_be_cached_on_disk():
+    inputs = dataclasses.replace(NOW, footprint=dataclasses.replace(NOW.footprint, trunk=600), limit=1030)
+    assert suggestions(inputs)["adapt.trunk_memory_gb"] == ("0", 1030, True)
 
 
 @pytest.mark.parametrize(("limit", "fits"), [(40, True), (36, False)])
-def test_where_none_is_enough_alone_all_are_taken_together(limit, fits):
+def test_if_no_single_change_fits_all_are_combined(limit, fits):
     """One member on one layer at the longest row: 30 + 0 + 2 + 5."""
-    results = found(dataclasses.replace(NOW, limit=limit))
+    results = suggestions(dataclasses.replace(NOW, limit=limit))
     assert not any(ok for name, (_, _, ok) in results.items() if name != "all of these")
     assert results["all of these"] == ("", 37, fits)
     assert results["adapt.layers"] == ("last:1", 160, False)

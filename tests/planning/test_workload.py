@@ -1,44 +1,43 @@
 import pytest
 
-import lorchestra.inference.predict
-import lorchestra.inference.trunk
 import lorchestra.models.ensemble
 import lorchestra.planning.workload
-import lorchestra.training.trainer
+from lorchestra.inference import predict, trunk
+from lorchestra.inference.packed import run_packed
 from lorchestra.nn.packing import BASE, pack, pack_prefix
 from lorchestra.planning.workload import plan_workload
+from lorchestra.training import trainer
 from lorchestra.types import EncodedExample
 
 
 @pytest.fixture
 def count_passes(monkeypatch):
-    """Counts packed tokens of every pass by the module that packs it."""
-    found = {}
+    """Counts packed tokens of every pass, by the module that packs it."""
+    tokens = {}
 
     def watch(name, module):
         def counted(*args, **kwargs):
-            batch = pack(*args, **kwargs)
-            found.setdefault(name, []).append(batch.packing.num_tokens)
-            return batch
+            for batch, outputs in run_packed(*args, **kwargs):
+                tokens.setdefault(name, []).append(batch.packing.num_tokens)
+                yield batch, outputs
 
-        monkeypatch.setattr(module, "pack", counted)
+        monkeypatch.setattr(module, "run_packed", counted)
 
-    watch("trainer", lorchestra.training.trainer)
-    watch("trunk", lorchestra.inference.trunk)
-    watch("predict", lorchestra.inference.predict)
+    for name, module in {"trainer": trainer, "trunk": trunk, "predict": predict}.items():
+        watch(name, module)
 
     def counted_prefix(prefix, members, device):
         batch = pack_prefix(prefix, members, device)
-        # below the adapters one pass for all members, which is not counted with theirs
-        found.setdefault("below" if members == [BASE] else "predict", []).append(batch.packing.num_tokens)
+        # below the adapters, one pass serves all members and is not counted with theirs
+        tokens.setdefault("below" if members == [BASE] else "predict", []).append(batch.packing.num_tokens)
         return batch
 
     monkeypatch.setattr(lorchestra.models.ensemble, "pack_prefix", counted_prefix)
-    return found
+    return tokens
 
 
 def with_prefix(rows):
-    """The same rows behind twenty common tokens, which are then shared."""
+    """The same rows after a common prefix of twenty tokens, which is then shared."""
     front = tuple(range(20))
     return [EncodedExample(row.row, front + row.prefix, row.choices, row.answer) for row in rows]
 
@@ -46,7 +45,7 @@ def with_prefix(rows):
 @pytest.mark.parametrize("prefix", [False, True])
 @pytest.mark.parametrize("layers", ["all", "last:1"])
 @pytest.mark.parametrize("batch_size", [4, 5])
-def test_the_plan_is_what_the_trainer_runs(make_trainer, make_rows, count_passes, train, layers, batch_size, prefix):
+def test_plan_matches_what_the_trainer_runs(make_trainer, make_rows, count_passes, train, layers, batch_size, prefix):
     rows = make_rows(12, "texts"), make_rows(7, "texts", seed=1)
     if prefix:
         rows = tuple(map(with_prefix, rows))
@@ -64,7 +63,7 @@ def test_the_plan_is_what_the_trainer_runs(make_trainer, make_rows, count_passes
     assert len(pack(planned.largest, shared=planned.shared).packing.input_ids[0]) == max(count_passes["trainer"])
 
 
-def test_base_answers_for_the_kl_term(make_trainer, count_passes, train):
+def test_base_predictions_for_the_kl_term(make_trainer, count_passes, train):
     trainer = make_trainer(regularize={"kl_beta": 0.1})
     work = plan_workload(trainer, 3, 60).work
     train(trainer)
@@ -72,14 +71,14 @@ def test_base_answers_for_the_kl_term(make_trainer, count_passes, train):
     assert work.base_tokens + work.evaluate_tokens == sum(count_passes["predict"])
 
 
-def test_members_that_are_not_there_are_planned_all_the_same(make_trainer):
+def test_plan_may_have_more_members_than_the_trainer(make_trainer):
     few, many = make_trainer(members=2), make_trainer(members=6)
     assert plan_workload(few, 6, 60) == plan_workload(many, 6, 60)
     assert len(few.state.members) == 2
 
 
 @pytest.mark.parametrize(("most_members", "most_items"), [(24, 500), (12, 100_000), (12, 240)])
-def test_a_sample_of_steps_and_members_is_near_the_whole(
+def test_sample_of_steps_and_members_is_close_to_the_whole(
     make_trainer, make_rows, monkeypatch, most_members, most_items
 ):
     trainer = make_trainer(rows=(make_rows(90), make_rows(30, seed=1)), train={"epochs": 3})

@@ -214,7 +214,8 @@ def small_entry(mean: dict[str, Any], best: dict[str, Any] | None, gap: tuple[fl
     ensemble = {"accuracy": 0.80, "nll": 0.500, "ece": 0.050, "brier": 0.3, "signed_gap": gap[0]}
     single = {"accuracy": 0.75, "nll": 0.600, "ece": 0.020, "brier": 0.3}
     intervals: dict[str, Any] = {"ensemble": {"signed_gap": gap[1]}, "ensemble_minus_member_mean": mean, "level": 0.95}
-    entry = {"num_members": 5, "num_examples": 200, "ensemble": ensemble, "member_mean": single, "intervals": intervals}
+    entry = {"task": "toy", "split": "test", "num_members": 5, "num_examples": 200, "intervals": intervals}
+    entry |= {"ensemble": ensemble, "member_mean": single}
     if best is not None:
         intervals["ensemble_minus_best_member"] = best
         entry["best_member"] = single

@@ -7,11 +7,12 @@ import json
 
 import numpy as np
 import pytest
+from named_methods import fit_method
 from stopping import StopWhen
 
 from lorchestra.config.data import PromptConfig
 from lorchestra.errors import CheckpointError, ConfigError, DataError
-from lorchestra.methods.registry import METHODS, fit_method
+from lorchestra.methods.registry import METHODS
 from lorchestra.metrics.evaluation import evaluate_predictions
 from lorchestra.runs.compare import compare_methods, method_context, read_left_out
 from lorchestra.runs.rows import read_rows

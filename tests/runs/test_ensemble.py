@@ -199,7 +199,7 @@ def test_a_run_whose_members_all_failed_is_refused(run_copy):
 def test_a_configuration_that_was_cut_off_is_refused(run_copy):
     config = run_copy / "config.yaml"
     config.write_text(config.read_text().split("regularize:")[0])
-    with pytest.raises(ConfigError, match=r"config\.yaml: has no regularize settings; the file was cut off"):
+    with pytest.raises(ConfigError, match=r"config\.yaml: has no regularize settings; the file was truncated"):
         load_run(run_copy)
     config.write_text(
         config.read_text().replace("token_budget: 640", "token_budget: null") + "regularize: {}\nevaluate: {}\n"
@@ -218,7 +218,7 @@ def test_another_base_than_the_one_trained_on_is_refused(run_copy, make_base):
 
 
 def test_rows_of_the_other_kind_are_refused(run_copy, questions_jsonl):
-    with pytest.raises(DataError, match=r"to have 'question' read as the text, call it 'text' in the file"):
+    with pytest.raises(DataError, match=r"if the text is in 'question', rename that column to 'text'"):
         list(load_run(run_copy).predict(questions_jsonl()))
 
 
@@ -310,7 +310,7 @@ def test_rows_from_python_are_answered_as_those_of_a_file(trained_run, texts_csv
 
 def test_rows_that_cannot_be_used_are_refused_at_the_call(trained_run):
     run = load_run(trained_run)
-    for rows, message in (("a good film", "names no file"), ([1], r"rows\[0\] is 1"), (None, "NoneType")):
+    for rows, message in (("a good film", "not the name of a file"), ([1], r"rows\[0\] is 1"), (None, "NoneType")):
         with pytest.raises(InputError, match=message):
             run.predict(rows)
     with pytest.raises(DataError, match="no such file"):

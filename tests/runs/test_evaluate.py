@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from lorchestra.errors import CheckpointError, ConfigError, DataError
-from lorchestra.methods import zero_shot
+from lorchestra.inference.predict import MemberPass
 from lorchestra.metrics import predictive
 from lorchestra.metrics import scores as metrics
 from lorchestra.metrics.early_exit import ExitRule
+from lorchestra.nn.packing import BASE
 from lorchestra.report.html.tables import headline
 from lorchestra.report.table import verdict
 from lorchestra.runs.ensemble import load_run
@@ -105,7 +106,7 @@ def test_the_base_alone_is_what_members_were_before_training(trained):
     """Zero-shot through the trained ensemble's model: adapters off."""
     run = trained()
     rows = run.read(run.config.data.test, require_answer=True)
-    found = zero_shot.predict(run.pipeline, rows, "test").log_probs_MEC[0]
+    found = run.pipeline.predict(rows, [MemberPass(BASE)], "test").log_probs_MEC[0]
     run.pipeline.model.adapters.values.zero_()
     np.testing.assert_allclose(run.pipeline.predict_members(rows, "test").log_probs_MEC[1], found, rtol=0, atol=1e-5)
 
@@ -126,7 +127,7 @@ def test_the_base_rides_in_the_members_pass(trained, adapt):
 
     members, base = [], []
     with_members = fed(lambda: members.append(run.pipeline.predict_members(test, "test")))
-    alone = fed(lambda: base.append(zero_shot.predict(run.pipeline, test, "test")))
+    alone = fed(lambda: base.append(run.pipeline.predict(test, [MemberPass(BASE)], "test")))
     validation = fed(lambda: run.pipeline.predict_members(val, "val"))
     whole = fed(lambda: evaluate_run(run))
     assert alone > 0
@@ -215,7 +216,7 @@ def test_refusals(trained, texts_csv, tmp_path):
         evaluate_run(run, data=unlabelled)
     strange = tmp_path / "strange.csv"
     strange.write_text("text,label\nthe film was good,yess\n")
-    with pytest.raises(DataError, match=r"label .yess. was not in the training file; the nearest is .yes."):
+    with pytest.raises(DataError, match=r"label .yess. is not in the training file; the closest is .yes."):
         evaluate_run(run, data=strange)
     (tmp_path / "sub").mkdir()
     twin = (tmp_path / "sub/far.csv", texts_csv("far.csv", 5, seed=6))

@@ -13,7 +13,7 @@ from lorchestra.config.data import DataConfig
 from lorchestra.config.mappings import read_recipe
 from lorchestra.config.run import RunConfig
 from lorchestra.data.tasks import table
-from lorchestra.data.tasks.spec import Rows
+from lorchestra.data.tasks.spec import ExpectedRows
 from lorchestra.errors import ConfigError, DataError
 from lorchestra.runs.ensemble import load_run
 from lorchestra.runs.evaluate import evaluate_run
@@ -56,7 +56,7 @@ def test_training_on_a_name(trained):
 
 
 def test_the_splits_of_a_name_do_not_depend_on_the_runs_seed(named_config, make_task, tmp_path):
-    quiz = make_task(val=None, splits={split: Rows(99) for split in ("train", "val", "test")})
+    quiz = make_task(val=None, splits={split: ExpectedRows(99) for split in ("train", "val", "test")})
     records = []
     for seed in (0, 1):
         config = named_config("quiz", quiz.directory)
@@ -129,14 +129,14 @@ def test_refusals(trained, make_task, named_config, texts_csv, tmp_path):
     run, quiz = trained
     make_task("other", first=1000)
     cases = [
-        ({"task": "othr"}, ConfigError, r"'othr' is no task known by name; did you mean 'other'\?"),
+        ({"task": "othr"}, ConfigError, r"'othr' is not a named task; did you mean 'other'\?"),
         ({"task": "other", "data": "x.csv"}, ConfigError, r"--task other and --data x\.csv: give .* not both"),
         ({"task": "other", "split": "tset"}, ConfigError, "task other has no tset split; it has: train, val, test"),
         ({"split": "tset"}, ConfigError, r"--split tset: no such split; did you mean 'test'\?"),
         ({"ood": ["othr"]}, ConfigError, r"'othr' is neither a file nor a task known by name; did you mean 'other'\?"),
         ({"ood": ["gone.csv"]}, DataError, r"gone\.csv: no such file"),
         ({"ood": ["other", "other"]}, ConfigError, "another file or task is named other too"),
-        ({"task": "other", "data_dir": str(tmp_path / "none")}, DataError, "none does not exist; name a directory"),
+        ({"task": "other", "data_dir": str(tmp_path / "none")}, DataError, "none does not exist; use a directory"),
     ]
     for arguments, error, message in cases:
         with pytest.raises(error, match=message):
@@ -164,13 +164,13 @@ def test_the_directory_may_move_and_the_rows_may_not(trained, tmp_path, monkeypa
     run, quiz = trained
     entry = evaluate_run(run)
     moved = quiz.directory.rename(tmp_path / "moved")
-    with pytest.raises(DataError, match="published train rows were found nowhere"):
+    with pytest.raises(DataError, match="no source has its published train rows"):
         evaluate_run(run)
     assert evaluate_run(run, data_dir=str(moved)) == entry
     monkeypatch.setenv("LORCHESTRA_DATA_DIR", str(moved))
     assert evaluate_run(run) == entry
     (moved / "quiz/train.jsonl").write_text("".join((moved / "quiz/train.jsonl").read_text().splitlines(True)[1:]))
-    with pytest.raises(DataError, match="39 rows where the published train rows of quiz are 40"):
+    with pytest.raises(DataError, match="39 rows, but the published train rows of quiz are 40"):
         evaluate_run(run)
 
 

@@ -115,11 +115,11 @@ def test_tokens_that_were_added_are_text_by_default(on_log, run_config, added_ba
 def test_tokens_that_the_model_does_not_know_end_before_training(run_config, added_base, tmp_path):
     path = named_rows(tmp_path / "a.csv")
     config = run_config(path, base=added_base, data={"keep_tokens": ("<ENT>",)})
-    with pytest.raises(DataError, match=r"a\.csv:\d+: needs the token '<ENT>' \(number 329\), and the base has 329 "):
+    with pytest.raises(DataError, match=r"a\.csv:\d+: has the token '<ENT>' \(id 329\), but the base has only 329 "):
         train_run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     config = run_config(path, base=added_base, data={"keep_tokens": ("<EN>",)})
-    with pytest.raises(ConfigError, match=r"data\.keep_tokens: '<EN>' is no token.*did you mean '<ENT>'"):
+    with pytest.raises(ConfigError, match=r"data\.keep_tokens: '<EN>' is not an added token.*did you mean '<ENT>'"):
         train_run(config, tmp_path / "run")
 
 

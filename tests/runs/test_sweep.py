@@ -318,11 +318,11 @@ def test_predictions_of_every_epoch(config, sweep):
 @pytest.mark.parametrize(
     ("axes", "message"),
     [
-        (["train.lrr=1"], r"train\.lrr is no setting; did you mean 'lr'"),
-        (["trian.lr=1"], "trian is no setting; did you mean 'train'"),
-        (["lr=1"], r"lr is no setting; did you mean 'train\.lr'"),
+        (["train.lrr=1"], r"train\.lrr is not a setting; did you mean 'lr'"),
+        (["trian.lr=1"], "trian is not a setting; did you mean 'train'"),
+        (["lr=1"], r"lr is not a setting; did you mean 'train\.lr'"),
         (["weight_decay_bb=1"], r"did you mean 'regularize\.weight_decay_b'"),
-        (["train.lr.x=1"], "train.lr.x is no setting"),
+        (["train.lr.x=1"], "train.lr.x is not a setting"),
         (["train.lr"], "write a field and its values"),
         (["train.lr="], "write a field and its values"),
         (["train.lr=[1"], "cannot be read"),

@@ -138,14 +138,14 @@ def make_trainer(tiny_ensemble, make_rows):
         adapter_settings = None if settings is None else [own.adapter for own in settings]
         model = tiny_ensemble(dtype, depth, seed=config.seed, adapter_settings=adapter_settings, **adapt)
         train_rows, val_rows = rows or (make_rows(12, kind), make_rows(7, kind, seed=1))
+        run = RunConfig(adapt=model.adapt, train=config, regularize=RegularizeConfig(**(regularize or {})))
         recorder = Recorder()
         recorder.trainer = Trainer(
             model,
             TrainingRows(train_rows, val_rows, weights),
             config,
-            RegularizeConfig(**(regularize or {})),
+            settings or member_settings(run, len(train_rows), model.adapter_settings),
             recorder,
-            settings=settings,
         )
         return recorder.trainer
 

@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from lorchestra.config.adapt import AdaptConfig
-from lorchestra.config.run import RegularizeConfig, TrainConfig
+from lorchestra.config.run import RegularizeConfig, RunConfig, TrainConfig
 from lorchestra.inference.predict import member_passes, predict_rows
 from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.training.callbacks import Callback
+from lorchestra.training.members import member_settings
 from lorchestra.training.precompute import TrainingRows
 from lorchestra.training.trainer import Trainer
 
@@ -26,7 +27,9 @@ def train_on(tiny_model, make_rows):
         model = EnsembleModel(tiny_model(dtype).to(device), AdaptConfig(members=3, r=2, **adapt), 0)
         rows = TrainingRows(make_rows(12, kind), make_rows(7, kind, seed=1))
         config = TrainConfig(epochs=2, batch_size=4, lr=0.01, token_budget=60)
-        trainer = Trainer(model, rows, config, RegularizeConfig(kl_beta=0.1, weight_decay_b=1.0), Callback())
+        regularize = RegularizeConfig(kl_beta=0.1, weight_decay_b=1.0)
+        run = RunConfig(adapt=model.adapt, train=config, regularize=regularize)
+        trainer = Trainer(model, rows, config, member_settings(run, 12), Callback())
         trainer.run(lambda: None)
         return trainer
 

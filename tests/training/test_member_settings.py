@@ -299,7 +299,7 @@ def test_a_repeated_row_counts_as_often_as_it_comes(make_trainer, make_settings)
         (r"member 1: adapt\.init_scale: 0\.0", {"adapter": {"init_scale": 0.0}}),
         (r"member 1: adapt\.init_std_b: -0\.1", {"adapter": {"init_std_b": -0.1}}),
         (
-            r"member 1: adapt\.init_std_b: 0\.1, but the ortho",
+            r"member 1: adapt\.init_std_b: 0\.1, but ortho",
             {"adapter": {"init_std_b": 0.1, "init_lora_weights": "orthogonal"}},
         ),
         (r"member 1: .*orthogonal needs an even rank", {"adapter": {"r": 3, "init_lora_weights": "orthogonal"}}),
@@ -322,4 +322,4 @@ def test_settings_of_other_adapters_than_the_models_are_refused(make_trainer, ma
     trainer = make_trainer()
     other = make_settings(r=3)
     with pytest.raises(ValueError, match="adapters"):
-        type(trainer)(trainer.model, trainer.rows, trainer.config, RegularizeConfig(), trainer.callback, settings=other)
+        type(trainer)(trainer.model, trainer.rows, trainer.config, other, trainer.callback)

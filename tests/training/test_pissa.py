@@ -49,11 +49,11 @@ def test_members_start_as_the_base(tiny_ensemble, make_rows, dropout):
     ensemble = tiny_ensemble(target_modules=ALL, dropout=dropout, **PISSA)
     for row in make_rows(6, "texts"):
         items = [Item(m, row, 17 + m if dropout else None) for m in (BASE, 0, 1, 2)]
-        found = ensemble.log_probs(pack(items))
+        found = ensemble.forward(pack(items))
         for m in range(3):
             torch.testing.assert_close(found[1 + m], found[0], rtol=0, atol=1e-9)
     ensemble.adapters.values[0, 0] += 0.5
-    assert (ensemble.log_probs(pack([Item(0, row, None)]))[0] - found[0]).abs().max() > 1e-3
+    assert (ensemble.forward(pack([Item(0, row, None)]))[0] - found[0]).abs().max() > 1e-3
 
 
 def test_weights_stored_the_other_way_round(make_rows):
@@ -176,7 +176,7 @@ def test_training_steps_equal_those_of_peft(make_trainer, make_rows, tiny_model)
                 assert wanted.abs().max() > 1e-4
                 torch.testing.assert_close(found, wanted, rtol=0, atol=1e-9)
     with torch.no_grad():
-        after = trainer.model.log_probs(pack([Item(0, row, None) for row in rows]))
+        after = trainer.model.forward(pack([Item(0, row, None) for row in rows]))
         ours = torch.stack([-after[b, row.answer] for b, row in enumerate(rows)]).mean()
         assert ours.item() == pytest.approx(mean_loss(theirs, rows).item(), abs=1e-9)
         assert abs(ours.item() - mean_loss(base, rows).item()) > 1e-2
@@ -195,8 +195,8 @@ def test_decay_of_a_and_b_is_refused(make_trainer, make_settings, name):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"init_scale": 2.0}, r"adapt\.init_scale: 2\.0, but adapt\.init_lora_weights: pissa draws nothing"),
-        ({"init_std_b": 0.1}, r"adapt\.init_std_b: 0\.1, but adapt\.init_lora_weights: pissa draws nothing"),
+        ({"init_scale": 2.0}, r"adapt\.init_scale: 2\.0, but adapt\.init_lora_weights: pissa is not random"),
+        ({"init_std_b": 0.1}, r"adapt\.init_std_b: 0\.1, but adapt\.init_lora_weights: pissa is not random"),
         ({"r": 17}, r"pissa has no 17 singular values of model\.layers\.0\.self_attn\.v_proj, a map from 32 to 16"),
     ],
 )
@@ -210,5 +210,5 @@ def test_members_start_alike_whatever_their_seeds(make_trainer, make_settings):
     values = make_trainer(settings=settings).model.adapters.values
     assert torch.equal(values[0], values[1])
     assert torch.equal(values[0], values[2])
-    assert AdaptConfig(**PISSA).starts_alike
-    assert not AdaptConfig().starts_alike
+    assert AdaptConfig(**PISSA).shares_init
+    assert not AdaptConfig().shares_init

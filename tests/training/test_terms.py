@@ -5,14 +5,14 @@ import torch
 
 from lorchestra.errors import ConfigError
 from lorchestra.nn.packing import BASE, Item, pack
-from lorchestra.training.objective import BaseVocabulary
+from lorchestra.training.precompute import BaseVocabulary
 
 
 def vocabulary_by_hand(model, member, row):
     """Log-probabilities of every token where the row's answer begins, from a pass of its own."""
     batch = pack([Item(member, row)])
     first = int((batch.scoring.keep == len(row.prefix) - 1).nonzero())
-    return model.logits(batch, None, None)[first].log_softmax(dim=-1)
+    return model.forward(batch, "logits")[first].log_softmax(dim=-1)
 
 
 def objective_by_hand(trainer, m):
@@ -21,7 +21,7 @@ def objective_by_hand(trainer, m):
     rows = [item.example for item in trainer.step_items(0) if item.member == m]
     terms = dict.fromkeys(["loss", "kl_to_base", "label_smoothing", "weight_decay_ba"], 0.0)
     for row in rows:
-        log_probs = model.log_probs(pack([Item(m, row)]))[0]
+        log_probs = model.forward(pack([Item(m, row)]))[0]
         terms["loss"] += -log_probs[row.answer] / len(rows)
         smoothed = torch.full_like(log_probs, own.label_smoothing / len(log_probs))
         smoothed[row.answer] += 1 - own.label_smoothing
@@ -30,7 +30,7 @@ def objective_by_hand(trainer, m):
             mine = vocabulary_by_hand(model, m, row)
             base = vocabulary_by_hand(model, BASE, row).detach()
         else:
-            mine, base = log_probs, model.log_probs(pack([Item(BASE, row)]))[0].detach()
+            mine, base = log_probs, model.forward(pack([Item(BASE, row)]))[0].detach()
         p, q = (mine, base) if own.kl_direction == "forward" else (base, mine)
         terms["kl_to_base"] += own.kl_beta * (p.exp() * (p - q)).sum() / len(rows)
     for A, B in model.adapters.parameters.values():
@@ -128,7 +128,7 @@ def test_label_smoothing_bounds_confidence(make_trainer, make_rows, train):
     settings = {"epochs": 60, "lr": 0.02, "batch_size": 8, "keep": "last", "schedule": "constant"}
     trainer = train(make_trainer(rows=(rows, rows), train=settings, regularize={"label_smoothing": 0.4}, r=4))
     for row in rows:
-        probability = trainer.model.log_probs(pack([Item(0, row)]))[0, row.answer].exp().item()
+        probability = trainer.model.forward(pack([Item(0, row)]))[0, row.answer].exp().item()
         assert probability == pytest.approx(0.6 + 0.4 / len(row.choices), abs=0.05)
 
 

@@ -20,7 +20,7 @@ from lorchestra.training.objective import kl_to_base
 def one_by_one(model, member, rows):
     """Log-probabilities of each row's choices, each row in a pass of its own."""
     with torch.no_grad():
-        return [model.log_probs(pack([Item(member, row)]))[0] for row in rows]
+        return [model.forward(pack([Item(member, row)]))[0] for row in rows]
 
 
 # Settings
@@ -82,7 +82,7 @@ def test_first_step_reports_the_mean_cross_entropy_of_each_members_rows(make_tra
         rows = [item.example for item in trainer.step_items(0) if item.member == m]
         assert len(rows) == 3
         model.adapters.zero_grad()
-        loss = sum(-model.log_probs(pack([Item(m, row)]))[0, row.answer] for row in rows) / 3
+        loss = sum(-model.forward(pack([Item(m, row)]))[0, row.answer] for row in rows) / 3
         loss.backward()
         losses.append(loss.item())
         norms.append(model.adapters.grad[m].norm().item())
@@ -259,7 +259,7 @@ def test_token_budget_and_checkpointing_change_nothing_but_rounding(make_trainer
     for settings in ({"token_budget": 1}, {"token_budget": 10_000}, {"gradient_checkpointing": True}):
         other = train(make_trainer(kind=kind, dropout=0.2, train=settings))
         torch.testing.assert_close(other.model.adapters.values, reference.model.adapters.values, rtol=0, atol=1e-9)
-    assert other.model.slot.checkpointing
+    assert other.model.gradient_checkpointing
 
 
 def test_a_run_over_the_trunk_equals_one_over_the_whole_model(make_trainer, train):
@@ -287,13 +287,14 @@ def test_a_prefix_shared_by_all_rows_is_computed_once_and_changes_nothing(
         [dataclasses.replace(row, prefix=front + row.prefix) for row in make_rows(number, kind, seed)]
         for number, seed in ((12, 0), (7, 1))
     ]
-    fed, original = [], EnsembleModel.log_probs
+    fed, original = [], EnsembleModel.forward
 
-    def log_probs(self, batch, hidden=None):
-        fed.append(batch.packing.num_tokens)
-        return original(self, batch, hidden)
+    def forward(self, batch, outputs="log_probs", **options):
+        if outputs == "log_probs":
+            fed.append(batch.packing.num_tokens)
+        return original(self, batch, outputs, **options)
 
-    monkeypatch.setattr(EnsembleModel, "log_probs", log_probs)
+    monkeypatch.setattr(EnsembleModel, "forward", forward)
     settings = {"rows": rows, "train": {"token_budget": 150}, "regularize": {"kl_beta": 0.5}, "depth": 3, **adapt}
     with_sharing = train(make_trainer(**settings))
     tokens = sum(fed)

@@ -6,17 +6,48 @@ import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
-from lorchestra.config.mappings import read_mapping, read_recipe, refused_settings, to_mapping
+from lorchestra.config.mappings import read_mapping, read_recipe, refused_settings, setting_aliases, to_mapping
 from lorchestra.config.run import RunConfig
 from lorchestra.errors import ConfigError
 from lorchestra.store.safe_paths import typed_path
 
 T = TypeVar("T")
 R = TypeVar("R", bound=RunConfig)
+
+_REGISTRY = ConstructorRegistry()
+_resolving: list[type] = []  # classes that the rule below is resolving: tyro's default reading is applied to them
+
+
+@_REGISTRY.struct_rule
+def _apply_cli_metadata(info: StructTypeInfo) -> StructConstructorSpec | None:
+    """tyro's default reading of a dataclass, with the `cli` metadata of its fields as tyro annotations.
+
+    Keys of `cli`: `hidden`, or the arguments of `tyro.conf.arg`. So the configuration classes need no tyro.
+    """
+    if not dataclasses.is_dataclass(info.type) or info.type in _resolving:
+        return None
+    _resolving.append(info.type)
+    try:
+        spec = ConstructorRegistry.get_struct_spec(info)
+    finally:
+        _resolving.pop()
+    if not isinstance(spec, StructConstructorSpec):
+        return None
+    options = {field.name: field.metadata.get("cli", {}) for field in dataclasses.fields(info.type)}
+    fields = tuple(_with_options(field, options[field.name]) for field in spec.fields)
+    return dataclasses.replace(spec, fields=fields)
+
+
+def _with_options(field: StructFieldSpec, options: Mapping[str, Any]) -> StructFieldSpec:
+    if not options:
+        return field
+    hint: Any = Annotated[field.type, tyro.conf.Suppress if options.get("hidden") else tyro.conf.arg(**options)]
+    return dataclasses.replace(field, type=hint)
 
 
 def parse(cls: type[T], arguments: Sequence[str], command: str, default: T | None = None) -> T:
@@ -25,13 +56,22 @@ def parse(cls: type[T], arguments: Sequence[str], command: str, default: T | Non
         option = f"--{name}"
         if any(argument.split("=")[0].replace("-", "_") == option.replace("-", "_") for argument in arguments):
             raise ConfigError(f"{option.replace('_', '-')} is not offered: {reason}")
+    aliases = setting_aliases(cls)
+    typed = [_expand_home(_without_alias(argument, aliases)) for argument in arguments]
     defaults: dict[str, Any] = {} if default is None else {"default": default}
     try:
-        return tyro.cli(cls, args=[_expand_home(a) for a in arguments], prog=f"lorchestra {command}", **defaults)
+        return tyro.cli(cls, args=typed, prog=f"lorchestra {command}", registry=_REGISTRY, **defaults)
     except SystemExit as stop:
         if stop.code and (hint := misplaced(arguments, command)) is not None:
             print(f"error: {hint}", file=sys.stderr)
         raise
+
+
+def _without_alias(argument: str, aliases: Mapping[str, str]) -> str:
+    """An option under our name for its setting: --train.lr for --train.learning-rate."""
+    option, equals, value = argument.partition("=")
+    name = aliases.get(option[2:].replace("-", "_")) if option.startswith("--") else None
+    return argument if name is None else f"--{name.replace('_', '-')}{equals}{value}"
 
 
 def _expand_home(argument: str) -> str:
@@ -71,10 +111,11 @@ def given_settings(arguments: Sequence[str]) -> set[str]:
     A null in the recipe counts as not given.
     """
     known = set(_flattened(to_mapping(RunConfig())))
-    aliases = {"data_dir": "data.dir"}
+    aliases = setting_aliases(RunConfig) | {"data_dir": "data.dir"}
     given = set()
     if arguments and not arguments[0].startswith("-"):
-        given = {name for name, value in _flattened(read_mapping(arguments[0])).items() if value is not None}
+        settings = _flattened(read_mapping(arguments[0]))
+        given = {aliases.get(name, name) for name, value in settings.items() if value is not None}
     for argument in arguments:
         if argument.startswith("--"):
             name = argument[2:].partition("=")[0].replace("-", "_")

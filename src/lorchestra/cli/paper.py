@@ -152,8 +152,7 @@ def _draw(plan: FigurePlan, parsed: PaperArguments, results: list[dict[str, Any]
     """Write a figure's folder and print its sentence; `results` are those of methods, if the figure compares them."""
     from lorchestra.cli.output import results as stdout
     from lorchestra.errors import TrainingError
-    from lorchestra.paper.caption import caption
-    from lorchestra.paper.page import write_page
+    from lorchestra.paper.page import caption, write_page
     from lorchestra.paper.registry import FIGURES
     from lorchestra.paper.results import FinishedRun
     from lorchestra.store.safe_paths import inside

@@ -24,7 +24,7 @@ from lorchestra.store.safe_paths import typed_path
 
 if TYPE_CHECKING:
     from lorchestra.config.data import DataConfig
-    from lorchestra.data.queries import QueryRow
+    from lorchestra.data.input_rows import InputRow
     from lorchestra.metrics.early_exit import ExitRule
     from lorchestra.report.answers import AnswerFormat
     from lorchestra.runs.ensemble import Ensemble
@@ -269,7 +269,7 @@ class Prediction:
         parsed = self.parsed
         with RowProgress(self.console, live=parsed.out is not None or not sys.stdout.isatty()) as progress:
             trained = load_run(parsed.run, base=parsed.base)
-            rows = trained.asked(Path(parsed.data), self._data(trained), self.say)
+            rows = trained.asked(Path(parsed.data), self._data(trained))
             size = chunk_rows(trained.pipeline)
             self._skip_answered(sink, rows, size)
             too_long = parsed.reading.too_long or trained.config.data.too_long
@@ -289,7 +289,7 @@ class Prediction:
             data, fields=dataclasses.replace(data.fields, **given), read=dataclasses.replace(data.read, **read)
         )
 
-    def _skip_answered(self, sink: Sink, rows: Iterator[QueryRow], size: int) -> None:
+    def _skip_answered(self, sink: Sink, rows: Iterator[InputRow], size: int) -> None:
         """Skip the rows that an interrupted command has answered, and restore its state.
 
         Raises:
@@ -327,7 +327,7 @@ class Prediction:
         check_shape(state, shape, typed_path(f"{self.parsed.out}.partial.json"), "state")
         return cast(_State, state)
 
-    def _digest(self, row: QueryRow) -> None:
+    def _digest(self, row: InputRow) -> None:
         line = json.dumps([row.id, row.fault, row.cells], default=str)
         self.digest.update(line.encode("ascii") + b"\n")
 

@@ -59,7 +59,7 @@ def run(arguments: Sequence[str]) -> int:
         raise ConfigError(f"--show {parsed.show}: of which task? Name it: lorchestra tasks NAME --show {parsed.show}")
 
     from lorchestra.cli.output import print_json, results
-    from lorchestra.data.tasks.sources import data_directory, whereabouts
+    from lorchestra.data.tasks.sources import data_directory, find_sources
     from lorchestra.data.tasks.table import TASKS, find_task
 
     specs = list(TASKS.values()) if parsed.name is None else [find_task(parsed.name)]
@@ -67,7 +67,7 @@ def run(arguments: Sequence[str]) -> int:
         _show(specs[0], parsed)
         return 0
     directory = data_directory(parsed.data_dir)
-    tasks = [whereabouts(spec, directory) for spec in specs]
+    tasks = [find_sources(spec, directory) for spec in specs]
     if parsed.json:
         for task in tasks:
             print_json(_record(task))

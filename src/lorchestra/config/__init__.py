@@ -1,1 +1,1 @@
-"""All settings: configuration classes, their checks, and how YAML files become them."""
+"""Settings: configuration classes, their checks, and reading and writing them as YAML."""

@@ -13,7 +13,7 @@ from lorchestra.errors import ConfigError
 
 _MAX_THREADS = 1024
 _MOST = 10_000
-"""Members, and rank; what fits into memory is less, and found out when the members are made."""
+"""Upper bound of members and of rank; what fits into memory is less, and is checked when the members are created."""
 
 
 @dataclass(frozen=True)
@@ -25,16 +25,16 @@ class BaseConfig:
     revision: str | None = None
     """Hub revision: branch, tag or commit."""
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
-    """Number format of the base; auto is float32 on a CPU and bfloat16 on CUDA. Adapters stay in float32 or wider."""
+    """Data type of the base; auto is float32 on a CPU and bfloat16 on CUDA. Adapters are float32 or wider."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute; auto takes CUDA where there is one."""
+    """Device to compute on; auto is CUDA if available."""
     threads: int | None = None
-    """CPU threads; the default is what torch chooses. Saved with the run: the same bits need the same count."""
+    """CPU threads; default: torch's choice. Saved with the run, as bit-identical results need the same count."""
 
 
 @dataclass(frozen=True)
 class AdaptConfig:
-    """The LoRA members: how many, of which shape, on which layers."""
+    """Number, shape and layers of the LoRA members. PEFT's lora_dropout and layers_to_transform are also accepted."""
 
     members: int = 5
     """Number of LoRA members M in the ensemble."""
@@ -43,38 +43,45 @@ class AdaptConfig:
     lora_alpha: float = 32.0
     """The adapter's product B A x is scaled by lora_alpha / r."""
     use_rslora: bool = False
-    """Scale by lora_alpha / sqrt(r) instead (rsLoRA), so that a higher rank does not learn more slowly."""
+    """Scale by lora_alpha / sqrt(r) instead (rsLoRA), so that higher ranks do not learn more slowly."""
     init_lora_weights: Literal[True, "gaussian", "orthogonal", "pissa"] = True
-    """Start of A and B as in PEFT: True (A uniform, B zero), gaussian (A normal, B zero), orthogonal (B A zero), pissa
-    (the r principal components of each frozen weight, which a frozen copy takes out again: members start as the base,
-    and all alike, so that they differ by data order and dropout alone; saved as plain LoRA of rank 2 r)."""
+    """Initialization of A and B as in PEFT: True (A uniform, B zero), gaussian (A normal, B zero),
+    orthogonal (B A zero), pissa (the r principal components of each frozen weight, minus a
+    frozen copy of them: all members start as the base and differ by data order and dropout
+    only; saved as plain LoRA of rank 2 r)."""
     init_scale: float = 1.0
-    """What the draw of A is multiplied by."""
+    """Factor of the initial A."""
     init_std_b: float = 0.0
-    """Standard deviation of a normal draw that takes the place of B = 0; with 0 members start as the base."""
+    """Standard deviation of a normally distributed initial B; with 0, B = 0 and members start as the base."""
     target_modules: str | tuple[str, ...] = ("q_proj", "v_proj")
-    """Linear maps to adapt as in PEFT: names or their ends, one regular expression for whole names, or all-linear."""
+    """Linear layers to adapt, as in PEFT: names or their suffixes, one regular expression for full
+    names, or all-linear."""
     layers: str = "all"
     """Decoder layers to adapt: all, last:K, or a list such as [0, 5, 11]. Layers below the first are computed once."""
     trunk_memory_gb: float = 4.0
-    """Most GB of cached hidden states below the first adapted layer kept in memory; more go to a file in the run."""
+    """Maximum GB of hidden states below the first adapted layer to cache in memory; the rest is cached in a file."""
     trunk_dtype: Literal["auto", "bfloat16", "float16"] = "auto"
-    """Number format of the hidden states that training keeps; auto is the base's. The change it makes is measured."""
+    """Data type of the hidden states cached in training; auto is the base's. The effect on predictions is measured."""
     dropout: float = 0.0
-    """Dropout on the adapter's input while training, in [0, 1)."""
+    """Dropout on the adapter's input in training, in [0, 1)."""
     same_init: bool = False
-    """Give all members the same initial A (ablation: members then differ by data order alone)."""
+    """Give all members the same initial A (ablation: members then differ by data order only)."""
     order: Literal["own", "same", "bootstrap"] = "own"
-    """Training rows: own (each member its own order of all), same (one order for all; ablation: members then differ by
-    initialization alone), bootstrap (each its own draw of as many with replacement, which is bagging)."""
+    """Training rows: own (all rows, in a separate order per member), same (one order for all
+    members; ablation: members then differ by initialization only), bootstrap (each member draws
+    as many rows with replacement: bagging)."""
 
+    ALIASES: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {"lora_dropout": "dropout", "layers_to_transform": "layers"}
+    )
+    """PEFT's names of settings, accepted in recipes and on the command line; saved under the names above."""
     REFUSED: ClassVar[Mapping[str, str]] = MappingProxyType(
         {
             "modules_to_save": "members are low-rank adapters only, and share every other weight of the base; leave it"
-            " out, or name linear maps in adapt.target_modules"
+            " out, or name linear layers in adapt.target_modules"
         }
     )
-    """Settings that PEFT has and that are refused here, with the reason."""
+    """PEFT's settings that are refused, with the reason."""
 
     @property
     def scaling(self) -> float:
@@ -83,17 +90,17 @@ class AdaptConfig:
 
     @property
     def stored_r(self) -> int:
-        """The rank that a member has in memory and on disk: with PiSSA, its frozen start counts too."""
+        """Rank of a member in memory and on disk; with PiSSA, this includes its frozen initial adapter."""
         return 2 * self.r if self.init_lora_weights == "pissa" else self.r
 
     @property
-    def starts_alike(self) -> bool:
-        """Whether all members start at the same A and B."""
+    def shares_init(self) -> bool:
+        """Whether all members have the same initial A and B."""
         return self.same_init or self.init_lora_weights == "pissa"
 
 
 def check_base(base: BaseConfig) -> None:
-    """Refuse settings out of range, before anything is loaded.
+    """Check that settings are in range, before anything is loaded.
 
     Raises:
         ConfigError: names the field and its value.
@@ -104,7 +111,7 @@ def check_base(base: BaseConfig) -> None:
 
 
 def check_adapt(adapt: AdaptConfig) -> None:
-    """Refuse settings out of range, before anything is loaded.
+    """Check that settings are in range, before anything is loaded.
 
     Raises:
         ConfigError: names the field and its value.
@@ -133,14 +140,14 @@ def check_adapt(adapt: AdaptConfig) -> None:
         raise ConfigError(f"adapt.init_std_b: {adapt.init_std_b} is not a finite number from 0 up")
     if adapt.init_std_b > 0 and adapt.init_lora_weights == "orthogonal":
         raise ConfigError(
-            f"adapt.init_std_b: {adapt.init_std_b}, but the orthogonal start draws B itself; leave one of them out"
+            f"adapt.init_std_b: {adapt.init_std_b}, but orthogonal initialization sets B itself; leave one of them out"
         )
     if adapt.init_lora_weights == "pissa":
-        for name, usual in {"init_scale": 1.0, "init_std_b": 0.0}.items():
-            if getattr(adapt, name) != usual:
+        for name, default in {"init_scale": 1.0, "init_std_b": 0.0}.items():
+            if getattr(adapt, name) != default:
                 raise ConfigError(
-                    f"adapt.{name}: {getattr(adapt, name)}, but adapt.init_lora_weights: pissa draws nothing, it starts"
-                    " at the base's own weights; leave one of them out"
+                    f"adapt.{name}: {getattr(adapt, name)}, but adapt.init_lora_weights: pissa is not random: it takes"
+                    " A and B from the base's weights; leave one of them out"
                 )
     if adapt.init_lora_weights == "orthogonal" and adapt.r % 2:
         raise ConfigError(f"adapt.init_lora_weights: orthogonal needs an even rank; adapt.r is {adapt.r}")

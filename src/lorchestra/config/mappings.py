@@ -1,6 +1,6 @@
-"""Configurations as plain mappings: YAML recipes in, YAML out, with errors that name the file and the field.
+"""Configurations from and to YAML and plain mappings, with errors that name the file and the field.
 
-Plain values are read as YAML 1.2 reads them: yes, no, on and off are text, 010 is ten, 1:30 and 1_000 are text.
+Plain values are read by YAML 1.2's rules: yes, no, on and off are text, 010 is ten, 1:30 and 1_000 are text.
 """
 
 from __future__ import annotations
@@ -11,52 +11,55 @@ import re
 import reprlib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import yaml
 
 from lorchestra.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 T = TypeVar("T")
 
 # Python reads and writes decimal integers of up to 4,300 digits, but hexadecimal ones of any length.
 _MAX_BITS = 10_000
 MAX_FLOAT = 1e30
-"""Largest setting: float32 ends at 3.4e38, and settings are multiplied with what is computed."""
+"""Largest setting: float32 ends at 3.4e38, and settings are multiplied with computed values."""
 _MAX_INT = 2**63
 _FAULTS = (yaml.YAMLError, ValueError, RecursionError, LookupError, AttributeError)
-"""What reading YAML raises; the last two come out of PyYAML itself, as for `!!int ''` and `!!timestamp x`."""
+"""Errors of reading YAML; PyYAML itself raises the last two, as for `!!int ''` and `!!timestamp x`."""
 _REPR = reprlib.Repr()
 _REPR.maxlong = _REPR.maxstring = _REPR.maxother = 60
 
 
 def read_recipe(path: str | Path, cls: type[T], *, whole: bool = False) -> T:
-    """A configuration from a YAML file; what the file leaves out keeps its default.
+    """A configuration from a YAML file, with defaults for missing settings.
 
     Args:
         path: the file.
         cls: a configuration dataclass.
-        whole: whether every group of settings must be there, as in a file that a run saved: one that was cut off must
-            not pass for a run with default settings.
+        whole: require every group of settings, as in a file that a run saved: a truncated one must not be read as a run
+            with default settings.
 
     Raises:
-        ConfigError: the file is missing or no YAML mapping, a field is unknown or of another type.
+        ConfigError: the file is missing or not a YAML mapping, a field is unknown or of another type.
     """
     mapping = _read_yaml(path)
     if whole:
         for name in typing.get_type_hints(cls):
             if not isinstance(mapping, dict) or name not in mapping:
-                raise ConfigError(f"{path}: has no {name} settings; the file was cut off or changed")
+                raise ConfigError(f"{path}: has no {name} settings; the file was truncated or changed")
     return from_mapping(cls, {} if mapping is None else mapping, str(path), saved=whole)
 
 
 def parse_value(text: str, where: str) -> Any:
-    """One value as a recipe would have it.
+    """One value in the notation of recipes.
 
     Raises:
-        ConfigError: it cannot be read; the message begins with `where`.
+        ConfigError: it cannot be read; the message starts with `where`.
     """
     try:
         return yaml.load(text, _RecipeLoader)
@@ -65,10 +68,10 @@ def parse_value(text: str, where: str) -> Any:
 
 
 def read_mapping(path: str | Path) -> dict[str, Any]:
-    """A YAML file that is a mapping, as it is written.
+    """The mapping in a YAML file.
 
     Raises:
-        ConfigError: the file is missing or no YAML mapping.
+        ConfigError: the file is missing or not a YAML mapping.
     """
     mapping = _read_yaml(path)
     if not isinstance(mapping, dict):
@@ -76,153 +79,169 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
     return mapping
 
 
-def to_yaml(config: Any) -> str:
+def to_yaml(config: DataclassInstance) -> str:
     """A configuration as YAML, in the order of its fields."""
     mapping = to_mapping(config)
     text = yaml.dump(mapping, Dumper=_RecipeDumper, sort_keys=False, allow_unicode=True)
-    # PyYAML writes U+0085 as it is, and reads it as a space
+    # PyYAML writes U+0085 unescaped, and reads it as a space
     if yaml.load(text, _RecipeLoader) == mapping:
         return text
     return yaml.dump(mapping, Dumper=_RecipeDumper, sort_keys=False)
 
 
-def to_mapping(config: Any) -> dict[str, Any]:
+def to_mapping(config: DataclassInstance) -> dict[str, Any]:
     """A configuration dataclass as nested plain values."""
     mapping: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
             value = to_mapping(value)
         mapping[field.name] = list(value) if isinstance(value, tuple) else value
     return mapping
 
 
-def from_mapping(cls: type[T], mapping: Any, where: str, path: str = "", *, saved: bool = False) -> T:
-    """The inverse of `to_mapping`; fields that are left out keep their defaults.
+def from_mapping(cls: type[T], mapping: object, where: str, path: str = "", *, saved: bool = False) -> T:
+    """The inverse of `to_mapping`; missing fields keep their defaults. `ALIASES` of the class are accepted as names.
 
     Args:
         cls: a configuration dataclass.
         mapping: nested plain values.
-        where: what is being read, for error messages.
+        where: the source of `mapping`, for error messages.
         path: dotted path of `mapping` within the configuration.
-        saved: whether a run saved it: a field that is left out is one that did not exist then, and where its default
-            is not what the run was made with, the class says in `SAVED_WITHOUT` what is.
+        saved: whether a run saved it. Then a missing field did not exist at the time, and gets the class's value in
+            `SAVED_WITHOUT` instead of its default.
 
     Raises:
-        ConfigError: an unknown field (the nearest known one is suggested) or a value of another type.
+        ConfigError: an unknown field (the nearest known one is suggested), a value of another type, or one field under
+            two names.
     """
     if not isinstance(mapping, Mapping):
         raise ConfigError(f"{where}: {path or 'a recipe'} must be a mapping of settings, not {_shown(mapping)}")
-    hints, refused = _hints(cls), refused_settings(cls)
+    hints, refused, aliases = _hints(cls), refused_settings(cls), getattr(cls, "ALIASES", {})
     values: dict[str, Any] = dict(getattr(cls, "SAVED_WITHOUT", {})) if saved else {}
+    spelled: dict[str, str] = {}
     for key, value in mapping.items():
         full = f"{path}.{key}" if path else str(key)
         if key in refused:
             raise ConfigError(f"{where}: {full} is not offered: {refused[key]}")
-        if key not in hints:
-            raise ConfigError(f"{where}: {full} is no setting; {did_you_mean(str(key), hints, _below(cls, path))}")
-        values[key] = _convert(hints[key], value, where, full, saved=saved)
+        name = aliases.get(key, key)
+        if name not in hints:
+            others = dict(aliases) | _below(cls, path)
+            raise ConfigError(f"{where}: {full} is not a setting; {did_you_mean(str(key), hints, others)}")
+        if name in spelled:
+            raise ConfigError(f"{where}: {spelled[name]} and {full} are the same setting; leave one of them out")
+        spelled[name] = full
+        values[name] = _convert(hints[name], value, where, full, saved=saved)
     return cls(**values)
 
 
 def _below(cls: type, path: str) -> dict[str, str]:
-    """Dotted names of all settings within the groups of a configuration class, by their last part (`lr`)."""
-    found: dict[str, str] = {}
+    """Dotted names of all settings within the groups of a configuration class, by their last part (`lr`) or alias."""
+    names: dict[str, str] = {}
     for name, hint in _hints(cls).items():
         full = f"{path}.{name}" if path else name
         if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-            found |= {field.name: f"{full}.{field.name}" for field in dataclasses.fields(hint)} | _below(hint, full)
-    return found
+            names |= {field.name: f"{full}.{field.name}" for field in dataclasses.fields(hint)}
+            names |= {alias: f"{full}.{ours}" for alias, ours in getattr(hint, "ALIASES", {}).items()}
+            names |= _below(hint, full)
+    return names
 
 
-def check_magnitudes(config: Any, path: str) -> None:
-    """Refuse numbers that are finite and yet beyond what float32, or a 64-bit integer, holds of what is made of them.
+def check_magnitudes(config: object, path: str) -> None:
+    """Refuse finite numbers that are too large for computations in float32, or for a 64-bit integer.
 
-    Infinities and NaN are left to the checks of the settings themselves.
+    Infinities and NaN are left to the checks of each setting.
 
     Args:
-        config: a configuration dataclass, groups in it included.
+        config: a configuration dataclass; nested ones are checked too.
         path: its dotted name.
 
     Raises:
         ConfigError: names the field and its value.
     """
+    assert dataclasses.is_dataclass(config)
     for field in dataclasses.fields(config):
         full, value = f"{path}.{field.name}" if path else field.name, getattr(config, field.name)
         if dataclasses.is_dataclass(value):
             check_magnitudes(value, full)
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, float) and MAX_FLOAT < abs(number) < math.inf:
-                raise ConfigError(
-                    f"{full}: {number:g} is more than {MAX_FLOAT:g}; what is computed of it must fit float32"
-                )
+                raise ConfigError(f"{full}: {number:g} is more than {MAX_FLOAT:g}, too large for float32 computations")
             if isinstance(number, int) and abs(number) >= _MAX_INT:
-                raise ConfigError(f"{full}: {_shown(number)} is more than {_MAX_INT:.3g}; take a smaller one")
+                raise ConfigError(f"{full}: {_shown(number)} is more than {_MAX_INT:.3g}; choose a smaller number")
 
 
-def differences(one: Any, other: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
+def differences(one: DataclassInstance, other: DataclassInstance, path: str = "") -> dict[str, tuple[Any, Any]]:
     """Dotted fields in which two configurations of the same class differ, with both values."""
-    found: dict[str, tuple[Any, Any]] = {}
+    differing: dict[str, tuple[Any, Any]] = {}
     for field in dataclasses.fields(one):
         full = f"{path}.{field.name}" if path else field.name
-        mine, theirs = getattr(one, field.name), getattr(other, field.name)
-        if dataclasses.is_dataclass(mine):
-            found |= differences(mine, theirs, full)
-        elif mine != theirs:
-            found[full] = (mine, theirs)
-    return found
+        value, other_value = getattr(one, field.name), getattr(other, field.name)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            differing |= differences(value, other_value, full)
+        elif value != other_value:
+            differing[full] = (value, other_value)
+    return differing
 
 
 def refused_settings(cls: type, path: str = "") -> dict[str, str]:
-    """Dotted settings that a configuration class knows but refuses (`REFUSED` in it and its parts), with the reason."""
-    found = {path + name: reason for name, reason in getattr(cls, "REFUSED", {}).items()}
+    """Dotted settings that are known but refused (`REFUSED` in a configuration class and its groups), with reasons."""
+    refused = {path + name: reason for name, reason in getattr(cls, "REFUSED", {}).items()}
     for name, hint in _hints(cls).items():
         if dataclasses.is_dataclass(hint):
-            found |= refused_settings(typing.cast(type, hint), f"{path}{name}.")
-    return found
+            refused |= refused_settings(typing.cast(type, hint), f"{path}{name}.")
+    return refused
 
 
-def _read_yaml(path: str | Path) -> Any:
+def setting_aliases(cls: type, path: str = "") -> dict[str, str]:
+    """Dotted settings by their dotted aliases (`ALIASES` in a configuration class and its groups)."""
+    aliases = {path + alias: path + name for alias, name in getattr(cls, "ALIASES", {}).items()}
+    for name, hint in _hints(cls).items():
+        if dataclasses.is_dataclass(hint):
+            aliases |= setting_aliases(typing.cast(type, hint), f"{path}{name}.")
+    return aliases
+
+
+def _read_yaml(path: str | Path) -> object:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as a recipe ({error})") from error
     try:
-        mapping = yaml.load(text, _RecipeLoader)
+        return yaml.load(text, _RecipeLoader)
     except _FAULTS as error:
         raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
-    return mapping
 
 
-def _hints(cls: Any) -> dict[str, Any]:
+def _hints(cls: type) -> dict[str, Any]:
     hints = typing.get_type_hints(cls)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
 class _Int(int):
-    """A whole number that remembers how it was written, for where it stands in place of text."""
+    """An integer with its notation, in case it is the value of a text setting."""
 
     written: str
 
 
 class _Float(float):
-    """A number that remembers how it was written."""
+    """A number with its notation."""
 
     written: str
 
 
 class _RecipeLoader(yaml.SafeLoader):
-    """YAML's plain values only, each field once, and no references: a few of them can stand for billions of values."""
+    """Loads plain values, each field once, and no references: a few of these can expand to billions of values."""
 
     yaml_implicit_resolvers = {}  # noqa: RUF012, none of YAML 1.1's; those of 1.2 are added below
 
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()
-            raise yaml.MarkedYAMLError(None, None, f"*{event.anchor}: write the value out in place", event.start_mark)
+            raise yaml.MarkedYAMLError(None, None, f"*{event.anchor}: write out the value instead", event.start_mark)
         return super().compose_node(parent, index)
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()
         for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             if isinstance(key, yaml.ScalarNode):
@@ -232,20 +251,20 @@ class _RecipeLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def construct_number(self, node: yaml.ScalarNode) -> _Int | _Float:
-        """An integer or a decimal number, as YAML 1.2's core schema has it."""
+        """An integer or decimal number of YAML 1.2's core schema."""
         text = node.value
-        whole = node.tag.endswith(":int")
-        if whole:
+        number: _Int | _Float
+        if node.tag.endswith(":int"):
             digits = text.removeprefix("0o") if text.startswith("0o") else text
-            number: Any = _Int(digits, 8 if digits != text else 16 if text.startswith("0x") else 10)
+            number = _Int(digits, 8 if digits != text else 16 if text.startswith("0x") else 10)
         else:
             number = _Float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
         number.written = text
-        return typing.cast("_Int | _Float", number)
+        return number
 
 
 class _RecipeDumper(yaml.SafeDumper):
-    """Puts quotes around text that YAML 1.1 or 1.2 would take for something else."""
+    """Quotes text that YAML 1.1 or 1.2 would read as another type."""
 
 
 _CORE = (
@@ -258,7 +277,7 @@ _CORE = (
         "-+0123456789.",
     ),
 )
-"""The plain values of YAML 1.2's core schema: kind, form, first letters."""
+"""The plain values of YAML 1.2's core schema: type, pattern, first characters."""
 for _kind, _form, _first in _CORE:
     for _class in (_RecipeLoader, _RecipeDumper):
         _letters = [letter.replace("\0", "") for letter in _first]
@@ -267,7 +286,8 @@ for _kind in ("int", "float"):
     _RecipeLoader.add_constructor(f"tag:yaml.org,2002:{_kind}", _RecipeLoader.construct_number)
 
 
-def _convert(hint: Any, value: Any, where: str, path: str, *, saved: bool = False) -> Any:
+def _convert(hint: Any, value: object, where: str, path: str, *, saved: bool = False) -> object:
+    """A plain value as one of type `hint`."""
     if dataclasses.is_dataclass(hint):
         return from_mapping(typing.cast(type, hint), value, where, path, saved=saved)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
@@ -275,11 +295,11 @@ def _convert(hint: Any, value: Any, where: str, path: str, *, saved: bool = Fals
         if value is None:
             return None
         kinds = [a for a in arguments if a is not type(None)]
-        if isinstance(value, list | tuple):  # where a list may stand beside text, it is no text
+        if isinstance(value, list | tuple):  # of text or a list
             kinds.sort(key=lambda kind: typing.get_origin(kind) is not tuple)
         return _convert(kinds[0], value, where, path)
     if isinstance(value, int) and value.bit_length() > _MAX_BITS:
-        raise ConfigError(f"{where}: {path} is a number of {value.bit_length():,} bits, which is no setting")
+        raise ConfigError(f"{where}: {path} is a number of {value.bit_length():,} bits; choose a smaller number")
     if origin is Literal:
         for known in arguments:
             if value == known and isinstance(value, type(known)) and isinstance(value, bool) == isinstance(known, bool):
@@ -296,7 +316,7 @@ def _convert(hint: Any, value: Any, where: str, path: str, *, saved: bool = Fals
             except (ValueError, OverflowError):
                 pass
     elif hint is str:
-        # a list of layers, as in `layers: [0, 5]`, is text here
+        # `layers: [0, 5]` is text
         layers = isinstance(value, list) and all(isinstance(item, int) for item in value)
         if isinstance(value, _Int | _Float):
             return value.written
@@ -308,8 +328,8 @@ def _convert(hint: Any, value: Any, where: str, path: str, *, saved: bool = Fals
     raise ConfigError(f"{where}: {path} is {_shown(value)}; it must be {kind}{_plainer(hint, value)}")
 
 
-def _plainer(hint: Any, value: Any) -> str:
-    """How to write a value that older YAML read as a number, a switch or text, as the end of a message."""
+def _plainer(hint: object, value: object) -> str:
+    """The end of a message: how to write a value that YAML 1.1 reads as a number, boolean or text, and 1.2 does not."""
     if hint is bool and isinstance(value, str) and value.lower() in ("yes", "no", "on", "off", "y", "n"):
         return f", written {str(value.lower() in ('yes', 'on', 'y')).lower()}"
     if hint in (int, float) and isinstance(value, str) and re.fullmatch(r"[-+]?[0-9][0-9_,']*(\.[0-9_]*)?", value):
@@ -320,6 +340,6 @@ def _plainer(hint: Any, value: Any) -> str:
     return ""
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     text = _REPR.repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from types import MappingProxyType
+from typing import ClassVar, Literal
 
 from lorchestra.config.adapt import AdaptConfig, BaseConfig, check_adapt, check_base
 from lorchestra.config.data import DataConfig, check_data
@@ -17,73 +19,85 @@ _MAX_RESAMPLES = 100_000
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The lockstep training of all members."""
+    """Training of all members, in lockstep. transformers' names (learning_rate, num_train_epochs,
+    per_device_train_batch_size, max_grad_norm) and early_stopping_patience are also accepted."""
 
     seed: int = 0
     """Run seed; each member's initialization, data order and dropout derive from it and the member's index."""
     epochs: int = 3
     """Passes over the training rows."""
     batch_size: int = 8
-    """Rows a member sees in one optimizer step."""
+    """Rows per member in one optimizer step."""
     lr: float = 3e-4
     """Peak learning rate of AdamW."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """How the learning rate falls after the warm-up."""
+    """Decay of the learning rate after the warm-up."""
     warmup: float = 0.06
     """Share of all steps in which the learning rate rises from zero, in [0, 1)."""
     clip_norm: float = 1.0
-    """Largest gradient norm of a member; 0 turns clipping off."""
+    """Maximum gradient norm of a member; 0 turns clipping off."""
     patience: int = 0
-    """Stop a member after this many evaluations in a row without a better validation NLL; 0 never stops early."""
+    """Stop a member after this many consecutive evaluations without a better validation NLL; 0: no early stopping."""
     keep: Literal["best", "last"] = "best"
-    """Which adapter of each member is saved: the one with the best validation NLL, or the last."""
+    """Adapter of each member to save: the one with the best validation NLL, or the last."""
     token_budget: int | None = None
-    """Most tokens in one packed micro-batch of training (2.5 times as many in prediction); bounds
-    memory. Default: by device (CPU 640) and first tokens that all rows share on top, less where
-    memory is short, at least the longest row."""
+    """Maximum tokens of a packed micro-batch in training (2.5 times as many in prediction); bounds
+    memory. Default: by device (CPU: 640) plus first tokens that all rows share, fewer if memory
+    is short, at least the longest row."""
     gradient_checkpointing: bool = False
     """Recompute layers in the backward pass: less memory, more time, the same gradients."""
     checkpoint_every_s: float = 60.0
-    """Seconds between checkpoints; what a crash can cost at most."""
+    """Seconds between checkpoints: the most that a crash can cost."""
+
+    ALIASES: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {
+            "num_train_epochs": "epochs",
+            "per_device_train_batch_size": "batch_size",
+            "learning_rate": "lr",
+            "max_grad_norm": "clip_norm",
+            "early_stopping_patience": "patience",
+        }
+    )
+    """transformers' names of settings, accepted in recipes and on the command line; saved under the names above."""
 
 
 @dataclass(frozen=True)
 class RegularizeConfig:
-    """Regularizers, the paper's and others; they compose, and each is logged by member under its own name."""
+    """Regularizers, the paper's and others; they can be combined, and each is logged per member."""
 
     weight_decay_b: float = 0.0
-    """Decoupled weight decay on B only, towards the base (the paper: 1e2, 1e3); needs lr * weight_decay_b < 1."""
+    """Decoupled weight decay of B, towards the base (the paper: 1e2, 1e3); needs lr * weight_decay_b < 1."""
     weight_decay_a: float = 0.0
-    """Decoupled weight decay on A, which pulls the members together; needs lr * weight_decay_a < 1."""
+    """Decoupled weight decay of A, which makes members more similar; needs lr * weight_decay_a < 1."""
     weight_decay_ba: float = 0.0
-    """Weight of half the squared norm of what the adapters add to the base's weights, scaling * B A; in the loss."""
+    """Weight in the loss of half the squared norm of scaling * B A, the adapters' change of the base's weights."""
     kl_beta: float = 0.0
     """Weight of the KL divergence from the base's answer distribution."""
     kl_direction: Literal["forward", "reverse"] = "forward"
     """forward: KL(member || base); reverse: KL(base || member)."""
     kl_over: Literal["options", "vocabulary"] = "options"
-    """The KL is over a row's choices, or over all tokens where the answer begins (in text: its first token only)."""
+    """Distribution of the KL: over the row's choices, or over the vocabulary at the answer's first token."""
     label_smoothing: float = 0.0
     """Share of each label that is spread evenly over the row's choices, in [0, 1)."""
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """What stands beside the ensemble in the evaluation."""
+    """Baselines and intervals of the evaluation."""
 
     few_shot: int = 4
-    """Training rows put before each question for the few-shot base; 0 leaves it out."""
+    """Training rows shown before each question to the few-shot base; 0 leaves this baseline out."""
     mc_dropout: bool = True
-    """Where members were trained with dropout: also evaluate MC dropout of one LoRA, with M passes."""
+    """Also evaluate MC dropout of one LoRA with M passes, if members were trained with dropout."""
     temperature: bool = False
-    """Also fit one temperature on the pooled mixture, on validation rows."""
+    """Also fit one temperature of the pooled mixture on validation rows."""
     resamples: int = 1000
-    """Bootstrap resamples behind each 95 % interval."""
+    """Bootstrap resamples of each 95 % interval."""
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that defines a run; saved with it, and enough to repeat it."""
+    """All settings of a run; saved with it, and enough to repeat it."""
 
     base: BaseConfig = field(default_factory=BaseConfig)
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
@@ -94,7 +108,7 @@ class RunConfig:
 
 
 def check_training(config: TrainConfig, regularize: RegularizeConfig) -> None:
-    """Refuse settings that cannot work, before any work is done.
+    """Check that settings are in range and can work together, before any work is done.
 
     Raises:
         ConfigError: names the field, its value and what to do.
@@ -126,14 +140,14 @@ def check_training(config: TrainConfig, regularize: RegularizeConfig) -> None:
         if product >= 1:
             raise ConfigError(
                 f"regularize.{name}: train.lr * {name} = {config.lr:g} * {value:g} = {product:g} must be below 1, or"
-                f" each step overshoots zero; take {name} below {1 / config.lr:g}, or a smaller train.lr"
+                f" each step overshoots zero; choose {name} below {1 / config.lr:g}, or a smaller train.lr"
             )
 
 
-def check_start(init_lora_weights: bool | str, regularize: RegularizeConfig) -> None:
-    """Refuse decay of parameters that do not start where the base is.
+def check_init(init_lora_weights: bool | str, regularize: RegularizeConfig) -> None:
+    """Refuse decay of A or B towards zero if zero is not the base.
 
-    Decay of the product is right as it is: what a member adds is `B A` less its frozen start.
+    Decay of the product is not affected: a member's change of the weights is `B A` minus its frozen initial value.
 
     Raises:
         ConfigError: names both fields.
@@ -142,27 +156,27 @@ def check_start(init_lora_weights: bool | str, regularize: RegularizeConfig) -> 
         value = getattr(regularize, name)
         if value > 0 and init_lora_weights == "pissa":
             raise ConfigError(
-                f"regularize.{name}: {value:g}, but with adapt.init_lora_weights: pissa A and B at zero are the base"
-                " without its principal components, and decay would pull members there; leave one of them out, or take"
+                f"regularize.{name}: {value:g}, but with adapt.init_lora_weights: pissa, decay would pull members"
+                " towards the base without its principal components (A and B at zero); leave one of them out, or use"
                 " regularize.weight_decay_ba or regularize.kl_beta, which pull towards the base"
             )
 
 
 def check_evaluation(config: EvaluateConfig) -> None:
-    """Refuse settings that would only fail once the training is done.
+    """Check settings that would otherwise fail only after training.
 
     Raises:
         ConfigError: names the field and its value.
     """
     check_magnitudes(config, "evaluate")
     if config.few_shot < 0:
-        raise ConfigError(f"evaluate.few_shot: {config.few_shot} is less than 0; 0 leaves the few-shot base out")
+        raise ConfigError(f"evaluate.few_shot: {config.few_shot} is less than 0; 0 leaves this baseline out")
     if not 0 <= config.resamples <= _MAX_RESAMPLES:
         raise ConfigError(f"evaluate.resamples: {config.resamples} is not in [0, {_MAX_RESAMPLES}]")
 
 
 def check_run(config: RunConfig) -> None:
-    """All that can be said about a configuration before anything is read or loaded.
+    """Check a configuration as far as possible before anything is read or loaded.
 
     Raises:
         ConfigError: names the field and its value.
@@ -171,23 +185,23 @@ def check_run(config: RunConfig) -> None:
     check_adapt(config.adapt)
     check_data(config.data)
     check_training(config.train, config.regularize)
-    check_start(config.adapt.init_lora_weights, config.regularize)
+    check_init(config.adapt.init_lora_weights, config.regularize)
     check_evaluation(config.evaluate)
 
 
 def read_config(path: Path) -> RunConfig:
-    """The configuration that a run saved in its `config.yaml`, with the rules of the version that saved it.
+    """The configuration in a run's `config.yaml`, with the rules of the version that saved it.
 
     Raises:
-        ConfigError: the file is missing, cut off or holds what is no configuration, or it names a file of label names,
-            which no run saves: a stranger's run must not have files outside of it read.
+        ConfigError: the file is missing, truncated or not a configuration, or it names a file of label names, which no
+            run saves: a run from elsewhere must not cause files outside of it to be read.
     """
     config = read_recipe(path, RunConfig, whole=True)
     check_run(config)
     for item in config.data.read.label_names:
         if "=" not in item:
             raise ConfigError(
-                f"{path}: data.read.label_names has {item[:100]!r}, which is not of the form label=name that runs"
-                " save; the file was changed"
+                f"{path}: data.read.label_names has {item[:100]!r}, not the form label=name that runs save; the file"
+                " was changed"
             )
     return config

@@ -1,20 +1,21 @@
-"""Task files: the rows of a file, a directory or a pattern, read as examples.
+"""Task files: the rows of a file, directory or pattern as examples.
 
-A row is a question with its choices (`question`, `choices`, `answer`) or a text with a label (`text`, `label`); the
-first row decides which for the whole file. Columns that no field names are ignored.
+A row is a question with choices (`question`, `choices`, `answer`) or a text with a label (`text`, `label`); the first
+row determines which for the whole file. Other columns are ignored.
 """
 
 from __future__ import annotations
 
+import itertools
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lorchestra.config.data import DataConfig, FieldsConfig
-from lorchestra.data.answers import Given, is_no_label, read_answers
+from lorchestra.data.answers import GivenAnswer, is_no_label, read_answers
 from lorchestra.data.formats import read_rows
 from lorchestra.data.labels import LabelCensus, contradictions
 from lorchestra.data.layouts import PARTS, show, used_columns
@@ -24,16 +25,18 @@ from lorchestra.data.row_reader import Answers, RowReader
 from lorchestra.errors import ConfigError, DataError
 from lorchestra.types import Example
 
+logger = logging.getLogger(__name__)
+
 _ROWS_PER_MESSAGE, _SECONDS_PER_MESSAGE = 100_000, 5.0
 
 
 @dataclass(frozen=True)
 class TaskFile:
-    """The rows of one file in file order.
+    """The rows of one file, in its order.
 
-    `labels` is the label set in order when the rows are texts with labels (every example's choices are then these),
-    and None when every row brings its choices. `warnings` are sentences for the user about what looks wrong, `notes`
-    about how the file was read.
+    `labels` is the label set in order if the rows are texts with labels (then the choices of every example), and None
+    if each row has its own choices. `warnings` are sentences about possible mistakes, `notes` about how the file was
+    read.
     """
 
     path: str
@@ -50,32 +53,29 @@ def read_task_file(
     require_answer: bool,
     labels: tuple[str, ...] | None,
     ignore_answers: bool = False,
-    say: Callable[[str], None] = lambda text: None,
 ) -> TaskFile:
-    """Read a file of rows, or what a directory or a pattern stands for (see `formats.read_rows`).
+    """Read the rows of a file, directory or pattern (see `formats.read_rows`).
 
-    `labels` is None for a training file, and for any file of a task whose rows bring their own choices; for the other
-    files of a task of texts with labels it is the label set of the training file. Without `require_answer` a missing
-    answer is None; with `ignore_answers` (rows unlike the training rows) every answer is None, whatever the file says.
-    `say` takes a line now and then while many rows are read.
+    `labels` is None for a training file, and for any file of a task whose rows have their own choices; for other files
+    of a task of texts with labels it is the label set of the training file. Without `require_answer`, a missing answer
+    is None; with `ignore_answers` (OOD rows), every answer is None.
 
-    Raises: DataError naming file and line (in Parquet: the row, from 1) where the file or a row cannot be used;
-    ConfigError where two fields of a form name the same column.
+    Raises: DataError naming file and line (in Parquet: the row, from 1) if the file or a row cannot be used;
+    ConfigError if two fields of a form name the same column.
     """
     check_fields(config.fields)
     answers: Answers = "ignored" if ignore_answers else "required" if require_answer else "optional"
     notes: list[str] = []
-    rows = _Progress(path, say).over(rows_of(path, config, note=notes.append))
+    rows = _with_progress(rows_of(path, config, note=notes.append), path)
     first = next(rows, None)
     if first is None:
-        raise DataError(f"{path}: the file has no rows; give it one example a row")
+        raise DataError(f"{path}: the file has no rows; it needs one example per row")
     reader = RowReader.for_file(first, config, answers=answers, labels=labels)
     if reader.layout.sentence is not None:
         notes.append(f"{path}: {reader.layout.sentence}")
-    file = _File(str(path), reader, notes)
-    if reader.layout.form == "question":
-        return file.questions(_chained(first, rows))
-    return file.texts(_chained(first, rows))
+    examples = _ExampleReader(str(path), reader, notes)
+    all_rows = itertools.chain([first], rows)
+    return examples.questions(all_rows) if reader.layout.form == "question" else examples.texts(all_rows)
 
 
 def rows_of(
@@ -86,9 +86,9 @@ def rows_of(
     faults: bool = False,
     note: Callable[[str], None] = lambda text: None,
 ) -> Iterator[FileRow]:
-    """The rows of a file as `config` says files are to be read, one at a time (see `formats.read_rows`).
+    """The rows of a file, read as configured, one at a time (see `formats.read_rows`).
 
-    With `every_column` all cells are read; without, of Parquet and Arrow files those that may be used.
+    With `every_column`, all cells of Parquet and Arrow files are read; without, those of columns that may be used.
 
     Raises: DataError, ConfigError: as `formats.read_rows`.
     """
@@ -103,7 +103,7 @@ def rows_of(
 
 
 def check_fields(fields: FieldsConfig) -> None:
-    """Refuse two parts of a form that name one column.
+    """Refuse two parts of a form with the same column.
 
     Raises: ConfigError.
     """
@@ -112,36 +112,25 @@ def check_fields(fields: FieldsConfig) -> None:
         for part, name in zip(parts, names, strict=True):
             first = parts[names.index(name)]
             if first != part:
-                message = f"data.fields.{first} and data.fields.{part} both name the column {show(name)}"
-                raise ConfigError(f"{message}; name two columns")
+                message = f"data.fields.{first} and data.fields.{part} are both the column {show(name)}"
+                raise ConfigError(f"{message}; name two different columns")
 
 
-def _chained(first: FileRow, rows: Iterator[FileRow]) -> Iterator[FileRow]:
-    yield first
-    yield from rows
-
-
-class _Progress:
-    """Says now and then how many rows were read."""
-
-    def __init__(self, path: str | Path, say: Callable[[str], None]) -> None:
-        self.what = "standard input" if str(path) == STANDARD_INPUT else str(path)
-        self.say, self.number = say, 0
-
-    def over(self, rows: Iterable[FileRow]) -> Iterator[FileRow]:
-        last = time.monotonic()
-        for row in rows:
-            self.number += 1
-            yield row
-            if self.number % 1000 == 0:
-                now = time.monotonic()
-                if self.number % _ROWS_PER_MESSAGE == 0 or now - last > _SECONDS_PER_MESSAGE:
-                    last = now
-                    self.say(f"reading {self.what}: {self.number:,} rows")
+def _with_progress(rows: Iterable[FileRow], path: str | Path) -> Iterator[FileRow]:
+    """The rows, with their number so far logged from time to time."""
+    name = "standard input" if str(path) == STANDARD_INPUT else str(path)
+    last = time.monotonic()
+    for number, row in enumerate(rows, 1):
+        yield row
+        if number % 1000 == 0:
+            now = time.monotonic()
+            if number % _ROWS_PER_MESSAGE == 0 or now - last > _SECONDS_PER_MESSAGE:
+                last = now
+                logger.info(f"reading {name}: {number:,} rows")
 
 
 class _Ids:
-    """The ids of a file's rows, each once; a row without one is named after its file and number there."""
+    """The unique ids of a file's rows; a row without one is named after its file and number."""
 
     def __init__(self, reader: RowReader) -> None:
         self.reader = reader
@@ -153,15 +142,15 @@ class _Ids:
         name = self.reader.id(row, self.numbers[row.path])
         if name in self.lines:
             path, line = self.lines[name]
-            before = f"line {line}" if path == row.path else f"line {line} of {path}"
-            raise self.reader.error(row, f"id {show(name)} was already that of {before}; make the ids unique")
+            first = f"line {line}" if path == row.path else f"line {line} of {path}"
+            raise self.reader.error(row, f"id {show(name)} is already used by {first}; make the ids unique")
         self.lines[name] = (row.path, row.line)
         return name
 
 
 @dataclass(frozen=True)
-class _File:
-    """Makes examples of the rows of a file."""
+class _ExampleReader:
+    """Reads the rows of a file as examples."""
 
     path: str
     reader: RowReader
@@ -185,8 +174,8 @@ class _File:
         answered = [given for _, _, given in read if given.value is not None]
         indices: Iterator[int] = iter(())
         if answered:
-            found, _ = read_answers(answered, self.reader.config.read.answer_as, self.notes.append, self.path)
-            indices = iter(found)
+            answers, _ = read_answers(answered, self.reader.config.read.answer_as, self.notes.append, self.path)
+            indices = iter(answers)
         examples = tuple(
             Example(name, question, given.choices, self._next(given, indices), given.where)
             for name, question, given in read
@@ -198,7 +187,7 @@ class _File:
         return TaskFile(self.path, examples, None, tuple(warnings), tuple(self.notes))
 
     @staticmethod
-    def _next(given: Given, indices: Iterator[int]) -> int | None:
+    def _next(given: GivenAnswer, indices: Iterator[int]) -> int | None:
         return None if given.value is None else next(indices)
 
     def texts(self, rows: Iterable[FileRow]) -> TaskFile:
@@ -220,11 +209,11 @@ class _File:
             missing.seen += 1
             label = None if raw is None else reader.rules.spelled(raw)
             if raw is not None and not label:
-                raise reader.error(row, f"the label {show(raw)} has no visible character; fill it in")
+                raise reader.error(row, f"the label {show(raw)} has no visible characters; fill it in")
             if raw is not None and label is not None:
                 others = (cell for column, cell in row.cells.items() if column not in labels)
                 census.add(raw, label, row.where, others)
-            # only what is needed later: the cells of a million rows would fill the memory
+            # without the cells, which would fill memory if there are a million rows
             read.append((name, reader.string(row, "text"), label, FileRow(row.line, {}, row.path)))
         missing.check()
         warnings = self._drops(dropped, "label", len(read))
@@ -247,21 +236,21 @@ class _File:
 
     def _label_set(self, census: LabelCensus) -> tuple[tuple[str, ...], dict[str, str]]:
         if self.reader.labels is None and self.reader.answers != "required":
-            message = "rows with a text and no choices, but the task was trained on rows that bring their own choices"
+            message = "rows with a text and no choices, but the task was trained on rows with their own choices"
             raise DataError(f"{self.path}: {message}; give each row a question and choices")
         known, mapped = self.reader.rules.label_set(census.counts)
         if len(known) < 2:
             every = show(known[0]) if known else "missing"
-            raise DataError(f"{self.path}: every label is {every}; at least two different ones are needed")
+            raise DataError(f"{self.path}: every label is {every}; at least two different labels are needed")
         return known, mapped
 
     def _unused_names(self, census: LabelCensus) -> Iterator[str]:
         unused = [label for label in self.reader.rules.names if label not in census.counts]
         if unused:
-            yield f"{self.path}: no row has the label(s) {', '.join(map(show, unused))} that --data.label-names names"
+            yield f"{self.path}: no row has the label(s) {', '.join(map(show, unused))} of --data.label-names"
 
     def _dropped(self, row: FileRow, part: str) -> bool:
-        """Whether a row without a label or answer is to be left out."""
+        """Whether the row has no label or answer, and such rows are dropped."""
         reader = self.reader
         if not reader.config.read.drop_unlabeled or reader.answers != "required":
             return False
@@ -271,20 +260,20 @@ class _File:
 
     def _drops(self, dropped: int, part: str, kept: int) -> list[str]:
         if dropped and not kept:
-            raise DataError(f"{self.path}: no row has a {part}; there is nothing left to use")
-        said = f"{self.path}: {dropped:,} row(s) without {part} are left out (--data.drop-unlabeled)"
-        return [said] if dropped else []
+            raise DataError(f"{self.path}: no row has {'an' if part == 'answer' else 'a'} {part}; no rows are left")
+        warning = f"{self.path}: {dropped:,} row(s) without {part} are left out (--data.drop-unlabeled)"
+        return [warning] if dropped else []
 
 
 class _Missing:
-    """Counts the rows whose label or answer is missing, so that one error can say how many they are."""
+    """Counts the rows whose label or answer is missing, for one error about all of them."""
 
     def __init__(self, path: str, part: str) -> None:
         self.path, self.part = path, part
         self.first: DataError | None = None
         self.seen = self.count = 0
 
-    def add(self, error: DataError, value: Any) -> None:
+    def add(self, error: DataError, value: object) -> None:
         if not is_no_label(value) or f"the {self.part} is" not in str(error):
             raise error
         self.first = self.first or error
@@ -293,11 +282,11 @@ class _Missing:
     def check(self) -> None:
         if self.first is not None:
             message = f"{self.count:,} of {self.count + self.seen:,} rows have no {self.part}"
-            raise DataError(f"{self.first}; {message}: --data.drop-unlabeled leaves such rows out")
+            raise DataError(f"{self.first}; {message}: --data.drop-unlabeled leaves them out")
 
 
 def _equal_choices(examples: Sequence[Example]) -> Iterable[str]:
     equal = [example.where for example in examples if len(set(example.choices)) < len(example.choices)]
     if equal:
         shown = ", ".join(equal[:5]) + (", ..." if len(equal) > 5 else "")
-        yield f"{len(equal)} row(s) with two equal choices, which are scored alike: {shown}"
+        yield f"{len(equal)} row(s) with two equal choices, which get the same score: {shown}"

@@ -1,8 +1,7 @@
-"""Which files a path stands for, in which format each is, and their rows, one at a time.
+"""The files of a path, their formats, and their rows, one at a time.
 
-Text is UTF-8 with or without a byte order mark where no other encoding is given. What the cells mean is decided in
-`files`; here a CSV cell is only turned into what the other formats would hold (a list of choices, an integer answer),
-where it can be.
+Text is UTF-8 with or without a byte order mark unless another encoding is given. `files` interprets the cells; here,
+CSV cells are only converted to the types that they have in other formats (a list of choices, an integer answer).
 """
 
 from __future__ import annotations
@@ -15,13 +14,12 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from lorchestra.config.data import FieldsConfig
 from lorchestra.data.readers.columnar import arrow_rows, parquet_rows
 from lorchestra.data.readers.delimited import delimited_rows
 from lorchestra.data.readers.json_files import json_rows
-from lorchestra.data.readers.streams import STANDARD_INPUT, Format, Reading, ReadOptions, open_bytes
+from lorchestra.data.readers.streams import STANDARD_INPUT, Format, ReadContext, ReadOptions, open_bytes
 from lorchestra.data.readers.streams import FileRow as FileRow
 from lorchestra.errors import DataError
 from lorchestra.store.safe_paths import typed_path
@@ -43,9 +41,9 @@ _FORMATS |= {
     for packed in (".gz", ".zst")
 }
 SUFFIXES = tuple(_FORMATS)
-"""Ends of file names that say what is in the file."""
+"""File suffixes with a known format."""
 
-# What the `datasets` library writes next to its Arrow files.
+# files that the `datasets` library writes next to its Arrow files
 _NOT_ROWS = {"dataset_info.json", "state.json", "dataset_dict.json"}
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
 
@@ -62,36 +60,37 @@ def read_rows(
     faults: bool = False,
     note: Callable[[str], None] = lambda text: None,
 ) -> Iterator[FileRow]:
-    """The rows of a file, of all files in a directory or that a pattern matches, or of standard input (`-`), in order.
+    """The rows of a file, of all files in a directory or matching a pattern, or of standard input (`-`), in order.
 
-    They are read as they are asked for; memory holds a row, a batch of 1,024 (Parquet, Arrow), or the whole file where
-    it is one JSON object that holds the rows.
+    Rows are read lazily: memory holds one row, a batch of 1,024 (Parquet, Arrow), or the whole file if it is one JSON
+    object with the rows in it.
 
     Args:
-        path: what to read.
-        fields: the names of the columns that are used.
-        options: what is known about the files.
-        columns: picks from the column names of a Parquet or Arrow file those whose cells are read; default: those that
-            `fields` names. The cells of the others are None.
-        faults: yield a row that cannot be read (no JSON, too many cells) as a `FileRow` with its `fault`, and read on.
-        note: takes a sentence about each thing that was assumed.
+        path: file, directory, pattern or `-`.
+        fields: names of the columns in use.
+        options: how to read the files.
+        columns: selects the columns of a Parquet or Arrow file to read; default: those in `fields`. The cells of the
+            others are None.
+        faults: yield a row that cannot be read (invalid JSON, too many cells) as a `FileRow` with its `fault`, and
+            continue.
+        note: called with a sentence about each assumption.
 
-    Raises: DataError where a file is missing, of no known format, or broken; and where a row is, without `faults`.
+    Raises: DataError if a file is missing, has an unknown format or is damaged; without `faults`, also for bad rows.
     """
     wanted = frozenset(asdict(fields).values())
     for file, kind in row_files(path, options, note):
         shown = "standard input" if str(file) == STANDARD_INPUT else str(file)
         pick = columns or (lambda names: [name for name in names if name in wanted])
-        reading = Reading(shown, options, wanted, pick, note, faults)
-        yield from _file_rows(file, kind, reading, fields)
+        context = ReadContext(shown, options, wanted, pick, note, faults)
+        yield from _file_rows(file, kind, context, fields)
 
 
 def row_files(
     path: str | Path, options: ReadOptions, note: Callable[[str], None] = lambda text: None
 ) -> list[tuple[Path, Format | None]]:
-    """The files that a path stands for, in sorted order, with their formats; None where the content must decide.
+    """The files of a path, sorted, with their formats; None if the format must be detected from the content.
 
-    Raises: DataError where there is none, or they are of several formats or splits.
+    Raises: DataError if there are none, or several formats or splits.
     """
     if str(path) == STANDARD_INPUT:
         return [(Path(STANDARD_INPUT), options.format)]
@@ -101,18 +100,18 @@ def row_files(
     except OSError as error:
         raise DataError(f"{path}: the file cannot be read ({error.strerror}); check the path") from error
     if is_directory:
-        found = _of_one_format(path, path.iterdir(), options)
+        files = _of_one_format(path, path.iterdir(), options)
     elif not exists and glob.has_magic(str(path)):
-        found = _of_one_format(path, map(Path, glob.glob(str(path), recursive=True)), options)
+        files = _of_one_format(path, map(Path, glob.glob(str(path), recursive=True)), options)
     else:
         return [(_checked(path, exists), options.format or _format(path))]
-    if len(found) > 1:
-        note(f"{path}: {len(found)} files, {found[0][0].name} to {found[-1][0].name}")
-    return found
+    if len(files) > 1:
+        note(f"{path}: {len(files)} files, {files[0][0].name} to {files[-1][0].name}")
+    return files
 
 
 def stem(path: str | Path) -> str:
-    """A file's name without the suffix that names its format."""
+    """A file's name without the suffix of its format."""
     name = Path(path).name
     for suffix in sorted(SUFFIXES, key=len, reverse=True):
         if name.lower().endswith(suffix) and len(name) > len(suffix):
@@ -121,16 +120,16 @@ def stem(path: str | Path) -> str:
 
 
 def rows_name(path: str | Path) -> str:
-    """What rows are called after the file, directory or pattern they come from: its name up to the first dot."""
+    """The name of rows from a file, directory or pattern: its name up to the first dot."""
     path = Path(path)
     name = re.sub(r"[][*?]+", "", path.name.split(".")[0]).strip("-_")
     return name or path.parent.name or "rows"
 
 
 def is_file_name(value: str) -> bool:
-    """Whether a value can only be meant as a file: it exists, or has a slash, a pattern or a suffix of rows."""
-    known = value == STANDARD_INPUT or value.lower().endswith(SUFFIXES) or "/" in value or glob.has_magic(value)
-    return known or typed_path(value).exists()
+    """Whether a value must be a file: it exists, or has a slash, a pattern or a known suffix."""
+    is_path = value == STANDARD_INPUT or value.lower().endswith(SUFFIXES) or "/" in value or glob.has_magic(value)
+    return is_path or typed_path(value).exists()
 
 
 def _suffix_format(path: Path) -> Format | None:
@@ -142,7 +141,7 @@ def _format(path: Path) -> Format:
     kind = _suffix_format(path)
     if kind is None:
         message = f"{path}: the suffix is none of {', '.join(SUFFIXES)}"
-        raise DataError(f"{message}; rename or convert the file, or name its format, e.g. --data.format csv")
+        raise DataError(f"{message}; rename or convert the file, or set its format, e.g. --data.format csv")
     return kind
 
 
@@ -150,8 +149,8 @@ def _checked(path: Path, exists: bool) -> Path:
     try:
         if not exists:
             raise DataError(f"{path}: no such file; check the path")
-        if not path.is_file():  # reading a pipe or a device could wait forever
-            raise DataError(f"{path}: this is no regular file; write the rows to one first, or give - and pipe them in")
+        if not path.is_file():  # reading a pipe or device could block forever
+            raise DataError(f"{path}: not a regular file; write the rows to one first, or use - and pipe them in")
     except OSError as error:
         raise DataError(f"{path}: the file cannot be read ({error.strerror}); check the path") from error
     return path
@@ -169,7 +168,7 @@ def _of_one_format(path: Path, candidates: Iterable[Path], options: ReadOptions)
     what = "directory" if path.is_dir() else "pattern"
     if not files:
         known = ", ".join(SUFFIXES)
-        raise DataError(f"{path}: this {what} has no files of rows ({known}); name a file or another {what}")
+        raise DataError(f"{path}: this {what} has no files with rows ({known}); use a file or another {what}")
     if len(kinds) > 1:
         counts = ", ".join(f"{list(files.values()).count(kind)} {kind}" for kind in kinds)
         raise DataError(f"{path}: this {what} has files of several formats ({counts}); choose with --data.format")
@@ -180,29 +179,29 @@ def _of_one_format(path: Path, candidates: Iterable[Path], options: ReadOptions)
             splits.setdefault(split, file)
     if len(splits) > 1:
         give = " ".join(f"--data.{split} {file}" for split, file in sorted(splits.items()))
-        raise DataError(f"{path}: this {what} has files of several splits; name them one by one: {give}")
+        raise DataError(f"{path}: this {what} has files of several splits; use one for each: {give}")
     return [(file, kind) for file, kind in files.items()]
 
 
-def _file_rows(path: Path, kind: Format | None, reading: Reading, fields: FieldsConfig) -> Iterator[FileRow]:
+def _file_rows(path: Path, kind: Format | None, context: ReadContext, fields: FieldsConfig) -> Iterator[FileRow]:
     on_disk = str(path) != STANDARD_INPUT
     if on_disk and kind in ("parquet", "arrow"):
-        yield from (parquet_rows if kind == "parquet" else arrow_rows)(path, reading)
+        yield from (parquet_rows if kind == "parquet" else arrow_rows)(path, context)
         return
     with open_bytes(path) as stream:
         kind = kind or _sniffed(stream)
         if kind in ("parquet", "arrow"):
-            yield from (parquet_rows if kind == "parquet" else arrow_rows)(io.BytesIO(stream.read()), reading)
+            yield from (parquet_rows if kind == "parquet" else arrow_rows)(io.BytesIO(stream.read()), context)
         elif kind in ("jsonl", "json"):
-            yield from json_rows(stream, reading, one_value=kind == "json")
+            yield from json_rows(stream, context, one_value=kind == "json")
         else:
-            delimiter = reading.options.delimiter or ("\t" if kind == "tsv" else None)
-            rows = delimited_rows(stream, reading, delimiter)
+            delimiter = context.options.delimiter or ("\t" if kind == "tsv" else None)
+            rows = delimited_rows(stream, context, delimiter)
             yield from (dataclasses.replace(row, cells=_typed_cells(row.cells, fields)) for row in rows)
 
 
 def _sniffed(stream: io.BufferedReader) -> Format:
-    """The format that standard input begins like."""
+    """The format of standard input, by its first bytes."""
     start = stream.peek(64)[:64]
     if start.startswith(b"PAR1"):
         return "parquet"
@@ -211,15 +210,16 @@ def _sniffed(stream: io.BufferedReader) -> Format:
     return "json" if start.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"[") else "csv"
 
 
-def _typed_cells(cells: dict[str, Any], fields: FieldsConfig) -> dict[str, Any]:
-    for part in (fields.choices, fields.answer, fields.label):
-        if cells.get(part) is not None:
-            cells[part] = _typed(cells[part], integer=part == fields.answer, decimal=part != fields.choices)
+def _typed_cells(cells: dict[str, object], fields: FieldsConfig) -> dict[str, object]:
+    for column in (fields.choices, fields.answer, fields.label):
+        cell = cells.get(column)
+        if isinstance(cell, str):
+            cells[column] = _typed(cell, integer=column == fields.answer, decimal=column != fields.choices)
     return cells
 
 
-def _typed(cell: str, *, integer: bool, decimal: bool) -> Any:
-    """A CSV cell as the list or number it spells, else as it is."""
+def _typed(cell: str, *, integer: bool, decimal: bool) -> object:
+    """A CSV cell as a list or number if it is one, else unchanged."""
     if integer and _INTEGER.fullmatch(cell):
         return int(cell)
     if decimal and _DECIMAL.fullmatch(cell):

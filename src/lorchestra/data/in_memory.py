@@ -1,11 +1,11 @@
-"""Texts, rows and labels that come from Python objects and not from files, read in one way for all that take them."""
+"""Texts, rows and labels from Python objects instead of files."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -13,44 +13,47 @@ from lorchestra.data.formats import SUFFIXES
 from lorchestra.errors import InputError
 from lorchestra.types import Example
 
+Entry: TypeAlias = Example | str | Mapping[Any, object]
+"""A row in memory: an example, a text, or cells by column."""
+
 _ROWS = "texts, dicts, a DataFrame, a Series, a Dataset or examples"
 
 
 def texts_of(X: Any) -> list[str]:
-    """X, a list, array or Series of strings, as a list of them.
+    """The strings in X, a list, array or Series.
 
     Raises:
-        InputError: it is one string, has two axes, or an entry is no text.
+        InputError: X is one string, has two axes, or an entry is not text.
     """
     if isinstance(X, str | bytes):
-        raise InputError("X is one string; give a list of texts")
+        raise InputError("X is one string; pass a list of texts")
     if getattr(X, "ndim", 1) != 1:
-        raise InputError(f"X has shape {tuple(X.shape)}; give one axis of texts: a list, an array or a column")
+        raise InputError(f"X has shape {tuple(X.shape)}; pass one axis of texts: a list, an array or a column")
     try:
         texts = list(X)
     except TypeError as error:
-        raise InputError(f"X is of type {type(X).__name__}; give a list of texts") from error
+        raise InputError(f"X is of type {type(X).__name__}; pass a list of texts") from error
     if not texts:
-        raise InputError("Found array with 0 sample(s): X holds no texts; a minimum of 1 is required")
+        raise InputError("Found array with 0 sample(s): X has no texts; a minimum of 1 is required")
     for i, text in enumerate(texts):
         if not isinstance(text, str) or not text.strip():
-            raise InputError(f"X[{i}] is {text!r:.60}, which is no text; give non-empty strings")
+            raise InputError(f"X[{i}] is {text!r:.60}, which is not text; pass non-empty strings")
     return [str(text) for text in texts]
 
 
-def is_file(rows: Any) -> bool:
-    """Whether `rows` names a file.
+def is_file(rows: object) -> bool:
+    """Whether `rows` is the name of a file.
 
     Raises:
-        InputError: it is one string that names none, and so was probably meant as a text.
+        InputError: it is a string that is not the name of a file, and so probably meant as a text.
     """
     if isinstance(rows, bytes):
-        raise InputError("rows is one string of bytes; give a list of texts")
+        raise InputError("rows is one string of bytes; pass a list of texts")
     if not isinstance(rows, str):
         return isinstance(rows, Path)
     if rows.lower().endswith(SUFFIXES) or _exists(rows):
         return True
-    raise InputError(f"{rows!r:.80} is one string and names no file; to answer one text, give a list: [text]")
+    raise InputError(f"{rows!r:.80} is one string and not the name of a file; for a single text, pass a list: [text]")
 
 
 def _exists(name: str) -> bool:
@@ -60,37 +63,37 @@ def _exists(name: str) -> bool:
         return False
 
 
-def entries_of(rows: Any, labels: tuple[str, ...] | None) -> Iterable[Example | str | Mapping[Any, Any]]:
-    """The rows of whatever holds them, each a text, a dict or an example; what is in them is not looked at yet.
+def entries_of(rows: object, labels: tuple[str, ...] | None) -> Iterable[Entry]:
+    """The rows of any supported container, each a text, a dict or an example; their values are not checked.
 
     Args:
         rows: a list, array, Series or other iterable of texts, dicts or examples; a DataFrame (pandas, polars), a Table
-            (pyarrow) or a Dataset (datasets). An iterator is not read yet.
-        labels: the label set of the training rows, None for questions that bring their choices.
+            (pyarrow) or a Dataset (datasets). An iterator is read lazily.
+        labels: the label set of the training rows, None for questions with their own choices.
 
     Raises:
-        InputError: it holds no rows, or names the row that is neither of the three.
+        InputError: it has no rows, or a row is neither a text, a dict nor an example.
     """
     if isinstance(rows, Iterator):
         return (_entry(row, i, labels) for i, row in enumerate(rows))
     return [_entry(row, i, labels) for i, row in enumerate(_listed(rows))]
 
 
-def _entry(row: Any, i: int, labels: tuple[str, ...] | None) -> Example | str | Mapping[Any, Any]:
+def _entry(row: object, i: int, labels: tuple[str, ...] | None) -> Entry:
     if isinstance(row, str) and labels is None:
         raise InputError(
-            f"rows[{i}] is a text, but the training rows were questions with choices; give dicts with both, as"
+            f"rows[{i}] is a text, but the training rows were questions with choices; pass dicts with both, as"
             ' {"question": ..., "choices": [...]}'
         )
     if not isinstance(row, Example | str | Mapping):
         kind = "a text or a dict" if labels is not None else "a dict"
-        raise InputError(f"rows[{i}] is {row!r:.60}; give {kind}")
+        raise InputError(f"rows[{i}] is {row!r:.60}; pass {kind}")
     return row
 
 
-def _listed(rows: Any) -> list[Any]:
+def _listed(rows: Any) -> list[object]:
     if isinstance(rows, Mapping):
-        raise InputError("rows is one dict; give a list of rows: [row]")
+        raise InputError("rows is one dict; pass a list of rows: [row]")
     if len(getattr(rows, "shape", ())) == 2:
         if hasattr(rows, "iloc"):  # pandas
             return list(rows.to_dict(orient="records"))
@@ -98,17 +101,17 @@ def _listed(rows: Any) -> list[Any]:
             if hasattr(rows, method):
                 return list(getattr(rows, method)())
     if len(getattr(rows, "shape", (0,))) != 1 and not hasattr(rows, "column_names"):
-        raise InputError(f"rows has shape {tuple(rows.shape)}; give one axis of texts")
+        raise InputError(f"rows has shape {tuple(rows.shape)}; pass one axis of texts")
     try:
         return list(rows)
     except TypeError as error:
-        raise InputError(f"rows is of type {type(rows).__name__}; give {_ROWS}") from error
+        raise InputError(f"rows is of type {type(rows).__name__}; pass {_ROWS}") from error
 
 
 def plain_labels(y: Any) -> Any:
-    """y, checked; of a library's types of columns (pandas, polars) as an array of Python's values.
+    """The checked labels y; columns of other libraries (pandas, polars) become arrays of Python values.
 
-    So whole numbers stay whole numbers, which NumPy would read as floats where a column could also hold none.
+    So integers stay integers, while NumPy would convert a nullable column of them to floats.
 
     Raises:
         InputError: a label is missing, or text and other types are mixed.
@@ -121,13 +124,13 @@ def plain_labels(y: Any) -> Any:
         raise InputError(f"y[{missing}] is missing ({labels[missing]!r}); leave such rows out")
     kinds = sorted({type(label).__name__ for label in labels})
     if "str" in kinds and len(kinds) > 1:
-        raise InputError(f"y mixes {' and '.join(kinds)}; give labels of one type")
+        raise InputError(f"y mixes {' and '.join(kinds)}; pass labels of one type")
     if not hasattr(y, "dtype"):
         return labels
     return y if isinstance(y.dtype, np.dtype) else np.asarray(labels, dtype=object if "str" in kinds else None)
 
 
-def is_missing(value: Any) -> bool:
-    """Whether a cell is empty: None, NaN, or pandas' NA and NaT, whose comparisons give neither true nor false."""
+def is_missing(value: object) -> bool:
+    """Whether a cell is empty: None, NaN, or pandas' NA and NaT, whose comparisons are neither true nor false."""
     is_na = type(value).__name__ in ("NAType", "NaTType")
     return value is None or is_na or (isinstance(value, float) and value != value)

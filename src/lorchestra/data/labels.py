@@ -1,4 +1,4 @@
-"""Labels: one spelling for each, names for them, their order, and what looks wrong with a label set."""
+"""Labels: their spelling, names and order, and warnings about likely mistakes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import yaml
 
@@ -23,18 +22,18 @@ _INTEGER = re.compile(r"[+-]?\d{1,18}")
 _WORDS_FOR_NOTHING = {"nan", "none", "na", "n/a", "null", "nil", "-1", "?", "<na>", "#n/a"}
 
 _SHOWN, _EXAMPLES = 12, 3
-# Below this many rows a label, one that occurs once says little.
+# rows of a frequent label; if there is none, a label of a single row is not suspicious
 _FREQUENT = 8
 
 
 def clean_label(label: str) -> str:
-    """A label without what nobody sees: composed characters, plain spaces, none around it, none of zero width."""
+    """A label without invisible differences: composed characters, plain spaces, stripped, no zero-width characters."""
     text = unicodedata.normalize("NFC", label).translate(_INVISIBLE)
     return "".join(" " if unicodedata.category(c) == "Zs" else c for c in text).strip().strip(_JOINERS)
 
 
 def label_order(labels: Iterable[str]) -> list[str]:
-    """Distinct labels in order: by number where all are integers, else by their characters."""
+    """Distinct labels, sorted by number if all are integers, else by their characters."""
     labels = set(labels)
     if all(_INTEGER.fullmatch(label) for label in labels):
         return sorted(labels, key=lambda label: (int(label), label))
@@ -44,7 +43,7 @@ def label_order(labels: Iterable[str]) -> list[str]:
 def label_names(given: Sequence[str]) -> dict[str, str]:
     """Names by label, from `label=name` items or from one YAML or JSON file (a mapping, or a list of names from 0).
 
-    Raises: ConfigError where an item or the file is neither.
+    Raises: ConfigError if an item or the file is neither.
     """
     if len(given) == 1 and "=" not in given[0]:
         return _names_in_file(given[0])
@@ -53,7 +52,7 @@ def label_names(given: Sequence[str]) -> dict[str, str]:
         label, mark, name = item.partition("=")
         label, name = clean_label(label), clean_label(name)
         if not mark or not label or not name:
-            raise ConfigError(f"--data.label-names: {show(item)} is not of the form label=name, as in 0=negative")
+            raise ConfigError(f"--data.label-names: {show(item)} does not have the form label=name, as in 0=negative")
         if names.setdefault(label, name) != name:
             raise ConfigError(f"--data.label-names: {show(label)} has two names, {show(names[label])} and {show(name)}")
     return names
@@ -62,22 +61,22 @@ def label_names(given: Sequence[str]) -> dict[str, str]:
 def _names_in_file(value: str) -> dict[str, str]:
     path = typed_path(value)
     try:
-        content: Any = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        content: object = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, yaml.YAMLError, RecursionError, LookupError, AttributeError) as error:
-        message = f"--data.label-names: {show(value)} is no label=name, and no file that can be read"
+        message = f"--data.label-names: {show(value)} is neither label=name nor a readable file"
         raise ConfigError(f"{message} ({' '.join(str(error).split())[:200]})") from error
     if isinstance(content, list):
         content = dict(enumerate(content))
-    plain = isinstance(content, dict) and all(
-        isinstance(item, str | int) and not isinstance(item, bool) for pair in content.items() for item in pair
-    )
-    if not plain or not content:
-        message = f"--data.label-names: {path} is no mapping of labels to names and no list of names"
-        raise ConfigError(f"{message}; put words that YAML takes for true or false (yes, no, on, off) in quotes")
-    names = {clean_label(str(label)): clean_label(str(name)) for label, name in content.items()}
+    pairs = list(content.items()) if isinstance(content, dict) else []
+    if not pairs or not all(
+        isinstance(item, str | int) and not isinstance(item, bool) for pair in pairs for item in pair
+    ):
+        message = f"--data.label-names: {path} is neither a mapping of labels to names nor a list of names"
+        raise ConfigError(f"{message}; quote words that YAML reads as true or false (yes, no, on, off)")
+    names = {clean_label(str(label)): clean_label(str(name)) for label, name in pairs}
     for label, name in names.items():
         if not label or not name or "=" in label:
-            raise ConfigError(f"--data.label-names: {path}: {show(label)}: {show(name)} is no label with its name")
+            raise ConfigError(f"--data.label-names: {path}: {show(label)}: {show(name)} is not a label with its name")
     return names
 
 
@@ -85,8 +84,8 @@ def _names_in_file(value: str) -> dict[str, str]:
 class LabelRules:
     """How the labels of a file become those of the task.
 
-    `known` is the label set of the training rows, None while these are read. With `merge`, labels that differ in case
-    or spaces are one. `plain` leaves spelling and order as runs of earlier versions have them.
+    `known` is the label set of the training rows, None while these are read. With `merge`, labels that differ only in
+    case or spaces are merged. `plain` keeps spelling and order as in earlier versions.
     """
 
     known: tuple[str, ...] | None = None
@@ -95,11 +94,11 @@ class LabelRules:
     plain: bool = False
 
     def spelled(self, label: str) -> str:
-        """A label without invisible differences, or as it is by earlier rules."""
+        """A label without invisible differences; unchanged if `plain`."""
         return label if self.plain else clean_label(label)
 
     def label_set(self, counts: Mapping[str, int]) -> tuple[tuple[str, ...], dict[str, str]]:
-        """The label set in order, and the label of the task for each spelled label in `counts`."""
+        """The label set in order, and the task's label for each spelling in `counts`."""
         if self.known is not None:
             known = {normalize_text(label): label for label in self.known} if self.merge else {}
             return self.known, {label: self._in_known(label, known) for label in counts}
@@ -109,9 +108,9 @@ class LabelRules:
         merged = {label: best[normalize_text(label)] if self.merge else label for label in counts}
         ordered = sorted(set(merged.values())) if self.plain else label_order(merged.values())
         named = tuple(dict.fromkeys(self.names.get(label, label) for label in ordered))
-        if self.names and not all(map(_INTEGER.fullmatch, ordered)):  # named numbers keep the order of the numbers
+        if self.names and not all(map(_INTEGER.fullmatch, ordered)):  # named integers stay in order of the integers
             named = tuple(label_order(named))
-        return named, {label: self.names.get(own, own) for label, own in merged.items()}
+        return named, {label: self.names.get(spelling, spelling) for label, spelling in merged.items()}
 
     def _in_known(self, label: str, folded: Mapping[str, str]) -> str:
         named = self.names.get(label, label)
@@ -122,21 +121,21 @@ class LabelRules:
 
 @dataclass
 class LabelCensus:
-    """Counts the labels of a training file, and remembers where the rare ones are."""
+    """Label counts of a training file; for each label also where its first row is, and that row's other cells."""
 
     path: str
     counts: Counter[str] = field(default_factory=Counter)
     respelled: Counter[str] = field(default_factory=Counter)
-    places: dict[str, str] = field(default_factory=dict)
+    first: dict[str, str] = field(default_factory=dict)
     nearby: dict[str, list[str]] = field(default_factory=dict)
 
-    def add(self, raw: str, label: str, where: str, others: Iterable[Any]) -> None:
+    def add(self, raw: str, label: str, where: str, others: Iterable[object]) -> None:
         """Count a row's label; `others` are the row's other cells."""
         self.counts[label] += 1
         if raw != label:
             self.respelled[label] += 1
         if self.counts[label] == 1:
-            self.places[label] = where
+            self.first[label] = where
             self.nearby[label] = [clean_label(cell) for cell in others if isinstance(cell, str)]
 
     def summary(self, labels: Sequence[str], mapped: Mapping[str, str]) -> str:
@@ -149,67 +148,65 @@ class LabelCensus:
         return f"{self.path}: {sum(totals.values()):,} rows with {len(labels)} labels: {shown}{more}"
 
     def changes(self, mapped: Mapping[str, str]) -> Iterator[str]:
-        """What was made of the labels as they are spelled, a sentence each."""
+        """One sentence per change of the labels' spelling."""
         if self.respelled:
             shown = ", ".join(show(label) for label in list(self.respelled)[:_EXAMPLES])
-            message = f"{self.path}: {self.respelled.total()} row(s) spell {shown} with differences that cannot be seen"
-            yield f"{message} (blanks around it, zero-width characters, another form of accents); read without them"
-        merged = defaultdict(list)
-        for label, own in mapped.items():
-            merged[own].append(label)
-        for own, together in merged.items():
+            message = f"{self.path}: {self.respelled.total()} row(s) spell {shown} with invisible differences"
+            yield f"{message} (surrounding blanks, zero-width characters, decomposed accents), which are ignored"
+        spellings = defaultdict(list)
+        for label, merged in mapped.items():
+            spellings[merged].append(label)
+        for merged, together in spellings.items():
             if len(together) > 1:
-                yield f"{self.path}: {', '.join(show(label) for label in sorted(together))} are one label, {show(own)}"
+                shown = ", ".join(show(label) for label in sorted(together))
+                yield f"{self.path}: {shown} are one label, {show(merged)}"
 
     def remarks(self, labels: Sequence[str], mapped: Mapping[str, str]) -> Iterator[str]:
-        """What looks wrong, a sentence each."""
-        yield from self._alike(labels)
+        """One sentence per likely mistake."""
+        yield from self._similar(labels)
         for label in labels:
             if label.strip().lower() in _WORDS_FOR_NOTHING:
-                message = (
-                    f"{self.path}: {self.counts[label]} row(s) have the label {show(label)}, which is kept as a class"
-                )
-                yield f"{message}; if it means that there is none, leave these rows out, or give --data.drop-unlabeled"
-        yield from self._odd_ones(mapped)
+                message = f"{self.path}: {self.counts[label]} row(s) have the label {show(label)}, which is a class"
+                yield f"{message}; if it means no label, leave these rows out, or use --data.drop-unlabeled"
+        yield from self._rare(mapped)
         if len(labels) > 20 and len(labels) * 3 > sum(self.counts.values()):
             message = f"{self.path}: {len(labels):,} labels in {sum(self.counts.values()):,} rows"
-            yield f"{message}; is --data.fields.label the column with the class?"
+            yield f"{message}; is --data.fields.label the column of the class?"
 
-    def _alike(self, labels: Sequence[str]) -> Iterator[str]:
+    def _similar(self, labels: Sequence[str]) -> Iterator[str]:
         seen: dict[str, str] = {}
         for label in labels:
             other = seen.setdefault(" ".join(label.lower().split()), label)
             if other != label:
                 message = f"{self.path}: labels {show(other)} and {show(label)} differ only in case or spaces"
-                yield f"{message}; are they one? --data.clean-labels makes them one"
+                yield f"{message}; if they are the same, --data.clean-labels merges them"
 
-    def _odd_ones(self, mapped: Mapping[str, str]) -> Iterator[str]:
-        """Labels of one row where others have many: typing errors, and cells that slipped into the wrong column."""
+    def _rare(self, mapped: Mapping[str, str]) -> Iterator[str]:
+        """Labels of a single row among frequent ones: typos, and cells that slipped into the wrong column."""
         frequent = [label for label, count in self.counts.items() if count >= _FREQUENT]
         single = [label for label, count in self.counts.items() if count == 1 and mapped[label] == label]
-        said = 0
+        num_reported = 0
         for label in single if frequent else ():
             near = next((other for other in frequent if _one_edit(label, other)), None)
             slipped = next((other for other in self.nearby[label] if other in frequent), None)
-            message = f"{self.places[label]}: only this row has the label {show(label)}"
+            message = f"{self.first[label]}: only this row has the label {show(label)}"
             if slipped is not None:
-                yield f"{message}, and another of its cells is {show(slipped)}: a delimiter in the text without quotes?"
+                yield f"{message}, and another of its cells is {show(slipped)}: an unquoted delimiter in the text?"
             elif near is not None:
-                fix = f"{label}={near}"
-                yield f"{message}, which is close to {show(near)}; if it is a typing error: --data.label-names {fix}"
+                yield f"{message}, which is close to {show(near)}; if it is a typo: --data.label-names {label}={near}"
             elif len(single) <= _EXAMPLES:
-                yield f"{message}; correct it, or leave the row out, if that is no class"
+                yield f"{message}; if it is not a class, correct it or leave the row out"
             else:
                 continue
-            said += 1
-            if said == 2 * _EXAMPLES:
+            num_reported += 1
+            if num_reported == 2 * _EXAMPLES:
                 break
-        if len(single) > said and frequent and len(single) > _EXAMPLES:
-            yield f"{self.path}: {len(single)} labels are those of one row only"
+        if len(single) > num_reported and frequent and len(single) > _EXAMPLES:
+            yield f"{self.path}: {len(single)} labels have only one row"
 
 
 def _one_edit(one: str, other: str) -> bool:
-    """Whether one letter more, less or changed, or two neighbors in turn, make one label of another (no numbers)."""
+    """Whether labels (not numbers) differ by one letter added, removed or changed, or by two swapped neighbors."""
     if abs(len(one) - len(other)) > 1 or max(len(one), len(other)) < 2 or one.isdigit() or other.isdigit():
         return False
     one, other = one.casefold(), other.casefold()
@@ -219,25 +216,25 @@ def _one_edit(one: str, other: str) -> bool:
 
 
 def contradictions(rows: Iterable[tuple[str, str, str]], path: str, part: str) -> Iterator[str]:
-    """One sentence where the same text has several answers, with examples.
+    """One sentence if the same text has several answers, with examples.
 
     Args:
-        rows: text, answer and where of each row.
+        rows: text, answer and location of each row.
         path: the file.
         part: label or answer.
     """
     first: dict[bytes, str] = {}
-    differing: dict[bytes, list[tuple[str, str, str]]] = {}
+    differing: dict[bytes, tuple[str, str, str]] = {}
     num = 0
     for text, answer, where in rows:
         key = hashlib.blake2b(normalize_text(text).encode("utf-8", "replace"), digest_size=16).digest()
         if first.setdefault(key, answer) != answer:
             num += 1
-            if key in differing or len(differing) < _EXAMPLES:
-                differing.setdefault(key, []).append((text, answer, where))
+            if len(differing) < _EXAMPLES:
+                differing.setdefault(key, (text, answer, where))
     if num:
         shown = "; ".join(
-            f"{show(found[0][0])} ({show(first[key])}, and {show(found[0][1])} at {found[0][2]})"
-            for key, found in differing.items()
+            f"{show(text)} ({show(first[key])}, and {show(answer)} at {where})"
+            for key, (text, answer, where) in differing.items()
         )
-        yield f"{path}: {num} row(s) have another {part} than an earlier row with the same text: {shown}"
+        yield f"{path}: {num} row(s) have a different {part} than an earlier row with the same text: {shown}"

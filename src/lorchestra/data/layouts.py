@@ -1,9 +1,8 @@
-"""Layouts: which columns of a file hold the question, its choices and the answer, or the text and its label.
+"""Layouts: the columns of a file for question, choices and answer, or for text and label.
 
-Columns with the configured names come first. Where they leave something open, a layout that others use is recognized
-if the columns allow one reading only; else the error has the options to type. Several columns named for one part
-(`--data.fields.choices A,B,C,D`, `--data.fields.text premise,hypothesis`) are a list of choices, or lines
-`column: cell`.
+Configured column names take precedence. For the other parts, a common layout is recognized if it is unambiguous; if
+not, the error suggests options. Several columns for one part (`--data.fields.choices A,B,C,D`, `--data.fields.text
+premise,hypothesis`) become a list of choices, or lines `column: cell`.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import reprlib
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from lorchestra.config.data import FieldsConfig
 from lorchestra.data.readers.streams import FileRow
@@ -45,13 +44,13 @@ _REPR.maxstring = _REPR.maxother = _REPR.maxlong = 60
 
 
 def show(value: object) -> str:
-    """A value as messages quote it, cut where it is long."""
+    """A value quoted for messages, shortened if it is long."""
     return _REPR.repr(value)
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name most like one, if any is."""
-    # Bounded lengths: a cell of a megabyte must not turn an error message into minutes of comparing.
+    """The known name closest to `name`, if any is close."""
+    # bounded lengths: comparing cells of a megabyte would take minutes
     by_lower = {candidate[:100].lower(): candidate for candidate in known}
     near = difflib.get_close_matches(name[:100].lower(), list(by_lower), n=1, cutoff=0.5)
     return by_lower[near[0]] if near else None
@@ -61,21 +60,21 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 class Layout:
     """The columns of each part of a row; a part without columns is not in the file.
 
-    `sentence` says what was recognized, None where the columns have the configured names.
+    `sentence` describes a recognized layout; it is None if the columns have the configured names.
     """
 
     form: Form
     columns: Mapping[str, tuple[str, ...]]
     sentence: str | None = None
 
-    def value(self, row: FileRow, part: str) -> Any:
-        """What a row has for a part, None where it has nothing."""
+    def value(self, row: FileRow, part: str) -> object:
+        """A row's value for a part, None if it has none."""
         names = self.columns.get(part, ())
         if len(names) < 2:
             return row.cells.get(names[0]) if names else None
         cells = [row.cells.get(name) for name in names]
         if part == "choices":
-            while cells and _is_blank(cells[-1]):  # a question with fewer choices than another
+            while cells and _is_blank(cells[-1]):  # a question with fewer choices than others
                 cells.pop()
             return cells
         return "\n".join(f"{name}: {cell}" for name, cell in zip(names, cells, strict=True) if not _is_blank(cell))
@@ -85,12 +84,12 @@ class Layout:
         return not any(name in row.cells for name in self.columns.get(part, ()))
 
 
-def _is_blank(cell: Any) -> bool:
+def _is_blank(cell: object) -> bool:
     return cell is None or (isinstance(cell, str) and not cell.strip())
 
 
 def named_columns(fields: FieldsConfig, part: str, names: Iterable[str]) -> tuple[str, ...]:
-    """The columns among `names` that are configured for a part: one, or several with commas between; () if none is."""
+    """The columns among `names` that are configured for a part (one, or several separated by commas), or ()."""
     configured, names = str(getattr(fields, part)), set(names)
     if configured in names:
         return (configured,)
@@ -105,10 +104,10 @@ def used_columns(fields: FieldsConfig, names: list[str]) -> list[str]:
     return list(known.union(*_series(names)))
 
 
-def choices_of(value: Any) -> tuple[Any, tuple[str, ...] | None]:
-    """A list of choices in the ways they are written, and the names that go with them, if any.
+def choices_of(value: object) -> tuple[object, tuple[str, ...] | None]:
+    """The list of choices in a cell, in any of its notations, and the names of the choices, if they have any.
 
-    Names come with `{"text": [...], "label": [...]}`, with a list of `{"text", "label"}` and with `{"A": "...", ...}`.
+    Names are in `{"text": [...], "label": [...]}`, a list of `{"text", "label"}`, and `{"A": "...", ...}`.
     """
     if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
         try:
@@ -128,10 +127,10 @@ def choices_of(value: Any) -> tuple[Any, tuple[str, ...] | None]:
 
 
 @dataclass(frozen=True)
-class Finder:
-    """Finds the layout of a file from its first row.
+class LayoutFinder:
+    """Determines the layout of a file from its first row.
 
-    `labels` are those of the training rows where these are texts with labels; then no other form fits.
+    `labels` is the label set of the training rows if they are texts with labels; then the rows must be texts too.
     """
 
     fields: FieldsConfig
@@ -139,9 +138,9 @@ class Finder:
     labels: tuple[str, ...] | None
 
     def find(self, row: FileRow) -> Layout:
-        """The layout.
+        """The layout of the file.
 
-        Raises: DataError where no form fits, with the columns and the options that would help.
+        Raises: DataError if no form fits, with the columns and helpful options.
         """
         given = {part: named_columns(self.fields, part, row.cells) for part in asdict(self.fields)}
         has = {part for part, names in given.items() if any(row.cells.get(name) is not None for name in names)}
@@ -156,7 +155,7 @@ class Finder:
         return Layout(form, self._complete(given))
 
     def check(self, row: FileRow, layout: Layout) -> None:
-        """Refuse a row that is of the other form or lacks a column.
+        """Refuse a row of the other form, or with a missing column.
 
         Raises: DataError.
         """
@@ -165,18 +164,18 @@ class Finder:
         if layout.value(row, form) is None:
             values = (named_columns(self.fields, part, row.cells) for part in PARTS[other][:2])
             if all(names and row.cells[names[0]] is not None for names in values):
-                message = f"a {other} row in a file that began with a {form} row; use one form a file"
+                message = f"a {other} row in a file that starts with a {form} row; use one form per file"
                 raise DataError(f"{row.where}: {message}")
         for part in PARTS[form]:
             optional = part in ("answer", "label") and not self.require_answer
             if layout.missing(row, part) and not optional:
                 names = layout.columns.get(part) or (str(getattr(self.fields, part)),)
-                hint = self._hint(row, part) or f"Name the column with --data.fields.{part}."
-                message = f"no column {show(names[0])}; columns found: {_columns(row)}"
+                hint = self._hint(row, part) or f"Set the column with --data.fields.{part}."
+                message = f"no column {show(names[0])}; the columns are: {_columns(row)}"
                 raise DataError(f"{row.where}: {message}. {hint.strip()}")
 
     def _complete(self, columns: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-        """Columns that the first row lacks may come in later ones, by the configured names."""
+        """All parts: those without columns in the first row may be in later rows, under the configured names."""
         return {part: names or (str(getattr(self.fields, part)),) for part, names in columns.items()}
 
     def _needed(self, form: Form) -> tuple[str, ...]:
@@ -186,12 +185,12 @@ class Finder:
         questions = {"question", "choices"} <= has
         if self.labels is not None:
             if questions and "text" not in has:
-                message = "the row brings its own choices, but the task's training rows are texts with labels"
-                asked, text = self.fields.question, self.fields.text
-                hint = f"to have {asked!r} read as the text, call it {text!r} in the file"
-                raise DataError(f"{row.where}: {message}; {hint}, or give --data.fields.text {shlex.quote(asked)}")
+                message = "the row has its own choices, but the task's training rows are texts with labels"
+                question, text = self.fields.question, self.fields.text
+                hint = f"if the text is in {question!r}, rename that column to {text!r}"
+                raise DataError(f"{row.where}: {message}; {hint}, or use --data.fields.text {shlex.quote(question)}")
             questions = False
-        # Both columns of the text form win over a question, as the configuration documents.
+        # the text form takes precedence if both of its columns exist, as documented in the configuration
         if "text" in has and ("label" in has or not questions):
             return "text"
         if not has:
@@ -199,7 +198,7 @@ class Finder:
         return "text" if "label" in has and not has & {"question", "choices"} else "question"
 
     def _recognized(self, row: FileRow, given: Mapping[str, tuple[str, ...]], has: set[str]) -> Layout | None:
-        """A question whose parts are in columns of other names; None where that is not the one reading possible."""
+        """The layout of a question with other column names; None if there is none, or several are possible."""
         if self.labels is not None:
             return None
         guesses = _guesses(row)
@@ -210,29 +209,27 @@ class Finder:
             if len(guesses[part]) > 1 or (not guesses[part] and (part != "answer" or self.require_answer)):
                 return None
             columns[part] = guesses[part][0] if guesses[part] else ()
-        said = "; ".join(f"{part}: {', '.join(columns[part])}" for part in PARTS["question"] if columns[part])
-        return Layout("question", self._complete(columns), f"read as questions with choices by their columns ({said})")
+        shown = "; ".join(f"{part}: {', '.join(columns[part])}" for part in PARTS["question"] if columns[part])
+        return Layout("question", self._complete(columns), f"read as questions with choices by their columns ({shown})")
 
     def _no_form(self, row: FileRow) -> DataError:
         if "completion" in row.cells or "messages" in row.cells:
-            message = (
-                "free-text rows (prompt and completion, or messages) cannot be used, as nothing generates text yet"
-            )
-            return DataError(f"{row.where}: {message}; give each row a question with choices, or a text with a label")
+            message = "free-text rows (prompt and completion, or messages) are not supported"
+            return DataError(f"{row.where}: {message}; each row needs a question with choices, or a text with a label")
         hints = "".join(self._hint(row, part) for part in ("question", "choices", "text", "label"))
-        message = 'no row form fits: a row has "question", "choices" and "answer", or "text" and "label"'
+        message = 'neither row form fits: a row has "question", "choices" and "answer", or "text" and "label"'
         return DataError(
-            f"{row.where}: {message}; columns found: {_columns(row)}. {hints}Name them with --data.fields."
+            f"{row.where}: {message}; the columns are: {_columns(row)}. {hints}Set them with --data.fields."
         )
 
     def _hint(self, row: FileRow, part: str) -> str:
-        """The option that names a missing part's column."""
+        """The option that sets a missing part's column."""
         guesses = _guesses(row)
         if part in guesses and _looks_like_question(guesses) and self.labels is None:
             options = [
-                f"--data.fields.{name} {shlex.quote(','.join(_joined(name, found)))}"
-                for name, found in guesses.items()
-                if found and not (len(found) == 1 and found[0] == (getattr(self.fields, name),))
+                f"--data.fields.{name} {shlex.quote(','.join(_joined(name, columns)))}"
+                for name, columns in guesses.items()
+                if columns and not (len(columns) == 1 and columns[0] == (getattr(self.fields, name),))
             ]
             if options:
                 return f"As a question with choices: {' '.join(options)}. "
@@ -244,7 +241,7 @@ class Finder:
         others = [column for column in row.cells if column not in taken]
         near = nearest(str(getattr(self.fields, part)), others)
         if near is None and part == "text":
-            texts = [name for name in others if isinstance(row.cells[name], str) and " " in row.cells[name].strip()]
+            texts = [name for name in others if isinstance(cell := row.cells[name], str) and " " in cell.strip()]
             near = texts[0] if len(texts) == 1 else None
         return f"If {show(near)} is the {part}: --data.fields.{part} {shlex.quote(near)}. " if near else ""
 
@@ -253,39 +250,39 @@ def _columns(row: FileRow) -> str:
     columns = list(row.cells)
     shown = ", ".join(map(show, columns[:12])) + (", ..." if len(columns) > 12 else "")
     if len(columns) == 1 and any(mark in columns[0] for mark in ";\t|"):
-        shown += " (name what separates the cells with --data.delimiter)"
+        shown += " (set the cell delimiter with --data.delimiter)"
     return shown or "none"
 
 
 def _guesses(row: FileRow) -> dict[str, list[tuple[str, ...]]]:
-    """Columns that others use for each part of a question; those with choices in several columns as one."""
+    """Columns with common names for each part of a question; a series of columns with one choice each is one guess."""
     names = list(row.cells)
     lists: list[tuple[str, ...]] = [
         (name,) for name in names if name.lower() in _CHOICES and isinstance(choices_of(row.cells[name])[0], list)
     ]
     choices = lists or _series(names)
     taken = {name for group in choices for name in group}
-    found: dict[str, list[tuple[str, ...]]] = {"question": [], "choices": choices, "answer": []}
+    guesses: dict[str, list[tuple[str, ...]]] = {"question": [], "choices": choices, "answer": []}
     for part, known in (("question", _QUESTIONS), ("answer", _ANSWERS)):
-        found[part] = [
+        guesses[part] = [
             (name,)
             for name in sorted(names, key=lambda name: known.index(name.lower()) if name.lower() in known else 0)
             if name.lower() in known and name not in taken and row.cells[name] is not None
         ]
-    return found
+    return guesses
 
 
 def _looks_like_question(guesses: Mapping[str, list[tuple[str, ...]]]) -> bool:
     return len(guesses["choices"]) == 1 and bool(guesses["question"])
 
 
-def _joined(part: str, found: list[tuple[str, ...]]) -> tuple[str, ...]:
-    # a context goes before the question about it, which is first in the list of known names
-    return tuple(name for names in reversed(found) for name in names) if part == "question" else found[0]
+def _joined(part: str, columns: list[tuple[str, ...]]) -> tuple[str, ...]:
+    # a context precedes its question, which comes first among the known names
+    return tuple(name for names in reversed(columns) for name in names) if part == "question" else columns[0]
 
 
 def _series(names: list[str]) -> list[tuple[str, ...]]:
-    """Columns that are numbered or lettered from the start, as `A`, `B`, `C` or `option1`, `option2`."""
+    """Consecutively numbered or lettered columns, such as `A`, `B`, `C` or `option1`, `option2`."""
     groups: dict[tuple[str, str, bool], dict[int, str]] = {}
     for name in names:
         match = _SERIES.fullmatch(name)
@@ -294,9 +291,9 @@ def _series(names: list[str]) -> list[tuple[str, ...]]:
         digits = match["end"].isdigit()
         index = int(match["end"]) if digits else ord(match["end"].lower()) - ord("a")
         groups.setdefault((match["stem"].lower(), match["mark"], digits), {})[index] = name
-    found = []
+    series = []
     for group in groups.values():
         start, digits = min(group), next(iter(group.values()))[-1].isdigit()
         if len(group) > 1 and start <= digits and sorted(group) == list(range(start, start + len(group))):
-            found.append(tuple(group[index] for index in sorted(group)))
-    return found
+            series.append(tuple(group[index] for index in sorted(group)))
+    return series

@@ -1,15 +1,12 @@
-"""Prompt templates as data: what stands before the answer, by the kind of row and the way answers are scored.
+"""Prompts: templates by kind of row and scoring, and rows rendered with them.
 
-`{question}` is the row's question or text, `{options}` the lettered list of its choices. No template ends in a space:
-it belongs to the choice. Letters need `{options}`; texts are scored without the list, so that they are read as words
-of the base's own and not as copies.
+In templates, `{question}` is the row's question or text and `{options}` the lettered list of its choices. Letter
+scoring needs `{options}`; choices scored by their text are not listed, so that the model does not just copy them. No
+template ends in a space, which belongs to the choice.
 
-Prompts: from an example to the text before the answer, and the text each choice continues it with.
-
-Plain prompts end in something like "Answer:", and a choice continues them after one space. With a chat template the
-whole prompt, its "Answer:" included, is the user's message, and a choice stands where the template writes an
-assistant's message. What comes from a row is kept apart from what the template says: only the latter may hold tokens
-that control the model.
+Plain prompts end in something like "Answer:", and a choice follows after one space. With a chat template, the whole
+prompt, including "Answer:", is the user's message, and a choice is the assistant's. Parts from the template and parts
+from the row are kept separate, as only the former may contain control tokens.
 """
 
 from __future__ import annotations
@@ -19,7 +16,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from lorchestra.config.data import ChatFrame, DataConfig
 from lorchestra.data.chat_frames import chat_frame, frame_digest, frame_parts
@@ -27,31 +24,33 @@ from lorchestra.data.tasks.table import find_task
 from lorchestra.errors import ConfigError, DataError
 from lorchestra.types import Example
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 ScoringMode = Literal["letter", "text"]
 
 TEMPLATES: Mapping[str, Mapping[ScoringMode, str]] = {
-    # questions with choices, by default
+    # default for questions with choices
     "question": {
         "letter": "Question: {question}\n{options}\nAnswer:",
         "text": "Question: {question}\nAnswer:",
     },
-    # texts with labels, by default
+    # default for texts with labels
     "label": {
         "letter": "Text: {question}\n{options}\nLabel:",
         "text": "Text: {question}\nLabel:",
     },
-    # BoolQ with passages: the row's text is "QUESTION?\nPassage: PASSAGE", so that a row that has to be cut loses the
-    # passage's end and not the question
+    # BoolQ with passages: the row's text is "QUESTION?\nPassage: PASSAGE", so that truncation cuts the passage
     "boolq": {
         "letter": "Question: {question}\nIs it true or false?\n{options}\nAnswer:",
         "text": "Question: {question}\nIs it true or false? Answer:",
     },
-    # BoolQ's questions come without their question mark
+    # BoolQ's questions have no question mark
     "boolq_closed": {
         "letter": "Question: {question}?\nIs it true or false?\n{options}\nAnswer:",
         "text": "Question: {question}?\nIs it true or false? Answer:",
     },
-    # WinoGrande's sentences have a _ where one of the choices goes
+    # WinoGrande's sentences have a _ in the position of the choice
     "winogrande": {
         "letter": "Sentence: {question}\nWhat does the _ stand for?\n{options}\nAnswer:",
         "text": "Sentence: {question}\nThe _ stands for:",
@@ -65,27 +64,27 @@ TEMPLATES: Mapping[str, Mapping[ScoringMode, str]] = {
         "text": "News: {question}\nSection (Business, Sci/Tech, Sports or World):",
     },
 }
-"""By the name of the kind; a task by name says which kind its rows are."""
+"""Templates by kind of row and scoring; a named task specifies its kind."""
 
 
 Text = tuple[str, ...]
-"""The parts of a string in turns: the template's, then a row's, and so on; the template's is first and last."""
+"""The parts of a string, alternately from the template and from a row; the first and last are the template's."""
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-"""The names of a row's choices in letter scoring; a row with more choices cannot be scored by letters."""
+"""Names of a row's choices in letter scoring; rows with more choices cannot be scored by letters."""
 
 _PLACEHOLDERS = ("question", "options")
-# Only a name in braces is a placeholder: JSON in a template keeps its braces without escapes.
+# only a name in braces is a placeholder, so JSON in a template needs no escapes
 _PLACEHOLDER = re.compile(r"\{\s*(\w*)\s*\}")
 _OPEN_END = re.compile(r"[\s(\[{]\Z")
 
 
 @dataclass(frozen=True)
 class RenderedPrompt:
-    """What goes through the tokenizer: the prompt alone, and with each choice.
+    """The strings to tokenize: the prompt alone, and with each choice.
 
-    `parts` are those of the prompt, `gap` is what parts a choice from it, `names` is what stands for each choice, and
-    `end` is what the template writes after an answer.
+    `parts` are those of the prompt, `gap` is the separator of prompt and choice, `names` are the choices' letters or
+    texts, and `end` is the template's text after an answer.
     """
 
     parts: Text
@@ -101,44 +100,44 @@ class RenderedPrompt:
 
     @property
     def continuations(self) -> tuple[str, ...]:
-        """`prompt + continuations[c]` is the string of choice c."""
+        """The text of each choice after the prompt: `prompt + continuations[c]`."""
         return tuple(self.gap + name for name in self.names)
 
     @property
     def num_characters(self) -> int:
-        """Characters of the prompt alone and with each choice."""
+        """Total characters of the prompt alone and with each choice."""
         prompt = sum(map(len, self.parts))
         return prompt + sum(prompt + len(self.gap) + len(name) for name in self.names)
 
     def with_choices(self, *, ended: bool = False) -> list[Text]:
-        """The prompt with each choice, and with the end after it where asked for."""
+        """The prompt with each choice, followed by the end if `ended`."""
         end = self.end if ended else ""
         return [_joined(self.parts, (self.gap, name, end)) for name in self.names]
 
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """How the rows of a task become prompts; the same for both ways of scoring.
+    """The prompts of a task's rows, for both kinds of scoring.
 
-    `prompt` is the user's template with `{question}` (the question or text) and `{options}` (the lettered choices, a
-    line each), None for the one that `templates` has for the `kind` of row and the scoring. Other braces in it, and all
-    braces in rows, are plain text. A chat template needs the `tokenizer` that brings it; a `saved_frame` of the same
-    template takes its place. `answer_prefix` parts an answer from a plain prompt; `version` as data.prompt.version.
+    `prompt` is the user's template with `{question}` (the question or text) and `{options}` (the lettered choices, one
+    per line); if it is None, `TEMPLATES` has the template for `kind` and scoring. Other braces in it, and all braces in
+    rows, are plain text. The chat template is the `tokenizer`'s; a `saved_frame` of the same template is used instead
+    of rendering it. `answer_prefix` separates an answer from a plain prompt; for `version` see data.prompt.version.
 
-    Raises: ConfigError for an unknown placeholder, a template without {question}, a chat without a chat template.
+    Raises: ConfigError for an unknown placeholder, a template without {question}, or a missing chat template.
     """
 
     prompt: str | None = None
     kind: str = "question"
     chat: bool = False
     system_prompt: str | None = None
-    tokenizer: Any = field(default=None, repr=False, compare=False)
+    tokenizer: PreTrainedTokenizerBase | None = field(default=None, repr=False, compare=False)
     answer_prefix: str = " "
     version: Literal[1, 2] = 2
     saved_frame: ChatFrame = field(default_factory=ChatFrame, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Refuse what could only fail later, row by row."""
+        """Check settings that would otherwise fail per row."""
         if self.prompt is not None:
             _check_template(self.prompt)
         if self.system_prompt is not None and not self.chat:
@@ -147,12 +146,14 @@ class PromptTemplate:
             hint = "use a base with one (often called Instruct or Chat), or drop --data.prompt.chat-template"
             raise ConfigError(f"data.prompt.chat_template: the base's tokenizer has no chat template; {hint}")
         if self.chat and self.answer_prefix != " ":
-            message = f"data.prompt.answer_prefix is {self.answer_prefix!r}, but a chat template parts answers itself"
+            message = f"data.prompt.answer_prefix is {self.answer_prefix!r}, but a chat template separates answers"
             raise ConfigError(f"{message}; leave one of the two out")
 
     @classmethod
-    def from_config(cls, config: DataConfig, *, has_labels: bool, tokenizer: Any) -> PromptTemplate:
-        """The template that a configuration asks for; a system prompt implies the chat template."""
+    def from_config(
+        cls, config: DataConfig, *, has_labels: bool, tokenizer: PreTrainedTokenizerBase | None
+    ) -> PromptTemplate:
+        """The configured template; a system prompt implies the chat template."""
         prompt = config.prompt
         kind = "label" if has_labels else "question"
         return cls(
@@ -168,21 +169,22 @@ class PromptTemplate:
 
     @cached_property
     def frame(self) -> ChatFrame:
-        """What the chat template writes around contents: as saved, else as it does now, once.
+        """The text of the chat template around messages: the saved one, or else rendered once.
 
-        Raises: ConfigError where the template fails or has no frame.
+        Raises: ConfigError if the template fails or has no frame.
         """
+        assert self.tokenizer is not None
         if self.saved_frame.template == frame_digest(self.tokenizer, self.system_prompt):
             return self.saved_frame
         return chat_frame(self.tokenizer, self.system_prompt, version=self.version)
 
     @property
     def shows_shots(self) -> bool:
-        """Whether answered rows can be put before a question."""
+        """Whether answered rows can be shown before a question."""
         return not self.chat or self.version == 1 or bool(self.frame.shots)
 
     def text(self, scoring: ScoringMode) -> str:
-        """The template in use: the user's or the default."""
+        """The template: the user's or the default."""
         return TEMPLATES[self.kind][scoring] if self.prompt is None else self.prompt
 
     def shows_options(self, scoring: ScoringMode) -> bool:
@@ -190,16 +192,16 @@ class PromptTemplate:
         return "options" in _PLACEHOLDER.findall(self.text(scoring))
 
     def render(self, example: Example, *, scoring: ScoringMode) -> RenderedPrompt:
-        """The prompt of one row and a continuation for each of its choices.
+        """The prompt of a row and a continuation for each of its choices.
 
-        Raises: ConfigError where letters are asked for and cannot be given.
+        Raises: ConfigError if letter scoring is not possible.
         """
         return self.render_shots((), example, scoring=scoring)
 
     def render_shots(self, shots: Sequence[Example], example: Example, *, scoring: ScoringMode) -> RenderedPrompt:
-        """The same with answered examples before the question: blocks parted by a blank line, or turns of the chat.
+        """The prompt after answered examples, separated by blank lines or as turns of a chat.
 
-        Raises: DataError for a shot without an answer; ConfigError as `render`, or where the chat template fails.
+        Raises: DataError for a shot without an answer; ConfigError as `render`, or if the chat template fails.
         """
         names = tuple(self._names(example, scoring))
         solved = [(self._block(shot, scoring), self._answer(shot, scoring)) for shot in shots]
@@ -214,32 +216,32 @@ class PromptTemplate:
         template = self.text(scoring)
         lettered = scoring == "letter"
         if lettered and not self.shows_options(scoring):
-            message = "data.prompt.template has no {options}, so a letter means nothing to the model"
-            raise ConfigError(f"{message}; put {{options}} into it or use --data.scoring text")
+            message = "data.prompt.template has no {options}, so letters have no meaning for the model"
+            raise ConfigError(f"{message}; add {{options}} to it, or use --data.scoring text")
         if (lettered or self.shows_options(scoring)) and len(example.choices) > len(LETTERS):
             message = f"{example.where}: {len(example.choices)} choices, but there are {len(LETTERS)} letters"
             raise ConfigError(f"{message}; use --data.scoring text, and no {{options}} in --data.prompt.template")
         options = (f"{letter}. {choice.strip()}" for letter, choice in zip(LETTERS, example.choices, strict=False))
         values = {"question": example.question, "options": "\n".join(options)}
-        # One pass over the template: braces that come in with a row are not looked at again.
+        # a single pass: braces in a row's values are not replaced
         parts = _PLACEHOLDER.split(template)
         return tuple(values[part] if index % 2 else part for index, part in enumerate(parts))
 
     def _names(self, example: Example, scoring: ScoringMode) -> list[str]:
-        """What stands for each choice, without the space before it."""
+        """The letter or text of each choice, without the space before it."""
         if scoring == "letter":
             return list(LETTERS[: len(example.choices)])
         return [choice.strip() for choice in example.choices]
 
     def _answer(self, shot: Example, scoring: ScoringMode) -> str:
         if shot.answer is None:
-            raise DataError(f"{shot.where}: a row without an answer cannot be a few-shot example; take another one")
+            raise DataError(f"{shot.where}: a row without an answer cannot be a few-shot example; use another one")
         return self._names(shot, scoring)[shot.answer]
 
     def _chat(
         self, solved: Sequence[tuple[Text, str]], block: Text, names: tuple[str, ...], where: str
     ) -> RenderedPrompt:
-        """The conversation up to where the last answer begins; spaces before it belong to the answer."""
+        """The conversation up to the last answer; spaces before it belong to the answer."""
         try:
             frame = self.frame
             *before, gap, end = frame_parts(frame, len(solved))
@@ -258,24 +260,25 @@ class PromptTemplate:
     def _live_chat(
         self, solved: Sequence[tuple[Text, str]], block: Text, names: tuple[str, ...], where: str
     ) -> RenderedPrompt:
-        """As runs of format 1 have it where the template has no frame: run once a row."""
+        """The conversation in runs of format 1 if the template has no frame: rendered once per row."""
         messages = [{"role": "system", "content": self.system_prompt}] if self.system_prompt is not None else []
         for text, answer in solved:
             messages += [{"role": "user", "content": "".join(text)}, {"role": "assistant", "content": answer}]
         messages.append({"role": "user", "content": "".join(block)})
+        assert self.tokenizer is not None
         try:
             prompt = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        except Exception as error:  # the template is a program of the base's: it may raise anything
+        except Exception as error:  # the template is a program: it may raise anything
             raise ConfigError(f"{where}: the base's chat template fails ({error}); use another base") from error
         return RenderedPrompt((str(prompt),), "", names, "", where)
 
     def _gap(self, text: Text) -> str:
-        """What parts a choice from the prompt: a space, unless the prompt ends in one or in an opening bracket."""
+        """Separator of prompt and choice: a space, unless the prompt ends in white space or an opening bracket."""
         return "" if _OPEN_END.search("".join(text)) else self.answer_prefix
 
 
 def _joined(*texts: Text) -> Text:
-    """Strings end to end: where two meet, the template's parts become one."""
+    """Concatenated strings; adjacent parts from the template are merged."""
     parts = [""]
     for text in texts:
         parts[-1] += text[0]
@@ -284,7 +287,7 @@ def _joined(*texts: Text) -> Text:
 
 
 def _trimmed(text: Text, how: str) -> Text:
-    """The string without the white space around it that `how`, a method of str, takes away."""
+    """The string stripped by `how`: strip, lstrip, rstrip or empty."""
     parts = list(text)
     for sides, order in ((("strip", "lstrip"), range(len(parts))), (("strip", "rstrip"), range(len(parts))[::-1])):
         for index in order if how in sides else ():
@@ -295,13 +298,11 @@ def _trimmed(text: Text, how: str) -> Text:
 
 
 def _check_template(template: str) -> None:
-    found = _PLACEHOLDER.findall(template)
-    for name in found:
+    names = _PLACEHOLDER.findall(template)
+    for name in names:
         if name not in _PLACEHOLDERS:
             near = difflib.get_close_matches(name.lower()[:100], _PLACEHOLDERS, n=1, cutoff=0.4)
             hint = f"did you mean {{{near[0]}}}?" if near else "{question} and {options} are known"
             raise ConfigError(f"data.prompt.template: unknown placeholder {{{name[:60]}}}; {hint}")
-    if "question" not in found:
-        raise ConfigError(
-            f"data.prompt.template: {template[:60]!r} has no {{question}}; put it where the row's text belongs"
-        )
+    if "question" not in names:
+        raise ConfigError(f"data.prompt.template: {template[:60]!r} has no {{question}}; put it where the text belongs")

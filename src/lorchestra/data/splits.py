@@ -1,10 +1,8 @@
-"""Splits: which rows train, which stop and calibrate, which are only ever tested.
+"""Splits: rows to train on, to stop and calibrate with, and to test on; and draws with balanced answers.
 
-A row is known by its content, not by its place: two rows are duplicates where question and set of choices are equal
-after folding of case, spaces and composed characters. What is held out depends on seed and content alone, so
-reordering a file moves no row to another split.
-
-Seeded draws of rows with even answers.
+Rows are identified by content, not position: two rows are duplicates if question and set of choices are equal after
+folding case, spaces and composed characters. Held-out rows depend on seed and content only, so reordering a file does
+not move rows between splits.
 """
 
 from __future__ import annotations
@@ -22,18 +20,18 @@ from lorchestra.nn.seeding import permutation
 from lorchestra.types import Example
 
 HELD_OUT_SHARE = 0.1
-"""Share of the distinct training rows that each missing split is given, where nothing else is asked for."""
+"""Default share of the distinct training rows held out for each missing split."""
 
 _GIVE = "give a file with --data.{0}, or add rows"
 
 
 @dataclass(frozen=True)
 class SplitReport:
-    """What happened on the way to the splits.
+    """How the splits were made.
 
-    `num_rows` counts each split's rows. `held_out` names the splits taken from the training rows. `dropped` counts the
-    rows that left a split because they duplicate a row of another: `{("train", "test"): 3}` left train.
-    `repeated` counts the rows of each split that repeat an earlier row of the same split; they stay.
+    `num_rows` is the number of rows of each split. `held_out` are the splits taken from the training rows. `dropped`
+    counts rows removed from a split as duplicates of another split's: `{("train", "test"): 3}` were removed from train.
+    `repeated` counts the rows of each split that duplicate an earlier row of the same split; they stay.
     """
 
     num_rows: Mapping[str, int]
@@ -42,15 +40,16 @@ class SplitReport:
     repeated: Mapping[str, int] = field(default_factory=dict)
 
     def sentences(self) -> tuple[str, ...]:
-        """The same for people, one sentence a fact; empty where there is nothing to say but the sizes."""
+        """The report as sentences for the user; empty if there is nothing to report except the sizes."""
         lines = [
             f"{split} is a stratified part of the training rows: {self.num_rows[split]:,} row(s)"
             for split in self.held_out
         ]
         lines += [
-            f"{count} row(s) left {loser}, as {keeper} has them too" for (loser, keeper), count in self.dropped.items()
+            f"{count} row(s) were removed from {loser}, as they are also in {keeper}"
+            for (loser, keeper), count in self.dropped.items()
         ]
-        lines += [f"{count} row(s) of {split} repeat another of its rows" for split, count in self.repeated.items()]
+        lines += [f"{count} row(s) of {split} are duplicates within it" for split, count in self.repeated.items()]
         return tuple(lines)
 
 
@@ -66,11 +65,11 @@ def make_splits(
 ) -> tuple[dict[str, tuple[Example, ...]], SplitReport]:
     """The splits "train", "val" and "test", disjoint in content, rows in file order.
 
-    A split that is None is held out from the training rows: a `share` of the distinct ones, at most `most`, stratified
-    by `stratum`, by default the label (texts with labels) or answer index, rows with equal content together. Between
-    given files a duplicate leaves train or validation, never test; between these two it leaves train.
+    A split that is None is held out from the training rows: a `share` of the distinct rows, at most `most`, stratified
+    by `stratum` (default: the label or answer index), with duplicates together. Duplicates across given splits are
+    removed from train and validation, never from test; those of train and validation are removed from train.
 
-    Raises: DataError where a given split is empty, nothing is left of one, or the rows are too few to hold out.
+    Raises: DataError if a given split is empty or becomes empty, or there are too few rows to hold out.
     """
     given = {"train": train, "val": val, "test": test}
     for split, rows in given.items():
@@ -95,9 +94,9 @@ def make_splits(
 def drop_duplicates(
     given: Mapping[str, Sequence[Example]],
 ) -> tuple[dict[str, tuple[Example, ...]], dict[tuple[str, str], int]]:
-    """The given ones of "train", "val" and "test" made disjoint in content, and how many rows left which for which.
+    """The given splits of "train", "val" and "test", made disjoint in content, and the counts of `SplitReport.dropped`.
 
-    Raises: DataError where nothing is left of a split.
+    Raises: DataError if no row of a split is left.
     """
     dropped: dict[tuple[str, str], int] = {}
     splits = {split: tuple(rows) for split, rows in given.items()}
@@ -107,8 +106,8 @@ def drop_duplicates(
             if len(kept) < len(splits[loser]):
                 dropped[loser, keeper] = len(splits[loser]) - len(kept)
             if not kept:
-                message = f"every row left of {loser} is also in {keeper}"
-                raise DataError(f"{message}; give other rows with --data.{loser}")
+                message = f"all remaining rows of {loser} are also in {keeper}"
+                raise DataError(f"{message}; use other rows for --data.{loser}")
             splits[loser] = kept
     return splits, dropped
 
@@ -116,7 +115,7 @@ def drop_duplicates(
 def split_digest(examples: Sequence[Example]) -> str:
     """SHA-256, in hex, of the rows in order, each an ASCII line of JSON: `["id", "question", ["choice", ...], answer]`.
 
-    Where a row was read does not count.
+    The rows' locations are not included.
     """
     digest = hashlib.sha256()
     for row in examples:
@@ -125,27 +124,27 @@ def split_digest(examples: Sequence[Example]) -> str:
 
 
 def normalize_text(text: str) -> str:
-    """Text with case, runs of spaces and composed characters folded, for finding duplicates.
+    """Text with case, runs of spaces and composed characters folded, to find duplicates.
 
-    Compatibility forms stay apart: "10²" is not "102".
+    Compatibility characters are not folded: "10²" is not "102".
     """
     return " ".join(unicodedata.normalize("NFC", text).casefold().split())
 
 
-# Rows of texts with labels all share one tuple of choices.
+# all rows of texts with labels share one tuple of choices
 @lru_cache(maxsize=4096)
 def _choice_set(choices: tuple[str, ...]) -> list[str]:
     return sorted({normalize_text(choice) for choice in choices})
 
 
 def num_shared(rows: Sequence[Example], others: Sequence[Example]) -> int:
-    """How many of the rows have the content of one of the others: the same question and set of choices."""
+    """Number of rows with the same content (question and set of choices) as one of the others."""
     contents = {_content(row) for row in others}
     return sum(_content(row) in contents for row in rows)
 
 
 def _content(row: Example) -> str:
-    """A digest that duplicates share."""
+    """A digest that is the same for duplicates."""
     parts = [normalize_text(row.question), _choice_set(row.choices)]
     return hashlib.sha256(json.dumps(parts).encode("ascii")).hexdigest()
 
@@ -166,39 +165,39 @@ def hold_out(
     stratum: Callable[[Example], str] | None = None,
     most: int | None = None,
 ) -> dict[str, tuple[Example, ...]]:
-    """A share of the distinct rows dealt to each of `names`, stratified (see `make_splits`), and the rest as "train".
+    """A stratified share of the distinct rows for each of `names` (see `make_splits`), and the rest as "train".
 
-    Raises: DataError where the rows are too few.
+    Raises: DataError if there are too few rows.
     """
     stratum = stratum or _answer_stratum
-    strata: dict[str, str] = {}
+    stratum_of: dict[str, str] = {}
     contents_of = [_content(row) for row in rows]
     for row, content in zip(rows, contents_of, strict=True):
-        own = stratum(row)
-        # Duplicates with different answers stay together, in the stratum of the smallest, whatever their order.
-        strata[content] = min(strata.get(content, own), own)
-    members: dict[str, list[str]] = defaultdict(list)
-    for content, own in strata.items():
-        members[own].append(content)
-    for contents in members.values():
+        # duplicates with different answers stay together, in the smallest stratum, independent of their order
+        key = stratum(row)
+        stratum_of[content] = min(stratum_of.get(content, key), key)
+    strata: dict[str, list[str]] = defaultdict(list)
+    for content, key in stratum_of.items():
+        strata[key].append(content)
+    for contents in strata.values():
         contents.sort(key=lambda content: _draw(seed, content))
-    wanted = round(share * len(strata))
+    wanted = round(share * len(stratum_of))
     wanted = wanted if most is None else min(wanted, most)
-    # Every label or answer keeps a row to learn from.
-    spare = sum(len(contents) - 1 for contents in members.values())
+    # every label or answer keeps a training row
+    spare = sum(len(contents) - 1 for contents in strata.values())
     if wanted < 1 or spare < wanted * len(names):
-        message = f"{len(strata)} distinct training rows in {len(members)} label(s) or answer(s) are too few"
+        message = f"{len(stratum_of)} distinct training rows in {len(strata)} label(s) or answer(s) are too few"
         hints = " and ".join(_GIVE.format(name) for name in names)
         raise DataError(f"{message} to hold out {100 * share:g} % for {' and for '.join(names)}; {hints}")
-    owner: dict[str, str] = {}
+    split_of: dict[str, str] = {}
     for name in names:
-        for own, count in _quotas(members, wanted, seed).items():
-            for content in members[own][:count]:
-                owner[content] = name
-            members[own] = members[own][count:]
+        for key, count in _quotas(strata, wanted, seed).items():
+            for content in strata[key][:count]:
+                split_of[content] = name
+            strata[key] = strata[key][count:]
     parts: dict[str, list[Example]] = {name: [] for name in (*names, "train")}
     for row, content in zip(rows, contents_of, strict=True):
-        parts[owner.get(content, "train")].append(row)
+        parts[split_of.get(content, "train")].append(row)
     return {name: tuple(part) for name, part in parts.items()}
 
 
@@ -206,31 +205,31 @@ def _draw(seed: int, content: str) -> str:
     return hashlib.sha256(f"{seed}:{content}".encode("ascii")).hexdigest()
 
 
-def _quotas(members: Mapping[str, Sequence[str]], wanted: int, seed: int) -> dict[str, int]:
-    """How many of each stratum's contents make up `wanted`, in proportion; none gives its last one.
+def _quotas(strata: Mapping[str, Sequence[str]], wanted: int, seed: int) -> dict[str, int]:
+    """The number of contents to draw from each stratum: proportional, `wanted` in total, and never all of a stratum.
 
-    The largest remainders round up, and a seeded draw decides between equal ones. A tenth rounded down never is all of
-    a stratum, so that only the rounding up has to spare the last one.
+    The largest remainders are rounded up; a seeded draw breaks ties. A tenth rounded down is never a whole stratum, so
+    only rounding up must leave one.
     """
-    total = sum(len(contents) for contents in members.values())
-    exact = {stratum: wanted * len(contents) / total for stratum, contents in members.items()}
+    total = sum(len(contents) for contents in strata.values())
+    exact = {stratum: wanted * len(contents) / total for stratum, contents in strata.items()}
     quotas = {stratum: int(share) for stratum, share in exact.items()}
     by_remainder = sorted(exact, key=lambda stratum: (quotas[stratum] - exact[stratum], _draw(seed, stratum)))
     while sum(quotas.values()) < wanted:
         for stratum in by_remainder:
-            if quotas[stratum] < len(members[stratum]) - 1 and sum(quotas.values()) < wanted:
+            if quotas[stratum] < len(strata[stratum]) - 1 and sum(quotas.values()) < wanted:
                 quotas[stratum] += 1
     return quotas
 
 
 def draw_stratified(rows: Sequence[Example], number: int, *stream: int | str) -> list[Example]:
-    """`number` of the rows, drawn by the seed that `stream` names, with the answers as even as their numbers allow.
+    """A random draw of `number` rows, seeded by `stream`, with the answers as balanced as possible.
 
-    They come dealt in turns, one of each answer; an answer with too few rows leaves its turns to the others.
+    Rows are dealt in turns, one of each answer; an answer without rows left is skipped.
     """
     by_answer: dict[int | None, list[Example]] = {}
-    for place in permutation(len(rows), *stream):
-        by_answer.setdefault(rows[place].answer, []).append(rows[place])
+    for index in permutation(len(rows), *stream):
+        by_answer.setdefault(rows[index].answer, []).append(rows[index])
     turns = max((len(group) for group in by_answer.values()), default=0)
     dealt = [group[turn] for turn in range(turns) for group in by_answer.values() if turn < len(group)]
     return dealt[:number]

@@ -1,1 +1,1 @@
-"""The demo: satirical or ordinary headlines, end to end."""
+"""The end-to-end demo: detecting satirical headlines."""

@@ -1,7 +1,7 @@
-"""The demo's data, without a hub: headlines, satirical or not, out of a wheel on PyPI, and texts unlike headlines.
+"""The demo's data, from a wheel on PyPI instead of a hub: satirical and ordinary headlines, and OOD texts.
 
 Source: the wheel `evals` 3.0.1.post1 (OpenAI Evals), under `evals/registry/data`. Its LICENSE.md puts everything under
-the MIT license except the data sets that it lists, and none of those used here is listed.
+the MIT license except for a list of data sets, none of which is used here.
 """
 
 from __future__ import annotations
@@ -9,22 +9,21 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from lorchestra.data.splits import normalize_text
-from lorchestra.errors import ConfigError, DataError
+from lorchestra.errors import CheckpointError, ConfigError, DataError
+from lorchestra.store.atomic import atomic_write_text
 
 WHEEL = "evals==3.0.1.post1"
 
 DEMO_PROMPT = "Headline: {question}\nIs this headline satire? Answer:"
-"""The demo's prompt: it asks what the labels "no" and "yes" answer."""
+"""The demo's prompt; the labels are "no" and "yes"."""
 
-# Single words say nothing, and a few rows are whole stories or long paths, which would cost most of the time.
+# single words carry no information, and a few rows are whole stories or long paths that would dominate the run time
 _SHORTEST_WORDS, _LONGEST_WORDS, _LONGEST_CHARACTERS = 3, 60, 300
 _SOURCE = f"""Written by `lorchestra demo` from the PyPI wheel {WHEEL}, folder evals/registry/data.
 License of the rows: MIT, Copyright (c) 2023 OpenAI (LICENSE.md in the wheel, which excepts none of these sets).
@@ -33,7 +32,7 @@ License of the rows: MIT, Copyright (c) 2023 OpenAI (LICENSE.md in the wheel, wh
 
 @dataclass(frozen=True)
 class DemoSizes:
-    """Rows of each file."""
+    """Number of rows per file."""
 
     train: int = 400
     """Headlines to train on."""
@@ -42,12 +41,12 @@ class DemoSizes:
     test: int = 500
     """Headlines to test on."""
     ood: int = 150
-    """Most texts of each set that is unlike headlines; smaller sets are taken whole."""
+    """Maximum number of texts per OOD set."""
 
 
 @dataclass(frozen=True)
 class DemoData:
-    """Where the task files lie; `ood` by the set's name."""
+    """Paths of the task files; `ood` by the set's name."""
 
     train: Path
     val: Path
@@ -57,33 +56,33 @@ class DemoData:
 
 @dataclass(frozen=True)
 class _Source:
-    """One file of the wheel, its SHA-256, and how a user message in it becomes a text."""
+    """One file of the wheel, its SHA-256, and a function from its user messages to texts."""
 
     folder: str
     sha256: str
     text: Callable[[str], str] = str.strip
-    most_alike: int | None = None
-    """Most texts kept that begin with the same four words."""
+    max_same_start: int | None = None
+    """Maximum number of texts that start with the same four words."""
 
 
 _HEADLINES = _Source("sarcasm", "4cb34ff4d2718da62368440ffe8dece7ece39a46b0fe4d172fdd8a76bc420f46")
 
 _OOD = {
-    # Whole questions on one technical subject, from an examination for amateur radio, where headlines are fragments
-    # about people and news. The options, a line each, are left away.
+    # Complete questions on a technical subject, from an amateur radio exam; headlines are fragments about people and
+    # news. The answer options, which follow on separate lines, are removed.
     "radio_questions": _Source(
         "fcc_amateur_extra",
         "937dbd19e69b6c7aa0c42158b8460b638586dfff011a6196bab5b87511c6eb04",
         text=lambda message: message.split("\nA.")[0].strip(),
     ),
-    # Messages of a computer's event log: English words, but machine-made, with paths, numbers and device names. Most
-    # rows are one message with another path or update in it, so that only a few of each kind are kept.
+    # Event log messages: English words, but generated, with paths, numbers and device names. Most rows repeat a
+    # message with another path or update, so only a few of each kind are kept.
     "event_logs": _Source(
         "event_categories",
         "a374f443826a6ff003e49546ead963198c6d0a13e678780ad85c2a0ab92fc72a",
-        most_alike=3,
+        max_same_start=3,
     ),
-    # Sayings and retorts in another language, most of them sarcastic: the topic is near, the words are not.
+    # Sayings and retorts in another language, most of them sarcastic: a similar topic in different words.
     "portuguese": _Source(
         "portuguese-sarcasm",
         "087305a6cbfa26850c325785590e31e9056284a91125755e7e4d5ec8aee7864c",
@@ -93,19 +92,19 @@ _OOD = {
 _FILES = {split: f"headlines.{split}.jsonl" for split in ("train", "val", "test")}
 
 OOD_NAMES = tuple(_OOD)
-"""The names of the sets unlike headlines."""
+"""The names of the OOD sets."""
 
 
 def write_demo_data(directory: str | Path, sizes: DemoSizes | None = None, seed: int = 0) -> DemoData:
-    """Write `headlines.train.jsonl`, `headlines.val.jsonl`, `headlines.test.jsonl` (`{"id", "text", "label"}`, labels
-    "no" and "yes") and `<name>.jsonl` (`{"id", "text"}`) of each set of OOD texts into `directory`, which is made where
-    it is missing.
+    """Write the demo's task files into `directory`, which is created if missing.
 
-    Rows are drawn by `seed` and by content: the splits are disjoint, and no text (case and spaces folded) is in
-    two rows. An `id` names the row's set and line in the wheel. Each file appears whole or not at all.
+    `headlines.{train,val,test}.jsonl` hold `{"id", "text", "label"}` with labels "no" and "yes", and `<name>.jsonl` of
+    each OOD set `{"id", "text"}`. Rows depend on `seed` and content only; splits are disjoint, and no text (case and
+    whitespace folded) occurs twice. An `id` names the row's set and line in the wheel. Files are written atomically.
 
-    Raises: DataError where the wheel is missing or another version's, or the directory cannot be written; ConfigError
-    for sizes that the wheel cannot fill.
+    Raises:
+        DataError: the wheel is missing or has another version, or the directory cannot be written.
+        ConfigError: sizes that the wheel cannot fill.
     """
     sizes = sizes or DemoSizes()
     for size in fields(sizes):
@@ -113,12 +112,10 @@ def write_demo_data(directory: str | Path, sizes: DemoSizes | None = None, seed:
             raise ConfigError(f"sizes.{size.name} is {getattr(sizes, size.name)}; give at least 1")
     folder = _wheel_folder()
     rows = _draw(_read(folder, _HEADLINES), seed)
-    wanted = sizes.train + sizes.val + sizes.test
-    if wanted > len(rows):
-        raise ConfigError(
-            f"sizes: train, val and test make {wanted} headlines, but there are {len(rows)}; ask for fewer"
-        )
-    ends = (sizes.train, sizes.train + sizes.val, wanted)
+    total = sizes.train + sizes.val + sizes.test
+    if total > len(rows):
+        raise ConfigError(f"sizes: train, val and test need {total} headlines, but there are {len(rows)}; use fewer")
+    ends = (sizes.train, sizes.train + sizes.val, total)
     files = {
         _FILES[name]: rows[start:end]
         for name, start, end in zip(("train", "val", "test"), (0, *ends), ends, strict=False)
@@ -133,7 +130,7 @@ def write_demo_data(directory: str | Path, sizes: DemoSizes | None = None, seed:
 
 
 def _wheel_folder() -> Path:
-    """The wheel's data folder, found without importing the package (which would pull in its own requirements)."""
+    """The wheel's data folder, located without importing the package, whose requirements may be missing."""
     try:
         spec = importlib.util.find_spec("evals")
     except (ImportError, ValueError):
@@ -142,65 +139,47 @@ def _wheel_folder() -> Path:
         folder = Path(location, "registry", "data")
         if (folder / _HEADLINES.folder / "samples.jsonl").is_file():
             return folder
-    raise DataError(f"the demo's data are missing; install them: pip install --no-deps {WHEEL}")
+    raise DataError(f"the demo's data are not installed; run pip install --no-deps {WHEEL}")
 
 
 def _read(folder: Path, source: _Source) -> list[dict[str, str]]:
-    """The rows of one file, equal texts once, in file order."""
+    """The rows of one file without duplicates, in file order."""
     path = folder / source.folder / "samples.jsonl"
+    reinstall = f"run pip install --no-deps --force-reinstall {WHEEL}"
     try:
         data = path.read_bytes()
     except OSError as error:
-        message = f"{path}: cannot be read ({error.strerror}); install it again"
-        raise DataError(f"{message}: pip install --no-deps --force-reinstall {WHEEL}") from error
+        raise DataError(f"{path}: cannot be read ({error.strerror}); {reinstall}") from error
     if hashlib.sha256(data).hexdigest() != source.sha256:
-        message = f"{path}: not the rows of {WHEEL}; install that version"
-        raise DataError(f"{message}: pip install --no-deps --force-reinstall {WHEEL}")
+        raise DataError(f"{path}: not the rows of {WHEEL}; {reinstall}")
     rows: dict[str, dict[str, str]] = {}
-    alike: Counter[str] = Counter()
+    starts: Counter[str] = Counter()
     for number, line in enumerate(data.decode("utf-8").rstrip("\n").split("\n"), 1):
         sample = json.loads(line)
         text = source.text(sample["input"][-1]["content"])
         key = normalize_text(text)
-        kind = " ".join(key.split()[:4])
+        start = " ".join(key.split()[:4])
         if key in rows or len(text) > _LONGEST_CHARACTERS:
             continue
         if not _SHORTEST_WORDS <= len(text.split()) <= _LONGEST_WORDS:
             continue
-        if source.most_alike is not None and alike[kind] >= source.most_alike:
+        if source.max_same_start is not None and starts[start] >= source.max_same_start:
             continue
-        alike[kind] += 1
+        starts[start] += 1
         label = "yes" if sample["ideal"] in ("1", "Y") else "no"
         rows[key] = {"id": f"{source.folder}-{number}", "text": text, "label": label}
     return list(rows.values())
 
 
 def _draw(rows: Iterable[dict[str, str]], seed: int) -> list[dict[str, str]]:
-    """The rows in an order that seed and content decide alone."""
+    """The rows in an order that depends on seed and content only."""
     return sorted(rows, key=lambda row: hashlib.sha256(f"{seed}:{row['id']}:{row['text']}".encode()).hexdigest())
 
 
 def _write_all(directory: Path, files: Mapping[str, Sequence[Mapping[str, str]]]) -> None:
     texts = {name: "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows) for name, rows in files.items()}
     try:
-        directory.mkdir(parents=True, exist_ok=True)
         for name, text in {**texts, "SOURCE.md": _SOURCE}.items():
-            _write_atomically(directory / name, text)
-    except OSError as error:
-        message = f"{directory}: the demo's data cannot be written ({error.strerror})"
-        raise DataError(f"{message}; name a directory that can") from error
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes files that only their owner can read, unlike any other file a program writes.
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+            atomic_write_text(directory / name, text)
+    except CheckpointError as error:
+        raise DataError(f"the demo's data cannot be written: {error}") from error

@@ -1,4 +1,4 @@
-"""The demo: satirical or ordinary headlines, and texts that are no headlines at all."""
+"""The demo: its configuration, and the predictions it shows at the end."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from lorchestra.types import Predictions
 
 SIZES = DemoSizes()
 TASK = "headlines"
-"""What the demo's data files, and so its task, are called."""
+"""The task's name, from the names of the data files."""
 
 
 def demo_config(data: DemoData, seed: int = 0) -> RunConfig:
-    """The demo's settings: five members on the last fifth of the embedded base, a few minutes on two cores.
+    """The demo's settings: five members on the last fifth of the embedded base's layers, a few minutes on two cores.
 
-    The learning rate is high enough for members to over-fit the few rows, each in its own way: the case the paper is
-    about. docs/log.md has the settings that were tried.
+    The learning rate is high enough for each member to overfit the few rows differently, the case the paper studies.
+    docs/log.md lists the settings that were tried.
     """
     return RunConfig(
         adapt=AdaptConfig(layers="last:6"),
@@ -43,14 +43,14 @@ def demo_config(data: DemoData, seed: int = 0) -> RunConfig:
 
 
 def prepare_demo(out: Path, seed: int = 0) -> tuple[RunConfig, Sequence[Path]]:
-    """Write the demo's task files beside the run; returns its configuration and the files of OOD texts."""
+    """Write the demo's task files next to the run; returns its configuration and the OOD files."""
     data = write_demo_data(out.with_name(out.name + "-data"), SIZES, seed)
     return demo_config(data, seed), tuple(data.ood.values())
 
 
 @dataclass(frozen=True)
 class Showcase:
-    """One prediction to show, and why it was picked."""
+    """One prediction to show; `title` says why it was selected."""
 
     title: str
     text: str
@@ -61,7 +61,7 @@ class Showcase:
     mutual_information: float
 
     def lines(self) -> tuple[str, str]:
-        """The numbers as two lines of text."""
+        """The probabilities as two lines of text."""
         best = max(self.probs, key=self.probs.__getitem__)
         probs = ", ".join(f"{name} {p:.2f}" for name, p in self.probs.items())
         members = " ".join(f"{p:.2f}" for p in self.member_probs)
@@ -72,18 +72,16 @@ class Showcase:
 
 
 def pick_examples(run: RunDir, ood_name: str) -> list[Showcase]:
-    """Three predictions, picked by rule: the most confident right, the least confident, the most contested OOD one.
-
-    Contested is measured by mutual information: the members disagree although each may be sure.
-    """
+    """Three predictions: the most confident correct one, the least confident one, and the OOD one with the highest
+    mutual information, on which members disagree although each may be confident."""
     test = load_predictions(run.prediction(TASK, "test"))
     ood = load_predictions(run.prediction(TASK, f"ood_{ood_name}"))
     mixture = predictive.mixture_log_probs(test.log_probs_MEC)
     confidence = predictive.confidence(mixture)
-    right = mixture.argmax(axis=1) == test.labels
+    correct = mixture.argmax(axis=1) == test.labels
     information = predictive.mutual_information(ood.log_probs_MEC)
     return [
-        _show("a confident answer that is right", test, int(np.where(right, confidence, -1).argmax())),
+        _show("a confident answer that is right", test, int(np.where(correct, confidence, -1).argmax())),
         _show("one to abstain on: the least confident answer", test, int(confidence.argmin())),
         _show("out of distribution: the members disagree", ood, int(information.argmax())),
     ]
@@ -96,7 +94,7 @@ def _show(title: str, predictions: Predictions, e: int) -> Showcase:
     return Showcase(
         title=title,
         text=predictions.texts[e],
-        truth="no headline at all" if label < 0 else options[label],
+        truth="not a headline" if label < 0 else options[label],
         probs=dict(zip(options, mixture.tolist(), strict=False)),
         member_probs=np.exp(predictions.log_probs_MEC[:, e, int(mixture.argmax())]).tolist(),
         mutual_information=float(predictive.mutual_information(predictions.log_probs_MEC)[e]),

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from lorchestra.inference.packed import run_packed
 from lorchestra.inference.trunk import TrunkCache
 from lorchestra.metrics.early_exit import ExitRule
 from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.nn.kv_cache import PrefixCache
-from lorchestra.nn.packing import BASE, Item, forward_budget, pack, plan_micro_batches, shareable_prefix
+from lorchestra.nn.packing import BASE, Item, PackedBatch, forward_budget, plan_micro_batches, shareable_prefix
 from lorchestra.nn.seeding import derive_seed
 from lorchestra.types import EncodedExample
 
-_PASSES_A_GROUP = 4
-"""With early exit, rows of this many full passes are taken together: so a member's last, small pass is rare."""
+_PASSES_PER_GROUP = 4
+"""With early exit, rows of this many full passes are grouped: so a member's last, small pass is rare."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,26 +32,26 @@ class MemberPass:
 
 
 class PrefixReuse:
-    """Shared first tokens, kept for every member from one call to the next while the parameters stand still.
+    """Reuses the cached prefix of one call in the next, as long as parameters do not change.
 
     How many tokens are shared is decided by the rows of a call alone: so the same rows have the same answers to the
     bit, whatever was asked before.
     """
 
     def __init__(self) -> None:
-        self._kept: tuple[list[int], PrefixCache] | None = None
+        self._cached: tuple[list[int], PrefixCache] | None = None
 
     def prefix(
         self, model: EnsembleModel, rows: Sequence[EncodedExample], shared: int, members: set[int], token_budget: int
     ) -> PrefixCache | None:
-        """The first `shared` tokens of the rows, kept for these members; None where there are none."""
+        """The first `shared` tokens of the rows, cached for these members; None where there are none."""
         if shared == 0 or len(rows) < 2:
             return None
         tokens, asked = rows[0].prefix[:shared], sorted(members)
-        if self._kept is None or self._kept[0] != asked or self._kept[1].tokens != tokens:
-            self._kept = None  # before the next one is made, so that memory holds one
-            self._kept = asked, model.prefill(tokens, asked, forward_budget(token_budget, model.device))
-        return self._kept[1]
+        if self._cached is None or self._cached[0] != asked or self._cached[1].tokens != tokens:
+            self._cached = None  # before the next one is made, so that memory holds one
+            self._cached = asked, model.prefill(tokens, asked, forward_budget(token_budget, model.device))
+        return self._cached[1]
 
 
 def member_passes(members: Sequence[int]) -> list[MemberPass]:
@@ -90,21 +92,19 @@ def predict_rows(
         shared = trunk.shared
     prefix = (prefix_reuse or PrefixReuse()).prefix(model, rows, shared, {p.member for p in passes}, token_budget)
     log_probs = np.full((len(passes), len(rows), num_choices), -np.inf)
-    place = {row.row: e for e, row in enumerate(rows)}
     done = 0
-    room = forward_budget(token_budget, model.device)
-    for group in plan_micro_batches([Item(BASE, row) for row in rows], room, shared, prefix):
-        examples = [item.example for item in group]
+    budget = forward_budget(token_budget, model.device)
+    for group in _groups(rows, budget, shared, prefix):
         cache = trunk
         if cache is None and by_trunk:
-            cache = TrunkCache(model, examples, token_budget, shared=shared, prefix=prefix)
-        wanted = [
-            (index, Item(p.member, row, None if p.dropout_seed is None else derive_seed(p.dropout_seed, row.row)))
+            cache = TrunkCache(model, [rows[e] for e in group], token_budget, shared=shared, prefix=prefix)
+        items = [
+            Item(p.member, rows[e], _mask_seed(p, rows[e]), index * len(rows) + e)
             for index, p in enumerate(passes)
-            for row in examples
+            for e in group
         ]
-        _evaluate(model, wanted, token_budget, shared, prefix, cache, place, log_probs)
-        done += len(examples)
+        _fill(log_probs, run_packed(model, items, budget, shared=shared, prefix=prefix, trunk=cache))
+        done += len(group)
         if progress is not None:
             progress(done)
     return log_probs
@@ -141,44 +141,43 @@ def predict_early(
     prefix = (prefix_reuse or PrefixReuse()).prefix(model, rows, shared, set(range(num_members)), token_budget)
     log_probs = np.full((num_members, len(rows), num_choices), -np.inf)
     used = np.full(len(rows), num_members, dtype=np.int64)
-    place = {row.row: e for e, row in enumerate(rows)}
     done = 0
-    room = _PASSES_A_GROUP * forward_budget(token_budget, model.device)
-    for group in plan_micro_batches([Item(BASE, row) for row in rows], room, shared, prefix):
-        undecided = [item.example for item in group]
+    budget = forward_budget(token_budget, model.device)
+    for undecided in _groups(rows, _PASSES_PER_GROUP * budget, shared, prefix):
+        done += len(undecided)
         cache = None
         if model.trunk_layers > 0:
-            cache = TrunkCache(model, undecided, token_budget, shared=shared, prefix=prefix)
-        seen, stop = 0, rule.first_stop(num_members)
+            cache = TrunkCache(model, [rows[e] for e in undecided], token_budget, shared=shared, prefix=prefix)
+        first, stop = 0, rule.first_stop(num_members)
         while undecided:
-            wanted = [(m, Item(m, row)) for m in range(seen, stop) for row in undecided]
-            _evaluate(model, wanted, token_budget, shared, prefix, cache, place, log_probs)
-            places = np.array([place[row.row] for row in undecided])
-            decided = rule.is_decided(log_probs[:stop, places], num_members)
-            used[places[decided]] = stop
-            undecided = [row for row, out in zip(undecided, decided, strict=True) if not out]
-            seen, stop = stop, stop + 1
-        done += len(group)
+            items = [Item(m, rows[e], None, m * len(rows) + e) for m in range(first, stop) for e in undecided]
+            _fill(log_probs, run_packed(model, items, budget, shared=shared, prefix=prefix, trunk=cache))
+            decided = rule.is_decided(log_probs[:stop, undecided], num_members)
+            used[np.array(undecided)[decided]] = stop
+            undecided = [e for e, is_decided in zip(undecided, decided, strict=True) if not is_decided]
+            first, stop = stop, stop + 1
         if progress is not None:
             progress(done)
     return log_probs, used
 
 
-def _evaluate(
-    model: EnsembleModel,
-    wanted: Sequence[tuple[int, Item]],
-    token_budget: int,
-    shared: int,
-    prefix: PrefixCache | None,
-    cache: TrunkCache | None,
-    place: Mapping[int, int],
-    log_probs: NDArray[np.float64],
-) -> None:
-    """Evaluate items in packed passes; an item's answer goes to its index and its row's place in `log_probs`."""
-    index_of = {id(item): index for index, item in wanted}
-    room = forward_budget(token_budget, model.device)
-    for items in plan_micro_batches([item for _, item in wanted], room, shared, prefix):
-        batch = pack(items, model.device, shared, prefix)
-        found = model.log_probs(batch, cache.gather(batch) if cache is not None else None).double().cpu().numpy()
-        for b, item in enumerate(items):
-            log_probs[index_of[id(item)], place[item.example.row], : found.shape[1]] = found[b]
+def _mask_seed(one: MemberPass, row: EncodedExample) -> int | None:
+    return None if one.dropout_seed is None else derive_seed(one.dropout_seed, row.row)
+
+
+def _groups(
+    rows: Sequence[EncodedExample], budget: int, shared: int, prefix: PrefixCache | None
+) -> Iterator[list[int]]:
+    """Indices of rows that fill one pass of the base, group by group."""
+    items = [Item(BASE, row, None, e) for e, row in enumerate(rows)]
+    for group in plan_micro_batches(items, budget, shared, prefix):
+        yield [item.index for item in group]
+
+
+def _fill(log_probs: NDArray[np.float64], results: Iterable[tuple[PackedBatch, Tensor]]) -> None:
+    """Write the items' log-probabilities to their indices in `log_probs`, flattened but for the choices."""
+    flat = log_probs.reshape(log_probs.shape[0] * log_probs.shape[1], log_probs.shape[2])
+    for batch, outputs in results:
+        values = outputs.double().cpu().numpy()
+        for item, row in zip(batch.items, values, strict=True):
+            flat[item.index, : len(row)] = row

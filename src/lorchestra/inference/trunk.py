@@ -21,10 +21,11 @@ import torch
 from torch import Tensor
 
 from lorchestra.errors import CheckpointError, ConfigError
+from lorchestra.inference.packed import run_packed
 from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.models.patching import text_config
 from lorchestra.nn.kv_cache import PrefixCache
-from lorchestra.nn.packing import BASE, Item, PackedBatch, forward_budget, pack, plan_micro_batches
+from lorchestra.nn.packing import BASE, Item, PackedBatch, forward_budget
 from lorchestra.store.atomic import atomic_path, atomic_write_json, sha256_file
 from lorchestra.store.safe_paths import inside
 from lorchestra.types import EncodedExample
@@ -140,21 +141,22 @@ class TrunkCache:
         self._wide = _base_dtype(model)
         dtype = dtype or self._wide
         lengths = [row.num_tokens - shared for row in rows]
-        inside = shared if prefix is None else 0  # shared tokens that stand at the start
-        stops = list(itertools.accumulate(lengths, initial=inside))
-        self._places = {
+        head = shared if prefix is None else 0  # shared tokens that are stored once, at the start
+        stops = list(itertools.accumulate(lengths, initial=head))
+        self._positions = {
             row.row: (stop - length, stop) for row, length, stop in zip(rows, lengths, stops[1:], strict=True)
         }
 
         def fill(flat: Tensor) -> None:
             done = 0
-            room = forward_budget(token_budget, model.device)
-            for items in plan_micro_batches([Item(BASE, row) for row in rows], room, shared, prefix):
-                hidden = _narrowed(model.trunk(pack(items, model.device, shared, prefix))[0], dtype)
-                flat[stops[done] : stops[done + len(items)]] = hidden[inside:]
+            items = [Item(BASE, row) for row in rows]
+            budget = forward_budget(token_budget, model.device)
+            for batch, hidden in run_packed(model, items, budget, "trunk", shared=shared, prefix=prefix):
+                narrow = _narrowed(hidden[0], dtype)
+                flat[stops[done] : stops[done + len(batch.items)]] = narrow[head:]
                 if done == 0:
-                    flat[:inside] = hidden[:inside]
-                done += len(items)
+                    flat[:head] = narrow[:head]
+                done += len(batch.items)
                 if progress is not None:
                     progress(done)
 
@@ -184,7 +186,7 @@ class TrunkCache:
             if self.shared and batch.packing.prefix is None and item.member != member:
                 pieces.append(self._flat[: self.shared])
                 member = item.member
-            start, stop = self._places[item.example.row]
+            start, stop = self._positions[item.example.row]
             pieces.append(self._flat[start:stop])
         return torch.cat(pieces)[None].to(self.device).to(self._wide)
 

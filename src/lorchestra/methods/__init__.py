@@ -1,1 +1,1 @@
-"""Methods that end in one `Predictions`: one file each, one contract (`contract`), listed by name in `registry`."""
+"""Methods of the comparison: one file each, with a common contract (`contract`), listed by name in `registry`."""

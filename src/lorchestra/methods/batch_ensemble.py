@@ -1,8 +1,7 @@
 """BatchEnsemble on one shared adapter: members differ by rank-1 fast weights (Wen et al., arXiv 2002.06715).
 
-`A_m = A diag(r_m)`, `B_m = diag(s_m) B`, so that member m's update is the shared one times `s_m r_m^T`, entry by entry.
-The members' rows of the bank are a function of the shared and the fast weights; their gradients are pulled back through
-it, and AdamW works on the shared and the fast weights.
+`A_m = A diag(r_m)`, `B_m = diag(s_m) B`: member m's update is the shared one times `s_m r_m^T`, elementwise. Members'
+gradients are backpropagated to the shared and fast weights, which AdamW updates.
 """
 
 from __future__ import annotations
@@ -18,29 +17,32 @@ from torch import Tensor
 from lorchestra.errors import ConfigError, TrainingError
 from lorchestra.methods.contract import Fitted, Meter, MethodContext
 from lorchestra.methods.training import BestTogether, changed, fitted_members, start_training, train_steps
+from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.nn.adapters import StackedAdapters
 from lorchestra.nn.optimizer import MemberAdamW, clip_gradients
 from lorchestra.nn.seeding import generator
 from lorchestra.training.failure import gradient_failure
+from lorchestra.training.members import MemberSettings
+from lorchestra.training.trainer import member_optimizer
 
 
 @dataclass(frozen=True)
 class Config:
-    """The fast weights."""
+    """Settings of the fast weights."""
 
     init: Literal["signs", "normal"] = "signs"
-    """Their start: random signs, or normal around 1."""
+    """Initialization: random signs, or normal around 1."""
     spread: float = 0.5
-    """Standard deviation of the normal start; 0 makes all of them 1."""
+    """Standard deviation of the normal initialization; with 0, all fast weights are 1."""
     train_fast: bool = True
-    """Whether they are trained; else they stay at their start and only the shared adapter moves."""
+    """Whether fast weights are trained; otherwise only the shared adapter is."""
 
 
 class FastWeights:
-    """How shared and fast weights make the members' adapters.
+    """Maps shared and fast weights to the members' adapters.
 
-    A flat vector theta `[Q]` holds the shared adapter as a row of the bank `[P]`, then each member's fast weights: of
-    every module r `[I]` and s `[O]`.
+    A flat vector theta `[Q]` holds the shared adapter `[P]`, then per member the fast weights of every module: r `[I]`
+    and s `[O]`.
     """
 
     def __init__(self, adapters: StackedAdapters) -> None:
@@ -49,22 +51,21 @@ class FastWeights:
         self.num_fast = sum(piece.in_features + piece.out_features for piece in adapters.slices)
 
     def expand(self, theta_Q: Tensor) -> Tensor:
-        """The members' adapters `[M, P]`, a differentiable function."""
+        """The members' adapters `[M, P]`, differentiable in theta."""
         adapters = self.adapters
         shared_P = theta_Q[: self.num_shared]
         fast_MF = theta_Q[self.num_shared :].unflatten(0, (adapters.num_members, self.num_fast))
-        pieces, place = [], 0
+        pieces, start = [], 0
         for piece in adapters.slices:
-            r_MI = fast_MF[:, place : place + piece.in_features]
-            s_MO = fast_MF[:, place + piece.in_features : place + piece.in_features + piece.out_features]
-            place += piece.in_features + piece.out_features
-            A = adapters.view(shared_P, piece, "A") * r_MI[:, None, :]
-            B = adapters.view(shared_P, piece, "B") * s_MO[:, :, None]
+            middle, end = start + piece.in_features, start + piece.in_features + piece.out_features
+            A = adapters.view(shared_P, piece, "A") * fast_MF[:, None, start:middle]
+            B = adapters.view(shared_P, piece, "B") * fast_MF[:, middle:end, None]
             pieces += [A.flatten(1), B.flatten(1)]
+            start = end
         return torch.cat(pieces, dim=1)
 
-    def start_training(self, seed: int, config: Config) -> Tensor:
-        """Theta with the first member's adapter shared and fast weights drawn by the seed."""
+    def initial(self, seed: int, config: Config) -> Tensor:
+        """Theta with the first member's adapter as the shared one and random fast weights."""
         fast = []
         for member in range(self.adapters.num_members):
             for piece in self.adapters.slices:
@@ -75,9 +76,9 @@ class FastWeights:
 
 
 class FastWeightsAdamW(MemberAdamW):
-    """AdamW on shared and fast weights under the mean of the members' losses, in place of one on the members' rows.
+    """AdamW on shared and fast weights with the mean of the members' losses; replaces AdamW on the members' adapters.
 
-    Decay is the shared B's; the gradient's norm is bounded as a whole.
+    Weight decay applies to the shared B; the norm of the whole gradient is clipped.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class FastWeightsAdamW(MemberAdamW):
         self.values.copy_(weights.expand(theta_Q))
 
     def pull(self, grad_MP: Tensor) -> Tensor:
-        """The gradient by theta `[Q]` of the members' mean loss, from the members' own gradients."""
+        """The gradient of the members' mean loss with respect to theta, `[Q]`, from the members' gradients."""
         with torch.enable_grad():
             theta_Q = self.theta[0].detach().requires_grad_()
             (grad_Q,) = torch.autograd.grad(self.weights.expand(theta_Q), theta_Q, grad_MP / len(grad_MP))
@@ -101,10 +102,10 @@ class FastWeightsAdamW(MemberAdamW):
 
     @torch.no_grad()
     def step(self, grad_MP: Tensor, lrs: Sequence[float], members: Sequence[int]) -> None:
-        """Move all members at once.
+        """Update shared and fast weights, and with them all members.
 
         Raises:
-            TrainingError: the gradient by shared and fast weights is out of bounds, though the members' may not be.
+            TrainingError: the gradient of the shared and fast weights overflows, although the members' may not.
         """
         grad_Q = self.pull(grad_MP)[None]
         norm = clip_gradients(grad_Q, [self.clip]).item()
@@ -117,33 +118,37 @@ class FastWeightsAdamW(MemberAdamW):
 
 
 def fit(context: MethodContext, config: Config) -> Fitted:
-    """Train shared and fast weights; each member sees rows of its own, as many as a member of the ensemble.
+    """Train shared and fast weights; each member trains on its data order, with as many rows as an ensemble member.
 
-    The epoch with the best mean validation NLL of the members is kept, or the last.
+    Keeps the epoch with the best mean validation NLL of the members, or the last.
 
     Raises:
-        ConfigError: a spread below 0, decay of A, or adapters of which a part is frozen.
+        ConfigError: a negative spread, decay of A, or partly frozen adapters.
         TrainingError: a member failed.
     """
     if not 0 <= config.spread < math.inf:
-        raise ConfigError(f"batch_ensemble.spread: {config.spread} is not a finite number from 0 up")
+        raise ConfigError(f"batch_ensemble.spread: {config.spread} must be finite and at least 0")
     if context.config.regularize.weight_decay_a > 0:
-        raise ConfigError(
-            "batch_ensemble: its fast weights start at one; decay of A (regularize.weight_decay_a) must be 0"
-        )
+        raise ConfigError("batch_ensemble: decay of A is not supported; set regularize.weight_decay_a to 0")
     if context.config.adapt.init_lora_weights == "pissa":
         raise ConfigError(
-            "batch_ensemble: its fast weights scale the whole adapter, and half of one with adapt.init_lora_weights:"
-            " pissa is frozen; take another start"
+            "batch_ensemble: fast weights scale the whole adapter, but with adapt.init_lora_weights: pissa half of it"
+            " is frozen; choose another initialization"
         )
     meter = Meter()
     clip = context.config.train.clip_norm
-    # the members' gradients come as they are: what is bounded is the gradient by shared and fast weights
-    training = start_training(context, meter, changed(context.config, train={"clip_norm": 0.0}))
-    trainer, weights = training.trainer, FastWeights(training.pipeline.model.adapters)
-    theta_Q = weights.start_training(context.seed, config)
-    trainer.optimizer = FastWeightsAdamW(trainer.optimizer, weights, theta_Q, clip, config.train_fast)
+
+    # members' gradients are not clipped: the gradient of shared and fast weights is
+    def make_optimizer(model: EnsembleModel, settings: Sequence[MemberSettings]) -> MemberAdamW:
+        weights = FastWeights(model.adapters)
+        theta_Q = weights.initial(context.seed, config)
+        return FastWeightsAdamW(member_optimizer(model, settings), weights, theta_Q, clip, config.train_fast)
+
+    unclipped = changed(context.config, train={"clip_norm": 0.0})
+    training = start_training(context, meter, unclipped, make_optimizer=make_optimizer)
     best = BestTogether(context, training)
     train_steps(context, training, best.after_step)
     best.restore()
-    return fitted_members(training, meter, range(context.members), len(theta_Q))
+    weights = FastWeights(training.pipeline.model.adapters)
+    num_parameters = weights.num_shared + context.members * weights.num_fast
+    return fitted_members(training, meter, range(context.members), num_parameters)

@@ -1,9 +1,9 @@
 """Contextual calibration on top of any method (Zhao et al., arXiv 2102.09690).
 
-What the model answers to an input without content says how it leans; each probability is divided by what its choice
-gets there, and the quotients are normalized: `q(c|x) ~ p(c|x) / p(c|"N/A")`. That is the paper's `W = diag(p_cf)^-1,
-b = 0` and has the same most probable choice; the paper's softmax of the quotients, which flattens every distribution
-whatever the data say, is not taken. Every member, draw or pass is calibrated by its own answers.
+The prediction for a content-free input measures the model's bias; each choice's probability is divided by its
+probability there and the quotients are normalized: `q(c|x) ~ p(c|x) / p(c|"N/A")`. This is the paper's
+`W = diag(p_cf)^-1, b = 0` without its softmax of the quotients, which has the same argmax but flattens every
+distribution. Every member, draw or pass is calibrated separately.
 """
 
 from __future__ import annotations
@@ -22,39 +22,39 @@ from lorchestra.metrics.predictive import mixture_log_probs
 from lorchestra.types import Example, Predictions
 
 RARE = 1e-3
-"""Probabilities of labels or letters below it, given no content, are noted: a quotient by them is extreme."""
+"""Content-free probabilities of labels or letters below this are noted: dividing by them is extreme."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """What stands for no content."""
+    """The content-free inputs."""
 
     texts: tuple[str, ...] = ("N/A", "[MASK]", "-")
-    """Inputs without content; their answers are averaged (the paper: N/A, [MASK] and the empty string)."""
+    """Content-free inputs, whose predictions are averaged (the paper: N/A, [MASK] and the empty string)."""
 
 
 def wrap(context: MethodContext, fitted: Fitted, config: Config) -> Fitted:
-    """Nothing is fitted: a row's calibration is asked for when it is predicted.
+    """Calibrate at prediction time; nothing is fitted.
 
-    With labels, and with letters, all rows of one number of choices share it; where rows bring choices of their own and
-    these are scored as texts, every row has its own, with its choices after an empty question.
+    All rows with the same number of choices share a calibration, if choices are labels or letters. Choices that vary by
+    row and are scored as text are calibrated per row, by their probabilities after an empty question.
 
     Raises:
-        ConfigError: no texts are given. In prediction: no row has a question, so that leaving it out changes nothing;
-            an input without content is longer than `data.max_length`; or a choice has no probability there.
+        ConfigError: no texts are given. In prediction: no row has a question to leave out; a content-free input is
+            longer than `data.max_length`; or a choice has probability 0 there.
     """
     if not config.texts or not all(text.strip() for text in config.texts):
-        raise ConfigError(f"contextual.texts: {config.texts!r} must be one or more texts that are not blank")
+        raise ConfigError(f"contextual.texts: {config.texts!r} must be one or more non-blank texts")
     started = time.perf_counter()
-    own_choices = context.labels is None and context.config.data.scoring == "text"
+    per_row = context.labels is None and context.config.data.scoring == "text"
 
     def predict(examples: Sequence[Example], split: str, progress: Progress | None = None) -> Predictions:
         if not any(row.question.strip() for row in examples):
-            raise ConfigError("contextual: the rows have no question, so that there is no content to leave out")
+            raise ConfigError("contextual: the rows have no question; leave contextual calibration out")
         plain = fitted.predict(examples, split, progress)
-        keys = [options if own_choices or context.labels else ("N/A",) * len(options) for options in plain.options]
+        keys = [options if per_row or context.labels else ("N/A",) * len(options) for options in plain.options]
         bias = _biases(fitted, config.texts, sorted(set(keys)))
-        if not own_choices:
+        if not per_row:
             for key, bias_MC in bias.items():
                 _note_extremes(result, key, bias_MC)
         shift = np.full_like(plain.log_probs_MEC, 0.0)
@@ -62,7 +62,7 @@ def wrap(context: MethodContext, fitted: Fitted, config: Config) -> Fitted:
             shift[:, e, : len(key)] = bias[key]
         return dataclasses.replace(plain, log_probs_MEC=_divided(plain.log_probs_MEC, shift))
 
-    factor = 1 + len(config.texts) if own_choices else 1
+    factor = 1 + len(config.texts) if per_row else 1
     cost = dataclasses.replace(
         fitted.cost,
         fit_s=fitted.cost.fit_s + time.perf_counter() - started,
@@ -73,42 +73,42 @@ def wrap(context: MethodContext, fitted: Fitted, config: Config) -> Fitted:
 
 
 def _note_extremes(result: Fitted, key: tuple[str, ...], bias_MC: NDArray[np.float64]) -> None:
-    """Note choices that inputs without content all but exclude: the calibration then decides, and not the row."""
+    """Note choices with tiny content-free probabilities: the calibration then outweighs the row."""
     least_C = bias_MC.min(axis=0)
     for choice, least in zip(key, least_C, strict=True):
         if least < np.log(RARE):
             result.note(
-                f"contextual calibration divides the probability of {choice!r} by {np.exp(least):.1g}, which is what"
-                " inputs without content leave it: answers may follow from that alone"
+                f"contextual calibration divides the probability of {choice!r} by its content-free probability,"
+                f" {np.exp(least):.1g}, which may dominate the answers"
             )
 
 
 def _biases(
     fitted: Fitted, texts: Sequence[str], choices: Sequence[tuple[str, ...]]
 ) -> dict[tuple[str, ...], NDArray[np.float64]]:
-    """Log-probabilities `[M, C]` of each tuple of choices after an input without content, the mean over texts."""
-    asked = [Example(f"{t}-{k}", text, key, None) for k, key in enumerate(choices) for t, text in enumerate(texts)]
-    found = fitted.predict(asked, "content_free")
-    if found.num_examples < len(asked):
+    """Content-free log-probabilities `[M, C]` of each tuple of choices, averaged over texts."""
+    inputs = [Example(f"{t}-{k}", text, key, None) for k, key in enumerate(choices) for t, text in enumerate(texts)]
+    predictions = fitted.predict(inputs, "content_free")
+    if predictions.num_examples < len(inputs):
         raise ConfigError(
-            f"contextual: {len(asked) - found.num_examples} inputs without content are longer than data.max_length;"
+            f"contextual: {len(inputs) - predictions.num_examples} content-free inputs are longer than data.max_length;"
             " raise it"
         )
-    per_key = np.split(found.log_probs_MEC, len(choices), axis=1)
+    per_key = np.split(predictions.log_probs_MEC, len(choices), axis=1)
     biases = {
         key: mixture_log_probs(block.swapaxes(0, 1))[:, : len(key)] for key, block in zip(choices, per_key, strict=True)
     }
     for key, bias_MC in biases.items():
         for choice in np.flatnonzero(np.isneginf(bias_MC).any(axis=0)):
             raise ConfigError(
-                f"contextual: inputs without content leave the choice {key[choice]!r} a probability of 0, by which"
-                " nothing can be divided; set other contextual.texts, or leave contextual calibration out"
+                f"contextual: the content-free probability of choice {key[choice]!r} is 0, so it cannot be divided by;"
+                " set other contextual.texts, or leave contextual calibration out"
             )
     return biases
 
 
 def _divided(log_probs_MEC: NDArray[np.float64], bias_MEC: NDArray[np.float64]) -> NDArray[np.float64]:
-    """`p / bias`, normalized, as log-probabilities; absent choices stay at -inf."""
+    """`p / bias`, normalized, as log-probabilities; absent choices remain -inf."""
     scores = log_probs_MEC - bias_MEC
     top = scores.max(axis=-1, keepdims=True)
     return np.asarray(scores - top - np.log(np.exp(scores - top).sum(axis=-1, keepdims=True)))

@@ -1,4 +1,4 @@
-"""The base alone, with answered training rows before every question; one draw a choice of shots."""
+"""The base alone, few-shot: answered training rows precede every question; each draw shows other rows."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from lorchestra.types import Example, Predictions
 
 @dataclass(frozen=True)
 class Config:
-    """How many shots, and how many draws of them."""
+    """Numbers of shots and of draws."""
 
     num_shots: int = 4
-    """Training rows put before each question."""
+    """Training rows shown before each question."""
     draws: int = 3
-    """Draws of the shots; the result holds one pass of the base a draw."""
+    """Draws of the shots; predictions hold one pass of the base per draw."""
 
 
 def fit(context: MethodContext, config: Config) -> Fitted:
-    """Load the base; the shots are drawn by the setting's seed.
+    """Load the base; the seed determines the shots.
 
     Raises:
-        ConfigError: no shots or no draws are asked for, or more shots than there are rows. In prediction: rows do not
-            fit in behind the shots, or no training row is left to show.
+        ConfigError: shots or draws below 1, or more shots than training rows. In prediction: rows are too long with the
+            shots, or no training row remains to show.
     """
     for name, value in {"num_shots": config.num_shots, "draws": config.draws}.items():
         if value < 1:
@@ -47,21 +47,21 @@ def fit(context: MethodContext, config: Config) -> Fitted:
     pipeline = meter.open(context, changed(context.config, adapt={"members": 1}))
 
     def predict_draws(examples: Sequence[Example], split: str, progress: Progress | None = None) -> Predictions:
-        shown = unasked(context.train, examples)
-        if not shown:
-            raise ConfigError("few_shot: every training row is among the rows asked, so none can be shown")
-        found = []
+        candidates = excluding(context.train, examples)
+        if not candidates:
+            raise ConfigError("few_shot: every training row is among the predicted rows, so none can be shown")
+        draws = []
         num_rows = len(pipeline.encode(examples).kept)
         for draw in range(config.draws):
             seed = derive_seed(context.seed, "few_shot", draw)
-            found.append(predict(pipeline, examples, split, shown, config.num_shots, seed, progress))
-            fewer = num_rows - found[-1].num_examples
-            if fewer:
+            draws.append(predict(pipeline, examples, split, candidates, config.num_shots, seed, progress))
+            too_long = num_rows - draws[-1].num_examples
+            if too_long:
                 raise ConfigError(
-                    f"few_shot.num_shots: with {config.num_shots} rows before them, {fewer} of {len(examples)} rows"
-                    f" have more than {pipeline.max_length} tokens; take fewer shots"
+                    f"few_shot.num_shots: with {config.num_shots} shots, {too_long} of {len(examples)} rows have more"
+                    f" than {pipeline.max_length} tokens; use fewer shots"
                 )
-        return dataclasses.replace(found[0], log_probs_MEC=np.concatenate([one.log_probs_MEC for one in found]))
+        return dataclasses.replace(draws[0], log_probs_MEC=np.concatenate([draw.log_probs_MEC for draw in draws]))
 
     return Fitted(predict_draws, meter.cost(predict_base_passes=float(config.draws)))
 
@@ -75,22 +75,22 @@ def predict(
     seed: int,
     progress: Callable[[int], None] | None = None,
 ) -> Predictions:
-    """The base's predictions with `num_shots` answered training rows, drawn by the seed, before every question."""
+    """The base's predictions with `num_shots` answered training rows before every question, drawn with `seed`."""
     return pipeline.predict(
         examples, [MemberPass(BASE)], split, shots=draw_shots(train, num_shots, seed), progress=progress
     )
 
 
-def unasked(train: Sequence[Example], examples: Sequence[Example]) -> list[Example]:
-    """The training rows that are not among the examples: a row must not be shown with its answer before it is asked."""
-    asked = {(row.question, row.choices) for row in examples}
-    return [row for row in train if (row.question, row.choices) not in asked]
+def excluding(train: Sequence[Example], examples: Sequence[Example]) -> list[Example]:
+    """The training rows that are not among the examples, whose answers must not be shown."""
+    predicted = {(row.question, row.choices) for row in examples}
+    return [row for row in train if (row.question, row.choices) not in predicted]
 
 
 def draw_shots(train: Sequence[Example], num_shots: int, seed: int) -> list[Example]:
-    """The training rows shown: drawn by the seed, with the answers as even as their number allows.
+    """Random training rows with answers as balanced as their number allows.
 
-    Shots that all have one answer teach a small model to repeat it.
+    Small models repeat the answer if all shots have the same one.
     """
     shots = draw_stratified(train, num_shots, seed, "few_shot")
     return [shots[i] for i in permutation(len(shots), seed, "few_shot_order")]

@@ -1,4 +1,4 @@
-"""Control of equal size: one LoRA with M times the rank, as many parameters as the ensemble; it trains as one does."""
+"""Equal-size control: one LoRA with M times the rank, hence as many parameters as the ensemble."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from lorchestra.methods.training import changed, fitted_members, train_members
 
 @dataclass(frozen=True)
 class Config:
-    """What stays as it is when the rank grows."""
+    """The setting kept at the higher rank."""
 
     keep: Literal["lora_alpha", "scaling"] = "lora_alpha"
-    """lora_alpha: the product B A x is scaled down by M, as PEFT does at a higher rank; scaling: its factor stays."""
+    """lora_alpha: B A x is scaled down by M, as PEFT does at a higher rank; scaling: its factor is unchanged."""
 
 
 def fit(context: MethodContext, config: Config) -> Fitted:
-    """Train it with the budget of one member.
+    """Train one adapter with the budget of one member.
 
     Raises:
-        TrainingError: it failed.
+        TrainingError: training failed.
     """
     adapt = context.config.adapt
     wide = changed(context.config, adapt={"members": 1, "r": adapt.r * context.members})

@@ -1,8 +1,8 @@
-"""Laplace's approximation over the adapter of one LoRA (Yang et al., arXiv 2308.13111).
+"""Laplace approximation over the adapter of one LoRA (Yang et al., arXiv 2308.13111).
 
-The curvature is the generalized Gauss-Newton matrix over the training rows (see `curvature_factor`), the expectation
-over the choices taken and not drawn. The prior is `N(0, I / precision)` over the adapter's parameters, as in the paper.
-In place of the paper's Kronecker factors there are the diagonal, and the whole matrix where the training rows are few.
+The curvature is the generalized Gauss-Newton matrix over the training rows (see `curvature_factor`), with the exact
+expectation over choices. The prior is `N(0, I / precision)` over the adapter's parameters, as in the paper. Instead of
+Kronecker factors, the curvature is diagonal or, with few training rows, full.
 """
 
 from __future__ import annotations
@@ -40,52 +40,42 @@ from lorchestra.methods.training import (
 from lorchestra.metrics.predictive import mixture_log_probs
 from lorchestra.metrics.scores import nll
 from lorchestra.nn.seeding import generator
-from lorchestra.planning.cost import prediction_base_passes, training_base_passes
+from lorchestra.planning.estimate import prediction_base_passes, training_base_passes
 from lorchestra.types import EncodedExample, Example, Predictions
 
 MAX_NUMBERS = 1_000_000_000
-"""Most numbers in the square root of a whole curvature."""
+"""Maximum size of the square root of a full curvature, in numbers."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """Over what, with which curvature, and how it predicts."""
+    """Parameters, curvature, prior and predictive of the approximation."""
 
     structure: Literal["diagonal", "full"] = "diagonal"
-    """The curvature's diagonal, or all of it (memory grows as training rows x choices x parameters)."""
+    """Diagonal or full curvature (memory grows as training rows x choices x parameters)."""
     layers: Literal["all", "last"] = "all"
-    """The parameters it is over: of the whole adapter, or of the last adapted layer."""
+    """The posterior's parameters: the whole adapter, or that of the last adapted layer."""
     predictive: Literal["linearized", "draws"] = "linearized"
-    """linearized: draws of the model made linear in the adapter, as in the paper; draws: adapters drawn, M of them."""
+    """linearized: draws of the model linearized in the adapter, as in the paper; draws: M random adapters."""
     draws: int = 100
-    """Draws of the linearized model: they cost no passes."""
+    """Draws of the linearized model, which cost no passes."""
     prior: Literal["validation", "marginal_likelihood"] = "validation"
-    """How the prior's precision is chosen: by the NLL on validation rows, or by the evidence on training rows."""
+    """Selects the prior's precision by the NLL on validation rows, or by the evidence on training rows."""
     precisions: tuple[float, ...] = (1e-1, 1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6)
-    """What validation chooses from."""
+    """Candidates for selection on validation rows."""
 
 
 def fit(context: MethodContext, config: Config) -> Fitted:
-    """Train one LoRA, then take the curvature of all training rows at its end.
+    """Train one LoRA, then compute the curvature over all training rows.
 
-    A backward pass goes through as many layers as a forward pass, and computes almost no gradients of weights: it is
-    counted as one more pass. The linearized model needs one a choice.
+    A backward pass goes through as many layers as a forward pass and computes almost no weight gradients: it counts as
+    one pass. The linearized model needs one per choice.
 
     Raises:
-        ConfigError: a setting out of range, a whole curvature that does not fit, or a start that is not the prior's.
-        TrainingError: the training failed, or no precision gives draws that can be used.
+        ConfigError: a setting out of range, a full curvature that is too large, or an unsupported initialization.
+        TrainingError: training failed, or no precision gives finite predictions.
     """
-    if config.draws < 1:
-        raise ConfigError(f"laplace.draws: {config.draws} is less than 1")
-    if config.draws > MAX_DRAWS:
-        raise ConfigError(f"laplace.draws: {config.draws} is more than {MAX_DRAWS:,}")
-    if not config.precisions or not all(0 < precision < math.inf for precision in config.precisions):
-        raise ConfigError(f"laplace.precisions: {config.precisions} must be one or more finite numbers above 0")
-    if context.config.adapt.init_lora_weights == "pissa":
-        raise ConfigError(
-            "laplace: its prior is around A and B at zero, which with adapt.init_lora_weights: pissa is not the base;"
-            " take another start"
-        )
+    _check(context, config)
     meter = Meter()
     training = train_first_member(context, meter, context.config)
     model, rows = training.pipeline.model, training.trainer.rows.train
@@ -97,15 +87,15 @@ def fit(context: MethodContext, config: Config) -> Fitted:
     shape = (number, len(mean_P))
     noise_SP = torch.randn(shape, generator=generator(context.seed, "laplace")).to(mean_P)
     state = _Linearized(training.pipeline, columns, posterior, noise_SP)
-    tell = context.progress("prior precision, validation rows", len(context.val))
+    progress = context.progress("prior precision, validation rows", len(context.val))
     if config.prior == "marginal_likelihood":
         precision = best_precision(lambda t: log_marginal_likelihood(posterior, log_likelihood, mean_P, t))
         if not math.isfinite(log_marginal_likelihood(posterior, log_likelihood, mean_P, precision)):
             raise TrainingError("laplace: the evidence of the training rows is not finite; try a smaller train.lr")
     elif linearized:
-        precision = state.best_on(context.val, config.precisions, tell)
+        precision = state.best_on(context.val, config.precisions, progress)
     else:
-        precision = _best_draws_on(training, state, mean_P, context.val, config.precisions, tell)
+        precision = _best_draws_on(training, state, mean_P, context.val, config.precisions, progress)
     predict: Predictor
     if linearized:
         state.precision = precision
@@ -114,7 +104,7 @@ def fit(context: MethodContext, config: Config) -> Fitted:
         _write_draws(training, state, mean_P, precision)
         check_adapter_values(training.values)
         predict = packed_predictor(training.pipeline, member_passes(range(number)))
-    passes = 1 + sum(len(row.choices) for row in rows) / len(rows)  # forward, and a backward pass a choice
+    passes = 1 + sum(len(row.choices) for row in rows) / len(rows)  # forward, and a backward pass per choice
     top = 1 - model.trunk_layers / model.num_layers
     cost = meter.cost(
         fit_base_passes=round(training_base_passes(training.trainer) + top * passes, 3),
@@ -125,14 +115,28 @@ def fit(context: MethodContext, config: Config) -> Fitted:
     return Fitted(predict, cost, {"prior_precision": precision}, _at_bound(precision, config))
 
 
+def _check(context: MethodContext, config: Config) -> None:
+    if config.draws < 1:
+        raise ConfigError(f"laplace.draws: {config.draws} is less than 1")
+    if config.draws > MAX_DRAWS:
+        raise ConfigError(f"laplace.draws: {config.draws} is more than {MAX_DRAWS:,}")
+    if not config.precisions or not all(0 < precision < math.inf for precision in config.precisions):
+        raise ConfigError(f"laplace.precisions: {config.precisions} must be one or more finite numbers above 0")
+    if context.config.adapt.init_lora_weights == "pissa":
+        raise ConfigError(
+            "laplace: its prior is centered at A = B = 0, which with adapt.init_lora_weights: pissa is not the base;"
+            " choose another initialization"
+        )
+
+
 def _at_bound(precision: float, config: Config) -> list[str]:
-    """A note where the prior's precision is the smallest or largest that was looked at."""
+    """A note if the prior's precision is the smallest or largest candidate."""
     by_evidence = config.prior == "marginal_likelihood"
     bounds = PRECISION_BOUNDS if by_evidence else (min(config.precisions), max(config.precisions))
     if bounds[0] == bounds[1] or not any(math.isclose(precision, bound) for bound in bounds):
         return []
     which = "smallest" if math.isclose(precision, bounds[0]) else "largest"
-    where = "that is looked at" if by_evidence else "in laplace.precisions; a wider list may have a better one"
+    where = "allowed value" if by_evidence else "of laplace.precisions; a wider range may include a better one"
     return [f"the prior's precision, {precision:g}, is the {which} {where}"]
 
 
@@ -146,25 +150,25 @@ def _posterior(
     numbers = sum(len(row.choices) for row in rows) * num_parameters
     if config.structure == "full" and numbers > MAX_NUMBERS:
         raise ConfigError(
-            f"laplace.structure: the whole curvature of {len(rows)} training rows has a square root of {numbers:,}"
-            f" numbers, and at most {MAX_NUMBERS:,} are held; take diagonal, laplace.layers last, or fewer rows"
+            f"laplace.structure: the full curvature of {len(rows)} training rows has a square root of {numbers:,}"
+            f" numbers, and the maximum is {MAX_NUMBERS:,}; use diagonal, laplace.layers last, or fewer rows"
         )
     factors: list[Tensor] = []
     diagonal_P = torch.zeros(num_parameters, dtype=torch.float64, device=columns.device)
     log_likelihood = 0.0
     weights = trainer.rows.weights
-    tell, done = context.progress("curvature, training rows", len(rows)), 0
-    for found in row_gradients(training.pipeline.model, rows, trainer.token_budget, columns, trainer.precomputed.train):
-        weight = found.log_probs.new_tensor([1.0 if weights is None else weights[row.row] for row in found.rows])
-        factor_KP = curvature_factor(found.log_probs, found.gradients, weight)
-        answers = [row.answer for row in found.rows]
-        log_likelihood += float((found.log_probs[range(len(answers)), answers] * weight).sum())
+    progress, done = context.progress("curvature, training rows", len(rows)), 0
+    for batch in row_gradients(training.pipeline.model, rows, trainer.token_budget, columns, trainer.precomputed.train):
+        weight = batch.log_probs.new_tensor([1.0 if weights is None else weights[row.row] for row in batch.rows])
+        factor_KP = curvature_factor(batch.log_probs, batch.gradients, weight)
+        answers = [row.answer for row in batch.rows]
+        log_likelihood += float((batch.log_probs[range(len(answers)), answers] * weight).sum())
         if config.structure == "full":
             factors.append(factor_KP)
         else:
             diagonal_P += factor_KP.double().square().sum(dim=0)
-        done += len(found.rows)
-        tell(done)
+        done += len(batch.rows)
+        progress(done)
     if config.structure == "full":
         return FullLaplace(torch.cat(factors)), log_likelihood
     return DiagonalLaplace(diagonal_P.to(training.values.dtype)), log_likelihood
@@ -172,10 +176,10 @@ def _posterior(
 
 @dataclass
 class _Linearized:
-    """The model made linear in the adapter around its end, under draws of a posterior.
+    """The model linearized in the adapter around the trained one, under draws of a posterior.
 
-    `log softmax(log p(x) + J(x) delta)` with J the gradients of the log-probabilities: adding the same to all logits
-    of a row changes nothing, so that this is the linearized logits' own softmax.
+    `log softmax(log p(x) + J(x) delta)` with J the gradients of the log-probabilities. The softmax is invariant to a
+    constant added to a row's logits, so this equals the softmax of linearized logits.
     """
 
     pipeline: Pipeline
@@ -189,30 +193,31 @@ class _Linearized:
     ) -> np.ndarray:
         """float64 `[G, S, E, C]`."""
         width = max(len(row.choices) for row in rows)
-        found = np.full((len(precisions), len(self.noise_SP), len(rows), width), -np.inf)
+        log_probs_GSEC = np.full((len(precisions), len(self.noise_SP), len(rows), width), -np.inf)
         done = 0
         for batch in row_gradients(self.pipeline.model, rows, self.pipeline.token_budget, self.columns):
             B, C, _ = batch.gradients.shape
             changes_GJS = self.posterior.changes(batch.gradients.flatten(0, 1), self.noise_SP, precisions)
             changes_GSBC = changes_GJS.unflatten(1, (B, C)).permute(0, 3, 1, 2).double()
             linear = (batch.log_probs.double() + changes_GSBC).log_softmax(dim=-1)
-            found[:, :, done : done + B, :C] = linear.cpu().numpy()
+            log_probs_GSEC[:, :, done : done + B, :C] = linear.cpu().numpy()
             done += B
             if progress is not None:
                 progress(done)
-        return found
+        return log_probs_GSEC
 
-    def best_on(self, examples: Sequence[Example], precisions: Sequence[float], tell: Progress) -> float:
-        """The precision under which the mixture of the draws has the lowest NLL on these examples."""
+    def best_on(self, examples: Sequence[Example], precisions: Sequence[float], progress: Progress) -> float:
+        """The precision with the lowest NLL of the draws' mixture on these examples."""
         rows = self.pipeline.encode(examples).rows
         labels = np.array([row.answer for row in rows])
-        return _lowest(precisions, [_score(found, labels) for found in self.log_probs(rows, precisions, tell)])
+        log_probs_GSEC = self.log_probs(rows, precisions, progress)
+        return _lowest(precisions, [_score(log_probs_SEC, labels) for log_probs_SEC in log_probs_GSEC])
 
     def predict(self, examples: Sequence[Example], split: str, progress: Progress | None = None) -> Predictions:
-        """One member a draw."""
+        """Predictions with one member per draw."""
         encoded = self.pipeline.encode(examples)
-        found = self.log_probs(encoded.rows, [self.precision], progress)[0]
-        return self.pipeline.predictions(examples, encoded.kept, found, split)
+        log_probs_SEC = self.log_probs(encoded.rows, [self.precision], progress)[0]
+        return self.pipeline.predictions(examples, encoded.kept, log_probs_SEC, split)
 
 
 def _write_draws(training: MethodTraining, state: _Linearized, mean_P: Tensor, precision: float) -> None:
@@ -226,19 +231,19 @@ def _best_draws_on(
     mean_P: Tensor,
     examples: Sequence[Example],
     precisions: Sequence[float],
-    tell: Progress,
+    progress: Progress,
 ) -> float:
-    """The precision under which the mixture of drawn adapters has the lowest NLL on these examples."""
+    """The precision with the lowest NLL of the mixture of drawn adapters on these examples."""
     scores = []
     for precision in precisions:
         _write_draws(training, state, mean_P, precision)
-        found = training.pipeline.predict_members(examples, "val", tell)
-        scores.append(_score(found.log_probs_MEC, found.labels))
+        predictions = training.pipeline.predict_members(examples, "val", progress)
+        scores.append(_score(predictions.log_probs_MEC, predictions.labels))
     return _lowest(precisions, scores)
 
 
 def _score(log_probs_SEC: np.ndarray, labels_E: np.ndarray) -> float:
-    """The mixture's NLL; infinite where draws are too wide for the number format, so that there is none."""
+    """The mixture's NLL; infinite if draws overflow to NaN."""
     return math.inf if np.isnan(log_probs_SEC).any() else nll(mixture_log_probs(log_probs_SEC), labels_E)
 
 
@@ -251,6 +256,6 @@ def _lowest(precisions: Sequence[float], scores: Sequence[float]) -> float:
     best = int(np.argmin(scores))
     if not math.isfinite(scores[best]):
         raise TrainingError(
-            f"laplace.precisions: with none of {tuple(precisions)} the draws' validation NLL is finite; add larger ones"
+            f"laplace.precisions: the draws' validation NLL is finite with none of {tuple(precisions)}; add larger ones"
         )
     return precisions[best]

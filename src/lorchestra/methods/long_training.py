@@ -1,4 +1,4 @@
-"""Equal-compute control: one LoRA trained M times as long, as many tokens as the ensemble."""
+"""Equal-compute control: one LoRA trained M times as long, hence on as many tokens as the ensemble."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from lorchestra.methods.training import changed, fitted_members, train_members
 
 @dataclass(frozen=True)
 class Config:
-    """Nothing to set."""
+    """No settings."""
 
 
 def fit(context: MethodContext, config: Config) -> Fitted:
-    """Train it; the schedule spans all M times the epochs, and `train.keep` says whether its best or last is kept.
+    """Train one adapter for M times the epochs, which its schedule spans; `train.keep` applies.
 
     Raises:
-        TrainingError: it failed.
+        TrainingError: training failed.
     """
     epochs = context.config.train.epochs * context.members
     meter = Meter()

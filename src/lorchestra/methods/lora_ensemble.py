@@ -10,11 +10,11 @@ from lorchestra.methods.training import fitted_members, train_members
 
 @dataclass(frozen=True)
 class Config:
-    """Nothing to set: M is the setting's `adapt.members`."""
+    """No settings; M is `adapt.members`."""
 
 
 def fit(context: MethodContext, config: Config) -> Fitted:
-    """Train the members; those that fail are left out.
+    """Train the members; failed members are left out.
 
     Raises:
         TrainingError: every member failed.

@@ -1,7 +1,7 @@
-"""MC dropout: dropout kept on at test time, of one LoRA or of several members (arXiv 1506.02142).
+"""MC dropout: dropout at test time, with one LoRA or several members (arXiv 1506.02142).
 
-By default one LoRA has as many passes as there are members in the ensemble. With `members` above 1 the passes are
-spread over as many LoRAs, so that both sources of diversity can be had at the same number of passes.
+By default one LoRA makes as many passes as the ensemble has members. With `members` above 1 the passes are distributed
+over several LoRAs, which combines both sources of diversity at the same number of passes.
 """
 
 from __future__ import annotations
@@ -14,36 +14,36 @@ from lorchestra.inference.predict import MemberPass
 from lorchestra.methods.contract import MAX_DRAWS, Fitted, Meter, MethodContext
 from lorchestra.methods.training import changed, packed_predictor, train_members
 from lorchestra.nn.seeding import derive_seed
-from lorchestra.planning.cost import prediction_base_passes, training_base_passes
+from lorchestra.planning.estimate import prediction_base_passes, training_base_passes
 
 
 @dataclass(frozen=True)
 class Config:
-    """The rate of dropout, how many LoRAs have it, and how many passes they have together."""
+    """Dropout rate, number of LoRAs, and their total number of passes."""
 
     dropout: float | None = None
-    """Dropout on the adapter's input, in training and in prediction; None takes `adapt.dropout`."""
+    """Dropout on the adapter's input in training and prediction; None is `adapt.dropout`."""
     members: int | None = 1
-    """LoRAs that are trained with it, each with a draw and a data order of its own; None is M."""
+    """LoRAs trained with dropout, each with its initialization and data order; None is M."""
     passes: int | None = None
-    """Passes of a prediction, of all members together and of each as many; None is M, as the ensemble has."""
+    """Total passes of a prediction, distributed evenly over members; None is M."""
 
 
 def fit(context: MethodContext, config: Config) -> Fitted:
-    """Train with dropout; members that fail are left out with their passes.
+    """Train with dropout; failed members are left out with their passes.
 
     Raises:
-        ConfigError: the rate is 0, so that all passes would be the same, or passes are no multiple of members.
+        ConfigError: the rate is 0, or passes are not a multiple of members.
         TrainingError: every member failed.
     """
     rate = context.config.adapt.dropout if config.dropout is None else config.dropout
     if rate == 0:
         raise ConfigError(
-            "mc_dropout: the dropout rate is 0, so that all passes would be the same; give it a rate of its"
-            " own (mc_dropout:dropout=0.1 as a method's name), or set adapt.dropout for all methods"
+            "mc_dropout: the dropout rate is 0, so all passes would be the same; set a rate for it"
+            " (mc_dropout:dropout=0.1 as a method's name), or adapt.dropout for all methods"
         )
     number = context.members if config.members is None else config.members
-    each = _passes_of_each(number, context.members if config.passes is None else config.passes)
+    each = _passes_per_member(number, context.members if config.passes is None else config.passes)
     meter = Meter()
     adapt = {"members": number, "dropout": rate}
     training, members = train_members(context, meter, changed(context.config, adapt=adapt))
@@ -59,18 +59,18 @@ def fit(context: MethodContext, config: Config) -> Fitted:
 
 
 def dropout_passes(members: Sequence[int], number: int, seed: int) -> list[MemberPass]:
-    """Passes of some members in turn, each with dropout masks of its own."""
+    """`number` passes that cycle through the members, each with different dropout masks."""
     return [MemberPass(members[draw % len(members)], derive_seed(seed, "mc_dropout", draw)) for draw in range(number)]
 
 
-def _passes_of_each(members: int, passes: int) -> int:
+def _passes_per_member(members: int, passes: int) -> int:
     if members < 1:
         raise ConfigError(f"mc_dropout.members: {members} is less than 1")
     if passes > MAX_DRAWS:
         raise ConfigError(f"mc_dropout.passes: {passes} is more than {MAX_DRAWS:,}")
     if passes < 1 or passes % members:
         raise ConfigError(
-            f"mc_dropout.passes: {passes} is no multiple of its {members} members, each of which has as many; give it"
-            f" {members}, {2 * members} or more (mc_dropout:members={members}:passes={2 * members} as a method's name)"
+            f"mc_dropout.passes: {passes} is not a multiple of its {members} members; use {members}, {2 * members} or"
+            f" more (mc_dropout:members={members}:passes={2 * members} as a method's name)"
         )
     return passes // members

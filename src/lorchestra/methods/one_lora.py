@@ -1,4 +1,4 @@
-"""One LoRA: a single member, trained with the budget of one (Hu et al., arXiv 2106.09685)."""
+"""One LoRA: a single member, trained with the budget of one member (Hu et al., arXiv 2106.09685)."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from lorchestra.methods.training import changed, fitted_members, train_members
 
 @dataclass(frozen=True)
 class Config:
-    """Nothing to set."""
+    """No settings."""
 
 
 def fit(context: MethodContext, config: Config) -> Fitted:
-    """Train it; it is member 0 of the ensemble, trained alone.
+    """Train member 0 of the ensemble alone.
 
     Raises:
-        TrainingError: it failed.
+        TrainingError: training failed.
     """
     meter = Meter()
     training, members = train_members(context, meter, changed(context.config, adapt={"members": 1}))

@@ -1,9 +1,10 @@
 """Gaussian posteriors over a vector of parameters: SWAG from iterates, Laplace from curvature.
 
-Pure functions of tensors. Axes: `P` parameter, `S` draw, `K` kept iterate or row of curvature, `G` prior precision, `J`
-row of a Jacobian. Draws are linear in standard normal noise that is given, so what they are is a fact and not a chance.
+Axes: `P` parameter, `S` draw, `K` kept iterate or row of curvature, `G` prior precision, `J` row of a Jacobian. Draws
+are linear functions of given standard normal noise, and thus deterministic.
 
-Gradients row by row: each row is given a member of its own, and the members' gradients are the rows'.
+Also the per-row gradients from which the curvature is made: each row is assigned to a separate member, so that the
+members' gradients are the rows'.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from lorchestra.types import EncodedExample
 class SwagMoments:
     """Running mean, variance and last deviations of iterates, in float64.
 
-    Source: Maddox et al., arXiv 1902.02476, algorithm 1: a deviation is an iterate minus the mean so far, itself
-    included. The variance is that of the iterates (divided by their number), computed without the cancellation of the
-    paper's mean of squares minus square of the mean.
+    Source: Maddox et al., arXiv 1902.02476, algorithm 1: a deviation is an iterate minus the mean up to and including
+    it. The (biased) variance is computed by Welford's algorithm, without the cancellation in the paper's mean of
+    squares minus square of the mean.
 
     Args:
-        rank: most deviations kept; the oldest go first.
+        rank: number of last deviations to keep.
     """
 
     def __init__(self, rank: int) -> None:
@@ -41,7 +42,7 @@ class SwagMoments:
         self._deviations: list[Tensor] = []
 
     def update(self, values_P: Tensor) -> None:
-        """Take in one iterate."""
+        """Add an iterate."""
         values_P = values_P.double()
         if self.num_iterates == 0:
             self.mean, self._squares_P = torch.zeros_like(values_P), torch.zeros_like(values_P)
@@ -54,40 +55,40 @@ class SwagMoments:
 
     @property
     def variance(self) -> Tensor:
-        """The iterates' variance."""
+        """The iterates' variance, `[P]`."""
         return self._squares_P / self.num_iterates
 
     @property
     def deviations(self) -> Tensor:
-        """The last deviations."""
+        """The last deviations, `[K, P]`."""
         return torch.stack(self._deviations)
 
     def draws(self, noise_SP: Tensor, noise_SK: Tensor, scale: float = 1.0) -> Tensor:
         """Draws `[S, P]` from `N(mean, scale (diag(variance) + D^T D / (K - 1)) / 2)`, D the deviations.
 
         Raises:
-            ValueError: fewer than two deviations were kept.
+            ValueError: fewer than two iterates.
         """
         deviations_KP = self.deviations
         num_kept = len(deviations_KP)
         if num_kept < 2:
-            raise ValueError(f"{num_kept} iterates give no covariance; at least two are needed")
+            raise ValueError(f"a covariance needs at least two iterates, got {num_kept}")
         diagonal_SP = noise_SP.double() * self.variance.sqrt()
         low_rank_SP = noise_SK.double() @ deviations_KP / math.sqrt(num_kept - 1)
         return self.mean + math.sqrt(scale / 2) * (diagonal_SP + low_rank_SP)
 
 
 def curvature_factor(log_probs_BC: Tensor, gradients_BCP: Tensor, weights_B: Tensor) -> Tensor:
-    """Rows F `[B C, P]` of a square root of the curvature that examples give: `H = F^T F`.
+    """Rows F `[B C, P]` of a square root of the examples' curvature: `H = F^T F`.
 
     `H = sum_n w_n sum_c p_nc g_nc g_nc^T` with `g_nc` the gradient of `log p_nc`: the generalized Gauss-Newton matrix
-    of a softmax's negative log-likelihood, which is its Fisher matrix and, where logits are linear in the parameters,
+    of a softmax's negative log-likelihood, equal to its Fisher matrix and, if logits are linear in the parameters, to
     its Hessian.
 
     Args:
-        log_probs_BC: normalized, -inf for absent choices.
-        gradients_BCP: of the log-probabilities by the parameters, zero for absent choices.
-        weights_B: of the examples' log-likelihoods.
+        log_probs_BC: normalized log-probabilities, -inf for absent choices.
+        gradients_BCP: gradients of the log-probabilities, zero for absent choices.
+        weights_B: weights of the examples' log-likelihoods.
     """
     root_BC = (log_probs_BC.exp() * weights_B[:, None]).sqrt().to(gradients_BCP.dtype)
     return (gradients_BCP * root_BC[..., None]).flatten(0, 1)
@@ -98,13 +99,13 @@ class LaplacePosterior(Protocol):
 
     @property
     def num_numbers(self) -> int:
-        """How many numbers it consists of."""
+        """Number of stored numbers."""
 
     def draws(self, noise_SP: Tensor, precision: float) -> Tensor:
-        """Deviations `[S, P]` that standard normal noise becomes."""
+        """Transform standard normal noise to deviations `[S, P]`."""
 
     def changes(self, jacobian_JP: Tensor, noise_SP: Tensor, precisions: Sequence[float]) -> Tensor:
-        """What draws change in linear functions of the parameters: `jacobian @ draws^T`, `[G, J, S]`."""
+        """Changes of linear functions of the parameters under draws: `jacobian @ draws^T`, `[G, J, S]`."""
 
     def log_determinant(self, precision: float) -> float:
         """`log det(H + precision I)`."""
@@ -135,10 +136,10 @@ class DiagonalLaplace:
 
 
 class FullLaplace:
-    """Laplace posterior with the whole curvature `H = F^T F` of few rows, never formed: all work is in K x K.
+    """Laplace posterior with the full curvature `H = F^T F` of few rows, without forming H: all matrices are K x K.
 
     With `F F^T = U diag(e) U^T`, `(H + t I)^(-1/2) = t^(-1/2) (I + F^T U diag(h) U^T F)` where
-    `h = ((1 + e/t)^(-1/2) - 1) / e`, which stays finite where e is zero.
+    `h = ((1 + e/t)^(-1/2) - 1) / e`, finite also at e = 0.
 
     Args:
         factor_KP: F, a square root of H.
@@ -167,7 +168,7 @@ class FullLaplace:
         return (noise_SP + pulled_SP) / math.sqrt(precision)
 
     def changes(self, jacobian_JP: Tensor, noise_SP: Tensor, precisions: Sequence[float]) -> Tensor:
-        """`[G, J, S]`, the products over P made once for all precisions."""
+        """`[G, J, S]`, with the products over P shared by all precisions."""
         free_JS = jacobian_JP @ noise_SP.t()
         seen_SK = noise_SP @ self.factor_KP.t() @ self.vectors_KK
         known_JK = jacobian_JP @ self.factor_KP.t() @ self.vectors_KK
@@ -176,7 +177,7 @@ class FullLaplace:
         )
 
     def log_determinant(self, precision: float) -> float:
-        """By the matrix determinant lemma: directions that no row sees have the prior's precision."""
+        """By the matrix determinant lemma: directions without curvature have the prior's precision."""
         seen = float((self.eigenvalues_K / precision).log1p().sum())
         return seen + self.num_parameters * math.log(precision)
 
@@ -204,13 +205,13 @@ def log_marginal_likelihood(
 
 
 PRECISION_BOUNDS = (1e-4, 1e8)
-"""Where `best_precision` looks."""
+"""The search interval of `best_precision`."""
 
 
 def best_precision(score: Callable[[float], float], bounds: tuple[float, float] = PRECISION_BOUNDS) -> float:
-    """The prior precision with the highest score: the best of a grid of its logarithm, refined between its neighbors.
+    """The prior precision with the highest score: the best of a logarithmic grid, refined between its neighbors.
 
-    A bound is returned where the score still rises there.
+    Returns a bound if it is the best grid point.
     """
     low, high = (math.log(bound) for bound in bounds)
     grid = [low + (high - low) * k / 60 for k in range(61)]
@@ -229,9 +230,9 @@ def best_precision(score: Callable[[float], float], bounds: tuple[float, float] 
 
 @dataclass(frozen=True)
 class RowGradients:
-    """Log-probabilities of some rows' choices `[B, C]` and their gradients by the adapter `[B, C, P]`.
+    """Log-probabilities of rows' choices `[B, C]` and their gradients with respect to the adapter `[B, C, P]`.
 
-    Absent choices have -inf and a zero gradient.
+    Absent choices have log-probability -inf and gradient zero.
     """
 
     rows: tuple[EncodedExample, ...]
@@ -246,14 +247,14 @@ def row_gradients(
     columns: Tensor,
     trunk: TrunkCache | None = None,
 ) -> Iterator[RowGradients]:
-    """Go through rows in packed batches of at most M; one forward pass, and one backward pass a choice.
+    """Per-row gradients in packed batches of at most M rows; one forward pass and one backward pass per choice.
 
     Args:
-        model: an ensemble whose members all hold the same adapter.
+        model: an ensemble whose members all have the same adapter.
         rows: encoded examples.
-        token_budget: most tokens in one packed batch.
-        columns: which parameters are wanted, bool `[P of the adapters]`.
-        trunk: cached trunks of these rows; without it they are computed.
+        token_budget: maximum number of tokens in a packed batch.
+        columns: mask of the parameters to return gradients of, bool `[P of the adapters]`.
+        trunk: cached trunks of these rows; computed if None.
     """
     shared = 0 if trunk is None else trunk.shared
     adapters = model.adapters
@@ -263,14 +264,14 @@ def row_gradients(
         if trunk is not None:
             hidden = trunk.gather(batch)
         elif model.trunk_layers > 0:
-            hidden = model.trunk(batch)
-        log_probs = model.log_probs(batch, hidden)
+            hidden = model.forward(batch, "trunk")
+        log_probs = model.forward(batch, hidden=hidden)
         by_choice = []
         for c in range(log_probs.shape[1]):
             adapters.zero_grad()
-            wanted = log_probs[:, c]
-            present = wanted.detach() > float("-inf")
-            total = wanted.where(present, wanted.new_zeros(())).sum()
+            of_choice = log_probs[:, c]
+            present = of_choice.detach() > float("-inf")
+            total = of_choice.where(present, of_choice.new_zeros(())).sum()
             total.backward(retain_graph=c + 1 < log_probs.shape[1])
             by_choice.append(adapters.grad[: len(group), columns].clone())
         adapters.zero_grad()
@@ -278,14 +279,14 @@ def row_gradients(
 
 
 def _groups(rows: Sequence[EncodedExample], most: int, token_budget: int) -> Iterator[list[EncodedExample]]:
-    """Runs of at most `most` rows within the token budget; a row longer than that stands alone."""
+    """Consecutive groups of at most `most` rows within the token budget; a longer row forms its group alone."""
     group: list[EncodedExample] = []
-    held = 0
+    tokens = 0
     for row in rows:
-        if group and (len(group) == most or held + row.num_tokens > token_budget):
+        if group and (len(group) == most or tokens + row.num_tokens > token_budget):
             yield group
-            group, held = [], 0
+            group, tokens = [], 0
         group.append(row)
-        held += row.num_tokens
+        tokens += row.num_tokens
     if group:
         yield group

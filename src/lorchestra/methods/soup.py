@@ -1,9 +1,9 @@
 """Weight averages of the ensemble's members: one adapter, one pass (model soups, arXiv 2203.05482).
 
-The mean of the members' updates `B_m A_m` is not the update of the mean A and the mean B. `average: product` takes the
-first: `(1/M) sum_m B_m A_m = [B_1 .. B_M] [A_1; ..; A_M] / M`, exactly, as one adapter of rank M r. `average: factors`
-takes the second, of rank r; it is what averaging LoRA files parameter by parameter gives, and holds products
-`B_m A_n` of different members, whose A's point different ways unless they started alike (`adapt.same_init`).
+The mean of the members' updates `B_m A_m` differs from the update of mean A and mean B. `average: product` is exactly
+the former, `(1/M) sum_m B_m A_m = [B_1 .. B_M] [A_1; ..; A_M] / M`, as one adapter of rank M r. `average: factors` is
+the latter, of rank r, as from averaging LoRA files parameter by parameter; it contains products `B_m A_n` of different
+members, whose A point in different directions unless they share their initialization (`adapt.same_init`).
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from lorchestra.inference.predict import member_passes
 from lorchestra.methods.contract import Fitted, Meter, MethodContext
 from lorchestra.methods.training import changed, packed_predictor, train_members
 from lorchestra.nn.adapters import StackedAdapters
-from lorchestra.planning.cost import prediction_base_passes, training_base_passes
+from lorchestra.planning.estimate import prediction_base_passes, training_base_passes
 
 
 @dataclass(frozen=True)
 class Config:
-    """Which average."""
+    """The kind of average."""
 
     average: Literal["product", "factors"] = "product"
-    """product: the mean of B A, one adapter of rank M r; factors: the mean A and the mean B, of rank r."""
+    """product: mean of B A, one adapter of rank M r; factors: mean A and mean B, of rank r."""
 
 
 def fit(context: MethodContext, config: Config) -> Fitted:
-    """Train the ensemble and average those of its members that did not fail.
+    """Train the ensemble and average the members that did not fail.
 
     Raises:
         TrainingError: every member failed.
@@ -47,10 +47,10 @@ def fit(context: MethodContext, config: Config) -> Fitted:
         averaged = adapters.values[members].mean(dim=0)
     else:
         averaged = product_average(adapters, members)
-        # scaling is lora_alpha over the rank, or its root: it must stay what it was for the members
-        grown = math.sqrt(wide / adapt.r) if adapt.use_rslora else wide // adapt.r
-        shape = {"members": 1, "r": wide, "lora_alpha": adapt.lora_alpha * grown, "init_lora_weights": True}
-        del training, pipeline, adapters  # the members' base, before another one is loaded
+        # scaling is lora_alpha over the rank, or its root: it must be the members'
+        growth = math.sqrt(wide / adapt.r) if adapt.use_rslora else wide // adapt.r
+        shape = {"members": 1, "r": wide, "lora_alpha": adapt.lora_alpha * growth, "init_lora_weights": True}
+        del training, pipeline, adapters  # free the members' base before another one is loaded
         pipeline = meter.open(context, changed(context.config, adapt=shape))
     with torch.no_grad():
         pipeline.model.adapters.values[0].copy_(averaged)
@@ -64,7 +64,7 @@ def fit(context: MethodContext, config: Config) -> Fitted:
 
 
 def product_average(adapters: StackedAdapters, members: Sequence[int]) -> Tensor:
-    """The adapter of rank `len(members) R` whose B A is the mean of the members', as a row of a bank of that rank."""
+    """The flat adapter of rank `len(members) R` whose B A is the mean of the members'."""
     pieces = []
     for piece in adapters.slices:
         A = adapters.view(adapters.values[members], piece, "A")

@@ -1,8 +1,9 @@
-"""SWAG over the adapter: a Gaussian fitted to the iterates of one LoRA at a constant rate (arXiv 1902.02476)."""
+"""SWAG on the adapter: a Gaussian fitted to the iterates of one LoRA at a constant rate (arXiv 1902.02476)."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,49 +12,58 @@ from lorchestra.errors import ConfigError
 from lorchestra.methods.contract import Fitted, Meter, MethodContext
 from lorchestra.methods.posterior import SwagMoments
 from lorchestra.methods.training import check_rate, fitted_members, only_first_member, start_training, train_steps
+from lorchestra.nn.optimizer import Schedule
 from lorchestra.nn.schedules import ThenConstant
 from lorchestra.nn.seeding import generator
+from lorchestra.training.members import MemberSettings
+from lorchestra.training.trainer import member_schedules
 
 
 @dataclass(frozen=True)
 class Config:
-    """When iterates are collected, and what is made of them."""
+    """Collection of iterates, and the Gaussian fitted to them."""
 
     start: float = 0.5
-    """Share of the steps after which the rate is constant and iterates are collected, in [0, 1)."""
+    """Share of the steps, in [0, 1), after which the rate is constant and iterates are collected."""
     lr_factor: float = 0.5
     """The constant rate, as a multiple of `train.lr`."""
     iterates: int = 20
-    """Iterates collected, evenly over the steps that are left; at most one a step."""
+    """Iterates to collect, evenly spaced over the remaining steps; at most one per step."""
     rank: int = 10
-    """Iterates that make the low-rank part of the covariance, the last ones."""
+    """Number of last iterates that form the low-rank part of the covariance."""
     scale: float = 1.0
-    """Factor of the covariance; 0 leaves the mean of the iterates (SWA)."""
+    """Factor on the covariance; with 0, all draws are the mean of the iterates (SWA)."""
 
 
 def fit(context: MethodContext, config: Config) -> Fitted:
-    """Train one LoRA with the budget of one member, and draw M adapters; validation rows are not looked at.
+    """Train one LoRA with the budget of one member and draw M adapters; validation rows are not used.
 
     Raises:
         ConfigError: a setting out of range, or too few steps for a covariance.
-        TrainingError: the training failed.
+        TrainingError: training failed.
     """
     _check(config)
     check_rate(context, config.lr_factor, "swag.lr_factor")
     meter = Meter()
-    training = start_training(context, meter, context.config)
+    level = context.config.train.lr * config.lr_factor
+
+    def make_schedules(settings: Sequence[MemberSettings], num_steps: int) -> list[Schedule]:
+        first = int(config.start * num_steps)
+        return [
+            ThenConstant(one.peak, one.num_steps, one.kind, one.warmup, start=first, level=level)
+            for one in member_schedules(settings, num_steps)
+        ]
+
+    training = start_training(context, meter, context.config, make_schedules=make_schedules)
     only_first_member(training)
     trainer = training.trainer
-    usual = trainer.schedules[0]
     first = int(config.start * trainer.num_steps)
     steps = _collected(first, trainer.num_steps, config.iterates)
     if len(steps) < 2:
         raise ConfigError(
             f"swag: {trainer.num_steps - first} optimizer steps after swag.start {config.start} are too few for a"
-            " covariance; raise train.epochs or lower swag.start"
+            " covariance; increase train.epochs or lower swag.start"
         )
-    level = context.config.train.lr * config.lr_factor
-    trainer.schedules[0] = ThenConstant(usual.peak, usual.num_steps, usual.kind, usual.warmup, start=first, level=level)
     moments = SwagMoments(config.rank)
 
     def after_step(step: int) -> None:
@@ -75,14 +85,14 @@ def _check(config: Config) -> None:
     if not 0 <= config.start < 1:
         raise ConfigError(f"swag.start: {config.start} is not in [0, 1)")
     if not 0 <= config.scale < math.inf:
-        raise ConfigError(f"swag.scale: {config.scale} is not a finite number from 0 up")
+        raise ConfigError(f"swag.scale: {config.scale} must be finite and at least 0")
     for name, value in {"iterates": config.iterates, "rank": config.rank}.items():
         if value < 2:
-            raise ConfigError(f"swag.{name}: {value} is less than 2, which gives no covariance")
+            raise ConfigError(f"swag.{name}: {value} is less than 2, the minimum for a covariance")
 
 
 def _collected(first: int, num_steps: int, number: int) -> set[int]:
-    """Steps after which an iterate is taken: `number` of those after `first`, evenly, the last one among them."""
-    left = num_steps - first
-    number = min(number, left)
-    return {first + left * (k + 1) // number for k in range(number)}
+    """The steps after which iterates are collected: `number` evenly spaced ones after `first`, including the last."""
+    remaining = num_steps - first
+    number = min(number, remaining)
+    return {first + remaining * (k + 1) // number for k in range(number)}

@@ -19,11 +19,18 @@ from lorchestra.inference.predict import MemberPass, member_passes, predict_rows
 from lorchestra.methods.contract import Fitted, Meter, MethodContext, Predictor, Progress
 from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.models.patching import decoder_layers
-from lorchestra.planning.cost import prediction_base_passes, training_base_passes
+from lorchestra.planning.estimate import prediction_base_passes, training_base_passes
 from lorchestra.training.callbacks import Interrupted
 from lorchestra.training.failure import parameter_failures, validation_failure
 from lorchestra.training.rows import training_rows
-from lorchestra.training.trainer import Trainer
+from lorchestra.training.trainer import (
+    MakeOptimizer,
+    MakeSchedules,
+    Trainer,
+    make_trainer,
+    member_optimizer,
+    member_schedules,
+)
 from lorchestra.types import Example, Predictions
 
 
@@ -51,12 +58,30 @@ def changed(
     )
 
 
-def start_training(context: MethodContext, meter: Meter, config: RunConfig) -> MethodTraining:
-    """A fresh base with fresh adapters, and a trainer for them on the setting's rows."""
+def start_training(
+    context: MethodContext,
+    meter: Meter,
+    config: RunConfig,
+    *,
+    make_optimizer: MakeOptimizer = member_optimizer,
+    make_schedules: MakeSchedules = member_schedules,
+) -> MethodTraining:
+    """A fresh base with fresh adapters, and a trainer for them on the context's rows.
+
+    `make_optimizer` and `make_schedules` are those of `Trainer`.
+    """
     pipeline = meter.open(context, config)
     rows = training_rows(pipeline, context.train, context.val, context.labels)
-    train = dataclasses.replace(config.train, token_budget=pipeline.token_budget)
-    trainer = Trainer(pipeline.model, rows, train, config.regularize, context.callback, context.files)
+    config = changed(config, train={"token_budget": pipeline.token_budget})
+    trainer = make_trainer(
+        pipeline.model,
+        rows,
+        config,
+        context.callback,
+        files=context.files,
+        make_optimizer=make_optimizer,
+        make_schedules=make_schedules,
+    )
     return MethodTraining(pipeline, trainer)
 
 
@@ -73,13 +98,10 @@ def train_members(context: MethodContext, meter: Meter, config: RunConfig) -> tu
     training = start_training(context, meter, config)
     trainer = training.trainer
     trainer.run(lambda: None)
-    failed = trainer.state.with_status("failed")
-    if len(failed) == len(trainer.state.members):
-        reasons = "; ".join(f"member {m}: {trainer.state.members[m].reason}" for m in failed)
-        raise TrainingError(f"every member failed ({reasons}); try a smaller train.lr")
+    members = trainer.state.good_members()
     with torch.no_grad():
         training.values.copy_(trainer.final_values())
-    return training, [m for m in range(len(trainer.state.members)) if m not in failed]
+    return training, members
 
 
 def train_steps(context: MethodContext, training: MethodTraining, after_step: Callable[[int], None]) -> None:

@@ -1,9 +1,9 @@
-"""What an ECE says on finitely many rows: what a calibrated model would show, and an interval that covers.
+"""The ECE on finitely many rows: the ECE of a calibrated model, and an interval that covers.
 
-A binned ECE sums absolute values, so noise only ever adds to it: a perfectly calibrated model shows a positive ECE, and
-resampling rows adds the noise a second time. A percentile interval of bootstrap draws therefore covers anything between
-0 % and 95 % of the time. Here both questions are answered by simulating what the rows would show if the true
-miscalibration were known (`benchmarks/coverage.py` measures how often the interval covers).
+A binned ECE sums absolute values, so noise only increases it: a perfectly calibrated model shows a positive ECE, and
+resampling rows adds the noise a second time. The coverage of a percentile interval of bootstrap draws is therefore
+anything between 0 % and 95 %. Instead, both are found by simulating the rows under a known miscalibration
+(`benchmarks/coverage.py` measures the coverage).
 
 Axes: `E` example, `R` simulation, `K` bin of confidence.
 """
@@ -19,7 +19,7 @@ from lorchestra.metrics.predictive import TIE, FloatArray
 from lorchestra.metrics.scores import CHUNK_CELLS, LEVEL, NUM_BINS, RowScores, bin_rows
 
 TAIL = (1 - LEVEL) / 2
-"""Probability left out on each side."""
+"""Probability outside of the interval on each side."""
 
 _MAX_DOUBLINGS = 12
 _HALVINGS = 12
@@ -27,7 +27,7 @@ _HALVINGS = 12
 
 @dataclass(frozen=True, slots=True)
 class CalibratedEce:
-    """ECE that perfectly calibrated confidences show on as many rows: its mean, and the ends of `LEVEL` of it."""
+    """ECE of perfectly calibrated confidences on as many rows: its mean, and the ends of its `LEVEL` range."""
 
     mean: float
     low: float
@@ -35,7 +35,7 @@ class CalibratedEce:
 
 
 def calibrated_ece(rows: RowScores, simulations: int, seed: int) -> CalibratedEce:
-    """Simulate the ECE of a model that is right in each row with the probability that it states, independently.
+    """Simulate the ECE of a model that is right in each row with its stated probability, independently.
 
     Raises:
         ValueError: fewer than one simulation.
@@ -46,27 +46,27 @@ def calibrated_ece(rows: RowScores, simulations: int, seed: int) -> CalibratedEc
     num_rows = len(rows.labels)
     bins_EK = np.eye(NUM_BINS)[bin_rows(rows.confidence)]
     stated_K = rows.confidence @ bins_EK
-    found = []
+    draws = []
     size = max(1, CHUNK_CELLS // num_rows)
     for start in range(0, simulations, size):
         right_RE = generator.random((min(size, simulations - start), num_rows)) < rows.confidence
-        found.append(np.abs(stated_K - right_RE.astype(np.float64) @ bins_EK).sum(axis=1) / num_rows)
-    shown_R = np.concatenate(found)
+        draws.append(np.abs(stated_K - right_RE.astype(np.float64) @ bins_EK).sum(axis=1) / num_rows)
+    shown_R = np.concatenate(draws)
     low, high = np.quantile(shown_R, [TAIL, 1 - TAIL], method="inverted_cdf")
     return CalibratedEce(float(shown_R.mean()), float(low), float(high))
 
 
 def ece_interval(rows: RowScores, reference: CalibratedEce, simulations: int, seed: int) -> list[float]:
-    """Interval of the true ECE over 15 bins of equal width, by inverting a test; the observed value lies in it.
+    """Interval of the true ECE over 15 bins of equal width, by inverting a test; it contains the observed value.
 
-    The hypotheses are "in each bin, accuracy differs from confidence by t times what it does here", t >= 0: t = 0 is
-    calibrated, t = 1 as observed. The interval holds the ECE of every t under which a value as high, and one as low, as
-    the observed one has a probability of at least 2.5 %. It begins at 0 exactly where the observed value is not above
-    the range of `reference`. Of the observed accuracies one row per bin that is as right as its confidence is part, so
-    that a bin whose rows are all right still leaves room for errors.
+    The hypotheses are "in each bin, accuracy differs from confidence by t times the observed difference", t >= 0: t = 0
+    is calibrated, t = 1 as observed. The interval holds the ECE of every t under which a value as high, and one as low,
+    as the observed one has a probability of at least 2.5 %. It starts at 0 exactly where the observed value is not
+    above the range of `reference`. The observed accuracy of a bin includes one additional row that is as right as its
+    confidence, so that a bin whose rows are all right still allows errors.
 
     Args:
-        rows: what was observed.
+        rows: the observed rows.
         reference: `calibrated_ece` of these rows.
         simulations: draws per hypothesis.
         seed: of the draws, the same for all hypotheses.
@@ -102,7 +102,7 @@ def ece_interval(rows: RowScores, reference: CalibratedEce, simulations: int, se
 
 
 def _last_true(holds: Callable[[float], bool]) -> float:
-    """About the largest t >= 0 up to which a condition holds: doubled until it fails, then halved towards there."""
+    """About the largest t >= 0 up to which a condition holds: t is doubled until it fails, then bisected."""
     low, high = 0.0, 1.0
     for _ in range(_MAX_DOUBLINGS):
         if not holds(high):

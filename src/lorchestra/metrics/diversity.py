@@ -1,7 +1,7 @@
-"""How much the members of an ensemble differ: in what they predict, and in what they add to the base's weights.
+"""How much the members of an ensemble differ, in their predictions and in their updates of the base's weights.
 
-Pure numpy. Axes: `M` member, `E` example, `C` choice, `R` rank, `I`/`O` in/out features. Disagreement of the most
-probable choices and mutual information are in `metrics.predictive`.
+Pure NumPy. Axes: `M` member, `E` example, `C` choice, `R` rank, `I`/`O` in/out features. Per-row disagreement and
+mutual information are in `metrics.predictive`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,13 @@ import numpy as np
 from lorchestra.metrics.predictive import FloatArray
 
 Update = Sequence[tuple[FloatArray, FloatArray]]
-"""One member's A `[R, I]` and B `[O, R]` of every adapted map."""
+"""One member's A `[R, I]` and B `[O, R]` of every adapted linear map."""
+
+
+def agreement(log_probs_MEC: FloatArray) -> FloatArray:
+    """Share of rows on which two members give the same answer, `[M, M]`; 1 on the diagonal."""
+    votes_ME = log_probs_MEC.argmax(axis=-1)
+    return np.asarray((votes_ME[:, None] == votes_ME[None]).mean(axis=-1))
 
 
 def pairwise_kl(log_probs_MEC: FloatArray) -> FloatArray:
@@ -28,10 +34,30 @@ def pairwise_kl(log_probs_MEC: FloatArray) -> FloatArray:
         return total_E
     probs_MEC = np.exp(log_probs_MEC)
     for log_probs_EC in log_probs_MEC:
-        possible_MEC = probs_MEC > 0  # elsewhere, columns past a row's choices among them, p log p is 0
+        possible_MEC = probs_MEC > 0  # p log p is 0 elsewhere, for instance in columns past a row's choices
         gap_MEC = np.subtract(log_probs_MEC, log_probs_EC, out=np.zeros_like(log_probs_MEC), where=possible_MEC)
         total_E += (probs_MEC * gap_MEC).sum(axis=(0, 2))
     return np.maximum(total_E / (num_members * (num_members - 1)), 0.0)
+
+
+def symmetric_kl(log_probs_MEC: FloatArray) -> FloatArray:
+    """Mean over rows of (KL(a || b) + KL(b || a)) / 2 of two members in nats, `[M, M]`; 0 on the diagonal.
+
+    Infinite where one member excludes a choice that the other does not.
+    """
+    num_members = len(log_probs_MEC)
+    divergences_MM = np.zeros((num_members, num_members))
+    probs_MEC = np.exp(log_probs_MEC)
+    for a in range(num_members):
+        for b in range(a):
+            # Choices to which neither gives a probability (columns past the row's choices) add nothing.
+            shared = ~(np.isneginf(log_probs_MEC[a]) & np.isneginf(log_probs_MEC[b]))
+            log_ratio = np.where(shared, log_probs_MEC[a], 0.0) - np.where(shared, log_probs_MEC[b], 0.0)
+            difference = probs_MEC[a] - probs_MEC[b]
+            # Equal probabilities may have an infinite log ratio, where one underflowed to the other's 0.
+            terms = np.where(difference != 0, difference, 0.0) * np.where(difference != 0, log_ratio, 0.0)
+            divergences_MM[a, b] = divergences_MM[b, a] = 0.5 * terms.sum(axis=-1).mean()
+    return divergences_MM
 
 
 def pairwise_correlation(log_probs_MEC: FloatArray) -> float:
@@ -51,10 +77,10 @@ def pairwise_correlation(log_probs_MEC: FloatArray) -> float:
 
 
 def update_cosine(members: Sequence[Update]) -> float:
-    """Mean cosine, over pairs of members, of what each adds to the base: `B A` of all its maps as one vector.
+    """Mean cosine, over pairs of members, of their updates: `B A` of all linear maps as one vector.
 
     `B A` is never formed: `<B1 A1, B2 A2> = sum((B1^T B2) * (A1 A2^T))`, both `[R, R]`. Ranks may differ between
-    members. NaN for one member, and where a member adds nothing.
+    members. NaN for one member, and where an update is zero.
 
     Raises:
         ValueError: members have different numbers of maps.
@@ -75,8 +101,8 @@ def spearman(x: FloatArray, y: FloatArray) -> float:
     """Rank correlation of two one-dimensional arrays, ties at their mean rank; NaN where one is constant."""
     ranks = []
     for values in (x, y):
-        _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-        rank = (np.cumsum(counts) - (counts - 1) / 2)[place]
+        _, index, counts = np.unique(values, return_inverse=True, return_counts=True)
+        rank = (np.cumsum(counts) - (counts - 1) / 2)[index]
         ranks.append(rank - rank.mean())
     scale = float(np.sqrt(np.square(ranks[0]).sum() * np.square(ranks[1]).sum()))
     return float(ranks[0] @ ranks[1]) / scale if scale > 0 else float("nan")

@@ -1,6 +1,6 @@
-"""When a row needs no more members. Pure numpy functions of log-probabilities; axes as in `predictive`.
+"""Early exit: when a row needs no more members. Pure NumPy functions of log-probabilities; axes as in `predictive`.
 
-The members answer one after the other, each row by the first k of M. `ExitRule` says for which rows k are enough.
+The members answer one after the other, each row by the first k of M. `ExitRule` decides for which rows k are enough.
 """
 
 from __future__ import annotations
@@ -14,26 +14,27 @@ from numpy.typing import NDArray
 
 from lorchestra.errors import ConfigError
 from lorchestra.metrics.predictive import TIE, FloatArray, IntArray, mixture_log_probs
+from lorchestra.metrics.result import EarlyExitScores
 from lorchestra.metrics.scores import all_metrics
 from lorchestra.store.atomic import plain_values
 
 ROUNDING = 1e-9
-"""A mean lead must be above the bound by this much: far more than the rounding of a mean over 10,000 members."""
+"""A mean lead must exceed the bound by this much: far more than the rounding of a mean over 10,000 members."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExitRule:
-    """When a row stops: as soon as its answer is settled, or as soon as it is confident enough.
+    """When a row stops: once its answer is decided, or once it is confident enough.
 
     `confidence` None is the exact rule. k of M members have answered; s_c is the sum of their probabilities of choice
     c, and a the choice with the largest sum. The row stops if s_a - s_c > M - k for every other choice c.
 
-    - The answer is then that of all members. A member to come adds p_a to s_a and p_c to s_c, both in [0, 1], so it
-      takes at most 1 off s_a - s_c. After M - k of them s_a - s_c > 0 for every c: a is the argmax of the full sums,
+    - The answer is then that of all members. Each further member adds p_a to s_a and p_c to s_c, both in [0, 1], so it
+      reduces s_a - s_c by at most 1. After M - k of them s_a - s_c > 0 for every c: a is the argmax of the full sums,
       and so of the mean.
-    - No smaller lead settles it. If s_a - s_c < M - k for some c, and all members to come give c probability 1, then
-      c ends above a. At s_a - s_c = M - k the same members end in a tie; such a row goes on, and the argmax over all
-      members decides, the first of equals as ever.
+    - No smaller lead decides. If s_a - s_c < M - k for some c, and all further members give c probability 1, then c
+      ends above a. At s_a - s_c = M - k the same members end in a tie; such a row continues, and the argmax over all
+      members decides, the first of equals as usual.
 
     A lead is at most k, so no row stops before k > M / 2.
 
@@ -45,7 +46,7 @@ class ExitRule:
 
     @classmethod
     def parse(cls, value: str | float, name: str = "--early-exit") -> ExitRule:
-        """The rule that "exact" or a confidence stands for; `name` is the setting's, for the error.
+        """The rule named by "exact" or a confidence; `name` is that of the setting, for the error.
 
         Raises:
             ConfigError: neither of the two.
@@ -61,7 +62,7 @@ class ExitRule:
         return cls(confidence)
 
     def __str__(self) -> str:
-        """The rule as it is asked for."""
+        """The rule as `parse` reads it."""
         return "exact" if self.confidence is None else f"{self.confidence:g}"
 
     def first_stop(self, num_members: int) -> int:
@@ -69,11 +70,11 @@ class ExitRule:
         return num_members // 2 + 1 if self.confidence is None else min(2, num_members)
 
     def is_decided(self, log_probs_MEC: FloatArray, num_members: int) -> NDArray[np.bool_]:
-        """Which rows need no more than the members seen, bool `[E]`.
+        """Which rows need no further members, bool `[E]`.
 
         Args:
             log_probs_MEC: log-probabilities of the members seen so far, -inf past a row's number of choices.
-            num_members: number of members in all.
+            num_members: number of all members.
         """
         num_seen = len(log_probs_MEC)
         if num_seen < self.first_stop(num_members):
@@ -83,12 +84,12 @@ class ExitRule:
         sums_EC = np.exp(log_probs_MEC).sum(axis=0)
         if self.confidence is not None:
             return np.asarray(sums_EC.max(axis=1) / num_seen >= self.confidence - TIE)
-        # one more choice of probability 0, so that a row with a single choice has a second one to lead
+        # a choice of probability 0 is added, so that rows with a single choice have a second one
         second_E, first_E = np.sort(np.pad(sums_EC, ((0, 0), (1, 0))), axis=1)[:, -2:].T
         return np.asarray(first_E - second_E > num_members - num_seen + ROUNDING * num_members)
 
     def members_used(self, log_probs_MEC: FloatArray) -> IntArray:
-        """How many members each row would have been asked for, int64 `[E]`, from the answers of all."""
+        """The number of members that each row needs, int64 `[E]`, from the answers of all."""
         num_members, num_examples, _ = log_probs_MEC.shape
         used_E = np.full(num_examples, num_members, dtype=np.int64)
         for num_seen in range(num_members - 1, self.first_stop(num_members) - 1, -1):
@@ -106,10 +107,7 @@ def early_log_probs(log_probs_MEC: FloatArray, used_E: IntArray) -> FloatArray:
 
 
 def evaluate_early_exit(log_probs_MEC: FloatArray, labels_E: IntArray, rule: ExitRule) -> dict[str, Any]:
-    """What stopping early would have saved and changed, from the answers of all members.
-
-    Keys: "rule", "mean_members" (number asked, mean over rows), "histogram" (rows that stopped after 1, 2, ..., M
-    members), "agreement" (share of rows with the answer of all members), and the metrics of the answers given.
+    """What stopping early would have saved and changed, from the answers of all members; JSON of `EarlyExitScores`.
 
     Raises:
         ValueError: a label is unknown (-1) or out of range, or there is no row.
@@ -117,11 +115,10 @@ def evaluate_early_exit(log_probs_MEC: FloatArray, labels_E: IntArray, rule: Exi
     used_E = rule.members_used(log_probs_MEC)
     early_EC = early_log_probs(log_probs_MEC, used_E)
     agrees_E = early_EC.argmax(axis=1) == mixture_log_probs(log_probs_MEC).argmax(axis=1)
-    found = {
-        "rule": str(rule),
-        **all_metrics(early_EC, labels_E),
-        "mean_members": used_E.mean(),
-        "histogram": np.bincount(used_E, minlength=len(log_probs_MEC) + 1)[1:].tolist(),
-        "agreement": agrees_E.mean(),
-    }
-    return dict(plain_values(found))
+    return EarlyExitScores(
+        rule=str(rule),
+        metrics=plain_values(all_metrics(early_EC, labels_E)),
+        mean_members=float(used_E.mean()),
+        histogram=np.bincount(used_E, minlength=len(log_probs_MEC) + 1)[1:].tolist(),
+        agreement=float(agrees_E.mean()),
+    ).to_dict()

@@ -1,12 +1,9 @@
-"""One entry of `metrics.json`: the ensemble beside its members, its baselines and the intervals of their differences.
-
-Pure numpy. What comes out is plain dicts, lists, strings, ints and floats. JSON has no infinity and no NaN: every
-number that is not finite is written as null. Beside an infinite NLL stands `num_zero_probability` > 0, which says why.
-"""
+"""Evaluate an ensemble next to its members and baselines, with intervals of their differences. NumPy only."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,8 +11,9 @@ import numpy as np
 from lorchestra.metrics import predictive
 from lorchestra.metrics.intervals import Ends, Judged, difference_intervals, judge, method_intervals, too_few
 from lorchestra.metrics.predictive import FloatArray, IntArray
+from lorchestra.metrics.result import Evaluation, MemberOodScores, MethodScores, OodScores
 from lorchestra.metrics.scores import LEVEL, all_metrics, auroc, bootstrap, nll, score_rows
-from lorchestra.metrics.temperature import TemperatureFit, regularized_temperature
+from lorchestra.metrics.temperature import regularized_temperature
 from lorchestra.metrics.validation import weak_validation
 from lorchestra.store.atomic import plain_values
 from lorchestra.types import Predictions
@@ -31,19 +29,39 @@ def evaluate_predictions(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Evaluate an ensemble on the rows of `predictions`, as one entry of metrics.json's "evaluations".
+    """Evaluate as `evaluate` does; returns an entry of the "evaluations" of `metrics.json`."""
+    return evaluate(
+        predictions,
+        validation=validation,
+        train_labels=train_labels,
+        baselines=baselines,
+        temperature=temperature,
+        resamples=resamples,
+        seed=seed,
+    ).to_dict()
 
-    `validation` holds the same members' predictions on validation rows: the best member is chosen and temperatures are
-    fitted there, never on the evaluated rows. `train_labels` `[number of training rows]` are answer indices, for the
-    majority baseline. `baselines` are other predictions of the same rows by name; those with several members are
-    pooled. `resamples` 0 leaves the intervals empty.
 
-    Keys: "ensemble", "member_mean" (with "std"), "best_member", "majority", "members", "mean_of_logits", "temperature"
-    (null unless asked for; with its "best_member", scaled as well), "baselines", "uncertainty" (means over rows, nats),
-    "intervals" (see `metrics.intervals`), "notes". Methods that are not in "intervals" carry their own "intervals" and
-    "ensemble_minus" (paired, ensemble minus method). One that cannot be given has null as its index or T, and a
-    "reason". The notes are sentences about what the numbers cannot carry: few rows, few errors, validation rows or a
-    temperature that decide nothing.
+def evaluate(
+    predictions: Predictions,
+    *,
+    validation: Predictions | None = None,
+    train_labels: Sequence[int] | IntArray | None = None,
+    baselines: Mapping[str, Predictions] | None = None,
+    temperature: bool = False,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Evaluation:
+    """Evaluate an ensemble on the rows of `predictions`.
+
+    Args:
+        predictions: of the members, with the answer of every row.
+        validation: the same members on validation rows. The best member is chosen and temperatures are fitted there,
+            never on the evaluated rows.
+        train_labels: answer indices of the training rows, for the majority baseline.
+        baselines: other predictions of the same rows, by name; several members are pooled.
+        temperature: also scale the ensemble and the best member.
+        resamples: bootstrap resamples; 0 for no intervals.
+        seed: of the resamples.
 
     Raises:
         ValueError: an answer is unknown (-1) or not one of its row's choices, rows or members do not match between
@@ -53,71 +71,60 @@ def evaluate_predictions(
     _check_inputs(predictions, validation, baselines, resamples)
     best = _best_member(validation)
     distributions = _distributions(predictions, baselines)
-    notes = {
+    optional = {
         "majority": _add_majority(distributions, predictions, train_labels),
         "mean_of_logits": _add_mean_of_logits(distributions, predictions.log_probs_MEC),
     }
     if temperature:
-        notes |= _add_temperatures(distributions, validation, best["index"])
-    points = {name: all_metrics(log_probs_EC, predictions.labels) for name, log_probs_EC in distributions.items()}
-    scores = {name: score_rows(log_probs_EC, predictions.labels) for name, log_probs_EC in distributions.items()}
-    draws = bootstrap(scores, resamples, seed)
+        optional |= _add_temperatures(distributions, validation, best.index)
+    scorer = _Scorer(distributions, predictions.labels, resamples, seed)
     members = [_member(index) for index in range(predictions.num_members)]
-    judged = {name: judge(scores, draws, name) for name in scores}
-    judged["member_mean"] = judge(scores, draws, *members)
-    main_intervals = _main_intervals(judged, best["index"], seed)
-    compared = {name: _compared(name, notes, points, judged, seed) for name in {*notes, *points}}
-    entry = {
-        "task": predictions.task,
-        "split": predictions.split,
-        "num_examples": predictions.num_examples,
-        "num_members": predictions.num_members,
-        "ensemble": points["ensemble"],
-        "member_mean": _member_mean([points[name] for name in members]),
-        "best_member": best if best["index"] is None else best | points[_member(best["index"])],
-        "members": [{"index": index, **points[name]} for index, name in enumerate(members)],
-        "uncertainty": _mean_uncertainty(predictions.log_probs_MEC),
-        "majority": compared["majority"],
-        "mean_of_logits": compared["mean_of_logits"],
-        "temperature": compared["temperature"] | {"best_member": compared["scaled best"]} if temperature else None,
-        "baselines": {name: compared[f"baseline {name}"] for name in baselines},
-        "intervals": {"level": LEVEL, "resamples": resamples, "seed": seed, **main_intervals},
-        "notes": [*_notes(validation, notes), *_too_few(judged["ensemble"], resamples)],
-    }
-    return plain_values(entry)
+    mean, std = _mean_and_std([scorer.points[name] for name in members])
+    return Evaluation(
+        task=predictions.task,
+        split=predictions.split,
+        num_examples=predictions.num_examples,
+        num_members=predictions.num_members,
+        ensemble=MethodScores(scorer.metrics("ensemble")).with_intervals(scorer.intervals("ensemble"), {}),
+        member_mean=scorer.with_intervals(MethodScores(mean, std), *members),
+        best_member=best if best.index is None else scorer.scored(_member(best.index), best),
+        members=tuple(MethodScores(scorer.metrics(name), index=index) for index, name in enumerate(members)),
+        uncertainty=_mean_uncertainty(predictions.log_probs_MEC),
+        majority=scorer.scored("majority", optional["majority"]),
+        mean_of_logits=scorer.scored("mean_of_logits", optional["mean_of_logits"]),
+        ensemble_scaled=scorer.scored("ensemble_scaled", optional["ensemble_scaled"]) if temperature else None,
+        best_member_scaled=scorer.scored("best_member_scaled", optional["best_member_scaled"]) if temperature else None,
+        baselines={name: scorer.scored(_baseline(name), MethodScores()) for name in baselines},
+        level=LEVEL,
+        resamples=resamples,
+        seed=seed,
+        notes=(*_notes(validation, optional), *scorer.notes()),
+    )
 
 
 def ensemble_minus(
     ensemble: Predictions, others: Mapping[str, Predictions], *, resamples: int = 1000, seed: int = 0
-) -> dict[str, dict[str, Ends]]:
+) -> dict[str, Mapping[str, Ends]]:
     """Intervals of the ensemble minus each of some other predictions, by name and metric of `intervals.COMPARED`.
 
-    Pooled over members, on the same resamples of rows; with equal `resamples` and `seed` these are the intervals that
-    `evaluate_predictions` gives of a baseline. Empty for 0 resamples.
+    Members are pooled. Resamples are shared, so with equal `resamples` and `seed` these are the intervals that
+    `evaluate` gives a baseline. Empty for 0 resamples.
 
     Raises:
         ValueError: an answer is unknown, predictions are of other rows, or `resamples` is negative.
     """
     _check_inputs(ensemble, None, others, resamples)
-    scores = {
-        name: score_rows(log_probs_EC, ensemble.labels)
-        for name, log_probs_EC in _distributions(ensemble, others).items()
-        if name == "ensemble" or name.startswith("baseline ")
-    }
-    draws = bootstrap(scores, resamples, seed)
-    judged = {name: judge(scores, draws, name) for name in scores}
-    found: dict[str, dict[str, Ends]] = plain_values(
-        {name: difference_intervals(judged["ensemble"], judged[f"baseline {name}"]) for name in others}
-    )
-    return found
+    distributions = {"ensemble": predictive.mixture_log_probs(ensemble.log_probs_MEC), **_pooled(others)}
+    scorer = _Scorer(distributions, ensemble.labels, resamples, seed)
+    return {name: scorer.differences(_baseline(name)) for name in others}
 
 
 def ood_scores(in_dist: Predictions, ood: Predictions) -> dict[str, Any]:
-    """How well uncertainty tells OOD rows from in-distribution rows; labels are not looked at.
+    """How well uncertainty separates OOD rows from in-distribution rows, as JSON (see `OodScores`).
 
-    "auroc" by score: `max_prob` (low confidence), `entropy` (high total entropy), `mutual_information` (high). OOD rows
-    are the positives. "member_mean" holds the mean over members of each member's own AUROCs and their "std". Where the
-    two sets differ in their number of choices, confidence and entropy differ for that reason alone.
+    AUROC by score: `max_prob` (low confidence), `entropy` (high total entropy), `mutual_information` (high). OOD rows
+    are the positives; labels are ignored. Where the two sets differ in their number of choices, confidence and entropy
+    differ for that reason alone.
 
     Raises:
         ValueError: a set is empty, or the two come from different numbers of members.
@@ -126,25 +133,65 @@ def ood_scores(in_dist: Predictions, ood: Predictions) -> dict[str, Any]:
         raise ValueError(f"ood has {ood.num_members} members, not {in_dist.num_members}")
     if not (in_dist.num_examples and ood.num_examples):
         raise ValueError(f"AUROC needs rows on both sides, not {in_dist.num_examples} and {ood.num_examples}")
-    ensemble = _ood_of_one(*(predictive.mixture_log_probs(side.log_probs_MEC) for side in (in_dist, ood)))
+    mixtures = [predictive.mixture_log_probs(side.log_probs_MEC) for side in (in_dist, ood)]
     information = [predictive.mutual_information(side.log_probs_MEC) for side in (in_dist, ood)]
-    ensemble["auroc"]["mutual_information"] = auroc(*information)
-    members = [_ood_of_one(*pair) for pair in zip(in_dist.log_probs_MEC, ood.log_probs_MEC, strict=True)]
-    mean_auroc = _member_mean([member["auroc"] for member in members])
-    return plain_values(
-        {
-            **ensemble,
-            "num_examples": {"in_dist": in_dist.num_examples, "ood": ood.num_examples},
-            "member_mean": {
-                "auroc": {name: mean_auroc[name] for name in ("max_prob", "entropy")},
-                "std": mean_auroc["std"],
-                "mean_confidence": {
-                    side: np.mean([member["mean_confidence"][side] for member in members])
-                    for side in ("in_dist", "ood")
-                },
-            },
-        }
-    )
+    pairs = list(zip(in_dist.log_probs_MEC, ood.log_probs_MEC, strict=True))
+    mean, std = _mean_and_std([_aurocs(*pair) for pair in pairs])
+    confidences = [_mean_confidences(*pair) for pair in pairs]
+    return OodScores(
+        auroc=plain_values(_aurocs(*mixtures) | {"mutual_information": auroc(*information)}),
+        mean_confidence=_mean_confidences(*mixtures),
+        num_examples={"in_dist": in_dist.num_examples, "ood": ood.num_examples},
+        member_mean=MemberOodScores(
+            mean, std, {side: float(np.mean([one[side] for one in confidences])) for side in ("in_dist", "ood")}
+        ),
+    ).to_dict()
+
+
+class _Scorer:
+    """Metrics and intervals of distributions on the same rows and the same resamples.
+
+    Args:
+        distributions: `[E, C]` by name. Differences are those of "ensemble" minus another.
+        labels_E: answers.
+        resamples: bootstrap resamples; 0 for no intervals.
+        seed: of the resamples.
+    """
+
+    def __init__(self, distributions: Mapping[str, FloatArray], labels_E: IntArray, resamples: int, seed: int) -> None:
+        self.points = {name: all_metrics(log_probs_EC, labels_E) for name, log_probs_EC in distributions.items()}
+        self._scores = {name: score_rows(log_probs_EC, labels_E) for name, log_probs_EC in distributions.items()}
+        self._draws = bootstrap(self._scores, resamples, seed)
+        self._seed = seed
+
+    def metrics(self, name: str) -> dict[str, float | None]:
+        """The metrics of a distribution, None where they are not finite."""
+        metrics: dict[str, float | None] = plain_values(self.points[name])
+        return metrics
+
+    def intervals(self, *names: str) -> dict[str, Any]:
+        """Intervals of a distribution, or of the mean over several."""
+        return dict(plain_values(method_intervals(self._judged(*names), self._seed)))
+
+    def differences(self, *names: str) -> dict[str, Ends]:
+        """Intervals of the ensemble minus a distribution, or minus the mean over several."""
+        return dict(plain_values(difference_intervals(self._judged("ensemble"), self._judged(*names))))
+
+    def with_intervals(self, method: MethodScores, *names: str) -> MethodScores:
+        """A method with the intervals of a distribution, or of the mean over several."""
+        return method.with_intervals(self.intervals(*names), self.differences(*names))
+
+    def scored(self, name: str, method: MethodScores) -> MethodScores:
+        """A method with the metrics and intervals of a distribution, if it exists."""
+        return self.with_intervals(replace(method, metrics=self.metrics(name)), name) if name in self.points else method
+
+    def notes(self) -> list[str]:
+        """Why intervals of the ensemble are missing, if resamples were drawn."""
+        reason = too_few(self._judged("ensemble")) if self._draws else None
+        return [] if reason is None else [reason]
+
+    def _judged(self, *names: str) -> Judged:
+        return judge(self._scores, self._draws, *names)
 
 
 def _check_inputs(
@@ -181,84 +228,80 @@ def _member(index: int) -> str:
     return f"member {index}"
 
 
+def _baseline(name: str) -> str:
+    return f"baseline {name}"
+
+
+def _pooled(baselines: Mapping[str, Predictions]) -> dict[str, FloatArray]:
+    return {_baseline(name): predictive.mixture_log_probs(other.log_probs_MEC) for name, other in baselines.items()}
+
+
 def _distributions(predictions: Predictions, baselines: Mapping[str, Predictions]) -> dict[str, FloatArray]:
     """The distributions `[E, C]` that always exist, by name."""
-    distributions = {"ensemble": predictive.mixture_log_probs(predictions.log_probs_MEC)}
-    for index, log_probs_EC in enumerate(predictions.log_probs_MEC):
-        distributions[_member(index)] = log_probs_EC
-    for name, baseline in baselines.items():
-        distributions[f"baseline {name}"] = predictive.mixture_log_probs(baseline.log_probs_MEC)
-    return distributions
+    members = {_member(index): log_probs_EC for index, log_probs_EC in enumerate(predictions.log_probs_MEC)}
+    return {"ensemble": predictive.mixture_log_probs(predictions.log_probs_MEC), **members, **_pooled(baselines)}
 
 
-def _best_member(validation: Predictions | None) -> dict[str, Any]:
+def _best_member(validation: Predictions | None) -> MethodScores:
     """Index of the member with the lowest validation NLL (the first of equals), or why there is none."""
     if validation is None:
-        return {"index": None, "reason": "no validation rows to choose on"}
+        return MethodScores(reason="no validation rows to choose on")
     scores = [nll(log_probs_EC, validation.labels) for log_probs_EC in validation.log_probs_MEC]
     index = int(np.argmin(scores))
-    return {"index": index, "validation_nll": scores[index]}
+    return MethodScores(index=index, validation_nll=plain_values(scores[index]))
 
 
 def _add_majority(
     distributions: dict[str, FloatArray], predictions: Predictions, train_labels: Sequence[int] | IntArray | None
-) -> dict[str, Any]:
+) -> MethodScores:
     if train_labels is None or not len(train_labels):
-        return {"index": None, "reason": "no training labels were given"}
+        return MethodScores(reason="no training labels were given")
     log_probs_EC = predictive.majority_log_probs(train_labels, predictions.num_choices)
     missing = predictions.log_probs_MEC.shape[2] - log_probs_EC.shape[1]
     distributions["majority"] = np.pad(log_probs_EC, ((0, 0), (0, missing)), constant_values=-np.inf)
-    return {"index": int(np.bincount(np.asarray(train_labels, dtype=np.int64)).argmax())}
+    return MethodScores(index=int(np.bincount(np.asarray(train_labels, dtype=np.int64)).argmax()))
 
 
-def _add_mean_of_logits(distributions: dict[str, FloatArray], log_probs_MEC: FloatArray) -> dict[str, Any]:
+def _add_mean_of_logits(distributions: dict[str, FloatArray], log_probs_MEC: FloatArray) -> MethodScores:
     try:
         distributions["mean_of_logits"] = predictive.mean_of_logits(log_probs_MEC)
     except ValueError as error:
-        return {"reason": str(error)}
-    return {}
+        return MethodScores(reason=str(error))
+    return MethodScores()
 
 
 def _add_temperatures(
     distributions: dict[str, FloatArray], validation: Predictions | None, best_index: int | None
-) -> dict[str, dict[str, Any]]:
-    """Fit one T on the pooled validation mixture (pool, then calibrate) and one on the best member, for a fair pair."""
+) -> dict[str, MethodScores]:
+    """Fit one T on the pooled validation mixture (pool, then calibrate) and one on the best member."""
+    names = ("ensemble_scaled", "best_member_scaled")
     if validation is None or best_index is None:
-        reason = "no validation rows to fit on"
-        return {"temperature": {"T": None, "reason": reason}, "scaled best": {"T": None, "reason": reason}}
-    fits = {
-        "temperature": _fit(predictive.mixture_log_probs(validation.log_probs_MEC), validation),
-        "scaled best": _fit(validation.log_probs_MEC[best_index], validation),
-    }
-    for (name, fit), plain in zip(fits.items(), ("ensemble", _member(best_index)), strict=True):
+        return dict.fromkeys(names, MethodScores(reason="no validation rows to fit on"))
+    pooled_EC = predictive.mixture_log_probs(validation.log_probs_MEC)
+    methods = {}
+    for name, unscaled, index, log_probs_EC in (
+        (names[0], "ensemble", None, pooled_EC),
+        (names[1], _member(best_index), best_index, validation.log_probs_MEC[best_index]),
+    ):
+        fit = regularized_temperature(log_probs_EC, validation.labels, validation.options)
         if fit.T is not None:
-            distributions[name] = predictive.apply_temperature(distributions[plain], fit.T)
-    return {
-        "temperature": fits["temperature"].record(),
-        "scaled best": {"index": best_index, **fits["scaled best"].record()},
-    }
+            distributions[name] = predictive.apply_temperature(distributions[unscaled], fit.T)
+        methods[name] = MethodScores(
+            index=index, temperature=fit.T, num_rows=fit.num_rows, reason=fit.reason, notes=fit.notes
+        )
+    return methods
 
 
-def _fit(log_probs_EC: FloatArray, validation: Predictions) -> TemperatureFit:
-    return regularized_temperature(log_probs_EC, validation.labels, validation.options)
-
-
-def _too_few(ensemble: Judged, resamples: int) -> list[str]:
-    """Why intervals of the ensemble are missing, where they were asked for."""
-    reason = too_few(ensemble) if resamples else None
-    return [] if reason is None else [reason]
-
-
-def _notes(validation: Predictions | None, notes: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What is to be said of the validation rows and of the two temperatures, as sentences."""
-    found = [] if validation is None else weak_validation(validation.labels, validation.options)
-    for name, of in (("temperature", "the ensemble"), ("scaled best", "the best member")):
-        fit = notes.get(name, {})
-        if fit.get("T") is None:
-            found += [f"No temperature for {of}: {fit['reason']}."] if "reason" in fit else []
+def _notes(validation: Predictions | None, methods: Mapping[str, MethodScores]) -> list[str]:
+    """Sentences about the validation rows and the two temperatures."""
+    notes = [] if validation is None else weak_validation(validation.labels, validation.options)
+    for key, name in (("ensemble_scaled", "the ensemble"), ("best_member_scaled", "the best member")):
+        fit = methods.get(key, MethodScores())
+        if fit.temperature is None:
+            notes += [] if fit.reason is None else [f"No temperature for {name}: {fit.reason}."]
         else:
-            found += [f"Temperature of {of} (T = {fit['T']:.2f}): {note}." for note in fit.get("notes", ())]
-    return found
+            notes += [f"Temperature of {name} (T = {fit.temperature:.2f}): {note}." for note in fit.notes]
+    return notes
 
 
 def _mean_uncertainty(log_probs_MEC: FloatArray) -> dict[str, float]:
@@ -271,55 +314,26 @@ def _mean_uncertainty(log_probs_MEC: FloatArray) -> dict[str, float]:
     return {measure.__name__: float(measure(log_probs_MEC).mean()) for measure in measures}
 
 
-def _member_mean(members: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """Mean over members of each metric; "std" is their sample standard deviation, undefined for a single member."""
+def _mean_and_std(members: Sequence[Mapping[str, float]]) -> tuple[dict[str, float | None], dict[str, float | None]]:
+    """Mean and sample standard deviation over members of each value; the latter is undefined for a single member."""
     values = {name: np.array([member[name] for member in members], dtype=np.float64) for name in members[0]}
     std = {
         name: value.std(ddof=1) if len(value) > 1 and np.isfinite(value).all() else None
         for name, value in values.items()
     }
-    return {**{name: value.mean() for name, value in values.items()}, "std": std}
+    return plain_values({name: value.mean() for name, value in values.items()}), plain_values(std)
 
 
-def _ood_of_one(in_dist_EC: FloatArray, ood_EC: FloatArray) -> dict[str, Any]:
-    # The log of the confidence ranks alike and still separates rows whose confidence rounds to 1.
+def _aurocs(in_dist_EC: FloatArray, ood_EC: FloatArray) -> dict[str, float]:
+    # The log of the confidence has the same order and still separates rows whose confidence rounds to 1.
     return {
-        "auroc": {
-            "max_prob": auroc(-in_dist_EC.max(axis=-1), -ood_EC.max(axis=-1)),
-            "entropy": auroc(predictive.entropy(in_dist_EC), predictive.entropy(ood_EC)),
-        },
-        "mean_confidence": {
-            "in_dist": predictive.confidence(in_dist_EC).mean(),
-            "ood": predictive.confidence(ood_EC).mean(),
-        },
+        "max_prob": auroc(-in_dist_EC.max(axis=-1), -ood_EC.max(axis=-1)),
+        "entropy": auroc(predictive.entropy(in_dist_EC), predictive.entropy(ood_EC)),
     }
 
 
-def _compared(
-    name: str,
-    notes: Mapping[str, dict[str, Any]],
-    points: Mapping[str, dict[str, float]],
-    judged: Mapping[str, Judged],
-    seed: int,
-) -> dict[str, Any]:
-    """All there is to say of one method beside the ensemble; its note alone where it could not be given."""
-    if name not in points:
-        return notes[name]
-    beside = {
-        "intervals": method_intervals(judged[name], seed),
-        "ensemble_minus": difference_intervals(judged["ensemble"], judged[name]),
+def _mean_confidences(in_dist_EC: FloatArray, ood_EC: FloatArray) -> dict[str, float]:
+    return {
+        "in_dist": float(predictive.confidence(in_dist_EC).mean()),
+        "ood": float(predictive.confidence(ood_EC).mean()),
     }
-    return {**notes.get(name, {}), **points[name], **beside}
-
-
-def _main_intervals(judged: Mapping[str, Judged], best_index: int | None, seed: int) -> dict[str, Any]:
-    """Intervals of the ensemble, of the mean over members of each metric, and of the best member."""
-    if not judged["ensemble"].draws:
-        return {}
-    singles = {"member_mean": judged["member_mean"]}
-    singles |= {} if best_index is None else {"best_member": judged[_member(best_index)]}
-    intervals: dict[str, Any] = {"ensemble": method_intervals(judged["ensemble"], seed)}
-    for name, single in singles.items():
-        intervals[name] = method_intervals(single, seed)
-        intervals[f"ensemble_minus_{name}"] = difference_intervals(judged["ensemble"], single)
-    return intervals

@@ -1,16 +1,16 @@
-"""Intervals of metrics and of paired differences, each by a method whose coverage was measured; none where none holds.
+"""Intervals of metrics and of paired differences, each by a method with measured coverage; none if no method covers.
 
 | metric | interval |
 |---|---|
 | accuracy | Wilson's score interval |
 | signed gap | Wald's, after two rows right and two wrong were added |
 | difference in accuracy | Wald's, after one row won and one lost were added (Bonett and Price) |
-| ECE | inverted test (`metrics.calibration`); of a mean of several ECEs, none |
+| ECE | inverted test (`metrics.calibration`); none for a mean of several ECEs |
 | NLL, Brier, macro F1, AURC; differences in NLL and Brier | percentiles of bootstrap draws |
-| difference in ECE | none: the bias of the two values differs, and no interval that was tried covers |
+| difference in ECE | none: the biases of the two values differ, and no interval that was tried covers |
 
 `benchmarks/coverage.py` measures all of them. Below `MIN_ROWS` rows there is no interval; percentiles also need
-`MIN_OF_EACH` right and wrong rows, since resampling knows nothing of errors that were not seen.
+`MIN_OF_EACH` right and wrong rows, since resampling cannot draw errors that were not observed.
 
 Axes: `E` example, `R` resample.
 
@@ -28,18 +28,22 @@ import numpy as np
 from lorchestra.metrics.calibration import calibrated_ece, ece_interval
 from lorchestra.metrics.predictive import FloatArray
 from lorchestra.metrics.scores import RESAMPLED, RowScores, interval, resampled_metrics
+from lorchestra.metrics.table import BY_KEY, DECISIVE, METRICS
 
-COMPARED = ("accuracy", "nll", "brier")
-"""Metrics whose paired differences get intervals."""
+COMPARED = tuple(metric.key for metric in DECISIVE)
+"""Keys of the metrics whose paired differences have intervals."""
+
+_PERCENTILE = tuple(metric.key for metric in METRICS if metric.interval == "percentile")
+_PERCENTILE_DIFFERENCE = tuple(metric.key for metric in METRICS if metric.difference == "percentile")
 
 MIN_ROWS = 20
-"""Fewest rows of which an interval is given: with 10, that of the ECE covered 82 % in the worst case."""
+"""Fewest rows with an interval: with 10, that of the ECE covered 82 % in the worst case."""
 
 MIN_OF_EACH = 5
 """Fewest right and fewest wrong rows for bootstrap percentiles: with one or two, differences in NLL covered 80 %."""
 
 Z = 1.959963984540054
-"""Quantile of the standard normal distribution with 2.5 % above it, as `LEVEL` asks for."""
+"""Quantile of the standard normal distribution with 2.5 % above it, for `LEVEL`."""
 
 Ends = list[float] | None
 Draws = Mapping[str, FloatArray]
@@ -47,9 +51,9 @@ Draws = Mapping[str, FloatArray]
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """One method: rows of each of its distributions (several where it stands for the mean over members), and draws.
+    """One method: rows of its distribution, or of several for a mean over members, and draws.
 
-    `draws` are its metrics by resample, a mean over the distributions where these are several.
+    `draws` are its metrics by resample, averaged over several distributions.
     """
 
     rows: tuple[RowScores, ...]
@@ -62,19 +66,19 @@ class Judged:
 
     @property
     def least_of_each(self) -> int:
-        """The smaller of the numbers of right and wrong rows, the least over its distributions."""
+        """The smaller of the numbers of right and wrong rows, minimum over the distributions."""
         return min(int(min(rows.correct.sum(), (1 - rows.correct).sum())) for rows in self.rows)
 
     def mean(self, values: str) -> FloatArray:
-        """A property of `RowScores`, mean over the distributions, `[E]`."""
+        """A field of `RowScores`, mean over the distributions, `[E]`."""
         return np.asarray(np.mean([getattr(rows, values) for rows in self.rows], axis=0))
 
 
 def method_intervals(method: Judged, seed: int) -> dict[str, Any]:
-    """Intervals by metric of `RESAMPLED`, None where there is none; empty where no resamples were drawn.
+    """Intervals by metric of `RESAMPLED`, None if there is none; empty if no resamples were drawn.
 
-    Next to them `ece_if_calibrated`: what the ECE of perfectly calibrated confidences like these would be on as many
-    rows, as `mean` and `interval` (None for a mean of several ECEs). Every point value lies in its interval.
+    Also `ece_if_calibrated`: the ECE of perfectly calibrated confidences like these on as many rows, as `mean` and
+    `interval` (None for a mean of several ECEs). Every interval contains its point value.
     """
     if not method.draws:
         return {}
@@ -85,42 +89,42 @@ def method_intervals(method: Judged, seed: int) -> dict[str, Any]:
         "mean": float(np.mean([one.mean for one in calibrated])),
         "interval": [calibrated[0].low, calibrated[0].high] if alone else None,
     }
-    found: dict[str, Any] = dict.fromkeys(RESAMPLED)
+    intervals: dict[str, Ends] = dict.fromkeys(RESAMPLED)
     if method.num_rows >= MIN_ROWS:
-        found["accuracy"] = score_interval(method.mean("correct"))
-        found["signed_gap"] = gap_interval(method.mean("confidence"), method.mean("correct"))
+        intervals["accuracy"] = score_interval(method.mean("correct"))
+        intervals["signed_gap"] = gap_interval(method.mean("confidence"), method.mean("correct"))
         if alone:
-            found["ece"] = ece_interval(method.rows[0], calibrated[0], simulations, seed)
+            intervals["ece"] = ece_interval(method.rows[0], calibrated[0], simulations, seed)
         if method.least_of_each >= MIN_OF_EACH:
             points = [resampled_metrics(rows, np.ones((1, method.num_rows))) for rows in method.rows]
-            for metric in ("macro_f1", "nll", "brier", "aurc"):
+            for metric in _PERCENTILE:
                 point = float(np.mean([values[metric][0] for values in points]))
-                found[metric] = _with_point(interval(method.draws[metric]), point)
-    return found | {"ece_if_calibrated": reference}
+                intervals[metric] = _with_point(interval(method.draws[metric]), point)
+    return {**intervals, "ece_if_calibrated": reference}
 
 
 def difference_intervals(one: Judged, other: Judged) -> dict[str, Ends]:
-    """Intervals of the first minus the second by metric of `COMPARED`, None where there is none; empty without draws.
+    """Intervals of the first minus the second by metric of `COMPARED`, None if there is none; empty without draws.
 
-    The draws of both are of the same resamples.
+    The draws of both must be of the same resamples.
     """
     if not (one.draws and other.draws):
         return {}
-    found: dict[str, Ends] = dict.fromkeys(COMPARED)
+    intervals: dict[str, Ends] = dict.fromkeys(COMPARED)
     if one.num_rows >= MIN_ROWS:
         if _same(one, other):
             return {metric: [0.0, 0.0] for metric in COMPARED}
-        found["accuracy"] = paired_interval(one.mean("correct") - other.mean("correct"))
+        intervals["accuracy"] = paired_interval(one.mean("correct") - other.mean("correct"))
         if min(one.least_of_each, other.least_of_each) >= MIN_OF_EACH:
-            for metric in ("nll", "brier"):
+            for metric in _PERCENTILE_DIFFERENCE:
                 with np.errstate(invalid="ignore"):
                     point = float(one.mean(metric).mean() - other.mean(metric).mean())
-                    found[metric] = _with_point(interval(one.draws[metric] - other.draws[metric]), point)
-    return found
+                    intervals[metric] = _with_point(interval(one.draws[metric] - other.draws[metric]), point)
+    return intervals
 
 
 def _same(one: Judged, other: Judged) -> bool:
-    """Whether both say the same of every row: then they are one method, and no row can set them apart."""
+    """Whether both have the same scores in every row: then they are the same method."""
     return all(
         np.array_equal(getattr(mine, values), getattr(theirs, values))
         for mine in one.rows
@@ -130,15 +134,18 @@ def _same(one: Judged, other: Judged) -> bool:
 
 
 def too_few(method: Judged) -> str | None:
-    """Why intervals of a method are missing, as a sentence; None where none is."""
+    """Why intervals of a method are missing, as a sentence; None if none is."""
     if method.num_rows < MIN_ROWS:
         rows = f"{method.num_rows} rows" if method.num_rows > 1 else "one row"
         return f"No intervals: {rows} cannot carry one ({MIN_ROWS} are needed)."
     if method.least_of_each < MIN_OF_EACH:
         wrong, right = (int(sum(part.sum() for part in parts) / len(method.rows)) for parts in _wrong_and_right(method))
         few = f"{wrong} wrong" if wrong <= right else f"{right} right"
+        # the metrics that have differences first
+        metrics = sorted((BY_KEY[key] for key in _PERCENTILE), key=lambda metric: metric.difference is None)
+        *names, last = (metric.name for metric in metrics)
         return (
-            f"No intervals of NLL, Brier score, macro F1 and AURC, nor of differences in them: {few} of"
+            f"No intervals of {', '.join(names)} and {last}, nor of differences in them: {few} of"
             f" {method.num_rows} rows are too few ({MIN_OF_EACH} right and {MIN_OF_EACH} wrong are needed)."
         )
     return None
@@ -149,9 +156,9 @@ def _wrong_and_right(method: Judged) -> tuple[list[FloatArray], list[FloatArray]
 
 
 def score_interval(correct_E: FloatArray) -> list[float]:
-    """Wilson's interval of an accuracy: it has a width even where all rows are right.
+    """Wilson's interval of an accuracy: it has a width even if all rows are right.
 
-    Rows may hold a mean over members; as it varies less than a single answer, rows then count for more.
+    Rows may hold a mean over members, which varies less than a single answer; each row then counts for more.
     """
     num_rows, mean = len(correct_E), float(correct_E.mean())
     spread = mean * (1 - mean)
@@ -163,18 +170,18 @@ def score_interval(correct_E: FloatArray) -> list[float]:
 
 
 def gap_interval(confidence_E: FloatArray, correct_E: FloatArray) -> list[float]:
-    """Interval of mean confidence minus accuracy: Wald's, after two right and two wrong rows of mean confidence."""
+    """Wald's interval of mean confidence minus accuracy, with two right and two wrong rows of that confidence added."""
     mean = float(confidence_E.mean())
     return _wald(confidence_E - correct_E, [mean, mean, mean - 1, mean - 1])
 
 
 def paired_interval(difference_E: FloatArray) -> list[float]:
-    """Interval of a mean of differences in [-1, 1]: Wald's, after one row of +1 and one of -1."""
+    """Interval of a mean of differences in [-1, 1]: Wald's, with one row of +1 and one of -1 added."""
     return _wald(difference_E, [1.0, -1.0])
 
 
 def _wald(values_E: FloatArray, added: Sequence[float]) -> list[float]:
-    """Mean plus and minus Z standard errors with values added, within [-1, 1]; the mean without them lies inside."""
+    """Mean plus and minus Z standard errors with values added, within [-1, 1]; it contains the mean without them."""
     point, values = float(values_E.mean()), np.concatenate([values_E, added])
     center, half = float(values.mean()), Z * float(values.std()) / np.sqrt(len(values))
     return [max(-1.0, min(center - half, point)), min(1.0, max(center + half, point))]
@@ -186,7 +193,7 @@ def _with_point(ends: Ends, point: float) -> Ends:
 
 
 def judge(scores: Mapping[str, RowScores], draws: Mapping[str, Draws], *names: str) -> Judged:
-    """What a method is judged by: one distribution by name, or the mean over several."""
+    """Rows and draws of one distribution by name, or of the mean over several."""
     rows = tuple(scores[name] for name in names)
     if not draws:
         return Judged(rows, {})

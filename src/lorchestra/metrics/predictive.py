@@ -1,8 +1,8 @@
-"""The ensemble's predictive distribution and what it says about its own uncertainty.
+"""The ensemble's predictive distribution and its uncertainty.
 
-Pure numpy functions of log-probabilities. Axes: `M` member, `E` example, `C` choice. Rows may have different numbers of
-choices: a column past a row's own choices holds -inf, counts as probability zero and never yields NaN (0 log 0 = 0).
-Entropies and mutual information are in nats.
+Pure NumPy functions of log-probabilities. Axes: `M` member, `E` example, `C` choice. Rows may have different numbers of
+choices: columns past a row's choices hold -inf, count as probability zero and never yield NaN (0 log 0 = 0). Entropies
+and mutual information are in nats.
 
 Source: arXiv 2310.00035 for the mixture; mutual information as the gap between total and expected entropy is the usual
 decomposition of an ensemble's uncertainty.
@@ -19,10 +19,10 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 TEMPERATURE_RANGE = (0.01, 100.0)
-"""Where `fit_temperature` looks; a fit that ends on a bound means that the validation rows do not pin T down."""
+"""Range of `fit_temperature`; a fit on a bound means that the validation rows do not determine T."""
 
 TIE = 1e-12
-"""Confidences closer than this are one value: rounding must not decide an order or a bin."""
+"""Confidences closer than this are equal: rounding must not decide an order or a bin."""
 
 
 def _log_mean_exp(values: FloatArray, axis: int) -> FloatArray:
@@ -38,15 +38,15 @@ def _log_mean_exp(values: FloatArray, axis: int) -> FloatArray:
 
 
 def _normalize(scores_EC: FloatArray) -> FloatArray:
-    """Log-softmax over the last axis; the caller sees to it that each row has a finite entry."""
+    """Log-softmax over the last axis; each row must have a finite entry."""
     return scores_EC - (_log_mean_exp(scores_EC, axis=-1) + np.log(scores_EC.shape[-1]))[..., None]
 
 
 def mixture_log_probs(log_probs_MEC: FloatArray) -> FloatArray:
     """Pool the members: the log of the mean of their normalized probabilities.
 
-    `log_probs_MEC` is `[M, E, C]`; returns `[E, C]`, normalized over each row's choices. The members are summed in
-    sorted order, so that permuting them changes no bit (and so no tie of the argmax).
+    `[M, E, C]` to `[E, C]`, normalized over each row's choices. Members are summed in sorted order, so that permuting
+    them changes no bit (and so no tie of the argmax).
 
     Source: arXiv 2310.00035, the ensemble's predictive distribution.
     """
@@ -56,9 +56,9 @@ def mixture_log_probs(log_probs_MEC: FloatArray) -> FloatArray:
 def mean_of_logits(log_probs_MEC: FloatArray) -> FloatArray:
     """Pool the members by the renormalized mean of their log-probabilities: NOT the ensemble of the paper.
 
-    This is the softmax of averaged logits, a geometric mean. It is a different estimator: sharper than the mixture
-    where members disagree in confidence, and a choice that one member excludes is excluded. Offered for comparison
-    with work that pools this way. `[M, E, C]` to `[E, C]`.
+    This is the softmax of averaged logits, a geometric mean: sharper than the mixture where members disagree in
+    confidence, and a choice that one member excludes is excluded. For comparison with work that pools this way.
+    `[M, E, C]` to `[E, C]`.
 
     Raises:
         ValueError: in some row no choice has a positive probability under all members.
@@ -73,30 +73,30 @@ def mean_of_logits(log_probs_MEC: FloatArray) -> FloatArray:
 def entropy(log_probs: FloatArray) -> FloatArray:
     """Entropy in nats over the last axis: `[..., C]` to `[...]`, at least 0."""
     probs = np.exp(log_probs)
-    # exp of a very negative number is 0 as well, so the test is on the probability and not on -inf.
+    # exp of a very negative number is 0 as well, so test the probability and not for -inf.
     terms = probs * np.where(probs > 0, log_probs, 0.0)
     return np.maximum(-terms.sum(axis=-1), 0.0)
 
 
 def total_entropy(log_probs_MEC: FloatArray) -> FloatArray:
-    """Entropy of the mixture in nats, `[M, E, C]` to `[E]`: all of the uncertainty."""
+    """Entropy of the mixture in nats, `[M, E, C]` to `[E]`: the total uncertainty."""
     return entropy(mixture_log_probs(log_probs_MEC))
 
 
 def expected_entropy(log_probs_MEC: FloatArray) -> FloatArray:
-    """Mean entropy of the members in nats, `[M, E, C]` to `[E]`: what stays if one member is believed."""
+    """Mean entropy of the members in nats, `[M, E, C]` to `[E]`: the uncertainty within members."""
     return np.asarray(np.sort(entropy(log_probs_MEC), axis=0).mean(axis=0))
 
 
 def mutual_information(log_probs_MEC: FloatArray) -> FloatArray:
     """Mutual information of answer and member in nats, `[M, E, C]` to `[E]`, between 0 and ln M.
 
-    Equals total minus expected entropy. It is computed as the members' mean KL divergence from the mixture, which does
-    not cancel: equal members give exactly 0. Clipping at 0 removes rounding only.
+    Equals total minus expected entropy. Computed as the members' mean KL divergence from the mixture, which does not
+    cancel: equal members give exactly 0. Clipping at 0 removes rounding only.
     """
     probs_MEC = np.exp(log_probs_MEC)
     mixture_EC = mixture_log_probs(log_probs_MEC)
-    # Where a member's probability is positive the mixture's is too, so no -inf enters the difference.
+    # Where a member's probability is positive, so is the mixture's: no -inf enters the difference.
     possible_MEC = probs_MEC > 0
     gap_MEC = np.where(possible_MEC, log_probs_MEC, 0.0) - np.where(possible_MEC, mixture_EC, 0.0)
     divergence_ME = (probs_MEC * gap_MEC).sum(axis=-1)
@@ -134,9 +134,8 @@ def fit_temperature(log_probs_EC: FloatArray, labels_E: IntArray) -> float:
     """The one temperature T that minimizes the NLL of `labels_E` `[E]` under softmax(log p / T) `[E, C]`.
 
     The NLL is convex in 1/T, so the sign of its slope brackets the optimum; bisection over log T inside
-    `TEMPERATURE_RANGE`. A bound is returned where the optimum lies beyond it (all rows right: T to 0), and 1 where no T
-    is better than another (uniform rows). Rows whose right answer has probability zero have an infinite NLL at every T
-    and are left out.
+    `TEMPERATURE_RANGE`. Returns a bound if the optimum is outside (all rows right: T to 0), and 1 if every T is equally
+    good (uniform rows). Rows whose answer has probability zero have an infinite NLL at every T and are left out.
 
     Raises:
         ValueError: a label is unknown (-1) or out of range, or no row is left to fit on.
@@ -172,10 +171,11 @@ def fit_temperature(log_probs_EC: FloatArray, labels_E: IntArray) -> float:
 
 
 def majority_log_probs(train_labels: Sequence[int] | IntArray, num_choices_E: IntArray) -> FloatArray:
-    """Training label frequencies, one added to each, as a distribution over each row's own choices, `[E, C]`.
+    """Training label frequencies, one added to each, as a distribution over each row's choices, `[E, C]`.
 
-    For texts with labels, index c is a class; for questions it is the option's place, so the frequencies of the first
-    `num_choices` indices are renormalized row by row. The prediction is the most frequent index (the first of equals).
+    For texts with labels, index c is a class; for questions it is the position of an option, so the frequencies of the
+    first `num_choices` indices are renormalized per row. The prediction is the most frequent index (the first of
+    equals).
 
     Raises:
         ValueError: a training label is negative.
@@ -191,18 +191,18 @@ def majority_log_probs(train_labels: Sequence[int] | IntArray, num_choices_E: In
 
 
 def tie_groups(confidence_E: FloatArray) -> tuple[IntArray, IntArray]:
-    """Rows from most to least confident, `[E]`, and where in that order each group of equals starts, `[G]`."""
+    """Rows from most to least confident, `[E]`, and the start of each group of equals in that order, `[G]`."""
     order_E = np.argsort(-confidence_E, kind="stable")
     falls = -np.diff(confidence_E[order_E]) > TIE
     return order_E, np.concatenate([[0], np.flatnonzero(falls) + 1])
 
 
 def risk_coverage(log_probs_EC: FloatArray, labels_E: IntArray) -> tuple[FloatArray, FloatArray]:
-    """Error rate among the most confident rows, as ever more rows are answered.
+    """Error rate among the most confident rows, as more rows are answered.
 
     Returns coverage `[E]` (1/E, 2/E, ..., 1) and risk `[E]` (share of wrong answers among that many most confident
-    rows). Rows of equal confidence stand in for each other: each counts as the mean error of its group, which is what a
-    random order among them gives on average, so the order of rows in the file does not matter.
+    rows). A row counts as the mean error of its group of equal confidence, the expectation over a random order within
+    the group, so the order of rows in the file does not matter.
 
     Raises:
         ValueError: a label is unknown (-1) or out of range.

@@ -1,29 +1,29 @@
 """Accuracy, calibration and ranking metrics of one predictive distribution.
 
-Pure numpy functions of log-probabilities `[E, C]` (-inf in the columns past a row's choices) and labels int64 `[E]`.
+Pure NumPy functions of log-probabilities `[E, C]` (-inf in the columns past a row's choices) and labels int64 `[E]`.
 All of them refuse rows without an answer (label -1). Axes: `E` example, `C` choice, `R` resample, `K` bin, `G` group of
 equal confidence.
 
-What is more than a mean over rows has one implementation, on rows with counts: a point value has all counts 1, a
-bootstrap resample counts how often it drew each row. Nothing but sums over rows is then left to do per resample.
+Metrics that are not means over rows have one implementation, on rows with counts: a point value has all counts 1, a
+bootstrap resample counts how often it drew each row. So the work per resample is sums over rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from lorchestra.metrics.predictive import TIE, FloatArray, IntArray, check_labels, confidence, tie_groups
+from lorchestra.metrics.table import METRICS
 
 Scheme = Literal["width", "mass"]
 
 NUM_BINS = 15
-RESAMPLED = ("accuracy", "macro_f1", "nll", "ece", "signed_gap", "brier", "aurc")
-"""Metrics that get bootstrap intervals, in the order in which they are shown."""
-
+RESAMPLED = tuple(metric.key for metric in METRICS if metric.interval is not None)
+"""Keys of the metrics that are computed on every bootstrap resample."""
 
 LEVEL = 0.95
 """Coverage of every interval."""
@@ -37,10 +37,10 @@ Draws = dict[str, dict[str, FloatArray]]
 
 @dataclass(frozen=True, slots=True)
 class RowScores:
-    """All that the metrics need of each row; every field is `[E]`.
+    """What the metrics need of each row; every field is `[E]`.
 
-    `nll` is in nats and infinite where the right answer has probability zero. `brier` is the squared error summed
-    over choices.
+    `nll` is in nats, and infinite where the answer has probability zero. `brier` is the squared error summed over
+    choices.
     """
 
     labels: IntArray
@@ -82,8 +82,8 @@ def accuracy(log_probs_EC: FloatArray, labels_E: IntArray) -> float:
 def macro_f1(log_probs_EC: FloatArray, labels_E: IntArray) -> float:
     """Unweighted mean F1 over the label indices that occur as an answer or as a prediction.
 
-    Meant for texts with labels, where an index is a class. For questions with their own choices the index is only the
-    option's place, which is well defined but says little beyond accuracy.
+    Meant for texts with labels, where an index is a class. Where choices differ by row, the index is the position of an
+    option, and macro F1 says little beyond accuracy.
     """
     return _one(_macro_f1(score_rows(log_probs_EC, labels_E), _once(labels_E)))
 
@@ -91,7 +91,7 @@ def macro_f1(log_probs_EC: FloatArray, labels_E: IntArray) -> float:
 def nll(log_probs_EC: FloatArray, labels_E: IntArray) -> float:
     """Mean negative log-likelihood of the answers in nats; infinite if one answer has probability zero.
 
-    An infinite value is kept rather than clipped at some epsilon: the clip would choose the result.
+    It is not clipped at some epsilon: the clip would decide the result.
     """
     return float(score_rows(log_probs_EC, labels_E).nll.mean())
 
@@ -121,9 +121,9 @@ def aurc(log_probs_EC: FloatArray, labels_E: IntArray) -> float:
 
 
 def auroc(negative_scores: FloatArray, positive_scores: FloatArray) -> float:
-    """Chance that a positive (OOD) row scores above a negative (in-distribution) one, ties counting half.
+    """Probability that a positive (OOD) row scores above a negative (in-distribution) one, ties counting half.
 
-    Scores are one-dimensional and larger for what should be positive. From ranks, O(n log n). NaN if a side is empty.
+    Scores are one-dimensional and higher for positives. From ranks, O(n log n). NaN if a side is empty.
 
     Raises:
         ValueError: a score is NaN.
@@ -134,9 +134,9 @@ def auroc(negative_scores: FloatArray, positive_scores: FloatArray) -> float:
     num_negative, num_positive = len(negative_scores), len(positive_scores)
     if not num_negative or not num_positive:
         return float("nan")
-    _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    _, index, counts = np.unique(scores, return_inverse=True, return_counts=True)
     mid_ranks = np.cumsum(counts) - (counts - 1) / 2
-    rank_sum = mid_ranks[place[num_negative:]].sum()
+    rank_sum = mid_ranks[index[num_negative:]].sum()
     return float((rank_sum - num_positive * (num_positive + 1) / 2) / (num_negative * num_positive))
 
 
@@ -144,8 +144,8 @@ def bin_rows(confidence_E: FloatArray, bins: int = NUM_BINS, scheme: Scheme = "w
     """Index of each row's bin `(lo, hi]`, int64 `[E]` in 0..bins-1.
 
     `width`: equal widths over [0, 1]. `mass`: upper edges at the order statistics k E / bins, so that bins hold about
-    equally many rows; equal confidences always share a bin, which leaves others smaller or empty. A confidence within
-    1e-12 above an edge counts as on it.
+    the same number of rows; equal confidences share a bin, so others may be smaller or empty. A confidence within 1e-12
+    above an edge counts as on it.
 
     Raises:
         ValueError: fewer than one bin, or an unknown scheme.
@@ -157,7 +157,7 @@ def bin_rows(confidence_E: FloatArray, bins: int = NUM_BINS, scheme: Scheme = "w
         upper_K = steps_K / bins
     elif scheme == "mass":
         num_rows = len(confidence_E)
-        # Integer ceil(k E / bins): a rounded product could land one row too far.
+        # Integer ceil(k E / bins): a rounded product could be one row off.
         upper_K = np.sort(confidence_E)[-(-steps_K * num_rows // bins) - 1]
     else:
         raise ValueError(f"scheme is {scheme!r}, not 'width' or 'mass'")
@@ -165,29 +165,27 @@ def bin_rows(confidence_E: FloatArray, bins: int = NUM_BINS, scheme: Scheme = "w
 
 
 def all_metrics(log_probs_EC: FloatArray, labels_E: IntArray) -> dict[str, float]:
-    """Every metric of one predictive distribution by name.
+    """Every metric of one predictive distribution by key, in the order of `table.METRICS`.
 
-    Beside those of `RESAMPLED`: `ece_width_10/15/20` and `ece_mass_10/15/20` (`ece` is `ece_width_15`),
-    `mean_confidence`, and `num_zero_probability`, the rows whose answer got probability zero (if any, `nll` is
-    infinite).
+    `num_zero_probability` counts the rows whose answer got probability zero; if there are any, `nll` is infinite.
     """
     rows = score_rows(log_probs_EC, labels_E)
-    once = _once(labels_E)
-    values = {name: float(value[0]) for name, value in resampled_metrics(rows, once).items()}
-    schemes: tuple[Scheme, ...] = ("width", "mass")
-    for scheme in schemes:
-        for bins in (10, 15, 20):
-            values[f"ece_{scheme}_{bins}"] = _one(_ece(rows, once, bins, scheme))
-    values["mean_confidence"] = float(rows.confidence.mean())
-    values["num_zero_probability"] = int(np.isinf(rows.nll).sum())
-    return values
+    values = {key: _one(value) for key, value in resampled_metrics(rows, _once(labels_E)).items()}
+    values |= {key: function(rows) for key, function in _POINT_METRICS.items()}
+    return {metric.key: values[metric.key] for metric in METRICS}
 
 
 def resampled_metrics(rows: RowScores, counts_RE: FloatArray) -> dict[str, FloatArray]:
     """The metrics of `RESAMPLED`, each `[R]`, on R resamples that hold row e `counts_RE[r, e]` times.
 
-    Counts are whole numbers, as floats, of the same positive sum in every resample.
+    Counts are whole numbers as floats, with the same positive sum in every resample.
     """
+    values = _means(rows, counts_RE) | {key: function(rows, counts_RE) for key, function in _ON_COUNTS.items()}
+    return {key: values[key] for key in RESAMPLED}
+
+
+def _means(rows: RowScores, counts_RE: FloatArray) -> dict[str, FloatArray]:
+    """The metrics that are means over rows, each `[R]`, by one matrix product."""
     infinite_E = np.isinf(rows.nll)
     columns = np.stack(
         [
@@ -202,20 +200,17 @@ def resampled_metrics(rows: RowScores, counts_RE: FloatArray) -> dict[str, Float
     means = (counts_RE @ columns) / counts_RE.sum(axis=1, keepdims=True)
     return {
         "accuracy": means[:, 0],
-        "macro_f1": _macro_f1(rows, counts_RE),
         "nll": np.where(means[:, 2] > 0, np.inf, means[:, 1]),
-        "ece": _ece(rows, counts_RE, NUM_BINS, "width"),
         "signed_gap": means[:, 3],
         "brier": means[:, 4],
-        "aurc": _aurc(rows, counts_RE),
     }
 
 
 def bootstrap(scores: Mapping[str, RowScores], resamples: int, seed: int) -> Draws:
     """The metrics of every method on the same resamples of examples; empty for 0 resamples.
 
-    Sharing the resamples makes differences between methods paired. Repeating rows adds noise within each bin, so the
-    draws of an ECE lean upward and can even leave its point value out; differences of ECEs suffer less.
+    Sharing the resamples makes differences between methods paired. Repeated rows add noise within each bin, so the
+    draws of an ECE are biased upward and may all exceed its point value; differences of ECEs suffer less.
     """
     num_rows = len(next(iter(scores.values())).labels)
     generator = np.random.default_rng(seed)
@@ -235,13 +230,13 @@ def bootstrap(scores: Mapping[str, RowScores], resamples: int, seed: int) -> Dra
 
 
 def interval(draws_R: FloatArray) -> list[float] | None:
-    """Low and high end of the percentile interval that holds `LEVEL` of the draws.
+    """Low and high end of the percentile interval of `LEVEL` of the draws.
 
-    None where a draw is undefined (the difference of two infinite NLLs).
+    None if a draw is undefined (the difference of two infinite NLLs).
     """
     if np.isnan(draws_R).any():
         return None
-    # Order statistics and no interpolation between them, which infinite draws would not survive.
+    # Order statistics without interpolation, which infinite draws would turn into NaN.
     ordered_R = np.sort(draws_R)
     outside = int(round((1 - LEVEL) / 2 * len(ordered_R), 9))
     return [float(ordered_R[outside]), float(ordered_R[-1 - outside])]
@@ -258,11 +253,11 @@ def _macro_f1(rows: RowScores, counts_RE: FloatArray) -> FloatArray:
     return np.asarray(f1.sum(axis=1) / (occurrences > 0).sum(axis=1))
 
 
-def _ece(rows: RowScores, counts_RE: FloatArray, bins: int, scheme: Scheme) -> FloatArray:
-    """ECE `[R]`. A bin's share times its |mean gap| is |sum of gaps| / E, so one product with `[E, K]` does it."""
-    place_E = bin_rows(rows.confidence, bins, scheme)
-    gaps_EK = np.zeros((len(place_E), bins))
-    gaps_EK[np.arange(len(place_E)), place_E] = rows.confidence - rows.correct
+def _ece(rows: RowScores, counts_RE: FloatArray, bins: int = NUM_BINS, scheme: Scheme = "width") -> FloatArray:
+    """ECE `[R]`. A bin's share times its |mean gap| is |sum of gaps| / E, so one product with `[E, K]` suffices."""
+    bin_E = bin_rows(rows.confidence, bins, scheme)
+    gaps_EK = np.zeros((len(bin_E), bins))
+    gaps_EK[np.arange(len(bin_E)), bin_E] = rows.confidence - rows.correct
     return np.abs(counts_RE @ gaps_EK).sum(axis=1) / counts_RE.sum(axis=1)
 
 
@@ -270,7 +265,7 @@ def _aurc(rows: RowScores, counts_RE: FloatArray) -> FloatArray:
     """AURC `[R]`, summed group by group of equal confidence.
 
     Within a group of c rows with mean error e, after n rows with S errors, the risks are (S + (k - n) e) / k for
-    k = n+1..n+c. They add up to c e + (S - n e) (H(n+c) - H(n)) with the harmonic numbers H: no loop over rows.
+    k = n+1..n+c. They sum to c e + (S - n e) (H(n+c) - H(n)) with the harmonic numbers H: no loop over rows.
     """
     order_E, starts_G = tie_groups(rows.confidence)
     sorted_RE = counts_RE[:, order_E]
@@ -293,3 +288,24 @@ def _once(labels_E: IntArray) -> FloatArray:
 
 def _one(value_R: FloatArray) -> float:
     return float(value_R[0])
+
+
+_ON_COUNTS: dict[str, Callable[[RowScores, FloatArray], FloatArray]] = {
+    "macro_f1": _macro_f1,
+    "ece": _ece,
+    "aurc": _aurc,
+}
+"""Resampled metrics that are not means over rows."""
+
+
+def _point_ece(bins: int, scheme: Scheme) -> Callable[[RowScores], float]:
+    return lambda rows: _one(_ece(rows, _once(rows.labels), bins, scheme))
+
+
+_SCHEMES: tuple[Scheme, ...] = ("width", "mass")
+_POINT_METRICS: dict[str, Callable[[RowScores], float]] = {
+    **{f"ece_{scheme}_{bins}": _point_ece(bins, scheme) for scheme in _SCHEMES for bins in (10, 15, 20)},
+    "mean_confidence": lambda rows: float(rows.confidence.mean()),
+    "num_zero_probability": lambda rows: int(np.isinf(rows.nll).sum()),
+}
+"""Metrics that are not resampled."""

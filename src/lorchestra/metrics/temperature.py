@@ -1,6 +1,6 @@
-"""Temperature scaling that few rows cannot drive to an extreme: a fit under a weak prior, with what it rests on.
+"""Temperature scaling under a weak prior, so that few rows cannot drive it to an extreme.
 
-Pure numpy functions of log-probabilities `[E, C]` and labels `[E]`. Axes: `E` example, `C` choice.
+Pure NumPy functions of log-probabilities `[E, C]` and labels `[E]`. Axes: `E` example, `C` choice.
 """
 
 from __future__ import annotations
@@ -14,45 +14,36 @@ from lorchestra.metrics.predictive import TEMPERATURE_RANGE, FloatArray, IntArra
 from lorchestra.metrics.validation import only_answer
 
 PRIOR_STD = 0.5
-"""Standard deviation of the prior of log T around 0: 95 % of it lies between T = 0.38 and T = 2.7."""
+"""Standard deviation of the prior of log T around 0: 95 % of it is between T = 0.38 and T = 2.7."""
 
 _GRID = 400
-"""Steps in log T between which the minimum is looked for; the penalized NLL may have several local ones."""
+"""Grid steps in log T that bracket the minimum; the penalized NLL may have several local minima."""
 
 
 @dataclass(frozen=True, slots=True)
 class TemperatureFit:
-    """A temperature, or why there is none.
-
-    `T` is None exactly where `reason` is given. `notes` are sentences on what the fit rests on; empty where there is
-    nothing to say.
-    """
+    """A temperature, or the `reason` why there is none; `notes` say what the fit depends on besides the rows."""
 
     T: float | None
     num_rows: int
     reason: str | None = None
     notes: tuple[str, ...] = ()
 
-    def record(self) -> dict[str, object]:
-        """What `metrics.json` holds of it: `T`, `num_rows`, and `reason` and `notes` where there are any."""
-        found: dict[str, object] = {"T": self.T, "num_rows": self.num_rows}
-        found |= {} if self.reason is None else {"reason": self.reason}
-        return found | ({"notes": list(self.notes)} if self.notes else {})
-
 
 def regularized_temperature(
     log_probs_EC: FloatArray, labels_E: IntArray, options: Sequence[tuple[str, ...]], *, prior: bool = True
 ) -> TemperatureFit:
-    """Fit T on validation rows, or give the reason why these rows cannot judge it.
+    """Fit T on validation rows, or give the reason why these rows cannot determine it.
 
-    T minimizes the summed NLL plus `(log T)^2 / (2 PRIOR_STD^2)`: T = 1 where rows say nothing, and the rows' NLL alone
-    where they are many, since it grows with their number. No T is given where no row gives its answer a positive
-    probability, or where all rows have the same label: how sure answers of one class may be says nothing of the others.
+    T minimizes the summed NLL plus `(log T)^2 / (2 PRIOR_STD^2)`: T = 1 for rows without information, and close to the
+    minimum of the NLL for many rows, since the NLL grows with their number. There is no T where no row gives its answer
+    a positive probability, or where all rows have the same label: the confidence in one class says nothing about the
+    others.
 
     Args:
         log_probs_EC: normalized.
         labels_E: answers.
-        options: each row's choices; where they are the same in all rows, an index is a class.
+        options: each row's choices; if they are the same in all rows, an index is a class.
         prior: False minimizes the NLL alone.
 
     Raises:
@@ -107,7 +98,7 @@ def _penalized(log_probs_EC: FloatArray, labels_E: IntArray) -> float:
         return float((normalizer_E - target_E * scale).sum() + u * u / (2 * PRIOR_STD**2))
 
     def slope(u: float) -> float:
-        """Its derivative by u."""
+        """Derivative of `value` by u."""
         scale = np.exp(-u)
         weights_EC = np.exp(scores_EC * scale)
         expected_E = (weights_EC * finite_EC).sum(axis=-1) / weights_EC.sum(axis=-1)

@@ -1,7 +1,4 @@
-"""Validation rows that can decide little, in plain words.
-
-They choose the kept adapters (`train.keep: best`), the best member and every temperature.
-"""
+"""Notes on validation rows that decide little: they choose the kept adapters, the best member and temperatures."""
 
 from __future__ import annotations
 
@@ -10,13 +7,13 @@ from collections.abc import Sequence
 from lorchestra.metrics.predictive import IntArray
 
 FEW_ROWS = 50
-"""With fewer rows a note says so: the standard error of a mean NLL is then about a tenth of a nat."""
+"""With fewer rows there is a note: the standard error of a mean NLL is then about a tenth of a nat."""
 
 
 def only_answer(labels_E: IntArray | Sequence[int], options: Sequence[tuple[str, ...]]) -> str | None:
-    """The one answer that all rows have, in quotes; None where they have several, or where rows differ in choices.
+    """The one answer that all rows have, in quotes; None with several answers, or where choices differ by row.
 
-    Where every row brings its own choices, an index is no class, and equal indices mean nothing.
+    Where choices differ by row, an index is not a class, and equal indices mean nothing.
     """
     labels = {int(label) for label in labels_E}
     if len(labels) != 1 or len(set(options)) != 1 or len(options[0]) < 2:
@@ -25,7 +22,7 @@ def only_answer(labels_E: IntArray | Sequence[int], options: Sequence[tuple[str,
 
 
 def weak_validation(labels_E: IntArray | Sequence[int], options: Sequence[tuple[str, ...]]) -> list[str]:
-    """Sentences about validation rows that are few or have a single answer; none where there is nothing to say.
+    """Sentences about validation rows that are few or have a single answer.
 
     Args:
         labels_E: answers, as indices of choices.

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,6 @@ from lorchestra.config.adapt import AdaptConfig, check_adapt
 from lorchestra.errors import ConfigError
 from lorchestra.models.init import AdapterSettings, check_adapter_settings, init_adapters, make_adapter_settings
 from lorchestra.models.patching import (
-    PassSlot,
     decoder_layers,
     gate_layers,
     parse_layers,
@@ -30,12 +28,16 @@ from lorchestra.models.support import check_architecture, set_attention
 from lorchestra.models.targets import features, find_targets
 from lorchestra.nn.adapters import StackedAdapters
 from lorchestra.nn.attention import make_attention
+from lorchestra.nn.context import ContextSlot, ForwardContext
 from lorchestra.nn.kv_cache import PrefixCache
 from lorchestra.nn.lora import MemberLoRALinear
 from lorchestra.nn.packing import BASE, PackedBatch, pack_prefix
 from lorchestra.nn.scoring import choice_log_probs
 
 _instances = itertools.count()
+
+OutputKind = Literal["log_probs", "logits", "head_states", "trunk"]
+"""What a forward pass computes; see `EnsembleModel.forward`."""
 
 
 class EnsembleModel:
@@ -66,7 +68,8 @@ class EnsembleModel:
             make_adapter_settings(adapt, seed) if adapter_settings is None else tuple(adapter_settings)
         )
         check_adapter_settings(adapt, self.adapter_settings)
-        self.slot = PassSlot()
+        self.slot = ContextSlot()
+        self.gradient_checkpointing = False
         layers = decoder_layers(model)
         self.num_layers = len(layers)
         self.layers = parse_layers(adapt.layers, self.num_layers)
@@ -120,91 +123,71 @@ class EnsembleModel:
         """Where the base is."""
         return self.adapters.values.device
 
-    def log_probs(self, batch: PackedBatch, hidden: Tensor | None = None) -> Tensor:
-        """Normalized log-probabilities of every item's choices, `[B, C]`.
+    def forward(
+        self,
+        batch: PackedBatch,
+        outputs: OutputKind = "log_probs",
+        *,
+        hidden: Tensor | None = None,
+        head_states: Tensor | None = None,
+    ) -> Tensor:
+        """One forward pass over a packed batch: the only place where the model is called.
 
         Args:
-            batch: packed items of any members.
-            hidden: the batch's trunk `[1, N, D]` (see `trunk`), or None to run the whole model.
+            batch: packed items of any members, or of the base.
+            outputs: what is computed.
+
+                - log_probs: normalized log-probabilities of every item's choices, `[B, C]`;
+                - logits: the head's output over the vocabulary at the positions that are read, `[K, V]`: those of
+                  `batch.scoring`, or each item's last token where items have no choices;
+                - head_states: what the head gets at these positions, `[K, D]`, without gradient;
+                - trunk: hidden states below the first adapted layer, `[1, N, D]`, without gradient: frozen, and the
+                  same for all members.
+            hidden: the batch's trunk, `[1, N, D]`; None runs the whole model.
+            head_states: `[B, D]`, with "logits": what the head gets instead of its input. The model then runs without
+                its layers, so that what it does to its head's output (a cap, a scale) is done here, too, and any batch
+                will do: some tokens have to go in. Returns `[B, V]`, without gradient.
         """
-        return choice_log_probs(self.logits(batch, hidden, batch.scoring.option_ids), batch.scoring)
-
-    def logits(self, batch: PackedBatch, hidden: Tensor | None, option_ids: Tensor | None) -> Tensor:
-        """The head's output at the kept positions, `[K, U]`: of the option ids, or `[K, V]` where they are None."""
-        self.slot.option_ids = option_ids
-        if hidden is not None:
-            self.slot.first_layer, self.slot.hidden = self.trunk_layers, hidden
-        try:
-            return self._run(batch, keep=batch.scoring.keep).logits[0]
-        finally:
-            self.slot.option_ids = None
-            self.slot.first_layer, self.slot.hidden = 0, None
-
-    def with_vocabulary(self, batch: PackedBatch, hidden: Tensor | None, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """As `log_probs`, `[B, C]`, and normalized log-probabilities of every token where the answer begins.
-
-        Args:
-            batch: as for `log_probs`.
-            hidden: as for `log_probs`.
-            rows: places in the batch of the items whose distribution over the vocabulary is wanted, `[len(rows), V]`.
-        """
-        logits, scoring = self.logits(batch, hidden, None), batch.scoring
-        first = logits[scoring.term_rows[list(rows), 0, 0]]
-        options = logits if scoring.option_ids is None else logits[:, scoring.option_ids]
-        return choice_log_probs(options, scoring), _log_softmax(first)
-
-    @torch.no_grad()
-    def base_states(self, batch: PackedBatch, hidden: Tensor | None = None) -> Tensor:
-        """What the output head is given where each item's answer begins, `[B, D]`.
-
-        Args:
-            batch: packed items of the base, or of members that have the base's last hidden states.
-            hidden: as for `log_probs`.
-        """
-        seen: list[Tensor] = []
-        with self._at_head(lambda given: seen.append(given)):
-            self.logits(batch, hidden, batch.scoring.keep.new_zeros(1))  # one token: the logits are not wanted
-        return seen[0][0, batch.scoring.term_rows[:, 0, 0]]
-
-    @torch.no_grad()
-    def vocabulary_log_probs(self, batch: PackedBatch, states_BD: Tensor) -> Tensor:
-        """The distribution over the vocabulary, `[B, V]`, that the head makes of what `base_states` gave.
-
-        The model runs without its layers, so that whatever it does to its head's output (a cap, a scale) is done here,
-        too. `batch` is any packed batch: some tokens have to go in.
-        """
-        self.slot.first_layer = self.num_layers
-        try:
-            with self._at_head(lambda given: (states_BD[None],)):
-                return _log_softmax(self._run(batch, keep=batch.scoring.keep[:1]).logits[0])
-        finally:
-            self.slot.first_layer = 0
-
-    @contextlib.contextmanager
-    def _at_head(self, see: Callable[[Tensor], tuple[Tensor] | None]) -> Iterator[None]:
-        """Let `see` look at what the output head is given, and put another tensor in its place."""
-        head: nn.Module = self.model.get_output_embeddings()  # type: ignore[operator]
-        hook = head.register_forward_pre_hook(lambda _, given: see(given[0]))
-        try:
-            yield
-        finally:
-            hook.remove()
-
-    @torch.no_grad()
-    def trunk(self, batch: PackedBatch) -> Tensor:
-        """Hidden states below the first adapted layer, `[1, N, D]`: frozen, and equal for all members."""
-        self.slot.last_layer = self.trunk_layers
-        try:
-            self._run(batch, keep=batch.scoring.keep[:1])
-            captured = self.slot.captured
-        finally:
-            self.slot.last_layer = self.slot.captured = None
-        assert captured is not None
-        return captured
+        reads_choices = outputs != "trunk" and head_states is None and all(i.example.choices for i in batch.items)
+        keep = batch.scoring.keep if reads_choices else torch.tensor(batch.last_positions, device=self.device)
+        first_layer = 0 if hidden is None else self.trunk_layers
+        option_ids = None
+        if outputs == "log_probs":
+            option_ids = batch.scoring.option_ids
+        elif outputs == "head_states":
+            option_ids = keep.new_zeros(1)  # one token: the logits are not read
+        if head_states is not None:
+            first_layer = self.num_layers
+        context = ForwardContext(
+            packing=batch.packing,
+            keep=keep[:1] if outputs == "trunk" or head_states is not None else keep,
+            first_layer=first_layer,
+            last_layer=self.trunk_layers if outputs == "trunk" else None,
+            hidden=hidden,
+            option_ids=option_ids,
+            head_states=head_states,
+            capture_head=outputs == "head_states",
+            checkpointing=self.gradient_checkpointing,
+        )
+        with_gradient = outputs in ("log_probs", "logits") and head_states is None
+        with torch.set_grad_enabled(with_gradient and torch.is_grad_enabled()), self.slot.use(context):
+            result = self.model(
+                input_ids=batch.packing.input_ids,
+                position_ids=batch.packing.position_ids,
+                use_cache=False,
+                logits_to_keep=context.keep,
+            )
+        if outputs == "trunk":
+            return context.captured[0]
+        if outputs == "head_states":
+            return context.captured[0][0]
+        if outputs == "logits":
+            return result.logits[0]
+        return choice_log_probs(result.logits[0], batch.scoring)
 
     @torch.no_grad()
     def prefill(self, tokens: tuple[int, ...], members: Sequence[int], token_budget: int) -> PrefixCache:
-        """Run first tokens that rows have in common once for each member, and keep what attention needs of them.
+        """Run first tokens that rows have in common once for each member, and cache their keys and values.
 
         Args:
             tokens: the first tokens.
@@ -214,30 +197,13 @@ class EnsembleModel:
         prefix = PrefixCache(tokens)
         hidden = None
         if self.trunk_layers > 0:  # below the cut, the base stands for all members
-            hidden = self.trunk(pack_prefix(prefix, [BASE], self.device))
+            hidden = self.forward(pack_prefix(prefix, [BASE], self.device), "trunk")
         at_once = max(1, token_budget // len(tokens))
         for start in range(0, len(members), at_once):
             batch = pack_prefix(prefix, members[start : start + at_once], self.device)
             below = None if hidden is None else hidden.repeat(1, len(batch.items), 1)
-            self.log_probs(batch, below)
+            self.forward(batch, "head_states", hidden=below)
         return prefix
-
-    def _run(self, batch: PackedBatch, keep: Tensor) -> Any:
-        """One pass over a packed batch; the head sees the positions `keep` only."""
-        self.slot.packing, self.slot.keep = batch.packing, keep
-        try:
-            return self.model(
-                input_ids=batch.packing.input_ids,
-                position_ids=batch.packing.position_ids,
-                use_cache=False,
-                logits_to_keep=keep,
-            )
-        finally:
-            self.slot.packing = self.slot.keep = None
-
-
-def _log_softmax(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=-1)
 
 
 def _register_attention(ensemble: EnsembleModel) -> str:

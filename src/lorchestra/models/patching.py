@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,7 +24,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lorchestra.errors import ConfigError
-from lorchestra.nn.lora import MemberLoRALinear, PackingSlot
+from lorchestra.nn.context import ContextSlot
+from lorchestra.nn.lora import MemberLoRALinear
 
 
 class _GatedProduct(torch.autograd.Function):
@@ -49,28 +49,6 @@ class _GatedProduct(torch.autograd.Function):
 def gated_product(gate: Tensor, up: Tensor) -> Tensor:
     """`silu(gate) * up`, elementwise."""
     return _GatedProduct.apply(gate, up)
-
-
-@dataclass
-class PassSlot(PackingSlot):
-    """The state of the pass under way, read by all gates of one model."""
-
-    first_layer: int = 0
-    """Decoder layers below this one are skipped."""
-    last_layer: int | None = None
-    """Decoder layers from this one on are skipped; None skips none."""
-    hidden: Tensor | None = None
-    """`[1, N, D]`: what the first layer that runs is fed instead of what comes from below."""
-    captured: Tensor | None = None
-    """`[1, N, D]`: what came out below `last_layer`, where it is set."""
-    keep: Tensor | None = None
-    """`[K]`: packed positions whose outputs are read; None where all are."""
-    option_ids: Tensor | None = None
-    """`[U]`: vocabulary rows that the head computes; None for all."""
-    checkpointing: bool = False
-    """Recompute each layer in the backward pass."""
-    as_tuple: bool = False
-    """Whether this architecture's layers hand their output on in a tuple, as seen in the last layer that ran."""
 
 
 def text_config(model: nn.Module) -> Any:
@@ -100,48 +78,33 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     )
 
 
-def gate_layers(layers: nn.ModuleList, slot: PassSlot) -> None:
+def gate_layers(layers: nn.ModuleList, slot: ContextSlot) -> None:
     """Put a gate before every decoder layer."""
     for index, layer in enumerate(layers):
         layer.forward = _gated(layer.forward, index, slot)
 
 
-def _gated(original: Callable[..., Any], index: int, slot: PassSlot) -> Callable[..., Any]:
+def _gated(original: Callable[..., Any], index: int, slot: ContextSlot) -> Callable[..., Any]:
     def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if slot.last_layer == index:
-            slot.captured = hidden_states
-        if index < slot.first_layer or (slot.last_layer is not None and index >= slot.last_layer):
-            return (hidden_states,) if slot.as_tuple else hidden_states
-        if slot.hidden is not None and index == slot.first_layer:
-            hidden_states = slot.hidden
-        if slot.checkpointing:
-            run = checkpoint(
-                original, hidden_states, *args, use_reentrant=False, context_fn=lambda: _recompute(slot), **kwargs
-            )
+        context = slot.current
+        if context is None:
+            return original(hidden_states, *args, **kwargs)
+        if context.last_layer == index:
+            context.captured.append(hidden_states)
+        if index < context.first_layer or (context.last_layer is not None and index >= context.last_layer):
+            return (hidden_states,) if slot.returns_tuple else hidden_states
+        if context.hidden is not None and index == context.first_layer:
+            hidden_states = context.hidden
+        if context.checkpointing:
+            # the layer is recomputed during the backward pass, when another pass may be under way
+            contexts = lambda: (contextlib.nullcontext(), slot.use(context))  # noqa: E731
+            out = checkpoint(original, hidden_states, *args, use_reentrant=False, context_fn=contexts, **kwargs)
         else:
-            run = original(hidden_states, *args, **kwargs)
-        slot.as_tuple = isinstance(run, tuple)
-        return run
+            out = original(hidden_states, *args, **kwargs)
+        slot.returns_tuple = isinstance(out, tuple)
+        return out
 
     return forward
-
-
-def _recompute(
-    slot: PassSlot,
-) -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
-    """Contexts for a checkpointed layer: plain forward, and a recompute that sees the packing of *its* forward."""
-    then = slot.packing, slot.keep
-
-    @contextlib.contextmanager
-    def restored() -> Iterator[None]:
-        now = slot.packing, slot.keep
-        slot.packing, slot.keep = then
-        try:
-            yield
-        finally:
-            slot.packing, slot.keep = now
-
-    return contextlib.nullcontext(), restored()
 
 
 def slim_gated_mlps(layers: nn.ModuleList) -> None:
@@ -176,7 +139,7 @@ def _is_gated_mlp(module: Any) -> bool:
         return False
 
 
-def restrict_last_mlp(layer: nn.Module, slot: PassSlot) -> None:
+def restrict_last_mlp(layer: nn.Module, slot: ContextSlot) -> None:
     """Let the last decoder layer's MLP compute only the positions that are read afterwards.
 
     Behind the last attention every token goes its own way, so what an MLP makes of the other tokens is never seen; that
@@ -189,31 +152,39 @@ def restrict_last_mlp(layer: nn.Module, slot: PassSlot) -> None:
     original = mlp.forward
 
     def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
-        packing, keep = slot.packing, slot.keep
-        if packing is None or keep is None or args or kwargs or hidden.shape[:-1] != (1, packing.num_tokens):
+        context = slot.current
+        if context is None or args or kwargs or hidden.shape[:-1] != (1, context.packing.num_tokens):
             return original(hidden, *args, **kwargs)
+        num_tokens, keep = context.packing.num_tokens, context.keep
         out = original(hidden[:, keep])
         first, *routing = (
             out if isinstance(out, tuple) else (out,)
         )  # experts may hand on their routing, which nobody reads
         if not isinstance(first, Tensor) or first.shape[:-1] != (1, len(keep)):
             return original(hidden)
-        whole = first.new_zeros(1, packing.num_tokens, first.shape[-1]).index_copy(1, keep, first)
+        whole = first.new_zeros(1, num_tokens, first.shape[-1]).index_copy(1, keep, first)
         return whole if first is out else (whole, *routing)
 
     mlp.forward = forward
 
 
-def restrict_head(head: nn.Module, slot: PassSlot) -> None:
-    """Let the output head compute only the slot's option rows, where they are set."""
+def restrict_head(head: nn.Module, slot: ContextSlot) -> None:
+    """Let the output head compute only the context's option rows, on its states and captured, where these are set."""
     original = head.forward
 
     def forward(hidden: Tensor) -> Tensor:
-        if slot.option_ids is None:
+        context = slot.current
+        if context is None:
+            return original(hidden)
+        if context.capture_head:
+            context.captured.append(hidden)
+        if context.head_states is not None:
+            hidden = context.head_states[None]
+        if context.option_ids is None:
             return original(hidden)
         weight: Any = head.weight
         bias: Any = getattr(head, "bias", None)
-        return F.linear(hidden, weight[slot.option_ids], None if bias is None else bias[slot.option_ids])
+        return F.linear(hidden, weight[context.option_ids], None if bias is None else bias[context.option_ids])
 
     head.forward = forward
 

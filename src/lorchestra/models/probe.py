@@ -63,7 +63,7 @@ def probe(ensemble: EnsembleModel) -> float:
 def _try_trunk(ensemble: EnsembleModel, batch: PackedBatch, packed: Tensor, tolerance: float) -> float:
     refused = f"adapt.layers: {ensemble.adapt.layers!r} cannot be used with {type(ensemble.model).__name__}: "
     with _refusing(f"{refused}computing the layers below once fails", "use adapt.layers: all"):
-        cut = (_packed_logits(ensemble, batch, ensemble.trunk(batch)) - packed).abs().max().item()
+        cut = (_packed_logits(ensemble, batch, ensemble.forward(batch, "trunk")) - packed).abs().max().item()
     if not cut <= tolerance:
         raise ConfigError(
             f"{refused}computing the layers below once changes the answers by {cut:.3g}; use adapt.layers: all"
@@ -142,7 +142,7 @@ def _longest_window(ensemble: EnsembleModel) -> int:
 
 def _packed_logits(ensemble: EnsembleModel, batch: PackedBatch, hidden: Tensor | None) -> Tensor:
     """Logits over the vocabulary at every position that scores a choice, `[K, V]`."""
-    return _widened(ensemble.logits(batch, hidden, option_ids=None))
+    return _widened(ensemble.forward(batch, "logits", hidden=hidden))
 
 
 def _stock_logits(ensemble: EnsembleModel, example: EncodedExample) -> Tensor:

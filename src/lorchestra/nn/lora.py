@@ -1,13 +1,8 @@
-"""All members' low-rank products of a linear map in one grouped kernel each, for a GPU in bfloat16.
+"""LoRA for packed batches: a frozen linear map with M adapters, each applied to its member's span.
 
-There a kernel a member costs more than its arithmetic. `torch.nn.functional.grouped_mm` takes the members' ragged spans
-as they lie on the token axis; its gradients, as the loop's in `lora`, save the input and the rank-R product alone.
-
-M low-rank adapters on one frozen linear map, applied to packed tokens of all members at once.
-
-`h = W0 x + scaling_m B_m A_m x` for the tokens of member m (Hu et al., arXiv 2106.09685; ensembles: arXiv 2310.00035).
-The base product runs once over all tokens; each member's small products run on its own contiguous span, one after the
-other or, where `grouped` says so, in one kernel for all.
+On a CPU, and in full precision, one member after the other. On a GPU in bfloat16, where a kernel per member would cost
+more than its arithmetic, all low-rank products of a map are one grouped kernel each: `torch.nn.functional.grouped_mm`
+takes the members' ragged spans as they are on the token axis. Both save the input and the rank-R product alone.
 """
 
 from __future__ import annotations
@@ -20,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lorchestra.nn.context import ContextSlot
 from lorchestra.nn.dropout import keep_mask
 from lorchestra.nn.packing import BASE, Packing, Span
 from lorchestra.nn.seeding import derive_seed
@@ -90,16 +86,6 @@ class GroupedLoRA(torch.autograd.Function):
 
 def _masked(values: Tensor, mask: Tensor | None) -> Tensor:
     return values if mask is None else values * mask
-
-
-@dataclass
-class PackingSlot:
-    """The one place where a model's layers find the packing of the pass under way.
-
-    A plain object, not a thread-local: a checkpointed layer is recomputed on autograd's own thread.
-    """
-
-    packing: Packing | None = None
 
 
 @dataclass(frozen=True)
@@ -192,7 +178,7 @@ class MemberLoRALinear(nn.Module):
         B: `[O, R]`, one a member.
         scaling: `lora_alpha / r`, one a member.
         dropout: rate on the adapter's input, one a member.
-        slot: where the packing of the pass is found.
+        slot: holds the packing of the pass under way.
         name: the module's name in the model; its dropout stream derives from it.
     """
 
@@ -204,7 +190,7 @@ class MemberLoRALinear(nn.Module):
         *,
         scaling: Sequence[float],
         dropout: Sequence[float],
-        slot: PackingSlot,
+        slot: ContextSlot,
         name: str,
     ) -> None:
         super().__init__()

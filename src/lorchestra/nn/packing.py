@@ -1,11 +1,9 @@
-"""Where everything lies on the packed token axis: segments that see one another, and the members' spans.
+"""Packed ragged batches: (member, row) pairs on one token axis `[1, N]`, without padding.
 
-A row is a tree of segments: its prefix, and one segment for what each choice adds to it. A segment's tokens attend
-causally to themselves and wholly to the segments of their context; nothing else is visible, whatever shares the batch.
-
-Packed ragged batches: (member, row) pairs on one token axis `[1, N]`, without padding.
-
-Rows are sorted by member, so that each member owns one contiguous span; `layout` says what lies where.
+Rows are sorted by member, so that each member has one contiguous span. A row is a tree of segments: its prefix, and one
+segment for what each choice adds to it. A segment's tokens attend causally to themselves and fully to the segments of
+their context; nothing else is visible, whatever shares the batch. What is read of a batch, such as the choices' scores,
+is not decided here (see `nn.scoring`): a row may be tokens without choices.
 """
 
 from __future__ import annotations
@@ -25,15 +23,19 @@ from lorchestra.types import EncodedExample
 
 BASE = -1
 """The member index of the base itself: no adapter is applied."""
+FORWARD_BUDGET_FACTOR = 2.5
+"""Tokens of a forward pass alone for one of a training step's, on a CPU."""
+MIN_SHARED_PREFIX = 16
+"""Common first tokens from which sharing them is worth the shorter attention segments."""
 _MAX_COPIES, _MAX_SEGMENTS = 3, 512
-"""Bounds of a run of segments: keys put together for it, in tokens of the batch; and segments."""
+"""Bounds of a group of segments: its keys, in multiples of the batch's tokens; and its segments."""
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
     """Tokens `start:stop` of the packed axis, and the indices of the segments they see before themselves.
 
-    Before all of these come the first tokens that were kept for member `cached_for`, if any.
+    Before all of these come the cached first tokens of member `cached_for`, if any.
     """
 
     start: int
@@ -49,7 +51,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Tokens `start:stop` of the packed axis: all that belongs to one member."""
+    """Tokens `start:stop` of the packed axis: all tokens of one member."""
 
     member: int
     start: int
@@ -58,7 +60,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Bucket:
-    """Segments of like length, to be computed as one padded batch (on CUDA, where many small kernels cost most)."""
+    """Segments of similar length, to be computed as one padded batch (on CUDA, where many small kernels cost most)."""
 
     slots: Tensor
     """int64 `[S, T]`: the packed token in each slot; N, one past the last token, in padding."""
@@ -69,37 +71,40 @@ class Bucket:
 
 
 @dataclass(frozen=True)
-class Run:
-    """Neighboring segments that go through an attention kernel of variable lengths together."""
+class SegmentGroup:
+    """Neighboring segments that go through one call of a variable-length attention kernel.
+
+    Names of bounds as in FlashAttention.
+    """
 
     segments: slice
-    """Their places among all segments."""
+    """Their indices among all segments."""
     tokens: slice
     """Their tokens."""
-    queries: Tensor
-    """int32 `[S + 1]`: where each one's queries begin, and where the last one's end."""
-    keys: Tensor
-    """int32 `[S + 1]`: the same of the keys each sees: what was kept, its context and its own, one after the other."""
-    longest_query: int
-    longest_key: int
+    cu_seqlens_q: Tensor
+    """int32 `[S + 1]`: where each segment's queries start, and where the last one's end."""
+    cu_seqlens_k: Tensor
+    """int32 `[S + 1]`: the same for the keys that each sees: cached ones, its context and its tokens, in this order."""
+    max_seqlen_q: int
+    max_seqlen_k: int
 
 
 @dataclass(frozen=True)
 class Packing:
-    """Where everything lies on the packed token axis; all that attention and the LoRA layers need to know."""
+    """Layout of the packed token axis: all that attention and the LoRA layers need to know."""
 
     input_ids: Tensor
     """int64 `[1, N]`."""
     position_ids: Tensor
-    """int64 `[1, N]`: each token's place in its own row; a choice goes on after its prefix."""
+    """int64 `[1, N]`: each token's position in its row; a choice continues its prefix."""
     segments: tuple[Segment, ...]
     spans: tuple[Span, ...]
     dropout_keys: Tensor | None
     """int64 `[N]`, or None where dropout is off."""
     prefix: PrefixCache | None = None
-    """First tokens whose keys and values are kept: seen by the segments, or filled by this very pass (`fills`)."""
-    fills: bool = False
-    """Whether each span is the prefix itself, to be kept for its member."""
+    """First tokens with cached keys and values: seen by the segments, or written by this very pass (`prefill`)."""
+    prefill: bool = False
+    """Whether each span is the prefix itself, to be cached for its member."""
 
     @property
     def num_tokens(self) -> int:
@@ -112,34 +117,36 @@ class Packing:
         return torch.tensor([span.stop for span in self.spans], dtype=torch.int32, device=self.input_ids.device)
 
     @cached_property
-    def runs(self) -> tuple[Run, ...]:
-        """All segments, in runs: what segments see is put together a run at a time, which bounds its copies."""
-        own = [s.stop - s.start for s in self.segments]
-        kept = [0 if s.cached_for is None or self.prefix is None else len(self.prefix) for s in self.segments]
-        seen = [n + k + sum(own[i] for i in s.context) for n, k, s in zip(own, kept, self.segments, strict=True)]
-        runs: list[Run] = []
+    def segment_groups(self) -> tuple[SegmentGroup, ...]:
+        """All segments in groups: the keys that segments see are concatenated per group, which bounds the copies."""
+        lengths = [s.stop - s.start for s in self.segments]
+        cached = [0 if s.cached_for is None or self.prefix is None else len(self.prefix) for s in self.segments]
+        keys = [
+            n + c + sum(lengths[i] for i in s.context) for n, c, s in zip(lengths, cached, self.segments, strict=True)
+        ]
+        groups: list[SegmentGroup] = []
         first = held = 0
-        for index in range(len(own) + 1):
-            full = index - first >= _MAX_SEGMENTS or held + sum(seen[index : index + 1]) > _MAX_COPIES * sum(own)
-            if index == len(own) or (full and index > first):
-                runs.append(self._run(first, own[first:index], seen[first:index]))
+        for index in range(len(lengths) + 1):
+            full = index - first >= _MAX_SEGMENTS or held + sum(keys[index : index + 1]) > _MAX_COPIES * sum(lengths)
+            if index == len(lengths) or (full and index > first):
+                groups.append(self._group(first, lengths[first:index], keys[first:index]))
                 first, held = index, 0
-            held += sum(seen[index : index + 1])
-        return tuple(runs)
+            held += sum(keys[index : index + 1])
+        return tuple(groups)
 
-    def _run(self, first: int, own: list[int], seen: list[int]) -> Run:
+    def _group(self, first: int, queries: list[int], keys: list[int]) -> SegmentGroup:
         def cumulative(lengths: list[int]) -> Tensor:
             ends = [0, *itertools.accumulate(lengths)]
             return torch.tensor(ends, dtype=torch.int32, device=self.input_ids.device)
 
         start = self.segments[first].start
-        return Run(
-            slice(first, first + len(own)),
-            slice(start, start + sum(own)),
-            cumulative(own),
-            cumulative(seen),
-            max(own),
-            max(seen),
+        return SegmentGroup(
+            slice(first, first + len(queries)),
+            slice(start, start + sum(queries)),
+            cumulative(queries),
+            cumulative(keys),
+            max(queries),
+            max(keys),
         )
 
     @cached_property
@@ -156,44 +163,49 @@ class Packing:
     def _bucket(self, segments: Sequence[Segment]) -> Bucket:
         starts = torch.tensor([[s.start] for s in segments])
         lengths = torch.tensor([[s.stop - s.start] for s in segments])
-        places = torch.arange(int(lengths[0]))
-        slots = torch.where(places < lengths, starts + places, self.num_tokens)
+        positions = torch.arange(int(lengths[0]))
+        slots = torch.where(positions < lengths, starts + positions, self.num_tokens)
         filled = (slots.flatten() < self.num_tokens).nonzero().squeeze(1)
         device = self.input_ids.device
         return Bucket(slots.to(device), filled.to(device), slots.flatten()[filled].to(device))
-
-
-FORWARD_BUDGET_FACTOR = 2.5
-"""Tokens of a forward pass alone for one of a training step's, on a CPU."""
-MIN_SHARED_PREFIX = 16
-"""Common first tokens from which sharing them is worth the shorter attention segments."""
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
     """One row for one member.
 
-    `dropout_seed` is None where dropout is off (evaluation), else the seed of this member, step and row.
+    `dropout_seed` is None where dropout is off (evaluation), else the seed of this member, step and row. `index` is
+    where the caller wants the result; packing reorders items.
     """
 
     member: int
     example: EncodedExample
     dropout_seed: int | None = None
+    index: int = 0
 
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """A micro-batch: its items in packed order, where they lie, and how they are scored."""
+    """A micro-batch: its items in packed order, and their layout."""
 
     items: tuple[Item, ...]
     packing: Packing
-    scoring: ChoiceScoring
+    last_positions: tuple[int, ...]
+    """Packed position of each item's last prefix token, after which its answer starts."""
+    choice_starts: tuple[tuple[int, ...], ...]
+    """Per item and choice, the packed position of the choice's first fed token."""
     shared: int = 0
-    """First tokens that all rows have in common, laid once at the start of each member's span, or kept from before."""
+    """First tokens that all rows have in common, at the start of each member's span or cached."""
+
+    @cached_property
+    def scoring(self) -> ChoiceScoring:
+        """How the items' choices are scored; items without choices have no score."""
+        examples = [item.example for item in self.items]
+        return score_positions(examples, self.last_positions, self.choice_starts, self.packing.input_ids.device)
 
 
 def shareable_prefix(rows: Sequence[EncodedExample], dropout: bool) -> int:
-    """How many first tokens are worth computing once for all rows; 0 under dropout, whose masks are a row's own."""
+    """How many first tokens are worth computing once for all rows; 0 under dropout, whose masks differ per row."""
     shared = 0 if dropout else common_prefix(rows)
     return shared if shared >= MIN_SHARED_PREFIX else 0
 
@@ -221,19 +233,19 @@ def plan_micro_batches(
     """Cut items, sorted by member (a stable sort), into micro-batches of at most `token_budget` tokens.
 
     A row longer than the budget gets a micro-batch of its own: the longest row sets the least. `shared` first tokens of
-    every row count once a member and micro-batch, or not at all where they are kept in `prefix` (see `pack`).
+    every row count once per member and micro-batch, or not at all where they are cached in `prefix` (see `pack`).
     """
-    fed = shared if prefix is None else 0
+    shared_size = shared if prefix is None else 0
     batches: list[list[Item]] = []
-    room = 0
+    remaining = 0
     for item in sorted(items, key=lambda item: item.member):
-        own = item.example.num_tokens - shared
-        size = own if batches and batches[-1][-1].member == item.member else own + fed
-        if not batches or size > room:
+        row_size = item.example.num_tokens - shared
+        size = row_size if batches and batches[-1][-1].member == item.member else row_size + shared_size
+        if not batches or size > remaining:
             batches.append([])
-            room, size = token_budget, own + fed
+            remaining, size = token_budget, row_size + shared_size
         batches[-1].append(item)
-        room -= size
+        remaining -= size
     return batches
 
 
@@ -247,26 +259,26 @@ def pack(
         device: where the index tensors go.
         shared: number of first tokens that all rows have in common (`common_prefix`); each member computes them once,
             as a segment that its rows have as context.
-        prefix: these tokens, already kept for every member: then they are not in the batch at all.
+        prefix: these tokens, cached for every member: then they are not in the batch at all.
 
     Raises:
         ValueError: no items, items not sorted by member, a prefix that is not the shared one, or a shared prefix
-            together with dropout (whose masks are a row's own).
+            together with dropout (whose masks differ per row).
     """
     if not items:
         raise ValueError("cannot pack an empty list of items")
     if any(a.member > b.member for a, b in itertools.pairwise(items)):
         raise ValueError("items must be sorted by member: a member's tokens are one contiguous span")
     if shared and any(item.dropout_seed is not None for item in items):
-        raise ValueError("rows under dropout cannot share a prefix: every row has masks of its own")
+        raise ValueError("rows under dropout cannot share a prefix: masks are drawn per row")
     if prefix is not None and len(prefix) != shared:
-        raise ValueError(f"the rows share {shared} first tokens, and {len(prefix)} are kept")
+        raise ValueError(f"the rows share {shared} first tokens, and {len(prefix)} are cached")
     ids: list[int] = []
     positions: list[int] = []
     segments: list[Segment] = []
     spans: list[Span] = []
-    choice_starts: list[list[int]] = []
-    prefix_ends: list[int] = []
+    choice_starts: list[tuple[int, ...]] = []
+    last_positions: list[int] = []
     context: tuple[int, ...] = ()
     for item in items:
         start = len(ids)
@@ -275,7 +287,7 @@ def pack(
             ids.extend(item.example.prefix[:shared])
             positions.extend(range(shared))
             segments.append(Segment(start, len(ids)))
-        prefix_ends.append(len(ids) + len(item.example.prefix) - shared - 1)
+        last_positions.append(len(ids) + len(item.example.prefix) - shared - 1)
         cached_for = None if prefix is None else item.member
         choice_starts.append(_append_row(item.example, ids, positions, segments, shared, context, cached_for))
         if spans and spans[-1].member == item.member:
@@ -290,19 +302,14 @@ def pack(
         dropout_keys=_dropout_keys(items, device),
         prefix=prefix,
     )
-    return PackedBatch(
-        tuple(items),
-        packing,
-        score_positions([item.example for item in items], prefix_ends, choice_starts, device),
-        shared,
-    )
+    return PackedBatch(tuple(items), packing, tuple(last_positions), tuple(choice_starts), shared)
 
 
 def pack_prefix(prefix: PrefixCache, members: Sequence[int], device: torch.device | str = "cpu") -> PackedBatch:
-    """The prefix itself, once for each of some members (ascending): the pass over it keeps what rows need."""
-    row = EncodedExample(0, prefix.tokens, ((0,),), None)  # the choice is never fed, and its score not looked at
+    """The prefix itself, once for each of some members (ascending): the pass over it caches keys and values."""
+    row = EncodedExample(0, prefix.tokens, (), None)
     batch = pack([Item(member, row) for member in members], device)
-    return replace(batch, packing=replace(batch.packing, prefix=prefix, fills=True))
+    return replace(batch, packing=replace(batch.packing, prefix=prefix, prefill=True))
 
 
 def _append_row(
@@ -313,11 +320,11 @@ def _append_row(
     shared: int,
     context: tuple[int, ...],
     cached_for: int | None,
-) -> list[int]:
-    """Append one row's own tokens and segments; return, per choice, the packed position of its first fed token.
+) -> tuple[int, ...]:
+    """Append one row's tokens and segments; return, per choice, the packed position of its first fed token.
 
-    A choice's last token is only predicted, never fed, so a choice of one token adds nothing. Of the `shared` first
-    tokens, if any, `context` is the segment, or they are kept for the member `cached_for`.
+    A choice's last token is only predicted, never fed, so a choice of one token adds nothing. The `shared` first
+    tokens, if any, are the segment `context`, or cached for the member `cached_for`.
     """
     start = len(ids)
     ids.extend(example.prefix[shared:])
@@ -332,7 +339,7 @@ def _append_row(
             segments.append(Segment(len(ids), len(ids) + len(fed), seen, cached_for))
             ids.extend(fed)
             positions.extend(range(len(example.prefix), len(example.prefix) + len(fed)))
-    return starts
+    return tuple(starts)
 
 
 def _dropout_keys(items: Sequence[Item], device: torch.device | str) -> Tensor | None:

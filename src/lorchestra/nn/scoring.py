@@ -1,4 +1,4 @@
-"""Which outputs of a packed pass score which choice of which row."""
+"""Scores of choices: which outputs of a packed pass make them, and what they are."""
 
 from __future__ import annotations
 
@@ -48,11 +48,16 @@ def score_positions(
         prefix_ends: the packed position of each one's last prefix token.
         choice_starts: for each row and choice, the packed position of the choice's first fed token.
         device: where the index tensors go.
+
+    Raises:
+        ValueError: a row has no choices.
     """
+    if not all(example.choices for example in examples):
+        raise ValueError("rows without choices have no score; ask for logits")
     num_choices = max(len(example.choices) for example in examples)
     num_terms = max(len(choice) for example in examples for choice in example.choices)
     shape = (len(examples), num_choices, num_terms)
-    places = torch.full(shape, prefix_ends[0], dtype=torch.int64)
+    positions = torch.full(shape, prefix_ends[0], dtype=torch.int64)
     tokens = torch.zeros(shape, dtype=torch.int64)
     mask = torch.zeros(shape, dtype=torch.bool)
     for b, example in enumerate(examples):
@@ -60,10 +65,10 @@ def score_positions(
             length = len(choice)
             mask[b, c, :length] = True
             tokens[b, c, :length] = torch.tensor(choice)
-            places[b, c, 0] = prefix_ends[b]
+            positions[b, c, 0] = prefix_ends[b]
             if length > 1:
-                places[b, c, 1:length] = torch.arange(choice_starts[b][c], choice_starts[b][c] + length - 1)
-    keep, term_rows = torch.unique(places, return_inverse=True)
+                positions[b, c, 1:length] = torch.arange(choice_starts[b][c], choice_starts[b][c] + length - 1)
+    keep, term_rows = torch.unique(positions, return_inverse=True)
     divisors = None
     if any(example.divisors is not None for example in examples):
         divisors = torch.ones(shape[:2], dtype=torch.float64)
@@ -82,6 +87,11 @@ def score_positions(
         option_ids=None if option_ids is None else option_ids.to(device),
         divisors=None if divisors is None else divisors.to(device),
     )
+
+
+def normalize(logits: Tensor) -> Tensor:
+    """Log-probabilities over the last dimension, in float32 or wider."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=-1)
 
 
 def choice_log_probs(logits_KU: Tensor, scoring: ChoiceScoring) -> Tensor:

@@ -1,1 +1,1 @@
-"""The paper's figures, its ablations and what its readers asked for: recipes, pictures, tables and sentences."""
+"""The paper's figures and ablations: recipes, trainings, pictures, tables and sentences."""

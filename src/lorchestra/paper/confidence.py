@@ -1,4 +1,4 @@
-"""Fig. 1: how confident are wrong answers? The few-shot base, one LoRA, the ensemble under strong weight decay."""
+"""Fig. 1: confidence of wrong answers of the few-shot base, one LoRA, and the ensemble with strong weight decay."""
 
 from __future__ import annotations
 
@@ -16,13 +16,11 @@ from lorchestra.paper.page import (
     ENSEMBLE_COLOR,
     SINGLE_COLOR,
     PaperFigure,
-    Row,
-    Rows,
     panels,
     per_task,
     percent,
 )
-from lorchestra.paper.results import FinishedRun, regularizer
+from lorchestra.paper.results import FinishedRun, Row, Rows, regularizer, unique
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,18 +31,18 @@ _POINTS = 512
 
 
 def table(runs: Sequence[FinishedRun]) -> list[Row]:
-    """One row an answer: `task`, `method`, `id`, `choices`, `confidence` (largest probability) and `correct`.
+    """One row per answer: `task`, `method`, `id`, `choices`, `confidence` (largest probability) and `correct`.
 
     Raises:
-        TrainingError: a task lacks its plain or its decayed run.
+        TrainingError: a task lacks its run with or without weight decay.
     """
     rows: list[Row] = []
     for task in dict.fromkeys(run.task for run in runs):
-        own = {regularizer(run.settings)[0]: run for run in runs if run.task == task}
-        if not own.keys() >= {"none", "decay on B"}:
+        by_name = {regularizer(run.settings)[0]: run for run in runs if run.task == task}
+        if not by_name.keys() >= {"none", "decay on B"}:
             raise TrainingError(f"fig1, {task}: needs a run without regularizer and one with decay on B; one failed")
-        plain, decayed = own["none"].test, own["decay on B"].test
-        few_shot = own["none"].baseline("base_few_shot")
+        plain, decayed = by_name["none"].test, by_name["decay on B"].test
+        few_shot = by_name["none"].baseline("base_few_shot")
         answers = {} if few_shot is None else {FEW_SHOT: [mixture_log_probs(few_shot.log_probs_MEC)]}
         answers |= {ONE: list(plain.log_probs_MEC), ENSEMBLE: [mixture_log_probs(decayed.log_probs_MEC)]}
         for method, distributions in answers.items():
@@ -66,14 +64,14 @@ def table(runs: Sequence[FinishedRun]) -> list[Row]:
 
 
 def draw(figure: Figure, rows: Rows) -> None:
-    """One panel per task; no confidence lies below one over the largest number of choices."""
-    for task, own, (axes,) in panels(figure, rows, 1, (6.4, 3.6)):
-        low = 1 / max(row["choices"] for row in own)
+    """One panel per task; the density starts at one over the largest number of choices, the lowest confidence."""
+    for task, of_task, (axes,) in panels(figure, rows, 1, (6.4, 3.6)):
+        low = 1 / max(row["choices"] for row in of_task)
         grid = np.linspace(low, 1, _POINTS)
         for method, (color, style) in _STYLES.items():
-            wrong = _wrong(own, method)
+            wrong = _wrong(of_task, method)
             if len(wrong):
-                label = f"{method}: {percent(_accuracy(own, method))} right"
+                label = f"{method}: {percent(_accuracy(of_task, method))} right"
                 density = kernel_density(wrong, grid, low, 1.0)
                 axes.plot(grid, density, style, color=color, label=label, linewidth=1.8)
                 axes.fill_between(grid, density, color=color, alpha=0.12, linewidth=0)
@@ -92,7 +90,7 @@ def draw(figure: Figure, rows: Rows) -> None:
 
 def _sentence(rows: Rows) -> str:
     parts = []
-    for method in dict.fromkeys(row["method"] for row in rows):
+    for method in unique(rows, "method"):
         wrong = _wrong(rows, method)
         mean = f"{wrong.mean():.2f}" if len(wrong) else "none"
         parts.append(f"{mean} for {method} ({percent(_accuracy(rows, method))} right)")

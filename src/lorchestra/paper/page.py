@@ -1,45 +1,49 @@
-"""One page of output a figure: the picture, its data, and one sentence that says what it shows here."""
+"""One page of output per figure: the picture, its data, a sentence that summarizes them, and a caption."""
 
 from __future__ import annotations
 
 import csv
 import io
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lorchestra.errors import LorchestraError
-from lorchestra.paper.results import METRICS, tasks_of
+from lorchestra.metrics.table import BY_KEY
+from lorchestra.paper.results import ENSEMBLE, METRICS, ONE, REGULARIZERS, FinishedRun, Row, Rows, by_task
 from lorchestra.report.figure import ENSEMBLE_COLOR, SINGLE_COLOR
 from lorchestra.store.atomic import atomic_path, atomic_write_text
+from lorchestra.store.records import read_splits
+from lorchestra.store.run_dir import read_json
+from lorchestra.store.schema import check_shape
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import XAxis, YAxis
     from matplotlib.figure import Figure
 
-Row = dict[str, Any]
-Rows = Sequence[Mapping[str, Any]]
-
 BASE_COLOR, THIRD_COLOR = "#555555", "#009E73"
-"""Gray for the base, bluish green for what stands beside one LoRA (vermilion) and the ensemble (blue)."""
+"""Gray for the base; bluish green for a third method next to one LoRA (vermilion) and the ensemble (blue)."""
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's colors, apart for every kind of color vision."""
+"""Okabe and Ito's palette, distinguishable with any color vision."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-TITLES = {"accuracy": "accuracy (%)", "nll": "NLL (nats)", "ece": "ECE (%)"}
-"""Metrics as axes name them; accuracy and ECE are drawn in percent."""
-SHARES = ("accuracy", "ece")
+STYLES = {"one": (SINGLE_COLOR, "s", ONE), "ensemble": (ENSEMBLE_COLOR, "o", ENSEMBLE)}
+"""Color, marker and label of the methods, by prefix of their columns."""
+TITLES = {key: BY_KEY[key].axis_label for key in METRICS}
+"""Axis titles of metrics; accuracy and ECE are drawn in percent."""
 _CAPTION_WIDTH = 18.0
-"""Letters of the caption to an inch of the picture."""
-
-__all__ = ["ENSEMBLE_COLOR", "SINGLE_COLOR"]
+"""Letters of the caption per inch of the picture."""
+_PAPER = {"adapt.members": 5, "adapt.r": 8}
+"""Settings known from arXiv 2310.00035, whose strengths of the decay on B are 1e2 and 1e3."""
 
 
 @dataclass(frozen=True)
 class PaperFigure:
-    """A figure: its data from finished runs, and picture and sentence from the data alone."""
+    """How a figure is made: its data from finished runs, then picture and sentence from the data alone."""
 
-    table: Callable[[Sequence[Any]], list[Row]]
+    table: Callable[..., list[Row]]
     """From finished runs (`baselines`: from the results of a comparison)."""
     draw: Callable[[Figure, Rows], None]
     sentence: Callable[[Rows], str]
@@ -49,11 +53,11 @@ def write_page(figure: PaperFigure, rows: Rows, folder: Path, name: str, caption
     """Write `NAME.png`, `NAME.svg`, `data.csv` and `sentence.txt`; returns the sentence.
 
     Args:
-        figure: what to draw.
+        figure: the figure to draw.
         rows: its data.
-        folder: where to; made where it is missing.
+        folder: output directory, created if missing.
         name: the figure's name.
-        caption: what was trained; it stands below the picture and behind the sentence.
+        caption: description of the training, shown below the picture and after the sentence.
 
     Raises:
         LorchestraError: matplotlib is not installed.
@@ -66,7 +70,7 @@ def write_page(figure: PaperFigure, rows: Rows, folder: Path, name: str, caption
     except ImportError as error:
         raise LorchestraError("figures need matplotlib: pip install 'lorchestra[report]'") from error
     sentence = figure.sentence(rows)
-    # text of an SVG as text, and no random ids in it: the same data give the same file
+    # SVG with real text and without random ids: the same data give the same file
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "text.parse_math": False}):
         picture = Figure(dpi=150, layout="constrained")
         FigureCanvasAgg(picture)
@@ -76,7 +80,7 @@ def write_page(figure: PaperFigure, rows: Rows, folder: Path, name: str, caption
         for kind, metadata in (("png", None), ("svg", {"Date": None})):
             with atomic_path(folder / f"{name}.{kind}") as temporary:
                 picture.savefig(temporary, format=kind, metadata=metadata)
-            picture.set_layout_engine("none")  # it is laid out now; doing it again takes a third of the time
+            picture.set_layout_engine("none")  # the layout is done; repeating it takes a third of the time
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -86,68 +90,99 @@ def write_page(figure: PaperFigure, rows: Rows, folder: Path, name: str, caption
     return sentence
 
 
+def caption(runs: Sequence[FinishedRun], profile: str, compared_task: str | None = None) -> str:
+    """The settings that all of a figure's runs share: the paper's values, then this project's.
+
+    Args:
+        runs: the figure's runs; what varies between them is in its data.
+        profile: the profile they were trained with.
+        compared_task: the task, if `runs` holds the directory of a comparison of methods.
+    """
+    config, varied = runs[0].config, {field for run in runs for field in run.settings}
+    adapt, train = config.adapt, config.train
+    values = {"adapt.members": ("M", adapt.members), "adapt.r": ("r", adapt.r)}
+    shared = [(*values[field], value) for field, value in _PAPER.items() if field not in varied]
+    paper = [f"{name} = {value}" for name, value, paper_value in shared if value == paper_value]
+    ours = [f"{name} = {value} (paper: {paper_value})" for name, value, paper_value in shared if value != paper_value]
+    sizes = []
+    for task, run in {compared_task or run.task: run for run in runs}.items():
+        splits = read_splits(run.run, "train", "test")
+        sizes.append(f"{task} ({splits['train']['num_examples']} training, {splits['test']['num_examples']} test rows)")
+    epochs = "epoch" if train.epochs == 1 else "epochs"
+    modules = adapt.target_modules if isinstance(adapt.target_modules, str) else ", ".join(adapt.target_modules)
+    alpha = "" if "adapt.lora_alpha" in varied else f"alpha {adapt.lora_alpha:g} on "
+    ours += [
+        f"{config.base.name.rstrip('/').rpartition('/')[2]} (paper: LLaMA-13b)",
+        "; ".join(sizes),
+        f"{alpha}{modules}, layers {adapt.layers}",
+        f"AdamW, lr {train.lr:g} {train.schedule}, {train.epochs} {epochs} of batches of {train.batch_size}",
+        f"{_scoring(runs[0], compared_task)} scoring, few-shot base with {config.evaluate.few_shot} rows,"
+        f" seed {train.seed}",
+    ]
+    if compared_task is None:
+        prompts = dict.fromkeys(str(run.record["prompt_template"]) for run in runs)
+        ours.append("prompt " + ", ".join('"' + prompt.replace("\n", " / ") + '"' for prompt in prompts))
+    if varied & REGULARIZERS.keys():
+        ours.append("strengths of the regularizers, except 100 and 1000 of the decay on B")
+    as_in_paper = f"As in the paper: {', '.join(paper)}. " if paper else ""
+    return f"{as_in_paper}This project's setting (profile {profile}): {'; '.join(ours)}."
+
+
+def _scoring(run: FinishedRun, compared_task: str | None) -> str:
+    """The resolved scoring of a run or of a comparison."""
+    if compared_task is None:
+        return str(run.record["scoring"])
+    path = run.run.inside("compare.json")
+    record = read_json(path)
+    check_shape(record, {"resolved": {"data": {"scoring": str}}}, path)
+    return str(record["resolved"]["data"]["scoring"])
+
+
 def scaled(metric: str, value: float) -> float:
     """A metric in the unit in which it is drawn."""
-    return 100 * value if metric in SHARES else value
+    return BY_KEY[metric].factor * value
 
 
-def panels(figure: Figure, rows: Rows, columns: int, size: tuple[float, float] = (3.6, 3.1)) -> list[Any]:
-    """One row of panels for each task, each of `size` in inches, with the task's rows: `(task, rows, panels)`."""
-    tasks = tasks_of(rows)
+def panels(
+    figure: Figure, rows: Rows, columns: int, size: tuple[float, float] = (3.6, 3.1)
+) -> list[tuple[str, Rows, list[Axes]]]:
+    """One row of panels per task, each panel of `size` inches: `(task, its rows, its panels)`."""
+    tasks = by_task(rows)
     figure.set_size_inches(size[0] * columns, size[1] * len(tasks) + 1.0)
     grid = figure.subplots(len(tasks), columns, squeeze=False)
-    return [(task, own, list(line)) for (task, own), line in zip(tasks.items(), grid, strict=True)]
+    return [(task, of_task, list(line)) for (task, of_task), line in zip(tasks.items(), grid, strict=True)]
 
 
-def panels_of_metrics(
-    figure: Figure, rows: Rows, xlabel: str, columns: int, draw: Callable[[Any, str, Rows, int, str], None]
-) -> None:
-    """A panel a metric for each task, over whole numbers, and one legend of so many columns.
-
-    `draw(axes, metric, rows, i, name)` draws the rows of the i-th regularizer, of that name, into a panel.
-    """
-    names = list(dict.fromkeys(row["regularizer"] for row in rows))
-    lines = panels(figure, rows, len(METRICS))
-    for task, own, grid in lines:
-        for axes, metric in zip(grid, METRICS, strict=True):
-            for i, name in enumerate(names):
-                draw(axes, metric, [row for row in own if row["regularizer"] == name], i, name)
-            axes.set(xlabel=xlabel, title=f"{task}: {TITLES[metric]}")
-            axes.xaxis.get_major_locator().set_params(integer=True)
-            axes.grid(color="0.92")
-    shared_legend(figure, lines[0][2][0], columns)
-
-
-def shared_legend(figure: Figure, axes: Any, columns: int) -> None:
-    """One legend above all panels, where it hides nothing."""
+def shared_legend(axes: Axes, columns: int) -> None:
+    """One legend above all panels, made from the labels of one of them."""
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(
+    axes.figure.legend(
         handles,
         labels,
         loc="outside upper center",
         ncols=columns,
         frameon=False,
         fontsize="small",
-        handlelength=2.8,  # a dashed line is seen to be one
+        handlelength=2.8,  # long enough to show dashes
     )
 
 
-def plain_log_scale(axis: Any) -> None:
-    """A logarithmic axis with ticks at powers of ten, written out."""
+def plain_log_scale(axis: XAxis | YAxis) -> None:
+    """A logarithmic axis with plain numbers at the powers of ten."""
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
-    axis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 
 
-def per_task(rows: Rows, say: Callable[[Rows], str]) -> str:
-    """One sentence about each task, named where there are several."""
-    tasks = tasks_of(rows)
-    told = [(f"{task}: " if len(tasks) > 1 else "") + say(own) for task, own in tasks.items()]
-    return "; ".join(told) + "."
+def per_task(rows: Rows, sentence: Callable[[Rows], str]) -> str:
+    """One sentence per task, with the task's name if there are several."""
+    tasks = by_task(rows)
+    parts = [(f"{task}: " if len(tasks) > 1 else "") + sentence(of_task) for task, of_task in tasks.items()]
+    return "; ".join(parts) + "."
 
 
 def percent(value: float) -> str:
-    """A share as a text."""
+    """A share as text."""
     return f"{100 * value:.1f} %"

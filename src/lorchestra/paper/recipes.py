@@ -1,4 +1,4 @@
-"""Recipes of figures and profiles of scale: read from YAML, and made into points to train."""
+"""Recipes of figures and profiles of scale: read from YAML and expanded into points to train."""
 
 from __future__ import annotations
 
@@ -12,59 +12,61 @@ from lorchestra.config.mappings import differences, from_mapping, read_mapping
 from lorchestra.config.run import RunConfig
 from lorchestra.errors import ConfigError, did_you_mean
 
+Settings = Mapping[str, Any]
+"""The settings in which the points of a figure differ, by dotted field."""
 _PROFILES = "profiles"
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a figure needs to be trained; `recipes/paper/<figure>.yaml`."""
+    """How a figure is trained; `recipes/paper/<figure>.yaml`."""
 
     title: str = ""
-    """What the figure shows, in one line."""
+    """Title of the figure, one line."""
     points: tuple[dict, ...] = ()
-    """Points by dotted setting; a list of values stands for a point each, several lists for their combinations, and
-    `$name` for a value of the profile."""
+    """Points as values by dotted setting. A list expands to one point per value, several lists to their combinations;
+    `$name` is replaced by a value of the profile."""
     each_epoch: bool = False
     """Whether the test rows are predicted after every epoch."""
     ood: bool = False
-    """Whether rows unlike the training rows are predicted."""
+    """Whether OOD rows are predicted."""
     evaluate: bool = True
     """Whether runs are evaluated on the test rows."""
     separate: bool = False
-    """Whether every point is trained by itself, so that its cost is its own."""
+    """Whether every point is trained separately, so that its cost can be measured."""
     one_task: bool = False
-    """Whether the first of several tasks is enough."""
+    """Whether only the first of several tasks is used."""
     methods: tuple[str, ...] = ()
-    """Methods to compare on the first point's configuration, in place of training the points."""
+    """Methods to compare on the first point's configuration, instead of training the points."""
     profiles: dict = field(default_factory=dict)
-    """Other values of the above at a profile, by its name."""
+    """Overrides of the fields above, by profile name."""
 
 
 @dataclass(frozen=True)
 class Profile:
-    """A scale at which figures are trained; one of `recipes/paper/profiles.yaml`."""
+    """A scale at which figures are trained; an entry of `recipes/paper/profiles.yaml`."""
 
     name: str = ""
     """Its name."""
     summary: str = ""
-    """What it takes, in one line."""
+    """Required time and hardware, one line."""
     settings: RunConfig = field(default_factory=RunConfig)
-    """The settings that all its points have in common."""
+    """The settings shared by all points."""
     tasks: tuple[str, ...] = ()
-    """Tasks by name, each of which gets all points; none for the demo's headlines."""
+    """Tasks by name, each trained with all points; empty for the demo's headlines."""
     ood: tuple[str, ...] = ()
-    """Tasks by name with rows unlike the training rows."""
+    """OOD tasks by name."""
     values: dict = field(default_factory=dict)
-    """What `$name` stands for in points."""
+    """Values of `$name` in points."""
     values_by_task: dict = field(default_factory=dict)
-    """The same for single tasks, in place of the above."""
+    """Overrides of `values` for single tasks."""
 
 
 def recipes_folder() -> Path:
-    """The folder with the recipes: within the installed package, or beside the sources of a checkout.
+    """The folder with the recipes: in the installed package, or in the root of a source checkout.
 
     Raises:
-        ConfigError: neither is there.
+        ConfigError: neither exists.
     """
     package = Path(__file__).parents[1]
     for folder in (package / "recipes" / "paper", package.parents[1] / "recipes" / "paper"):
@@ -74,10 +76,10 @@ def recipes_folder() -> Path:
 
 
 def read_profile(name: str) -> Profile:
-    """A profile by name.
+    """Read a profile.
 
     Raises:
-        ConfigError: an unknown name (the nearest is suggested), or a damaged file.
+        ConfigError: unknown name (the closest is suggested), or invalid file.
     """
     known = profile_names()
     if name not in known:
@@ -93,59 +95,59 @@ def profile_names() -> tuple[str, ...]:
 
 
 def read_figure(name: str, profile: str | None = None) -> Recipe:
-    """A figure's recipe, as it is at a profile.
+    """Read a figure's recipe, with the overrides of a profile.
 
     Raises:
-        ConfigError: no such recipe, or a damaged one.
+        ConfigError: no such recipe, or invalid file.
     """
     path = recipes_folder() / f"{name}.yaml"
     mapping = read_mapping(path)
-    other = mapping.get("profiles", {})
-    here = other.get(profile, {}) if isinstance(other, dict) else {}
-    return from_mapping(Recipe, {**mapping, **(here or {})}, str(path))
+    profiles = mapping.get("profiles", {})
+    overrides = profiles.get(profile, {}) if isinstance(profiles, dict) else {}
+    return from_mapping(Recipe, {**mapping, **(overrides or {})}, str(path))
 
 
-def figure_settings(recipe: Recipe, profile: Profile, tasks: Sequence[str]) -> list[dict[str, Any]]:
-    """A recipe's points as settings without lists and `$names`, for each task; equal ones once.
+def figure_settings(recipe: Recipe, profile: Profile, tasks: Sequence[str]) -> list[Settings]:
+    """A recipe's points, expanded per task and without duplicates.
 
     Args:
-        recipe: the figure's.
-        profile: gives the values that points name.
+        recipe: the figure's recipe.
+        profile: gives the values of `$names`.
         tasks: tasks by name; with more than one, the task is a setting of the points.
 
     Raises:
-        ConfigError: a point names a value that the profile does not have.
+        ConfigError: a point uses a value that the profile does not define.
     """
-    found: dict[str, dict[str, Any]] = {}
+    expanded: dict[str, Settings] = {}
     for task in (tasks[:1] if recipe.one_task else tasks) or ("",):
         values = profile.values | profile.values_by_task.get(task, {})
-        own = {"data.task": task} if len(tasks) > 1 else {}
+        task_settings = {"data.task": task} if len(tasks) > 1 else {}
         for point in recipe.points:
-            for settings in _combinations(point, values):
-                one = dict(sorted((own | settings).items()))  # so that a point has the same name in every figure
-                found.setdefault(repr(one), one)
-    return list(found.values())
+            for combination in _combinations(point, values):
+                settings = dict(sorted((task_settings | combination).items()))  # names are equal across figures
+                expanded.setdefault(repr(settings), settings)
+    return list(expanded.values())
 
 
-def check_overrides(config: RunConfig, profile: Profile, settings: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """Refuse to override what all figures set themselves: it would have no effect.
+def check_overrides(config: RunConfig, profile: Profile, settings: Mapping[str, Sequence[Settings]]) -> None:
+    """Refuse to override a setting that all points set: it would have no effect.
 
     Args:
-        config: the settings that were asked for.
+        config: the requested settings.
         profile: the profile whose settings they replace.
-        settings: the points of each figure by its name.
+        settings: points by figure name.
 
     Raises:
         ConfigError: names the field.
     """
-    every = [point for points in settings.values() for point in points]
+    points = [point for of_figure in settings.values() for point in of_figure]
     for name in differences(config, profile.settings):
-        if all(name in point for point in every):
-            values = ", ".join(dict.fromkeys(str(point[name]) for point in every))
-            raise ConfigError(f"--{name}: {', '.join(settings)} sets it itself ({values}); leave it out")
+        if all(name in point for point in points):
+            values = ", ".join(dict.fromkeys(str(point[name]) for point in points))
+            raise ConfigError(f"--{name}: set by {', '.join(settings)} ({values}); remove the option")
 
 
-def _combinations(point: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _combinations(point: Settings, values: Settings) -> Iterator[dict[str, Any]]:
     lists = []
     for value in point.values():
         if isinstance(value, str) and value.startswith("$"):
@@ -153,5 +155,5 @@ def _combinations(point: Mapping[str, Any], values: Mapping[str, Any]) -> Iterat
                 raise ConfigError(f"{value}: the profile has no such value; {did_you_mean(value[1:], values)}")
             value = values[value[1:]]
         lists.append(value if isinstance(value, list) else [value])
-    for chosen in itertools.product(*lists):
-        yield dict(zip(point, chosen, strict=True))
+    for combination in itertools.product(*lists):
+        yield dict(zip(point, combination, strict=True))

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from lorchestra.paper.arrows import ARROWS, STRENGTHS
-from lorchestra.paper.baselines import BASELINES
+from lorchestra.paper.baselines import BASELINES, PASSES
 from lorchestra.paper.confidence import CONFIDENCE
-from lorchestra.paper.diverse import DIVERSITY, RANDOMNESS, START
-from lorchestra.paper.epochs import EPOCHS
-from lorchestra.paper.numbers import COST, MEMBERS, RANK
+from lorchestra.paper.curves import COST, EPOCHS, MEMBERS, RANK
+from lorchestra.paper.diversity import DIVERSITY, INIT, RANDOMNESS
 from lorchestra.paper.page import PaperFigure
-from lorchestra.paper.passes import PASSES
+from lorchestra.paper.regularizers import ARROWS, STRENGTHS
 from lorchestra.paper.shift import OOD, SHIFT
 
 FIGURES: dict[str, PaperFigure] = {
@@ -21,7 +19,7 @@ FIGURES: dict[str, PaperFigure] = {
     "ablation-randomness": RANDOMNESS,
     "ablation-members": MEMBERS,
     "ablation-rank": RANK,
-    "ablation-init": START,
+    "ablation-init": INIT,
     "regularizers": STRENGTHS,
     "diversity": DIVERSITY,
     "ood": OOD,

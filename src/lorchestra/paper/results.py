@@ -1,11 +1,12 @@
-"""Finished runs as the figures read them: settings, predictions, adapters and cost."""
+"""Finished runs as read by the figures: settings, predictions, adapters, cost and metrics."""
 
 from __future__ import annotations
 
 import glob
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,15 +16,23 @@ from lorchestra.errors import CheckpointError
 from lorchestra.metrics.diversity import Update
 from lorchestra.metrics.predictive import FloatArray, IntArray, mixture_log_probs
 from lorchestra.metrics.scores import all_metrics
+from lorchestra.metrics.table import SUMMARY
 from lorchestra.models.peft_import import plain_tensors, read_peft_folder
+from lorchestra.paper.recipes import Settings
 from lorchestra.store.predictions import load_predictions
-from lorchestra.store.records import read_evaluations
+from lorchestra.store.records import Entry, read_evaluations
 from lorchestra.store.run_dir import RunDir, read_ensemble
 from lorchestra.store.schema import Number, check_shape
 from lorchestra.types import Predictions
 
-METRICS = ("accuracy", "nll", "ece")
-"""What every figure compares."""
+Row = dict[str, Any]
+"""One row of a figure's data, by column."""
+Rows = Sequence[Row]
+
+METRICS = tuple(metric.key for metric in SUMMARY)
+"""The metrics that the figures compare."""
+ONE, ENSEMBLE = "one LoRA (mean of members)", "ensemble"
+"""The two methods that most figures compare, as named in data and legends."""
 
 REGULARIZERS = {
     "regularize.weight_decay_b": "decay on B",
@@ -33,27 +42,27 @@ REGULARIZERS = {
     "regularize.label_smoothing": "label smoothing",
     "adapt.dropout": "dropout",
 }
-"""Settings that regularize, and what pictures call them; each has its strength as its value."""
+"""Regularizing settings with their display names; the setting's value is the strength."""
 _VARIANTS = {"regularize.kl_direction": "reverse", "regularize.kl_over": "vocabulary"}
-"""Values that make another regularizer of one of the above, and are put before its name."""
+"""Values that select a variant of the KL regularizer; they prefix its name."""
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """One finished point of a figure; `settings` are those in which its points differ, by dotted field."""
+    """One finished point of a figure."""
 
-    settings: Mapping[str, Any]
+    settings: Settings
     config: RunConfig
     run: RunDir
 
     @cached_property
-    def record(self) -> dict[str, Any]:
-        """What `ensemble.json` holds."""
+    def record(self) -> Entry:
+        """The content of `ensemble.json`."""
         return read_ensemble(self.run.root)[1]
 
     @cached_property
-    def cost(self) -> dict[str, Any]:
-        """What its training took."""
+    def cost(self) -> Entry:
+        """The cost of its training."""
         shape = {"cost": dict.fromkeys(("tokens", "base_passes", "train_s", "tokens_per_s", "peak_bytes"), Number(0))}
         check_shape(self.record, shape, self.run.ensemble)
         return dict(self.record["cost"])
@@ -64,15 +73,13 @@ class FinishedRun:
         return str(self.record["task"])
 
     @cached_property
-    def entry(self) -> dict[str, Any]:
+    def entry(self) -> Entry:
         """Its evaluation on the test rows, as in `metrics.json`."""
         entries, _ = read_evaluations(self.run)
         for entry in entries:
             if entry["split"] == "test":
                 return entry
-        raise CheckpointError(
-            f"{self.run.metrics}: has no evaluation of the test rows; remove the run and train it again"
-        )
+        raise CheckpointError(f"{self.run.metrics}: no evaluation of the test rows; delete the run and train it again")
 
     @cached_property
     def test(self) -> Predictions:
@@ -81,52 +88,50 @@ class FinishedRun:
 
     @cached_property
     def epochs(self) -> list[Predictions]:
-        """Its members' predictions on the test rows after each epoch; empty where they were not kept."""
+        """Its members' predictions on the test rows after each epoch; empty if they were not saved."""
         paths = sorted(self.run.predictions.glob(f"{glob.escape(self.task)}.test.epoch_*.safetensors"))
         return [load_predictions(path) for path in paths]
 
     def baseline(self, name: str) -> Predictions | None:
-        """A baseline's predictions on the test rows; None where there are none."""
-        return self._predictions(f"test.{name}") if self._path(f"test.{name}").exists() else None
+        """A baseline's predictions on the test rows; None if the run has none."""
+        path = self._path(f"test.{name}")
+        return load_predictions(path) if path.exists() else None
 
-    def far(self, name: str) -> Predictions:
-        """Its members' predictions on rows unlike the training rows."""
-        return self._predictions(f"ood_{name}")
+    def ood(self, name: str) -> Predictions:
+        """Its members' predictions on an OOD set."""
+        return load_predictions(self._path(f"ood_{name}"))
 
     def updates(self) -> list[Update]:
         """A `[R, I]` and B `[O, R]` of every adapted map, for each member that did not fail."""
-        found: list[Update] = []
+        updates: list[Update] = []
         for member in self.record["members"]:
             if member["state"] != "failed":
                 tensors = plain_tensors(read_peft_folder(self.run.inside(member["path"])))
                 names = sorted(name for name in tensors if name.endswith("lora_A.weight"))
                 pairs = [(tensors[name], tensors[name.replace("lora_A", "lora_B")]) for name in names]
-                found.append([(A.double().numpy(), B.double().numpy()) for A, B in pairs])
-        return found
+                updates.append([(A.double().numpy(), B.double().numpy()) for A, B in pairs])
+        return updates
 
-    def _path(self, split: str) -> Any:
+    def _path(self, split: str) -> Path:
         return self.run.prediction(self.task, split)
 
-    def _predictions(self, split: str) -> Predictions:
-        return load_predictions(self._path(split))
 
-
-def regularizer(settings: Mapping[str, Any]) -> tuple[str, float]:
-    """A point's regularizer and its strength; ("none", 0) where it has none, the largest strength of several."""
+def regularizer(settings: Settings) -> tuple[str, float]:
+    """A point's regularizer and strength: ("none", 0) without one, the largest strength of several."""
     strengths = {field: float(settings[field]) for field in REGULARIZERS if settings.get(field)}
     variant = "".join(f"{value} " for field, value in _VARIANTS.items() if settings.get(field) == value)
     names = [(variant if field == "regularize.kl_beta" else "") + REGULARIZERS[field] for field in strengths]
     return (" + ".join(names), max(strengths.values())) if names else ("none", 0.0)
 
 
-def regularizer_label(settings: Mapping[str, Any]) -> str:
-    """A point's regularizer as one text."""
+def regularizer_label(settings: Settings) -> str:
+    """A point's regularizer and strength as text."""
     name, strength = regularizer(settings)
     return "no regularizer" if name == "none" else f"{name} {strength:g}"
 
 
 def ensemble_metrics(predictions: Predictions) -> dict[str, float]:
-    """`METRICS` of the members' mixture."""
+    """`METRICS` of the ensemble's mixture."""
     return metrics_of(mixture_log_probs(predictions.log_probs_MEC), predictions.labels)
 
 
@@ -136,15 +141,15 @@ def member_metrics(predictions: Predictions) -> list[dict[str, float]]:
 
 
 def mean_member(predictions: Predictions) -> dict[str, float]:
-    """`METRICS` of one LoRA: the mean over members of each one's."""
+    """`METRICS` of one LoRA, averaged over members."""
     members = member_metrics(predictions)
-    return {name: float(np.mean([one[name] for one in members])) for name in METRICS}
+    return {name: float(np.mean([member[name] for member in members])) for name in METRICS}
 
 
 def metrics_of(log_probs_EC: FloatArray, labels_E: IntArray) -> dict[str, float]:
     """`METRICS` of one predictive distribution."""
-    found = all_metrics(log_probs_EC, labels_E)
-    return {name: found[name] for name in METRICS}
+    metrics = all_metrics(log_probs_EC, labels_E)
+    return {name: metrics[name] for name in METRICS}
 
 
 def both(predictions: Predictions) -> dict[str, float]:
@@ -153,9 +158,11 @@ def both(predictions: Predictions) -> dict[str, float]:
     return {f"one_{name}": one[name] for name in METRICS} | {f"ensemble_{name}": ensemble[name] for name in METRICS}
 
 
-def tasks_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    """Rows of a figure's data by their task, in order."""
-    found: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        found.setdefault(row["task"], []).append(row)
-    return found
+def by_task(rows: Rows) -> dict[str, Rows]:
+    """A figure's data by task, in order."""
+    return {task: [row for row in rows if row["task"] == task] for task in unique(rows, "task")}
+
+
+def unique(rows: Rows, column: str) -> list[Any]:
+    """The different values of a column, in order of appearance."""
+    return list(dict.fromkeys(row[column] for row in rows))

@@ -1,7 +1,7 @@
-"""Which trainings figures need: a point of several figures is trained once, with all that any of them asks of it.
+"""The trainings that figures need: a point of several figures is trained once, with all outputs that any of them needs.
 
-Trainings are sweeps (see `sweep.run`) named after what is predicted of them: `plain`, `each-epoch`, `ood`,
-`each-epoch-ood`, with `-unevaluated` where that is nothing; `alone/<those>-<point>` where a point is trained by itself.
+Trainings are sweeps (see `sweep.run`) named after their outputs: `plain`, `each-epoch`, `ood` or `each-epoch-ood`, with
+`-unevaluated` if test rows are not evaluated; `alone/<outputs>-<point>` for a point that is trained separately.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lorchestra.training.callbacks import Callback
 
 @dataclass(frozen=True)
 class Outputs:
-    """What is predicted of a point: its test rows, those after every epoch, rows unlike the training rows."""
+    """What a point predicts: its test rows, test rows after every epoch, OOD rows."""
 
     evaluate: bool = False
     each_epoch: bool = False
@@ -28,41 +28,41 @@ class Outputs:
 
     @classmethod
     def of(cls, recipe: Recipe) -> Outputs:
-        """What a figure asks of its points."""
+        """The outputs that a figure needs of its points."""
         return cls(recipe.evaluate, recipe.each_epoch, recipe.ood)
 
     def __or__(self, other: Outputs) -> Outputs:
-        """All of both."""
+        """The union."""
         return Outputs(self.evaluate or other.evaluate, self.each_epoch or other.each_epoch, self.ood or other.ood)
 
     @property
     def folder(self) -> str:
-        """The name of the sweep of points with these."""
-        kinds = [name for name, asked in (("each-epoch", self.each_epoch), ("ood", self.ood)) if asked]
+        """The folder name of the sweep of points with these outputs."""
+        kinds = [name for name, needed in (("each-epoch", self.each_epoch), ("ood", self.ood)) if needed]
         return "-".join(kinds or ["plain"]) + ("" if self.evaluate else "-unevaluated")
 
-    def and_more(self) -> Iterator[Outputs]:
-        """These, then every larger set of outputs."""
+    def supersets(self) -> Iterator[Outputs]:
+        """These outputs, then every larger set."""
         yield self
         every = (Outputs(a, b, c) for a in (True, False) for b in (True, False) for c in (True, False))
-        yield from (one for one in every if one | self == one and one != self)
+        yield from (outputs for outputs in every if outputs | self == outputs and outputs != self)
 
 
 @dataclass(frozen=True)
 class Training:
-    """Points that train as one sweep, with what is predicted of them."""
+    """Points that are trained as one sweep, with their outputs."""
 
     root: Path
     points: tuple[Point, ...]
     outputs: Outputs
     ood: tuple[str, ...]
-    """Tasks by name, or files, with rows unlike the training rows."""
+    """OOD tasks by name, or files."""
 
     def run(self, *, most_members: int, callbacks: Sequence[Callback]) -> tuple[str, ...]:
-        """Train and evaluate what is not finished; returns the points of which every member failed.
+        """Train and evaluate unfinished points; returns those of which every member failed.
 
         Raises:
-            ConfigError, DataError, CheckpointError: bad input.
+            ConfigError, DataError, CheckpointError: invalid input.
             Interrupted: a callback asked to stop.
         """
         outcome = run_sweep(
@@ -78,45 +78,44 @@ class Training:
 
 
 class Trainings:
-    """Collects the points of figures, and says where each is trained.
+    """Collects the points of figures and assigns each to a training.
 
     Args:
-        folder: the directory of the trainings; points that are finished there are found again.
-        ood: tasks by name, or files, with rows unlike the training rows.
+        folder: the directory of the trainings; finished points in it are reused.
+        ood: OOD tasks by name, or files.
     """
 
     def __init__(self, folder: Path, ood: tuple[str, ...]) -> None:
         self.folder, self.ood = folder, ood
-        self._asked: dict[str, Outputs] = {}
-        self._alone: dict[Path, Training] = {}
+        self._requested: dict[str, Outputs] = {}
+        self._separate: dict[Path, Training] = {}
         self._shared: dict[Path, Training] = {}
 
-    def ask(self, recipe: Recipe, points: Iterable[Point]) -> None:
-        """Note what a figure asks of its points; to be called for all figures before any `place`."""
+    def request(self, recipe: Recipe, points: Iterable[Point]) -> None:
+        """Register the outputs a figure needs of its points; call it for all figures before `add`."""
         for point in () if recipe.separate else points:
-            self._asked[point.name] = self._asked.get(point.name, Outputs()) | Outputs.of(recipe)
+            self._requested[point.name] = self._requested.get(point.name, Outputs()) | Outputs.of(recipe)
 
-    def place(self, recipe: Recipe, point: Point) -> RunDir:
-        """The run of a figure's point, which is added to what is trained."""
+    def add(self, recipe: Recipe, point: Point) -> RunDir:
+        """Assign a figure's point to a training; returns its run directory."""
+        needed = Outputs.of(recipe)
         if recipe.separate:
-            outputs = Outputs.of(recipe)
-            return self._add(
-                self._alone, inside(self.folder, "alone", f"{outputs.folder}-{point.name}"), point, outputs
-            )
-        for outputs in Outputs.of(recipe).and_more():
+            root = inside(self.folder, "alone", f"{needed.folder}-{point.name}")
+            return self._add(self._separate, root, point, needed)
+        for outputs in needed.supersets():
             run = RunDir(inside(self.folder, outputs.folder, "runs", point.name))
             if run.ensemble.exists():
                 break
         else:
-            outputs = self._asked[point.name]
+            outputs = self._requested[point.name]
         return self._add(self._shared, inside(self.folder, outputs.folder), point, outputs)
 
     def all(self) -> list[Training]:
-        """The trainings in which all points are; those that are finished are skipped when they are run."""
-        return [*self._shared.values(), *self._alone.values()]
+        """The trainings of all points; finished points are skipped when a training runs."""
+        return [*self._shared.values(), *self._separate.values()]
 
-    def _add(self, known: dict[Path, Training], root: Path, point: Point, outputs: Outputs) -> RunDir:
-        before = known.setdefault(root, Training(root, (), outputs, self.ood))
-        if point.name not in {one.name for one in before.points}:
-            known[root] = replace(before, points=(*before.points, point))
+    def _add(self, trainings: dict[Path, Training], root: Path, point: Point, outputs: Outputs) -> RunDir:
+        training = trainings.setdefault(root, Training(root, (), outputs, self.ood))
+        if point.name not in {other.name for other in training.points}:
+            trainings[root] = replace(training, points=(*training.points, point))
         return RunDir(inside(root, "runs", point.name))

@@ -1,1 +1,1 @@
-"""Memory and time of a training, before it is run; the default token budget."""
+"""Memory and time of a training run, estimated before it starts; the default token budget."""

@@ -1,4 +1,4 @@
-"""Some seconds of a training's own passes, for its rates and its memory on this machine."""
+"""Short measurement of a run's actual passes: its rates and activation memory on this machine."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -25,55 +25,56 @@ from lorchestra.types import EncodedExample
 _TRIED_TOKENS = 128
 _EVALUATION_SHARE = 0.2
 _COPIES_OF_LOGITS = 3
-"""Logits, their log-probabilities, and what the one is made into the other with."""
+"""Logits, log-probabilities, and the temporaries between them."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was measured."""
+    """Measured rates and memory."""
 
     rates: Rates
     activation_bytes: int
-    """Growth of the process over what stays: at the largest micro-batch, or in evaluation where that took more."""
+    """Growth of the process above its resident state, in the largest micro-batch or (if more) in evaluation."""
     activation_tokens: int
     """Tokens of that micro-batch."""
     saved_bytes: int
-    """Bytes that its forward pass saved for the backward pass, without checkpointing."""
+    """Bytes its forward pass saves for the backward pass, without checkpointing."""
     micro_batches: int
     seconds: float
 
 
 def saved_bytes(model: EnsembleModel, batch: PackedBatch, hidden: Tensor | None) -> int:
-    """Bytes that a forward pass of these tokens keeps for its backward pass, beside the weights.
+    """Bytes, weights excluded, that a forward pass of the batch saves for its backward pass.
 
-    Without gradient checkpointing, whatever the model is set to.
+    Measured without gradient checkpointing, whatever the model's setting.
     """
     weights = {p.untyped_storage().data_ptr() for p in model.model.parameters()}
-    found: dict[int, int] = {}
+    storages: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
-            found[storage.data_ptr()] = storage.nbytes()
-        return tensor.detach()  # a node that kept its own output would be a cycle that Python cannot see, nor collect
+            storages[storage.data_ptr()] = storage.nbytes()
+        return tensor.detach()  # a node that holds its output is a reference cycle that Python's gc cannot see
 
-    before, model.slot.checkpointing = model.slot.checkpointing, False
+    before, model.gradient_checkpointing = model.gradient_checkpointing, False
     try:
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            kept = model.log_probs(batch, hidden)  # alive, or storages would be freed and their places used again
+            output = model.forward(batch, hidden=hidden)  # kept alive: freed storages would be reused, and counted once
     finally:
-        model.slot.checkpointing = before
-    del kept
-    return sum(found.values())
+        model.gradient_checkpointing = before
+    del output
+    return sum(storages.values())
 
 
 def token_bytes(model: EnsembleModel, rows: Sequence[EncodedExample], checkpointing: bool) -> float:
-    """Bytes of a run's passes for a token of its budget, from the first rows: some hundred tokens, or one row.
+    """Activation bytes per token of the budget, measured on the first rows (about a hundred tokens, or one row).
 
-    What a step saves for its backward pass, or the logits of prediction where they are more: over the whole vocabulary,
-    where choices of several tokens are scored, and with some copies.
+    The larger of what a training step saves for its backward pass, and the logits of a prediction, which cover the
+    vocabulary if choices have several tokens.
     """
-    shared = shareable_prefix(rows, dropout=any(own.dropout > 0 for own in model.adapter_settings))
+    shared = shareable_prefix(rows, dropout=any(member.dropout > 0 for member in model.adapter_settings))
     items = plan_micro_batches([Item(0, row) for row in rows[:_TRIED_TOKENS]], _TRIED_TOKENS, shared)[0]
     batch = pack(items, model.device, shared)
     hidden = None
@@ -92,7 +93,7 @@ def token_bytes(model: EnsembleModel, rows: Sequence[EncodedExample], checkpoint
 
 
 def with_checkpointing(model: EnsembleModel, saved: float, tokens: int) -> float:
-    """Saved bytes of some tokens under gradient checkpointing."""
+    """Saved bytes of a number of tokens under gradient checkpointing."""
     width = text_config(model.model).hidden_size * next(model.model.parameters()).element_size()
     return checkpointed_bytes(saved, model.num_layers - model.trunk_layers, width * tokens)
 
@@ -106,19 +107,19 @@ def calibrate(
     resident_before: int | None,
     callback: Callback,
 ) -> Calibration:
-    """Run the largest micro-batch, then others in turn until the time is up; then an update and an evaluation.
+    """Run the largest micro-batch, then others in turn until the time is up, then an update and an evaluation.
 
     Args:
-        trainer: its model may have fewer members than the items: spans are then given to those it has.
-        largest: the micro-batch that is run first, for memory and to warm up.
-        batches: micro-batches of the run in its order.
-        token_budget: of evaluation passes.
-        seconds: roughly, for all of it; each kind of pass runs at least once.
-        resident_before: bytes used before `trainer` was made; None where unknown.
-        callback: reports what is under way.
+        trainer: its model may have fewer members than the items; spans are then assigned to existing members.
+        largest: the micro-batch to run first, for memory and warm-up.
+        batches: micro-batches of the run, in order.
+        token_budget: token budget of evaluation passes.
+        seconds: approximate total time; each kind of pass runs at least once.
+        resident_before: bytes used before `trainer` was created; None if unknown.
+        callback: reports the current phase.
     """
     clock = _Clock(trainer)
-    begun = time.perf_counter()
+    started = time.perf_counter()
     can_measure = restart_peak() and resident_before is not None
     callback.on_progress("a micro-batch of the largest size", 0, 0)
     batch = clock.packed(largest)
@@ -133,21 +134,21 @@ def calibrate(
     clock.update()
     callback.on_progress("evaluation", 0, 0)
     clock.evaluate(token_budget, seconds * _EVALUATION_SHARE)
-    high, tokens = peak_bytes(), batch.packing.num_tokens
-    # only now: a graph that is thrown away leaves the allocator with holes that a training has not
+    peak, tokens = peak_bytes(), batch.packing.num_tokens
+    # measured last: a discarded graph fragments the heap in a way that training does not
     saved = saved_bytes(trainer.model, batch, clock.trunk(batch))
     if can_measure:
         assert resident_before is not None
-        kept = sum(tensor.nbytes for name, tensor in trainer.tensors().items() if name != "values")
-        grown = max(1, high - resident_before - kept - trainer.model.adapters.grad.nbytes)
+        state = sum(tensor.nbytes for name, tensor in trainer.tensors().items() if name != "values")
+        growth = max(1, peak - resident_before - state - trainer.model.adapters.grad.nbytes)
     else:
         checkpointing = trainer.config.gradient_checkpointing
-        grown = round(ALLOCATION * (with_checkpointing(trainer.model, saved, tokens) if checkpointing else saved))
-    return Calibration(clock.rates(), grown, tokens, saved, number, time.perf_counter() - begun)
+        growth = round(ALLOCATION * (with_checkpointing(trainer.model, saved, tokens) if checkpointing else saved))
+    return Calibration(clock.rates(), growth, tokens, saved, number, time.perf_counter() - started)
 
 
 class _Clock:
-    """Times passes of each kind, with the tokens they had."""
+    """Accumulates the time and tokens of each kind of pass."""
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer, self.model = trainer, trainer.model
@@ -155,7 +156,7 @@ class _Clock:
         self.tokens: dict[str, int] = {}
 
     def packed(self, items: Sequence[Item], shared: int | None = None) -> PackedBatch:
-        """A batch whose spans belong to the members that the model has."""
+        """A packed batch with its spans assigned to the model's members."""
         batch = pack(items, self.model.device, self.trainer.shared if shared is None else shared)
         spans = tuple(
             dataclasses.replace(span, member=span.member % self.model.num_members) for span in batch.packing.spans
@@ -166,20 +167,20 @@ class _Clock:
         """The batch's hidden states below the adapters, timed."""
         if self.model.trunk_layers == 0:
             return None
-        return self._timed("trunk", batch, lambda: self.model.trunk(batch))
+        return self._timed("trunk", batch, lambda: self.model.forward(batch, "trunk"))
 
     def train(self, batch: PackedBatch) -> None:
         """Forward and backward pass."""
         hidden = self.trunk(batch)
         answers = torch.tensor([item.example.answer for item in batch.items], device=self.model.device)
 
-        def both() -> None:
-            cross_entropy(self.model.log_probs(batch, hidden), answers).sum().backward()
+        def forward_backward() -> None:
+            cross_entropy(self.model.forward(batch, hidden=hidden), answers).sum().backward()
 
-        self._timed("train", batch, both)
+        self._timed("train", batch, forward_backward)
 
     def update(self) -> None:
-        """Clip and optimizer step of all members that the model has, twice: the first touches fresh memory."""
+        """Gradient clipping and optimizer step of all members; run twice, as the first call allocates memory."""
         trainer, grad = self.trainer, self.model.adapters.grad
         members = range(self.model.num_members)
         for _ in range(2):
@@ -203,14 +204,14 @@ class _Clock:
                 break
             batch = self.packed(planned, shared)
             hidden = self.trunk(batch)
-            self._timed("evaluate", batch, lambda b=batch, h=hidden: self.model.log_probs(b, h))  # type: ignore[misc]
+            self._timed("evaluate", batch, lambda b=batch, h=hidden: self.model.forward(b, hidden=h))  # type: ignore[misc]
 
     def rates(self) -> Rates:
-        """Seconds a token, or a member's update."""
+        """Seconds per token, or per member update."""
         kinds = ("train", "trunk", "evaluate", "update")
         return Rates(*(self.spent.get(kind, 0.0) / self.tokens.get(kind, 1) for kind in kinds))
 
-    def _timed(self, kind: str, batch: PackedBatch, run: Callable[[], Any]) -> Any:
+    def _timed(self, kind: str, batch: PackedBatch, run: Callable[[], T]) -> T:
         started = time.perf_counter()
         result = run()
         self._synchronize()

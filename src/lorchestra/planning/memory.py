@@ -1,4 +1,4 @@
-"""How much memory is used, was used at most, and is free: of the GPU where the base is on one, else of this machine."""
+"""Used, peak and free memory: of the GPU if the base is on one, else of this machine."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 _PROC = Path("/proc")
 _CGROUPS = Path("/sys/fs/cgroup")
 _NO_LIMIT = 1 << 60
-"""Control groups of version 1 say "no limit" by a number near 2^63."""
+"""Version 1 control groups express "no limit" as a number near 2^63."""
 
 
 def peak_bytes() -> int:
-    """The most memory used so far: of the GPU where there is one, else resident memory of this process."""
+    """Peak memory so far: allocated on the GPU if one is in use, else resident memory of this process."""
     if _on_gpu():
         return torch.cuda.max_memory_allocated()
-    # Not `ru_maxrss` on Linux: a process inherits the value that its parent had when it was started.
+    # not `ru_maxrss` on Linux: a process inherits its parent's value
     status = _status("VmHWM")
     if status is not None:
         return status
@@ -29,19 +29,19 @@ def peak_bytes() -> int:
 
 
 def used_bytes() -> int | None:
-    """What `peak_bytes` is the most of, now; None where the system does not say."""
+    """Current memory, in the sense of `peak_bytes`; None if the system does not report it."""
     return torch.cuda.memory_allocated() if _on_gpu() else _status("VmRSS")
 
 
 def restart_peak() -> bool:
-    """Let `peak_bytes` count from now on; False where the system has no way to.
+    """Reset the peak that `peak_bytes` reports; False if the system cannot.
 
-    What was freed before is given back to the system first: else what the allocator keeps would count as used.
+    Freed memory is returned to the system first: what the allocator caches would count as used.
     """
     if _on_gpu():
         torch.cuda.reset_peak_memory_stats()
         return True
-    # glibc's; other C libraries have no such function, and give back by themselves
+    # glibc only; other C libraries have no such function and return memory without it
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if platform.system() == "Linux" else None
     if trim is not None:
         trim(0)
@@ -53,11 +53,11 @@ def restart_peak() -> bool:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Bytes that can still be had without swapping, within the control group's limit; None where unknown."""
+    """Bytes that can be allocated without swapping, within the control group's limit; None if unknown."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    found = [_available(), *(_group_room(group) for group in _own_groups())]
-    return min((number for number in found if number is not None), default=None)
+    limits = [_available(), *(_group_room(group) for group in _control_groups())]
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _on_gpu() -> bool:
@@ -81,8 +81,8 @@ def _kilobytes(path: Path, name: str) -> int | None:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), None)
 
 
-def _own_groups() -> list[Path]:
-    """Directories of the control groups that bound this process; within a container its own seems to be the root."""
+def _control_groups() -> list[Path]:
+    """Directories of the control groups that limit this process; in a container, the process sees its group as root."""
     groups = [_CGROUPS, _CGROUPS / "memory"]
     try:
         lines = (_PROC / "self/cgroup").read_text(encoding="utf-8").splitlines()
@@ -92,13 +92,13 @@ def _own_groups() -> list[Path]:
         _, controllers, path = line.split(":", 2)
         if controllers in ("", "memory"):
             top = groups[bool(controllers)]
-            own = top / path.lstrip("/")
-            groups += [own, *(parent for parent in own.parents if top in parent.parents)]
+            group = top / path.lstrip("/")
+            groups += [group, *(parent for parent in group.parents if top in parent.parents)]
     return groups
 
 
 def _group_room(group: Path) -> int | None:
-    """Limit less use; file pages that were not used lately do not count, since the system drops them when it must."""
+    """Limit minus use; inactive file pages do not count as used, since the system drops them under pressure."""
     for limit_file, use_file, idle in (
         ("memory.max", "memory.current", "inactive_file"),
         ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),

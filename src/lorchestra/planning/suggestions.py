@@ -1,4 +1,4 @@
-"""What to change in a training that does not fit into memory, with the peak that each change would give."""
+"""Changes that make a run fit into memory, with the resulting peak of each."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from lorchestra.planning.estimate import Footprint
 
 @dataclass(frozen=True)
 class SuggestionInputs:
-    """A training's footprint, and what it follows from."""
+    """A run's footprint, and the sizes that determine it."""
 
     footprint: Footprint
     limit: int
-    """Bytes that its peak may have."""
+    """Largest allowed peak, in bytes."""
     members: int
     token_budget: int
     longest: int
@@ -25,14 +25,14 @@ class SuggestionInputs:
     adapted_layers: int
     num_layers: int
     trunk: int
-    """Bytes of cached trunks in memory if layers below were left without adapters."""
+    """Bytes of cached trunks in memory if lower layers had no adapters."""
     checkpointed: float | None
-    """Activations under gradient checkpointing as a share of those now; None where it is on already."""
+    """Activations under gradient checkpointing as a share of the current ones; None if it is already on."""
 
 
 @dataclass(frozen=True)
 class Suggestion:
-    """A change and the peak that it gives."""
+    """A change and the resulting peak in bytes."""
 
     option: str
     value: str
@@ -41,29 +41,32 @@ class Suggestion:
 
 
 def suggest(now: SuggestionInputs) -> list[Suggestion]:
-    """Each change by itself, as small as will do or else as large as can be; then all of them together."""
-    found = [
-        change
-        for change in (_less_budget(now), _checkpointing(now), _trunk_on_disk(now), _fewer_layers(now), _fewer(now))
-        if change is not None
-    ]
-    if found and not any(change.fits for change in found):
-        found.append(_all(now))
-    return found
+    """Single changes, each as small as sufficient or else as large as possible; if none fits, all of them combined."""
+    changes = (
+        _smaller_budget(now),
+        _checkpointing(now),
+        _trunk_on_disk(now),
+        _fewer_layers(now),
+        _fewer_members(now),
+    )
+    suggestions = [change for change in changes if change is not None]
+    if suggestions and not any(change.fits for change in suggestions):
+        suggestions.append(_all(now))
+    return suggestions
 
 
-def _remedy(now: SuggestionInputs, option: str, value: str, footprint: Footprint) -> Suggestion:
+def _suggestion(now: SuggestionInputs, option: str, value: str, footprint: Footprint) -> Suggestion:
     return Suggestion(option, value, footprint.peak, footprint.peak <= now.limit)
 
 
 def _scaled(now: SuggestionInputs, **shares: float) -> Footprint:
-    """The footprint with some parts multiplied."""
+    """The footprint with some parts scaled."""
     parts = {name: round(getattr(now.footprint, name) * share) for name, share in shares.items()}
     return dataclasses.replace(now.footprint, **parts)
 
 
 def _best(now: SuggestionInputs, most: int, least: int, make: Callable[[int], Footprint]) -> int:
-    """The largest number whose footprint fits, else the least; the footprint grows with the number."""
+    """The largest number whose footprint fits, or `least`; the footprint must grow with the number."""
     low, high = least, most
     while low < high:
         middle = (low + high + 1) // 2
@@ -74,7 +77,7 @@ def _best(now: SuggestionInputs, most: int, least: int, make: Callable[[int], Fo
     return low
 
 
-def _less_budget(now: SuggestionInputs) -> Suggestion | None:
+def _smaller_budget(now: SuggestionInputs) -> Suggestion | None:
     def make(budget: int) -> Footprint:
         return _scaled(now, activations=min(budget, now.largest) / now.largest)
 
@@ -82,19 +85,19 @@ def _less_budget(now: SuggestionInputs) -> Suggestion | None:
     if now.longest >= most:
         return None
     budget = _best(now, most, now.longest, make)
-    return _remedy(now, "train.token_budget", str(budget), make(budget))
+    return _suggestion(now, "train.token_budget", str(budget), make(budget))
 
 
 def _checkpointing(now: SuggestionInputs) -> Suggestion | None:
     if now.checkpointed is None or now.checkpointed >= 1:
         return None
-    return _remedy(now, "train.gradient_checkpointing", "True", _scaled(now, activations=now.checkpointed))
+    return _suggestion(now, "train.gradient_checkpointing", "True", _scaled(now, activations=now.checkpointed))
 
 
 def _trunk_on_disk(now: SuggestionInputs) -> Suggestion | None:
     if now.footprint.trunk == 0:
         return None
-    return _remedy(now, "adapt.trunk_memory_gb", "0", dataclasses.replace(now.footprint, trunk=0))
+    return _suggestion(now, "adapt.trunk_memory_gb", "0", dataclasses.replace(now.footprint, trunk=0))
 
 
 def _layers(now: SuggestionInputs, number: int) -> Footprint:
@@ -106,7 +109,7 @@ def _fewer_layers(now: SuggestionInputs) -> Suggestion | None:
     if now.adapted_layers < 2:
         return None
     number = _best(now, now.adapted_layers - 1, 1, lambda layers: _layers(now, layers))
-    return _remedy(now, "adapt.layers", f"last:{number}", _layers(now, number))
+    return _suggestion(now, "adapt.layers", f"last:{number}", _layers(now, number))
 
 
 def _members(now: SuggestionInputs, number: int) -> Footprint:
@@ -114,16 +117,16 @@ def _members(now: SuggestionInputs, number: int) -> Footprint:
     return _scaled(now, adapters=share, training=share)
 
 
-def _fewer(now: SuggestionInputs) -> Suggestion | None:
+def _fewer_members(now: SuggestionInputs) -> Suggestion | None:
     if now.members < 2:
         return None
     number = _best(now, now.members - 1, 1, lambda members: _members(now, members))
-    return _remedy(now, "adapt.members", str(number), _members(now, number))
+    return _suggestion(now, "adapt.members", str(number), _members(now, number))
 
 
 def _all(now: SuggestionInputs) -> Suggestion:
-    """One member on one layer, the smallest budget."""
+    """One member on one layer at the smallest budget."""
     share = 1 / (now.members * now.adapted_layers)
     tokens = min(now.longest, now.largest) / now.largest
     shares = {"adapters": share, "training": share, "activations": tokens / now.adapted_layers}
-    return _remedy(now, "all of these", "", dataclasses.replace(_scaled(now, **shares), trunk=0))
+    return _suggestion(now, "all of these", "", dataclasses.replace(_scaled(now, **shares), trunk=0))

@@ -1,4 +1,4 @@
-"""The micro-batches that a training would run, counted without running them."""
+"""The micro-batches of a training run, planned and counted without running them."""
 
 from __future__ import annotations
 
@@ -16,54 +16,45 @@ from lorchestra.training.trainer import Trainer
 from lorchestra.types import EncodedExample
 
 _MAX_MEMBERS = 64
-"""Members whose rows are laid out; of more, the others are taken to be like these."""
+"""Members to plan for; further members are assumed to be the same."""
 _MAX_ITEMS = 20_000
-"""Rows that are laid out in all: packing is even enough that a sample of steps tells the rest."""
+"""Rows to plan for in total; packing is even enough to extrapolate from a sample of steps."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What a training runs."""
+    """Micro-batches and total work of a run."""
 
     batches: tuple[tuple[Item, ...], ...]
     """Micro-batches of sampled steps, in order."""
     largest: tuple[Item, ...]
-    """The one with the most tokens among them."""
+    """The micro-batch with the most tokens."""
     shared: int
     micro_batches: int
-    """In the whole run."""
+    """Number of micro-batches in the whole run."""
     steps: int
     tokens_per_epoch: int
-    """Tokens of the rows that all members see, as the record of a run counts them: shared ones each time."""
+    """Tokens of all members' rows per epoch, as in a run's record: shared tokens count once per row."""
     work: Work
 
 
 def plan_workload(trainer: Trainer, members: int, token_budget: int) -> Workload:
-    """Lay out the steps of a run, or a sample of them, as the trainer would; no member stops early.
+    """Plan the steps of a run, or a sample of them, as the trainer would; assumes that no member stops early.
 
     Args:
-        trainer: of any number of members, for rows, settings and seeds.
+        trainer: gives rows, settings and seeds; may have any number of members.
         members: M of the run.
-        token_budget: of the run.
+        token_budget: token budget of the run.
     """
     rows, config, shared = trainer.rows, trainer.config, trainer.shared
-    laid_out = min(members, _MAX_MEMBERS)
-    sampled = _sample(trainer.num_steps, max(1, _MAX_ITEMS // (laid_out * config.batch_size)))
-    batches: list[tuple[Item, ...]] = []
-    adapt = dataclasses.replace(trainer.model.adapt, members=laid_out)
-    settings = member_settings(
-        RunConfig(adapt=adapt, train=config, regularize=trainer.settings[0].regularize), len(rows.train)
-    )
-    sampler = MemberSampler(settings, rows.train, config.batch_size)
-    for step in sampled:
-        batches += map(tuple, plan_micro_batches(sampler.items(range(laid_out), step), token_budget, shared))
+    batches = _sampled_batches(trainer, min(members, _MAX_MEMBERS), token_budget)
     row_tokens = sum(row.num_tokens for row in rows.train)
-    # a ratio and not a share of the steps: an epoch's last step may be shorter than the others
+    # a ratio of tokens, not of steps: an epoch's last step may be shorter than the others
     seen = sum(item.example.num_tokens for batch in batches for item in batch)
     scale = row_tokens * members * config.epochs / seen
     train_tokens = sum(packed_tokens(batch, shared) for batch in batches) * scale
-    cut = trainer.model.trunk_layers > 0
-    with_base = any(own.regularize.kl_beta > 0 for own in trainer.settings)
+    has_trunk = trainer.model.trunk_layers > 0
+    with_base = any(member.regularize.kl_beta > 0 for member in trainer.settings)
     val_shared = shareable_prefix(rows.val, dropout=False)
     room = forward_budget(token_budget, trainer.model.device)
     train_once = _pass_tokens(rows.train, room, shared)
@@ -76,7 +67,7 @@ def plan_workload(trainer: Trainer, members: int, token_budget: int) -> Workload
         tokens_per_epoch=row_tokens * members,
         work=Work(
             train_tokens=round(train_tokens),
-            trunk_tokens=train_once + _pass_tokens(rows.val, room, val_shared) if cut else 0,
+            trunk_tokens=train_once + _pass_tokens(rows.val, room, val_shared) if has_trunk else 0,
             evaluate_tokens=_evaluation_tokens(rows.val, members, val_shared) * config.epochs,
             base_tokens=_evaluation_tokens(rows.train, 1, shared) if with_base else 0,
             updates=members * trainer.num_steps,
@@ -84,10 +75,18 @@ def plan_workload(trainer: Trainer, members: int, token_budget: int) -> Workload
     )
 
 
-def _sample(num_steps: int, most: int) -> list[int]:
-    """Steps at even distances."""
-    number = min(num_steps, most)
-    return [math.floor(index * num_steps / number) for index in range(number)]
+def _sampled_batches(trainer: Trainer, members: int, token_budget: int) -> list[tuple[Item, ...]]:
+    """Micro-batches of evenly spaced steps, as many as `_MAX_ITEMS` allows."""
+    rows, config = trainer.rows.train, trainer.config
+    adapt = dataclasses.replace(trainer.model.adapt, members=members)
+    run = RunConfig(adapt=adapt, train=config, regularize=trainer.settings[0].regularize)
+    sampler = MemberSampler(member_settings(run, len(rows)), rows, config.batch_size)
+    number = min(trainer.num_steps, max(1, _MAX_ITEMS // (members * config.batch_size)))
+    batches: list[tuple[Item, ...]] = []
+    for index in range(number):
+        items = sampler.items(range(members), math.floor(index * trainer.num_steps / number))
+        batches += map(tuple, plan_micro_batches(items, token_budget, trainer.shared))
+    return batches
 
 
 def _pass_tokens(rows: Sequence[EncodedExample], room: int, shared: int) -> int:
@@ -96,6 +95,6 @@ def _pass_tokens(rows: Sequence[EncodedExample], room: int, shared: int) -> int:
 
 
 def _evaluation_tokens(rows: Sequence[EncodedExample], members: int, shared: int) -> int:
-    """Packed tokens of one evaluation: every member's pass over the shared first tokens and the rows' own."""
-    kept = shared if len(rows) > 1 else 0
-    return members * (sum(row.num_tokens - kept for row in rows) + kept)
+    """Packed tokens of one evaluation: per member, the shared prefix once and the rest of every row."""
+    shared = shared if len(rows) > 1 else 0
+    return members * (sum(row.num_tokens - shared for row in rows) + shared)

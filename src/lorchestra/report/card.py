@@ -14,7 +14,8 @@ import yaml
 
 from lorchestra.config.run import RegularizeConfig, RunConfig
 from lorchestra.errors import visible
-from lorchestra.report.table import COLUMNS
+from lorchestra.metrics.result import Evaluation
+from lorchestra.metrics.table import IN_TABLES
 
 _LICENSE_NOTE = "# license: yours to choose and to write here; the base's license may bind you\n"
 
@@ -97,7 +98,7 @@ def _training(record: Mapping[str, Any], config: RunConfig, splits: Mapping[str,
         yield f"The adapters (rank up to {adapt.r} on {maps}) were trained elsewhere and imported."
     else:
         rows = "draw of the rows, with replacement" if adapt.order == "bootstrap" else "order of the rows"
-        alike = {"initialization": adapt.starts_alike, rows: adapt.order == "same"}
+        alike = {"initialization": adapt.shares_init, rows: adapt.order == "same"}
         own = [name for name, same in alike.items() if not same]
         if own and len(record["members"]) > 1:
             yield f"Each member has its own {' and its own '.join(own)}; everything else is the same for all."
@@ -131,13 +132,13 @@ def _other_terms(regularize: RegularizeConfig) -> str:
 def _evaluation(metrics: Mapping[str, Any] | None) -> str:
     if not metrics or not metrics.get("evaluations"):
         return "Not evaluated yet (`lorchestra evaluate` does).\n"
-    titles = ["Rows", "Method", *(column.title for column in COLUMNS)]
+    titles = ["Rows", "Method", *(metric.heading for metric in IN_TABLES)]
     lines = [_row(titles), _row("---" for _ in titles)]
-    for entry in metrics["evaluations"]:
-        where = f"{entry['task']} {entry['split']} ({entry['num_examples']:,})"
-        for name, key in (("ensemble", "ensemble"), ("one LoRA, mean of members", "member_mean")):
-            values = entry[key]
-            lines.append(_row([where, name, *(column.number(values[column.key], "inf") for column in COLUMNS)]))
+    for entry in map(Evaluation.from_dict, metrics["evaluations"]):
+        rows = f"{entry.task} {entry.split} ({entry.num_examples:,})"
+        for name, scores in (("ensemble", entry.ensemble), ("one LoRA, mean of members", entry.member_mean)):
+            numbers = (metric.number(scores.metrics[metric.key], "inf") for metric in IN_TABLES)
+            lines.append(_row([rows, name, *numbers]))
     legend = "Gap: mean confidence minus accuracy; ECE over 15 bins; NLL in nats."
     return "\n".join(lines) + f"\n\n{legend}\n"
 

@@ -1,4 +1,4 @@
-"""An evaluation entry of `metrics.json` as tables for the terminal, and as a verdict in plain words."""
+"""An evaluation as tables for the terminal, and as a verdict in plain sentences."""
 
 from __future__ import annotations
 
@@ -10,83 +10,82 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from lorchestra.metrics.result import CalibratedReference, Ends, Evaluation, MethodScores, Numbers, finite_ends
+from lorchestra.metrics.table import BY_KEY, DECISIVE, IN_TABLES, Metric
 from lorchestra.report.fitted_table import FittedTable
 
-Entry = Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """How one metric is shown: its key in the entry, title, factor (100 for percent), digits, and whether signed."""
-
-    key: str
-    title: str
-    factor: float
-    digits: int
-    signed: bool = False
-
-    def number(self, value: float | None, absent: str = "-") -> str:
-        """The value in the column's unit; `absent` where the entry holds null."""
-        if value is None:
-            return absent
-        return f"{value * self.factor:{'+' if self.signed else ''}.{self.digits}f}"
+Entry = Evaluation | Mapping[str, Any]
+"""An evaluation, or its entry of `metrics.json`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A row of the table: key (of the entry, or of a baseline), name, metrics, and intervals by metric."""
+    """A method with its key, its name for people, and its scores."""
 
     key: str
     name: str
-    values: Entry
-    intervals: Entry
+    scores: MethodScores
 
 
-@dataclass(frozen=True, slots=True)
-class Control:
-    """A method from elsewhere that the verdict compares the ensemble with: key, name, metrics, paired intervals."""
-
-    key: str
-    name: str
-    values: Entry
-    ensemble_minus: Entry
-
-
-COLUMNS = (
-    Column("accuracy", "Accuracy %", 100, 1),
-    Column("nll", "NLL nats", 1, 3),
-    Column("ece", "ECE %", 100, 1),
-    Column("signed_gap", "Gap %", 100, 1, signed=True),
-    Column("brier", "Brier", 1, 3),
-)
 BASELINES = {"base_zero_shot": "base, zero-shot", "base_few_shot": "base, few-shot", "mc_dropout": "MC dropout"}
-JUDGED = {
-    "accuracy": ("accuracy", 1, Column("accuracy", "Accuracy, points", 100, 1, signed=True), " points"),
-    "nll": ("NLL", -1, Column("nll", "NLL, nats", 1, 3, signed=True), ""),
-    "brier": ("Brier score", -1, Column("brier", "Brier", 1, 3, signed=True), ""),
-}
-"""Metrics of the verdict: name, +1 where more is better, format of a difference, unit. ECE is not among them: no
-interval of a difference of two ECEs covers (`metrics.intervals`), so none is judged."""
 
 ROUNDING = 1e-9
-"""Differences up to this come of rounding in float64."""
+"""Differences up to this are rounding in float64."""
 _FEW_ROWS = 100
 
 
 def evaluation_table(entry: Entry) -> FittedTable:
     """One row per method, one column per metric; each cell holds the value and below it its interval.
 
-    Below the ECE also stands what perfectly calibrated confidences like the method's would show on as many rows: mean
-    and range. Fits 100 columns. Methods that the entry lacks, or that have a "reason" instead of metrics, have no row.
-    Behind the values of the mean member stands its standard deviation over members.
+    Below the interval of the ECE: mean and range of what perfectly calibrated confidences would show on as many rows.
+    Values of the mean member are followed by their standard deviation over members. Methods without metrics have no
+    row. Fits 100 columns.
     """
-    level = f"{100 * entry['intervals']['level']:g} %"
-    found = list(methods(entry))
+    evaluation = Evaluation.of(entry)
+    level = f"{100 * evaluation.level:g} %"
+    shown = list(methods(evaluation))
     caption = f"In brackets: {level} interval. Gap: mean confidence - accuracy. ±: spread of members."
-    if any(calibrated(method.intervals) for method in found):
+    if any(method.scores.ece_if_calibrated for method in shown):
         caption += f" In parentheses: ECE of a perfectly calibrated model on as many rows, mean and {level} range."
-    table = Table(
-        title=_title(entry),
+    table = _bare_table(_title(evaluation), caption)
+    table.add_column("Method", overflow="fold")
+    for metric in IN_TABLES:
+        table.add_column(metric.heading, no_wrap=True)
+    widths = [max(len(_value(metric, method.scores)) for method in shown) for metric in IN_TABLES]
+    for method in shown:
+        style = "bold" if method.key == "ensemble" else ""
+        cells = (_cell(metric, method.scores, w, style) for metric, w in zip(IN_TABLES, widths, strict=True))
+        table.add_row(Text(method.name, style=style), *cells)
+    return FittedTable(table)
+
+
+def ood_table(entry: Entry) -> FittedTable | None:
+    """AUROC of three scores that separate OOD rows, for the ensemble and the mean of its members; None without sets."""
+    evaluation = Evaluation.of(entry)
+    if not evaluation.ood:
+        return None
+    table = _bare_table(
+        Text(f"Out of distribution, against {evaluation.task} {evaluation.split}: AUROC (0.5 is chance)"),
+        "One LoRA: mean of members ± their spread. Confidence: mean, % (in-distribution / OOD).",
+    )
+    table.add_column("OOD set", min_width=14, overflow="fold")
+    for title in ("Method", "Max prob.", "Entropy", "Mutual inf.", "Confidence"):
+        table.add_column(title, no_wrap=True)
+    for name, scores in evaluation.ood.items():
+        single = scores.member_mean
+        pairs = zip(_aurocs(scores.auroc, {}), _aurocs(single.auroc, single.std), strict=True)
+        table.add_row(
+            Text(f"{name}\n{scores.num_examples['ood']} rows"),
+            "ensemble\none LoRA",
+            *("\n".join(pair) for pair in pairs),
+            f"{_confidences(scores.mean_confidence)}\n{_confidences(single.mean_confidence)}",
+        )
+    return FittedTable(table, num_names=2)
+
+
+def _bare_table(title: Text, caption: str) -> Table:
+    return Table(
+        title=title,
         caption=caption,
         box=SIMPLE_HEAD,
         title_justify="left",
@@ -94,153 +93,112 @@ def evaluation_table(entry: Entry) -> FittedTable:
         show_edge=False,
         padding=(0, 1, 0, 0),
     )
-    table.add_column("Method", overflow="fold")
-    for column in COLUMNS:
-        table.add_column(column.title, no_wrap=True)
-    widths = [max(len(_value(column, method.values)) for method in found) for column in COLUMNS]
-    for method in found:
-        style = "bold" if method.key == "ensemble" else ""
-        cells = [
-            _cell(column, method.values, method.intervals, width, style)
-            for column, width in zip(COLUMNS, widths, strict=True)
-        ]
-        table.add_row(Text(method.name, style=style), *cells)
-    return FittedTable(table)
 
 
-def ood_table(entry: Entry) -> FittedTable | None:
-    """AUROC of telling OOD rows apart by three scores, for the ensemble and the mean of its members.
+def verdict(entry: Entry, controls: Sequence[Method] = ()) -> str:
+    """What the paired intervals say of the ensemble, in plain sentences.
 
-    None if the entry has no "ood".
-    """
-    sets: Mapping[str, Any] = entry.get("ood") or {}
-    if not sets:
-        return None
-    table = Table(
-        title=Text(f"Out of distribution, against {entry['task']} {entry['split']}: AUROC (0.5 is chance)"),
-        caption="One LoRA: mean of members ± their spread. Confidence: mean, % (in-distribution / OOD).",
-        box=SIMPLE_HEAD,
-        title_justify="left",
-        caption_justify="left",
-        show_edge=False,
-        padding=(0, 1, 0, 0),
-    )
-    table.add_column("OOD set", min_width=14, overflow="fold")
-    for title in ("Method", "Max prob.", "Entropy", "Mutual inf.", "Confidence"):
-        table.add_column(title, no_wrap=True)
-    for name, scores in sets.items():
-        single = scores["member_mean"]
-        pairs = zip(_aurocs(scores["auroc"], {}), _aurocs(single["auroc"], single["std"]), strict=True)
-        table.add_row(
-            Text(f"{name}\n{scores['num_examples']['ood']} rows"),
-            "ensemble\none LoRA",
-            *("\n".join(pair) for pair in pairs),
-            f"{_confidences(scores)}\n{_confidences(single)}",
-        )
-    return FittedTable(table, num_names=2)
-
-
-def verdict(entry: Entry, controls: Sequence[Control] = ()) -> str:
-    """What the paired intervals allow to say of the ensemble, in plain sentences.
-
-    A difference counts only where its interval leaves out 0. `controls` are methods of equal compute and the like, on
+    A difference counts only where its interval excludes 0. `controls` are methods of equal compute and the like, on
     the same rows.
     """
-    intervals = entry["intervals"]
-    sentences, judging = list(entry.get("notes") or ()), True
-    if entry["num_members"] == 1:
+    evaluation = Evaluation.of(entry)
+    differences = evaluation.member_mean.ensemble_minus
+    sentences, judging = list(evaluation.notes), True
+    if evaluation.num_members == 1:
         sentences.append("There is one member only, so the ensemble is that member.")
-    elif "ensemble_minus_member_mean" not in intervals:
+    elif not differences:
         sentences.append("No bootstrap intervals were computed, so no difference can be judged.")
-    elif not (judging := any(intervals["ensemble_minus_member_mean"].values())):
+    elif not (judging := any(differences.values())):
         sentences.append("So no difference from another method can be judged.")
     else:
-        against_mean = _judge(entry, entry["member_mean"], intervals["ensemble_minus_member_mean"])
-        sentences.append(
-            f"Against the mean of its {entry['num_members']} members, the ensemble {against_mean} (differences with"
-            f" their {100 * intervals['level']:g} % intervals); the gain over the mean member in NLL and Brier is"
-            " guaranteed by convexity."
-        )
-        if "ensemble_minus_best_member" in intervals:
-            against_best = _judge(entry, entry["best_member"], intervals["ensemble_minus_best_member"])
-            sentences.append(f"Against the best member on validation, it {against_best}.")
-        scaled = (entry.get("temperature") or {}).get("best_member") or {}
-        if scaled.get("ensemble_minus"):
-            against_scaled = _judge(entry, scaled, scaled["ensemble_minus"])
-            sentences.append(f"Against that member after temperature scaling, it {against_scaled}.")
-        for control in controls:
-            sentences.append(f"Against {control.name}, it {_judge(entry, control.values, control.ensemble_minus)}.")
-        if (than_majority := _than_majority(entry)) is not None:
-            sentences.append(than_majority)
-    gap, gap_interval = entry["ensemble"]["signed_gap"], intervals.get("ensemble", {}).get("signed_gap")
-    if gap_interval is not None and not covers_zero(gap_interval):
-        side, where = ("under", "below") if gap < 0 else ("over", "above")
-        distance = f"{abs(100 * gap):.1f} points {where} its accuracy"
-        sentences.append(f"The ensemble is {side}-confident: its mean confidence lies {distance}.")
-    if (calibration := _calibration(entry)) is not None:
-        sentences.append(calibration)
-    if judging and entry["num_examples"] < _FEW_ROWS:
-        sentences.append(f"All this is of {entry['num_examples']} rows, which can show large differences only.")
+        sentences += _comparisons(evaluation, controls)
+    sentences += _calibration(evaluation)
+    if judging and evaluation.num_examples < _FEW_ROWS:
+        sentences.append(f"All this is of {evaluation.num_examples} rows, which can show large differences only.")
     return " ".join(sentences)
 
 
 def early_exit_text(entry: Entry) -> str:
     """What asking members one after the other would save and change, of an entry that has "early_exit"."""
-    early = entry["early_exit"]
-    rows = entry["num_examples"]
-    shares = ", ".join(f"{k}: {100 * n / rows:.1f} %" for k, n in enumerate(early["histogram"], start=1) if n)
-    accuracy, nll = (column.number(early[column.key], absent="inf") for column in COLUMNS[:2])
+    evaluation = Evaluation.of(entry)
+    early, rows = evaluation.early_exit, evaluation.num_examples
+    assert early is not None
+    shares = ", ".join(f"{k}: {100 * n / rows:.1f} %" for k, n in enumerate(early.histogram, start=1) if n)
+    accuracy, nll = (BY_KEY[key].number(early.metrics[key], absent="inf") for key in ("accuracy", "nll"))
     return (
-        f"With early exit ({early['rule']}) a row asks {early['mean_members']:.2f} of {entry['num_members']} members on"
-        f" average ({shares}); {100 * early['agreement']:.1f} % of rows have the answer of all members; accuracy"
+        f"With early exit ({early.rule}) a row asks {early.mean_members:.2f} of {evaluation.num_members} members on"
+        f" average ({shares}); {100 * early.agreement:.1f} % of rows have the answer of all members; accuracy"
         f" {accuracy} %, NLL {nll}."
     )
 
 
-def _calibration(entry: Entry) -> str | None:
-    """How the ensemble's ECE compares with what calibrated confidences would show on these rows."""
-    intervals = entry["intervals"].get("ensemble") or {}
-    reference = calibrated(intervals)
-    if reference is None or reference["interval"] is None or intervals.get("ece") is None:
-        return None
-    column = next(column for column in COLUMNS if column.key == "ece")
-    value, (low, high) = entry["ensemble"]["ece"], reference["interval"]
-    shown = f"{column.number(low)} to {column.number(high)} %"
-    subject = f"Its ECE of {column.number(value)} %"
+def _comparisons(evaluation: Evaluation, controls: Sequence[Method]) -> Iterator[str]:
+    """The ensemble against its members, the controls and the majority answer."""
+    yield (
+        f"Against the mean of its {evaluation.num_members} members, the ensemble"
+        f" {_judge(evaluation, evaluation.member_mean)} (differences with their {100 * evaluation.level:g} %"
+        " intervals); the gain over the mean member in NLL and Brier is guaranteed by convexity."
+    )
+    if evaluation.best_member.ensemble_minus:
+        yield f"Against the best member on validation, it {_judge(evaluation, evaluation.best_member)}."
+    scaled = evaluation.best_member_scaled
+    if scaled is not None and scaled.ensemble_minus:
+        yield f"Against that member after temperature scaling, it {_judge(evaluation, scaled)}."
+    for control in controls:
+        yield f"Against {control.name}, it {_judge(evaluation, control.scores)}."
+    accuracy, majority = BY_KEY["accuracy"], evaluation.majority or MethodScores()
+    value, ends = evaluation.ensemble.minus(majority, "accuracy"), finite_ends(majority.ensemble_minus.get("accuracy"))
+    if value is not None and ends is not None and judged(accuracy, ends) != "better":
+        size = _difference(accuracy, value, ends)
+        yield f"It is not clearly more accurate than always giving the majority answer ({size})."
+
+
+def _calibration(evaluation: Evaluation) -> Iterator[str]:
+    """Over- or under-confidence, and the ensemble's ECE against that of calibrated confidences on these rows."""
+    ensemble = evaluation.ensemble
+    gap, ends = ensemble.metrics["signed_gap"], finite_ends(ensemble.interval("signed_gap"))
+    if gap is not None and ends is not None and not covers_zero(ends):
+        side, where = ("under", "below") if gap < 0 else ("over", "above")
+        distance = f"{abs(100 * gap):.1f} points {where} its accuracy"
+        yield f"The ensemble is {side}-confident: its mean confidence lies {distance}."
+    reference, metric = ensemble.ece_if_calibrated, BY_KEY["ece"]
+    value = ensemble.metrics["ece"]
+    if value is None or reference is None or reference.interval is None or ensemble.interval("ece") is None:
+        return
+    low, high = reference.interval
+    shown = f"{metric.number(low)} to {metric.number(high)} %"
+    subject = f"Its ECE of {metric.number(value)} %"
     if value > high + ROUNDING:
-        return f"{subject} is more than a perfectly calibrated model would show on as many rows ({shown})."
-    return (
-        f"{subject} is no evidence of miscalibration: a perfectly calibrated model would show {shown} on as many rows."
-    )
+        yield f"{subject} is more than a perfectly calibrated model would show on as many rows ({shown})."
+    else:
+        yield (
+            f"{subject} is no evidence of miscalibration: a perfectly calibrated model would show {shown} on as many"
+            " rows."
+        )
 
 
-def _title(entry: Entry) -> Text:
-    return Text(
-        f"{entry['task']} {entry['split']} (examples: {entry['num_examples']}, members: {entry['num_members']})"
-    )
+def _title(evaluation: Evaluation) -> Text:
+    sizes = f"examples: {evaluation.num_examples}, members: {evaluation.num_members}"
+    return Text(f"{evaluation.task} {evaluation.split} ({sizes})")
 
 
-def methods(entry: Entry) -> Iterator[Method]:
+def methods(evaluation: Evaluation) -> Iterator[Method]:
     """Each method that has metrics, in the order of the table."""
-    main = entry["intervals"]
-    scaled = entry.get("temperature") or {}
-    baselines = dict(entry.get("baselines") or {})
-    after = {name: baselines.pop(name) for name in ("mc_dropout",) if name in baselines}
-    before = {name: baselines[name] for name in sorted(baselines, key=_baseline_order)}
+    others = sorted((name for name in evaluation.baselines if name != "mc_dropout"), key=_baseline_order)
     candidates = [
-        ("majority", "majority", entry.get("majority")),
-        *((name, BASELINES.get(name, name), values) for name, values in before.items()),
-        ("member_mean", f"one LoRA (mean of {entry['num_members']})", entry.get("member_mean")),
-        ("best_member", "one LoRA (best on val)", entry.get("best_member")),
-        ("best_member_scaled", "  + temperature", scaled.get("best_member")),
-        *((name, BASELINES[name], values) for name, values in after.items()),
-        ("mean_of_logits", "mean of logits", entry.get("mean_of_logits")),
-        ("ensemble", "ensemble", entry["ensemble"]),
-        ("ensemble_scaled", "  + temperature", scaled),
+        ("majority", "majority", evaluation.majority),
+        *((name, BASELINES.get(name, name), evaluation.baselines[name]) for name in others),
+        ("member_mean", f"one LoRA (mean of {evaluation.num_members})", evaluation.member_mean),
+        ("best_member", "one LoRA (best on val)", evaluation.best_member),
+        ("best_member_scaled", "  + temperature", evaluation.best_member_scaled),
+        ("mc_dropout", BASELINES["mc_dropout"], evaluation.baselines.get("mc_dropout")),
+        ("mean_of_logits", "mean of logits", evaluation.mean_of_logits),
+        ("ensemble", "ensemble", evaluation.ensemble),
+        ("ensemble_scaled", "  + temperature", evaluation.ensemble_scaled),
     ]
-    for key, name, values in candidates:
-        if values and "accuracy" in values:
-            yield Method(key, name, values, main.get(key) or values.get("intervals") or {})
+    for key, name, scores in candidates:
+        if scores is not None and scores.metrics:
+            yield Method(key, name, scores)
 
 
 def _baseline_order(name: str) -> tuple[int, str]:
@@ -248,50 +206,35 @@ def _baseline_order(name: str) -> tuple[int, str]:
     return (known.index(name) if name in known else len(known), name)
 
 
-def _value(column: Column, values: Entry) -> str:
+def _value(metric: Metric, scores: MethodScores) -> str:
     # Of these metrics only the NLL can be null: an answer of probability zero makes it infinite.
-    return column.number(values[column.key], absent="inf")
+    return metric.number(scores.metrics[metric.key], absent="inf")
 
 
-def _cell(column: Column, values: Entry, intervals: Entry, width: int, style: str) -> Text:
-    text = Text(f"{_value(column, values):>{width}}", style=style)
-    spread = values.get("std", {}).get(column.key)
-    if spread is not None:
-        text.append(f" ±{spread * column.factor:.{column.digits}f}", style="dim")
-    if (ends := shown_interval(column.key, intervals)) is not None:
-        low, high = (column.number(end, absent="inf") for end in ends)
-        text.append(f"\n[{low},{high}]", style="dim")
-    if column.key == "ece" and (reference := calibrated(intervals)) is not None:
-        text.append(f"\n{reference_text(column, reference)}", style="dim")
+def _cell(metric: Metric, scores: MethodScores, width: int, style: str) -> Text:
+    text = Text(f"{_value(metric, scores):>{width}}", style=style)
+    if (spread := scores.std.get(metric.key)) is not None:
+        text.append(f" ±{metric.number(spread, signed=False)}", style="dim")
+    if (ends := scores.interval(metric.key)) is not None:
+        text.append(f"\n[{','.join(metric.number(end, absent='inf') for end in ends)}]", style="dim")
+    if metric.key == "ece" and scores.ece_if_calibrated is not None:
+        text.append(f"\n{reference_text(scores.ece_if_calibrated)}", style="dim")
     return text
 
 
-def calibrated(intervals: Entry) -> Entry | None:
-    """What perfectly calibrated confidences would show as ECE: `mean` and `interval`; None in entries without it."""
-    found: Entry | None = intervals.get("ece_if_calibrated")
-    return found
+def reference_text(reference: CalibratedReference, between: str = "-") -> str:
+    """The ECE of calibrated confidences: (3.9: 1.8-6.4)."""
+    ece, ends = BY_KEY["ece"], reference.interval
+    spread = "" if ends is None else f": {between.join(ece.number(end) for end in ends)}"
+    return f"({ece.number(reference.mean)}{spread})"
 
 
-def reference_text(column: Column, reference: Entry, between: str = "-") -> str:
-    """That as a text: (3.9: 1.8-6.4)."""
-    ends = reference["interval"]
-    spread = "" if ends is None else f": {between.join(column.number(end) for end in ends)}"
-    return f"({column.number(reference['mean'])}{spread})"
+def shown_interval(key: str, intervals: Mapping[str, Any]) -> Ends:
+    """The interval of a metric among those of an entry: see `MethodScores.interval`."""
+    return MethodScores().with_intervals(intervals, {}).interval(key)
 
 
-def shown_interval(key: str, intervals: Entry) -> Sequence[float | None] | None:
-    """The interval of a metric; None where there is none.
-
-    Entries of earlier versions have percentile intervals of the ECE, which do not cover; what it would be if calibrated
-    is missing there, and so they are known.
-    """
-    if key == "ece" and calibrated(intervals) is None:
-        return None
-    ends: Sequence[float | None] | None = intervals.get(key)
-    return ends
-
-
-def _aurocs(aurocs: Entry, std: Entry) -> list[str]:
+def _aurocs(aurocs: Numbers, std: Numbers) -> list[str]:
     cells = []
     for name in ("max_prob", "entropy", "mutual_information"):
         value, spread = aurocs.get(name), std.get(name)
@@ -299,41 +242,40 @@ def _aurocs(aurocs: Entry, std: Entry) -> list[str]:
     return cells
 
 
-def _confidences(scores: Entry) -> str:
-    return " / ".join(f"{100 * scores['mean_confidence'][side]:.1f}" for side in ("in_dist", "ood"))
+def _confidences(confidences: Mapping[str, float]) -> str:
+    return " / ".join(f"{100 * confidences[side]:.1f}" for side in ("in_dist", "ood"))
 
 
 def covers_zero(ends: Sequence[float]) -> bool:
-    """Whether an interval of a difference says that there may be none."""
+    """Whether an interval of a difference includes 0."""
     return ends[0] <= ROUNDING and ends[1] >= -ROUNDING
 
 
-def judged(column: Column, ends: Sequence[float]) -> str:
+def judged(metric: Metric, ends: Sequence[float]) -> str:
     """What an interval of the ensemble minus another says: better, worse or unclear.
 
-    Where both ends round to 0 in the digits that are shown, no one could read a difference from them.
+    Where both ends round to 0 in the digits shown, no reader could see a difference.
     """
-    if covers_zero(ends) or all(float(column.number(end)) == 0 for end in ends):
+    if covers_zero(ends) or all(float(metric.number(end)) == 0 for end in ends):
         return "unclear"
-    return "better" if ends[0] * JUDGED[column.key][1] > 0 else "worse"
+    return "better" if ends[0] * metric.direction > 0 else "worse"
 
 
-def _judge(entry: Entry, other: Entry, differences: Entry) -> str:
+def _judge(evaluation: Evaluation, other: MethodScores) -> str:
     """A predicate ("is better in ... and shows no clear difference in ...") from the intervals of ensemble - other."""
     relations = {"better": "is better in", "worse": "is worse in", "unclear": "shows no clear difference in"}
     groups: dict[str, list[str]] = {word: [] for word in relations}
     undefined, too_few = [], []
-    for key, (name, _, column, _) in JUDGED.items():
-        ends = differences.get(key)
-        if entry["ensemble"][key] is None or other.get(key) is None or (ends is not None and None in ends):
-            undefined.append(name)
-            continue
-        if ends is None:
-            too_few.append(name)
-            continue
-        word = judged(column, ends)
-        size = f" ({_difference(entry['ensemble'][key] - other[key], ends, key)})"
-        groups[word].append(name if word == "unclear" else name + size)
+    for metric in DECISIVE:
+        value = evaluation.ensemble.minus(other, metric.key)
+        if value is not None and (ends := finite_ends(other.ensemble_minus.get(metric.key))) is not None:
+            word = judged(metric, ends)
+            size = f" ({_difference(metric, value, ends)})"
+            groups[word].append(metric.name if word == "unclear" else metric.name + size)
+        elif value is not None and other.ensemble_minus.get(metric.key) is None:
+            too_few.append(metric.name)
+        else:
+            undefined.append(metric.name)
     parts = [f"{relations[word]} {listed(names)}" for word, names in groups.items() if names]
     if undefined:
         parts.append(f"cannot be compared in {listed(undefined)} (an answer got probability zero)")
@@ -342,20 +284,10 @@ def _judge(entry: Entry, other: Entry, differences: Entry) -> str:
     return listed(parts)
 
 
-def _difference(value: float, ends: Sequence[float], key: str) -> str:
+def _difference(metric: Metric, value: float, ends: Sequence[float]) -> str:
     """A difference with its interval: +5.0 points; +1.0 to +9.0."""
-    _, _, column, unit = JUDGED[key]
-    return f"{column.number(value)}{unit}; {column.number(ends[0])} to {column.number(ends[1])}"
-
-
-def _than_majority(entry: Entry) -> str | None:
-    """A sentence where the ensemble is not clearly more accurate than one constant answer."""
-    other = entry.get("majority") or {}
-    ends = (other.get("ensemble_minus") or {}).get("accuracy")
-    if ends is None or judged(JUDGED["accuracy"][2], ends) == "better":
-        return None
-    size = _difference(entry["ensemble"]["accuracy"] - other["accuracy"], ends, "accuracy")
-    return f"It is not clearly more accurate than always giving the majority answer ({size})."
+    shown, low, high = (metric.number(number, signed=True) for number in (value, *ends))
+    return f"{shown}{' points' if metric.unit == '%' else ''}; {low} to {high}"
 
 
 def listed(names: Sequence[str], last: str = " and ") -> str:

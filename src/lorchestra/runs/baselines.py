@@ -31,7 +31,7 @@ def few_shot_base(
         return {}
     if train is None:
         return {"base_few_shot": "the training rows are not at hand"}
-    shown = few_shot.unasked(train, examples)
+    shown = few_shot.excluding(train, examples)
     if not shown:
         return {"base_few_shot": "every training row is among the evaluated ones"}
     if not pipeline.template.shows_shots:

@@ -26,7 +26,7 @@ from lorchestra.config.run import RunConfig, check_run
 from lorchestra.errors import CheckpointError, ConfigError, TrainingError
 from lorchestra.inference.pipeline import Pipeline
 from lorchestra.methods.contract import Cost, Fitted, MethodContext, Progress
-from lorchestra.methods.registry import METHODS, NamedMethod, parse_name
+from lorchestra.methods.registry import NamedMethod, parse_name
 from lorchestra.metrics.evaluation import ensemble_minus, evaluate_predictions
 from lorchestra.models.loading import absolute_base
 from lorchestra.planning.budget import settle_budget
@@ -344,7 +344,7 @@ class CachedFit:
         if self._fitted is None:
             started = time.perf_counter()
             try:
-                self._fitted = METHODS[self.named.method].fit(self.context, self.named.config)
+                self._fitted = self.named.fit(self.context)
             except (ConfigError, TrainingError) as error:
                 self._refused = error
                 raise

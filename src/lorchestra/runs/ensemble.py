@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import reprlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,8 +15,8 @@ from lorchestra.config.data import DataConfig
 from lorchestra.config.mappings import to_mapping
 from lorchestra.config.run import RunConfig, read_config
 from lorchestra.data.in_memory import entries_of, is_file
+from lorchestra.data.input_rows import InputRow, input_rows, read_input_rows
 from lorchestra.data.prompts import PromptTemplate
-from lorchestra.data.queries import QueryRow, query_rows, query_values
 from lorchestra.errors import CheckpointError, ConfigError, DataError, printable
 from lorchestra.inference.encode_each import TooLong
 from lorchestra.inference.pipeline import FORMAT_1_CHOICES, Pipeline
@@ -62,19 +62,13 @@ class Ensemble:
         """Rows of a file, in the form the run was trained on."""
         return read_like(path, self.config.data, self.labels, require_answer=require_answer).examples
 
-    def asked(
-        self,
-        rows: Any,
-        data: DataConfig | None = None,
-        note: Callable[[str], None] = lambda text: None,
-    ) -> Iterator[QueryRow]:
+    def asked(self, rows: Any, data: DataConfig | None = None) -> Iterator[InputRow]:
         """Rows to be answered, read as they are asked for.
 
         Args:
             rows: a file's path; or rows in memory: texts (for a run on texts with labels), dicts, examples, a
                 DataFrame, a Series or a Dataset (see `entries_of`).
             data: how files are read and how their columns are called; by default as in training.
-            note: takes a sentence about each thing that was assumed.
 
         Raises:
             DataError: the file cannot be read, or no row has the columns that are needed.
@@ -82,8 +76,8 @@ class Ensemble:
         """
         data = data or self.config.data
         if is_file(rows):
-            return query_rows(rows, data, self.labels, note)
-        return query_values(entries_of(rows, self.labels), data, self.labels)
+            return read_input_rows(rows, data, self.labels)
+        return input_rows(entries_of(rows, self.labels), data, self.labels)
 
     def predict(
         self,
@@ -118,7 +112,7 @@ class Ensemble:
         return self._records(self.asked(rows), options, on_error)
 
     def _records(
-        self, rows: Iterator[QueryRow], options: AnswerOptions, on_error: Literal["record", "fail"]
+        self, rows: Iterator[InputRow], options: AnswerOptions, on_error: Literal["record", "fail"]
     ) -> Iterator[dict[str, Any]]:
         counts = AnswerCounts()
         for chunk in answer_chunks(self.pipeline, rows, options, chunk_rows(self.pipeline)):

@@ -16,7 +16,7 @@ from lorchestra.planning.budget import (
     longest_row,
     settle_budget,
     shared_tokens,
-    trunk_places,
+    trunk_storage,
 )
 from lorchestra.planning.estimate import SHARE, AdapterCounts, Footprint, base_passes, duration, packed_tokens
 from lorchestra.planning.measure import Calibration, calibrate, with_checkpointing
@@ -28,7 +28,7 @@ from lorchestra.runs.rows import read_rows
 from lorchestra.store import disk
 from lorchestra.training.callbacks import Callback, CallbackList
 from lorchestra.training.precompute import TrainingRows
-from lorchestra.training.trainer import Trainer
+from lorchestra.training.trainer import Trainer, make_trainer
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def plan_run(
     free = free_bytes(pipeline.model.device)
     resident = used_bytes()
     settings = dataclasses.replace(config.train, token_budget=budget)
-    trainer = Trainer(pipeline.model, training, settings, config.regularize, callback)
+    trainer = make_trainer(pipeline.model, training, dataclasses.replace(small, train=settings), callback)
     workload = plan_workload(trainer, members, budget)
     calibration = _calibrate(trainer, workload, pipeline, budget, seconds, resident, callback)
     counts = adapter_counts(pipeline.model, members)
@@ -117,7 +117,7 @@ def _record(
     base = sum(p.nbytes for p in base_parameters)
     held = loading if resident is None else resident
     largest = packed_tokens(workload.largest, workload.shared)
-    trunk, trunk_file = trunk_places(model, training, config.adapt.trunk_memory_gb)
+    trunk, trunk_file = trunk_storage(model, training, config.adapt.trunk_memory_gb)
     has_trunk = model.trunk_layers > 0
     footprint = Footprint(
         process=max(0, held - base - dataclasses.replace(counts, members=model.num_members).adapter_bytes),

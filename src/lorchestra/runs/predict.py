@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lorchestra.data.queries import QueryRow
+from lorchestra.data.input_rows import InputRow
 from lorchestra.inference.encode_each import TooLong, encode_each
 from lorchestra.inference.pipeline import Pipeline
 from lorchestra.inference.predict import PrefixReuse
@@ -38,7 +38,7 @@ class AnsweredChunk:
     question was cut.
     """
 
-    rows: tuple[QueryRow, ...]
+    rows: tuple[InputRow, ...]
     records: tuple[dict[str, Any], ...]
     dropped: tuple[str, ...]
     truncated: tuple[str, ...]
@@ -89,7 +89,7 @@ def chunk_rows(pipeline: Pipeline) -> int:
 
 
 def answer_chunks(
-    pipeline: Pipeline, rows: Iterable[QueryRow], options: AnswerOptions, size: int
+    pipeline: Pipeline, rows: Iterable[InputRow], options: AnswerOptions, size: int
 ) -> Iterator[AnsweredChunk]:
     """Answers to all rows, a chunk of `size` rows at a time.
 
@@ -102,7 +102,7 @@ def answer_chunks(
 
 
 def _answer(
-    pipeline: Pipeline, chunk: tuple[QueryRow, ...], options: AnswerOptions, prefix_reuse: PrefixReuse
+    pipeline: Pipeline, chunk: tuple[InputRow, ...], options: AnswerOptions, prefix_reuse: PrefixReuse
 ) -> AnsweredChunk:
     asked = [row for row in chunk if row.example is not None]
     encoded = encode_each(pipeline, [row.example for row in asked if row.example is not None], options.too_long)
@@ -150,7 +150,7 @@ def _answers(
     return early_exit_rows(early, options.abstain_below)
 
 
-def _record(row: QueryRow, answer: dict[str, Any], fault: str | None) -> dict[str, Any]:
+def _record(row: InputRow, answer: dict[str, Any], fault: str | None) -> dict[str, Any]:
     return {"id": row.id, "row": row.number, **{**answer, "id": row.id}, "error": fault, "input": dict(row.kept)}
 
 
@@ -210,7 +210,7 @@ def early_exit_rows(found: EarlyExitPredictions, abstain_below: float | None = N
     """
     rows = {
         int(place): {**row, "members_used": part.num_members}
-        for part, places in zip(found.parts, found.places, strict=True)
+        for part, places in zip(found.parts, found.indices, strict=True)
         for place, row in zip(places, prediction_rows(part, abstain_below), strict=True)
     }
     return [rows[place] for place in sorted(rows)]

@@ -19,7 +19,7 @@ from lorchestra.models.init import AdapterSettings
 from lorchestra.models.loading import absolute_base
 from lorchestra.models.peft_files import save_members
 from lorchestra.planning.budget import settle_budget
-from lorchestra.planning.cost import training_base_passes
+from lorchestra.planning.estimate import training_base_passes
 from lorchestra.planning.memory import peak_bytes
 from lorchestra.runs.build import build_pipeline
 from lorchestra.runs.ensemble import failed_members
@@ -30,6 +30,7 @@ from lorchestra.store.atomic import atomic_directory, discard_directory, sweep_d
 from lorchestra.store.run_dir import RunDir, claim_run, read_ensemble, write_ensemble
 from lorchestra.training.callbacks import Callback, CallbackList
 from lorchestra.training.checkpoint import load_checkpoint, save_checkpoint
+from lorchestra.training.members import member_settings
 from lorchestra.training.precompute import TrainingRows
 from lorchestra.training.rows import training_rows
 from lorchestra.training.trainer import Trainer
@@ -91,9 +92,9 @@ def train_run(
             _begin(run, resolved, rows, pipeline)
         log = EventLog(run.events, keep_bytes=None)
         files = TrunkFiles(run.resume, pipeline.base.digest, round(resolved.adapt.trunk_memory_gb * 1e9), log.write)
-        trainer = Trainer(
-            pipeline.model, training, resolved.train, resolved.regularize, CallbackList([log, *callbacks]), files
-        )
+        settings = member_settings(resolved, len(training.train), pipeline.model.adapter_settings)
+        callback = CallbackList([log, *callbacks])
+        trainer = Trainer(pipeline.model, training, resolved.train, settings, callback, files=files)
         if resuming:
             restore(run, trainer, log)
         peak = train_with_checkpoints(run, trainer, log)

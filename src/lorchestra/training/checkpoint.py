@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lorchestra.errors import CheckpointError
+from lorchestra.errors import CheckpointError, TrainingError
 from lorchestra.nn.adapters import StackedAdapters
 from lorchestra.nn.optimizer import MemberAdamW
 from lorchestra.store.atomic import atomic_path, atomic_write_json, plain_values, sha256_file
@@ -112,6 +112,18 @@ class TrainState:
     def with_status(self, status: Status) -> list[int]:
         """Indices of the members in this state."""
         return [m for m, member in enumerate(self.members) if member.status == status]
+
+    def good_members(self) -> list[int]:
+        """Indices of the members that did not fail.
+
+        Raises:
+            TrainingError: every member failed.
+        """
+        failed = self.with_status("failed")
+        if len(failed) == len(self.members):
+            reasons = "; ".join(f"member {m}: {self.members[m].reason}" for m in failed)
+            raise TrainingError(f"every member failed ({reasons}); try a smaller train.lr")
+        return [m for m in range(len(self.members)) if m not in failed]
 
     def fail(self, m: int, step: int, what: str) -> None:
         """Take a member out of the run: in which optimizer step, and what `training.failure` says of it."""

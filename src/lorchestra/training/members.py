@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from lorchestra.config.run import RegularizeConfig, RunConfig, TrainConfig, check_start, check_training
+from lorchestra.config.run import RegularizeConfig, RunConfig, TrainConfig, check_init, check_training
 from lorchestra.errors import ConfigError
 from lorchestra.models.init import AdapterSettings, make_adapter_settings, member_seed
 from lorchestra.nn.seeding import generator
@@ -45,7 +45,9 @@ class MemberSettings:
     """Places of the training rows that it sees once an epoch, repeats included; None for all (see `bootstrap`)."""
 
 
-def member_settings(config: RunConfig, num_rows: int) -> tuple[MemberSettings, ...]:
+def member_settings(
+    config: RunConfig, num_rows: int, adapters: Sequence[AdapterSettings] | None = None
+) -> tuple[MemberSettings, ...]:
     """The settings of an ensemble's M members, which differ by their seeds and what is drawn from them alone.
 
     Settings of several configurations, one after the other, are several ensembles in one pass.
@@ -53,6 +55,7 @@ def member_settings(config: RunConfig, num_rows: int) -> tuple[MemberSettings, .
     Args:
         config: the ensemble's.
         num_rows: the number of training rows.
+        adapters: the members' adapters, as a model has them; by default those that `config` gives.
     """
     adapt, train = config.adapt, config.train
     return tuple(
@@ -68,7 +71,7 @@ def member_settings(config: RunConfig, num_rows: int) -> tuple[MemberSettings, .
             regularize=config.regularize,
             rows=bootstrap(num_rows, member_seed(train.seed, m)) if adapt.order == "bootstrap" else None,
         )
-        for m, adapter in enumerate(make_adapter_settings(adapt, train.seed))
+        for m, adapter in enumerate(make_adapter_settings(adapt, train.seed) if adapters is None else adapters)
     )
 
 
@@ -104,7 +107,7 @@ def check_members(train: TrainConfig, settings: Sequence[MemberSettings], num_ro
         )
         try:
             check_training(mine, own.regularize)
-            check_start(own.adapter.init_lora_weights, own.regularize)
+            check_init(own.adapter.init_lora_weights, own.regularize)
         except ConfigError as error:
             raise ConfigError(f"member {m}: {error}") from error
         places = range(num_rows) if own.rows is None else own.rows

@@ -18,10 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorchestra.errors import ConfigError, RequestError, TrainingError
+from lorchestra.inference.packed import run_packed
 from lorchestra.inference.pipeline import Pipeline
 from lorchestra.inference.trunk import TrunkCache
 from lorchestra.models.peft_files import save_members
-from lorchestra.nn.packing import Item, pack, plan_micro_batches
+from lorchestra.nn.packing import Item
 from lorchestra.nn.seeding import derive_seed
 from lorchestra.store.atomic import atomic_directory
 from lorchestra.store.run_dir import require_free
@@ -119,21 +120,18 @@ class EnsembleModule(nn.Module):
         rows: dict[int, EncodedExample] = {}
         for _, row in pairs:
             rows.setdefault(id(row), replace(row, row=len(rows)))
-        items = [
-            Item(m, rows[id(row)], None if dropout_seed is None else derive_seed(dropout_seed, m, row.row))
-            for m, row in pairs
-        ]
-        place = {id(item): b for b, item in enumerate(items)}
+        items = []
+        for index, (m, given) in enumerate(pairs):
+            seed = None if dropout_seed is None else derive_seed(dropout_seed, m, given.row)
+            items.append(Item(m, rows[id(given)], seed, index))
         trunk = TrunkCache(model, list(rows.values()), pipeline.token_budget) if model.trunk_layers > 0 else None
         num_choices = max((len(row.choices) for row in rows.values()), default=0)
-        found, order = [model.adapters.values.new_zeros(0, num_choices)], []
-        for micro_batch in plan_micro_batches(items, pipeline.token_budget):
-            batch = pack(micro_batch, model.device)
-            log_probs = model.log_probs(batch, None if trunk is None else trunk.gather(batch))
-            found.append(F.pad(log_probs, (0, num_choices - log_probs.shape[1]), value=float("-inf")))
-            order += [place[id(item)] for item in micro_batch]
+        parts, order = [model.adapters.values.new_zeros(0, num_choices)], []
+        for batch, log_probs in run_packed(model, items, pipeline.token_budget, trunk=trunk):
+            parts.append(F.pad(log_probs, (0, num_choices - log_probs.shape[1]), value=float("-inf")))
+            order += [item.index for item in batch.items]
         back = torch.tensor(order, dtype=torch.int64, device=model.device).argsort()
-        return torch.cat(found)[back]
+        return torch.cat(parts)[back]
 
     def failed_members(self) -> dict[int, str]:
         """Members with parameters that are not finite or out of bounds, and what is wrong (see `training.failure`).

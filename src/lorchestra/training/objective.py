@@ -1,30 +1,23 @@
-"""From scores of choices to each member's loss.
-
-What a training step needs of a packed micro-batch: the members' outputs, and the base's beside them.
-
-The terms of the members' objectives, composed by each member's own settings; each has a name and is logged under it.
+"""The members' objectives: what a training step reads of a forward pass, the terms made of it, and their names.
 
 A row term is a function of a row's outputs under its member and under the base, a parameter term one of the member's
-parameters. A member's objective is the weighted mean of its row terms over a step's rows, plus its parameter terms.
+parameters. A member's objective is the weighted mean of its row terms over a step's rows, plus its parameter terms. The
+members' settings choose and weigh the terms; each is logged under its name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lorchestra.errors import ConfigError
-from lorchestra.inference.trunk import TrunkCache
-from lorchestra.models.ensemble import EnsembleModel
-from lorchestra.models.patching import text_config
 from lorchestra.nn.adapters import StackedAdapters, decay_products
-from lorchestra.nn.packing import BASE, Item, PackedBatch, forward_budget, pack, plan_micro_batches
+from lorchestra.nn.packing import PackedBatch
+from lorchestra.nn.scoring import choice_log_probs, normalize
 from lorchestra.training.members import MemberSettings
 from lorchestra.training.precompute import Precomputed
-from lorchestra.types import EncodedExample
 
 
 def cross_entropy(log_probs_BC: Tensor, answers_B: Tensor) -> Tensor:
@@ -63,10 +56,10 @@ def kl_to_base(log_probs_BC: Tensor, base_log_probs_BC: Tensor, direction: str) 
 
 @dataclass(frozen=True)
 class RowOutputs:
-    """What a packed micro-batch gave, row by row."""
+    """Outputs of a packed micro-batch, per row."""
 
     members: Sequence[int]
-    """Whose row it is."""
+    """The row's member."""
     answers: Tensor
     """int64 `[B]`."""
     log_probs: Tensor
@@ -74,93 +67,49 @@ class RowOutputs:
     base_log_probs: Tensor | None = None
     """The base's, `[B, C]`; None where no member needs them."""
     vocabulary_rows: Sequence[int] = ()
-    """Places of the rows whose distribution over the vocabulary is needed."""
+    """Indices of the rows whose distribution over the vocabulary is needed."""
     vocabulary: tuple[Tensor, Tensor] | None = None
     """Of these rows, the member's and the base's log-probabilities where the answer begins, both `[.., V]`."""
 
 
-class BaseVocabulary:
-    """The base's distribution over the vocabulary where each training row's answer begins.
+def vocabulary_rows(batch: PackedBatch, settings: Sequence[MemberSettings]) -> list[int]:
+    """Indices in the batch of the items whose member has a KL term over the vocabulary."""
+    chosen = [settings[item.member].regularize for item in batch.items]
+    return [b for b, one in enumerate(chosen) if one.kl_beta > 0 and one.kl_over == "vocabulary"]
 
-    Kept as what the output head is given, `[E, D]` in the base's number format and in the machine's memory, and turned
-    into log-probabilities in each step by the head alone: exact, at a fraction D / V of what the log-probabilities of
-    all rows would take, and without another pass through the layers.
+
+def read_outputs(
+    batch: PackedBatch, outputs: Tensor, settings: Sequence[MemberSettings], precomputed: Precomputed
+) -> RowOutputs:
+    """What the terms are functions of, from a forward pass.
 
     Args:
-        model: the ensemble.
-        rows: training rows.
-        token_budget: of training; passes are of `forward_budget`.
-        trunk: the rows' cached trunks, if there are any.
-        shared: first tokens that all rows share, where no trunk is cached.
-        progress: called with the number of rows done.
-
-    Raises:
-        ConfigError: there is no room for it.
+        batch: the packed items.
+        outputs: logits over the vocabulary where there are `vocabulary_rows`, else the choices' log-probabilities.
+        settings: the members' settings.
+        precomputed: the base's answers.
     """
-
-    def __init__(
-        self,
-        model: EnsembleModel,
-        rows: Sequence[EncodedExample],
-        token_budget: int,
-        trunk: TrunkCache | None,
-        shared: int,
-        progress: Callable[[int], None],
-    ) -> None:
-        self.model = model
-        self._place = {row.row: e for e, row in enumerate(rows)}
-        width, dtype = text_config(model.model).hidden_size, next(model.model.parameters()).dtype
-        try:
-            self._states = torch.empty(len(rows), width, dtype=dtype)
-        except (RuntimeError, MemoryError) as error:
-            gigabytes = len(rows) * width * dtype.itemsize / 1e9
-            raise ConfigError(
-                f"regularize.kl_over: vocabulary takes {gigabytes:.1f} GB of memory for {len(rows)} training rows,"
-                " which are not there; take regularize.kl_over: options, or fewer rows"
-            ) from error
-        done = 0
-        room = forward_budget(token_budget, model.device)
-        for items in plan_micro_batches([Item(BASE, row) for row in rows], room, shared):
-            batch = pack(items, model.device, shared)
-            states = model.base_states(batch, None if trunk is None else trunk.gather(batch))
-            self._states[done : done + len(items)] = states.cpu()
-            done += len(items)
-            progress(done)
-
-    def log_probs(self, batch: PackedBatch, places: Sequence[int]) -> Tensor:
-        """Of the batch's rows at these places, `[len(places), V]`."""
-        wanted = [self._place[batch.items[b].example.row] for b in places]
-        return self.model.vocabulary_log_probs(batch, self._states[wanted].to(self.model.device))
-
-
-def compute_outputs(
-    model: EnsembleModel,
-    batch: PackedBatch,
-    settings: Sequence[MemberSettings],
-    precomputed: Precomputed,
-    vocabulary: BaseVocabulary | None,
-) -> RowOutputs:
-    """One forward pass, with all that the members' terms are functions of."""
-    hidden = None if precomputed.train is None else precomputed.train.gather(batch)
-    members = [item.member for item in batch.items]
-    chosen = [settings[m].regularize for m in members]
-    places = [b for b, own in enumerate(chosen) if own.kl_beta > 0 and own.kl_over == "vocabulary"]
-    both = None
-    if places:
-        assert vocabulary is not None
-        log_probs, mine = model.with_vocabulary(batch, hidden, places)
-        both = mine, vocabulary.log_probs(batch, places)
+    rows, both = vocabulary_rows(batch, settings), None
+    if rows:
+        assert precomputed.vocabulary is not None
+        scoring = batch.scoring
+        options = outputs if scoring.option_ids is None else outputs[:, scoring.option_ids]
+        log_probs = choice_log_probs(options, scoring)
+        both = (
+            normalize(outputs[scoring.term_rows[rows, 0, 0]]),
+            precomputed.vocabulary.log_probs(batch, [batch.items[b].example.row for b in rows]),
+        )
     else:
-        log_probs = model.log_probs(batch, hidden)
+        log_probs = outputs
     base = precomputed.base_log_probs
     return RowOutputs(
-        members=members,
+        members=[item.member for item in batch.items],
         answers=torch.tensor([item.example.answer for item in batch.items], device=log_probs.device),
         log_probs=log_probs,
         base_log_probs=None
         if base is None
         else base[[item.example.row for item in batch.items], : log_probs.shape[1]].to(log_probs.dtype),
-        vocabulary_rows=places,
+        vocabulary_rows=rows,
         vocabulary=both,
     )
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lorchestra.errors import CheckpointError
+from lorchestra.errors import CheckpointError, ConfigError
+from lorchestra.inference.packed import run_packed
 from lorchestra.inference.predict import member_passes, predict_rows
 from lorchestra.inference.trunk import TrunkCache, TrunkFiles, dtype_name, trunk_bytes, trunk_dtype
 from lorchestra.models.ensemble import EnsembleModel
-from lorchestra.nn.packing import BASE, shareable_prefix
+from lorchestra.models.patching import text_config
+from lorchestra.nn.packing import BASE, Item, PackedBatch, forward_budget, shareable_prefix
+from lorchestra.nn.scoring import normalize
 from lorchestra.training.callbacks import Callback, progress
 from lorchestra.types import EncodedExample
 
@@ -34,11 +37,69 @@ class TrainingRows:
 
 @dataclass(frozen=True)
 class Precomputed:
-    """Trunks of the training and validation rows, and the base's log-probabilities `[E, C]`; None where not needed."""
+    """Trunks of the training and validation rows, and the base's answers; None where not needed.
+
+    `base_log_probs` is `[E, C]`, over the choices.
+    """
 
     train: TrunkCache | None = None
     val: TrunkCache | None = None
     base_log_probs: Tensor | None = None
+    vocabulary: BaseVocabulary | None = None
+
+
+class BaseVocabulary:
+    """The base's distribution over the vocabulary where each training row's answer begins.
+
+    Stored as the head's input, `[E, D]` in the base's number format on the CPU, and turned into log-probabilities in
+    each step by the head alone: exact, at a fraction D / V of the memory that the log-probabilities of all rows would
+    take, and without another pass through the layers.
+
+    Args:
+        model: the ensemble.
+        rows: training rows.
+        token_budget: of training; passes are of `forward_budget`.
+        trunk: the rows' cached trunks, if there are any.
+        shared: first tokens that all rows share, where no trunk is cached.
+        progress: called with the number of rows done.
+
+    Raises:
+        ConfigError: there is not enough memory for it.
+    """
+
+    def __init__(
+        self,
+        model: EnsembleModel,
+        rows: Sequence[EncodedExample],
+        token_budget: int,
+        trunk: TrunkCache | None,
+        shared: int,
+        progress: Callable[[int], None],
+    ) -> None:
+        self.model = model
+        self._index = {row.row: e for e, row in enumerate(rows)}
+        width, dtype = text_config(model.model).hidden_size, next(model.model.parameters()).dtype
+        try:
+            self._states = torch.empty(len(rows), width, dtype=dtype)
+        except (RuntimeError, MemoryError) as error:
+            gigabytes = len(rows) * width * dtype.itemsize / 1e9
+            raise ConfigError(
+                f"regularize.kl_over: vocabulary takes {gigabytes:.1f} GB of memory for {len(rows)} training rows,"
+                " which are not there; take regularize.kl_over: options, or fewer rows"
+            ) from error
+        done = 0
+        items = [Item(BASE, row, None, e) for e, row in enumerate(rows)]
+        budget = forward_budget(token_budget, model.device)
+        for batch, states in run_packed(model, items, budget, "head_states", shared=shared, trunk=trunk):
+            first = batch.scoring.term_rows[:, 0, 0]
+            self._states[[item.index for item in batch.items]] = states[first].cpu()
+            done += len(batch.items)
+            progress(done)
+
+    def log_probs(self, batch: PackedBatch, rows: Sequence[int]) -> Tensor:
+        """Of training rows, by their row numbers, `[len(rows), V]`; `batch` is any packed batch."""
+        states = self._states[[self._index[row] for row in rows]].to(self.model.device)
+        return normalize(self.model.forward(batch, "logits", head_states=states))
 
 
 def precompute(
@@ -48,6 +109,7 @@ def precompute(
     *,
     shared: int,
     with_base: bool,
+    with_vocabulary: bool = False,
     files: TrunkFiles | None,
     callback: Callback,
 ) -> Precomputed:
@@ -58,7 +120,8 @@ def precompute(
         rows: the run's rows.
         token_budget: of training; passes are of `forward_budget`.
         shared: first tokens that all training rows share in training.
-        with_base: whether the base's answers to the training rows are wanted.
+        with_base: whether the base's answers to the training rows are needed.
+        with_vocabulary: whether its distributions over the vocabulary are.
         files: where trunks go that are too large for memory; None keeps them in memory.
         callback: reports progress, and may ask to stop.
 
@@ -83,7 +146,11 @@ def precompute(
             progress(callback, "base, training rows", num_rows),
         )
         base_log_probs = torch.from_numpy(found[0]).to(model.adapters.values)
-    return Precomputed(train, val, base_log_probs)
+    vocabulary = None
+    if with_vocabulary:
+        report = progress(callback, "base, training rows", len(rows.train))
+        vocabulary = BaseVocabulary(model, rows.train, token_budget, train, shared, report)
+    return Precomputed(train, val, base_log_probs, vocabulary)
 
 
 def _trunk(

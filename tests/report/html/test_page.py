@@ -56,7 +56,7 @@ def test_the_page_holds_the_right_numbers(make_run, report):
     assert f"AUROC {entry['ood']['far']['auroc']['mutual_information']:.3f}" in text
     assert page.row("far")[5] == f"{entry['ood']['far']['auroc']['mutual_information']:.3f}"
     assert page.row("Base passes")[1] == "9.0"
-    assert page.row("Trained parameters")[1:] == ["768", "256 a member"]
+    assert page.row("Trained parameters")[1:] == ["768", "256 per member"]
     assert "guaranteed by convexity" in page.text
 
 
@@ -73,7 +73,7 @@ def test_the_parts_are_all_there(make_run, report):
     page, _ = report(make_run(evaluations=("test", "val")))
     for title in (
         "Did the ensemble help?",
-        "Can its confidence be believed?",
+        "Can its confidence be trusted?",
         "How sure is it when it is wrong?",
         "From one LoRA to the ensemble",
         "How training went",

@@ -21,7 +21,7 @@ def edit(path, change):
 
 def test_a_run_is_read_whole(make_run):
     found = read_run(make_run(evaluations=("val", "test")))
-    assert (found.name, found.entry["split"], [other["split"] for other in found.others]) == ("run", "test", ["val"])
+    assert (found.name, found.entry.split, [other.split for other in found.others]) == ("run", "test", ["val"])
     assert (found.members, found.parameters) == ((0, 1, 2), 8 * 16 * 2)
     assert set(found.ood) == {"far"}
     assert set(found.baselines) == {"base_few_shot"}
@@ -31,18 +31,20 @@ def test_a_run_is_read_whole(make_run):
 
 def test_test_is_shown_unless_another_split_is_asked_for(make_run):
     root = make_run(evaluations=("test", "val"))
-    assert read_run(root).entry["split"] == "test"
-    assert read_run(root, "val").entry["split"] == "val"
+    assert read_run(root).entry.split == "test"
+    assert read_run(root, "val").entry.split == "val"
     only = make_run("other", evaluations=("val",))
-    assert read_run(only).entry["split"] == "val"
+    assert read_run(only).entry.split == "val"
 
 
 def test_temperature_is_fitted_where_the_evaluation_left_it_out(make_run):
     """It is what the evaluation itself would have written, interval for interval."""
     without, asked = make_run("without", temperature=False), make_run("asked", temperature=True)
     assert json.loads((without / "metrics.json").read_text())["evaluations"][0]["temperature"] is None
-    assert read_run(without).entry["temperature"] == read_run(asked).entry["temperature"]
-    assert read_run(without).entry["temperature"]["best_member"]["ensemble_minus"]["nll"]
+    scaled, expected = read_run(without).entry, read_run(asked).entry
+    assert scaled.ensemble_scaled == expected.ensemble_scaled
+    assert scaled.best_member_scaled == expected.best_member_scaled
+    assert scaled.best_member_scaled.ensemble_minus["nll"]
 
 
 def test_an_unfinished_run_names_the_command(make_run):
@@ -143,7 +145,7 @@ def test_predictions_of_another_evaluation_are_refused(make_run):
     with pytest.raises(CheckpointError, match=f"accuracy is .* different evaluations; .*lorchestra evaluate {root}"):
         read_run(root)
     path.unlink()
-    with pytest.raises(CheckpointError, match=r"toy\.test\.safetensors: missing, though metrics.json speaks of it"):
+    with pytest.raises(CheckpointError, match=r"toy\.test\.safetensors: missing, though metrics.json refers to it"):
         read_run(root)
 
 

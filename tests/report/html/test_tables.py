@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from lorchestra.metrics.table import Metric
 from lorchestra.report.html import tables
-from lorchestra.report.table import Column
 
 BETTER = {"accuracy": [0.01, 0.03], "nll": [-0.2, -0.1], "ece": [-0.05, -0.01], "brier": [-0.1, -0.05]}
 WORSE = {key: [-high, -low] for key, (low, high) in BETTER.items()}
@@ -21,6 +21,8 @@ def scores(**changes: Any) -> dict[str, Any]:
 
 def make_entry(mean: Any = UNCLEAR, best: Any = UNCLEAR, scaled: Any = UNCLEAR, **changes: Any) -> dict[str, Any]:
     return {
+        "task": "toy",
+        "split": "test",
         "num_members": 3,
         "num_examples": 200,
         "ensemble": scores(),
@@ -150,7 +152,7 @@ def test_a_single_member_stands_there_once():
 
 
 def test_number_and_count_are_written_shortly():
-    column = Column("x", "X", 100, 1, signed=True)
-    assert [tables.number(column, value) for value in (0.012, -0.012, -0.0001, None)] == ["+1.2", "−1.2", "0.0", "∞"]  # noqa: RUF001
+    metric = Metric("x", "X", "x", "%", digits=1, signed=True)
+    assert [tables.number(metric, value) for value in (0.012, -0.012, -0.0001, None)] == ["+1.2", "−1.2", "0.0", "∞"]  # noqa: RUF001
     counts = (None, 0, 672, 9999, 12_345, 461_000, 2_500_000, 7e9)
     assert [tables.count(value) for value in counts] == ["–", "0", "672", "9,999", "12.3 k", "461 k", "2.5 M", "7 G"]  # noqa: RUF001

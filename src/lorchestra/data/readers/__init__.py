@@ -1,1 +1,1 @@
-"""File formats: bytes to rows of named cells, one at a time. What the cells mean is decided in `data.files`."""
+"""File formats: bytes to rows of named cells, one at a time. `data.files` interprets the cells."""

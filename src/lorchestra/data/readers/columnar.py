@@ -1,4 +1,4 @@
-"""Parquet and Arrow: batches of columns, turned into rows a batch at a time."""
+"""Rows of Parquet and Arrow files, read in batches."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ import json
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from lorchestra.data.readers.streams import FileRow, Reading
+from lorchestra.data.readers.streams import FileRow, ReadContext
 from lorchestra.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow
 
 _ROWS_PER_BATCH = 1024
 _ARROW_FILE = b"ARROW1"
 
 
-def parquet_rows(source: Path | io.BytesIO, reading: Reading) -> Iterator[FileRow]:
+def parquet_rows(source: Path | io.BytesIO, context: ReadContext) -> Iterator[FileRow]:
     """The rows of a Parquet file, numbered from 1."""
     import pyarrow
     import pyarrow.parquet
@@ -24,15 +27,15 @@ def parquet_rows(source: Path | io.BytesIO, reading: Reading) -> Iterator[FileRo
     try:
         with pyarrow.parquet.ParquetFile(source) as file:
             schema = file.schema_arrow
-            chosen = _chosen(schema.names, reading)
+            chosen = _chosen(schema.names, context)
             batches = file.iter_batches(_ROWS_PER_BATCH, columns=chosen)
-            yield from _batch_rows(batches, schema, chosen, reading)
+            yield from _batch_rows(batches, schema, chosen, context)
     except (pyarrow.ArrowException, OSError, ValueError, ArithmeticError, LookupError) as error:
-        # Arrow's errors, and those of Python where a date or decimal in a cell has no Python value
-        raise DataError(f"{reading.shown}: no Parquet file that can be read ({error}); write it again") from error
+        # Arrow's errors, and Python's for dates and decimals without a Python value
+        raise DataError(f"{context.shown}: cannot be read as a Parquet file ({error}); write it again") from error
 
 
-def arrow_rows(source: Path | io.BytesIO, reading: Reading) -> Iterator[FileRow]:
+def arrow_rows(source: Path | io.BytesIO, context: ReadContext) -> Iterator[FileRow]:
     """The rows of an Arrow or Feather file or stream, numbered from 1."""
     import pyarrow
     import pyarrow.ipc
@@ -47,44 +50,46 @@ def arrow_rows(source: Path | io.BytesIO, reading: Reading) -> Iterator[FileRow]
             else:
                 reader = pyarrow.ipc.open_stream(file)
                 batches = iter(reader)
-            chosen = _chosen(reader.schema.names, reading)
+            chosen = _chosen(reader.schema.names, context)
             small = (
                 batch.slice(start, _ROWS_PER_BATCH).select(chosen)
                 for batch in batches
                 for start in range(0, batch.num_rows, _ROWS_PER_BATCH)
             )
-            yield from _batch_rows(small, reader.schema, chosen, reading)
+            yield from _batch_rows(small, reader.schema, chosen, context)
     except (pyarrow.ArrowException, OSError, ValueError, ArithmeticError, LookupError) as error:
-        raise DataError(f"{reading.shown}: no Arrow file that can be read ({error}); write it again") from error
+        raise DataError(f"{context.shown}: cannot be read as an Arrow file ({error}); write it again") from error
 
 
-def _chosen(names: list[str], reading: Reading) -> list[str]:
-    reading.check_names(names)
-    chosen = set(reading.columns(names))
-    # of two columns with one name neither can be picked; they are not used
+def _chosen(names: list[str], context: ReadContext) -> list[str]:
+    context.check_names(names)
+    chosen = set(context.columns(names))
+    # of two columns with the same name, neither can be selected
     return [name for name in names if name in chosen and names.count(name) == 1]
 
 
-def _batch_rows(batches: Iterator[Any], schema: Any, chosen: list[str], reading: Reading) -> Iterator[FileRow]:
-    classes = _class_names(schema, chosen) if reading.options.label_names else {}
+def _batch_rows(
+    batches: Iterator[pyarrow.RecordBatch], schema: pyarrow.Schema, chosen: list[str], context: ReadContext
+) -> Iterator[FileRow]:
+    classes = _class_names(schema, chosen) if context.options.label_names else {}
     for column in classes:
-        reading.note(f"{reading.shown}: the numbers in {column!r} are read as the class names in the file's metadata")
+        context.note(f"{context.shown}: the numbers in {column!r} are read as the class names in the file's metadata")
     number = 0
-    # Columns that are not read still show their names, for the hints in messages.
+    # skipped columns are kept as names, for hints in error messages
     empty = dict.fromkeys(schema.names)
     for batch in batches:
         for cells in batch.to_pylist():
             number += 1
             for column, names in classes.items():
                 cells[column] = _class_name(cells[column], names)
-            yield FileRow(number, {**empty, **cells}, reading.shown)
+            yield FileRow(number, {**empty, **cells}, context.shown)
 
 
-def _class_names(schema: Any, chosen: list[str]) -> dict[str, list[str]]:
-    """Class names by column, as the `datasets` library writes them into a schema's metadata."""
+def _class_names(schema: pyarrow.Schema, chosen: list[str]) -> dict[str, list[str]]:
+    """Class names per column, which the `datasets` library writes into a schema's metadata."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        found = {
+        names_by_column = {
             name: feature["names"]
             for name, feature in features.items()
             if name in chosen and isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
@@ -93,13 +98,13 @@ def _class_names(schema: Any, chosen: list[str]) -> dict[str, list[str]]:
         return {}
     return {
         name: names
-        for name, names in found.items()
+        for name, names in names_by_column.items()
         if isinstance(names, list) and names and all(isinstance(item, str) for item in names)
     }
 
 
-def _class_name(value: Any, names: list[str]) -> Any:
-    """A class's name for its number; -1 stands for no class there, and other values stay as they are."""
+def _class_name(value: object, names: list[str]) -> object:
+    """The name of a class number; None for -1 (no class), and other values unchanged."""
     if isinstance(value, int) and not isinstance(value, bool):
         if value == -1:
             return None

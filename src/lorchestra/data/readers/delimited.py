@@ -1,4 +1,4 @@
-"""Delimited text: CSV, TSV and their relatives with semicolons or bars."""
+"""Delimited text: CSV, TSV and variants with semicolons or bars."""
 
 from __future__ import annotations
 
@@ -8,48 +8,48 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from lorchestra.data.readers.streams import FileRow, Reading, bad_byte, open_text, undecodable
+from lorchestra.data.readers.streams import FileRow, ReadContext, bad_byte, open_text, undecodable
 
 NAMES = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
-"""Delimiters that are tried, the likeliest first."""
+"""Delimiters to detect, the most likely first."""
 
-# A text in one cell may be longer than the csv module's bound of 128 KiB.
+# cells may be longer than the csv module's default bound of 128 KiB
 _LONGEST_CELL = 2**31 - 1
 _SAMPLE_LINES, _SAMPLE_CHARACTERS = 200, 1 << 20
 _SEP_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
 
 
-def delimited_rows(stream: io.BufferedReader, reading: Reading, delimiter: str | None) -> Iterator[FileRow]:
-    """The rows under a header, one at a time; empty cells are None.
+def delimited_rows(stream: io.BufferedReader, context: ReadContext, delimiter: str | None) -> Iterator[FileRow]:
+    """The rows after a header, one at a time; empty cells are None.
 
-    Without a `delimiter` it is the one that a first line `sep=;` names, or the one that the header goes by.
+    If `delimiter` is None, it is read from a first line `sep=;`, or detected.
     """
-    text = open_text(stream, reading.shown, reading.options.encoding, "")
+    text = open_text(stream, context.shown, context.options.encoding, "")
     try:
         sample, skipped = _sample(text), 0
         named = _SEP_LINE.fullmatch(sample[0]) if sample else None
         if named is not None:
             delimiter, skipped = delimiter or named.group(1), 1
-            reading.note(f"{reading.shown}: the first line says that {_name(delimiter)}s separate the cells")
+            context.note(f"{context.shown}: read as {_name(delimiter)}-separated, as the first line says")
         elif delimiter is None:
-            delimiter = sniffed(sample, reading.wanted)
+            delimiter = sniffed(sample, context.wanted)
             if delimiter != ",":
-                reading.note(f"{reading.shown}: read as {_name(delimiter)}-separated")
+                context.note(f"{context.shown}: read as {_name(delimiter)}-separated")
         lines = itertools.chain(sample[skipped:], text)
-        yield from _rows(_Lines(lines, reading, delimiter, skipped), reading, delimiter)
+        yield from _rows(_Lines(lines, context, delimiter, skipped), context, delimiter)
     except UnicodeError as error:
-        raise undecodable(error, reading.shown) from error
+        raise undecodable(error, context.shown) from error
 
 
 def sniffed(sample: Sequence[str], wanted: frozenset[str]) -> str:
-    """The delimiter that the first lines go by: it makes columns of the names that are used, and else most columns."""
+    """The delimiter that results in most columns with names in use, then in most columns."""
     best, delimiter = (0, 1), ","
     for candidate in NAMES:
         parsed = list(_parsed(sample, candidate))
         if len(parsed) == 0:
             continue
         header, *rows = parsed
-        # a mark that is part of some name makes rows of other lengths
+        # with a character that is only part of a column name, rows differ in length from the header
         fits = not rows or sum(len(row) == len(header) for row in rows) * 2 > len(rows)
         score = (len(wanted & {name.strip() for name in header}), len(header) if fits else 1)
         if len(header) > 1 and score > best:
@@ -62,7 +62,7 @@ def _parsed(sample: Sequence[str], delimiter: str) -> Iterator[list[str]]:
         for cells in csv.reader(sample, delimiter=delimiter):
             if any(cells):
                 yield cells
-    except csv.Error:  # the reading itself names line and reason
+    except csv.Error:  # reading the rows reports line and reason
         return
 
 
@@ -82,16 +82,16 @@ def _name(delimiter: str) -> str:
 
 
 class _Lines:
-    """The cells of each row that has any, with the number of the row's first line, or a fault."""
+    """The cells of each nonempty row, or its fault, with the number of its first line."""
 
-    def __init__(self, lines: Iterable[str], reading: Reading, delimiter: str, skipped: int) -> None:
+    def __init__(self, lines: Iterable[str], context: ReadContext, delimiter: str, skipped: int) -> None:
         self.reader = csv.reader(lines, delimiter=delimiter, strict=True)
-        self.reading, self.skipped = reading, skipped
+        self.context, self.skipped = context, skipped
 
     def __iter__(self) -> Iterator[tuple[int, list[str] | FileRow]]:
         while True:
             line = self.reader.line_num + self.skipped + 1
-            # the module has one bound for all its readers
+            # the module's bound is global: it is set for this call only
             bound = csv.field_size_limit(_LONGEST_CELL)
             try:
                 cells = next(self.reader)
@@ -99,17 +99,17 @@ class _Lines:
                 return
             except csv.Error as error:
                 at = self.reader.line_num + self.skipped
-                message = f"the row that starts here is no CSV ({error}, line {at}); close and double its quotes"
-                yield line, self.reading.fault(line, message)
+                message = f"the row that starts here is not valid CSV ({error}, line {at}); close and double its quotes"
+                yield line, self.context.fault(line, message)
                 continue
             finally:
                 csv.field_size_limit(bound)
             if any(cells):
                 bad = next(filter(None, map(bad_byte, cells)), None)
-                yield line, cells if bad is None else self.reading.fault(line, bad)
+                yield line, cells if bad is None else self.context.fault(line, bad)
 
 
-def _rows(lines: _Lines, reading: Reading, delimiter: str) -> Iterator[FileRow]:
+def _rows(lines: _Lines, context: ReadContext, delimiter: str) -> Iterator[FileRow]:
     header: list[str] | None = None
     for line, cells in lines:
         if isinstance(cells, FileRow):
@@ -117,17 +117,16 @@ def _rows(lines: _Lines, reading: Reading, delimiter: str) -> Iterator[FileRow]:
                 raise cells.fault
             yield cells
         elif header is None:
-            header = [_column(name, reading) for name in cells]
-            reading.check_names(header, line)
+            header = [_column(name, context) for name in cells]
+            context.check_names(header, line)
         elif len(cells) > len(header):
-            message = f"{len(cells)} cells under a header of {len(header)}"
-            marks = f"{_name(delimiter)}s"
-            yield reading.fault(line, f"{message}; put cells that hold {marks} in double quotes")
+            message = f"{len(cells)} cells, but the header has {len(header)}"
+            yield context.fault(line, f"{message}; put cells that contain {_name(delimiter)}s in double quotes")
         else:
             values = [cell or None for cell in cells] + [None] * (len(header) - len(cells))
-            yield FileRow(line, dict(zip(header, values, strict=True)), reading.shown)
+            yield FileRow(line, dict(zip(header, values, strict=True)), context.shown)
 
 
-def _column(name: str, reading: Reading) -> str:
-    """A column's name, without the blanks of `text, label` where a name that is used is meant."""
-    return name.strip() if name not in reading.wanted and name.strip() in reading.wanted else name
+def _column(name: str, context: ReadContext) -> str:
+    """A column's name, stripped of blanks (as in `text, label`) if the result is a name in use."""
+    return name.strip() if name not in context.wanted and name.strip() in context.wanted else name

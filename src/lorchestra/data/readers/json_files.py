@@ -1,4 +1,4 @@
-"""JSON: one object a line, one array of objects, or one object that holds the rows."""
+"""JSON: one object per line, one array of objects, or one object with the rows in it."""
 
 from __future__ import annotations
 
@@ -7,55 +7,54 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
 
-from lorchestra.data.readers.streams import FileRow, Reading, bad_byte, open_text, undecodable
+from lorchestra.data.readers.streams import FileRow, ReadContext, bad_byte, open_text, undecodable
 from lorchestra.errors import DataError
 
 _CHUNK = 1 << 20
-# The end of the text at which an unfinished value may look broken: `tru`, `\u00`.
+# Characters before the end of the buffer in which an incomplete value may look invalid: `tru`, `\u00`.
 _UNSURE = 16
 _BLANK = re.compile(r"[ \t\n\r]*")
 _BETWEEN = re.compile(r"[ \t\n\r,]*")
 
 
-class Object(dict[str, Any]):
-    """A JSON object that remembers which of its keys came more than once (it keeps the last value of each)."""
+class Object(dict[str, object]):
+    """A JSON object; of duplicate keys it has the last value, and their names in `repeated`."""
 
     repeated: frozenset[str] = frozenset()
 
 
-def _object(pairs: list[tuple[str, Any]]) -> Object:
-    made = Object(pairs)
-    if len(made) < len(pairs):
+def _object(pairs: list[tuple[str, object]]) -> Object:
+    result = Object(pairs)
+    if len(result) < len(pairs):
         counts = Counter(name for name, _ in pairs)
-        made.repeated = frozenset(name for name, count in counts.items() if count > 1)
-    return made
+        result.repeated = frozenset(name for name, count in counts.items() if count > 1)
+    return result
 
 
-def json_rows(stream: io.BufferedReader, reading: Reading, *, one_value: bool) -> Iterator[FileRow]:
-    """The objects of a JSON file, in order, without holding more than one.
+def json_rows(stream: io.BufferedReader, context: ReadContext, *, one_value: bool) -> Iterator[FileRow]:
+    """The objects of a JSON file in order, one at a time.
 
-    Where the text begins with `[` it is one array. Else every line is an object, unless `one_value` says that the file
-    may be one object that holds the rows and its first line is no object by itself; that one is read whole.
+    Text that starts with `[` is one array. Otherwise every line is an object; with `one_value`, the file may also be
+    one object with the rows in it, which is read whole.
     """
-    text = open_text(stream, reading.shown, reading.options.encoding, None)
+    text = open_text(stream, context.shown, context.options.encoding, None)
     try:
         number, first = next(((number, line) for number, line in enumerate(text, 1) if line.strip()), (0, ""))
         if first.lstrip()[:1] == "[" and _opens_array(first):
-            yield from _Array(text, reading, first, number).rows()
+            yield from _Array(text, context, first, number).rows()
         elif one_value and not _is_object(first):
-            yield from _held_rows(first + text.read(), reading)
+            yield from _held_rows(first + text.read(), context)
         elif one_value:
-            yield from _one_or_many(text, first, number, reading)
+            yield from _one_or_many(text, first, number, context)
         else:
-            yield from _object_lines(text, first, number, reading)
+            yield from _object_lines(text, first, number, context)
     except UnicodeError as error:
-        raise undecodable(error, reading.shown) from error
+        raise undecodable(error, context.shown) from error
 
 
 def _opens_array(line: str) -> bool:
-    """Whether a first line begins an array of rows: what follows its bracket is an object, or on other lines."""
+    """Whether a first line that starts with a bracket opens an array of rows: an object follows, or nothing."""
     return line.strip()[1:].lstrip()[:1] in ("", "{", "]")
 
 
@@ -66,53 +65,53 @@ def _is_object(line: str) -> bool:
         return False
 
 
-def _one_or_many(text: io.TextIOWrapper, first: str, number: int, reading: Reading) -> Iterator[FileRow]:
-    """Lines of objects, or a single line that may hold the rows."""
+def _one_or_many(text: io.TextIOWrapper, first: str, number: int, context: ReadContext) -> Iterator[FileRow]:
+    """Lines of objects, or a single object with the rows in it."""
     for after, second in enumerate(text, number + 1):
         if second.strip():
-            yield _row(first, number, reading)
-            yield _row(second, after, reading)
-            yield from _object_lines(text, "", after, reading)
+            yield _row(first, number, context)
+            yield _row(second, after, context)
+            yield from _object_lines(text, "", after, context)
             return
-    yield from _held_rows(first, reading)
+    yield from _held_rows(first, context)
 
 
-def _object_lines(text: io.TextIOWrapper, first: str, number: int, reading: Reading) -> Iterator[FileRow]:
+def _object_lines(text: io.TextIOWrapper, first: str, number: int, context: ReadContext) -> Iterator[FileRow]:
     if first.strip():
-        yield _row(first, number, reading)
+        yield _row(first, number, context)
     for line_number, line in enumerate(text, number + 1):
         if line.strip():
-            yield _row(line, line_number, reading)
+            yield _row(line, line_number, context)
 
 
-def _row(line: str, number: int, reading: Reading) -> FileRow:
+def _row(line: str, number: int, context: ReadContext) -> FileRow:
     bad = bad_byte(line)
     if bad is not None:
-        return reading.fault(number, bad)
+        return context.fault(number, bad)
     shown = line.strip()[:60]
     try:
         cells = json.loads(line, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
-        message = f"no JSON at column {error.colno} ({error.msg}): {shown}"
-        return reading.fault(number, f"{message}; write one JSON object a line")
+        message = f"invalid JSON at column {error.colno} ({error.msg}): {shown}"
+        return context.fault(number, f"{message}; write one JSON object per line")
     except (ValueError, RecursionError) as error:
-        return reading.fault(number, f"JSON that cannot be read ({error}): {shown}; simplify it")
-    return _checked(cells, number, shown, reading)
+        return context.fault(number, f"JSON that cannot be read ({error}): {shown}; simplify it")
+    return _checked(cells, number, shown, context)
 
 
-def _checked(cells: Any, number: int, shown: str, reading: Reading) -> FileRow:
+def _checked(cells: object, number: int, shown: str, context: ReadContext) -> FileRow:
     if not isinstance(cells, Object):
-        return reading.fault(number, f"not a JSON object: {shown}; write one object a line, with a key a column")
-    for column in sorted(reading.wanted & cells.repeated):
-        return reading.fault(number, f"the key {column!r} comes twice; leave one out")
-    return FileRow(number, cells, reading.shown)
+        return context.fault(number, f"not a JSON object: {shown}; write one object per line, with a key per column")
+    for column in sorted(context.wanted & cells.repeated):
+        return context.fault(number, f"duplicate key {column!r}; leave one out")
+    return FileRow(number, cells, context.shown)
 
 
 class _Array:
-    """The elements of one JSON array, read piece by piece."""
+    """The elements of a JSON array, read in chunks."""
 
-    def __init__(self, text: io.TextIOWrapper, reading: Reading, first: str, line: int) -> None:
-        self.text, self.reading = text, reading
+    def __init__(self, text: io.TextIOWrapper, context: ReadContext, first: str, line: int) -> None:
+        self.text, self.context = text, context
         self.buffer, self.position, self.line = first, first.index("[") + 1, line
         self.ended = False
         self.decoder = json.JSONDecoder(object_pairs_hook=_object)
@@ -125,9 +124,9 @@ class _Array:
                     self._check_end()
                     return
                 line = self.line
-                yield _checked(*self._element(line), self.reading)
+                yield _checked(*self._element(line), self.context)
             elif not self._more():
-                raise DataError(f"{self.reading.shown}:{self.line}: the array does not end; is the file cut off?")
+                raise DataError(f"{self.context.shown}:{self.line}: the array does not end; is the file truncated?")
 
     def _skip(self, pattern: re.Pattern[str]) -> None:
         match = pattern.match(self.buffer, self.position)
@@ -146,7 +145,7 @@ class _Array:
         self.buffer, self.position = self.buffer[self.position :] + read, 0
         return True
 
-    def _element(self, line: int) -> tuple[Any, int, str]:
+    def _element(self, line: int) -> tuple[object, int, str]:
         size = _CHUNK
         while True:
             try:
@@ -158,20 +157,20 @@ class _Array:
                 if not unfinished or not self._more(size):
                     raise self._broken(error) from error
             except (ValueError, RecursionError) as error:
-                raise DataError(f"{self.reading.shown}:{line}: JSON that cannot be read ({error})") from error
+                raise DataError(f"{self.context.shown}:{line}: JSON that cannot be read ({error})") from error
             size *= 2
         raw = self.buffer[self.position : end]
         bad = bad_byte(raw)
         if bad is not None:
-            raise DataError(f"{self.reading.shown}:{line}: {bad}")
+            raise DataError(f"{self.context.shown}:{line}: {bad}")
         self._move(end)
         return value, line, " ".join(raw[:60].split())
 
     def _broken(self, error: json.JSONDecodeError) -> DataError:
         line = self.line + self.buffer.count("\n", self.position, error.pos)
         shown = " ".join(self.buffer[error.pos : error.pos + 60].split())
-        message = f"{self.reading.shown}:{line}: no JSON ({error.msg}): {shown}"
-        return DataError(f"{message}; every row after it is unreadable, too: mend the array")
+        message = f"{self.context.shown}:{line}: invalid JSON ({error.msg}): {shown}"
+        return DataError(f"{message}; no later row can be read either: fix the array")
 
     def _check_end(self) -> None:
         self._move(self.position + 1)
@@ -180,68 +179,71 @@ class _Array:
             self._skip(_BLANK)
         if self.position < len(self.buffer):
             shown = " ".join(self.buffer[self.position : self.position + 60].split())
-            raise DataError(f"{self.reading.shown}:{self.line}: more follows the end of the array: {shown}")
+            raise DataError(f"{self.context.shown}:{self.line}: text after the end of the array: {shown}")
 
 
-def _held_rows(text: str, reading: Reading) -> Iterator[FileRow]:
-    """The rows in one object: under its only list of objects, or as one list a column."""
+def _held_rows(text: str, context: ReadContext) -> Iterator[FileRow]:
+    """The rows in one object: its only list of objects, or one list per column."""
     bad = bad_byte(text)
     if bad is not None:
-        raise DataError(f"{reading.shown}: {bad}")
+        raise DataError(f"{context.shown}: {bad}")
     if not text.strip():
         return
     try:
         value = json.loads(text, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
-        message = f"{reading.shown}:{error.lineno}: no JSON at column {error.colno} ({error.msg})"
-        raise DataError(f"{message}; a .json file is an array of objects, or has one object a line") from error
+        message = f"{context.shown}:{error.lineno}: invalid JSON at column {error.colno} ({error.msg})"
+        raise DataError(f"{message}; a .json file is an array of objects, or has one object per line") from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{reading.shown}: JSON that cannot be read ({error}); simplify it") from error
+        raise DataError(f"{context.shown}: JSON that cannot be read ({error}); simplify it") from error
     if not isinstance(value, Object):
-        raise DataError(f"{reading.shown}: holds no object; a .json file is an array of objects")
-    yield from _unfolded(value, reading)
+        raise DataError(f"{context.shown}: not an object; a .json file is an array of objects")
+    yield from _unfolded(value, context)
 
 
-def _unfolded(value: Object, reading: Reading) -> Iterator[FileRow]:
-    lists = {key: held for key, held in value.items() if _is_list_of(held, dict)}
+def _unfolded(value: Object, context: ReadContext) -> Iterator[FileRow]:
+    lists = {key: item for key, item in value.items() if isinstance(item, list) and _has_only_objects(item)}
     if len(lists) == 1:
         (key, rows), *_ = lists.items()
-        reading.note(f"{reading.shown}: the rows are those under {key!r}")
-        yield from (_checked(row, number, str(row)[:60], reading) for number, row in enumerate(rows, 1))
+        context.note(f"{context.shown}: the rows are those under {key!r}")
+        yield from (_checked(row, number, str(row)[:60], context) for number, row in enumerate(rows, 1))
         return
     columns = _columns(value)
     if columns is not None:
-        reading.note(f"{reading.shown}: read as one list a column")
-        reading.check_names(list(columns))
+        context.note(f"{context.shown}: read as one list per column")
+        context.check_names(list(columns))
         for number, cells in enumerate(zip(*columns.values(), strict=True), 1):
-            yield FileRow(number, dict(zip(columns, cells, strict=True)), reading.shown)
+            yield FileRow(number, dict(zip(columns, cells, strict=True)), context.shown)
         return
     if lists:
         raise DataError(
-            f"{reading.shown}: several lists of rows ({', '.join(map(repr, lists))}); write one of them to a file"
+            f"{context.shown}: several lists of rows ({', '.join(map(repr, lists))}); write one of them to a file"
         )
-    yield _checked(value, 1, str(value)[:60], reading)
+    yield _checked(value, 1, str(value)[:60], context)
 
 
-def _is_list_of(value: Any, kind: type) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(item, kind) for item in value)
+def _has_only_objects(items: list[object]) -> bool:
+    return bool(items) and all(isinstance(item, dict) for item in items)
 
 
-def _columns(value: Object) -> dict[str, list[Any]] | None:
+def _columns(value: Object) -> dict[str, list[object]] | None:
     """The columns of an object of equally long lists, or of objects with the same keys (as pandas writes them)."""
     if len(value) < 2:
         return None
-    if all(isinstance(column, list) for column in value.values()):
-        columns = dict(value)
-    elif all(isinstance(column, dict) for column in value.values()):
-        keys = [list(column) for column in value.values()]
-        if any(other != keys[0] for other in keys):
+    columns: dict[str, list[object]] = {}
+    keys: list[object] | None = None
+    kind = type(next(iter(value.values())))
+    for name, column in value.items():
+        if isinstance(column, list) and kind is list:
+            columns[name] = column
+        elif isinstance(column, Object) and kind is Object:
+            keys = keys or list(column)
+            if list(column) != keys:
+                return None
+            columns[name] = list(column.values())
+        else:
             return None
-        columns = {name: list(column.values()) for name, column in value.items()}
-    else:
-        return None
-    same = len({len(column) for column in columns.values()}) == 1
-    # a row with a list of choices alone is no table
-    return (
-        columns if same and any(any(isinstance(cell, str) for cell in column) for column in columns.values()) else None
-    )
+    same_length = len({len(column) for column in columns.values()}) == 1
+    # a single row with a list of choices has no texts in its columns
+    has_texts = any(isinstance(cell, str) for column in columns.values() for cell in column)
+    return columns if same_length and has_texts else None

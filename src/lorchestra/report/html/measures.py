@@ -1,61 +1,35 @@
-"""The numbers behind the pictures: pure functions of predictions and events.
+"""The numbers behind the page's figures: pure functions of predictions and events.
 
-Axes as in `types`: `M` member, `E` example, `C` choice; `S` step, `K` grid point.
+Axes as in `types`: `M` member, `E` example, `C` choice; `S` step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from lorchestra.metrics import predictive
 from lorchestra.metrics.predictive import FloatArray, IntArray
+from lorchestra.metrics.result import Json
 
 
 def moving_mean(values_S: Sequence[float | None], window: int) -> FloatArray:
-    """Mean over the `window` values up to and with each, `[S]`; None takes no part, NaN where there is nothing else."""
+    """Mean over the last `window` values at each step, `[S]`; None is skipped, and NaN where the value is None."""
     values = np.array([np.nan if value is None else value for value in values_S], dtype=np.float64)
-    there = np.isfinite(values)
-    sums = np.concatenate([[0.0], np.cumsum(np.where(there, values, 0.0))])
-    counts = np.concatenate([[0], np.cumsum(there)])
+    finite = np.isfinite(values)
+    sums = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
+    counts = np.concatenate([[0], np.cumsum(finite)])
     ends = np.arange(1, len(values) + 1)
     starts = np.maximum(ends - window, 0)
     number = counts[ends] - counts[starts]
-    return np.where(there & (number > 0), (sums[ends] - sums[starts]) / np.maximum(number, 1), np.nan)
-
-
-def agreement(log_probs_MEC: FloatArray) -> FloatArray:
-    """Share of rows in which two members give the same answer, `[M, M]`; 1 on the diagonal."""
-    votes_ME = log_probs_MEC.argmax(axis=-1)
-    return np.asarray((votes_ME[:, None] == votes_ME[None]).mean(axis=-1))
-
-
-def pairwise_kl(log_probs_MEC: FloatArray) -> FloatArray:
-    """Mean over rows of (KL(a || b) + KL(b || a)) / 2 of two members in nats, `[M, M]`; 0 on the diagonal.
-
-    Infinite where one member excludes a choice that the other does not.
-    """
-    num_members = len(log_probs_MEC)
-    found = np.zeros((num_members, num_members))
-    probs_MEC = np.exp(log_probs_MEC)
-    for a in range(num_members):
-        for b in range(a):
-            # Choices that neither gives a probability (past the row's own) add nothing.
-            shared = ~(np.isneginf(log_probs_MEC[a]) & np.isneginf(log_probs_MEC[b]))
-            gap = np.where(shared, log_probs_MEC[a], 0.0) - np.where(shared, log_probs_MEC[b], 0.0)
-            apart = probs_MEC[a] - probs_MEC[b]
-            # Equal probabilities may have an infinite gap, where one underflowed to the other's 0.
-            terms = np.where(apart != 0, apart, 0.0) * np.where(apart != 0, gap, 0.0)
-            found[a, b] = found[b, a] = 0.5 * terms.sum(axis=-1).mean()
-    return found
+    return np.where(finite & (number > 0), (sums[ends] - sums[starts]) / np.maximum(number, 1), np.nan)
 
 
 @dataclass(frozen=True, slots=True)
 class Threshold:
-    """What answering only at `confidence` or above does: shares of all rows, and errors among the answered."""
+    """Answering only at `confidence` or above: share of rows answered (`coverage`), and errors among these."""
 
     confidence: float
     coverage: float
@@ -68,17 +42,17 @@ def abstain(log_probs_EC: FloatArray, labels_E: IntArray, thresholds: Sequence[f
     """Abstain below each threshold, as `predict --abstain-below` does; risk is None where nothing is answered."""
     confidence_E = predictive.confidence(log_probs_EC)
     wrong_E = log_probs_EC.argmax(axis=-1) != labels_E
-    found = []
+    points = []
     for threshold in thresholds:
         answered_E = confidence_E >= threshold
         answered, wrong = int(answered_E.sum()), int((answered_E & wrong_E).sum())
         risk = wrong / answered if answered else None
-        found.append(Threshold(threshold, answered / len(labels_E), risk, answered, wrong))
-    return found
+        points.append(Threshold(threshold, answered / len(labels_E), risk, answered, wrong))
+    return points
 
 
 def ood_scores_by_name(log_probs_MEC: FloatArray) -> dict[str, FloatArray]:
-    """The three scores of each row, `[E]`, by the names of metrics.json; the first falls where the others rise."""
+    """The three scores of each row, `[E]`, by their names in `metrics.json`; OOD rows have a low `max_prob`."""
     mixture_EC = predictive.mixture_log_probs(log_probs_MEC)
     return {
         "max_prob": predictive.confidence(mixture_EC),
@@ -88,7 +62,7 @@ def ood_scores_by_name(log_probs_MEC: FloatArray) -> dict[str, FloatArray]:
 
 
 def confident_mistakes(log_probs_MEC: FloatArray, labels_E: IntArray, most: int) -> list[int]:
-    """Rows that the ensemble gets wrong, from the most confident on; the first of equals first."""
+    """Rows that the ensemble gets wrong, the most confident first; of equals the first."""
     mixture_EC = predictive.mixture_log_probs(log_probs_MEC)
     confidence_E = predictive.confidence(mixture_EC)
     order = np.argsort(-confidence_E, kind="stable")
@@ -97,10 +71,7 @@ def confident_mistakes(log_probs_MEC: FloatArray, labels_E: IntArray, most: int)
 
 
 def contested(log_probs_MEC: FloatArray, most: int) -> list[int]:
-    """Rows by mutual information, from the highest on: members are sure, but not of the same thing.
-
-    Rows without any are left out.
-    """
+    """Rows with mutual information, the highest first: members are sure, but of different answers."""
     information_E = predictive.mutual_information(log_probs_MEC)
     order = np.argsort(-information_E, kind="stable")
     return [int(e) for e in order if information_E[e] > 0][:most]
@@ -108,9 +79,9 @@ def contested(log_probs_MEC: FloatArray, most: int) -> list[int]:
 
 @dataclass(frozen=True)
 class History:
-    """The course of a training; epochs count passes over the training rows, values are by member, None where absent.
+    """The course of a training; epochs count passes over the training rows, values are per member, None if missing.
 
-    `losses` has one row a step, at `step_epochs` `[S]`; `val_nll` and `val_accuracy` one an evaluation, at `epochs`.
+    `losses` has one row per step, at `step_epochs` `[S]`; `val_nll` and `val_accuracy` one per evaluation, at `epochs`.
     """
 
     step_epochs: FloatArray
@@ -121,8 +92,8 @@ class History:
     steps_per_epoch: float
 
 
-def history(events: Sequence[Mapping[str, Any]]) -> History | None:
-    """The course of training from `events.jsonl`; None where it holds no step or evaluation that can be read."""
+def history(events: Sequence[Json]) -> History | None:
+    """The course of a training from `events.jsonl`; None without a readable step or evaluation."""
     steps = [event for event in events if event.get("event") == "step"]
     evaluations = [event for event in events if event.get("event") == "evaluation"]
     if not steps or not evaluations:
@@ -142,7 +113,7 @@ def history(events: Sequence[Mapping[str, Any]]) -> History | None:
 
 
 def thin(number: int, most: int) -> IntArray:
-    """At most `most` indices of `number` points, evenly, the first and the last among them."""
+    """At most `most` evenly spaced indices of `number` points, including the first and the last."""
     if number <= most:
         return np.arange(number)
     return np.unique(np.linspace(0, number - 1, most).round().astype(np.int64))

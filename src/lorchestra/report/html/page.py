@@ -1,22 +1,24 @@
-"""The page itself: figures, tables and words of one run or several put into the templates."""
+"""The HTML page: figures, tables and sentences of one or several runs in the templates."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lorchestra.config.mappings import to_mapping
 from lorchestra.errors import ConfigError, LorchestraError, visible
 from lorchestra.metrics import predictive
+from lorchestra.metrics.result import Evaluation, Json
+from lorchestra.metrics.table import IN_TABLES, ON_PAGE, SUMMARY, WITH_DIRECTION
 from lorchestra.report.html import compare, course, figures, tables
 from lorchestra.report.html.examples import pick
-from lorchestra.report.html.glyphs import interval_glyph, member_glyph
-from lorchestra.report.html.measures import abstain
+from lorchestra.report.html.glyphs import member_glyph, rows_with_glyphs
+from lorchestra.report.html.measures import Threshold, abstain
 from lorchestra.report.html.methods import (
     CONTROLS,
     MethodComparison,
@@ -28,16 +30,16 @@ from lorchestra.report.html.methods import (
     read_comparison,
 )
 from lorchestra.report.html.source import ReportRun, expand_sweeps, read_runs
-from lorchestra.report.html.svg import NO_VALUE, typeset
-from lorchestra.report.table import BASELINES, Control, verdict
+from lorchestra.report.html.svg import NO_VALUE, Figure, typeset
+from lorchestra.report.table import BASELINES, Method, verdict
 from lorchestra.store.atomic import atomic_write_text
+from lorchestra.types import Predictions
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
 THRESHOLDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
-"""Confidences below which the printed table abstains."""
-
+"""Confidences below which the table abstains."""
 
 WORDS = {
     "yes": "Yes",
@@ -47,7 +49,7 @@ WORDS = {
     "no": "No",
     "none": "Not judged",
 }
-"""What the page answers, by tone of the headline."""
+"""The answer in one word, by tone of the headline."""
 
 MAX_IN_FULL = 6
 """With more runs, as a sweep has, only the best one is shown in full."""
@@ -61,14 +63,14 @@ def write_report(
     examples: int = 8,
     methods: str | Path | None = None,
 ) -> list[ReportRun]:
-    """Write one self-contained page about one run, or several of one task; returns what it is about.
+    """Write one self-contained page about one run, or several of one task; returns the runs.
 
     Args:
         roots: run directories, finished and evaluated; a sweep's directory stands for its finished runs, and one of
-            compared methods is taken as `methods`. With methods, no run is needed.
+            compared methods for `methods`. With methods, no run is needed.
         out: the HTML file; it appears whole or not at all.
-        split: the evaluation to show; by default test, or the latest where test was not evaluated.
-        examples: how many rows of the data each list shows; 0 keeps all texts out of the page.
+        split: the evaluation to show; by default test, or the latest if test was not evaluated.
+        examples: rows in each list of examples; 0 keeps all texts of the data out of the page.
         methods: a directory of compared methods (`lorchestra compare`), evaluated on the same rows.
 
     Raises:
@@ -110,7 +112,7 @@ def render(
     methods = methods_context(compared, foreign, alone=not runs) if compared else None
     entry = runs[0].entry if runs or compared is None else compared.first.entry
     page = environment.get_template("page.html.j2").render(
-        title=f"{entry['task']}, {entry['split']} rows",
+        title=f"{entry.task}, {entry.split} rows",
         version=version("lorchestra"),
         style=style,
         script=script,
@@ -128,13 +130,18 @@ def run_context(
     prefix: str,
     examples: int,
     among_others: bool,
-    controls: Sequence[Control] = (),
+    controls: Sequence[Method] = (),
     in_full: bool = True,
-) -> dict[str, Any]:
-    """Everything the templates show of one run; `prefix` keeps its element ids apart from those of other runs.
+) -> Json:
+    """Everything the templates show of one run.
 
-    `controls` join the methods that the run's ensemble is judged against. Without `in_full`, only what the page says of
-    a run among many.
+    Args:
+        run: the run.
+        prefix: makes its element ids unique on the page.
+        examples: rows in each list of examples.
+        among_others: whether the page shows several runs.
+        controls: methods that the verdict compares the ensemble with, in addition to its members.
+        in_full: False for a run of which only the headline is shown.
     """
     entry = run.entry
     tone, sentence = tables.headline(entry, controls)
@@ -143,27 +150,23 @@ def run_context(
         return shown
     risk, slider = figures.risk_figure(run, f"{prefix}-probe")
     return shown | {
-        "level": f"{100 * entry['intervals']['level']:g} %",
+        "level": f"{100 * entry.level:g} %",
         "base": run.record["base"]["id"],
         "tone": tone,
         "verdict": typeset(verdict(entry, controls)),
         "missing_controls": [] if controls else [method_name(key) for key in CONTROLS if "+" not in key],
-        "fitted_here": entry["split"] == "val",
-        "difference_columns": tables.DIFFERENCES,
-        "references": _references(entry, controls),
-        "method_columns": tables.METHOD_COLUMNS,
+        "fitted_here": entry.split == "val",
+        "difference_columns": WITH_DIRECTION,
+        "references": rows_with_glyphs(
+            tables.references(entry, controls), lambda row: not row.key.startswith(("base_", "majority"))
+        ),
+        "method_columns": ON_PAGE,
+        "table_columns": IN_TABLES,
+        "summary_columns": SUMMARY,
         "methods": tables.method_rows(entry),
-        "left_out": [(BASELINES.get(name, name), reason) for name, reason in (entry.get("left_out") or {}).items()],
-        "temperature_rows": run.validation.num_examples if run.validation and entry.get("temperature") else None,
-        "figures": {
-            "reliability": figures.reliability_figure(run),
-            "wrong": figures.wrong_figure(run),
-            "risk": risk,
-            "arrow": None if among_others else course.arrow_figure([run]),
-            "training": course.training_figure(run),
-            "matrix": course.matrix_figure(run),
-            "ood": course.ood_figure(run),
-        },
+        "left_out": [(BASELINES.get(name, name), reason) for name, reason in (entry.left_out or {}).items()],
+        "temperature_rows": run.validation.num_examples if run.validation and entry.ensemble_scaled else None,
+        "figures": _figures(run, risk, among_others),
         "slider": slider,
         "thresholds": _thresholds(run),
         "ood": _ood_rows(entry),
@@ -197,60 +200,56 @@ def _environment() -> Environment:
     return environment
 
 
+def _figures(run: ReportRun, risk: Figure, among_others: bool) -> dict[str, Figure | None]:
+    return {
+        "reliability": figures.reliability_figure(run),
+        "wrong": figures.wrong_figure(run),
+        "risk": risk,
+        "arrow": None if among_others else course.arrow_figure([run]),
+        "training": course.training_figure(run),
+        "matrix": course.matrix_figure(run),
+        "ood": course.ood_figure(run),
+    }
+
+
 def _template(name: str) -> str:
     return files("lorchestra.report.html").joinpath("templates", name).read_text(encoding="utf-8")
 
 
-def _references(entry: dict[str, Any], controls: Sequence[Control]) -> list[dict[str, Any]]:
-    """Rows of differences with their pictures, on one scale a column: that of the fine-tuned methods."""
-    found = tables.references(entry, controls)
-    scales = []
-    for place in range(len(tables.DIFFERENCES)):
-        near = [row.cells[place].ends for row in found if not row.key.startswith(("base_", "majority"))]
-        scales.append(max((abs(end) for ends in near if ends for end in ends), default=1.0) or 1.0)
-    return [
-        {
-            "name": row.name,
-            "cells": [(cell, interval_glyph(cell, scale)) for cell, scale in zip(row.cells, scales, strict=True)],
-        }
-        for row in found
-    ]
-
-
-def _thresholds(run: ReportRun) -> list[dict[str, Any]]:
+def _thresholds(run: ReportRun) -> list[Json]:
     """Coverage and risk at some thresholds, on the evaluated rows and on the validation rows."""
-    sides = {"here": run.predictions}
-    if run.validation is not None and run.entry["split"] != "val":
-        sides["val"] = run.validation
-    found = {
-        name: abstain(predictive.mixture_log_probs(rows.log_probs_MEC), rows.labels, THRESHOLDS)
-        for name, rows in sides.items()
-    }
+
+    def points(predictions: Predictions) -> list[Threshold]:
+        mixture_EC = predictive.mixture_log_probs(predictions.log_probs_MEC)
+        return abstain(mixture_EC, predictions.labels, THRESHOLDS)
+
+    separate = run.validation is not None and run.entry.split != "val"
+    validation = points(run.validation) if run.validation is not None and separate else [None] * len(THRESHOLDS)
     return [
-        {"threshold": threshold, "here": found["here"][place], "val": found["val"][place] if "val" in found else None}
-        for place, threshold in enumerate(THRESHOLDS)
+        {"threshold": threshold, "here": here, "val": val}
+        for threshold, here, val in zip(THRESHOLDS, points(run.predictions), validation, strict=True)
     ]
 
 
-def _ood_rows(entry: dict[str, Any]) -> list[dict[str, Any]]:
+def _ood_rows(entry: Evaluation) -> list[Json]:
     rows = []
-    for name, scores in (entry.get("ood") or {}).items():
-        single = scores["member_mean"]
+    for name, scores in (entry.ood or {}).items():
+        single = scores.member_mean
         cells = []
         for score in ("max_prob", "entropy", "mutual_information"):
-            mine, theirs = scores["auroc"].get(score), single["auroc"].get(score)
-            if score == "mutual_information" and entry["num_members"] == 1:
-                mine = None  # equal for all rows, so its AUROC is 0.5 and means nothing
-            spread = single["std"].get(score)
+            mine, theirs = scores.auroc.get(score), single.auroc.get(score)
+            if score == "mutual_information" and entry.num_members == 1:
+                mine = None  # equal for all rows, so its AUROC of 0.5 means nothing
+            spread = single.std.get(score)
             one = NO_VALUE if theirs is None else f"{theirs:.3f}" + ("" if spread is None else f" ± {spread:.3f}")
             cells.append((NO_VALUE if mine is None else f"{mine:.3f}", one))
-        rows.append({"name": name, "cells": cells, "num": scores["num_examples"]["ood"], "confidence": (
-            scores["mean_confidence"], single["mean_confidence"])})  # fmt: skip
+        confidence = (scores.mean_confidence, single.mean_confidence)
+        rows.append({"name": name, "cells": cells, "num": scores.num_examples["ood"], "confidence": confidence})
     return rows
 
 
-def _uncertainty(entry: dict[str, Any]) -> list[tuple[str, str]]:
-    values = entry["uncertainty"]
+def _uncertainty(entry: Evaluation) -> list[tuple[str, str]]:
+    values = entry.uncertainty
     return [
         ("mean total entropy", f"{values['total_entropy']:.3f} nats"),
         ("of it within members (expected entropy)", f"{values['expected_entropy']:.3f} nats"),
@@ -259,13 +258,13 @@ def _uncertainty(entry: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _members(run: ReportRun) -> list[dict[str, Any]]:
+def _members(run: ReportRun) -> list[Json]:
     """Each member of the run with its metrics; failed ones have none."""
-    metrics = dict(zip(run.members, run.entry["members"], strict=False))
+    scores = dict(zip(run.members, run.entry.members, strict=False))
     return [
         {
             "number": m,
-            "values": metrics.get(m),
+            "metrics": scores[m].metrics if m in scores else None,
             **{key: member.get(key) for key in ("state", "reason", "best_step", "val_nll", "seed")},
         }
         for m, member in enumerate(run.record["members"])
@@ -281,19 +280,18 @@ def _facts(run: ReportRun) -> list[tuple[str, str]]:
         ("digest of the base", str(record["base"].get("digest", NO_VALUE))),
         ("digest of the tokenizer", str(record["tokenizer_digest"])),
         ("answers scored by", f"{record['scoring']}, {record.get('normalize', 'sum')}"),
-        ("labels", ", ".join(map(str, labels)) if labels else "each row brings its own choices"),
-        ("intervals", f"{run.entry['intervals'].get('resamples', 0)} bootstrap resamples of examples"),
+        ("labels", ", ".join(map(str, labels)) if labels else "choices differ by row"),
+        ("intervals", f"{run.entry.resamples} bootstrap resamples of examples"),
     ]
 
 
-def _flat(mapping: Any, path: str = "") -> list[tuple[str, str]]:
+def _flat(mapping: Mapping[str, object], prefix: str = "") -> list[tuple[str, str]]:
     """Nested values as dotted names and texts."""
-    found: list[tuple[str, str]] = []
+    rows: list[tuple[str, str]] = []
     for key, value in mapping.items():
-        name = f"{path}.{key}" if path else str(key)
+        name = f"{prefix}.{key}" if prefix else str(key)
         if isinstance(value, dict):
-            found += _flat(value, name)
+            rows += _flat(value, name)
         else:
-            text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-            found.append((name, text))
-    return found
+            rows.append((name, ", ".join(map(str, value)) if isinstance(value, list) else str(value)))
+    return rows

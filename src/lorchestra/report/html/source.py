@@ -1,19 +1,19 @@
-"""What a page is made from: the files of a finished and evaluated run, read and checked against each other."""
+"""The source of a page: the files of finished and evaluated runs, read and checked against each other."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from lorchestra.config.run import RunConfig, read_config
 from lorchestra.errors import CheckpointError, DataError, did_you_mean
-from lorchestra.metrics.evaluation import evaluate_predictions
+from lorchestra.metrics.evaluation import evaluate
 from lorchestra.metrics.predictive import mixture_log_probs
+from lorchestra.metrics.result import Evaluation, Json
 from lorchestra.metrics.scores import accuracy
 from lorchestra.store.predictions import load_predictions
 from lorchestra.store.records import read_environment, read_evaluations, read_events
@@ -22,38 +22,44 @@ from lorchestra.store.safe_paths import inside
 from lorchestra.store.schema import FILE_NAME, check_shape
 from lorchestra.types import Predictions
 
-Entry = dict[str, Any]
-
 
 @dataclass(frozen=True)
 class ReportRun:
-    """One run, and the evaluation of it that the page is about.
+    """One run, and the evaluation of it that the page shows.
 
-    `members` are the numbers of those that did not fail, in the order of the predictions. `others` are the run's
-    other evaluations. `parameters` is what one member trains; None where its adapter is not there.
+    Attributes:
+        run: its directory.
+        record: `ensemble.json`.
+        cost: what its training took.
+        entry: the evaluation.
+        others: the run's other evaluations.
+        predictions: the members' predictions of the evaluated rows.
+        validation: their predictions of the validation rows, if saved.
+        members: numbers of the members that did not fail, in the order of the predictions.
+        parameters: trainable parameters of one member; None without its adapter file.
     """
 
     run: RunDir
     name: str
-    record: Entry
+    record: Json
     config: RunConfig
-    environment: Entry
-    cost: Entry
-    entry: Entry
-    others: tuple[Entry, ...]
+    environment: Json
+    cost: Json
+    entry: Evaluation
+    others: tuple[Evaluation, ...]
     predictions: Predictions
     validation: Predictions | None
     baselines: Mapping[str, Predictions]
     ood: Mapping[str, Predictions]
-    events: tuple[Entry, ...]
+    events: tuple[Json, ...]
     members: tuple[int, ...]
     parameters: int | None
 
 
 def read_run(root: str | Path, split: str | None = None) -> ReportRun:
-    """Read a run; `split` names the evaluation: by default test where it was evaluated, else the latest.
+    """Read a run; `split` names the evaluation: by default test if it was evaluated, else the latest.
 
-    An evaluation without temperature scaling gets it here, from the saved predictions and with the same resamples.
+    An evaluation without temperature scaling gets it here, from the saved predictions and on the same resamples.
 
     Raises:
         CheckpointError: no run, an unfinished or unevaluated one, damaged files, or files of different evaluations.
@@ -61,27 +67,17 @@ def read_run(root: str | Path, split: str | None = None) -> ReportRun:
     run, record = read_ensemble(root)
     entries, cost = _read_metrics(run, record)
     entry = _choose(run, entries, split)
-    task = entry["task"]
-    predictions = _read_predictions(run, f"{task}.{entry['split']}", answered=True)
+    task = entry.task
+    predictions = _read_predictions(run, f"{task}.{entry.split}", answered=True)
     _check_pair(run, entry, predictions)
     members = tuple(m for m, member in enumerate(record["members"]) if member["state"] != "failed")
     if len(members) != predictions.num_members:
         raise _stale(run, f"num_members is {predictions.num_members}, and {len(members)} members of the run are left")
-    validation = predictions if entry["split"] == "val" else _optional_predictions(run, f"{task}.val")
+    validation = predictions if entry.split == "val" else _optional_predictions(run, f"{task}.val")
     if validation is not None and validation.num_members != predictions.num_members:
         validation = None
-    baselines = {
-        name: found
-        for name in entry.get("baselines") or {}
-        if (found := _optional_predictions(run, f"{task}.{entry['split']}.{name}")) is not None
-        and found.ids == predictions.ids
-    }
-    ood = {name: _read_predictions(run, f"{task}.ood_{name}", answered=False) for name in entry.get("ood") or {}}
-    for name, found in ood.items():
-        if found.num_members != predictions.num_members:
-            raise _stale(run, f"{task}.ood_{name} has {found.num_members} members, not {predictions.num_members}")
-    if not (entry.get("temperature") or {}).get("best_member") and validation is not None:
-        entry = entry | {"temperature": _temperature(entry, predictions, validation)}
+    if entry.best_member_scaled is None and validation is not None:
+        entry = _with_temperature(entry, predictions, validation)
     return ReportRun(
         run=run,
         name=run.root.resolve().name,
@@ -90,11 +86,11 @@ def read_run(root: str | Path, split: str | None = None) -> ReportRun:
         environment=read_environment(run),
         cost=cost,
         entry=entry,
-        others=tuple(other for other in entries if (other["task"], other["split"]) != (task, entry["split"])),
+        others=tuple(other for other in entries if (other.task, other.split) != (task, entry.split)),
         predictions=predictions,
         validation=validation,
-        baselines=baselines,
-        ood=ood,
+        baselines=_read_baselines(run, entry, predictions),
+        ood=_read_ood(run, entry, predictions),
         events=read_events(run.events, len(record["members"])),
         members=members,
         parameters=_num_parameters(run, record),
@@ -107,24 +103,26 @@ def expand_sweeps(roots: Sequence[str | Path]) -> list[str | Path]:
     Raises:
         CheckpointError: a sweep is damaged, or no run of it is finished.
     """
-    found: list[str | Path] = []
+    expanded: list[str | Path] = []
     for root in roots:
         path = inside(root, "sweep.json")
         if not path.is_file():
-            found.append(root)
+            expanded.append(root)
             continue
         record = read_json(path)
         check_shape(record, {"points": [{"name": FILE_NAME}]}, path)
         runs = [inside(root, "runs", point["name"]) for point in record["points"]]
         finished = [run for run in runs if RunDir(run).ensemble.is_file()]
         if not finished:
-            raise CheckpointError(f"{root}: no run of this sweep is finished; its lorchestra sweep command goes on")
-        found += finished
-    return found
+            raise CheckpointError(
+                f"{root}: no run of this sweep is finished; the same lorchestra sweep command resumes it"
+            )
+        expanded += finished
+    return expanded
 
 
 def read_runs(roots: Sequence[str | Path], split: str | None = None) -> list[ReportRun]:
-    """Read runs that can stand in one table: of one task, evaluated on the same rows.
+    """Read runs that can share a table: of one task, evaluated on the same rows.
 
     Raises:
         CheckpointError: as `read_run`.
@@ -135,12 +133,12 @@ def read_runs(roots: Sequence[str | Path], split: str | None = None) -> list[Rep
         runs = [replace(run, name=str(run.run.root)) for run in runs]
     first = runs[0]
     for other in runs[1:]:
-        if other.entry["task"] != first.entry["task"]:
+        if other.entry.task != first.entry.task:
             raise DataError(
-                f"{other.run.root} is of the task {other.entry['task']!r} and {first.run.root} of"
-                f" {first.entry['task']!r}: numbers of different tasks do not belong in one table; make a page for each"
+                f"{other.run.root} is of the task {other.entry.task!r} and {first.run.root} of"
+                f" {first.entry.task!r}: numbers of different tasks do not belong in one table; make a page for each"
             )
-        if other.entry["split"] != first.entry["split"] or not same_rows(other.predictions, first.predictions):
+        if other.entry.split != first.entry.split or not same_rows(other.predictions, first.predictions):
             raise DataError(
                 f"{other.run.root} was evaluated on other rows ({_rows(other)}) than {first.run.root} ({_rows(first)});"
                 f" evaluate both on the same file: lorchestra evaluate RUN --data FILE, then --split NAME_OF_FILE here"
@@ -149,16 +147,16 @@ def read_runs(roots: Sequence[str | Path], split: str | None = None) -> list[Rep
 
 
 def same_rows(one: Predictions, other: Predictions) -> bool:
-    """Whether predictions are of the same rows in one order: ids, answers, choices, and texts where both have them.
+    """Whether predictions are of the same rows in the same order: ids, answers, choices, and texts if both have them.
 
     Row numbers and indices of answers alone are the same in many files.
     """
-    alike = one.ids == other.ids and np.array_equal(one.labels, other.labels) and one.options == other.options
-    return alike and (one.texts == other.texts or not (one.texts and other.texts))
+    same = one.ids == other.ids and np.array_equal(one.labels, other.labels) and one.options == other.options
+    return same and (one.texts == other.texts or not (one.texts and other.texts))
 
 
 def _rows(run: ReportRun) -> str:
-    return f"{run.entry['split']}, {run.predictions.num_examples} rows"
+    return f"{run.entry.split}, {run.predictions.num_examples} rows"
 
 
 def _evaluate_again(run: RunDir) -> str:
@@ -169,17 +167,17 @@ def _stale(run: RunDir, what: str) -> CheckpointError:
     return CheckpointError(f"{run.metrics}: {what}: the files are of different evaluations; {_evaluate_again(run)}")
 
 
-def _read_metrics(run: RunDir, record: Entry) -> tuple[list[Entry], Entry]:
+def _read_metrics(run: RunDir, record: Json) -> tuple[list[Evaluation], Json]:
     """The evaluations and the cost of a run."""
     entries, cost = read_evaluations(run)
     if not entries:
         what = "holds no evaluation" if run.metrics.exists() else "not evaluated yet (no metrics.json)"
         raise CheckpointError(f"{run.metrics if run.metrics.exists() else run.root}: {what}; {_evaluate_again(run)}")
-    return entries, cost or record.get("cost") or {}
+    return [Evaluation.from_dict(entry) for entry in entries], cost or record.get("cost") or {}
 
 
-def _choose(run: RunDir, entries: Sequence[Entry], split: str | None) -> Entry:
-    by_split = {entry["split"]: entry for entry in entries}
+def _choose(run: RunDir, entries: Sequence[Evaluation], split: str | None) -> Evaluation:
+    by_split = {entry.split: entry for entry in entries}
     if split is None:
         return by_split.get("test", entries[-1])
     if split not in by_split:
@@ -193,7 +191,7 @@ def _choose(run: RunDir, entries: Sequence[Entry], split: str | None) -> Entry:
 def _read_predictions(run: RunDir, stem: str, *, answered: bool) -> Predictions:
     path = run.prediction(stem)
     if not path.exists():
-        raise CheckpointError(f"{path}: missing, though {run.metrics.name} speaks of it; {_evaluate_again(run)}")
+        raise CheckpointError(f"{path}: missing, though {run.metrics.name} refers to it; {_evaluate_again(run)}")
     return load_predictions(path, answered=answered)
 
 
@@ -202,31 +200,46 @@ def _optional_predictions(run: RunDir, stem: str) -> Predictions | None:
     return load_predictions(path, answered=True) if path.exists() else None
 
 
-def _check_pair(run: RunDir, entry: Entry, predictions: Predictions) -> None:
-    """Refuse predictions that the metrics were not computed from."""
+def _read_baselines(run: RunDir, entry: Evaluation, predictions: Predictions) -> dict[str, Predictions]:
+    """The baselines' saved predictions, as far as they exist and are of the same rows."""
+    saved = {name: _optional_predictions(run, f"{entry.task}.{entry.split}.{name}") for name in entry.baselines}
+    return {name: rows for name, rows in saved.items() if rows is not None and rows.ids == predictions.ids}
+
+
+def _read_ood(run: RunDir, entry: Evaluation, predictions: Predictions) -> dict[str, Predictions]:
+    ood = {name: _read_predictions(run, f"{entry.task}.ood_{name}", answered=False) for name in entry.ood or {}}
+    for name, rows in ood.items():
+        if rows.num_members != predictions.num_members:
+            raise _stale(run, f"{entry.task}.ood_{name} has {rows.num_members} members, not {predictions.num_members}")
+    return ood
+
+
+def _check_pair(run: RunDir, entry: Evaluation, predictions: Predictions) -> None:
+    """Refuse predictions from which the metrics were not computed."""
     for name in ("num_examples", "num_members"):
-        if getattr(predictions, name) != entry[name]:
-            raise _stale(run, f"{name} is {entry[name]} here and {getattr(predictions, name)} in the predictions")
-    found = accuracy(mixture_log_probs(predictions.log_probs_MEC), predictions.labels)
-    if abs(found - entry["ensemble"]["accuracy"]) > 1e-9:
-        raise _stale(run, f"accuracy is {entry['ensemble']['accuracy']} here and {found} in the predictions")
+        here, there = getattr(entry, name), getattr(predictions, name)
+        if here != there:
+            raise _stale(run, f"{name} is {here} here and {there} in the predictions")
+    if (differs := accuracy_differs(entry, predictions)) is not None:
+        raise _stale(run, differs)
 
 
-def _temperature(entry: Entry, predictions: Predictions, validation: Predictions) -> Entry:
-    settings = entry["intervals"]
-    full = evaluate_predictions(
-        predictions,
-        validation=validation,
-        temperature=True,
-        resamples=settings.get("resamples", 0),
-        seed=settings.get("seed", 0),
-    )
-    found: Entry = full["temperature"]
-    return found
+def accuracy_differs(entry: Evaluation, predictions: Predictions) -> str | None:
+    """That an evaluation has another accuracy than predictions, as a clause; None where it has not."""
+    saved = entry.ensemble.metrics["accuracy"]
+    computed = accuracy(mixture_log_probs(predictions.log_probs_MEC), predictions.labels)
+    if saved is not None and abs(computed - saved) <= 1e-9:
+        return None
+    return f"accuracy is {saved} here and {computed} in the predictions"
 
 
-def _num_parameters(run: RunDir, record: Entry) -> int | None:
-    """What one member trains, from the header of its adapter file."""
+def _with_temperature(entry: Evaluation, predictions: Predictions, validation: Predictions) -> Evaluation:
+    scaled = evaluate(predictions, validation=validation, temperature=True, resamples=entry.resamples, seed=entry.seed)
+    return replace(entry, ensemble_scaled=scaled.ensemble_scaled, best_member_scaled=scaled.best_member_scaled)
+
+
+def _num_parameters(run: RunDir, record: Json) -> int | None:
+    """Trainable parameters of one member, from the header of its adapter file."""
     path = run.inside(record["members"][0]["path"], "adapter_model.safetensors")
     try:
         with safe_open(path, framework="numpy") as file:

@@ -1,40 +1,18 @@
-"""The rows of the page's tables: what was measured, as text with units, and what the intervals allow to say."""
+"""The rows of the page's tables: numbers as text with units, and what their intervals say."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from lorchestra.metrics.result import Evaluation, MethodScores, finite_ends
+from lorchestra.metrics.table import DECISIVE, ON_PAGE, WITH_DIRECTION, Metric
 from lorchestra.report.html.source import ReportRun
 from lorchestra.report.html.svg import MINUS, NO_VALUE
-from lorchestra.report.table import (
-    BASELINES,
-    COLUMNS,
-    JUDGED,
-    ROUNDING,
-    Column,
-    Control,
-    calibrated,
-    judged,
-    listed,
-    methods,
-    reference_text,
-    shown_interval,
-)
+from lorchestra.report.table import BASELINES, ROUNDING, Entry, Method, judged, listed, methods, reference_text
 
-Entry = Mapping[str, Any]
-
-_ACCURACY, _NLL, _BRIER = (JUDGED[key][2] for key in ("accuracy", "nll", "brier"))
-DIFFERENCES = (_ACCURACY, _NLL, Column("ece", "ECE, points", 100, 1, signed=True), _BRIER)
-"""Metrics whose differences are shown; that of the ECE stands there as a number alone and is never judged."""
 MEMBERS = ("member_mean", "best_member", "best_member_scaled")
-"""References that are made of the ensemble's own members, and that it is judged by."""
-_GUARANTEED = {"nll", "brier"}
-"""What convexity promises against the mean member: no evidence for the ensemble."""
-
-METHOD_COLUMNS = (*COLUMNS, Column("aurc", "AURC", 1, 3))
-COMPARED_COLUMNS = tuple(column for column in COLUMNS if column.key != "signed_gap")
+"""References that are made of the ensemble's members; the headline judges by them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,113 +24,115 @@ class Difference:
     judged: str
     guaranteed: bool
     ends: tuple[float, float, float] | None
-    """Low end, value, high end in the unit shown, for the picture; None where the interval is not known."""
+    """Low end, value, high end in the unit shown, for the glyph; None where the interval is unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What the ensemble is compared with, and the differences in the order of `DIFFERENCES`."""
+    """What the ensemble is compared with, and the differences in the order of `WITH_DIRECTION`."""
 
     key: str
     name: str
     cells: tuple[Difference, ...]
 
 
-def references(entry: Entry, controls: Sequence[Control] = ()) -> list[Reference]:
-    """The ensemble against each method that it has paired intervals with; none for a single member."""
-    if entry["num_members"] < 2:
+def references(entry: Entry, controls: Sequence[Method] = ()) -> list[Reference]:
+    """The ensemble against each method with which it has paired intervals; none for a single member."""
+    evaluation = Evaluation.of(entry)
+    if evaluation.num_members < 2:
         return []
-    main, scaled = entry["intervals"], entry.get("temperature") or {}
-    candidates = [
-        ("member_mean", "the mean member", entry["member_mean"], main.get("ensemble_minus_member_mean")),
-        ("best_member", "the member best on validation", entry["best_member"], main.get("ensemble_minus_best_member")),
-        ("best_member_scaled", "the best member, temperature-scaled", *_own(scaled.get("best_member"))),
-        *((control.key, control.name, control.values, control.ensemble_minus) for control in controls),
-        ("ensemble_scaled", "the ensemble, temperature-scaled", *_own(scaled)),
-        ("mean_of_logits", "the mean of logits", *_own(entry.get("mean_of_logits"))),
-    ]
+    baselines = evaluation.baselines
     order = ["mc_dropout", "base_few_shot", "base_zero_shot"]
-    baselines = entry.get("baselines") or {}
-    for name in sorted(baselines, key=lambda name: (order.index(name) if name in order else len(order), name)):
-        candidates.append((name, BASELINES.get(name, name), *_own(baselines[name])))
-    candidates.append(("majority", "the majority answer", *_own(entry.get("majority"))))
-    found = []
-    for key, name, values, intervals in candidates:
-        if values and "accuracy" in values:
-            cells = tuple(difference(column, entry["ensemble"], values, intervals or {}, key) for column in DIFFERENCES)
-            found.append(Reference(key, name, cells))
-    return found
+    names = sorted(baselines, key=lambda name: (order.index(name) if name in order else len(order), name))
+    candidates = [
+        ("member_mean", "the mean member", evaluation.member_mean),
+        ("best_member", "the member best on validation", evaluation.best_member),
+        ("best_member_scaled", "the best member, temperature-scaled", evaluation.best_member_scaled),
+        *((control.key, control.name, control.scores) for control in controls),
+        ("ensemble_scaled", "the ensemble, temperature-scaled", evaluation.ensemble_scaled),
+        ("mean_of_logits", "the mean of logits", evaluation.mean_of_logits),
+        *((name, BASELINES.get(name, name), baselines[name]) for name in names),
+        ("majority", "the majority answer", evaluation.majority),
+    ]
+    return [
+        Reference(key, name, tuple(difference(m, evaluation.ensemble, scores, key) for m in WITH_DIRECTION))
+        for key, name, scores in candidates
+        if scores is not None and scores.metrics
+    ]
 
 
-def _own(values: Entry | None) -> tuple[Entry | None, Entry | None]:
-    """Metrics of a method, and its paired intervals."""
-    return values, (values or {}).get("ensemble_minus")
-
-
-def number(column: Column, value: float | None) -> str:
-    """A metric or difference in the column's unit, with a typographic minus and no sign where it rounds to 0.
+def number(metric: Metric, value: float | None, signed: bool | None = None) -> str:
+    """A metric or (signed) difference in its unit, with a typographic minus and no sign where it rounds to 0.
 
     Of the metrics that are shown only the NLL can be null, which means infinite.
     """
-    text = column.number(value, absent="∞")
+    text = metric.number(value, "∞", signed=signed)
     return text.lstrip("+-") if value is not None and float(text) == 0 else text.replace("-", MINUS)
 
 
-def difference(column: Column, ensemble: Entry, other: Entry, intervals: Entry, key: str = "") -> Difference:
-    """The ensemble minus another in one metric; it counts only where its interval leaves out 0."""
-    guaranteed = key == "member_mean" and column.key in _GUARANTEED
-    mine, theirs = ensemble[column.key], other.get(column.key)
-    ends = intervals.get(column.key) if column.key in JUDGED else None
-    if mine is None or theirs is None:
+def difference(metric: Metric, ensemble: MethodScores, other: MethodScores, key: str = "") -> Difference:
+    """The ensemble minus another in one metric; it counts only where its interval excludes 0."""
+    guaranteed = key == "member_mean" and metric.convex
+    value = ensemble.minus(other, metric.key)
+    if value is None:
         return Difference("not defined", "", "unknown", guaranteed, None)
-    value = mine - theirs
-    if ends is None or None in ends:
-        return Difference(number(column, value), "", "unknown", guaranteed, None)
-    shown = f"{number(column, ends[0])} to {number(column, ends[1])}"
-    low, middle, high = (column.factor * end if abs(end) > ROUNDING else 0.0 for end in (ends[0], value, ends[1]))
-    return Difference(number(column, value), shown, judged(column, ends), guaranteed, (low, middle, high))
+    ends = finite_ends(other.ensemble_minus.get(metric.key)) if metric in DECISIVE else None
+    if ends is None:
+        return Difference(number(metric, value, True), "", "unknown", guaranteed, None)
+    shown = " to ".join(number(metric, end, True) for end in ends)
+    low, middle, high = (metric.factor * end if abs(end) > ROUNDING else 0.0 for end in (ends[0], value, ends[1]))
+    return Difference(number(metric, value, True), shown, judged(metric, ends), guaranteed, (low, middle, high))
 
 
-def headline(entry: Entry, controls: Sequence[Control] = ()) -> tuple[str, str]:
+def headline(entry: Entry, controls: Sequence[Method] = ()) -> tuple[str, str]:
     """Did the ensemble help? One of yes, partly, unclear, mixed, no, none; and a sentence.
 
-    Against the mean member only accuracy counts: in NLL and Brier convexity grants the gain, and differences of ECEs
-    have no interval. `controls` count as the members do. Rows most of which trained the members judge nothing.
+    Against the mean member only accuracy counts: in NLL and Brier the gain is guaranteed by convexity, and differences
+    of ECEs have no interval. `controls` count as the members do. Rows most of which trained the members judge nothing.
     """
-    if entry["num_members"] < 2:
+    evaluation = Evaluation.of(entry)
+    if evaluation.num_members < 2:
         return "none", "There is one member only, so there is no ensemble to judge."
-    if 2 * (entry.get("seen") or {}).get("train", 0) > entry["num_examples"]:
+    if 2 * (evaluation.seen or {}).get("train", 0) > evaluation.num_examples:
         return "none", "It cannot be judged on rows that trained its members."
-    judging = {*MEMBERS, *(control.key for control in controls)}
-    alike: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]] = {}
-    for reference in references(entry, controls):
-        cells = [
-            (JUDGED[column.key][0], cell)
-            for column, cell in zip(DIFFERENCES, reference.cells, strict=True)
-            if column.key in JUDGED
-        ]
-        counted = [(name, cell.judged) for name, cell in cells if not cell.guaranteed and cell.judged != "unknown"]
-        if reference.key not in judging or not counted:
-            continue
-        better, worse = (tuple(name for name, found in counted if found == word) for word in ("better", "worse"))
-        alike.setdefault((better, worse), []).append(reference.name)
-    if not alike:
-        if entry["intervals"].get("ensemble"):
-            return "none", f"It cannot be judged on {entry['num_examples']} rows."
+    groups = _by_result(evaluation, controls)
+    if not groups:
+        if evaluation.ensemble.intervals:
+            return "none", f"It cannot be judged on {evaluation.num_examples} rows."
         return "none", "It cannot be judged: the evaluation has no bootstrap intervals (evaluate.resamples)."
-    good, bad = any(better for better, _ in alike), any(worse for _, worse in alike)
+    good, bad = any(better for better, _ in groups), any(worse for _, worse in groups)
     if good and bad:
         tone = "mixed"
     elif good:
-        tone = "partly" if ((), ()) in alike else "yes"
+        tone = "partly" if ((), ()) in groups else "yes"
     else:
         tone = "no" if bad else "unclear"
-    order = sorted(alike, key=lambda found: (not found[0], not found[1]))  # first what it is better than, then worse
-    return tone, f"The ensemble is {listed([_comparison(*found, alike[found]) for found in order], ', and ')}."
+    order = sorted(groups, key=lambda result: (not result[0], not result[1]))  # first better, then worse
+    return tone, f"The ensemble is {listed([_comparison(*result, groups[result]) for result in order], ', and ')}."
+
+
+_Result = tuple[tuple[str, ...], tuple[str, ...]]
+"""Names of the metrics in which the ensemble is better, and of those in which it is worse."""
+
+
+def _by_result(evaluation: Evaluation, controls: Sequence[Method]) -> dict[_Result, list[str]]:
+    """The names of the references that count, grouped by the same result."""
+    judging = {*MEMBERS, *(control.key for control in controls)}
+    groups: dict[_Result, list[str]] = {}
+    for reference in references(evaluation, controls):
+        counted = [
+            (metric.name, cell.judged)
+            for metric, cell in zip(WITH_DIRECTION, reference.cells, strict=True)
+            if metric in DECISIVE and not cell.guaranteed and cell.judged != "unknown"
+        ]
+        if reference.key in judging and counted:
+            better, worse = (tuple(name for name, result in counted if result == word) for word in ("better", "worse"))
+            groups.setdefault((better, worse), []).append(reference.name)
+    return groups
 
 
 def _comparison(better: Sequence[str], worse: Sequence[str], names: Sequence[str]) -> str:
-    """In which metrics it is better and worse than what has these names."""
+    """In which metrics the ensemble is better and worse than the methods of these names."""
     if better and worse:
         return f"better in {listed(better)} but worse in {listed(worse)} than {listed(names)}"
     if better or worse:
@@ -162,7 +142,7 @@ def _comparison(better: Sequence[str], worse: Sequence[str], names: Sequence[str
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A number with its spread over members, its interval, and what it would be if calibrated; empty where absent."""
+    """A number with its spread over members, its interval, and its value if calibrated; empty where missing."""
 
     value: str
     spread: str = ""
@@ -172,7 +152,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class MethodRow:
-    """One method; `indent` marks what belongs to the row above."""
+    """One method; `indent` marks a variant of the row above."""
 
     key: str
     name: str
@@ -181,34 +161,33 @@ class MethodRow:
     cost: tuple[str, ...] = ()
 
 
-def method_rows(entry: Entry, columns: Sequence[Column] = METHOD_COLUMNS) -> list[MethodRow]:
-    """All methods with the metrics of `columns`; a single member stands there once, and not as its own ensemble."""
+def method_rows(entry: Entry, metrics: Sequence[Metric] = ON_PAGE) -> list[MethodRow]:
+    """All methods with `metrics`; a single member has one row, and none as its ensemble."""
+    evaluation = Evaluation.of(entry)
     rows = []
-    scaled = entry.get("temperature") or {}
-    temperatures = {"ensemble_scaled": scaled, "best_member_scaled": scaled.get("best_member") or {}}
-    alone = entry["num_members"] == 1
-    for method in methods(entry):
+    alone = evaluation.num_members == 1
+    for method in methods(evaluation):
         if alone and method.key in ("best_member", "mean_of_logits", "ensemble", "ensemble_scaled"):
             continue
         name = "one LoRA" if alone and method.key == "member_mean" else method.name.strip()
-        if (temperature := temperatures.get(method.key, {}).get("T")) is not None:
-            name = f"{name} (T = {temperature:.2f})"
-        cells = tuple(metric(column, method.values, method.intervals) for column in columns)
+        if method.scores.temperature is not None:
+            name = f"{name} (T = {method.scores.temperature:.2f})"
+        cells = tuple(metric_cell(metric, method.scores) for metric in metrics)
         rows.append(MethodRow(method.key, name, cells, indent=method.name.startswith(" ")))
     return rows
 
 
-def metric(column: Column, values: Entry, intervals: Entry) -> Cell:
+def metric_cell(metric: Metric, scores: MethodScores) -> Cell:
     """One metric of one method."""
-    if column.key not in values:
+    if metric.key not in scores.metrics:
         return Cell(NO_VALUE)
-    spread, ends = (values.get("std") or {}).get(column.key), shown_interval(column.key, intervals)
-    reference = calibrated(intervals) if column.key == "ece" else None
+    spread, ends = scores.std.get(metric.key), scores.interval(metric.key)
+    reference = scores.ece_if_calibrated if metric.key == "ece" else None
     return Cell(
-        number(column, values[column.key]),
-        "" if spread is None else f"± {spread * column.factor:.{column.digits}f}",
-        "" if ends is None else " to ".join(number(column, end) for end in ends),
-        "" if reference is None else reference_text(column, reference, " to "),
+        number(metric, scores.metrics[metric.key]),
+        "" if spread is None else f"± {metric.number(spread, signed=False)}",
+        "" if ends is None else " to ".join(number(metric, end) for end in ends),
+        "" if reference is None else reference_text(reference, " to "),
     )
 
 
@@ -216,12 +195,12 @@ COST_COLUMNS = ("Base passes", "Tokens", "Seconds", "Parameters", "Passes per an
 
 
 def comparison_rows(runs: Sequence[ReportRun]) -> list[tuple[ReportRun, list[MethodRow]]]:
-    """The methods of each run with what they cost; baselines that are the same in all runs stand with the first."""
+    """The methods of each run with their cost; baselines that are the same in all runs are listed with the first."""
     groups = []
     seen: set[tuple[str, tuple[str, ...]]] = set()
     for run in runs:
         rows = []
-        for row in method_rows(run.entry, COMPARED_COLUMNS):
+        for row in method_rows(run.entry, WITH_DIRECTION):
             mark = (row.key, tuple(cell.value for cell in row.cells))
             if row.key in ("majority", "base_zero_shot", "base_few_shot"):
                 if mark in seen:
@@ -233,8 +212,8 @@ def comparison_rows(runs: Sequence[ReportRun]) -> list[tuple[ReportRun, list[Met
 
 
 def method_cost(run: ReportRun, key: str) -> tuple[str, ...]:
-    """What a method took, in the order of `COST_COLUMNS`; NO_VALUE where it was not measured by itself."""
-    cost, number = run.cost, run.predictions.num_members
+    """The cost of a method, in the order of `COST_COLUMNS`; NO_VALUE where it was not measured separately."""
+    cost, num_members = run.cost, run.predictions.num_members
     trained = run.record["num_members"]
     if key == "majority":
         return ("0", "0", "0", "0", "0")
@@ -243,9 +222,9 @@ def method_cost(run: ReportRun, key: str) -> tuple[str, ...]:
     if trained > 1 and key in ("member_mean", "mc_dropout"):
         tokens = cost.get("tokens")
         share = None if tokens is None else tokens / trained
-        return (NO_VALUE, count(share), NO_VALUE, count(run.parameters), str(number if key == "mc_dropout" else 1))
+        return (NO_VALUE, count(share), NO_VALUE, count(run.parameters), str(num_members if key == "mc_dropout" else 1))
     parameters = None if run.parameters is None else trained * run.parameters
-    passes = str(1 if key.startswith("best_member") else number)
+    passes = str(1 if key.startswith("best_member") else num_members)
     return (
         _number(cost.get("base_passes"), "{:.1f}"),
         count(cost.get("tokens")),
@@ -256,18 +235,18 @@ def method_cost(run: ReportRun, key: str) -> tuple[str, ...]:
 
 
 def cost_rows(run: ReportRun) -> list[tuple[str, str, str]]:
-    """What the training took: name, value with unit, and what it means."""
+    """The cost of the training: name, value with unit, meaning."""
     cost, trained = run.cost, run.record["num_members"]
     peak = cost.get("peak_bytes")
     one, total = run.parameters, None if run.parameters is None else run.parameters * trained
     work = "forward work of training, in passes of the whole base over the training rows"
     return [
-        ("Time", _number(cost.get("train_s"), "{:.0f} s"), "optimizer steps alone, of all members together"),
+        ("Time", _number(cost.get("train_s"), "{:.0f} s"), "optimizer steps only, of all members together"),
         ("Tokens", count(cost.get("tokens")), "trained on, over all members and epochs"),
         ("Speed", _number(cost.get("tokens_per_s"), "{:,.0f} tokens/s"), "of all members together"),
         ("Base passes", _number(cost.get("base_passes"), "{:.1f}"), work),
         ("Peak memory", NO_VALUE if peak is None else f"{peak / 2**30:.2f} GiB", "of the process, base included"),
-        ("Trained parameters", count(total), f"{count(one)} a member" if trained > 1 else "one member"),
+        ("Trained parameters", count(total), f"{count(one)} per member" if trained > 1 else "one member"),
     ]
 
 

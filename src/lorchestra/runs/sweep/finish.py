@@ -14,7 +14,7 @@ from lorchestra.inference.predict import MemberPass, member_passes
 from lorchestra.metrics.evaluation import ood_scores
 from lorchestra.models.peft_files import save_members
 from lorchestra.nn.packing import BASE
-from lorchestra.planning.cost import training_base_passes
+from lorchestra.planning.estimate import training_base_passes
 from lorchestra.runs.baselines import comparable, few_shot_base, mc_dropout_of, save_all, score
 from lorchestra.runs.record import ensemble_record, trained_members, write_description
 from lorchestra.runs.sweep.points import Point

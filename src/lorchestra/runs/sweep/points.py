@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lorchestra.config.mappings import from_mapping, parse_value, to_mapping
+from lorchestra.config.mappings import from_mapping, parse_value, setting_aliases, to_mapping
 from lorchestra.config.run import RunConfig, check_run
 from lorchestra.errors import ConfigError
 
@@ -36,7 +36,8 @@ def parse_axis(text: str, option: str = "--grid") -> tuple[str, list[Any]]:
     field, equals, values = text.partition("=")
     if not (field.strip() and equals and values.strip()):
         raise ConfigError(f"{option} {text}: write a field and its values, as in {option} train.lr=1e-4")
-    return field.strip(), parse_value(f"[{values}]", f"{option} {text}: the values")
+    name = setting_aliases(RunConfig).get(field.strip(), field.strip())
+    return name, parse_value(f"[{values}]", f"{option} {text}: the values")
 
 
 def grid_points(base: RunConfig, axes: Sequence[tuple[str, Sequence[Any]]]) -> list[Point]:
@@ -96,7 +97,7 @@ def with_settings(config: RunConfig, settings: Mapping[str, Any], where: str = "
         for group in groups:
             place = place.setdefault(group, {})
             if not isinstance(place, dict):
-                raise ConfigError(f"{where}: {field} is no setting; {group} has no settings of its own")
+                raise ConfigError(f"{where}: {field} is not a setting; {group} has no settings")
         place[last] = value
     return from_mapping(RunConfig, mapping, where)
 

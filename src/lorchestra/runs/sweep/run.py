@@ -22,6 +22,7 @@ from typing import Any
 from lorchestra.config.mappings import differences, from_mapping, to_mapping
 from lorchestra.config.run import RunConfig
 from lorchestra.errors import CheckpointError, ConfigError, DataError
+from lorchestra.metrics.table import IN_TABLES
 from lorchestra.models.loading import absolute_base
 from lorchestra.runs.rows import absolute_settings, read_ood
 from lorchestra.runs.sweep.finish import finish_pack
@@ -233,7 +234,7 @@ def _names_of(path: Path) -> list[str]:
     return list(record["points"])
 
 
-METRICS = ("accuracy", "nll", "ece", "brier", "signed_gap")
+METRICS = tuple(metric.key for metric in sorted(IN_TABLES, key=lambda metric: not metric.direction))
 
 
 def collect_results(root: Path, points: Sequence[Point], failed: Sequence[str]) -> list[dict[str, Any]]:

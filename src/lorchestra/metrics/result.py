@@ -1,0 +1,390 @@
+"""The typed result of an evaluation: one entry of `metrics.json` as dataclasses, and as a tidy table.
+
+Numbers are those of JSON, which holds no infinity and no NaN: an infinite NLL and an undefined value are None.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from lorchestra.errors import LorchestraError
+from lorchestra.metrics.table import BY_KEY
+
+if TYPE_CHECKING:
+    import pandas
+
+Json = dict[str, Any]
+Numbers = Mapping[str, float | None]
+Ends = Sequence[float | None] | None
+"""Low and high end of an interval; None without an interval."""
+
+
+def finite_ends(ends: Ends) -> tuple[float, float] | None:
+    """The ends of an interval; None without one, or where an end is infinite."""
+    if ends is None:
+        return None
+    low, high = ends
+    return None if low is None or high is None or not math.isfinite(high - low) else (low, high)
+
+
+@dataclass(frozen=True, slots=True)
+class CalibratedReference:
+    """The ECE that perfectly calibrated confidences would show on as many rows; no interval for a mean of members."""
+
+    mean: float
+    interval: Sequence[float] | None
+
+
+@dataclass(frozen=True, slots=True)
+class MethodScores:
+    """The metrics of one method on the evaluated rows, or the reason why it has none.
+
+    Attributes:
+        metrics: by `Metric.key`; empty where the method could not be evaluated.
+        std: sample standard deviations over members, of a mean over members; None for a single member.
+        intervals: of `metrics`; None where there are too few rows; empty without resamples.
+        ece_if_calibrated: what to compare the ECE with.
+        ensemble_minus: intervals of the ensemble minus this method on paired resamples.
+        index: of the member; of the majority, the index of the answer.
+        validation_nll: of the best member, which is chosen by it.
+        temperature: T, of a method with temperature scaling.
+        num_rows: validation rows on which T was fitted.
+        reason: why there are no metrics or no temperature.
+        notes: what the temperature rests on.
+    """
+
+    metrics: Numbers = field(default_factory=dict)
+    std: Numbers = field(default_factory=dict)
+    intervals: Mapping[str, Ends] = field(default_factory=dict)
+    ece_if_calibrated: CalibratedReference | None = None
+    ensemble_minus: Mapping[str, Ends] = field(default_factory=dict)
+    index: int | None = None
+    validation_nll: float | None = None
+    temperature: float | None = None
+    num_rows: int | None = None
+    reason: str | None = None
+    notes: tuple[str, ...] = ()
+
+    def with_intervals(self, intervals: Mapping[str, Any], ensemble_minus: Mapping[str, Ends]) -> MethodScores:
+        """These scores with intervals as `intervals.method_intervals` returns them and JSON holds them."""
+        reference = intervals.get("ece_if_calibrated")
+        return replace(
+            self,
+            intervals={key: ends for key, ends in intervals.items() if key != "ece_if_calibrated"},
+            ece_if_calibrated=None if reference is None else CalibratedReference(**reference),
+            ensemble_minus=ensemble_minus,
+        )
+
+    def interval(self, key: str) -> Ends:
+        """The interval of a metric; None without one.
+
+        Entries of earlier versions have percentile intervals of the ECE, which do not cover. They lack the calibrated
+        reference and are ignored.
+        """
+        return None if key == "ece" and self.ece_if_calibrated is None else self.intervals.get(key)
+
+    def value(self, key: str) -> float:
+        """A metric, infinite where it is None."""
+        value = self.metrics[key]
+        return math.inf if value is None else value
+
+    def minus(self, other: MethodScores, key: str) -> float | None:
+        """A metric minus another method's; None where one of them is undefined."""
+        mine, theirs = self.metrics[key], other.metrics.get(key)
+        return None if mine is None or theirs is None else mine - theirs
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> MethodScores:
+        """Read a method of an entry."""
+        scores = cls(
+            metrics={key: values[key] for key in BY_KEY if key in values},
+            std=values.get("std") or {},
+            index=values.get("index"),
+            validation_nll=values.get("validation_nll"),
+            temperature=values.get("T"),
+            num_rows=values.get("num_rows"),
+            reason=values.get("reason"),
+            notes=tuple(values.get("notes") or ()),
+        )
+        return scores.with_intervals(values.get("intervals") or {}, values.get("ensemble_minus") or {})
+
+    def to_dict(self, *nullable: str, with_intervals: bool = True) -> Json:
+        """This method in an entry; the keys in `nullable` are also written where they are None."""
+        described = {
+            "index": self.index,
+            "T": self.temperature,
+            "num_rows": self.num_rows,
+            "validation_nll": self.validation_nll,
+            "reason": self.reason,
+            "notes": list(self.notes) or None,
+        }
+        values: Json = {key: value for key, value in described.items() if value is not None or key in nullable}
+        values |= self.metrics
+        if self.std:
+            values["std"] = dict(self.std)
+        if self.metrics and with_intervals:
+            values |= {"intervals": self.intervals_to_dict(), "ensemble_minus": dict(self.ensemble_minus)}
+        return values
+
+    def intervals_to_dict(self) -> Json:
+        """The intervals and the calibrated reference as JSON holds them."""
+        reference = self.ece_if_calibrated
+        if reference is None:
+            return dict(self.intervals)
+        return {**self.intervals, "ece_if_calibrated": {"mean": reference.mean, "interval": reference.interval}}
+
+
+@dataclass(frozen=True, slots=True)
+class MemberOodScores:
+    """OOD detection by single members: means over members, and standard deviations of the AUROCs."""
+
+    auroc: Numbers
+    std: Numbers
+    mean_confidence: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class OodScores:
+    """How well the ensemble's uncertainty separates OOD rows from in-distribution rows.
+
+    `auroc` is by score: `max_prob`, `entropy`, `mutual_information`; `mean_confidence` and `num_examples` are by side:
+    `in_dist` and `ood`.
+    """
+
+    auroc: Numbers
+    mean_confidence: Mapping[str, float]
+    num_examples: Mapping[str, int]
+    member_mean: MemberOodScores
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> OodScores:
+        """Read one OOD set of an entry."""
+        members = values["member_mean"]
+        return cls(
+            auroc=values["auroc"],
+            mean_confidence=values["mean_confidence"],
+            num_examples=values["num_examples"],
+            member_mean=MemberOodScores(members["auroc"], members["std"], members["mean_confidence"]),
+        )
+
+    def to_dict(self) -> Json:
+        """One OOD set in an entry."""
+        members = self.member_mean
+        return {
+            "auroc": dict(self.auroc),
+            "mean_confidence": dict(self.mean_confidence),
+            "num_examples": dict(self.num_examples),
+            "member_mean": {
+                "auroc": dict(members.auroc),
+                "std": dict(members.std),
+                "mean_confidence": dict(members.mean_confidence),
+            },
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class EarlyExitScores:
+    """What stopping early would save and change.
+
+    Attributes:
+        rule: "exact" or a confidence.
+        metrics: of the answers given, by `Metric.key`.
+        mean_members: members asked, mean over rows.
+        histogram: rows that stopped after 1, 2, ..., M members.
+        agreement: share of rows with the answer of all members.
+    """
+
+    rule: str
+    metrics: Numbers
+    mean_members: float
+    histogram: Sequence[int]
+    agreement: float
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> EarlyExitScores:
+        """Read the early exit of an entry."""
+        metrics = {key: values[key] for key in BY_KEY if key in values}
+        return cls(values["rule"], metrics, values["mean_members"], values["histogram"], values["agreement"])
+
+    def to_dict(self) -> Json:
+        """The early exit in an entry."""
+        counts = {"mean_members": self.mean_members, "histogram": list(self.histogram), "agreement": self.agreement}
+        return {"rule": self.rule, **self.metrics, **counts}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One entry of the "evaluations" of `metrics.json`: an ensemble, its members and its baselines on the same rows.
+
+    Attributes:
+        task, split: of the rows.
+        num_examples, num_members: E and M.
+        ensemble: the mixture of the members.
+        member_mean: each metric's mean over members.
+        best_member: the member with the lowest validation NLL.
+        members: each member, without intervals.
+        uncertainty: means over rows in nats (`disagreement`: share of pairs of members).
+        majority: training label frequencies.
+        mean_of_logits: the members pooled by their mean log-probabilities.
+        ensemble_scaled, best_member_scaled: with temperature scaling; None unless asked for.
+        baselines: other predictions of the same rows.
+        level, resamples, seed: of all intervals.
+        notes: sentences about what the numbers cannot carry.
+        seen: how many of the rows are among the "train" and "val" rows of the run.
+        left_out: baselines that are missing, with the reason.
+        early_exit: what asking the members one after the other would save.
+        ood: by name of the OOD set.
+    """
+
+    task: str
+    split: str
+    num_examples: int
+    num_members: int
+    ensemble: MethodScores
+    member_mean: MethodScores
+    best_member: MethodScores
+    members: tuple[MethodScores, ...]
+    uncertainty: Mapping[str, float]
+    majority: MethodScores | None
+    mean_of_logits: MethodScores | None
+    ensemble_scaled: MethodScores | None
+    best_member_scaled: MethodScores | None
+    baselines: Mapping[str, MethodScores]
+    level: float
+    resamples: int
+    seed: int
+    notes: tuple[str, ...] = ()
+    seen: Mapping[str, int] | None = None
+    left_out: Mapping[str, str] | None = None
+    early_exit: EarlyExitScores | None = None
+    ood: Mapping[str, OodScores] | None = None
+
+    @classmethod
+    def of(cls, entry: Evaluation | Mapping[str, Any]) -> Evaluation:
+        """The evaluation itself, or the one of an entry."""
+        return entry if isinstance(entry, Evaluation) else cls.from_dict(entry)
+
+    @classmethod
+    def from_dict(cls, entry: Mapping[str, Any]) -> Evaluation:
+        """Read an entry, also of an earlier version; `store.records.check_entry` checks those that come from a file.
+
+        Raises:
+            KeyError: the entry lacks its rows, its ensemble, its mean member or its intervals.
+        """
+        intervals = entry["intervals"]
+
+        def optional(values: Mapping[str, Any] | None) -> MethodScores | None:
+            return MethodScores.from_dict(values) if values else None
+
+        def main(name: str) -> MethodScores:
+            scores = MethodScores.from_dict(entry.get(name) or {})
+            return scores.with_intervals(intervals.get(name) or {}, intervals.get(f"ensemble_minus_{name}") or {})
+
+        scaled = entry.get("temperature") or {}
+        ood, early_exit = entry.get("ood"), entry.get("early_exit")
+        return cls(
+            task=entry["task"],
+            split=entry["split"],
+            num_examples=entry["num_examples"],
+            num_members=entry["num_members"],
+            ensemble=main("ensemble"),
+            member_mean=main("member_mean"),
+            best_member=main("best_member"),
+            members=tuple(MethodScores.from_dict(values) for values in entry.get("members") or ()),
+            uncertainty=entry.get("uncertainty") or {},
+            majority=optional(entry.get("majority")),
+            mean_of_logits=optional(entry.get("mean_of_logits")),
+            ensemble_scaled=optional(scaled),
+            best_member_scaled=optional(scaled.get("best_member")),
+            baselines={name: MethodScores.from_dict(v) for name, v in (entry.get("baselines") or {}).items()},
+            level=intervals["level"],
+            resamples=intervals.get("resamples", 0),
+            seed=intervals.get("seed", 0),
+            notes=tuple(entry.get("notes") or ()),
+            seen=entry.get("seen"),
+            left_out=entry.get("left_out"),
+            early_exit=None if early_exit is None else EarlyExitScores.from_dict(early_exit),
+            ood=None if ood is None else {name: OodScores.from_dict(values) for name, values in ood.items()},
+        )
+
+    def to_dict(self) -> Json:
+        """The entry, for JSON."""
+        best, scaled = self.best_member, None
+        if self.ensemble_scaled is not None:
+            scaled = self.ensemble_scaled.to_dict("T")
+            if self.best_member_scaled is not None:
+                scaled["best_member"] = self.best_member_scaled.to_dict("T")
+        entry: Json = {
+            "task": self.task,
+            "split": self.split,
+            "num_examples": self.num_examples,
+            "num_members": self.num_members,
+            "ensemble": self.ensemble.to_dict(with_intervals=False),
+            "member_mean": self.member_mean.to_dict(with_intervals=False),
+            "best_member": best.to_dict("index", "" if best.index is None else "validation_nll", with_intervals=False),
+            "members": [member.to_dict(with_intervals=False) for member in self.members],
+            "uncertainty": dict(self.uncertainty),
+            "majority": None if self.majority is None else self.majority.to_dict("index"),
+            "mean_of_logits": None if self.mean_of_logits is None else self.mean_of_logits.to_dict(),
+            "temperature": scaled,
+            "baselines": {name: scores.to_dict() for name, scores in self.baselines.items()},
+            "intervals": self._intervals_to_dict(),
+            "notes": list(self.notes),
+        }
+        optional = {
+            "seen": None if self.seen is None else dict(self.seen),
+            "left_out": None if self.left_out is None else dict(self.left_out),
+            "early_exit": None if self.early_exit is None else self.early_exit.to_dict(),
+            "ood": None if self.ood is None else {name: scores.to_dict() for name, scores in self.ood.items()},
+        }
+        return entry | {key: value for key, value in optional.items() if value is not None}
+
+    def _intervals_to_dict(self) -> Json:
+        intervals: Json = {"level": self.level, "resamples": self.resamples, "seed": self.seed}
+        main = {"ensemble": self.ensemble, "member_mean": self.member_mean, "best_member": self.best_member}
+        for name, scores in main.items():
+            if scores.intervals:
+                intervals[name] = scores.intervals_to_dict()
+            if scores.ensemble_minus:
+                intervals[f"ensemble_minus_{name}"] = dict(scores.ensemble_minus)
+        return intervals
+
+    def methods(self) -> dict[str, MethodScores]:
+        """Every method that has metrics, by key: baselines by their names, members as `member_0`, `member_1`, ..."""
+        methods = {
+            "ensemble": self.ensemble,
+            "ensemble_scaled": self.ensemble_scaled,
+            "member_mean": self.member_mean,
+            "best_member": self.best_member,
+            "best_member_scaled": self.best_member_scaled,
+            "mean_of_logits": self.mean_of_logits,
+            "majority": self.majority,
+            **self.baselines,
+            **{f"member_{index}": scores for index, scores in enumerate(self.members)},
+        }
+        return {key: scores for key, scores in methods.items() if scores is not None and scores.metrics}
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """The metrics as a tidy table: one row per method and metric.
+
+        Columns: `method` (a key of `methods`), `metric` (its key), `value`, `low` and `high` (the ends of its interval,
+        missing without one). An infinite NLL is infinite here.
+
+        Raises:
+            LorchestraError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise LorchestraError("to_pandas needs pandas: pip install 'lorchestra[pandas]'") from error
+        rows = []
+        for method, scores in self.methods().items():
+            for key, value in scores.metrics.items():
+                null = float("inf") if BY_KEY[key].infinite else float("nan")
+                ends = scores.interval(key)
+                numbers = (value, *((float("nan"),) * 2 if ends is None else ends))
+                rows.append((method, key, *(null if number is None else number for number in numbers)))
+        return pandas.DataFrame(rows, columns=["method", "metric", "value", "low", "high"])

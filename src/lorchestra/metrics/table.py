@@ -1,0 +1,116 @@
+"""The table of metrics: what each is called, how it is shown, and what decides a verdict.
+
+Every table, page, schema and check takes its metrics from here. To add a metric, add its function in `metrics.scores`
+and its row in `METRICS`. Plain Python: importing it does not load NumPy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Detail = Literal["summary", "table", "page", "required", "optional"]
+"""Where a metric is shown: in every table and figure, in full tables, on the HTML page, or nowhere (the last two).
+
+An evaluation must have all but the optional ones.
+"""
+
+IntervalMethod = Literal["wilson", "wald", "inverted", "percentile"]
+"""How the interval of a value, or of a paired difference, is computed: see `metrics.intervals`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric of a predictive distribution.
+
+    Attributes:
+        key: its key in JSON and in data frames.
+        title: its column heading, without the unit.
+        name: its name in a sentence.
+        unit: "%" for a share, which is stored as a fraction; "nats"; or empty.
+        direction: 1 where higher is better, -1 where lower is better, 0 where neither is.
+        digits: decimals shown, in the unit.
+        detail: where it is shown.
+        interval: how the interval of its value is computed; None without one.
+        difference: how the interval of a paired difference is computed; only metrics with one decide verdicts.
+        convex: the ensemble is at least as good as the mean of its members, whatever the data.
+        signed: values are shown with their sign.
+        infinite: may be infinite, which JSON holds as null.
+    """
+
+    key: str
+    title: str
+    name: str
+    unit: str = ""
+    direction: Literal[-1, 0, 1] = 0
+    digits: int = 3
+    detail: Detail = "optional"
+    interval: IntervalMethod | None = None
+    difference: IntervalMethod | None = None
+    convex: bool = False
+    signed: bool = False
+    infinite: bool = False
+
+    @property
+    def factor(self) -> int:
+        """From the stored value to the unit shown."""
+        return 100 if self.unit == "%" else 1
+
+    @property
+    def heading(self) -> str:
+        """Column heading of values: Accuracy %."""
+        return f"{self.title} {self.unit}".rstrip()
+
+    @property
+    def difference_heading(self) -> str:
+        """Column heading of differences: Accuracy, points."""
+        unit = "points" if self.unit == "%" else self.unit
+        return f"{self.title}, {unit}" if unit else self.title
+
+    @property
+    def axis_label(self) -> str:
+        """Label of an axis whose ticks have no unit: accuracy (%)."""
+        return f"{self.name} ({self.unit})" if self.unit else self.name
+
+    def number(self, value: float | None, absent: str = "-", *, signed: bool | None = None) -> str:
+        """The value in its unit; `absent` for None. Differences are signed, spreads are not."""
+        if value is None:
+            return absent
+        sign = "+" if (self.signed if signed is None else signed) else ""
+        return f"{value * self.factor:{sign}.{self.digits}f}"
+
+
+METRICS = (
+    Metric("accuracy", "Accuracy", "accuracy", "%", 1, 1, "summary", "wilson", "wald"),
+    Metric("macro_f1", "Macro F1", "macro F1", "", 1, 3, "optional", "percentile"),
+    Metric("nll", "NLL", "NLL", "nats", -1, 3, "summary", "percentile", "percentile", convex=True, infinite=True),
+    Metric("ece", "ECE", "ECE", "%", -1, 1, "summary", "inverted"),
+    Metric("signed_gap", "Gap", "gap", "%", 0, 1, "table", "wald", signed=True),
+    Metric("brier", "Brier", "Brier score", "", -1, 3, "table", "percentile", "percentile", convex=True),
+    Metric("aurc", "AURC", "AURC", "", -1, 3, "page", "percentile"),
+    *(
+        Metric(f"ece_{scheme}_{bins}", f"ECE, {bins} bins ({scheme})", f"ECE over {bins} bins", "%", -1, 1, "optional")
+        for scheme in ("width", "mass")
+        for bins in (10, 15, 20)
+    ),
+    Metric("mean_confidence", "Confidence", "mean confidence", "%", 0, 1, "required"),
+    Metric("num_zero_probability", "Zero probability", "answers with probability zero", "", -1, 0, "optional"),
+)
+"""All metrics, in the order of files and tables."""
+
+BY_KEY = {metric.key: metric for metric in METRICS}
+
+SUMMARY = tuple(metric for metric in METRICS if metric.detail == "summary")
+"""Shown everywhere."""
+
+IN_TABLES = tuple(metric for metric in METRICS if metric.detail in ("summary", "table"))
+"""Shown in full tables."""
+
+ON_PAGE = tuple(metric for metric in METRICS if metric.detail in ("summary", "table", "page"))
+"""Shown on the HTML page."""
+
+WITH_DIRECTION = tuple(metric for metric in IN_TABLES if metric.direction)
+"""Those of full tables in which one method can be better than another; the table of differences shows them."""
+
+DECISIVE = tuple(metric for metric in METRICS if metric.difference is not None)
+"""Those whose paired differences have intervals, and so decide verdicts."""
