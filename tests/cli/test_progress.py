@@ -1,14 +1,21 @@
-"""Live tables with many members or points: they fit the terminal, before and after an evaluation."""
+"""Live tables: with many members or points they fit the terminal, and they are drawn on a real one."""
 
 from __future__ import annotations
 
 import io
+import os
+import re
+import struct
+import subprocess
+import sys
+import threading
 from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
 from lorchestra.cli.progress import SweepProgress, TrainingProgress
+from lorchestra.config.mappings import to_yaml
 from lorchestra.training.callbacks import StepReport
 from lorchestra.training.checkpoint import MemberState, TrainState
 
@@ -125,3 +132,42 @@ def test_a_sweep_of_150_points_fits_the_terminal(terminal, width, height):
     assert "100 of 150 points finished. training: 50 points" in text
     assert "lr=100" in text
     assert "lr=99 " not in text
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
+def test_a_training_of_150_members_on_a_real_terminal(run_config, texts_csv, tmp_path):
+    """Rich redirects stderr while a table is live; a console that wrote to the redirected stream hung."""
+    import fcntl
+    import termios
+
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(to_yaml(run_config(texts_csv(), adapt={"members": MEMBERS})))
+    master, terminal = os.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    command = [sys.executable, "-m", "lorchestra", "train", str(recipe), "--out", str(tmp_path / "run")]
+    process = subprocess.Popen(
+        [*command, "--skip-evaluation"], stdout=subprocess.PIPE, stderr=terminal, env=os.environ | {"TERM": "xterm"}
+    )
+    os.close(terminal)
+    timer = threading.Timer(300, process.kill)
+    timer.start()
+    drawn = b""
+    try:
+        while data := os.read(master, 65536):
+            drawn += data
+    except OSError:  # how Linux reports that the other end is closed
+        pass
+    finally:
+        out, _ = process.communicate()
+        timer.cancel()
+        os.close(master)
+    text = drawn.decode()
+    assert process.returncode == 0, text
+    assert out.decode() == f"{tmp_path / 'run'}\n"
+    views = re.split(r"(?:\x1b\[1A\x1b\[2K)+", text)
+    assert len(views) > 3
+    assert max(view.count("\n") for view in views[1:-1]) < 24
+    assert "20 of 150 members shown: 150 running" in text
+    assert "20 of 150 members shown: 150 finished" in views[-1]
+    assert "trained ensemble" in views[-1]

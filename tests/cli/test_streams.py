@@ -9,11 +9,14 @@ import subprocess
 import sys
 
 import pytest
+from rich.console import Console
+from rich.file_proxy import FileProxy
 from rich.table import Table
 from rich.text import Text
 
 from lorchestra.cli import main as cli
 from lorchestra.cli import output
+from lorchestra.cli.streams import UnfailingStderr
 
 HOSTILE = "a\x1b]0;owned\x07\u009b31m\u202eb\u200bc\u00a0d\ud800"
 RAW = "\x1b\x07\u009b\u202e\u200b\ud800"
@@ -99,6 +102,17 @@ def test_a_terminal_gets_its_encoding_and_escapes(monkeypatch):
     text, line = terminal.buffer.getvalue().decode("cp1252").splitlines()
     assert text == "snowman \\u2603"
     assert json.loads(line) == {"text": "\u2603\u00e9\U0001f600"}
+
+
+def test_messages_bypass_the_redirection_of_a_live_view(monkeypatch):
+    """Rich replaces stderr by a proxy that prints to the console: written to that, a text would come back forever."""
+    terminal = Terminal(io.BytesIO(), encoding="utf-8")
+    monkeypatch.setattr(sys, "stderr", FileProxy(Console(file=io.StringIO()), terminal))
+    stderr = UnfailingStderr()
+    stderr.write("one\ntwo\n")
+    stderr.flush()
+    assert terminal.buffer.getvalue() == b"one\ntwo\n"
+    assert (stderr.isatty(), stderr.encoding) == (True, "utf-8")
 
 
 @pytest.mark.parametrize("stream", ["out", "err"])

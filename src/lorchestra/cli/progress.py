@@ -140,8 +140,9 @@ class TrainingProgress(Callback):
         return self
 
     def __exit__(self, *unused: object) -> None:
-        """Stop redrawing; the last table stays."""
-        if self._live is not None:
+        """Draw the table for the last time; it stays."""
+        if self._live is not None and self._trainer is not None:
+            self._live.update(self._render(self._trainer.state))
             self._live.stop()
 
     def on_step(self, report: StepReport, state: TrainState) -> None:

@@ -103,35 +103,40 @@ def print_stderr(text: str) -> None:
 
 
 class UnfailingStderr(io.TextIOBase):
-    """The current `sys.stderr`; text that it cannot write is dropped."""
+    """The current stderr; text that it cannot write is dropped."""
 
     def write(self, text: str) -> int:
         """Write text if possible."""
         try:
-            sys.stderr.write(text)
+            _stderr().write(text)
         except OSError:
-            _redirect_to_devnull(sys.stderr, _STDERR)
+            _redirect_to_devnull(_stderr(), _STDERR)
         return len(text)
 
     def flush(self) -> None:
         """Flush if possible."""
         try:
-            sys.stderr.flush()
+            _stderr().flush()
         except OSError:
-            _redirect_to_devnull(sys.stderr, _STDERR)
+            _redirect_to_devnull(_stderr(), _STDERR)
 
     def isatty(self) -> bool:
         """Whether stderr is a terminal."""
-        return sys.stderr.isatty()
+        return _stderr().isatty()
 
     def fileno(self) -> int:
         """The descriptor, for the terminal's size."""
-        return sys.stderr.fileno()
+        return _stderr().fileno()
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
         """Stderr's encoding: rich draws boxes with lines or with ASCII accordingly."""
-        return getattr(sys.stderr, "encoding", None) or "utf-8"
+        return getattr(_stderr(), "encoding", None) or "utf-8"
+
+
+def _stderr() -> TextIO:
+    """`sys.stderr`; while a live view is shown, the stream below rich's proxy, which itself prints to our console."""
+    return getattr(sys.stderr, "rich_proxied_file", sys.stderr)
 
 
 def _occupy_standard_descriptors() -> None:
