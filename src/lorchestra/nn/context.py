@@ -23,11 +23,11 @@ class ForwardContext:
     last_layer: int | None = None
     """Decoder layers from this one on are skipped, and its input is captured; None runs all."""
     hidden: Tensor | None = None
-    """`[1, N, D]`: input of the first layer that runs, in place of the output of the skipped layers."""
+    """`[1, N, D]`: input of the first layer that runs, instead of the output of the skipped layers."""
     option_ids: Tensor | None = None
     """int64 `[U]`: vocabulary rows that the head computes; None for all."""
     head_states: Tensor | None = None
-    """`[B, D]`: input of the output head, in place of the last layer's output."""
+    """`[B, D]`: input of the output head, instead of the last layer's output."""
     capture_head: bool = False
     """Whether the input of the head is captured."""
     checkpointing: bool = False
