@@ -175,7 +175,7 @@ def test_numbers_beyond_the_range_are_an_error_and_no_infinities(model, rows, fi
     file = files[0].file("training", rows, ())
     for kept in (None, file):
         with pytest.raises(
-            ConfigError, match=r"adapt\.trunk_dtype: float16 holds numbers up to 6\.55e\+04, and hidden"
+            ConfigError, match=r"adapt\.trunk_dtype: float16 holds numbers up to 6\.55e\+04, but hidden"
         ):
             TrunkCache(model, rows, 30, file=kept, dtype=torch.float16)
     assert list((tmp_path / "resume").iterdir()) == []

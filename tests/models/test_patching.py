@@ -48,7 +48,7 @@ def test_parse_layers_refuses_what_is_out_of_range(text):
 
 @pytest.mark.parametrize("text", ["", "first:2", "last:two", "[]", "[a]", "1.5"])
 def test_parse_layers_refuses_other_forms(text):
-    with pytest.raises(ConfigError, match=r"adapt\.layers.*none of all, last:K or a list") as caught:
+    with pytest.raises(ConfigError, match=r"adapt\.layers.*not all, last:K or a list") as caught:
         parse_layers(text, 5)
     assert repr(text) in str(caught.value)
 

@@ -162,7 +162,7 @@ def runs(request, monkeypatch):
     """All segments in one call of the kernel, or at most two and few copies at a time."""
     if request.param != "one run":
         monkeypatch.setattr(layout, "_MAX_SEGMENTS", 2)
-        monkeypatch.setattr(layout, "_MAX_COPIES", 0.5)
+        monkeypatch.setattr(layout, "_MAX_KEYS_PER_TOKEN", 0.5)
     return request.param
 
 

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lorchestra.nn import lora as lora_module
 from lorchestra.nn.context import ContextSlot, ForwardContext
-from lorchestra.nn.lora import MemberLoRALinear, suits_grouped
+from lorchestra.nn.lora import MemberLoRALinear, supports_grouped_mm
 from lorchestra.nn.packing import BASE
 
 I, O, R, M = 16, 24, 3, 4  # noqa: E741 - the axes' names
@@ -51,7 +51,7 @@ def run(monkeypatch):
     """Output and gradients of x, A and B under a packing, with or without the grouped kernels."""
 
     def both(lora, packing, x, weights, grouped):
-        monkeypatch.setattr(lora_module, "suits_grouped", lambda *_: grouped)
+        monkeypatch.setattr(lora_module, "supports_grouped_mm", lambda *_: grouped)
         lora.slot.current = ForwardContext(packing, torch.tensor([0]))
         x = x.detach().requires_grad_()
         out = lora(x)
@@ -105,7 +105,7 @@ def test_a_nan_member_reaches_nobody(build, run, packing_of, randn, device):
 
 def test_saves_no_more_than_input_low_rank_product_and_adapters(build, packing_of, randn, monkeypatch):
     """The masked input is not among what the backward pass keeps."""
-    monkeypatch.setattr(lora_module, "suits_grouped", lambda *_: True)
+    monkeypatch.setattr(lora_module, "supports_grouped_mm", lambda *_: True)
     lora = build(torch.bfloat16, rates=(0.5,) * M)
     lora.slot.current = ForwardContext(packing_of((0, 20, 1), (1, 20, 2)), torch.tensor([0]))
     x = randn(1, 40, I, dtype=torch.bfloat16).requires_grad_()
@@ -120,7 +120,7 @@ def test_saves_no_more_than_input_low_rank_product_and_adapters(build, packing_o
 
 def test_checkpointing_forgets_the_input(build, packing_of, randn, monkeypatch):
     """Nothing but saved tensors holds it: the mask is made again from keys alone."""
-    monkeypatch.setattr(lora_module, "suits_grouped", lambda *_: True)
+    monkeypatch.setattr(lora_module, "supports_grouped_mm", lambda *_: True)
     lora = build(torch.bfloat16, rates=(0.5,) * M)
     lora.slot.current = ForwardContext(packing_of((0, 23, 1), (1, 18, 2)), torch.tensor([0]))
 
@@ -152,5 +152,5 @@ def test_checkpointing_forgets_the_input(build, packing_of, randn, monkeypatch):
 def test_only_where_torch_has_a_kernel_for_it(dtype, width, outputs, groups, capability, suits, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     x = SimpleNamespace(is_cuda=True, dtype=dtype, shape=(7, width), device="cuda:0")
-    assert suits_grouped(x, outputs, groups) is suits
-    assert not suits_grouped(torch.zeros(7, 64, dtype=torch.bfloat16), 32, 5)  # a CPU
+    assert supports_grouped_mm(x, outputs, groups) is suits
+    assert not supports_grouped_mm(torch.zeros(7, 64, dtype=torch.bfloat16), 32, 5)  # a CPU

@@ -247,5 +247,5 @@ def test_parameters_are_found_by_member_not_by_the_place_of_the_span(build, pack
 def test_a_map_that_is_given_some_of_the_tokens_is_an_error(build, packing_of, randn):
     """Their members could not be told; nothing is computed on a guess."""
     packing = packing_of((0, 3, None), (1, 4, None))
-    with pytest.raises(ValueError, match="is given 5 of a batch's 7 tokens"):
+    with pytest.raises(ValueError, match="got 5 of the batch's 7 tokens"):
         run(build(), packing, randn(1, 5, I))

@@ -1,4 +1,4 @@
-"""Rows as tokens one by one: what is wrong with a row is that row's fault and stops no other."""
+"""Tokenization of rows one by one: a row that cannot be encoded is reported and does not stop the others."""
 
 from __future__ import annotations
 
@@ -17,21 +17,19 @@ TooLong = Literal["error", "drop", "truncate"]
 
 @dataclass(frozen=True, slots=True)
 class EncodedRow:
-    """What became of one row.
-
-    Without `tokens` it cannot be asked: `fault` says why, and is None for a row that was left out as it was asked for.
-    `truncated` says that its question was cut.
-    """
+    """The result for one row: its tokens, or the reason why there are none."""
 
     tokens: EncodedExample | None = None
     fault: str | None = None
+    """Why the row cannot be encoded; None also for a long row that `too_long` drops."""
     truncated: bool = False
+    """Whether its question was cut."""
 
 
 def encode_each(pipeline: Pipeline, examples: Sequence[Example], too_long: TooLong) -> list[EncodedRow]:
-    """Each example as tokens, or its fault; the row index of each is its index in `examples`.
+    """Encode each example or report why it cannot be encoded; an encoded row's index is that in `examples`.
 
-    A faulty row is looked for by halves, so that a few of them cost a few more calls of the tokenizer.
+    Bisects to isolate faulty rows, so a few of them cost only a few more calls of the tokenizer.
     """
     if len(examples) == 1:
         return [_encode_one(pipeline, examples[0], too_long)]
@@ -41,26 +39,26 @@ def encode_each(pipeline: Pipeline, examples: Sequence[Example], too_long: TooLo
         middle = len(examples) // 2
         halves = (examples[:middle], examples[middle:])
         return _renumbered([row for half in halves for row in encode_each(pipeline, half, too_long)])
-    found = [EncodedRow()] * len(examples)
+    rows = [EncodedRow()] * len(examples)
     for index, tokens in zip(split.kept, split.rows, strict=True):
-        found[index] = EncodedRow(tokens, truncated=index in split.truncated)
+        rows[index] = EncodedRow(tokens, truncated=index in split.truncated)
     if too_long == "error":
         for index in split.dropped:
-            found[index] = _encode_one(pipeline, examples[index], too_long)
-    return _renumbered(found)
+            rows[index] = _encode_one(pipeline, examples[index], too_long)
+    return _renumbered(rows)
 
 
 def _encode_one(pipeline: Pipeline, example: Example, too_long: TooLong) -> EncodedRow:
     try:
         split = _encode(pipeline, [example], "truncate" if too_long == "truncate" else "error")
     except LorchestraError as error:
-        if too_long == "drop" and _fits_without_bound(pipeline, example):
+        if too_long == "drop" and _is_only_too_long(pipeline, example):
             return EncodedRow()
         return EncodedRow(fault=str(error))
     return EncodedRow(split.rows[0], truncated=bool(split.truncated))
 
 
-def _fits_without_bound(pipeline: Pipeline, example: Example) -> bool:
+def _is_only_too_long(pipeline: Pipeline, example: Example) -> bool:
     try:
         _encode(pipeline, [example], "error", bounded=False)
     except LorchestraError:
