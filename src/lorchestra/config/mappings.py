@@ -237,7 +237,7 @@ class _RecipeLoader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
+            event = self.peek_event()  # type: ignore[no-untyped-call]
             raise yaml.MarkedYAMLError(None, None, f"*{event.anchor}: write out the value instead", event.start_mark)
         return super().compose_node(parent, index)
 
@@ -286,6 +286,10 @@ for _kind in ("int", "float"):
     _RecipeLoader.add_constructor(f"tag:yaml.org,2002:{_kind}", _RecipeLoader.construct_number)
 
 
+def _is_tuple(hint: object) -> bool:
+    return typing.get_origin(hint) is tuple
+
+
 def _convert(hint: Any, value: object, where: str, path: str, *, saved: bool = False) -> object:
     """A plain value as one of type `hint`."""
     if dataclasses.is_dataclass(hint):
@@ -296,7 +300,7 @@ def _convert(hint: Any, value: object, where: str, path: str, *, saved: bool = F
             return None
         kinds = [a for a in arguments if a is not type(None)]
         if isinstance(value, list | tuple):  # of text or a list
-            kinds.sort(key=lambda kind: typing.get_origin(kind) is not tuple)
+            kinds.sort(key=_is_tuple, reverse=True)
         return _convert(kinds[0], value, where, path)
     if isinstance(value, int) and value.bit_length() > _MAX_BITS:
         raise ConfigError(f"{where}: {path} is a number of {value.bit_length():,} bits; choose a smaller number")
