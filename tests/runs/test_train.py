@@ -178,7 +178,7 @@ def test_without_room_for_trunks_training_goes_on_without_them(on_log, run_confi
     said = []
     on_log(said.append)
     root = train_run(config, tmp_path / "run").run.root
-    assert any("disk is full" in text and "goes on without the cache" in text for text in said)
+    assert any("disk is full" in text and "continues without the cache" in text for text in said)
     monkeypatch.undo()
     other = train_run(config, tmp_path / "other").run.root
     for ours, theirs in zip(*(sorted(r.glob("members/*/*.safetensors")) for r in (root, other)), strict=True):
@@ -259,9 +259,9 @@ def stopped(run_config, texts_csv, tmp_path):
         (lambda body: body.pop("file"), r"latest\.json: file is missing"),
         (
             lambda body: body.update(file="../state-1.safetensors"),
-            "file is '../state-1.safetensors', which is no check",
+            "file is '../state-1.safetensors', which is not a check",
         ),
-        (lambda body: body.update(file="/state-1.safetensors"), "which is no checkpoint of this run"),
+        (lambda body: body.update(file="/state-1.safetensors"), "which is not a checkpoint of this run"),
         (lambda body: body.update(events_bytes=[1]), r"events_bytes is \[1\], not an integer"),
         (lambda body: body.update(events_bytes=-1), "events_bytes is -1, less than 0"),
         (lambda body: body["state"].update(tokens=10**400), r"state\.tokens is 1000"),
@@ -274,8 +274,8 @@ def stopped(run_config, texts_csv, tmp_path):
         ),
         (lambda body: body["state"]["members"][1].update(epoch_steps=None), r"members\[1\]\.epoch_steps is None, not"),
         (lambda body: body["state"]["members"][1].update(status="asleep"), "is 'asleep', not one of failed, finished"),
-        (lambda body: body["state"]["members"].pop(), "the checkpoint is not of 3 members"),
-        (lambda body: body["state"]["num_updates"].append(1), "the checkpoint is not of 3 members"),
+        (lambda body: body["state"]["members"].pop(), "the checkpoint does not have 3 members"),
+        (lambda body: body["state"]["num_updates"].append(1), "the checkpoint does not have 3 members"),
         (lambda body: body["state"].update(step="4"), r"state\.step is '4', not an integer"),
         (lambda body: body["state"].update(step=99), "the checkpoint is at step 99, the run has 10"),
         (lambda body: body["state"].update(num_updates=[4, 4, 5]), "the checkpoint is at step 4"),

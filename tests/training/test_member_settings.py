@@ -303,8 +303,8 @@ def test_a_repeated_row_counts_as_often_as_it_comes(make_trainer, make_settings)
             {"adapter": {"init_std_b": 0.1, "init_lora_weights": "orthogonal"}},
         ),
         (r"member 1: .*orthogonal needs an even rank", {"adapter": {"r": 3, "init_lora_weights": "orthogonal"}}),
-        (r"member 1: rows: 12 is no place of a training row; there are 12", {"rows": (0, 12, *range(10))}),
-        (r"rows: .* these take 1, 3; give each the same number", {"rows": (0, 1)}),
+        (r"member 1: rows: 12 is not the index of one of the 12 training rows", {"rows": (0, 12, *range(10))}),
+        (r"rows: .* these have 1, 3; give each the same number", {"rows": (0, 1)}),
     ],
 )
 def test_a_members_settings_out_of_range_are_refused_with_its_number(make_trainer, make_settings, message, fields):
@@ -314,7 +314,7 @@ def test_a_members_settings_out_of_range_are_refused_with_its_number(make_traine
 
 
 def test_members_without_rows_are_refused(make_settings):
-    with pytest.raises(ConfigError, match=r"rows: .* take 0"):
+    with pytest.raises(ConfigError, match=r"rows: .* have 0"):
         check_members(TrainConfig(), [with_settings(own, rows=()) for own in make_settings()], 12)
 
 

@@ -139,6 +139,6 @@ def test_what_does_not_fit_is_refused_with_its_size(make_trainer, monkeypatch):
         raise RuntimeError("not enough memory")
 
     monkeypatch.setattr(torch, "empty", empty)
-    with pytest.raises(ConfigError, match=r"kl_over: vocabulary takes 0\.0 GB .* for 12 training rows") as caught:
+    with pytest.raises(ConfigError, match=r"kl_over: vocabulary needs 0\.0 GB .* for 12 training rows") as caught:
         BaseVocabulary(trainer.model, trainer.rows.train, 60, None, 0, lambda done: None)
     assert "kl_over: options" in str(caught.value)

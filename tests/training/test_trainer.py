@@ -266,8 +266,8 @@ def test_a_run_over_the_trunk_equals_one_over_the_whole_model(make_trainer, trai
     settings = {"depth": 3, "layers": "last:1", "dropout": 0.2, "regularize": {"kl_beta": 0.3}}
     cached = train(make_trainer(**settings))
     assert {text for text, _, _ in cached.callback.phases} >= {
-        "layers below, training rows",
-        "layers below, validation rows",
+        "lower layers, training rows",
+        "lower layers, validation rows",
     }
     whole = make_trainer(**settings)
     whole.model.trunk_layers = 0

@@ -216,7 +216,7 @@ class Pipeline:
 
 
 FORMAT_1_CHOICES = (
-    "this run has format 1, which scores a choice without its end: one that continues another choice, or has the same"
+    "this run is of format 1, which scores a choice without its end: one that continues another choice, or has the same"
     " tokens, cannot win; train again to have such choices scored whole"
 )
 """The warning of a run of format 1 about rows (or labels) with such choices."""
