@@ -18,8 +18,7 @@ from lorchestra.data.in_memory import entries_of, is_file
 from lorchestra.data.input_rows import InputRow, input_rows, read_input_rows
 from lorchestra.data.prompts import PromptTemplate
 from lorchestra.errors import CheckpointError, ConfigError, DataError, printable
-from lorchestra.inference.encode_each import TooLong
-from lorchestra.inference.pipeline import FORMAT_1_CHOICES, Pipeline
+from lorchestra.inference.pipeline import FORMAT_1_CHOICES, Pipeline, TooLong
 from lorchestra.metrics.early_exit import ExitRule
 from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.models.init import make_adapter_settings
