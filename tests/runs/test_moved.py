@@ -19,8 +19,10 @@ from lorchestra.runs.train import train_run
 
 
 @pytest.fixture
-def said():
-    return []
+def said(on_log):
+    messages = []
+    on_log(messages.append)
+    return messages
 
 
 @pytest.fixture
@@ -29,7 +31,7 @@ def trained(run_config, texts_csv, make_base, tmp_path, said):
     base = shutil.copytree(make_base(0), tmp_path / "base")
     config = run_config(texts_csv(), base=base, data={"test": str(texts_csv("test.csv", 30, seed=2))})
     root = train_run(config, tmp_path / "run").run.root
-    return lambda **options: load_run(root, said.append, **options)
+    return lambda **options: load_run(root, **options)
 
 
 def test_a_moved_base_is_named(trained, make_base, texts_csv, tmp_path):
