@@ -103,7 +103,7 @@ def test_a_run_that_cannot_be_written_is_evaluated_and_nothing_is_lost(trained, 
     def refuse(*arguments, **options):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(run.run.root / "x"))
 
-    monkeypatch.setattr(evaluate, "NamedTemporaryFile", refuse)
+    monkeypatch.setattr("lorchestra.store.run.NamedTemporaryFile", refuse)
     monkeypatch.setattr(evaluate, "_members_and_base", lambda *a, **o: said.append("computing") or original(*a, **o))
     with pytest.raises(
         UnsavedEvaluationError, match=r"no permission to write there.*The evaluation was not saved"
@@ -125,7 +125,7 @@ def test_a_disk_that_fills_meanwhile_loses_nothing(trained, monkeypatch):
     def full(*arguments):
         raise CheckpointError("metrics.json: the disk is full.")
 
-    monkeypatch.setattr(evaluate, "atomic_write_json", full)
+    monkeypatch.setattr("lorchestra.store.run.atomic_write_json", full)
     with pytest.raises(UnsavedEvaluationError, match=r"the disk is full\. The evaluation was not saved\.") as raised:
         evaluate_run(run)
     assert raised.value.entry == expected

@@ -168,12 +168,11 @@ def test_record_and_configuration_must_have_the_same_rules(run_config, texts_csv
 
 def test_an_unfinished_run_of_before_goes_on_by_its_rules(run_config, tmp_path, texts_csv):
     """Its configuration has no version of prompts."""
-    from lorchestra.config.run import read_config
-    from lorchestra.store.run_dir import RunDir
+    from lorchestra.store.run import Run
 
     root = train_run(run_config(texts_csv(), adapt={"members": 1}), tmp_path / "run").run.root
-    assert read_config(RunDir(root).config).data.prompt.version == 2
+    assert Run(root).read_config().data.prompt.version == 2
     saved = yaml.safe_load((root / "config.yaml").read_text())
     saved["data"]["prompt"].pop("version")
     (root / "config.yaml").write_text(yaml.safe_dump(saved))
-    assert read_config(RunDir(root).config).data.prompt.version == 1
+    assert Run(root).read_config().data.prompt.version == 1

@@ -94,13 +94,13 @@ def run(arguments: Sequence[str]) -> int:
     from lorchestra.cli.prediction import Prediction
     from lorchestra.metrics.early_exit import ExitRule
     from lorchestra.report.answers import AnswerFormat
-    from lorchestra.store.run_dir import read_ensemble
+    from lorchestra.store.run import Run
 
     rule = None if parsed.early_exit is None else ExitRule.parse(parsed.early_exit)
-    _, record = read_ensemble(parsed.run)
+    record = Run.at(parsed.run).read_ensemble()
     form = AnswerFormat("jsonl")
     if parsed.out is not None:
-        form = AnswerFormat.of_file(parsed.out, record["labels"], rule is not None)
+        form = AnswerFormat.of_file(parsed.out, record.labels, rule is not None)
     command = f"lorchestra predict {shlex.join(_without_if_exists(arguments))}"
     return Prediction(parsed, form, f"{command} --if-exists resume").run()
 

@@ -26,7 +26,7 @@ from lorchestra.runs.predict import AnswerCounts, AnsweredChunk, AnswerOptions, 
 from lorchestra.store.answer_file import answer_file
 from lorchestra.store.atomic import sha256_file
 from lorchestra.store.disk import explained
-from lorchestra.store.run_dir import read_ensemble
+from lorchestra.store.run import Run
 from lorchestra.store.safe_paths import typed_path
 from lorchestra.store.schema import COUNT, check_shape
 
@@ -136,7 +136,8 @@ class Prediction:
 
     def _made_with(self) -> dict[str, Any]:
         """What the lines depend on but for the rows, which have a digest."""
-        run, _ = read_ensemble(self.parsed.run)
+        run = Run.at(self.parsed.run)
+        run.read_ensemble()
         options = {
             f"--{name.replace('_', '-')}": getattr(self.parsed, name)
             for name in ("abstain_below", "early_exit", "on_error")

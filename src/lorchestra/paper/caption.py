@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lorchestra.paper.results import REGULARIZERS, FinishedRun
-from lorchestra.store.records import read_splits
-from lorchestra.store.run_dir import read_json
-from lorchestra.store.schema import check_shape
+from lorchestra.store.schema import read_json
 
 PAPER = {"adapt.members": 5, "adapt.r": 8}
 """Settings of arXiv 2310.00035 that are known here; its strengths of the decay on B are 1e2 and 1e3."""
@@ -31,7 +29,7 @@ def caption(runs: Sequence[FinishedRun], profile: str, named: str | None = None)
     ]
     sizes = []
     for task, run in {named or run.task: run for run in runs}.items():
-        splits = read_splits(run.run, "train", "test")
+        splits = run.run.read_splits("train", "test")
         sizes.append(f"{task} ({splits['train']['num_examples']} training, {splits['test']['num_examples']} test rows)")
     adapt, train = config.adapt, config.train
     epochs = "epoch" if train.epochs == 1 else "epochs"
@@ -57,7 +55,5 @@ def _scoring(run: FinishedRun, named: str | None) -> str:
     """How answers were scored: settled for a run, or once for a comparison."""
     if named is None:
         return str(run.record["scoring"])
-    path = run.run.inside("compare.json")
-    record = read_json(path)
-    check_shape(record, {"resolved": {"data": {"scoring": str}}}, path)
+    record = read_json(run.run.inside("compare.json"), {"resolved": {"data": {"scoring": str}}})
     return str(record["resolved"]["data"]["scoring"])

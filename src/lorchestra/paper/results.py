@@ -17,8 +17,7 @@ from lorchestra.metrics.predictive import FloatArray, IntArray, mixture_log_prob
 from lorchestra.metrics.scores import all_metrics
 from lorchestra.models.peft_import import plain_tensors, read_peft_folder
 from lorchestra.store.predictions import load_predictions
-from lorchestra.store.records import read_evaluations
-from lorchestra.store.run_dir import RunDir, read_ensemble
+from lorchestra.store.run import Run
 from lorchestra.store.schema import Number, check_shape
 from lorchestra.types import Predictions
 
@@ -44,12 +43,12 @@ class FinishedRun:
 
     settings: Mapping[str, Any]
     config: RunConfig
-    run: RunDir
+    run: Run
 
     @cached_property
     def record(self) -> dict[str, Any]:
         """What `ensemble.json` holds."""
-        return read_ensemble(self.run.root)[1]
+        return self.run.read_ensemble().to_dict()
 
     @cached_property
     def cost(self) -> dict[str, Any]:
@@ -66,7 +65,7 @@ class FinishedRun:
     @cached_property
     def entry(self) -> dict[str, Any]:
         """Its evaluation on the test rows, as in `metrics.json`."""
-        entries, _ = read_evaluations(self.run)
+        entries, _ = self.run.read_evaluations()
         for entry in entries:
             if entry["split"] == "test":
                 return entry

@@ -11,7 +11,6 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lorchestra.config.data import DataConfig
 from lorchestra.config.mappings import differences, from_mapping, to_mapping
@@ -24,15 +23,15 @@ from lorchestra.paper.trainings import Training, Trainings
 from lorchestra.runs.rows import absolute_settings, is_task_name
 from lorchestra.runs.sweep.points import Point, named_points
 from lorchestra.store.atomic import atomic_write_json
-from lorchestra.store.run_dir import RunDir, read_json
+from lorchestra.store.run import Run
 from lorchestra.store.safe_paths import inside, typed_path
-from lorchestra.store.schema import check_shape
+from lorchestra.store.schema import Shape, read_json
 
 FORMAT_VERSION = 1
 HEADLINES = DemoSizes(train=120, val=60, test=200, ood=60)
 """Rows of the demo's data, which stand in where no task is named."""
 
-_RECORD: dict[str, Any] = {"format_version": int, "profile": str, "config": dict, "ood": [str]}
+_RECORD: Shape = {"format_version": int, "profile": str, "config": dict, "ood": [str]}
 
 
 @dataclass(frozen=True)
@@ -45,9 +44,9 @@ class FigurePlan:
     name: str
     recipe: Recipe
     points: tuple[Point, ...]
-    folders: tuple[RunDir, ...]
+    folders: tuple[Run, ...]
 
-    def finished(self) -> list[tuple[Point, RunDir]]:
+    def finished(self) -> list[tuple[Point, Run]]:
         """The points that have a run; those of which every member failed have none."""
         return [pair for pair in zip(self.points, self.folders, strict=True) if pair[1].ensemble.exists()]
 
@@ -87,7 +86,7 @@ def plan_figures(
         folders = (
             [trainings.place(recipe, point) for point in points[name]]
             if name in trained
-            else [RunDir(inside(root, "trainings", "comparison"))]
+            else [Run(inside(root, "trainings", "comparison"))]
         )
         plans.append(FigurePlan(name, recipe, tuple(points[name]), tuple(folders)))
     return plans, trainings.all()
@@ -136,8 +135,7 @@ def _register(root: Path, profile: str, config: RunConfig, far: tuple[str, ...])
     """Make the directory, or see that what is in it was made with the same profile and settings."""
     path = inside(root, "paper.json")
     if path.exists():
-        record = read_json(path)
-        check_shape(record, _RECORD, path)
+        record = read_json(path, _RECORD)
         if record["format_version"] != FORMAT_VERSION:
             raise CheckpointError(f"{path}: format_version is {record['format_version']}, this is {FORMAT_VERSION}")
         before = from_mapping(RunConfig, record["config"], str(path))

@@ -13,7 +13,7 @@ from pathlib import Path
 from lorchestra.paper.recipes import Recipe
 from lorchestra.runs.sweep.points import Point
 from lorchestra.runs.sweep.run import run_sweep
-from lorchestra.store.run_dir import RunDir
+from lorchestra.store.run import Run
 from lorchestra.store.safe_paths import inside
 from lorchestra.training.callbacks import Callback
 
@@ -96,7 +96,7 @@ class Trainings:
         for point in () if recipe.separate else points:
             self._asked[point.name] = self._asked.get(point.name, Outputs()) | Outputs.of(recipe)
 
-    def place(self, recipe: Recipe, point: Point) -> RunDir:
+    def place(self, recipe: Recipe, point: Point) -> Run:
         """The run of a figure's point, which is added to what is trained."""
         if recipe.separate:
             outputs = Outputs.of(recipe)
@@ -104,7 +104,7 @@ class Trainings:
                 self._alone, inside(self.folder, "alone", f"{outputs.folder}-{point.name}"), point, outputs
             )
         for outputs in Outputs.of(recipe).and_more():
-            run = RunDir(inside(self.folder, outputs.folder, "runs", point.name))
+            run = Run(inside(self.folder, outputs.folder, "runs", point.name))
             if run.ensemble.exists():
                 break
         else:
@@ -115,8 +115,8 @@ class Trainings:
         """The trainings in which all points are; those that are finished are skipped when they are run."""
         return [*self._shared.values(), *self._alone.values()]
 
-    def _add(self, known: dict[Path, Training], root: Path, point: Point, outputs: Outputs) -> RunDir:
+    def _add(self, known: dict[Path, Training], root: Path, point: Point, outputs: Outputs) -> Run:
         before = known.setdefault(root, Training(root, (), outputs, self.ood))
         if point.name not in {one.name for one in before.points}:
             known[root] = replace(before, points=(*before.points, point))
-        return RunDir(inside(root, "runs", point.name))
+        return Run(inside(root, "runs", point.name))

@@ -82,7 +82,7 @@ def sweep_table(results: Sequence[Mapping[str, Any]]) -> FittedTable:
     """One row a point: its settings, the ensemble's metrics with the mean member's in brackets, and seconds.
 
     Args:
-        results: see `runs.sweep.run.collect_results`.
+        results: see `runs.sweep.results.collect_results`.
     """
     table = Table(
         box=SIMPLE_HEAD,

@@ -10,16 +10,15 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from lorchestra.config.run import RunConfig, read_config
+from lorchestra.config.run import RunConfig
 from lorchestra.errors import CheckpointError, DataError, did_you_mean
 from lorchestra.metrics.evaluation import evaluate_predictions
 from lorchestra.metrics.predictive import mixture_log_probs
 from lorchestra.metrics.scores import accuracy
 from lorchestra.store.predictions import load_predictions
-from lorchestra.store.records import read_environment, read_evaluations, read_events
-from lorchestra.store.run_dir import RunDir, read_ensemble, read_json
+from lorchestra.store.run import Run
 from lorchestra.store.safe_paths import inside
-from lorchestra.store.schema import FILE_NAME, check_shape
+from lorchestra.store.schema import FILE_NAME, read_json
 from lorchestra.types import Predictions
 
 Entry = dict[str, Any]
@@ -33,7 +32,7 @@ class ReportRun:
     other evaluations. `parameters` is what one member trains; None where its adapter is not there.
     """
 
-    run: RunDir
+    run: Run
     name: str
     record: Entry
     config: RunConfig
@@ -58,7 +57,8 @@ def read_run(root: str | Path, split: str | None = None) -> ReportRun:
     Raises:
         CheckpointError: no run, an unfinished or unevaluated one, damaged files, or files of different evaluations.
     """
-    run, record = read_ensemble(root)
+    run = Run.at(root)
+    record = run.read_ensemble().to_dict()
     entries, cost = _read_metrics(run, record)
     entry = _choose(run, entries, split)
     task = entry["task"]
@@ -86,8 +86,8 @@ def read_run(root: str | Path, split: str | None = None) -> ReportRun:
         run=run,
         name=run.root.resolve().name,
         record=record,
-        config=read_config(run.config),
-        environment=read_environment(run),
+        config=run.read_config(),
+        environment=run.read_environment(),
         cost=cost,
         entry=entry,
         others=tuple(other for other in entries if (other["task"], other["split"]) != (task, entry["split"])),
@@ -95,7 +95,7 @@ def read_run(root: str | Path, split: str | None = None) -> ReportRun:
         validation=validation,
         baselines=baselines,
         ood=ood,
-        events=read_events(run.events, len(record["members"])),
+        events=run.read_events(len(record["members"])),
         members=members,
         parameters=_num_parameters(run, record),
     )
@@ -113,10 +113,9 @@ def expand_sweeps(roots: Sequence[str | Path]) -> list[str | Path]:
         if not path.is_file():
             found.append(root)
             continue
-        record = read_json(path)
-        check_shape(record, {"points": [{"name": FILE_NAME}]}, path)
+        record = read_json(path, {"points": [{"name": FILE_NAME}]})
         runs = [inside(root, "runs", point["name"]) for point in record["points"]]
-        finished = [run for run in runs if RunDir(run).ensemble.is_file()]
+        finished = [run for run in runs if Run(run).is_finished]
         if not finished:
             raise CheckpointError(f"{root}: no run of this sweep is finished; its lorchestra sweep command goes on")
         found += finished
@@ -161,24 +160,24 @@ def _rows(run: ReportRun) -> str:
     return f"{run.entry['split']}, {run.predictions.num_examples} rows"
 
 
-def _evaluate_again(run: RunDir) -> str:
+def _evaluate_again(run: Run) -> str:
     return f"evaluate the run: lorchestra evaluate {run.root}"
 
 
-def _stale(run: RunDir, what: str) -> CheckpointError:
+def _stale(run: Run, what: str) -> CheckpointError:
     return CheckpointError(f"{run.metrics}: {what}: the files are of different evaluations; {_evaluate_again(run)}")
 
 
-def _read_metrics(run: RunDir, record: Entry) -> tuple[list[Entry], Entry]:
+def _read_metrics(run: Run, record: Entry) -> tuple[list[Entry], Entry]:
     """The evaluations and the cost of a run."""
-    entries, cost = read_evaluations(run)
+    entries, cost = run.read_evaluations()
     if not entries:
         what = "holds no evaluation" if run.metrics.exists() else "not evaluated yet (no metrics.json)"
         raise CheckpointError(f"{run.metrics if run.metrics.exists() else run.root}: {what}; {_evaluate_again(run)}")
-    return entries, cost or record.get("cost") or {}
+    return entries, dict(cost) or record.get("cost") or {}
 
 
-def _choose(run: RunDir, entries: Sequence[Entry], split: str | None) -> Entry:
+def _choose(run: Run, entries: Sequence[Entry], split: str | None) -> Entry:
     by_split = {entry["split"]: entry for entry in entries}
     if split is None:
         return by_split.get("test", entries[-1])
@@ -190,19 +189,19 @@ def _choose(run: RunDir, entries: Sequence[Entry], split: str | None) -> Entry:
     return by_split[split]
 
 
-def _read_predictions(run: RunDir, stem: str, *, answered: bool) -> Predictions:
+def _read_predictions(run: Run, stem: str, *, answered: bool) -> Predictions:
     path = run.prediction(stem)
     if not path.exists():
         raise CheckpointError(f"{path}: missing, though {run.metrics.name} speaks of it; {_evaluate_again(run)}")
     return load_predictions(path, answered=answered)
 
 
-def _optional_predictions(run: RunDir, stem: str) -> Predictions | None:
+def _optional_predictions(run: Run, stem: str) -> Predictions | None:
     path = run.prediction(stem)
     return load_predictions(path, answered=True) if path.exists() else None
 
 
-def _check_pair(run: RunDir, entry: Entry, predictions: Predictions) -> None:
+def _check_pair(run: Run, entry: Entry, predictions: Predictions) -> None:
     """Refuse predictions that the metrics were not computed from."""
     for name in ("num_examples", "num_members"):
         if getattr(predictions, name) != entry[name]:
@@ -225,7 +224,7 @@ def _temperature(entry: Entry, predictions: Predictions, validation: Predictions
     return found
 
 
-def _num_parameters(run: RunDir, record: Entry) -> int | None:
+def _num_parameters(run: Run, record: Entry) -> int | None:
     """What one member trains, from the header of its adapter file."""
     path = run.inside(record["members"][0]["path"], "adapter_model.safetensors")
     try:
