@@ -26,7 +26,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"
 
 from fuzzing.crashes import Crash, as_expected, fill, import_everything, logged_steps, small_disk, train
-from fuzzing.runs import adapter_settings
+from fuzzing.runs import adapters
 from fuzzing.task_files import as_csv, valid_rows
 from tiny_base import save_tiny_base
 
@@ -58,7 +58,7 @@ class Reference:
     """An undisturbed run."""
 
     recipe: Path
-    adapter_settings: list[bytes]
+    adapters: list[bytes]
     steps: list[int]
     seconds: float
     operations: int
@@ -94,7 +94,7 @@ def make_references(folder: Path) -> list[Reference]:
         ended = train(recipe, root, None, count)
         assert ended.code == 0, ended.said
         steps = list(logged_steps(root))
-        references.append(Reference(recipe, adapter_settings(root), steps, ended.seconds, int(count.read_text())))
+        references.append(Reference(recipe, adapters(root), steps, ended.seconds, int(count.read_text())))
     return references
 
 
@@ -117,7 +117,7 @@ def crash_one_run(drill: Drill, reference: Reference, root: Path, kinds: list[st
     drill.runs += 1
     if ended.code != 0:
         drill.wrong.append(f"after {kinds} a resume ended with {ended.code}: {' '.join(ended.said[-300:].split())}")
-    elif adapter_settings(root) != reference.adapter_settings:
+    elif adapters(root) != reference.adapters:
         drill.wrong.append(f"after {kinds}: other adapters than those of an undisturbed run")
     elif list(logged_steps(root)) != reference.steps:
         drill.wrong.append(f"after {kinds}: the log does not hold each step once")

@@ -178,7 +178,7 @@ def _no_space() -> None:
 
 def _at_save(number: int, happens: Callable[[], None]) -> None:
     """After half of the bytes of the `number`-th tensor file are written, something happens."""
-    from lorchestra.models import adapters
+    from lorchestra.models import peft_files
     from lorchestra.training import checkpoint
 
     saves = [0]
@@ -193,7 +193,7 @@ def _at_save(number: int, happens: Callable[[], None]) -> None:
 
         return save_file
 
-    for module in (checkpoint, adapters):
+    for module in (checkpoint, peft_files):
         module.save_file = spoiled(module.save_file)  # type: ignore[attr-defined]
 
 

@@ -400,12 +400,11 @@ def test_options_typed_with_the_value_of_the_default_count_on_resume(lorchestra,
 
 def test_an_evaluation_that_cannot_be_saved_is_shown_and_is_an_error(lorchestra, finished, monkeypatch):
     from lorchestra.errors import CheckpointError
-    from lorchestra.runs import evaluate
 
     def full(*arguments):
         raise CheckpointError("metrics.json: the disk is full.")
 
-    monkeypatch.setattr(evaluate, "atomic_write_json", full)
+    monkeypatch.setattr("lorchestra.store.run.atomic_write_json", full)
     code, out, err = lorchestra("evaluate", finished)
     assert code == 2
     assert "one LoRA (mean of 3)" in out

@@ -25,6 +25,7 @@ from lorchestra.runs.sweep.points import grid_points, parse_axis
 from lorchestra.runs.sweep.run import read_points, run_sweep
 from lorchestra.runs.train import train_run
 from lorchestra.store.predictions import load_predictions
+from lorchestra.store.run import Run
 from lorchestra.training.callbacks import Callback, Interrupted
 from lorchestra.training.trainer import Trainer
 
@@ -155,17 +156,15 @@ def test_an_interrupted_sweep_ends_with_the_same_bytes(number, config, sweep):
 
 
 def test_a_sweep_killed_while_it_writes_runs_goes_on(config, sweep, monkeypatch):
-    import lorchestra.runs.sweep.finish as finish
-
     whole, _, _ = sweep(config, "train.lr=0.01,0.003", out="whole")
-    original = finish.write_ensemble
+    original = Run.write_ensemble
 
     def second_fails(run, record):
         if "0.003" in run.root.name:
             raise KeyboardInterrupt
         original(run, record)
 
-    monkeypatch.setattr(finish, "write_ensemble", second_fails)
+    monkeypatch.setattr(Run, "write_ensemble", second_fails)
     with pytest.raises(KeyboardInterrupt):
         sweep(config, "train.lr=0.01,0.003", out="parts")
     monkeypatch.undo()

@@ -25,7 +25,7 @@ from lorchestra.models.init import make_adapter_settings
 from lorchestra.runs.ensemble import load_run
 from lorchestra.runs.train import train_run
 from lorchestra.store.atomic import sha256_file
-from lorchestra.store.run_dir import read_ensemble
+from lorchestra.store.run import Run
 from lorchestra.training.callbacks import Callback, Interrupted
 from lorchestra.types import Example
 
@@ -352,7 +352,7 @@ def test_a_run_directory_appears_with_its_configuration(run_config, texts_csv, t
 
     config, root = run_config(texts_csv()), tmp_path / "run"
     root.mkdir()  # an empty one may be there
-    monkeypatch.setattr("lorchestra.runs.record.to_yaml", killed)
+    monkeypatch.setattr("lorchestra.store.run.to_yaml", killed)
     with pytest.raises(KeyboardInterrupt):
         train_run(config, root)
     assert not root.exists()
@@ -447,10 +447,11 @@ def test_a_failed_member_is_left_out_of_the_ensemble(on_log, run_config, texts_c
     outcome = train_run(config, tmp_path / "run")
     assert outcome.failed_members == (1,)
     root = outcome.run.root
-    states = [member["state"] for member in read_ensemble(root)[1]["members"]]
+    members = Run(root).read_ensemble().members
+    states = [member.state for member in members]
     assert states == ["finished", "failed", "finished"]
     (reason,) = outcome.reasons
-    assert [member.get("reason") for member in read_ensemble(root)[1]["members"]] == [None, reason, None]
+    assert [member.reason for member in members] == [None, reason, None]
     assert reason.startswith("diverged: loss ")
     assert reason.endswith(", gradient norm nan (step 4)")
     events = [json.loads(line) for line in (root / "events.jsonl").read_text().splitlines()]
@@ -479,10 +480,10 @@ def test_a_run_whose_members_all_fail_ends_in_an_error(run_config, texts_csv, tm
 
 def test_questions_with_their_own_choices(run_config, questions_jsonl, tmp_path):
     config = run_config(questions_jsonl(), data={"scoring": "letter"})
-    record = read_ensemble(train_run(config, tmp_path / "run").run.root)[1]
-    assert record["labels"] is None
-    assert record["scoring"] == "letter"
-    assert "{options}" in record["prompt_template"]
+    record = train_run(config, tmp_path / "run").run.read_ensemble()
+    assert record.labels is None
+    assert record.scoring == "letter"
+    assert "{options}" in record.prompt_template
 
 
 @pytest.mark.parametrize(
@@ -529,8 +530,8 @@ def test_members_of_their_own_ranks_are_recorded_and_read_again(run_config, text
 
     monkeypatch.setattr(lorchestra.runs.train, "build_pipeline", build_pipeline)
     root = train_run(run_config(texts_csv(), train={"keep": "last"}), tmp_path / "run").run.root
-    _, record = read_ensemble(root)
-    assert [(member["r"], member["scaling"]) for member in record["members"]] == [(1, 8.0), (4, 2.0), (2, 4.0)]
+    record = Run(root).read_ensemble()
+    assert [(member.r, member.scaling) for member in record.members] == [(1, 8.0), (4, 2.0), (2, 4.0)]
     loaded = load_run(root)
     assert torch.equal(loaded.pipeline.model.adapters.values, trained[0].model.adapters.values)
     rows = [Example("", f"good {n}", ("no", "yes"), None) for n in range(4)]

@@ -22,11 +22,11 @@ from lorchestra.nn.adapters import StackedAdapters
 from lorchestra.nn.optimizer import MemberAdamW
 from lorchestra.store.atomic import atomic_path, atomic_write_json, plain_values, sha256_file
 from lorchestra.store.safe_paths import inside, name_fault, read_plain
-from lorchestra.store.schema import COUNT, NUMBER_OR_NULL, Number, check_shape
+from lorchestra.store.schema import COUNT, NUMBER_OR_NULL, Number, Shape, check_shape
 
 Status = Literal["running", "finished", "stopped", "failed"]
 
-STATE: dict[str, object] = {
+STATE: dict[str, Shape] = {
     "step": COUNT,
     "members": [
         {
@@ -159,7 +159,7 @@ def state_tensors(adapters: StackedAdapters, optimizer: MemberAdamW, best_MP: Te
 
 FORMAT_VERSION = 1
 _HINT = "the run cannot be resumed; start it again with --if-exists new"
-_BODY = {"file": str, "sha256": str, "events_bytes": Number(-1, 2**53, whole=True), "state": STATE}
+_BODY: Shape = {"file": str, "sha256": str, "events_bytes": Number(-1, 2**53, whole=True), "state": STATE}
 
 
 def save_checkpoint(directory: Path, state: TrainState, tensors: dict[str, Tensor], events_bytes: int) -> None:

@@ -24,8 +24,7 @@ from lorchestra.inference.trunk import TrunkCache
 from lorchestra.models.peft_files import save_members
 from lorchestra.nn.packing import Item
 from lorchestra.nn.seeding import derive_seed
-from lorchestra.store.atomic import atomic_directory
-from lorchestra.store.run_dir import require_free
+from lorchestra.store.workspace import Workspace
 from lorchestra.training.failure import parameter_failures
 from lorchestra.types import EncodedExample, Example
 
@@ -159,8 +158,8 @@ class EnsembleModule(nn.Module):
             if m in failed:
                 good = [other for other in range(self.num_members) if other not in failed]
                 raise TrainingError(f"member {m} diverged: {failed[m]}; leave it out: save_pretrained(..., {good})")
-        with atomic_directory(require_free(Path(directory))) as place:
-            save_members(place, model, model.adapters.values, self.pipeline.base.path_for_peft, chosen)
+        with Workspace.new(Path(directory)) as workspace, workspace.create() as folder:
+            save_members(folder, model, model.adapters.values, self.pipeline.base.path_for_peft, chosen)
 
     def _encoded(self, rows: Sequence[Example] | Sequence[EncodedExample]) -> Sequence[EncodedExample]:
         if rows and isinstance(rows[0], Example):

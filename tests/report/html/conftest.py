@@ -18,7 +18,7 @@ from lorchestra.config.run import RunConfig
 from lorchestra.metrics.evaluation import evaluate_predictions, ood_scores
 from lorchestra.store.atomic import atomic_write_json
 from lorchestra.store.predictions import save_predictions
-from lorchestra.store.run_dir import RunDir, write_ensemble
+from lorchestra.store.run import Run
 from lorchestra.types import Predictions
 
 
@@ -64,7 +64,7 @@ def make_run(tmp_path):
         change: Any = None,
         record: Any = None,
     ) -> Path:
-        run = RunDir(tmp_path / name)
+        run = Run(tmp_path / name)
         run.root.mkdir(parents=True)
         config = config or RunConfig(adapt=AdaptConfig(members=members))
         run.config.write_text(to_yaml(config), encoding="utf-8")
@@ -108,9 +108,10 @@ def make_run(tmp_path):
         folder.mkdir(parents=True)
         arrays = {"q.lora_A.weight": np.zeros((8, 16), "f4"), "q.lora_B.weight": np.zeros((16, 8), "f4")}
         save_file(arrays, folder / "adapter_model.safetensors")
-        write_ensemble(
-            run,
+        atomic_write_json(
+            run.ensemble,
             {
+                "format_version": 2,
                 "base": {"id": "tiny", "revision": None, "digest": "d1", "path": "tiny"},
                 "tokenizer_digest": "d2",
                 "num_members": members,

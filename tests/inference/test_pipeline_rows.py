@@ -9,8 +9,7 @@ from tiny_base import tiny_tokenizer
 
 from lorchestra.config.data import DataConfig
 from lorchestra.data.prompts import PromptTemplate
-from lorchestra.inference.encode_each import encode_each
-from lorchestra.inference.pipeline import Pipeline
+from lorchestra.inference.pipeline import Pipeline, encode_each
 from lorchestra.types import Example
 
 LONGEST = 40
