@@ -280,6 +280,36 @@ def test_only_the_options_rows_of_the_head_are_computed(tiny_ensemble, letters):
     torch.testing.assert_close(narrow, wide[:, options], rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("sharing", ["nothing shared", "shared in the batch", "cached prefix"])
+def test_rows_without_choices_have_the_next_token_logits_of_stock_passes(tiny_model, tiny_ensemble, letters, sharing):
+    """Packed rows of the base and several members against each row alone, in the stock base or PEFT's model."""
+    front = () if sharing == "nothing shared" else tuple(range(20, 40))
+    rows = [EncodedExample(row.row, front + row.prefix, (), None) for row in letters]
+    base, members = tiny_model(), (BASE, 0, 1, 2)
+    ensemble = tiny_ensemble(base=copy.deepcopy(base))
+    prefix = ensemble.prefill(front, members, 45) if sharing == "cached prefix" else None
+    items = [Item(m, row) for m in members for row in rows if (row.row + m) % 3]
+    batch = pack(items, shared=len(front), prefix=prefix)
+    assert batch.packing.num_tokens == sum(len(item.example.prefix) - len(front) for item in items) + (
+        len(front) * len(members) if sharing == "shared in the batch" else 0
+    )
+    stock = {m: base if m == BASE else peft_model(base, ensemble, m) for m in members}
+    expected = [stock[item.member](torch.tensor([item.example.prefix])).logits[0, -1] for item in items]
+    torch.testing.assert_close(ensemble.forward(batch, "logits"), torch.stack(expected), rtol=0, atol=1e-9)
+
+
+def test_rows_without_choices_have_no_log_probs(tiny_ensemble, letters):
+    """Neither alone nor in a batch with rows that have choices, whose logits are then those of the next token."""
+    ensemble = tiny_ensemble()
+    without = EncodedExample(9, (1, 2, 3), (), None)
+    for rows in ([without], [letters[0], without]):
+        batch = pack([Item(0, row) for row in rows])
+        with pytest.raises(ValueError, match="rows without choices have no log_probs; request logits"):
+            ensemble.forward(batch)
+        assert ensemble.slot.current is None
+        assert ensemble.forward(batch, "logits").shape == (len(rows), 101)
+
+
 def test_gradient_of_a_member_is_the_same_alone_and_among_five(tiny_ensemble, texts):
     """The loss is a sum over members: an average would divide the gradient by five."""
     ensemble = tiny_ensemble(members=5, dropout=0.2)
