@@ -1,4 +1,4 @@
-"""The principal part of a matrix: known singular values, Eckart and Young, and signs that are a fact."""
+"""The principal part of a matrix: known singular values, Eckart and Young, and determined signs."""
 
 import pytest
 import torch
@@ -20,8 +20,8 @@ def matrix(rows=7, columns=5, seed=0):
 
 @pytest.mark.parametrize("rank", [1, 2, 3])
 @pytest.mark.parametrize("shape", [(7, 5), (5, 7)])
-def test_the_product_is_as_near_as_its_rank_allows(rank, shape):
-    """The distance is the root of the sum of the squares of the singular values left out."""
+def test_the_product_is_the_best_approximation_of_its_rank(rank, shape):
+    """The distance is the root of the sum of squares of the remaining singular values."""
     weight = matrix(*shape)
     A, B = principal_pair(weight, rank, torch.float64)
     assert (A.shape, B.shape) == ((rank, shape[1]), (shape[0], rank))

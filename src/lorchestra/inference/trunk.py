@@ -22,7 +22,6 @@ from torch import Tensor
 from lorchestra.errors import CheckpointError, ConfigError
 from lorchestra.inference.packed import run_packed
 from lorchestra.models.ensemble import EnsembleModel
-from lorchestra.models.patching import text_config
 from lorchestra.nn.kv_cache import PrefixCache
 from lorchestra.nn.packing import BASE, Item, PackedBatch, forward_budget
 from lorchestra.store.atomic import atomic_path, atomic_write_json, sha256_file
@@ -139,8 +138,8 @@ class TrunkCache:
     ) -> None:
         self.shared = shared
         self.device = model.device
-        self._base_dtype = _base_dtype(model)
-        dtype = dtype or self._base_dtype
+        self._base_dtype = model.dtype
+        dtype = dtype or model.dtype
         lengths = [row.num_tokens - shared for row in rows]
         head = shared if prefix is None else 0  # shared tokens, stored once at the start
         stops = list(itertools.accumulate(lengths, initial=head))
@@ -161,7 +160,7 @@ class TrunkCache:
                 if progress is not None:
                     progress(done)
 
-        shape = (stops[-1], text_config(model.model).hidden_size)
+        shape = (stops[-1], model.hidden_size)
         if file is not None:
             self._flat = file.tensor(shape, dtype, fill)
         else:
@@ -196,24 +195,19 @@ def trunk_bytes(
     model: EnsembleModel, rows: Sequence[EncodedExample], shared: int = 0, dtype: torch.dtype | None = None
 ) -> int:
     """Size of a `TrunkCache` of these rows, in bytes."""
-    width = text_config(model.model).hidden_size
-    size = (dtype or _base_dtype(model)).itemsize
-    return (sum(row.num_tokens - shared for row in rows) + shared) * width * size
+    num_tokens = sum(row.num_tokens - shared for row in rows) + shared
+    return num_tokens * model.hidden_size * (dtype or model.dtype).itemsize
 
 
 def trunk_dtype(model: EnsembleModel) -> torch.dtype:
     """The number format set by `adapt.trunk_dtype`."""
-    formats = {"auto": _base_dtype(model), "bfloat16": torch.bfloat16, "float16": torch.float16}
+    formats = {"auto": model.dtype, "bfloat16": torch.bfloat16, "float16": torch.float16}
     return formats[model.adapt.trunk_dtype]
 
 
 def dtype_name(dtype: torch.dtype) -> str:
     """Name of a number format in settings and messages."""
     return str(dtype).removeprefix("torch.")
-
-
-def _base_dtype(model: EnsembleModel) -> torch.dtype:
-    return next(model.model.parameters()).dtype
 
 
 def _narrowed(hidden: Tensor, dtype: torch.dtype) -> Tensor:

@@ -23,6 +23,7 @@ from lorchestra.models.patching import (
     restrict_head,
     restrict_last_mlp,
     slim_gated_mlps,
+    text_config,
 )
 from lorchestra.models.support import check_architecture, set_attention
 from lorchestra.models.targets import features, find_targets
@@ -122,6 +123,16 @@ class EnsembleModel:
     def device(self) -> torch.device:
         """The device of base and adapters."""
         return self.adapters.values.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number format of the base and its hidden states; adapters are float32 or wider."""
+        return next(self.model.parameters()).dtype
+
+    @property
+    def hidden_size(self) -> int:
+        """D."""
+        return text_config(self.model).hidden_size
 
     def forward(
         self,

@@ -15,7 +15,6 @@ from lorchestra.inference.packed import run_packed
 from lorchestra.inference.predict import member_passes, predict_rows
 from lorchestra.inference.trunk import TrunkCache, TrunkFiles, dtype_name, trunk_bytes, trunk_dtype
 from lorchestra.models.ensemble import EnsembleModel
-from lorchestra.models.patching import text_config
 from lorchestra.nn.packing import BASE, Item, PackedBatch, forward_budget, shareable_prefix
 from lorchestra.nn.scoring import normalize
 from lorchestra.training.callbacks import Callback, progress
@@ -77,11 +76,10 @@ class BaseVocabulary:
     ) -> None:
         self.model = model
         self._index = {row.row: e for e, row in enumerate(rows)}
-        width, dtype = text_config(model.model).hidden_size, next(model.model.parameters()).dtype
         try:
-            self._states = torch.empty(len(rows), width, dtype=dtype)
+            self._states = torch.empty(len(rows), model.hidden_size, dtype=model.dtype)
         except (RuntimeError, MemoryError) as error:
-            gigabytes = len(rows) * width * dtype.itemsize / 1e9
+            gigabytes = len(rows) * model.hidden_size * model.dtype.itemsize / 1e9
             raise ConfigError(
                 f"regularize.kl_over: vocabulary needs {gigabytes:.1f} GB of memory for {len(rows)} training rows,"
                 " which are not available; use regularize.kl_over: options, or fewer rows"
