@@ -21,7 +21,7 @@ TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
 
 
 def batch_of(rows, members, seed=None):
-    """Every member with its own choice of rows, so that the members' spans are of different lengths."""
+    """A different selection of rows per member, so that the members' spans differ in length."""
     items = [
         Item(m, row, None if seed is None else 1000 * seed + 50 * m + row.row)
         for m in members
@@ -47,7 +47,7 @@ def sequences(row):
 
 
 def score(row, logits):
-    """Log-probabilities of the row's choices by brute force, from full logits of each whole sequence."""
+    """Log-probabilities of the row's choices by brute force, from the full logits of each sequence."""
     scores = []
     for choice, sequence_logits in zip(row.choices, logits, strict=True):
         log_probs = sequence_logits.log_softmax(dim=-1)
@@ -57,7 +57,7 @@ def score(row, logits):
 
 
 def one_by_one(model, rows):
-    """Each choice of each row in a pass of its own."""
+    """Each choice of each row in a separate pass."""
     return [score(row, [model(torch.tensor([ids])).logits[0] for ids in sequences(row)]) for row in rows]
 
 
@@ -72,7 +72,7 @@ def padded(model, rows):
 
 
 def peft_model(base, ensemble, member):
-    """PEFT's model of one member, on its own copy of the base."""
+    """PEFT's model of one member, on a copy of the base."""
     adapt = ensemble.adapt
     config = peft.LoraConfig(
         r=adapt.r, lora_alpha=adapt.lora_alpha, target_modules=list(adapt.target_modules), lora_dropout=0.0
@@ -108,11 +108,11 @@ def test_packed_equals_peft_one_by_one_and_padded(request, tiny_model, tiny_ense
         examples = [batch.items[b].example for b in mine]
         for scorer in (one_by_one, padded):
             model.zero_grad()
-            found = scorer(model, examples)
-            for b, expected in zip(mine, found, strict=True):
+            reference = scorer(model, examples)
+            for b, expected in zip(mine, reference, strict=True):
                 torch.testing.assert_close(log_probs[b, : len(expected)], expected, rtol=0, atol=tolerance)
                 assert (log_probs[b, len(expected) :] == -math.inf).all()
-            sum(-line[example.answer] for line, example in zip(found, examples, strict=True)).backward()
+            sum(-line[example.answer] for line, example in zip(reference, examples, strict=True)).backward()
             parameters = dict(model.named_parameters())
             for name, leaves in ensemble.adapters.parameters.items():
                 for which, leaf in zip("AB", (group[member] for group in leaves), strict=True):
@@ -130,9 +130,9 @@ def test_sliding_windows_equal_the_stock_model(tiny_model, tiny_ensemble, letter
     assert max(len(row.prefix) for row in rows) > 6
     expected = one_by_one(base, rows)
     full = one_by_one(tiny_model("qwen2", depth=3), rows)
-    found = tiny_ensemble(base=base).forward(pack([Item(BASE, row) for row in rows]))
+    log_probs = tiny_ensemble(base=base).forward(pack([Item(BASE, row) for row in rows]))
     for b, line in enumerate(expected):
-        torch.testing.assert_close(found[b, : len(line)], line, rtol=0, atol=1e-9)
+        torch.testing.assert_close(log_probs[b, : len(line)], line, rtol=0, atol=1e-9)
     assert any((a - b).abs().max() > 1e-2 for a, b in zip(expected, full, strict=True))
 
 
@@ -143,16 +143,16 @@ def test_base_items_and_fresh_members_are_the_stock_model(request, tiny_model, k
     expected = one_by_one(base, rows)
     ensemble = EnsembleModel(base, AdaptConfig(members=2, r=2), seed=0)
     batch = pack([Item(m, row) for m in (BASE, 0, 1) for row in rows])
-    found = ensemble.forward(batch)
+    log_probs = ensemble.forward(batch)
     for b, line in enumerate(expected * 3):
-        torch.testing.assert_close(found[b, : len(line)], line, rtol=0, atol=1e-12)
+        torch.testing.assert_close(log_probs[b, : len(line)], line, rtol=0, atol=1e-12)
     ensemble.adapters.values.normal_(generator=torch.Generator().manual_seed(0))
     changed = ensemble.forward(batch)
-    assert torch.equal(changed[: len(rows)], found[: len(rows)])
-    assert not torch.isclose(changed[len(rows) :, 0], found[len(rows) :, 0]).any()
+    assert torch.equal(changed[: len(rows)], log_probs[: len(rows)])
+    assert not torch.isclose(changed[len(rows) :, 0], log_probs[len(rows) :, 0]).any()
 
 
-def test_probabilities_sum_to_one_over_each_rows_own_choices(tiny_ensemble, letters, texts):
+def test_probabilities_sum_to_one_over_each_rows_choices(tiny_ensemble, letters, texts):
     for rows in (letters, texts):
         totals = tiny_ensemble().forward(batch_of(rows, range(3))).exp().sum(dim=1)
         torch.testing.assert_close(totals, torch.ones_like(totals), rtol=0, atol=1e-12)
@@ -253,7 +253,7 @@ def count_layers():
     return attach
 
 
-def test_each_pass_runs_its_own_layers_only(tiny_ensemble, letters, count_layers):
+def test_each_pass_runs_only_its_layers(tiny_ensemble, letters, count_layers):
     ensemble = tiny_ensemble(depth=4, layers="last:1")
     runs, batch = count_layers(ensemble), batch_of(letters, range(2))
     hidden = ensemble.forward(batch, "trunk")
@@ -290,15 +290,15 @@ def test_gradient_of_a_member_is_the_same_alone_and_among_five(tiny_ensemble, te
         assert not alone[[m for m in range(5) if m != member]].any()
 
 
-def test_rows_packed_in_any_order_score_and_train_alike(tiny_ensemble, texts):
+def test_the_order_of_packed_rows_does_not_matter(tiny_ensemble, texts):
     ensemble = tiny_ensemble(dropout=0.4)
     items = [Item(m, row, 1000 * m + row.row) for m in range(3) for row in texts]
     shuffled = [items[i] for i in torch.randperm(len(items), generator=torch.Generator().manual_seed(1)).tolist()]
     shuffled.sort(key=lambda item: item.member)
     first, second = pack(items), pack(shuffled)
-    found = dict(zip(shuffled, ensemble.forward(second), strict=True))
+    by_item = dict(zip(shuffled, ensemble.forward(second), strict=True))
     for item, line in zip(items, ensemble.forward(first), strict=True):
-        torch.testing.assert_close(found[item], line, rtol=0, atol=1e-12)
+        torch.testing.assert_close(by_item[item], line, rtol=0, atol=1e-12)
     torch.testing.assert_close(gradients(ensemble, second), gradients(ensemble, first), rtol=1e-11, atol=1e-11)
 
 
@@ -316,10 +316,10 @@ def test_a_nan_row_packed_first_reaches_no_other_row(tiny_model, letters, texts)
     clean = [Item(m, row, 10 * m + row.row) for m in (1, 2) for row in rows]
     with_bad = pack([Item(0, bad, 1), *clean])
     without = pack(clean)
-    found = ensemble.forward(with_bad)
-    assert found[0, :2].isnan().all()
+    log_probs = ensemble.forward(with_bad)
+    assert log_probs[0, :2].isnan().all()
     expected = ensemble.forward(without)
-    torch.testing.assert_close(found[1:, : expected.shape[1]], expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(log_probs[1:, : expected.shape[1]], expected, rtol=0, atol=1e-12)
     dirty, pure = gradients(ensemble, with_bad), gradients(ensemble, without)
     assert dirty[0].isnan().any()
     torch.testing.assert_close(dirty[1:], pure[1:], rtol=1e-11, atol=1e-11)
@@ -330,10 +330,10 @@ def test_a_nan_member_packed_first_reaches_nobody(tiny_ensemble, letters):
     batch = batch_of(letters, range(3))
     expected, pure = ensemble.forward(batch), gradients(ensemble, batch)
     ensemble.adapters.values[0] = float("nan")
-    found, dirty = ensemble.forward(batch), gradients(ensemble, batch)
+    log_probs, dirty = ensemble.forward(batch), gradients(ensemble, batch)
     first = sum(item.member == 0 for item in batch.items)
-    assert found[:first, 0].isnan().all()
-    assert torch.equal(found[first:], expected[first:])
+    assert log_probs[:first, 0].isnan().all()
+    assert torch.equal(log_probs[first:], expected[first:])
     assert torch.equal(dirty[1:], pure[1:])
 
 
@@ -368,8 +368,8 @@ def test_whatever_the_start_members_differ_and_are_the_base(tiny_model, letters,
     rows = [*letters]
     expected = ensemble.forward(pack([Item(BASE, row) for row in rows]))
     for member in range(3):
-        found = ensemble.forward(pack([Item(member, row) for row in rows]))
-        torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
+        log_probs = ensemble.forward(pack([Item(member, row) for row in rows]))
+        torch.testing.assert_close(log_probs, expected, rtol=0, atol=tolerance)
     assert len({tuple(line.tolist()) for line in ensemble.adapters.values}) == 3
     assert ensemble.adapters.values[:, ensemble.adapters.is_B].any() == (how == "orthogonal")
 
@@ -398,7 +398,7 @@ def test_member_seeds_differ_by_run_and_member():
 
 
 def test_several_ensembles_live_side_by_side(tiny_ensemble, letters):
-    """Each has its own packing; the registered attention goes with its ensemble."""
+    """Each has a separate packing; the registered attention is freed with its ensemble."""
     first, second = tiny_ensemble(seed=0), tiny_ensemble("qwen2", seed=3)
     batches = [batch_of(letters, range(3)), batch_of(letters[:3], range(2))]
     expected = [first.forward(batches[0]), second.forward(batches[1])]
@@ -432,7 +432,7 @@ def test_members_that_do_not_fit_into_memory_are_named(tiny_model, monkeypatch, 
 
 
 def test_start_of_a_scaled_and_of_b_drawn(tiny_model):
-    """The same draw of A times the scale, and a B of that spread in place of zeros, another for each member."""
+    """The same draw of A times the scale, and instead of zero a B of that standard deviation, drawn per member."""
     plain, scaled, drawn = (
         EnsembleModel(tiny_model(), AdaptConfig(members=2, r=2, **settings), seed=0).adapters
         for settings in ({}, {"init_scale": 5.0}, {"init_std_b": 0.02})

@@ -1,4 +1,4 @@
-"""The gated product: silu and autograd's own numbers, from two saved tensors."""
+"""The gated product: the numbers of silu and autograd, from two saved tensors."""
 
 import torch
 import torch.nn.functional as F
@@ -23,9 +23,9 @@ def test_value_and_gradients(randn):
     assert torch.equal(gated_product(gate, up), F.silu(gate) * up)
     assert torch.autograd.gradcheck(gated_product, (gate, up))
     weights = randn(2, 5, 7)
-    found = torch.autograd.grad((gated_product(gate, up) * weights).sum(), (gate, up))
+    grads = torch.autograd.grad((gated_product(gate, up) * weights).sum(), (gate, up))
     expected = torch.autograd.grad((F.silu(gate) * up * weights).sum(), (gate, up))
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip(grads, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-14)
 
 

@@ -53,7 +53,7 @@ def test_parse_layers_refuses_other_forms(text):
     assert repr(text) in str(caught.value)
 
 
-def test_decoder_layers_are_found_by_their_number(tiny_model):
+def test_decoder_layers_are_identified_by_their_number(tiny_model):
     model = tiny_model(depth=3)
     assert decoder_layers(model) is model.model.layers
 
@@ -65,7 +65,7 @@ def test_a_model_without_decoder_layers_is_refused():
         decoder_layers(model)
 
 
-def test_replace_module_changes_one_place(tiny_model):
+def test_replace_module_changes_one_module(tiny_model):
     layer = tiny_model().model.layers[0]
     old, new = layer.self_attn.k_proj, nn.Identity()
     replace_module(layer, "self_attn.q_proj", new)
@@ -97,7 +97,7 @@ def test_restricted_head_computes_the_chosen_rows(bias):
 
 @pytest.mark.parametrize("targets", [("q_proj",), ("q_proj", "down_proj")], ids=["attention", "mlp adapted"])
 def test_the_last_mlp_computes_read_positions_only(tiny_ensemble, packed, targets):
-    """Without adapters of its own; the answers are those of the whole MLP."""
+    """Unless it has adapters; the answers are those of the full MLP."""
     ensemble = tiny_ensemble(depth=3, target_modules=targets)
     batch = packed[0]
     seen = {}
@@ -116,7 +116,7 @@ def test_the_last_mlp_computes_read_positions_only(tiny_ensemble, packed, target
 
 
 class Experts(nn.Module):
-    """An MLP that hands on something beside its output, or wants more than the hidden states, as some mixtures do."""
+    """An MLP that returns more than its output, or needs more than the hidden states, like some mixtures."""
 
     def __init__(self, kind):
         super().__init__()
@@ -129,8 +129,8 @@ class Experts(nn.Module):
 
 
 @pytest.mark.parametrize("kind", ["bare", "pair", "dict", "two arguments"])
-def test_the_last_mlp_is_restricted_where_its_form_is_known(kind):
-    """Every other form runs whole: right, if not as quick."""
+def test_the_last_mlp_is_restricted_if_its_form_is_known(kind):
+    """Every other form runs on all positions: correct, but slower."""
     slot, layer = ContextSlot(), nn.Module()
     layer.mlp = Experts(kind)
     hidden = torch.randn(1, 7, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -155,7 +155,7 @@ def test_the_last_mlp_is_restricted_where_its_form_is_known(kind):
 
 
 class Layer(nn.Module):
-    """Adds its number; hands its output on bare or as a tuple, as architectures do."""
+    """Adds its number; returns its output bare or as a tuple, like different architectures."""
 
     def __init__(self, number, as_tuple):
         super().__init__()
@@ -168,7 +168,7 @@ class Layer(nn.Module):
 
 @pytest.mark.parametrize("as_tuple", [False, True], ids=["bare", "tuple"])
 def test_gates_skip_capture_and_feed(as_tuple):
-    """Layers add 1, 10, 100, 1000; skipped ones hand on in the form that the others use, from the first pass on."""
+    """Layers add 1, 10, 100, 1000; skipped ones return the form of the others, from the first pass on."""
     layers, slot = nn.ModuleList(Layer(10**i, as_tuple) for i in range(4)), ContextSlot()
     gate_layers(layers, slot)
 
@@ -228,7 +228,7 @@ def test_checkpointing_gives_the_same_gradients(tiny_ensemble, packed, layers):
 
 
 @pytest.mark.parametrize("interleaved", ["other batch", "other batch without dropout", "trunk"])
-def test_checkpointed_layers_are_recomputed_with_their_own_packing(tiny_ensemble, packed, texts, interleaved):
+def test_checkpointed_layers_are_recomputed_with_the_same_packing(tiny_ensemble, packed, texts, interleaved):
     """Another packed pass between forward and backward leaves no trace in the gradients."""
     ensemble = tiny_ensemble(dtype=torch.float32, depth=3, layers="last:2", dropout=0.4)
     batch, other = packed
@@ -290,7 +290,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 def test_checkpointing_keeps_less_memory(tiny_ensemble, packed):
-    """Between forward and backward only one hidden state a layer is kept; the peak falls accordingly."""
+    """Between forward and backward only one hidden state per layer is kept; the peak falls accordingly."""
     held, peaks = [], []
     ensemble = tiny_ensemble(dtype=torch.float32, depth=4, dropout=0.4)
     batch = packed[0]
@@ -321,7 +321,7 @@ def test_gated_mlps_save_less_and_give_the_same(family, tiny_model):
     torch.testing.assert_close(*grads, rtol=0, atol=1e-12)
 
 
-def test_mlps_of_another_form_are_left_alone(tiny_model):
+def test_mlps_of_another_form_are_unchanged(tiny_model):
     for settings in ({"hidden_act": "gelu"}, {"hidden_act": "relu"}):
         model = tiny_model(**settings)
         slim_gated_mlps(decoder_layers(model))
