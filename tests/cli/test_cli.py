@@ -77,7 +77,7 @@ def test_target_modules_and_initializations_as_options(lorchestra, recipe, texts
         (["--adapt.modules_to_save=lm_head"], "--adapt.modules-to-save is not offered: members are low-rank"),
         (["--adapt.target-modules", "q_prj"], "'q_prj'; did you mean 'q_proj'?"),
         (["--adapt.target-modules", r".*\.w[12]"], "matches no linear map's whole name"),
-        (["--adapt.target-modules", "("], "is no regular expression"),
+        (["--adapt.target-modules", "("], "is not a regular expression"),
         (["--adapt.target-modules", "mlp"], "not a linear map"),
         (["--adapt.init-lora-weights", "orthogonal", "--adapt.r", "3"], "orthogonal needs an even rank; adapt.r is 3"),
         (["--adapt.init-lora-weights", "olora"], "invalid choice 'olora'"),

@@ -17,7 +17,7 @@ _CLASSES = {
 
 
 def _widen_norms(model):
-    """Put torch's RMSNorm in place of the models' own, which rounds to float32 within."""
+    """Replace the models' RMSNorm, which rounds to float32, by torch's."""
     for parent in list(model.modules()):
         for name, norm in list(parent.named_children()):
             if type(norm).__name__.endswith("RMSNorm"):
@@ -57,7 +57,7 @@ def tiny_model():
 
 @pytest.fixture(scope="session")
 def tiny_ensemble(tiny_model):
-    """Builds an ensemble on a tiny base, its B matrices no longer zero."""
+    """Builds an ensemble on a tiny base, with non-zero B."""
 
     def build(family="llama", *, dtype=torch.float64, depth=2, base=None, seed=0, **adapt):
         adapt = {"members": 3, "r": 2, "lora_alpha": 4.0} | adapt

@@ -44,12 +44,12 @@ MIXTURE = {"num_experts_per_tok": 2, "moe_intermediate_size": 16}
 FIRST_IN_MLP = {"gate_proj", "gate_up_proj", "dense_h_to_4h", "c_fc", "fc1", "gate", "router"}
 ATTENTION_SCALE = {"query_pre_attn_scalar": 8}
 ROUNDED = 3e-6
-"""Where a family's own code rounds to float32 on the way (softmax of eager attention, routing of experts)."""
+"""For families whose code rounds to float32 (softmax of eager attention, routing of experts)."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """How to build a tiny model of a family, and what is known of it."""
+    """How to build a tiny model of a family, and its properties."""
 
     kind: str
     settings: dict = field(default_factory=dict)
@@ -57,7 +57,7 @@ class Family:
     linear: tuple[str, ...] = (*GROUPED, *GATED)
     """The linear maps of its decoder layers."""
     targets: str | tuple[str, ...] = "all-linear"
-    """Those to adapt here."""
+    """Those adapted in the tests."""
     tolerance: float = 1e-9
     """In float64, relative to the largest value."""
     narrow_mlp: bool = True
@@ -88,7 +88,7 @@ class Family:
 
 
 def wide_norm(norm):
-    """A norm's forward without the rounding to float32 within; Gemma's weights are kept less one."""
+    """A norm's forward without rounding to float32; Gemma stores its weights minus one."""
     eps = norm.eps if hasattr(norm, "eps") else norm.variance_epsilon
     weight = 1 + norm.weight if norm._get_name().startswith("Gemma") else norm.weight
     return lambda hidden: hidden * (hidden.pow(2).mean(-1, keepdim=True) + eps).rsqrt() * weight
@@ -134,7 +134,7 @@ FAMILIES = {
         linear=GROUPED,
         tolerance=ROUNDED,
     ),
-    # beyond the common ones: keys wider than values, experts that all tokens share, attention beside the MLP
+    # less common: keys wider than values, experts shared by all tokens, attention parallel to the MLP
     "deepseek_v3": Family(
         "DeepseekV3",
         MIXTURE
@@ -169,7 +169,7 @@ FRESH = AdaptConfig(members=2, r=2, target_modules="all-linear")
 
 
 def ensemble_on(base, **adapt):
-    """Two members with adapters large enough to see."""
+    """Two members with adapters that change the answers."""
     ensemble = EnsembleModel(base, replace(FRESH, lora_alpha=4.0, **adapt), seed=0)
     noise = torch.randn(ensemble.adapters.values.shape, generator=torch.Generator().manual_seed(1))
     ensemble.adapters.values.add_(0.2 * noise)
@@ -190,22 +190,22 @@ def gradients(ensemble, batch, hidden=None):
 
 
 def stock_log_probs(model, row):
-    """Of one row, each choice in a pass of its own."""
+    """For one row, each choice in a separate pass."""
     scores = []
     for choice in row.choices:
         log_probs = model(torch.tensor([[*row.prefix, *choice]])).logits[0].log_softmax(dim=-1)
         start = len(row.prefix) - 1
-        scores.append(sum(log_probs[start + place, token] for place, token in enumerate(choice)))
+        scores.append(sum(log_probs[start + offset, token] for offset, token in enumerate(choice)))
     return torch.stack(scores).log_softmax(dim=0)
 
 
-def close(found, expected, tolerance):
+def close(actual, expected, tolerance):
     scale = max(1.0, expected.abs().max().item())
-    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance * scale)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance * scale)
 
 
 def read_by_peft(base, folder):
-    """PEFT's model of a saved member on a copy of the base; any advice of PEFT about it is an error."""
+    """PEFT's model of a saved member on a copy of the base; any warning of PEFT is an error."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`")
@@ -280,18 +280,18 @@ def test_the_last_mlp_on_read_positions_is_the_whole_mlp(name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_kept_prefix_is_seen_as_if_it_stood_in_every_row(name):
-    """Longer than any window; keys are kept as the layer hands them on, turned to their places."""
+def test_a_cached_prefix_acts_as_part_of_every_row(name):
+    """Longer than any window; keys are cached after the rotation to their positions."""
     family = FAMILIES[name]
     base, front = family.build(), tuple(range(30, 54))
     rows = [replace(row, prefix=front + row.prefix) for row in ROWS]
     expected = [stock_log_probs(base, row).detach() for row in rows]
     ensemble = ensemble_on(base)
-    found = predict_rows(ensemble, rows, [MemberPass(BASE), MemberPass(1), MemberPass(0)], 30)
-    for line, wanted in zip(found[0], expected, strict=True):
+    scores = predict_rows(ensemble, rows, [MemberPass(BASE), MemberPass(1), MemberPass(0)], 30)
+    for line, wanted in zip(scores[0], expected, strict=True):
         close(torch.from_numpy(line[: len(wanted)]), wanted, family.tolerance)
     for index, member in ((1, 1), (2, 0)):
-        for line, row in zip(found[index], rows, strict=True):
+        for line, row in zip(scores[index], rows, strict=True):
             alone = ensemble.forward(pack([Item(member, row)]))[0].detach()
             close(torch.from_numpy(line[: len(alone)]), alone, family.tolerance)
 
@@ -303,8 +303,8 @@ def test_adapters_stay_float32_on_a_bfloat16_base_of_conv1d():
     assert grad.abs().max() > 1e-3
 
 
-def test_of_a_composite_model_the_text_part_is_adapted(tmp_path):
-    """Even with as many layers in the vision part, and maps of the same names."""
+def test_the_text_part_of_a_composite_model_is_adapted(tmp_path):
+    """Even if the vision part has as many layers, and maps of the same names."""
     text = FAMILIES["gemma3"].build(torch.float32).config.to_dict()
     small = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 3}
     vision = small | {"image_size": 16, "patch_size": 8}
@@ -323,14 +323,14 @@ def test_of_a_composite_model_the_text_part_is_adapted(tmp_path):
 
 
 @pytest.mark.parametrize("targets", ["all-linear", "gate_proj"])
-def test_what_peft_takes_for_experts_is_refused_before_training(targets):
+def test_names_that_peft_reads_as_experts_are_refused_before_training(targets):
     ensemble = ensemble_on(FAMILIES["deepseek_v3"].build(torch.float32), target_modules=targets)
     with pytest.raises(ConfigError, match=rf"adapt.target_modules: '{targets}' cannot be saved for PEFT.*gate_proj"):
         check_readable(ensemble)
 
 
 def tiny(kind, class_name=None, without=(), **settings):
-    """A builder of a model that is to be refused."""
+    """A builder of a model to refuse."""
 
     def build():
         sizes = {name: value for name, value in SIZES.items() if name not in without}
@@ -344,7 +344,7 @@ def tiny(kind, class_name=None, without=(), **settings):
 LINEAR = {f"linear_{part}_dim": 8 for part in ("key_head", "value_head")}
 LINEAR |= {f"linear_num_{part}_heads": 2 for part in ("key", "value")}
 REFUSED = {
-    "bloom": (tiny("Bloom", without=("head_dim",)), r"bias by distance to its attention scores \(ALiBi\)"),
+    "bloom": (tiny("Bloom", without=("head_dim",)), r"distance bias to its attention scores \(ALiBi\)"),
     "falcon with alibi": (tiny("Falcon", without=("head_dim",), alibi=True), r"\(ALiBi\)"),
     "falcon": (tiny("Falcon", without=("head_dim",)), "does not go through transformers' attention interface"),
     "mpt": (tiny("Mpt", d_model=32, n_heads=4, n_layers=3), r"\(ALiBi\)"),
@@ -393,9 +393,9 @@ REFUSED = {
     ),
     "sparse attention": (
         tiny("Llama", layer_types=["full_attention", "indexed_attention", "full_attention"]),
-        r"its 'indexed_attention' layers \(1\) attend in a way that attention is not told",
+        r"its 'indexed_attention' layers \(1\) attend in a way that packed attention does not support",
     ),
-    "bert": (tiny("Bert", "BertLMHeadModel"), r"its attention looks at later tokens, too \(it is an encoder\)"),
+    "bert": (tiny("Bert", "BertLMHeadModel"), r"its attention sees later tokens \(it is an encoder\)"),
     "t5": (
         tiny("T5", "T5ForConditionalGeneration", d_model=32, d_kv=8, d_ff=32, num_layers=3, num_heads=4),
         "it is an encoder with a decoder",
@@ -405,7 +405,7 @@ REFUSED = {
 
 @pytest.mark.parametrize(("build", "reason"), REFUSED.values(), ids=REFUSED)
 def test_an_architecture_that_packing_would_get_wrong_is_refused_with_the_reason(build, reason):
-    """Before its linear maps are looked for: it need not have those of the default."""
+    """Before its targets are resolved: it need not have the default ones."""
     with pytest.raises(ConfigError, match=r"base.name: \w+ cannot be used: .*" + reason) as caught:
         EnsembleModel(build(), AdaptConfig(), seed=0)
     assert "take a decoder-only model" in str(caught.value)
@@ -440,15 +440,15 @@ SCALED = {
 
 @pytest.mark.parametrize("name", [*FAMILIES, *SCALED])
 def test_the_base_distribution_over_the_vocabulary_is_that_of_stock_passes(name):
-    """From what its head was given, in another batch: with what a family does to its head's output (caps, scales)."""
+    """From the inputs of its head, in another batch, with the family's caps and scales of the head's output."""
     family = (FAMILIES | SCALED)[name]
     base = family.build()
     expected = [copy.deepcopy(base)(torch.tensor([row.prefix])).logits[0, -1].log_softmax(dim=-1) for row in ROWS]
     ensemble = ensemble_on(base, target_modules=family.targets)
     batch = batch_of(BASE)
     states = ensemble.forward(batch, "head_states")[batch.scoring.term_rows[:, 0, 0]]
-    found = ensemble.forward(batch_of(0, 1), "logits", head_states=states).log_softmax(dim=-1)
-    close(found, torch.stack(expected), max(family.tolerance, ROUNDED))
+    log_probs = ensemble.forward(batch_of(0, 1), "logits", head_states=states).log_softmax(dim=-1)
+    close(log_probs, torch.stack(expected), max(family.tolerance, ROUNDED))
     batch = batch_of(BASE, 0)
     of_members = ensemble.forward(batch, "logits")[batch.scoring.term_rows[range(3), 0, 0]].log_softmax(dim=-1)
-    close(of_members, found, 1e-12)
+    close(of_members, log_probs, 1e-12)

@@ -1,4 +1,4 @@
-"""Digests: equal for what is the same base or tokenizer, different for what is not."""
+"""Digests: equal for the same base or tokenizer, different for others."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ def test_the_digest_does_not_depend_on_the_number_format(tiny_model, tmp_path: P
     model.save_pretrained(tmp_path)
     with torch.no_grad():
         values = torch.cat([parameter.flatten() for parameter in model.parameters()])
-    assert not torch.equal(values, values.to(torch.bfloat16).float())  # rounding really takes place
+    assert not torch.equal(values, values.to(torch.bfloat16).float())  # rounding changes values
     load = transformers.AutoModelForCausalLM.from_pretrained
     formats = (torch.float32, torch.bfloat16, torch.float64)
     assert {model_digest(load(tmp_path, dtype=dtype)) for dtype in formats} == {model_digest(model)}
 
 
-@pytest.mark.parametrize("place", [0, -1])
-def test_the_digest_sees_the_first_and_the_last_value_of_every_parameter(tiny_model, place: int) -> None:
+@pytest.mark.parametrize("index", [0, -1])
+def test_the_digest_sees_the_first_and_the_last_value_of_every_parameter(tiny_model, index: int) -> None:
     model = tiny_model().requires_grad_(False)
     digest = model_digest(model)
     for name, parameter in model.named_parameters():
-        value = parameter.view(-1)[place]
+        value = parameter.view(-1)[index]
         before = value.clone()
         value += 1.0
         assert model_digest(model) != digest, name
@@ -50,10 +50,10 @@ def test_the_digest_sees_the_first_and_the_last_value_of_every_parameter(tiny_mo
 
 @pytest.mark.parametrize("size", [1, 2, NUM_SAMPLES - 1, NUM_SAMPLES, NUM_SAMPLES + 1, 100_003])
 def test_samples_are_evenly_spaced_from_the_first_to_the_last_value(size: int) -> None:
-    places = torch.frombuffer(bytearray(_sample(torch.arange(size))), dtype=torch.int64)
-    assert len(places) == min(size, NUM_SAMPLES)
-    assert (places[0], places[-1]) == (0, size - 1)
-    steps = places.diff()
+    samples = torch.frombuffer(bytearray(_sample(torch.arange(size))), dtype=torch.int64)
+    assert len(samples) == min(size, NUM_SAMPLES)
+    assert (samples[0], samples[-1]) == (0, size - 1)
+    steps = samples.diff()
     assert len(steps) == 0 or steps.max() - steps.min() <= 1
 
 
@@ -91,7 +91,7 @@ def test_tied_weights_count_once(tiny_model) -> None:
     digest = model_digest(tied)
     assert tied.lm_head.weight is tied.model.embed_tokens.weight
     tied.lm_head.weight = torch.nn.Parameter(tied.lm_head.weight.clone())
-    assert model_digest(tied) != digest  # the same values, but now a parameter of their own
+    assert model_digest(tied) != digest  # the same values, but a separate parameter
 
 
 def test_the_tokenizer_digest_ignores_padding_and_truncation(tokenizer: transformers.PreTrainedTokenizerFast) -> None:

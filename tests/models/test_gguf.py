@@ -1,4 +1,4 @@
-"""GGUF files: converted exactly, or refused with the reason."""
+"""GGUF files: exact conversions, and refusals with the reason."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TOKENS = ["<unk>", "<s>", "</s>", *bytes_to_unicode().values(), *(merge.replace(
 
 
 def interleave(weight: np.ndarray, heads: int) -> np.ndarray:
-    """The order in which GGUF keeps the rows of Llama's query and key projections."""
+    """GGUF's order of the rows of Llama's query and key projections."""
     width, inputs = weight.shape
     return weight.reshape(heads, 2, width // heads // 2, inputs).swapaxes(1, 2).reshape(width, inputs)
 
@@ -38,7 +38,7 @@ def write_gguf(
     architecture: str = "llama",
     header: Callable[[gguf.GGUFWriter], None] = lambda writer: None,
 ) -> Path:
-    """Write a Llama with a byte-level tokenizer; one matrix is kept in 8 bits."""
+    """Write a Llama with a byte-level tokenizer; one matrix is quantized to 8 bits."""
     config = model.config
     writer = gguf.GGUFWriter(file, architecture)
     header(writer)
@@ -89,29 +89,29 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LORCHESTRA_CACHE", str(tmp_path / "cache"))
 
 
-def test_the_converted_base_answers_as_the_direct_load(
+def test_the_converted_base_answers_like_a_direct_load(
     on_log, source: Path, tiny_model, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    said: list[str] = []
-    on_log(said.append)
+    messages: list[str] = []
+    on_log(messages.append)
     base = load_base(BaseConfig(name=str(source), device="cpu"))
     assert capfd.readouterr().out == ""
-    (converting,) = (line for line in said if line.startswith("Converting"))
-    assert converting.startswith(f"Converting tiny.gguf into {base.path_for_peft}: once only")
+    (converting,) = (line for line in messages if line.startswith("Converting"))
+    assert converting.startswith(f"Converting tiny.gguf into {base.path_for_peft}: done once")
     assert base.id == str(source)
     assert "quantization_config" not in (Path(base.path_for_peft) / "config.json").read_text("utf-8")
 
-    place = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
-    direct = transformers.AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32).eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(**place)
+    file = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
+    direct = transformers.AutoModelForCausalLM.from_pretrained(**file, dtype=torch.float32).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(**file)
     for (name, ours), (_, theirs) in zip(base.model.named_parameters(), direct.named_parameters(), strict=True):
         assert torch.equal(ours, theirs), name
     for text in ("the cat in the hat", "  1,234\n\n thing</s>"):
         ids = tokenizer(text, return_tensors="pt").input_ids
         assert base.tokenizer(text, return_tensors="pt").input_ids.tolist() == ids.tolist()
-        found, wanted = base.model(input_ids=ids).logits, direct(input_ids=ids).logits
-        # of the same bits, but with weights elsewhere in memory, which some libraries' products look at
-        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5 * wanted.abs().max().item())
+        logits, expected = base.model(input_ids=ids).logits, direct(input_ids=ids).logits
+        # the weights are equal, but differently aligned in memory, which some kernels depend on
+        torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
     assert base.tokenizer("the</s>").input_ids == [TOKENS.index("th"), TOKENS.index("e"), 2]
 
     original = tiny_model(dtype=torch.float32, vocab_size=len(TOKENS)).state_dict()
@@ -120,7 +120,7 @@ def test_the_converted_base_answers_as_the_direct_load(
         torch.testing.assert_close(value, original[name], rtol=0.0, atol=tolerance)
 
 
-def test_the_file_is_parsed_once_and_gguf_is_left_as_it_was(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_file_is_parsed_once_and_gguf_is_restored(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parsed: list[object] = []
 
     class Counting(gguf.GGUFReader):  # type: ignore[misc,name-defined]
@@ -146,7 +146,7 @@ def test_files_that_cannot_be_converted_are_refused(source: Path, tmp_path: Path
         return str(caught.value)
 
     assert "is a Git LFS pointer" in refused("lfs.gguf", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
-    assert "does not begin with GGUF" in refused("text.gguf", b"hello")
+    assert "does not start with GGUF" in refused("text.gguf", b"hello")
     whole = source.read_bytes()
     assert "cannot be converted" in refused("half.gguf", whole[: len(whole) // 2])
     model = tiny_model(dtype=torch.float32, vocab_size=len(TOKENS))
@@ -172,14 +172,14 @@ def test_a_tokenizer_that_changes_when_saved_is_refused(source: Path, tmp_path: 
 
 
 def split_in_two(writer: gguf.GGUFWriter) -> None:
-    """As llama-gguf-split writes it."""
+    """The header fields of llama-gguf-split."""
     writer.add_uint16("split.no", 0)
     writer.add_uint16("split.count", 2)
     writer.add_int32("split.tensors.count", 29)
 
 
 def write_adapter(file: Path) -> Path:
-    """As convert_lora_to_gguf.py writes it."""
+    """The format of convert_lora_to_gguf.py."""
     writer = gguf.GGUFWriter(file, "llama")
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
@@ -193,7 +193,7 @@ def write_adapter(file: Path) -> Path:
     return file
 
 
-def test_files_that_are_no_whole_model_say_what_they_are(
+def test_files_that_are_not_a_complete_model_are_refused_by_kind(
     source: Path, tmp_path: Path, tiny_model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(file: Path) -> str:
@@ -209,24 +209,27 @@ def test_files_that_are_no_whole_model_say_what_they_are(
     assert refused(named).startswith("is part 2 of 3 of a model in several files")
     assert refused(write_adapter(tmp_path / "lora.gguf")).startswith("is a LoRA adapter, not a base: give the base")
     monkeypatch.delitem(gguf.quants._type_traits, gguf.GGMLQuantizationType.Q8_0)
-    assert "holds weights quantized as Q8_0, which the package gguf cannot unpack" in refused(source)
+    assert "has weights quantized as Q8_0, which the package gguf cannot unpack" in refused(source)
 
 
-def test_a_format_that_is_newer_than_the_package_is_named(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_format_newer_than_the_package_is_named(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def reader(path: str) -> None:
         raise ValueError("99 is not a valid GGMLQuantizationType")
 
     monkeypatch.setattr(gguf, "GGUFReader", reader)
-    with pytest.raises(CheckpointError, match=r"does not know \(99 is .*\); update it \(pip install -U gguf\)"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"unknown to this version of .* \(99 is .*\); update it \(pip install -U gguf\)",
+    ):
         converted_directory(source)
 
 
-def test_a_conversion_draws_no_bar_into_a_file(source: Path, tmp_path: Path) -> None:
+def test_a_conversion_draws_no_progress_bar_into_a_file(source: Path, tmp_path: Path) -> None:
     code = (
         "import logging; logging.basicConfig(level='INFO', format='%(message)s');"
         f"from pathlib import Path; from lorchestra.models.gguf import *; converted_directory(Path({str(source)!r}))"
     )
     environment = os.environ | {"LORCHESTRA_CACHE": str(tmp_path / "fresh")}
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
-    assert found.stderr.startswith("Converting tiny.gguf into")
-    assert found.stderr.count("\n") == 1
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert process.stderr.startswith("Converting tiny.gguf into")
+    assert process.stderr.count("\n") == 1

@@ -1,4 +1,4 @@
-"""The cache of converted bases: safe against kills, neighbors, damage and full disks."""
+"""The cache of converted bases: safe against kills, concurrency, damage and full disks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import transformers
@@ -24,7 +23,7 @@ from lorchestra.models.gguf import cache_root, converted_directory, find_damage
 
 
 def read_tiny(gguf_file: Path) -> tuple[transformers.PreTrainedTokenizerFast, transformers.LlamaForCausalLM]:
-    """Stands for the slow part, reading the GGUF; everything after it is as in real use."""
+    """Replaces the slow part, reading the GGUF; the rest is real."""
     backend = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1}, unk_token="<unk>"))
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -50,7 +49,7 @@ def entries(directory: Path) -> list[str]:
     return sorted(entry.name for entry in directory.iterdir())
 
 
-def test_the_second_start_converts_nothing(on_log, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_second_use_converts_nothing(on_log, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = converted_directory(source)
     metadata = json.loads((first / "conversion.json").read_text("utf-8"))
     assert metadata["source"] == {
@@ -64,7 +63,7 @@ def test_the_second_start_converts_nothing(on_log, source: Path, monkeypatch: py
     assert converted_directory(source) == first
 
 
-def test_the_copy_belongs_to_the_content_and_the_converter(
+def test_the_copy_is_keyed_by_content_and_converter(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[Path] = []
@@ -110,19 +109,19 @@ def test_a_damaged_copy_is_made_anew_and_said_once(
     directory = converted_directory(source)
     assert find_damage(directory) is None
     damage(directory)
-    said: list[str] = []
-    on_log(said.append)
+    messages: list[str] = []
+    on_log(messages.append)
     assert converted_directory(source) == directory
-    assert len(said) == 2
-    assert f"The converted copy in {directory} is damaged ({words}" in said[0]
-    assert said[1].startswith("Converting")
+    assert len(messages) == 2
+    assert f"The converted copy in {directory} is damaged ({words}" in messages[0]
+    assert messages[1].startswith("Converting")
     assert find_damage(directory) is None
     assert entries(cache) == [directory.name]
     on_log(pytest.fail)
     converted_directory(source)
 
 
-def test_a_header_that_promises_other_data_is_damage(source: Path) -> None:
+def test_a_header_that_contradicts_the_file_size_is_damage(source: Path) -> None:
     directory = converted_directory(source)
     file = directory / "model.safetensors"
     with file.open("ab") as handle:
@@ -152,13 +151,13 @@ def test_a_killed_conversion_is_never_used(on_log, source: Path, cache: Path) ->
 
 
 @pytest.mark.slow
-def test_two_conversions_at_once_end_in_one_whole_copy(on_log, source: Path, cache: Path) -> None:
+def test_two_concurrent_conversions_end_in_one_complete_copy(on_log, source: Path, cache: Path) -> None:
     command = [sys.executable, __file__, "wait", str(source)]
     processes = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     for process in processes:
         assert process.stdout is not None
         assert process.stdout.readline() == "written\n"
-    assert len(entries(cache)) == 2  # both have written everything, neither is done
+    assert len(entries(cache)) == 2  # both have written everything, neither has finished
     outputs = [process.communicate("go\n", timeout=900)[0].strip() for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     on_log(pytest.fail)
@@ -167,15 +166,15 @@ def test_two_conversions_at_once_end_in_one_whole_copy(on_log, source: Path, cac
     assert entries(cache) == [directory.name]
 
 
-def test_threads_of_one_process_share_one_conversion(source: Path, on_log: Any) -> None:
-    said: list[str] = []
-    on_log(said.append)
+def test_threads_of_one_process_share_one_conversion(source: Path, on_log) -> None:
+    messages: list[str] = []
+    on_log(messages.append)
     threads = [threading.Thread(target=converted_directory, args=(source,)) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(said) == 1
+    assert len(messages) == 1
 
 
 def test_a_full_disk_is_explained_and_leaves_nothing(
@@ -186,7 +185,7 @@ def test_a_full_disk_is_explained_and_leaves_nothing(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(transformers.PreTrainedModel, "save_pretrained", full)
-    with pytest.raises(CheckpointError, match=r"the disk is full .*LORCHESTRA_CACHE names another cache directory"):
+    with pytest.raises(CheckpointError, match=r"the disk is full .*Set LORCHESTRA_CACHE to use another cache"):
         converted_directory(source)
     assert entries(cache) == []
 
@@ -199,11 +198,11 @@ def test_a_full_disk_is_explained_and_leaves_nothing(
     assert entries(cache) == []
 
 
-def test_the_cache_is_where_the_user_wants_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_directory_is_configurable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    monkeypatch.setenv("LORCHESTRA_CACHE", "~/own")
-    assert cache_root() == tmp_path / "home" / "own"
+    monkeypatch.setenv("LORCHESTRA_CACHE", "~/cache")
+    assert cache_root() == tmp_path / "home" / "cache"
     monkeypatch.delenv("LORCHESTRA_CACHE")
     assert cache_root() == tmp_path / "xdg" / "lorchestra"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
@@ -217,8 +216,8 @@ def test_the_cache_is_where_the_user_wants_it(tmp_path: Path, monkeypatch: pytes
         cache_root()
 
 
-def convert_in_a_process_of_its_own(what: str, source: Path) -> None:
-    """Convert, and after writing all files be killed (`die`) or wait for a line on stdin (`wait`)."""
+def convert_in_a_process(what: str, source: Path) -> None:
+    """Convert; after writing all files, get killed (`die`) or wait for a line on stdin (`wait`)."""
     check = converter._check_saved_tokenizer
 
     def interrupted(*arguments: object) -> None:
@@ -235,4 +234,4 @@ def convert_in_a_process_of_its_own(what: str, source: Path) -> None:
 
 
 if __name__ == "__main__":
-    convert_in_a_process_of_its_own(sys.argv[1], Path(sys.argv[2]))
+    convert_in_a_process(sys.argv[1], Path(sys.argv[2]))

@@ -1,4 +1,4 @@
-"""Hub models: found in the cache, fetched in part, refused with the hub's reason."""
+"""Hub models: cached ones, partial downloads, and refusals with the hub's reason."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WORDS = ["<unk>", "<s>", "</s>", *"abcdefghijklmnopqrstuvwxyz"]
 
 
 def save_base(model: transformers.PreTrainedModel, directory: Path) -> Path:
-    """Write a model, and a word tokenizer without a pad token, as save_pretrained does."""
+    """Save a model, and a word tokenizer without a pad token."""
     backend = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
@@ -54,7 +54,7 @@ def tiny(tiny_model, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def hub_cache(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A hub cache that holds the tiny model as `someone/tiny`, and no way to reach the hub."""
+    """A hub cache with the tiny model as `someone/tiny`, and a hub that cannot be reached."""
     repository = tmp_path / "hub" / "models--someone--tiny"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text(COMMIT)
@@ -66,30 +66,30 @@ def hub_cache(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     return repository
 
 
-def test_a_hub_model_downloaded_before_is_found_without_the_hub(on_log, hub_cache: Path, tiny: Path) -> None:
-    said: list[str] = []
-    on_log(said.append)
+def test_a_hub_model_downloaded_before_needs_no_hub(on_log, hub_cache: Path, tiny: Path) -> None:
+    messages: list[str] = []
+    on_log(messages.append)
     base = load_base(BaseConfig(name="someone/tiny", device="cpu"))
     assert (base.id, base.path_for_peft, base.revision) == ("someone/tiny", "someone/tiny", COMMIT)
     assert base.digest == load(str(tiny)).digest
-    assert said == ["http://127.0.0.1:9 cannot be reached; looking among the models downloaded before."]
+    assert messages == ["http://127.0.0.1:9 cannot be reached; using models downloaded before."]
     assert load("someone/tiny", COMMIT).revision == COMMIT
 
 
-def test_an_unknown_hub_model_says_what_was_tried(
+def test_the_error_of_an_unknown_hub_model_lists_what_was_tried(
     hub_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     message = refused("someone/else")
-    for words in ("no directory here", str(tmp_path / "hub"), "HF_HUB_OFFLINE", "local directory", "smollm2-135m"):
+    for words in ("not an embedded base", str(tmp_path / "hub"), "HF_HUB_OFFLINE", "local directory", "smollm2-135m"):
         assert words in message
     assert f"Did you mean {tmp_path}/tiny?" in refused("tinny")
-    assert "is spelled 'smollm2-135m' here" in refused("SmolLM2_135M")
+    assert "the embedded base is spelled 'smollm2-135m'" in refused("SmolLM2_135M")
     assert "was not downloaded before at revision 'v9'" in refused("someone/tiny", "v9")
     assert "it cannot be a hub id" in refused("some one/tiny")
 
 
-def test_the_hub_is_not_asked_when_it_is_switched_off(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_mode_makes_no_requests(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(hub, "_hub_answers", lambda: pytest.fail("the hub was asked"))
     assert load("someone/tiny").revision == COMMIT
@@ -100,7 +100,7 @@ def test_a_hub_model_is_checked_like_a_directory(hub_cache: Path) -> None:
     (snapshot / "model.safetensors").rename(snapshot / "pytorch_model.bin")
     assert "only pickled weights" in refused("someone/tiny")
     (snapshot / "adapter_config.json").write_text('{"base_model_name_or_path": "someone/else"}')
-    assert "holds an adapter" in refused("someone/tiny")
+    assert "has an adapter" in refused("someone/tiny")
 
 
 RESPONSE = SimpleNamespace(headers={}, request=None)
@@ -109,7 +109,7 @@ RESPONSE = SimpleNamespace(headers={}, request=None)
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (errors.GatedRepoError("403", response=RESPONSE), "registered users only"),
+        (errors.GatedRepoError("403", response=RESPONSE), "it is gated on the hub"),
         (errors.RepositoryNotFoundError("404", response=RESPONSE), "the hub has no such model"),
         (errors.RevisionNotFoundError("404", response=RESPONSE), "the hub has no revision 'v9' of it"),
         (errors.HfHubHTTPError("500 Oh", response=RESPONSE), "failed (HfHubHTTPError: 500 Oh). Try again"),
@@ -117,11 +117,11 @@ RESPONSE = SimpleNamespace(headers={}, request=None)
         (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
     ],
 )
-def test_what_the_hub_answers_is_explained(monkeypatch: pytest.MonkeyPatch, error: Exception, words: str) -> None:
-    asked: list[dict[str, object]] = []
+def test_errors_of_the_hub_are_explained(monkeypatch: pytest.MonkeyPatch, error: Exception, words: str) -> None:
+    calls: list[dict[str, object]] = []
 
     def answer(name: str, **options: object) -> str:
-        asked.append(options)
+        calls.append(options)
         raise error
 
     monkeypatch.setattr(hub, "_hub_answers", lambda: True)
@@ -129,18 +129,18 @@ def test_what_the_hub_answers_is_explained(monkeypatch: pytest.MonkeyPatch, erro
     with pytest.raises(CheckpointError) as caught:
         load("someone/tiny", "v9")
     assert words in str(caught.value)
-    assert asked[0]["local_files_only"] is False
-    assert asked[0]["revision"] == "v9"
+    assert calls[0]["local_files_only"] is False
+    assert calls[0]["revision"] == "v9"
 
 
-def test_of_a_repository_only_what_is_read_is_downloaded() -> None:
+def test_only_the_files_that_are_read_are_downloaded() -> None:
     wanted = ["config.json", "tokenizer.json", "tokenizer.model", "merges.txt", "chat_template.jinja", "vocab.json"]
     wanted += ["model.safetensors", "model-00001-of-00002.safetensors", "model.safetensors.index.json"]
-    unwanted = ["pytorch_model.bin", "consolidated.safetensors", "model.fp16.safetensors", "own.py", "q4.gguf"]
+    unwanted = ["pytorch_model.bin", "consolidated.safetensors", "model.fp16.safetensors", "model.py", "q4.gguf"]
     assert list(filter_repo_objects(wanted + unwanted, allow_patterns=hub._WANTED)) == wanted
 
 
-def test_a_proxy_counts_as_a_way_to_the_hub(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proxy_counts_as_a_reachable_hub(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not hub._hub_answers()
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     assert hub._hub_answers()

@@ -1,4 +1,4 @@
-"""Finding and loading a base: every kind of source, every way to get it wrong, and the digests."""
+"""Loading a base: every kind of source, every user error, and the digests."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WORDS = ["<unk>", "<s>", "</s>", *"abcdefghijklmnopqrstuvwxyz"]
 
 
 def save_base(model: transformers.PreTrainedModel, directory: Path) -> Path:
-    """Write a model, and a word tokenizer without a pad token, as save_pretrained does."""
+    """Save a model, and a word tokenizer without a pad token."""
     backend = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
@@ -88,18 +88,18 @@ def test_a_missing_pad_token_becomes_the_end_token(tiny: Path) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "expected"), [("float64", torch.float64), ("bfloat16", torch.bfloat16)])
-def test_the_number_format_is_obeyed(tiny: Path, dtype: str, expected: torch.dtype) -> None:
+def test_the_base_has_the_configured_number_format(tiny: Path, dtype: str, expected: torch.dtype) -> None:
     base = load(tiny, dtype=dtype)
     assert base.dtype == expected
     assert {parameter.dtype for parameter in base.model.parameters()} == {expected}
 
 
-def test_auto_takes_cuda_in_bfloat16_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_uses_cuda_in_bfloat16_if_available(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for device, dtype, expected in (("auto", "auto", "cuda bfloat16"), ("cpu", "auto", "cpu float32")):
         config = BaseConfig(device=device, dtype=dtype)  # type: ignore[arg-type]
-        found = sources._device(config)
-        assert f"{found.type} {str(sources._dtype(config, found)).removeprefix('torch.')}" == expected
+        device = sources._device(config)
+        assert f"{device.type} {str(sources._dtype(config, device)).removeprefix('torch.')}" == expected
 
 
 def test_a_relative_directory_and_shards_are_found(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +114,7 @@ def test_a_relative_directory_and_shards_are_found(tmp_path: Path, tiny: Path, m
     next(tiny.glob("model-00001-*")).unlink()
     message = refused(tiny)
     assert "1 of " in message
-    assert "weight files named in model.safetensors.index.json are missing" in message
+    assert "weight files listed in model.safetensors.index.json are missing" in message
 
 
 class Trap:
@@ -142,7 +142,7 @@ def test_a_directory_of_pickles_is_refused_and_never_unpickled(tiny: Path, tmp_p
     assert sprung.exists()  # the trap works
 
 
-def damage_nothing_but(name: str) -> Callable[[Path], None]:
+def remove(name: str) -> Callable[[Path], None]:
     return lambda directory: (directory / name).unlink()
 
 
@@ -162,22 +162,22 @@ def rename_weights(directory: Path) -> None:
 
 
 def need_code(directory: Path) -> None:
-    code = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
-    change_config(directory, lambda config: config.update(model_type="own", auto_map=code))
-    (directory / "own.py").write_text("raise SystemExit('this code ran')")
+    code = {"AutoConfig": "novel.Config", "AutoModelForCausalLM": "novel.Model"}
+    change_config(directory, lambda config: config.update(model_type="novel", auto_map=code))
+    (directory / "novel.py").write_text("raise SystemExit('this code ran')")
 
 
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (damage_nothing_but("config.json"), "has no config.json."),
-        (damage_nothing_but("model.safetensors"), "has no model.safetensors. Copy or download the weights."),
-        (damage_nothing_but("tokenizer.json"), "It must hold config.json, model.safetensors and tokenizer.json."),
+        (remove("config.json"), "has no config.json."),
+        (remove("model.safetensors"), "has no model.safetensors. Copy or download the weights."),
+        (remove("tokenizer.json"), "It must hold config.json, model.safetensors and tokenizer.json."),
         (rename_weights, "only weights.safetensors. Rename a single file to model.safetensors"),
         (truncate, "are damaged (SafetensorError"),
-        (drop_weight, "1 weights are missing (model.norm.weight, ...) and would be random numbers"),
-        (need_code, "needs code out of its own repository, which is never run here"),
-        (lambda base: (base / "adapter_config.json").write_text("{}"), "holds an adapter (adapter_config.json)"),
+        (drop_weight, "1 weights are missing (model.norm.weight, ...) and would be random."),
+        (need_code, "needs code of its repository, which is never run here"),
+        (lambda base: (base / "adapter_config.json").write_text("{}"), "has an adapter (adapter_config.json)"),
         (lambda base: (base / "config.json").write_text("{"), "config.json cannot be read"),
         (lambda base: (base / "config.json").write_text("[]"), "config.json is not a JSON object"),
         (lambda base: change_config(base, lambda c: c.update(model_type="novel")), "does not recognize this arch"),
@@ -197,7 +197,7 @@ def test_an_index_without_a_map_is_refused(tiny: Path) -> None:
     assert "has no weight_map" in refused(tiny)
 
 
-def test_a_wrong_path_is_told_its_nearest_neighbor(tiny: Path, tmp_path: Path) -> None:
+def test_the_error_of_a_wrong_path_suggests_a_similar_one(tiny: Path, tmp_path: Path) -> None:
     assert f"there is no directory or file {tmp_path}/tinny. Did you mean {tiny}?" in refused(tmp_path / "tinny")
     assert f"Did you mean {tiny}?" in refused(tmp_path / "tinny" / "deeper")
     assert f"{tiny}/config.json is a file" in refused(tiny / "config.json")
@@ -228,8 +228,8 @@ def test_wrong_settings_are_named(options: dict[str, str], words: str) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_cuda_where_there_is_none_is_refused() -> None:
-    with pytest.raises(ConfigError, match="torch sees no CUDA device here"):
+def test_cuda_without_a_device_is_refused() -> None:
+    with pytest.raises(ConfigError, match="torch sees no CUDA device"):
         load_base(BaseConfig(device="cuda"))
 
 
@@ -250,27 +250,27 @@ def test_a_config_without_a_context_length_falls_back_on_the_tokenizer(tiny: Pat
     source = sources._Source("x", Path("x"), "x")
     assert sources._context_length(source, Config(), tokenizer) == 12
     tokenizer.model_max_length = 10**30
-    with pytest.raises(CheckpointError, match="Add max_position_embeddings"):
+    with pytest.raises(CheckpointError, match=r"has no max_position_embeddings\. Add it"):
         sources._context_length(source, Config(), tokenizer)
 
 
 def test_bases_may_be_loaded_in_several_threads(tiny_base: Path) -> None:
-    """transformers takes functions of its classes away while it loads, and loads that overlap lose them for good."""
+    """transformers patches its classes while it loads, and overlapping loads would leave the patches."""
     tie_weights = transformers.PreTrainedModel.tie_weights
     start = threading.Barrier(4)
-    found = []
+    digests = []
 
     def work() -> None:
         start.wait()
-        found.extend(model_digest(load(tiny_base).model) for _ in range(3))
+        digests.extend(model_digest(load(tiny_base).model) for _ in range(3))
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(found) == 12
-    assert len(set(found)) == 1
+    assert len(digests) == 12
+    assert len(set(digests)) == 1
     assert transformers.PreTrainedModel.tie_weights is tie_weights
 
 
@@ -302,17 +302,19 @@ def test_quantized_weights_are_named_and_refused(make_base, tmp_path, method, ne
 def test_quantized_weights_of_older_tools_are_refused(make_base, tmp_path, name):
     base = shutil.copytree(make_base(0), tmp_path / "quantized")
     (base / name).write_text('{"bits": 4}')
-    with pytest.raises(CheckpointError, match=rf"are quantized \(.*by its {name}"):
+    with pytest.raises(CheckpointError, match=rf"are quantized \(.*according to {name}"):
         load_base(BaseConfig(name=str(base)))
 
 
-def test_whole_weights_next_to_an_adapter_config_are_explained(make_base, peft_folder, tmp_path):
-    """What a merged or fully fine-tuned model saved into the adapter's folder looks like."""
+def test_full_weights_next_to_an_adapter_config_are_explained(make_base, peft_folder, tmp_path):
+    """A merged or fully fine-tuned model saved to the adapter's folder looks like this."""
     folder = peft_folder()
     with pytest.raises(CheckpointError, match=r"not a base\. Give the base .*, '.*tiny'; lorchestra import"):
         load_base(BaseConfig(name=str(folder)))
     shutil.copytree(make_base(0), folder, dirs_exist_ok=True)
-    with pytest.raises(CheckpointError, match=r"next to whole weights.*move adapter_config\.json out.*; else"):
+    with pytest.raises(
+        CheckpointError, match=r"next to the weights .* model.*move adapter_config\.json out.*; otherwise"
+    ):
         load_base(BaseConfig(name=str(folder)))
     (folder / "adapter_config.json").unlink()
     load_base(BaseConfig(name=str(folder)))

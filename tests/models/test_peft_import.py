@@ -1,4 +1,4 @@
-"""PEFT folders from elsewhere: what is read from them, and what each refusal says."""
+"""PEFT folders made by other tools: what is read, and the message of each refusal."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ def edit_tensors(folder, change):
     save_file(tensors, folder / WEIGHTS)
 
 
-def test_what_is_read(peft_folder, tiny_base):
-    found = read_peft_folder(peft_folder(r=4, lora_alpha=6, lora_dropout=0.1))
-    assert (found.r, found.scaling, found.dropout, found.base) == (4, 1.5, 0.1, str(tiny_base))
-    assert found.modules["model.layers.2.self_attn.v_proj"] == (32, 16)
-    assert len(found.modules) == 2 * 3
+def test_a_folder_is_read(peft_folder, tiny_base):
+    folder = read_peft_folder(peft_folder(r=4, lora_alpha=6, lora_dropout=0.1))
+    assert (folder.r, folder.scaling, folder.dropout, folder.base) == (4, 1.5, 0.1, str(tiny_base))
+    assert folder.modules["model.layers.2.self_attn.v_proj"] == (32, 16)
+    assert len(folder.modules) == 2 * 3
 
 
-def test_rslora_only_scales_otherwise(peft_folder):
-    found = read_peft_folder(peft_folder(r=4, lora_alpha=6, use_rslora=True))
-    assert found.scaling == 6 / math.sqrt(4)
+def test_rslora_changes_the_scaling_only(peft_folder):
+    folder = read_peft_folder(peft_folder(r=4, lora_alpha=6, use_rslora=True))
+    assert folder.scaling == 6 / math.sqrt(4)
 
 
-def test_the_common_shape_is_the_largest_rank_and_the_union_of_places(peft_folder):
-    found = [
+def test_the_common_shape_is_the_highest_rank_and_the_union_of_modules(peft_folder):
+    folders = [
         read_peft_folder(peft_folder("a", r=2, lora_alpha=4, layers_to_transform=[0], lora_dropout=0.1)),
         read_peft_folder(peft_folder("b", r=8, target_modules=["down_proj"], layers_to_transform=[2])),
     ]
-    adapt = common_adapt(found)
+    adapt = common_adapt(folders)
     assert (adapt.members, adapt.r, adapt.lora_alpha / adapt.r, adapt.dropout) == (2, 8, 2.0, 0.0)
     assert set(adapt.target_modules) == {"self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj"}
     assert parse_layers(adapt.layers, 3) == [0, 2]
@@ -66,11 +66,11 @@ FEATURES = {
 
 
 @pytest.mark.parametrize("feature", FEATURES.values(), ids=FEATURES.keys())
-def test_what_is_more_than_plain_lora_is_refused_by_name(peft_folder, feature):
+def test_extensions_of_lora_are_refused_by_name(peft_folder, feature):
     folder = peft_folder()
     edit(folder, **feature)
     ((name, _),) = feature.items()
-    with pytest.raises(CheckpointError, match=rf"{CONFIG}: {name} is .*more than plain LoRA"):
+    with pytest.raises(CheckpointError, match=rf"{CONFIG}: {name} is .*not plain LoRA"):
         read_peft_folder(folder)
 
 
@@ -83,34 +83,34 @@ def test_other_kinds_of_adapters_are_refused_by_name(peft_folder, kind):
 
 
 @pytest.mark.parametrize("settings", [{"use_dora": True}, {"bias": "all"}, {"modules_to_save": ["lm_head"]}])
-def test_real_folders_with_such_features_are_refused(peft_folder, settings):
-    with pytest.raises(CheckpointError, match="more than plain LoRA"):
+def test_real_folders_with_extensions_are_refused(peft_folder, settings):
+    with pytest.raises(CheckpointError, match="not plain LoRA"):
         read_peft_folder(peft_folder(**settings))
 
 
-def test_an_output_head_adapter_lies_outside_the_layers(peft_folder):
-    with pytest.raises(CheckpointError, match=r"adapts lm_head, which lies outside the decoder layers"):
+def test_an_adapter_of_the_output_head_is_refused(peft_folder):
+    with pytest.raises(CheckpointError, match=r"adapts lm_head, which is outside the decoder layers"):
         read_peft_folder(peft_folder(target_modules=["q_proj", "lm_head"]))
 
 
-def test_an_embedding_adapter_is_no_plain_lora(peft_folder):
-    with pytest.raises(CheckpointError, match=r"lora_embedding_A is no A or B of a plain LoRA"):
+def test_an_adapter_of_the_embeddings_is_refused(peft_folder):
+    with pytest.raises(CheckpointError, match=r"lora_embedding_A is not an A or B of plain LoRA"):
         read_peft_folder(peft_folder(target_modules=["q_proj", "embed_tokens"]))
 
 
 def test_pissa_changes_the_base_and_is_refused(peft_folder):
-    with pytest.raises(CheckpointError, match=r"init_lora_weights is 'pissa', which changes the base's own weights"):
+    with pytest.raises(CheckpointError, match=r"init_lora_weights is 'pissa', which changes the base's weights"):
         read_peft_folder(peft_folder(init_lora_weights="pissa"))
 
 
 DAMAGE = {
     "gone": (lambda f: shutil.rmtree(f), "no such directory"),
-    "no config": (lambda f: (f / CONFIG).unlink(), f"has no {CONFIG}; give a folder that PEFT"),
-    "a model": (lambda f: (f / CONFIG).rename(f / "config.json"), "a whole model, not an adapter"),
-    "a run": (lambda f: ((f / CONFIG).unlink(), (f / "members").mkdir()), "this is a run: its adapters are"),
+    "no config": (lambda f: (f / CONFIG).unlink(), f"has no {CONFIG}; give a folder written by PEFT"),
+    "a model": (lambda f: (f / CONFIG).rename(f / "config.json"), "a full model, not an adapter"),
+    "a run": (lambda f: ((f / CONFIG).unlink(), (f / "members").mkdir()), "this is a run; its adapters are"),
     "no JSON": (lambda f: (f / CONFIG).write_text('{"r": 4'), f"{CONFIG}: cannot be read as JSON"),
     "deep JSON": (lambda f: (f / CONFIG).write_text("[" * 100_000), f"{CONFIG}: cannot be read as JSON"),
-    "a list": (lambda f: (f / CONFIG).write_text("[]"), "holds a list, not a JSON object"),
+    "a list": (lambda f: (f / CONFIG).write_text("[]"), "has a list, not a JSON object"),
     "task": (lambda f: edit(f, task_type="SEQ_CLS"), "task_type is 'SEQ_CLS'"),
     "rank": (lambda f: edit(f, r="four"), "r is 'four', not a whole number"),
     "rank 0": (lambda f: edit(f, r=0), "r is 0, not a whole number"),
@@ -118,7 +118,7 @@ DAMAGE = {
     "alpha NaN": (lambda f: edit(f, lora_alpha=math.nan), "lora_alpha is nan, not a number"),
     "dropout": (lambda f: edit(f, lora_dropout=1.5), "lora_dropout is 1.5, not in"),
     "base": (lambda f: edit(f, base_model_name_or_path=["x"]), "base_model_name_or_path is .*not a name"),
-    "no weights": (lambda f: (f / WEIGHTS).unlink(), f"{WEIGHTS}: missing; copy the folder again"),
+    "no weights": (lambda f: (f / WEIGHTS).unlink(), f"{WEIGHTS}: missing; copy the whole folder again"),
     "a pickle": (
         lambda f: (f / WEIGHTS).rename(f / "adapter_model.bin"),
         r"adapter_model\.bin: is a pickle.*never opened",
@@ -128,15 +128,15 @@ DAMAGE = {
         lambda f: (f / WEIGHTS).write_bytes((f / WEIGHTS).read_bytes()[:-9]),
         f"{WEIGHTS}: not a readable safetensors file",
     ),
-    "empty": (lambda f: save_file({}, f / WEIGHTS), "holds no tensors"),
-    "other rank": (lambda f: edit(f, r=8), r"lora_A.weight has shape \[4, 32\], not \[8, in_features\] as r = 8"),
+    "empty": (lambda f: save_file({}, f / WEIGHTS), "has no tensors"),
+    "other rank": (lambda f: edit(f, r=8), r"lora_A.weight has shape \[4, 32\], not \[8, in_features\] for r = 8"),
     "half a pair": (
         lambda f: edit_tensors(f, lambda t: t.pop("base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight")),
         r"layers\.1\.self_attn\.q_proj has no lora_B\.weight",
     ),
     "NaN": (
         lambda f: edit_tensors(f, lambda t: next(iter(t.values())).fill_(math.nan)),
-        "holds NaN or infinity",
+        "has NaN or infinite values",
     ),
     "three axes": (
         lambda f: edit_tensors(f, lambda t: t.update({k: v[None] for k, v in t.items()})),
@@ -155,7 +155,7 @@ def test_each_damage_is_named_with_its_path(peft_folder, damage, message):
 
 
 def test_a_pickle_is_never_opened(peft_folder):
-    """The file is a program that would make a directory."""
+    """Unpickling this file would create a directory."""
     folder = peft_folder()
     (folder / WEIGHTS).unlink()
     traces = folder / "was_opened"
@@ -200,7 +200,7 @@ def test_modules_and_shapes_that_the_base_lacks_are_named(peft_folder, tiny_base
 
 
 def named(folder, name="default", only=lambda key: True):
-    """The folder with the adapter's name in its keys, as the model's own state has them."""
+    """The folder with the adapter's name in its keys, as in the state of PEFT's model."""
     tensors = load_file(folder / WEIGHTS)
     tensors = {k.replace(".weight", f".{name}.weight") if only(k) else k: v for k, v in tensors.items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
@@ -211,33 +211,33 @@ def test_the_adapters_name_in_the_keys_is_left_out(peft_folder):
     plain, folder = read_peft_folder(peft_folder("a")), read_peft_folder(named(peft_folder("b"), "my-task"))
     assert (plain.adapter_name, folder.adapter_name) == (None, "my-task")
     assert folder.modules == plain.modules
-    expected, found = load_file(plain.path / WEIGHTS), plain_tensors(folder)
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(tensor, found[key]) for key, tensor in expected.items())
+    expected, tensors = load_file(plain.path / WEIGHTS), plain_tensors(folder)
+    assert expected.keys() == tensors.keys()
+    assert all(torch.equal(tensor, tensors[key]) for key, tensor in expected.items())
 
 
 def test_two_adapters_in_one_file_are_refused(peft_folder):
-    with pytest.raises(CheckpointError, match=r"holds several adapters \(a, one without a name\); save each alone"):
+    with pytest.raises(CheckpointError, match=r"has several adapters \(a, an unnamed one\); save each separately"):
         read_peft_folder(named(peft_folder(), "a", only=lambda key: "q_proj" in key))
-    with pytest.raises(CheckpointError, match=r"holds several adapters \(a, b\)"):
+    with pytest.raises(CheckpointError, match=r"has several adapters \(a, b\)"):
         read_peft_folder(
             named(named(peft_folder("c"), "a", lambda key: "q_proj" in key), "b", lambda key: "v_p" in key)
         )
 
 
-def test_whole_weights_in_place_of_an_adapter_are_explained(peft_folder, tiny_base, tmp_path):
+def test_full_weights_instead_of_an_adapter_are_explained(peft_folder, tiny_base, tmp_path):
     merged = peft_folder("merged")
     shutil.copyfile(tiny_base / "model.safetensors", merged / WEIGHTS)
-    with pytest.raises(CheckpointError, match=r"holds whole weights \(.*, not a LoRA; .* can be a base"):
+    with pytest.raises(CheckpointError, match=r"has the weights of a full model \(.*, not of a LoRA; .* be the base"):
         read_peft_folder(merged)
     (merged / WEIGHTS).rename(merged / "model.safetensors")
-    with pytest.raises(CheckpointError, match=rf"holds whole weights next to {CONFIG}, and no {WEIGHTS}"):
+    with pytest.raises(CheckpointError, match=rf"has the weights of a full model next to {CONFIG}, and no {WEIGHTS}"):
         read_peft_folder(merged)
-    with pytest.raises(CheckpointError, match=r"a whole model, not an adapter; .* can be a base"):
+    with pytest.raises(CheckpointError, match=r"a full model, not an adapter; .* can be the base"):
         read_peft_folder(tiny_base)
 
 
-def test_files_and_outer_folders_are_explained(peft_folder, tmp_path):
+def test_files_and_parent_folders_are_explained(peft_folder, tmp_path):
     folder = peft_folder("outer/named")
     with pytest.raises(CheckpointError, match=rf"did you mean {folder}\?"):
         read_peft_folder(folder.parent)

@@ -1,4 +1,4 @@
-"""The load probe finds what the parts of a model do not tell."""
+"""The load probe detects what the modules of a model do not show."""
 
 import dataclasses
 
@@ -19,7 +19,7 @@ def on(base, **adapt):
     return EnsembleModel(base, AdaptConfig(**{"members": 2, "r": 2} | adapt), seed=0)
 
 
-def test_it_leaves_the_model_as_it_was(tiny_ensemble, letters):
+def test_it_restores_the_model(tiny_ensemble, letters):
     ensemble = tiny_ensemble(depth=3, layers="last:1")
     name, values = ensemble.model.config._attn_implementation, ensemble.adapters.values.clone()
     assert probe(ensemble) < 1e-12
@@ -30,7 +30,7 @@ def test_it_leaves_the_model_as_it_was(tiny_ensemble, letters):
 
 @pytest.mark.parametrize(("context", "longest"), [(60, 43), (45, 30)])
 def test_its_rows_have_shared_prefixes_and_exceed_the_window(tiny_model, context, longest):
-    """A window as long as the context is none."""
+    """A window as long as the context does not count."""
     base = tiny_model("qwen2", use_sliding_window=True, sliding_window=40, max_position_embeddings=context)
     batch = probes._probe_batch(on(base))
     assert max(len(item.example.prefix) for item in batch.items) == longest
@@ -43,7 +43,7 @@ def mix_neighbors(base):
     mlp.forward = lambda hidden: original(hidden + 0.1 * hidden.roll(1, dims=1))
 
 
-def test_tokens_mixed_outside_of_attention_are_found(tiny_model):
+def test_mixing_outside_of_attention_is_detected(tiny_model):
     base = tiny_model(depth=3)
     mix_neighbors(base)
     with pytest.raises(
@@ -53,7 +53,7 @@ def test_tokens_mixed_outside_of_attention_are_found(tiny_model):
 
 
 @pytest.mark.parametrize("blind", ["context", "window"])
-def test_attention_that_overlooks_something_is_found(tiny_model, monkeypatch, blind):
+def test_attention_that_ignores_something_is_detected(tiny_model, monkeypatch, blind):
     """Choices that do not see their row's prefix; rows that see beyond the window."""
     right = attention.packed_attention
 
@@ -73,7 +73,7 @@ def test_attention_that_overlooks_something_is_found(tiny_model, monkeypatch, bl
 
 
 @pytest.mark.parametrize("source", [0, 2], ids=["below the cut", "above the cut"])
-def test_a_layer_that_reads_one_below_the_cut_is_found(tiny_model, source):
+def test_a_layer_that_reads_below_the_cut_is_detected(tiny_model, source):
     base, seen = tiny_model(depth=4), {}
     base.model.layers[source].register_forward_hook(lambda module, inputs, out: seen.update(low=out))
     base.model.layers[3].register_forward_pre_hook(lambda module, inputs: (inputs[0] + seen["low"], *inputs[1:]))
@@ -86,7 +86,7 @@ def test_a_layer_that_reads_one_below_the_cut_is_found(tiny_model, source):
 
 
 class Expert(torch.nn.Module):
-    """An MLP of which every token but the last takes the upper map, as experts share tokens out."""
+    """An MLP with a second map for every token but the last, like experts that divide the tokens among them."""
 
     def __init__(self, mlp):
         super().__init__()
@@ -97,13 +97,13 @@ class Expert(torch.nn.Module):
         return torch.cat([out[:, :-1] + self.expert(hidden[:, :-1]), out[:, -1:]], dim=1)
 
 
-def test_a_map_that_is_given_some_tokens_only_is_no_target(tiny_model):
+def test_a_map_that_gets_only_some_tokens_is_refused(tiny_model):
     """The refusal names the map, not the whole base."""
     base = tiny_model(depth=2)
     base.model.layers[0].mlp = Expert(base.model.layers[0].mlp)
     ensemble = on(base, target_modules=("expert",))
     with pytest.raises(
-        ConfigError, match=r"target_modules: 'model.layers.0.mlp.expert' .* is given 58 of a batch's 59 tokens"
+        ConfigError, match=r"target_modules: 'model.layers.0.mlp.expert' .* gets 58 of a batch's 59 tokens"
     ):
         probe(ensemble)
     assert not any(module._forward_pre_hooks for module in ensemble.model.modules())
@@ -125,26 +125,26 @@ class Unpackable(torch.nn.Module):
 @pytest.mark.parametrize(
     ("always", "message"),
     [
-        (False, r"cannot be used: it fails on packed rows \(KeyError: 'rope'\); packed rows stay apart"),
-        (True, r"cannot be used: it fails on a row of plain tokens \(KeyError: 'rope'\); take another base"),
+        (False, r"cannot be used: it fails on packed rows \(KeyError: 'rope'\); take a decoder-only model"),
+        (True, r"cannot be used: it fails on a row of plain tokens \(KeyError: 'rope'\); use another base"),
     ],
     ids=["packed", "always"],
 )
-def test_what_a_models_code_raises_is_told_as_a_refusal(tiny_model, always, message):
+def test_exceptions_of_a_models_code_become_refusals(tiny_model, always, message):
     base = tiny_model(depth=2)
     base.model.layers[0].mlp = Unpackable(base.model.layers[0].mlp, KeyError("rope"), always)
     with pytest.raises(ConfigError, match=message):
         probe(on(base))
 
 
-def test_want_of_memory_is_no_refusal(tiny_model):
+def test_lack_of_memory_is_not_a_refusal(tiny_model):
     base = tiny_model(depth=2)
     base.model.layers[0].mlp = Unpackable(base.model.layers[0].mlp, torch.OutOfMemoryError("no memory"))
     with pytest.raises(torch.OutOfMemoryError):
         probe(on(base))
 
 
-def test_a_model_that_masks_attention_by_its_own_rule_is_refused_with_that_reason():
+def test_a_model_with_another_attention_mask_is_refused_with_that_reason():
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = transformers.DogeConfig(**sizes, num_key_value_heads=2, vocab_size=101, max_position_embeddings=64)
     with pytest.raises(ConfigError, match=r"DogeForCausalLM cannot be used: it fails on packed rows \(.*: a mask\)"):

@@ -1,4 +1,4 @@
-"""`adapt.target_modules` as PEFT reads it, and the folders from which PEFT adapts the same modules."""
+"""`adapt.target_modules` with PEFT's meaning, and folders from which PEFT adapts the same modules."""
 
 import copy
 import json
@@ -25,9 +25,9 @@ def names(layers, modules):
 
 
 def chosen(model, targets, adapted=(0, 1, 2)):
-    found = find_targets(model, model.model.layers, list(adapted), targets)
-    assert all(model.get_submodule(name) is module for name, module in found)
-    return [name for name, _ in found]
+    linears = find_targets(model, model.model.layers, list(adapted), targets)
+    assert all(model.get_submodule(name) is module for name, module in linears)
+    return [name for name, _ in linears]
 
 
 def by_peft(model, targets):
@@ -66,7 +66,7 @@ def test_layers_bound_every_kind_of_target(tiny_model, targets, modules):
     assert chosen(tiny_model(depth=3), targets, [0, 2]) == names([0, 2], modules)
 
 
-def test_all_linear_and_a_plain_name_are_also_understood_as_a_command_line_gives_them(tiny_model):
+def test_all_linear_and_a_plain_name_as_given_on_a_command_line(tiny_model):
     model = tiny_model(depth=3)
     assert chosen(model, ("all-linear",)) == chosen(model, "All-Linear") == names(range(3), EVERY)
     assert chosen(model, "mlp.up_proj") == names(range(3), ["mlp.up_proj"])
@@ -74,7 +74,7 @@ def test_all_linear_and_a_plain_name_are_also_understood_as_a_command_line_gives
 
 REFUSED = {
     "unknown name": (("q_prj",), r"no linear map is named 'q_prj'; did you mean 'q_proj'\? known here: down_proj"),
-    "unknown beside known": (("q_proj", "zzz"), r"no linear map is named 'zzz'; known here: down_proj"),
+    "unknown and known": (("q_proj", "zzz"), r"no linear map is named 'zzz'; known here: down_proj"),
     "part of a name": (("proj",), r"no linear map is named 'proj'"),
     "unknown plain text": ("q_prj", r"no linear map is named 'q_prj'; did you mean 'q_proj'\?"),
     "nothing": ((), r"name at least one linear map; known here: down_proj"),
@@ -86,8 +86,8 @@ REFUSED = {
         r"the regular expression '.*' matches no linear map's whole name, such as 'model.layers.0.self_attn.q_proj'",
     ),
     "a regex for a part": (r"(q|v)_proj", r"matches no linear map's whole name"),
-    "broken regex": ("(q_proj", r"'\(q_proj' is no regular expression \(missing \)"),
-    "head": (("q_proj", "lm_head"), r"'lm_head' names 'lm_head', the output head, which stays as it is"),
+    "broken regex": ("(q_proj", r"'\(q_proj' is not a regular expression \(missing \)"),
+    "head": (("q_proj", "lm_head"), r"'lm_head' names 'lm_head', the output head, which is not adapted"),
     "regex with head": (r".*(q_proj|lm_head)", r"names 'lm_head', the output head"),
     "embeddings": (("embed_tokens",), r"names 'model.embed_tokens', which is outside the decoder layers"),
     "another layer": (("layers.0.self_attn.q_proj",), r"is outside the decoder layers that adapt.layers names"),
@@ -95,7 +95,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("targets", "message"), REFUSED.values(), ids=REFUSED)
-def test_refused_targets_say_why_and_what_is_known(tiny_model, targets, message):
+def test_errors_of_refused_targets(tiny_model, targets, message):
     model = tiny_model(depth=2)
     adapted = [1] if "layers.0" in str(targets) else [0, 1]
     with pytest.raises(ConfigError, match="adapt.target_modules: .*" + message):
@@ -108,7 +108,7 @@ def test_features_of_both_kinds_of_linear_map():
     assert not is_transposed(nn.Linear(3, 5))
 
 
-def test_base_names_are_those_before_members_were_put_on(tiny_model, tiny_ensemble):
+def test_base_names_are_those_before_members_were_added(tiny_model, tiny_ensemble):
     before = [name for name, _ in tiny_model(depth=2).named_modules()]
     assert list(base_names(tiny_ensemble(depth=2, target_modules="all-linear").model)) == before
 
@@ -126,7 +126,7 @@ SAVED = {
 def test_peft_adapts_the_same_modules_from_a_saved_member(
     tiny_model, tiny_ensemble, tmp_path, targets, layers, saved, saved_layers
 ):
-    """And reads every tensor: none is missing, none is left over."""
+    """And loads every tensor: none is missing, none is left over."""
     base = tiny_model(depth=3, dtype=torch.float32)
     ensemble = tiny_ensemble(
         base=copy.deepcopy(base), members=2, r=4, target_modules=targets, layers=layers, use_rslora=True
@@ -152,7 +152,7 @@ def test_peft_adapts_the_same_modules_from_a_saved_member(
 
 
 def test_names_that_peft_would_find_elsewhere_are_saved_whole(tiny_model, tiny_ensemble):
-    """As in a composite model, whose vision part has maps of the same names."""
+    """As in a composite model whose vision part has maps of the same names."""
     base = tiny_model(depth=2)
     base.vision = nn.ModuleDict({"layers": nn.ModuleList([nn.ModuleDict({"q_proj": nn.Linear(2, 2)})])})
     ensemble = tiny_ensemble(base=base, target_modules=("q_proj",))

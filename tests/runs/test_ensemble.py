@@ -172,8 +172,8 @@ def other_tensors(root, make):
     [
         (lambda t: t * math.nan, "holds NaN or infinite values"),
         (lambda t: t.double() * 0 + 1e300, "holds NaN or infinite values"),
-        (lambda t: t.to(torch.int64), "holds torch.int64 values, not floating-point ones"),
-        (lambda t: t.to(torch.complex64), "holds torch.complex64 values"),
+        (lambda t: t.to(torch.int64), "has torch.int64 values, not floating-point ones"),
+        (lambda t: t.to(torch.complex64), "has torch.complex64 values"),
         (lambda t: t.T.contiguous(), r"has shape \[32, 2\], not \[2, 32\]"),
     ],
     ids=["NaN", "too large", "integers", "complex", "shape"],
@@ -277,7 +277,7 @@ def test_a_relative_base_holds_from_any_directory(on_log, run_config, texts_csv,
     config = run_config(texts_csv(), base="mybase", train={"epochs": 1})
     on_log(remarks.append)
     root = train_run(config, tmp_path / "run").run.root
-    assert f"base.name 'mybase': taken as the directory {tmp_path / 'here/mybase'}" in " ".join(remarks)
+    assert f"base.name 'mybase': read as the directory {tmp_path / 'here/mybase'}" in " ".join(remarks)
     assert read_recipe(root / "config.yaml", RunConfig).base.name == str(tmp_path / "here/mybase")
     # the same relative name resumes: nothing is asked for that the run has otherwise
     train_run(config, root, if_exists="resume")

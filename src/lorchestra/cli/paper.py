@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import tyro
 
@@ -127,7 +127,7 @@ def _train_and_draw(names: Sequence[str], parsed: PaperArguments, config: RunCon
     console = messages()
     say = printer(console)
     failed: dict[str, Path] = {}
-    results: dict[str, list[dict[str, Any]]] = {}
+    results: dict[str, list[dict[str, object]]] = {}
     try:
         for training in trainings:
             with SweepProgress(console, training.points) as progress, GracefulStop() as stop:
@@ -148,7 +148,7 @@ def _train_and_draw(names: Sequence[str], parsed: PaperArguments, config: RunCon
     return 1 if failed else 0
 
 
-def _draw(plan: FigurePlan, parsed: PaperArguments, results: list[dict[str, Any]] | None) -> None:
+def _draw(plan: FigurePlan, parsed: PaperArguments, results: list[dict[str, object]] | None) -> None:
     """Write a figure's folder and print its sentence; `results` are those of methods, if the figure compares them."""
     from lorchestra.cli.output import results as stdout
     from lorchestra.errors import TrainingError

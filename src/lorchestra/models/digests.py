@@ -1,21 +1,24 @@
-"""Cheap fingerprints of a base and of a tokenizer, so that adapters are never put on the wrong ones unnoticed."""
+"""Cheap fingerprints of a base and of a tokenizer: adapters are never loaded onto the wrong ones unnoticed."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from lorchestra.errors import CheckpointError
 
-NUM_SAMPLES = 257
-"""Values looked at in each parameter, evenly spaced, the first and the last among them."""
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-# What shapes do not tell about a decoder. A fixed list, so that a field which a later transformers adds to its configs
-# does not change the digest of a model that has not changed.
+NUM_SAMPLES = 257
+"""Values sampled from each parameter, evenly spaced, including the first and the last."""
+
+# What parameter shapes do not determine. A fixed list: fields that later versions of transformers add to their configs
+# must not change the digest.
 _ARCHITECTURE_FIELDS = (
     "model_type",
     "hidden_act",
@@ -46,17 +49,16 @@ _ARCHITECTURE_FIELDS = (
     "tie_word_embeddings",
 )
 
-# pad_token_id is not among them: a missing one is filled in on loading, and packed rows hold no padding.
+# without pad_token_id: loading fills in a missing one, and packed rows have no padding
 _SPECIAL_IDS = ("bos_token_id", "eos_token_id", "unk_token_id", "sep_token_id", "cls_token_id", "mask_token_id")
 
 
 def model_digest(model: nn.Module) -> str:
-    """Return a SHA-256 over architecture fields, parameter names, shapes and some values of each parameter.
+    """SHA-256 over architecture fields, parameter names and shapes, and some values of each parameter.
 
-    The same checkpoint has the same digest in whatever number format it was loaded: values are compared as bfloat16,
-    the coarsest format a base is loaded in, and float32 or float64 weights rounded to bfloat16 are exactly what loading
-    them as bfloat16 gives. A change too small for bfloat16, or between the samples, is not seen. Tied weights count
-    once.
+    A checkpoint has the same digest in every number format it is loaded in: values are hashed as bfloat16, the coarsest
+    of them, and rounding float32 or float64 weights to bfloat16 gives what loading them as bfloat16 gives. Changes
+    below bfloat16's resolution, or between the samples, go unnoticed. Tied weights count once.
 
     Args:
         model: a transformers causal language model without adapters.
@@ -74,10 +76,10 @@ def model_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def tokenizer_digest(tokenizer: Any) -> str:
-    """Return a SHA-256 over all that decides how a text is cut: the serialized tokenizer, special ids, chat template.
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 over everything that affects tokenization: the serialized tokenizer, special ids, the chat template.
 
-    Truncation and padding are left out: they are switches a caller leaves behind, not part of the tokenizer.
+    Truncation and padding are left out: they are the state of earlier calls, not part of the tokenizer.
 
     Args:
         tokenizer: a transformers tokenizer with a fast backend.
@@ -92,32 +94,32 @@ def tokenizer_digest(tokenizer: Any) -> str:
     if backend is None:
         raise CheckpointError(
             f"{tokenizer.name_or_path}: the tokenizer ({type(tokenizer).__name__}) has no fast version. "
-            "Use a base that comes with a tokenizer.json."
+            "Use a base with a tokenizer.json."
         )
     serialized = json.loads(backend.to_str())
     for switch in ("truncation", "padding"):
         serialized.pop(switch, None)
-    facts = {
+    content = {
         "tokenizer": serialized,
         "special_ids": {name: getattr(tokenizer, name) for name in _SPECIAL_IDS},
         "chat_template": tokenizer.chat_template,
     }
-    return hashlib.sha256(_canonical(facts)).hexdigest()
+    return hashlib.sha256(_canonical(content)).hexdigest()
 
 
 def _sample(parameter: Tensor) -> bytes:
-    """Evenly spaced values of a tensor, first and last included, as the bytes of their bfloat16 form."""
+    """Evenly spaced values of a tensor, first and last included, as bytes in bfloat16."""
     flat = parameter.detach().reshape(-1)
     count = min(flat.numel(), NUM_SAMPLES)
     if count == 0:
         return b""
-    # Whole-number arithmetic: a float step would miss the last of very many values.
-    places = torch.arange(count, device=flat.device) * (flat.numel() - 1) // max(count - 1, 1)
-    values = flat[places]
+    # in integers: a float step would miss the last of very many values
+    indices = torch.arange(count, device=flat.device) * (flat.numel() - 1) // max(count - 1, 1)
+    values = flat[indices]
     if not values.is_floating_point():
         return values.to("cpu", torch.int64).numpy().tobytes()
     return values.to(torch.bfloat16).cpu().view(torch.int16).numpy().tobytes()
 
 
-def _canonical(value: Any) -> bytes:
+def _canonical(value: object) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode() + b"\n"

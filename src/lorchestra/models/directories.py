@@ -1,12 +1,12 @@
-"""Checks of a directory that is to be a base, and guesses at what a wrong name was meant to be."""
+"""Checks of a base's directory, and suggestions for misspelled names."""
 
 from __future__ import annotations
 
 import difflib
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from lorchestra.errors import CheckpointError
 from lorchestra.store.safe_paths import name_fault
@@ -14,21 +14,21 @@ from lorchestra.store.safe_paths import name_fault
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _UNPACKED = ("mxfp4",)
-"""Methods whose weights transformers turns into plain ones where it has no kernel for them."""
+"""Quantization methods whose weights transformers unpacks if it has no kernel for them."""
 _QUANTIZERS = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
-"""Files that quantizing tools left next to the weights before config.json had a section for it."""
+"""Files that quantization tools wrote before config.json had a section for it."""
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 def check_directory(name: str, directory: Path) -> None:
-    """Make sure that a directory holds a config and safetensors weights, by looking at its files alone.
+    """Check that a directory has a config and safetensors weights, without reading the weights.
 
     Args:
         name: the value of base.name, for messages.
-        directory: the place it stands for.
+        directory: the directory it refers to.
 
     Raises:
-        CheckpointError: it is a file, an adapter, incomplete, or holds pickled weights only.
+        CheckpointError: it is a file, an adapter, incomplete, quantized, or has pickled weights only.
     """
     start = f"base.name {name!r}"
     if not directory.is_dir():
@@ -40,22 +40,22 @@ def check_directory(name: str, directory: Path) -> None:
     if not (directory / "config.json").is_file():
         raise CheckpointError(
             f"{start}: {directory} has no config.json.{_hint(directory)} "
-            "Give a directory that transformers' save_pretrained wrote."
+            "Give a directory written by transformers' save_pretrained."
         )
     if (directory / _INDEX).is_file() and not (directory / _WEIGHTS).is_file():
         _check_shards(start, directory)
     elif not (directory / _WEIGHTS).is_file():
         raise CheckpointError(f"{start}: {directory} has no {_WEIGHTS}{_instead(directory)}")
     config = _read_json(start, directory / "config.json")
-    if (how := _quantized(start, directory, config)) is not None:
+    if (how := _quantized(directory, config)) is not None:
         raise CheckpointError(
-            f"{start}: the weights in {directory} are quantized ({how}), and members need plain ones to be trained,"
-            " measured and merged on. Give the model that it was made from (in float32, bfloat16 or float16), or write"
-            " a dequantized copy with the tool that quantized it."
+            f"{start}: the weights in {directory} are quantized ({how}), and members need plain ones. Give the"
+            " model that it was made from (in float32, bfloat16 or float16), or write a dequantized copy with the tool"
+            " that quantized it."
         )
     explicit = config.get("transformers_weights")
-    known = str(explicit).endswith((".safetensors", ".safetensors.index.json")) and name_fault(str(explicit)) is None
-    if explicit is not None and not known:
+    is_valid = str(explicit).endswith((".safetensors", ".safetensors.index.json")) and not name_fault(str(explicit))
+    if explicit is not None and not is_valid:
         raise CheckpointError(
             f"{start}: {directory}/config.json names {explicit!r} as its weights (transformers_weights), which is not "
             "safetensors. Remove that line."
@@ -63,22 +63,22 @@ def check_directory(name: str, directory: Path) -> None:
 
 
 def has_whole_weights(directory: Path) -> bool:
-    """Whether a directory holds a whole model's weights as transformers saves them."""
+    """Whether a directory has the weights of a full model, as transformers saves them."""
     return (directory / _WEIGHTS).is_file() or (directory / _INDEX).is_file()
 
 
 def _adapter(directory: Path) -> str:
-    """The rest of the sentence about a directory with an adapter's configuration."""
+    """The rest of the message about a directory with an adapter's configuration."""
     if not has_whole_weights(directory):
         base = _named_base(directory)
         return (
-            f"holds an adapter (adapter_config.json), not a base. Give the base it was trained on{base}; lorchestra"
+            f"has an adapter (adapter_config.json), not a base. Give the base it was trained on{base}; lorchestra"
             " import makes a member of the adapter."
         )
     return (
-        "holds an adapter (adapter_config.json) next to whole weights, and transformers would load the adapter's base"
-        " in their place. Where the whole weights are meant (a merged or fully fine-tuned model), move"
-        " adapter_config.json out of the directory; else give the base that the adapter was trained on"
+        "has an adapter (adapter_config.json) next to the weights of a full model, and transformers would load the"
+        " adapter's base instead of them. To use the full weights (a merged or fully fine-tuned model), move"
+        " adapter_config.json out of the directory; otherwise give the base that the adapter was trained on"
         f"{_named_base(directory)}."
     )
 
@@ -91,8 +91,8 @@ def _named_base(directory: Path) -> str:
     return f", {name!r}" if isinstance(name, str) and name else ""
 
 
-def _quantized(start: str, directory: Path, config: dict[str, Any]) -> str | None:
-    """How a directory's weights are quantized; None where they are plain, or transformers unpacks them by itself."""
+def _quantized(directory: Path, config: Mapping[str, object]) -> str | None:
+    """How a directory's weights are quantized; None if they are not, or if transformers unpacks them."""
     text_config = config.get("text_config")
     for part in (config, text_config if isinstance(text_config, dict) else {}):
         settings = part.get("quantization_config")
@@ -108,54 +108,54 @@ def _quantized(start: str, directory: Path, config: dict[str, Any]) -> str | Non
             return f"{method}, {bits} bits" if bits else str(method)
     for name, method in _QUANTIZERS.items():
         if (directory / name).is_file():
-            return f"{method}, by its {name}"
+            return f"{method}, according to {name}"
     return None
 
 
 def looks_like_path(name: str) -> bool:
-    """Whether a name cannot be a hub id (`name` or `owner/name`) and so must have been meant as a path."""
+    """Whether a name cannot be a hub id (`name` or `owner/name`) and so must be a path."""
     return name.startswith((".", "/", "~")) or "\\" in name or name.endswith("/") or name.count("/") > 1
 
 
 def near_path(path: Path) -> str:
-    """Return ` Did you mean ...?` for an entry of the nearest existing directory, or an empty string."""
-    place, wanted = path.parent, path.name
-    while not place.is_dir() and place != place.parent:
-        place, wanted = place.parent, place.name
+    """` Did you mean ...?` with a similar entry of the nearest existing directory, or an empty string."""
+    directory, wanted = path.parent, path.name
+    while not directory.is_dir() and directory != directory.parent:
+        directory, wanted = directory.parent, directory.name
     try:
-        names = [entry.name for entry in place.iterdir() if not entry.name.startswith(".")]
+        names = [entry.name for entry in directory.iterdir() if not entry.name.startswith(".")]
     except OSError:
         return ""
     near = difflib.get_close_matches(wanted, names, n=1)
-    return f" Did you mean {place / near[0]}?" if near else ""
+    return f" Did you mean {directory / near[0]}?" if near else ""
 
 
 def is_near(name: str, known: str) -> bool:
-    """Whether `name` is `known` but for case and punctuation."""
+    """Whether `name` equals `known` up to case and punctuation."""
     plain, wanted = (re.sub(r"[^a-z0-9]", "", text.lower()) for text in (name, known))
     return plain == wanted
 
 
 def _check_shards(start: str, directory: Path) -> None:
-    try:
-        shards = sorted(set(_read_json(start, directory / _INDEX)["weight_map"].values()))
-    except (KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{start}: {directory / _INDEX} has no weight_map. Copy or download it again.") from error
+    weight_map = _read_json(start, directory / _INDEX).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise CheckpointError(f"{start}: {directory / _INDEX} has no weight_map. Copy or download it again.")
+    shards = sorted({str(shard) for shard in weight_map.values()})
     for shard in shards:
-        if (fault := name_fault(str(shard))) is not None:
+        if (fault := name_fault(shard)) is not None:
             raise CheckpointError(
-                f"{start}: {directory / _INDEX} names {str(shard)[:100]!r} as a file of weights, and that name {fault}."
+                f"{start}: {directory / _INDEX} lists the weights file {shard[:100]!r}, and that name {fault}."
                 " Copy or download it again."
             )
     missing = [shard for shard in shards if not (directory / shard).is_file()]
     if missing:
         raise CheckpointError(
-            f"{start}: {len(missing)} of {len(shards)} weight files named in {_INDEX} are missing in {directory} "
+            f"{start}: {len(missing)} of {len(shards)} weight files listed in {_INDEX} are missing in {directory} "
             f"({', '.join(missing[:3])}). Copy or download them again."
         )
 
 
-def _read_json(start: str, file: Path) -> dict[str, Any]:
+def _read_json(start: str, file: Path) -> dict[str, object]:
     try:
         content = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -166,7 +166,7 @@ def _read_json(start: str, file: Path) -> dict[str, Any]:
 
 
 def _hint(directory: Path) -> str:
-    """Where a directory without config.json may have been meant to point."""
+    """A suggestion for a directory without config.json."""
     ggufs = sorted(directory.glob("*.gguf"))
     if ggufs:
         return f" Did you mean the file {ggufs[0]}?"
@@ -175,7 +175,7 @@ def _hint(directory: Path) -> str:
 
 
 def _instead(directory: Path) -> str:
-    """The rest of the sentence about a directory without usable weights: what is there instead, and what to do."""
+    """The rest of the message about a directory without usable weights: what it has instead, and what to do."""
     pickles = sorted(file.name for pattern in _PICKLES for file in directory.glob(pattern))
     others = sorted(file.name for file in directory.glob("*.safetensors"))
     if others:
@@ -184,7 +184,7 @@ def _instead(directory: Path) -> str:
         )
     if pickles:
         return (
-            f", only pickled weights ({', '.join(pickles[:3])}). A pickle can run any code when read, so none is. "
-            "Where you trust the file, load it with transformers and write it again with save_pretrained."
+            f", only pickled weights ({', '.join(pickles[:3])}). Pickles can run any code when read, so they "
+            "are not. If you trust the file, load it with transformers and save it again with save_pretrained."
         )
     return ". Copy or download the weights."

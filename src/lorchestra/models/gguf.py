@@ -1,8 +1,7 @@
 """GGUF files, converted once into a safetensors directory that loads in about a second.
 
-Reading a GGUF takes its time (a dictionary of some hundred thousand strings, weights to unpack), and the model that
-transformers makes of it refuses to be saved. So the first use writes a plain directory into the user's cache, named
-after the file's digest, and every later use loads that.
+Reading a GGUF is slow (a vocabulary of some hundred thousand strings, weights to unpack). So the first use writes a
+safetensors directory to the user's cache, named after the file's digest, and later uses load that.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import transformers
@@ -32,17 +31,20 @@ from lorchestra.models.sizes import check_declared
 from lorchestra.store.atomic import atomic_directory, discard_directory, sha256_file, sweep_leftovers
 from lorchestra.store.disk import require_space
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 logger = logging.getLogger(__name__)
 
 CONVERTER_VERSION = 1
-"""Raised whenever the conversion writes something else than before: older copies in caches are then left alone."""
+"""Incremented when the conversion's output changes: older copies in caches are then ignored."""
 
-# Left out, transformers would ask a person at a terminal whether to run code that lies beside the file.
-_OPTIONS: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+# by default, transformers would ask at a terminal whether to run code next to the file
+_OPTIONS = {"trust_remote_code": False, "local_files_only": True}
 
 METADATA_NAME = "conversion.json"
 
-# Texts on which letters, digits, spaces, line ends, accents, scripts, emoji and code are cut in many ways.
+# texts with letters, digits, spaces, line ends, accents, scripts, emoji and code that tokenizers split in many ways
 _PROBES = (
     "The quick brown fox jumps over the lazy dog.",
     "  two spaces, a tab\there,\r\n\n\n and 3 line ends\n",
@@ -56,20 +58,15 @@ _conversion = threading.Lock()
 _transformers = threading.RLock()
 
 
-def to_stderr(message: str) -> None:
-    """Say one line to the user without touching stdout."""
-    print(message, file=sys.stderr, flush=True)
-
-
 def cache_root() -> Path:
-    """Return the user's cache directory: `$LORCHESTRA_CACHE`, else `$XDG_CACHE_HOME/lorchestra`, else in the home.
+    """The user's cache: `$LORCHESTRA_CACHE`, else `$XDG_CACHE_HOME/lorchestra`, else `~/.cache/lorchestra`.
 
     Raises:
         CheckpointError: there is no home directory and neither variable is set.
     """
-    if own := os.environ.get("LORCHESTRA_CACHE"):
-        return Path(own).expanduser().absolute()
-    # A relative XDG_CACHE_HOME is to be ignored, says the XDG specification.
+    if path := os.environ.get("LORCHESTRA_CACHE"):
+        return Path(path).expanduser().absolute()
+    # the XDG specification: a relative path is to be ignored
     if (shared := os.environ.get("XDG_CACHE_HOME")) and Path(shared).is_absolute():
         return Path(shared) / "lorchestra"
     try:
@@ -81,18 +78,19 @@ def cache_root() -> Path:
 
 
 def converted_directory(gguf_file: Path, *, sha256: str | None = None) -> Path:
-    """Return a safetensors directory with the model and tokenizer of `gguf_file`, converting it if need be.
+    """The safetensors directory with the model and tokenizer of a GGUF file, which is converted on first use.
 
-    The weights are written as float32, which holds every GGUF format exactly. Killed and concurrent conversions are
-    harmless: a directory appears whole or not at all, and the first one stays. A damaged copy is made anew.
+    Weights are written as float32, which represents every GGUF format exactly. Interrupted and concurrent conversions
+    are harmless: a directory appears complete or not at all, and the first one stays. A damaged copy is
+    replaced.
 
     Args:
         gguf_file: the file.
-        sha256: the file's digest if the caller has it already.
+        sha256: the file's digest, if known.
 
     Raises:
-        CheckpointError: the file is no GGUF or is of an unsupported kind, `gguf` is not installed, or the cache cannot
-            be written.
+        CheckpointError: the file is not a GGUF file or of an unsupported kind, `gguf` is not installed, or the cache
+            cannot be written.
     """
     _check_magic(gguf_file)
     _check_sizes(gguf_file)
@@ -105,25 +103,25 @@ def converted_directory(gguf_file: Path, *, sha256: str | None = None) -> Path:
             damage = find_damage(directory)
             if damage is None:
                 return directory
-            logger.info(f"The converted copy in {directory} is damaged ({damage}); it is made anew.")
+            logger.info(f"The converted copy in {directory} is damaged ({damage}); converting again.")
             discard_directory(directory)
         _require_gguf()
-        logger.info(f"Converting {gguf_file.name} into {directory}: once only, it takes some seconds to minutes.")
+        logger.info(f"Converting {gguf_file.name} into {directory}: done once, takes seconds to minutes.")
         try:
             with atomic_directory(directory) as temporary:
                 _convert(gguf_file, temporary, sha256)
         except CheckpointError as error:
             if str(error).startswith(str(directory)):  # the disk, not the file
-                raise CheckpointError(f"{error} LORCHESTRA_CACHE names another cache directory.") from error
+                raise CheckpointError(f"{error} Set LORCHESTRA_CACHE to use another cache directory.") from error
             raise
     return directory
 
 
 def find_damage(directory: Path) -> str | None:
-    """Say what is wrong with a converted directory, or return None; takes no longer than looking at file sizes.
+    """What is wrong with a converted directory, or None, judged by its files' sizes.
 
-    A copy can lose or shorten files (a full disk, a cleaning tool, a power cut). Changed bytes inside a file of the
-    right size are not looked for here: the digest of the loaded base covers them.
+    A full disk, a cleanup tool or a power cut can remove or truncate files. Changed bytes in a file of the right size
+    are not detected here: the digest of the loaded base covers them.
     """
     try:
         files = json.loads((directory / METADATA_NAME).read_text("utf-8"))["files"].items()
@@ -142,10 +140,10 @@ def find_damage(directory: Path) -> str | None:
 
 @contextmanager
 def quiet_transformers(*, progress: bool = False) -> Iterator[None]:
-    """Hold back transformers' advice (and its progress bars, unless `progress`) within the block; errors stay.
+    """Silence transformers' warnings (and its progress bars, unless `progress`) within the block; errors stay.
 
-    One thread at a time: while transformers loads a model it takes functions of its own classes away and puts them back
-    (`no_tie_weights`), and two loads that overlap leave a process in which no model ties its weights any more.
+    Also a lock: transformers patches its classes while it loads a model (`no_tie_weights`), and after two overlapping
+    loads no model of the process ties its weights any more.
     """
     logs = transformers.utils.logging
     with _transformers:
@@ -168,18 +166,18 @@ def _check_magic(gguf_file: Path) -> None:
     except OSError as error:
         raise CheckpointError(f"{gguf_file}: cannot be read ({error.strerror}). Check the path.") from error
     if start.startswith(b"version https://"):
-        raise CheckpointError(f"{gguf_file}: is a Git LFS pointer, not the file itself. Fetch it with `git lfs pull`.")
+        raise CheckpointError(f"{gguf_file}: is a Git LFS pointer, not the file itself. Get it with `git lfs pull`.")
     if not start.startswith(b"GGUF"):
-        raise CheckpointError(f"{gguf_file}: is not a GGUF file (it does not begin with GGUF). Download it again.")
+        raise CheckpointError(f"{gguf_file}: is not a GGUF file (it does not start with GGUF). Download it again.")
 
 
 def _check_sizes(gguf_file: Path) -> None:
-    """Refuse a file that declares more layers or wider ones than its tensors have, before a model is built of it."""
+    """Refuse a file that declares more or wider layers than its tensors have, before a model is built."""
     try:
         header = read_header(gguf_file)
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{gguf_file}: cannot be converted ({error}). It is damaged or was cut off: download it again."
+            f"{gguf_file}: cannot be converted ({error}). It is damaged or truncated: download it again."
         ) from error
     if header is not None and header.shapes:
         prefix = f"{header.fields.get('general.architecture')}."
@@ -195,7 +193,7 @@ def _require_gguf() -> None:
 
 
 def _convert(gguf_file: Path, directory: Path, sha256: str) -> None:
-    """Write config, weights, tokenizer and `conversion.json` into the empty `directory`."""
+    """Write config, weights, tokenizer and `conversion.json` to an empty directory."""
     try:
         with quiet_transformers(), _parsed_once(), _bars_in_terminals_only():
             tokenizer, model = _read(gguf_file)
@@ -204,12 +202,12 @@ def _convert(gguf_file: Path, directory: Path, sha256: str) -> None:
     except Exception as error:
         if "GGMLQuantizationType" in str(error):
             raise CheckpointError(
-                f"{gguf_file}: holds weights in a format that this version of the package gguf does not know"
+                f"{gguf_file}: has weights in a format unknown to this version of the package gguf"
                 f" ({_first_line(error)}); update it (pip install -U gguf), or give a directory with safetensors"
             ) from error
         raise CheckpointError(
             f"{gguf_file}: cannot be converted ({type(error).__name__}: {_first_line(error)}). It is damaged, or of an "
-            "architecture that transformers does not read from GGUF: give a directory with safetensors instead."
+            "architecture that transformers cannot read from GGUF: give a directory with safetensors instead."
         ) from error
     require_space(directory, sum(4 * parameter.numel() for parameter in model.parameters()))
     with quiet_transformers():
@@ -228,25 +226,25 @@ def _convert(gguf_file: Path, directory: Path, sha256: str) -> None:
     (directory / METADATA_NAME).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
 
 
-def _read(gguf_file: Path) -> tuple[Any, Any]:
-    """Tokenizer and float32 model of a GGUF file, the model as if it had never been quantized."""
+def _read(gguf_file: Path) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """Tokenizer and dequantized float32 model of a GGUF file."""
     import gguf
 
-    place, name = str(gguf_file.parent), gguf_file.name
-    # by the same name as transformers asks for it, so that it is parsed once
-    check_kind(gguf_file, gguf.GGUFReader(os.path.join(place, name)))
-    tokenizer = transformers.AutoTokenizer.from_pretrained(place, gguf_file=name, **_OPTIONS)
-    options: dict[str, Any] = {}
+    folder, name = str(gguf_file.parent), gguf_file.name
+    # the same path that transformers passes, so that `_parsed_once` parses the file once
+    check_kind(gguf_file, gguf.GGUFReader(os.path.join(folder, name)))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=name, **_OPTIONS)
+    options = {}
     if hasattr(transformers, "GgufConfig"):
-        # Newer versions keep the weights packed where they find a kernel for it.
+        # newer versions keep the weights packed if they have a kernel
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     model, info = transformers.AutoModelForCausalLM.from_pretrained(
-        place, gguf_file=name, dtype=torch.float32, output_loading_info=True, **_OPTIONS, **options
+        folder, gguf_file=name, dtype=torch.float32, output_loading_info=True, **_OPTIONS, **options
     )
     if info["missing_keys"]:
         raise ValueError(f"no weights for {sorted(info['missing_keys'])[:3]}")
-    # What transformers loads from a GGUF stays marked as quantized and refuses to be saved. A fresh model of the same
-    # config takes the weights over as they are; being on the meta device it needs no memory of its own.
+    # Transformers marks a model loaded from GGUF as quantized, and then refuses to save it. A fresh model of the same
+    # config, made without memory on the meta device, takes over its weights.
     config = copy.deepcopy(model.config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -258,24 +256,24 @@ def _read(gguf_file: Path) -> tuple[Any, Any]:
     return tokenizer, fresh
 
 
-def _check_saved_tokenizer(gguf_file: Path, tokenizer: Any, directory: Path) -> None:
-    """Make sure that the saved tokenizer, read as every later start reads it, cuts texts as the first one did."""
+def _check_saved_tokenizer(gguf_file: Path, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    """Check that the saved tokenizer, loaded as in every later run, tokenizes like the original."""
     with quiet_transformers():
         saved = transformers.AutoTokenizer.from_pretrained(str(directory), **_OPTIONS)
     for text in _PROBES:
         if saved(text)["input_ids"] != tokenizer(text)["input_ids"]:
             raise CheckpointError(
-                f"{gguf_file}: its tokenizer changes when it is saved (seen on {text!r}), so the file cannot be "
-                "converted. Give a directory with safetensors and tokenizer.json instead."
+                f"{gguf_file}: its tokenizer changes when it is saved (for example on {text!r}), so the file "
+                "cannot be converted. Give a directory with safetensors and tokenizer.json instead."
             )
 
 
 @contextmanager
 def _parsed_once() -> Iterator[None]:
-    """Let transformers parse the file and build gguf's table of tensor names once instead of over and over.
+    """Cache gguf's parsed file and its table of tensor names within the block.
 
-    Its loader opens a new reader for the tokenizer, the config and the weights, and asks for the table once per
-    submodule: more than half of the time. Both calls return the same for the same arguments and are only read from.
+    Transformers opens a new reader for the tokenizer, the config and the weights each, and builds the table once per
+    submodule: more than half of the time. Both results depend on the arguments alone and are only read.
     """
     import gguf
 
@@ -291,7 +289,7 @@ def _parsed_once() -> Iterator[None]:
 
 @contextmanager
 def _bars_in_terminals_only() -> Iterator[None]:
-    """Let transformers draw the bar of its unpacking in a terminal alone; in a file it would be a hundred pieces."""
+    """Disable transformers' progress bar outside terminals: in a file it would be a hundred lines."""
     from transformers import modeling_gguf_pytorch_utils as unpacking
 
     original = getattr(unpacking, "tqdm", None)
@@ -306,7 +304,7 @@ def _bars_in_terminals_only() -> Iterator[None]:
 
 
 def _safetensors_is_whole(file: Path) -> bool:
-    """Whether the header can be read and the data it announces end where the file ends."""
+    """Whether the header can be read and its data end where the file ends."""
     try:
         with file.open("rb") as handle:
             (header_bytes,) = struct.unpack("<Q", handle.read(8))

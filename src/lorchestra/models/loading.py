@@ -1,6 +1,6 @@
-"""Where a base comes from: the embedded one, a GGUF file, a local directory or the Hugging Face Hub.
+"""Loading a base: the embedded one, a GGUF file, a local directory or a model of the Hugging Face Hub.
 
-Weights are read from safetensors (or GGUF) only, never from pickles, and no code out of a repository is ever run.
+Weights are read from safetensors (or GGUF) only, never from pickles, and no code of a repository is ever run.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import transformers
@@ -25,44 +25,47 @@ from lorchestra.models.hub import EMBEDDED_NAME, embedded_directory, hub_directo
 from lorchestra.models.sizes import check_sizes
 from lorchestra.store.safe_paths import typed_path
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
 logger = logging.getLogger(__name__)
 
-_OPTIONS: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+_OPTIONS = {"trust_remote_code": False, "local_files_only": True}
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
 @dataclass(frozen=True)
 class LoadedBase:
-    """A base ready to be adapted: frozen, in evaluation mode, without a key/value cache by default."""
+    """A loaded base: frozen, in evaluation mode, without a key/value cache by default."""
 
-    model: Any
+    model: PreTrainedModel
     """The transformers causal language model."""
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     """Its tokenizer, with a pad token."""
     id: str
-    """What a run records: the embedded name, an absolute path or a hub id."""
+    """As recorded in a run: the embedded name, an absolute path or a hub id."""
     revision: str | None
-    """For a hub id the commit that was loaded; None for everything local."""
+    """The commit of a hub model; None for local ones."""
     path_for_peft: str
-    """What `base_model_name_or_path` of a saved adapter names: a directory or a hub id that transformers loads."""
+    """`base_model_name_or_path` of saved adapters: a directory or a hub id that transformers can load."""
     digest: str
-    """See `model_digest`: the same in every number format."""
+    """See `model_digest`; the same in every number format."""
     tokenizer_digest: str
     """See `tokenizer_digest`."""
     dtype: torch.dtype
     device: torch.device
     context_length: int
-    """The most tokens a row may have."""
+    """Maximum number of tokens in a row."""
 
     @property
     def num_embeddings(self) -> int:
-        """How many tokens the model knows: the rows of its input embeddings."""
+        """Number of input embeddings; the tokenizer may have more tokens."""
         return int(self.model.get_input_embeddings().weight.shape[0])
 
 
 @dataclass(frozen=True)
 class _Source:
-    """What a name stands for: in the end always a directory on this machine."""
+    """A resolved name: always a directory on this machine."""
 
     id: str
     directory: Path
@@ -71,20 +74,21 @@ class _Source:
 
 
 def load_base(config: BaseConfig) -> LoadedBase:
-    """Find the base that `config` names and load it, frozen, onto its device.
+    """Load the base that `config` names, frozen, onto its device.
 
-    Tried in this order: the embedded name, a path ending in .gguf, a local directory, a hub id.
+    A name is the embedded base, a path ending in .gguf, a local directory or a hub id, tried in this order.
 
     Args:
         config: name, revision, number format and device.
 
     Raises:
         ConfigError: a value is out of range, a revision is given for a local base, or there is no CUDA device.
-        CheckpointError: the base cannot be found, read or converted, or is not a complete causal language model.
+        CheckpointError: the base does not exist, cannot be read or converted, or is not a complete causal language
+            model.
     """
     device = _device(config)
     dtype = _dtype(config, device)
-    source = _find(config)
+    source = _resolve(config)
     check_sizes(f"base.name {source.id!r}", source.directory)
     tokenizer, model = _load(source, dtype)
     text_config = model.config.get_text_config()
@@ -98,9 +102,9 @@ def load_base(config: BaseConfig) -> LoadedBase:
     except torch.OutOfMemoryError as error:
         raise CheckpointError(
             f"base.name {config.name!r}: the weights do not fit into the memory of {device} as {dtype}. "
-            "Set base.dtype bfloat16 or base.device cpu, or take a smaller base."
+            "Set base.dtype bfloat16 or base.device cpu, or use a smaller base."
         ) from error
-    _note_unknown_tokens(config.name, tokenizer, model)
+    _log_unknown_tokens(config.name, tokenizer, model)
     return LoadedBase(
         model=model,
         tokenizer=tokenizer,
@@ -115,13 +119,13 @@ def load_base(config: BaseConfig) -> LoadedBase:
     )
 
 
-def load_tokenizer(config: BaseConfig) -> Any:
-    """The tokenizer alone of the base that `config` names, for a look at prompts; no weights are read.
+def load_tokenizer(config: BaseConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer of the base that `config` names, without loading its weights.
 
     Raises:
         ConfigError, CheckpointError: as `load_base`.
     """
-    source = _find(config)
+    source = _resolve(config)
     check_sizes(f"base.name {source.id!r}", source.directory)
     with quiet_transformers():
         try:
@@ -133,7 +137,7 @@ def load_tokenizer(config: BaseConfig) -> Any:
 
 
 def absolute_base(config: BaseConfig) -> BaseConfig:
-    """The settings as they hold from any directory: a name that is a path here becomes the absolute one."""
+    """The settings with the base's path made absolute, if its name is a path."""
     name, path = config.name, _path(config.name)
     is_path = bool(name.strip()) and name != EMBEDDED_NAME and path.exists()
     return dataclasses.replace(config, name=str(path)) if is_path else config
@@ -148,7 +152,7 @@ def _device(config: BaseConfig) -> torch.device:
         raise ConfigError(f"base.device is {config.device!r}; it must be auto, cpu or cuda.")
     available = torch.cuda.is_available()
     if config.device == "cuda" and not available:
-        raise ConfigError("base.device is cuda, but torch sees no CUDA device here. Set base.device to auto or cpu.")
+        raise ConfigError("base.device is cuda, but torch sees no CUDA device. Set base.device to auto or cpu.")
     return torch.device("cuda" if available and config.device != "cpu" else "cpu")
 
 
@@ -160,8 +164,8 @@ def _dtype(config: BaseConfig, device: torch.device) -> torch.dtype:
     return _DTYPES[config.dtype]
 
 
-def _find(config: BaseConfig) -> _Source:
-    """Decide which of the four kinds of base a name stands for; conversions happen here."""
+def _resolve(config: BaseConfig) -> _Source:
+    """Decide which of the four kinds of base a name is; converts a GGUF file, downloads a hub model."""
     name = config.name
     if not name.strip():
         raise ConfigError(f"base.name is empty. Give a hub id, a directory, a .gguf file or {EMBEDDED_NAME}.")
@@ -178,7 +182,7 @@ def _find(config: BaseConfig) -> _Source:
         return _Source(name, directory, str(directory))
     if not is_path:
         if is_near(name, EMBEDDED_NAME):
-            raise CheckpointError(f"base.name {name!r}: is spelled {EMBEDDED_NAME!r} here. Write it so.")
+            raise CheckpointError(f"base.name {name!r}: the embedded base is spelled {EMBEDDED_NAME!r}.")
         directory = hub_directory(name, config.revision)
         check_directory(name, directory)
         return _Source(name, directory, name, revision=directory.name)
@@ -193,20 +197,17 @@ def _find(config: BaseConfig) -> _Source:
         return _Source(str(path), directory, str(directory))
     check_directory(name, path)
     if not looks_like_path(name):
-        logger.info(
-            f"base.name {name!r}: taken as the directory {path}, not as a name on the hub; ./{name} leaves no doubt"
-        )
+        logger.info(f"base.name {name!r}: read as the directory {path}, not as a hub id; write ./{name} to be explicit")
     return _Source(str(path), path, str(path))
 
 
-def _load(source: _Source, dtype: torch.dtype) -> tuple[Any, Any]:
+def _load(source: _Source, dtype: torch.dtype) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     """Tokenizer and model as transformers loads them, on the CPU."""
-    place = str(source.directory)
     with quiet_transformers():
         try:
             tokenizer = _tokenizer(source)
             model, info = transformers.AutoModelForCausalLM.from_pretrained(
-                place, dtype=dtype, use_safetensors=True, output_loading_info=True, **_OPTIONS
+                str(source.directory), dtype=dtype, use_safetensors=True, output_loading_info=True, **_OPTIONS
             )
         except MemoryError:
             raise
@@ -216,28 +217,28 @@ def _load(source: _Source, dtype: torch.dtype) -> tuple[Any, Any]:
         names = sorted(info["missing_keys"])
         raise CheckpointError(
             f"base.name {source.id!r}: {len(names)} weights are missing ({', '.join(names[:3])}, ...) and would be "
-            "random numbers. Use a complete causal language model."
+            "random. Use a complete causal language model."
         )
     return tokenizer, model
 
 
-def _tokenizer(source: _Source) -> Any:
-    place = str(source.directory)
-    config = transformers.AutoConfig.from_pretrained(place, **_OPTIONS)
-    # For some hub models transformers picks the right kind of tokenizer by their id.
+def _tokenizer(source: _Source) -> PreTrainedTokenizerBase:
+    directory = str(source.directory)
+    config = transformers.AutoConfig.from_pretrained(directory, **_OPTIONS)
+    # for some hub models, transformers chooses the tokenizer class by their id
     config.name_or_path = source.id
-    return transformers.AutoTokenizer.from_pretrained(place, config=config, **_OPTIONS)
+    return transformers.AutoTokenizer.from_pretrained(directory, config=config, **_OPTIONS)
 
 
 def _cannot_load(source: _Source, error: Exception) -> CheckpointError:
-    """What went wrong in transformers, without its advice where it does not apply here."""
+    """An exception of transformers as one of ours, without advice that does not apply here."""
     text = str(error).strip()
     reason = f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}"
     start = f"base.name {source.id!r}"
     if "trust_remote_code" in text:
         return CheckpointError(
-            f"{start}: this model needs code out of its own repository, which is never run here. "
-            "Use a model that transformers knows by itself."
+            f"{start}: this model needs code of its repository, which is never run here. "
+            "Use a model whose architecture is part of transformers."
         )
     if isinstance(error, SafetensorError):
         return CheckpointError(
@@ -249,25 +250,25 @@ def _cannot_load(source: _Source, error: Exception) -> CheckpointError:
     )
 
 
-def _note_unknown_tokens(name: str, tokenizer: Any, model: Any) -> None:
-    """Say that some tokens have no embedding; whether a row needs one of them shows when it is tokenized."""
+def _log_unknown_tokens(name: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    """Log that some tokens have no embedding; rows that need one of them are refused when tokenized."""
     known = int(model.get_input_embeddings().weight.shape[0])
     number = max(tokenizer.get_vocab().values(), default=-1) + 1
     if number > known:
         logger.info(
-            f"base.name {name!r}: its tokenizer has {number} tokens and the model {known} embeddings; rows that need"
-            " one of the others are refused (model.resize_token_embeddings in transformers adds them)"
+            f"base.name {name!r}: its tokenizer has {number} tokens, but the model {known} embeddings; rows that need"
+            " one of the others are refused (model.resize_token_embeddings in transformers adds embeddings)"
         )
 
 
-def _context_length(source: _Source, text_config: Any, tokenizer: Any) -> int:
+def _context_length(source: _Source, text_config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
     length = getattr(text_config, "max_position_embeddings", None)
-    # A tokenizer without a limit of its own says 10**30.
+    # a tokenizer without a limit has 10**30
     if not isinstance(length, int) and tokenizer.model_max_length < 10**9:
         length = tokenizer.model_max_length
     if not isinstance(length, int) or length < 1:
         raise CheckpointError(
-            f"base.name {source.id!r}: its config.json does not say how many tokens a row may have. "
-            "Add max_position_embeddings there."
+            f"base.name {source.id!r}: its config.json has no max_position_embeddings. Add it: the maximum number of "
+            "tokens in a row."
         )
     return length

@@ -1,4 +1,4 @@
-"""Members as PEFT LoRA folders: what PEFT and vLLM read as they are.
+"""Members as PEFT LoRA folders, which PEFT and vLLM can load.
 
 Format: `adapter_config.json` and `adapter_model.safetensors` as PEFT's `save_pretrained` writes them, keys
 `base_model.model.<module>.lora_A.weight` `[R, I]` and `.lora_B.weight` `[O, R]`.
@@ -13,7 +13,7 @@ import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -29,12 +29,16 @@ from lorchestra.models.targets import base_names, is_transposed
 from lorchestra.nn.adapters import StackedAdapters
 from lorchestra.store.atomic import sha256_file
 
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from transformers import PreTrainedModel
+
 WEIGHTS = "adapter_model.safetensors"
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def adapter_tensors(adapters: StackedAdapters, values_P: Tensor, rank: int | None = None) -> dict[str, Tensor]:
-    """One member's parameters under PEFT's names, up to its own rank (by default the bank's)."""
+    """One member's parameters under PEFT's names, up to its rank (by default the highest of all members)."""
     tensors = {}
     for piece in adapters.slices:
         for which in ("A", "B"):
@@ -52,52 +56,53 @@ def save_members(
     members: Sequence[int] | None = None,
     adapt: AdaptConfig | None = None,
 ) -> list[dict[str, str]]:
-    """Write `member_00`, `member_01`, ... into an existing directory.
+    """Write the folders `member_00`, `member_01`, ... to an existing directory.
 
     Args:
-        directory: where the folders go; the caller makes it appear whole.
-        ensemble: gives the adapters' shape and place.
+        directory: where to write; the caller makes it appear complete.
+        ensemble: defines the adapters' shapes and modules.
         values_MP: the parameters of all members, `[M, P]`.
-        base_path: what PEFT loads the base from (hub id or directory).
-        members: which to write, numbered in this order; by default all.
-        adapt: the settings that these members were configured by, where they are a part of the ensemble with settings
-            of its own; by default the ensemble's. It decides in which words a folder states its scaling.
+        base_path: the base for PEFT: hub id or directory.
+        members: which to write, numbered in this order; default: all.
+        adapt: the settings that these members were configured with, if not the ensemble's (a point of a sweep); they
+            decide whether a folder states its scaling by lora_alpha and use_rslora as configured.
 
     Returns:
-        For each written member, its folder's name and the SHA-256 of its weights.
+        Per written member, its folder's path and the SHA-256 of its weights.
     """
     adapt = adapt or ensemble.adapt
     config = peft_config(ensemble, base_path)
     written = []
     for index, m in enumerate(range(ensemble.num_members) if members is None else members):
-        own = ensemble.adapter_settings[m]
-        as_configured = (own.r, own.scaling) == (adapt.r, adapt.scaling)
-        config.r, config.lora_dropout, config.init_lora_weights = own.r, own.dropout, own.as_saved.init_lora_weights
+        member = ensemble.adapter_settings[m]
+        as_configured = (member.r, member.scaling) == (adapt.r, adapt.scaling)
+        config.r, config.lora_dropout = member.r, member.dropout
+        config.init_lora_weights = member.as_saved.init_lora_weights
         config.use_rslora = adapt.use_rslora and as_configured
-        config.lora_alpha = _short(adapt.lora_alpha if as_configured else own.scaling * own.r)
+        config.lora_alpha = _short(adapt.lora_alpha if as_configured else member.scaling * member.r)
         folder = directory / f"member_{index:02d}"
         folder.mkdir()
-        _write_member(folder, config, adapter_tensors(ensemble.adapters, values_MP[m], own.r))
+        _write_member(folder, config, adapter_tensors(ensemble.adapters, values_MP[m], member.r))
         written.append({"path": f"{directory.name}/{folder.name}", "sha256": sha256_file(folder / WEIGHTS)})
     return written
 
 
 def _short(number: float) -> float:
-    """As an integer where it is one, as PEFT writes them."""
+    """As an integer if it is one, like PEFT."""
     return int(number) if float(number).is_integer() else number
 
 
-def _write_member(folder: Path, config: Any, tensors: dict[str, Tensor]) -> None:
+def _write_member(folder: Path, config: LoraConfig, tensors: dict[str, Tensor]) -> None:
     config.save_pretrained(folder)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
 
-def peft_config(ensemble: EnsembleModel, base_path: str) -> Any:
-    """The `LoraConfig` with which PEFT adapts exactly the modules that the ensemble adapts.
+def peft_config(ensemble: EnsembleModel, base_path: str) -> LoraConfig:
+    """The `LoraConfig` with which PEFT adapts exactly the ensemble's modules.
 
-    It names them in the shortest way that does: as the user did, by the last parts of their names, or by whole names.
+    It names them in the shortest unambiguous way: as the user did, by the last parts of their names, or in full.
     """
-    from peft import LoraConfig  # heavy; only needed here
+    from peft import LoraConfig  # heavy
     from peft.tuners.tuners_utils import check_target_module_exists
 
     adapt = ensemble.adapt
@@ -114,56 +119,59 @@ def peft_config(ensemble: EnsembleModel, base_path: str) -> Any:
         fan_in_fan_out=any(is_transposed(ensemble.model.get_submodule(name).base) for name in adapted),
         target_modules=adapted,
     )
-    every = [name for name in base_names(ensemble.model) if name]
+    all_names = [name for name in base_names(ensemble.model) if name]
     layers = None if len(ensemble.layers) == ensemble.num_layers else ensemble.layers
-    ways: list[tuple[list[str], list[int] | None]] = [
+    candidates: list[tuple[list[str], list[int] | None]] = [
         ([] if isinstance(adapt.target_modules, str) else list(adapt.target_modules), layers),
         (sorted({name.rsplit(".", 1)[-1] for name in adapted}), layers),
         (adapted, None),
     ]
-    for names, some_layers in ways:
-        config.target_modules, config.layers_to_transform = names, some_layers  # a list: PEFT's own set has no order
-        if {name for name in every if names and check_target_module_exists(config, name)} == set(adapted):
+    for names, some_layers in candidates:
+        config.target_modules, config.layers_to_transform = (
+            names,
+            some_layers,
+        )  # not a set: its order varies
+        if {name for name in all_names if names and check_target_module_exists(config, name)} == set(adapted):
             return config
-    config.target_modules = "|".join(map(re.escape, adapted))  # a whole name may also be the end of another
+    config.target_modules = "|".join(map(re.escape, adapted))  # a full name may also be the end of another
     return config
 
 
 def check_readable(ensemble: EnsembleModel) -> None:
-    """Refuse targets whose adapters PEFT could not read, before anything is trained.
+    """Refuse targets whose adapters PEFT could not load, before anything is trained.
 
-    For bases whose modules had other names in former days (mixtures of experts, composite models) PEFT renames what it
-    reads, and takes names such as `gate_proj` for experts even where a linear map is called so. With such a base a
-    member is written and read for trial, on a model whose weights take no memory.
+    For bases whose modules were renamed in transformers (mixtures of experts, composite models), PEFT renames what it
+    loads, and reads names such as `gate_proj` as experts even if they are linear maps. With such a base, a member is
+    saved and loaded on trial, on a model whose weights take no memory.
 
     Raises:
-        ConfigError: PEFT would adapt other modules, or not find their weights.
+        ConfigError: PEFT would adapt other modules, or miss their weights.
     """
-    config: Any = ensemble.model.config
-    if config is text_config(ensemble.model) and all(p.ndim < 3 for p in ensemble.model.parameters()):
+    model: PreTrainedModel = ensemble.model
+    if model.config is text_config(model) and all(p.ndim < 3 for p in model.parameters()):
         return
-    kind: Any = type(ensemble.model)
     trial = torch.randn(ensemble.adapters.values.shape[1], generator=torch.Generator().manual_seed(0))
     tensors = adapter_tensors(ensemble.adapters, trial)
-    with tempfile.TemporaryDirectory() as place, warnings.catch_warnings(), quiet_transformers():
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), quiet_transformers():
         warnings.simplefilter("ignore")
-        _write_member(Path(place), peft_config(ensemble, ""), tensors)
+        _write_member(Path(folder), peft_config(ensemble, ""), tensors)
         with torch.device("meta"):
-            skeleton = kind._from_config(copy.deepcopy(config), attn_implementation="eager")
+            skeleton = type(model)._from_config(copy.deepcopy(model.config), attn_implementation="eager")
         skeleton._apply(lambda tensor: torch.zeros((), dtype=tensor.dtype).expand(tensor.shape))
-        found = _read_by_peft(skeleton, place)
-    same = {key for key, tensor in tensors.items() if key in found and torch.equal(found[key], tensor)}
-    lost = {key.removesuffix(".weight").rsplit(".", 2)[1] for key in tensors.keys() - same}
-    if lost or found.keys() - same:
+        loaded = _read_by_peft(skeleton, folder)
+    same = {key for key, tensor in tensors.items() if key in loaded and torch.equal(loaded[key], tensor)}
+    failed = {key.removesuffix(".weight").rsplit(".", 2)[1] for key in tensors.keys() - same}
+    if failed or loaded.keys() - same:
         raise ConfigError(
             f"adapt.target_modules: {ensemble.adapt.target_modules!r} cannot be saved for PEFT, which in a"
-            f" {kind.__name__} takes names for those of experts, or of former days"
-            f" ({', '.join(sorted(lost)) or 'of others, too'}); leave those out, as by naming attention's maps only"
+            f" {type(model).__name__} reads names as those of experts, or of earlier versions"
+            f" ({', '.join(sorted(failed)) or 'also of other modules'}); leave those out, for example by naming maps of"
+            " the attention only"
         )
 
 
 def _read_by_peft(skeleton: nn.Module, folder: str) -> dict[str, Tensor]:
-    """The adapter tensors that PEFT puts onto a model; none where it refuses."""
+    """The adapter tensors that PEFT loads onto a model; none if it refuses."""
     from peft import PeftModel
     from peft.tuners.lora import LoraLayer
 
@@ -172,12 +180,12 @@ def _read_by_peft(skeleton: nn.Module, folder: str) -> dict[str, Tensor]:
     except (ValueError, RuntimeError):
         return {}
     layers = [(name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer)]
-    found = {}
+    tensors = {}
     for name, module in layers:
         for which in ("lora_A", "lora_B"):
             weight = getattr(module, which)["default"].weight.detach()
-            found[f"{name}.{which}.weight"] = torch.empty(0) if weight.is_meta else weight  # meta: nothing was read
-    return found
+            tensors[f"{name}.{which}.weight"] = torch.empty(0) if weight.is_meta else weight  # meta: not loaded
+    return tensors
 
 
 @torch.no_grad()
@@ -188,19 +196,19 @@ def load_member(
     sha256: str | None = None,
     rank: int | None = None,
 ) -> None:
-    """Read one PEFT folder into a member's row.
+    """Load a PEFT folder as a member.
 
     Args:
-        bank: where to.
-        member: whose row.
+        adapters: the adapters of all members, changed in place.
+        member: which member.
         folder: the PEFT folder.
-        sha256: what its weights' checksum must be.
-        rank: the member's own rank, for one that was trained elsewhere: rows of A and columns of B past it, and modules
-            that this member does not adapt, are zero. None: the bank's rank, and every module must be there.
+        sha256: the expected checksum of its weights.
+        rank: the member's rank, if it was trained elsewhere: rows of A and columns of B beyond it, and modules that
+            this member does not adapt, become zero. None: the adapters' rank, and no module may be missing.
 
     Raises:
-        CheckpointError: the file is missing, damaged, of other modules or shapes than the ensemble, or holds values
-            that are no finite numbers.
+        CheckpointError: the file is missing, damaged, has other modules or shapes than the ensemble, or values that
+            are not finite.
     """
     path = Path(folder) / WEIGHTS
     if sha256 is not None and sha256_file(path) != sha256:
@@ -221,14 +229,16 @@ def load_member(
             view = adapters.view(adapters.values[member], piece, which)
             if rank is not None:
                 view = view[:rank] if which == "A" else view[:, :rank]
-            found = tensors.pop(key, None)
-            if found is None or found.shape != view.shape:
-                shape = "is missing" if found is None else f"has shape {list(found.shape)}, not {list(view.shape)}"
-                raise CheckpointError(f"{path}: {key} {shape}; config.yaml and the adapters do not belong together")
-            if found.dtype not in _DTYPES:
-                raise CheckpointError(f"{path}: {key} holds {found.dtype} values, not floating-point ones")
-            view.copy_(found)
+            tensor = tensors.pop(key, None)
+            if tensor is None or tensor.shape != view.shape:
+                shape = "is missing" if tensor is None else f"has shape {list(tensor.shape)}, not {list(view.shape)}"
+                raise CheckpointError(f"{path}: {key} {shape}; config.yaml and the adapters do not match")
+            if tensor.dtype not in _DTYPES:
+                raise CheckpointError(f"{path}: {key} has {tensor.dtype} values, not floating-point ones")
+            view.copy_(tensor)
             if not view.isfinite().all():
                 raise CheckpointError(f"{path}: {key} holds NaN or infinite values; train the member again")
     if tensors:
-        raise CheckpointError(f"{path}: holds {len(tensors)} tensors that config.yaml does not name, as {min(tensors)}")
+        raise CheckpointError(
+            f"{path}: has {len(tensors)} tensors that config.yaml does not name, such as {min(tensors)}"
+        )

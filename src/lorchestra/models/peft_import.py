@@ -1,10 +1,10 @@
-"""PEFT LoRA folders that were made elsewhere: read, checked, and put into the terms of an ensemble.
+"""PEFT LoRA folders made by other tools: read, checked, and combined into the shape of an ensemble.
 
-An ensemble holds plain LoRA. What PEFT offers beside it changes the arithmetic, the base or the tokens, so it is
-refused by name; a setting that is not known here and is on counts as such. Weights are read from safetensors only: a
-pickle can run code when it is opened, and is never opened.
+An ensemble has plain LoRA. PEFT's extensions change the arithmetic, the base or the tokens, so they are refused by
+name, and so are unknown settings that are on. Weights are read from safetensors only: pickles can run code, and are
+never opened.
 
-Format: see `adapters`.
+Format: see `peft_files`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -27,11 +26,11 @@ from lorchestra.errors import CheckpointError
 from lorchestra.models.directories import has_whole_weights, near_path
 from lorchestra.models.peft_files import WEIGHTS
 from lorchestra.store.safe_paths import inside, read_plain
-from lorchestra.store.schema import COUNT, Each, Number, check_shape
+from lorchestra.store.schema import COUNT, Each, Number, Shape, check_shape
 
 CONFIG = "adapter_config.json"
 
-# Settings of PEFT that do not change what a plain LoRA computes, or whose effect is checked on its own.
+# settings that do not change what a plain LoRA computes, or that are checked separately
 _HARMLESS = {
     *("peft_type", "peft_version", "task_type", "auto_mapping", "inference_mode", "runtime_config"),
     *("base_model_name_or_path", "revision", "megatron_core", "ephemeral_gpu_offload"),
@@ -39,9 +38,9 @@ _HARMLESS = {
     *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "ensure_weight_tying"),
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
 }
-# What other programs, and PEFT itself, make of these fields needs their types to be right.
+# other programs, PEFT included, rely on the types of these fields
 _NAMES = (str, [str], None)
-_SHAPE: dict[str, Any] = {
+_SHAPE: Shape = {
     "r": Number(1, 10_000, whole=True),
     "lora_alpha?": Number(-1e30, 1e30),
     "peft_version?": (str, None),
@@ -60,23 +59,23 @@ _SHAPE: dict[str, Any] = {
     "layers_to_transform?": (COUNT, [COUNT], None),
     **{f"{name}?": (dict, None) for name in ("loftq_config", "eva_config", "corda_config", "lora_ga_config")},
 }
-_OFF: tuple[Any, ...] = (None, False, "none", "", [], {})
-# The other ways (pissa, olora, loftq, ...) take what they put into the adapter out of the base's own weights.
+_OFF: tuple[object, ...] = (None, False, "none", "", [], {})
+# the others (pissa, olora, loftq, ...) subtract the adapter's start from the base's weights
 _PLAIN_INITS = (None, True, False, "gaussian", "eva", "orthogonal")
 
 _TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<which>[AB])(\.(?P<adapter>[^.]+))?\.weight")
-_AS_BASE = "a merged or fully fine-tuned model can be a base (--base.name), and its members are trained on it"
+_AS_BASE = "a merged or fully fine-tuned model can be the base (--base.name) of new members"
 _IN_LAYER = re.compile(r"(?P<list>.+?)\.(?P<layer>[0-9]{1,6})\.(?P<name>.+)")
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
 class PeftFolder:
-    """One LoRA adapter on disk; `modules` are the adapted maps' `(in_features, out_features)` by name in the model."""
+    """One LoRA adapter on disk; `modules` has `(in_features, out_features)` of the adapted maps by name."""
 
     path: Path
     base: str | None
-    """The base it names, with its revision: what it was trained on."""
+    """The base it was trained on, with its revision, as far as the folder names it."""
     revision: str | None
     r: int
     scaling: float
@@ -84,14 +83,14 @@ class PeftFolder:
     dropout: float
     modules: Mapping[str, tuple[int, int]]
     adapter_name: str | None = None
-    """The adapter's name within the keys of its tensors (`lora_A.NAME.weight`), which PEFT leaves out when it saves."""
+    """The adapter's name in the keys of its tensors (`lora_A.NAME.weight`), which PEFT omits when it saves."""
 
 
 def read_peft_folder(path: str | Path) -> PeftFolder:
     """Read and check one folder.
 
     Raises:
-        CheckpointError: it is no PEFT folder, its files are missing or damaged, or it holds more than plain LoRA.
+        CheckpointError: it is not a PEFT folder, its files are missing or damaged, or it is more than plain LoRA.
     """
     folder = Path(path)
     config = read_peft_config(folder)
@@ -99,22 +98,19 @@ def read_peft_folder(path: str | Path) -> PeftFolder:
     _refuse_features(where, config)
     r = config.get("r")
     if not isinstance(r, int) or isinstance(r, bool) or r < 1:
-        raise CheckpointError(f"{where}: r is {r!r}, not a whole number from 1 up; the file was changed or damaged")
+        raise CheckpointError(f"{where}: r is {r!r}, not a whole number above 0; the file was changed or damaged")
     alpha, dropout = _number(where, config, "lora_alpha", 8.0), _number(where, config, "lora_dropout", 0.0)
     if not 0 <= dropout < 1:
         raise CheckpointError(f"{where}: lora_dropout is {dropout}, not in [0, 1); the file was changed or damaged")
     check_shape(config, _SHAPE, where)
     scaling = alpha / (math.sqrt(r) if config.get("use_rslora") else r)
-    base, revision = (config.get(name) for name in ("base_model_name_or_path", "revision"))
-    for name, value in (("base_model_name_or_path", base), ("revision", revision)):
-        if not isinstance(value, str | None):
-            raise CheckpointError(f"{where}: {name} is {value!r}, not a name; the file was changed or damaged")
+    base, revision = (_name(where, config, field) for field in ("base_model_name_or_path", "revision"))
     modules, adapter_name = _read_modules(folder, r)
-    return PeftFolder(folder, base or None, revision or None, r, scaling, dropout, modules, adapter_name)
+    return PeftFolder(folder, base, revision, r, scaling, dropout, modules, adapter_name)
 
 
 def plain_tensors(folder: PeftFolder) -> dict[str, Tensor]:
-    """The folder's tensors under the names that PEFT saves them by, without the adapter's name.
+    """The folder's tensors under the keys that PEFT saves, without the adapter's name.
 
     Raises:
         CheckpointError: the file cannot be read.
@@ -124,12 +120,12 @@ def plain_tensors(folder: PeftFolder) -> dict[str, Tensor]:
 
 
 def folder_file(folder: Path, name: str) -> Path:
-    """A file of a folder, which may come from a stranger: links are not followed, for they could lead to any file.
+    """A file of an untrusted folder. Links are not followed: they could point to any file.
 
-    The cache of the Hugging Face Hub is made of links; those that stay within one of its repositories are.
+    Exceptions are links of the Hugging Face Hub's cache that stay within one of its repositories.
 
     Raises:
-        CheckpointError: the file is a link to elsewhere, or no regular file.
+        CheckpointError: the file is another link, or not a regular file.
     """
     path = folder / name
     if path.is_symlink():
@@ -141,7 +137,7 @@ def folder_file(folder: Path, name: str) -> Path:
 
 
 def named_base(folders: Sequence[PeftFolder]) -> tuple[str | None, str | None]:
-    """The base that all folders name, and its revision; None where none is named.
+    """The base that all folders name, and its revision; None if they name none.
 
     Raises:
         CheckpointError: two folders name different bases.
@@ -157,14 +153,14 @@ def named_base(folders: Sequence[PeftFolder]) -> tuple[str | None, str | None]:
 
 
 def common_adapt(folders: Sequence[PeftFolder]) -> AdaptConfig:
-    """Shape and place of adapters that hold all folders: the largest rank, and the union of modules.
+    """The adapters' settings that fit all folders: the highest rank, and the union of modules.
 
-    What a member lacks of it is zero and stays zero, also under training: a zero row of A meets a zero column of B.
-    `lora_alpha` is the first folder's share of that rank; members that differ have a scaling of their own beside it.
+    What a member lacks of it is zero and stays zero, also in training: a zero row of A meets a zero column of B.
+    `lora_alpha` gives the first folder's scaling at that rank; a run records the scaling of each member.
     """
-    places = [_place(folder, module) for folder in folders for module in folder.modules]
-    layers = sorted({layer for layer, _ in places})
-    names = tuple(dict.fromkeys(name for _, name in places))
+    locations = [_location(folder, module) for folder in folders for module in folder.modules]
+    layers = sorted({layer for layer, _ in locations})
+    names = tuple(dict.fromkeys(name for _, name in locations))
     rank = max(folder.r for folder in folders)
     dropouts = {folder.dropout for folder in folders}
     return AdaptConfig(
@@ -178,7 +174,7 @@ def common_adapt(folders: Sequence[PeftFolder]) -> AdaptConfig:
 
 
 def check_fits(folder: PeftFolder, model: nn.Module, base: str) -> None:
-    """Refuse an adapter whose modules or shapes are not the base's.
+    """Refuse an adapter whose modules or shapes differ from the base's.
 
     Raises:
         CheckpointError: names the weights file, the module and both shapes.
@@ -198,11 +194,11 @@ def check_fits(folder: PeftFolder, model: nn.Module, base: str) -> None:
             )
 
 
-def read_peft_config(folder: Path) -> dict[str, Any]:
-    """The adapter's configuration as it is written.
+def read_peft_config(folder: Path) -> dict[str, object]:
+    """The adapter's configuration, unchecked.
 
     Raises:
-        CheckpointError: it is missing, a link to elsewhere, or no JSON object.
+        CheckpointError: it is missing, a link, or not a JSON object.
     """
     where = folder / CONFIG
     if folder.is_file():
@@ -213,33 +209,33 @@ def read_peft_config(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         deeper = sorted(folder.glob(f"*/{CONFIG}"))
         if (folder / "members").is_dir():
-            hint = f"this is a run: its adapters are the folders in {folder / 'members'}"
+            hint = f"this is a run; its adapters are the folders in {folder / 'members'}"
         elif (folder / "config.json").is_file():
-            hint = f"this is a whole model, not an adapter; {_AS_BASE}"
+            hint = f"this is a full model, not an adapter; {_AS_BASE}"
         elif deeper:
-            hint = f"did you mean {deeper[0].parent}? PEFT saves adapters with a name in a folder of that name"
+            hint = f"did you mean {deeper[0].parent}? PEFT saves a named adapter in a folder of that name"
         else:
-            hint = "give a folder that PEFT's save_pretrained wrote"
+            hint = "give a folder written by PEFT's save_pretrained"
         raise CheckpointError(f"{folder}: has no {CONFIG}; {hint}")
     try:
         config = json.loads(read_plain(file).decode("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{where}: cannot be read as JSON ({error}); copy the folder again") from error
     if not isinstance(config, dict):
-        raise CheckpointError(f"{where}: holds a {type(config).__name__}, not a JSON object; copy the folder again")
+        raise CheckpointError(f"{where}: has a {type(config).__name__}, not a JSON object; copy the folder again")
     return config
 
 
 def _about_file(path: Path) -> str:
-    """What a file given in place of a folder is, as far as its name says."""
+    """What a file given instead of a folder is, judged by its name."""
     if path.suffix.lower() == ".gguf":
-        return " in llama.cpp's format, from which no adapter is read"
+        return " in llama.cpp's format, which cannot be imported"
     if path.name in (WEIGHTS, CONFIG):
         return f" of an adapter, not its folder {path.parent}"
     return ""
 
 
-def _refuse_features(where: Path, config: Mapping[str, Any]) -> None:
+def _refuse_features(where: Path, config: Mapping[str, object]) -> None:
     kind = config.get("peft_type")
     if kind != "LORA":
         raise CheckpointError(f"{where}: peft_type is {kind!r}; only LORA adapters can be members")
@@ -251,58 +247,44 @@ def _refuse_features(where: Path, config: Mapping[str, Any]) -> None:
     init = config.get("init_lora_weights")
     if init not in _PLAIN_INITS:
         raise CheckpointError(
-            f"{where}: init_lora_weights is {init!r}, which changes the base's own weights; convert it to plain LoRA by"
+            f"{where}: init_lora_weights is {init!r}, which changes the base's weights; convert it to plain LoRA by"
             " PEFT's save_pretrained(..., path_initial_model_for_weight_conversion=...)"
         )
     for name, value in config.items():
         if name not in _HARMLESS and value not in _OFF:
             raise CheckpointError(
-                f"{where}: {name} is {_short(value)}, which is more than plain LoRA and cannot be part of an ensemble;"
-                " train the adapter without it"
+                f"{where}: {name} is {_short(value)}, which is not plain LoRA and cannot be part of an ensemble; train"
+                " the adapter without it"
             )
 
 
-def _number(where: Path, config: Mapping[str, Any], name: str, default: float) -> float:
+def _number(where: Path, config: Mapping[str, object], name: str, default: float) -> float:
     value = config.get(name, default)
     if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
         raise CheckpointError(f"{where}: {name} is {value!r}, not a number; the file was changed or damaged")
     return float(value)
 
 
+def _name(where: Path, config: Mapping[str, object], field: str) -> str | None:
+    value = config.get(field)
+    if not isinstance(value, str | None):
+        raise CheckpointError(f"{where}: {field} is {value!r}, not a name; the file was changed or damaged")
+    return value or None
+
+
 def _read_modules(folder: Path, r: int) -> tuple[dict[str, tuple[int, int]], str | None]:
     """Shapes of the adapted maps, and the adapter's name in the keys.
 
-    Refuses tensors that are not the A and B of one plain LoRA of this rank.
+    Raises:
+        CheckpointError: a tensor is not the A or B of one plain LoRA of this rank.
     """
     path = folder / WEIGHTS
-    tensors = _read_tensors(folder)
-    found: dict[str, dict[str, Tensor]] = {}
-    adapters: set[str | None] = set()
-    for key, tensor in tensors.items():
-        match = _TENSOR.fullmatch(key)
-        if match is None and not any("lora_" in name for name in tensors):
-            raise CheckpointError(f"{path}: holds whole weights ({key}, ...), not a LoRA; {_AS_BASE}")
-        if match is None:
-            raise CheckpointError(f"{path}: {key} is no A or B of a plain LoRA, and cannot be part of an ensemble")
-        if tensor.dtype not in _DTYPES:
-            raise CheckpointError(f"{path}: {key} holds {tensor.dtype} values; save the adapter as float32 or bfloat16")
-        if not tensor.isfinite().all():
-            raise CheckpointError(f"{path}: {key} holds NaN or infinity; this adapter's training failed")
-        found.setdefault(match["module"], {})[match["which"]] = tensor
-        adapters.add(match["adapter"])
-    if len(adapters) > 1:
-        names = ", ".join(sorted(name or "one without a name" for name in adapters))
-        raise CheckpointError(
-            f"{path}: holds several adapters ({names}); save each alone, by PEFT's save_pretrained(...,"
-            " selected_adapters=[NAME])"
-        )
-    if not found:
-        raise CheckpointError(f"{path}: holds no tensors; copy the folder again, or train the adapter")
+    pairs, adapter_name = _read_pairs(path, _read_tensors(folder))
     modules = {}
-    for name, pair in found.items():
+    for name, pair in pairs.items():
         if _IN_LAYER.fullmatch(name) is None:
             raise CheckpointError(
-                f"{path}: adapts {name}, which lies outside the decoder layers; only maps within them can be adapted"
+                f"{path}: adapts {name}, which is outside the decoder layers; only maps within them can be adapted"
             )
         for which, axis in (("A", 0), ("B", 1)):
             if which not in pair:
@@ -311,10 +293,37 @@ def _read_modules(folder: Path, r: int) -> tuple[dict[str, tuple[int, int]], str
             if len(shape) != 2 or shape[axis] != r:
                 wanted = f"[{r}, in_features]" if which == "A" else f"[out_features, {r}]"
                 raise CheckpointError(
-                    f"{path}: {name}.lora_{which}.weight has shape {shape}, not {wanted} as r = {r} in {CONFIG} says"
+                    f"{path}: {name}.lora_{which}.weight has shape {shape}, not {wanted} for r = {r} in {CONFIG}"
                 )
         modules[name] = (pair["A"].shape[1], pair["B"].shape[0])
-    return modules, adapters.pop()
+    return modules, adapter_name
+
+
+def _read_pairs(path: Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], str | None]:
+    """A and B by module, and the adapter's name in the keys."""
+    pairs: dict[str, dict[str, Tensor]] = {}
+    adapters: set[str | None] = set()
+    for key, tensor in tensors.items():
+        match = _TENSOR.fullmatch(key)
+        if match is None and not any("lora_" in name for name in tensors):
+            raise CheckpointError(f"{path}: has the weights of a full model ({key}, ...), not of a LoRA; {_AS_BASE}")
+        if match is None:
+            raise CheckpointError(f"{path}: {key} is not an A or B of plain LoRA, and cannot be part of an ensemble")
+        if tensor.dtype not in _DTYPES:
+            raise CheckpointError(f"{path}: {key} has {tensor.dtype} values; save the adapter as float32 or bfloat16")
+        if not tensor.isfinite().all():
+            raise CheckpointError(f"{path}: {key} has NaN or infinite values; this adapter's training failed")
+        pairs.setdefault(match["module"], {})[match["which"]] = tensor
+        adapters.add(match["adapter"])
+    if len(adapters) > 1:
+        names = ", ".join(sorted(name or "an unnamed one" for name in adapters))
+        raise CheckpointError(
+            f"{path}: has several adapters ({names}); save each separately, by PEFT's save_pretrained(...,"
+            " selected_adapters=[NAME])"
+        )
+    if not pairs:
+        raise CheckpointError(f"{path}: has no tensors; copy the folder again, or train the adapter")
+    return pairs, adapters.pop()
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -323,25 +332,25 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
         pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
         if pickles:
             raise CheckpointError(
-                f"{folder / pickles[0]}: is a pickle, which can run code when it is read, and is never opened here;"
-                " save the adapter as safetensors where it is trusted (PEFT's save_pretrained does by default)"
+                f"{folder / pickles[0]}: is a pickle, which can run code when it is read, and is never opened;"
+                " if you trust it, save the adapter as safetensors (as PEFT's save_pretrained does by default)"
             )
         if has_whole_weights(folder):
             raise CheckpointError(
-                f"{folder}: holds whole weights next to {CONFIG}, and no {WEIGHTS}: a merged or fully fine-tuned model,"
-                f" not an adapter; give the adapter as it was before it was merged. Without {CONFIG}, {_AS_BASE}"
+                f"{folder}: has the weights of a full model next to {CONFIG}, and no {WEIGHTS}: a merged or fully"
+                f" fine-tuned model, not an adapter; give the adapter from before merging. Without {CONFIG}, {_AS_BASE}"
             )
-        raise CheckpointError(f"{path}: missing; copy the folder again, whole")
+        raise CheckpointError(f"{path}: missing; copy the whole folder again")
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: not a readable safetensors file ({error}); copy the folder again") from error
 
 
-def _place(folder: PeftFolder, module: str) -> tuple[int, str]:
-    """The decoder layer a module is in, and its name there."""
+def _location(folder: PeftFolder, module: str) -> tuple[int, str]:
+    """A module's decoder layer, and its name within the layer."""
     match = _IN_LAYER.fullmatch(module)
-    assert match is not None, f"{folder.path} was read with {module}"
+    assert match is not None, f"{folder.path}: {module} is not in a layer"
     return int(match["layer"]), match["name"]
 
 

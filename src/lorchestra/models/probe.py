@@ -1,14 +1,14 @@
-"""The load probe: does this architecture give the same answers packed as it does row by row?
+"""The load probe: does this architecture give the same answers packed as row by row?
 
-Attention functions see only what the model hands them. Some architectures mix tokens by other means (convolutions,
-state spaces, position biases); packing would silently mix rows there, so every base is tried once before it is used.
+An attention function sees only what the model passes to it. Some architectures mix tokens by other means (convolutions,
+state spaces, position biases), and packing would silently mix rows. So every base is tested once before it is used.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -21,23 +21,26 @@ from lorchestra.nn.lora import MemberLoRALinear
 from lorchestra.nn.packing import BASE, Item, PackedBatch, pack
 from lorchestra.types import EncodedExample
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 _LENGTHS = (5, 17, 30)
 _WINDOWS = ("sliding_window", "attention_chunk_size", "window_size", "local_attention", "attention_window")
 
 
 @torch.no_grad()
 def probe(ensemble: EnsembleModel) -> float:
-    """Compare packed rows with the same rows one by one through stock attention, and trunk plus top with the whole.
+    """Compare packed rows with single rows through stock attention, and trunk plus top layers with the whole model.
 
     The rows are random tokens, some with choices of several tokens that share the row's prefix; the last is longer than
     any sliding window the model has.
 
     Returns:
-        The largest difference found, relative to the largest logit.
+        The largest difference, relative to the largest logit.
 
     Raises:
-        ConfigError: the difference is more than rounding, or the model or an adapted map cannot be run packed at all;
-            says which of the comparisons failed.
+        ConfigError: the difference exceeds rounding, or the model or an adapted map cannot run packed at all; names
+            the comparison that failed.
     """
     batch = _probe_batch(ensemble)
     name = type(ensemble.model).__name__
@@ -48,12 +51,12 @@ def probe(ensemble: EnsembleModel) -> float:
     with _refusing(f"base.name: {name} cannot be used: it fails on packed rows", ADVICE), _all_tokens(ensemble, batch):
         packed = _packed_logits(ensemble, batch, None)
         if packed.shape != reference.shape:
-            raise ValueError(f"the head gives {list(packed.shape)} logits where {list(reference.shape)} are asked for")
+            raise ValueError(f"the head returned logits {list(packed.shape)}, not {list(reference.shape)}")
     difference = (packed - reference).abs().max().item()
     if not difference <= tolerance:
         raise ConfigError(
             f"base.name: {name} cannot be used: packed rows differ from rows run one by one by {difference:.3g} (logits"
-            f" up to {scale:.3g}), so its layers mix tokens by other means than plain causal attention; {ADVICE}"
+            f" up to {scale:.3g}), so its layers mix tokens by other means than causal attention; {ADVICE}"
         )
     if ensemble.trunk_layers > 0:
         difference = max(difference, _try_trunk(ensemble, batch, packed, tolerance))
@@ -72,8 +75,8 @@ def _try_trunk(ensemble: EnsembleModel, batch: PackedBatch, packed: Tensor, tole
 
 
 @contextlib.contextmanager
-def _refusing(what: str, advice: str = "take another base") -> Iterator[None]:
-    """Turn whatever a model's own code raises into a refusal of the model."""
+def _refusing(what: str, advice: str = "use another base") -> Iterator[None]:
+    """Turn any exception of the model's code into a refusal of the model."""
     try:
         yield
     except (LorchestraError, MemoryError, torch.OutOfMemoryError):
@@ -85,18 +88,18 @@ def _refusing(what: str, advice: str = "take another base") -> Iterator[None]:
 
 @contextlib.contextmanager
 def _all_tokens(ensemble: EnsembleModel, batch: PackedBatch) -> Iterator[None]:
-    """Refuse adapted maps that are not given every token: a member's tokens could not be told there."""
+    """Refuse adapted maps that do not get every token: which tokens are a member's would be unknown there."""
     hooks = []
     for name, module in ensemble.model.named_modules():
         if not isinstance(module, MemberLoRALinear):
             continue
 
         def check(_: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
-            given, every = inputs[0].shape[:-1].numel(), batch.packing.num_tokens
-            if given != every:
+            received, total = inputs[0].shape[:-1].numel(), batch.packing.num_tokens
+            if received != total:
                 raise ConfigError(
-                    f"adapt.target_modules: {name!r} cannot be adapted: it is given {given} of a batch's {every}"
-                    " tokens, as one expert among others; leave it out"
+                    f"adapt.target_modules: {name!r} cannot be adapted: it gets {received} of a batch's {total}"
+                    " tokens, like one of several experts; leave it out"
                 )
 
         hooks.append(module.register_forward_pre_hook(check))
@@ -108,9 +111,9 @@ def _all_tokens(ensemble: EnsembleModel, batch: PackedBatch) -> Iterator[None]:
 
 
 def _tolerance(ensemble: EnsembleModel) -> float:
-    """The most that rounding can do, relative to the largest logit; mixed-up rows differ by far more than 0.01.
+    """Bound on rounding, relative to the largest logit; mixed-up rows differ by much more than 0.01.
 
-    In float64, too, it is float32 that rounds: the models' own norms, routing and eager softmax compute in it.
+    In float64, too, float32 rounds: the models' norms, routing and eager softmax compute in it.
     """
     dtype = next(ensemble.model.parameters()).dtype
     return {torch.float64: 1e-5, torch.float32: 1e-3}.get(dtype, 5e-2)
@@ -127,13 +130,13 @@ def _probe_batch(ensemble: EnsembleModel) -> PackedBatch:
     choices = [((0,), (1,)), (tokens(4), tokens(3), (2,)), ((3,), tokens(3))]
     rows = zip(lengths, choices, strict=True)
     return pack(
-        [Item(BASE, EncodedExample(row, tokens(length), own, None)) for row, (length, own) in enumerate(rows)],
+        [Item(BASE, EncodedExample(row, tokens(length), texts, None)) for row, (length, texts) in enumerate(rows)],
         ensemble.device,
     )
 
 
 def _longest_window(ensemble: EnsembleModel) -> int:
-    """The longest sliding window, or 0: one as long as the context is none."""
+    """The longest sliding window, or 0; windows as long as the context do not count."""
     config = text_config(ensemble.model)
     context = getattr(config, "max_position_embeddings", None) or 0
     windows = [getattr(config, name, None) for name in _WINDOWS]
@@ -146,20 +149,20 @@ def _packed_logits(ensemble: EnsembleModel, batch: PackedBatch, hidden: Tensor |
 
 
 def _stock_logits(ensemble: EnsembleModel, example: EncodedExample) -> Tensor:
-    """The same of one row from transformers alone, each choice of several tokens in a pass of its own."""
-    model: Any = ensemble.model
+    """The same for one row by transformers alone; each choice of several tokens takes a separate pass."""
+    model: PreTrainedModel = ensemble.model
     packed_attention = model.config._attn_implementation
     model.set_attn_implementation(ensemble.stock_attention)
-    fed = [choice[:-1] for choice in example.choices if len(choice) > 1] or [()]
-    kept: list[Tensor] = []
+    inputs = [choice[:-1] for choice in example.choices if len(choice) > 1] or [()]
+    rows: list[Tensor] = []
     try:
-        for tokens in fed:
+        for tokens in inputs:
             ids = torch.tensor([[*example.prefix, *tokens]], device=ensemble.device)
             logits = _widened(model(input_ids=ids, use_cache=False, logits_to_keep=len(tokens) + 1).logits[0])
-            kept.append(logits[1:] if kept else logits)
+            rows.append(logits[1:] if rows else logits)
     finally:
         model.set_attn_implementation(packed_attention)
-    return torch.cat(kept)
+    return torch.cat(rows)
 
 
 def _widened(logits: Tensor) -> Tensor:

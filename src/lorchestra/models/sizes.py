@@ -1,7 +1,7 @@
-"""Sizes that a base declares, compared with its weights before anything of that size is built.
+"""Sizes that a base declares, checked against its weights before a model is built.
 
-A configuration of a few bytes can ask for a million layers, or for tables that no memory holds; a model is built before
-its weights are read. What the files hold bounds what can be meant.
+A configuration of a few bytes can declare a million layers, or tables beyond any memory, and transformers builds the
+model before it reads the weights. The weight files bound what is plausible.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeGuard
 
 from safetensors import SafetensorError, safe_open
 
@@ -37,24 +37,24 @@ _WIDTHS = frozenset(
 )
 _POSITIONS = frozenset({"max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "context_length"})
 _MAX_POSITIONS = 2**30
-"""Tokens of context: no base has as many, and some build tables over them."""
+"""Tokens of context: no base has that many, and some build tables over them."""
 _PACKED = 32
-"""How many values of a quantized weight may share one number of its tensor."""
+"""How many values of a quantized weight one element of its tensor may pack."""
 _IN_LIST = re.compile(r"(?:^|\.)([0-9]{1,9})\.")
 _LONGEST_LIST = 100_000
 
 
 def check_sizes(start: str, directory: Path) -> None:
-    """Refuse a directory whose config.json declares sizes that its weights do not have.
+    """Refuse a directory whose config.json declares sizes beyond its weights.
 
-    Files that are missing or damaged are left to those that read them.
+    Missing and damaged files are ignored here: loading reports them.
 
     Args:
-        start: how a message begins.
-        directory: the base.
+        start: the start of the message.
+        directory: the base's directory.
 
     Raises:
-        CheckpointError: names the field, its value and what the weights have.
+        CheckpointError: names the field, its value and the bound.
     """
     try:
         config = json.loads((directory / "config.json").read_text("utf-8"))
@@ -68,24 +68,24 @@ def check_sizes(start: str, directory: Path) -> None:
 
 
 def check_declared(
-    where: str, fields: Iterable[tuple[str, Any]], shapes: Mapping[str, Sequence[int]], packed: int = 1
+    where: str, fields: Iterable[tuple[str, object]], shapes: Mapping[str, Sequence[int]], packed: int = 1
 ) -> None:
-    """Refuse sizes beyond those of the weights.
+    """Refuse declared sizes beyond those of the weights.
 
     Args:
-        where: what declares them, for the message.
-        fields: names, of which the last parts say what they are, with their values.
-        shapes: the tensors' shapes by name.
-        packed: how many values may stand in one number of a tensor.
+        where: the file, for the message.
+        fields: dotted names and values; the last part of a name is its meaning.
+        shapes: tensor shapes by name.
+        packed: how many values one element of a tensor may pack.
 
     Raises:
-        CheckpointError: names the field, its value and what the weights have.
+        CheckpointError: names the field, its value and the bound.
     """
     layers = 1 + max((int(index) for name in shapes for index in _IN_LIST.findall(name)), default=-1)
     widest = packed * max((size for shape in shapes.values() for size in shape), default=0)
-    limits = dict.fromkeys(_LAYERS, (layers, f"the weights are of {layers} layers"))
+    limits = dict.fromkeys(_LAYERS, (layers, f"the weights have {layers} layers"))
     limits |= dict.fromkeys(_WIDTHS, (widest, f"the longest axis of its weights is {widest:,}"))
-    limits |= dict.fromkeys(_POSITIONS, (_MAX_POSITIONS, "no base has as many"))
+    limits |= dict.fromkeys(_POSITIONS, (_MAX_POSITIONS, "no base has that many"))
     for full, value in fields:
         name = full if full in limits else full.rpartition(".")[2]
         if isinstance(value, list):
@@ -100,11 +100,11 @@ def check_declared(
             raise CheckpointError(f"{where}: {wrong}. Copy or download the base again.")
 
 
-def _is_size(value: Any) -> bool:
+def _is_size(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _fields(config: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+def _fields(config: Mapping[str, object], path: str = "") -> Iterator[tuple[str, object]]:
     for key, value in config.items():
         full = f"{path}.{key}" if path else key
         if isinstance(value, dict):
@@ -114,11 +114,11 @@ def _fields(config: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, An
 
 
 def _shapes(directory: Path) -> Iterator[tuple[str, Sequence[int]]]:
-    """The shapes of all weights, from the headers of their files."""
+    """The shapes of all weights, from the file headers."""
     files = [_WEIGHTS]
     if not (directory / _WEIGHTS).is_file():
         files = sorted(set(json.loads((directory / _INDEX).read_text("utf-8"))["weight_map"].values()))
     for file in files:
-        with safe_open(directory / file, framework="numpy") as opened:
-            for name in opened.keys():  # noqa: SIM118
-                yield name, opened.get_slice(name).get_shape()
+        with safe_open(directory / file, framework="numpy") as tensors:
+            for name in tensors.keys():  # noqa: SIM118
+                yield name, tensors.get_slice(name).get_shape()

@@ -1,8 +1,8 @@
-"""Which architectures can be packed, told from their parts, before anything is run.
+"""Which architectures can be packed, judged by their modules before anything is run.
 
-Packing keeps rows apart in attention alone. A layer that mixes tokens by other means would mix rows, and one that wants
-more of attention than a plain causal mask would get other scores. The load probe (`probe`) finds that by trying; what
-can be known from the model's parts is refused here, because the reason is known too.
+Packing keeps rows apart in attention alone. Layers that mix tokens by other means would mix rows, and attention with
+more than a plain causal mask would get other scores. The load probe (`probe`) detects that by running the model; what
+the modules show is refused here, with the reason.
 """
 
 from __future__ import annotations
@@ -19,43 +19,40 @@ _PACKED_LAYERS = {"full_attention", "sliding_attention", "sparse", "dense"}
 _MIXING = {
     "linear_attention": "carry a state from token to token (linear attention or a state space)",
     "conv": "mix neighboring tokens by a convolution",
-    "hybrid": "carry a state from token to token beside their attention",
-    "hybrid_sliding": "carry a state from token to token beside their attention",
-    "chunked_attention": "attend within chunks of fixed places, which attention is not told",
+    "hybrid": "carry a state from token to token in addition to their attention",
+    "hybrid_sliding": "carry a state from token to token in addition to their attention",
+    "chunked_attention": "attend within chunks at fixed positions, which packed attention does not know",
 }
-_NON_CAUSAL = "its attention looks at later tokens, too (it is an encoder)"
+_NON_CAUSAL = "its attention sees later tokens (it is an encoder)"
 
 
 def check_architecture(model: nn.Module) -> None:
     """Refuse a model that packing would get wrong.
 
     Raises:
-        ConfigError: names the architecture and what in it stands in the way.
+        ConfigError: names the architecture and the obstacle.
     """
     reason = _reason(model)
     if reason is not None:
         raise ConfigError(f"base.name: {type(model).__name__} cannot be used: {reason}; {ADVICE}")
 
 
-ADVICE = (
-    "packed rows stay apart in causal attention only: take a decoder-only model that mixes tokens by nothing else, as"
-    " Llama, Qwen3, Gemma or GPT-2"
-)
-"""How a refusal of an architecture ends."""
+ADVICE = "take a decoder-only model that mixes tokens by causal attention alone, such as Llama, Qwen3, Gemma or GPT-2"
+"""The end of messages that refuse an architecture."""
 
 
 def set_attention(model: nn.Module, name: str) -> None:
-    """Let the model compute attention by the function registered as `name`.
+    """Make the model compute attention by the function registered as `name`.
 
     Raises:
         ConfigError: its attention does not go through transformers' interface.
     """
-    with quiet_transformers():  # it warns where this does not work, and goes on
+    with quiet_transformers():  # it only warns if this fails
         model.set_attn_implementation(name)  # type: ignore[operator]
     if text_config(model)._attn_implementation != name:
         raise ConfigError(
             f"base.name: {type(model).__name__} cannot be used: its attention does not go through transformers'"
-            f" attention interface, so rows cannot be kept apart in it; {ADVICE}"
+            f" attention interface, so rows cannot be kept apart; {ADVICE}"
         )
 
 
@@ -64,13 +61,13 @@ def _reason(model: nn.Module) -> str | None:
     if getattr(model.config, "is_encoder_decoder", False):
         return "it is an encoder with a decoder"
     if _has_alibi(model):
-        return "it adds a bias by distance to its attention scores (ALiBi), which attention is not told"
+        return "it adds a distance bias to its attention scores (ALiBi), which packed attention does not support"
     layers = decoder_layers(model)
     kinds = getattr(config, "layer_types", None) or []
     other = [(index, kind) for index, kind in enumerate(kinds) if kind not in _PACKED_LAYERS]
     if other:
         kind = other[0][1]
-        what = _MIXING.get(kind, "attend in a way that attention is not told")
+        what = _MIXING.get(kind, "attend in a way that packed attention does not support")
         return f"its {kind!r} layers ({_listed(i for i, k in other if k == kind)}) {what}"
     for name, module in layers.named_modules():
         if isinstance(module, nn.Conv1d):
@@ -83,7 +80,7 @@ def _reason(model: nn.Module) -> str | None:
 
 
 def _has_alibi(model: nn.Module) -> bool:
-    """By the setting (Falcon), or by a method that builds the biases (Bloom, MPT)."""
+    """Judged by the setting (Falcon), or by a method that builds the biases (Bloom, MPT)."""
     kinds = {type(module) for module in model.modules()}
     return bool(getattr(text_config(model), "alibi", False)) or any("alibi" in name for k in kinds for name in vars(k))
 

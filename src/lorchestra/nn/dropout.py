@@ -1,8 +1,8 @@
-"""Dropout masks that are a function of what they mask, not of how it was packed.
+"""Dropout masks that do not depend on packing.
 
-An ordinary generator gives a token another mask whenever a neighbor in the batch changes. Here every element's fate
-is a hash of (member seed, step, row, token, module, feature): the same alone and in lockstep, in one micro-batch or in
-five, in the forward pass and when a checkpointed layer is recomputed on another thread.
+A stateful generator gives a token another mask whenever a neighbor in the batch changes. Here an element's mask is a
+hash of (member seed, step, row, token, module, feature): the same alone and in lockstep, in one micro-batch or in five,
+in the forward pass and when a checkpointed layer is recomputed on another thread.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ _LANES = 4  # one 64-bit hash decides four features, 16 bits each
 
 
 def _signed(value: int) -> int:
-    """The same 64 bits as a signed integer: torch has no arithmetic on unsigned 64-bit integers."""
+    """Reinterpret 64 bits as a signed integer: torch has no arithmetic on unsigned 64-bit integers."""
     value &= (1 << 64) - 1
     return value - (1 << 64) if value >= 1 << 63 else value
 
 
 def token_keys(row_seeds: Sequence[int], lengths: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
-    """One 64-bit key a token, int64 `[sum(lengths)]`, from one seed a row and the token's place in its row."""
+    """One 64-bit key per token, int64 `[sum(lengths)]`, from its row's seed and its position in the row."""
     starts = torch.tensor([_signed(mix_64(seed)) for seed in row_seeds], dtype=torch.int64)
     counts = torch.tensor(list(lengths), dtype=torch.int64)
-    places = torch.cat([torch.arange(int(n)) for n in counts]) if len(counts) else torch.empty(0, dtype=torch.int64)
-    return (starts.repeat_interleave(counts) + (places + 1) * _signed(_GAMMA)).to(device)
+    positions = torch.cat([torch.arange(int(n)) for n in counts]) if len(counts) else torch.empty(0, dtype=torch.int64)
+    return (starts.repeat_interleave(counts) + (positions + 1) * _signed(_GAMMA)).to(device)
 
 
 def keep_mask(keys_N: Tensor, module_seed: int, width: int, rate: float) -> Tensor:
@@ -37,7 +37,7 @@ def keep_mask(keys_N: Tensor, module_seed: int, width: int, rate: float) -> Tens
 
     Args:
         keys_N: the tokens' keys, int64 `[N]`.
-        module_seed: tells the masks of different modules apart.
+        module_seed: makes the masks of modules differ.
         width: features of the masked input.
         rate: share of elements to drop, in [0, 1).
     """
@@ -49,7 +49,7 @@ def keep_mask(keys_N: Tensor, module_seed: int, width: int, rate: float) -> Tens
 
 
 def _mix(value: Tensor) -> Tensor:
-    """`mix_64` on a fresh int64 tensor (worked on in place); products wrap around."""
+    """`mix_64` on a fresh int64 tensor, in place; products wrap around."""
     value = value.clone() if value._base is not None else value
     value ^= (value >> 30) & ((1 << 34) - 1)  # >> is arithmetic on signed integers: mask to make it logical
     value *= _signed(0xBF58476D1CE4E5B9)

@@ -1,7 +1,7 @@
-"""AdamW for M members in lockstep: one state, one learning rate, one decay and one clip a member.
+"""AdamW for M members in lockstep, with state, learning rate, decay and clipping per member.
 
-Members are updated row by row, so a stopped or failed member is not touched at all: masking its gradient would not be
-enough, since Adam's moments would go on moving it.
+Members are updated one by one, so a stopped or failed member stays untouched: masking its gradient would not be enough,
+since Adam's moments would keep moving it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 @torch.no_grad()
 def clip_gradients(grad_MP: Tensor, max_norms: Sequence[float]) -> Tensor:
-    """Scale each member's gradient, in place, to at most its own norm bound (0 is no bound).
+    """Scale each member's gradient in place to at most its norm bound (0: no bound).
 
     Returns:
         The norms before clipping, `[M]`.
@@ -29,16 +29,16 @@ def clip_gradients(grad_MP: Tensor, max_norms: Sequence[float]) -> Tensor:
 
 
 class MemberAdamW:
-    """AdamW (Loshchilov and Hutter, arXiv 1711.05101) with a decoupled decay for A and another for B.
+    """AdamW (Loshchilov and Hutter, arXiv 1711.05101) with separate decoupled decays for A and B.
 
-    `B <- B - lr * update - lr * weight_decay_b * B`, and A likewise. The paper (arXiv 2310.00035) decays B only: B at
-    zero is the base's function, while decaying A only pulls the members together.
+    `B <- B - lr * update - lr * weight_decay_b * B`, and A likewise. The paper (arXiv 2310.00035) decays B only: B = 0
+    is the base, while decaying A only pulls the members together.
 
     Args:
         values_MP: the members' parameters, changed in place.
         is_B_P: which columns belong to a B matrix, bool `[P]`.
-        weight_decay_b: strength on B, one a member.
-        weight_decay_a: strength on A, one a member; by default none.
+        weight_decay_b: strength on B, per member.
+        weight_decay_a: strength on A, per member; default 0.
         betas: decay rates of the moments.
         eps: added to the denominator.
     """
@@ -64,7 +64,7 @@ class MemberAdamW:
 
     @torch.no_grad()
     def step(self, grad_MP: Tensor, lrs: Sequence[float], members: Sequence[int]) -> None:
-        """Update the named members, each by its own learning rate; the others keep every bit."""
+        """Update some members, each with its learning rate; the others do not change."""
         beta1, beta2 = self.betas
         for m in members:
             self.num_steps[m] += 1
@@ -73,7 +73,7 @@ class MemberAdamW:
             second.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
             decay_a, decay_b = lrs[m] * self.weight_decay_a[m], lrs[m] * self.weight_decay_b[m]
             if decay_a or decay_b:
-                # where on plain numbers would give the default dtype, float32, also to float64 members
+                # torch.where on Python numbers would give float32 for float64 members, too
                 shrink_a, shrink_b = self.values.new_tensor([1 - decay_a, 1 - decay_b])
                 self.values[m].mul_(torch.where(self.is_B, shrink_b, shrink_a))
             denominator = second.sqrt().div_(math.sqrt(1 - beta2 ** self.num_steps[m])).add_(self.eps)
@@ -82,9 +82,9 @@ class MemberAdamW:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Learning rate by step: a linear warm-up from zero, then linear, cosine or no decay to zero.
+    """Learning rate by step: linear warm-up from zero, then a constant rate, or linear or cosine decay to zero.
 
-    `num_steps` counts optimizer steps; `warmup` is the share of them in which the rate rises.
+    `num_steps` counts optimizer steps; `warmup` is the fraction of them with a rising rate.
     """
 
     peak: float

@@ -1,4 +1,4 @@
-"""Learning rates of methods that look for more than one point on a path of training."""
+"""Learning rates of methods that take several points from one training trajectory."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from lorchestra.nn.optimizer import Schedule
 
 @dataclass(frozen=True)
 class CyclicCosine(Schedule):
-    """Cosine annealing from the peak towards zero, `cycles` times over.
+    """Cosine annealing from the peak towards zero, repeated `cycles` times.
 
-    Source: Huang et al., arXiv 1704.00109 (snapshot ensembles), equation 2. `kind` and `warmup` have no meaning.
+    Source: Huang et al., arXiv 1704.00109 (snapshot ensembles), equation 2. `kind` and `warmup` are ignored.
     """
 
     cycles: int = 1
 
     @property
     def ends(self) -> tuple[int, ...]:
-        """Steps done at the end of each cycle; lengths differ by one step at most."""
+        """The step count at the end of each cycle; lengths differ by at most one step."""
         return tuple(self.num_steps * (c + 1) // self.cycles for c in range(self.cycles))
 
     def __call__(self, step: int) -> float:
@@ -32,7 +32,7 @@ class CyclicCosine(Schedule):
 
 @dataclass(frozen=True)
 class ThenConstant(Schedule):
-    """Another schedule's start, and from step `start` on a constant rate `level`."""
+    """`Schedule` before step `start`, then the constant rate `level`."""
 
     start: int = 0
     level: float = 0.0

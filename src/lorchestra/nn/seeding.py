@@ -1,7 +1,7 @@
-"""Seeds derived from names, never from the order of calls.
+"""Seeds derived from names, not from the order of calls.
 
-Each use of randomness asks for the seed of its own stream: `derive_seed(run_seed, "order", member, epoch)`. Adding a
-member, a module or an epoch therefore changes no other stream, and nothing but the run seed has to be saved.
+Each use of randomness has a separate stream with a derived seed: `derive_seed(run_seed, "order", member, epoch)`. So
+adding a member, a module or an epoch changes no other stream, and only the run seed needs saving.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _MASK_64 = (1 << 64) - 1
 
 
 def derive_seed(*names: int | str) -> int:
-    """A 63-bit seed that is a function of the names alone, the same on every machine and Python version."""
+    """A 63-bit seed that depends on the names alone, the same on every machine and Python version."""
     text = "\x1f".join(f"{type(name).__name__}:{name}" for name in names)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
@@ -25,7 +25,7 @@ def generator(*names: int | str) -> torch.Generator:
 
 
 def permutation(size: int, *names: int | str) -> list[int]:
-    """A permutation of `range(size)` that is a function of the names alone."""
+    """A permutation of `range(size)` that depends on the names alone."""
     return torch.randperm(size, generator=generator(*names)).tolist()
 
 
