@@ -416,6 +416,25 @@ def test_a_resumed_run_keeps_its_settings(run_config, texts_csv, tmp_path):
         train_run(other, root, if_exists="resume")
 
 
+def test_a_trained_run_is_finished_from_its_last_checkpoint(run_config, texts_csv, tmp_path, monkeypatch):
+    """Killed between training and finishing: nothing is trained or precomputed again."""
+    config = run_config(texts_csv(), adapt={"layers": "last:1"}, regularize={"kl_beta": 0.5})
+    whole = train_run(config, tmp_path / "whole").run.root
+
+    def killed(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lorchestra.runs.train, "save_members", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train_run(config, tmp_path / "run")
+    monkeypatch.undo()
+    monkeypatch.setattr(lorchestra.training.trainer.Trainer, "prepare", killed)
+    root = train_run(config, tmp_path / "run", if_exists="resume").run.root
+    assert adapter_settings(root) == adapter_settings(whole)
+    last = [json.loads(line)["event"] for line in (root / "events.jsonl").read_text().splitlines()][-2:]
+    assert last == ["resumed", "finished"]
+
+
 def test_changed_rows_are_not_resumed_on(run_config, texts_csv, tmp_path):
     path = texts_csv()
     config, root = run_config(path), tmp_path / "run"

@@ -162,12 +162,16 @@ def restore(run: Run, trainer: Trainer) -> None:
 
 
 def train_with_checkpoints(run: Run, trainer: Trainer) -> int:
-    """Run the trainer with checkpoints; returns the peak bytes of this process."""
+    """Run the trainer with checkpoints; returns the peak bytes of this process.
+
+    If the restored checkpoint is the last one, nothing is left to train or to precompute.
+    """
 
     def checkpoint() -> None:
         save_checkpoint(run.resume, trainer.state, trainer.tensors(), run.events.stat().st_size)
 
-    trainer.run(checkpoint)
+    if trainer.state.with_status("running"):
+        trainer.run(checkpoint)
     return peak_bytes()
 
 

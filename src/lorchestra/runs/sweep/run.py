@@ -86,7 +86,7 @@ def run_sweep(
         sweep = _Sweep(root, _register(workspace, points), _read_failed(root), evaluate, each_epoch, callback)
         passes = sweep.passes(points, most_members)
         waiting = {point.name for pack in passes for point in pack.points}
-        callback.on_status([p.name for p in points if p.name not in waiting], "finished")
+        callback.on_status([p.name for p in points if p.name not in waiting | sweep.failed.keys()], "finished")
         for note in dict.fromkeys(note for pack in passes for note in pack.rows.notes):
             logger.info(note)
         callback.on_status([name for name in sweep.failed if name not in waiting], "failed")
@@ -153,6 +153,9 @@ class _Sweep:
             directory = inside(self.root, "passes", entry.name)
             path = inside(directory, "pass.json")
             names: list[str] = read_json(path, _PASS)["points"] if path.exists() else []
+            if names and all(map(self._is_done, names)):  # killed before it was removed
+                shutil.rmtree(directory)
+                continue
             known = [by_name[name] for name in names if name in by_name]
             if len(known) < len(names):
                 continue
@@ -161,8 +164,8 @@ class _Sweep:
                 started.append(packs[0])
             else:  # made of other rows or settings than the given ones
                 shutil.rmtree(directory)
-        taken = {point.name for pack in started for point in pack.points} | self.failed.keys()
-        new = [p for p in points if p.name not in taken and not Run(self._run(p.name)).ensemble.exists()]
+        taken = {point.name for pack in started for point in pack.points}
+        new = [point for point in points if point.name not in taken and not self._is_done(point.name)]
         return [*started, *make_packs(new, most_members)]
 
     def train_and_finish(
@@ -210,8 +213,9 @@ class _Sweep:
     def _pass(self, pack: Pack) -> Run:
         return Run(inside(self.root, "passes", pack.key))
 
-    def _run(self, name: str) -> Path:
-        return inside(self.root, "runs", name)
+    def _is_done(self, name: str) -> bool:
+        """Whether a point is finished or failed."""
+        return name in self.failed or Run(inside(self.root, "runs", name)).is_finished
 
     def _write_failed(self, failed: Mapping[str, str]) -> None:
         atomic_write_json(inside(self.root, "failed.json"), failed)
