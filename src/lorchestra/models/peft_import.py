@@ -40,6 +40,7 @@ _HARMLESS = {
 }
 # other programs, PEFT included, rely on the types of these fields
 _NAMES = (str, [str], None)
+_TEXTS: Shape = [str]
 _SHAPE: Shape = {
     "r": Number(1, 10_000, whole=True),
     "lora_alpha?": Number(-1e30, 1e30),
