@@ -39,8 +39,7 @@ _HARMLESS = {
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
 }
 # other programs, PEFT included, rely on the types of these fields
-_NAMES = (str, [str], None)
-_TEXTS: Shape = [str]
+_NAMES: Shape = (str, [str], None)
 _SHAPE: Shape = {
     "r": Number(1, 10_000, whole=True),
     "lora_alpha?": Number(-1e30, 1e30),
