@@ -31,7 +31,7 @@ from lorchestra.runs.rows import RunRows, validation_notes
 from lorchestra.runs.train import train_run
 from lorchestra.store.atomic import replacing_directory
 from lorchestra.store.safe_paths import inside
-from lorchestra.types import Example, Task
+from lorchestra.types import Example, Json, Task
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin
@@ -279,7 +279,7 @@ class LoRAEnsembleClassifier(ClassifierMixin, BaseEstimator):
             state["_files"] = {name: inside(root, name).read_bytes() for name in names}
         return state
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: Json) -> None:
         """Restore the run into a temporary directory; the base is loaded when first needed."""
         state = dict(state)
         files = state.pop("_files", None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,10 @@ from lorchestra.errors import LorchestraError
 
 if TYPE_CHECKING:
     import pandas
+
+
+Json = dict[str, Any]
+"""A JSON object; what comes from a file has its shape checked where it is read (`store.schema`)."""
 
 
 @dataclass(frozen=True, slots=True)

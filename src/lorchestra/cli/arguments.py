@@ -15,6 +15,7 @@ from lorchestra.config.mappings import read_mapping, read_recipe, refused_settin
 from lorchestra.config.run import RunConfig
 from lorchestra.errors import ConfigError
 from lorchestra.store.safe_paths import typed_path
+from lorchestra.types import Json
 
 T = TypeVar("T")
 R = TypeVar("R", bound=RunConfig)
@@ -58,7 +59,7 @@ def parse(cls: type[T], arguments: Sequence[str], command: str, default: T | Non
             raise ConfigError(f"{option.replace('_', '-')} is not offered: {reason}")
     aliases = setting_aliases(cls)
     typed = [_expand_home(_without_alias(argument, aliases)) for argument in arguments]
-    defaults: dict[str, Any] = {} if default is None else {"default": default}
+    defaults: Json = {} if default is None else {"default": default}
     try:
         return tyro.cli(cls, args=typed, prog=f"lorchestra {command}", registry=_REGISTRY, **defaults)
     except SystemExit as stop:
@@ -100,7 +101,7 @@ def parse_with_recipe(
         _check_recipe(recipe, command)
     defaults = RunConfig() if recipe is None else read_recipe(typed_path(recipe), RunConfig)
     names = [field.name for field in dataclasses.fields(RunConfig)]
-    missing: dict[str, Any] = dict.fromkeys(required, tyro.MISSING)
+    missing: Json = dict.fromkeys(required, tyro.MISSING)
     parsed = parse(cls, rest, command, default=cls(**{name: getattr(defaults, name) for name in names}, **missing))
     return parsed, RunConfig(**{name: getattr(parsed, name) for name in names})
 

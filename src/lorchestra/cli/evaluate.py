@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from lorchestra.cli.arguments import check_run_argument, parse
+from lorchestra.types import Json
 
 if TYPE_CHECKING:
     from lorchestra.store.run import Run
@@ -131,7 +132,7 @@ def evaluate_and_show(
         _draw(trained.run, entry, say)
 
 
-def _show(entry: dict[str, Any]) -> None:
+def _show(entry: Json) -> None:
     """Print the tables and the verdict."""
     from lorchestra.cli.output import results
     from lorchestra.report.table import early_exit_text, evaluation_table, ood_table, verdict
@@ -145,7 +146,7 @@ def _show(entry: dict[str, Any]) -> None:
         console.print(early_exit_text(entry), highlight=False)
 
 
-def _draw(run: Run, entry: dict[str, Any], say: Callable[[str], None]) -> None:
+def _draw(run: Run, entry: Json, say: Callable[[str], None]) -> None:
     """Write the reliability diagram to the run directory."""
     from lorchestra.report.figure import reliability_figure
 

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypedDict, cast
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol, TypedDict, cast
 
 import tyro
 
@@ -21,6 +21,7 @@ from lorchestra.cli.arguments import check_run_argument, parse
 from lorchestra.errors import ConfigError, DataError, LorchestraError
 from lorchestra.store.disk import explained
 from lorchestra.store.safe_paths import typed_path
+from lorchestra.types import Json
 
 if TYPE_CHECKING:
     from lorchestra.config.data import DataConfig
@@ -139,7 +140,7 @@ class _State(TypedDict):
 
     rows_digest: str
     chunk_rows: int
-    counts: dict[str, Any]
+    counts: Json
     columns: Sequence[str] | None
 
 

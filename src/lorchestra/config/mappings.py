@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import yaml
 
 from lorchestra.errors import ConfigError, did_you_mean
+from lorchestra.types import Json
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -91,7 +92,7 @@ def to_yaml(config: DataclassInstance) -> str:
     return yaml.dump(mapping, Dumper=_RecipeDumper, sort_keys=False)
 
 
-def to_mapping(config: DataclassInstance) -> dict[str, Any]:
+def to_mapping(config: DataclassInstance) -> Json:
     """A configuration dataclass as nested plain values."""
     mapping: dict[str, object] = {}
     for field in dataclasses.fields(config):

@@ -6,7 +6,6 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +30,7 @@ from lorchestra.training.trainer import (
     member_optimizer,
     member_schedules,
 )
-from lorchestra.types import Example, Predictions
+from lorchestra.types import Example, Json, Predictions
 
 
 @dataclass(frozen=True)
@@ -47,9 +46,7 @@ class MethodTraining:
         return self.pipeline.model.adapters.values
 
 
-def changed(
-    config: RunConfig, *, adapt: dict[str, Any] | None = None, train: dict[str, Any] | None = None
-) -> RunConfig:
+def changed(config: RunConfig, *, adapt: Json | None = None, train: Json | None = None) -> RunConfig:
     """A configuration with some of its adapter and training settings replaced."""
     return dataclasses.replace(
         config,

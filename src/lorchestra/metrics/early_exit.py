@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from lorchestra.errors import ConfigError
 from lorchestra.metrics.predictive import TIE, FloatArray, IntArray, mixture_log_probs
-from lorchestra.metrics.result import EarlyExitScores, Json
+from lorchestra.metrics.result import EarlyExitScores
 from lorchestra.metrics.scores import all_metrics
 from lorchestra.store.atomic import plain_values
+from lorchestra.types import Json
 
 ROUNDING = 1e-9
 """A mean lead must exceed the bound by this much: far more than the rounding of a mean over 10,000 members."""

@@ -11,12 +11,12 @@ import numpy as np
 from lorchestra.metrics import predictive
 from lorchestra.metrics.intervals import Ends, Judged, difference_intervals, judge, method_intervals, too_few
 from lorchestra.metrics.predictive import FloatArray, IntArray
-from lorchestra.metrics.result import Evaluation, Json, MemberOodScores, MethodScores, OodScores
+from lorchestra.metrics.result import Evaluation, MemberOodScores, MethodScores, OodScores
 from lorchestra.metrics.scores import LEVEL, all_metrics, auroc, bootstrap, nll, score_rows
 from lorchestra.metrics.temperature import regularized_temperature
 from lorchestra.metrics.validation import weak_validation
 from lorchestra.store.atomic import plain_values
-from lorchestra.types import Predictions
+from lorchestra.types import Json, Predictions
 
 
 def evaluate_predictions(predictions: Predictions, **settings: Any) -> Json:

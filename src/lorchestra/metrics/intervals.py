@@ -26,9 +26,9 @@ import numpy as np
 
 from lorchestra.metrics.calibration import calibrated_ece, ece_interval
 from lorchestra.metrics.predictive import FloatArray
-from lorchestra.metrics.result import Json
 from lorchestra.metrics.scores import RESAMPLED, RowScores, interval, resampled_metrics
 from lorchestra.metrics.table import BY_KEY, DECISIVE, METRICS
+from lorchestra.types import Json
 
 COMPARED = tuple(metric.key for metric in DECISIVE)
 """Keys of the metrics whose paired differences have intervals."""

@@ -8,16 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lorchestra.errors import LorchestraError
 from lorchestra.metrics.table import BY_KEY
+from lorchestra.types import Json
 
 if TYPE_CHECKING:
     import pandas
 
-Json = dict[str, Any]
-"""A JSON object."""
 Numbers = Mapping[str, float | None]
 Ends = Sequence[float | None] | None
 """Low and high end of an interval; None without an interval."""

@@ -11,6 +11,7 @@ from typing import Any
 from lorchestra.config.mappings import differences, from_mapping, read_mapping
 from lorchestra.config.run import RunConfig
 from lorchestra.errors import ConfigError, did_you_mean
+from lorchestra.types import Json
 
 Settings = Mapping[str, Any]
 """The settings in which the points of a figure differ, by dotted field."""
@@ -147,7 +148,7 @@ def check_overrides(config: RunConfig, profile: Profile, settings: Mapping[str, 
             raise ConfigError(f"--{name}: set by {', '.join(settings)} ({values}); remove the option")
 
 
-def _combinations(point: Settings, values: Settings) -> Iterator[dict[str, Any]]:
+def _combinations(point: Settings, values: Settings) -> Iterator[Json]:
     lists = []
     for value in point.values():
         if isinstance(value, str) and value.startswith("$"):

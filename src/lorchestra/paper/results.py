@@ -23,9 +23,9 @@ from lorchestra.store.evaluations import Entry
 from lorchestra.store.predictions import load_predictions
 from lorchestra.store.run import Run
 from lorchestra.store.schema import Number, check_shape
-from lorchestra.types import Predictions
+from lorchestra.types import Json, Predictions
 
-Row = dict[str, Any]
+Row = Json
 """One row of a figure's data, by column."""
 Rows = Sequence[Row]
 

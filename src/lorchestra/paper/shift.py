@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from lorchestra.paper.results import (
     unique,
 )
 from lorchestra.report.figure import ENSEMBLE_COLOR, SINGLE_COLOR
-from lorchestra.types import Predictions
+from lorchestra.types import Json, Predictions
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -150,7 +150,7 @@ def _ood_sentence(rows: Rows) -> str:
     return "the ensemble's AUROC (0.5 is chance): " + "; ".join(parts)
 
 
-def _series(rows: Rows, points: Rows) -> Iterator[tuple[dict[str, Any], float, Rows]]:
+def _series(rows: Rows, points: Rows) -> Iterator[tuple[Json, float, Rows]]:
     """Per regularizer and method of `rows`: line style, offset from the tick, and its share of `points`.
 
     The ensemble's markers are filled.
@@ -160,7 +160,7 @@ def _series(rows: Rows, points: Rows) -> Iterator[tuple[dict[str, Any], float, R
     for i, label in enumerate(labels):
         for k, method in enumerate((ONE, ENSEMBLE)):
             color = (SINGLE_COLOR, ENSEMBLE_COLOR)[k] if len(labels) == 1 else PALETTE[i % 7]
-            style: dict[str, Any] = {"marker": MARKERS[i % 7], "markersize": 6, "linestyle": "none"}
+            style: Json = {"marker": MARKERS[i % 7], "markersize": 6, "linestyle": "none"}
             style |= {"color": color, "markerfacecolor": color if k else "none", "label": f"{method}, {label}"}
             chosen = [row for row in points if (row["regularizer"], row["method"]) == (label, method)]
             yield style, 0.5 * ((2 * i + k) / last - 0.5), chosen

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import PurePath
 
 from lorchestra.errors import ConfigError
-from lorchestra.metrics.result import Json
 from lorchestra.store.atomic import json_line
+from lorchestra.types import Json
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _OTHERS = (".parquet", ".arrow", ".feather", ".xlsx", ".xls", ".ods", ".zst", ".bz2", ".xz", ".zip")

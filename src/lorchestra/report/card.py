@@ -13,8 +13,9 @@ import yaml
 
 from lorchestra.config.run import RegularizeConfig, RunConfig
 from lorchestra.errors import visible
-from lorchestra.metrics.result import Evaluation, Json
+from lorchestra.metrics.result import Evaluation
 from lorchestra.metrics.table import IN_TABLES
+from lorchestra.types import Json
 
 _LICENSE_NOTE = "# license: yours to choose; write it here. The base's license may restrict the choice\n"
 

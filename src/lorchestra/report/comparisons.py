@@ -8,11 +8,12 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from lorchestra.metrics.result import Json, MethodScores
+from lorchestra.metrics.result import MethodScores
 from lorchestra.metrics.table import DECISIVE, SUMMARY, Metric
 from lorchestra.report.fitted_table import FittedTable
 from lorchestra.report.html.tables import count
 from lorchestra.report.table import reference_text
+from lorchestra.types import Json
 
 _COST = ("Passes", "Tokens", "Sec.", "Peak", "Params")
 

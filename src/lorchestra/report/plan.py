@@ -8,9 +8,9 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lorchestra.metrics.result import Json
 from lorchestra.report.fitted_table import FittedTable
 from lorchestra.store.disk import readable_bytes
+from lorchestra.types import Json
 
 
 def plan_tables(record: Json) -> Iterator[RenderableType]:

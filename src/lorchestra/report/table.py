@@ -9,9 +9,10 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from lorchestra.metrics.result import CalibratedReference, Ends, Evaluation, Json, MethodScores, Numbers, finite_ends
+from lorchestra.metrics.result import CalibratedReference, Ends, Evaluation, MethodScores, Numbers, finite_ends
 from lorchestra.metrics.table import BY_KEY, DECISIVE, IN_TABLES, Metric
 from lorchestra.report.fitted_table import FittedTable
+from lorchestra.types import Json
 
 Entry = Evaluation | Json
 """An evaluation, or its entry of `metrics.json`."""

@@ -6,7 +6,8 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+import torch
 
 from lorchestra.config.run import RunConfig, check_run
 from lorchestra.inference.pipeline import Pipeline, default_token_budget
@@ -29,6 +30,7 @@ from lorchestra.store import disk
 from lorchestra.training.callbacks import Callback, CallbackList
 from lorchestra.training.precompute import TrainingRows
 from lorchestra.training.trainer import Trainer, make_trainer
+from lorchestra.types import Json
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +44,7 @@ def plan_run(
     *,
     seconds: float = 10.0,
     callbacks: Sequence[Callback] = (),
-) -> dict[str, Any]:
+) -> Json:
     """Predict memory, disk and time of the training that `config` describes.
 
     Args:
@@ -78,7 +80,8 @@ def plan_run(
     workload = plan_workload(trainer, members, budget)
     calibration = _calibrate(trainer, workload, pipeline, budget, seconds, resident, callback)
     counts = adapter_counts(pipeline.model, members)
-    return _record(config, pipeline, trainer, workload, calibration, counts, loading, resident, free, Path(out))
+    measured = _Measured(config, pipeline, trainer, workload, calibration, counts, loading, resident, free, Path(out))
+    return measured.record()
 
 
 def _calibrate(
@@ -100,111 +103,136 @@ def _calibrate(
     return calibrate(trainer, workload.largest, workload.batches, within, seconds, resident, callback)
 
 
-def _record(
-    config: RunConfig,
-    pipeline: Pipeline,
-    trainer: Trainer,
-    workload: Workload,
-    calibration: Calibration,
-    counts: AdapterCounts,
-    loading: int,
-    resident: int | None,
-    free: int | None,
-    out: Path,
-) -> dict[str, Any]:
-    model, training = pipeline.model, trainer.rows
-    base_parameters = [p for p in model.model.parameters() if not p.requires_grad]
-    base = sum(p.nbytes for p in base_parameters)
-    held = loading if resident is None else resident
-    largest = packed_tokens(workload.largest, workload.shared)
-    trunk, trunk_file = trunk_storage(model, training, config.adapt.trunk_memory_gb)
-    has_trunk = model.trunk_layers > 0
-    footprint = Footprint(
-        process=max(0, held - base - dataclasses.replace(counts, members=model.num_members).adapter_bytes),
-        base=base,
-        adapters=counts.adapter_bytes,
-        training=counts.training_bytes,
-        activations=round(calibration.activation_bytes * largest / calibration.activation_tokens),
-        trunk=trunk if has_trunk else 0,
-        loading=loading,
-    )
-    disk_needed = counts.disk_bytes + (trunk_file if has_trunk else 0)
-    disk_free = disk.free_bytes(out)
-    limit = None if free is None else held + int(SHARE * free)
-    fits = limit is None or footprint.peak <= limit
-    saved = calibration.saved_bytes
-    setting = SuggestionInputs(
-        footprint=footprint,
-        limit=limit or 0,
-        members=counts.members,
-        token_budget=trainer.token_budget,
-        longest=longest_row(training),
-        largest=largest,
-        adapted_layers=len(model.layers),
-        num_layers=model.num_layers,
-        trunk=trunk,
-        checkpointed=None
-        if config.train.gradient_checkpointing
-        else with_checkpointing(model, saved, calibration.activation_tokens) / saved,
-    )
-    times = duration(workload.work, calibration.rates)
-    return {
-        "base": pipeline.base.id,
-        "device": str(model.device),
-        "dtype": str(pipeline.base.dtype).removeprefix("torch."),
-        "rows": {"train": len(training.train), "val": len(training.val), "longest_tokens": longest_row(training)},
-        "members": counts.members,
-        "layers": {"adapted": len(model.layers), "below": model.trunk_layers, "all": model.num_layers},
-        "parameters": {
-            "base": sum(p.numel() for p in base_parameters),
-            "member": counts.parameters,
-            "members": counts.members * counts.parameters,
-        },
-        "token_budget": {"value": trainer.token_budget, "given": config.train.token_budget is not None},
-        "bytes": {
-            **{f.name: getattr(footprint, f.name) for f in dataclasses.fields(footprint)},
-            "peak": footprint.peak,
-            "limit": limit,
-            "fits": fits,
-        },
-        "disk_bytes": {
-            "run": counts.disk_bytes,
-            "trunk": trunk_file if has_trunk else 0,
-            "free": disk_free,
-            "fits": disk_free is None or disk_needed <= disk_free,
-        },
-        "work": {
-            "base_passes": round(
-                base_passes(
-                    counts.members,
-                    config.train.epochs,
-                    model.trunk_layers / model.num_layers,
-                    config.regularize.kl_beta > 0,
-                ),
-                3,
-            ),
-            "epochs": config.train.epochs,
-            "steps": workload.steps,
-            "micro_batches": workload.micro_batches,
-            "largest_micro_batch": largest,
-            "tokens_per_epoch": workload.tokens_per_epoch,
-            "tokens": workload.tokens_per_epoch * config.train.epochs,
-        },
-        "time_s": {
-            "steps": times.steps,
-            "trunk": times.trunk,
-            "base": times.base,
-            "training": times.training,
-            "evaluation": times.evaluation,
-            "total": times.total,
-        },
-        "calibration": {
-            "seconds": calibration.seconds,
-            "micro_batches": calibration.micro_batches,
-            "saved_bytes": saved,
-            "activation_bytes": calibration.activation_bytes,
-            "activation_tokens": calibration.activation_tokens,
-            **dataclasses.asdict(calibration.rates),
-        },
-        "remedies": [] if fits else [dataclasses.asdict(remedy) for remedy in suggest(setting)],
-    }
+@dataclasses.dataclass(frozen=True)
+class _Measured:
+    """What a plan is made from."""
+
+    config: RunConfig
+    pipeline: Pipeline
+    trainer: Trainer
+    workload: Workload
+    calibration: Calibration
+    counts: AdapterCounts
+    loading: int
+    """Peak bytes of the process while the base was loaded."""
+    resident: int | None
+    """Bytes of the process before the calibration; None if unknown."""
+    free: int | None
+    """Free bytes of the device; None if unknown."""
+    out: Path
+
+    def record(self) -> Json:
+        """The record that `lorchestra plan --json` prints."""
+        model, rows, counts, base = self.pipeline.model, self.trainer.rows, self.counts, self.pipeline.base
+        longest = longest_row(rows)
+        footprint, limit = self._footprint(), self._limit()
+        fits = limit is None or footprint.peak <= limit
+        return {
+            "base": base.id,
+            "device": str(model.device),
+            "dtype": str(base.dtype).removeprefix("torch."),
+            "rows": {"train": len(rows.train), "val": len(rows.val), "longest_tokens": longest},
+            "members": counts.members,
+            "layers": {"adapted": len(model.layers), "below": model.trunk_layers, "all": model.num_layers},
+            "parameters": {
+                "base": sum(p.numel() for p in self._base_parameters()),
+                "member": counts.parameters,
+                "members": counts.members * counts.parameters,
+            },
+            "token_budget": {"value": self.trainer.token_budget, "given": self.config.train.token_budget is not None},
+            "bytes": {**dataclasses.asdict(footprint), "peak": footprint.peak, "limit": limit, "fits": fits},
+            "disk_bytes": self._disk(),
+            "work": self._work(),
+            "time_s": self._time(),
+            "calibration": self._calibration(),
+            "remedies": []
+            if fits
+            else [dataclasses.asdict(one) for one in suggest(self._suggestions(footprint, limit))],
+        }
+
+    @property
+    def _has_trunk(self) -> bool:
+        return self.pipeline.model.trunk_layers > 0
+
+    @property
+    def _largest(self) -> int:
+        """Tokens of the largest micro-batch."""
+        return packed_tokens(self.workload.largest, self.workload.shared)
+
+    @property
+    def _held(self) -> int:
+        """Bytes of the process with the base loaded."""
+        return self.loading if self.resident is None else self.resident
+
+    def _base_parameters(self) -> list[torch.nn.Parameter]:
+        return [p for p in self.pipeline.model.model.parameters() if not p.requires_grad]
+
+    def _trunk(self) -> tuple[int, int]:
+        """Bytes of the trunk in memory and in files, if there were layers without adapters below."""
+        return trunk_storage(self.pipeline.model, self.trainer.rows, self.config.adapt.trunk_memory_gb)
+
+    def _footprint(self) -> Footprint:
+        counts, calibration = self.counts, self.calibration
+        base = sum(p.nbytes for p in self._base_parameters())
+        in_place = dataclasses.replace(counts, members=self.pipeline.model.num_members).adapter_bytes
+        return Footprint(
+            process=max(0, self._held - base - in_place),
+            base=base,
+            adapters=counts.adapter_bytes,
+            training=counts.training_bytes,
+            activations=round(calibration.activation_bytes * self._largest / calibration.activation_tokens),
+            trunk=self._trunk()[0] if self._has_trunk else 0,
+            loading=self.loading,
+        )
+
+    def _limit(self) -> int | None:
+        return None if self.free is None else self._held + int(SHARE * self.free)
+
+    def _disk(self) -> Json:
+        trunk = self._trunk()[1] if self._has_trunk else 0
+        free = disk.free_bytes(self.out)
+        fits = free is None or self.counts.disk_bytes + trunk <= free
+        return {"run": self.counts.disk_bytes, "trunk": trunk, "free": free, "fits": fits}
+
+    def _work(self) -> Json:
+        model, train = self.pipeline.model, self.config.train
+        share = model.trunk_layers / model.num_layers
+        passes = base_passes(self.counts.members, train.epochs, share, self.config.regularize.kl_beta > 0)
+        return {
+            "base_passes": round(passes, 3),
+            "epochs": train.epochs,
+            "steps": self.workload.steps,
+            "micro_batches": self.workload.micro_batches,
+            "largest_micro_batch": self._largest,
+            "tokens_per_epoch": self.workload.tokens_per_epoch,
+            "tokens": self.workload.tokens_per_epoch * train.epochs,
+        }
+
+    def _time(self) -> Json:
+        times = duration(self.workload.work, self.calibration.rates)
+        names = ("steps", "trunk", "base", "training", "evaluation", "total")
+        return {name: getattr(times, name) for name in names}
+
+    def _calibration(self) -> Json:
+        names = ("seconds", "micro_batches", "saved_bytes", "activation_bytes", "activation_tokens")
+        values = {name: getattr(self.calibration, name) for name in names}
+        return values | dataclasses.asdict(self.calibration.rates)
+
+    def _suggestions(self, footprint: Footprint, limit: int | None) -> SuggestionInputs:
+        model, calibration = self.pipeline.model, self.calibration
+        saved, tokens = calibration.saved_bytes, calibration.activation_tokens
+        checkpointed = (
+            None if self.config.train.gradient_checkpointing else with_checkpointing(model, saved, tokens) / saved
+        )
+        return SuggestionInputs(
+            footprint=footprint,
+            limit=limit or 0,
+            members=self.counts.members,
+            token_budget=self.trainer.token_budget,
+            longest=longest_row(self.trainer.rows),
+            largest=self._largest,
+            adapted_layers=len(model.layers),
+            num_layers=model.num_layers,
+            trunk=self._trunk()[0],
+            checkpointed=checkpointed,
+        )

@@ -11,7 +11,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -23,6 +23,7 @@ from lorchestra.nn.optimizer import MemberAdamW
 from lorchestra.store.atomic import atomic_path, atomic_write_json, plain_values, sha256_file
 from lorchestra.store.safe_paths import inside, name_fault, read_plain
 from lorchestra.store.schema import COUNT, NUMBER_OR_NULL, Number, Shape, check_shape
+from lorchestra.types import Json
 
 Status = Literal["running", "finished", "stopped", "failed"]
 
@@ -104,7 +105,7 @@ class TrainState:
     train_s: float = 0.0
     num_updates: list[int] = field(default_factory=list)
     """Optimizer updates of each member, which Adam's bias correction depends on."""
-    history: list[dict[str, Any]] = field(default_factory=list)
+    history: list[Json] = field(default_factory=list)
     """One entry per evaluation: step, epoch, validation NLL and accuracy by member."""
 
     def with_status(self, status: Status) -> list[int]:
@@ -141,7 +142,7 @@ class TrainState:
                 member |= {name: value for name, value in _ADDED_FIELDS.items() if name not in member}
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> TrainState:
+    def from_json(cls, values: Json) -> TrainState:
         """Convert from the values of `to_json`, which have the schema `STATE`."""
         members = [MemberState(**{f.name: saved[f.name] for f in fields(MemberState)}) for saved in values["members"]]
         return cls(**{**{f.name: values[f.name] for f in fields(cls)}, "members": members})
@@ -201,7 +202,7 @@ def load_checkpoint(directory: Path) -> tuple[TrainState, dict[str, Tensor], int
     if not path.exists():
         return None
     try:
-        body: dict[str, Any] = json.loads(read_plain(path).decode("utf-8"))
+        body: Json = json.loads(read_plain(path).decode("utf-8"))
         checksum = body.pop("checksum")
     except (OSError, ValueError, RecursionError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{path}: damaged ({error}); {_HINT}") from error

@@ -11,13 +11,13 @@ from lorchestra.config.mappings import differences
 from lorchestra.config.run import RunConfig
 from lorchestra.metrics.intervals import difference_intervals, judge
 from lorchestra.metrics.predictive import mixture_log_probs
-from lorchestra.metrics.result import Json
 from lorchestra.metrics.scores import bootstrap, score_rows
 from lorchestra.metrics.table import WITH_DIRECTION
 from lorchestra.report.html import tables
 from lorchestra.report.html.course import arrow_figure
 from lorchestra.report.html.source import ReportRun
 from lorchestra.report.table import listed
+from lorchestra.types import Json
 
 RESAMPLES = 1000
 _NLL = [metric.key for metric in WITH_DIRECTION].index("nll")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from html import escape
 
-from lorchestra.metrics.result import Json
 from lorchestra.report.html.tables import Difference, Reference
+from lorchestra.types import Json
 
 _WIDTH, _HEIGHT, _HALF = 112, 14, 48
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from lorchestra.metrics import predictive
 from lorchestra.metrics.predictive import FloatArray, IntArray
-from lorchestra.metrics.result import Json
+from lorchestra.types import Json
 
 
 def moving_mean(values_S: Sequence[float | None], window: int) -> FloatArray:

@@ -10,7 +10,7 @@ from lorchestra.config.mappings import differences, from_mapping, to_mapping
 from lorchestra.config.run import RunConfig
 from lorchestra.errors import CheckpointError, DataError
 from lorchestra.metrics.evaluation import ensemble_minus
-from lorchestra.metrics.result import Evaluation, Json, finite_ends
+from lorchestra.metrics.result import Evaluation, finite_ends
 from lorchestra.metrics.table import ON_PAGE, SUMMARY, WITH_DIRECTION, Metric
 from lorchestra.report.html import tables
 from lorchestra.report.html.figures import padded_range
@@ -22,7 +22,7 @@ from lorchestra.store.evaluations import check_entry
 from lorchestra.store.predictions import load_predictions, tensors_path
 from lorchestra.store.safe_paths import inside
 from lorchestra.store.schema import Each, Number, check_shape, read_json
-from lorchestra.types import Predictions
+from lorchestra.types import Json, Predictions
 
 ENSEMBLE = "lora_ensemble"
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from lorchestra.config.mappings import to_mapping
 from lorchestra.errors import ConfigError, LorchestraError, visible
 from lorchestra.metrics import predictive
-from lorchestra.metrics.result import Evaluation, Json
+from lorchestra.metrics.result import Evaluation
 from lorchestra.metrics.table import IN_TABLES, ON_PAGE, SUMMARY, WITH_DIRECTION
 from lorchestra.report.html import compare, course, figures, tables
 from lorchestra.report.html.examples import pick
@@ -33,7 +33,7 @@ from lorchestra.report.html.source import ReportRun, expand_sweeps, read_runs
 from lorchestra.report.html.svg import NO_VALUE, Figure, typeset
 from lorchestra.report.table import BASELINES, Method, verdict
 from lorchestra.store.atomic import atomic_write_text
-from lorchestra.types import Predictions
+from lorchestra.types import Json, Predictions
 
 if TYPE_CHECKING:
     from jinja2 import Environment

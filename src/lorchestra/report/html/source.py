@@ -13,13 +13,13 @@ from lorchestra.config.run import RunConfig
 from lorchestra.errors import CheckpointError, DataError, did_you_mean
 from lorchestra.metrics.evaluation import evaluate
 from lorchestra.metrics.predictive import mixture_log_probs
-from lorchestra.metrics.result import Evaluation, Json
+from lorchestra.metrics.result import Evaluation
 from lorchestra.metrics.scores import accuracy
 from lorchestra.store.predictions import load_predictions
 from lorchestra.store.run import Run
 from lorchestra.store.safe_paths import inside
 from lorchestra.store.schema import FILE_NAME, read_json
-from lorchestra.types import Predictions
+from lorchestra.types import Json, Predictions
 
 
 @dataclass(frozen=True)
