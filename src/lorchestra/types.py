@@ -6,8 +6,10 @@ Axes: `M` member, `E` example, `N` packed token, `B` row, `T` position, `V` voca
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +23,19 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 """A JSON object; what comes from a file has its shape checked where it is read (`store.schema`)."""
+
+
+def plain_values(value: Any) -> Any:
+    """`value` as dicts, lists, strings, finite numbers and None: what JSON holds of it."""
+    if isinstance(value, np.generic | np.ndarray):
+        return plain_values(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): plain_values(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_values(entry) for entry in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,7 @@ from lorchestra.metrics import predictive
 from lorchestra.metrics import scores as metrics
 from lorchestra.metrics.evaluation import ensemble_minus, evaluate_predictions, ood_scores
 from lorchestra.metrics.temperature import regularized_temperature
-from lorchestra.store.atomic import plain_values
-from lorchestra.types import Predictions
+from lorchestra.types import Predictions, plain_values
 
 
 def make_predictions(

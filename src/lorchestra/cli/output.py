@@ -15,7 +15,8 @@ from rich.segment import Segment
 
 from lorchestra.cli.streams import UnfailingStderr
 from lorchestra.errors import visible
-from lorchestra.store.atomic import json_line, plain_values
+from lorchestra.store.atomic import json_line
+from lorchestra.types import plain_values
 
 _LIBRARY = logging.getLogger("lorchestra")
 _TABLE_WIDTH = 100

@@ -15,8 +15,7 @@ from lorchestra.errors import ConfigError
 from lorchestra.metrics.predictive import TIE, FloatArray, IntArray, mixture_log_probs
 from lorchestra.metrics.result import EarlyExitScores
 from lorchestra.metrics.scores import all_metrics
-from lorchestra.store.atomic import plain_values
-from lorchestra.types import Json
+from lorchestra.types import Json, plain_values
 
 ROUNDING = 1e-9
 """A mean lead must exceed the bound by this much: far more than the rounding of a mean over 10,000 members."""

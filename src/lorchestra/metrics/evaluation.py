@@ -15,8 +15,7 @@ from lorchestra.metrics.result import Evaluation, MemberOodScores, MethodScores,
 from lorchestra.metrics.scores import LEVEL, all_metrics, auroc, bootstrap, nll, score_rows
 from lorchestra.metrics.temperature import regularized_temperature
 from lorchestra.metrics.validation import weak_validation
-from lorchestra.store.atomic import plain_values
-from lorchestra.types import Json, Predictions
+from lorchestra.types import Json, Predictions, plain_values
 
 
 def evaluate_predictions(predictions: Predictions, **settings: Any) -> Json:

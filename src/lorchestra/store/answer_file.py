@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from lorchestra.errors import CheckpointError
-from lorchestra.store.atomic import atomic_write_json, plain_values
+from lorchestra.store.atomic import atomic_write_json
 from lorchestra.store.disk import explained, free_bytes, readable_bytes
 from lorchestra.store.lock import directory_lock
 from lorchestra.store.safe_paths import typed_path
 from lorchestra.store.schema import Shape, read_json
+from lorchestra.types import plain_values
 
 FORMAT_VERSION = 1
 _RECORD: Shape = {"format_version": int, "of": {}, "num_rows": int, "num_bytes": int, "state": {}}

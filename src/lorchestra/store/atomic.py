@@ -10,22 +10,20 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import math
 import os
 import re
 import secrets
 import shutil
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lorchestra.errors import CheckpointError, visible_json
 from lorchestra.store.disk import explained, require_space
+from lorchestra.types import plain_values
 
 _LEFTOVER = re.compile(r"\.(.+)\.[0-9a-f]{16}\.tmp")
 
@@ -223,19 +221,6 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
         raise CheckpointError(
             f"{path}: cannot be read ({error.strerror}). Check the path and its permissions."
         ) from error
-
-
-def plain_values(value: Any) -> Any:
-    """`value` as dicts, lists, strings, finite numbers and None: what JSON holds of it."""
-    if isinstance(value, np.generic | np.ndarray):
-        return plain_values(value.tolist())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): plain_values(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain_values(entry) for entry in value]
-    return str(value) if isinstance(value, Path) else value
 
 
 def json_line(value: Any) -> str:

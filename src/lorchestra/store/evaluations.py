@@ -8,27 +8,25 @@ from types import UnionType
 from typing import Any, TypeAlias
 
 from lorchestra.errors import CheckpointError
+from lorchestra.metrics.table import BY_KEY, METRICS
 from lorchestra.store.schema import COUNT, FILE_NAME, NUMBER_OR_NULL, Each, Number, Pair, Shape, check_shape
 
 Entry = dict[str, Any]
 _Type: TypeAlias = type | UnionType
 
-_SCORES = ("accuracy", "nll", "ece", "signed_gap", "brier", "aurc", "mean_confidence")
-_MAY_BE_NULL = {"nll"}
+_VALUES = (*BY_KEY, "validation_nll")
+"""The numbers that an entry may have of one predictor."""
+_SCORES = tuple(metric.key for metric in METRICS if metric.detail != "optional")
+_MAY_BE_NULL = {metric.key for metric in METRICS if metric.infinite}
 """Infinite if an answer had probability zero, which JSON cannot hold."""
 
-_METRICS = (
-    *_SCORES,
-    *("macro_f1", "ece_width_10", "ece_width_15", "ece_width_20", "ece_mass_10", "ece_mass_15", "ece_mass_20"),
-    *("num_zero_probability", "validation_nll"),
-)
 _BY_METRIC: Shape = (Each(NUMBER_OR_NULL), None)
 _ENDS = Pair(NUMBER_OR_NULL)
 _REFERENCE: Shape = {"mean": Number(), "interval": (_ENDS, None)}
 """The value that the metric would have with calibrated confidences."""
 _INTERVALS: Shape = (Each((_ENDS, _REFERENCE, None)), None)
 _METHOD: dict[str, Shape] = {
-    **{f"{name}?": NUMBER_OR_NULL for name in _METRICS},
+    **{f"{name}?": NUMBER_OR_NULL for name in _VALUES},
     "index?": (COUNT, None),
     "T?": (Number(0), None),
     "num_rows?": COUNT,

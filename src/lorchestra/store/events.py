@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from lorchestra.errors import CheckpointError
-from lorchestra.store.atomic import atomic_write_text, plain_values
+from lorchestra.store.atomic import atomic_write_text
 from lorchestra.store.disk import explained
 from lorchestra.store.safe_paths import read_plain
 from lorchestra.store.schema import COUNT, NUMBER_OR_NULL, Shape, check_shape
+from lorchestra.types import plain_values
 
 Event = dict[str, Any]
 

@@ -20,10 +20,10 @@ from torch import Tensor
 from lorchestra.errors import CheckpointError, TrainingError
 from lorchestra.nn.adapters import StackedAdapters
 from lorchestra.nn.optimizer import MemberAdamW
-from lorchestra.store.atomic import atomic_path, atomic_write_json, plain_values, sha256_file
+from lorchestra.store.atomic import atomic_path, atomic_write_json, sha256_file
 from lorchestra.store.safe_paths import inside, name_fault, read_plain
 from lorchestra.store.schema import COUNT, NUMBER_OR_NULL, Number, Shape, check_shape
-from lorchestra.types import Json
+from lorchestra.types import Json, plain_values
 
 Status = Literal["running", "finished", "stopped", "failed"]
 
