@@ -34,7 +34,7 @@ from lorchestra.runs.evaluate import evaluate_run
 from lorchestra.runs.train import train_run
 from lorchestra.store.atomic import atomic_write_text
 from lorchestra.store.predictions import load_predictions
-from lorchestra.store.run_dir import RunDir
+from lorchestra.store.run import Run
 from lorchestra.training.callbacks import Callback, StepReport
 from lorchestra.training.checkpoint import TrainState
 from lorchestra.training.trainer import Trainer
@@ -88,7 +88,7 @@ def _line(row: Example) -> str:
     return json.dumps(values, ensure_ascii=False) + "\n"
 
 
-def train_and_predict(task: str, layers: str, data: DataConfig, args: argparse.Namespace) -> RunDir:
+def train_and_predict(task: str, layers: str, data: DataConfig, args: argparse.Namespace) -> Run:
     """A finished, evaluated run of the recipe on these layers; skips what is finished."""
     config = RunConfig(
         base=BaseConfig(name=args.base),
@@ -107,12 +107,12 @@ def train_and_predict(task: str, layers: str, data: DataConfig, args: argparse.N
     return run
 
 
-def saved_predictions(run: RunDir, task: str, which: str = "") -> Predictions:
+def saved_predictions(run: Run, task: str, which: str = "") -> Predictions:
     """Saved predictions of the test rows: the members', or a baseline's (`which`)."""
     return load_predictions(run.predictions / f"{task}.test{which}.safetensors")
 
 
-def compare(task: str, runs: dict[str, RunDir]) -> list[str]:
+def compare(task: str, runs: dict[str, Run]) -> list[str]:
     """The table's lines for one task: base, all layers, last third, and their paired difference."""
     predictions = {layers: saved_predictions(run, task) for layers, run in runs.items()}
     base = saved_predictions(runs["all"], task, ".base_zero_shot")

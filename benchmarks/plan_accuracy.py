@@ -29,7 +29,6 @@ from lorchestra.config.run import RunConfig, TrainConfig
 from lorchestra.data.tasks.load import load_task
 from lorchestra.demo.data import DEMO_PROMPT, DemoSizes, write_demo_data
 from lorchestra.runs.train import train_run
-from lorchestra.store.run_dir import read_ensemble
 from lorchestra.training.callbacks import Callback
 from lorchestra.training.trainer import Trainer
 
@@ -58,9 +57,9 @@ def train(recipe: Path, out: Path) -> dict[str, Any]:
     """Run a recipe in this process; returns its times and its peak."""
     watch = Stopwatch()
     outcome = train_run(read_recipe(recipe, RunConfig), out, callbacks=[watch])
-    _, record = read_ensemble(outcome.run.root)
+    cost = outcome.run.read_ensemble().cost or {}
     return {
-        "peak": record["cost"]["peak_bytes"],
+        "peak": cost["peak_bytes"],
         "training": watch.steps + watch.trunk,
         "evaluation": watch.evaluation,
         "total": watch.last - watch.begun,

@@ -1,4 +1,4 @@
-"""Messages are fit for a terminal whatever the file that they quote holds."""
+"""Messages are safe to print in a terminal, whatever they quote from a file."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_long_messages_keep_both_ends():
         ("\ud800", "\\ud800"),
     ],
 )
-def test_what_a_terminal_would_obey_or_hide_is_shown(text, shown):
+def test_what_a_terminal_would_execute_or_hide_is_escaped(text, shown):
     assert visible(text) == shown
     assert visible(shown) == shown
 

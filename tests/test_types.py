@@ -1,4 +1,4 @@
-"""Predictions as a table: every number in its place, and what is said where pandas is missing."""
+"""Predictions as a table, and the message if pandas is not installed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lorchestra.types import Predictions
 
 @pytest.fixture
 def predictions():
-    """Two members, three examples of two, three and two choices; the last one's answer is unknown."""
+    """Two members, three examples with two, three and two choices; the last answer is unknown."""
     probs = np.array(
         [
             [[0.9, 0.1, 0.0], [0.2, 0.5, 0.3], [0.5, 0.5, 0.0]],
@@ -46,13 +46,13 @@ def test_a_tidy_table(predictions):
     assert list(summary["prediction_text"]) == ["no", "z", "v"]
 
 
-def test_a_missing_pandas_is_said(predictions, monkeypatch):
+def test_a_missing_pandas_is_an_error(predictions, monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(LorchestraError, match=r"pip install 'lorchestra\[pandas\]'"):
         predictions.to_pandas()
 
 
-def test_a_missing_scikit_learn_is_said(monkeypatch):
+def test_a_missing_scikit_learn_is_an_error(monkeypatch):
     for name in [name for name in sys.modules if name.split(".")[0] == "sklearn"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "sklearn", None)
@@ -62,5 +62,5 @@ def test_a_missing_scikit_learn_is_said(monkeypatch):
 
 
 @pytest.mark.parametrize("name", lorchestra.__all__)
-def test_every_exported_name_is_there(name):
+def test_every_exported_name_exists(name):
     assert getattr(lorchestra, name) is not None

@@ -37,7 +37,7 @@ class Example:
 class Task:
     """Named splits of examples.
 
-    `labels` is the label set in order if the rows are texts with labels, and None if each row has its own choices.
+    `labels` is the label set in order if the rows are texts with labels, and None for questions with choices.
     """
 
     name: str

@@ -134,7 +134,7 @@ def test_early_exit(lorchestra, finished, texts_csv, rule):
     assert f"early exit ({rule}): {mean:.2f} of 3 members per row" in err
     code, out, err = lorchestra("evaluate", finished, "--early-exit", rule)
     assert code == 0, err
-    assert f"With early exit ({rule}) a row asks" in " ".join(out.split())
+    assert f"With early exit ({rule}) a row uses" in " ".join(out.split())
 
 
 def test_columns_of_other_names(lorchestra, recipe, texts_csv, tmp_path):
@@ -187,7 +187,7 @@ ROWS = {
     "one choice": ('{"question": "q", "choices": ["a"], "answer": 0}\n', "rows.jsonl:1: .*at least two"),
     "answer out of range": ('{"question": "q", "choices": ["a", "b"], "answer": 2}\n', "rows.jsonl:1: .*0 to 1"),
     "no answer": ('{"question": "q", "choices": ["a", "b"]}\n', "rows.jsonl:1: no column 'answer'"),
-    "same id": ('{"id": "x", "question": "q", "choices": ["a", "b"], "answer": 0}\n' * 2, "already that of line 1"),
+    "same id": ('{"id": "x", "question": "q", "choices": ["a", "b"], "answer": 0}\n' * 2, "already used by line 1"),
     "empty": ("", "rows.jsonl: the file has no rows"),
     "too few": ('{"question": "q", "choices": ["a", "b"], "answer": 0}\n', "too few to hold out"),
     "free text": ('{"prompt": "p", "completion": "c"}\n', "are not supported"),
@@ -400,12 +400,11 @@ def test_options_typed_with_the_value_of_the_default_count_on_resume(lorchestra,
 
 def test_an_evaluation_that_cannot_be_saved_is_shown_and_is_an_error(lorchestra, finished, monkeypatch):
     from lorchestra.errors import CheckpointError
-    from lorchestra.runs import evaluate
 
     def full(*arguments):
         raise CheckpointError("metrics.json: the disk is full.")
 
-    monkeypatch.setattr(evaluate, "atomic_write_json", full)
+    monkeypatch.setattr("lorchestra.store.run.atomic_write_json", full)
     code, out, err = lorchestra("evaluate", finished)
     assert code == 2
     assert "one LoRA (mean of 3)" in out

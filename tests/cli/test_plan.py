@@ -21,7 +21,7 @@ def recipe(run_config, texts_csv, tmp_path):
 def test_a_table_for_people_and_json_for_machines(lorchestra, recipe):
     code, out, err = lorchestra("plan", recipe, "--seconds", 0.1, "--adapt.layers", "last:1")
     assert code == 0, err
-    for text in ("predicted peak", "of it layers below", "evaluation on validation rows", "It fits into memory."):
+    for text in ("predicted peak", "of which layers below", "evaluation on validation rows", "It fits into memory."):
         assert text in out
     code, out, _ = lorchestra("plan", recipe, "--seconds", 0.1, "--train.epochs", 7, "--json")
     record = json.loads(out)
@@ -40,7 +40,9 @@ def test_a_full_disk_is_reported(lorchestra, recipe, monkeypatch):
     monkeypatch.setattr(disk, "free_bytes", lambda path: 1000)
     code, out, _ = lorchestra("plan", recipe, "--seconds", 0.1)
     assert code == 1
-    assert "too little: choose another --out" in " ".join(out.split())
+    text = " ".join(out.split())
+    assert "The disk lacks " in text
+    assert ": choose another --out" in text
 
 
 @pytest.mark.parametrize(

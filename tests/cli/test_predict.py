@@ -133,7 +133,7 @@ def test_rows_in_memory(texts_run, questions_run):
     assert (row["id"], row["label"], row["label_index"]) == ("x", "yes", 1)
     assert row["input"] == {"text": "a film", "label": "yes", "user": 3}
     assert list(run.predict([])) == []
-    with pytest.raises(ValueError, match=r"rows\[1\] is 3; give a text or a dict"):
+    with pytest.raises(ValueError, match=r"rows\[1\] is 3; pass a text or a dict"):
         list(run.predict(["a film", 3]))
     with pytest.raises(ValueError, match="questions with choices; pass dicts with both"):
         list(load_run(questions_run).predict(["a film"]))
@@ -280,7 +280,7 @@ def test_columns_missing_in_the_first_rows_are_reported(lorchestra, texts_run, w
 def test_other_formats_are_refused_before_anything_is_read(lorchestra, texts_run, tmp_path):
     for name in ("answers.parquet", "answers.xlsx"):
         code, _, err = lorchestra("predict", texts_run, "--data", "none.csv", "--out", tmp_path / name)
-        assert (code, "is not written; give a .jsonl, .csv or .tsv file" in err) == (2, True)
+        assert (code, "cannot be written; give a .jsonl, .csv or .tsv file" in err) == (2, True)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Configurations as YAML: there and back, and every refusal names the file, the field and the value."""
+"""Configurations from and to YAML; errors name the file, the field and the value."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from lorchestra.errors import ConfigError
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 
 
-def test_there_and_back(tmp_path):
+def test_round_trip(tmp_path):
     config = RunConfig(
         adapt=AdaptConfig(target_modules=("q_proj",), layers="[0, 2]"),
         data=DataConfig(
@@ -42,7 +42,7 @@ def test_there_and_back(tmp_path):
     assert from_mapping(RunConfig, to_mapping(config), "here") == config
 
 
-def test_what_a_recipe_leaves_out_keeps_its_default(tmp_path):
+def test_settings_missing_from_a_recipe_keep_their_defaults(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text("train:\n  lr: 1e-4\n  epochs: 7\nadapt:\n  layers: [0, 5]\n")
     config = read_recipe(path, RunConfig)
@@ -61,7 +61,7 @@ def test_what_a_recipe_leaves_out_keeps_its_default(tmp_path):
         ("init_lora_weights: orthogonal", {"init_lora_weights": "orthogonal"}),
     ],
 )
-def test_text_beside_a_list_and_true_beside_names(text, expected):
+def test_settings_of_two_types(text, expected):
     config = from_mapping(AdaptConfig, yaml.safe_load(text), "here")
     assert config == AdaptConfig(**expected)
     assert from_mapping(AdaptConfig, yaml.safe_load(to_yaml(config)), "there") == config
@@ -105,7 +105,7 @@ def test_a_setting_under_both_names_is_refused(alias, written, name, value):
         from_mapping(RunConfig, mapping, "here")
 
 
-def test_refused_settings_are_found_through_the_parts():
+def test_refused_settings_of_groups():
     assert list(refused_settings(RunConfig)) == ["adapt.modules_to_save"]
 
 
@@ -163,7 +163,7 @@ def test_refusals(tmp_path, text, message):
         read_recipe(path, RunConfig)
 
 
-def test_a_recipe_that_is_no_text_or_not_there(tmp_path):
+def test_a_recipe_that_is_not_text_or_missing(tmp_path):
     with pytest.raises(ConfigError, match="cannot be read as a recipe"):
         read_recipe(tmp_path / "none.yaml", RunConfig)
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
@@ -179,7 +179,7 @@ def test_differences_are_dotted():
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_the_recipes_here_can_be_read(recipe):
+def test_the_projects_recipes_can_be_read(recipe):
     assert read_recipe(recipe, RunConfig) != RunConfig()
 
 
@@ -202,8 +202,8 @@ def test_no_class_has_more_than_fourteen_fields_and_each_is_explained():
     assert total <= 80
 
 
-def test_a_billion_laughs_are_no_joke(tmp_path):
-    """References to references: a kilobyte on disk, more than any memory written out; refused at the first."""
+def test_references_are_refused_before_they_expand(tmp_path):
+    """A billion laughs: references to references, a kilobyte on disk and more than any memory when expanded."""
     path = tmp_path / "recipe.yaml"
     lines = ["- &a0 [lol, lol]", *(f"- &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 30))]
     path.write_text("adapt:\n  target_modules:\n" + "".join(f"    {line}\n" for line in lines))
@@ -212,14 +212,14 @@ def test_a_billion_laughs_are_no_joke(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["a\x85b", "\x85", "line\u2028line", "\x1b[31m", "\x00", "e: f", " 1e3", "é\n\nx\n"])
-def test_every_text_survives_being_saved(tmp_path, text):
+def test_every_text_is_preserved(tmp_path, text):
     config = RunConfig(data=DataConfig(prompt=PromptConfig(template=text)))
     path = tmp_path / "recipe.yaml"
     path.write_text(to_yaml(config), encoding="utf-8")
     assert read_recipe(path, RunConfig) == config
 
 
-def test_a_saved_configuration_without_a_setting_keeps_what_it_was_made_with(tmp_path):
+def test_settings_missing_from_a_saved_configuration_keep_their_old_values(tmp_path):
     path = tmp_path / "config.yaml"
     saved = to_mapping(RunConfig())
     del saved["data"]["read"]
@@ -230,7 +230,7 @@ def test_a_saved_configuration_without_a_setting_keeps_what_it_was_made_with(tmp
     assert dataclasses.replace(before, data=dataclasses.replace(before.data, read=ReadConfig())) == RunConfig()
 
 
-def test_a_saved_configuration_that_was_cut_off_is_not_one_with_defaults(tmp_path):
+def test_a_truncated_saved_configuration_is_refused(tmp_path):
     path = tmp_path / "config.yaml"
     whole = to_yaml(RunConfig(train=TrainConfig(epochs=9)))
     path.write_text(whole)
@@ -306,7 +306,7 @@ SPELLINGS = {
 
 
 @pytest.mark.parametrize(("text", "read", "expected"), SPELLINGS.values(), ids=SPELLINGS.keys())
-def test_plain_values_are_read_as_yaml_1_2_has_them(tmp_path, text, read, expected):
+def test_plain_values_are_read_by_yaml_1_2(tmp_path, text, read, expected):
     path = tmp_path / "recipe.yaml"
     path.write_text(text)
     config = read_recipe(path, RunConfig)
@@ -328,7 +328,7 @@ def test_plain_values_are_read_as_yaml_1_2_has_them(tmp_path, text, read, expect
         ("train: {<<: {epochs: 1}}", "train.<< is not a setting"),
     ],
 )
-def test_what_yaml_1_1_would_read_otherwise_is_refused_with_the_way_to_write_it(tmp_path, text, message):
+def test_values_that_yaml_1_1_reads_differently_are_refused_with_a_hint(tmp_path, text, message):
     path = tmp_path / "recipe.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=re.escape(message)):
@@ -336,7 +336,7 @@ def test_what_yaml_1_1_would_read_otherwise_is_refused_with_the_way_to_write_it(
 
 
 @pytest.mark.parametrize("name", ["1e4", "010", "yes", "0o7", "1_0", "null", "1:30", "true", "2024-01-01", "="])
-def test_text_that_looks_like_something_else_comes_back(tmp_path, name):
+def test_text_that_looks_like_another_type_is_preserved(tmp_path, name):
     path = tmp_path / "recipe.yaml"
     config = RunConfig(data=DataConfig(fields=FieldsConfig(label=name)))
     path.write_text(to_yaml(config))

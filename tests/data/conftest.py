@@ -40,7 +40,7 @@ def _byte_level(processor: str | None = None) -> PreTrainedTokenizerFast:
 
 
 def _spelling(merges: list[tuple[str, str]]) -> PreTrainedTokenizerFast:
-    """One token a character of the corpus, any other character none, and the merges given, also across words."""
+    """One token per character of the corpus, none for other characters, and the given merges, also across words."""
     pieces = [*sorted(set("".join(CORPUS))), *(left + right for left, right in merges)]
     vocab = {piece: index for index, piece in enumerate(pieces)}
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE(vocab=vocab, merges=merges)))

@@ -1,4 +1,4 @@
-"""Answers as people write them: read where one reading fits the whole file, else the option is in the error."""
+"""Answers in any notation: read if one kind fits the whole file, else the error suggests options."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def with_answers(path: Path, answers: list[Any], choices: tuple[str, ...] = ("re
 
 
 @pytest.mark.parametrize(
-    ("answers", "indices", "said"),
+    ("answers", "indices", "expected"),
     [
         ([0, 2, 1], [0, 2, 1], None),
         (["0", "2"], [0, 2], None),
@@ -40,21 +40,21 @@ def with_answers(path: Path, answers: list[Any], choices: tuple[str, ...] = ("re
         ([" Green"], None, "an integer"),
     ],
 )
-def test_one_reading_of_a_whole_file(
-    tmp_path: Path, answers: list[Any], indices: list[int] | None, said: str | None
+def test_one_kind_fits_the_whole_file(
+    tmp_path: Path, answers: list[Any], indices: list[int] | None, expected: str | None
 ) -> None:
     path = with_answers(tmp_path, answers)
     if indices is None:
-        with pytest.raises(DataError, match=said):
+        with pytest.raises(DataError, match=expected):
             read(path)
         return
     file = read(path)
     assert [example.answer for example in file.examples] == indices
-    assert (said is None) == (file.notes == ())
-    assert said is None or said in file.notes[0]
+    assert (expected is None) == (file.notes == ())
+    assert expected is None or expected in file.notes[0]
 
 
-def test_answers_with_two_readings_are_refused_with_the_options(tmp_path: Path) -> None:
+def test_ambiguous_answers_are_refused_with_the_options(tmp_path: Path) -> None:
     path = with_answers(tmp_path, ["1", "2"])
     with pytest.raises(DataError) as caught:
         read(path)
@@ -90,7 +90,7 @@ def test_the_row_that_does_not_fit_the_others_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", [None, "", -1, "-1", "?", float("nan")])
-def test_no_answer_where_none_is_needed(tmp_path: Path, missing: Any) -> None:
+def test_optional_answers_may_be_missing(tmp_path: Path, missing: Any) -> None:
     path = with_answers(tmp_path, ["A", missing])
     assert [example.answer for example in read(path, require_answer=False).examples] == [0, None]
     assert [e.answer for e in read(path, DataConfig(read=ReadConfig(drop_unlabeled=True))).examples] == [0]
@@ -132,7 +132,7 @@ def test_known_layouts(tmp_path: Path, name: str) -> None:
     assert (example.question, example.choices, example.answer) == ("q", CHOICES, None)
 
 
-def test_what_was_recognized_is_said(tmp_path: Path) -> None:
+def test_a_recognized_layout_is_noted(tmp_path: Path) -> None:
     file = read(write(tmp_path / "t.jsonl", [LAYOUTS["endings"]]))
     assert "question: ctx; choices: endings; answer: label" in file.notes[0]
 
@@ -161,7 +161,7 @@ def test_layouts_in_csv_files(tmp_path: Path) -> None:
         ({"review": "a long one", "label": 1}, "--data.fields.text review"),
     ],
 )
-def test_layouts_with_several_readings_give_the_options(tmp_path: Path, row: dict[str, Any], options: str) -> None:
+def test_ambiguous_layouts_suggest_options(tmp_path: Path, row: dict[str, Any], options: str) -> None:
     path = write(tmp_path / "t.jsonl", [row])
     with pytest.raises(DataError) as caught:
         read(path)
@@ -185,7 +185,7 @@ def test_a_column_whose_name_has_a_comma_is_one_column(tmp_path: Path) -> None:
     assert read(write(tmp_path / "t.jsonl", rows), config).examples[0].question == "p"
 
 
-def test_columns_of_letters_next_to_a_text_and_label_say_nothing(tmp_path: Path) -> None:
+def test_columns_of_letters_next_to_text_and_label_are_ignored(tmp_path: Path) -> None:
     rows = [{"text": "t", "label": name, "A": "1", "B": "2"} for name in "xy"]
     assert read(write(tmp_path / "t.jsonl", rows)).labels == ("x", "y")
 

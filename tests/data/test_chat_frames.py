@@ -1,4 +1,4 @@
-"""What a chat template writes around contents: taken once, from the conversation as the template itself writes it."""
+"""The text of a chat template around messages, rendered once."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def prompts(tokenizer: Any, template: str, system: str | None = None) -> PromptT
 @pytest.mark.parametrize("num_shots", [0, 1, 2, 3, 4, 7])
 @pytest.mark.parametrize("system", [None, "Be brief."])
 @pytest.mark.parametrize("template", [CHATML, LLAMA2, THINKING, LAST], ids=["chatml", "llama2", "thinking", "last"])
-def test_a_prompt_with_its_answer_is_the_conversation_that_the_template_writes(
+def test_prompt_and_answer_are_the_conversation_of_the_template(
     chat_tokenizer: Any, template: str, system: str | None, num_shots: int
 ) -> None:
     rendered = prompts(chat_tokenizer, template, system).render_shots([ROW] * num_shots, ROW, scoring="text")
@@ -75,7 +75,7 @@ def test_how_answers_are_joined(chat_tokenizer: Any) -> None:
         assert (rendered.continuations[1], rendered.end) == (answer, end)
 
 
-def test_version_1_answers_where_the_template_opens_the_turn(chat_tokenizer: Any) -> None:
+def test_version_1_answers_follow_the_generation_prompt(chat_tokenizer: Any) -> None:
     for template in (CHATML, THINKING):
         chat_tokenizer.chat_template = template
         old = PromptTemplate(chat=True, tokenizer=chat_tokenizer, version=1)
@@ -99,8 +99,8 @@ def test_contents_are_trimmed_as_the_template_trims_them(chat_tokenizer: Any) ->
         assert empty.prompt == ("<  ><" if how == "" else "<><")
 
 
-def test_a_frame_stands_for_its_template(chat_tokenizer: Any) -> None:
-    """The saved one is used while template and system prompt are the same; another template is run."""
+def test_a_saved_frame_is_used_for_its_template_only(chat_tokenizer: Any) -> None:
+    """The saved frame is used while template and system prompt are the same; another template is run."""
     first = prompts(chat_tokenizer, CHATML, "one").frame
     config = PromptConfig(system_prompt="one", frame=ChatFrame(first.template, "", ("[", "]", "!"), ()))
     data = DataConfig(prompt=config)
@@ -130,7 +130,7 @@ def test_templates_that_change_contents_are_refused(chat_tokenizer: Any, templat
     assert old.render(ROW, scoring="text").continuations == ("no", "yes")
 
 
-def test_conversations_without_a_rule_show_no_shots(chat_tokenizer: Any) -> None:
+def test_irregular_conversations_show_no_shots(chat_tokenizer: Any) -> None:
     template = prompts(chat_tokenizer, "{% for m in messages %}{{ loop.length * 'x' }}{{ m.content }}{% endfor %}")
     assert not template.shows_shots
     assert template.render(ROW, scoring="text").prompt.startswith("xx")
@@ -138,7 +138,7 @@ def test_conversations_without_a_rule_show_no_shots(chat_tokenizer: Any) -> None
         frame_parts(template.frame, 2)
 
 
-def test_a_template_that_refuses_an_answer_opens_the_turn(chat_tokenizer: Any) -> None:
+def test_a_template_that_refuses_an_answer_gets_a_generation_prompt(chat_tokenizer: Any) -> None:
     refusing = CHATML.replace(
         "{% for", "{% if messages[-1].role == 'assistant' %}{{ raise_exception('user last') }}{% endif %}{% for", 1
     )

@@ -82,7 +82,7 @@ def test_letters_are_single_tokens_with_their_space(tokenizer: Any) -> None:
     assert row.num_tokens == len(row.prefix)
 
 
-def test_special_tokens_stand_in_front_alone(bos_tokenizer: Any, eos_tokenizer: Any, tokenizer: Any) -> None:
+def test_special_tokens_are_only_in_front(bos_tokenizer: Any, eos_tokenizer: Any, tokenizer: Any) -> None:
     bare = encode([SKY], TEMPLATE, tokenizer, scoring="text").rows[0]
     with_bos = encode([SKY], TEMPLATE, bos_tokenizer, scoring="text").rows[0]
     with_eos = encode([SKY], TEMPLATE, eos_tokenizer, scoring="text").rows[0]
@@ -91,7 +91,7 @@ def test_special_tokens_stand_in_front_alone(bos_tokenizer: Any, eos_tokenizer: 
     assert with_bos.choices == bare.choices
 
 
-def test_chat_has_the_templates_own_special_tokens_once(chat_tokenizer: Any) -> None:
+def test_chat_has_the_templates_special_tokens_once(chat_tokenizer: Any) -> None:
     template = PromptTemplate(chat=True, tokenizer=chat_tokenizer)
     row = encode([CAT], template, chat_tokenizer, scoring="text").rows[0]
     assert row.prefix.count(chat_tokenizer.bos_token_id) == 1
@@ -128,7 +128,7 @@ def test_divisors(tokenizer: Any) -> None:
     assert encode([example], TEMPLATE, tokenizer, scoring="letter", normalize="byte").rows[0].divisors is None
 
 
-def test_shots_stand_before_every_question(tokenizer: Any) -> None:
+def test_shots_precede_every_question(tokenizer: Any) -> None:
     row = encode([CAT], TEMPLATE, tokenizer, scoring="text", shots=[SKY]).rows[0]
     text = "Question: What is the color of the sky?\nAnswer: blue\n\nQuestion: Which animal says meow?\nAnswer: the cat"
     assert tokenizer.decode(joined(row, 1)) == text
@@ -137,7 +137,7 @@ def test_shots_stand_before_every_question(tokenizer: Any) -> None:
 # --- rows and letters that cannot be encoded ----------------------------------------------------------------------
 
 
-def test_a_long_row_stops_with_its_place_and_length(tokenizer: Any) -> None:
+def test_a_long_row_is_refused_with_location_and_length(tokenizer: Any) -> None:
     (row,) = encode([LONG], TEMPLATE, tokenizer, scoring="text").rows
     assert encode([LONG], TEMPLATE, tokenizer, scoring="text", max_length=length(row)).rows == (row,)
     with pytest.raises(DataError) as caught:
@@ -148,7 +148,7 @@ def test_a_long_row_stops_with_its_place_and_length(tokenizer: Any) -> None:
     assert "truncate" in text
 
 
-def test_drop_says_which_rows(tokenizer: Any) -> None:
+def test_dropped_rows_are_listed(tokenizer: Any) -> None:
     split = encode([LONG, SKY, LONG, CAT], TEMPLATE, tokenizer, scoring="text", max_length=60, too_long="drop")
     assert split.kept == (1, 3)
     assert split.dropped == (0, 2)
@@ -186,7 +186,7 @@ def test_truncated_rows_fit_and_keep_their_choices(
         assert "cut" in split.warnings[0]
         # No more is cut than other merges and the spaces before the cut explain.
         spaces = max((len(run) for run in re.findall(r"\s+", question)), default=0)
-        # A character without a token shifts the tokenizer's own offsets by its bytes.
+        # A character without a token shifts the tokenizer's offsets by its bytes.
         lost = sum(len(character.encode()) for character in question if not tokenizer.tokenize(character))
         assert length(row) > max_length - (8 + spaces + lost) * copies
 
@@ -199,7 +199,7 @@ def test_truncation_cuts_the_questions_end(tokenizer: Any) -> None:
     assert length(row) in (59, 60)
 
 
-def test_names_of_control_tokens_are_cut_as_the_plain_text_they_are(bos_tokenizer: Any) -> None:
+def test_truncation_reads_names_of_control_tokens_as_plain_text(bos_tokenizer: Any) -> None:
     # each is one token to the tokenizer, and several when read as text
     name = bos_tokenizer.bos_token
     example = replace(LONG, question="the sky " + f"film {name} " * 200)
@@ -255,7 +255,7 @@ def test_nothing_before_the_choices(merging_tokenizer: Any, bos_tokenizer: Any) 
     assert encode([example], PromptTemplate("{question}"), bos_tokenizer, scoring="text").rows
 
 
-def test_letters_that_are_no_single_tokens(letter_blind_tokenizer: Any) -> None:
+def test_letters_that_are_not_single_tokens(letter_blind_tokenizer: Any) -> None:
     with pytest.raises(ConfigError, match=r"t\.jsonl:1.*--data\.scoring text"):
         encode([SKY], TEMPLATE, letter_blind_tokenizer, scoring="letter")
     usable, reason = can_use_letters([SKY], TEMPLATE, letter_blind_tokenizer)
@@ -264,7 +264,7 @@ def test_letters_that_are_no_single_tokens(letter_blind_tokenizer: Any) -> None:
     assert encode([SKY], TEMPLATE, letter_blind_tokenizer, scoring="text").rows
 
 
-def test_letters_that_are_one_and_the_same_token(merging_tokenizer: Any) -> None:
+def test_letters_that_are_the_same_token(merging_tokenizer: Any) -> None:
     class Folding:
         """Stands for a tokenizer whose normalizer makes letters alike."""
 
@@ -313,8 +313,8 @@ def test_class_weights_need_labels(answer: int | None) -> None:
         class_weights([replace(SKY, answer=answer)], 2)
 
 
-def test_a_row_that_no_tokenizer_should_be_given(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The prompt is tokenized once a choice: what counts is their product."""
+def test_a_row_too_long_for_any_tokenizer(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The prompt is tokenized once per choice, so the total counts."""
     monkeypatch.setattr("lorchestra.data.encode._MAX_CHARACTERS", 2_000)
     template = PromptTemplate("{question} Answer:")
     many = Example("m", "word " * 10, tuple(str(i) for i in range(40)), 0, "rows.jsonl:7")
@@ -372,7 +372,7 @@ def test_the_end_in_a_chat_is_that_of_the_turn(chat_tokenizer: Any) -> None:
     name=st.sampled_from(["tokenizer", "bos_tokenizer", "merging_tokenizer", "chat_tokenizer"]),
     shots=st.integers(0, 2),
 )
-def test_no_choice_begins_another(
+def test_no_choice_is_a_prefix_of_another(
     request: pytest.FixtureRequest, choices: list[str], normalize: Any, name: str, shots: int
 ) -> None:
     tokenizer = request.getfixturevalue(name)
@@ -409,7 +409,7 @@ class _Newlineless:
         return self.tokenizer(bare, **options)
 
 
-def test_eos_where_a_line_end_parts_nothing(tokenizer: Any) -> None:
+def test_eos_if_a_line_end_does_not_separate_choices(tokenizer: Any) -> None:
     row = encode([YES_BUT], TEMPLATE, _Newlineless(tokenizer, 1), scoring="text").rows[0]
     bare = encode([YES_BUT], replace(TEMPLATE, version=1), tokenizer, scoring="text").rows[0]
     assert row.choices == tuple((*choice, 1) for choice in bare.choices)
@@ -426,7 +426,7 @@ def test_normalization_counts_the_tokens_of_the_end_and_not_its_bytes(tokenizer:
     assert by_byte.divisors == (4.0, 3.0, 8.0)
 
 
-def test_version_1_scores_no_ends_and_says_which_rows_that_hits(tokenizer: Any) -> None:
+def test_version_1_scores_no_ends_and_lists_the_affected_rows(tokenizer: Any) -> None:
     old = replace(TEMPLATE, version=1)
     split = encode([CAT, YES_BUT], old, tokenizer, scoring="text")
     assert tokenizer.decode(joined(split.rows[1], 2)).endswith("Answer: yes but")
@@ -447,7 +447,7 @@ def test_different_choices_with_the_same_tokens_are_refused(tokenizer: Any, merg
     assert len(encode([equal], TEMPLATE, tokenizer, scoring="text").rows) == 1
 
 
-def test_tokens_that_the_model_does_not_know(tokenizer: Any) -> None:
+def test_tokens_without_an_embedding(tokenizer: Any) -> None:
     most = max(plain(tokenizer, "Question: What is the color of the sky?\nAnswer: red blue green"))
     known = TextTokenizer(tokenizer, (), most + 1)
     assert encode([SKY], TEMPLATE, known, scoring="text").rows

@@ -68,7 +68,7 @@ def bare(examples: tuple[Example, ...]) -> list[tuple[Any, ...]]:
 # --- what can be read ---------------------------------------------------------------------------------------------
 
 
-def test_questions_keep_their_choices_and_say_where_they_came_from(tmp_path: Path) -> None:
+def test_questions_keep_their_choices_and_location(tmp_path: Path) -> None:
     path = write_jsonl(
         tmp_path / "train.jsonl", [QUESTION, {**QUESTION, "choices": ["a", "b", "c"], "answer": 2, "id": 7}]
     )
@@ -168,13 +168,13 @@ def test_empty_columns_do_not_decide_the_form(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "row", [{"question": "q", "choices": ["a", "b"]}, {"question": "q", "choices": ["a", "b"], "answer": None}]
 )
-def test_answers_are_optional_where_none_is_required(tmp_path: Path, row: dict[str, Any]) -> None:
+def test_missing_answers_if_none_is_required(tmp_path: Path, row: dict[str, Any]) -> None:
     assert read(write_jsonl(tmp_path / "t.jsonl", [row, QUESTION]), require_answer=False).examples[0].answer is None
     assert read(tmp_path / "t.jsonl", require_answer=False).examples[1].answer == 0
     assert "t.jsonl:1" in message(tmp_path / "t.jsonl")
 
 
-def test_labels_are_optional_where_none_is_required(tmp_path: Path) -> None:
+def test_missing_labels_if_none_is_required(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "t.jsonl", [{"text": "a"}, {"text": "b", "label": "x"}])
     file = read(path, require_answer=False, labels=("x", "y"))
     assert [(e.choices, e.answer) for e in file.examples] == [(("x", "y"), None), (("x", "y"), 0)]
@@ -193,7 +193,7 @@ def test_a_question_column_read_as_text(tmp_path: Path) -> None:
     assert bare(file.examples) == [("t-1", "Which is red?", ("x", "y"), None)]
 
 
-def test_equal_choices_and_like_labels_are_warned_of(tmp_path: Path) -> None:
+def test_equal_choices_and_similar_labels_cause_warnings(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "t.jsonl", [QUESTION, {**QUESTION, "choices": ["a", "b", "a"]}])
     file = read(path)
     assert file.examples[1].choices == ("a", "b", "a")
@@ -255,7 +255,7 @@ def test_not_utf8_names_the_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "expected"),
     [
         ('{"question": }', "column 14"),
         ("[1, 2]", "not a JSON object"),
@@ -264,17 +264,17 @@ def test_not_utf8_names_the_line(tmp_path: Path) -> None:
         ('{"answer": ' + "9" * 5000 + "}", "cannot be read"),
     ],
 )
-def test_a_line_that_is_no_json_object(tmp_path: Path, line: str, said: str) -> None:
+def test_a_line_that_is_not_a_json_object(tmp_path: Path, line: str, expected: str) -> None:
     path = tmp_path / "t.jsonl"
     path.write_text(json.dumps(QUESTION) + "\n" + line + "\n")
     text = message(path)
     assert f"{path}:2" in text
-    assert said in text
+    assert expected in text
     assert len(text) < 500
 
 
 @pytest.mark.parametrize(
-    ("content", "line", "said"),
+    ("content", "line", "expected"),
     [
         ('text,label\na,"b\n', 2, "not valid CSV"),
         ('text,label\na,b\n"a"b,c\n', 3, "not valid CSV"),
@@ -283,11 +283,11 @@ def test_a_line_that_is_no_json_object(tmp_path: Path, line: str, said: str) -> 
         ("text,label\na\n", 2, "label is empty"),
     ],
 )
-def test_broken_csv(tmp_path: Path, content: str, line: int, said: str) -> None:
+def test_broken_csv(tmp_path: Path, content: str, line: int, expected: str) -> None:
     (tmp_path / "t.csv").write_text(content)
     text = message(tmp_path / "t.csv")
     assert f"t.csv:{line}:" in text
-    assert said in text
+    assert expected in text
 
 
 def test_two_parquet_columns_of_one_name(tmp_path: Path) -> None:
@@ -306,7 +306,7 @@ def test_two_parquet_columns_of_one_name(tmp_path: Path) -> None:
         ({"text": "t", "verdict": "x"}, "--data.fields.label"),
     ],
 )
-def test_a_missing_field_names_the_nearest_column(tmp_path: Path, row: dict[str, Any], option: str) -> None:
+def test_a_missing_field_suggests_the_closest_column(tmp_path: Path, row: dict[str, Any], option: str) -> None:
     text = message(write_jsonl(tmp_path / "t.jsonl", [row]))
     assert "t.jsonl:1" in text
     assert option in text
@@ -319,7 +319,7 @@ def test_a_field_missing_from_a_later_row(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "expected"),
     [
         ({"choices": ["a"]}, "at least two"),
         ({"choices": []}, "at least two"),
@@ -351,15 +351,15 @@ def test_a_field_missing_from_a_later_row(tmp_path: Path) -> None:
         ({"id": True}, "id is True"),
     ],
 )
-def test_question_rows_that_cannot_be_used(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+def test_question_rows_that_cannot_be_used(tmp_path: Path, change: dict[str, Any], expected: str) -> None:
     path = write_jsonl(tmp_path / "t.jsonl", [QUESTION, {**QUESTION, **change}])
     text = message(path)
     assert text.startswith(f"{path}:2: ")
-    assert said in text
+    assert expected in text
 
 
 @pytest.mark.parametrize(
-    ("label", "said"),
+    ("label", "expected"),
     [
         (["x", "y"], "several labels"),
         (0.5, "regression"),
@@ -370,29 +370,29 @@ def test_question_rows_that_cannot_be_used(tmp_path: Path, change: dict[str, Any
         ("\ud800", "surrogate"),
     ],
 )
-def test_labels_that_cannot_be_used(tmp_path: Path, label: object, said: str) -> None:
+def test_labels_that_cannot_be_used(tmp_path: Path, label: object, expected: str) -> None:
     path = write_jsonl(tmp_path / "t.jsonl", [TEXT, {"text": "b", "label": label}])
     text = message(path)
     assert text.startswith(f"{path}:2: ")
-    assert said in text
+    assert expected in text
 
 
-@pytest.mark.parametrize(("cell", "said"), [("0.25", "regression"), ('["x", "y"]', "several labels")])
-def test_csv_labels_that_cannot_be_used(tmp_path: Path, cell: str, said: str) -> None:
+@pytest.mark.parametrize(("cell", "expected"), [("0.25", "regression"), ('["x", "y"]', "several labels")])
+def test_csv_labels_that_cannot_be_used(tmp_path: Path, cell: str, expected: str) -> None:
     path = write_csv(tmp_path / "t.csv", [TEXT, {"text": "b", "label": cell}])
     text = message(path)
     assert text.startswith(f"{path}:3: ")
-    assert said in text
+    assert expected in text
 
 
 @pytest.mark.parametrize(
-    ("column", "cell", "said"), [("choices", "red|blue", "JSON"), ("answer", "C", "an integer from 0")]
+    ("column", "cell", "expected"), [("choices", "red|blue", "JSON"), ("answer", "C", "an integer from 0")]
 )
-def test_csv_question_cells_that_cannot_be_used(tmp_path: Path, column: str, cell: str, said: str) -> None:
+def test_csv_question_cells_that_cannot_be_used(tmp_path: Path, column: str, cell: str, expected: str) -> None:
     path = write_csv(tmp_path / "t.csv", [{**QUESTION, column: cell}])
     text = message(path)
     assert text.startswith(f"{path}:2: ")
-    assert said in text
+    assert expected in text
 
 
 def test_parquet_values_of_other_types(tmp_path: Path) -> None:
@@ -431,7 +431,7 @@ def test_one_label_in_the_whole_training_file(tmp_path: Path) -> None:
     assert "every label is 'yes'" in text
 
 
-def test_a_label_unseen_in_training_names_the_nearest(tmp_path: Path) -> None:
+def test_a_label_unseen_in_training_suggests_the_closest(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "t.jsonl", [TEXT, {**TEXT, "label": "Positve"}])
     text = message(path, labels=("negative", "positive", "yes"))
     assert f"{path}:2" in text
@@ -444,10 +444,10 @@ def test_rows_of_a_form_the_task_does_not_have(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "t.jsonl", [QUESTION])
     assert "if the text is in 'question', rename that column to 'text'" in message(path, labels=("no", "yes"))
     path = write_jsonl(tmp_path / "t.jsonl", [{"text": "a"}])
-    assert "with their own choices" in message(path, require_answer=False)
+    assert "trained on questions with choices" in message(path, require_answer=False)
 
 
-def test_a_huge_value_is_shown_short_and_compared_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_huge_value_is_shortened_before_it_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Two long orders of the same characters: comparing them whole takes difflib tens of seconds.
     compared: list[int] = []
     original = difflib.SequenceMatcher.ratio
@@ -517,7 +517,7 @@ def test_every_format_reads_the_same_texts(rows: list[dict[str, Any]]) -> None:
         ]
 
 
-def test_a_key_that_comes_twice_is_named(tmp_path: Path) -> None:
+def test_duplicate_keys_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "a", "label": "x"}\n{"text": "b", "label": "x", "label": "y"}\n')
     with pytest.raises(DataError, match=r"rows\.jsonl:2: duplicate key 'label'"):

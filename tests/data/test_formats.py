@@ -1,4 +1,4 @@
-"""Rows out of files of every format: streamed, with faults row by row, saying what was assumed."""
+"""Rows of files of every format: streamed, with faults per row and notes about assumptions."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def endless(name: str, size: int) -> bytes:
 
 
 @pytest.mark.parametrize("name", ["t.jsonl", "t.json", "t.csv", "t.jsonl.gz", "t.csv.zst"])
-def test_rows_are_read_as_they_are_asked_for(tmp_path: Path, name: str) -> None:
+def test_rows_are_read_lazily(tmp_path: Path, name: str) -> None:
     plain, _, pack = name.partition(".gz") if name.endswith("gz") else name.partition(".zst")
     data = endless(plain, 40_000)
     (tmp_path / name).write_bytes(packed(data, name.rpartition(".")[2]) if pack or plain != name else data)
@@ -149,7 +149,7 @@ def test_lines_of_array_elements(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "expected"),
     [
         ('[{"text": "a"}', "does not end"),
         ('[{"text": "a"}\n{"text" "b"}]', ":2: invalid JSON"),
@@ -159,9 +159,9 @@ def test_lines_of_array_elements(tmp_path: Path) -> None:
         ("[" + " " * 70_000 + '{"text": tru', "invalid JSON"),
     ],
 )
-def test_broken_json_files(tmp_path: Path, content: str, said: str) -> None:
+def test_broken_json_files(tmp_path: Path, content: str, expected: str) -> None:
     (tmp_path / "t.json").write_text(content)
-    assert said in message(tmp_path / "t.json")
+    assert expected in message(tmp_path / "t.json")
 
 
 def test_array_elements_longer_than_a_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +176,7 @@ def test_array_elements_longer_than_a_chunk(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "expected"),
     [
         ("semicolon.csv", "read as semicolon-separated"),
         ("tab.csv", "read as tab-separated"),
@@ -185,12 +185,12 @@ def test_array_elements_longer_than_a_chunk(tmp_path: Path, monkeypatch: pytest.
         ("columns.json", "one list per column"),
     ],
 )
-def test_what_was_assumed_is_said(tmp_path: Path, name: str, said: str) -> None:
+def test_assumptions_are_noted(tmp_path: Path, name: str, expected: str) -> None:
     (tmp_path / name).write_text(CONTENTS[name])
     notes: list[str] = []
     cells(tmp_path / name, notes)
     assert len(notes) == 1
-    assert said in notes[0]
+    assert expected in notes[0]
 
 
 @pytest.mark.parametrize(
@@ -320,7 +320,7 @@ def test_class_names_of_a_schema_are_the_labels(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("metadata", ["", "{}", "[1]", '{"info": {"features": {"label": {"_type": "ClassLabel"}}}}'])
-def test_other_metadata_says_nothing(tmp_path: Path, metadata: str) -> None:
+def test_other_metadata_is_ignored(tmp_path: Path, metadata: str) -> None:
     table = pa.table({"text": ["a"], "label": [1]}).replace_schema_metadata({"huggingface": metadata})
     pq.write_table(table, tmp_path / "t.parquet")
     assert cells(tmp_path / "t.parquet")[0]["label"] == 1

@@ -1,4 +1,4 @@
-"""Texts from Python: what is taken, and what is refused."""
+"""Texts and rows from Python objects."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from lorchestra.errors import DataError, InputError
 
 @pytest.mark.parametrize("kind", [list, tuple, np.array, iter], ids=["list", "tuple", "array", "iterator"])
 def test_any_sequence_of_strings_is_a_list_of_them(kind):
-    found = texts_of(kind(["a b", "ü"]))
-    assert found == ["a b", "ü"]
-    assert {type(text) for text in found} == {str}
+    texts = texts_of(kind(["a b", "ü"]))
+    assert texts == ["a b", "ü"]
+    assert {type(text) for text in texts} == {str}
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_any_sequence_of_strings_is_a_list_of_them(kind):
         (["a", "x" * 5, 4], r"X\[2\] is 4, which is not text"),
     ],
 )
-def test_refusals_name_the_place(value, message):
+def test_refusals_name_the_entry(value, message):
     with pytest.raises(InputError, match=message) as caught:
         texts_of(value)
     assert isinstance(caught.value, ValueError)
@@ -53,19 +53,19 @@ def asked(rows, data=DATA, labels=LABELS):
 
 
 def examples_of(rows, data=DATA, labels=LABELS):
-    found = asked(rows, data, labels)
-    assert [row.fault for row in found] == [None] * len(found)
-    return [row.example for row in found]
+    result = asked(rows, data, labels)
+    assert [row.fault for row in result] == [None] * len(result)
+    return [row.example for row in result]
 
 
 def texts_and_ids(rows, data=DATA, labels=LABELS):
-    found = examples_of(rows, data, labels)
-    assert all(row.choices == LABELS for row in found)
-    return [row.question for row in found], [row.id for row in found]
+    examples = examples_of(rows, data, labels)
+    assert all(row.choices == LABELS for row in examples)
+    return [row.question for row in examples], [row.id for row in examples]
 
 
 def frames():
-    """Rows as each library holds them."""
+    """The same rows in the types of each library."""
     pandas = pytest.importorskip("pandas", reason="pandas is not installed (extra pandas)")
     datasets = pytest.importorskip("datasets", reason="datasets is not installed (extra hub)")
     import pyarrow
@@ -89,12 +89,12 @@ def test_rows_of_every_kind_are_the_same_examples():
     assert examples_of(examples) == examples
 
 
-def test_an_iterator_is_read_as_far_as_it_is_asked():
+def test_an_iterator_is_read_lazily():
     def endless():
         yield from ({"text": str(i)} for i in itertools.count())
 
-    found = input_rows(entries_of(endless(), LABELS), DATA, LABELS)
-    assert [row.example.question for row in itertools.islice(found, 1000)][-1] == "999"
+    rows = input_rows(entries_of(endless(), LABELS), DATA, LABELS)
+    assert [row.example.question for row in itertools.islice(rows, 1000)][-1] == "999"
 
 
 def test_ids_and_other_columns():
@@ -112,14 +112,14 @@ def test_questions_with_their_choices():
         {"question": "Which?", "choices": ["a", "b"], "answer": 1},
         {"question": "Who?", "choices": np.array(["x", "y", "z"]), "answer": None},
     ]
-    found = examples_of(rows, labels=None)
-    assert [(row.question, row.choices, row.answer) for row in found] == [
+    examples = examples_of(rows, labels=None)
+    assert [(row.question, row.choices, row.answer) for row in examples] == [
         ("Which?", ("a", "b"), 1),
         ("Who?", ("x", "y", "z"), None),
     ]
 
 
-def test_nothing_gives_nothing():
+def test_no_rows():
     pandas = pytest.importorskip("pandas", reason="pandas is not installed (extra pandas)")
     for rows in ([], (), iter([]), np.array([]), pandas.DataFrame({"text": []}), pandas.Series([], dtype=object)):
         assert asked(rows) == []
@@ -137,7 +137,7 @@ ROWS = {
 
 
 @pytest.mark.parametrize(("rows", "labels", "message"), ROWS.values(), ids=ROWS.keys())
-def test_what_holds_no_rows_is_refused_at_the_call(rows, labels, message):
+def test_unsupported_containers_are_refused_immediately(rows, labels, message):
     with pytest.raises(InputError, match=message):
         entries_of(rows, labels)
 
@@ -158,7 +158,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize(("rows", "labels", "message"), FAULTS.values(), ids=FAULTS.keys())
-def test_a_row_that_cannot_be_used_is_that_rows_fault(rows, labels, message):
+def test_faults_stay_with_their_rows(rows, labels, message):
     first, second = asked(rows, labels=labels)
     assert first.fault is None
     assert message in second.fault
@@ -188,9 +188,9 @@ def test_a_string_is_a_file_or_probably_a_text(tmp_path):
 def test_labels_of_libraries_are_pythons_values():
     pandas = pytest.importorskip("pandas", reason="pandas is not installed (extra pandas)")
     for kind, values in (("Int64", [0, 1, 0]), ("boolean", [True, False, True]), ("string", ["a", "b", "a"])):
-        found = plain_labels(pandas.Series(values, dtype=kind)).tolist()
-        assert found == values
-        assert [type(label) for label in found] == [type(value) for value in values]
+        labels = plain_labels(pandas.Series(values, dtype=kind)).tolist()
+        assert labels == values
+        assert [type(label) for label in labels] == [type(value) for value in values]
         with pytest.raises(InputError, match=r"y\[1\] is missing \(.*\); leave such rows out"):
             plain_labels(pandas.Series([values[0], None, values[2]], dtype=kind))
     assert plain_labels(pandas.Series([1, 2, 1], dtype="category")).tolist() == [1, 2, 1]

@@ -1,4 +1,4 @@
-"""Rows to be answered: each by itself, with its columns, and faults in their place."""
+"""Rows to predict: read one by one, with their columns, and with their faults as values."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LABELS = ("no", "yes")
 
 @pytest.fixture
 def ask(tmp_path):
-    """Reads rows that are written as lines (texts as they are)."""
+    """Reads rows that are written as lines (strings unchanged)."""
 
     def run(rows, labels=LABELS, name="new.jsonl", **fields):
         path = tmp_path / name
@@ -31,7 +31,7 @@ def ask(tmp_path):
     return run
 
 
-def test_rows_are_read_as_they_are_asked_for(tmp_path):
+def test_rows_are_read_lazily(tmp_path):
     path = tmp_path / "new.jsonl"
     path.write_text('{"text": "a film"}\n' * 5000)
     rows = read_input_rows(path, DataConfig(), LABELS)
@@ -57,13 +57,13 @@ def test_the_first_rows_may_be_faulty(ask):
 def test_columns_that_no_row_has_are_an_error_of_the_file(ask):
     with pytest.raises(DataError, match=r"--data\.fields"):
         ask([{"review": "a film"}] * 3)
-    with pytest.raises(DataError, match="rows with their own choices"):
+    with pytest.raises(DataError, match="questions with choices"):
         ask([{"text": "a film"}], labels=None)
     with pytest.raises(ConfigError, match="are both the column"):
         ask([{"text": "a film"}], label="text")
 
 
-def test_answers_are_taken_where_they_are_known(ask):
+def test_known_answers_are_read(ask):
     question = {"question": "q", "choices": ["a", "b"]}
     given = [0, 1, 2, -1, "?", None, "b", [1]]
     rows = ask([question | {"answer": answer} for answer in given], labels=None)

@@ -1,4 +1,4 @@
-"""What `lorchestra tasks --show` says of a row is what the model gets."""
+"""`lorchestra tasks --show` shows a row as the model sees it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Labels as people spell them: one spelling each, names, order, and what is said about a label set."""
+"""Labels: spelling, names, order, and warnings about a label set."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ CAFE = "caf\u00e9"
 @pytest.mark.parametrize(
     "other", [unicodedata.normalize("NFD", CAFE), CAFE + "\u200b", "\ufeff" + CAFE, CAFE + "\u00a0", f" {CAFE} "]
 )
-def test_labels_that_look_the_same_are_one(tmp_path: Path, other: str) -> None:
+def test_labels_that_look_the_same_are_merged(tmp_path: Path, other: str) -> None:
     file = read(write(tmp_path, [CAFE, "no", other, "no"]))
     assert file.labels == (CAFE, "no")
     assert answers(file) == [CAFE, "no", CAFE, "no"]
@@ -47,7 +47,7 @@ def test_labels_that_look_the_same_are_one(tmp_path: Path, other: str) -> None:
     assert answers(read(write(tmp_path, [other]), labels=(CAFE, "no"))) == [CAFE]
 
 
-def test_what_is_visible_stays() -> None:
+def test_visible_differences_stay() -> None:
     assert clean_label("two\u00a0 words") == "two  words"
     assert (
         clean_label("\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645")
@@ -76,7 +76,7 @@ def test_integers_are_in_order_of_their_numbers(tmp_path: Path) -> None:
     assert read(path, rules=1).labels == tuple(sorted(map(str, range(12))))
 
 
-def test_earlier_rules_leave_labels_as_they_are_spelled(tmp_path: Path) -> None:
+def test_earlier_rules_do_not_change_labels(tmp_path: Path) -> None:
     path = write(tmp_path, ["yes", "yes\u00a0", "no"])
     assert read(path, rules=1).labels == ("no", "yes", "yes\u00a0")
 
@@ -88,22 +88,22 @@ def test_words_for_nothing_are_labels_with_a_warning(tmp_path: Path, word: str) 
     assert any(f"1 row(s) have the label '{word}'" in warning for warning in file.warnings)
 
 
-def test_a_typing_error_and_a_slipped_cell_are_pointed_out(tmp_path: Path) -> None:
+def test_a_typo_and_a_slipped_cell_cause_warnings(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     good = "".join(f"text {i},{('yes', 'no')[i % 2]},\n" for i in range(32))
     path.write_text(f"text,label,comment\n{good}it was good, really,yes\nit was dull,on,\nodd,unsure,\n")
-    said = read(path).warnings
-    assert any(w.startswith(f"{path}:34: ") and "'really'" in w and "is 'yes'" in w for w in said)
-    assert any(w.startswith(f"{path}:35: ") and "--data.label-names on=no" in w for w in said)
-    assert any(w.startswith(f"{path}:36: ") and "'unsure'" in w for w in said)
+    warnings = read(path).warnings
+    assert any(w.startswith(f"{path}:34: ") and "'really'" in w and "is 'yes'" in w for w in warnings)
+    assert any(w.startswith(f"{path}:35: ") and "--data.label-names on=no" in w for w in warnings)
+    assert any(w.startswith(f"{path}:36: ") and "'unsure'" in w for w in warnings)
     assert read(path, label_names=("on=no", "really=yes")).labels == ("no", "unsure", "yes")
 
 
-def test_labels_that_all_are_rare_are_not_pointed_out(tmp_path: Path) -> None:
+def test_no_warning_if_all_labels_are_rare(tmp_path: Path) -> None:
     assert read(write(tmp_path, ["cat", "car", "cart"])).warnings == ()
 
 
-def test_a_column_of_numbers_is_no_class(tmp_path: Path) -> None:
+def test_a_column_of_numbers_is_not_a_label(tmp_path: Path) -> None:
     (warning,) = read(write(tmp_path, [f"price {i}" for i in range(30)])).warnings
     assert "30 labels in 30 rows" in warning
 
@@ -126,7 +126,7 @@ def test_one_text_under_two_labels(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", [None, "", " ", float("nan"), -1, "-1", "?"])
-def test_no_label_where_none_is_needed(tmp_path: Path, missing: Any) -> None:
+def test_optional_labels_may_be_missing(tmp_path: Path, missing: Any) -> None:
     path = tmp_path / "t.jsonl"
     path.write_text("".join(json.dumps({"text": "t", "label": label}) + "\n" for label in (missing, "x")))
     assert answers(read(path, labels=("x", "y"), require=False)) == [None, "x"]
@@ -177,7 +177,7 @@ def test_names_in_a_file(tmp_path: Path, name: str, content: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "expected"),
     [
         (("0=a", "b"), "'b' does not have the form"),
         (("0=a", "0=b"), "two names"),
@@ -185,8 +185,8 @@ def test_names_in_a_file(tmp_path: Path, name: str, content: str) -> None:
         (("=x",), "does not have the form"),
     ],
 )
-def test_names_that_cannot_be_used(given: tuple[str, ...], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_names_that_cannot_be_used(given: tuple[str, ...], expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
         label_names(given)
 
 

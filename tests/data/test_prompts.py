@@ -32,7 +32,7 @@ def test_defaults(kind: str, scoring: ScoringMode, prompt: str, continuations: t
     assert rendered.continuations == continuations
 
 
-def test_own_template_keeps_other_braces() -> None:
+def test_a_users_template_keeps_other_braces() -> None:
     template = PromptTemplate('{"q": "{ question }", "set": {1, 2}}\n{options}\n->')
     rendered = template.render(EXAMPLE, scoring="letter")
     assert rendered.prompt == '{"q": "What is red?", "set": {1, 2}}\nA. rose\nB. sky\n->'
@@ -49,13 +49,13 @@ def test_braces_in_rows_are_plain_text() -> None:
     ("end", "continuation"),
     [("Answer:", " A"), ("Answer: ", "A"), ("Answer:\n", "A"), ("Answer: (", "A"), ("->", " A")],
 )
-def test_one_space_before_the_choice_unless_the_prompt_brings_it(end: str, continuation: str) -> None:
+def test_one_space_before_the_choice_unless_the_prompt_ends_in_one(end: str, continuation: str) -> None:
     rendered = PromptTemplate("{question}\n{options}\n" + end).render(EXAMPLE, scoring="letter")
     assert rendered.continuations[0] == continuation
 
 
 @pytest.mark.parametrize(
-    ("prompt", "said"),
+    ("prompt", "expected"),
     [
         ("{qustion}", "did you mean {question}"),
         ("{Question}", "did you mean {question}"),
@@ -67,11 +67,11 @@ def test_one_space_before_the_choice_unless_the_prompt_brings_it(end: str, conti
         ("", "no {question}"),
     ],
 )
-def test_templates_that_cannot_be_used(prompt: str, said: str) -> None:
+def test_templates_that_cannot_be_used(prompt: str, expected: str) -> None:
     with pytest.raises(ConfigError) as caught:
         PromptTemplate(prompt)
     assert str(caught.value).startswith("data.prompt.template: ")
-    assert said in str(caught.value)
+    assert expected in str(caught.value)
 
 
 def test_letters_need_the_options_in_the_prompt() -> None:

@@ -1,4 +1,4 @@
-"""Draws with even answers."""
+"""Draws with balanced answers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def rows(answers):
 
 
 @given(st.lists(st.integers(0, 2), max_size=40), st.integers(0, 50), st.integers(0, 5))
-def test_a_draw_is_even_without_repeats_and_whole_where_all_is_asked_for(answers, number, seed):
+def test_a_draw_is_balanced_and_without_repeats(answers, number, seed):
     drawn = draw_stratified(rows(answers), number, seed, "test")
     assert len(drawn) == min(number, len(answers))
     assert len({row.id for row in drawn}) == len(drawn)
@@ -26,11 +26,11 @@ def test_a_draw_is_even_without_repeats_and_whole_where_all_is_asked_for(answers
         assert counts[answer] >= min(count, most - 1)
 
 
-def test_sorted_rows_are_drawn_from_all_over():
+def test_draws_from_sorted_rows_cover_the_whole_file():
     drawn = draw_stratified(rows([0] * 300 + [1] * 300), 200, "sorted")
     assert Counter(row.answer for row in drawn) == {0: 100, 1: 100}
-    places = sorted(int(row.id) for row in drawn)
-    assert places[0] < 30
-    assert places[-1] > 570
+    indices = sorted(int(row.id) for row in drawn)
+    assert indices[0] < 30
+    assert indices[-1] > 570
     assert drawn == draw_stratified(rows([0] * 300 + [1] * 300), 200, "sorted")
     assert drawn != draw_stratified(rows([0] * 300 + [1] * 300), 200, "another")

@@ -25,7 +25,7 @@ def ids(examples: Sequence[Example]) -> list[str]:
     return [example.id for example in examples]
 
 
-def test_given_files_stay_as_they_are() -> None:
+def test_given_splits_do_not_change() -> None:
     train, val, test = rows(5, "a"), rows(3, "b"), rows(2, "c")
     splits, report = make_splits(train, val, test, seed=0)
     assert splits == {"train": tuple(train), "val": tuple(val), "test": tuple(test)}
@@ -42,7 +42,7 @@ def test_given_files_stay_as_they_are() -> None:
         (rows(6, "v"), None, {"train": 90, "val": 6, "test": 10}),
     ],
 )
-def test_what_is_missing_is_held_out(
+def test_missing_splits_are_held_out(
     val: list[Example] | None, test: list[Example] | None, sizes: dict[str, int]
 ) -> None:
     train = rows(100, num_labels=5)
@@ -117,7 +117,7 @@ def test_rare_labels_stay_in_training() -> None:
         assert len(splits["val"]) == 3
 
 
-def test_what_a_seed_holds_out_is_the_same_on_every_machine() -> None:
+def test_held_out_rows_are_the_same_on_every_machine() -> None:
     splits, _ = make_splits(rows(30), None, None, seed=0)
     assert (ids(splits["val"]), ids(splits["test"])) == (["q5", "q24", "q29"], ["q10", "q18", "q19"])
 
@@ -155,7 +155,7 @@ def test_equal_questions_with_other_choices_are_no_duplicates() -> None:
     assert report.dropped == {}
 
 
-def test_superscripts_tell_questions_apart() -> None:
+def test_questions_that_differ_in_superscripts_are_different() -> None:
     assert normalize_text("10²") != normalize_text("102")
     assert normalize_text("E\u0301A ") == normalize_text(" \u00e9a")
 
@@ -173,7 +173,7 @@ def test_too_few_rows_to_hold_out(num: int) -> None:
         make_splits(rows(num), None, None, seed=0)
 
 
-def test_a_label_of_its_own_for_every_row_leaves_nothing_to_hold_out() -> None:
+def test_nothing_to_hold_out_if_every_row_has_another_label() -> None:
     with pytest.raises(DataError, match="20 label"):
         make_splits(rows(20, num_labels=20), None, None, seed=0)
 
@@ -187,7 +187,7 @@ def test_empty_splits_are_refused() -> None:
         make_splits(rows(3), rows(3, "v"), rows(3, "v"), seed=0)
 
 
-def test_digest_sees_ids_questions_choices_answers_and_order_alone() -> None:
+def test_digest_depends_on_ids_questions_choices_answers_and_order_only() -> None:
     base = Example("a", "q\u00e9", ("x", "y"), 0, "file:1")
     digest = split_digest([base])
     assert len(digest) == 64

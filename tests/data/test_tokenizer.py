@@ -1,4 +1,4 @@
-"""What comes from rows is plain text: no added token is matched in it, and all else is cut as before."""
+"""Row text is plain text: no added token is matched in it, and other tokens stay the same."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def build(kind: str) -> PreTrainedTokenizerFast:
 
 
 def control(tokenizer: Any) -> dict[int, str]:
-    """Tokens that no row may have: all that were added, but white space and plain words."""
+    """Tokens that rows may not have: all added tokens except white space and plain words."""
     added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
     return {index: token.content for index, token in added.items() if token.content not in ("  ", "covid19")}
 
@@ -136,14 +136,14 @@ def test_no_text_has_a_control_token(kind: str, data: str, choice: str, chat: bo
 def test_the_text_can_be_read_back(kind: str, data: str) -> None:
     tokenizer = build(kind)
     (ids,), _ = TextTokenizer(tokenizer).ids([("Text:", data, "")], ["rows:1"])
-    found = tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=False)
+    decoded = tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=False)
     if kind == "llama":  # puts a space before what follows an added token, white space too
-        found, data = found.replace(" ", ""), data.replace(" ", "")
-    assert found == "Text:" + data
+        decoded, data = decoded.replace(" ", ""), data.replace(" ", "")
+    assert decoded == "Text:" + data
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_added_token_by_itself(kind: str) -> None:
+def test_each_added_token_alone(kind: str) -> None:
     tokenizer = build(kind)
     tokens = TextTokenizer(tokenizer)
     for index, name in control(tokenizer).items():
@@ -160,8 +160,8 @@ def test_each_added_token_by_itself(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_twin_cuts_all_other_text_as_the_tokenizer_does(kind: str) -> None:
-    """Through the twin, which no such text needs, so that it is known to change nothing but the names."""
+def test_the_twin_tokenizes_other_text_as_the_tokenizer_does(kind: str) -> None:
+    """Such text does not need the twin; tokenized with it, only the names change."""
     tokenizer = build(kind)
     tokens = TextTokenizer(tokenizer)
     for data in ("the film\nwas  good", " é covid19 ", "", "\u2003", "a < s > b", "im_end s>"):
@@ -170,7 +170,7 @@ def test_the_twin_cuts_all_other_text_as_the_tokenizer_does(kind: str) -> None:
             assert ids == plain_ids(tokenizer, ["".join(text)])[0]
 
 
-def test_a_name_that_template_and_data_make_up_together_is_plain_text() -> None:
+def test_a_name_across_template_and_data_is_plain_text() -> None:
     tokenizer = build("byte-level")
     ids, _ = TextTokenizer(tokenizer).ids([("Q: <|im_", "end", "|>"), ("Q: ", "</", "", "s>", "")], ["a", "b"])
     assert all(control(tokenizer).keys().isdisjoint(row) for row in ids)

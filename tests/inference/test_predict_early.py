@@ -1,4 +1,4 @@
-"""Early exit in packed passes: the answers of the members asked, and no work for those that are not."""
+"""Early exit in packed passes: the results of the members used, and no work for the others."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def full(model, rows):
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
 @pytest.mark.parametrize("budget", [1, 40, 10_000])
-def test_rows_are_answered_as_by_all_members_up_to_where_they_stop(model, rows, rule, budget):
+def test_rows_equal_full_predictions_up_to_the_member_where_they_stop(model, rows, rule, budget):
     expected = full(model, rows)
     log_probs, used = predict_early(model, rows, rule, budget)
     np.testing.assert_array_equal(used, rule.members_used(expected))
@@ -49,7 +49,7 @@ def test_a_prefix_that_all_rows_share_changes_nothing(model, rows):
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
-def test_layers_compute_what_is_asked_and_the_trunk_once(tiny_ensemble, rows, rule):
+def test_members_run_only_undecided_rows_and_the_trunk_runs_once(tiny_ensemble, rows, rule):
     model = tiny_ensemble(spread=0.2, members=5, **ADAPT["last layer"])
     tokens = [0] * 3
     for index, layer in enumerate(model.model.model.layers):
@@ -73,6 +73,6 @@ def test_progress_counts_rows_to_the_last(model, rows):
     assert seen[-1] == 40
 
 
-def test_no_rows_have_empty_answers(model):
+def test_no_rows_give_empty_arrays(model):
     log_probs, used = predict_early(model, [], ExitRule(), 50)
     assert (log_probs.shape, used.shape) == ((5, 0, 0), (0,))

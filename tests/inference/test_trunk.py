@@ -29,7 +29,7 @@ def batch(rows):
 
 
 @pytest.mark.parametrize("budget", [1, 30, 10_000])
-def test_gathered_trunks_are_those_of_the_batch(model, rows, batch, budget):
+def test_gathered_trunks_equal_those_of_the_batch(model, rows, batch, budget):
     gathered = TrunkCache(model, rows, budget).gather(batch)
     assert gathered.shape == (1, batch.packing.num_tokens, 32)
     torch.testing.assert_close(gathered, model.forward(batch, "trunk"), rtol=0, atol=1e-12)
@@ -62,8 +62,8 @@ def test_bytes_are_known_before_and_after(tiny_ensemble, rows, dtype, size):
     assert TrunkCache(model, rows, 30).num_bytes == expected
 
 
-def test_rows_lie_in_one_flat_tensor(model, rows, batch):
-    """And not as views of the passes they came from, each of which would keep its whole pass alive."""
+def test_rows_are_stored_in_one_flat_tensor(model, rows, batch):
+    """Views of the passes they came from would keep whole passes alive."""
     cache = TrunkCache(model, rows, 10_000)
     assert cache._flat.untyped_storage().nbytes() == cache.num_bytes == trunk_bytes(model, rows)
     cache.shared = 2
@@ -86,8 +86,8 @@ def test_a_mapped_file_reads_the_bits_of_memory_and_is_not_computed_twice(tiny_e
     expected = TrunkCache(model, rows, 30).gather(batch)
     passes, file = [], files[0].file("training", rows, (2, 30))
     for _ in range(2):
-        found = TrunkCache(model, rows, 30, passes.append, file=file).gather(batch)
-        assert torch.equal(found, expected)
+        gathered = TrunkCache(model, rows, 30, passes.append, file=file).gather(batch)
+        assert torch.equal(gathered, expected)
         assert passes.count(len(rows)) == 1
     assert files[1] == []
     assert sorted(path.name for path in file.path.parent.iterdir()) == ["trunk-training.bin", "trunk-training.json"]
@@ -104,7 +104,7 @@ def test_a_mapped_file_reads_the_bits_of_memory_and_is_not_computed_twice(tiny_e
     ],
     ids=["truncated", "flipped", "missing", "record", "list"],
 )
-def test_a_damaged_file_is_made_anew_and_told_once(model, rows, batch, files, damage, reason):
+def test_a_damaged_file_is_computed_again_and_logged_once(model, rows, batch, files, damage, reason):
     file = files[0].file("training", rows, ())
     expected = TrunkCache(model, rows, 30, file=file).gather(batch)
     damage(file.path)
@@ -114,7 +114,7 @@ def test_a_damaged_file_is_made_anew_and_told_once(model, rows, batch, files, da
     assert reason in files[1][0]
 
 
-def test_a_file_of_another_base_other_rows_or_settings_is_made_anew(model, rows, batch, files):
+def test_a_file_of_another_base_other_rows_or_settings_is_computed_again(model, rows, batch, files):
     first = files[0].file("training", rows, (1,))
     TrunkCache(model, rows, 30, file=first)
     others = [
@@ -135,7 +135,7 @@ def model_bits(model, rows, batch):
     return TrunkCache(model, rows, 30).gather(batch)
 
 
-def test_an_interrupted_filling_leaves_nothing(model, rows, files):
+def test_an_interruption_leaves_no_file(model, rows, files):
     def stop(done):
         raise KeyboardInterrupt
 
@@ -154,8 +154,8 @@ def test_progress_counts_rows_to_the_last(model, rows):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_kept_in_half_and_widened_when_gathered(model, rows, batch, files, dtype):
-    """Gathered is what was computed, rounded once to the narrow format; a file holds the same bits as memory."""
+def test_stored_in_half_precision_and_widened_when_gathered(model, rows, batch, files, dtype):
+    """Gathered trunks are rounded once to the narrow format; a file has the same bits as memory."""
     expected = model.forward(batch, "trunk").to(dtype).double()
     file = files[0].file("training", rows, ())
     for cache in (TrunkCache(model, rows, 30, dtype=dtype), TrunkCache(model, rows, 30, file=file, dtype=dtype)):
@@ -169,13 +169,13 @@ def test_kept_in_half_and_widened_when_gathered(model, rows, batch, files, dtype
     assert file.path.stat().st_size == trunk_bytes(model, rows, dtype=dtype)
 
 
-def test_numbers_beyond_the_range_are_an_error_and_no_infinities(model, rows, files, tmp_path):
+def test_an_overflow_is_an_error(model, rows, files, tmp_path):
     with torch.no_grad():
         model.model.model.layers[0].mlp.down_proj.weight.mul_(1e6)
     file = files[0].file("training", rows, ())
     for kept in (None, file):
         with pytest.raises(
-            ConfigError, match=r"adapt\.trunk_dtype: float16 holds numbers up to 6\.55e\+04, and hidden"
+            ConfigError, match=r"adapt\.trunk_dtype: float16 holds numbers up to 6\.55e\+04, but hidden"
         ):
             TrunkCache(model, rows, 30, file=kept, dtype=torch.float16)
     assert list((tmp_path / "resume").iterdir()) == []
@@ -185,13 +185,13 @@ def test_numbers_beyond_the_range_are_an_error_and_no_infinities(model, rows, fi
 
 @pytest.mark.parametrize(("name", "dtype"), [("bfloat16", torch.bfloat16), ("float16", torch.float16), ("auto", None)])
 @pytest.mark.parametrize("memory_bytes", [0, 10**9], ids=["file", "memory"])
-def test_training_keeps_the_format_asked_for_and_tells_what_it_changes(
+def test_training_stores_the_configured_format_and_logs_the_change(
     tiny_ensemble, rows, make_rows, files, name, dtype, memory_bytes
 ):
     model = tiny_ensemble(torch.float32, depth=3, layers="last:1", spread=0.3, trunk_dtype=name)
     assert trunk_dtype(model) == (dtype or torch.float32)
     events = []
-    files, told = files
+    files, messages = files
     files = dataclasses.replace(
         files, memory_bytes=memory_bytes, log=lambda event, **values: events.append((event, values))
     )
@@ -204,7 +204,7 @@ def test_training_keeps_the_format_asked_for_and_tells_what_it_changes(
         assert torch.equal(cache.gather(item), TrunkCache(model, of, 30, dtype=dtype).gather(item))
     assert len(list(files.directory.glob("*.bin"))) == (2 if memory_bytes == 0 else 0)
     if dtype is None:
-        assert (told, events) == ([], [])
+        assert (messages, events) == ([], [])
         return
     base = predict_rows(model, val[:16], member_passes([BASE]), 30)
     kept = predict_rows(model, val[:16], member_passes([BASE]), 30, frozen.val)
@@ -213,19 +213,19 @@ def test_training_keeps_the_format_asked_for_and_tells_what_it_changes(
     ((event, values),) = events
     assert (event, values["dtype"], values["rows"]) == ("trunk_dtype", name, 16)
     assert values["max_change"] == pytest.approx(change, abs=1e-4)  # the whole base in float32, packed otherwise
-    (said,) = told
-    assert said == (
+    (message,) = messages
+    assert message == (
         f"hidden states kept in {name}: the base's log-probabilities of 16 validation rows change by at most"
         f" {values['max_change']:.2g}"
     )
 
 
-def test_no_change_is_told_of_the_own_format(model, rows):
+def test_the_format_of_the_base_changes_nothing(model, rows):
     assert trunk_change(model, rows, TrunkCache(model, rows, 30), 30) == 0
 
 
-def test_a_file_in_another_format_is_made_anew(tiny_ensemble, rows, files):
-    """The settings of the key hold the format, and so does the record beside the file."""
+def test_a_file_in_another_format_is_computed_again(tiny_ensemble, rows, files):
+    """The format is part of the key and of the JSON file."""
     keys = set()
     for name in ("auto", "bfloat16", "float16"):
         model = tiny_ensemble(torch.float32, depth=3, layers="last:1", trunk_dtype=name)

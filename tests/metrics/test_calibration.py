@@ -1,4 +1,4 @@
-"""What an ECE says on few rows: against simulations done directly, and by how often the interval covers."""
+"""The ECE on few rows, against direct simulations, and the coverage of its interval."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ def two_choices(confidence_E: FloatArray, right_E: NDArray[np.bool_]) -> metrics
     return metrics.score_rows(log_probs, np.where(right_E, 0, 1))
 
 
-def test_the_reference_is_the_ece_of_rows_that_are_right_as_often_as_they_say() -> None:
+def test_the_reference_is_the_ece_of_calibrated_rows() -> None:
     generator = np.random.default_rng(0)
     confidence = generator.uniform(0.55, 0.99, 80)
     direct = []
     for _ in range(4000):
         rows = two_choices(confidence, generator.random(80) < confidence)
         direct.append(metrics.resampled_metrics(rows, np.ones((1, 80)))["ece"][0])
-    found = calibrated_ece(two_choices(confidence, np.ones(80, dtype=bool)), 4000, seed=1)
-    assert found.mean == pytest.approx(np.mean(direct), rel=0.02)
-    assert [found.low, found.high] == pytest.approx(np.quantile(direct, [0.025, 0.975]), rel=0.05)
+    reference = calibrated_ece(two_choices(confidence, np.ones(80, dtype=bool)), 4000, seed=1)
+    assert reference.mean == pytest.approx(np.mean(direct), rel=0.02)
+    assert [reference.low, reference.high] == pytest.approx(np.quantile(direct, [0.025, 0.975]), rel=0.05)
 
 
 def test_the_reference_of_one_bin_is_known() -> None:
-    # All rows say 0.5, with n = 4: |2 - hits| / 4 with hits binomial: 0 (6/16), 0.25 (8/16), 0.5 (2/16); mean 0.1875.
+    # Four rows of confidence 0.5: |2 - hits| / 4 with hits binomial: 0 (6/16), 0.25 (8/16), 0.5 (2/16); mean 0.1875.
     log_probs = np.log(np.full((4, 2), 0.5))
-    found = calibrated_ece(metrics.score_rows(log_probs, np.zeros(4, dtype=np.int64)), 20_000, seed=0)
-    assert found.mean == pytest.approx(0.1875, abs=0.004)
-    assert (found.low, found.high) == (0.0, 0.5)
+    reference = calibrated_ece(metrics.score_rows(log_probs, np.zeros(4, dtype=np.int64)), 20_000, seed=0)
+    assert reference.mean == pytest.approx(0.1875, abs=0.004)
+    assert (reference.low, reference.high) == (0.0, 0.5)
 
 
-def test_the_reference_does_not_look_at_the_answers_and_falls_with_the_number_of_rows() -> None:
+def test_the_reference_ignores_the_answers_and_falls_with_the_number_of_rows() -> None:
     confidence = np.linspace(0.6, 0.95, 100)
     always, never = (two_choices(confidence, np.full(100, right)) for right in (True, False))
     assert calibrated_ece(always, 200, seed=3) == calibrated_ece(never, 200, seed=3)
@@ -48,7 +48,7 @@ def test_the_reference_does_not_look_at_the_answers_and_falls_with_the_number_of
     assert many_mean == pytest.approx(few_mean / 4, rel=0.1)
 
 
-def test_the_interval_begins_at_zero_where_the_value_is_within_the_reference() -> None:
+def test_the_interval_starts_at_zero_if_the_value_is_within_the_reference() -> None:
     generator = np.random.default_rng(1)
     confidence = generator.uniform(0.55, 0.99, 300)
     for shift, miscalibrated in ((0.0, False), (0.3, True)):
@@ -61,7 +61,7 @@ def test_the_interval_begins_at_zero_where_the_value_is_within_the_reference() -
 
 
 def test_rows_that_are_all_right_leave_room_for_errors() -> None:
-    # 30 rows say 0.99 and all are right: the true accuracy may still be 0.9, an ECE of 0.09.
+    # 30 rows have confidence 0.99 and all are right: the true accuracy may still be 0.9, an ECE of 0.09.
     rows = two_choices(np.full(30, 0.99), np.ones(30, dtype=bool))
     low, high = ece_interval(rows, calibrated_ece(rows, 1000, seed=0), 1000, seed=0)
     assert low == 0

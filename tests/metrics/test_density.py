@@ -29,7 +29,7 @@ def test_a_density_peaks_where_its_values_are() -> None:
     grid = np.linspace(0, 1, 101)
     height = kernel_density(np.array([0.6] * 6 + [0.9]), grid, 0.0, 1.0)
     assert grid[height.argmax()] == pytest.approx(0.6)
-    # the quartiles are equal, so the bandwidth is at its floor, 0.01: each value stands alone, with mass 6/7 and 1/7
+    # the quartiles are equal, so the bandwidth is at its minimum, 0.01: two separate peaks, with mass 6/7 and 1/7
     top = 1 / (0.01 * np.sqrt(2 * np.pi))
     assert height[[60, 90]] == pytest.approx([6 / 7 * top, 1 / 7 * top])
 
@@ -37,7 +37,7 @@ def test_a_density_peaks_where_its_values_are() -> None:
 def test_a_value_on_a_bound_has_its_whole_mass_inside() -> None:
     # Mirrored at 1, the kernel of a value at 1 counts twice there.
     assert kernel_density(np.array([1.0]), np.array([1.0]), 0, 1)[0] == pytest.approx(2 / (0.01 * np.sqrt(2 * np.pi)))
-    # What rounding lifts above the bound counts as on it.
+    # Values that rounding lifts above the bound count as on it.
     lifted = kernel_density(np.array([1.0 + 1e-12]), GRID, 0, 1)
     np.testing.assert_allclose(lifted, kernel_density(np.array([1.0]), GRID, 0, 1))
 

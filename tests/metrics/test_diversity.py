@@ -70,7 +70,7 @@ def test_divergence_of_two_members():
     np.testing.assert_allclose(symmetric_kl(np.log(probs)), [[0, expected], [expected, 0]])
 
 
-def test_divergence_ignores_absent_choices_and_knows_infinity():
+def test_divergence_ignores_absent_choices_and_can_be_infinite():
     absent = np.array([[[np.log(0.5), np.log(0.5), -np.inf]], [[np.log(0.9), np.log(0.1), -np.inf]]])
     np.testing.assert_allclose(symmetric_kl(absent), symmetric_kl(absent[..., :2]))
     excluded = np.array([[[0.0, -np.inf]], [[np.log(0.9), np.log(0.1)]]])

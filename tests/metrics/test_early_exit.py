@@ -1,4 +1,4 @@
-"""The rule of early exit: never another answer than all members', and no row goes on that could not still change."""
+"""Early exit: the answer of all members, and no row continues whose answer cannot change."""
 
 from __future__ import annotations
 
@@ -63,10 +63,10 @@ def test_the_exact_rule_never_changes_an_answer(log_probs: NDArray[np.float64]) 
 
 @settings(max_examples=400, deadline=None)
 @given(ensembles)
-def test_whatever_the_other_members_say_a_stopped_row_keeps_its_answer_and_another_can_lose_it(
+def test_other_members_cannot_change_a_stopped_row_and_can_change_another(
     log_probs: NDArray[np.float64],
 ) -> None:
-    """The members to come all give one rival probability 1: the worst case, for every rival and number seen."""
+    """All further members give one rival probability 1: the worst case, for every rival and number seen."""
     num_members, num_examples, num_choices = log_probs.shape
     for seen in range(1, num_members):
         sums = np.exp(log_probs[:seen]).sum(axis=0)
@@ -97,14 +97,14 @@ def test_rows_counted_at_once_are_rows_stopped_one_by_one(
 
 
 def test_the_exact_rule_by_hand() -> None:
-    # Five members, so three are the fewest: two to come can take 2 off a lead. Leads after three: 2.4, 1.8, 0.6.
+    # Five members, so at least three answer: two more can reduce a lead by 2. Leads after three: 2.4, 1.8, 0.6.
     # After four: the second row leads by 2.4 > 1, the third by 0.8 < 1 and needs all.
     rows = [[[0.9, 0.1], [0.8, 0.2], [0.6, 0.4]]] * 5
     np.testing.assert_array_equal(EXACT.members_used(logs(rows)), [3, 4, 5])
 
 
-def test_a_lead_of_just_the_bound_goes_on() -> None:
-    # Two members of four say choice 1 for sure; if the other two say choice 0, the tie goes to choice 0.
+def test_a_lead_equal_to_the_bound_continues() -> None:
+    # Two of four members are certain of choice 1; if the other two are certain of choice 0, the tie goes to choice 0.
     seen = logs([[[0, 1]], [[0, 1]], [[1, 0]], [[1, 0]]])
     np.testing.assert_array_equal(EXACT.members_used(seen), [4])
     assert mixture_log_probs(seen).argmax(axis=1) == [0]
@@ -132,7 +132,7 @@ def test_confidence_by_hand() -> None:
     np.testing.assert_array_equal(rule.members_used(logs([[[0.9, 0.1]], [[0.8, 0.2]], [[0.1, 0.9]]])), [2])
 
 
-def test_a_member_that_is_no_number_stops_no_row() -> None:
+def test_nan_of_a_member_stops_no_row() -> None:
     rows = logs([[[0.99, 0.01]]] * 5)
     rows[1] = np.nan
     for rule in (EXACT, ExitRule(0.5)):
@@ -140,18 +140,18 @@ def test_a_member_that_is_no_number_stops_no_row() -> None:
 
 
 def test_what_it_would_save_and_change() -> None:
-    # Row 0 stops after two of three members at 0.5 with answer 0, and all three say 1; row 1 needs none but two.
+    # Row 0 stops after two of three members at 0.5 with answer 0, and all three answer 1; row 1 needs only two.
     rows = logs([[[0.6, 0.4], [0.1, 0.9]], [[0.6, 0.4], [0.2, 0.8]], [[0.0, 1.0], [0.3, 0.7]]])
     labels = np.array([1, 1])
-    found = evaluate_early_exit(rows, labels, ExitRule(0.5))
-    assert (found["rule"], found["mean_members"], found["histogram"], found["agreement"]) == (
+    scores = evaluate_early_exit(rows, labels, ExitRule(0.5))
+    assert (scores["rule"], scores["mean_members"], scores["histogram"], scores["agreement"]) == (
         "0.5",
         2.0,
         [0, 2, 0],
         0.5,
     )
-    assert found["accuracy"] == 0.5
-    assert found["nll"] == pytest.approx(-(np.log(0.4) + np.log(0.85)) / 2, rel=1e-12)
+    assert scores["accuracy"] == 0.5
+    assert scores["nll"] == pytest.approx(-(np.log(0.4) + np.log(0.85)) / 2, rel=1e-12)
     exact = evaluate_early_exit(rows, labels, EXACT)
     assert (exact["rule"], exact["histogram"], exact["agreement"]) == ("exact", [0, 1, 1], 1.0)
     assert exact["accuracy"] == accuracy(mixture_log_probs(rows), labels) == 1.0
@@ -159,7 +159,7 @@ def test_what_it_would_save_and_change() -> None:
 
 
 @pytest.mark.parametrize(("value", "rule"), [("exact", EXACT), ("0.9", ExitRule(0.9)), (1, ExitRule(1.0))])
-def test_rules_as_asked_for(value: str | float, rule: ExitRule) -> None:
+def test_rules_are_parsed(value: str | float, rule: ExitRule) -> None:
     assert ExitRule.parse(value) == rule
     assert ExitRule.parse(str(rule)) == rule
 

@@ -106,11 +106,11 @@ def test_the_best_member_is_chosen_on_validation_and_not_on_the_test() -> None:
     predictions = make_predictions()
     validation = make_predictions(rows=80, seed=1, split="val")
     for wanted in range(3):
-        # On validation this member alone is told the answers.
+        # On validation only this member is given the answers.
         helped = validation.log_probs_MEC.copy()
-        told = np.full_like(helped[wanted], -np.inf)
-        told[np.arange(80), validation.labels] = 0.0
-        helped[wanted] = told
+        certain = np.full_like(helped[wanted], -np.inf)
+        certain[np.arange(80), validation.labels] = 0.0
+        helped[wanted] = certain
         entry = evaluate_predictions(predictions, validation=replace(validation, log_probs_MEC=helped), resamples=0)
         assert entry["best_member"]["index"] == wanted
         assert entry["best_member"]["validation_nll"] == 0.0
@@ -142,8 +142,8 @@ def test_temperatures_are_fitted_on_validation_rows() -> None:
     single = regularized_temperature(validation.log_probs_MEC[index], validation.labels, validation.options).T
     assert single is not None
     assert (best["index"], best["T"]) == (index, pytest.approx(single))
-    own = predictive.apply_temperature(predictions.log_probs_MEC[index], single)
-    assert best["nll"] == pytest.approx(metrics.nll(own, predictions.labels))
+    scaled_best = predictive.apply_temperature(predictions.log_probs_MEC[index], single)
+    assert best["nll"] == pytest.approx(metrics.nll(scaled_best, predictions.labels))
     assert best["accuracy"] == entry["best_member"]["accuracy"]
 
 
@@ -158,7 +158,7 @@ def test_the_majority_predicts_the_most_frequent_training_answer() -> None:
 
 
 def test_differences_are_paired() -> None:
-    # One member beside itself: whatever the resample, the difference is exactly zero.
+    # One member against itself: the difference is exactly zero on every resample.
     single = make_predictions(members=1)
     entry = evaluate_predictions(single, baselines={"same": single}, resamples=40)
     for difference in (entry["intervals"]["ensemble_minus_member_mean"], entry["baselines"]["same"]["ensemble_minus"]):
@@ -201,7 +201,7 @@ def test_the_seed_decides_and_zero_resamples_leave_no_intervals() -> None:
 
 
 def points_of(entry: dict[str, Any]) -> dict[str, float]:
-    """The point values of all methods, flat; members leave theirs out, whose order may have changed."""
+    """The point values of all methods, flat, except for those of members, whose order may have changed."""
     flat = {}
     for method in (
         "ensemble",
@@ -242,7 +242,7 @@ def test_padding_changes_no_point_value() -> None:
     assert points_of(padded) == pytest.approx(points_of(narrow), abs=1e-12)
 
 
-def test_an_infinite_nll_is_null_beside_its_count() -> None:
+def test_an_infinite_nll_is_null_next_to_its_count() -> None:
     predictions = make_predictions(members=2)
     certain = predictions.log_probs_MEC.copy()
     certain[:, 0] = -np.inf
@@ -294,8 +294,8 @@ def test_ood_scores_by_hand() -> None:
     ood = make_small(np.log(np.array([[[0.9, 0.1], [0.6, 0.4], [0.7, 0.3]], [[0.1, 0.9], [0.6, 0.4], [0.7, 0.3]]])))
     scores = ood_scores(in_dist, ood)
     # Pairs by low confidence: 0.5 beats both; 0.6 beats 0.9 and ties with 0.6; 0.7 beats 0.9: (2 + 1.5 + 1) / 6.
-    # For two choices entropy ranks as low confidence does. Only OOD row 0 has mutual information, the other pairs tie
-    # at exactly 0: (2 + 1 + 1) / 6.
+    # For two choices entropy has the order of low confidence. Only OOD row 0 has mutual information, the other pairs
+    # tie at exactly 0: (2 + 1 + 1) / 6.
     assert scores["auroc"] == pytest.approx({"max_prob": 0.75, "entropy": 0.75, "mutual_information": 4 / 6})
     assert scores["num_examples"] == {"in_dist": 2, "ood": 3}
     assert scores["mean_confidence"] == pytest.approx({"in_dist": 0.75, "ood": (0.5 + 0.6 + 0.7) / 3})
@@ -323,9 +323,9 @@ def test_differences_alone_are_those_of_an_evaluation():
     """The same resamples give the same paired intervals; pooled members on either side."""
     ensemble, other = make_predictions(), make_predictions(members=2, scale=4, noise=3)
     entry = evaluate_predictions(ensemble, baselines={"it": other}, resamples=50, seed=3)
-    found = ensemble_minus(ensemble, {"it": other, "itself": ensemble}, resamples=50, seed=3)
-    assert found["it"] == entry["baselines"]["it"]["ensemble_minus"]
-    assert found["itself"] == {metric: [0.0, 0.0] for metric in ("accuracy", "nll", "brier")}
+    differences = ensemble_minus(ensemble, {"it": other, "itself": ensemble}, resamples=50, seed=3)
+    assert differences["it"] == entry["baselines"]["it"]["ensemble_minus"]
+    assert differences["itself"] == {metric: [0.0, 0.0] for metric in ("accuracy", "nll", "brier")}
     assert ensemble_minus(ensemble, {"it": other}, resamples=0) == {"it": {}}
     with pytest.raises(ValueError, match="baseline 'it' is of other rows"):
         ensemble_minus(ensemble, {"it": take(other, np.arange(50))})

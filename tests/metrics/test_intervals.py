@@ -1,4 +1,4 @@
-"""Intervals: how often they hold the true value on simulated models, known answers, and where there are none."""
+"""Intervals: their coverage on simulated models, known answers, and where there are none."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def log_softmax(scores: FloatArray) -> FloatArray:
 def simulate(
     generator: np.random.Generator, rows: int, classes: int, factor: float
 ) -> tuple[dict[str, FloatArray], NDArray[np.int64]]:
-    """Answers that follow softmax(z); a model that says softmax(factor z), and one of noisier scores."""
+    """Answers drawn from softmax(z); a model that predicts softmax(factor z), and one with noisier scores."""
     scores = 2.0 * generator.normal(size=(rows, classes))
     below = np.exp(log_softmax(scores)).cumsum(axis=1) < generator.random((rows, 1))
     labels = np.minimum(below.sum(axis=1), classes - 1)
@@ -51,8 +51,8 @@ def test_every_interval_covers(rows: int, classes: int, factor: float) -> None:
         scores = {name: metrics.score_rows(log_probs, labels) for name, log_probs in distributions.items()}
         draws = metrics.bootstrap(scores, 200, seed)
         model, other = (judge(scores, draws, name) for name in ("model", "other"))
-        found = method_intervals(model, seed)
-        ends = {metric: (found[metric], true["model"][metric]) for metric in metrics.RESAMPLED}
+        method = method_intervals(model, seed)
+        ends = {metric: (method[metric], true["model"][metric]) for metric in metrics.RESAMPLED}
         for metric, difference in difference_intervals(model, other).items():
             ends[f"minus {metric}"] = difference, true["model"][metric] - true["other"][metric]
         ends["percentile"] = metrics.interval(draws["model"]["ece"]), true["model"]["ece"]
@@ -74,7 +74,7 @@ def judged_rows(labels: NDArray[np.int64], log_probs: FloatArray, resamples: int
 
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("rows", [20, 45, 200])
-def test_every_point_lies_in_its_interval(seed: int, rows: int) -> None:
+def test_every_interval_contains_its_point(seed: int, rows: int) -> None:
     generator = np.random.default_rng(seed)
     distributions, labels = simulate(generator, rows, 3, generator.choice([0.3, 1.0, 4.0]))
     scores = {name: metrics.score_rows(log_probs, labels) for name, log_probs in distributions.items()}
@@ -99,7 +99,7 @@ def test_wilsons_interval_is_the_known_one() -> None:
     # All of 20: the low end is n / (n + z^2), the high end 1.
     low, high = intervals.score_interval(np.ones(20))
     assert (low, high) == (pytest.approx(20 / (20 + intervals.Z**2)), 1.0)
-    # Three members that err independently tell more than one: the interval of their mean is narrower.
+    # Three members with independent errors carry more information than one: the interval of their mean is narrower.
     members = np.random.default_rng(0).random((3, 200)) < 0.8
     one, three = (np.diff(intervals.score_interval(part.mean(axis=0)))[0] for part in (members[:1], members))
     assert three == pytest.approx(one / np.sqrt(3), rel=0.15)
@@ -118,11 +118,11 @@ def test_the_paired_interval_is_bonett_and_prices() -> None:
 def test_a_model_without_errors_has_an_interval_of_its_accuracy_and_gap_alone() -> None:
     log_probs = np.log(np.tile([0.97, 0.03], (60, 1)))
     judged = judged_rows(np.zeros(60, dtype=np.int64), log_probs)
-    found = method_intervals(judged, seed=0)
-    assert found["accuracy"][0] < 0.95
-    assert found["accuracy"][1] == 1.0
-    assert found["signed_gap"][0] < -0.03 < 0 < found["signed_gap"][1]
-    assert [metric for metric in metrics.RESAMPLED if found[metric] is None] == ["macro_f1", "nll", "brier", "aurc"]
+    intervals = method_intervals(judged, seed=0)
+    assert intervals["accuracy"][0] < 0.95
+    assert intervals["accuracy"][1] == 1.0
+    assert intervals["signed_gap"][0] < -0.03 < 0 < intervals["signed_gap"][1]
+    assert [metric for metric in metrics.RESAMPLED if intervals[metric] is None] == ["macro_f1", "nll", "brier", "aurc"]
     assert "0 wrong of 60 rows are too few" in str(too_few(judged))
 
 
@@ -133,8 +133,8 @@ def test_fewer_rows_than_intervals_need_have_none() -> None:
         scores = {name: metrics.score_rows(log_probs, labels) for name, log_probs in distributions.items()}
         draws = metrics.bootstrap(scores, 50, seed=0)
         one, other = (judge(scores, draws, name) for name in ("model", "other"))
-        found = method_intervals(one, seed=0)
-        assert [found[metric] for metric in metrics.RESAMPLED] == [None] * len(metrics.RESAMPLED)
+        intervals = method_intervals(one, seed=0)
+        assert [intervals[metric] for metric in metrics.RESAMPLED] == [None] * len(metrics.RESAMPLED)
         assert set(difference_intervals(one, other).values()) == {None}
         assert (
             too_few(one)

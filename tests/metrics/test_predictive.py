@@ -36,12 +36,12 @@ ensembles = st.builds(
 
 
 def test_the_mixture_is_the_mean_of_probabilities() -> None:
-    # Members say 0.9/0.1 and 0.3/0.7; their mean is 0.6/0.4.
+    # Members predict 0.9/0.1 and 0.3/0.7; their mean is 0.6/0.4.
     log_probs = np.log(np.array([[[0.9, 0.1]], [[0.3, 0.7]]]))
     np.testing.assert_allclose(np.exp(predictive.mixture_log_probs(log_probs)), [[0.6, 0.4]], rtol=1e-14)
 
 
-def test_the_mean_of_logits_is_another_estimator() -> None:
+def test_the_mean_of_logits_is_a_different_estimator() -> None:
     # Geometric means sqrt(0.9 * 0.3) = 0.519615 and sqrt(0.1 * 0.7) = 0.264575; renormalized 0.662614 and 0.337386.
     log_probs = np.log(np.array([[[0.9, 0.1]], [[0.3, 0.7]]]))
     np.testing.assert_allclose(np.exp(predictive.mean_of_logits(log_probs)), [[0.662614, 0.337386]], atol=1e-6)
@@ -149,7 +149,7 @@ def test_a_bad_temperature_is_refused(temperature: float) -> None:
 
 
 def test_the_fitted_temperature_is_the_known_one() -> None:
-    # 8 of 10 rows are right and every row says log-odds 6 for choice 0. The NLL is least where sigmoid(6 / T) = 0.8,
+    # 8 of 10 rows are right and every row has log-odds 6 for choice 0. The NLL is minimal where sigmoid(6 / T) = 0.8,
     # that is 6 / T = ln 4, T = 6 / ln 4 = 4.3281.
     log_probs = log_softmax(np.tile([6.0, 0.0, MINUS_INF], (10, 1)))
     labels = np.array([0] * 8 + [1] * 2)
@@ -157,14 +157,14 @@ def test_the_fitted_temperature_is_the_known_one() -> None:
 
 
 def test_the_fitted_temperature_is_recovered_from_sampled_labels() -> None:
-    # Labels are drawn from the true distribution; the scores handed over are that distribution sharpened by T = 2.5.
+    # Labels are drawn from the true distribution; the scores are that distribution sharpened by T = 2.5.
     generator = np.random.default_rng(5)
     true = log_softmax(generator.normal(size=(20_000, 4)))
     labels = (np.exp(true).cumsum(axis=1) < generator.random((20_000, 1))).sum(axis=1)
     assert predictive.fit_temperature(log_softmax(2.5 * true), labels) == pytest.approx(2.5, rel=0.05)
 
 
-def test_a_fit_that_rows_do_not_pin_down_ends_on_a_bound() -> None:
+def test_a_fit_that_rows_do_not_determine_ends_on_a_bound() -> None:
     sure = log_softmax(np.tile([1.0, 0.0], (4, 1)))
     assert predictive.fit_temperature(sure, np.zeros(4, dtype=np.int64)) == predictive.TEMPERATURE_RANGE[0]
     assert predictive.fit_temperature(sure, np.ones(4, dtype=np.int64)) == predictive.TEMPERATURE_RANGE[1]
@@ -189,14 +189,14 @@ def test_risk_coverage_by_hand() -> None:
 
 
 def test_equally_confident_rows_share_their_errors() -> None:
-    # All four rows say 0.7 and two are wrong: any random order has risk 1/2 at every coverage, in expectation.
+    # Four rows of confidence 0.7, two of them wrong: any random order has risk 1/2 at every coverage, in expectation.
     log_probs = np.log(np.tile([0.7, 0.3], (4, 1)))
     for labels in ([0, 0, 1, 1], [1, 1, 0, 0]):
         _, risk = predictive.risk_coverage(log_probs, np.array(labels))
         np.testing.assert_allclose(risk, 0.5)
 
 
-def test_majority_frequencies_are_smoothed_over_the_rows_own_choices() -> None:
+def test_majority_frequencies_are_smoothed_over_each_rows_choices() -> None:
     # Index counts 3, 0, 1, plus one: 4, 1, 2. Three choices: 4/7, 1/7, 2/7; two choices: 4/5, 1/5.
     log_probs = predictive.majority_log_probs([0, 0, 2, 0], np.array([3, 2]))
     np.testing.assert_allclose(np.exp(log_probs), [[4 / 7, 1 / 7, 2 / 7], [0.8, 0.2, 0.0]])

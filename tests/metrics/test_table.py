@@ -16,7 +16,7 @@ from lorchestra.metrics import table
 from lorchestra.metrics.evaluation import evaluate_predictions
 from lorchestra.metrics.intervals import difference_intervals, judge, method_intervals
 from lorchestra.metrics.scores import all_metrics, bootstrap, score_rows
-from lorchestra.store.records import check_entry
+from lorchestra.store.evaluations import check_entry
 from lorchestra.types import Predictions
 
 

@@ -41,10 +41,10 @@ def test_the_fit_minimizes_nll_plus_the_priors_penalty(rows: int, right: int) ->
         return float(rows * np.log1p(np.exp(-x)) + (rows - right) * x + u**2 / (2 * PRIOR_STD**2))
 
     expected = minimize_scalar(penalized, bounds=(-4, 4), method="bounded", options={"xatol": 1e-12}).x
-    found = regularized_temperature(log_probs, labels, options(rows, 2))
-    assert found.T is not None
-    assert np.log(found.T) == pytest.approx(expected, abs=1e-6)
-    assert found.num_rows == rows
+    fit = regularized_temperature(log_probs, labels, options(rows, 2))
+    assert fit.T is not None
+    assert np.log(fit.T) == pytest.approx(expected, abs=1e-6)
+    assert fit.num_rows == rows
 
 
 def test_twelve_rows_that_are_all_right_do_not_ruin_the_answers() -> None:
@@ -62,11 +62,11 @@ def test_twelve_rows_that_are_all_right_do_not_ruin_the_answers() -> None:
     assert predictive.TEMPERATURE_RANGE[0] == alone.T
     assert "at its bound" in alone.notes[0]
     assert nll(alone.T) > 5
-    found = regularized_temperature(*validation, options(12, 2))
-    assert found.T is not None
-    assert 0.3 < found.T < 1
-    assert nll(found.T) < 1.15 * nll(1.0)
-    assert found.notes == (
+    fit = regularized_temperature(*validation, options(12, 2))
+    assert fit.T is not None
+    assert 0.3 < fit.T < 1
+    assert nll(fit.T) < 1.15 * nll(1.0)
+    assert fit.notes == (
         "the validation rows alone set no limit to T (the sharper, the lower their NLL): the prior towards T = 1"
         " decided it",
     )
@@ -78,15 +78,15 @@ def test_five_hundred_rows_overrule_the_prior(temperature: float) -> None:
     fits, alone = [], []
     for seed in range(20):
         log_probs, labels = drawn(500, temperature, seed)
-        found = regularized_temperature(log_probs, labels, options(500, 4))
-        assert found.T is not None
-        assert found.notes == ()
-        fits.append(np.log(found.T))
+        fit = regularized_temperature(log_probs, labels, options(500, 4))
+        assert fit.T is not None
+        assert fit.notes == ()
+        fits.append(np.log(fit.T))
         alone.append(np.log(predictive.fit_temperature(log_probs, labels)))
     assert np.max(np.abs(np.subtract(fits, alone))) < np.std(alone, ddof=1)
 
 
-def test_rows_that_say_nothing_leave_the_answers_as_they_are() -> None:
+def test_rows_without_information_leave_the_answers_unchanged() -> None:
     uniform = np.log(np.full((6, 2), 0.5))
     assert pytest.approx(1.0, abs=1e-9) == regularized_temperature(uniform, np.array([0, 1] * 3), options(6, 2)).T
 
@@ -97,12 +97,12 @@ def test_rows_that_cannot_judge_give_a_reason() -> None:
     assert one_class.T is None
     assert one_class.reason == "all of the 12 validation rows have the answer 'no', which says nothing of the others"
     assert (one_class.num_rows, one_class.notes) == (12, ())
-    # Where rows bring their own choices, the first choice is no class.
+    # Where choices differ by row, the first choice is not a class.
     choices = [(f"a{row}", f"b{row}") for row in range(12)]
     assert regularized_temperature(log_probs, np.zeros(12, dtype=np.int64), choices).T is not None
     impossible = np.array([[0.0, -np.inf], [-np.inf, 0.0]])
-    found = regularized_temperature(impossible, np.array([1, 0]), options(2, 2))
-    assert found.reason == "no validation row gives its right answer a positive probability"
+    fit = regularized_temperature(impossible, np.array([1, 0]), options(2, 2))
+    assert fit.reason == "no validation row gives its right answer a positive probability"
 
 
 def test_a_prior_that_moved_the_fit_is_noted() -> None:

@@ -21,7 +21,7 @@ TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
 
 
 def batch_of(rows, members, seed=None):
-    """A different selection of rows per member, so that the members' spans differ in length."""
+    """Members with different rows, so that their spans differ in length."""
     items = [
         Item(m, row, None if seed is None else 1000 * seed + 50 * m + row.row)
         for m in members
@@ -47,7 +47,7 @@ def sequences(row):
 
 
 def score(row, logits):
-    """Log-probabilities of the row's choices by brute force, from the full logits of each sequence."""
+    """Log-probabilities of the row's choices by brute force, from full logits of each whole sequence."""
     scores = []
     for choice, sequence_logits in zip(row.choices, logits, strict=True):
         log_probs = sequence_logits.log_softmax(dim=-1)
@@ -108,11 +108,11 @@ def test_packed_equals_peft_one_by_one_and_padded(request, tiny_model, tiny_ense
         examples = [batch.items[b].example for b in mine]
         for scorer in (one_by_one, padded):
             model.zero_grad()
-            reference = scorer(model, examples)
-            for b, expected in zip(mine, reference, strict=True):
+            scores = scorer(model, examples)
+            for b, expected in zip(mine, scores, strict=True):
                 torch.testing.assert_close(log_probs[b, : len(expected)], expected, rtol=0, atol=tolerance)
                 assert (log_probs[b, len(expected) :] == -math.inf).all()
-            sum(-line[example.answer] for line, example in zip(reference, examples, strict=True)).backward()
+            sum(-line[example.answer] for line, example in zip(scores, examples, strict=True)).backward()
             parameters = dict(model.named_parameters())
             for name, leaves in ensemble.adapters.parameters.items():
                 for which, leaf in zip("AB", (group[member] for group in leaves), strict=True):
@@ -138,7 +138,7 @@ def test_sliding_windows_equal_the_stock_model(tiny_model, tiny_ensemble, letter
 
 @pytest.mark.parametrize("kind", ["letters", "texts"])
 def test_base_items_and_fresh_members_are_the_stock_model(request, tiny_model, kind):
-    """Step 0: B is zero, so every member is exactly the base; and BASE items are the base at any time."""
+    """At step 0 B is zero and members equal the base; BASE items equal the base at any step."""
     rows, base = request.getfixturevalue(kind), tiny_model()
     expected = one_by_one(base, rows)
     ensemble = EnsembleModel(base, AdaptConfig(members=2, r=2), seed=0)
@@ -152,14 +152,14 @@ def test_base_items_and_fresh_members_are_the_stock_model(request, tiny_model, k
     assert not torch.isclose(changed[len(rows) :, 0], log_probs[len(rows) :, 0]).any()
 
 
-def test_probabilities_sum_to_one_over_each_rows_choices(tiny_ensemble, letters, texts):
+def test_probabilities_sum_to_one_over_the_choices_of_each_row(tiny_ensemble, letters, texts):
     for rows in (letters, texts):
         totals = tiny_ensemble().forward(batch_of(rows, range(3))).exp().sum(dim=1)
         torch.testing.assert_close(totals, torch.ones_like(totals), rtol=0, atol=1e-12)
 
 
 def parameter_bytes(ensemble):
-    """Bytes of the distinct storages behind all parameters and buffers, those of the bank included."""
+    """Bytes of the distinct storages of all parameters and buffers, including the stacked adapters."""
     tensors = [*ensemble.model.parameters(), *ensemble.model.buffers(), ensemble.adapters.values]
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     return sum(storages.values())
@@ -203,8 +203,8 @@ LAYERS = {"last:2": [2, 3], "last:1": [3], "[1, 3]": [1, 3], "all": [0, 1, 2, 3]
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize(("layers", "adapted"), LAYERS.items())
-def test_trunk_and_top_are_the_full_model(tiny_ensemble, texts, layers, adapted, dtype):
-    """Forward and gradients; with dropout too, since masks do not know of the trunk."""
+def test_trunk_plus_top_equals_the_full_model(tiny_ensemble, texts, layers, adapted, dtype):
+    """Forward and gradients, also with dropout, since masks do not depend on the trunk."""
     ensemble = tiny_ensemble(dtype=dtype, depth=4, layers=layers, dropout=0.3)
     assert ensemble.layers == adapted
     tolerance = {torch.float32: 1e-6, torch.float64: 1e-12}[dtype]
@@ -219,7 +219,7 @@ def test_trunk_and_top_are_the_full_model(tiny_ensemble, texts, layers, adapted,
         assert whole.abs().max() > 0.1
 
 
-def test_trunk_is_the_stock_hidden_states_whatever_the_member_and_its_adapter(tiny_model, tiny_ensemble, letters):
+def test_trunk_equals_the_stock_hidden_states_for_every_member_and_adapter(tiny_model, tiny_ensemble, letters):
     base = tiny_model(depth=4)
     ensemble = tiny_ensemble(base=copy.deepcopy(base), layers="last:2", dropout=0.5)
     items = [Item(m, row, 100 * m + row.row) for m in range(3) for row in letters]
@@ -235,7 +235,7 @@ def test_trunk_is_the_stock_hidden_states_whatever_the_member_and_its_adapter(ti
 
 @pytest.fixture
 def count_layers():
-    """Counts how often each layer's MLP really runs."""
+    """Counts how often each layer's MLP runs."""
 
     def attach(ensemble):
         runs = [0] * ensemble.num_layers
@@ -253,7 +253,7 @@ def count_layers():
     return attach
 
 
-def test_each_pass_runs_only_its_layers(tiny_ensemble, letters, count_layers):
+def test_each_pass_runs_only_the_layers_it_needs(tiny_ensemble, letters, count_layers):
     ensemble = tiny_ensemble(depth=4, layers="last:1")
     runs, batch = count_layers(ensemble), batch_of(letters, range(2))
     hidden = ensemble.forward(batch, "trunk")
@@ -264,8 +264,8 @@ def test_each_pass_runs_only_its_layers(tiny_ensemble, letters, count_layers):
     assert runs == [2, 2, 2, 2]
 
 
-def test_only_the_options_rows_of_the_head_are_computed(tiny_ensemble, letters):
-    """And at the answer positions only; the whole vocabulary gives the same log-probabilities."""
+def test_the_head_computes_only_the_rows_of_the_options(tiny_ensemble, letters):
+    """Only at the answer positions; the whole vocabulary gives the same log-probabilities."""
     ensemble = tiny_ensemble()
     batch = batch_of(letters, range(3))
     options = batch.scoring.option_ids
@@ -280,8 +280,38 @@ def test_only_the_options_rows_of_the_head_are_computed(tiny_ensemble, letters):
     torch.testing.assert_close(narrow, wide[:, options], rtol=0, atol=1e-12)
 
 
-def test_gradient_of_a_member_is_the_same_alone_and_among_five(tiny_ensemble, texts):
-    """The loss is a sum over members: an average would divide the gradient by five."""
+@pytest.mark.parametrize("sharing", ["nothing shared", "shared in the batch", "cached prefix"])
+def test_rows_without_choices_have_the_next_token_logits_of_stock_passes(tiny_model, tiny_ensemble, letters, sharing):
+    """Packed rows of the base and several members against each row alone, in the stock base or PEFT's model."""
+    front = () if sharing == "nothing shared" else tuple(range(20, 40))
+    rows = [EncodedExample(row.row, front + row.prefix, (), None) for row in letters]
+    base, members = tiny_model(), (BASE, 0, 1, 2)
+    ensemble = tiny_ensemble(base=copy.deepcopy(base))
+    prefix = ensemble.prefill(front, members, 45) if sharing == "cached prefix" else None
+    items = [Item(m, row) for m in members for row in rows if (row.row + m) % 3]
+    batch = pack(items, shared=len(front), prefix=prefix)
+    assert batch.packing.num_tokens == sum(len(item.example.prefix) - len(front) for item in items) + (
+        len(front) * len(members) if sharing == "shared in the batch" else 0
+    )
+    stock = {m: base if m == BASE else peft_model(base, ensemble, m) for m in members}
+    expected = [stock[item.member](torch.tensor([item.example.prefix])).logits[0, -1] for item in items]
+    torch.testing.assert_close(ensemble.forward(batch, "logits"), torch.stack(expected), rtol=0, atol=1e-9)
+
+
+def test_rows_without_choices_have_no_log_probs(tiny_ensemble, letters):
+    """Neither alone nor in a batch with rows that have choices, whose logits are then those of the next token."""
+    ensemble = tiny_ensemble()
+    without = EncodedExample(9, (1, 2, 3), (), None)
+    for rows in ([without], [letters[0], without]):
+        batch = pack([Item(0, row) for row in rows])
+        with pytest.raises(ValueError, match="rows without choices have no log_probs; request logits"):
+            ensemble.forward(batch)
+        assert ensemble.slot.current is None
+        assert ensemble.forward(batch, "logits").shape == (len(rows), 101)
+
+
+def test_gradient_of_a_member_is_the_same_alone_and_with_four_others(tiny_ensemble, texts):
+    """The loss is a sum over members; a mean would divide the gradient by five."""
     ensemble = tiny_ensemble(members=5, dropout=0.2)
     together = gradients(ensemble, batch_of(texts, range(5), seed=3))
     for member in range(5):
@@ -290,7 +320,7 @@ def test_gradient_of_a_member_is_the_same_alone_and_among_five(tiny_ensemble, te
         assert not alone[[m for m in range(5) if m != member]].any()
 
 
-def test_the_order_of_packed_rows_does_not_matter(tiny_ensemble, texts):
+def test_scores_and_gradients_do_not_depend_on_the_order_of_rows(tiny_ensemble, texts):
     ensemble = tiny_ensemble(dropout=0.4)
     items = [Item(m, row, 1000 * m + row.row) for m in range(3) for row in texts]
     shuffled = [items[i] for i in torch.randperm(len(items), generator=torch.Generator().manual_seed(1)).tolist()]
@@ -302,8 +332,8 @@ def test_the_order_of_packed_rows_does_not_matter(tiny_ensemble, texts):
     torch.testing.assert_close(gradients(ensemble, second), gradients(ensemble, first), rtol=1e-11, atol=1e-11)
 
 
-def test_a_nan_row_packed_first_reaches_no_other_row(tiny_model, letters, texts):
-    """A token whose embedding is NaN: member 0's row with it is NaN, all else is what it is without that row."""
+def test_a_nan_row_packed_first_affects_no_other_row(tiny_model, letters, texts):
+    """One token has a NaN embedding: a row of member 0 with it is NaN, and all else is as without that row."""
     base = tiny_model()
     poisoned = 77
     rows = [row for row in [*letters, *texts] if poisoned not in row.prefix + sum(row.choices, ())]
@@ -325,7 +355,7 @@ def test_a_nan_row_packed_first_reaches_no_other_row(tiny_model, letters, texts)
     torch.testing.assert_close(dirty[1:], pure[1:], rtol=1e-11, atol=1e-11)
 
 
-def test_a_nan_member_packed_first_reaches_nobody(tiny_ensemble, letters):
+def test_a_nan_member_packed_first_affects_no_other(tiny_ensemble, letters):
     ensemble = tiny_ensemble()
     batch = batch_of(letters, range(3))
     expected, pure = ensemble.forward(batch), gradients(ensemble, batch)
@@ -337,8 +367,8 @@ def test_a_nan_member_packed_first_reaches_nobody(tiny_ensemble, letters):
     assert torch.equal(dirty[1:], pure[1:])
 
 
-def test_a_failed_pass_leaves_no_trace(tiny_ensemble, letters):
-    """An error in mid-pass must not leave its packing, trunk or options to the next pass."""
+def test_a_failed_pass_leaves_no_state(tiny_ensemble, letters):
+    """An error during a pass must not leave its packing, trunk or options to the next pass."""
     ensemble = tiny_ensemble(depth=3, layers="last:1")
     batch = batch_of(letters, range(3))
     hidden, expected = ensemble.forward(batch, "trunk"), ensemble.forward(batch)
@@ -363,7 +393,7 @@ def test_initial_a_derives_from_run_seed_and_member(tiny_model):
 
 
 @pytest.mark.parametrize(("how", "tolerance"), [(True, 0.0), ("gaussian", 0.0), ("orthogonal", 1e-12)])
-def test_whatever_the_start_members_differ_and_are_the_base(tiny_model, letters, how, tolerance):
+def test_with_any_initialization_members_differ_and_equal_the_base(tiny_model, letters, how, tolerance):
     ensemble = EnsembleModel(tiny_model(), AdaptConfig(members=3, r=2, init_lora_weights=how), seed=0)
     rows = [*letters]
     expected = ensemble.forward(pack([Item(BASE, row) for row in rows]))
@@ -374,12 +404,12 @@ def test_whatever_the_start_members_differ_and_are_the_base(tiny_model, letters,
     assert ensemble.adapters.values[:, ensemble.adapters.is_B].any() == (how == "orthogonal")
 
 
-def test_an_orthogonal_start_needs_an_even_rank(tiny_model):
+def test_orthogonal_initialization_needs_an_even_rank(tiny_model):
     with pytest.raises(ConfigError, match=r"adapt\.init_lora_weights: orthogonal needs an even rank; adapt\.r is 3"):
         EnsembleModel(tiny_model(), AdaptConfig(r=3, init_lora_weights="orthogonal"), seed=0)
 
 
-def test_initial_a_of_a_layer_does_not_depend_on_which_others_are_adapted(tiny_model):
+def test_initial_a_of_a_layer_does_not_depend_on_the_other_adapted_layers(tiny_model):
     every = EnsembleModel(tiny_model(depth=3), AdaptConfig(members=2, r=2), 0).adapters
     top = EnsembleModel(tiny_model(depth=3), AdaptConfig(members=2, r=2, layers="last:1"), 0).adapters
     assert set(top.parameters) < set(every.parameters)
@@ -388,7 +418,7 @@ def test_initial_a_of_a_layer_does_not_depend_on_which_others_are_adapted(tiny_m
 
 
 def test_adapters_are_named_as_in_the_model(tiny_ensemble):
-    """PEFT's names for them, on which seeds and saved files rest."""
+    """Seeds and saved files depend on these names, which are PEFT's."""
     names = tiny_ensemble(depth=4, layers="[1, 3]", target_modules=("v_proj", "q_proj")).adapters.parameters
     assert list(names) == [f"model.layers.{i}.self_attn.{which}_proj" for i in (1, 3) for which in "qv"]
 
@@ -397,8 +427,8 @@ def test_member_seeds_differ_by_run_and_member():
     assert len({member_seed(run, m) for run in range(10) for m in range(10)}) == 100
 
 
-def test_several_ensembles_live_side_by_side(tiny_ensemble, letters):
-    """Each has a separate packing; the registered attention is freed with its ensemble."""
+def test_several_ensembles_can_coexist(tiny_ensemble, letters):
+    """Each reads its packing, and its registered attention disappears with it."""
     first, second = tiny_ensemble(seed=0), tiny_ensemble("qwen2", seed=3)
     batches = [batch_of(letters, range(3)), batch_of(letters[:3], range(2))]
     expected = [first.forward(batches[0]), second.forward(batches[1])]
@@ -422,7 +452,7 @@ def test_settings_out_of_range_name_the_field_and_its_value(tiny_model, field, v
 @pytest.mark.parametrize(
     "error", [RuntimeError("[enforce fail at alloc_cpu.cpp] can't allocate memory"), MemoryError()]
 )
-def test_members_that_do_not_fit_into_memory_are_named(tiny_model, monkeypatch, error):
+def test_members_that_do_not_fit_into_memory_are_an_error(tiny_model, monkeypatch, error):
     def full(*arguments, **options):
         raise error
 
@@ -431,8 +461,8 @@ def test_members_that_do_not_fit_into_memory_are_named(tiny_model, monkeypatch, 
         EnsembleModel(tiny_model(), AdaptConfig(members=3), seed=0)
 
 
-def test_start_of_a_scaled_and_of_b_drawn(tiny_model):
-    """The same draw of A times the scale, and instead of zero a B of that standard deviation, drawn per member."""
+def test_initial_a_can_be_scaled_and_b_drawn(tiny_model):
+    """The same draw of A times the scale; B with that standard deviation, different for each member."""
     plain, scaled, drawn = (
         EnsembleModel(tiny_model(), AdaptConfig(members=2, r=2, **settings), seed=0).adapters
         for settings in ({}, {"init_scale": 5.0}, {"init_std_b": 0.02})
@@ -452,6 +482,6 @@ def test_start_of_a_scaled_and_of_b_drawn(tiny_model):
         ({"init_std_b": 0.1, "init_lora_weights": "orthogonal"}, "orthogonal initialization sets B itself; leave one"),
     ],
 )
-def test_impossible_starts_are_refused(tiny_model, settings, message):
+def test_impossible_initializations_are_refused(tiny_model, settings, message):
     with pytest.raises(ConfigError, match=message):
         EnsembleModel(tiny_model(), AdaptConfig(r=2, **settings), seed=0)

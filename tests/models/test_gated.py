@@ -1,4 +1,4 @@
-"""The gated product: the numbers of silu and autograd, from two saved tensors."""
+"""The gated product equals plain autograd, with two saved tensors."""
 
 import torch
 import torch.nn.functional as F

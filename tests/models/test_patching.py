@@ -40,7 +40,7 @@ def test_parse_layers(text, expected):
 
 
 @pytest.mark.parametrize("text", ["last:0", "last:6", "last:-1", "[5]", "[-1]", "[0, 9]"])
-def test_parse_layers_refuses_what_is_out_of_range(text):
+def test_parse_layers_refuses_indices_out_of_range(text):
     with pytest.raises(ConfigError, match=r"adapt\.layers.*out of range; the base has 5 layers, 0 to 4") as caught:
         parse_layers(text, 5)
     assert repr(text) in str(caught.value)
@@ -48,12 +48,12 @@ def test_parse_layers_refuses_what_is_out_of_range(text):
 
 @pytest.mark.parametrize("text", ["", "first:2", "last:two", "[]", "[a]", "1.5"])
 def test_parse_layers_refuses_other_forms(text):
-    with pytest.raises(ConfigError, match=r"adapt\.layers.*none of all, last:K or a list") as caught:
+    with pytest.raises(ConfigError, match=r"adapt\.layers.*not all, last:K or a list") as caught:
         parse_layers(text, 5)
     assert repr(text) in str(caught.value)
 
 
-def test_decoder_layers_are_identified_by_their_number(tiny_model):
+def test_decoder_layers_are_recognized_by_their_number(tiny_model):
     model = tiny_model(depth=3)
     assert decoder_layers(model) is model.model.layers
 
@@ -65,7 +65,7 @@ def test_a_model_without_decoder_layers_is_refused():
         decoder_layers(model)
 
 
-def test_replace_module_changes_one_module(tiny_model):
+def test_replace_module_changes_one_submodule(tiny_model):
     layer = tiny_model().model.layers[0]
     old, new = layer.self_attn.k_proj, nn.Identity()
     replace_module(layer, "self_attn.q_proj", new)
@@ -79,7 +79,7 @@ def context_of(**fields):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_restricted_head_computes_the_chosen_rows(bias):
+def test_restricted_head_computes_the_option_rows(bias):
     head, slot = nn.Linear(6, 20, bias=bias, dtype=torch.float64), ContextSlot()
     hidden = torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     full = head(hidden)
@@ -97,7 +97,7 @@ def test_restricted_head_computes_the_chosen_rows(bias):
 
 @pytest.mark.parametrize("targets", [("q_proj",), ("q_proj", "down_proj")], ids=["attention", "mlp adapted"])
 def test_the_last_mlp_computes_read_positions_only(tiny_ensemble, packed, targets):
-    """Unless it has adapters; the answers are those of the full MLP."""
+    """If it has no adapters; the results are those of the whole MLP."""
     ensemble = tiny_ensemble(depth=3, target_modules=targets)
     batch = packed[0]
     seen = {}
@@ -116,7 +116,7 @@ def test_the_last_mlp_computes_read_positions_only(tiny_ensemble, packed, target
 
 
 class Experts(nn.Module):
-    """An MLP that returns more than its output, or needs more than the hidden states, like some mixtures."""
+    """An MLP with more outputs or inputs than the hidden states, as in some mixtures of experts."""
 
     def __init__(self, kind):
         super().__init__()
@@ -129,8 +129,8 @@ class Experts(nn.Module):
 
 
 @pytest.mark.parametrize("kind", ["bare", "pair", "dict", "two arguments"])
-def test_the_last_mlp_is_restricted_if_its_form_is_known(kind):
-    """Every other form runs on all positions: correct, but slower."""
+def test_the_last_mlp_is_restricted_where_its_signature_is_known(kind):
+    """With any other signature it runs on all tokens."""
     slot, layer = ContextSlot(), nn.Module()
     layer.mlp = Experts(kind)
     hidden = torch.randn(1, 7, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -155,7 +155,7 @@ def test_the_last_mlp_is_restricted_if_its_form_is_known(kind):
 
 
 class Layer(nn.Module):
-    """Adds its number; returns its output bare or as a tuple, like different architectures."""
+    """Adds its number; returns a tensor or a tuple, as architectures do."""
 
     def __init__(self, number, as_tuple):
         super().__init__()
@@ -167,8 +167,8 @@ class Layer(nn.Module):
 
 
 @pytest.mark.parametrize("as_tuple", [False, True], ids=["bare", "tuple"])
-def test_gates_skip_capture_and_feed(as_tuple):
-    """Layers add 1, 10, 100, 1000; skipped ones return the form of the others, from the first pass on."""
+def test_gates_skip_capture_and_replace_inputs(as_tuple):
+    """Layers add 1, 10, 100, 1000; skipped ones return the same type as the others, from the first pass on."""
     layers, slot = nn.ModuleList(Layer(10**i, as_tuple) for i in range(4)), ContextSlot()
     gate_layers(layers, slot)
 
@@ -195,7 +195,7 @@ def test_gates_skip_capture_and_feed(as_tuple):
 
 @pytest.fixture
 def packed(letters, texts):
-    """A batch of three members with dropout keys; another, of another shape, for interleaving."""
+    """A batch of three members with dropout keys, and one of another shape for interleaving."""
 
     def build(rows, members, seed):
         return pack([Item(m, row, 1000 * m + 10 * seed + row.row) for m in members for row in rows])
@@ -209,7 +209,7 @@ def loss(ensemble, batch, hidden=None):
 
 @pytest.mark.parametrize("layers", ["all", "last:2"])
 def test_checkpointing_gives_the_same_gradients(tiny_ensemble, packed, layers):
-    """Bit for bit in float32, with dropout, with and without the trunk, and every layer really is run twice."""
+    """Bit for bit in float32, with dropout, with and without the trunk, and every layer runs twice."""
     ensemble = tiny_ensemble(dtype=torch.float32, depth=4, layers=layers, dropout=0.4)
     batch = packed[0]
     hidden = ensemble.forward(batch, "trunk") if ensemble.trunk_layers else None
@@ -228,8 +228,8 @@ def test_checkpointing_gives_the_same_gradients(tiny_ensemble, packed, layers):
 
 
 @pytest.mark.parametrize("interleaved", ["other batch", "other batch without dropout", "trunk"])
-def test_checkpointed_layers_are_recomputed_with_the_same_packing(tiny_ensemble, packed, texts, interleaved):
-    """Another packed pass between forward and backward leaves no trace in the gradients."""
+def test_checkpointed_layers_are_recomputed_with_the_packing_of_their_pass(tiny_ensemble, packed, texts, interleaved):
+    """Another packed pass between forward and backward does not affect the gradients."""
     ensemble = tiny_ensemble(dtype=torch.float32, depth=3, layers="last:2", dropout=0.4)
     batch, other = packed
     if interleaved == "other batch without dropout":
@@ -289,8 +289,8 @@ class LiveBytes(TorchDispatchMode):
         self.now -= size
 
 
-def test_checkpointing_keeps_less_memory(tiny_ensemble, packed):
-    """Between forward and backward only one hidden state per layer is kept; the peak falls accordingly."""
+def test_checkpointing_needs_less_memory(tiny_ensemble, packed):
+    """Between forward and backward one hidden state per layer is kept, and the peak is lower."""
     held, peaks = [], []
     ensemble = tiny_ensemble(dtype=torch.float32, depth=4, dropout=0.4)
     batch = packed[0]
@@ -310,7 +310,7 @@ def test_checkpointing_keeps_less_memory(tiny_ensemble, packed):
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
-def test_gated_mlps_save_less_and_give_the_same(family, tiny_model):
+def test_gated_mlps_save_less_and_compute_the_same(family, tiny_model):
     plain, slim = tiny_model(family), tiny_model(family)
     slim_gated_mlps(decoder_layers(slim))
     assert all("forward" in vars(layer.mlp) for layer in slim.model.layers)
@@ -321,7 +321,7 @@ def test_gated_mlps_save_less_and_give_the_same(family, tiny_model):
     torch.testing.assert_close(*grads, rtol=0, atol=1e-12)
 
 
-def test_mlps_of_another_form_are_unchanged(tiny_model):
+def test_other_mlps_are_not_patched(tiny_model):
     for settings in ({"hidden_act": "gelu"}, {"hidden_act": "relu"}):
         model = tiny_model(**settings)
         slim_gated_mlps(decoder_layers(model))
@@ -329,6 +329,6 @@ def test_mlps_of_another_form_are_unchanged(tiny_model):
     model = tiny_model()
     kind = type(model.model.layers[0].mlp)
     twice = type("Twice", (kind,), {"forward": lambda self, x: 2 * kind.forward(self, x)})
-    model.model.layers[0].mlp.__class__ = twice  # known parts, other arithmetic
+    model.model.layers[0].mlp.__class__ = twice  # the same submodules, another function
     slim_gated_mlps(decoder_layers(model))
     assert ["forward" in vars(layer.mlp) for layer in model.model.layers] == [False, True]

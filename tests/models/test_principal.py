@@ -1,4 +1,4 @@
-"""The principal part of a matrix: known singular values, the Eckart-Young distance, and fixed signs."""
+"""The principal part of a matrix: known singular values, Eckart and Young, and determined signs."""
 
 import pytest
 import torch
@@ -20,15 +20,13 @@ def matrix(rows=7, columns=5, seed=0):
 
 @pytest.mark.parametrize("rank", [1, 2, 3])
 @pytest.mark.parametrize("shape", [(7, 5), (5, 7)])
-def test_the_product_is_as_close_as_its_rank_allows(rank, shape):
-    """The distance is the root of the sum of the squares of the singular values left out."""
+def test_the_product_is_the_best_approximation_of_its_rank(rank, shape):
+    """The distance is the root of the sum of squares of the remaining singular values."""
     weight = matrix(*shape)
     A, B = principal_pair(weight, rank, torch.float64)
     assert (A.shape, B.shape) == ((rank, shape[1]), (shape[0], rank))
     assert torch.linalg.matrix_norm(weight - B @ A).item() == pytest.approx(VALUES[rank:].square().sum().sqrt().item())
-    roots = VALUES[
-        :rank
-    ].diag()  # both factors have orthogonal vectors, with the roots of the singular values as lengths
+    roots = VALUES[:rank].diag()  # both factors have orthogonal vectors of the singular values' roots in length
     torch.testing.assert_close(A @ A.t(), roots, rtol=0, atol=1e-12)
     torch.testing.assert_close(B.t() @ B, roots, rtol=0, atol=1e-12)
 

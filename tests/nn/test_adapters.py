@@ -42,7 +42,7 @@ def test_is_b_marks_the_b_matrices(adapters):
     assert adapters.is_B.sum().item() == 4 * sum(out for *_, out in SHAPES)
 
 
-def test_backward_adds_to_the_bank_and_zero_grad_keeps_the_buffers(adapters):
+def test_backward_adds_to_grad_and_zero_grad_keeps_the_buffers(adapters):
     A = adapters.parameters["layers.0.v"][0][1]
     B = adapters.parameters["layers.1.q"][1][2]
     for _ in range(2):
@@ -84,7 +84,7 @@ def test_initial_a_is_uniform_as_in_peft_and_b_zero():
     assert reference.abs().max().item() == pytest.approx(0.1, rel=0.01)
 
 
-def test_gaussian_start_is_that_of_peft():
+def test_gaussian_initialization_is_that_of_peft():
     """Normal with standard deviation 1/r, B zero."""
     adapters = StackedAdapters(2, 16, [("q", 400, 30)])
     initialize(adapters, [11, 12], "gaussian")
@@ -105,7 +105,7 @@ def orthogonal_by_peft(rank, in_features, out_features):
     return lora.lora_A["default"].weight.detach(), lora.lora_B["default"].weight.detach()
 
 
-def test_orthogonal_start_is_that_of_peft():
+def test_orthogonal_initialization_is_that_of_peft():
     """A and B have entries of variance 1/200 and half the rank each, and B A is zero."""
     adapters = StackedAdapters(2, 8, [("q", 400, 300)])
     initialize(adapters, [11, 12], "orthogonal")
@@ -123,7 +123,7 @@ def test_orthogonal_start_is_that_of_peft():
 
 
 @pytest.mark.parametrize("how", [True, "gaussian", "orthogonal"])
-def test_every_start_depends_on_seed_and_module_only(how):
+def test_every_initialization_depends_on_seed_and_module_only(how):
     full, fewer = StackedAdapters(2, 4, SHAPES), StackedAdapters(1, 4, SHAPES[1:])
     initialize(full, [5, 6], how)
     initialize(fewer, [6], how)
@@ -142,7 +142,7 @@ def test_initial_values_of_a_member_and_module_depend_on_nothing_else():
         assert torch.equal(fewer.parameters[name][0][1], full.parameters[name][0][0])
 
 
-def test_members_and_modules_start_apart():
+def test_members_and_modules_start_with_different_values():
     adapters = StackedAdapters(3, 4, [("a", 32, 8), ("b", 32, 8)])
     initialize(adapters, [5, 6, 7])
     draws = [A for As, _ in adapters.parameters.values() for A in As]
@@ -153,7 +153,7 @@ def test_members_and_modules_start_apart():
             assert abs(correlation) < 4.5 / math.sqrt(128)
 
 
-def test_initialize_starts_over_and_ignores_the_global_generator():
+def test_initialize_overwrites_values_and_ignores_the_global_generator():
     adapters = StackedAdapters(1, 4, SHAPES)
     initialize(adapters, [5])
     first = adapters.values.clone()
@@ -173,7 +173,7 @@ def test_float64_starts_from_the_same_values_as_float32(adapters):
 
 
 @pytest.mark.parametrize("how", [True, "gaussian", "orthogonal"])
-def test_a_lower_rank_is_drawn_as_in_a_bank_of_that_rank_and_padded_with_zeros(how):
+def test_a_lower_rank_is_drawn_as_with_that_rank_and_padded_with_zeros(how):
     padded, narrow = StackedAdapters(1, 7, SHAPES), StackedAdapters(1, 4, SHAPES)
     padded.values.normal_()
     initialize(padded, [5], how, rank=4, scale=1.5)
@@ -188,7 +188,7 @@ def test_a_lower_rank_is_drawn_as_in_a_bank_of_that_rank_and_padded_with_zeros(h
 
 
 @pytest.mark.parametrize("how", [True, "gaussian", "orthogonal"])
-def test_the_scale_of_the_start_multiplies_a_alone(how):
+def test_the_initial_scale_multiplies_a_only(how):
     one, three = StackedAdapters(1, 4, SHAPES), StackedAdapters(1, 4, SHAPES)
     initialize(one, [5], how)
     initialize(three, [5], how, scale=3.0)
@@ -196,7 +196,7 @@ def test_the_scale_of_the_start_multiplies_a_alone(how):
 
 
 @pytest.mark.parametrize("how", [True, "gaussian"])
-def test_a_drawn_b_is_normal_and_leaves_a_as_it_is(how):
+def test_a_drawn_b_is_normal_and_does_not_change_a(how):
     zero, drawn = StackedAdapters(1, 16, [("q", 40, 500)]), StackedAdapters(1, 16, [("q", 40, 500)])
     initialize(zero, [5], how)
     initialize(drawn, [5], how, std_B=0.02)
@@ -206,7 +206,7 @@ def test_a_drawn_b_is_normal_and_leaves_a_as_it_is(how):
     assert abs(B.mean()) < 4.5 * 0.02 / math.sqrt(n)
     assert B.var().item() == pytest.approx(0.02**2, rel=4.5 * math.sqrt(2 / n))
     assert B.abs().max() > 3 * 0.02
-    # of a stream of its own, so that it does not follow A's draw
+    # from a separate stream, so not correlated with A
     assert abs(torch.corrcoef(torch.stack([A.flatten(), B.flatten()[: A.numel()]]))[0, 1]) < 4.5 / math.sqrt(A.numel())
 
 
@@ -214,7 +214,7 @@ def test_a_drawn_b_is_normal_and_leaves_a_as_it_is(how):
 
 
 def test_decay_of_the_product_equals_autograd_on_the_dense_product(adapters, randn):
-    """Penalty and gradient, on top of the gradients that are there; one member has none, one a lower rank."""
+    """Penalty and gradient, added to existing gradients; one member has no decay, one a lower rank."""
     adapters.values.copy_(randn(*adapters.values.shape))
     for piece in adapters.slices:
         adapters.view(adapters.values[2], piece, "A")[2:] = 0
@@ -222,12 +222,12 @@ def test_decay_of_the_product_equals_autograd_on_the_dense_product(adapters, ran
     before = randn(*adapters.grad.shape)
     adapters.grad.copy_(before)
     strengths, scaling = (0.3, 0.0, 2.0), (4.0, 1.0, 0.5)
-    found = decay_products(adapters, strengths, scaling)
+    penalties = decay_products(adapters, strengths, scaling)
     for m in range(3):
         leaves = [leaf[m] for pair in adapters.parameters.values() for leaf in pair]
         products = [scaling[m] * B[m] @ A[m] for A, B in adapters.parameters.values()]
         wanted = 0.5 * strengths[m] * sum(product.square().sum() for product in products)
-        assert found[m].item() == pytest.approx(wanted.item(), rel=1e-12)
+        assert penalties[m].item() == pytest.approx(wanted.item(), rel=1e-12)
         grads = torch.autograd.grad(wanted, leaves)
         flat = torch.cat([grad.flatten() for grad in grads])
         torch.testing.assert_close(adapters.grad[m] - before[m], flat, rtol=1e-11, atol=1e-11)
@@ -238,8 +238,8 @@ def test_decay_of_the_product_equals_autograd_on_the_dense_product(adapters, ran
         assert adapters.view(grad, piece, "B")[:, 2:].abs().max() < 1e-14
 
 
-def test_decay_of_the_product_does_not_see_how_a_and_b_share_it(adapters, randn):
-    """A times two and B by two: the same penalty; by hand, of one product of rank one."""
+def test_decay_of_the_product_does_not_depend_on_its_factors(adapters, randn):
+    """The same penalty for 2 A and B / 2; by hand for one product of rank one."""
     adapters.values.copy_(randn(*adapters.values.shape))
     first = decay_products(adapters, [1.0] * 3, [1.0] * 3)
     adapters.values.mul_(torch.where(adapters.is_B, 0.5, 2.0).double())

@@ -26,24 +26,24 @@ LAYOUTS = {
 }
 
 
-def visible_places(packing):
-    """Per token, the packed places it may see, in the order of its own row."""
-    found = []
+def visible_positions(packing):
+    """Per token, the packed positions it may see, in the order of its row."""
+    visible = []
     for segment in packing.segments:
         context = [n for k in segment.context for n in range(packing.segments[k].start, packing.segments[k].stop)]
-        found += [[*context, *range(segment.start, n + 1)] for n in range(segment.start, segment.stop)]
-    return found
+        visible += [[*context, *range(segment.start, n + 1)] for n in range(segment.start, segment.stop)]
+    return visible
 
 
 def naive_attention(query, key, value, packing, scale=None, window=None, softcap=None, sinks=None):
-    """One token and one head at a time, in elementary operations."""
+    """Attention in elementary operations, one token and one head at a time."""
     _, heads, tokens, width = query.shape
     per_group = heads // key.shape[1]
     scale = 1 / math.sqrt(width) if scale is None else scale
     outputs = []
     for head in range(heads):
-        for n, places in enumerate(visible_places(packing)):
-            seen = places if window is None else places[-window:]
+        for n, positions in enumerate(visible_positions(packing)):
+            seen = positions if window is None else positions[-window:]
             scores = torch.stack([scale * (query[0, head, n] * key[0, head // per_group, i]).sum() for i in seen])
             if softcap is not None:
                 scores = softcap * torch.tanh(scores / softcap)
@@ -92,9 +92,8 @@ def test_equals_naive_attention_forward_and_backward(packing, options, groups, b
         torch.testing.assert_close(grad, wanted, rtol=0, atol=1e-12)
 
 
-# The same rows with all tokens on the axis, and with the first tokens of two of them kept: tokens 0 to 3 for member 4,
-# 7 to 10 for member 9.
-LAID = packing_from(
+# The same rows with all tokens on the axis, and with cached prefixes: tokens 0 to 3 for member 4, 7 to 10 for member 9.
+WHOLE = packing_from(
     Segment(0, 3),
     Segment(3, 5, (0,)),
     Segment(5, 7, (0, 1)),
@@ -102,41 +101,41 @@ LAID = packing_from(
     Segment(10, 14, (3,)),
     Segment(14, 17),
 )
-AFTER_KEPT = packing_from(
+AFTER_CACHED = packing_from(
     Segment(0, 2, (), 4),
     Segment(2, 4, (0,), 4),
     Segment(4, 8, (), 9),
     Segment(8, 11),
     prefix=PrefixCache((1, 2, 3)),
 )
-OWN = [3, 4, 5, 6, *range(10, 17)]
+UNSHARED = [3, 4, 5, 6, *range(10, 17)]
 
 
-def kept_of(*tensors):
+def cached_of(*tensors):
     parts = {4: slice(0, 3), 9: slice(7, 10)}
     return {member: tuple(tensor[:, :, part] for tensor in tensors) for member, part in parts.items()}
 
 
 @pytest.mark.parametrize("batched", [False, True], ids=["one by one", "batched"])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
-def test_a_kept_prefix_is_context_that_is_not_there(options, batched, randn):
-    """Two members with prefixes of their own, a row without one, and choices after a row."""
+def test_a_cached_prefix_acts_as_context(options, batched, randn):
+    """Two members with different prefixes, a row without one, and choices after a row."""
     if options.get("sinks"):
         options = {**options, "sinks": randn(4)}
     inputs = [randn(1, heads, 17, D) for heads in (4, 2, 2)]
-    expected = naive_attention(*inputs, LAID, **options)
+    expected = naive_attention(*inputs, WHOLE, **options)
     out = packed_attention(
-        *(tensor[:, :, OWN] for tensor in inputs),
-        AFTER_KEPT,
+        *(tensor[:, :, UNSHARED] for tensor in inputs),
+        AFTER_CACHED,
         Scores(**options),
         batched=batched,
-        cached=kept_of(*inputs[1:]),
+        cached=cached_of(*inputs[1:]),
     )
-    torch.testing.assert_close(out, expected[:, :, OWN], rtol=0, atol=1e-12)
+    torch.testing.assert_close(out, expected[:, :, UNSHARED], rtol=0, atol=1e-12)
 
 
 def reference_kernel(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size):
-    """What `varlen_attn` documents, sequence by sequence; the causal mask is aligned at the last key."""
+    """`varlen_attn` as documented, sequence by sequence; the causal mask is aligned at the last key."""
     left, right = window_size
     assert right == 0
     groups = query.shape[1] // key.shape[1]
@@ -157,24 +156,24 @@ def reference_kernel(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, sca
 UNCAPPED = {name: options for name, options in OPTIONS.items() if not {"softcap", "sinks"} & set(options)}
 
 
-@pytest.fixture(params=["one run", "runs of few"])
-def runs(request, monkeypatch):
-    """All segments in one call of the kernel, or at most two and few copies at a time."""
-    if request.param != "one run":
+@pytest.fixture(params=["one group", "small groups"])
+def group_bounds(request, monkeypatch):
+    """All segments in one call of the kernel, or at most two segments and few keys per call."""
+    if request.param != "one group":
         monkeypatch.setattr(layout, "_MAX_SEGMENTS", 2)
-        monkeypatch.setattr(layout, "_MAX_COPIES", 0.5)
+        monkeypatch.setattr(layout, "_MAX_KEYS_PER_TOKEN", 0.5)
     return request.param
 
 
 def afresh(packing):
-    """The same packing, which remembers nothing."""
+    """The same packing without cached properties."""
     return dataclasses.replace(packing)
 
 
 @pytest.mark.parametrize("groups", [4, 2])
 @pytest.mark.parametrize("options", UNCAPPED.values(), ids=UNCAPPED.keys())
 @pytest.mark.parametrize("packing", LAYOUTS.values(), ids=LAYOUTS.keys())
-def test_a_kernel_of_variable_lengths_is_told_the_segments(packing, options, groups, runs, randn):
+def test_a_variable_length_kernel_equals_naive_attention(packing, options, groups, group_bounds, randn):
     inputs = [randn(1, heads, packing.num_tokens, D).requires_grad_() for heads in (4, groups, groups)]
     out = varlen_attention(*inputs, afresh(packing), Scores(**options), kernel=reference_kernel)
     expected = naive_attention(*inputs, packing, **options)
@@ -186,18 +185,18 @@ def test_a_kernel_of_variable_lengths_is_told_the_segments(packing, options, gro
 
 
 @pytest.mark.parametrize("options", UNCAPPED.values(), ids=UNCAPPED.keys())
-def test_a_kernel_of_variable_lengths_sees_a_kept_prefix(options, runs, randn):
+def test_a_variable_length_kernel_sees_a_cached_prefix(options, group_bounds, randn):
     inputs = [randn(1, heads, 17, D) for heads in (4, 2, 2)]
-    expected = naive_attention(*inputs, LAID, **options)
-    own = (tensor[:, :, OWN] for tensor in inputs)
+    expected = naive_attention(*inputs, WHOLE, **options)
+    unshared = (tensor[:, :, UNSHARED] for tensor in inputs)
     out = varlen_attention(
-        *own, afresh(AFTER_KEPT), Scores(**options), cached=kept_of(*inputs[1:]), kernel=reference_kernel
+        *unshared, afresh(AFTER_CACHED), Scores(**options), cached=cached_of(*inputs[1:]), kernel=reference_kernel
     )
-    torch.testing.assert_close(out, expected[:, :, OWN], rtol=0, atol=1e-12)
+    torch.testing.assert_close(out, expected[:, :, UNSHARED], rtol=0, atol=1e-12)
 
 
-def test_runs_hold_every_segment_once_and_bound_what_is_put_together():
-    """A thousand rows behind a kept prefix of 500 tokens: 13 tokens of keys for one of the batch, were it one run."""
+def test_groups_have_every_segment_once_and_bounded_keys():
+    """A thousand rows after a cached prefix of 500 tokens: one group would have 13 keys per token of the batch."""
     segments = tuple(Segment(40 * row, 40 * row + 40, (), 0) for row in range(1000))
     packing = packing_from(*segments, prefix=PrefixCache(tuple(range(500))))
     assert [n for run in packing.segment_groups for n in range(1000)[run.segments]] == list(range(1000))
@@ -235,8 +234,8 @@ def test_float32_equals_naive_attention_in_float64(options, randn):
 
 
 @pytest.mark.parametrize("options", [{}, {"batched": True}, {"window": 2}, {"softcap": 0.8}, {"sinks": True}], ids=str)
-def test_nan_in_one_row_reaches_no_other_row(options, randn):
-    """Forward and backward, with the NaN row packed first; bit for bit what the others are without it."""
+def test_nan_in_one_row_affects_no_other_row(options, randn):
+    """Forward and backward, with the NaN row packed first; the others are bit for bit the same without it."""
     packing = packing_from(Segment(0, 4), Segment(4, 6, (0,)), Segment(6, 9), Segment(9, 11, (2,)))
     clean = [randn(1, heads, 11, D) for heads in (4, 2, 2)]
     weights = randn(1, 4, 11, D)
@@ -259,7 +258,7 @@ def test_nan_in_one_row_reaches_no_other_row(options, randn):
 
 
 @pytest.mark.parametrize("batched", [False, True], ids=["one by one", "batched"])
-def test_nan_in_one_choice_reaches_neither_its_prefix_nor_its_siblings(batched, randn):
+def test_nan_in_one_choice_affects_neither_its_prefix_nor_its_siblings(batched, randn):
     packing = packing_from(Segment(0, 3), Segment(3, 5, (0,)), Segment(5, 7, (0,)))
     inputs = [randn(1, 2, 7, D) for _ in range(3)]
     before = packed_attention(*inputs, packing, batched=batched)
@@ -270,19 +269,19 @@ def test_nan_in_one_choice_reaches_neither_its_prefix_nor_its_siblings(batched, 
     assert torch.equal(before[:, :, keep], after[:, :, keep])
 
 
-def test_batches_are_of_like_length_and_hold_every_token_once(monkeypatch, randn):
-    """Few kernels for many rows, and at most as much padding as tokens."""
+def test_batches_have_similar_lengths_and_every_token_once(monkeypatch, randn):
+    """Few kernels for many rows, and no more padding than tokens."""
     lengths = [3, 40, 5, 36, 4, 1, 21, 2, 11]
     stops = [sum(lengths[: i + 1]) for i in range(len(lengths))]
     packing = packing_from(*(Segment(stop - n, stop) for n, stop in zip(lengths, stops, strict=True)))
     assert sorted(torch.cat([bucket.tokens for bucket in packing.buckets]).tolist()) == list(range(sum(lengths)))
     assert [tuple(bucket.slots.shape) for bucket in packing.buckets] == [(3, 40), (1, 11), (3, 5), (2, 2)]
     shapes = []
-    own = torch.nn.functional.scaled_dot_product_attention
+    original = torch.nn.functional.scaled_dot_product_attention
 
     def counted(query, *args, **kwargs):
         shapes.append(tuple(query.shape))
-        return own(query, *args, **kwargs)
+        return original(query, *args, **kwargs)
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counted)
     packed_attention(*(randn(1, 2, sum(lengths), D) for _ in range(3)), packing, batched=True)
@@ -295,7 +294,7 @@ class FakeModule(torch.nn.Module):
 
 @pytest.fixture
 def call(randn):
-    """The registered function on random tensors; `call.reference` is what it should equal."""
+    """The registered function on random tensors; `call.reference` computes the expected result."""
     packing = LAYOUTS["several segments"]
     slot = ContextSlot()
     slot.current = ForwardContext(packing, torch.tensor([0]))
@@ -319,13 +318,13 @@ def test_registered_function_follows_the_calling_convention(call):
     torch.testing.assert_close(call(module=torch.nn.Module())[0], call.reference(), rtol=0, atol=1e-12)
 
 
-def test_registered_function_passes_window_softcap_and_sinks_on(call, randn):
+def test_registered_function_applies_window_softcap_and_sinks(call, randn):
     sinks = randn(4)
     out, _ = call(scaling=0.9, sliding_window=2, softcap=0.7, s_aux=sinks)
     torch.testing.assert_close(out, call.reference(scale=0.9, window=2, softcap=0.7, sinks=sinks), rtol=0, atol=1e-12)
 
 
-def test_unknown_extras_and_masks_are_refused(call):
+def test_unknown_arguments_and_masks_are_refused(call):
     expected = call(scaling=1.0)[0]
     assert torch.equal(call(scaling=1.0, alibi=None, position_ids=torch.zeros(1), use_cache=False)[0], expected)
     with pytest.raises(ValueError, match="alibi"):
@@ -335,13 +334,13 @@ def test_unknown_extras_and_masks_are_refused(call):
 
 
 @pytest.mark.parametrize("extra", [{"position_bias": torch.ones(1)}, {"is_causal": False}], ids=["bias", "not causal"])
-def test_extras_that_would_change_the_result_are_refused(call, extra):
-    """A bias on the scores and attention to later tokens are not what packing computes."""
+def test_arguments_that_would_change_the_result_are_refused(call, extra):
+    """Such as a bias on the scores, or attention to later tokens."""
     with pytest.raises(ValueError, match=next(iter(extra))):
         call(scaling=1.0, **extra)
 
 
-def test_extras_that_change_nothing_are_accepted(call):
+def test_arguments_without_effect_are_accepted(call):
     assert torch.equal(call(scaling=1.0, is_causal=True, position_bias=None)[0], call(scaling=1.0)[0])
 
 

@@ -1,4 +1,4 @@
-"""All members' products in grouped kernels are what the loop over members computes, on a CPU and on a GPU."""
+"""Grouped kernels compute the same as the loop over members, on a CPU and on a GPU."""
 
 import gc
 from types import SimpleNamespace
@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lorchestra.nn import lora as lora_module
 from lorchestra.nn.context import ContextSlot, ForwardContext
-from lorchestra.nn.lora import MemberLoRALinear, suits_grouped
+from lorchestra.nn.lora import MemberLoRALinear, supports_grouped_mm
 from lorchestra.nn.packing import BASE
 
 I, O, R, M = 16, 24, 3, 4  # noqa: E741 - the axes' names
@@ -31,7 +31,7 @@ DEVICES = [
 
 @pytest.fixture
 def build(randn):
-    """A `MemberLoRALinear` with float32 adapters on a base of some format and device."""
+    """Builds a `MemberLoRALinear` with float32 adapters on a base of any number format and device."""
 
     def make(dtype, device="cpu", rates=RATES):
         base = nn.Linear(I, O, dtype=dtype).requires_grad_(False)
@@ -51,7 +51,7 @@ def run(monkeypatch):
     """Output and gradients of x, A and B under a packing, with or without the grouped kernels."""
 
     def both(lora, packing, x, weights, grouped):
-        monkeypatch.setattr(lora_module, "suits_grouped", lambda *_: grouped)
+        monkeypatch.setattr(lora_module, "supports_grouped_mm", lambda *_: grouped)
         lora.slot.current = ForwardContext(packing, torch.tensor([0]))
         x = x.detach().requires_grad_()
         out = lora(x)
@@ -66,8 +66,8 @@ def run(monkeypatch):
 def test_equals_the_loop_over_members(build, run, packing_of, randn, rows):
     packing, lora = packing_of(*rows), build(torch.float32)
     x, weights = (randn(1, packing.num_tokens, n, dtype=torch.float32) for n in (I, O))
-    found, expected = (run(lora, packing, x, weights, grouped) for grouped in (True, False))
-    for a, b in zip(found, expected, strict=True):
+    actual, expected = (run(lora, packing, x, weights, grouped) for grouped in (True, False))
+    for a, b in zip(actual, expected, strict=True):
         assert (a is None) == (b is None)  # absent members have no gradient
         if a is not None:
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
@@ -75,14 +75,14 @@ def test_equals_the_loop_over_members(build, run, packing_of, randn, rows):
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS.keys())
-def test_half_precision_rounds_operands_and_no_sums(build, run, packing_of, randn, rows, device):
-    """Within some roundings of 2^-8, of the loop that computes in float32: relative to the largest of each tensor."""
+def test_half_precision_rounds_operands_but_not_sums(build, run, packing_of, randn, rows, device):
+    """Within some roundings of 2^-8 of the loop in float32, relative to the largest value of each tensor."""
     packing, lora = packing_of(*rows), build(torch.bfloat16)
     x, weights = (randn(1, packing.num_tokens, n, dtype=torch.bfloat16) for n in (I, O))
     expected = run(lora, packing, x, weights, grouped=False)
     moved = packing_of(*rows, device=device)
-    found = run(lora.to(device), moved, x.to(device), weights.to(device), grouped=True)
-    for a, b in zip(found, expected, strict=True):
+    actual = run(lora.to(device), moved, x.to(device), weights.to(device), grouped=True)
+    for a, b in zip(actual, expected, strict=True):
         assert (a is None) == (b is None)
         if a is not None:
             assert a.dtype == b.dtype
@@ -90,7 +90,7 @@ def test_half_precision_rounds_operands_and_no_sums(build, run, packing_of, rand
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_a_nan_member_reaches_nobody(build, run, packing_of, randn, device):
+def test_a_nan_member_affects_no_other(build, run, packing_of, randn, device):
     packing, lora = packing_of((0, 3, 1), (1, 2, 2), (2, 4, 3), device=device), build(torch.bfloat16, device)
     x, weights = (randn(1, 9, n, dtype=torch.bfloat16).to(device) for n in (I, O))
     results = []
@@ -104,23 +104,23 @@ def test_a_nan_member_reaches_nobody(build, run, packing_of, randn, device):
 
 
 def test_saves_no_more_than_input_low_rank_product_and_adapters(build, packing_of, randn, monkeypatch):
-    """The masked input is not among what the backward pass keeps."""
-    monkeypatch.setattr(lora_module, "suits_grouped", lambda *_: True)
+    """The masked input is not saved for the backward pass."""
+    monkeypatch.setattr(lora_module, "supports_grouped_mm", lambda *_: True)
     lora = build(torch.bfloat16, rates=(0.5,) * M)
     lora.slot.current = ForwardContext(packing_of((0, 20, 1), (1, 20, 2)), torch.tensor([0]))
     x = randn(1, 40, I, dtype=torch.bfloat16).requires_grad_()
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         lora(x)
-    own = {t.untyped_storage().data_ptr() for t in (x, lora.weight, lora.base.bias)}
+    kept = {t.untyped_storage().data_ptr() for t in (x, lora.weight, lora.base.bias)}
     extra = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in saved}
     adapter_settings = 2 * 8 * (I + O) * 2  # two members, the rank rounded up to 8
-    assert sum(n for pointer, n in extra.items() if pointer not in own) <= 40 * 8 * 2 + adapter_settings + 2 * 4
+    assert sum(n for pointer, n in extra.items() if pointer not in kept) <= 40 * 8 * 2 + adapter_settings + 2 * 4
 
 
-def test_checkpointing_forgets_the_input(build, packing_of, randn, monkeypatch):
-    """Nothing but saved tensors holds it: the mask is made again from keys alone."""
-    monkeypatch.setattr(lora_module, "suits_grouped", lambda *_: True)
+def test_checkpointing_frees_the_input(build, packing_of, randn, monkeypatch):
+    """Only saved tensors hold it: the mask is recomputed from the keys alone."""
+    monkeypatch.setattr(lora_module, "supports_grouped_mm", lambda *_: True)
     lora = build(torch.bfloat16, rates=(0.5,) * M)
     lora.slot.current = ForwardContext(packing_of((0, 23, 1), (1, 18, 2)), torch.tensor([0]))
 
@@ -149,8 +149,8 @@ def test_checkpointing_forgets_the_input(build, packing_of, randn, monkeypatch):
         (torch.bfloat16, 64, 32, 5, (12, 0), False),
     ],
 )
-def test_only_where_torch_has_a_kernel_for_it(dtype, width, outputs, groups, capability, suits, monkeypatch):
+def test_grouped_kernels_are_used_where_torch_has_them(dtype, width, outputs, groups, capability, suits, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     x = SimpleNamespace(is_cuda=True, dtype=dtype, shape=(7, width), device="cuda:0")
-    assert suits_grouped(x, outputs, groups) is suits
-    assert not suits_grouped(torch.zeros(7, 64, dtype=torch.bfloat16), 32, 5)  # a CPU
+    assert supports_grouped_mm(x, outputs, groups) is suits
+    assert not supports_grouped_mm(torch.zeros(7, 64, dtype=torch.bfloat16), 32, 5)  # a CPU

@@ -18,7 +18,7 @@ RATES = (0.0, 0.3, 0.6, 0.1)
 
 @pytest.fixture
 def build(randn):
-    """A `MemberLoRALinear` with random weights, biases, A and B."""
+    """Builds a `MemberLoRALinear` with random weights, biases, A and B."""
 
     def make(dtype=torch.float64, base_dtype=None, name="layers.0.q", dropout=(0.0,) * M, bias=True):
         base = nn.Linear(I, O, bias=bias, dtype=base_dtype or dtype).requires_grad_(False)
@@ -40,7 +40,7 @@ def run(lora, packing, x):
 
 
 def reference(lora, packing, x):
-    """The layer in plain torch operations, token by token, with masks from the keys."""
+    """The layer in plain torch operations, token by token, with masks from the dropout keys."""
     rows = []
     for span in packing.spans:
         for n in range(span.start, span.stop):
@@ -58,8 +58,8 @@ def reference(lora, packing, x):
 
 def gradients(out, x, lora, weights):
     leaves = [x, *lora.A, *lora.B]
-    found = torch.autograd.grad((out * weights).sum(), leaves, allow_unused=True)
-    return [torch.zeros_like(leaf) if grad is None else grad for leaf, grad in zip(leaves, found, strict=True)]
+    grads = torch.autograd.grad((out * weights).sum(), leaves, allow_unused=True)
+    return [torch.zeros_like(leaf) if grad is None else grad for leaf, grad in zip(leaves, grads, strict=True)]
 
 
 ROWS = {
@@ -82,7 +82,7 @@ def test_equals_plain_torch_forward_and_backward(build, packing_of, randn, rows,
 
 
 def test_gradcheck_with_dropout(build, packing_of, randn):
-    """Numerical derivatives in every input: a backward that forgot the mask would not pass."""
+    """Numerical derivatives of every input; a backward without the mask would not pass."""
     packing, lora = packing_of(*ROWS["dropout"]), build(dropout=RATES)
     spans = [span for span in packing.spans if span.member != BASE]
     drop = _Dropout(packing.dropout_keys, lora.module_seed, RATES)
@@ -96,7 +96,7 @@ def test_gradcheck_with_dropout(build, packing_of, randn):
     assert torch.autograd.gradcheck(forward, (x, *pairs), atol=1e-7, rtol=1e-6)
 
 
-def test_base_tokens_and_passes_without_packing_are_the_frozen_map_bit_for_bit(build, packing_of, randn):
+def test_base_tokens_and_passes_without_packing_equal_the_frozen_layer_bit_for_bit(build, packing_of, randn):
     lora = build(torch.float32)
     packing = packing_of((BASE, 5, None), (BASE, 3, None))
     x = randn(1, 8, I, dtype=torch.float32)
@@ -136,7 +136,7 @@ def test_bfloat16_base_with_float32_adapters(build, packing_of, randn):
             torch.testing.assert_close(narrow[member].grad, other[member].grad, rtol=1e-5, atol=1e-5)
 
 
-def test_dropout_follows_the_keys_and_never_the_mode(build, packing_of, randn):
+def test_dropout_depends_on_the_keys_and_never_on_the_mode(build, packing_of, randn):
     x = randn(1, 6, I)
     lora, plain = build(dropout=(0.5,) * M), packing_of((0, 6, None))
     keyed = packing_of((0, 6, 77))
@@ -148,7 +148,7 @@ def test_dropout_follows_the_keys_and_never_the_mode(build, packing_of, randn):
     assert not torch.isclose(reference(lora, keyed, x), off).any()
 
 
-def test_dropped_inputs_of_a_row_do_not_depend_on_what_shares_the_batch(build, packing_of, randn):
+def test_dropped_inputs_of_a_row_do_not_depend_on_the_other_rows(build, packing_of, randn):
     lora = build(dropout=RATES)
     x = randn(1, 4, I)
     alone = run(lora, packing_of((1, 4, 99)), x)
@@ -159,7 +159,7 @@ def test_dropped_inputs_of_a_row_do_not_depend_on_what_shares_the_batch(build, p
 
 
 def test_modules_of_different_names_have_different_masks(packing_of):
-    """Ones through an identity A show the mask itself."""
+    """With an input of ones and A the identity, the output is the mask."""
     masks = {}
     for name in ("layers.0.q", "layers.0.v", "layers.1.q"):
         base = nn.Linear(64, 64, bias=False, dtype=torch.float64).requires_grad_(False)
@@ -175,7 +175,7 @@ def test_modules_of_different_names_have_different_masks(packing_of):
         assert abs((a == b).double().mean() - 0.5) < 0.12  # 384 elements: 4.5 standard errors
 
 
-def test_a_nan_member_packed_first_reaches_nobody(build, packing_of, randn):
+def test_a_nan_member_packed_first_affects_no_other(build, packing_of, randn):
     rows = [(0, 3, 1), (1, 2, 2), (2, 4, 3)]
     x, weights = randn(1, 9, I), randn(1, 9, O)
     lora, results = build(dropout=RATES), []
@@ -190,8 +190,8 @@ def test_a_nan_member_packed_first_reaches_nobody(build, packing_of, randn):
     assert all(torch.equal(clean, dirty) for clean, dirty in zip(*results, strict=True))
 
 
-def test_zero_padding_is_a_lower_rank_and_stays_zero(packing_of, randn):
-    """A rank-2 member padded to rank 5 trains as a rank-2 member: padding gets no gradient, so AdamW never moves it."""
+def test_zero_padding_is_a_lower_rank_and_remains_zero(packing_of, randn):
+    """A rank-2 member padded to rank 5 trains as one of rank 2: padding has no gradient, so AdamW never changes it."""
     base = nn.Linear(I, O, dtype=torch.float64).requires_grad_(False)
     base.weight.data.copy_(randn(O, I))
     base.bias.data.copy_(randn(O))
@@ -219,15 +219,15 @@ def test_zero_padding_is_a_lower_rank_and_stays_zero(packing_of, randn):
 
 
 def test_saves_no_more_than_input_low_rank_product_and_adapters(build, packing_of, randn):
-    """The masked input is not among what the backward pass keeps."""
+    """The masked input is not saved for the backward pass."""
     lora, packing = build(dropout=(0.5,) * M), packing_of((0, 20, 1), (1, 20, 2))
     x = randn(1, 40, I).requires_grad_()
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         run(lora, packing, x)
-    own = {t.untyped_storage().data_ptr() for t in (x, lora.weight, lora.base.bias, *lora.A, *lora.B)}
+    kept = {t.untyped_storage().data_ptr() for t in (x, lora.weight, lora.base.bias, *lora.A, *lora.B)}
     extra = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in saved}
-    assert sum(n for pointer, n in extra.items() if pointer not in own) == 40 * R * 8
+    assert sum(n for pointer, n in extra.items() if pointer not in kept) == 40 * R * 8
 
 
 def test_weight_and_bias_are_the_frozen_ones(build):
@@ -237,15 +237,15 @@ def test_weight_and_bias_are_the_frozen_ones(build):
     assert not any(parameter.requires_grad for parameter in lora.base.parameters())
 
 
-def test_parameters_are_found_by_member_not_by_the_place_of_the_span(build, packing_of, randn):
+def test_parameters_are_selected_by_member_not_by_the_index_of_the_span(build, packing_of, randn):
     lora, packing = build(), packing_of((2, 2, None), (3, 2, None))
     assert packing.spans == (Span(2, 0, 2), Span(3, 2, 4))
     x = randn(1, 4, I)
     torch.testing.assert_close(run(lora, packing, x), reference(lora, packing, x), rtol=0, atol=1e-12)
 
 
-def test_a_map_that_is_given_some_of_the_tokens_is_an_error(build, packing_of, randn):
-    """Their members could not be told; nothing is computed on a guess."""
+def test_a_layer_that_gets_some_of_the_tokens_is_an_error(build, packing_of, randn):
+    """Their members would be unknown."""
     packing = packing_of((0, 3, None), (1, 4, None))
-    with pytest.raises(ValueError, match="is given 5 of a batch's 7 tokens"):
+    with pytest.raises(ValueError, match="got 5 of the batch's 7 tokens"):
         run(build(), packing, randn(1, 5, I))

@@ -44,7 +44,7 @@ def test_scoring_of_texts_by_hand(example):
     row = example(0, (60, 61, 62), ((7, 8, 9), (4,), (5, 6)))
     scoring = pack([Item(0, row)]).scoring
     assert scoring.option_ids is None
-    assert scoring.keep.tolist() == [2, 3, 4, 5]  # the prefix's end, 7, 8, and 5
+    assert scoring.keep.tolist() == [2, 3, 4, 5]  # the end of the prefix, 7, 8 and 5
     assert scoring.term_mask[0].tolist() == [[True, True, True], [True, False, False], [True, True, False]]
     assert scoring.term_columns[0][scoring.term_mask[0]].tolist() == [7, 8, 9, 4, 5, 6]
     assert scoring.term_rows[0][scoring.term_mask[0]].tolist() == [0, 1, 2, 0, 0, 3]
@@ -61,8 +61,8 @@ def random_rows(example):
 
 
 @pytest.mark.parametrize("shared", [0, 3])
-def test_every_term_is_predicted_by_its_own_predecessor_in_its_own_row(random_rows, shared):
-    """The position that scores token j of a choice has been fed exactly the prefix and the choice's first j tokens."""
+def test_every_term_is_predicted_by_the_preceding_token_of_its_row(random_rows, shared):
+    """The position that scores token j of a choice sees exactly the prefix and the choice's first j tokens."""
     rows = [dataclasses.replace(row, prefix=tuple(range(70, 70 + shared)) + row.prefix) for row in random_rows]
     items = [Item(index // 10, row) for index, row in enumerate(rows)]
     packing, scoring = (batch := pack(items, shared=shared)).packing, batch.scoring
@@ -71,17 +71,17 @@ def test_every_term_is_predicted_by_its_own_predecessor_in_its_own_row(random_ro
         for c, choice in enumerate(item.example.choices):
             assert scoring.term_mask[b, c].sum() == len(choice)
             for j, token in enumerate(choice):
-                place = scoring.keep[scoring.term_rows[b, c, j]].item()
-                segment = next(s for s in packing.segments if s.start <= place < s.stop)
+                position = scoring.keep[scoring.term_rows[b, c, j]].item()
+                segment = next(s for s in packing.segments if s.start <= position < s.stop)
                 context = [packing.segments[k] for k in segment.context]
                 seen = [token for other in context for token in ids[other.start : other.stop]]
-                seen += ids[segment.start : place + 1]
+                seen += ids[segment.start : position + 1]
                 assert seen == [*item.example.prefix, *choice[:j]]
                 assert scoring.term_columns[b, c, j] == token
-                assert packing.position_ids[0, place] == len(seen) - 1
+                assert packing.position_ids[0, position] == len(seen) - 1
 
 
-def test_a_shared_prefix_is_fed_once_a_member(example):
+def test_a_shared_prefix_is_packed_once_per_member(example):
     rows = [example(0, (1, 2, 3)), example(1, (1, 2, 4, 5), ((7, 8), (9,)))]
     packing = pack([Item(m, row) for m in (0, 2) for row in rows], shared=2).packing
     assert packing.input_ids.tolist() == [[1, 2, 3, 4, 5, 7] * 2]
@@ -95,7 +95,7 @@ def test_a_shared_prefix_is_fed_once_a_member(example):
     ("prefixes", "shared"),
     [
         ([(1, 2, 3), (1, 2, 4, 5)], 2),
-        ([(1, 2), (1, 2, 4)], 1),  # a row keeps the token whose output scores its choices
+        ([(1, 2), (1, 2, 4)], 1),  # without the last token, whose output scores the choices
         ([(1, 2, 3), (1, 2, 3)], 2),
         ([(1, 2), (3, 2)], 0),
         ([(5,)], 0),
@@ -143,7 +143,7 @@ def test_refusals(example):
         pack([Item(0, example(), 5), Item(0, example(), 6)], shared=1)
 
 
-def test_micro_batches_keep_the_budget_and_lose_nothing(random_rows):
+def test_micro_batches_keep_the_budget_and_contain_every_item(random_rows):
     items = [Item(index % 3, row) for index, row in enumerate(random_rows)]
     for budget in (1, 12, 40, 10_000):
         batches = plan_micro_batches(items, budget)
@@ -152,14 +152,14 @@ def test_micro_batches_keep_the_budget_and_lose_nothing(random_rows):
         assert flat == expected
         sizes = [[item.example.num_tokens for item in batch] for batch in batches]
         assert all(sum(size) <= budget or len(size) == 1 for size in sizes)
-        # greedy: a batch ends only where the next row did not fit
+        # greedy: a batch ends where the next row does not fit
         assert all(sum(a) + b[0] > budget for a, b in itertools.pairwise(sizes))
     assert len(plan_micro_batches(items, 10_000)) == 1
     assert plan_micro_batches([], 10) == []
 
 
-def test_a_shared_prefix_counts_once_a_member_and_micro_batch(example):
-    rows = [example(row, prefix=range(10)) for row in range(6)]  # 8 shared tokens and 2 of each row's own
+def test_a_shared_prefix_counts_once_per_member_and_micro_batch(example):
+    rows = [example(row, prefix=range(10)) for row in range(6)]  # 8 shared tokens and 2 others
     batches = plan_micro_batches([Item(row // 3, rows[row]) for row in range(6)], 14, shared=8)
     assert [[item.example.row for item in batch] for batch in batches] == [[0, 1, 2], [3, 4, 5]]
     assert all(pack(batch, shared=8).packing.num_tokens == 14 for batch in batches)
@@ -167,7 +167,7 @@ def test_a_shared_prefix_counts_once_a_member_and_micro_batch(example):
     assert len(plan_micro_batches([Item(row // 3, rows[row]) for row in range(6)], 27, shared=8)) == 2
 
 
-def test_a_row_longer_than_the_budget_goes_alone(example):
+def test_a_row_longer_than_the_budget_is_a_micro_batch_alone(example):
     rows = [example(row, prefix=range(n)) for row, n in enumerate((3, 20, 3, 3))]
     batches = plan_micro_batches([Item(0, row) for row in rows], 6)
     assert [[item.example.row for item in batch] for batch in batches] == [[0], [1], [2, 3]]

@@ -1,4 +1,4 @@
-"""The model card: the hub can read it, its numbers are those of metrics.json, and its program does what it says."""
+"""The model card: the hub can read it, its numbers are those of metrics.json, and its program works."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_the_hub_can_read_it_and_the_license_is_left_open(finished, tiny_base):
     assert (data.base_model, data.library_name, data.license) == ("tiny", "peft", None)
     assert {"lora", "ensemble", "uncertainty"} <= set(data.tags)
     assert "# license: yours to choose" in text
-    assert str(tiny_base) not in text  # a path of this machine helps nobody
+    assert str(tiny_base) not in text  # a path of this machine is useless elsewhere
     hub = card_of(finished, base={"id": "org/base", "revision": "c0ffee", "digest": "", "path": "org/base"})
     assert ModelCard(hub).data.base_model == "org/base"
     assert "revision='c0ffee'" in hub
@@ -65,7 +65,7 @@ def test_it_says_what_it_was_trained_on_and_how_well_it_does(finished):
     assert "train 40, val 5, test 5" in text
     assert "Text: {question}" in text
     assert "LoRA of rank 2" in text
-    assert "its own initialization and its own order of the rows" in text
+    assert "a different initialization and a different order of the rows" in text
     (entry,) = json.loads((finished / "metrics.json").read_text())["evaluations"]
     line = next(line for line in text.splitlines() if "| ensemble |" in line)
     assert f"| {100 * entry['ensemble']['accuracy']:.1f} | {entry['ensemble']['nll']:.3f} |" in line
@@ -73,7 +73,7 @@ def test_it_says_what_it_was_trained_on_and_how_well_it_does(finished):
     assert "Not evaluated yet" in card_of(finished)
 
 
-def test_imported_members_are_said_to_be_trained_elsewhere(finished):
+def test_the_card_of_imported_members_states_that_they_were_trained_elsewhere(finished):
     members = json.loads((finished / "ensemble.json").read_text())["members"]
     text = card_of(finished, members=[member | {"state": "imported"} for member in members])
     assert "trained elsewhere" in text
@@ -85,7 +85,7 @@ SETTINGS = {
     "per token": {"normalize": "token"},
     "per byte": {"normalize": "byte"},
     "letters": {"scoring": "letter"},
-    "own prompt": {"prompt": PromptConfig('Is "{question}" good? (')},
+    "custom prompt": {"prompt": PromptConfig('Is "{question}" good? (')},
 }
 
 
@@ -137,7 +137,7 @@ def test_its_program_asks_through_the_chat_template(run_config, texts_csv, make_
 
 
 def run_program(out, base, example, monkeypatch):
-    """Execute the card's program in the exported directory, with the base's place and the question filled in."""
+    """Execute the card's program in the exported directory, with the base's path and the question filled in."""
     (code,) = re.findall(r"^```python\n(.*?)^```", (out / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)
     filled = code.replace("BASE = 'tiny'", f"BASE = {str(base)!r}").replace("your text or question", example.question)
     assert filled.count(example.question) == 1
@@ -153,8 +153,8 @@ def test_a_local_base_is_named_without_its_path():
     assert base_reference({"base": base}) == "llama"
 
 
-def test_characters_that_a_viewer_would_obey_are_escaped(finished):
-    """A label or prompt of others must not rewrite the terminal or turn the card's text around."""
+def test_control_characters_are_escaped(finished):
+    """An untrusted label or prompt must not rewrite the terminal or reverse the card's text."""
     hostile = "yes\x1b[2J\u009b31m\u202eon\u200b"
     text = card_of(finished, labels=["no", hostile], prompt_template=f"{{question}} {hostile}", task=hostile)
     assert not set("\x1b\u009b\u202e\u200b") & set(text)

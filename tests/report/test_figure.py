@@ -29,7 +29,7 @@ def make_predictions(members: int = 3, seed: int = 0, signal: float = 1.2) -> Pr
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that were saved, for a look at what they hold."""
+    """The saved figures, so that tests can inspect them."""
     figures: list[Figure] = []
     save = Figure.savefig
 
@@ -52,7 +52,7 @@ def test_a_whole_png_is_written(tmp_path: Path, members: int, signal: float) -> 
     assert [entry.name for entry in tmp_path.iterdir()] == ["reliability.png"]
 
 
-def test_a_failure_leaves_the_old_file_and_no_scrap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_leaves_the_old_file_and_no_temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "reliability.png"
     path.write_bytes(b"the old figure")
 

@@ -1,4 +1,4 @@
-"""Every table at the widths that terminals have: nothing is cut, and each row keeps its name."""
+"""Every table at common terminal widths: nothing is cut, and each row keeps its name."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def lines(table, width):
 
 
 def check(table, width, names, header):
-    """Nothing is cut, and below each header every name begins a line."""
+    """Nothing is cut, and below each header every name starts a line."""
     shown = lines(table, width)
     text = "\n".join(shown)
     assert max(map(len, shown)) <= width, text
@@ -83,9 +83,9 @@ def test_compared_methods(width):
         "parameters": 2304000,
     }
     names = ("zero_shot", "one_lora", "lora_ensemble", "laplace")
-    found = [{"name": n, "cost": cost, "entry": {"ensemble": VALUES}, "ensemble_minus": INTERVALS} for n in names]
-    found.append({"name": "swag", "left_out": "it cannot"})
-    text, _ = check(methods_table(found), width, [*names, "swag"], "Method")
+    results = [{"name": n, "cost": cost, "entry": {"ensemble": VALUES}, "ensemble_minus": INTERVALS} for n in names]
+    results.append({"name": "swag", "left_out": "it cannot"})
+    text, _ = check(methods_table(results), width, [*names, "swag"], "Method")
     for value in ("75.0", "[+61.0,+83.0]", "0.612", "12345", "15.00", "left out"):
         assert value in text
 
@@ -125,7 +125,7 @@ def test_a_plan(width):
     text = "\n".join(shown)
     assert max(map(len, shown)) <= width, text
     assert "…" not in text, text
-    for name in ("parameters of the base", "optimizer steps", "predicted peak", "free", "training", "in all"):
+    for name in ("parameters of the base", "optimizer steps", "predicted peak", "free", "training", "total"):
         assert any(line.startswith(name) for line in shown), text
     for value in ("134,515,008", "900.0 MB", "20 min 34 s", "500.0 MB", "1.0 TB"):
         assert value in text
@@ -160,7 +160,7 @@ def test_the_live_table_of_a_training(width):
     check(progress._render(state), width, ["0", "1", "2"], "member")
 
 
-def test_a_table_that_fits_is_left_as_it_is():
+def test_a_table_that_fits_is_unchanged():
     table = Table()
     table.add_column("name")
     table.add_column("value")

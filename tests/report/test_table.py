@@ -1,4 +1,4 @@
-"""Tables at a terminal's width, and a verdict that says no more than the intervals allow."""
+"""Tables at a terminal's width, and a verdict that claims no more than the intervals support."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def render(table: Table, width: int = 100) -> list[str]:
 
 
 def names_in(lines: list[str]) -> list[str]:
-    """The first column of the lines that open a row."""
+    """The first column of the lines that start a row."""
     body = lines[next(index for index, line in enumerate(lines) if line.startswith("──")) + 1 :]
     body = body[: next(index for index, line in enumerate(body) if line.startswith("In brackets"))]
     return [line[:22].rstrip() for line in body if line[:1].strip() or line.startswith("  +")]
@@ -85,7 +85,7 @@ def test_early_exit_in_a_sentence() -> None:
     two, three = early["histogram"][1:]
     assert 0 < two < 100
     assert early_exit_text(entry) == (
-        f"With early exit (exact) a row asks {2 + three / 100:.2f} of 3 members on average (2: {two:.1f} %, 3:"
+        f"With early exit (exact) a row uses {2 + three / 100:.2f} of 3 members on average (2: {two:.1f} %, 3:"
         f" {three:.1f} %); 100.0 % of rows have the answer of all members; accuracy"
         f" {100 * entry['ensemble']['accuracy']:.1f} %, NLL {early['nll']:.3f}."
     )
@@ -109,7 +109,7 @@ def test_a_cell_holds_value_spread_and_interval() -> None:
     assert f"[{low:.3f},{high:.3f}]" in lines[row + 1]
 
 
-def test_the_ece_stands_above_its_interval_and_what_calibrated_confidences_would_show() -> None:
+def test_the_ece_is_above_its_interval_and_the_calibrated_ece() -> None:
     entry = full_entry()
     lines = render(evaluation_table(entry))
     row = next(index for index, line in enumerate(lines) if line.startswith("ensemble"))
@@ -122,7 +122,7 @@ def test_the_ece_stands_above_its_interval_and_what_calibrated_confidences_would
 
 
 def test_an_ece_interval_of_an_earlier_version_is_not_shown() -> None:
-    """It is the percentiles of bootstrap draws, which do not cover; without the reference it is known as such."""
+    """It holds percentiles of bootstrap draws, which do not cover; the missing reference identifies it."""
     entry = full_entry()
     entry["intervals"]["ensemble"]["ece"] = [0.4321, 0.4567]
     assert "[43.2,45.7]" in "".join(render(evaluation_table(entry)))
@@ -144,7 +144,7 @@ def test_the_verdict_says_whether_the_ece_is_more_than_a_calibrated_model_would_
     )
 
 
-def test_the_verdict_begins_with_what_the_numbers_cannot_carry() -> None:
+def test_the_verdict_starts_with_the_notes() -> None:
     entry = small_entry(CLEAR, UNCLEAR, (0.01, [-0.01, 0.03])) | {"notes": ["These rows trained the members."]}
     assert verdict(entry).startswith("These rows trained the members. Against the mean of its 5 members, ")
     nothing = dict.fromkeys(CLEAR)
@@ -152,15 +152,15 @@ def test_the_verdict_begins_with_what_the_numbers_cannot_carry() -> None:
     assert verdict(few) == "No intervals. So no difference from another method can be judged."
 
 
-def test_numbers_stand_under_each_other() -> None:
+def test_numbers_are_aligned() -> None:
     lines = render(evaluation_table(full_entry()))
-    places = set()
+    positions = set()
     for line in lines:
         if line.startswith(("majority", "base", "ensemble", "one LoRA")):
-            places.add(
+            positions.add(
                 tuple(index for index, sign in enumerate(line) if sign == "." and "±" not in line[index - 4 : index])
             )
-    assert len({place for place in places if len(place) == 5}) == 1
+    assert len({position for position in positions if len(position) == 5}) == 1
 
 
 @pytest.mark.parametrize(("width", "kind"), [(100, "easy"), (100, "hard"), (80, "easy")])
@@ -191,8 +191,8 @@ def test_tables_fit_and_cut_nothing(width: int, kind: str) -> None:
 def test_ood_rows_show_the_three_scores() -> None:
     entry = full_entry()
     assert ood_table(entry) is None
-    far = make_predictions(seed=5, signal=0.0)
-    entry["ood"] = {"far": ood_scores(make_predictions(), far)}
+    ood = make_predictions(seed=5, signal=0.0)
+    entry["ood"] = {"far": ood_scores(make_predictions(), ood)}
     scores = entry["ood"]["far"]
     table = ood_table(entry)
     assert table is not None
@@ -207,9 +207,9 @@ def test_ood_rows_show_the_three_scores() -> None:
 
 
 def small_entry(mean: dict[str, Any], best: dict[str, Any] | None, gap: tuple[float, list[float]]) -> dict[str, Any]:
-    """An entry that holds only what a verdict reads: ensemble minus mean and minus best member, and the signed gap.
+    """An entry with only what a verdict reads: ensemble minus mean and minus best member, and the signed gap.
 
-    The point values are the same in every case, so that a verdict drawn from them and not from intervals is found out.
+    The point values are the same in every case, so that a verdict from point values instead of intervals fails.
     """
     ensemble = {"accuracy": 0.80, "nll": 0.500, "ece": 0.050, "brier": 0.3, "signed_gap": gap[0]}
     single = {"accuracy": 0.75, "nll": 0.600, "ece": 0.020, "brier": 0.3}
@@ -222,12 +222,12 @@ def small_entry(mean: dict[str, Any], best: dict[str, Any] | None, gap: tuple[fl
     return entry
 
 
-# Entries of earlier versions have differences of ECEs, with intervals that do not cover: no verdict speaks of them.
+# Entries of earlier versions have differences of ECEs, with intervals that do not cover: verdicts ignore them.
 CLEAR = {"accuracy": [0.01, 0.09], "nll": [-0.2, -0.05], "ece": [0.01, 0.05], "brier": [-0.1, 0.1]}
 UNCLEAR = {"accuracy": [-0.01, 0.09], "nll": [-0.2, 0.05], "ece": [0.0, 0.05], "brier": [-0.1, 0.1]}
 
 
-def test_the_verdict_says_better_and_worse_where_intervals_leave_out_zero() -> None:
+def test_the_verdict_says_better_and_worse_where_intervals_exclude_zero() -> None:
     text = verdict(small_entry(CLEAR, UNCLEAR, (0.01, [-0.01, 0.03])))
     assert text == (
         "Against the mean of its 5 members, the ensemble is better in accuracy (+5.0 points; +1.0 to +9.0) and NLL "
@@ -260,7 +260,7 @@ def test_the_verdict_warns_of_few_rows_and_of_an_ensemble_that_a_constant_answer
     entry = small_entry(CLEAR, None, (0.0, [-0.1, 0.1]))
     assert "rows" not in verdict(entry)
     assert verdict(entry | {"num_examples": 99}).endswith(
-        "All this is of 99 rows, which can show large differences only."
+        "This is based on 99 rows, which can only show large differences."
     )
     majority = {"accuracy": 0.78, "ensemble_minus": {"accuracy": [-0.01, 0.05]}}
     assert "It is not clearly more accurate than always giving the majority answer (+2.0 points; -1.0 to +5.0)." in (
@@ -272,7 +272,7 @@ def test_the_verdict_warns_of_few_rows_and_of_an_ensemble_that_a_constant_answer
 
 def test_the_verdict_says_under_confident_only_where_the_gap_is_clear() -> None:
     under = verdict(small_entry(CLEAR, None, (-0.042, [-0.06, -0.02])))
-    assert "under-confident: its mean confidence lies 4.2 points below its accuracy" in under
+    assert "under-confident: its mean confidence is 4.2 points below its accuracy" in under
     assert "best member" not in under
     assert "over-confident" in verdict(small_entry(CLEAR, None, (0.042, [0.02, 0.06])))
     assert "-confident" not in verdict(small_entry(CLEAR, None, (-0.042, [-0.09, 0.001])))
@@ -287,7 +287,7 @@ def test_the_verdict_without_anything_to_compare() -> None:
     assert "cannot be compared in NLL (an answer got probability zero)" in verdict(few)
 
 
-def test_the_verdict_of_a_real_entry_uses_its_own_intervals() -> None:
+def test_the_verdict_of_a_real_entry_uses_its_intervals() -> None:
     entry = full_entry()
     assert max(entry["intervals"]["ensemble_minus_member_mean"]["nll"]) < 0
     text = verdict(entry)

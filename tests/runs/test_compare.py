@@ -50,7 +50,7 @@ def clock(monkeypatch):
     clock = Clock()
     for module in (
         "lorchestra.runs.compare",
-        "lorchestra.runs.compare",
+        "lorchestra.runs.cached_fit",
         "lorchestra.methods.contract",
     ):
         monkeypatch.setattr(f"{module}.time", clock)

@@ -152,7 +152,7 @@ def test_a_members_path_never_leads_out_of_the_run(run_copy, way):
     shutil.copytree(run_copy / "members/member_00", run_copy.parent / "elsewhere")
     change(run_copy / "ensemble.json", "members", 0, "path", value=way.replace("/ABSOLUTE", str(run_copy.parent)))
     with pytest.raises(
-        CheckpointError, match=r"members\[0\]\.path is '.*', which is no place within the run directory"
+        CheckpointError, match=r"members\[0\]\.path is '.*', which is not a member's path in a run directory"
     ):
         load_run(run_copy)
 
@@ -213,7 +213,7 @@ def test_another_base_than_the_one_trained_on_is_refused(run_copy, make_base):
     config = run_copy / "config.yaml"
     lines = [f"  name: {other}" if line.startswith("  name: ") else line for line in config.read_text().splitlines()]
     config.write_text("\n".join(lines) + "\n")
-    with pytest.raises(CheckpointError, match=r"trained on another base.*only right on their own base"):
+    with pytest.raises(CheckpointError, match=r"trained on another base.*adapters fit only the base"):
         load_run(run_copy)
 
 
@@ -294,7 +294,7 @@ def test_a_run_that_saved_a_relative_base_is_read_from_anywhere(run_copy, texts_
     assert len(list(load_run(run_copy).predict(texts_csv("new.csv", 3, seed=8)))) == 3
     record = json.loads((run_copy / "ensemble.json").read_text())
     edit(run_copy / "ensemble.json", base={**record["base"], "id": "/gone/mybase"})
-    with pytest.raises(CheckpointError, match=r"its base was /gone/mybase, and is no longer there; .*--base"):
+    with pytest.raises(CheckpointError, match=r"its base was /gone/mybase, which no longer exists; .*--base"):
         load_run(run_copy)
 
 

@@ -19,8 +19,10 @@ from lorchestra.runs.train import train_run
 
 
 @pytest.fixture
-def said():
-    return []
+def said(on_log):
+    messages = []
+    on_log(messages.append)
+    return messages
 
 
 @pytest.fixture
@@ -29,7 +31,7 @@ def trained(run_config, texts_csv, make_base, tmp_path, said):
     base = shutil.copytree(make_base(0), tmp_path / "base")
     config = run_config(texts_csv(), base=base, data={"test": str(texts_csv("test.csv", 30, seed=2))})
     root = train_run(config, tmp_path / "run").run.root
-    return lambda **options: load_run(root, said.append, **options)
+    return lambda **options: load_run(root, **options)
 
 
 def test_a_moved_base_is_named(trained, make_base, texts_csv, tmp_path):
@@ -101,7 +103,7 @@ def test_a_run_that_cannot_be_written_is_evaluated_and_nothing_is_lost(trained, 
     def refuse(*arguments, **options):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(run.run.root / "x"))
 
-    monkeypatch.setattr(evaluate, "NamedTemporaryFile", refuse)
+    monkeypatch.setattr("lorchestra.store.run.NamedTemporaryFile", refuse)
     monkeypatch.setattr(evaluate, "_members_and_base", lambda *a, **o: said.append("computing") or original(*a, **o))
     with pytest.raises(
         UnsavedEvaluationError, match=r"no permission to write there.*The evaluation was not saved"
@@ -123,7 +125,7 @@ def test_a_disk_that_fills_meanwhile_loses_nothing(trained, monkeypatch):
     def full(*arguments):
         raise CheckpointError("metrics.json: the disk is full.")
 
-    monkeypatch.setattr(evaluate, "atomic_write_json", full)
+    monkeypatch.setattr("lorchestra.store.run.atomic_write_json", full)
     with pytest.raises(UnsavedEvaluationError, match=r"the disk is full\. The evaluation was not saved\.") as raised:
         evaluate_run(run)
     assert raised.value.entry == expected

@@ -114,13 +114,13 @@ def test_a_run_on_texts_with_labels(named_config, make_task, run_config, tmp_pat
     with_labels(plays)
     quiz = make_task("quiz", first=3000)
     run = load_run(train_run(named_config("films", films.directory), tmp_path / "run").run.root)
-    assert run.record["labels"] == list(labels)
-    assert run.record["prompt_template"].startswith("Review: {question}")
+    assert run.record.labels == labels
+    assert run.record.prompt_template.startswith("Review: {question}")
     assert evaluate_run(run, task="plays")["task"] == "plays"
     evaluate_run(run, ood=["quiz"])
     found = load_predictions(run.run.predictions / "films.ood_quiz.safetensors")
     assert set(found.options) == {labels}
-    with pytest.raises(DataError, match=r"--task quiz: its rows have questions with their own choices.*--ood quiz"):
+    with pytest.raises(DataError, match=r"--task quiz: its rows have questions with choices.*--ood quiz"):
         evaluate_run(run, task="quiz")
     assert quiz.name == "quiz"
 
@@ -223,4 +223,4 @@ def test_training_and_evaluating_on_real_tasks(named_config, shared_data, no_oth
         "val": 64,
         "test": 1267,
     }
-    assert run.record["prompt_template"].startswith("Sentence: {question}")
+    assert run.record.prompt_template.startswith("Sentence: {question}")

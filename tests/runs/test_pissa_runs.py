@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -80,7 +79,7 @@ def test_points_with_and_without_in_one_pass_equal_each_alone(run_config, texts_
     axes = [parse_axis(axis) for axis in ("adapt.init_lora_weights=true,pissa", "adapt.r=2,3")]
     asked = grid_points(config, axes)
     assert len(make_packs(asked, 8)) == 1
-    outcome = run_sweep(asked, tmp_path / "sweep", callbacks=[Mock()])
+    outcome = run_sweep(asked, tmp_path / "sweep")
     points = read_points(outcome.root)
     assert [(p.config.adapt.init_lora_weights, p.config.adapt.r) for p in points] == [
         *((True, 2), (True, 3)),

@@ -14,6 +14,7 @@ from rich.console import Console
 from safetensors.numpy import load_file
 from stopping import StopWhen
 
+import lorchestra.runs.sweep.run as sweeping
 import lorchestra.runs.sweep.train as training
 from lorchestra.cli.progress import SweepProgress
 from lorchestra.errors import CheckpointError, ConfigError
@@ -25,6 +26,7 @@ from lorchestra.runs.sweep.points import grid_points, parse_axis
 from lorchestra.runs.sweep.run import read_points, run_sweep
 from lorchestra.runs.train import train_run
 from lorchestra.store.predictions import load_predictions
+from lorchestra.store.run import Run
 from lorchestra.training.callbacks import Callback, Interrupted
 from lorchestra.training.trainer import Trainer
 
@@ -155,23 +157,62 @@ def test_an_interrupted_sweep_ends_with_the_same_bytes(number, config, sweep):
 
 
 def test_a_sweep_killed_while_it_writes_runs_goes_on(config, sweep, monkeypatch):
-    import lorchestra.runs.sweep.finish as finish
-
     whole, _, _ = sweep(config, "train.lr=0.01,0.003", out="whole")
-    original = finish.write_ensemble
+    original = Run.write_ensemble
 
     def second_fails(run, record):
         if "0.003" in run.root.name:
             raise KeyboardInterrupt
         original(run, record)
 
-    monkeypatch.setattr(finish, "write_ensemble", second_fails)
+    monkeypatch.setattr(Run, "write_ensemble", second_fails)
     with pytest.raises(KeyboardInterrupt):
         sweep(config, "train.lr=0.01,0.003", out="parts")
     monkeypatch.undo()
     parts, watcher, _ = sweep(config, "train.lr=0.01,0.003", out="parts")
     assert watcher.steps == 0
     assert files(parts.root) == files(whole.root)
+
+
+@pytest.mark.parametrize("members", [2, 4], ids=["a pass left", "one pass"])
+def test_a_trained_pass_is_finished_from_its_files(members, config, sweep, monkeypatch):
+    """Killed between training and finishing: no step, no hidden state and no base answer is computed again."""
+    adapt = dataclasses.replace(config.adapt, layers="last:1")
+    regularize = dataclasses.replace(config.regularize, kl_beta=0.5)
+    config = dataclasses.replace(config, adapt=adapt, regularize=regularize)
+    axes = ("train.lr=0.01,0.003",)
+    whole, _, _ = sweep(config, *axes, out="whole", each_epoch=True, most_members=members)
+
+    def killed(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweeping, "finish_pack", killed)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(config, *axes, out="parts", each_epoch=True, most_members=members)
+    monkeypatch.undo()
+    monkeypatch.setattr(Trainer, "prepare", killed if members == 4 else Trainer.prepare)
+    parts, watcher, _ = sweep(config, *axes, out="parts", each_epoch=True, most_members=members)
+    assert watcher.passes == ([] if members == 4 else [["lr=0.003"]])
+    assert files(parts.root) == files(whole.root)
+    monkeypatch.setattr(training, "prepare_training", killed)
+    _, again, _ = sweep(config, *axes, out="parts", each_epoch=True, most_members=members)
+    assert again.steps == 0
+
+
+def test_a_sweep_killed_before_it_removes_a_finished_pass_loads_no_base(config, sweep, monkeypatch):
+    def killed(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweeping, "write_results", killed)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(config, "train.lr=0.01,1e30")
+    monkeypatch.undo()
+    monkeypatch.setattr(training, "prepare_training", killed)
+    outcome, watcher, _ = sweep(config, "train.lr=0.01,1e30")
+    assert outcome.failed == ("lr=1e+30",)
+    assert watcher.statuses == [("lr=0.01", "finished"), ("lr=1e+30", "failed")]
+    assert not (outcome.root / "passes").exists()
+    assert len(json.loads((outcome.root / "results.json").read_text())["points"]) == 2
 
 
 def test_passes_hold_what_can_go_together(config):

@@ -25,7 +25,7 @@ from lorchestra.models.init import make_adapter_settings
 from lorchestra.runs.ensemble import load_run
 from lorchestra.runs.train import train_run
 from lorchestra.store.atomic import sha256_file
-from lorchestra.store.run_dir import read_ensemble
+from lorchestra.store.run import Run
 from lorchestra.training.callbacks import Callback, Interrupted
 from lorchestra.types import Example
 
@@ -178,7 +178,7 @@ def test_without_room_for_trunks_training_goes_on_without_them(on_log, run_confi
     said = []
     on_log(said.append)
     root = train_run(config, tmp_path / "run").run.root
-    assert any("disk is full" in text and "goes on without the cache" in text for text in said)
+    assert any("disk is full" in text and "continues without the cache" in text for text in said)
     monkeypatch.undo()
     other = train_run(config, tmp_path / "other").run.root
     for ours, theirs in zip(*(sorted(r.glob("members/*/*.safetensors")) for r in (root, other)), strict=True):
@@ -259,9 +259,9 @@ def stopped(run_config, texts_csv, tmp_path):
         (lambda body: body.pop("file"), r"latest\.json: file is missing"),
         (
             lambda body: body.update(file="../state-1.safetensors"),
-            "file is '../state-1.safetensors', which is no check",
+            "file is '../state-1.safetensors', which is not a check",
         ),
-        (lambda body: body.update(file="/state-1.safetensors"), "which is no checkpoint of this run"),
+        (lambda body: body.update(file="/state-1.safetensors"), "which is not a checkpoint of this run"),
         (lambda body: body.update(events_bytes=[1]), r"events_bytes is \[1\], not an integer"),
         (lambda body: body.update(events_bytes=-1), "events_bytes is -1, less than 0"),
         (lambda body: body["state"].update(tokens=10**400), r"state\.tokens is 1000"),
@@ -274,8 +274,8 @@ def stopped(run_config, texts_csv, tmp_path):
         ),
         (lambda body: body["state"]["members"][1].update(epoch_steps=None), r"members\[1\]\.epoch_steps is None, not"),
         (lambda body: body["state"]["members"][1].update(status="asleep"), "is 'asleep', not one of failed, finished"),
-        (lambda body: body["state"]["members"].pop(), "the checkpoint is not of 3 members"),
-        (lambda body: body["state"]["num_updates"].append(1), "the checkpoint is not of 3 members"),
+        (lambda body: body["state"]["members"].pop(), "the checkpoint does not have 3 members"),
+        (lambda body: body["state"]["num_updates"].append(1), "the checkpoint does not have 3 members"),
         (lambda body: body["state"].update(step="4"), r"state\.step is '4', not an integer"),
         (lambda body: body["state"].update(step=99), "the checkpoint is at step 99, the run has 10"),
         (lambda body: body["state"].update(num_updates=[4, 4, 5]), "the checkpoint is at step 4"),
@@ -352,7 +352,7 @@ def test_a_run_directory_appears_with_its_configuration(run_config, texts_csv, t
 
     config, root = run_config(texts_csv()), tmp_path / "run"
     root.mkdir()  # an empty one may be there
-    monkeypatch.setattr("lorchestra.runs.record.to_yaml", killed)
+    monkeypatch.setattr("lorchestra.store.run.to_yaml", killed)
     with pytest.raises(KeyboardInterrupt):
         train_run(config, root)
     assert not root.exists()
@@ -416,6 +416,25 @@ def test_a_resumed_run_keeps_its_settings(run_config, texts_csv, tmp_path):
         train_run(other, root, if_exists="resume")
 
 
+def test_a_trained_run_is_finished_from_its_last_checkpoint(run_config, texts_csv, tmp_path, monkeypatch):
+    """Killed between training and finishing: nothing is trained or precomputed again."""
+    config = run_config(texts_csv(), adapt={"layers": "last:1"}, regularize={"kl_beta": 0.5})
+    whole = train_run(config, tmp_path / "whole").run.root
+
+    def killed(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lorchestra.runs.train, "save_members", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train_run(config, tmp_path / "run")
+    monkeypatch.undo()
+    monkeypatch.setattr(lorchestra.training.trainer.Trainer, "prepare", killed)
+    root = train_run(config, tmp_path / "run", if_exists="resume").run.root
+    assert adapter_settings(root) == adapter_settings(whole)
+    last = [json.loads(line)["event"] for line in (root / "events.jsonl").read_text().splitlines()][-2:]
+    assert last == ["resumed", "finished"]
+
+
 def test_changed_rows_are_not_resumed_on(run_config, texts_csv, tmp_path):
     path = texts_csv()
     config, root = run_config(path), tmp_path / "run"
@@ -447,10 +466,11 @@ def test_a_failed_member_is_left_out_of_the_ensemble(on_log, run_config, texts_c
     outcome = train_run(config, tmp_path / "run")
     assert outcome.failed_members == (1,)
     root = outcome.run.root
-    states = [member["state"] for member in read_ensemble(root)[1]["members"]]
+    members = Run(root).read_ensemble().members
+    states = [member.state for member in members]
     assert states == ["finished", "failed", "finished"]
     (reason,) = outcome.reasons
-    assert [member.get("reason") for member in read_ensemble(root)[1]["members"]] == [None, reason, None]
+    assert [member.reason for member in members] == [None, reason, None]
     assert reason.startswith("diverged: loss ")
     assert reason.endswith(", gradient norm nan (step 4)")
     events = [json.loads(line) for line in (root / "events.jsonl").read_text().splitlines()]
@@ -479,10 +499,10 @@ def test_a_run_whose_members_all_fail_ends_in_an_error(run_config, texts_csv, tm
 
 def test_questions_with_their_own_choices(run_config, questions_jsonl, tmp_path):
     config = run_config(questions_jsonl(), data={"scoring": "letter"})
-    record = read_ensemble(train_run(config, tmp_path / "run").run.root)[1]
-    assert record["labels"] is None
-    assert record["scoring"] == "letter"
-    assert "{options}" in record["prompt_template"]
+    record = train_run(config, tmp_path / "run").run.read_ensemble()
+    assert record.labels is None
+    assert record.scoring == "letter"
+    assert "{options}" in record.prompt_template
 
 
 @pytest.mark.parametrize(
@@ -529,8 +549,8 @@ def test_members_of_their_own_ranks_are_recorded_and_read_again(run_config, text
 
     monkeypatch.setattr(lorchestra.runs.train, "build_pipeline", build_pipeline)
     root = train_run(run_config(texts_csv(), train={"keep": "last"}), tmp_path / "run").run.root
-    _, record = read_ensemble(root)
-    assert [(member["r"], member["scaling"]) for member in record["members"]] == [(1, 8.0), (4, 2.0), (2, 4.0)]
+    record = Run(root).read_ensemble()
+    assert [(member.r, member.scaling) for member in record.members] == [(1, 8.0), (4, 2.0), (2, 4.0)]
     loaded = load_run(root)
     assert torch.equal(loaded.pipeline.model.adapters.values, trained[0].model.adapters.values)
     rows = [Example("", f"good {n}", ("no", "yes"), None) for n in range(4)]

@@ -129,10 +129,11 @@ def of_format_1(run_config, tmp_path):
     return build
 
 
-def test_a_run_of_format_1_says_that_its_labels_cannot_win(of_format_1, tmp_path):
+def test_a_run_of_format_1_says_that_its_labels_cannot_win(on_log, of_format_1, tmp_path):
     path = write_rows(tmp_path / "a.csv", [(text, ("yes", "yes but")[answer]) for text, answer in films()])
-    said = []
-    trained = load_run(of_format_1(path), said.append)
+    root, said = of_format_1(path), []
+    on_log(said.append)
+    trained = load_run(root)
     (note,) = said
     assert note.startswith("labels 'yes', 'yes but': this run is of format 1")
     assert "train again" in note
@@ -141,9 +142,10 @@ def test_a_run_of_format_1_says_that_its_labels_cannot_win(of_format_1, tmp_path
     assert said == [note]
 
 
-def test_a_run_of_format_1_says_that_a_rows_choice_cannot_win(of_format_1, questions_jsonl, tmp_path):
-    said = []
-    trained = load_run(of_format_1(questions_jsonl()), said.append)
+def test_a_run_of_format_1_says_that_a_rows_choice_cannot_win(on_log, of_format_1, questions_jsonl, tmp_path):
+    root, said = of_format_1(questions_jsonl()), []
+    on_log(said.append)
+    trained = load_run(root)
     row = Example("x", "the film", ("long", "short"), None, "new:1")
     list(trained.predict([row]))
     assert said == []
@@ -166,12 +168,11 @@ def test_record_and_configuration_must_have_the_same_rules(run_config, texts_csv
 
 def test_an_unfinished_run_of_before_goes_on_by_its_rules(run_config, tmp_path, texts_csv):
     """Its configuration has no version of prompts."""
-    from lorchestra.config.run import read_config
-    from lorchestra.store.run_dir import RunDir
+    from lorchestra.store.run import Run
 
     root = train_run(run_config(texts_csv(), adapt={"members": 1}), tmp_path / "run").run.root
-    assert read_config(RunDir(root).config).data.prompt.version == 2
+    assert Run(root).read_config().data.prompt.version == 2
     saved = yaml.safe_load((root / "config.yaml").read_text())
     saved["data"]["prompt"].pop("version")
     (root / "config.yaml").write_text(yaml.safe_dump(saved))
-    assert read_config(RunDir(root).config).data.prompt.version == 1
+    assert Run(root).read_config().data.prompt.version == 1

@@ -12,7 +12,7 @@ import lorchestra.store.lock
 from lorchestra.errors import CheckpointError
 from lorchestra.store.atomic import sweep_directory, sweep_leftovers
 from lorchestra.store.lock import directory_lock
-from lorchestra.store.run_dir import claim_run
+from lorchestra.store.workspace import RUN, Workspace
 
 
 def entries(directory):
@@ -162,11 +162,11 @@ def test_sweeping_leaves_a_lock_alone(tmp_path):
 
 def test_a_new_name_is_one_in_which_nobody_is_at_work(tmp_path):
     root = tmp_path / "run"
-    with claim_run(root, "new") as (first, _), claim_run(root, "new") as (second, resuming):
-        assert (first.root, second.root, resuming) == (root, tmp_path / "run-2", False)
+    with Workspace.open(root, RUN, "new") as first, Workspace.open(root, RUN, "new") as second:
+        assert (first.root, second.root, second.resuming) == (root, tmp_path / "run-2", False)
         (second.root / "resume").mkdir(parents=True)
-        with claim_run(root, "new") as (third, _):
+        with Workspace.open(root, RUN, "new") as third:
             assert third.root == tmp_path / "run-3"
-    with claim_run(root, "new") as (run, _):
-        assert run.root == root
+    with Workspace.open(root, RUN, "new") as workspace:
+        assert workspace.root == root
     assert entries(tmp_path) == ["run-2"]

@@ -32,9 +32,9 @@ def test_they_are_read_as_they_were_saved(saved):
 
 
 WORDS = {
-    "fewer texts": ({"texts": ["p"]}, "has 3 rows, and 1 texts"),
+    "fewer texts": ({"texts": ["p"]}, "has 3 rows, but 1 texts"),
     "no text": ({"texts": ["p", "q", 3]}, r"texts\[2\] is 3, not text"),
-    "fewer ids": ({"ids": ["x", "y"]}, "has 3 rows, and 2 ids"),
+    "fewer ids": ({"ids": ["x", "y"]}, "has 3 rows, but 2 ids"),
     "other options": ({"options": [["no", "yes"], ["a", "b"], ["no", "yes"]]}, "num_choices are not those"),
     "no options": ({"options": "no"}, "options is 'no', not a list"),
     "a path": ({"split": "../x"}, "split is '../x', which begins with a dot"),
@@ -66,9 +66,9 @@ NUMBERS = {
     "label": (put("labels", 0, 2), "labels are not all among their rows' options"),
     "label -2": (put("labels", 0, -2), "labels are not all among their rows' options"),
     "choices": (put("num_choices", 0, 3), "num_choices are not those of the rows' options"),
-    "one column": (lambda a: a.update(log_probs=np.zeros((2, 3, 1))), "has 1 columns, and rows have 2 to 3 options"),
+    "one column": (lambda a: a.update(log_probs=np.zeros((2, 3, 1))), "has 1 columns, but rows have 2 to 3 options"),
     "no member": (lambda a: a.update(log_probs=a["log_probs"][:0]), "without a member or a row"),
-    "fewer rows": (lambda a: a.update(labels=a["labels"][:2]), "has 3 rows, and 2 labels"),
+    "fewer rows": (lambda a: a.update(labels=a["labels"][:2]), "has 3 rows, but 2 labels"),
     "two axes": (lambda a: a.update(log_probs=a["log_probs"][0]), "not float64 of 3 axes"),
     "float32": (lambda a: a.update(log_probs=a["log_probs"].astype(np.float32)), "log_probs is float32"),
     "missing": (lambda a: a.pop("labels"), "has no labels"),

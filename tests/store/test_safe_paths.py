@@ -8,8 +8,10 @@ import re
 import pytest
 
 from lorchestra.errors import CheckpointError
-from lorchestra.store.run_dir import RunDir, read_json, tensors_path
+from lorchestra.store.predictions import tensors_path
+from lorchestra.store.run import Run
 from lorchestra.store.safe_paths import LONGEST_NAME, inside, name_fault, read_plain
+from lorchestra.store.schema import read_json
 
 
 def test_names_within_are_paths(tmp_path):
@@ -54,13 +56,13 @@ def test_a_link_to_a_file_within_is_refused_too(tmp_path):
 def test_the_root_may_be_a_link(tmp_path):
     (tmp_path / "root").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "root", target_is_directory=True)
-    assert RunDir(tmp_path / "link").config == tmp_path / "link/config.yaml"
+    assert Run(tmp_path / "link").config == tmp_path / "link/config.yaml"
 
 
 def test_what_is_no_file_is_refused_without_waiting_for_it(tmp_path):
     os.mkfifo(tmp_path / "metrics.json")
     with pytest.raises(CheckpointError, match=r"metrics.json: is neither a file nor a directory"):
-        _ = RunDir(tmp_path).metrics
+        _ = Run(tmp_path).metrics
     with pytest.raises(OSError, match="is not a regular file"):
         read_plain(tmp_path / "metrics.json")
     with pytest.raises(OSError, match="is not a regular file"):
@@ -105,5 +107,5 @@ def test_what_can_be():
 def test_numbers_that_are_none_are_no_json(tmp_path):
     for text in ("NaN", "Infinity", "-Infinity"):
         (tmp_path / "x.json").write_text(f'{{"a": {text}}}')
-        with pytest.raises(CheckpointError, match="is no number"):
+        with pytest.raises(CheckpointError, match="is not a number"):
             read_json(tmp_path / "x.json")

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of `nn`: rows, and packings of given lengths."""
+"""Fixtures for tests of `nn`: rows, packings of given lengths, random tensors."""
 
 import pytest
 import torch

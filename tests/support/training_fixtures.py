@@ -1,4 +1,4 @@
-"""Fixtures of the engine tests: a tiny random Llama, ragged rows, and trainers that record what they report."""
+"""Fixtures for tests of inference and training: a tiny random Llama, ragged rows, and trainers that record reports."""
 
 import pytest
 import torch
@@ -46,7 +46,7 @@ def tiny_model():
 
 
 def _widen_norms(model):
-    """Put torch's RMSNorm in place of the model's own, which rounds to float32 within."""
+    """Replace the model's RMSNorm, which rounds to float32, by torch's."""
     for parent in list(model.modules()):
         for name, norm in list(parent.named_children()):
             if type(norm).__name__.endswith("RMSNorm"):
@@ -57,7 +57,7 @@ def _widen_norms(model):
 
 @pytest.fixture(scope="session")
 def tiny_ensemble(tiny_model):
-    """Builds an ensemble on a tiny base; `spread` moves all parameters away from where training starts."""
+    """Builds an ensemble on a tiny base; `spread` is the scale of noise added to the initial parameters."""
 
     def build(dtype=torch.float64, depth=2, seed=0, spread=0.0, adapter_settings=None, **adapt):
         config = AdaptConfig(**{"members": 3, "r": 2} | adapt)
@@ -71,7 +71,7 @@ def tiny_ensemble(tiny_model):
 
 @pytest.fixture(scope="session")
 def make_rows():
-    """Builds ragged rows, scored by letters (one token a choice) or by texts (one to three)."""
+    """Builds ragged rows, scored by letters (one token per choice) or by texts (one to three)."""
 
     def build(number, kind="letters", seed=0, num_choices=(2, 4)):
         draw = torch.Generator().manual_seed(seed)
@@ -119,7 +119,7 @@ class Recorder(Callback):
 def make_trainer(tiny_ensemble, make_rows):
     """Builds a trainer on twelve training and seven validation rows; `trainer.callback` records.
 
-    `settings` are members' own, by default those that all share.
+    `settings` are per member, by default those of an ensemble.
     """
 
     def build(
@@ -135,7 +135,7 @@ def make_trainer(tiny_ensemble, make_rows):
         **adapt,
     ):
         config = TrainConfig(**TRAIN | (train or {}))
-        adapter_settings = None if settings is None else [own.adapter for own in settings]
+        adapter_settings = None if settings is None else [member.adapter for member in settings]
         model = tiny_ensemble(dtype, depth, seed=config.seed, adapter_settings=adapter_settings, **adapt)
         train_rows, val_rows = rows or (make_rows(12, kind), make_rows(7, kind, seed=1))
         run = RunConfig(adapt=model.adapt, train=config, regularize=RegularizeConfig(**(regularize or {})))
@@ -154,7 +154,7 @@ def make_trainer(tiny_ensemble, make_rows):
 
 @pytest.fixture
 def make_settings():
-    """Builds the settings that the members of `make_trainer` have by default."""
+    """Builds the default settings of the members of `make_trainer`."""
 
     def build(*, train=None, regularize=None, num_rows=12, **adapt):
         return member_settings(
@@ -182,7 +182,7 @@ def train():
 
 @pytest.fixture
 def seed_as(monkeypatch):
-    """Gives members other members' seeds: `seed_as({0: 3})` lets member 0 draw all that member 3 would."""
+    """Gives members the seeds of others: with `seed_as({0: 3})` member 0 has the draws of member 3."""
     original = lorchestra.models.init.member_seed
 
     def patch(stand_ins):
@@ -197,7 +197,7 @@ def seed_as(monkeypatch):
 
 @pytest.fixture
 def script_validation(monkeypatch):
-    """Prescribes the validation NLL of every member at every evaluation: `nlls[evaluation][member]`."""
+    """Sets the validation NLL of every member in every evaluation: `nlls[evaluation][member]`."""
 
     def patch(nlls):
         script = iter(nlls)
@@ -205,10 +205,10 @@ def script_validation(monkeypatch):
         def predict_rows(model, rows, passes, *args, **kwargs):
             wanted = next(script)
             log_probs = torch.full((len(passes), len(rows), 4), -torch.inf, dtype=torch.float64)
-            for index, one in enumerate(passes):
+            for index, member_pass in enumerate(passes):
                 for e, row in enumerate(rows):
                     log_probs[index, e, : len(row.choices)] = -50.0
-                    log_probs[index, e, row.answer] = -wanted[one.member]
+                    log_probs[index, e, row.answer] = -wanted[member_pass.member]
             return log_probs.numpy()
 
         monkeypatch.setattr(lorchestra.training.early_stopping, "predict_rows", predict_rows)

@@ -1,4 +1,4 @@
-"""What a GPU computes is what the CPU computes: the same answers, the same training."""
+"""A GPU computes the same predictions and the same training as the CPU."""
 
 import numpy as np
 import pytest
@@ -43,21 +43,21 @@ def test_training_equals_the_cpu(kind, adapt, train_on, make_rows):
     values = [trainer.final_values().cpu() for trainer in trained.values()]
     torch.testing.assert_close(values[1], values[0], rtol=0, atol=1e-8)
     rows = make_rows(9, kind, seed=2)
-    found = [predict_rows(t.model, rows, member_passes(range(3)), 60) for t in trained.values()]
-    np.testing.assert_allclose(found[1], found[0], rtol=0, atol=1e-8)
+    log_probs = [predict_rows(t.model, rows, member_passes(range(3)), 60) for t in trained.values()]
+    np.testing.assert_allclose(log_probs[1], log_probs[0], rtol=0, atol=1e-8)
 
 
 def test_training_twice_gives_the_same_bits(train_on):
-    """The backward of gathers and scatters must not add in an order that varies."""
+    """The backward of gathers and scatters must add in a fixed order."""
     first, second = (train_on("cuda", "texts", torch.float32) for _ in range(2))
     assert torch.equal(first.final_values(), second.final_values())
 
 
-def test_half_precision_answers_are_near_the_cpus(tiny_model, make_rows):
-    """Through the grouped and variable-length kernels, with float32 adapters; texts have segments with contexts."""
+def test_half_precision_predictions_are_close_to_those_of_the_cpu(tiny_model, make_rows):
+    """With the grouped and variable-length kernels and float32 adapters; texts have segments with contexts."""
     for kind in ("letters", "texts"):
-        found = []
+        log_probs = []
         for device in ("cpu", "cuda"):
             model = EnsembleModel(tiny_model(torch.bfloat16).to(device), AdaptConfig(members=3, r=2), 0)
-            found.append(predict_rows(model, make_rows(9, kind, seed=2), member_passes(range(3)), 60))
-        np.testing.assert_allclose(found[1], found[0], rtol=0, atol=0.1)
+            log_probs.append(predict_rows(model, make_rows(9, kind, seed=2), member_passes(range(3)), 60))
+        np.testing.assert_allclose(log_probs[1], log_probs[0], rtol=0, atol=0.1)

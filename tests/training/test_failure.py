@@ -1,4 +1,4 @@
-"""When a member has failed: bounds by known values, and trainings in which the condition is made to occur."""
+"""When a member has failed: bounds by known values, and trainings in which each condition occurs."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from lorchestra.training.failure import (
 FLOAT32 = torch.finfo(torch.float32).max
 
 
-def test_bounds_are_where_float32_ends():
-    """A norm at its bound can be squared, and so can the product of three numbers at theirs; at twice as much not."""
+def test_bounds_are_the_limits_of_float32():
+    """A norm at its bound can be squared, as can the product of three parameters; at twice the bound they overflow."""
     for factor, finite in ((1.0, True), (2.0, False)):
         norm = torch.tensor(factor * GRADIENT_BOUND, dtype=torch.float64)
         product = torch.tensor(factor * PARAMETER_BOUND, dtype=torch.float64) ** 3
@@ -46,7 +46,7 @@ def test_a_step_fails_by_any_term_or_by_its_gradient():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_parameters_fail_by_the_largest(dtype):
-    """And not by their norm: member 4's is above the bound, and none of its parameters is."""
+    """Not by their norm: that of member 4 is above the bound, but none of its parameters is."""
     values = torch.zeros(6, 10, dtype=dtype)
     values[0, 3], values[1, 2], values[2, 4], values[3, 9] = 2e6, math.nan, -math.inf, -1e29
     values[4] = 2e6
@@ -57,18 +57,18 @@ def test_parameters_fail_by_the_largest(dtype):
     }
 
 
-def test_an_epoch_fails_far_above_its_start_and_above_guessing():
+def test_an_epoch_fails_well_above_the_first_loss_and_guessing():
     two = math.log(2)
     assert epoch_failure(LOSS_FACTOR * two, 0.01, two) is None
     assert epoch_failure(1.01 * LOSS_FACTOR * two, 0.01, two) is not None
-    assert epoch_failure(1.01 * LOSS_FACTOR * two, 3.0, two) is None  # a base that starts far from the answers
+    assert epoch_failure(1.01 * LOSS_FACTOR * two, 3.0, two) is None  # a base with a high initial loss
     assert epoch_failure(30.1, 3.0, two) == (
         "mean training loss 30.1 over an epoch, more than 10 times that of the first step (3) and of guessing (0.693)"
     )
     assert epoch_failure(0.0, 0.0, 0.0) is None  # rows with one choice
 
 
-def test_a_validation_nll_fails_only_where_it_is_no_number():
+def test_a_validation_nll_fails_only_if_it_is_not_finite():
     assert validation_failure(1e6) is None
     assert validation_failure(math.nan) == "validation NLL nan"
     assert validation_failure(math.inf) == "validation NLL inf"
@@ -77,7 +77,7 @@ def test_a_validation_nll_fails_only_where_it_is_no_number():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("rate", [1e9, 1e30])
 def test_an_absurd_rate_is_a_failure_in_every_number_format(make_trainer, train, dtype, rate):
-    """Adam's first step moves B by the rate, whatever the kernels' rounding: nothing is computed with it any more."""
+    """Adam's first step changes B by the rate, whatever the rounding of kernels; no further step is computed."""
     trainer = train(make_trainer(dtype=dtype, train={"lr": rate, "warmup": 0.0, "clip_norm": 0.0}))
     assert trainer.state.step == 1
     for member in trainer.state.members:
@@ -86,7 +86,7 @@ def test_an_absurd_rate_is_a_failure_in_every_number_format(make_trainer, train,
         assert member.reason.endswith("(step 1)")
 
 
-def test_a_gradient_whose_square_overflows_moves_nothing(make_trainer, train, monkeypatch):
+def test_a_gradient_whose_square_overflows_is_not_applied(make_trainer, train, monkeypatch):
     original, calls = lorchestra.training.trainer.clip_gradients, []
 
     def huge(grad, max_norms):
@@ -106,7 +106,7 @@ def test_a_gradient_whose_square_overflows_moves_nothing(make_trainer, train, mo
 
 @pytest.mark.parametrize("value", [3e6, -3e6, math.nan, math.inf])
 def test_a_parameter_out_of_bounds_fails_its_member_in_the_step_that_made_it(make_trainer, train, value):
-    """And its best copy, from before, is still there."""
+    """Its best copy, from an earlier step, is kept."""
     trainer = make_trainer()
     plain = trainer.optimizer.step
 
@@ -126,7 +126,7 @@ def test_a_parameter_out_of_bounds_fails_its_member_in_the_step_that_made_it(mak
 
 
 def add_to_losses(trainer, amount, member, steps):
-    """Adds a constant to one member's losses of some steps, behind the backward pass: nothing else changes."""
+    """Adds a constant to one member's losses in some steps, after the backward pass, so nothing else changes."""
     plain = trainer._fail_before_update
 
     def raised(sums, norms):
@@ -138,8 +138,8 @@ def add_to_losses(trainer, amount, member, steps):
     return trainer
 
 
-def test_a_loss_far_above_guessing_for_an_epoch_is_a_failure(make_trainer, train):
-    """Others are bit-equal up to there."""
+def test_a_loss_well_above_guessing_for_an_epoch_is_a_failure(make_trainer, train):
+    """The others are bit-equal up to that step."""
     plain = train(make_trainer(train={"epochs": 3}))
     trainer = make_trainer(train={"epochs": 3})
     add_to_losses(trainer, 1000.0, member=1, steps=range(trainer.steps_per_epoch, 99))
@@ -157,8 +157,8 @@ def test_a_loss_far_above_guessing_for_an_epoch_is_a_failure(make_trainer, train
 
 
 @pytest.mark.parametrize("steps", [range(99), [1], [4]], ids=str)
-def test_a_loss_high_from_the_start_or_in_one_step_is_no_failure(make_trainer, train, steps):
-    """A base may start far from the answers; and one step above the bound is noise where its epoch's mean is not."""
+def test_a_loss_high_from_the_start_or_in_one_step_is_not_a_failure(make_trainer, train, steps):
+    """A base may have a high initial loss, and a single step above the bound is noise if the epoch's mean is not."""
     trainer = make_trainer()
     assert trainer.steps_per_epoch == 3
     amount = 1000.0 if steps == range(99) else 1.5 * LOSS_FACTOR * trainer.log_choices[1]
@@ -167,24 +167,24 @@ def test_a_loss_high_from_the_start_or_in_one_step_is_no_failure(make_trainer, t
 
 
 def test_an_over_fitted_member_has_not_failed(make_trainer, train, script_validation):
-    """Its validation NLL may be anything, as long as its training loss is not."""
+    """Its validation NLL may be arbitrarily high while its training loss is low."""
     script_validation([[0.5, 0.5, 0.5], [0.5, 40.0, 0.5], [0.5, 49.0, 0.5]])
     trainer = train(make_trainer(train={"epochs": 3}))
     assert [member.status for member in trainer.state.members] == ["finished"] * 3
     assert trainer.state.members[1].best_step == trainer.steps_per_epoch
 
 
-def test_guessing_is_of_the_rows_a_member_sees(make_trainer, make_rows):
+def test_the_loss_of_guessing_is_that_of_the_members_rows(make_trainer, make_rows):
     rows = make_rows(12, num_choices=(2, 2)), make_rows(7, seed=1)
     assert make_trainer(rows=rows).log_choices == pytest.approx([math.log(2)] * 3)
     trainer = make_trainer(order="bootstrap")
-    for m, own in enumerate(trainer.settings):
-        seen = [math.log(len(trainer.rows.train[e].choices)) for e in own.rows]
-        assert trainer.log_choices[m] == pytest.approx(sum(seen) / len(seen))
+    for m, member in enumerate(trainer.settings):
+        log_choices = [math.log(len(trainer.rows.train[e].choices)) for e in member.rows]
+        assert trainer.log_choices[m] == pytest.approx(sum(log_choices) / len(log_choices))
 
 
 @pytest.mark.parametrize("stop", [1, 2, 3, 4, 5])
-def test_what_an_epoch_has_added_up_survives_an_interruption(make_trainer, train, stop):
+def test_the_losses_of_an_epoch_survive_an_interruption(make_trainer, train, stop):
     """The resumed run fails the same member in the same step for the same reason, digit by digit."""
 
     def build():
@@ -208,7 +208,7 @@ def test_what_an_epoch_has_added_up_survives_an_interruption(make_trainer, train
     assert {**resumed.state.to_json(), "train_s": 0} == {**whole.state.to_json(), "train_s": 0}
 
 
-def test_a_state_of_an_earlier_version_is_completed_and_nothing_else_is():
+def test_only_missing_fields_of_earlier_versions_are_completed():
     values = TrainState(step=4).to_json() | {"members": [{"status": "running"}, "damaged"]}
     TrainState.complete(values)
     assert values["members"][0] == {"status": "running", "first_loss": None, "epoch_loss": 0.0, "epoch_steps": 0}

@@ -1,4 +1,4 @@
-"""Members of one packed pass may differ in every setting, and each is what it is alone."""
+"""Members of one packed pass may differ in every setting, and each equals its training alone."""
 
 import dataclasses
 import json
@@ -14,13 +14,13 @@ from lorchestra.models.peft_files import adapter_tensors, load_member, save_memb
 from lorchestra.training.members import bootstrap, check_members
 
 
-def with_settings(own, adapter=None, **fields):
-    """A member's settings with some of them changed, those of its adapter in a dictionary."""
-    return dataclasses.replace(own, adapter=dataclasses.replace(own.adapter, **(adapter or {})), **fields)
+def with_settings(member, adapter=None, **fields):
+    """A member's settings with some changed; those of its adapter are a dictionary."""
+    return dataclasses.replace(member, adapter=dataclasses.replace(member.adapter, **(adapter or {})), **fields)
 
 
 def parameters(trainer, m):
-    """The member's parameters of its own rank, trained and best."""
+    """The member's last and best parameters, cut to its rank."""
     rank = trainer.settings[m].adapter.r
     both = {"last": trainer.model.adapters.values[m], "best": trainer.best[m]}
     return {
@@ -31,10 +31,10 @@ def parameters(trainer, m):
 
 
 def assert_same_member(together, m, alone, index=0):
-    found, wanted = parameters(together, m), parameters(alone, index)
-    assert found.keys() == wanted.keys()
-    for name, tensor in found.items():
-        torch.testing.assert_close(tensor, wanted[name], rtol=0, atol=1e-9)
+    actual, expected = parameters(together, m), parameters(alone, index)
+    assert actual.keys() == expected.keys()
+    for name, tensor in actual.items():
+        torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-9)
     mine, its = together.state.members[m], alone.state.members[index]
     assert (mine.status, mine.best_step, mine.waited) == (its.status, its.best_step, its.waited)
     assert mine.best_nll == pytest.approx(its.best_nll, abs=1e-9)
@@ -82,13 +82,13 @@ RUN = {"train": {"epochs": 3, "batch_size": 5}, "kind": "texts"}
 
 
 @pytest.mark.parametrize("fields", SETTINGS.values(), ids=SETTINGS.keys())
-def test_a_member_with_a_setting_of_its_own_is_what_it_is_alone(make_trainer, make_settings, train, fields):
-    """And so is its neighbor, whose settings are the run's; and the setting is one that matters."""
+def test_a_member_with_another_setting_equals_its_training_alone(make_trainer, make_settings, train, fields):
+    """So does the other member, which has the run's settings; and the setting has an effect."""
     plain = make_settings(**{"train": RUN["train"]})
-    own = with_settings(plain[1], **fields)
-    together = train(make_trainer(settings=(plain[0], own), **RUN))
+    changed = with_settings(plain[1], **fields)
+    together = train(make_trainer(settings=(plain[0], changed), **RUN))
     assert_same_member(together, 0, train(make_trainer(settings=plain[:1], **RUN)))
-    assert_same_member(together, 1, train(make_trainer(settings=(own,), **RUN)))
+    assert_same_member(together, 1, train(make_trainer(settings=(changed,), **RUN)))
     without = train(make_trainer(settings=plain[1:2], **RUN))
     moved = [
         abs(a.loss[1] - b.loss[0]) for a, b in zip(together.callback.reports, without.callback.reports, strict=False)
@@ -97,11 +97,11 @@ def test_a_member_with_a_setting_of_its_own_is_what_it_is_alone(make_trainer, ma
 
 
 def test_a_mixture_of_all_settings_equals_each_member_alone(make_trainer, make_settings, train):
-    """Also over the trunk, with weights on rows, and at other token budgets."""
+    """Also with the trunk, row weights, and other token budgets."""
     run = {**RUN, "weights": [0.25 * (1 + row % 5) for row in range(12)], "depth": 3, "layers": "last:2"}
     chosen = [fields for name, fields in SETTINGS.items() if name != "patience"]
     plain = make_settings(members=len(chosen), train=RUN["train"])
-    settings = [with_settings(own, **fields) for own, fields in zip(plain, chosen, strict=True)]
+    settings = [with_settings(member, **fields) for member, fields in zip(plain, chosen, strict=True)]
     settings[0] = with_settings(
         settings[0],
         {"dropout": 0.2, "init_std_b": 0.05, "r": 3},
@@ -113,13 +113,13 @@ def test_a_mixture_of_all_settings_equals_each_member_alone(make_trainer, make_s
         patience=1,
     )
     together = train(make_trainer(settings=settings, **run))
-    for m, own in enumerate(settings):
+    for m, member in enumerate(settings):
         budget = {"train": RUN["train"] | {"token_budget": (30, 100)[m % 2]}}
-        assert_same_member(together, m, train(make_trainer(settings=(own,), **run | budget)))
+        assert_same_member(together, m, train(make_trainer(settings=(member,), **run | budget)))
 
 
 def test_the_patience_case_stops_its_member_early(make_trainer, make_settings, train):
-    """Else that case would show nothing."""
+    """Otherwise that case would prove nothing."""
     plain = make_settings(train=RUN["train"])
     settings = (plain[0], with_settings(plain[1], **SETTINGS["patience"]))
     together = train(make_trainer(settings=settings, **RUN | {"train": {"epochs": 8, "batch_size": 5}}))
@@ -127,13 +127,13 @@ def test_the_patience_case_stops_its_member_early(make_trainer, make_settings, t
     assert together.optimizer.num_steps[1] < together.optimizer.num_steps[0]
 
 
-def test_two_ensembles_in_one_pass_equal_the_two_by_themselves(make_trainer, make_settings, train):
-    """Of two run seeds, with other rates and decays: members of the same number are of different streams."""
+def test_two_ensembles_in_one_pass_equal_each_alone(make_trainer, make_settings, train):
+    """With different run seeds, rates and decays; members with the same index have different draws."""
     groups = [
         {"train": {"seed": 0, "lr": 0.01}, "regularize": {"weight_decay_b": 3.0}},
         {"train": {"seed": 9, "lr": 0.03}, "regularize": {"weight_decay_b": 20.0}},
     ]
-    settings = [own for group in groups for own in make_settings(members=2, **group)]
+    settings = [member for group in groups for member in make_settings(members=2, **group)]
     together = train(make_trainer(settings=settings))
     for g, group in enumerate(groups):
         alone = train(make_trainer(members=2, **group))
@@ -145,15 +145,15 @@ def test_default_settings_are_those_of_the_run(make_trainer, make_settings):
     run = {"train": {"seed": 4, "clip_norm": 0.3, "patience": 2}, "regularize": {"kl_beta": 0.1}, "dropout": 0.1}
     trainer = make_trainer(**run)
     assert trainer.settings == make_settings(**run)
-    assert [own.order_seed for own in trainer.settings] == [member_seed(4, m) for m in range(3)]
+    assert [member.order_seed for member in trainer.settings] == [member_seed(4, m) for m in range(3)]
     same = make_settings(same_init=True, order="same")
-    for field in (lambda own: own.order_seed, lambda own: own.adapter.seed):
-        assert {field(own) for own in same} == {member_seed(0, 0)}
-    assert len({own.dropout_seed for own in same}) == 3
+    for field in (lambda member: member.order_seed, lambda member: member.adapter.seed):
+        assert {field(member) for member in same} == {member_seed(0, 0)}
+    assert len({member.dropout_seed for member in same}) == 3
 
 
-def test_a_members_settings_change_no_others_start_or_order(make_trainer, make_settings):
-    """Bit-equal, whatever is changed; but for a higher rank, whose padding the others get, by their own rank."""
+def test_a_members_settings_do_not_change_the_start_or_order_of_others(make_trainer, make_settings):
+    """Bit-equal for every changed setting; with a higher rank, the others are padded and compared up to their rank."""
 
     def start_and_order(settings):
         trainer = make_trainer(settings=settings)
@@ -165,8 +165,8 @@ def test_a_members_settings_change_no_others_start_or_order(make_trainer, make_s
     for fields in SETTINGS.values():
         trainer, changed = start_and_order((plain[0], with_settings(plain[1], **fields), plain[2]))
         for m in (0, 2):
-            found, wanted = parameters(trainer, m), parameters(reference, m)
-            assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+            actual, expected = parameters(trainer, m), parameters(reference, m)
+            assert all(torch.equal(actual[name], expected[name]) for name in expected)
             assert [[row for row in step if row[0] == m] for step in changed] == [
                 [row for row in step if row[0] == m] for step in orders
             ]
@@ -176,11 +176,11 @@ def test_a_members_settings_change_no_others_start_or_order(make_trainer, make_s
 
 
 @pytest.mark.parametrize("how", [True, "gaussian", "orthogonal"])
-def test_padding_is_zero_and_stays_zero(make_trainer, make_settings, train, how):
+def test_padding_is_zero_and_remains_zero(make_trainer, make_settings, train, how):
     regularize = {"weight_decay_a": 1.0, "weight_decay_b": 2.0, "weight_decay_ba": 0.1, "kl_beta": 0.3}
     plain = make_settings(regularize=regularize)
     adapter_settings = [{"r": r, "init_lora_weights": how, "dropout": 0.1, "init_scale": 2.0} for r in (2, 6, 4)]
-    settings = [with_settings(own, adapter) for own, adapter in zip(plain, adapter_settings, strict=True)]
+    settings = [with_settings(member, adapter) for member, adapter in zip(plain, adapter_settings, strict=True)]
     trainer = make_trainer(settings=settings)
     start = trainer.model.adapters.values.clone()
     train(trainer)
@@ -188,8 +188,8 @@ def test_padding_is_zero_and_stays_zero(make_trainer, make_settings, train, how)
     assert (adapters.values - start).abs().max() > 0.01
     for values in (start, adapters.values, trainer.best):
         for piece in adapters.slices:
-            for m, own in enumerate(settings):
-                r = own.adapter.r
+            for m, member in enumerate(settings):
+                r = member.adapter.r
                 A, B = (adapters.view(values[m], piece, which) for which in ("A", "B"))
                 assert A.shape[0] == B.shape[1] == 6
                 assert not A[r:].any()
@@ -197,11 +197,12 @@ def test_padding_is_zero_and_stays_zero(make_trainer, make_settings, train, how)
                 assert A[:r].all()
 
 
-def test_each_member_is_saved_with_its_own_rank_and_scaling(make_trainer, make_settings, train, tmp_path):
-    """And read again to the same member; a part of the members is saved as if it were all."""
+def test_each_member_is_saved_with_its_rank_and_scaling(make_trainer, make_settings, train, tmp_path):
+    """It is read back unchanged, and some of the members are saved as if they were all."""
     plain = make_settings(lora_alpha=4.0)
     settings = [
-        with_settings(own, {"r": r, "scaling": s}) for own, r, s in zip(plain, (2, 4, 3), (2, 0.5, 3), strict=True)
+        with_settings(member, {"r": r, "scaling": s})
+        for member, r, s in zip(plain, (2, 4, 3), (2, 0.5, 3), strict=True)
     ]
     trainer = train(make_trainer(settings=settings, lora_alpha=4.0, train={"keep": "last"}))
     values = trainer.final_values()
@@ -210,8 +211,8 @@ def test_each_member_is_saved_with_its_own_rank_and_scaling(make_trainer, make_s
         config = json.loads((tmp_path / f"member_{m:02d}/adapter_config.json").read_text())
         assert (config["r"], config["lora_alpha"]) == (r, alpha)
     again = make_trainer(settings=settings, lora_alpha=4.0).model
-    for m, own in enumerate(settings):
-        load_member(again.adapters, m, tmp_path / f"member_{m:02d}", rank=own.adapter.r)
+    for m, member in enumerate(settings):
+        load_member(again.adapters, m, tmp_path / f"member_{m:02d}", rank=member.adapter.r)
     assert torch.equal(again.adapters.values, values)
 
     (tmp_path / "part").mkdir()
@@ -223,10 +224,10 @@ def test_each_member_is_saved_with_its_own_rank_and_scaling(make_trainer, make_s
             assert part.read_bytes() == whole.read_bytes()
 
 
-def test_a_part_with_a_configuration_of_its_own_is_saved_as_a_run_of_it(make_trainer, make_settings, tmp_path):
-    """The bytes of a run of that configuration alone: PEFT's words for its scaling included."""
+def test_members_with_another_configuration_are_saved_as_a_run_with_it(make_trainer, make_settings, tmp_path):
+    """The same bytes as a run with that configuration alone, including PEFT's fields for scaling."""
     ones = [{"lora_alpha": 4.0}, {"r": 3, "lora_alpha": 5.0, "use_rslora": True, "dropout": 0.1}]
-    settings = [own for adapt in ones for own in make_settings(members=2, **adapt)]
+    settings = [member for adapt in ones for member in make_settings(members=2, **adapt)]
     together = make_trainer(settings=settings, **ones[0]).model
     for index, adapt in enumerate(ones):
         alone = make_trainer(members=2, **adapt).model
@@ -252,7 +253,7 @@ def test_a_bootstrap_is_a_function_of_its_names():
     assert len(set(drawn)) == pytest.approx(1000 * (1 - 1 / math.e), abs=4.5 * 0.31 * math.sqrt(1000))
 
 
-def test_a_member_sees_its_own_rows_once_an_epoch_with_their_repeats(make_trainer, make_settings):
+def test_a_member_sees_its_rows_once_per_epoch_including_repeats(make_trainer, make_settings):
     plain = make_settings()
     rows = (0, 0, 0, 0, 3, 3, 5, 6, 7, 8, 9, 11)
     trainer = make_trainer(settings=(plain[0], with_settings(plain[1], {"dropout": 0.2}, rows=rows)))
@@ -261,17 +262,17 @@ def test_a_member_sees_its_own_rows_once_an_epoch_with_their_repeats(make_traine
         items = [item for step in steps for item in trainer.step_items(step)]
         assert sorted(item.example.row for item in items if item.member == 1) == list(rows)
         assert sorted(item.example.row for item in items if item.member == 0) == list(range(12))
-    for step in range(trainer.num_steps):  # a row that comes twice in a step has two masks
+    for step in range(trainer.num_steps):  # a row that occurs twice in a step has two masks
         seeds = [item.dropout_seed for item in trainer.step_items(step)]
         assert len(set(seeds)) == len(seeds)
 
 
-def test_a_repeated_row_counts_as_often_as_it_comes(make_trainer, make_settings):
-    """Two rows, one of them three times: the step's loss is 3/4 of its own and 1/4 of the other's."""
-    own = with_settings(make_settings()[0], rows=(4, 4, 4, 7))
-    once = [with_settings(own, rows=(row,) * 4) for row in (4, 7)]
+def test_a_repeated_row_counts_as_often_as_it_occurs(make_trainer, make_settings):
+    """Two rows, one of them three times: the step's loss is 3/4 of that row's and 1/4 of the other's."""
+    repeated = with_settings(make_settings()[0], rows=(4, 4, 4, 7))
+    once = [with_settings(repeated, rows=(row,) * 4) for row in (4, 7)]
     losses = {}
-    for name, settings in {"both": (own,), "each": once}.items():
+    for name, settings in {"both": (repeated,), "each": once}.items():
         trainer = make_trainer(settings=settings, spread=0.0, train={"batch_size": 4})
         trainer.step()
         losses[name] = trainer.callback.reports[0].loss
@@ -303,8 +304,8 @@ def test_a_repeated_row_counts_as_often_as_it_comes(make_trainer, make_settings)
             {"adapter": {"init_std_b": 0.1, "init_lora_weights": "orthogonal"}},
         ),
         (r"member 1: .*orthogonal needs an even rank", {"adapter": {"r": 3, "init_lora_weights": "orthogonal"}}),
-        (r"member 1: rows: 12 is no place of a training row; there are 12", {"rows": (0, 12, *range(10))}),
-        (r"rows: .* these take 1, 3; give each the same number", {"rows": (0, 1)}),
+        (r"member 1: rows: 12 is not the index of one of the 12 training rows", {"rows": (0, 12, *range(10))}),
+        (r"rows: .* these have 1, 3; give each the same number", {"rows": (0, 1)}),
     ],
 )
 def test_a_members_settings_out_of_range_are_refused_with_its_number(make_trainer, make_settings, message, fields):
@@ -314,8 +315,8 @@ def test_a_members_settings_out_of_range_are_refused_with_its_number(make_traine
 
 
 def test_members_without_rows_are_refused(make_settings):
-    with pytest.raises(ConfigError, match=r"rows: .* take 0"):
-        check_members(TrainConfig(), [with_settings(own, rows=()) for own in make_settings()], 12)
+    with pytest.raises(ConfigError, match=r"rows: .* have 0"):
+        check_members(TrainConfig(), [with_settings(member, rows=()) for member in make_settings()], 12)
 
 
 def test_settings_of_other_adapters_than_the_models_are_refused(make_trainer, make_settings):

@@ -11,8 +11,8 @@ from lorchestra.nn.packing import pack
 M = 5
 
 
-def assert_same_member(found, wanted, tolerance=1e-9):
-    torch.testing.assert_close(found, wanted, rtol=0, atol=tolerance)
+def assert_same_member(actual, expected, tolerance=1e-9):
+    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
 
 
 # Seeds
@@ -44,7 +44,7 @@ def test_another_seed_of_one_member_changes_no_other(make_trainer, train, seed_a
             assert (values[m] - other_values[m]).abs().max() > 0.01
 
 
-def test_members_run_seeds_and_steps_have_their_own_dropout_seeds(make_trainer):
+def test_dropout_seeds_differ_by_member_run_seed_and_step(make_trainer):
     """The seed of a mask is a function of run seed, member, step and row; masks add token and module to it."""
     seeds = {}
     for run_seed in (0, 1):
@@ -74,7 +74,7 @@ def rows_seen(trainer, member, epoch):
     return [item.example.row for s in steps for item in trainer.step_items(s) if item.member == member]
 
 
-def test_each_member_sees_each_example_once_an_epoch_in_its_own_order(make_trainer):
+def test_each_member_sees_each_example_once_per_epoch_in_a_different_order(make_trainer):
     trainer = make_trainer(members=M, train={"batch_size": 5, "epochs": 3})  # twelve rows: the last batch has two
     orders = {(m, epoch): tuple(rows_seen(trainer, m, epoch)) for m in range(M) for epoch in range(3)}
     assert all(sorted(order) == list(range(12)) for order in orders.values())
@@ -94,10 +94,10 @@ def test_same_order_and_same_init_switch_one_source_each(make_trainer):
     assert rows_seen(order, 2, 0) == rows_seen(both, 0, 0)
     assert rows_seen(order, 2, 0) != rows_seen(order, 2, 1)
     seeds = {item.dropout_seed for item in order.step_items(0)}
-    assert len(seeds) == 3 * 4  # the same rows, each member with masks of its own
+    assert len(seeds) == 3 * 4  # the same rows, with different masks for each member
 
 
-def test_bootstrap_gives_each_member_a_draw_of_its_own(make_trainer, seed_as):
+def test_bootstrap_draws_different_rows_for_each_member(make_trainer, seed_as):
     trainer = make_trainer(order="bootstrap")
     seen = [sorted(rows_seen(trainer, m, 0)) for m in range(3)]
     num_rows = len(trainer.rows.train)
@@ -124,7 +124,7 @@ def test_either_source_alone_makes_members_differ(make_trainer, train, switch):
 # Loss
 
 
-def test_gradient_of_a_member_is_equal_alone_and_among_five(make_trainer, seed_as):
+def test_gradient_of_a_member_is_equal_alone_and_with_four_others(make_trainer, seed_as):
     """The loss is summed over members: a mean would divide the gradient of each by five."""
     settings = {"dropout": 0.2, "regularize": {"kl_beta": 0.5}, "train": {"clip_norm": 0.0}, "kind": "texts"}
     five = make_trainer(members=M, spread=0.3, **settings)
@@ -168,7 +168,7 @@ SETTINGS = {
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
 def test_lockstep_equals_each_alone(make_trainer, train, seed_as, settings):
-    """Parameters, best copies, losses, norms, validation and the time of stopping; at other token budgets."""
+    """Parameters, best copies, losses, norms, validation and stopping, at different token budgets."""
     together = train(make_trainer(**settings))
     for m in range(3):
         seed_as({0: m})
@@ -193,7 +193,7 @@ def test_lockstep_equals_each_alone(make_trainer, train, seed_as, settings):
 
 
 def test_members_of_the_early_stopping_case_stop_at_different_times(make_trainer, train):
-    """Else that case would show nothing."""
+    """Otherwise that case would prove nothing."""
     ends = train(make_trainer(**SETTINGS["early stopping"])).optimizer.num_steps
     assert len(set(ends)) > 1
 
@@ -201,8 +201,8 @@ def test_members_of_the_early_stopping_case_stop_at_different_times(make_trainer
 # Early stopping
 
 
-def test_a_stopped_member_keeps_every_bit_while_others_go_on(make_trainer):
-    """Stopped after step 2 with live moments, a large rate and decay: a zero gradient would not hold it still."""
+def test_a_stopped_member_keeps_every_bit_while_others_continue(make_trainer):
+    """Stopped after step 2 with nonzero moments, a large rate and decay: a zero gradient would not be enough."""
     trainer = make_trainer(train={"lr": 0.05, "schedule": "constant"}, regularize={"weight_decay_b": 1.0})
 
     def stop(report, state):
@@ -229,7 +229,7 @@ def test_a_stopped_member_keeps_every_bit_while_others_go_on(make_trainer):
 
 
 def test_stopping_one_member_changes_no_other(make_trainer, train):
-    """Learning rates go on by the run's step, not by who is left."""
+    """Learning rates depend on the run's step, not on the remaining members."""
     runs = []
     for stops in (False, True):
         trainer = make_trainer(dropout=0.2)
@@ -249,7 +249,7 @@ NLLS = [[3.0, 1.0, 2.0], [2.5, 2.0, 1.5], [2.0, 3.0, 1.5], [1.0, 0.1, 1.7], [0.9
 
 
 def test_patience_and_best_copies_by_hand(make_trainer, script_validation):
-    """Patience 2. Member 0 improves to the end; 1 is best at once; 2 is best at the second, and a tie is no gain."""
+    """Patience 2. Member 0 improves to the end, 1 is best at first, 2 at the second evaluation; ties do not count."""
     script_validation(NLLS)
     trainer = make_trainer(train={"epochs": 6, "patience": 2, "batch_size": 6, "lr": 0.05})
     trainer.run(lambda: None)
@@ -299,7 +299,7 @@ def test_a_member_without_a_finite_validation_nll_has_failed(make_trainer, scrip
 
 
 @pytest.mark.parametrize("bad", [0, 1])
-@pytest.mark.parametrize("when", ["at the start", "in mid-run"])
+@pytest.mark.parametrize("when", ["at the start", "during the run"])
 def test_a_nan_member_fails_and_others_equal_the_run_without_it(make_trainer, train, seed_as, bad, when):
     """Also packed first (member 0), with decay, KL, clipping and dropout."""
     settings = {"dropout": 0.2, "regularize": {"weight_decay_b": 1.0, "kl_beta": 0.3}, "train": {"clip_norm": 0.5}}

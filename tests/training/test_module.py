@@ -1,4 +1,4 @@
-"""The ensemble as a module: its gradients are the trainer's, and its parameters are the adapters alone."""
+"""The ensemble as a module: its gradients equal the trainer's, and its parameters are the adapters alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lorchestra.training.module import EnsembleModule
 
 @pytest.fixture
 def make_module(tiny_ensemble):
-    """Builds a module on a tiny base in float64; only what a pass needs of a session is there."""
+    """Builds a module on a tiny base in float64, with only those parts of a pipeline that a pass needs."""
 
     def build(token_budget=60, model=None, **adapt):
         model = model or tiny_ensemble(spread=0.1, **adapt)
@@ -33,7 +33,7 @@ def make_module(tiny_ensemble):
     ids=["all layers", "trunk", "dropout"],
 )
 def test_gradients_equal_the_trainers_for_one_batch(make_trainer, make_module, kind, settings):
-    """The trainer's own step, unclipped, against a loss written by hand: each member's mean over its own rows."""
+    """The trainer's step without clipping against a loss written by hand, the mean over each member's rows."""
     trainer = make_trainer(train={"clip_norm": 0.0}, kind=kind, **settings)
     with torch.no_grad():  # away from B = 0, where A has no gradient
         noise = torch.randn(trainer.model.adapters.values.shape, generator=torch.Generator().manual_seed(3))
@@ -47,7 +47,7 @@ def test_gradients_equal_the_trainers_for_one_batch(make_trainer, make_module, k
     with torch.no_grad():
         trainer.model.adapters.values.copy_(values)
     module.zero_grad(set_to_none=False)
-    # the trainer derives dropout from seed, step and row, a module from what it is given: hand it the same keys
+    # the trainer derives dropout seeds from seed, step and row, a module from its argument: use the same seeds
     seeds = {(item.member, item.example.row): item.dropout_seed for item in items}
     module_seed = None if settings.get("dropout") is None else 0
     with pytest.MonkeyPatch.context() as patch:
@@ -57,19 +57,19 @@ def test_gradients_equal_the_trainers_for_one_batch(make_trainer, make_module, k
     per_row = -log_probs[torch.arange(len(items)), answers]
     members = torch.tensor([item.member for item in items])
     sum(per_row[members == m].mean() for m in range(3)).backward()
-    found = trainer.model.adapters.grad
+    grad = trainer.model.adapters.grad
     assert expected.abs().max() > 1e-3
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(grad, expected, rtol=0, atol=1e-12)
 
 
-def test_forward_is_what_prediction_gives(make_module, make_rows):
+def test_forward_equals_predict_rows(make_module, make_rows):
     module, rows = make_module(), make_rows(9, "texts")
     expected = predict_rows(module.pipeline.model, rows, member_passes(range(3)), 1000)
-    found = module(rows)
-    assert found.requires_grad
-    torch.testing.assert_close(found.detach(), torch.from_numpy(expected), rtol=0, atol=1e-12)
+    log_probs = module(rows)
+    assert log_probs.requires_grad
+    torch.testing.assert_close(log_probs.detach(), torch.from_numpy(expected), rtol=0, atol=1e-12)
     some = module(rows[2:4], members=[2, BASE])
-    torch.testing.assert_close(some[0].detach(), found[2, 2:4, : some.shape[2]].detach(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(some[0].detach(), log_probs[2, 2:4, : some.shape[2]].detach(), rtol=0, atol=1e-12)
     base = predict_rows(module.pipeline.model, rows[2:4], member_passes([BASE]), 1000)
     torch.testing.assert_close(some[1].detach(), torch.from_numpy(base[0]), rtol=0, atol=1e-12)
 
@@ -96,16 +96,16 @@ def test_parameters_are_the_adapters_and_nothing_else(make_module):
     assert "members.2.model.layers.1.self_attn.v_proj.lora_B.weight" in names
     assert sum(parameter.numel() for parameter in names.values()) == adapters.values.numel()
     assert all(parameter.requires_grad for parameter in names.values())
-    own = module.member_parameters(1)
-    assert sum(parameter.numel() for parameter in own) == adapters.values.shape[1]
+    parameters = module.member_parameters(1)
+    assert sum(parameter.numel() for parameter in parameters) == adapters.values.shape[1]
     with torch.no_grad():
-        for parameter in own:
+        for parameter in parameters:
             parameter.fill_(7.0)
     assert (adapters.values[1] == 7).all()
     assert not (adapters.values[0] == 7).any()
 
 
-def test_a_state_dict_goes_there_and_back(make_module, make_rows):
+def test_a_state_dict_can_be_saved_and_loaded(make_module, make_rows):
     module, other = make_module(), make_module(seed=5)
     rows = make_rows(4)
     assert not torch.equal(module(rows), other(rows))
@@ -113,7 +113,7 @@ def test_a_state_dict_goes_there_and_back(make_module, make_rows):
     assert torch.equal(module(rows), other(rows))
 
 
-def test_a_loop_of_ones_own_learns(make_module, make_rows):
+def test_a_custom_training_loop_learns(make_module, make_rows):
     module, rows = make_module(), make_rows(8)
     answers = torch.tensor([row.answer for row in rows])
     optimizer = torch.optim.AdamW(module.parameters(), lr=0.02)
@@ -130,7 +130,7 @@ def test_a_loop_of_ones_own_learns(make_module, make_rows):
 
 
 def test_micro_batches_change_nothing(make_module, make_rows):
-    """Rows longer than the budget, and all rows in one pass, give the same log-probabilities in the same places."""
+    """Rows longer than the budget, and all rows in one pass, give the same log-probabilities in the same order."""
     rows = make_rows(7, "texts")
     one = make_module(token_budget=100_000)
     many = make_module(token_budget=1, model=one.pipeline.model)
@@ -150,7 +150,7 @@ def test_dropout_is_on_where_a_seed_is_given(make_module, make_rows):
     assert not torch.equal(module(rows, dropout_seed=1), plain)
 
 
-def test_members_that_a_loop_has_driven_out_of_bounds_are_named(make_module, tmp_path):
+def test_members_out_of_bounds_are_reported_and_not_saved(make_module, tmp_path):
     module = make_module()
     assert module.failed_members() == {}
     with torch.no_grad():
@@ -167,7 +167,7 @@ def test_members_that_a_loop_has_driven_out_of_bounds_are_named(make_module, tmp
     assert not (tmp_path / "members").exists()
 
 
-def test_no_rows_are_no_results(make_module):
+def test_no_rows_give_an_empty_tensor(make_module):
     assert make_module()([]).shape == (3, 0, 0)
 
 

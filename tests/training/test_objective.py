@@ -21,9 +21,9 @@ def test_letters_by_hand(example):
     rows = [example(0, choices=((9,), (4,))), example(1, choices=((4,), (7,), (9,)))]
     scoring = pack([Item(0, row) for row in rows]).scoring
     logits = torch.tensor([[1.0, -2.0, 0.5], [3.0, 0.0, -1.0]], dtype=torch.float64)
-    found = choice_log_probs(logits, scoring)
+    log_probs = choice_log_probs(logits, scoring)
     expected = [[*log_softmax([0.5, 1.0]), -_INF], log_softmax([3.0, 0.0, -1.0])]
-    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-14)
+    torch.testing.assert_close(log_probs, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-14)
 
 
 def test_texts_by_hand(example):
@@ -59,19 +59,19 @@ def test_divisors_by_hand(example):
     )
 
 
-def test_equal_choices_score_alike(example):
+def test_equal_choices_have_equal_scores(example):
     scoring = pack([Item(0, example(0, choices=((3,), (5,), (3,))))]).scoring
-    found = choice_log_probs(torch.tensor([[0.3, 0.9]], dtype=torch.float64), scoring)
-    assert found[0, 0] == found[0, 2]
-    assert found.exp().sum().item() == pytest.approx(1.0, abs=1e-14)
+    log_probs = choice_log_probs(torch.tensor([[0.3, 0.9]], dtype=torch.float64), scoring)
+    assert log_probs[0, 0] == log_probs[0, 2]
+    assert log_probs.exp().sum().item() == pytest.approx(1.0, abs=1e-14)
 
 
 def test_half_precision_logits_are_normalized_in_float32(example):
     scoring = pack([Item(0, example(0, choices=((3,), (5,))))]).scoring
     logits = torch.tensor([[10.0, 9.0]], dtype=torch.bfloat16)
-    found = choice_log_probs(logits, scoring)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, torch.tensor([log_softmax([10.0, 9.0])]), rtol=1e-6, atol=0)
+    log_probs = choice_log_probs(logits, scoring)
+    assert log_probs.dtype == torch.float32
+    torch.testing.assert_close(log_probs, torch.tensor([log_softmax([10.0, 9.0])]), rtol=1e-6, atol=0)
 
 
 def test_gradient_of_ragged_choices_is_that_of_each_row_alone(example, randn):
@@ -93,8 +93,8 @@ def test_gradient_of_ragged_choices_is_that_of_each_row_alone(example, randn):
     assert grad.isfinite().all()
 
 
-def test_a_nan_row_stays_alone_forward_and_backward(example, randn):
-    """Also packed first, where padded terms of the other rows point at it."""
+def test_a_nan_row_affects_no_other_forward_or_backward(example, randn):
+    """Also packed first, where padded terms of the other rows refer to it."""
     rows = [example(0, prefix=(1,), choices=((2, 3), (4,))), example(1, prefix=(1,), choices=((0,), (1,)))]
     batch = pack([Item(0, row) for row in rows])
     logits = randn(len(batch.scoring.keep), 5)
@@ -111,8 +111,8 @@ def test_a_nan_row_stays_alone_forward_and_backward(example, randn):
 
 def test_cross_entropy_by_hand():
     log_probs = torch.tensor([[0.25, 0.75, 0.0], [0.5, 0.3, 0.2]], dtype=torch.float64).log()
-    found = cross_entropy(log_probs, torch.tensor([1, 2]))
-    torch.testing.assert_close(found, -torch.tensor([0.75, 0.2], dtype=torch.float64).log())
+    losses = cross_entropy(log_probs, torch.tensor([1, 2]))
+    torch.testing.assert_close(losses, -torch.tensor([0.75, 0.2], dtype=torch.float64).log())
 
 
 P, Q = [0.7, 0.2, 0.1], [0.3, 0.3, 0.4]
@@ -160,7 +160,7 @@ def test_kl_divergence_is_never_negative(randn):
 
 
 def test_smoothing_by_hand():
-    """Cross-entropy against [0.2/3, 0.2/3, 0.8 + 0.2/3] of the probabilities 0.5, 0.3, 0.2; an even row stays."""
+    """Cross-entropy of (0.5, 0.3, 0.2) against (0.2/3, 0.2/3, 0.8 + 0.2/3); a uniform row is unchanged."""
     log_probs = torch.tensor([[0.5, 0.3, 0.2], [1 / 3, 1 / 3, 1 / 3]], dtype=torch.float64).log()
     answers = torch.tensor([2, 0])
     whole = cross_entropy(log_probs, answers) + 0.2 * smoothing(log_probs, answers)
@@ -170,21 +170,21 @@ def test_smoothing_by_hand():
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.9])
-def test_smoothing_equals_torch_on_each_rows_own_choices_with_its_gradient(share, randn):
-    """Two choices and four in one padded batch: the share is spread over what is there."""
+def test_smoothing_and_its_gradient_equal_torch_on_each_rows_choices(share, randn):
+    """Two choices and four in one padded batch: labels are smoothed over existing choices only."""
     logits = [randn(2).requires_grad_(), randn(4).requires_grad_()]
     answers = torch.tensor([1, 2])
     padded = torch.stack([torch.cat([row, row.new_full((4 - len(row),), -_INF)]) for row in logits])
     log_probs = padded.log_softmax(dim=-1)
-    found = cross_entropy(log_probs, answers) + share * smoothing(log_probs, answers)
+    losses = cross_entropy(log_probs, answers) + share * smoothing(log_probs, answers)
     wanted = torch.stack(
         [
             torch.nn.functional.cross_entropy(row[None], answer[None], label_smoothing=share)
             for row, answer in zip(logits, answers, strict=True)
         ]
     )
-    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-14)
-    grads = [torch.autograd.grad(loss.sum(), logits, retain_graph=True) for loss in (found, wanted)]
+    torch.testing.assert_close(losses, wanted, rtol=0, atol=1e-14)
+    grads = [torch.autograd.grad(loss.sum(), logits, retain_graph=True) for loss in (losses, wanted)]
     for ours, theirs in zip(*grads, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-14)
         assert ours.abs().max() > 1e-3

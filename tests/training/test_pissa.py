@@ -1,4 +1,4 @@
-"""PiSSA on a shared base: members start as the base, their start is frozen, and a step is PEFT's own step."""
+"""PiSSA on a shared base: members start at the base, half of each is frozen, and steps equal PEFT's."""
 
 import copy
 import warnings
@@ -18,7 +18,7 @@ PISSA = {"init_lora_weights": "pissa"}
 
 
 def halves(adapters, values_P, piece):
-    """A, A0, B, B0 of one module of a member whose whole rank is the bank's."""
+    """A, A0, B, B0 of one module of a member with the full rank."""
     A, B = adapters.view(values_P, piece, "A"), adapters.view(values_P, piece, "B")
     r = piece.rank // 2
     return A[:r], A[r:], B[:, :r], -B[:, r:]
@@ -40,7 +40,7 @@ def test_a_member_starts_at_the_principal_part_of_each_weight(tiny_ensemble, tin
             torch.testing.assert_close(part, U[:, : adapt.r] * S[: adapt.r] @ V[: adapt.r], rtol=0, atol=1e-10)
             left_out = S[adapt.r :].square().sum().sqrt()
             torch.testing.assert_close(torch.linalg.matrix_norm(weight - part), left_out, rtol=1e-10, atol=0)
-            torch.testing.assert_close(A0 @ A0.t(), B0.t() @ B0, rtol=0, atol=1e-10)  # the roots are shared evenly
+            torch.testing.assert_close(A0 @ A0.t(), B0.t() @ B0, rtol=0, atol=1e-10)  # equal singular values
         assert torch.equal(ensemble.model.get_submodule(piece.name).base.weight, weight)
 
 
@@ -49,15 +49,15 @@ def test_members_start_as_the_base(tiny_ensemble, make_rows, dropout):
     ensemble = tiny_ensemble(target_modules=ALL, dropout=dropout, **PISSA)
     for row in make_rows(6, "texts"):
         items = [Item(m, row, 17 + m if dropout else None) for m in (BASE, 0, 1, 2)]
-        found = ensemble.forward(pack(items))
+        log_probs = ensemble.forward(pack(items))
         for m in range(3):
-            torch.testing.assert_close(found[1 + m], found[0], rtol=0, atol=1e-9)
+            torch.testing.assert_close(log_probs[1 + m], log_probs[0], rtol=0, atol=1e-9)
     ensemble.adapters.values[0, 0] += 0.5
-    assert (ensemble.forward(pack([Item(0, row, None)]))[0] - found[0]).abs().max() > 1e-3
+    assert (ensemble.forward(pack([Item(0, row, None)]))[0] - log_probs[0]).abs().max() > 1e-3
 
 
-def test_weights_stored_the_other_way_round(make_rows):
-    """GPT-2's linear maps are `[I, O]`."""
+def test_transposed_weights(make_rows):
+    """GPT-2's linear layers have weights `[I, O]`."""
     config = transformers.GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=101, n_positions=64)
     model = transformers.GPT2LMHeadModel(config).double().eval()
     weight = model.transformer.h[0].attn.c_attn.weight.detach().clone()
@@ -88,8 +88,8 @@ def test_the_frozen_half_keeps_every_bit(make_trainer, train):
     assert all((adapters.values[m] - adapters.values[0]).abs().max() > 0.01 for m in (1, 2))  # by data order
 
 
-def test_the_gradient_norm_is_of_what_is_trained(make_trainer):
-    """The reported norm, and what is clipped, are those of A and B alone."""
+def test_the_gradient_norm_is_that_of_the_trained_half(make_trainer):
+    """Reporting and clipping use the norm of A and B, without A0 and B0."""
     trainer = make_trainer(members=1, train={"clip_norm": 0.0}, **PISSA)
     trainer.prepare()
     trainer.step()
@@ -102,8 +102,8 @@ def test_the_gradient_norm_is_of_what_is_trained(make_trainer):
     assert all((part == 0).all() for part in frozen_halves)
 
 
-def test_decay_of_the_product_is_of_what_a_member_adds(make_trainer):
-    """Its penalty is zero at the start, where members are the base, and a norm of the difference later."""
+def test_decay_of_the_product_is_of_the_difference_to_the_base(make_trainer):
+    """The penalty is zero at the start, where members equal the base, and later a norm of the difference."""
     trainer = make_trainer(regularize={"weight_decay_ba": 0.3}, **PISSA)
     trainer.prepare()
     trainer.step()
@@ -120,7 +120,7 @@ def test_decay_of_the_product_is_of_what_a_member_adds(make_trainer):
 
 
 def peft_pissa(base, adapt):
-    """PEFT's PiSSA model, started by PEFT, which can in float32 only."""
+    """PEFT's PiSSA model, initialized by PEFT in float32, the only format it supports."""
     config = peft.LoraConfig(
         r=adapt.r, lora_alpha=adapt.lora_alpha, target_modules=list(adapt.target_modules), init_lora_weights="pissa"
     )
@@ -130,7 +130,7 @@ def peft_pissa(base, adapt):
 
 
 def mean_loss(model, rows):
-    """Mean cross-entropy over the rows' choices, each a pass of its own."""
+    """Mean cross-entropy over the rows' choices, each in a separate pass."""
     losses = []
     for row in rows:
         scores = []
@@ -142,7 +142,7 @@ def mean_loss(model, rows):
 
 
 def test_training_steps_equal_those_of_peft(make_trainer, make_rows, tiny_model):
-    """Start to float32's precision as PEFT makes it, then gradients and the model after two steps in float64."""
+    """The initialization to float32's precision, then gradients and the model after two steps in float64."""
     rows, steps, lr = make_rows(6, "texts"), 2, 0.01
     settings = {"batch_size": 6, "epochs": steps, "clip_norm": 0.0, "warmup": 0.0, "schedule": "constant", "lr": lr}
     trainer = make_trainer(members=1, rows=(rows, rows), train=settings, target_modules=ALL, r=3, **PISSA)
@@ -157,7 +157,7 @@ def test_training_steps_equal_those_of_peft(make_trainer, make_rows, tiny_model)
         wanted = (sign[:, None] * A, B * sign, base.get_submodule(piece.name).weight - adapt.scaling * B @ A)
         for weight, exact in zip([*weights, layer.base_layer.weight], wanted, strict=True):
             torch.testing.assert_close(weight.detach(), exact.detach(), rtol=0, atol=2e-5)
-            weight.data.copy_(exact)  # PEFT's own start, with the digits that float32 has not
+            weight.data.copy_(exact)  # PEFT's initialization to float64's precision
     optimizer = torch.optim.AdamW([p for p in theirs.parameters() if p.requires_grad], lr=lr, weight_decay=0.0)
     trainer.prepare()
     for step in range(steps):
@@ -171,10 +171,10 @@ def test_training_steps_equal_those_of_peft(make_trainer, make_rows, tiny_model)
             layer = theirs.base_model.model.get_submodule(piece.name)
             grad_A, _, grad_B, _ = halves(adapters, adapters.grad[0], piece)
             sign = signs[piece.name]
-            for found, name in ((sign[:, None] * grad_A, "lora_A"), (grad_B * sign, "lora_B")):
+            for grad, name in ((sign[:, None] * grad_A, "lora_A"), (grad_B * sign, "lora_B")):
                 wanted = getattr(layer, name)["default"].weight.grad
                 assert wanted.abs().max() > 1e-4
-                torch.testing.assert_close(found, wanted, rtol=0, atol=1e-9)
+                torch.testing.assert_close(grad, wanted, rtol=0, atol=1e-9)
     with torch.no_grad():
         after = trainer.model.forward(pack([Item(0, row, None) for row in rows]))
         ours = torch.stack([-after[b, row.answer] for b, row in enumerate(rows)]).mean()
@@ -187,9 +187,9 @@ def test_decay_of_a_and_b_is_refused(make_trainer, make_settings, name):
     with pytest.raises(ConfigError, match=rf"regularize\.{name}: 2, but with adapt\.init_lora_weights: pissa"):
         make_trainer(regularize={name: 2.0}, **PISSA)
     plain = make_settings()
-    own = make_settings(regularize={name: 2.0}, **PISSA)[:1]
+    decayed = make_settings(regularize={name: 2.0}, **PISSA)[:1]
     with pytest.raises(ConfigError, match=rf"member 3: regularize\.{name}"):
-        make_trainer(settings=plain + own)
+        make_trainer(settings=plain + decayed)
 
 
 @pytest.mark.parametrize(
@@ -200,12 +200,12 @@ def test_decay_of_a_and_b_is_refused(make_trainer, make_settings, name):
         ({"r": 17}, r"pissa has no 17 singular values of model\.layers\.0\.self_attn\.v_proj, a map from 32 to 16"),
     ],
 )
-def test_what_pissa_cannot_do_is_refused(tiny_ensemble, settings, message):
+def test_settings_that_pissa_does_not_support_are_refused(tiny_ensemble, settings, message):
     with pytest.raises(ConfigError, match=message):
         tiny_ensemble(**PISSA, **settings)
 
 
-def test_members_start_alike_whatever_their_seeds(make_trainer, make_settings):
+def test_members_start_with_equal_values_whatever_their_seeds(make_trainer, make_settings):
     settings = make_settings(members=2, **PISSA) + make_settings(members=1, train={"seed": 5}, **PISSA)
     values = make_trainer(settings=settings).model.adapters.values
     assert torch.equal(values[0], values[1])

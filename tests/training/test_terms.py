@@ -1,4 +1,4 @@
-"""Each regularizer in the trainer: its value by hand, its gradient by autograd, and what it does to a run."""
+"""Each regularizer in the trainer: its value by hand, its gradient by autograd, and its effect on a run."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from lorchestra.training.precompute import BaseVocabulary
 
 
 def vocabulary_by_hand(model, member, row):
-    """Log-probabilities of every token where the row's answer begins, from a pass of its own."""
+    """Log-probabilities of the answer's first token over the vocabulary, from a separate pass."""
     batch = pack([Item(member, row)])
     first = int((batch.scoring.keep == len(row.prefix) - 1).nonzero())
     return model.forward(batch, "logits")[first].log_softmax(dim=-1)
@@ -17,25 +17,25 @@ def vocabulary_by_hand(model, member, row):
 
 def objective_by_hand(trainer, m):
     """Loss and penalties of one member's first step, from single rows and dense products."""
-    model, own = trainer.model, trainer.settings[m].regularize
+    model, regularize = trainer.model, trainer.settings[m].regularize
     rows = [item.example for item in trainer.step_items(0) if item.member == m]
     terms = dict.fromkeys(["loss", "kl_to_base", "label_smoothing", "weight_decay_ba"], 0.0)
     for row in rows:
         log_probs = model.forward(pack([Item(m, row)]))[0]
         terms["loss"] += -log_probs[row.answer] / len(rows)
-        smoothed = torch.full_like(log_probs, own.label_smoothing / len(log_probs))
-        smoothed[row.answer] += 1 - own.label_smoothing
+        smoothed = torch.full_like(log_probs, regularize.label_smoothing / len(log_probs))
+        smoothed[row.answer] += 1 - regularize.label_smoothing
         terms["label_smoothing"] += (-(smoothed * log_probs).sum() + log_probs[row.answer]) / len(rows)
-        if own.kl_over == "vocabulary":
+        if regularize.kl_over == "vocabulary":
             mine = vocabulary_by_hand(model, m, row)
             base = vocabulary_by_hand(model, BASE, row).detach()
         else:
             mine, base = log_probs, model.forward(pack([Item(BASE, row)]))[0].detach()
-        p, q = (mine, base) if own.kl_direction == "forward" else (base, mine)
-        terms["kl_to_base"] += own.kl_beta * (p.exp() * (p - q)).sum() / len(rows)
+        p, q = (mine, base) if regularize.kl_direction == "forward" else (base, mine)
+        terms["kl_to_base"] += regularize.kl_beta * (p.exp() * (p - q)).sum() / len(rows)
     for A, B in model.adapters.parameters.values():
         scaled = model.adapter_settings[m].scaling * B[m] @ A[m]
-        terms["weight_decay_ba"] += 0.5 * own.weight_decay_ba * scaled.square().sum()
+        terms["weight_decay_ba"] += 0.5 * regularize.weight_decay_ba * scaled.square().sum()
     return terms
 
 
@@ -59,7 +59,7 @@ TERMS = {
 @pytest.mark.parametrize("kind", ["letters", "texts"])
 @pytest.mark.parametrize("trunk", [False, True], ids=["whole model", "trunk"])
 @pytest.mark.parametrize("regularize", TERMS.values(), ids=TERMS.keys())
-def test_values_and_gradients_are_those_of_single_rows_and_dense_products(make_trainer, regularize, trunk, kind):
+def test_values_and_gradients_equal_those_of_single_rows_and_dense_products(make_trainer, regularize, trunk, kind):
     adapt = {"depth": 3, "layers": "last:1"} if trunk else {}
     trainer = make_trainer(regularize=regularize, spread=0.3, kind=kind, train={"clip_norm": 0.0}, **adapt)
     adapters = trainer.model.adapters
@@ -72,11 +72,11 @@ def test_values_and_gradients_are_those_of_single_rows_and_dense_products(make_t
     trainer.prepare()
     trainer.step()
     (report,) = trainer.callback.reports
-    asked = {"weight_decay_ba", "label_smoothing", "kl_to_base"} & report.penalties.keys()
-    assert asked
+    active = {"weight_decay_ba", "label_smoothing", "kl_to_base"} & report.penalties.keys()
+    assert active
     for m in range(3):
         assert report.loss[m] == pytest.approx(expected[m]["loss"], rel=1e-10)
-        for name in asked:
+        for name in active:
             assert report.penalties[name][m] == pytest.approx(expected[m][name], rel=1e-9)
             assert abs(expected[m][name]) > 1e-3
         torch.testing.assert_close(adapters.grad[m], grads[m], rtol=1e-9, atol=1e-10)
@@ -84,7 +84,7 @@ def test_values_and_gradients_are_those_of_single_rows_and_dense_products(make_t
 
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
 def test_kl_over_the_vocabulary_starts_at_zero_and_is_no_less_than_over_single_tokens(make_trainer, direction):
-    """Members start as the base; later, choosing some of the tokens and renormalizing can hide a difference."""
+    """Members start at the base; later, a distribution over few tokens may hide a difference."""
     trainer = make_trainer(regularize={"kl_beta": 1.0, "kl_over": "vocabulary", "kl_direction": direction})
     trainer.prepare()
     for _ in range(4):
@@ -132,13 +132,13 @@ def test_label_smoothing_bounds_confidence(make_trainer, make_rows, train):
         assert probability == pytest.approx(0.6 + 0.4 / len(row.choices), abs=0.05)
 
 
-def test_what_does_not_fit_is_refused_with_its_size(make_trainer, monkeypatch):
+def test_a_vocabulary_that_does_not_fit_into_memory_is_an_error(make_trainer, monkeypatch):
     trainer = make_trainer(regularize={"kl_beta": 1.0, "kl_over": "vocabulary"})
 
     def empty(*shape, dtype):
         raise RuntimeError("not enough memory")
 
     monkeypatch.setattr(torch, "empty", empty)
-    with pytest.raises(ConfigError, match=r"kl_over: vocabulary takes 0\.0 GB .* for 12 training rows") as caught:
+    with pytest.raises(ConfigError, match=r"kl_over: vocabulary needs 0\.0 GB .* for 12 training rows") as caught:
         BaseVocabulary(trainer.model, trainer.rows.train, 60, None, 0, lambda done: None)
     assert "kl_over: options" in str(caught.value)

@@ -18,7 +18,7 @@ from lorchestra.training.objective import kl_to_base
 
 
 def one_by_one(model, member, rows):
-    """Log-probabilities of each row's choices, each row in a pass of its own."""
+    """Log-probabilities of each row's choices, each row in a separate pass."""
     with torch.no_grad():
         return [model.forward(pack([Item(member, row)]))[0] for row in rows]
 
@@ -74,7 +74,7 @@ def test_the_papers_decay_is_accepted():
 
 
 def test_first_step_reports_the_mean_cross_entropy_of_each_members_rows(make_trainer):
-    """Batches of three: a mean of thirds; and the norm is that of the mean's gradient before clipping."""
+    """The loss is the mean of three rows, and the norm that of its gradient before clipping."""
     trainer = make_trainer(kind="texts", train={"batch_size": 3, "clip_norm": 1e-3, "token_budget": 30}, spread=0.3)
     model = trainer.model
     losses, norms = [], []
@@ -111,7 +111,7 @@ def test_steps_epochs_rates_and_tokens_are_reported(make_trainer, train):
     assert ("validation", 7, 7) in trainer.callback.phases
 
 
-def test_each_regularizer_is_logged_under_its_own_name_by_member(make_trainer):
+def test_each_regularizer_is_logged_by_name_and_member(make_trainer):
     regularize = {
         "weight_decay_b": 3.0,
         "kl_beta": 0.5,
@@ -132,7 +132,7 @@ def test_each_regularizer_is_logged_under_its_own_name_by_member(make_trainer):
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
 @pytest.mark.parametrize("trunk", [False, True], ids=["whole model", "trunk"])
 def test_kl_of_each_member_is_logged_with_its_strength(make_trainer, direction, trunk):
-    """By hand from single rows: beta times the mean KL over the member's rows of the step; the loss stays apart."""
+    """By hand from single rows: beta times the mean KL over the member's rows; it is not part of the loss."""
     adapt = {"depth": 3, "layers": "last:1"} if trunk else {}
     regularize = {"kl_beta": 0.7, "kl_direction": direction}
     trainer = make_trainer(regularize=regularize, spread=0.3, kind="texts", **adapt)
@@ -151,15 +151,15 @@ def test_kl_of_each_member_is_logged_with_its_strength(make_trainer, direction, 
     assert report.loss == pytest.approx(losses, rel=1e-10)
 
 
-def test_kl_starts_at_zero_and_holds_members_near_the_base(make_trainer, train):
-    """Every member starts as the base; a strong KL keeps its answers closer to the base's than none."""
+def test_kl_starts_at_zero_and_keeps_members_close_to_the_base(make_trainer, train):
+    """Members start at the base; a strong KL term keeps their probabilities closer to it than none."""
     distance = {}
     for beta in (0.0, 30.0):
         trainer = train(make_trainer(regularize={"kl_beta": beta}, train={"epochs": 4, "lr": 0.02, "keep": "last"}))
         rows = trainer.rows.train
-        found = predict_rows(trainer.model, rows, member_passes([BASE, 0, 1, 2]), 60)
-        present = np.isfinite(found[0])
-        distance[beta] = np.abs(np.exp(found[1:]) - np.exp(found[0]))[:, present].mean(axis=1)
+        log_probs = predict_rows(trainer.model, rows, member_passes([BASE, 0, 1, 2]), 60)
+        present = np.isfinite(log_probs[0])
+        distance[beta] = np.abs(np.exp(log_probs[1:]) - np.exp(log_probs[0]))[:, present].mean(axis=1)
         if beta:
             kl = [report.penalties["kl_to_base"] for report in trainer.callback.reports]
             assert kl[0] == pytest.approx([0.0] * 3, abs=1e-12)
@@ -177,7 +177,7 @@ def test_decay_penalty_is_half_lambda_times_the_squared_b(make_trainer, train):
     assert trainer.callback.reports[-1].penalties["weight_decay_b"] == pytest.approx(expected, rel=1e-12)
 
 
-def test_strong_decay_holds_b_below_one_over_lambda(make_trainer, train):
+def test_strong_decay_keeps_b_below_one_over_lambda(make_trainer, train):
     trainer = train(make_trainer(regularize={"weight_decay_b": 90.0}, train={"epochs": 10, "schedule": "constant"}))
     largest = trainer.model.adapters.values[:, trainer.model.adapters.is_B].abs().max().item()
     assert 0.2 / 90 < largest <= 1.5 / 90
@@ -201,7 +201,7 @@ def test_rows_are_weighted_within_each_members_step(make_trainer):
     assert reports["doubled"] == pytest.approx(reports["plain"], rel=1e-12)
 
 
-# Evaluation in mid-training
+# Evaluation during training
 
 
 @pytest.mark.parametrize("budget", [1, 20, 1000])
@@ -218,7 +218,7 @@ def test_validation_nll_is_the_plain_mean_over_rows(make_trainer, train, budget)
 
 
 def test_evaluations_leave_dropout_on_and_training_untouched(make_trainer, train):
-    """The same bytes with an evaluation after each epoch as with none; a step after one still drops inputs."""
+    """The same bytes with and without evaluations, and steps after an evaluation still use dropout."""
     settings = {"dropout": 0.5, "train": {"epochs": 3, "keep": "last"}}
     evaluated = train(make_trainer(**settings))
     assert len(evaluated.state.history) == 3
@@ -234,7 +234,7 @@ def test_evaluations_leave_dropout_on_and_training_untouched(make_trainer, train
     assert all(abs(a - b) > 1e-4 for x, y in zip(after_first, without, strict=True) for a, b in zip(x, y, strict=True))
 
 
-def test_evaluation_itself_has_dropout_off(make_trainer, train):
+def test_dropout_is_off_in_evaluations(make_trainer, train):
     trainer = train(make_trainer(dropout=0.5, train={"epochs": 1}))
     rows = trainer.rows.val
     nll = -sum(p[row.answer].item() for p, row in zip(one_by_one(trainer.model, 1, rows), rows, strict=True)) / 7
@@ -245,7 +245,7 @@ def test_evaluation_itself_has_dropout_off(make_trainer, train):
 
 
 def test_training_learns_its_rows(make_trainer, make_rows, train):
-    rows = [row for row in make_rows(16) if len(set(row.choices)) == len(row.choices)]  # equal choices score alike
+    rows = [row for row in make_rows(16) if len(set(row.choices)) == len(row.choices)]  # equal choices tie
     settings = {"epochs": 40, "lr": 0.02, "batch_size": 6, "keep": "last"}
     trainer = train(make_trainer(rows=(rows, rows[:4]), train=settings, r=4))
     reports = trainer.callback.reports
@@ -262,12 +262,12 @@ def test_token_budget_and_checkpointing_change_nothing_but_rounding(make_trainer
     assert other.model.gradient_checkpointing
 
 
-def test_a_run_over_the_trunk_equals_one_over_the_whole_model(make_trainer, train):
+def test_a_run_with_the_trunk_equals_one_with_the_whole_model(make_trainer, train):
     settings = {"depth": 3, "layers": "last:1", "dropout": 0.2, "regularize": {"kl_beta": 0.3}}
     cached = train(make_trainer(**settings))
     assert {text for text, _, _ in cached.callback.phases} >= {
-        "layers below, training rows",
-        "layers below, validation rows",
+        "lower layers, training rows",
+        "lower layers, validation rows",
     }
     whole = make_trainer(**settings)
     whole.model.trunk_layers = 0
@@ -281,7 +281,7 @@ def test_a_run_over_the_trunk_equals_one_over_the_whole_model(make_trainer, trai
 def test_a_prefix_shared_by_all_rows_is_computed_once_and_changes_nothing(
     make_trainer, make_rows, train, adapt, kind, monkeypatch
 ):
-    """Gradients included, with the KL term and over the trunk; half of the tokens are saved."""
+    """Also with gradients, the KL term and the trunk; half of the tokens are saved."""
     front = tuple(range(30, 50))
     rows = [
         [dataclasses.replace(row, prefix=front + row.prefix) for row in make_rows(number, kind, seed)]
@@ -319,7 +319,7 @@ def test_the_same_run_gives_the_same_bytes(make_trainer, train):
         assert torch.equal(tensor, second.tensors()[name])
 
 
-def test_checkpoints_are_asked_for_when_due_and_at_the_end(make_trainer):
+def test_checkpoints_are_written_when_due_and_at_the_end(make_trainer):
     calls = []
     trainer = make_trainer(train={"checkpoint_every_s": 0.0})
     trainer.run(lambda: calls.append((trainer.state.step, len(trainer.state.with_status("finished")))))
@@ -334,7 +334,7 @@ def test_checkpoints_are_asked_for_when_due_and_at_the_end(make_trainer):
 
 
 def stop_after(calls):
-    """A `should_stop` that first says so in call number `calls`, counted from 0."""
+    """A `should_stop` that is true from call `calls` on, counted from 0."""
     counter = iter(range(10_000))
     return lambda: next(counter) >= calls
 
@@ -344,8 +344,8 @@ def snapshot(trainer):
 
 
 @pytest.mark.parametrize("whole_steps", [0, 2, 3])
-def test_interruption_in_mid_step_leaves_a_whole_step(make_trainer, whole_steps):
-    """Stopped after some micro-batches of a step were done: nothing of that step is left behind."""
+def test_an_interrupted_step_is_not_applied(make_trainer, whole_steps):
+    """Stopped after some micro-batches of a step: parameters and state are those of the last whole step."""
     settings = {"dropout": 0.2, "train": {"token_budget": 20}, "regularize": {"weight_decay_b": 1.0}}
     reference = make_trainer(**settings)
     reference.prepare()
@@ -360,7 +360,7 @@ def test_interruption_in_mid_step_leaves_a_whole_step(make_trainer, whole_steps)
     trainer.callback.should_stop = interrupt
     with pytest.raises(Interrupted):
         trainer.run(lambda: saved.append(snapshot(trainer)))
-    assert trainer.model.adapters.grad.abs().sum() > 0  # the partial step was under way
+    assert trainer.model.adapters.grad.abs().sum() > 0  # in the middle of a step
     ((tensors, _),) = saved
     assert trainer.state.step == whole_steps
     assert trainer.state.num_updates in ([whole_steps] * 3, [])
@@ -370,7 +370,7 @@ def test_interruption_in_mid_step_leaves_a_whole_step(make_trainer, whole_steps)
 
 
 def run_with_interruptions(make_trainer, settings, stops):
-    """Interrupts at the given counts of micro-batches; each time a fresh trainer takes over from the saved state."""
+    """Interrupts after the given numbers of micro-batches; a new trainer resumes from the saved state each time."""
     trainer = make_trainer(**settings)
     for calls in stops:
         saved = []
@@ -399,7 +399,7 @@ RESUMED = {
 @pytest.mark.parametrize("settings", RESUMED.values(), ids=RESUMED.keys())
 @pytest.mark.parametrize("stops", [(4,), (1, 3, 2), (9, 5)], ids=str)
 def test_resumed_run_ends_with_the_same_bytes(make_trainer, train, settings, stops):
-    """In float32: parameters, best copies, moments, statuses and history, after interruptions in mid-epoch."""
+    """In float32: parameters, best copies, moments, statuses and history, after interruptions within epochs."""
     settings = {**settings, "dtype": torch.float32}
     whole = train(make_trainer(**settings))
     resumed = run_with_interruptions(make_trainer, settings, stops)
@@ -416,7 +416,7 @@ def test_a_run_interrupted_before_its_first_step_can_be_resumed(make_trainer, tr
     assert torch.equal(resumed.model.adapters.values, train(make_trainer(**settings)).model.adapters.values)
 
 
-def test_a_finished_run_stays_as_it_is_when_run_again(make_trainer, train):
+def test_a_finished_run_does_not_change_when_run_again(make_trainer, train):
     done = train(make_trainer())
     tensors, state = snapshot(done)
     again = make_trainer()
@@ -428,7 +428,7 @@ def test_a_finished_run_stays_as_it_is_when_run_again(make_trainer, train):
 
 
 def test_stopped_members_stay_stopped_when_resumed(make_trainer, script_validation):
-    """A member's bias correction counts its own updates, not the run's steps."""
+    """A member's bias correction counts its updates, not the run's steps."""
     settings = {"train": {"epochs": 5, "patience": 1}, "members": 2}
     script_validation([[1.0, 1.0], [0.9, 2.0], [0.8], [0.7], [0.6]] + [[0.5, 9.0]] * 5)
     trainer = make_trainer(**settings)

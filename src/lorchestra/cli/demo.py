@@ -37,7 +37,7 @@ def run(arguments: Sequence[str]) -> int:
     from lorchestra.cli.output import results
     from lorchestra.cli.train import train_and_show
     from lorchestra.demo.run import pick_examples, prepare_demo
-    from lorchestra.store.run_dir import RunDir
+    from lorchestra.store.run import Run
 
     root, if_exists = _run_directory(parsed.out)
     config, ood = prepare_demo(root, parsed.seed)
@@ -47,7 +47,7 @@ def run(arguments: Sequence[str]) -> int:
         return code
     console = results()
     console.print("\nThree of its answers to: is this headline satire?")
-    for example in pick_examples(RunDir(root), ood[0].stem):
+    for example in pick_examples(Run(root), ood[0].stem):
         console.print(f"\n[bold]{example.title}[/bold]")
         console.print(f"  {example.text}", style="italic", highlight=False, markup=False)
         for line in example.lines():
@@ -58,10 +58,10 @@ def run(arguments: Sequence[str]) -> int:
 
 def _run_directory(out: str) -> tuple[Path, Literal["fail", "resume"]]:
     """The directory given, or the next free name if its run is finished; an unfinished run is resumed."""
-    from lorchestra.store.run_dir import RunDir
+    from lorchestra.store.run import Run
 
     root, number = Path(out), 2
-    while RunDir(root).ensemble.is_file():
+    while Run(root).is_finished:
         root = Path(f"{out}-{number}")
         number += 1
-    return root, "resume" if RunDir(root).config.is_file() else "fail"
+    return root, "resume" if Run(root).is_started else "fail"

@@ -13,7 +13,7 @@ import tyro
 from lorchestra.cli.arguments import check_run_argument, parse
 
 if TYPE_CHECKING:
-    from lorchestra.store.run_dir import RunDir
+    from lorchestra.store.run import Run
 
 
 @dataclass(frozen=True)
@@ -145,12 +145,11 @@ def _show(entry: dict[str, Any]) -> None:
         console.print(early_exit_text(entry), highlight=False)
 
 
-def _draw(run: RunDir, entry: dict[str, Any], say: Callable[[str], None]) -> None:
+def _draw(run: Run, entry: dict[str, Any], say: Callable[[str], None]) -> None:
     """Write the reliability diagram to the run directory."""
     from lorchestra.report.figure import reliability_figure
-    from lorchestra.store.predictions import load_predictions
 
     name = f"{entry['task']}.{entry['split']}"
     picture = run.inside(f"reliability.{name}.png")
-    reliability_figure(load_predictions(run.prediction(entry["task"], entry["split"])), picture)
+    reliability_figure(run.load_predictions(entry["task"], entry["split"]), picture)
     say(f"picture: {picture}")

@@ -36,20 +36,19 @@ def run(arguments: Sequence[str]) -> int:
     check_run_argument(parsed.run, "export")
 
     from lorchestra.cli.output import messages, printer
-    from lorchestra.config.run import read_config
     from lorchestra.report.card import model_card
     from lorchestra.runs.export import export_run, exported_members
-    from lorchestra.store.records import read_evaluations, read_splits
-    from lorchestra.store.run_dir import read_ensemble
+    from lorchestra.store.run import Run
 
     say = printer(messages())
-    run_dir, record = read_ensemble(parsed.run)
+    run_dir = Run.at(parsed.run)
+    record = run_dir.read_ensemble()
     names = exported_members(parsed.run)
     card = model_card(
-        record,
-        read_config(run_dir.config),
-        read_splits(run_dir),
-        {"evaluations": read_evaluations(run_dir)[0]},
+        record.to_dict(),
+        run_dir.read_config(),
+        run_dir.read_splits(),
+        {"evaluations": run_dir.read_evaluations()[0]},
         names,
         merged=parsed.merge,
         base_name=parsed.base_name,
@@ -57,8 +56,8 @@ def run(arguments: Sequence[str]) -> int:
     written = export_run(
         parsed.run, parsed.out, card=card, merge=parsed.merge, base_name=parsed.base_name, base=parsed.base
     )
-    if parsed.base_name is None and record["base"]["revision"] is None:
-        path = parsed.base or record["base"]["path"]
+    if parsed.base_name is None and record.base.revision is None:
+        path = parsed.base or record.base.path
         say(f"the adapters refer to their base by its local path {path}; to share them, give --base-name")
     count = "one member" if len(names) == 1 else f"{len(names)} members"
     say(f"{count} and README.md, which explains how to use them; choose a license in it before you share them")

@@ -113,13 +113,13 @@ def run(arguments: Sequence[str]) -> int:
 
     from lorchestra.metrics.early_exit import ExitRule
     from lorchestra.report.answers import AnswerFormat
-    from lorchestra.store.run_dir import read_ensemble
+    from lorchestra.store.run import Run
 
     rule = None if parsed.early_exit is None else ExitRule.parse(parsed.early_exit)
-    _, record = read_ensemble(parsed.run)
+    record = Run.at(parsed.run).read_ensemble()
     form = AnswerFormat("jsonl")
     if parsed.out is not None:
-        form = AnswerFormat.of_file(parsed.out, record["labels"], rule is not None)
+        form = AnswerFormat.of_file(parsed.out, record.labels, rule is not None)
     command = f"lorchestra predict {shlex.join(_without_if_exists(arguments))}"
     return Prediction(parsed, form, rule, resume_with=f"{command} --if-exists resume").run()
 
@@ -249,9 +249,10 @@ class Prediction:
     def _made_with(self) -> dict[str, object]:
         """What the lines depend on, except for the rows, which have a digest."""
         from lorchestra.store.atomic import sha256_file
-        from lorchestra.store.run_dir import read_ensemble
+        from lorchestra.store.run import Run
 
-        run, _ = read_ensemble(self.parsed.run)
+        run = Run.at(self.parsed.run)
+        run.read_ensemble()  # refuses what is not a finished run
         options = {name: getattr(self.parsed, name) for name in ("abstain_below", "early_exit", "on_error")}
         reading = {f"data.{name}": value for name, value in dataclasses.asdict(self.parsed.reading).items()}
         return {
@@ -320,10 +321,12 @@ class Prediction:
         Raises:
             CheckpointError: names the field.
         """
-        from lorchestra.store.schema import COUNT, check_shape
+        from lorchestra.store.schema import COUNT, Shape, check_shape
 
-        counts = {name: str if isinstance(value, str) else COUNT for name, value in vars(self.counts).items()}
-        shape = {"rows_digest": str, "chunk_rows": COUNT, "counts": counts, "columns": ([str], None)}
+        counts: dict[str, Shape] = {
+            name: str if isinstance(value, str) else COUNT for name, value in vars(self.counts).items()
+        }
+        shape: Shape = {"rows_digest": str, "chunk_rows": COUNT, "counts": counts, "columns": ([str], None)}
         check_shape(state, shape, typed_path(f"{self.parsed.out}.partial.json"), "state")
         return cast(_State, state)
 

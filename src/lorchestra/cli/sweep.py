@@ -54,7 +54,8 @@ def run(arguments: Sequence[str]) -> int:
     from lorchestra.cli.progress import GracefulStop, SweepProgress
     from lorchestra.report.comparisons import sweep_table
     from lorchestra.runs.sweep.points import grid_points, parse_axis
-    from lorchestra.runs.sweep.run import collect_results, run_sweep
+    from lorchestra.runs.sweep.results import collect_results
+    from lorchestra.runs.sweep.run import run_sweep
     from lorchestra.training.callbacks import Interrupted
 
     points = grid_points(config, [parse_axis(text) for text in parsed.grid])

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 T = TypeVar("T")
+Differences = dict[str, tuple[Any, Any]]
+"""Dotted fields with the values of two configurations."""
 
 # Python reads and writes decimal integers of up to 4,300 digits, but hexadecimal ones of any length.
 _MAX_BITS = 10_000
@@ -67,7 +69,7 @@ def parse_value(text: str, where: str) -> Any:
         raise ConfigError(f"{where}: cannot be read ({' '.join(str(error).split())})") from error
 
 
-def read_mapping(path: str | Path) -> dict[str, Any]:
+def read_mapping(path: str | Path) -> dict[str, object]:
     """The mapping in a YAML file.
 
     Raises:
@@ -91,7 +93,7 @@ def to_yaml(config: DataclassInstance) -> str:
 
 def to_mapping(config: DataclassInstance) -> dict[str, Any]:
     """A configuration dataclass as nested plain values."""
-    mapping: dict[str, Any] = {}
+    mapping: dict[str, object] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -118,7 +120,7 @@ def from_mapping(cls: type[T], mapping: object, where: str, path: str = "", *, s
     if not isinstance(mapping, Mapping):
         raise ConfigError(f"{where}: {path or 'a recipe'} must be a mapping of settings, not {_shown(mapping)}")
     hints, refused, aliases = _hints(cls), refused_settings(cls), getattr(cls, "ALIASES", {})
-    values: dict[str, Any] = dict(getattr(cls, "SAVED_WITHOUT", {})) if saved else {}
+    values: dict[str, object] = dict(getattr(cls, "SAVED_WITHOUT", {})) if saved else {}
     spelled: dict[str, str] = {}
     for key, value in mapping.items():
         full = f"{path}.{key}" if path else str(key)
@@ -171,9 +173,9 @@ def check_magnitudes(config: object, path: str) -> None:
                 raise ConfigError(f"{full}: {_shown(number)} is more than {_MAX_INT:.3g}; choose a smaller number")
 
 
-def differences(one: DataclassInstance, other: DataclassInstance, path: str = "") -> dict[str, tuple[Any, Any]]:
+def differences(one: DataclassInstance, other: DataclassInstance, path: str = "") -> Differences:
     """Dotted fields in which two configurations of the same class differ, with both values."""
-    differing: dict[str, tuple[Any, Any]] = {}
+    differing: Differences = {}
     for field in dataclasses.fields(one):
         full = f"{path}.{field.name}" if path else field.name
         value, other_value = getattr(one, field.name), getattr(other, field.name)
@@ -213,7 +215,7 @@ def _read_yaml(path: str | Path) -> object:
         raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
 
 
-def _hints(cls: type) -> dict[str, Any]:
+def _hints(cls: type) -> dict[str, object]:
     hints = typing.get_type_hints(cls)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
@@ -237,11 +239,11 @@ class _RecipeLoader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
+            event = self.peek_event()  # type: ignore[no-untyped-call]
             raise yaml.MarkedYAMLError(None, None, f"*{event.anchor}: write out the value instead", event.start_mark)
         return super().compose_node(parent, index)
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
         seen = set()
         for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             if isinstance(key, yaml.ScalarNode):
@@ -286,7 +288,11 @@ for _kind in ("int", "float"):
     _RecipeLoader.add_constructor(f"tag:yaml.org,2002:{_kind}", _RecipeLoader.construct_number)
 
 
-def _convert(hint: Any, value: object, where: str, path: str, *, saved: bool = False) -> object:
+def _is_tuple(hint: object) -> bool:
+    return typing.get_origin(hint) is tuple
+
+
+def _convert(hint: object, value: object, where: str, path: str, *, saved: bool = False) -> object:
     """A plain value as one of type `hint`."""
     if dataclasses.is_dataclass(hint):
         return from_mapping(typing.cast(type, hint), value, where, path, saved=saved)
@@ -296,7 +302,7 @@ def _convert(hint: Any, value: object, where: str, path: str, *, saved: bool = F
             return None
         kinds = [a for a in arguments if a is not type(None)]
         if isinstance(value, list | tuple):  # of text or a list
-            kinds.sort(key=lambda kind: typing.get_origin(kind) is not tuple)
+            kinds.sort(key=_is_tuple, reverse=True)
         return _convert(kinds[0], value, where, path)
     if isinstance(value, int) and value.bit_length() > _MAX_BITS:
         raise ConfigError(f"{where}: {path} is a number of {value.bit_length():,} bits; choose a smaller number")
@@ -322,9 +328,10 @@ def _convert(hint: Any, value: object, where: str, path: str, *, saved: bool = F
             return value.written
         if (isinstance(value, str | int) and not isinstance(value, bool)) or layers:
             return str(value)
-    elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
-        return int(value) if hint is int else value
-    kind = "a list" if origin is tuple else {"str": "text", "bool": "true or false"}.get(hint.__name__, hint.__name__)
+    elif isinstance(value, typing.cast(type, hint)) and not (hint is int and isinstance(value, bool)):
+        return int(value) if isinstance(value, int) and hint is int else value
+    name = getattr(hint, "__name__", "")
+    kind = "a list" if origin is tuple else {"str": "text", "bool": "true or false"}.get(name, name)
     raise ConfigError(f"{where}: {path} is {_shown(value)}; it must be {kind}{_plainer(hint, value)}")
 
 

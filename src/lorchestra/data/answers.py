@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from string import ascii_uppercase
 from typing import Literal
 
 from lorchestra.data.layouts import show
@@ -18,7 +19,6 @@ from lorchestra.errors import DataError
 AnswerKind = Literal["label", "index", "number", "letter", "text"]
 ANSWER_KINDS: tuple[AnswerKind, ...] = ("label", "index", "number", "letter", "text")
 
-_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _LETTER = re.compile(r"\(?([A-Z])[).:]?", re.IGNORECASE)
 _INTEGER = re.compile(r"[+-]?\d{1,18}")
 # if answers count from 0, this many rows without an answer 0 are unlikely
@@ -69,7 +69,7 @@ class GivenAnswer:
             return index if index is not None and 0 <= index <= last else None
         if kind == "letter":
             match = _LETTER.fullmatch(_word(value))
-            index = None if match is None else _LETTERS.index(match[1].upper())
+            index = None if match is None else ascii_uppercase.index(match[1].upper())
             return index if index is not None and index <= last else None
         if isinstance(value, bool) or not isinstance(value, str | int):
             return None

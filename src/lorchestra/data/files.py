@@ -19,8 +19,7 @@ from lorchestra.data.answers import GivenAnswer, is_no_label, read_answers
 from lorchestra.data.formats import read_rows
 from lorchestra.data.labels import LabelCensus, contradictions
 from lorchestra.data.layouts import PARTS, show, used_columns
-from lorchestra.data.readers.streams import STANDARD_INPUT, FileRow, ReadOptions
-from lorchestra.data.row_reader import LONGEST_CHOICE as LONGEST_CHOICE
+from lorchestra.data.readers.streams import FileRow, ReadOptions, shown_path
 from lorchestra.data.row_reader import Answers, RowReader
 from lorchestra.errors import ConfigError, DataError
 from lorchestra.types import Example
@@ -35,8 +34,7 @@ class TaskFile:
     """The rows of one file, in its order.
 
     `labels` is the label set in order if the rows are texts with labels (then the choices of every example), and None
-    if each row has its own choices. `warnings` are sentences about possible mistakes, `notes` about how the file was
-    read.
+    for questions with choices. `warnings` are sentences about possible mistakes, `notes` about how the file was read.
     """
 
     path: str
@@ -56,9 +54,8 @@ def read_task_file(
 ) -> TaskFile:
     """Read the rows of a file, directory or pattern (see `formats.read_rows`).
 
-    `labels` is None for a training file, and for any file of a task whose rows have their own choices; for other files
-    of a task of texts with labels it is the label set of the training file. Without `require_answer`, a missing answer
-    is None; with `ignore_answers` (OOD rows), every answer is None.
+    `labels` is the label set of the training file if this is another file of a task of texts with labels, else None.
+    Without `require_answer`, a missing answer is None; with `ignore_answers` (OOD rows), every answer is None.
 
     Raises: DataError naming file and line (in Parquet: the row, from 1) if the file or a row cannot be used;
     ConfigError if two fields of a form name the same column.
@@ -118,7 +115,6 @@ def check_fields(fields: FieldsConfig) -> None:
 
 def _with_progress(rows: Iterable[FileRow], path: str | Path) -> Iterator[FileRow]:
     """The rows, with their number so far logged from time to time."""
-    name = "standard input" if str(path) == STANDARD_INPUT else str(path)
     last = time.monotonic()
     for number, row in enumerate(rows, 1):
         yield row
@@ -126,7 +122,7 @@ def _with_progress(rows: Iterable[FileRow], path: str | Path) -> Iterator[FileRo
             now = time.monotonic()
             if number % _ROWS_PER_MESSAGE == 0 or now - last > _SECONDS_PER_MESSAGE:
                 last = now
-                logger.info(f"reading {name}: {number:,} rows")
+                logger.info(f"reading {shown_path(path)}: {number:,} rows")
 
 
 class _Ids:
@@ -236,7 +232,7 @@ class _ExampleReader:
 
     def _label_set(self, census: LabelCensus) -> tuple[tuple[str, ...], dict[str, str]]:
         if self.reader.labels is None and self.reader.answers != "required":
-            message = "rows with a text and no choices, but the task was trained on rows with their own choices"
+            message = "rows with a text and no choices, but the task was trained on questions with choices"
             raise DataError(f"{self.path}: {message}; give each row a question and choices")
         known, mapped = self.reader.rules.label_set(census.counts)
         if len(known) < 2:

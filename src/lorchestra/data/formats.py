@@ -19,8 +19,15 @@ from lorchestra.config.data import FieldsConfig
 from lorchestra.data.readers.columnar import arrow_rows, parquet_rows
 from lorchestra.data.readers.delimited import delimited_rows
 from lorchestra.data.readers.json_files import json_rows
-from lorchestra.data.readers.streams import STANDARD_INPUT, Format, ReadContext, ReadOptions, open_bytes
-from lorchestra.data.readers.streams import FileRow as FileRow
+from lorchestra.data.readers.streams import (
+    STANDARD_INPUT,
+    FileRow,
+    Format,
+    ReadContext,
+    ReadOptions,
+    open_bytes,
+    shown_path,
+)
 from lorchestra.errors import DataError
 from lorchestra.store.safe_paths import typed_path
 
@@ -79,9 +86,8 @@ def read_rows(
     """
     wanted = frozenset(asdict(fields).values())
     for file, kind in row_files(path, options, note):
-        shown = "standard input" if str(file) == STANDARD_INPUT else str(file)
         pick = columns or (lambda names: [name for name in names if name in wanted])
-        context = ReadContext(shown, options, wanted, pick, note, faults)
+        context = ReadContext(shown_path(file), options, wanted, pick, note, faults)
         yield from _file_rows(file, kind, context, fields)
 
 

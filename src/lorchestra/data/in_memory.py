@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias, cast
 
 import numpy as np
 
@@ -13,13 +13,13 @@ from lorchestra.data.formats import SUFFIXES
 from lorchestra.errors import InputError
 from lorchestra.types import Example
 
-Entry: TypeAlias = Example | str | Mapping[Any, object]
+Entry: TypeAlias = Example | str | Mapping[str, object]
 """A row in memory: an example, a text, or cells by column."""
 
 _ROWS = "texts, dicts, a DataFrame, a Series, a Dataset or examples"
 
 
-def texts_of(X: Any) -> list[str]:
+def texts_of(X: Iterable[object]) -> list[str]:
     """The strings in X, a list, array or Series.
 
     Raises:
@@ -28,7 +28,9 @@ def texts_of(X: Any) -> list[str]:
     if isinstance(X, str | bytes):
         raise InputError("X is one string; pass a list of texts")
     if getattr(X, "ndim", 1) != 1:
-        raise InputError(f"X has shape {tuple(X.shape)}; pass one axis of texts: a list, an array or a column")
+        raise InputError(
+            f"X has shape {tuple(getattr(X, 'shape', ()))}; pass one axis of texts: a list, an array or a column"
+        )
     try:
         texts = list(X)
     except TypeError as error:
@@ -69,7 +71,7 @@ def entries_of(rows: object, labels: tuple[str, ...] | None) -> Iterable[Entry]:
     Args:
         rows: a list, array, Series or other iterable of texts, dicts or examples; a DataFrame (pandas, polars), a Table
             (pyarrow) or a Dataset (datasets). An iterator is read lazily.
-        labels: the label set of the training rows, None for questions with their own choices.
+        labels: the label set of the training rows, None for questions with choices.
 
     Raises:
         InputError: it has no rows, or a row is neither a text, a dict nor an example.
@@ -91,24 +93,25 @@ def _entry(row: object, i: int, labels: tuple[str, ...] | None) -> Entry:
     return row
 
 
-def _listed(rows: Any) -> list[object]:
+def _listed(rows: object) -> list[object]:
     if isinstance(rows, Mapping):
         raise InputError("rows is one dict; pass a list of rows: [row]")
-    if len(getattr(rows, "shape", ())) == 2:
-        if hasattr(rows, "iloc"):  # pandas
+    shape = getattr(rows, "shape", None)
+    if shape is not None and len(shape) == 2:
+        if hasattr(rows, "iloc") and hasattr(rows, "to_dict"):  # pandas
             return list(rows.to_dict(orient="records"))
         for method in ("to_dicts", "to_pylist"):  # polars, pyarrow
             if hasattr(rows, method):
                 return list(getattr(rows, method)())
-    if len(getattr(rows, "shape", (0,))) != 1 and not hasattr(rows, "column_names"):
-        raise InputError(f"rows has shape {tuple(rows.shape)}; pass one axis of texts")
+    if shape is not None and len(shape) != 1 and not hasattr(rows, "column_names"):
+        raise InputError(f"rows has shape {tuple(shape)}; pass one axis of texts")
     try:
-        return list(rows)
+        return list(cast("Iterable[object]", rows))
     except TypeError as error:
         raise InputError(f"rows is of type {type(rows).__name__}; pass {_ROWS}") from error
 
 
-def plain_labels(y: Any) -> Any:
+def plain_labels(y: object) -> object:
     """The checked labels y; columns of other libraries (pandas, polars) become arrays of Python values.
 
     So integers stay integers, while NumPy would convert a nullable column of them to floats.
@@ -116,10 +119,10 @@ def plain_labels(y: Any) -> Any:
     Raises:
         InputError: a label is missing, or text and other types are mixed.
     """
-    if getattr(y, "ndim", 1) != 1 or isinstance(y, str | bytes) or not hasattr(y, "__iter__"):
+    if getattr(y, "ndim", 1) != 1 or isinstance(y, str | bytes) or not isinstance(y, Iterable):
         return y
     labels = list(y.tolist()) if hasattr(y, "tolist") else list(y)
-    missing = next((i for i, label in enumerate(labels) if is_missing(label)), None)
+    missing = next((i for i, label in enumerate(labels) if is_na(label)), None)
     if missing is not None:
         raise InputError(f"y[{missing}] is missing ({labels[missing]!r}); leave such rows out")
     kinds = sorted({type(label).__name__ for label in labels})
@@ -130,7 +133,7 @@ def plain_labels(y: Any) -> Any:
     return y if isinstance(y.dtype, np.dtype) else np.asarray(labels, dtype=object if "str" in kinds else None)
 
 
-def is_missing(value: object) -> bool:
+def is_na(value: object) -> bool:
     """Whether a cell is empty: None, NaN, or pandas' NA and NaT, whose comparisons are neither true nor false."""
     is_na = type(value).__name__ in ("NAType", "NaTType")
     return value is None or is_na or (isinstance(value, float) and value != value)

@@ -18,7 +18,7 @@ import numpy as np
 from lorchestra.config.data import DataConfig
 from lorchestra.data.files import check_fields, rows_of
 from lorchestra.data.formats import stem
-from lorchestra.data.in_memory import Entry, is_missing
+from lorchestra.data.in_memory import Entry, is_na
 from lorchestra.data.readers.streams import FileRow
 from lorchestra.data.row_reader import RowReader
 from lorchestra.errors import DataError, InputError
@@ -51,7 +51,7 @@ def read_input_rows(path: str | Path, config: DataConfig, labels: tuple[str, ...
     Args:
         path: what to read.
         config: how to read files, and the names of their columns.
-        labels: the label set of the training rows, None if these had their own choices.
+        labels: the label set of the training rows, None for questions with choices.
 
     Raises:
         DataError: the file cannot be read, or none of its first rows has the required columns.
@@ -133,7 +133,7 @@ def _plain(cell: object) -> object:
         return _plain(cell.tolist())
     if isinstance(cell, float):
         return cell if math.isfinite(cell) else None
-    return None if is_missing(cell) else str(cell)
+    return None if is_na(cell) else str(cell)
 
 
 def _reader(tried: list[FileRow], config: DataConfig, labels: tuple[str, ...] | None) -> RowReader | None:
@@ -148,7 +148,7 @@ def _reader(tried: list[FileRow], config: DataConfig, labels: tuple[str, ...] | 
             errors.append(error)
             continue
         if labels is None and reader.layout.form == "text":
-            message = "rows with a text and no choices, but the task was trained on rows with their own choices"
+            message = "rows with a text and no choices, but the task was trained on questions with choices"
             raise DataError(f"{row.path}: {message}; give each row a question and choices")
         return reader
     if errors:

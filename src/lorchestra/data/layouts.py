@@ -185,7 +185,7 @@ class LayoutFinder:
         questions = {"question", "choices"} <= has
         if self.labels is not None:
             if questions and "text" not in has:
-                message = "the row has its own choices, but the task's training rows are texts with labels"
+                message = "a question with choices, but the task's training rows are texts with labels"
                 question, text = self.fields.question, self.fields.text
                 hint = f"if the text is in {question!r}, rename that column to {text!r}"
                 raise DataError(f"{row.where}: {message}; {hint}, or use --data.fields.text {shlex.quote(question)}")

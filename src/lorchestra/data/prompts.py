@@ -16,6 +16,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from string import ascii_uppercase
 from typing import TYPE_CHECKING, Literal
 
 from lorchestra.config.data import ChatFrame, DataConfig
@@ -70,7 +71,7 @@ TEMPLATES: Mapping[str, Mapping[ScoringMode, str]] = {
 Text = tuple[str, ...]
 """The parts of a string, alternately from the template and from a row; the first and last are the template's."""
 
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+LETTERS = ascii_uppercase
 """Names of a row's choices in letter scoring; rows with more choices cannot be scored by letters."""
 
 _PLACEHOLDERS = ("question", "options")

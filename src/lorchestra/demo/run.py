@@ -13,8 +13,7 @@ from lorchestra.config.data import DataConfig, PromptConfig
 from lorchestra.config.run import EvaluateConfig, RunConfig, TrainConfig
 from lorchestra.demo.data import DEMO_PROMPT, DemoData, DemoSizes, write_demo_data
 from lorchestra.metrics import predictive
-from lorchestra.store.predictions import load_predictions
-from lorchestra.store.run_dir import RunDir
+from lorchestra.store.run import Run
 from lorchestra.types import Predictions
 
 SIZES = DemoSizes()
@@ -71,11 +70,11 @@ class Showcase:
         )
 
 
-def pick_examples(run: RunDir, ood_name: str) -> list[Showcase]:
+def pick_examples(run: Run, ood_name: str) -> list[Showcase]:
     """Three predictions: the most confident correct one, the least confident one, and the OOD one with the highest
     mutual information, on which members disagree although each may be confident."""
-    test = load_predictions(run.prediction(TASK, "test"))
-    ood = load_predictions(run.prediction(TASK, f"ood_{ood_name}"))
+    test = run.load_predictions(TASK, "test")
+    ood = run.load_predictions(TASK, f"ood_{ood_name}")
     mixture = predictive.mixture_log_probs(test.log_probs_MEC)
     confidence = predictive.confidence(mixture)
     correct = mixture.argmax(axis=1) == test.labels

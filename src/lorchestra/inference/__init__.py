@@ -1,1 +1,1 @@
-"""Prediction with all members in packed passes; the trunk runs once for the ensemble."""
+"""Prediction: the packed loop, the trunk cache, and the pipeline from examples to predictions."""

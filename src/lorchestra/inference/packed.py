@@ -1,4 +1,4 @@
-"""The one loop that plans micro-batches, packs them and runs the model."""
+"""The loop that plans micro-batches, packs them and runs the model; shared by training and inference."""
 
 from __future__ import annotations
 
@@ -25,19 +25,20 @@ def run_packed(
     prefix: PrefixCache | None = None,
     trunk: TrunkCache | None = None,
 ) -> Iterator[tuple[PackedBatch, Tensor]]:
-    """Run items through the model in packed micro-batches; each is yielded with its outputs as soon as it is done.
+    """Yield each packed micro-batch of `items` with the model's outputs for it.
 
-    Items come back sorted by member, so `Item.index` says where a result belongs. Gradients are recorded where the
-    caller has them on.
+    Everything that runs the model uses this loop: a training step calls `backward` on each output, predictions copy it.
+    Items are sorted by member first; `Item.index` assigns results to the caller's items. A micro-batch runs when the
+    next result is requested, so a caller should drop its outputs before that to free their graph.
 
     Args:
         model: the ensemble.
-        items: rows for members, in any order.
-        token_budget: most tokens of a micro-batch.
-        outputs: see `EnsembleModel.forward`; or a function that chooses them for a batch.
-        shared: first tokens that all rows have in common, computed once per member and micro-batch.
-        prefix: these tokens with cached keys and values: then they are not computed at all.
-        trunk: cached trunks of the rows; None runs the whole model.
+        items: (member, row) pairs in any order.
+        token_budget: most tokens of a micro-batch, unless a single row has more.
+        outputs: kind of output (see `EnsembleModel.forward`), or a function that returns it for a batch.
+        shared: number of first tokens that all rows share; they are computed once per member and micro-batch.
+        prefix: cached keys and values of these tokens, which are then not computed at all.
+        trunk: cached hidden states of the rows below the first adapted layer; None runs all layers.
     """
     for planned in plan_micro_batches(items, token_budget, shared, prefix):
         batch = pack(planned, model.device, shared, prefix)

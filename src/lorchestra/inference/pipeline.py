@@ -1,7 +1,11 @@
-"""A loaded base with members, together with how a task's rows become tokens for it."""
+"""The pipeline from examples to predictions: base, members, prompt and scoring.
+
+Rows of a stream are tokenized by `encode_each`: one that cannot be encoded is reported and does not stop the others.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -17,6 +21,7 @@ from lorchestra.data.encode import EncodedSplit, can_use_letters, encode
 from lorchestra.data.prompts import PromptTemplate, ScoringMode
 from lorchestra.data.splits import draw_stratified
 from lorchestra.data.tokenizer import TextTokenizer
+from lorchestra.errors import LorchestraError
 from lorchestra.inference.predict import MemberPass, PrefixReuse, member_passes, predict_early, predict_rows
 from lorchestra.metrics.early_exit import ExitRule
 from lorchestra.models.ensemble import EnsembleModel
@@ -26,50 +31,64 @@ from lorchestra.types import EarlyExitPredictions, EncodedExample, Example, Pred
 
 logger = logging.getLogger(__name__)
 
-_PROBED_ROWS = 200
+_NUM_PROBED = 200
+"""Number of training rows for which `auto` scoring tries letters."""
 
 CPU_TOKEN_BUDGET = 640
-"""Tokens of a micro-batch on a CPU: larger ones gain no speed there, and cost memory (see benchmarks/)."""
+"""Tokens of a micro-batch on a CPU, where larger ones are not faster and need more memory (see benchmarks/)."""
 CUDA_TOKEN_BUDGET = 16_384
 
 
 def default_token_budget(device_type: str, shared: int = 0) -> int:
-    """The token budget where none was given.
+    """The default token budget, to which first tokens that all rows share are added.
 
-    First tokens that all rows share come on top: a micro-batch computes them once a member, and with little room beside
-    them would compute them again for the member's next rows.
+    A micro-batch computes them once per member. Without the addition, a long shared prefix would leave room for few
+    rows, and would be computed again for the member's next ones.
     """
     return (CUDA_TOKEN_BUDGET if device_type == "cuda" else CPU_TOKEN_BUDGET) + shared
 
 
 @dataclass
 class Pipeline:
-    """What turns examples into predictions: the base, its members, the prompt and the way answers are scored."""
+    """Turns examples into predictions: fills the prompt, tokenizes, runs members in packed passes, collects scores.
+
+    Both training and prediction start from one. `predict_members` is the usual call. `predict` allows other passes (the
+    base, MC dropout, few-shot examples), `predict_early` uses as few members per row as a rule allows, and the
+    `predict_encoded` methods take tokenized rows. Predictions always use the current parameters of `model`.
+    """
 
     base: LoadedBase
+    """The loaded base with its tokenizer."""
     model: EnsembleModel
+    """The base with its members."""
     template: PromptTemplate
+    """The prompt of a row."""
     data: DataConfig
+    """Settings of tokenization: longest row, what to do with longer ones, normalization, kept tokens."""
     scoring: ScoringMode
+    """Whether choices are scored by their letters or their texts (see `decide_scoring`)."""
     token_budget: int
+    """Most tokens in a training step's micro-batch."""
     task: str
+    """Name of the task, for predictions."""
     _logged: set[str] = field(default_factory=set)
-    """Keys of the messages about rows that were logged already."""
+    """Keys of messages that were logged."""
 
     @property
     def max_length(self) -> int:
-        """The longest row in tokens."""
+        """Longest allowed row, in tokens."""
         return self.data.max_length or self.base.context_length
 
     @cached_property
     def tokens(self) -> TextTokenizer:
-        """The base's tokenizer, for which rows are plain text."""
+        """The base's tokenizer, which reads rows as plain text."""
         return text_tokenizer(self.base, self.data)
 
     def encode(self, examples: Sequence[Example], shots: Sequence[Example] = ()) -> EncodedSplit:
-        """Examples as tokens, with the session's prompt, scoring and bounds.
+        """Tokenize examples with the prompt, and log warnings.
 
-        With `shots` before them, rows that no longer fit are left out whatever `data.too_long` says, and not logged.
+        With few-shot examples `shots` in front, rows that become too long are dropped, whatever `data.too_long` is, and
+        nothing is logged.
         """
         split = self.tokenize(examples, "drop" if shots else self.data.too_long, shots=shots)
         if not shots:
@@ -86,7 +105,7 @@ class Pipeline:
         bounded: bool = True,
         shots: Sequence[Example] = (),
     ) -> EncodedSplit:
-        """As `encode`, without messages; without `bounded` a row may have any length."""
+        """Tokenize examples without logging; with `bounded` false, a row may have any length."""
         return encode(
             examples,
             self.template,
@@ -99,13 +118,13 @@ class Pipeline:
         )
 
     def log_tokens(self, split: EncodedSplit, examples: Sequence[Example]) -> None:
-        """Log, once each, what is odd about the tokens of some rows."""
+        """Log, once each, tokens of the base in rows and choices that cannot win."""
         self._log_literal(split)
         if split.hopeless:
             self._log_once("hopeless", f"{examples[split.hopeless[0]].where}: {FORMAT_1_CHOICES}")
 
     def mark_logged(self, *keys: str) -> None:
-        """Do not log the messages with these keys again."""
+        """Suppress messages with these keys."""
         self._logged.update(keys)
 
     def _log_once(self, key: str, text: str) -> None:
@@ -114,7 +133,7 @@ class Pipeline:
             logger.info(text)
 
     def _log_literal(self, split: EncodedSplit) -> None:
-        """Name the tokens that rows spell out, once each: those that can be kept, with how."""
+        """Log, once each, added tokens of the base that occur in rows; those that can be kept, with the option."""
         new = {name: where for name, where in split.literal.items() if f"token {name}" not in self._logged}
         self._logged.update(f"token {name}" for name in new)
         for special in (True, False):
@@ -133,7 +152,7 @@ class Pipeline:
         shots: Sequence[Example] = (),
         progress: Callable[[int], None] | None = None,
     ) -> Predictions:
-        """Predictions of every pass, on the rows that are not dropped for their length."""
+        """Predictions of every pass, for the rows that are not dropped for their length."""
         encoded = self.encode(examples, shots)
         log_probs = predict_rows(self.model, encoded.rows, passes, self.token_budget, progress=progress)
         return self.predictions(examples, encoded.kept, log_probs, split)
@@ -145,9 +164,9 @@ class Pipeline:
         rule: ExitRule,
         progress: Callable[[int], None] | None = None,
     ) -> EarlyExitPredictions:
-        """Predictions of as many members a row as the rule asks for, on the rows that are not dropped for their length.
+        """Predictions with early exit: per row, those of the first members until the rule decides the row.
 
-        The rule holds whatever the order of the members; they are asked in theirs.
+        Rows that are dropped for their length are left out.
         """
         encoded = self.encode(examples)
         kept = [examples[index] for index in encoded.kept]
@@ -156,7 +175,7 @@ class Pipeline:
     def predict_encoded(
         self, examples: Sequence[Example], rows: Sequence[EncodedExample], split: str, prefix_reuse: PrefixReuse
     ) -> Predictions:
-        """Predictions of every member, of examples with their tokens; one `prefix_reuse` serves a whole stream."""
+        """Predictions of every member for tokenized examples; one `prefix_reuse` serves a whole stream of calls."""
         passes = member_passes(range(self.model.num_members))
         log_probs = predict_rows(self.model, rows, passes, self.token_budget, prefix_reuse=prefix_reuse)
         return self.predictions(examples, range(len(examples)), log_probs, split)
@@ -170,19 +189,19 @@ class Pipeline:
         progress: Callable[[int], None] | None = None,
         prefix_reuse: PrefixReuse | None = None,
     ) -> EarlyExitPredictions:
-        """As `predict_early`, of examples with their tokens."""
+        """The same as `predict_early` for tokenized examples."""
         log_probs, used = predict_early(self.model, rows, rule, self.token_budget, progress, prefix_reuse)
-        parts, places = [], []
-        for number in np.unique(used):
-            at = np.flatnonzero(used == number)
-            parts.append(self.predictions(examples, [int(e) for e in at], log_probs[:number, at], split))
-            places.append(at)
-        return EarlyExitPredictions(tuple(parts), tuple(places), self.model.num_members)
+        parts, indices = [], []
+        for num_used in np.unique(used):
+            selected = np.flatnonzero(used == num_used)
+            parts.append(self.predictions(examples, [int(e) for e in selected], log_probs[:num_used, selected], split))
+            indices.append(selected)
+        return EarlyExitPredictions(tuple(parts), tuple(indices), self.model.num_members)
 
     def predictions(
         self, examples: Sequence[Example], kept_indices: Sequence[int], log_probs_MEC: NDArray[np.float64], split: str
     ) -> Predictions:
-        """Log-probabilities of the kept examples, together with what is known of these."""
+        """Join the log-probabilities of the kept examples with their labels, ids, options and texts."""
         kept = [examples[index] for index in kept_indices]
         return Predictions(
             log_probs_MEC=log_probs_MEC,
@@ -197,7 +216,7 @@ class Pipeline:
     def predict_members(
         self, examples: Sequence[Example], split: str, progress: Callable[[int], None] | None = None
     ) -> Predictions:
-        """Predictions of every member."""
+        """Predictions of every member, for the rows that are not dropped for their length."""
         return self.predict(examples, member_passes(range(self.model.num_members)), split, progress=progress)
 
 
@@ -205,14 +224,14 @@ FORMAT_1_CHOICES = (
     "this run is of format 1, which scores a choice without its end: one that continues another choice, or has the same"
     " tokens, cannot win; train again to have such choices scored whole"
 )
-"""What a run of format 1 says of rows (or labels) with such choices."""
+"""The warning of a run of format 1 about rows (or labels) with such choices."""
 
 
 def text_tokenizer(base: LoadedBase, data: DataConfig) -> TextTokenizer:
     """The base's tokenizer for rows.
 
     Raises:
-        ConfigError: `data.keep_tokens` names what is no added token of it.
+        ConfigError: `data.keep_tokens` has a name that is not an added token.
     """
     keep = data.keep_tokens if data.prompt.version > 1 else None
     return TextTokenizer(base.tokenizer, keep, base.num_embeddings)
@@ -226,12 +245,13 @@ def decide_scoring(
     examples: Sequence[Example],
     token_budget: int,
 ) -> tuple[ScoringMode, str]:
-    """How answers are scored, and why.
+    """Decide how choices are scored; also returns the reason.
 
-    `auto` takes letters if the base's zero-shot accuracy with them, on 200 training rows, exceeds chance by three
-    standard errors: a base that cannot read letters would have to learn them first. The rows are drawn with even
-    answers, and chance is the better of guessing and of always giving one answer: a base that only ever says "A" must
-    not pass on a file sorted by answer, or with one answer in most rows. The draw does not depend on the run's seed.
+    `auto` uses letters if the base's zero-shot accuracy with them, on 200 training rows, exceeds chance by three
+    standard errors; a weaker base would first have to learn to answer with letters. The rows are stratified by answer,
+    and chance is the better of guessing and always giving the same answer, so that a base that always answers "A" does
+    not pass on a file that is sorted by answer or has one answer in most rows. The draw does not depend on the run's
+    seed.
     """
     if data.scoring != "auto":
         return data.scoring, "as configured"
@@ -240,7 +260,7 @@ def decide_scoring(
     if not possible:
         return "text", reason
     probed = draw_stratified(
-        [example for example in examples if example.answer is not None], _PROBED_ROWS, "auto scoring"
+        [example for example in examples if example.answer is not None], _NUM_PROBED, "auto scoring"
     )
     encoded = encode(
         probed,
@@ -251,18 +271,88 @@ def decide_scoring(
         too_long="drop",
     )
     rows: tuple[EncodedExample, ...] = encoded.rows
-    found = predict_rows(model, rows, [MemberPass(BASE)], token_budget)[0]
-    hits = float(np.mean([found[e].argmax() == row.answer for e, row in enumerate(rows)]))
+    log_probs = predict_rows(model, rows, [MemberPass(BASE)], token_budget)[0]
+    accuracy = float(np.mean([log_probs[e].argmax() == row.answer for e, row in enumerate(rows)]))
     chance, error = _chance(rows)
-    said = (
-        f"zero-shot accuracy with letters {hits:.3f} on {len(rows)} training rows, chance {chance:.3f} +- {error:.3f}"
+    reason = (
+        f"zero-shot accuracy with letters {accuracy:.3f} on {len(rows)} training rows, chance {chance:.3f} +-"
+        f" {error:.3f}"
     )
-    return ("letter" if hits > chance + 3 * error else "text"), said
+    return ("letter" if accuracy > chance + 3 * error else "text"), reason
 
 
 def _chance(rows: Sequence[EncodedExample]) -> tuple[float, float]:
-    """The accuracy that needs no reading, and its standard error over rows."""
+    """The better accuracy of guessing and always giving the same answer, and its standard error over rows."""
     guessed = np.array([1 / len(row.choices) for row in rows])
     guessing, error = float(guessed.mean()), float(np.sqrt((guessed * (1 - guessed)).sum()) / len(rows))
-    always = max(Counter(row.answer for row in rows).values()) / len(rows)
-    return (always, float(np.sqrt(always * (1 - always) / len(rows)))) if always > guessing else (guessing, error)
+    constant = max(Counter(row.answer for row in rows).values()) / len(rows)
+    if constant > guessing:
+        return constant, float(np.sqrt(constant * (1 - constant) / len(rows)))
+    return guessing, error
+
+
+TooLong = Literal["error", "drop", "truncate"]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedRow:
+    """The result for one row: its tokens, or the reason why there are none."""
+
+    tokens: EncodedExample | None = None
+    fault: str | None = None
+    """Why the row cannot be encoded; None also for a long row that `too_long` drops."""
+    truncated: bool = False
+    """Whether its question was cut."""
+
+
+def encode_each(pipeline: Pipeline, examples: Sequence[Example], too_long: TooLong) -> list[EncodedRow]:
+    """Encode each example or report why it cannot be encoded; an encoded row's index is that in `examples`.
+
+    Bisects to isolate faulty rows, so a few of them cost only a few more calls of the tokenizer.
+    """
+    if len(examples) == 1:
+        return [_encode_one(pipeline, examples[0], too_long)]
+    try:
+        split = _encode(pipeline, examples, "truncate" if too_long == "truncate" else "drop")
+    except LorchestraError:
+        middle = len(examples) // 2
+        halves = (examples[:middle], examples[middle:])
+        return _renumbered([row for half in halves for row in encode_each(pipeline, half, too_long)])
+    rows = [EncodedRow()] * len(examples)
+    for index, tokens in zip(split.kept, split.rows, strict=True):
+        rows[index] = EncodedRow(tokens, truncated=index in split.truncated)
+    if too_long == "error":
+        for index in split.dropped:
+            rows[index] = _encode_one(pipeline, examples[index], too_long)
+    return _renumbered(rows)
+
+
+def _encode_one(pipeline: Pipeline, example: Example, too_long: TooLong) -> EncodedRow:
+    try:
+        split = _encode(pipeline, [example], "truncate" if too_long == "truncate" else "error")
+    except LorchestraError as error:
+        if too_long == "drop" and _is_only_too_long(pipeline, example):
+            return EncodedRow()
+        return EncodedRow(fault=str(error))
+    return EncodedRow(split.rows[0], truncated=bool(split.truncated))
+
+
+def _is_only_too_long(pipeline: Pipeline, example: Example) -> bool:
+    try:
+        _encode(pipeline, [example], "error", bounded=False)
+    except LorchestraError:
+        return False
+    return True
+
+
+def _encode(pipeline: Pipeline, examples: Sequence[Example], too_long: TooLong, bounded: bool = True) -> EncodedSplit:
+    split = pipeline.tokenize(examples, too_long, bounded=bounded)
+    pipeline.log_tokens(split, examples)
+    return split
+
+
+def _renumbered(rows: list[EncodedRow]) -> list[EncodedRow]:
+    return [
+        row if row.tokens is None else dataclasses.replace(row, tokens=dataclasses.replace(row.tokens, row=index))
+        for index, row in enumerate(rows)
+    ]

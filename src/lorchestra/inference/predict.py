@@ -1,4 +1,4 @@
-"""Predictions of all members in packed passes; the trunk runs once for the ensemble."""
+"""Log-probabilities of rows under many members, in packed passes that compute the trunk once for all of them."""
 
 from __future__ import annotations
 
@@ -20,22 +20,23 @@ from lorchestra.nn.seeding import derive_seed
 from lorchestra.types import EncodedExample
 
 _PASSES_PER_GROUP = 4
-"""With early exit, rows of this many full passes are grouped: so a member's last, small pass is rare."""
+"""With early exit, a group of rows fills this many passes, so that a member's last, partial pass is rare."""
 
 
 @dataclass(frozen=True, slots=True)
 class MemberPass:
-    """One evaluation of every row: by a member, and with dropout kept on where a seed is given (MC dropout)."""
+    """One evaluation of every row by a member; a seed turns dropout on (MC dropout)."""
 
     member: int
     dropout_seed: int | None = None
 
 
 class PrefixReuse:
-    """Reuses the cached prefix of one call in the next, as long as parameters do not change.
+    """Keeps the KV cache of the shared prefix from one `predict_rows` or `predict_early` call to the next.
 
-    How many tokens are shared is decided by the rows of a call alone: so the same rows have the same answers to the
-    bit, whatever was asked before.
+    For streams of rows that are predicted chunk by chunk. Pass one object to all calls, and a new one after parameters
+    change. A call uses the cache if its rows share the same prefix for the same members, and replaces it otherwise. The
+    length of the prefix depends only on the rows of the call, so results do not depend on earlier calls.
     """
 
     def __init__(self) -> None:
@@ -44,18 +45,18 @@ class PrefixReuse:
     def prefix(
         self, model: EnsembleModel, rows: Sequence[EncodedExample], shared: int, members: set[int], token_budget: int
     ) -> PrefixCache | None:
-        """The first `shared` tokens of the rows, cached for these members; None where there are none."""
+        """The cache of the first `shared` tokens of the rows, for these members; None if nothing is shared."""
         if shared == 0 or len(rows) < 2:
             return None
-        tokens, asked = rows[0].prefix[:shared], sorted(members)
-        if self._cached is None or self._cached[0] != asked or self._cached[1].tokens != tokens:
-            self._cached = None  # before the next one is made, so that memory holds one
-            self._cached = asked, model.prefill(tokens, asked, forward_budget(token_budget, model.device))
+        tokens, ascending = rows[0].prefix[:shared], sorted(members)
+        if self._cached is None or self._cached[0] != ascending or self._cached[1].tokens != tokens:
+            self._cached = None  # freed before the next one is made
+            self._cached = ascending, model.prefill(tokens, ascending, forward_budget(token_budget, model.device))
         return self._cached[1]
 
 
 def member_passes(members: Sequence[int]) -> list[MemberPass]:
-    """One pass a member, dropout off."""
+    """One pass per member, dropout off."""
     return [MemberPass(member) for member in members]
 
 
@@ -71,22 +72,23 @@ def predict_rows(
 ) -> NDArray[np.float64]:
     """Normalized log-probabilities of every row's choices under every pass.
 
-    Rows are taken in groups that fill one trunk pass; each group then goes through the adapted layers once a pass.
+    Rows are processed in groups that fill one trunk pass; each group then runs through the adapted layers once per
+    pass.
 
     Args:
         model: the ensemble.
         rows: encoded examples.
-        passes: what evaluates each row; all with dropout, or all without.
+        passes: evaluations of each row; all with dropout, or all without.
         token_budget: most tokens in a training step's micro-batch; see `forward_budget`.
-        trunk: cached trunks of these rows; without it they are computed, once a row.
+        trunk: cached trunks of these rows; None computes them, once per row.
         progress: called with the number of rows done after each group.
-        keeper: has the shared first tokens of earlier rows, and keeps those of these for later ones.
+        prefix_reuse: KV cache of a shared prefix from earlier calls.
 
     Returns:
         float64 `[len(passes), E, C]`, -inf past a row's number of choices.
     """
     num_choices = max((len(row.choices) for row in rows), default=0)
-    by_trunk = model.trunk_layers > 0 and any(p.member != BASE for p in passes)
+    uses_trunk = model.trunk_layers > 0 and any(p.member != BASE for p in passes)
     shared = shareable_prefix(rows, dropout=any(p.dropout_seed is not None for p in passes))
     if trunk is not None:
         shared = trunk.shared
@@ -96,7 +98,7 @@ def predict_rows(
     budget = forward_budget(token_budget, model.device)
     for group in _groups(rows, budget, shared, prefix):
         cache = trunk
-        if cache is None and by_trunk:
+        if cache is None and uses_trunk:
             cache = TrunkCache(model, [rows[e] for e in group], token_budget, shared=shared, prefix=prefix)
         items = [
             Item(p.member, rows[e], _mask_seed(p, rows[e]), index * len(rows) + e)
@@ -119,21 +121,22 @@ def predict_early(
     progress: Callable[[int], None] | None = None,
     prefix_reuse: PrefixReuse | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Log-probabilities of every row's choices under as many members, in their order, as the rule asks for.
+    """Log-probabilities of every row's choices under the first members, until the rule decides the row.
 
-    Groups of rows go through the trunk once, then through member after member; after each, decided rows drop out and
-    the others are packed anew.
+    A group of rows runs through the trunk once, then through one member after the other; after each, decided rows drop
+    out and the others are packed again.
 
     Args:
         model: the ensemble.
         rows: encoded examples.
-        rule: says which rows need no more members.
+        rule: decides which rows need no more members.
         token_budget: most tokens in a training step's micro-batch; see `forward_budget`.
         progress: called with the number of rows done after each group.
-        keeper: as in `predict_rows`.
+        prefix_reuse: as in `predict_rows`.
 
     Returns:
-        float64 `[M, E, C]`, as `predict_rows`, -inf for members that were not asked; and how many were, int64 `[E]`.
+        float64 `[M, E, C]` as in `predict_rows`, -inf for members that were not used; and the number of members used,
+        int64 `[E]`.
     """
     num_members = model.num_members
     num_choices = max((len(row.choices) for row in rows), default=0)
@@ -161,21 +164,21 @@ def predict_early(
     return log_probs, used
 
 
-def _mask_seed(one: MemberPass, row: EncodedExample) -> int | None:
-    return None if one.dropout_seed is None else derive_seed(one.dropout_seed, row.row)
+def _mask_seed(member_pass: MemberPass, row: EncodedExample) -> int | None:
+    return None if member_pass.dropout_seed is None else derive_seed(member_pass.dropout_seed, row.row)
 
 
 def _groups(
     rows: Sequence[EncodedExample], budget: int, shared: int, prefix: PrefixCache | None
 ) -> Iterator[list[int]]:
-    """Indices of rows that fill one pass of the base, group by group."""
+    """Yield groups of row indices; the rows of a group fill one pass of the base."""
     items = [Item(BASE, row, None, e) for e, row in enumerate(rows)]
     for group in plan_micro_batches(items, budget, shared, prefix):
         yield [item.index for item in group]
 
 
 def _fill(log_probs: NDArray[np.float64], results: Iterable[tuple[PackedBatch, Tensor]]) -> None:
-    """Write the items' log-probabilities to their indices in `log_probs`, flattened but for the choices."""
+    """Write each item's log-probabilities to row `item.index` of `log_probs`, viewed as `[M E, C]`."""
     flat = log_probs.reshape(log_probs.shape[0] * log_probs.shape[1], log_probs.shape[2])
     for batch, outputs in results:
         values = outputs.double().cpu().numpy()

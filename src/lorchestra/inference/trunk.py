@@ -1,9 +1,8 @@
-"""Cached trunks in a file: one flat array that is mapped, not read, so that it may be larger than memory.
+"""The trunk cache: hidden states below the first adapted layer, the same for all members, computed once per row.
 
-Format: `<name>.bin`, the hidden states `[tokens, D]` of all rows, row after row, in the machine's byte order; and
-`<name>.json` with the key of what they were computed from, shape, number format and SHA-256.
-
-The trunk: hidden states below the first adapted layer, frozen and equal for all members, computed once a row.
+They are kept in memory or in a memory-mapped file, which may be larger than memory. File format: `<name>.bin` has the
+hidden states `[tokens, D]` of all rows, one after the other, in the machine's byte order; `<name>.json` has a key of
+their inputs, the shape, the number format and the SHA-256.
 """
 
 from __future__ import annotations
@@ -23,7 +22,6 @@ from torch import Tensor
 from lorchestra.errors import CheckpointError, ConfigError
 from lorchestra.inference.packed import run_packed
 from lorchestra.models.ensemble import EnsembleModel
-from lorchestra.models.patching import text_config
 from lorchestra.nn.kv_cache import PrefixCache
 from lorchestra.nn.packing import BASE, Item, PackedBatch, forward_budget
 from lorchestra.store.atomic import atomic_path, atomic_write_json, sha256_file
@@ -35,17 +33,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrunkFiles:
-    """Where trunks go that are too large for memory."""
+    """Directory for trunks that are too large for memory."""
 
     directory: Path
     base_digest: str
     memory_bytes: int
     """Trunks of at most this size stay in memory."""
     log: Callable[..., None] = lambda event, **values: None
-    """Is given, for the run's log, the name of an event and its values."""
+    """Writes an event, by its name and values, to the run's event log."""
 
     def file(self, name: str, rows: Sequence[EncodedExample], settings: Sequence[object]) -> TrunkFile:
-        """The file of some rows; `settings` is all else that decides the bits: cut, token budget, threads, format."""
+        """The file for some rows; `settings` are the other inputs of the bits: cut, budget, threads, number format."""
         digest = hashlib.sha256(json.dumps([self.base_digest, *map(str, settings)]).encode())
         for row in rows:
             digest.update(json.dumps([row.prefix, row.choices]).encode())
@@ -54,44 +52,44 @@ class TrunkFiles:
 
 @dataclass(frozen=True)
 class TrunkFile:
-    """One file, for what `key` stands for."""
+    """A file with the trunks whose inputs have the digest `key`."""
 
     path: Path
     key: str
 
     def tensor(self, shape: tuple[int, int], dtype: torch.dtype, fill: Callable[[Tensor], None]) -> Tensor:
-        """The mapped tensor; `fill` computes it into a new file where there is none, or not this one, or a damaged one.
+        """Map the file as a tensor; `fill` computes a new file if this one is missing, damaged or of other inputs.
 
-        Written under a temporary name and renamed, so that two processes and interruptions do no harm.
+        It is written under a temporary name and renamed, so a second process or an interruption does no damage.
 
         Raises:
-            CheckpointError: the disk has no room for it.
+            CheckpointError: the disk is full.
         """
-        facts: dict[str, object] = {"key": self.key, "shape": list(shape), "dtype": str(dtype)}
+        description: dict[str, object] = {"key": self.key, "shape": list(shape), "dtype": str(dtype)}
         inside(self.path.parent, self.path.name)  # neither file may be a link
         record = inside(self.path.parent, f"{self.path.stem}.json")
         if record.exists():
-            reason = self._unfit(record, facts)
+            reason = self._unfit(record, description)
             if reason is None:
                 return _mapped(self.path, "c", shape, dtype)
             if reason:
-                logger.info(f"{self.path}: {reason}; the layers below are computed anew")
+                logger.info(f"{self.path}: {reason}; the layers below the adapters are computed again")
         num_bytes = shape[0] * shape[1] * dtype.itemsize
         with atomic_path(self.path, num_bytes=num_bytes) as temporary:
             with temporary.open("r+b") as file:
                 file.truncate(num_bytes)
             fill(_mapped(temporary, "r+", shape, dtype))
-        atomic_write_json(record, {**facts, "sha256": sha256_file(self.path)})
+        atomic_write_json(record, {**description, "sha256": sha256_file(self.path)})
         return _mapped(self.path, "c", shape, dtype)
 
-    def _unfit(self, record: Path, facts: dict[str, object]) -> str | None:
-        """Why the file cannot be used; empty where it is of something else, as when a sweep changes layers."""
+    def _unfit(self, record: Path, description: dict[str, object]) -> str | None:
+        """Why the file cannot be used; empty if it has other inputs, as when a sweep changes the adapted layers."""
         try:
-            found = json.loads(record.read_text(encoding="utf-8"))
-            digest = found.pop("sha256")
+            recorded = json.loads(record.read_text(encoding="utf-8"))
+            digest = recorded.pop("sha256")
         except (OSError, ValueError, KeyError, AttributeError, TypeError):
             return f"{record.name} is damaged"
-        if found != facts:
+        if recorded != description:
             return ""
         try:
             return None if sha256_file(self.path) == digest else "the cached layers are damaged (wrong checksum)"
@@ -100,29 +98,31 @@ class TrunkFile:
 
 
 def _mapped(path: Path, mode: str, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-    """A tensor over a mapped file; mode c (copy on write) maps the file read-only without a read-only tensor."""
+    """Map a file as a tensor. Mode c (copy on write) maps it read-only, while the tensor is writable."""
     raw = np.memmap(path, dtype=np.uint8, mode=mode)  # type: ignore[call-overload]
     return torch.from_numpy(raw).view(dtype).view(shape)
 
 
 class TrunkCache:
-    """Cached trunks of some rows, in one flat tensor: in memory, or mapped from a file.
+    """Cached trunks of some rows, in one flat tensor in memory or mapped from a file.
 
-    Rows are packed in their own order into batches that depend on nothing else, so a resumed run reads the same bits.
+    Rows are packed in their given order, independent of the batches that later read them, so a resumed run reads the
+    same bits.
 
     Args:
-        model: the ensemble; its first adapted layer sets the cut.
-        rows: examples whose trunks are wanted, at their `row` index.
-        token_budget: of training; passes are of `forward_budget`.
+        model: the ensemble; the trunk ends below its first adapted layer.
+        rows: the examples, identified by their `row` index.
+        token_budget: most tokens in a training step's micro-batch; see `forward_budget`.
         progress: called with the number of rows done after each pass.
-        shared: first tokens that all rows have in common; they are kept once, and batches must be packed with the same.
-        file: where to keep them instead of in memory.
-        dtype: the number format they are kept in, by default the base's; they are widened again when gathered.
-        prefix: the shared tokens, where they are kept from before; then none are in the cache.
+        shared: number of first tokens that all rows share. They are stored once, and batches must be packed with the
+            same number.
+        file: where to store the trunks; None keeps them in memory.
+        dtype: number format of the stored trunks, by default the base's; `gather` converts back.
+        prefix: KV cache of the shared tokens; they are then not stored at all.
 
     Raises:
-        CheckpointError: the disk has no room for the file.
-        ConfigError: a hidden state is beyond the range of `dtype`.
+        CheckpointError: the disk is full.
+        ConfigError: a hidden state is out of the range of `dtype`.
     """
 
     def __init__(
@@ -138,10 +138,10 @@ class TrunkCache:
     ) -> None:
         self.shared = shared
         self.device = model.device
-        self._wide = _base_dtype(model)
-        dtype = dtype or self._wide
+        self._base_dtype = model.dtype
+        dtype = dtype or model.dtype
         lengths = [row.num_tokens - shared for row in rows]
-        head = shared if prefix is None else 0  # shared tokens that are stored once, at the start
+        head = shared if prefix is None else 0  # shared tokens, stored once at the start
         stops = list(itertools.accumulate(lengths, initial=head))
         self._positions = {
             row.row: (stop - length, stop) for row, length, stop in zip(rows, lengths, stops[1:], strict=True)
@@ -160,7 +160,7 @@ class TrunkCache:
                 if progress is not None:
                     progress(done)
 
-        shape = (stops[-1], text_config(model.model).hidden_size)
+        shape = (stops[-1], model.hidden_size)
         if file is not None:
             self._flat = file.tensor(shape, dtype, fill)
         else:
@@ -169,14 +169,14 @@ class TrunkCache:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes held."""
+        """Size in bytes."""
         return self._flat.nbytes
 
     def gather(self, batch: PackedBatch) -> Tensor:
-        """The trunk of a packed batch, `[1, N, D]`, in the base's number format.
+        """Return the trunk of a packed batch, `[1, N, D]`, in the base's number format.
 
         Raises:
-            ValueError: the batch was packed with another shared prefix than the cache.
+            ValueError: the batch was packed with a shared prefix of another length.
         """
         if batch.shared != self.shared:
             raise ValueError(f"the batch shares {batch.shared} first tokens, the cached trunks {self.shared}")
@@ -188,46 +188,41 @@ class TrunkCache:
                 member = item.member
             start, stop = self._positions[item.example.row]
             pieces.append(self._flat[start:stop])
-        return torch.cat(pieces)[None].to(self.device).to(self._wide)
+        return torch.cat(pieces)[None].to(self.device).to(self._base_dtype)
 
 
 def trunk_bytes(
     model: EnsembleModel, rows: Sequence[EncodedExample], shared: int = 0, dtype: torch.dtype | None = None
 ) -> int:
-    """Bytes that a `TrunkCache` of these rows holds."""
-    width = text_config(model.model).hidden_size
-    size = (dtype or _base_dtype(model)).itemsize
-    return (sum(row.num_tokens - shared for row in rows) + shared) * width * size
+    """Size of a `TrunkCache` of these rows, in bytes."""
+    num_tokens = sum(row.num_tokens - shared for row in rows) + shared
+    return num_tokens * model.hidden_size * (dtype or model.dtype).itemsize
 
 
 def trunk_dtype(model: EnsembleModel) -> torch.dtype:
-    """The number format that `adapt.trunk_dtype` asks for."""
-    formats = {"auto": _base_dtype(model), "bfloat16": torch.bfloat16, "float16": torch.float16}
+    """The number format set by `adapt.trunk_dtype`."""
+    formats = {"auto": model.dtype, "bfloat16": torch.bfloat16, "float16": torch.float16}
     return formats[model.adapt.trunk_dtype]
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """A number format's name in settings and messages."""
+    """Name of a number format in settings and messages."""
     return str(dtype).removeprefix("torch.")
 
 
-def _base_dtype(model: EnsembleModel) -> torch.dtype:
-    return next(model.model.parameters()).dtype
-
-
 def _narrowed(hidden: Tensor, dtype: torch.dtype) -> Tensor:
-    """Hidden states in another number format.
+    """Convert hidden states to a number format.
 
     Raises:
-        ConfigError: one of them would become infinite.
+        ConfigError: a finite value overflows.
     """
     narrow = hidden.to(dtype)
-    lost = narrow.isinf() & hidden.isfinite()
-    if bool(lost.any()):
-        largest = hidden[lost].abs().max().item()
+    overflows = narrow.isinf() & hidden.isfinite()
+    if bool(overflows.any()):
+        largest = hidden[overflows].abs().max().item()
         raise ConfigError(
-            f"adapt.trunk_dtype: {dtype_name(dtype)} holds numbers up to {torch.finfo(dtype).max:.4g}, and hidden"
-            f" states below the first adapted layer reach {largest:.4g}; take bfloat16, which has the range of float32,"
+            f"adapt.trunk_dtype: {dtype_name(dtype)} holds numbers up to {torch.finfo(dtype).max:.4g}, but hidden"
+            f" states below the first adapted layer reach {largest:.4g}; use bfloat16, which has the range of float32,"
             " or auto"
         )
     return narrow

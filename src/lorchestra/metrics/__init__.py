@@ -1,1 +1,1 @@
-"""What predictions are worth: mixtures, scores, intervals, diversity, temperatures. NumPy only."""
+"""Metrics of predictions: mixtures, scores, intervals, diversity, temperatures, and the typed result. NumPy only."""

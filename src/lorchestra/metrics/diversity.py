@@ -37,7 +37,7 @@ def pairwise_kl(log_probs_MEC: FloatArray) -> FloatArray:
         possible_MEC = probs_MEC > 0  # p log p is 0 elsewhere, for instance in columns past a row's choices
         gap_MEC = np.subtract(log_probs_MEC, log_probs_EC, out=np.zeros_like(log_probs_MEC), where=possible_MEC)
         total_E += (probs_MEC * gap_MEC).sum(axis=(0, 2))
-    return np.maximum(total_E / (num_members * (num_members - 1)), 0.0)
+    return np.asarray(np.maximum(total_E / (num_members * (num_members - 1)), 0.0))
 
 
 def symmetric_kl(log_probs_MEC: FloatArray) -> FloatArray:

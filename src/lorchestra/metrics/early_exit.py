@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lorchestra.errors import ConfigError
 from lorchestra.metrics.predictive import TIE, FloatArray, IntArray, mixture_log_probs
-from lorchestra.metrics.result import EarlyExitScores
+from lorchestra.metrics.result import EarlyExitScores, Json
 from lorchestra.metrics.scores import all_metrics
 from lorchestra.store.atomic import plain_values
 
@@ -106,7 +105,7 @@ def early_log_probs(log_probs_MEC: FloatArray, used_E: IntArray) -> FloatArray:
     return mixtures_EC
 
 
-def evaluate_early_exit(log_probs_MEC: FloatArray, labels_E: IntArray, rule: ExitRule) -> dict[str, Any]:
+def evaluate_early_exit(log_probs_MEC: FloatArray, labels_E: IntArray, rule: ExitRule) -> Json:
     """What stopping early would have saved and changed, from the answers of all members; JSON of `EarlyExitScores`.
 
     Raises:

@@ -11,7 +11,7 @@ import numpy as np
 from lorchestra.metrics import predictive
 from lorchestra.metrics.intervals import Ends, Judged, difference_intervals, judge, method_intervals, too_few
 from lorchestra.metrics.predictive import FloatArray, IntArray
-from lorchestra.metrics.result import Evaluation, MemberOodScores, MethodScores, OodScores
+from lorchestra.metrics.result import Evaluation, Json, MemberOodScores, MethodScores, OodScores
 from lorchestra.metrics.scores import LEVEL, all_metrics, auroc, bootstrap, nll, score_rows
 from lorchestra.metrics.temperature import regularized_temperature
 from lorchestra.metrics.validation import weak_validation
@@ -19,26 +19,9 @@ from lorchestra.store.atomic import plain_values
 from lorchestra.types import Predictions
 
 
-def evaluate_predictions(
-    predictions: Predictions,
-    *,
-    validation: Predictions | None = None,
-    train_labels: Sequence[int] | IntArray | None = None,
-    baselines: Mapping[str, Predictions] | None = None,
-    temperature: bool = False,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Evaluate as `evaluate` does; returns an entry of the "evaluations" of `metrics.json`."""
-    return evaluate(
-        predictions,
-        validation=validation,
-        train_labels=train_labels,
-        baselines=baselines,
-        temperature=temperature,
-        resamples=resamples,
-        seed=seed,
-    ).to_dict()
+def evaluate_predictions(predictions: Predictions, **settings: Any) -> Json:
+    """`evaluate` as an entry of the "evaluations" of `metrics.json`."""
+    return evaluate(predictions, **settings).to_dict()
 
 
 def evaluate(
@@ -119,7 +102,7 @@ def ensemble_minus(
     return {name: scorer.differences(_baseline(name)) for name in others}
 
 
-def ood_scores(in_dist: Predictions, ood: Predictions) -> dict[str, Any]:
+def ood_scores(in_dist: Predictions, ood: Predictions) -> Json:
     """How well uncertainty separates OOD rows from in-distribution rows, as JSON (see `OodScores`).
 
     AUROC by score: `max_prob` (low confidence), `entropy` (high total entropy), `mutual_information` (high). OOD rows
@@ -169,7 +152,7 @@ class _Scorer:
         metrics: dict[str, float | None] = plain_values(self.points[name])
         return metrics
 
-    def intervals(self, *names: str) -> dict[str, Any]:
+    def intervals(self, *names: str) -> Json:
         """Intervals of a distribution, or of the mean over several."""
         return dict(plain_values(method_intervals(self._judged(*names), self._seed)))
 

@@ -21,12 +21,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from lorchestra.metrics.calibration import calibrated_ece, ece_interval
 from lorchestra.metrics.predictive import FloatArray
+from lorchestra.metrics.result import Json
 from lorchestra.metrics.scores import RESAMPLED, RowScores, interval, resampled_metrics
 from lorchestra.metrics.table import BY_KEY, DECISIVE, METRICS
 
@@ -74,7 +74,7 @@ class Judged:
         return np.asarray(np.mean([getattr(rows, values) for rows in self.rows], axis=0))
 
 
-def method_intervals(method: Judged, seed: int) -> dict[str, Any]:
+def method_intervals(method: Judged, seed: int) -> Json:
     """Intervals by metric of `RESAMPLED`, None if there is none; empty if no resamples were drawn.
 
     Also `ece_if_calibrated`: the ECE of perfectly calibrated confidences like these on as many rows, as `mean` and
@@ -170,7 +170,7 @@ def score_interval(correct_E: FloatArray) -> list[float]:
 
 
 def gap_interval(confidence_E: FloatArray, correct_E: FloatArray) -> list[float]:
-    """Wald's interval of mean confidence minus accuracy, with two right and two wrong rows of that confidence added."""
+    """Interval of mean confidence minus accuracy: Wald's, with two right and two wrong rows added."""
     mean = float(confidence_E.mean())
     return _wald(confidence_E - correct_E, [mean, mean, mean - 1, mean - 1])
 

@@ -39,14 +39,14 @@ def _log_mean_exp(values: FloatArray, axis: int) -> FloatArray:
 
 def _normalize(scores_EC: FloatArray) -> FloatArray:
     """Log-softmax over the last axis; each row must have a finite entry."""
-    return scores_EC - (_log_mean_exp(scores_EC, axis=-1) + np.log(scores_EC.shape[-1]))[..., None]
+    return np.asarray(scores_EC - (_log_mean_exp(scores_EC, axis=-1) + np.log(scores_EC.shape[-1]))[..., None])
 
 
 def mixture_log_probs(log_probs_MEC: FloatArray) -> FloatArray:
     """Pool the members: the log of the mean of their normalized probabilities.
 
-    `[M, E, C]` to `[E, C]`, normalized over each row's choices. Members are summed in sorted order, so that permuting
-    them changes no bit (and so no tie of the argmax).
+    `[M, E, C]` to `[E, C]`, normalized over each row's choices. The members are summed in sorted order, so that
+    permuting them changes no bit (and so no tie of the argmax).
 
     Source: arXiv 2310.00035, the ensemble's predictive distribution.
     """
@@ -75,7 +75,7 @@ def entropy(log_probs: FloatArray) -> FloatArray:
     probs = np.exp(log_probs)
     # exp of a very negative number is 0 as well, so test the probability and not for -inf.
     terms = probs * np.where(probs > 0, log_probs, 0.0)
-    return np.maximum(-terms.sum(axis=-1), 0.0)
+    return np.asarray(np.maximum(-terms.sum(axis=-1), 0.0))
 
 
 def total_entropy(log_probs_MEC: FloatArray) -> FloatArray:
@@ -100,7 +100,7 @@ def mutual_information(log_probs_MEC: FloatArray) -> FloatArray:
     possible_MEC = probs_MEC > 0
     gap_MEC = np.where(possible_MEC, log_probs_MEC, 0.0) - np.where(possible_MEC, mixture_EC, 0.0)
     divergence_ME = (probs_MEC * gap_MEC).sum(axis=-1)
-    return np.maximum(np.sort(divergence_ME, axis=0).mean(axis=0), 0.0)
+    return np.asarray(np.maximum(np.sort(divergence_ME, axis=0).mean(axis=0), 0.0))
 
 
 def disagreement(log_probs_MEC: FloatArray) -> FloatArray:

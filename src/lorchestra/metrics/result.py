@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from lorchestra.errors import LorchestraError
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pandas
 
 Json = dict[str, Any]
+"""A JSON object."""
 Numbers = Mapping[str, float | None]
 Ends = Sequence[float | None] | None
 """Low and high end of an interval; None without an interval."""
@@ -68,7 +69,7 @@ class MethodScores:
     reason: str | None = None
     notes: tuple[str, ...] = ()
 
-    def with_intervals(self, intervals: Mapping[str, Any], ensemble_minus: Mapping[str, Ends]) -> MethodScores:
+    def with_intervals(self, intervals: Json, ensemble_minus: Mapping[str, Ends]) -> MethodScores:
         """These scores with intervals as `intervals.method_intervals` returns them and JSON holds them."""
         reference = intervals.get("ece_if_calibrated")
         return replace(
@@ -97,7 +98,7 @@ class MethodScores:
         return None if mine is None or theirs is None else mine - theirs
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> MethodScores:
+    def from_dict(cls, values: Json) -> MethodScores:
         """Read a method of an entry."""
         scores = cls(
             metrics={key: values[key] for key in BY_KEY if key in values},
@@ -131,10 +132,8 @@ class MethodScores:
 
     def intervals_to_dict(self) -> Json:
         """The intervals and the calibrated reference as JSON holds them."""
-        reference = self.ece_if_calibrated
-        if reference is None:
-            return dict(self.intervals)
-        return {**self.intervals, "ece_if_calibrated": {"mean": reference.mean, "interval": reference.interval}}
+        reference = {} if self.ece_if_calibrated is None else {"ece_if_calibrated": asdict(self.ece_if_calibrated)}
+        return {**self.intervals, **reference}
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,29 +159,15 @@ class OodScores:
     member_mean: MemberOodScores
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> OodScores:
+    def from_dict(cls, values: Json) -> OodScores:
         """Read one OOD set of an entry."""
-        members = values["member_mean"]
-        return cls(
-            auroc=values["auroc"],
-            mean_confidence=values["mean_confidence"],
-            num_examples=values["num_examples"],
-            member_mean=MemberOodScores(members["auroc"], members["std"], members["mean_confidence"]),
-        )
+        auroc, std, mean_confidence = (values["member_mean"][key] for key in ("auroc", "std", "mean_confidence"))
+        members = MemberOodScores(auroc, std, mean_confidence)
+        return cls(values["auroc"], values["mean_confidence"], values["num_examples"], members)
 
     def to_dict(self) -> Json:
         """One OOD set in an entry."""
-        members = self.member_mean
-        return {
-            "auroc": dict(self.auroc),
-            "mean_confidence": dict(self.mean_confidence),
-            "num_examples": dict(self.num_examples),
-            "member_mean": {
-                "auroc": dict(members.auroc),
-                "std": dict(members.std),
-                "mean_confidence": dict(members.mean_confidence),
-            },
-        }
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,15 +189,15 @@ class EarlyExitScores:
     agreement: float
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> EarlyExitScores:
+    def from_dict(cls, values: Json) -> EarlyExitScores:
         """Read the early exit of an entry."""
         metrics = {key: values[key] for key in BY_KEY if key in values}
         return cls(values["rule"], metrics, values["mean_members"], values["histogram"], values["agreement"])
 
     def to_dict(self) -> Json:
         """The early exit in an entry."""
-        counts = {"mean_members": self.mean_members, "histogram": list(self.histogram), "agreement": self.agreement}
-        return {"rule": self.rule, **self.metrics, **counts}
+        values = asdict(self)
+        return {"rule": values.pop("rule"), **values.pop("metrics"), **values}
 
 
 @dataclass(frozen=True)
@@ -263,12 +248,12 @@ class Evaluation:
     ood: Mapping[str, OodScores] | None = None
 
     @classmethod
-    def of(cls, entry: Evaluation | Mapping[str, Any]) -> Evaluation:
+    def of(cls, entry: Evaluation | Json) -> Evaluation:
         """The evaluation itself, or the one of an entry."""
         return entry if isinstance(entry, Evaluation) else cls.from_dict(entry)
 
     @classmethod
-    def from_dict(cls, entry: Mapping[str, Any]) -> Evaluation:
+    def from_dict(cls, entry: Json) -> Evaluation:
         """Read an entry, also of an earlier version; `store.records.check_entry` checks those that come from a file.
 
         Raises:
@@ -276,7 +261,7 @@ class Evaluation:
         """
         intervals = entry["intervals"]
 
-        def optional(values: Mapping[str, Any] | None) -> MethodScores | None:
+        def optional(values: Json | None) -> MethodScores | None:
             return MethodScores.from_dict(values) if values else None
 
         def main(name: str) -> MethodScores:
@@ -327,17 +312,17 @@ class Evaluation:
             "best_member": best.to_dict("index", "" if best.index is None else "validation_nll", with_intervals=False),
             "members": [member.to_dict(with_intervals=False) for member in self.members],
             "uncertainty": dict(self.uncertainty),
-            "majority": None if self.majority is None else self.majority.to_dict("index"),
-            "mean_of_logits": None if self.mean_of_logits is None else self.mean_of_logits.to_dict(),
+            "majority": self.majority and self.majority.to_dict("index"),
+            "mean_of_logits": self.mean_of_logits and self.mean_of_logits.to_dict(),
             "temperature": scaled,
             "baselines": {name: scores.to_dict() for name, scores in self.baselines.items()},
             "intervals": self._intervals_to_dict(),
             "notes": list(self.notes),
         }
         optional = {
-            "seen": None if self.seen is None else dict(self.seen),
-            "left_out": None if self.left_out is None else dict(self.left_out),
-            "early_exit": None if self.early_exit is None else self.early_exit.to_dict(),
+            "seen": self.seen,
+            "left_out": self.left_out,
+            "early_exit": self.early_exit and self.early_exit.to_dict(),
             "ood": None if self.ood is None else {name: scores.to_dict() for name, scores in self.ood.items()},
         }
         return entry | {key: value for key, value in optional.items() if value is not None}

@@ -52,7 +52,7 @@ class RowScores:
     @property
     def correct(self) -> FloatArray:
         """1.0 where the most probable choice is the answer, else 0.0."""
-        return (self.predicted == self.labels).astype(np.float64)
+        return np.asarray((self.predicted == self.labels).astype(np.float64))
 
 
 def score_rows(log_probs_EC: FloatArray, labels_E: IntArray) -> RowScores:
@@ -258,7 +258,7 @@ def _ece(rows: RowScores, counts_RE: FloatArray, bins: int = NUM_BINS, scheme: S
     bin_E = bin_rows(rows.confidence, bins, scheme)
     gaps_EK = np.zeros((len(bin_E), bins))
     gaps_EK[np.arange(len(bin_E)), bin_E] = rows.confidence - rows.correct
-    return np.abs(counts_RE @ gaps_EK).sum(axis=1) / counts_RE.sum(axis=1)
+    return np.asarray(np.abs(counts_RE @ gaps_EK).sum(axis=1) / counts_RE.sum(axis=1))
 
 
 def _aurc(rows: RowScores, counts_RE: FloatArray) -> FloatArray:

@@ -1,4 +1,4 @@
-"""M LoRA members on one frozen base, evaluated together in packed passes."""
+"""M LoRA members on one frozen base, run together in packed passes."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from lorchestra.models.patching import (
     restrict_head,
     restrict_last_mlp,
     slim_gated_mlps,
+    text_config,
 )
 from lorchestra.models.support import check_architecture, set_attention
 from lorchestra.models.targets import features, find_targets
@@ -37,22 +38,22 @@ from lorchestra.nn.scoring import choice_log_probs
 _instances = itertools.count()
 
 OutputKind = Literal["log_probs", "logits", "head_states", "trunk"]
-"""What a forward pass computes; see `EnsembleModel.forward`."""
+"""What a forward pass returns; see `EnsembleModel.forward`."""
 
 
 class EnsembleModel:
     """A frozen causal language model with M LoRA members.
 
     Args:
-        model: a transformers causal language model; it is changed in place (see `surgery`) and frozen.
-        adapt: number, shape and place of the adapters.
+        model: a transformers causal language model; it is frozen and patched in place (see `models.patching`).
+        adapt: number and shape of the adapters, and the modules to adapt.
         seed: run seed; see `make_adapter_settings`.
-        adapters: each member's own shape and start, where they differ by more than their seeds; their number takes the
-            place of `adapt.members`, and the bank has the highest of their ranks.
+        adapter_settings: rank, scaling and initialization per member, if members differ in more than their seeds. Their
+            number replaces `adapt.members`; the highest of their ranks is that of the stacked adapters.
 
     Raises:
-        ConfigError: an architecture that cannot be packed, unknown layers or target modules, M or a member's settings
-            out of range.
+        ConfigError: the architecture cannot be packed, layers or target modules are unknown, M or a member's settings
+            are out of range, or the adapters do not fit into memory.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class EnsembleModel:
         adapt = self.adapt
         targets = find_targets(self.model, layers, self.layers, adapt.target_modules)
         weight = targets[0][1].weight
-        rank = max(own.r for own in self.adapter_settings)
+        rank = max(settings.r for settings in self.adapter_settings)
         try:
             adapters = StackedAdapters(
                 adapt.members,
@@ -95,18 +96,18 @@ class EnsembleModel:
                 dtype=torch.promote_types(weight.dtype, torch.float32),
                 device=weight.device,
             )
-        except (RuntimeError, MemoryError) as error:  # torch has no class of its own for a full memory on a CPU
+        except (RuntimeError, MemoryError) as error:  # torch has no exception class for a full memory on a CPU
             raise ConfigError(
                 f"adapt.members: {adapt.members} members of rank {rank} do not fit into the memory of"
-                f" {weight.device}; take fewer members or a smaller adapt.r"
+                f" {weight.device}; use fewer members or a smaller adapt.r"
             ) from error
         init_adapters(adapters, targets, self.adapter_settings)
         for name, linear in targets:
             lora = MemberLoRALinear(
                 linear,
                 *adapters.parameters[name],
-                scaling=[own.scaling for own in self.adapter_settings],
-                dropout=[own.dropout for own in self.adapter_settings],
+                scaling=[settings.scaling for settings in self.adapter_settings],
+                dropout=[settings.dropout for settings in self.adapter_settings],
                 slot=self.slot,
                 name=name,
             )
@@ -120,8 +121,18 @@ class EnsembleModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the base is."""
+        """The device of base and adapters."""
         return self.adapters.values.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number format of the base and its hidden states; adapters are float32 or wider."""
+        return next(self.model.parameters()).dtype
+
+    @property
+    def hidden_size(self) -> int:
+        """D."""
+        return text_config(self.model).hidden_size
 
     def forward(
         self,
@@ -131,44 +142,28 @@ class EnsembleModel:
         hidden: Tensor | None = None,
         head_states: Tensor | None = None,
     ) -> Tensor:
-        """One forward pass over a packed batch: the only place where the model is called.
+        """Run a packed batch through the model and return one kind of output.
+
+        Each member's adapters apply to the tokens of its items, and none to items of `BASE`. Gradients are recorded as
+        usual, for "log_probs" and "logits" only. Nothing else in lorchestra calls the transformers model.
 
         Args:
-            batch: packed items of any members, or of the base.
-            outputs: what is computed.
+            batch: packed items, see `pack`.
+            outputs: what to return:
 
-                - log_probs: normalized log-probabilities of every item's choices, `[B, C]`;
-                - logits: the head's output over the vocabulary at the positions that are read, `[K, V]`: those of
-                  `batch.scoring`, or each item's last token where items have no choices;
-                - head_states: what the head gets at these positions, `[K, D]`, without gradient;
-                - trunk: hidden states below the first adapted layer, `[1, N, D]`, without gradient: frozen, and the
-                  same for all members.
-            hidden: the batch's trunk, `[1, N, D]`; None runs the whole model.
-            head_states: `[B, D]`, with "logits": what the head gets instead of its input. The model then runs without
-                its layers, so that what it does to its head's output (a cap, a scale) is done here, too, and any batch
-                will do: some tokens have to go in. Returns `[B, V]`, without gradient.
+                - log_probs: normalized log-probabilities of each item's choices, `[B, C]`;
+                - logits: logits over the vocabulary `[K, V]` at the positions `batch.scoring.keep`, or, if an item has
+                  no choices, at the last prefix token of each item;
+                - head_states: the input of the output head at these positions, `[K, D]`;
+                - trunk: hidden states below the first adapted layer, `[1, N, D]`, the same for all members.
+            hidden: the batch's trunk, `[1, N, D]`: the layers below the first adapted one are skipped.
+            head_states: `[B, D]`, with "logits" only: input of the head. All layers are skipped, and any batch will do.
+                The model still runs, so that a cap or scale after the head is applied. Returns `[B, V]`, no gradient.
+
+        Raises:
+            ValueError: "log_probs" of items without choices.
         """
-        reads_choices = outputs != "trunk" and head_states is None and all(i.example.choices for i in batch.items)
-        keep = batch.scoring.keep if reads_choices else torch.tensor(batch.last_positions, device=self.device)
-        first_layer = 0 if hidden is None else self.trunk_layers
-        option_ids = None
-        if outputs == "log_probs":
-            option_ids = batch.scoring.option_ids
-        elif outputs == "head_states":
-            option_ids = keep.new_zeros(1)  # one token: the logits are not read
-        if head_states is not None:
-            first_layer = self.num_layers
-        context = ForwardContext(
-            packing=batch.packing,
-            keep=keep[:1] if outputs == "trunk" or head_states is not None else keep,
-            first_layer=first_layer,
-            last_layer=self.trunk_layers if outputs == "trunk" else None,
-            hidden=hidden,
-            option_ids=option_ids,
-            head_states=head_states,
-            capture_head=outputs == "head_states",
-            checkpointing=self.gradient_checkpointing,
-        )
+        context = self._context(batch, outputs, hidden, head_states)
         with_gradient = outputs in ("log_probs", "logits") and head_states is None
         with torch.set_grad_enabled(with_gradient and torch.is_grad_enabled()), self.slot.use(context):
             result = self.model(
@@ -185,32 +180,57 @@ class EnsembleModel:
             return result.logits[0]
         return choice_log_probs(result.logits[0], batch.scoring)
 
+    def _context(
+        self, batch: PackedBatch, outputs: OutputKind, hidden: Tensor | None, head_states: Tensor | None
+    ) -> ForwardContext:
+        reads_choices = outputs != "trunk" and head_states is None and all(i.example.choices for i in batch.items)
+        keep = batch.scoring.keep if reads_choices else torch.tensor(batch.last_positions, device=self.device)
+        first_layer = 0 if hidden is None else self.trunk_layers
+        option_ids = None
+        if outputs == "log_probs":
+            option_ids = batch.scoring.option_ids
+        elif outputs == "head_states":
+            option_ids = keep.new_zeros(1)  # a single token, since the logits are not read
+        if head_states is not None:
+            first_layer = self.num_layers
+        return ForwardContext(
+            packing=batch.packing,
+            keep=keep[:1] if outputs == "trunk" or head_states is not None else keep,
+            first_layer=first_layer,
+            last_layer=self.trunk_layers if outputs == "trunk" else None,
+            hidden=hidden,
+            option_ids=option_ids,
+            head_states=head_states,
+            capture_head=outputs == "head_states",
+            checkpointing=self.gradient_checkpointing,
+        )
+
     @torch.no_grad()
     def prefill(self, tokens: tuple[int, ...], members: Sequence[int], token_budget: int) -> PrefixCache:
-        """Run first tokens that rows have in common once for each member, and cache their keys and values.
+        """Run a prefix that rows share once per member, and cache its keys and values.
 
         Args:
-            tokens: the first tokens.
-            members: members, ascending, and `BASE` first where it is wanted.
-            token_budget: most tokens in one pass, or a single prefix where that has more.
+            tokens: the prefix.
+            members: ascending; `BASE` is the first where it is included.
+            token_budget: most tokens in one pass, unless a single prefix has more.
         """
         prefix = PrefixCache(tokens)
-        hidden = None
-        if self.trunk_layers > 0:  # below the cut, the base stands for all members
-            hidden = self.forward(pack_prefix(prefix, [BASE], self.device), "trunk")
-        at_once = max(1, token_budget // len(tokens))
-        for start in range(0, len(members), at_once):
-            batch = pack_prefix(prefix, members[start : start + at_once], self.device)
-            below = None if hidden is None else hidden.repeat(1, len(batch.items), 1)
-            self.forward(batch, "head_states", hidden=below)
+        trunk = None
+        if self.trunk_layers > 0:  # the layers below the first adapted one run once, as the base
+            trunk = self.forward(pack_prefix(prefix, [BASE], self.device), "trunk")
+        num_at_once = max(1, token_budget // len(tokens))
+        for start in range(0, len(members), num_at_once):
+            batch = pack_prefix(prefix, members[start : start + num_at_once], self.device)
+            hidden = None if trunk is None else trunk.repeat(1, len(batch.items), 1)
+            self.forward(batch, "head_states", hidden=hidden)
         return prefix
 
 
 def _register_attention(ensemble: EnsembleModel) -> str:
-    """Register this model's attention function under a name of its own, until the model is gone.
+    """Register this model's attention function under a unique name, for the lifetime of the model.
 
-    A name a model, because the function must find this model's packing and not every architecture hands extra arguments
-    down to its attention.
+    One name per model: the function reads this model's packing, and not every architecture passes extra arguments
+    through to its attention.
     """
     name = f"lorchestra_{next(_instances)}"
     AttentionInterface.register(name, make_attention(ensemble.slot))

@@ -1,14 +1,11 @@
-"""The gated MLP of a frozen decoder layer, `down(silu(gate(x)) * up(x))`, saving less for the backward pass.
+"""Patches of a loaded transformers model; its source is not modified.
 
-Autograd by itself saves three tensors of the MLP's width: what silu was given, and both factors of the product. Two are
-enough, since silu is cheap to do again. For the form see Shazeer, arXiv 2002.05202.
+Each adapted linear layer is wrapped in a `MemberLoRALinear`, and some modules get another `forward`:
 
-What is done to a loaded transformers model, and nothing else: its source stays as it is.
-
-Some modules get another `forward`: each decoder layer (a gate that can skip it, feed it cached hidden states, or
-checkpoint it), gated MLPs (which save less for the backward pass), the last layer's MLP (which computes the positions
-that are read afterwards, and no other), the output head (which can compute chosen vocabulary rows only), and each
-adapted linear map, which is replaced by a `MemberLoRALinear` around it.
+- each decoder layer can be skipped, get cached hidden states as its input, or be checkpointed;
+- gated MLPs save less for the backward pass;
+- the last layer's MLP computes only the positions that are read;
+- the output head can compute selected vocabulary rows only.
 """
 
 from __future__ import annotations
@@ -27,19 +24,26 @@ from lorchestra.errors import ConfigError
 from lorchestra.nn.context import ContextSlot
 from lorchestra.nn.lora import MemberLoRALinear
 
+_Output = Tensor | tuple[object, ...]
+"""What a module returns: architectures differ in whether there is more than the hidden states."""
+
 
 class _GatedProduct(torch.autograd.Function):
-    """`silu(gate) * up`, from which the backward pass keeps gate and up only."""
+    """`silu(gate) * up`, saving two tensors for the backward pass: silu is recomputed.
+
+    Plain autograd saves a third one, `silu(gate)`. The gated MLP is `down(silu(gate(x)) * up(x))`: Shazeer, arXiv
+    2002.05202.
+    """
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
-        """Any shape, the same for both."""
+        """Gate and up have the same shape."""
         ctx.save_for_backward(gate, up)
         return F.silu(gate).mul_(up)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients of gate and up."""
+        """Return the gradients of gate and up."""
         (grad,) = grad_outputs
         gate, up = ctx.saved_tensors
         grad_up = F.silu(gate).mul_(grad)
@@ -52,7 +56,7 @@ def gated_product(gate: Tensor, up: Tensor) -> Tensor:
 
 
 def text_config(model: nn.Module) -> Any:
-    """The configuration of the text model: of composite models, the part with decoder layers."""
+    """The transformers config of the text model, which in composite models is the part with the decoder layers."""
     config: Any = model.config
     return config.get_text_config()
 
@@ -61,31 +65,29 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     """The list of decoder layers of a causal language model.
 
     Raises:
-        ConfigError: no list of `num_hidden_layers` modules in it.
+        ConfigError: the model has no list of `num_hidden_layers` modules.
     """
-    wanted = text_config(model).num_hidden_layers
+    num_layers = text_config(model).num_hidden_layers
     get_decoder = getattr(model, "get_decoder", None)
-    roots = (
-        model if get_decoder is None else get_decoder(),
-        model,
-    )  # the text part first: a vision part has layers, too
+    # the text model first: a vision model has layers, too
+    roots = (model if get_decoder is None else get_decoder(), model)
     for module in itertools.chain.from_iterable(root.modules() for root in roots):
-        if isinstance(module, nn.ModuleList) and len(module) == wanted:
+        if isinstance(module, nn.ModuleList) and len(module) == num_layers:
             return module
     raise ConfigError(
-        f"base.name: {type(model).__name__} has no list of {wanted} decoder layers;"
+        f"base.name: {type(model).__name__} has no list of {num_layers} decoder layers;"
         " only decoder-only models can be adapted"
     )
 
 
 def gate_layers(layers: nn.ModuleList, slot: ContextSlot) -> None:
-    """Put a gate before every decoder layer."""
+    """Make every decoder layer follow the slot's context: skip it, replace its input, or checkpoint it."""
     for index, layer in enumerate(layers):
         layer.forward = _gated(layer.forward, index, slot)
 
 
-def _gated(original: Callable[..., Any], index: int, slot: ContextSlot) -> Callable[..., Any]:
-    def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+def _gated(original: Callable[..., _Output], index: int, slot: ContextSlot) -> Callable[..., _Output]:
+    def forward(hidden_states: Tensor, *args: object, **kwargs: Any) -> _Output:
         context = slot.current
         if context is None:
             return original(hidden_states, *args, **kwargs)
@@ -96,7 +98,7 @@ def _gated(original: Callable[..., Any], index: int, slot: ContextSlot) -> Calla
         if context.hidden is not None and index == context.first_layer:
             hidden_states = context.hidden
         if context.checkpointing:
-            # the layer is recomputed during the backward pass, when another pass may be under way
+            # the layer is recomputed in the backward pass, when the slot may hold the context of another pass
             contexts = lambda: (contextlib.nullcontext(), slot.use(context))  # noqa: E731
             out = checkpoint(original, hidden_states, *args, use_reentrant=False, context_fn=contexts, **kwargs)
         else:
@@ -108,10 +110,10 @@ def _gated(original: Callable[..., Any], index: int, slot: ContextSlot) -> Calla
 
 
 def slim_gated_mlps(layers: nn.ModuleList) -> None:
-    """Let gated MLPs with silu save two tensors for the backward pass, not three (see `models.patching`).
+    """Make gated MLPs with silu save two tensors for the backward pass instead of three.
 
-    A module is known by its parts and by what it computes: where `down_proj(silu(gate_proj(x)) * up_proj(x))` is not
-    bit for bit what its own code gives, it is left alone.
+    A module is recognized by its submodules and its result: it is patched only if
+    `down_proj(silu(gate_proj(x)) * up_proj(x))` equals its original output bit for bit.
     """
     for module in layers.modules():
         parts = {name for name, _ in module.named_children()}
@@ -128,38 +130,37 @@ def _slim_forward(module: Any) -> Callable[[Tensor], Tensor]:
 
 @torch.no_grad()
 def _is_gated_mlp(module: Any) -> bool:
-    if not all(isinstance(part, nn.Linear | MemberLoRALinear) for part in (module.gate_proj, module.down_proj)):
+    if not all(isinstance(linear, nn.Linear | MemberLoRALinear) for linear in (module.gate_proj, module.down_proj)):
         return False
     weight = module.gate_proj.weight
     source = torch.Generator().manual_seed(0)
     x = torch.randn(1, 3, weight.shape[1], generator=source).to(weight)
     try:
         return torch.equal(module(x), _slim_forward(module)(x))
-    except (TypeError, RuntimeError):  # it is called otherwise
+    except (TypeError, RuntimeError):  # it takes other arguments
         return False
 
 
 def restrict_last_mlp(layer: nn.Module, slot: ContextSlot) -> None:
-    """Let the last decoder layer's MLP compute only the positions that are read afterwards.
+    """Make the last decoder layer's MLP compute only the positions that are read.
 
-    Behind the last attention every token goes its own way, so what an MLP makes of the other tokens is never seen; that
-    of a mixture of experts, too, since each token is routed by itself. The MLP is left alone where it has adapters
-    (their spans are those of all tokens), has another name than `mlp`, or is called with more than the hidden states.
+    After the last attention, tokens do not interact, so the MLP's outputs at other positions are never used; mixtures
+    of experts are no exception, since they route each token separately. MLPs with adapters (whose spans refer to all
+    tokens), with another name than `mlp`, or with more arguments than the hidden states are not patched.
     """
     mlp = getattr(layer, "mlp", None)
     if not isinstance(mlp, nn.Module) or any(isinstance(module, MemberLoRALinear) for module in mlp.modules()):
         return
-    original = mlp.forward
+    original: Callable[..., _Output] = mlp.forward
 
-    def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def forward(hidden: Tensor, *args: object, **kwargs: object) -> _Output:
         context = slot.current
         if context is None or args or kwargs or hidden.shape[:-1] != (1, context.packing.num_tokens):
             return original(hidden, *args, **kwargs)
         num_tokens, keep = context.packing.num_tokens, context.keep
         out = original(hidden[:, keep])
-        first, *routing = (
-            out if isinstance(out, tuple) else (out,)
-        )  # experts may hand on their routing, which nobody reads
+        # experts may also return their routing, which is not read
+        first, *routing = out if isinstance(out, tuple) else (out,)
         if not isinstance(first, Tensor) or first.shape[:-1] != (1, len(keep)):
             return original(hidden)
         whole = first.new_zeros(1, num_tokens, first.shape[-1]).index_copy(1, keep, first)
@@ -169,7 +170,7 @@ def restrict_last_mlp(layer: nn.Module, slot: ContextSlot) -> None:
 
 
 def restrict_head(head: nn.Module, slot: ContextSlot) -> None:
-    """Let the output head compute only the context's option rows, on its states and captured, where these are set."""
+    """Make the output head follow the slot's context: capture or replace its input, compute its option rows only."""
     original = head.forward
 
     def forward(hidden: Tensor) -> Tensor:
@@ -190,10 +191,10 @@ def restrict_head(head: nn.Module, slot: ContextSlot) -> None:
 
 
 def parse_layers(text: str, num_layers: int) -> list[int]:
-    """The decoder layers that `all`, `last:K` or `[0, 5, 11]` names, ascending.
+    """Indices of the decoder layers in `all`, `last:K` or a list such as `[0, 5, 11]`, ascending.
 
     Raises:
-        ConfigError: another form, a K or an index out of range.
+        ConfigError: another form, or K or an index out of range.
     """
     cleaned = text.strip()
     if cleaned == "all":
@@ -207,7 +208,7 @@ def parse_layers(text: str, num_layers: int) -> list[int]:
             indices = sorted({int(part) for part in cleaned.strip("[]").split(",")})
             valid = bool(indices) and indices[0] >= 0 and indices[-1] < num_layers
     except ValueError:
-        raise ConfigError(f"adapt.layers: {text!r} is none of all, last:K or a list such as [0, 5, 11]") from None
+        raise ConfigError(f"adapt.layers: {text!r} is not all, last:K or a list such as [0, 5, 11]") from None
     if not valid:
         raise ConfigError(
             f"adapt.layers: {text!r} is out of range; the base has {num_layers} layers, 0 to {num_layers - 1}"
@@ -216,6 +217,6 @@ def parse_layers(text: str, num_layers: int) -> list[int]:
 
 
 def replace_module(root: nn.Module, name: str, replacement: nn.Module) -> None:
-    """Put `replacement` where `root` has the submodule called `name`."""
+    """Replace the submodule `name` of `root`."""
     parent, _, leaf = name.rpartition(".")
     setattr(root.get_submodule(parent), leaf, replacement)

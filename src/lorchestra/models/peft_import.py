@@ -26,7 +26,7 @@ from lorchestra.errors import CheckpointError
 from lorchestra.models.directories import has_whole_weights, near_path
 from lorchestra.models.peft_files import WEIGHTS
 from lorchestra.store.safe_paths import inside, read_plain
-from lorchestra.store.schema import COUNT, Each, Number, check_shape
+from lorchestra.store.schema import COUNT, Each, Number, Shape, check_shape
 
 CONFIG = "adapter_config.json"
 
@@ -39,8 +39,8 @@ _HARMLESS = {
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
 }
 # other programs, PEFT included, rely on the types of these fields
-_NAMES = (str, [str], None)
-_SHAPE: dict[str, object] = {
+_NAMES: Shape = (str, [str], None)
+_SHAPE: Shape = {
     "r": Number(1, 10_000, whole=True),
     "lora_alpha?": Number(-1e30, 1e30),
     "peft_version?": (str, None),

@@ -1,6 +1,6 @@
-"""All members' adapter parameters in one flat tensor `[M, P]`, and the modules' A and B as views into it.
+"""The adapter parameters of all members in one flat tensor `[M, P]`; each module's A and B are views into it.
 
-One row is one member: copying, freezing, clipping and saving a member are operations on a row.
+One row is one member, so copying, freezing, clipping or saving a member is an operation on a row.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lorchestra.nn.seeding import generator
 
 @dataclass(frozen=True, slots=True)
 class AdapterSlice:
-    """Where one module's A `[R, I]` and B `[O, R]` lie in a member's row."""
+    """The columns of one module's A `[R, I]` and B `[O, R]` in a member's row."""
 
     name: str
     rank: int
@@ -27,12 +27,12 @@ class AdapterSlice:
 
     @property
     def middle(self) -> int:
-        """Where A ends and B starts."""
+        """The column after A, the first of B."""
         return self.start + self.rank * self.in_features
 
     @property
     def stop(self) -> int:
-        """Where B ends."""
+        """The column after B."""
         return self.middle + self.rank * self.out_features
 
 
@@ -41,10 +41,10 @@ class StackedAdapters:
 
     Args:
         num_members: M.
-        rank: R, of every adapter (a member of lower rank has zero rows in A and zero columns in B, which stay zero).
+        rank: R of every adapter; a member of lower rank has zero rows in A and zero columns in B, which stay zero.
         shapes: `(module name, in_features, out_features)` of every adapted module, in the model's order.
-        dtype: of parameters and gradients.
-        device: where they live.
+        dtype: number format of parameters and gradients.
+        device: their device.
     """
 
     def __init__(
@@ -68,11 +68,11 @@ class StackedAdapters:
         for piece in slices:
             self.is_B[piece.middle : piece.stop] = True
         self.frozen: dict[int, Tensor] = {}
-        """Of members that are not trained whole: which of their columns are not, bool `[P]`."""
+        """Bool `[P]` by member: columns that are not trained. Members that are trained whole are absent."""
         self.parameters = {piece.name: (self._leaves(piece, "A"), self._leaves(piece, "B")) for piece in slices}
 
     def _leaves(self, piece: AdapterSlice, which: str) -> list[nn.Parameter]:
-        """One leaf a member: a member absent from a micro-batch then costs nothing in its backward pass."""
+        """One leaf per member, so that a member absent from a micro-batch costs nothing in its backward pass."""
         leaves = []
         for values, grad in zip(self.values, self.grad, strict=True):
             leaf = nn.Parameter(self.view(values, piece, which))
@@ -81,17 +81,17 @@ class StackedAdapters:
         return leaves
 
     def view(self, flat: Tensor, piece: AdapterSlice, which: str) -> Tensor:
-        """One module's A `[.., R, I]` or B `[.., O, R]` within a tensor laid out as `values` (`[.., P]`)."""
+        """View one module's A `[.., R, I]` or B `[.., O, R]` in a tensor with the layout of `values`, `[.., P]`."""
         if which == "A":
             return flat[..., piece.start : piece.middle].unflatten(-1, (piece.rank, piece.in_features))
         return flat[..., piece.middle : piece.stop].unflatten(-1, (piece.out_features, piece.rank))
 
     def zero_grad(self) -> None:
-        """Forget the gradients, keeping the buffers that autograd adds to."""
+        """Set the gradients to zero, keeping the buffers that autograd adds to."""
         self.grad.zero_()
 
     def freeze_from(self, rank: int, members: Sequence[int]) -> None:
-        """Keep rows of A and columns of B from `rank` on as they are: `zero_frozen_grad` takes their gradients away."""
+        """Freeze rows of A and columns of B from index `rank` on; `zero_frozen_grad` removes their gradients."""
         frozen_P = torch.zeros_like(self.is_B)
         for piece in self.slices:
             self.view(frozen_P, piece, "A")[rank:] = True
@@ -99,16 +99,16 @@ class StackedAdapters:
         self.frozen |= dict.fromkeys(members, frozen_P)
 
     def zero_frozen_grad(self) -> None:
-        """Take away the gradients of what is not trained, so that neither norms nor an optimizer see them."""
+        """Zero the gradients of frozen columns, so that neither gradient norms nor the optimizer see them."""
         for member, frozen_P in self.frozen.items():
             self.grad[member].masked_fill_(frozen_P, 0.0)
 
     @torch.no_grad()
     def init_with_frozen_copy(self, member: int, piece: AdapterSlice, A: Tensor, B: Tensor) -> None:
-        """Start one module of a member at A `[r, I]` and B `[O, r]`, beside a copy that takes their product out again.
+        """Initialize one module of a member with A `[r, I]`, B `[O, r]` and a negated copy that cancels their product.
 
-        The stored A is `[A; A]` and the stored B `[B, -B]`, so that the member starts as the base. This is how PEFT
-        turns PiSSA into plain LoRA on the unchanged base; there, too, only the first half is trained.
+        The stored A is `[A; A]` and the stored B `[B, -B]`, so that the member starts at the base. PEFT converts PiSSA
+        to plain LoRA in the same way; only the first half is trained.
         """
         r = len(A)
         stored_A, stored_B = (self.view(self.values[member], piece, which) for which in ("A", "B"))
@@ -128,32 +128,32 @@ class StackedAdapters:
         scale: float = 1.0,
         std_B: float = 0.0,
     ) -> None:
-        """Draw one member's A and B, so that B A is zero and the member starts as the base, unless `std_B` is given.
+        """Draw one member's A and B such that B A is zero and the member starts at the base, unless `std_B` is given.
 
-        Each module's draw has a seed of its own, so it does not depend on which other modules are adapted; nor does it
-        depend on the other members, or on the bank's rank.
+        A module's draw depends on the seed and the module's name alone: not on the other adapted modules, the other
+        members or the rank of the stack.
 
         Args:
-            member: whose.
-            seed: where its draws start from.
+            member: index of the member.
+            seed: seed of its draws.
             how: PEFT's `init_lora_weights`. True: A uniform in `+- 1 / sqrt(in_features)`; gaussian: A normal with
                 standard deviation `1 / rank`; B is zero in both. orthogonal: see `_orthogonal_pair`.
-            rank: the member's own, by default the bank's: rows of A and columns of B beyond it are zero.
-            scale: what the draw of A is multiplied by.
-            std_B: standard deviation of the normal draw that takes the place of B = 0 (not of the orthogonal B).
+            rank: the member's rank, by default R; rows of A and columns of B beyond it are zero.
+            scale: factor on the drawn A.
+            std_B: standard deviation of a normal draw of B, instead of zeros; ignored with orthogonal.
         """
         self.values[member].zero_()
         for piece in self.slices:
-            own = piece.rank if rank is None else rank
-            A = self.view(self.values[member], piece, "A")[:own]
-            B = self.view(self.values[member], piece, "B")[:, :own]
+            r = piece.rank if rank is None else rank
+            A = self.view(self.values[member], piece, "A")[:r]
+            B = self.view(self.values[member], piece, "B")[:, :r]
             source = generator(seed, "init", piece.name)
             if how == "orthogonal":
-                start_A, start_B = _orthogonal_pair(own, piece, source)
+                start_A, start_B = _orthogonal_pair(r, piece, source)
                 A.copy_(start_A)
                 B.copy_(start_B)
             elif how == "gaussian":
-                A.copy_(torch.randn(A.shape, generator=source) / own)
+                A.copy_(torch.randn(A.shape, generator=source) / r)
             else:
                 draw = torch.rand(A.shape, generator=source)
                 A.copy_((2 * draw - 1) * piece.in_features**-0.5)
@@ -165,20 +165,20 @@ class StackedAdapters:
 
 @torch.no_grad()
 def decay_products(adapters: StackedAdapters, strengths: Sequence[float], scaling: Sequence[float]) -> Tensor:
-    """Add the gradient of `0.5 * strength_m * sum over modules of ||scaling_m B_m A_m||_F^2` to the bank's gradients.
+    """Add the gradient of `0.5 * strength_m * sum over modules of ||scaling_m B_m A_m||_F^2` to `adapters.grad`.
 
-    What LoRA adds to the weights is the product, and A and B may be stretched against each other without changing it: a
-    decay of both punishes that, this does not. No product is formed: `||B A||_F^2 = tr(B'B A A')`, whose factors are
-    `[R, R]`, with gradient `B'B A` for A and `B A A'` for B.
+    LoRA adds the product B A to a weight, and scaling A up and B down by the same factor does not change it: decay of
+    A and B penalizes that rescaling, decay of the product does not. The product is never formed:
+    `||B A||_F^2 = tr(B'B A A')`, whose factors are `[R, R]`, with gradient `B'B A` for A and `B A A'` for B.
 
-    The decay is a term of the objective (coupled), as the KL term is: it goes through clipping and Adam's moments. A
-    decoupled step on it is only stable while `lr * strength * scaling^2` times the squared norm of A stays below 2, and
-    so could not be refused before training.
+    Like the KL term, this decay is part of the objective (coupled) and goes through clipping and Adam's moments. A
+    decoupled step would be stable only while `lr * strength * scaling^2` times the squared norm of A stays below 2,
+    which cannot be checked before training.
 
     Args:
-        bank: parameters and gradients.
-        strengths: one a member.
-        scaling: `lora_alpha / r`, one a member.
+        adapters: parameters and gradients.
+        strengths: one per member.
+        scaling: `lora_alpha / r`, one per member.
 
     Returns:
         The penalties, float64 `[M]`.
@@ -195,10 +195,11 @@ def decay_products(adapters: StackedAdapters, strengths: Sequence[float], scalin
 
 
 def _orthogonal_pair(rank: int, piece: AdapterSlice, source: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A `[R, I]` and B `[O, R]` of normal entries on orthogonal halves of the rank's space, so that B A is zero.
+    """A `[R, I]` and B `[O, R]` with normal entries in orthogonal halves of the R-dimensional space, so B A is zero.
 
-    Source: PEFT's `orthogonal_init`: a random rotation's odd rows carry A and its even rows B, both divided by 10.
     Drawn in float64, so that the product is zero up to the rounding of the parameters.
+
+    Source: PEFT's `orthogonal_init`: alternate rows of a random rotation carry A and B, both divided by 10.
     """
     half = rank // 2
 

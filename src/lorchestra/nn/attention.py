@@ -1,16 +1,16 @@
-"""Attention over a packed batch: every segment sees its context and itself, and nothing else.
+"""Attention over a packed batch: every segment attends to its context and, causally, to itself.
 
-Written against the calling convention of transformers' `AttentionInterface`. Four ways of the same result:
+The functions follow the calling convention of transformers' `AttentionInterface`. Four implementations of one result:
 
 - one call of torch's attention per segment (CPU);
-- padded batches of segments of similar length, where they see themselves only (CUDA, full precision), because one
-  kernel per row would cost more than its arithmetic;
-- one variable-length kernel over all segments (CUDA, half precision): `torch.nn.attention.varlen.varlen_attn`
-  (FlashAttention), whose causal mask is aligned at a segment's last key, which is what a segment after its context
-  needs, so contexts, cached prefixes and windows need no masks;
-- spelled out, for models that cap their scores or add sinks.
+- padded batches of segments of similar length, for those without context (CUDA, full precision): one kernel per row
+  would cost more than its arithmetic;
+- one variable-length kernel over all segments (CUDA, half precision), `torch.nn.attention.varlen.varlen_attn`
+  (FlashAttention). Its causal mask is aligned at a segment's last key, so contexts, cached prefixes and windows need
+  no explicit masks;
+- explicit matrix products, for models with capped scores or attention sinks.
 
-Segments are cut out with `split`, whose backward is one concatenation: deterministic, and without the accumulating
+Segments are cut out with `split`: its backward is one concatenation, which is deterministic, unlike the accumulating
 scatter of a gather.
 """
 
@@ -29,11 +29,11 @@ from torch.nn.attention.varlen import varlen_attn
 from lorchestra.nn.context import ContextSlot
 from lorchestra.nn.packing import Packing, SegmentGroup
 
-_MAX_FEATURES, _ALIGNED = 256, 8
-"""Features of a head that the variable-length kernel takes: at most, and multiples of."""
-_TAKES_GROUPS = "enable_gqa" in inspect.signature(varlen_attn).parameters
-# Arguments that packing replaces; any other one that is given would change the result.
-_KNOWN_EXTRAS = {"position_ids", "use_cache", "cache_position", "output_attentions", "output_router_logits"}
+_MAX_HEAD_DIM, _ALIGNMENT = 256, 8
+"""The variable-length kernel supports head dimensions up to the one that are multiples of the other."""
+_HAS_ENABLE_GQA = "enable_gqa" in inspect.signature(varlen_attn).parameters
+# Arguments that packing replaces. Any other one would change the result.
+_IGNORED_ARGUMENTS = {"position_ids", "use_cache", "cache_position", "output_attentions", "output_router_logits"}
 
 CachedKeys = Mapping[int, tuple[Tensor, Tensor]]
 """Keys and values `[1, G, P, d]` of a cached prefix, by member."""
@@ -41,25 +41,25 @@ CachedKeys = Mapping[int, tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Scores:
-    """How scores are made of queries and keys."""
+    """How attention scores are computed from queries and keys."""
 
     scale: float | None = None
     """Factor on the scores; None is `d ** -0.5`."""
     window: int | None = None
-    """A token sees itself and the `window - 1` tokens before it; None sees all."""
+    """A token attends to itself and the `window - 1` tokens before it; None is no limit."""
     softcap: float | None = None
     """Scores become `softcap * tanh(score / softcap)`."""
     sinks: Tensor | None = None
-    """`[H]`, one extra score per head that takes probability and gives nothing."""
+    """`[H]`: per head, an extra score that receives probability and has no value."""
 
     @property
     def is_standard(self) -> bool:
-        """Whether torch's attention computes them."""
+        """Whether torch's attention supports them."""
         return self.softcap is None and self.sinks is None
 
 
 def make_attention(slot: ContextSlot) -> Callable[..., tuple[Tensor, None]]:
-    """An attention function for `AttentionInterface.register` that reads the packing from `slot`."""
+    """Return an attention function for `AttentionInterface.register` that reads the packing from `slot`."""
 
     def attention(
         module: nn.Module,
@@ -73,24 +73,26 @@ def make_attention(slot: ContextSlot) -> Callable[..., tuple[Tensor, None]]:
         softcap: float | None = None,
         s_aux: Tensor | None = None,
         is_causal: bool | None = None,
-        **extras: Any,
+        **others: object,
     ) -> tuple[Tensor, None]:
-        """query `[1, H, N, d]`, key and value `[1, G, N, d]` -> `[1, N, H, d]`; attention in `H / G` groups."""
+        """Query `[1, H, N, d]`, key and value `[1, G, N, d]` -> `[1, N, H, d]`, with `H / G` query heads per key."""
         packing = slot.packing
         if packing is None:
             raise RuntimeError("packed attention was called outside a packed pass")
-        unknown = {name for name, given in extras.items() if given is not None} - _KNOWN_EXTRAS
+        unsupported = {name for name, argument in others.items() if argument is not None} - _IGNORED_ARGUMENTS
         if attention_mask is not None:
-            unknown.add("a mask")
+            unsupported.add("a mask")
         if is_causal is False:
-            unknown.add("is_causal=False")
-        if unknown:
-            raise ValueError(f"this model asks attention for more than packing can give: {', '.join(sorted(unknown))}")
-        scale: Any = module.scaling if scaling is None and hasattr(module, "scaling") else scaling
+            unsupported.add("is_causal=False")
+        if unsupported:
+            raise ValueError(
+                f"this model's attention needs what packing does not support: {', '.join(sorted(unsupported))}"
+            )
+        scale = getattr(module, "scaling", None) if scaling is None else scaling
         if packing.prefix is not None and packing.prefill:
             for span in packing.spans:
-                part = slice(span.start, span.stop)
-                packing.prefix.store(module, span.member, key[:, :, part], value[:, :, part])
+                tokens = slice(span.start, span.stop)
+                packing.prefix.store(module, span.member, key[:, :, tokens], value[:, :, tokens])
         scores = Scores(scale, sliding_window, softcap, s_aux)
         out = packed_attention(query, key, value, packing, scores, cached=_cached(module, packing))
         return out.transpose(1, 2).contiguous(), None  # some models call `view` on it
@@ -99,7 +101,7 @@ def make_attention(slot: ContextSlot) -> Callable[..., tuple[Tensor, None]]:
 
 
 def _cached(module: nn.Module, packing: Packing) -> CachedKeys:
-    """What one layer cached of a common prefix for the members of a packing."""
+    """One layer's cached keys and values of the shared prefix, for the members in a packing."""
     if packing.prefix is None or packing.prefill:
         return {}
     return {span.member: packing.prefix.get(module, span.member) for span in packing.spans}
@@ -123,19 +125,18 @@ def packed_attention(
         value: `[1, G, N, d]`.
         packing: the segments.
         scores: scale, window, cap and sinks.
-        batched: compute segments without context in padded batches, not one by one; None does so on CUDA, where the
-            variable-length kernel cannot be used. Ignored where a window, a cap or sinks ask for more than a causal
-            batch.
+        batched: whether segments without context are computed in padded batches; None does so on CUDA where the
+            variable-length kernel cannot be used. Ignored where a window, a cap or sinks need more than causal batches.
         cached: keys and values of a cached prefix, for segments that see one.
 
     Returns:
         `[1, H, N, d]`.
     """
-    if batched is None and scores.is_standard and suits_varlen(query, value):
+    if batched is None and scores.is_standard and _supports_varlen(query, value):
         return varlen_attention(query, key, value, packing, scores, cached=cached)
     groups = query.shape[1] // key.shape[1]
-    # On a CPU torch's attention takes groups as they are, and no repeated keys and values are computed or saved. Not
-    # every kernel on CUDA does, nor attention spelled out.
+    # On a CPU, torch's attention supports grouped heads without repeated keys and values. Not every CUDA kernel does,
+    # nor do the explicit products.
     if groups > 1 and (query.is_cuda or not scores.is_standard):
         key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
         cached = {
@@ -144,11 +145,11 @@ def packed_attention(
         }
     fits_window = scores.window is None or max(s.stop - s.start for s in packing.segments) <= scores.window
     if (query.is_cuda if batched is None else batched) and scores.is_standard and fits_window:
-        apart = [index for index, segment in enumerate(packing.segments) if segment.sees_others]
-        one_by_one = _attend_segments(query, key, value, packing, scores, apart, cached or {})
-        return _in_order(one_by_one, _attend_buckets(query, key, value, packing, scores.scale), packing)
-    every = range(len(packing.segments))
-    return torch.cat(_attend_segments(query, key, value, packing, scores, every, cached or {}), dim=2)
+        with_context = [index for index, segment in enumerate(packing.segments) if segment.sees_others]
+        one_by_one = _attend_segments(query, key, value, packing, scores, with_context, cached or {})
+        return _in_packed_order(one_by_one, _attend_buckets(query, key, value, packing, scores.scale), packing)
+    indices = range(len(packing.segments))
+    return torch.cat(_attend_segments(query, key, value, packing, scores, indices, cached or {}), dim=2)
 
 
 def _attend_segments(
@@ -160,21 +161,21 @@ def _attend_segments(
     indices: Sequence[int],
     cached: CachedKeys,
 ) -> list[Tensor]:
-    """Attention of some segments, one after the other: `[1, H, n, d]` each."""
+    """Attention of the segments at `indices`, one call each: a list of `[1, H, n, d]`."""
     lengths = [segment.stop - segment.start for segment in packing.segments]
     queries, keys, values = query.split(lengths, dim=2), key.split(lengths, dim=2), value.split(lengths, dim=2)
     outputs = []
     for index in indices:
         segment, all_keys, all_values = packing.segments[index], keys[index], values[index]
         if segment.sees_others:
-            first = [] if segment.cached_for is None else [cached[segment.cached_for]]
-            seen = [*first, *((keys[i], values[i]) for i in segment.context), (all_keys, all_values)]
-            all_keys, all_values = (torch.cat(list(tensors), dim=2) for tensors in zip(*seen, strict=True))
+            prefix = [] if segment.cached_for is None else [cached[segment.cached_for]]
+            pairs = [*prefix, *((keys[i], values[i]) for i in segment.context), (all_keys, all_values)]
+            all_keys, all_values = (torch.cat(list(tensors), dim=2) for tensors in zip(*pairs, strict=True))
         num_keys = all_keys.shape[2]
-        is_cut = scores.window is not None and num_keys > scores.window
+        exceeds_window = scores.window is not None and num_keys > scores.window
         mask = None
-        if segment.sees_others or is_cut or not scores.is_standard:
-            mask = _visible(lengths[index], num_keys, scores.window if is_cut else None, query.device)
+        if segment.sees_others or exceeds_window or not scores.is_standard:
+            mask = _causal_mask(lengths[index], num_keys, scores.window if exceeds_window else None, query.device)
         if scores.is_standard:
             out = F.scaled_dot_product_attention(
                 queries[index],
@@ -193,10 +194,10 @@ def _attend_segments(
 
 
 def _attend_buckets(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: float | None) -> list[Tensor]:
-    """Causal attention of the segments without context, bucket by bucket: `[n, H, d]` each, as `Bucket.tokens`.
+    """Causal attention of the segments without context: per bucket `[n, H, d]`, in the order of `Bucket.tokens`.
 
-    Every token is gathered once, so the backward scatters without colliding and its bits do not vary. Padding reads
-    zeros, and comes after the tokens, where causal attention hides it.
+    Each token is gathered once, so the backward's scatter has no collisions and is deterministic. Padding reads zeros
+    and comes after the tokens, where causal attention hides it.
     """
     padded = [F.pad(tensor[0].transpose(0, 1), (0, 0, 0, 0, 0, 1)) for tensor in (query, key, value)]
     outputs = []
@@ -208,18 +209,18 @@ def _attend_buckets(query: Tensor, key: Tensor, value: Tensor, packing: Packing,
     return outputs
 
 
-def _in_order(one_by_one: list[Tensor], in_buckets: list[Tensor], packing: Packing) -> Tensor:
-    """Outputs of both kinds in the order of the packed axis, `[1, H, N, d]`."""
+def _in_packed_order(one_by_one: list[Tensor], in_buckets: list[Tensor], packing: Packing) -> Tensor:
+    """Join the outputs of single segments and of buckets in the order of the packed axis, `[1, H, N, d]`."""
     device = packing.input_ids.device
     tokens = [torch.arange(s.start, s.stop, device=device) for s in packing.segments if s.sees_others]
     outputs = [out[0].transpose(0, 1) for out in one_by_one]
     tokens += [bucket.tokens for bucket in packing.buckets]
-    back = torch.cat(tokens).argsort()
-    return torch.cat([*outputs, *in_buckets]).index_select(0, back).transpose(0, 1)[None]
+    order = torch.cat(tokens).argsort()
+    return torch.cat([*outputs, *in_buckets]).index_select(0, order).transpose(0, 1)[None]
 
 
-def _visible(num_queries: int, num_keys: int, window: int | None, device: torch.device) -> Tensor:
-    """Bool `[num_queries, num_keys]`: causal, aligned at the *last* key, because the context comes first."""
+def _causal_mask(num_queries: int, num_keys: int, window: int | None, device: torch.device) -> Tensor:
+    """Bool `[num_queries, num_keys]`, true where visible; aligned at the *last* key: the context comes first."""
     last = num_keys - num_queries + torch.arange(num_queries, device=device)[:, None]
     position = torch.arange(num_keys, device=device)[None, :]
     visible = position <= last
@@ -227,7 +228,7 @@ def _visible(num_queries: int, num_keys: int, window: int | None, device: torch.
 
 
 def _explicit_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scores: Scores) -> Tensor:
-    """Attention spelled out, for models that cap their scores or add sinks."""
+    """Attention by explicit products, for models with capped scores or sinks."""
     products = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scores.scale is None else scores.scale)
     if scores.softcap is not None:
         products = torch.tanh(products / scores.softcap) * scores.softcap
@@ -239,15 +240,15 @@ def _explicit_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor,
     return weights[..., : key.shape[2]] @ value
 
 
-def suits_varlen(query: Tensor, value: Tensor) -> bool:
-    """Whether the variable-length kernel takes heads like these, and exists for their device and format."""
-    features = query.shape[-1]
+def _supports_varlen(query: Tensor, value: Tensor) -> bool:
+    """Whether the variable-length kernel supports these heads, their number format and device."""
+    head_dim = query.shape[-1]
     return (
         query.is_cuda
         and query.dtype in (torch.bfloat16, torch.float16)
-        and features == value.shape[-1]
-        and features <= _MAX_FEATURES
-        and features % _ALIGNED == 0
+        and head_dim == value.shape[-1]
+        and head_dim <= _MAX_HEAD_DIM
+        and head_dim % _ALIGNMENT == 0
         and torch.cuda.get_device_capability(query.device) >= (8, 0)
     )
 
@@ -260,13 +261,13 @@ def varlen_attention(
     scores: Scores = Scores(),
     *,
     cached: CachedKeys | None = None,
-    kernel: Callable[..., Any] | None = None,
+    kernel: Callable[..., Tensor] | None = None,
 ) -> Tensor:
-    """As `packed_attention`, by one call of a variable-length kernel per group of segments.
+    """The same as `packed_attention`, with one call of a variable-length kernel per group of segments.
 
-    `kernel` is another function with the meaning of `varlen_attn`.
+    `kernel` replaces `varlen_attn` and has its signature.
     """
-    attend: Callable[..., Any] = kernel or _kernel
+    attend: Callable[..., Tensor] = kernel or _varlen_kernel
     lengths = [segment.stop - segment.start for segment in packing.segments]
     keys, values = key.split(lengths, dim=2), value.split(lengths, dim=2)
     cached_keys = {member: pair[0] for member, pair in (cached or {}).items()}
@@ -276,8 +277,8 @@ def varlen_attention(
     outputs: list[Tensor] = [
         attend(
             part.transpose(0, 1),
-            _seen(key, keys, packing, group, cached_keys),
-            _seen(value, values, packing, group, cached_values),
+            _visible(key, keys, packing, group, cached_keys),
+            _visible(value, values, packing, group, cached_values),
             group.cu_seqlens_q,
             group.cu_seqlens_k,
             group.max_seqlen_q,
@@ -291,22 +292,22 @@ def varlen_attention(
     return out.transpose(0, 1)[None]
 
 
-def _kernel(query: Tensor, key: Tensor, value: Tensor, *bounds: Any, **options: Any) -> Any:
-    """torch's, with the heads of keys repeated where it does not take groups (torch 2.11)."""
+def _varlen_kernel(query: Tensor, key: Tensor, value: Tensor, *bounds: Any, **options: Any) -> Any:
+    """`varlen_attn`, with repeated key heads where it does not support grouped ones (torch 2.11)."""
     groups = query.shape[1] // key.shape[1]
-    if groups > 1 and _TAKES_GROUPS:
+    if groups > 1 and _HAS_ENABLE_GQA:
         options["enable_gqa"] = True
     elif groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     return varlen_attn(query, key, value, *bounds, **options)
 
 
-def _seen(
+def _visible(
     whole: Tensor, parts: Sequence[Tensor], packing: Packing, group: SegmentGroup, cached: Mapping[int, Tensor]
 ) -> Tensor:
-    """Keys or values as `group.cu_seqlens_k` counts them, `[K, G, d]`; not copied where no segment sees another.
+    """Keys or values in the order of `group.cu_seqlens_k`, `[K, G, d]`; a view where no segment sees another.
 
-    `split` and `cat`, whose backward adds in one order, and not a gather, whose backward may not.
+    Concatenated, not gathered: the backward of `split` and `cat` adds in a fixed order, that of a gather may not.
     """
     segments = packing.segments[group.segments]
     if not any(segment.sees_others for segment in segments):

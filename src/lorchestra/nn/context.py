@@ -1,4 +1,4 @@
-"""What one forward pass is, and where the patched modules of a model find it."""
+"""The settings of one forward pass, and the slot from which a model's patched modules read them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lorchestra.nn.packing import Packing
 
 @dataclass(frozen=True)
 class ForwardContext:
-    """One forward pass over a packed batch: which layers run, on what, and which outputs are read."""
+    """One forward pass over a packed batch: which layers run, on which input, and which outputs are read."""
 
     packing: Packing
     keep: Tensor
@@ -21,42 +21,42 @@ class ForwardContext:
     first_layer: int = 0
     """Decoder layers below this one are skipped."""
     last_layer: int | None = None
-    """Decoder layers from this one on are skipped, and what came out below is captured; None skips none."""
+    """Decoder layers from this one on are skipped, and its input is captured; None runs all."""
     hidden: Tensor | None = None
-    """`[1, N, D]`: what the first layer that runs gets instead of the output of the one below."""
+    """`[1, N, D]`: input of the first layer that runs, instead of the output of the skipped layers."""
     option_ids: Tensor | None = None
     """int64 `[U]`: vocabulary rows that the head computes; None for all."""
     head_states: Tensor | None = None
-    """`[B, D]`: what the head gets instead of the last layer's output."""
+    """`[B, D]`: input of the output head, instead of the last layer's output."""
     capture_head: bool = False
-    """Whether what the head gets is captured."""
+    """Whether the input of the head is captured."""
     checkpointing: bool = False
     """Whether each layer is recomputed in the backward pass."""
     captured: list[Tensor] = field(default_factory=list)
-    """What the pass captured."""
+    """Captured hidden states."""
 
 
 class ContextSlot:
-    """Where the modules of one model find the context of the pass under way.
+    """Holds the context of the current pass for the patched modules of one model.
 
-    A plain object, not a thread-local: a checkpointed layer is recomputed on autograd's own thread.
+    Not thread-local: a checkpointed layer is recomputed on autograd's thread.
     """
 
     def __init__(self) -> None:
         self.current: ForwardContext | None = None
         self.returns_tuple = False
-        """Whether this architecture's layers return a tuple, as seen in the last layer that ran."""
+        """Whether the last layer that ran returned a tuple: architectures differ, and skipped layers must match."""
 
     @property
     def packing(self) -> Packing | None:
-        """The packing of the pass under way."""
+        """The packing of the current pass; None outside a pass."""
         return None if self.current is None else self.current.packing
 
     @contextmanager
     def use(self, context: ForwardContext | None) -> Iterator[None]:
-        """Make this the pass under way, and restore the one before afterwards, errors included."""
-        before, self.current = self.current, context
+        """Make `context` the current one within a `with` block, and restore the previous one afterwards."""
+        previous, self.current = self.current, context
         try:
             yield
         finally:
-            self.current = before
+            self.current = previous

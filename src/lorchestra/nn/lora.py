@@ -1,8 +1,8 @@
-"""LoRA for packed batches: a frozen linear map with M adapters, each applied to its member's span.
+"""LoRA for packed batches: a frozen linear layer with M adapters, each applied to its member's span of tokens.
 
-On a CPU, and in full precision, one member after the other. On a GPU in bfloat16, where a kernel per member would cost
-more than its arithmetic, all low-rank products of a map are one grouped kernel each: `torch.nn.functional.grouped_mm`
-takes the members' ragged spans as they are on the token axis. Both save the input and the rank-R product alone.
+Two implementations: a loop over members, and, on GPUs in bfloat16, where a kernel per member would cost more than its
+arithmetic, one grouped kernel per product (`torch.nn.functional.grouped_mm`, which takes ragged spans of the token
+axis). Both save only the input and the rank-R product for the backward pass.
 """
 
 from __future__ import annotations
@@ -20,48 +20,48 @@ from lorchestra.nn.dropout import keep_mask
 from lorchestra.nn.packing import BASE, Packing, Span
 from lorchestra.nn.seeding import derive_seed
 
-_ALIGNED = 8
-"""Numbers of half precision in 16 bytes: the kernel reads rows that begin at multiples of them."""
+_ALIGNMENT = 8
+"""The grouped kernel needs rows aligned to 16 bytes: 8 numbers in half precision."""
 _CAPABILITIES = (9, 10)
-"""Major compute capabilities for which torch has one kernel; for others, and other formats, it loops and waits."""
+"""Major compute capabilities with a fused kernel; elsewhere, and in other formats, torch loops and synchronizes."""
 _MAX_GROUPS = 1023
 
 
-def suits_grouped(x: Tensor, num_outputs: int, num_groups: int) -> bool:
-    """Whether products of `x` `[N, I]` and adapters with `num_outputs` outputs can be, and are better, grouped."""
+def supports_grouped_mm(x: Tensor, num_outputs: int, num_groups: int) -> bool:
+    """Whether a grouped kernel exists for `x` `[N, I]` and adapters with `num_outputs` outputs, and is faster."""
     return (
         x.is_cuda
         and x.dtype == torch.bfloat16
-        and x.shape[1] % _ALIGNED == 0
-        and num_outputs % _ALIGNED == 0
+        and x.shape[1] % _ALIGNMENT == 0
+        and num_outputs % _ALIGNMENT == 0
         and num_groups <= _MAX_GROUPS
         and torch.cuda.get_device_capability(x.device)[0] in _CAPABILITIES
     )
 
 
-def aligned_rank(matrices: Tensor, dim: int) -> Tensor:
-    """`matrices` with zeros up to an aligned rank at the end of dimension `dim` (-1 or -2): they add nothing."""
-    missing = -matrices.shape[dim] % _ALIGNED
+def _align_rank(matrices: Tensor, dim: int) -> Tensor:
+    """Pad the rank, dimension `dim` (-1 or -2), with zeros to an aligned size."""
+    missing = -matrices.shape[dim] % _ALIGNMENT
     if not missing:
         return matrices
     return F.pad(matrices, (0, missing) if dim == -1 else (0, 0, 0, missing))
 
 
-class GroupedLoRA(torch.autograd.Function):
-    """Adds every group's `B A drop(x)` to its tokens of `y`, in place.
+class _GroupedLoRA(torch.autograd.Function):
+    """Adds `B A drop(x)` of every group to its tokens of `y`, in place.
 
-    Operands are rounded to `y`'s format, as autocast does; sums within a product are float32. Saves x and the rank-R
-    product only; the mask is made again in the backward pass.
+    Operands are rounded to the number format of `y`, as autocast does; products accumulate in float32. Saves x and the
+    rank-R product only; the mask is recomputed in the backward pass.
     """
 
     @staticmethod
     def forward(
         ctx: Any, y: Tensor, x: Tensor, ends: Tensor, mask: Callable[[], Tensor | None], A: Tensor, B: Tensor
     ) -> Tensor:
-        """Shapes: y `[N, O]`, x `[N, I]`, A `[G, R, I]`, B `[G, O, R]` times the scaling; `ends` int32 `[G]`.
+        """Shapes: y `[N, O]`, x `[N, I]`, A `[G, R, I]`, B `[G, O, R]`, with the scaling included; ends int32 `[G]`.
 
-        Group g is the tokens from `ends[g - 1]` to `ends[g]`, and the last one ends at N. `mask` says which elements
-        dropout keeps, `[N, I]`, or None; dividing by the rate that is kept is the scaling's affair.
+        Group g is tokens `ends[g - 1]:ends[g]`; the last group ends at N. `mask` returns the elements that dropout
+        keeps, `[N, I]`, or None; the division by the keep rate is part of B.
         """
         x = x.contiguous()
         low = F.grouped_mm(_masked(x, mask()), A.transpose(1, 2), offs=ends)
@@ -73,7 +73,7 @@ class GroupedLoRA(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of y, x, A and B; None for the rest."""
+        """Return the gradients of y, x, A and B; None for the rest."""
         x, low, ends, A, B = ctx.saved_tensors
         grad_y = grad_outputs[0].contiguous()
         mask = ctx.mask()
@@ -90,14 +90,14 @@ def _masked(values: Tensor, mask: Tensor | None) -> Tensor:
 
 @dataclass(frozen=True)
 class _Dropout:
-    """What is needed to redo a module's mask: keys of the packed tokens, the module's seed, a rate a member."""
+    """What determines a module's dropout mask: keys of the packed tokens, the module's seed, one rate per member."""
 
     keys_N: Tensor | None
     module_seed: int
     rates: Sequence[float] = field(default=())
 
     def scaled_mask(self, span: Span, width: int, dtype: torch.dtype) -> Tensor | None:
-        """The span's mask divided by the keep rate, `[n, width]`, or None where nothing is dropped."""
+        """The span's mask divided by the keep rate, `[n, width]`; None where nothing is dropped."""
         rate = self.rates[span.member] if self.keys_N is not None else 0.0
         if rate == 0.0 or self.keys_N is None:
             return None
@@ -105,11 +105,11 @@ class _Dropout:
         return mask.to(dtype).mul_(1.0 / (1.0 - rate))
 
     def rate(self, member: int) -> float:
-        """What is dropped of a member's inputs; nothing of the base's."""
+        """The member's dropout rate in this pass; 0 for the base."""
         return 0.0 if self.keys_N is None or member == BASE else self.rates[member]
 
     def masks(self, spans: Sequence[Span], width: int, dtype: torch.dtype) -> Tensor | None:
-        """Which elements of all spans are kept, `[N, width]`, or None where nothing is dropped anywhere."""
+        """The elements that are kept in all spans, `[N, width]`; None where nothing is dropped in any."""
         if self.keys_N is None or not any(self.rate(span.member) for span in spans):
             return None
         parts = []
@@ -121,7 +121,7 @@ class _Dropout:
 
 
 class _PackedLoRA(torch.autograd.Function):
-    """Adds every member's `scaling B A drop(x)` to its span of `y`, in place.
+    """Adds `scaling B A drop(x)` of every member to its span of `y`, in place.
 
     Saves x and the rank-R product only; masks are recomputed in the backward pass.
     """
@@ -130,7 +130,7 @@ class _PackedLoRA(torch.autograd.Function):
     def forward(
         ctx: Any, y: Tensor, x: Tensor, spans: Sequence[Span], scaling: Sequence[float], drop: _Dropout, *pairs: Tensor
     ) -> Tensor:
-        """Shapes: y `[N, O]`, x `[N, I]`, pairs A `[R, I]` and B `[O, R]` of each span's member in turn; returns y."""
+        """Shapes: y `[N, O]`, x `[N, I]`; pairs: A `[R, I]` and B `[O, R]` of each span's member in turn."""
         dtype = pairs[0].dtype
         low = x.new_zeros((x.shape[0], pairs[0].shape[0]), dtype=dtype)
         for span, A, B in zip(spans, pairs[::2], pairs[1::2], strict=True):
@@ -148,7 +148,7 @@ class _PackedLoRA(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of y, x and the pairs; None for the rest."""
+        """Return the gradients of y, x and the pairs; None for the rest."""
         (grad_y,) = grad_outputs
         x, low, *pairs = ctx.saved_tensors
         dtype = low.dtype
@@ -167,19 +167,19 @@ class _PackedLoRA(torch.autograd.Function):
 
 
 class MemberLoRALinear(nn.Module):
-    """A frozen linear map with M LoRA adapters; stands in its place in the model.
+    """A frozen linear layer with M LoRA adapters, which replaces the layer in the model.
 
-    Which member a token belongs to is read from the slot's packing; tokens of the base, and passes without a packing,
-    see the frozen map alone. Whether dropout is on is a property of the packing (its keys), never of train/eval mode.
+    The current packing assigns tokens to members. Tokens of the base, and passes without a packing, get the frozen
+    layer alone. Dropout is on if the packing has dropout keys, whatever the train/eval mode.
 
     Args:
-        base: the frozen map, `[.., I] -> [.., O]`.
-        A: `[R, I]`, one a member.
-        B: `[O, R]`, one a member.
-        scaling: `lora_alpha / r`, one a member.
-        dropout: rate on the adapter's input, one a member.
-        slot: holds the packing of the pass under way.
-        name: the module's name in the model; its dropout stream derives from it.
+        base: the frozen layer, `[.., I] -> [.., O]`.
+        A: `[R, I]`, one per member.
+        B: `[O, R]`, one per member.
+        scaling: `lora_alpha / r`, one per member.
+        dropout: dropout rate of the adapter's input, one per member.
+        slot: holds the packing of the current pass.
+        name: the module's name in the model, from which its dropout seed is derived.
     """
 
     def __init__(
@@ -204,7 +204,7 @@ class MemberLoRALinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The frozen weight: some model code looks at its dtype or device."""
+        """The frozen weight; some model code reads its dtype or device."""
         return self.base.weight  # type: ignore[return-value]
 
     @property
@@ -213,34 +213,34 @@ class MemberLoRALinear(nn.Module):
         return self.base.bias  # type: ignore[return-value]
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[1, N, I] -> [1, N, O]`, or any leading shape where no packing is set."""
+        """Map `[1, N, I] -> [1, N, O]`; any leading shape where no packing is set."""
         packing = self.slot.packing
         spans = () if packing is None else tuple(span for span in packing.spans if span.member != BASE)
         if packing is None or not spans:
             return self.base(x)
-        flat = x.flatten(0, -2)  # so that the base's output is no view, and can be added to in place
+        flat = x.flatten(0, -2)  # the base's output is then not a view, and can be added to in place
         if flat.shape[0] != packing.num_tokens:
-            raise ValueError(f"an adapted linear map is given {flat.shape[0]} of a batch's {packing.num_tokens} tokens")
+            raise ValueError(f"an adapted linear layer got {flat.shape[0]} of the batch's {packing.num_tokens} tokens")
         drop = _Dropout(packing.dropout_keys, self.module_seed, self.dropout)
         y = self.base(flat)
-        if suits_grouped(flat, y.shape[1], len(packing.spans)):
+        if supports_grouped_mm(flat, y.shape[1], len(packing.spans)):
             return self._grouped(y, flat, packing, drop).unflatten(0, x.shape[:-1])
         pairs = [matrix for span in spans for matrix in (self.A[span.member], self.B[span.member])]
         y = _PackedLoRA.apply(y, flat, spans, self.scaling, drop, *pairs)
         return y.unflatten(0, x.shape[:-1])
 
     def _grouped(self, y: Tensor, x: Tensor, packing: Packing, drop: _Dropout) -> Tensor:
-        """All members' terms added to `y` `[N, O]` at once; the base's own tokens are a group with factors of zero."""
+        """Add the terms of all members to `y` `[N, O]` at once; the base's tokens are a group with A and B of zero."""
         zeros = torch.zeros_like(self.A[0]), torch.zeros_like(self.B[0])
         members = [span.member for span in packing.spans]
         pairs = [zeros if m == BASE else (self.A[m], self.B[m]) for m in members]
-        # divided by the rate kept here, in the adapters' format: a factor of the mask would be rounded to the base's
+        # the keep rate divides B, in the adapters' number format: dividing the mask would round it to the base's
         scaling = [0.0 if m == BASE else self.scaling[m] / (1 - drop.rate(m)) for m in members]
-        A = aligned_rank(torch.stack([A for A, _ in pairs]), -2)
+        A = _align_rank(torch.stack([A for A, _ in pairs]), -2)
         B = torch.stack([B * scale for (_, B), scale in zip(pairs, scaling, strict=True)])
         spans, width, dtype = packing.spans, x.shape[1], x.dtype
 
-        def mask() -> Tensor | None:  # without x in it, which checkpointing must be able to forget
+        def mask() -> Tensor | None:  # must not hold x, which checkpointing frees
             return drop.masks(spans, width, dtype)
 
-        return GroupedLoRA.apply(y, x, packing.span_ends, mask, A.to(dtype), aligned_rank(B, -1).to(dtype))
+        return _GroupedLoRA.apply(y, x, packing.span_ends, mask, A.to(dtype), _align_rank(B, -1).to(dtype))

@@ -1,9 +1,9 @@
 """Packed ragged batches: (member, row) pairs on one token axis `[1, N]`, without padding.
 
-Rows are sorted by member, so that each member has one contiguous span. A row is a tree of segments: its prefix, and one
-segment for what each choice adds to it. A segment's tokens attend causally to themselves and fully to the segments of
-their context; nothing else is visible, whatever shares the batch. What is read of a batch, such as the choices' scores,
-is not decided here (see `nn.scoring`): a row may be tokens without choices.
+Rows are sorted by member, so each member has one contiguous span. A row is a tree of segments: its prefix, and one
+segment per choice for the tokens that the choice adds. A segment's tokens attend causally to each other and fully to
+the segments in their context; nothing else in the batch is visible to them. A row may have no choices. `nn.scoring`
+decides which outputs are read.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from lorchestra.nn.scoring import ChoiceScoring, score_positions
 from lorchestra.types import EncodedExample
 
 BASE = -1
-"""The member index of the base itself: no adapter is applied."""
+"""Member index of the base: no adapter is applied."""
 FORWARD_BUDGET_FACTOR = 2.5
-"""Tokens of a forward pass alone for one of a training step's, on a CPU."""
+"""On a CPU, a forward-only pass may have this many times the tokens of a training step's micro-batch."""
 MIN_SHARED_PREFIX = 16
-"""Common first tokens from which sharing them is worth the shorter attention segments."""
-_MAX_COPIES, _MAX_SEGMENTS = 3, 512
-"""Bounds of a group of segments: its keys, in multiples of the batch's tokens; and its segments."""
+"""Fewest shared first tokens for which sharing is worth the shorter attention segments."""
+_MAX_KEYS_PER_TOKEN, _MAX_SEGMENTS = 3, 512
+"""Bounds of a group of segments: its number of keys, in multiples of the batch's tokens, and of segments."""
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Tokens `start:stop` of the packed axis, and the indices of the segments they see before themselves.
+    """Tokens `start:stop` of the packed axis. They see the segments with the indices in `context`, in this order.
 
-    Before all of these come the cached first tokens of member `cached_for`, if any.
+    Before these they see the cached prefix of member `cached_for`, if set.
     """
 
     start: int
@@ -45,13 +45,13 @@ class Segment:
 
     @property
     def sees_others(self) -> bool:
-        """Whether anything but its own tokens is visible to it."""
+        """Whether it sees tokens of other segments or of a cached prefix."""
         return bool(self.context) or self.cached_for is not None
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Tokens `start:stop` of the packed axis: all tokens of one member."""
+    """All tokens of one member: `start:stop` of the packed axis."""
 
     member: int
     start: int
@@ -60,51 +60,48 @@ class Span:
 
 @dataclass(frozen=True)
 class Bucket:
-    """Segments of similar length, to be computed as one padded batch (on CUDA, where many small kernels cost most)."""
+    """Segments of similar length, computed as one padded batch (on CUDA, where many small kernels are slow)."""
 
     slots: Tensor
-    """int64 `[S, T]`: the packed token in each slot; N, one past the last token, in padding."""
+    """int64 `[S, T]`: index of the packed token in each slot; N, one past the last token, in padding."""
     filled: Tensor
-    """int64 `[n]`: the flattened slots that hold tokens."""
+    """int64 `[n]`: indices of the flattened slots that hold tokens."""
     tokens: Tensor
-    """int64 `[n]`: the tokens in them."""
+    """int64 `[n]`: the packed tokens in these slots."""
 
 
 @dataclass(frozen=True)
 class SegmentGroup:
-    """Neighboring segments that go through one call of a variable-length attention kernel.
-
-    Names of bounds as in FlashAttention.
-    """
+    """Consecutive segments for one call of a variable-length attention kernel; fields are named as FlashAttention's."""
 
     segments: slice
     """Their indices among all segments."""
     tokens: slice
-    """Their tokens."""
+    """Their tokens on the packed axis."""
     cu_seqlens_q: Tensor
-    """int32 `[S + 1]`: where each segment's queries start, and where the last one's end."""
+    """int32 `[S + 1]`: cumulative numbers of queries, from 0."""
     cu_seqlens_k: Tensor
-    """int32 `[S + 1]`: the same for the keys that each sees: cached ones, its context and its tokens, in this order."""
+    """int32 `[S + 1]`: the same for the keys each segment sees: cached prefix, context, its tokens, in this order."""
     max_seqlen_q: int
     max_seqlen_k: int
 
 
 @dataclass(frozen=True)
 class Packing:
-    """Layout of the packed token axis: all that attention and the LoRA layers need to know."""
+    """Layout of the packed token axis: the input of attention and the LoRA layers."""
 
     input_ids: Tensor
     """int64 `[1, N]`."""
     position_ids: Tensor
-    """int64 `[1, N]`: each token's position in its row; a choice continues its prefix."""
+    """int64 `[1, N]`: each token's position in its row, where every choice follows the prefix."""
     segments: tuple[Segment, ...]
     spans: tuple[Span, ...]
     dropout_keys: Tensor | None
-    """int64 `[N]`, or None where dropout is off."""
+    """int64 `[N]`; None where dropout is off."""
     prefix: PrefixCache | None = None
-    """First tokens with cached keys and values: seen by the segments, or written by this very pass (`prefill`)."""
+    """Cache of the shared first tokens, which this pass reads, or with `prefill` writes."""
     prefill: bool = False
-    """Whether each span is the prefix itself, to be cached for its member."""
+    """Whether each span is the prefix, to be cached for its member."""
 
     @property
     def num_tokens(self) -> int:
@@ -113,31 +110,32 @@ class Packing:
 
     @cached_property
     def span_ends(self) -> Tensor:
-        """int32 `[number of spans]`: where each span stops, as grouped products take it."""
+        """int32 `[number of spans]`: the `stop` of each span, for grouped products."""
         return torch.tensor([span.stop for span in self.spans], dtype=torch.int32, device=self.input_ids.device)
 
     @cached_property
     def segment_groups(self) -> tuple[SegmentGroup, ...]:
-        """All segments in groups: the keys that segments see are concatenated per group, which bounds the copies."""
+        """All segments in groups. The keys that a group's segments see are concatenated; groups bound their number."""
         lengths = [s.stop - s.start for s in self.segments]
         cached = [0 if s.cached_for is None or self.prefix is None else len(self.prefix) for s in self.segments]
         keys = [
             n + c + sum(lengths[i] for i in s.context) for n, c, s in zip(lengths, cached, self.segments, strict=True)
         ]
+        max_keys = _MAX_KEYS_PER_TOKEN * sum(lengths)
         groups: list[SegmentGroup] = []
-        first = held = 0
+        first = num_keys = 0
         for index in range(len(lengths) + 1):
-            full = index - first >= _MAX_SEGMENTS or held + sum(keys[index : index + 1]) > _MAX_COPIES * sum(lengths)
+            full = index - first >= _MAX_SEGMENTS or num_keys + sum(keys[index : index + 1]) > max_keys
             if index == len(lengths) or (full and index > first):
                 groups.append(self._group(first, lengths[first:index], keys[first:index]))
-                first, held = index, 0
-            held += sum(keys[index : index + 1])
+                first, num_keys = index, 0
+            num_keys += sum(keys[index : index + 1])
         return tuple(groups)
 
     def _group(self, first: int, queries: list[int], keys: list[int]) -> SegmentGroup:
         def cumulative(lengths: list[int]) -> Tensor:
-            ends = [0, *itertools.accumulate(lengths)]
-            return torch.tensor(ends, dtype=torch.int32, device=self.input_ids.device)
+            bounds = [0, *itertools.accumulate(lengths)]
+            return torch.tensor(bounds, dtype=torch.int32, device=self.input_ids.device)
 
         start = self.segments[first].start
         return SegmentGroup(
@@ -151,10 +149,10 @@ class Packing:
 
     @cached_property
     def buckets(self) -> tuple[Bucket, ...]:
-        """The segments that see themselves only; none is shorter than half of its bucket's longest."""
-        alone = sorted((s for s in self.segments if not s.sees_others), key=lambda s: s.start - s.stop)
+        """The segments without context, by length: none is shorter than half of the longest in its bucket."""
+        by_length = sorted((s for s in self.segments if not s.sees_others), key=lambda s: s.start - s.stop)
         groups: list[list[Segment]] = []
-        for segment in alone:
+        for segment in by_length:
             if not groups or 2 * (segment.stop - segment.start) < groups[-1][0].stop - groups[-1][0].start:
                 groups.append([])
             groups[-1].append(segment)
@@ -172,16 +170,14 @@ class Packing:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One row for one member.
-
-    `dropout_seed` is None where dropout is off (evaluation), else the seed of this member, step and row. `index` is
-    where the caller wants the result; packing reorders items.
-    """
+    """One row for one member."""
 
     member: int
     example: EncodedExample
     dropout_seed: int | None = None
+    """Seed of this member, step and row; None turns dropout off."""
     index: int = 0
+    """Chosen by the caller to assign results to items, since packing reorders them."""
 
 
 @dataclass(frozen=True)
@@ -191,38 +187,42 @@ class PackedBatch:
     items: tuple[Item, ...]
     packing: Packing
     last_positions: tuple[int, ...]
-    """Packed position of each item's last prefix token, after which its answer starts."""
+    """Packed position of each item's last prefix token, whose output predicts the answer's first token."""
     choice_starts: tuple[tuple[int, ...], ...]
-    """Per item and choice, the packed position of the choice's first fed token."""
+    """Per item and choice, the packed position of the choice's first input token."""
     shared: int = 0
-    """First tokens that all rows have in common, at the start of each member's span or cached."""
+    """Number of first tokens that all rows share, at the start of each member's span or cached."""
 
     @cached_property
     def scoring(self) -> ChoiceScoring:
-        """How the items' choices are scored; items without choices have no score."""
+        """Which outputs score the choices.
+
+        Raises:
+            ValueError: an item has no choices.
+        """
         examples = [item.example for item in self.items]
         return score_positions(examples, self.last_positions, self.choice_starts, self.packing.input_ids.device)
 
 
 def shareable_prefix(rows: Sequence[EncodedExample], dropout: bool) -> int:
-    """How many first tokens are worth computing once for all rows; 0 under dropout, whose masks differ per row."""
+    """Number of first tokens to compute once for all rows; 0 under dropout, whose masks differ per row."""
     shared = 0 if dropout else common_prefix(rows)
     return shared if shared >= MIN_SHARED_PREFIX else 0
 
 
 def common_prefix(rows: Sequence[EncodedExample]) -> int:
-    """How many first tokens all rows share; each keeps at least the last token of its prefix for itself."""
+    """Number of first tokens that all rows share, without the last token of any row's prefix."""
     if not rows:
         return 0
-    first, last = min(row.prefix for row in rows), max(row.prefix for row in rows)
+    first, last = min(row.prefix for row in rows), max(row.prefix for row in rows)  # in lexicographic order
     shared = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
     return min(shared, min(len(row.prefix) for row in rows) - 1)
 
 
 def forward_budget(token_budget: int, device: torch.device) -> int:
-    """Most tokens of a micro-batch that keeps nothing for a backward pass, where `token_budget` bounds those that do.
+    """Most tokens of a forward-only micro-batch, given the budget of a training step's.
 
-    On a CPU, whose budget is small, forward passes gain a tenth of their speed by more.
+    On a CPU, where that budget is small, larger forward passes are a tenth faster.
     """
     return round(FORWARD_BUDGET_FACTOR * token_budget) if device.type == "cpu" else token_budget
 
@@ -230,10 +230,10 @@ def forward_budget(token_budget: int, device: torch.device) -> int:
 def plan_micro_batches(
     items: Sequence[Item], token_budget: int, shared: int = 0, prefix: PrefixCache | None = None
 ) -> list[list[Item]]:
-    """Cut items, sorted by member (a stable sort), into micro-batches of at most `token_budget` tokens.
+    """Sort items by member (a stable sort) and cut them into micro-batches of at most `token_budget` tokens.
 
-    A row longer than the budget gets a micro-batch of its own: the longest row sets the least. `shared` first tokens of
-    every row count once per member and micro-batch, or not at all where they are cached in `prefix` (see `pack`).
+    A row that exceeds the budget is a micro-batch on its own. The `shared` first tokens count once per member and
+    micro-batch, or not at all where they are cached in `prefix` (see `pack`).
     """
     shared_size = shared if prefix is None else 0
     batches: list[list[Item]] = []
@@ -256,10 +256,10 @@ def pack(
 
     Args:
         items: the rows of one micro-batch.
-        device: where the index tensors go.
-        shared: number of first tokens that all rows have in common (`common_prefix`); each member computes them once,
-            as a segment that its rows have as context.
-        prefix: these tokens, cached for every member: then they are not in the batch at all.
+        device: device of the index tensors.
+        shared: number of first tokens that all rows share (`common_prefix`); they are computed once per member, as a
+            segment in the context of the member's rows.
+        prefix: cache of these tokens for every member, which then are not part of the batch.
 
     Raises:
         ValueError: no items, items not sorted by member, a prefix that is not the shared one, or a shared prefix
@@ -272,7 +272,7 @@ def pack(
     if shared and any(item.dropout_seed is not None for item in items):
         raise ValueError("rows under dropout cannot share a prefix: masks are drawn per row")
     if prefix is not None and len(prefix) != shared:
-        raise ValueError(f"the rows share {shared} first tokens, and {len(prefix)} are cached")
+        raise ValueError(f"the rows share {shared} first tokens, but {len(prefix)} are cached")
     ids: list[int] = []
     positions: list[int] = []
     segments: list[Segment] = []
@@ -306,7 +306,7 @@ def pack(
 
 
 def pack_prefix(prefix: PrefixCache, members: Sequence[int], device: torch.device | str = "cpu") -> PackedBatch:
-    """The prefix itself, once for each of some members (ascending): the pass over it caches keys and values."""
+    """Pack the prefix once per member (ascending), for the pass that fills its cache."""
     row = EncodedExample(0, prefix.tokens, (), None)
     batch = pack([Item(member, row) for member in members], device)
     return replace(batch, packing=replace(batch.packing, prefix=prefix, prefill=True))
@@ -321,24 +321,24 @@ def _append_row(
     context: tuple[int, ...],
     cached_for: int | None,
 ) -> tuple[int, ...]:
-    """Append one row's tokens and segments; return, per choice, the packed position of its first fed token.
+    """Append one row's tokens and segments; return, per choice, the packed position of its first input token.
 
-    A choice's last token is only predicted, never fed, so a choice of one token adds nothing. The `shared` first
-    tokens, if any, are the segment `context`, or cached for the member `cached_for`.
+    A choice's last token is only predicted, so a choice of one token adds no input. The `shared` first tokens, if any,
+    are the segment in `context`, or cached for the member `cached_for`.
     """
     start = len(ids)
     ids.extend(example.prefix[shared:])
     positions.extend(range(shared, len(example.prefix)))
     segments.append(Segment(start, len(ids), context, cached_for))
-    seen = (*context, len(segments) - 1)
+    choice_context = (*context, len(segments) - 1)
     starts = []
     for choice in example.choices:
         starts.append(len(ids))
-        fed = choice[:-1]
-        if fed:
-            segments.append(Segment(len(ids), len(ids) + len(fed), seen, cached_for))
-            ids.extend(fed)
-            positions.extend(range(len(example.prefix), len(example.prefix) + len(fed)))
+        inputs = choice[:-1]
+        if inputs:
+            segments.append(Segment(len(ids), len(ids) + len(inputs), choice_context, cached_for))
+            ids.extend(inputs)
+            positions.extend(range(len(example.prefix), len(example.prefix) + len(inputs)))
     return tuple(starts)
 
 
@@ -347,5 +347,5 @@ def _dropout_keys(items: Sequence[Item], device: torch.device | str) -> Tensor |
     if not seeds:
         return None
     if len(seeds) != len(items):
-        raise ValueError("either all items of a batch carry a dropout seed, or none")
+        raise ValueError("either all items of a batch have a dropout seed, or none")
     return token_keys(seeds, [item.example.num_tokens for item in items], device)

@@ -1,4 +1,4 @@
-"""Scores of choices: which outputs of a packed pass make them, and what they are."""
+"""Scores of choices, computed from the outputs of a packed pass."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from lorchestra.types import EncodedExample
 
 @dataclass(frozen=True)
 class ChoiceScoring:
-    """Which outputs score which choice.
+    """Which outputs of the head score which choice.
 
-    A term is one choice token's log-probability: row `term_rows[b, c, j]` of the kept positions, column
-    `term_columns[b, c, j]` of the head's output. Terms past a choice's length and choices past a row's number are False
-    in `term_mask`, all three `[B, C, J]`.
+    Token j of choice c of item b is scored by row `term_rows[b, c, j]` of the kept positions and column
+    `term_columns[b, c, j]` of the head's output. `term_mask` is False past a choice's length and past an item's number
+    of choices. All three are `[B, C, J]`.
     """
 
     keep: Tensor
-    """int64 `[K]`: packed positions whose outputs are used, ascending and without repeats."""
+    """int64 `[K]`: packed positions whose outputs are used, ascending and unique."""
     term_rows: Tensor
     term_columns: Tensor
     term_mask: Tensor
     option_ids: Tensor | None
-    """int64 `[U]`: the vocabulary rows of the head that are used; None for the whole vocabulary.
+    """int64 `[U]`: vocabulary rows of the head that are used; None for the whole vocabulary.
 
-    Where every choice is a single token, all of a row's terms come from one position and the vocabulary's normalizer
-    cancels between the choices, so only the options' rows of the head are needed.
+    Where every choice is a single token, all terms of an item come from one position and the normalizer of the
+    vocabulary cancels between its choices, so only the options' rows of the head are needed.
     """
     divisors: Tensor | None
-    """float64 `[B, C]`: what the summed log-probabilities are divided by; None for the plain sum."""
+    """float64 `[B, C]`: divisors of the summed log-probabilities; None for the plain sum."""
 
 
 def score_positions(
@@ -41,19 +41,19 @@ def score_positions(
     choice_starts: Sequence[Sequence[int]],
     device: torch.device | str,
 ) -> ChoiceScoring:
-    """The scoring of packed rows.
+    """Return the scoring of packed rows.
 
     Args:
         examples: the rows, in packed order.
-        prefix_ends: the packed position of each one's last prefix token.
-        choice_starts: for each row and choice, the packed position of the choice's first fed token.
-        device: where the index tensors go.
+        prefix_ends: packed position of each row's last prefix token.
+        choice_starts: per row and choice, the packed position of the choice's first input token.
+        device: device of the index tensors.
 
     Raises:
         ValueError: a row has no choices.
     """
     if not all(example.choices for example in examples):
-        raise ValueError("rows without choices have no score; ask for logits")
+        raise ValueError("rows without choices have no log_probs; request logits")
     num_choices = max(len(example.choices) for example in examples)
     num_terms = max(len(choice) for example in examples for choice in example.choices)
     shape = (len(examples), num_choices, num_terms)
@@ -98,9 +98,8 @@ def choice_log_probs(logits_KU: Tensor, scoring: ChoiceScoring) -> Tensor:
     """Normalized log-probabilities of each row's choices, `[B, C]`, -inf past a row's number of choices.
 
     Args:
-        logits_KU: the head's output at the kept positions; U is the option ids, or the whole vocabulary where choices
-            have several tokens.
-        scoring: which output scores which choice.
+        logits_KU: the head's output at the kept positions, for the option ids or the whole vocabulary.
+        scoring: which outputs score which choice.
     """
     wide = logits_KU.to(torch.promote_types(logits_KU.dtype, torch.float32))
     if scoring.option_ids is None:

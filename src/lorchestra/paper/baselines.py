@@ -9,10 +9,8 @@ from lorchestra.metrics.intervals import judge, method_intervals
 from lorchestra.metrics.predictive import mixture_log_probs
 from lorchestra.metrics.scores import bootstrap, score_rows
 from lorchestra.paper.page import (
-    ENSEMBLE_COLOR,
     MARKERS,
     PALETTE,
-    SINGLE_COLOR,
     THIRD_COLOR,
     TITLES,
     PaperFigure,
@@ -23,6 +21,7 @@ from lorchestra.paper.page import (
     shared_legend,
 )
 from lorchestra.paper.results import METRICS, FinishedRun, Row, Rows, metrics_of, unique
+from lorchestra.report.figure import ENSEMBLE_COLOR, SINGLE_COLOR
 from lorchestra.report.table import shown_interval
 
 if TYPE_CHECKING:

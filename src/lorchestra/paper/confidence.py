@@ -11,16 +11,9 @@ from lorchestra.errors import TrainingError
 from lorchestra.metrics.density import kernel_density
 from lorchestra.metrics.predictive import FloatArray, mixture_log_probs
 from lorchestra.metrics.scores import score_rows
-from lorchestra.paper.page import (
-    BASE_COLOR,
-    ENSEMBLE_COLOR,
-    SINGLE_COLOR,
-    PaperFigure,
-    panels,
-    per_task,
-    percent,
-)
+from lorchestra.paper.page import BASE_COLOR, PaperFigure, panels, per_task, percent
 from lorchestra.paper.results import FinishedRun, Row, Rows, regularizer, unique
+from lorchestra.report.figure import ENSEMBLE_COLOR, SINGLE_COLOR
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

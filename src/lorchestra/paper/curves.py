@@ -12,7 +12,6 @@ import numpy as np
 
 from lorchestra.metrics.predictive import mixture_log_probs
 from lorchestra.paper.page import (
-    ENSEMBLE_COLOR,
     MARKERS,
     PALETTE,
     STYLES,
@@ -40,6 +39,7 @@ from lorchestra.paper.results import (
     regularizer_label,
     unique,
 )
+from lorchestra.report.figure import ENSEMBLE_COLOR
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,9 +15,7 @@ from lorchestra.metrics.table import BY_KEY
 from lorchestra.paper.results import ENSEMBLE, METRICS, ONE, REGULARIZERS, FinishedRun, Row, Rows, by_task
 from lorchestra.report.figure import ENSEMBLE_COLOR, SINGLE_COLOR
 from lorchestra.store.atomic import atomic_path, atomic_write_text
-from lorchestra.store.records import read_splits
-from lorchestra.store.run_dir import read_json
-from lorchestra.store.schema import check_shape
+from lorchestra.store.schema import read_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -106,7 +104,7 @@ def caption(runs: Sequence[FinishedRun], profile: str, compared_task: str | None
     ours = [f"{name} = {value} (paper: {paper_value})" for name, value, paper_value in shared if value != paper_value]
     sizes = []
     for task, run in {compared_task or run.task: run for run in runs}.items():
-        splits = read_splits(run.run, "train", "test")
+        splits = run.run.read_splits("train", "test")
         sizes.append(f"{task} ({splits['train']['num_examples']} training, {splits['test']['num_examples']} test rows)")
     epochs = "epoch" if train.epochs == 1 else "epochs"
     modules = adapt.target_modules if isinstance(adapt.target_modules, str) else ", ".join(adapt.target_modules)
@@ -133,8 +131,7 @@ def _scoring(run: FinishedRun, compared_task: str | None) -> str:
     if compared_task is None:
         return str(run.record["scoring"])
     path = run.run.inside("compare.json")
-    record = read_json(path)
-    check_shape(record, {"resolved": {"data": {"scoring": str}}}, path)
+    record = read_json(path, {"resolved": {"data": {"scoring": str}}})
     return str(record["resolved"]["data"]["scoring"])
 
 

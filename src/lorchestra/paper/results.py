@@ -19,9 +19,9 @@ from lorchestra.metrics.scores import all_metrics
 from lorchestra.metrics.table import SUMMARY
 from lorchestra.models.peft_import import plain_tensors, read_peft_folder
 from lorchestra.paper.recipes import Settings
+from lorchestra.store.evaluations import Entry
 from lorchestra.store.predictions import load_predictions
-from lorchestra.store.records import Entry, read_evaluations
-from lorchestra.store.run_dir import RunDir, read_ensemble
+from lorchestra.store.run import Run
 from lorchestra.store.schema import Number, check_shape
 from lorchestra.types import Predictions
 
@@ -53,12 +53,12 @@ class FinishedRun:
 
     settings: Settings
     config: RunConfig
-    run: RunDir
+    run: Run
 
     @cached_property
     def record(self) -> Entry:
         """The content of `ensemble.json`."""
-        return read_ensemble(self.run.root)[1]
+        return self.run.read_ensemble().to_dict()
 
     @cached_property
     def cost(self) -> Entry:
@@ -75,7 +75,7 @@ class FinishedRun:
     @cached_property
     def entry(self) -> Entry:
         """Its evaluation on the test rows, as in `metrics.json`."""
-        entries, _ = read_evaluations(self.run)
+        entries, _ = self.run.read_evaluations()
         for entry in entries:
             if entry["split"] == "test":
                 return entry

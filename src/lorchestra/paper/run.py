@@ -22,15 +22,15 @@ from lorchestra.paper.trainings import Training, Trainings
 from lorchestra.runs.rows import absolute_settings, is_task_name
 from lorchestra.runs.sweep.points import Point, named_points
 from lorchestra.store.atomic import atomic_write_json
-from lorchestra.store.run_dir import RunDir, read_json
+from lorchestra.store.run import Run
 from lorchestra.store.safe_paths import inside, typed_path
-from lorchestra.store.schema import check_shape
+from lorchestra.store.schema import Shape, read_json
 
 FORMAT_VERSION = 1
 HEADLINES = DemoSizes(train=120, val=60, test=200, ood=60)
 """Sizes of the demo's data, used if no task is given."""
 
-_RECORD: dict[str, object] = {"format_version": int, "profile": str, "config": dict, "ood": [str]}
+_RECORD: Shape = {"format_version": int, "profile": str, "config": dict, "ood": [str]}
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ class FigurePlan:
     name: str
     recipe: Recipe
     points: tuple[Point, ...]
-    folders: tuple[RunDir, ...]
+    folders: tuple[Run, ...]
     """The points' run directories, or the single directory of a comparison of methods."""
 
-    def finished(self) -> list[tuple[Point, RunDir]]:
+    def finished(self) -> list[tuple[Point, Run]]:
         """The points with a finished run; a point of which every member failed has none."""
         return [pair for pair in zip(self.points, self.folders, strict=True) if pair[1].ensemble.exists()]
 
@@ -81,7 +81,7 @@ def plan_figures(
     plans = []
     for name, recipe in recipes.items():
         folders = (
-            [RunDir(inside(root, "trainings", "comparison"))]
+            [Run(inside(root, "trainings", "comparison"))]
             if recipe.methods
             else [trainings.add(recipe, point) for point in points[name]]
         )
@@ -127,8 +127,7 @@ def _register(root: Path, profile: str, config: RunConfig, ood: tuple[str, ...])
     """Create the directory, or check that its figures were made with the same profile and settings."""
     path = inside(root, "paper.json")
     if path.exists():
-        record = read_json(path)
-        check_shape(record, _RECORD, path)
+        record = read_json(path, _RECORD)
         if record["format_version"] != FORMAT_VERSION:
             raise CheckpointError(
                 f"{path}: format_version is {record['format_version']}, expected {FORMAT_VERSION}; choose another --out"

@@ -9,16 +9,7 @@ import numpy as np
 
 from lorchestra.metrics.predictive import confidence, mixture_log_probs
 from lorchestra.metrics.table import BY_KEY
-from lorchestra.paper.page import (
-    ENSEMBLE_COLOR,
-    MARKERS,
-    PALETTE,
-    SINGLE_COLOR,
-    PaperFigure,
-    per_task,
-    percent,
-    shared_legend,
-)
+from lorchestra.paper.page import MARKERS, PALETTE, PaperFigure, per_task, percent, shared_legend
 from lorchestra.paper.results import (
     ENSEMBLE,
     ONE,
@@ -31,6 +22,7 @@ from lorchestra.paper.results import (
     regularizer_label,
     unique,
 )
+from lorchestra.report.figure import ENSEMBLE_COLOR, SINGLE_COLOR
 from lorchestra.types import Predictions
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from pathlib import Path
 from lorchestra.paper.recipes import Recipe
 from lorchestra.runs.sweep.points import Point
 from lorchestra.runs.sweep.run import run_sweep
-from lorchestra.store.run_dir import RunDir
+from lorchestra.store.run import Run
 from lorchestra.store.safe_paths import inside
 from lorchestra.training.callbacks import Callback
 
@@ -96,14 +96,14 @@ class Trainings:
         for point in () if recipe.separate else points:
             self._requested[point.name] = self._requested.get(point.name, Outputs()) | Outputs.of(recipe)
 
-    def add(self, recipe: Recipe, point: Point) -> RunDir:
+    def add(self, recipe: Recipe, point: Point) -> Run:
         """Assign a figure's point to a training; returns its run directory."""
         needed = Outputs.of(recipe)
         if recipe.separate:
             root = inside(self.folder, "alone", f"{needed.folder}-{point.name}")
             return self._add(self._separate, root, point, needed)
         for outputs in needed.supersets():
-            run = RunDir(inside(self.folder, outputs.folder, "runs", point.name))
+            run = Run(inside(self.folder, outputs.folder, "runs", point.name))
             if run.ensemble.exists():
                 break
         else:
@@ -114,8 +114,8 @@ class Trainings:
         """The trainings of all points; finished points are skipped when a training runs."""
         return [*self._shared.values(), *self._separate.values()]
 
-    def _add(self, trainings: dict[Path, Training], root: Path, point: Point, outputs: Outputs) -> RunDir:
+    def _add(self, trainings: dict[Path, Training], root: Path, point: Point, outputs: Outputs) -> Run:
         training = trainings.setdefault(root, Training(root, (), outputs, self.ood))
         if point.name not in {other.name for other in training.points}:
             trainings[root] = replace(training, points=(*training.points, point))
-        return RunDir(inside(root, "runs", point.name))
+        return Run(inside(root, "runs", point.name))

@@ -1,1 +1,1 @@
-"""Tables and pictures, made from saved predictions and metrics alone."""
+"""Tables and figures of saved predictions and metrics; no model is loaded."""

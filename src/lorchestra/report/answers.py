@@ -1,4 +1,4 @@
-"""Answers as lines of a file: JSON, or a table (CSV, TSV) with the columns that people need; both also gzipped."""
+"""Answers as a file: lines of JSON, or a table (CSV, TSV) with the most important columns; both also gzipped."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import csv
 import gzip
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePath
-from typing import Any
 
 from lorchestra.errors import ConfigError
+from lorchestra.metrics.result import Json
 from lorchestra.store.atomic import json_line
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _OTHERS = (".parquet", ".arrow", ".feather", ".xlsx", ".xls", ".ods", ".zst", ".bz2", ".xz", ".zip")
-_FRONT = ("id", "row", "prediction", "confidence")
-_BEHIND = ("entropy", "mutual_information", "disagreement", "abstain", "error")
+_FIRST = ("id", "row", "prediction", "confidence")
+_LAST = ("entropy", "mutual_information", "disagreement", "abstain", "error")
 
-# What a spreadsheet takes for a formula, and numbers, which it does not.
+# What a spreadsheet treats as a formula, except for numbers.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
@@ -28,8 +28,8 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 class AnswerFormat:
     """How answers become bytes.
 
-    `delimiter` is None for lines of JSON. A table has the label set's probabilities in a column each, where there is
-    one, and the columns of the rows in `input_columns`: those of the first rows, since a table's are fixed.
+    `delimiter` is None for lines of JSON. A table has one column per label if there is a label set, and the
+    `input_columns` of the rows: those of the first rows, since a table's columns are fixed.
     """
 
     name: str
@@ -41,66 +41,66 @@ class AnswerFormat:
 
     @classmethod
     def of_file(cls, path: str, labels: Sequence[str] | None, early_exit: bool) -> AnswerFormat:
-        """The format that a file's name asks for; any unknown suffix is lines of JSON.
+        """The format by a file's name; an unknown suffix is lines of JSON.
 
         Raises:
-            ConfigError: a known format that is not written here.
+            ConfigError: a known format that cannot be written.
         """
         name = PurePath(path).name.lower()
         zipped = name.endswith(".gz")
         suffix = PurePath(name.removesuffix(".gz")).suffix
         if suffix in _OTHERS:
             raise ConfigError(
-                f"--out {path}: {suffix} is not written; give a .jsonl, .csv or .tsv file, or one with .gz"
+                f"--out {path}: {suffix} cannot be written; give a .jsonl, .csv or .tsv file, or one with .gz"
             )
         kind = suffix[1:] if suffix in _DELIMITERS else "jsonl"
         known = None if labels is None else tuple(labels)
         return cls(f"{kind}{'.gz' if zipped else ''}", _DELIMITERS.get(suffix), zipped, known, early_exit)
 
-    def with_columns(self, records: Sequence[Mapping[str, Any]]) -> AnswerFormat:
-        """The format with the columns that the first rows have."""
+    def with_columns(self, records: Sequence[Json]) -> AnswerFormat:
+        """The format with the columns of the first rows."""
         columns = dict.fromkeys(column for record in records for column in record["input"])
         return replace(self, input_columns=tuple(columns))
 
-    def encode(self, records: Sequence[Mapping[str, Any]], *, first: bool) -> bytes:
-        """Records as bytes; with the `first` ones goes the header of a table."""
+    def encode(self, records: Sequence[Json], *, first: bool) -> bytes:
+        """Records as bytes; a table starts with its header before the `first` ones."""
         text = self._table(records, first) if self.delimiter else "".join(f"{json_line(r)}\n" for r in records)
         data = text.encode("utf-8", "backslashreplace")
-        # without a time in it: the same answers are the same bytes
+        # without a timestamp, so that the same answers are the same bytes
         return gzip.compress(data, mtime=0) if self.zipped else data
 
-    def left_out(self, records: Sequence[Mapping[str, Any]]) -> int:
-        """How many records have cells that the table has no column for."""
+    def left_out(self, records: Sequence[Json]) -> int:
+        """How many records have input columns that the table does not have."""
         if self.delimiter is None:
             return 0
         known = set(self.input_columns or ())
         return sum(not record["input"].keys() <= known for record in records)
 
-    def _table(self, records: Sequence[Mapping[str, Any]], first: bool) -> str:
+    def _table(self, records: Sequence[Json], first: bool) -> str:
         text = io.StringIO()
         writer = csv.writer(text, delimiter=self.delimiter or ",", lineterminator="\n")
         if first:
             writer.writerow([_safe(name) for name in self._header()])
         for record in records:
-            cells = [record[name] for name in _FRONT]
+            cells = [record[name] for name in _FIRST]
             if self.labels is None:
                 cells += [record["choices"], record["probs"]]
             else:
                 cells += record["probs"] or [None] * len(self.labels)
-            cells += [record[name] for name in (*(["members_used"] if self.early_exit else []), *_BEHIND)]
+            cells += [record[name] for name in (*(["members_used"] if self.early_exit else []), *_LAST)]
             cells += [record["input"].get(name) for name in self.input_columns or ()]
             writer.writerow([_cell(cell) for cell in cells])
         return text.getvalue()
 
     def _header(self) -> list[str]:
-        chosen = ["choices", "probs"] if self.labels is None else [f"prob_{label}" for label in self.labels]
+        probs = ["choices", "probs"] if self.labels is None else [f"prob_{label}" for label in self.labels]
         used = ["members_used"] if self.early_exit else []
-        header = [*_FRONT, *chosen, *used, *_BEHIND]
+        header = [*_FIRST, *probs, *used, *_LAST]
         taken = set(header)
         return [*header, *(f"input.{name}" if name in taken else name for name in self.input_columns or ())]
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -111,5 +111,5 @@ def _cell(value: Any) -> str:
 
 
 def _safe(text: str) -> str:
-    """Text that a spreadsheet would run as a formula, behind an apostrophe that makes it text."""
+    """Text, with an apostrophe before what a spreadsheet would run as a formula."""
     return f"'{text}" if text.startswith(_FORMULA) and not _NUMBER.fullmatch(text) else text

@@ -6,25 +6,24 @@ Format: YAML front matter between `---` lines, then Markdown (https://huggingfac
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import PurePath
-from typing import Any
 
 import yaml
 
 from lorchestra.config.run import RegularizeConfig, RunConfig
 from lorchestra.errors import visible
-from lorchestra.metrics.result import Evaluation
+from lorchestra.metrics.result import Evaluation, Json
 from lorchestra.metrics.table import IN_TABLES
 
-_LICENSE_NOTE = "# license: yours to choose and to write here; the base's license may bind you\n"
+_LICENSE_NOTE = "# license: yours to choose; write it here. The base's license may restrict the choice\n"
 
 
 def model_card(
-    record: Mapping[str, Any],
+    record: Json,
     config: RunConfig,
-    splits: Mapping[str, Any],
-    metrics: Mapping[str, Any] | None,
+    splits: Json,
+    metrics: Json | None,
     members: Sequence[str],
     *,
     merged: bool,
@@ -36,10 +35,10 @@ def model_card(
         record: the run's `ensemble.json`.
         config: its configuration.
         splits: its `splits.json`.
-        metrics: its `metrics.json`; None where it was never evaluated.
+        metrics: its `metrics.json`; None if it was never evaluated.
         members: names of the exported adapters' folders.
-        merged: whether merged models lie beside them.
-        base_name: what to call the base, where it is known elsewhere by another name than here (a hub id).
+        merged: whether merged models are exported, too.
+        base_name: a name of the base that others know (a hub id), if it differs from the recorded one.
     """
     if base_name is not None:
         record = {**record, "base": {**record["base"], "id": base_name, "revision": None, "named": True}}
@@ -54,39 +53,39 @@ def model_card(
     return visible("\n".join(parts))
 
 
-def base_reference(record: Mapping[str, Any]) -> str:
-    """The base's hub id; of a local base the name alone, since the path is one of another machine."""
+def base_reference(record: Json) -> str:
+    """The base's hub id; of a local base only the name, since its path is specific to this machine."""
     base = record["base"]
     return str(base["id"] if _is_known_elsewhere(record) else PurePath(base["id"]).name)
 
 
-def _is_known_elsewhere(record: Mapping[str, Any]) -> bool:
+def _is_known_elsewhere(record: Json) -> bool:
     return bool(record["base"]["revision"] or record["base"].get("named"))
 
 
-def _front_matter(record: Mapping[str, Any]) -> str:
+def _front_matter(record: Json) -> str:
     fields = {
         "base_model": base_reference(record),
         "library_name": "peft",
         "pipeline_tag": "text-classification" if record["labels"] else "question-answering",
         "tags": ["lora", "ensemble", "uncertainty", "calibration", "lorchestra"],
     }
-    note = "" if _is_known_elsewhere(record) else "# base_model: a local one was used; write its id on the hub here\n"
+    note = "" if _is_known_elsewhere(record) else "# base_model: a local model was used; write its hub id here\n"
     return f"---\n{note}{_LICENSE_NOTE}{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---\n"
 
 
-def _introduction(record: Mapping[str, Any], members: Sequence[str], merged: bool) -> str:
+def _introduction(record: Json, members: Sequence[str], merged: bool) -> str:
     folders = ", ".join(f"`{name}`" for name in members)
     text = (
-        f"LoRA adapters for `{base_reference(record)}`, a folder each: {folders}. Their answers are averaged *as"
-        " probabilities*, and where they disagree the ensemble is uncertain.\n"
+        f"LoRA adapters for `{base_reference(record)}`, one folder each: {folders}. Their *probabilities* are averaged,"
+        " and where they disagree the ensemble is uncertain.\n"
     )
     if merged:
-        text += "\n`merged_..` holds the same members as whole models, the adapter added to the base's weights.\n"
+        text += "\n`merged_*` are the same members as full models, with the adapter merged into the base's weights.\n"
     return text
 
 
-def _training(record: Mapping[str, Any], config: RunConfig, splits: Mapping[str, Any]) -> Iterator[str]:
+def _training(record: Json, config: RunConfig, splits: Json) -> Iterator[str]:
     sizes = ", ".join(f"{split} {values['num_examples']:,}" for split, values in splits.items())
     kind = "texts with labels: " + ", ".join(record["labels"]) if record["labels"] else "questions with choices"
     yield f"Task `{record['task']}`, {kind}. Rows: {sizes}."
@@ -98,16 +97,16 @@ def _training(record: Mapping[str, Any], config: RunConfig, splits: Mapping[str,
         yield f"The adapters (rank up to {adapt.r} on {maps}) were trained elsewhere and imported."
     else:
         rows = "draw of the rows, with replacement" if adapt.order == "bootstrap" else "order of the rows"
-        alike = {"initialization": adapt.shares_init, rows: adapt.order == "same"}
-        own = [name for name, same in alike.items() if not same]
-        if own and len(record["members"]) > 1:
-            yield f"Each member has its own {' and its own '.join(own)}; everything else is the same for all."
+        shared = {"initialization": adapt.shares_init, rows: adapt.order == "same"}
+        specific = [name for name, is_shared in shared.items() if not is_shared]
+        if specific and len(record["members"]) > 1:
+            yield f"Each member has a different {' and a different '.join(specific)}; everything else is the same."
         scale = f"alpha {adapt.lora_alpha:g}, dropout {adapt.dropout:g}"
         yield f"LoRA of rank {adapt.r}, {scale} on {maps}, layers: {adapt.layers}."
         if adapt.stored_r != adapt.r:
             yield (
                 "A and B started at the principal components of the base's weights (PiSSA); the saved adapters have"
-                f" rank {adapt.stored_r}, of which the second half takes that start out again."
+                f" rank {adapt.stored_r}, the second half of which subtracts this initialization."
             )
         yield (
             f"Epochs: {train.epochs}, in batches of {train.batch_size}; AdamW, peak learning rate {train.lr:g}"
@@ -119,7 +118,7 @@ def _training(record: Mapping[str, Any], config: RunConfig, splits: Mapping[str,
 
 
 def _other_terms(regularize: RegularizeConfig) -> str:
-    """Those that are not the paper's, where they are on."""
+    """The regularizers that are not the paper's, if they are on."""
     over = " over the vocabulary" if regularize.kl_beta > 0 and regularize.kl_over == "vocabulary" else ""
     strengths = {
         "weight decay on A": regularize.weight_decay_a,
@@ -129,9 +128,9 @@ def _other_terms(regularize: RegularizeConfig) -> str:
     return over + "".join(f", {name} {value:g}" for name, value in strengths.items() if value)
 
 
-def _evaluation(metrics: Mapping[str, Any] | None) -> str:
+def _evaluation(metrics: Json | None) -> str:
     if not metrics or not metrics.get("evaluations"):
-        return "Not evaluated yet (`lorchestra evaluate` does).\n"
+        return "Not evaluated yet; `lorchestra evaluate` evaluates it.\n"
     titles = ["Rows", "Method", *(metric.heading for metric in IN_TABLES)]
     lines = [_row(titles), _row("---" for _ in titles)]
     for entry in map(Evaluation.from_dict, metrics["evaluations"]):
@@ -143,17 +142,17 @@ def _evaluation(metrics: Mapping[str, Any] | None) -> str:
     return "\n".join(lines) + f"\n\n{legend}\n"
 
 
-def _use(record: Mapping[str, Any], members: Sequence[str]) -> str:
+def _use(record: Json, members: Sequence[str]) -> str:
     return (
         f"With PEFT alone, in this directory:\n\n```python\n{_code(record, members)}```\n\n"
-        "The mean is over probabilities, not over logits: the softmax of mean logits is another, sharper estimate."
-        " With lorchestra (`pip install lorchestra`), which runs all members in one pass and gives uncertainties:"
+        "The mean is over probabilities, not over logits: the softmax of mean logits is a different, sharper estimate."
+        " With lorchestra (`pip install lorchestra`), which runs all members in one pass and returns uncertainties:"
         " `lorchestra import member_* --task ROWS.csv --out RUN`, then `lorchestra predict`.\n"
     )
 
 
-def _code(record: Mapping[str, Any], members: Sequence[str]) -> str:
-    """A program that asks one question; it scores choices as lorchestra does."""
+def _code(record: Json, members: Sequence[str]) -> str:
+    """A program that answers one question; it scores choices as lorchestra does."""
     revision = record["base"]["revision"]
     base = f"BASE = {base_reference(record)!r}" + (
         "" if _is_known_elsewhere(record) else "  # the base: a directory or hub id"
@@ -196,7 +195,7 @@ def _code(record: Mapping[str, Any], members: Sequence[str]) -> str:
         "    model.set_adapter(member)",
         "    rows = tokens('')",
         *_end_lines(record),
-        "    # tokens at the end of the prompt may merge with the answer: score what comes after the common ones",
+        "    # tokens at the end of the prompt may merge with the answer: score those after the common prefix",
         "    start = next((i for i, ids in enumerate(zip(*rows)) if len(set(ids)) > 1), len(rows[0]))",
         "    scores = []",
         "    for answer, ids in zip(answers, rows[1:]):",
@@ -213,19 +212,19 @@ def _code(record: Mapping[str, Any], members: Sequence[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _end_lines(record: Mapping[str, Any]) -> list[str]:
-    """What puts an end after answers where one begins another."""
+def _end_lines(record: Json) -> list[str]:
+    """The lines that append an end to the answers if one is a prefix of another."""
     if record["scoring"] == "letter" or record.get("choice_end", "never") == "never":
         return []
     end = record["chat_frame"]["alone"][2] if record["chat_frame"] else "\n"
     return [
         "    if any(a != b and b[: len(a)] == a for a in rows[1:] for b in rows[1:]):",
-        f"        rows = tokens({end!r})  # one answer begins another: score them with their ends",
+        f"        rows = tokens({end!r})  # one answer is a prefix of another: score them with an end",
     ]
 
 
-def _asking_lines(record: Mapping[str, Any]) -> list[str]:
-    """From the question's block to the prompt, and what parts an answer from it."""
+def _asking_lines(record: Json) -> list[str]:
+    """The lines from the question's block to the prompt, and the gap between prompt and answer."""
     if not record["chat_template"]:
         prefix = record.get("answer_prefix", " ")
         return [f'gap = "" if prompt.endswith((" ", "\\n", "(", "[", "{{")) else {prefix!r}']
@@ -235,7 +234,7 @@ def _asking_lines(record: Mapping[str, Any]) -> list[str]:
         opening = after.rstrip(" ")
         trimmed = f".{frame['trim']}()" if frame["trim"] else ""
         return [
-            "# what the chat template wrote when the members were trained",
+            "# the chat template's output when the members were trained",
             f"prompt = {before!r} + prompt{trimmed} + {opening!r}",
             f"gap = {after[len(opening) :]!r}",
         ]
@@ -248,8 +247,8 @@ def _asking_lines(record: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _no_special(record: Mapping[str, Any]) -> str:
-    # a chat template writes its special tokens itself
+def _no_special(record: Json) -> str:
+    # a chat template writes its special tokens
     return ", add_special_tokens=False" if record["chat_template"] else ""
 
 
@@ -257,5 +256,5 @@ def _indented(text: str) -> str:
     return "\n".join(f"      {line}" for line in text.splitlines())
 
 
-def _row(cells: Any) -> str:
-    return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+def _row(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

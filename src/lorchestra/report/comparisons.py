@@ -78,7 +78,7 @@ def sweep_table(results: Sequence[Json]) -> FittedTable:
     """One row per point: its settings, the ensemble's metrics with the mean member's in parentheses, and seconds.
 
     Args:
-        results: see `runs.sweep.run.collect_results`.
+        results: see `runs.sweep.results.collect_results`.
     """
     table = Table(
         box=SIMPLE_HEAD,

@@ -1,11 +1,11 @@
-"""The reliability figure: is the ensemble's confidence to be believed, and how sure is it when it is wrong?"""
+"""The reliability figure: can the ensemble's confidence be trusted, and how sure is it when it is wrong?"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,10 +16,11 @@ from lorchestra.store.atomic import atomic_path
 from lorchestra.types import Predictions
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 SINGLE_COLOR, ENSEMBLE_COLOR = "#D55E00", "#0072B2"
-"""Vermilion and blue of the Okabe-Ito palette, apart for every kind of color vision; line styles differ as well."""
+"""Vermilion and blue of the Okabe-Ito palette, distinct for every kind of color vision; line styles differ as well."""
 
 MAX_MEMBER_LINES = 8
 """With more members, their lines would hide the panel."""
@@ -27,7 +28,7 @@ MAX_MEMBER_LINES = 8
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """One distribution as it is drawn; `members` are also drawn one by one, as thin lines."""
+    """One distribution and its style; `members` are also drawn one by one, as thin lines."""
 
     name: str
     rows: RowScores
@@ -40,9 +41,9 @@ class Curve:
 def reliability_figure(predictions: Predictions, path: Path | str) -> None:
     """Write a PNG: reliability diagrams on the left, the confidence of wrong predictions on the right.
 
-    "One LoRA" pools the rows of all members, each on its own. Bins of confidence are `(lo, hi]`, as for the ECE; the
-    strip below the diagram shows the share of rows in each, so that empty and thin bins are seen. The file is replaced
-    in one step.
+    "One LoRA" pools the rows of all members, each scored alone. Bins of confidence are `(lo, hi]`, as for the ECE; the
+    strip below the diagram shows the share of rows in each, so that empty and small bins are visible. The file is
+    replaced atomically.
 
     Raises:
         LorchestraError: matplotlib is not installed.
@@ -67,11 +68,11 @@ def reliability_figure(predictions: Predictions, path: Path | str) -> None:
 
 def reliability(scores: RowScores, bins: int = NUM_BINS) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Mean confidence, accuracy and share of rows by bin of confidence, each `[bins]`; NaN, NaN and 0 where empty."""
-    place_E = bin_rows(scores.confidence, bins)
-    counts = np.bincount(place_E, minlength=bins).astype(np.float64)
+    bin_E = bin_rows(scores.confidence, bins)
+    counts = np.bincount(bin_E, minlength=bins).astype(np.float64)
     filled = np.where(counts > 0, counts, np.nan)
-    mean_confidence = np.bincount(place_E, weights=scores.confidence, minlength=bins) / filled
-    accuracy = np.bincount(place_E, weights=scores.correct, minlength=bins) / filled
+    mean_confidence = np.bincount(bin_E, weights=scores.confidence, minlength=bins) / filled
+    accuracy = np.bincount(bin_E, weights=scores.correct, minlength=bins) / filled
     return mean_confidence, accuracy, counts / counts.sum()
 
 
@@ -83,7 +84,7 @@ def pool(members: Sequence[RowScores]) -> RowScores:
 
 
 def _curves(predictions: Predictions) -> list[Curve]:
-    """What is compared: one LoRA and the ensemble, or the only member."""
+    """One LoRA and the ensemble, or the only member."""
     members = [score_rows(log_probs_EC, predictions.labels) for log_probs_EC in predictions.log_probs_MEC]
     if len(members) == 1:
         return [Curve("one LoRA (one member)", members[0], ENSEMBLE_COLOR, "-", "o")]
@@ -105,11 +106,11 @@ def _draw(figure: Figure, predictions: Predictions) -> None:
     _draw_diagram(diagram, curves)
     _draw_shares(shares, curves)
     _draw_wrong(wrong, curves)
-    # Below the panels, where it hides no curve.
+    # Below the panels, so that it hides no curve.
     figure.legend(*diagram.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
 
 
-def _draw_diagram(axes: Any, curves: Sequence[Curve]) -> None:
+def _draw_diagram(axes: Axes, curves: Sequence[Curve]) -> None:
     axes.plot([0, 1], [0, 1], color="0.4", linestyle=":", linewidth=1.2, label="calibrated")
     for curve in curves:
         if len(curve.members) <= MAX_MEMBER_LINES:
@@ -131,27 +132,27 @@ def _draw_diagram(axes: Any, curves: Sequence[Curve]) -> None:
 
 
 def _filled_bins(rows: RowScores) -> tuple[FloatArray, FloatArray]:
-    """Mean confidence and accuracy of the bins that hold rows: a line passes over the empty ones."""
+    """Mean confidence and accuracy of the bins with rows: lines skip empty bins."""
     mean_confidence, accuracy, share = reliability(rows)
     return mean_confidence[share > 0], accuracy[share > 0]
 
 
-def _draw_shares(axes: Any, curves: Sequence[Curve]) -> None:
+def _draw_shares(axes: Axes, curves: Sequence[Curve]) -> None:
     edges = np.linspace(0, 1, NUM_BINS + 1)
     width = 0.84 / NUM_BINS / len(curves)
-    for place, curve in enumerate(curves):
-        left = edges[:-1] + 0.08 / NUM_BINS + place * width
+    for position, curve in enumerate(curves):
+        left = edges[:-1] + 0.08 / NUM_BINS + position * width
         axes.bar(left, 100 * reliability(curve.rows)[2], width, align="edge", color=curve.color)
     for edge in edges:
         axes.axvline(edge, color="0.9", linewidth=0.6, zorder=0)
     axes.set(xlabel="confidence (largest probability)", ylabel="rows (%)")
 
 
-def _draw_wrong(axes: Any, curves: Sequence[Curve]) -> None:
-    edges = np.linspace(0, 1, NUM_BINS + 1)
+def _draw_wrong(axes: Axes, curves: Sequence[Curve]) -> None:
+    edges = np.linspace(0, 1, NUM_BINS + 1).tolist()
     any_wrong = False
     for curve in curves:
-        # Rounding can lift a probability above 1, where the histogram would leave it out.
+        # Rounding can lift a probability above 1, where the histogram would drop it.
         wrong = np.minimum(curve.rows.confidence[curve.rows.correct == 0], 1.0)
         if not len(wrong):
             continue

@@ -1,4 +1,4 @@
-"""Tables in terminals that are too narrow for them: in pieces below each other, each with the names of its rows."""
+"""Tables wider than the terminal: pieces below each other, each with the names of the rows."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from rich.measure import Measurement
 from rich.table import Column, Table
 
 _MIN_TEXT = 14
-"""Width, in columns of the terminal, below which running text is not squeezed."""
+"""Least width of running text, in columns of the terminal."""
 _MIN_NAME = 22
-"""And names of rows."""
+"""Least width of the names of rows."""
 
 
 class FittedTable:
-    """A table whose first columns name its rows, and are never cut or squeezed out by the others.
+    """A table whose first columns name its rows and are never cut.
 
-    Where the whole does not fit, the other columns are dealt out to several tables, each with the names.
+    If the table does not fit, the other columns are distributed over several tables, each with the names.
 
     Args:
-        table: the table; its title comes above the first piece and its caption below the last.
-        num_names: how many of its first columns name a row.
+        table: the table; its title is above the first piece and its caption below the last.
+        num_names: the number of first columns that name a row.
     """
 
     def __init__(self, table: Table, num_names: int = 1) -> None:
@@ -39,7 +39,7 @@ class FittedTable:
             yield self._piece(indices, first=number == 0, last=number == len(pieces) - 1)
 
     def _pieces(self, console: Console, options: ConsoleOptions) -> list[list[int]]:
-        """The columns of each piece beside the names, by index."""
+        """The columns of each piece in addition to the names, by index."""
         pieces: list[list[int]] = [[]]
         for index in range(self.num_names, len(self.table.columns)):
             if pieces[-1] and self._too_wide([*pieces[-1], index], console, options):
@@ -53,7 +53,7 @@ class FittedTable:
         return dividers + sum(self._width(index, console, options) for index in shown) > options.max_width
 
     def _width(self, index: int, console: Console, options: ConsoleOptions) -> int:
-        """Least width of a column, padding included, at which it reads well."""
+        """Least readable width of a column, including padding."""
         column = self.table.columns[index]
         wide = options.update(max_width=10_000)
         sizes = [Measurement.get(console, wide, cell) for cell in (column.header, *column.cells)]
@@ -84,5 +84,5 @@ class FittedTable:
         return piece
 
     def _name_column(self, column: Column) -> Column:
-        """A column of names that breaks them over lines where they alone are too wide."""
+        """A column of names that wraps names which are too wide."""
         return dataclasses.replace(column.copy(), min_width=None, no_wrap=False, overflow="fold")

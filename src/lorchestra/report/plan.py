@@ -1,22 +1,20 @@
-"""A plan's record as tables for the terminal."""
+"""The record of a plan as tables for the terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from lorchestra.metrics.result import Json
 from lorchestra.report.fitted_table import FittedTable
 from lorchestra.store.disk import readable_bytes
 
-Record = Mapping[str, Any]
 
-
-def plan_tables(record: Record) -> Iterator[RenderableType]:
-    """What is trained, its memory, disk and time, and, where it does not fit, what would help."""
+def plan_tables(record: Json) -> Iterator[RenderableType]:
+    """The training, its memory, disk and time, and settings that help if it does not fit."""
     yield _facts("Training", _what(record))
     yield Text()
     yield _facts("Memory", _memory(record))
@@ -53,7 +51,7 @@ def _facts(title: str, rows: list[tuple[str, str, str]]) -> FittedTable:
     return FittedTable(table)
 
 
-def _what(record: Record) -> list[tuple[str, str, str]]:
+def _what(record: Json) -> list[tuple[str, str, str]]:
     rows, layers, work, parameters = (record[name] for name in ("rows", "layers", "work", "parameters"))
     budget = record["token_budget"]
     below = f", {layers['below']} below computed once" if layers["below"] else ""
@@ -71,14 +69,14 @@ def _what(record: Record) -> list[tuple[str, str, str]]:
             f"and {rows['val']:,} for validation; the longest has {rows['longest_tokens']:,} tokens",
         ),
         ("optimizer steps", f"{work['steps']:,}", f"in {work['micro_batches']:,} micro-batches"),
-        ("token budget", f"{budget['value']:,}", "" if budget["given"] else "not given: by device and memory"),
-        ("tokens an epoch", f"{work['tokens_per_epoch']:,}", "of all members"),
-        ("tokens in all", f"{work['tokens']:,}", f"{work['epochs']} epochs"),
+        ("token budget", f"{budget['value']:,}", "" if budget["given"] else "chosen by device and memory"),
+        ("tokens per epoch", f"{work['tokens_per_epoch']:,}", "of all members"),
+        ("tokens in total", f"{work['tokens']:,}", f"{work['epochs']} epochs"),
         ("base passes", f"{work['base_passes']:g}", "forward work in passes of the whole base over the rows"),
     ]
 
 
-def _memory(record: Record) -> list[tuple[str, str, str]]:
+def _memory(record: Json) -> list[tuple[str, str, str]]:
     sizes, layers = record["bytes"], record["layers"]
     parts = [
         ("base", "base", ""),
@@ -88,14 +86,14 @@ def _memory(record: Record) -> list[tuple[str, str, str]]:
         ("cached layers below", "trunk", "" if layers["below"] else "none: the first layer is adapted"),
         ("Python and libraries", "process", ""),
     ]
-    found = [(title, readable_bytes(sizes[key]), note) for title, key, note in parts]
+    rows = [(title, readable_bytes(sizes[key]), note) for title, key, note in parts]
     steady = sum(sizes[key] for _, key, _ in parts)
-    limit = "" if sizes["limit"] is None else f"of {readable_bytes(sizes['limit'])} that can be had"
+    limit = "" if sizes["limit"] is None else f"of {readable_bytes(sizes['limit'])} available"
     note = limit if sizes["peak"] == steady else f"reached while the base is loaded; {limit}"
-    return [*found, ("predicted peak", readable_bytes(sizes["peak"]), note)]
+    return [*rows, ("predicted peak", readable_bytes(sizes["peak"]), note)]
 
 
-def _disk(record: Record) -> list[tuple[str, str, str]]:
+def _disk(record: Json) -> list[tuple[str, str, str]]:
     sizes = record["disk_bytes"]
     rows = [("members and checkpoints", readable_bytes(sizes["run"]), "")]
     if sizes["trunk"]:
@@ -105,53 +103,53 @@ def _disk(record: Record) -> list[tuple[str, str, str]]:
     return [*rows, ("free", "unknown" if sizes["free"] is None else readable_bytes(sizes["free"]), "")]
 
 
-def _time(record: Record) -> list[tuple[str, str, str]]:
+def _time(record: Json) -> list[tuple[str, str, str]]:
     times, calibration = record["time_s"], record["calibration"]
     rows = [("training", readable_seconds(times["training"]), "")]
     if times["trunk"]:
-        rows.append(("  of it layers below", readable_seconds(times["trunk"]), "once"))
+        rows.append(("  of which layers below", readable_seconds(times["trunk"]), "once"))
     if times["base"]:
-        rows.append(("  of it the base's answers", readable_seconds(times["base"]), "once, for the KL term"))
+        rows.append(("  of which the base's answers", readable_seconds(times["base"]), "once, for the KL term"))
     count = calibration["micro_batches"]
     return [
         *rows,
         ("evaluation on validation rows", readable_seconds(times["evaluation"]), "after each epoch"),
         (
-            "in all",
+            "total",
             readable_seconds(times["total"]),
             f"from {readable_seconds(calibration['seconds'])} of calibration, {count} micro-batches",
         ),
     ]
 
 
-def _fits(record: Record) -> bool:
+def _fits(record: Json) -> bool:
     return bool(record["bytes"]["fits"] and record["disk_bytes"]["fits"])
 
 
-def _verdict(record: Record) -> str:
+def _verdict(record: Json) -> str:
     sizes, disk = record["bytes"], record["disk_bytes"]
     sentences = []
     if sizes["limit"] is None:
-        sentences.append("How much memory is free could not be found out here.")
+        sentences.append("The free memory of this machine is unknown.")
     elif sizes["fits"]:
         sentences.append("It fits into memory.")
     else:
         sentences.append(f"It does not fit into memory: {readable_bytes(sizes['peak'] - sizes['limit'])} too much.")
     if not disk["fits"]:
         missing = readable_bytes(disk["run"] + disk["trunk"] - disk["free"])
-        advice = "choose another --out, or take fewer members"
+        advice = "choose another --out, or use fewer members"
         if disk["trunk"]:
             advice = (
-                "choose another --out, or raise adapt.trunk_memory_gb where memory allows; training without room for"
+                "choose another --out, or raise adapt.trunk_memory_gb if memory allows; without space for the cached"
+                " layers, training computes them in every step"
             )
-            advice += " the cached layers computes them in every step"
-        sentences.append(f"The disk has {missing} too little: {advice}.")
+        sentences.append(f"The disk lacks {missing}: {advice}.")
     return " ".join(sentences)
 
 
-def _remedies(record: Record) -> FittedTable:
+def _remedies(record: Json) -> FittedTable:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("What would help", no_wrap=True)
+    table.add_column("Settings that help", no_wrap=True)
     table.add_column("peak", justify="right", no_wrap=True)
     table.add_column("")
     for remedy in record["remedies"]:

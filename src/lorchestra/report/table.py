@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from lorchestra.metrics.result import CalibratedReference, Ends, Evaluation, MethodScores, Numbers, finite_ends
+from lorchestra.metrics.result import CalibratedReference, Ends, Evaluation, Json, MethodScores, Numbers, finite_ends
 from lorchestra.metrics.table import BY_KEY, DECISIVE, IN_TABLES, Metric
 from lorchestra.report.fitted_table import FittedTable
 
-Entry = Evaluation | Mapping[str, Any]
+Entry = Evaluation | Json
 """An evaluation, or its entry of `metrics.json`."""
 
 
@@ -114,7 +113,7 @@ def verdict(entry: Entry, controls: Sequence[Method] = ()) -> str:
         sentences += _comparisons(evaluation, controls)
     sentences += _calibration(evaluation)
     if judging and evaluation.num_examples < _FEW_ROWS:
-        sentences.append(f"All this is of {evaluation.num_examples} rows, which can show large differences only.")
+        sentences.append(f"This is based on {evaluation.num_examples} rows, which can only show large differences.")
     return " ".join(sentences)
 
 
@@ -126,7 +125,7 @@ def early_exit_text(entry: Entry) -> str:
     shares = ", ".join(f"{k}: {100 * n / rows:.1f} %" for k, n in enumerate(early.histogram, start=1) if n)
     accuracy, nll = (BY_KEY[key].number(early.metrics[key], absent="inf") for key in ("accuracy", "nll"))
     return (
-        f"With early exit ({early.rule}) a row asks {early.mean_members:.2f} of {evaluation.num_members} members on"
+        f"With early exit ({early.rule}) a row uses {early.mean_members:.2f} of {evaluation.num_members} members on"
         f" average ({shares}); {100 * early.agreement:.1f} % of rows have the answer of all members; accuracy"
         f" {accuracy} %, NLL {nll}."
     )
@@ -160,7 +159,7 @@ def _calibration(evaluation: Evaluation) -> Iterator[str]:
     if gap is not None and ends is not None and not covers_zero(ends):
         side, where = ("under", "below") if gap < 0 else ("over", "above")
         distance = f"{abs(100 * gap):.1f} points {where} its accuracy"
-        yield f"The ensemble is {side}-confident: its mean confidence lies {distance}."
+        yield f"The ensemble is {side}-confident: its mean confidence is {distance}."
     reference, metric = ensemble.ece_if_calibrated, BY_KEY["ece"]
     value = ensemble.metrics["ece"]
     if value is None or reference is None or reference.interval is None or ensemble.interval("ece") is None:
@@ -229,7 +228,7 @@ def reference_text(reference: CalibratedReference, between: str = "-") -> str:
     return f"({ece.number(reference.mean)}{spread})"
 
 
-def shown_interval(key: str, intervals: Mapping[str, Any]) -> Ends:
+def shown_interval(key: str, intervals: Json) -> Ends:
     """The interval of a metric among those of an entry: see `MethodScores.interval`."""
     return MethodScores().with_intervals(intervals, {}).interval(key)
 

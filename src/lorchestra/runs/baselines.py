@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from lorchestra.config.run import EvaluateConfig, RunConfig
@@ -12,7 +11,7 @@ from lorchestra.inference.pipeline import Pipeline
 from lorchestra.methods import few_shot, mc_dropout
 from lorchestra.metrics.evaluation import evaluate_predictions
 from lorchestra.nn.seeding import derive_seed
-from lorchestra.store.predictions import save_predictions
+from lorchestra.store.run import Run
 from lorchestra.training.callbacks import Callback, progress
 from lorchestra.types import Example, Predictions
 
@@ -131,9 +130,9 @@ def _seen_notes(seen: Mapping[str, int], num_rows: int) -> list[str]:
     return notes
 
 
-def save_all(folder: Path, predictions: Sequence[Predictions], baselines: Mapping[str, Predictions]) -> None:
-    """Save what was predicted under its task and split, and baselines under their names behind these."""
-    for found in predictions:
-        save_predictions(folder, found)
-    for name, found in baselines.items():
-        save_predictions(folder, found, f"{found.task}.{found.split}.{name}")
+def save_all(run: Run, predictions: Sequence[Predictions], baselines: Mapping[str, Predictions]) -> None:
+    """Save predictions under their task and split, and baselines also under their names."""
+    for one in predictions:
+        run.save_predictions(one)
+    for name, baseline in baselines.items():
+        run.save_predictions(baseline, name)

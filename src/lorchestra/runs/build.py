@@ -1,4 +1,4 @@
-"""From a configuration to a session: base, members, probe, prompt and scoring."""
+"""From a configuration to a pipeline (base, members, prompt, scoring), and what a run records about it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import dataclasses
 import logging
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
-from typing import Any
 
 import torch
 
+from lorchestra.config.mappings import to_mapping
 from lorchestra.config.run import RunConfig
 from lorchestra.data.prompts import PromptTemplate
 from lorchestra.errors import ConfigError
@@ -21,6 +21,9 @@ from lorchestra.models.init import AdapterSettings
 from lorchestra.models.loading import LoadedBase, load_base
 from lorchestra.models.peft_files import check_readable
 from lorchestra.models.probe import probe
+from lorchestra.runs.rows import RunRows, absolute_settings
+from lorchestra.store.ensemble_record import BaseRecord, EnsembleRecord, MemberRecord, choice_end
+from lorchestra.store.run import Run
 from lorchestra.types import Example
 
 logger = logging.getLogger(__name__)
@@ -35,19 +38,19 @@ def build_pipeline(
     adapter_settings: Sequence[AdapterSettings] | None = None,
     check_base: Callable[[LoadedBase], None] = lambda base: None,
 ) -> tuple[Pipeline, RunConfig]:
-    """Load the base, put members on it, try it once, and settle what the configuration left open.
+    """Load the base, put members on it, probe it once, and settle what the configuration leaves open.
 
     Args:
         config: the run's configuration.
         task: its task's name.
-        labels: the label set in order, None where every row brings its own choices.
+        labels: the label set in order, None if every row brings its own choices.
         train: training rows, on which `scoring: auto` is decided.
-        adapters: each member's own shape and start (see `EnsembleModel`).
+        adapter_settings: shape and initialization of each member (see `EnsembleModel`).
         check_base: may refuse the loaded base, before members are put on it.
 
     Returns:
-        The session, and the configuration with threads and scoring resolved; its token budget is the device's default
-        where none is given (see `budget.settle_budget`).
+        The pipeline, and the configuration with threads and scoring resolved; its token budget is the device's default
+        if none is given (see `budget.settle_budget`).
     """
     if config.base.threads is not None:
         torch.set_num_threads(config.base.threads)
@@ -59,12 +62,12 @@ def build_pipeline(
     probe(model)
     template = PromptTemplate.from_config(config.data, has_labels=labels is not None, tokenizer=base.tokenizer)
     token_budget = config.train.token_budget or default_token_budget(base.device.type)
-    scoring, why = decide_scoring(base, model, template, config.data, train, token_budget)
+    scoring, reason = decide_scoring(base, model, template, config.data, train, token_budget)
     if config.data.scoring == "auto":
-        logger.info(f"scoring answers by {scoring}: {why}")
+        logger.info(f"scoring answers by {scoring}: {reason}")
     prompt = config.data.prompt
     if template.chat and template.version > 1:
-        # as it is now: the template may write another date when the run resumes or predicts
+        # saved, since the template may write another date when the run resumes or predicts
         prompt = dataclasses.replace(prompt, frame=template.frame)
     resolved = dataclasses.replace(
         config,
@@ -76,7 +79,7 @@ def build_pipeline(
 
 
 def check_context(config: RunConfig, base: LoadedBase) -> None:
-    """Refuse a `max_length` beyond what the base was made for."""
+    """Refuse a `max_length` beyond the base's context."""
     if config.data.max_length is not None and config.data.max_length > base.context_length:
         raise ConfigError(
             f"data.max_length: {config.data.max_length} is more than the {base.context_length} tokens of context that"
@@ -84,7 +87,12 @@ def check_context(config: RunConfig, base: LoadedBase) -> None:
         )
 
 
-def environment(base: LoadedBase) -> dict[str, Any]:
+def describe(run: Run, resolved: RunConfig, rows: RunRows, pipeline: Pipeline) -> None:
+    """Write what a run starts with: splits, environment and configuration."""
+    run.write_description(absolute_settings(resolved), environment(pipeline.base), rows.record())
+
+
+def environment(base: LoadedBase) -> dict[str, object]:
     """What a run was made with: versions, machine and threads."""
     packages = ("lorchestra", "torch", "transformers", "tokenizers", "safetensors", "peft", "numpy")
     return {
@@ -97,3 +105,35 @@ def environment(base: LoadedBase) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if base.device.type == "cuda" else "cpu",
         "dtype": str(base.dtype).removeprefix("torch."),
     }
+
+
+def ensemble_record(
+    pipeline: Pipeline, rows: RunRows, members: Sequence[MemberRecord], cost: Mapping[str, float | None]
+) -> EnsembleRecord:
+    """The record of an ensemble.
+
+    Args:
+        pipeline: base, prompt and scoring.
+        rows: the task's rows, for its name and labels.
+        members: its members.
+        cost: the cost of their training here.
+    """
+    base, template = pipeline.base, pipeline.template
+    frame = template.frame if template.chat and template.version > 1 else None
+    return EnsembleRecord(
+        base=BaseRecord(base.id, base.revision, base.digest, base.path_for_peft),
+        tokenizer_digest=base.tokenizer_digest,
+        members=tuple(members),
+        task=rows.task.name,
+        labels=rows.task.labels,
+        prompt_template=template.text(pipeline.scoring),
+        chat_template=template.chat,
+        system_prompt=pipeline.data.prompt.system_prompt,
+        choice_end=choice_end(template.version),
+        chat_frame=None if frame is None else to_mapping(frame),
+        answer_prefix=template.answer_prefix,
+        max_length=pipeline.max_length,
+        scoring=pipeline.scoring,
+        normalize=pipeline.data.normalize,
+        cost=cost,
+    )

@@ -6,7 +6,6 @@ import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from types import MappingProxyType
 from typing import Any
 
@@ -21,11 +20,8 @@ from lorchestra.nn.packing import BASE
 from lorchestra.runs.baselines import comparable, few_shot_base, mc_dropout_of, save_all, score
 from lorchestra.runs.ensemble import Ensemble
 from lorchestra.runs.rows import RunRows, check_unchanged, name_of_file, read_named, read_ood, read_rows, with_directory
-from lorchestra.store.atomic import atomic_write_json
-from lorchestra.store.disk import explained
-from lorchestra.store.predictions import load_predictions
-from lorchestra.store.records import read_names
-from lorchestra.store.run_dir import RunDir, read_json
+from lorchestra.store.run import Run
+from lorchestra.store.splits import read_digests, read_ids
 from lorchestra.training.callbacks import Callback, CallbackList, progress
 from lorchestra.types import Example, Predictions
 
@@ -74,8 +70,8 @@ def evaluate_run(
         UnsavedEvaluationError: all was computed, but cannot be written; it holds the entry.
     """
     callback = CallbackList(callbacks)
-    before = read_names(trained.run)  # before anything is computed, since a damaged file ends it all
-    closed = _why_closed(trained.run) if save else None
+    before = trained.run.read_named_evaluations()  # before anything is computed, since a damaged file ends it all
+    closed = trained.run.why_read_only() if save else None
     if closed is not None:
         logger.warning(f"{closed} The evaluation will be shown, and not saved.")
     config = with_directory(with_files(trained.config.data, files), data_dir)
@@ -119,18 +115,6 @@ class UnsavedEvaluationError(CheckpointError):
         self.entry = entry
 
 
-def _why_closed(run: RunDir) -> str | None:
-    """Why nothing can be written into the run's directory; asked before minutes of computing, by writing."""
-    try:
-        for place in (run.root, run.predictions):
-            if place.is_dir():
-                with explained(place / run.metrics.name, None), NamedTemporaryFile(dir=place, prefix="."):
-                    pass
-    except CheckpointError as error:
-        return str(error)
-    return None
-
-
 def _save(
     trained: Ensemble,
     before: Sequence[dict[str, Any]],
@@ -145,9 +129,8 @@ def _save(
     """
     others = [e for e in before if (e["task"], e["split"]) != (entry["task"], entry["split"])]
     try:
-        save_all(trained.run.predictions, predictions, baselines)
-        metrics = {"evaluations": [*others, entry], "cost": trained.record.get("cost")}
-        atomic_write_json(trained.run.metrics, metrics)
+        save_all(trained.run, predictions, baselines)
+        trained.run.write_evaluations([*others, entry], trained.record.cost)
     except CheckpointError as error:
         raise UnsavedEvaluationError(str(error), entry) from error
 
@@ -193,7 +176,7 @@ def _rows_to_evaluate(
         return trained.pipeline, name, trained.read(data, require_answer=True)
     if task is not None and task != config.task:
         examples = read_named(task, split, config, trained.labels)
-        if task == trained.record["task"]:
+        if task == trained.record.task:
             message = f"--task {task}: the run's own rows, from a file, are filed under that name"
             raise ConfigError(f"{message}; rename the file and train again, or give the task's rows with --data")
         return dataclasses.replace(trained.pipeline, task=task), split, examples
@@ -267,32 +250,29 @@ def own_rows(trained: Ensemble, config: DataConfig) -> RunRows:
             " without it, --data FILE"
         ) from error
     if config.task is None:
-        rows = _with_saved_ids(rows, trained.run.splits)
+        rows = _with_saved_ids(rows, trained.run)
     check_unchanged(rows, trained.run.splits)
     return rows
 
 
-def _with_saved_ids(rows: RunRows, splits_path: Path) -> RunRows:
-    """The rows under the ids that they had: a file without ids gets them of its name, which may have changed."""
-    saved = read_json(splits_path)
-    splits = {}
+def _with_saved_ids(rows: RunRows, run: Run) -> RunRows:
+    """The rows with the ids of the training: ids that are made of the file's name change with it."""
+    saved_ids, splits = read_ids(run.splits), dict(rows.task.splits)
     for split, examples in rows.task.splits.items():
-        known: Any = saved.get(split) if isinstance(saved.get(split), dict) else {}
-        ids = known.get("ids")
-        splits[split] = examples
-        if isinstance(ids, list) and len(ids) == len(examples) and [row.id for row in examples] != ids:
+        ids = saved_ids.get(split, [])
+        if len(ids) == len(examples) and [row.id for row in examples] != ids:
             renamed = tuple(dataclasses.replace(row, id=name) for row, name in zip(examples, ids, strict=True))
-            if split_digest(renamed) == known.get("digest"):
+            if split_digest(renamed) == read_digests(run.splits, [split])[split]:
                 splits[split] = renamed
     return dataclasses.replace(rows, task=dataclasses.replace(rows.task, splits=splits))
 
 
 def saved_validation(trained: Ensemble) -> Predictions | None:
-    """The members' predictions of the run's validation rows, where an earlier evaluation has left them."""
+    """The members' predictions of the run's validation rows, if an earlier evaluation has saved them."""
     try:
-        found = load_predictions(trained.run.prediction(trained.record["task"], "val"))
-        ids = read_json(trained.run.splits)["val"]["ids"]
-    except (CheckpointError, LookupError, TypeError):
+        predictions = trained.run.load_predictions(trained.record.task, "val")
+        ids = read_ids(trained.run.splits)["val"]
+    except (CheckpointError, LookupError):
         return None
-    fits = found.num_members == len(trained.members) and list(found.ids) == list(ids)
-    return found if fits and (found.labels >= 0).all() else None
+    fits = predictions.num_members == len(trained.members) and list(predictions.ids) == ids
+    return predictions if fits and (predictions.labels >= 0).all() else None

@@ -11,16 +11,18 @@ from typing import Any
 
 import torch
 
-from lorchestra.config.run import read_config
 from lorchestra.errors import CheckpointError
 from lorchestra.models.gguf import quiet_transformers
 from lorchestra.models.loading import LoadedBase
 from lorchestra.models.peft_files import WEIGHTS
 from lorchestra.models.peft_import import CONFIG, PeftFolder, read_peft_config, read_peft_folder
 from lorchestra.models.targets import is_transposed
-from lorchestra.runs.ensemble import good_members, load_own_base
-from lorchestra.store.atomic import atomic_directory, atomic_write_json, atomic_write_text, sha256_file
-from lorchestra.store.run_dir import RunDir, read_ensemble, read_json, require_free
+from lorchestra.runs.loading import good_members, load_base_of
+from lorchestra.store.atomic import atomic_write_json, atomic_write_text, sha256_file
+from lorchestra.store.ensemble_record import MemberRecord
+from lorchestra.store.run import Run
+from lorchestra.store.schema import read_json
+from lorchestra.store.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +33,8 @@ def exported_members(root: str | Path) -> list[str]:
     Raises:
         CheckpointError: no finished run, or files are missing.
     """
-    run, record = read_ensemble(root)
-    return [Path(record["members"][m]["path"]).name for m in good_members(run, record)]
+    run = Run.at(root)
+    return [member.name for member in _members(run)]
 
 
 def export_run(
@@ -51,44 +53,51 @@ def export_run(
         out: the directory to make.
         card: the text of README.md (see `report.card`).
         merge: also write `merged_00`, ...: whole models, with tokenizer, in the base's number format.
-        base: where the run's base is now, if not where it was; without `base_name` the adapters name that.
-        base_name: what the adapters name as their base (a hub id), where it is not to be what this machine has.
+        base: where the run's base is now, if it has moved; without `base_name` the adapters name that.
+        base_name: what the adapters name as their base (a hub id), instead of this machine's path.
 
     Raises:
         CheckpointError: no finished run, damaged files, another base, or `out` exists.
     """
-    run, record = read_ensemble(root)
-    config = read_config(run.config)
-    target = require_free(out)
-    members = [record["members"][m] for m in good_members(run, record)]
-    for member in members:
-        weights = run.inside(member["path"], WEIGHTS)
-        if sha256_file(weights) != member["sha256"]:
-            raise CheckpointError(f"{weights}: the checksum is not the one in ensemble.json; it was changed or damaged")
-        read_peft_folder(weights.parent)  # others' programs are only to be given plain LoRA
-    num_bytes = sum(run.inside(member["path"], WEIGHTS).stat().st_size for member in members)
-    loaded = load_own_base(run, record, config, base) if merge or base is not None else None
-    if loaded is not None and base_name is None and base is not None:
-        base_name = loaded.path_for_peft
-    if loaded is not None and merge:
-        num_bytes += len(members) * sum(parameter.nbytes for parameter in loaded.model.parameters())
-    with atomic_directory(target, num_bytes=num_bytes) as directory:
+    run = Run.at(root)
+    record, config = run.read_ensemble(), run.read_config()
+    with Workspace.new(out) as workspace:
+        members = _members(run)
         for member in members:
-            _copy_member(run, member, directory)
+            weights = run.inside(member.path, WEIGHTS)
+            if sha256_file(weights) != member.sha256:
+                raise CheckpointError(
+                    f"{weights}: the checksum is not the one in ensemble.json; it was changed or damaged"
+                )
+            read_peft_folder(weights.parent)  # other programs are only to be given plain LoRA
+        num_bytes = sum(run.inside(member.path, WEIGHTS).stat().st_size for member in members)
+        loaded = load_base_of(run, record, config, base) if merge or base is not None else None
+        if loaded is not None and base_name is None and base is not None:
+            base_name = loaded.path_for_peft
         if loaded is not None and merge:
-            _merge_members(directory, [Path(member["path"]).name for member in members], loaded)
-        if base_name is not None:  # last: merging loads the adapters with the base at hand
+            num_bytes += len(members) * sum(parameter.nbytes for parameter in loaded.model.parameters())
+        with workspace.create(num_bytes) as directory:
             for member in members:
-                _rename_base(directory / Path(member["path"]).name / CONFIG, base_name)
-        atomic_write_text(directory / "README.md", card)
-    return target
+                _copy_member(run, member, directory)
+            if loaded is not None and merge:
+                _merge_members(directory, [member.name for member in members], loaded)
+            if base_name is not None:  # last: merging loads the adapters with the base at hand
+                for member in members:
+                    _rename_base(directory / member.name / CONFIG, base_name)
+            atomic_write_text(directory / "README.md", card)
+    return workspace.root
 
 
-def _copy_member(run: RunDir, member: dict[str, Any], directory: Path) -> None:
-    folder = directory / Path(member["path"]).name
+def _members(run: Run) -> list[MemberRecord]:
+    record = run.read_ensemble()
+    return [record.members[m] for m in good_members(run, record)]
+
+
+def _copy_member(run: Run, member: MemberRecord, directory: Path) -> None:
+    folder = directory / member.name
     folder.mkdir()
     for name in (CONFIG, WEIGHTS):
-        shutil.copyfile(run.inside(member["path"], name), folder / name, follow_symlinks=False)
+        shutil.copyfile(run.inside(member.path, name), folder / name, follow_symlinks=False)
 
 
 def _rename_base(path: Path, base_name: str) -> None:

@@ -1,4 +1,4 @@
-"""Make a run of LoRA adapters that were trained elsewhere, so that it can be evaluated and used as an ensemble."""
+"""Make a run of LoRA adapters that were trained elsewhere, to evaluate and use them as an ensemble."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import save_file
 
@@ -16,7 +15,7 @@ from lorchestra.config.adapt import BaseConfig
 from lorchestra.config.data import DataConfig
 from lorchestra.config.run import RunConfig, TrainConfig, check_run
 from lorchestra.errors import CheckpointError, ConfigError
-from lorchestra.models.ensemble import EnsembleModel
+from lorchestra.inference.pipeline import Pipeline
 from lorchestra.models.init import make_adapter_settings
 from lorchestra.models.loading import LoadedBase
 from lorchestra.models.peft_files import WEIGHTS, load_member
@@ -31,15 +30,17 @@ from lorchestra.models.peft_import import (
     read_peft_config,
     read_peft_folder,
 )
-from lorchestra.runs.build import build_pipeline
-from lorchestra.runs.record import ensemble_record, write_description
-from lorchestra.runs.rows import read_rows
-from lorchestra.store.atomic import atomic_directory, atomic_write_json, sha256_file
-from lorchestra.store.run_dir import RunDir, require_free, write_ensemble
+from lorchestra.runs.build import build_pipeline, describe, ensemble_record
+from lorchestra.runs.rows import RunRows, read_rows
+from lorchestra.store.atomic import atomic_write_json, sha256_file
+from lorchestra.store.ensemble_record import MemberRecord
+from lorchestra.store.run import Run
+from lorchestra.store.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
 BASE_OF_THE_FOLDERS = BaseConfig(name="")
+_UNKNOWN_COST = dict.fromkeys(("train_s", "tokens", "tokens_per_s", "peak_bytes", "base_passes"))
 
 
 def import_run(
@@ -50,31 +51,48 @@ def import_run(
     base: BaseConfig = BASE_OF_THE_FOLDERS,
     same_base: bool = False,
     seed: int = 0,
-) -> RunDir:
+) -> Run:
     """Make a run directory of PEFT LoRA folders; it appears whole or not at all.
 
-    Members may differ in rank, scaling and in what they adapt. Their weights are copied as they are.
+    Members may differ in rank, scaling and adapted modules. Their weights are copied unchanged.
 
     Args:
-        folders: one a member.
+        folders: one per member.
         out: the run directory to make.
-        data: how answers are asked for; its training rows give the labels and few-shot examples.
+        data: how questions are put to the model; its training rows give the labels and few-shot examples.
         base: the base; an empty name stands for the one that the folders name.
-        same_base: take `base` for the folders' base although they name another.
-        seed: decides which rows are held out for validation and test where no files are given.
+        same_base: accept `base` although the folders name another.
+        seed: decides which rows are held out for validation and test if no files are given.
 
     Raises:
         ConfigError, DataError, CheckpointError: a folder, a row or a setting cannot be used.
     """
     if not folders:
         raise ConfigError("import: no folder; give one PEFT folder or more, each becomes a member")
-    root = require_free(out)
-    found = [read_peft_folder(folder) for folder in folders]
-    checksums = [sha256_file(folder_file(folder.path, WEIGHTS)) for folder in found]
-    _refuse_twins(found, checksums)
-    config = RunConfig(_base(found, base), common_adapt(found), data, TrainConfig(seed=seed))
-    check_run(config)
-    rows = read_rows(config.data, seed)
+    with Workspace.new(out) as workspace:
+        adapters = [read_peft_folder(folder) for folder in folders]
+        checksums = [sha256_file(folder_file(folder.path, WEIGHTS)) for folder in adapters]
+        _refuse_twins(adapters, checksums)
+        config = RunConfig(_base(adapters, base), common_adapt(adapters), data, TrainConfig(seed=seed))
+        check_run(config)
+        rows = read_rows(config.data, seed)
+        _log_notes(adapters, data, rows)
+        pipeline, resolved = _build(config, adapters, rows, same_base)
+        for split in ("val", "test"):  # reports rows that cannot be used now, not in the first evaluation
+            pipeline.encode(rows.task.splits[split])
+        num_bytes = sum(folder_file(folder.path, WEIGHTS).stat().st_size for folder in adapters)
+        with workspace.create(num_bytes) as directory:
+            run = Run(directory)
+            describe(run, resolved, rows, pipeline)
+            members = [
+                _copy_member(run, m, folder, checksum, pipeline)
+                for m, (folder, checksum) in enumerate(zip(adapters, checksums, strict=True))
+            ]
+            run.write_ensemble(ensemble_record(pipeline, rows, members, _UNKNOWN_COST))
+    return Run(workspace.root)
+
+
+def _log_notes(adapters: Sequence[PeftFolder], data: DataConfig, rows: RunRows) -> None:
     for note in rows.notes:
         logger.info(note)
     if data.test is None:
@@ -82,37 +100,27 @@ def import_run(
             f"the test rows are held out of {data.train}: adapters that were trained on all of its rows have seen them;"
             " give --data.test for an honest evaluation"
         )
-    if len({folder.dropout for folder in found}) > 1:
+    if len({folder.dropout for folder in adapters}) > 1:
         logger.info("the members were trained with different dropout; MC dropout is left out of evaluations")
 
-    def check(loaded: LoadedBase) -> None:
-        _check_base(found, config.base, loaded, same_base)
 
-    pipeline, resolved = build_pipeline(
+def _build(
+    config: RunConfig, adapters: Sequence[PeftFolder], rows: RunRows, same_base: bool
+) -> tuple[Pipeline, RunConfig]:
+    """The base with members of the adapters' shapes on it, and the resolved configuration."""
+    adapter_settings = [
+        dataclasses.replace(settings, r=folder.r, scaling=folder.scaling)
+        for settings, folder in zip(make_adapter_settings(config.adapt, config.train.seed), adapters, strict=True)
+    ]
+    task = rows.task
+    return build_pipeline(
         config,
-        rows.task.name,
-        rows.task.labels,
-        rows.task.splits["train"],
-        adapter_settings=[
-            dataclasses.replace(own, r=folder.r, scaling=folder.scaling)
-            for own, folder in zip(make_adapter_settings(config.adapt, seed), found, strict=True)
-        ],
-        check_base=check,
+        task.name,
+        task.labels,
+        task.splits["train"],
+        adapter_settings=adapter_settings,
+        check_base=lambda loaded: _check_base(adapters, config.base, loaded, same_base),
     )
-    for split in ("val", "test"):  # rows that cannot be asked are told of now, not in the first evaluation
-        pipeline.encode(rows.task.splits[split])
-    num_bytes = sum(folder_file(folder.path, WEIGHTS).stat().st_size for folder in found)
-    with atomic_directory(root, num_bytes=num_bytes) as directory:
-        run = RunDir(directory)
-        write_description(run, resolved, rows, pipeline)
-        members = [
-            _copy_member(run, m, folder, checksum, pipeline.model, pipeline.base)
-            for m, (folder, checksum) in enumerate(zip(found, checksums, strict=True))
-        ]
-        # what their training cost is not known here
-        cost = dict.fromkeys(("train_s", "tokens", "tokens_per_s", "peak_bytes", "base_passes"))
-        write_ensemble(run, ensemble_record(pipeline, rows, members, cost))
-    return RunDir(root)
 
 
 def _refuse_twins(folders: Sequence[PeftFolder], checksums: Sequence[str]) -> None:
@@ -121,12 +129,12 @@ def _refuse_twins(folders: Sequence[PeftFolder], checksums: Sequence[str]) -> No
         twin = first.setdefault(checksum, folder)
         if twin is not folder:
             raise CheckpointError(
-                f"{folder.path}: holds the same weights as {twin.path}; equal members add nothing, give each once"
+                f"{folder.path}: holds the same weights as {twin.path}; identical members add nothing, give each once"
             )
 
 
 def _base(folders: Sequence[PeftFolder], given: BaseConfig) -> BaseConfig:
-    """The base to load: the one given, or the one that the folders name, at the revision that they name."""
+    """The base to load: the given one, or the one that the folders name, at the revision that they name."""
     name, revision = named_base(folders)
     if not given.name:
         if name is None:
@@ -140,9 +148,9 @@ def _base(folders: Sequence[PeftFolder], given: BaseConfig) -> BaseConfig:
 def _check_base(folders: Sequence[PeftFolder], given: BaseConfig, loaded: LoadedBase, same_base: bool) -> None:
     name, revision = named_base(folders)
     names = {given.name, loaded.id, loaded.path_for_peft}
-    # a relative path is that of another working directory as often as not, so only absolute ones are compared as such
-    known = name is None or name in names or os.path.normpath(name) in names
-    if not known and not same_base:
+    # a relative path often refers to another working directory, so only absolute paths are compared
+    is_known = name is None or name in names or os.path.normpath(name) in names
+    if not is_known and not same_base:
         raise CheckpointError(
             f"{folders[0].path / CONFIG}: trained on {name!r}, but --base is {given.name!r}; give the base it was"
             " trained on, or --same-base if these are two names of the same weights"
@@ -156,29 +164,27 @@ def _check_base(folders: Sequence[PeftFolder], given: BaseConfig, loaded: Loaded
         check_fits(folder, loaded.model, given.name)
 
 
-def _copy_member(
-    run: RunDir, m: int, folder: PeftFolder, checksum: str, model: EnsembleModel, base: LoadedBase
-) -> dict[str, Any]:
-    """Copy one folder into the run, read it as a run is read, and describe it for `ensemble.json`."""
+def _copy_member(run: Run, m: int, folder: PeftFolder, checksum: str, pipeline: Pipeline) -> MemberRecord:
+    """Copy one folder into the run, load it as a run's member is loaded, and describe it."""
     target = run.members / f"member_{m:02d}"
     target.mkdir(parents=True)
     if folder.adapter_name is None:
         shutil.copyfile(folder_file(folder.path, WEIGHTS), target / WEIGHTS)
-    else:  # PEFT would take the name in the keys for a part of the module's
+    else:  # PEFT would take the name in the keys for part of the module's name
         save_file(plain_tensors(folder), target / WEIGHTS, metadata={"format": "pt"})
         checksum = sha256_file(target / WEIGHTS)
-    config = read_peft_config(folder.path)
+    config, base = read_peft_config(folder.path), pipeline.base
     base_keys = {"base_model_name_or_path": base.path_for_peft, "revision": base.revision}
     atomic_write_json(target / CONFIG, config | base_keys | {"inference_mode": True})
-    load_member(model.adapters, m, target, checksum, folder.r)
-    return {
-        "path": f"members/{target.name}",
-        "sha256": checksum,
-        "seed": None,
-        "state": "imported",
-        "best_step": None,
-        "val_nll": None,
-        "r": folder.r,
-        "scaling": folder.scaling,
-        "source": str(folder.path.absolute()),
-    }
+    load_member(pipeline.model.adapters, m, target, checksum, folder.r)
+    return MemberRecord(
+        path=f"members/{target.name}",
+        sha256=checksum,
+        seed=None,
+        state="imported",
+        best_step=None,
+        val_nll=None,
+        r=folder.r,
+        scaling=folder.scaling,
+        source=str(folder.path.absolute()),
+    )

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from lorchestra.data.input_rows import InputRow
-from lorchestra.inference.encode_each import TooLong, encode_each
-from lorchestra.inference.pipeline import Pipeline
+from lorchestra.inference.pipeline import Pipeline, TooLong, encode_each
 from lorchestra.inference.predict import PrefixReuse
 from lorchestra.metrics import predictive
 from lorchestra.metrics.early_exit import ExitRule

@@ -1,7 +1,4 @@
-"""The rows of a run: its task by name or its files read, split and described.
-
-The rows that a run was trained on, for its evaluation: read again, or as far as the run has kept them.
-"""
+"""The rows of a run: a task by name, or files, read and split; and rows to evaluate it on."""
 
 from __future__ import annotations
 
@@ -25,9 +22,8 @@ from lorchestra.data.tasks.table import TASKS
 from lorchestra.errors import ConfigError, DataError, did_you_mean
 from lorchestra.metrics.validation import weak_validation
 from lorchestra.models.loading import absolute_base
-from lorchestra.store.run_dir import read_json
 from lorchestra.store.safe_paths import name_fault, typed_path
-from lorchestra.store.schema import check_shape
+from lorchestra.store.splits import SplitRecord, read_digests
 from lorchestra.types import Example, Task
 
 logger = logging.getLogger(__name__)
@@ -38,13 +34,13 @@ _MANY = 100_000
 
 @dataclass(frozen=True)
 class RunRows:
-    """A task's splits, and what the user should hear about how they came about."""
+    """A task's splits, and notes for the user on how they were made."""
 
     task: Task
     notes: tuple[str, ...]
 
-    def record(self) -> dict[str, Any]:
-        """What `splits.json` holds: ids and digest of each split."""
+    def record(self) -> dict[str, SplitRecord]:
+        """The content of `splits.json`."""
         return {
             split: {"digest": split_digest(rows), "num_examples": len(rows), "ids": [row.id for row in rows]}
             for split, rows in self.task.splits.items()
@@ -52,7 +48,7 @@ class RunRows:
 
 
 def read_rows(config: DataConfig, seed: int) -> RunRows:
-    """The configured task by name, or the configured files and the splits made of them.
+    """Read the configured task by name, or the configured files and split them.
 
     Raises:
         ConfigError: neither a task nor a training file is configured, or both are, or the task is unknown.
@@ -95,27 +91,27 @@ def read_rows(config: DataConfig, seed: int) -> RunRows:
 
 
 def validation_notes(task: Task) -> list[str]:
-    """What to say of a task's validation rows where they can decide little."""
+    """Notes on validation rows that are too few or too uniform to select members by."""
     rows = task.splits["val"]
     return weak_validation([row.answer for row in rows if row.answer is not None], [row.choices for row in rows])
 
 
 def name_of_file(path: str | Path) -> str:
-    """What the rows of a file are filed under: its name up to the first dot.
+    """The name under which results on a file's rows are saved: its name up to the first dot.
 
     Raises:
-        DataError: that can be no part of other files' names.
+        DataError: it cannot be part of a file name.
     """
     name = rows_name(path)
     if (fault := name_fault(name)) is not None:
         raise DataError(
-            f"{path}: its rows are filed under {name!r}, its name up to the first dot, which {fault}; rename it"
+            f"{path}: results are saved under {name!r}, its name up to the first dot, which {fault}; rename it"
         )
     return name
 
 
 def absolute_paths(config: DataConfig) -> DataConfig:
-    """Paths that hold from any directory; what a file or the environment names is written down.
+    """The settings with absolute paths; label names from a file and the data directory are resolved too.
 
     Raises:
         ConfigError: `data.read.label_names` names a file that cannot be read.
@@ -132,24 +128,24 @@ def absolute_paths(config: DataConfig) -> DataConfig:
 
 
 def absolute_settings(config: RunConfig) -> RunConfig:
-    """A run's settings with all paths in them, of its rows and its base, as they hold from any directory."""
+    """A run's settings with absolute paths to its rows and its base."""
     return dataclasses.replace(config, data=absolute_paths(config.data), base=absolute_base(config.base))
 
 
-def check_same_kind(trained: tuple[str, ...] | None, found: tuple[str, ...] | None, path: str | Path) -> None:
-    """Refuse questions where the task is texts with labels, and the other way round."""
-    if (trained is None) != (found is None):
+def check_same_kind(trained: tuple[str, ...] | None, given: tuple[str, ...] | None, path: str | Path) -> None:
+    """Refuse a file of questions if the run was trained on texts with labels, and the reverse."""
+    if (trained is None) != (given is None):
         kinds = {True: "questions with choices", False: "texts with labels"}
         raise DataError(
-            f"{path}: has {kinds[found is None]}, but the training rows are {kinds[trained is None]}; give rows of one"
-            " kind"
+            f"{path}: has {kinds[given is None]}, but the training rows are {kinds[trained is None]}; give rows of the"
+            " same kind"
         )
 
 
 def with_directory(config: DataConfig, directory: str | None) -> DataConfig:
-    """A saved configuration with the directory of data sets given now, or without its own where that is gone.
+    """A saved configuration with the given directory of data sets; without one, the saved directory if it exists.
 
-    Rows are known by their digests, so that they may come from another place than they did.
+    Rows are verified by their digests, so they may come from anywhere.
     """
     if directory is None and config.dir is not None and Path(config.dir).is_dir():
         return config
@@ -159,19 +155,19 @@ def with_directory(config: DataConfig, directory: str | None) -> DataConfig:
 def read_named(
     name: str, split: str, config: DataConfig, trained_labels: tuple[str, ...] | None
 ) -> tuple[Example, ...]:
-    """A split of another task by name, to be answered by a run that was trained on this one.
+    """A split of another task by name, for a run that was trained on this one.
 
     Raises:
         ConfigError: an unknown task, or it has no such split.
-        DataError: no source has the rows, or the run knows only labels and the task has others.
+        DataError: no source has the rows, or the run was trained on texts with labels and the task has others.
     """
     loaded = load_task(name, config.dir, (split,))
     labels = loaded.task.labels
     if trained_labels is not None and labels != trained_labels:
-        theirs = "questions with their own choices" if labels is None else f"the labels {', '.join(labels)}"
+        theirs = "questions with choices" if labels is None else f"the labels {', '.join(labels)}"
         raise DataError(
             f"--task {name}: its rows have {theirs}, but the run was trained on texts with the labels"
-            f" {', '.join(trained_labels)}; name a task with these, or take it as rows unlike them with --ood {name}"
+            f" {', '.join(trained_labels)}; name a task with these, or use its rows as OOD rows with --ood {name}"
         )
     return loaded.task.splits[split]
 
@@ -183,38 +179,38 @@ def read_ood(
     *,
     keep_answers: bool = False,
 ) -> dict[str, tuple[Example, ...]]:
-    """Rows unlike the training rows, of tasks by name or of files, by the name of the task or the stem of the file.
+    """Rows unlike the training rows, by name of their task or file.
 
-    A run that was trained on texts with labels asks its own labels of them, as of any text it is given.
+    A run that was trained on texts with labels offers its labels as the choices of every row.
 
     Args:
-        values: what was given to --ood.
-        config: where named tasks lie, and the names of a file's fields.
-        trained_labels: labels of the training rows, None for questions with choices of their own.
+        values: tasks by name, or files.
+        config: the directory of named tasks, and the columns of files.
+        trained_labels: labels of the training rows, None if these are questions with choices.
         keep_answers: keep the answers of questions; without it, no row has one.
 
     Raises:
         ConfigError: neither a file nor a task, or two of one name.
         DataError: the rows cannot be used.
     """
-    found: dict[str, tuple[Example, ...]] = {}
+    sets: dict[str, tuple[Example, ...]] = {}
     for value in values:
         is_task = is_task_name(value)
         name = str(value) if is_task else name_of_file(value)
-        if name in found:
+        if name in sets:
             raise ConfigError(f"--ood {value}: another file or task is named {name} too; rename one")
         keep = keep_answers and trained_labels is None
         if is_task:
             rows = load_task(name, config.dir, ("test",)).task.splits["test"]
-            found[name] = tuple(
+            sets[name] = tuple(
                 dataclasses.replace(row, choices=trained_labels or row.choices, answer=row.answer if keep else None)
                 for row in rows
             )
         else:
-            found[name] = read_like(
+            sets[name] = read_like(
                 value, config, trained_labels, require_answer=False, ignore_answers=not keep
             ).examples
-    return found
+    return sets
 
 
 def read_like(
@@ -238,7 +234,7 @@ def read_like(
 
 
 def is_task_name(value: str | Path) -> bool:
-    """Whether a value that may name a task or a file is meant as a task.
+    """Whether a value names a task rather than a file.
 
     Raises:
         ConfigError: it is neither the name of a known task nor of a file.
@@ -252,16 +248,15 @@ def is_task_name(value: str | Path) -> bool:
 
 
 def check_unchanged(rows: RunRows, splits_path: Path) -> None:
-    """Refuse rows other than those the run was made with.
+    """Refuse rows other than those of the given `splits.json`.
 
     Raises:
-        DataError: a split's digest differs from the one in `splits.json`.
-        CheckpointError: `splits.json` is missing or damaged.
+        DataError: a split's digest differs from the saved one.
+        CheckpointError: the file is missing or damaged.
     """
-    saved = read_json(splits_path)
-    check_shape(saved, {split: {"digest": str} for split in rows.task.splits}, splits_path)
+    digests = read_digests(splits_path, rows.task.splits)
     for split, examples in rows.task.splits.items():
-        if saved[split]["digest"] != split_digest(examples):
+        if digests[split] != split_digest(examples):
             raise DataError(
                 f"the {split} rows are not those this run was made with (digest differs from {splits_path}): the data"
                 " have changed since; give the changed file as new data with --data, or restore the files"

@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Collection, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from lorchestra.config.adapt import AdaptConfig
 from lorchestra.config.mappings import differences
-from lorchestra.config.run import RunConfig, check_run, read_config
-from lorchestra.errors import CheckpointError, ConfigError, TrainingError
+from lorchestra.config.run import RunConfig, check_run
+from lorchestra.errors import ConfigError, TrainingError
 from lorchestra.inference.pipeline import Pipeline
 from lorchestra.inference.trunk import TrunkFiles
 from lorchestra.models.init import AdapterSettings
@@ -21,19 +20,18 @@ from lorchestra.models.peft_files import save_members
 from lorchestra.planning.budget import settle_budget
 from lorchestra.planning.estimate import training_base_passes
 from lorchestra.planning.memory import peak_bytes
-from lorchestra.runs.build import build_pipeline
-from lorchestra.runs.ensemble import failed_members
+from lorchestra.runs.build import build_pipeline, describe, ensemble_record
 from lorchestra.runs.event_log import EventLog
-from lorchestra.runs.record import ensemble_record, trained_members, write_description
 from lorchestra.runs.rows import RunRows, absolute_settings, check_unchanged, read_rows, with_directory
-from lorchestra.store.atomic import atomic_directory, discard_directory, sweep_directory
-from lorchestra.store.run_dir import RunDir, claim_run, read_ensemble, write_ensemble
+from lorchestra.store.atomic import sweep_directory
+from lorchestra.store.ensemble_record import MemberRecord
+from lorchestra.store.run import Run
+from lorchestra.store.workspace import RUN, IfExists, Workspace
 from lorchestra.training.callbacks import Callback, CallbackList
 from lorchestra.training.checkpoint import load_checkpoint, save_checkpoint
-from lorchestra.training.members import member_settings
 from lorchestra.training.precompute import TrainingRows
 from lorchestra.training.rows import training_rows
-from lorchestra.training.trainer import Trainer
+from lorchestra.training.trainer import Trainer, make_trainer
 
 logger = logging.getLogger(__name__)
 
@@ -42,17 +40,17 @@ logger = logging.getLogger(__name__)
 class TrainOutcome:
     """A finished training."""
 
-    run: RunDir
+    run: Run
     failed_members: tuple[int, ...]
     reasons: tuple[str, ...] = ()
-    """What happened to each of them."""
+    """Why each of them failed."""
 
 
 def train_run(
     config: RunConfig,
     out: str | Path,
     *,
-    if_exists: Literal["fail", "resume", "new"] = "fail",
+    if_exists: IfExists = "fail",
     callbacks: Sequence[Callback] = (),
     rows: RunRows | None = None,
     given: Collection[str] = (),
@@ -60,51 +58,52 @@ def train_run(
     """Train the ensemble that `config` describes into the directory `out`.
 
     Args:
-        config: the run's configuration; with `resume`, settings given here must be those the run was started with.
+        config: the run's configuration; with "resume", settings given here must be those the run was started with.
         out: the run directory.
-        if_exists: what to do where a run is already there.
-        callbacks: report progress; where one asks to stop, a checkpoint is written and `Interrupted` raised.
-        rows: the splits "train" and "val", where they come from Python and not from the files in `config.data`.
-        given: dotted settings that were given explicitly: with `resume` they are compared with the run's even where
-            they have the value of the default. Settings that are not the default's count as given.
+        if_exists: what to do if a run exists there: "fail", "resume" it, or take a "new" name.
+        callbacks: report progress; when one asks to stop, a checkpoint is written and `Interrupted` raised.
+        rows: the splits "train" and "val", if they come from Python instead of the files in `config.data`.
+        given: dotted settings that were given explicitly: with "resume" they are compared with the run's even if they
+            have the default's value. Settings with other values always count as given.
 
     Raises:
-        ConfigError, DataError, CheckpointError: bad input, or another process is at work in `out`; nothing
-            half-written is left.
+        ConfigError, DataError, CheckpointError: bad input, or another process is working in `out`; nothing half-written
+            is left.
         TrainingError: every member failed.
         Interrupted: a callback asked to stop.
     """
     check_run(config)
-    with claim_run(out, if_exists) as (run, resuming):
-        if resuming:
+    with Workspace.open(out, RUN, if_exists) as workspace:
+        run = Run(workspace.root)
+        if workspace.resuming:
             config = _saved_config(run, config, given)
         if rows is None:
             rows = read_rows(config.data, config.train.seed)
-        if resuming:
+        if workspace.resuming:
             check_unchanged(rows, run.splits)
-            if run.ensemble.is_file():
+            if run.is_finished:
                 logger.info(f"{run.root} is finished already; nothing to train")
                 return _outcome(run)
         for note in rows.notes:
             logger.info(note)
         pipeline, resolved, training = prepare_training(config, rows)
-        if not resuming:
-            _begin(run, resolved, rows, pipeline)
-        log = EventLog(run.events, keep_bytes=None)
-        files = TrunkFiles(run.resume, pipeline.base.digest, round(resolved.adapt.trunk_memory_gb * 1e9), log.write)
-        settings = member_settings(resolved, len(training.train), pipeline.model.adapter_settings)
-        callback = CallbackList([log, *callbacks])
-        trainer = Trainer(pipeline.model, training, resolved.train, settings, callback, files=files)
-        if resuming:
-            restore(run, trainer, log)
-        peak = train_with_checkpoints(run, trainer, log)
-        return _finish(run, trainer, pipeline, rows, log, peak)
+        if not workspace.resuming:
+            with workspace.create() as directory:
+                describe(Run(directory), resolved, rows, pipeline)
+        memory = round(resolved.adapt.trunk_memory_gb * 1e9)
+        files = TrunkFiles(run.resume, pipeline.base.digest, memory, run.append_event)
+        callback = CallbackList([EventLog(run), *callbacks])
+        trainer = make_trainer(pipeline.model, training, resolved, callback, files=files)
+        if workspace.resuming:
+            restore(run, trainer)
+        peak = train_with_checkpoints(run, trainer)
+        return _finish(run, trainer, pipeline, rows, peak)
 
 
 def prepare_training(
     config: RunConfig, rows: RunRows, adapter_settings: Sequence[AdapterSettings] | None = None
 ) -> tuple[Pipeline, RunConfig, TrainingRows]:
-    """The base with members on it, the configuration with all that was left open, and the rows as tokens.
+    """The base with members on it, the resolved configuration, and the rows as tokens.
 
     Raises:
         ConfigError, DataError, CheckpointError: bad input.
@@ -119,79 +118,71 @@ def prepare_training(
     return pipeline, dataclasses.replace(resolved, train=train_config), training
 
 
-def _saved_config(run: RunDir, asked: RunConfig, named: Collection[str]) -> RunConfig:
-    """The configuration of the run to resume; refuses settings asked for now, `named` explicitly, that differ."""
-    saved = read_config(run.config)
-    default = RunConfig()
-    absolute = absolute_settings(asked)
+def _saved_config(run: Run, requested: RunConfig, explicit: Collection[str]) -> RunConfig:
+    """The configuration of the run to resume; refuses requested settings that differ from it.
+
+    Settings with the default's value are compared only if they are among the `explicit` ones.
+    """
+    saved = run.read_config()
+    requested = absolute_settings(requested)
     saved = dataclasses.replace(saved, base=absolute_base(saved.base))
-    given = set(named) | differences(absolute, default).keys()
+    given = set(explicit) | differences(requested, RunConfig()).keys()
     for field, (value, open_value) in {
-        "base.threads": (absolute.base.threads, None),
-        "data.scoring": (absolute.data.scoring, "auto"),
-        "train.token_budget": (absolute.train.token_budget, None),
+        "base.threads": (requested.base.threads, None),
+        "data.scoring": (requested.data.scoring, "auto"),
+        "train.token_budget": (requested.train.token_budget, None),
     }.items():
-        if value == open_value:  # left open, and decided when the run began
+        if value == open_value:  # left open, and settled when the run started
             given.discard(field)
-    for field, (wanted, had) in differences(absolute, saved).items():
-        if field == "data.dir":  # the rows are checked by their digest: they may come from another place now
+    for field, (wanted, value) in differences(requested, saved).items():
+        if field == "data.dir":  # rows are verified by their digests, so they may come from anywhere
             saved = dataclasses.replace(saved, data=with_directory(saved.data, wanted))
         elif field in given:
             raise ConfigError(
-                f"{field}: the run in {run.root} has {had!r}, not {wanted!r}; a resumed run keeps its settings: leave"
+                f"{field}: the run in {run.root} has {value!r}, not {wanted!r}; a resumed run keeps its settings: leave"
                 " it out, or start another run with --if-exists new"
             )
     return dataclasses.replace(saved, data=with_directory(saved.data, None))
 
 
-def _begin(run: RunDir, resolved: RunConfig, rows: RunRows, pipeline: Pipeline) -> None:
-    """Write what describes the run; the directory appears with all of it, so that a killed run can be resumed."""
-    with suppress(OSError):
-        run.root.rmdir()  # an empty directory may be there
-    with atomic_directory(run.root) as directory:
-        new = RunDir(directory)
-        write_description(new, resolved, rows, pipeline)
-        text = new.config.read_text(encoding="utf-8")
-    if not run.config.is_file() or run.config.read_text(encoding="utf-8") != text:
-        raise CheckpointError(f"--out {run.root}: another process has just made it; choose another --out")
-
-
-def restore(run: RunDir, trainer: Trainer, log: EventLog) -> None:
-    """Stand where the run's checkpoint stood, or at the start where it has none yet."""
+def restore(run: Run, trainer: Trainer) -> None:
+    """Restore the run's checkpoint, or reset its log if it has none yet."""
     for directory in (run.root, run.resume):
         sweep_directory(directory)
-    loaded = load_checkpoint(run.resume)
-    if loaded is None:
+    checkpoint = load_checkpoint(run.resume)
+    if checkpoint is None:
         logger.info(f"{run.root} has no checkpoint yet; starting from the first step")
-        EventLog(run.events, keep_bytes=0)
+        run.start_events(keep_bytes=0)
         return
-    state, tensors, events_bytes = loaded
+    state, tensors, events_bytes = checkpoint
     trainer.restore(state, tensors)
-    EventLog(run.events, keep_bytes=events_bytes)
-    log.write("resumed", step=state.step)
+    run.start_events(keep_bytes=events_bytes)
+    run.append_event("resumed", step=state.step)
     logger.info(f"resuming {run.root} after step {state.step} of {trainer.num_steps}")
 
 
-def train_with_checkpoints(run: RunDir, trainer: Trainer, log: EventLog) -> int:
-    """Run the trainer with checkpoints; returns the peak bytes of this process."""
+def train_with_checkpoints(run: Run, trainer: Trainer) -> int:
+    """Run the trainer with checkpoints; returns the peak bytes of this process.
+
+    If the restored checkpoint is the last one, nothing is left to train or to precompute.
+    """
 
     def checkpoint() -> None:
-        save_checkpoint(run.resume, trainer.state, trainer.tensors(), log.num_bytes)
+        save_checkpoint(run.resume, trainer.state, trainer.tensors(), run.events.stat().st_size)
 
-    trainer.run(checkpoint)
+    if trainer.state.with_status("running"):
+        trainer.run(checkpoint)
     return peak_bytes()
 
 
-def _finish(run: RunDir, trainer: Trainer, pipeline: Pipeline, rows: RunRows, log: EventLog, peak: int) -> TrainOutcome:
+def _finish(run: Run, trainer: Trainer, pipeline: Pipeline, rows: RunRows, peak: int) -> TrainOutcome:
     """Save the members and the record; with `ensemble.json` the run is finished."""
-    failed = trainer.state.with_status("failed")
-    if len(failed) == len(trainer.state.members):
-        reasons = "; ".join(f"member {m}: {trainer.state.members[m].reason}" for m in failed)
-        raise TrainingError(f"every member failed ({reasons}); try a smaller train.lr; {run.events} has each step")
-    discard_directory(run.members)  # of a run that was stopped between members and record
-    with atomic_directory(run.members) as directory:
+    try:
+        trainer.state.good_members()
+    except TrainingError as error:
+        raise TrainingError(f"{error}; {run.events} has each step") from None
+    with run.new_members() as directory:
         written = save_members(directory, pipeline.model, trainer.final_values(), pipeline.base.path_for_peft)
-    members = trained_members(trainer, written)
     cost = {
         "train_s": round(trainer.state.train_s, 2),
         "tokens": trainer.state.tokens,
@@ -199,13 +190,51 @@ def _finish(run: RunDir, trainer: Trainer, pipeline: Pipeline, rows: RunRows, lo
         "peak_bytes": peak,
         "base_passes": training_base_passes(trainer),
     }
-    write_ensemble(run, ensemble_record(pipeline, rows, members, cost))
+    run.write_ensemble(ensemble_record(pipeline, rows, member_records(trainer, written), cost))
     for cached in run.resume.glob("trunk-*"):
         cached.unlink(missing_ok=True)
-    log.write("finished", failed_members=failed)
+    run.append_event("finished", failed_members=trainer.state.with_status("failed"))
     return _outcome(run)
 
 
-def _outcome(run: RunDir) -> TrainOutcome:
-    failed = failed_members(read_ensemble(run.root)[1])
+def member_records(
+    trainer: Trainer,
+    written: Sequence[dict[str, str]],
+    members: Sequence[int] | None = None,
+    adapt: AdaptConfig | None = None,
+) -> list[MemberRecord]:
+    """The records of trained members.
+
+    Args:
+        trainer: trained them.
+        written: their folders (see `save_members`).
+        members: their indices in the trainer, in the order of the folders; by default all.
+        adapt: the run's configuration, by default the trainer's; if ranks or scalings differ from it, the records name
+            those of every member.
+    """
+    adapt = adapt or trainer.model.adapt
+    chosen = range(trainer.model.num_members) if members is None else members
+    adapter_settings = [trainer.model.adapter_settings[m] for m in chosen]
+    differ = any((adapter.r, adapter.scaling) != (adapt.r, adapt.scaling) for adapter in adapter_settings)
+    records = []
+    for index, (m, adapter, files) in enumerate(zip(chosen, adapter_settings, written, strict=True)):
+        state = trainer.state.members[m]
+        records.append(
+            MemberRecord(
+                path=f"members/member_{index:02d}",
+                sha256=files["sha256"],
+                seed=trainer.settings[m].dropout_seed,
+                state=state.status,
+                best_step=state.best_step,
+                val_nll=state.best_nll,
+                reason=state.reason if state.status == "failed" else None,
+                r=adapter.r if differ else None,
+                scaling=adapter.scaling if differ else None,
+            )
+        )
+    return records
+
+
+def _outcome(run: Run) -> TrainOutcome:
+    failed = run.read_ensemble().failed_members
     return TrainOutcome(run, tuple(failed), tuple(failed.values()))

@@ -17,12 +17,11 @@ from lorchestra.errors import CheckpointError
 from lorchestra.store.atomic import atomic_write_json, plain_values
 from lorchestra.store.disk import explained, free_bytes, readable_bytes
 from lorchestra.store.lock import directory_lock
-from lorchestra.store.run_dir import read_json
 from lorchestra.store.safe_paths import typed_path
-from lorchestra.store.schema import check_shape
+from lorchestra.store.schema import Shape, read_json
 
 FORMAT_VERSION = 1
-_RECORD: dict[str, Any] = {"format_version": int, "of": {}, "num_rows": int, "num_bytes": int, "state": {}}
+_RECORD: Shape = {"format_version": int, "of": {}, "num_rows": int, "num_bytes": int, "state": {}}
 
 IfExists = Literal["overwrite", "resume", "fail"]
 
@@ -87,8 +86,7 @@ class AnswerFile:
             self._file = self.partial.open("wb")
 
     def _resume(self) -> None:
-        record = read_json(self._record)
-        check_shape(record, _RECORD, self._record)
+        record = read_json(self._record, _RECORD)
         again = f"start over with --if-exists overwrite, or remove {self.partial}"
         if record["format_version"] != FORMAT_VERSION:
             raise CheckpointError(

@@ -1,24 +1,28 @@
-"""The shape of the JSON records in a run directory, checked where they are read.
+"""The shape of the JSON records in output directories, checked when they are read.
 
-A shape is a type (`int` of 64 bits; `float` takes these too, and nothing that is not finite), a `Number` with bounds, a
-`FileName`, a set of strings to choose from, a tuple of alternatives (None for null), `[shape]` for a list of these,
-`Pair` for two of them, `{"name": shape}` for an object that has these fields among others (`"name?"` for one that may
-be missing), or `Each` for an object whose values all have one shape.
+A shape is a type (`int` of 64 bits; `float` also takes these, and only finite numbers), a `Number` with bounds, a
+`FileName`, a set of allowed strings, a tuple of alternatives (None for null), `[shape]` for a list, `Pair` for a list
+of two, `{"name": shape}` for an object with at least these fields (`"name?"` for an optional one), or `Each` for an
+object whose values all have one shape.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import reprlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from lorchestra.errors import CheckpointError
-from lorchestra.store.safe_paths import name_fault
+from lorchestra.store.safe_paths import name_fault, read_plain
+
+Shape: TypeAlias = "type | Number | FileName | Each | Pair | set[str] | frozenset[str] | tuple[Shape | None, ...] | list[Shape] | Mapping[str, Shape]"  # noqa: E501
 
 # Python's integers have no bound, but floats, files and torch do.
-_MOST = 2**63
+_MAX_INT = 2**63
 _WORDS = {str: "text", int: "an integer", float: "a number", bool: "true or false", dict: "an object", list: "a list"}
 
 
@@ -37,14 +41,14 @@ class Number:
 
 @dataclass(frozen=True)
 class FileName:
-    """Text that can be a part of a file's name (see `inside.name_fault`)."""
+    """Text that can be part of a file name (see `safe_paths.name_fault`)."""
 
 
 @dataclass(frozen=True)
 class Each:
     """An object whose values all have `shape`; with `names`, its keys become parts of file names."""
 
-    shape: Any
+    shape: Shape
     names: bool = False
 
 
@@ -52,16 +56,37 @@ class Each:
 class Pair:
     """A list of two values of `shape`."""
 
-    shape: Any
+    shape: Shape
 
 
 COUNT = Number(0, 2**53, whole=True)
-NUMBER_OR_NULL = (Number(), None)
+NUMBER_OR_NULL: tuple[Shape | None, ...] = (Number(), None)
 FILE_NAME = FileName()
 
 
-def check_shape(value: Any, shape: Any, where: Path, field: str = "") -> None:
-    """Refuse a record that does not have the shape that the program that wrote it gave it.
+def read_json(path: Path, shape: Shape = dict) -> dict[str, Any]:
+    """Read a JSON object of the given shape.
+
+    Raises:
+        CheckpointError: the file is missing or truncated, or holds something else.
+    """
+    try:
+        value = json.loads(read_plain(path).decode("utf-8"), parse_constant=_refuse_constant)
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); the file is missing, truncated or damaged") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: holds a {type(value).__name__}, not a JSON object; the file is damaged")
+    check_shape(value, shape, path)
+    return value
+
+
+def _refuse_constant(text: str) -> None:
+    """Refuse NaN and infinity, which Python's JSON reader takes for numbers."""
+    raise ValueError(f"{text} is not a number")
+
+
+def check_shape(value: object, shape: Shape, where: Path, field: str = "") -> None:
+    """Refuse a record that does not have the shape in which it was written.
 
     Raises:
         CheckpointError: names the file, the field and the value.
@@ -71,35 +96,35 @@ def check_shape(value: Any, shape: Any, where: Path, field: str = "") -> None:
         raise CheckpointError(f"{where}: {fault}; the file was changed or damaged")
 
 
-def _fault(value: Any, shape: Any, field: str) -> str | None:
-    """What is wrong, as a sentence without its end; None where nothing is."""
+def _fault(value: object, shape: Shape | None, field: str) -> str | None:
+    """The fault as a clause; None if the value fits."""
     if isinstance(shape, tuple):
         return _fault_of_alternatives(value, shape, field)
-    if isinstance(shape, dict) and isinstance(value, dict):
+    if isinstance(shape, Mapping) and isinstance(value, dict):
         return _fault_of_object(value, shape, field)
     if isinstance(shape, list) and isinstance(value, list):
         return _first(_fault(entry, shape[0], f"{field}[{index}]") for index, entry in enumerate(value))
     if isinstance(shape, Pair) and isinstance(value, list) and len(value) == 2:
         return _first(_fault(entry, shape.shape, f"{field}[{index}]") for index, entry in enumerate(value))
     if isinstance(shape, Each) and isinstance(value, dict):
-        return _fault_of_values(value, shape, field)
+        return _first(_fault_of_entry(name, entry, shape, field) for name, entry in value.items())
     if isinstance(shape, FileName) and isinstance(value, str):
-        fault = name_fault(value)
-        return (
-            None
-            if fault is None
-            else f"{field} is {reprlib.repr(value)}, which {fault} and cannot be part of a file name"
-        )
+        return _name_fault(f"{field} is", value)
     if _fits(value, shape):
         return None
     return f"{field or 'the record'} is {reprlib.repr(value)}, not {_words(shape)}"
 
 
-def _first(faults: Any) -> str | None:
+def _first(faults: Iterable[str | None]) -> str | None:
     return next((fault for fault in faults if fault is not None), None)
 
 
-def _fault_of_object(value: dict[str, Any], shape: dict[str, Any], field: str) -> str | None:
+def _name_fault(subject: str, name: str) -> str | None:
+    fault = name_fault(name)
+    return None if fault is None else f"{subject} {reprlib.repr(name)}, which {fault} and cannot be part of a file name"
+
+
+def _fault_of_object(value: dict[str, object], shape: Mapping[str, Shape], field: str) -> str | None:
     for key, inner in shape.items():
         name = key.removesuffix("?")
         full = f"{field}.{name}" if field else name
@@ -111,20 +136,12 @@ def _fault_of_object(value: dict[str, Any], shape: dict[str, Any], field: str) -
     return None
 
 
-def _fault_of_values(value: dict[str, Any], shape: Each, field: str) -> str | None:
-    for name, entry in value.items():
-        if shape.names and (fault := name_fault(name)) is not None:
-            return (
-                f"{field or 'the record'} names {reprlib.repr(name)}, which {fault} and cannot be part of a file name"
-            )
-        if (
-            fault := _fault(entry, shape.shape, f"{field}.{reprlib.repr(name)[1:-1]}" if field else name[:60])
-        ) is not None:
-            return fault
-    return None
+def _fault_of_entry(name: str, entry: object, shape: Each, field: str) -> str | None:
+    fault = _name_fault(f"{field or 'the record'} names", name) if shape.names else None
+    return fault or _fault(entry, shape.shape, f"{field}.{reprlib.repr(name)[1:-1]}" if field else name[:60])
 
 
-def _fault_of_alternatives(value: Any, shape: tuple[Any, ...], field: str) -> str | None:
+def _fault_of_alternatives(value: object, shape: tuple[Shape | None, ...], field: str) -> str | None:
     if value is None and None in shape:
         return None
     others = [alternative for alternative in shape if alternative is not None]
@@ -133,30 +150,31 @@ def _fault_of_alternatives(value: Any, shape: tuple[Any, ...], field: str) -> st
     faults = [_fault(value, alternative, field) for alternative in others]
     if None in faults:
         return None
-    # that of the alternative which is of the same kind says most
+    # the fault against the alternative of the same kind is the most useful one
     for alternative, fault in zip(others, faults, strict=True):
         if isinstance(value, list) and isinstance(alternative, list | Pair):
             return fault
-        if isinstance(value, dict) and isinstance(alternative, dict | Each):
+        if isinstance(value, dict) and isinstance(alternative, Mapping | Each):
             return fault
     return f"{field or 'the record'} is {reprlib.repr(value)}, not {' or '.join(map(_words, others))}"
 
 
-def _fits(value: Any, shape: Any) -> bool:
+def _fits(value: object, shape: Shape | None) -> bool:
     if isinstance(shape, set | frozenset):
         return isinstance(value, str) and value in shape
     if isinstance(shape, Number):
-        return _fits(value, int if shape.whole else float) and shape.least <= value <= shape.most
+        number_type = int if shape.whole else float
+        return isinstance(value, int | float) and _fits(value, number_type) and shape.least <= value <= shape.most
     if not isinstance(shape, type):
         return False
     if isinstance(value, int) and not isinstance(value, bool):
-        return shape in (int, float) and abs(value) < _MOST
+        return shape in (int, float) and abs(value) < _MAX_INT
     if isinstance(value, float):
         return shape is float and math.isfinite(value)
     return isinstance(value, shape) and shape is not int
 
 
-def _words(shape: Any) -> str:
+def _words(shape: Shape | None) -> str:
     if isinstance(shape, tuple):
         return " or ".join(_words(alternative) for alternative in shape if alternative is not None)
     if isinstance(shape, set | frozenset):
@@ -167,6 +185,6 @@ def _words(shape: Any) -> str:
         return "a list of two"
     if isinstance(shape, FileName):
         return "text"
-    if isinstance(shape, Each):
+    if isinstance(shape, Each | Mapping):
         return "an object"
     return _WORDS[shape if isinstance(shape, type) else type(shape)]

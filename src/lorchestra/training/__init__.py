@@ -1,1 +1,1 @@
-"""Lockstep training of all members in packed passes."""
+"""Training of all members in lockstep, in packed passes."""

@@ -1,4 +1,4 @@
-"""How trainings and other long jobs report what they do, and how they are asked to stop."""
+"""The callback protocol: progress reports and stop requests of training and other long jobs."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 
 class Interrupted(Exception):  # noqa: N818 - an event, not an error
-    """The job was asked to stop; a training stopped at a whole optimizer step."""
+    """A callback requested a stop; a training stops after a whole optimizer step."""
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """One optimizer step, per member; None for members that took no part."""
+    """One optimizer step. Lists are per member, with None for members that are no longer trained."""
 
     step: int
     epoch: int
@@ -31,22 +31,22 @@ class StepReport:
 
 
 class Callback:
-    """Base class of callbacks: override what you need, the rest does nothing."""
+    """Base class of callbacks; the methods do nothing unless overridden."""
 
     def on_status(self, names: Sequence[str], status: str) -> None:
-        """Points of a sweep or methods of a comparison reached a status: "training", "evaluating", "finished", ..."""
+        """Called when points of a sweep or methods of a comparison reach a status: "training", "finished", ..."""
 
     def on_train_begin(self, trainer: Trainer) -> None:
-        """Before the first step of a training, restored or not."""
+        """Called before the first step of a new or resumed training."""
 
     def on_step(self, report: StepReport, state: TrainState) -> None:
-        """After each optimizer step."""
+        """Called after each optimizer step."""
 
     def on_evaluation(self, entry: dict[str, object], state: TrainState) -> None:
-        """After each evaluation on the validation rows."""
+        """Called after each evaluation on the validation rows."""
 
     def on_progress(self, what: str, done: int, total: int) -> None:
-        """During other work: rows done, of how many; `total` is 0 where there is nothing to count."""
+        """Called during other work, with the number of rows done; `total` is 0 where rows are not counted."""
 
     def should_stop(self) -> bool:
         """Called between micro-batches; true ends the job with `Interrupted`."""
@@ -54,7 +54,7 @@ class Callback:
 
 
 class CallbackList(Callback):
-    """Several callbacks as one; it stops as soon as one of them asks to."""
+    """Several callbacks as one; stops the job as soon as one of them requests it."""
 
     def __init__(self, callbacks: Sequence[Callback]) -> None:
         self.callbacks = tuple(callbacks)
@@ -85,12 +85,12 @@ class CallbackList(Callback):
             callback.on_progress(what, done, total)
 
     def should_stop(self) -> bool:
-        """Whether one of them asks to stop."""
+        """Whether one of them requests a stop."""
         return any(callback.should_stop() for callback in self.callbacks)
 
 
 def progress(callback: Callback, what: str, total: int) -> Callable[[int], None]:
-    """A function that reports rows done to a callback, and raises `Interrupted` where that asks to stop."""
+    """Return a function that reports rows done to a callback and raises `Interrupted` if it requests a stop."""
 
     def report(done: int) -> None:
         callback.on_progress(what, min(done, total), total)

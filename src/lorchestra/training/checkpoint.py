@@ -1,16 +1,15 @@
-"""Where a training run stands: everything a resumed run needs to end with the same bytes.
+"""Training state and checkpoints: all that a resumed run needs to end with the same bytes.
 
-Checkpoints of a training run: written whole, verified when read, a pair that cannot be torn apart.
-
-The tensors go to `resume/state-<step>.safetensors`; only then `resume/latest.json`, which names that file, its checksum
-and the run's position, takes the place of the one before. A crash between the two leaves the older pair in force.
+A checkpoint is a pair of files that are written atomically and verified when read. The tensors are written first, to
+`resume/state-<step>.safetensors`; then `resume/latest.json`, with the name of that file, its checksum and the state,
+replaces the previous one. After a crash between the two, the previous pair is still valid.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -23,11 +22,11 @@ from lorchestra.nn.adapters import StackedAdapters
 from lorchestra.nn.optimizer import MemberAdamW
 from lorchestra.store.atomic import atomic_path, atomic_write_json, plain_values, sha256_file
 from lorchestra.store.safe_paths import inside, name_fault, read_plain
-from lorchestra.store.schema import COUNT, NUMBER_OR_NULL, Number, check_shape
+from lorchestra.store.schema import COUNT, NUMBER_OR_NULL, Number, Shape, check_shape
 
 Status = Literal["running", "finished", "stopped", "failed"]
 
-STATE: dict[str, Any] = {
+STATE: dict[str, Shape] = {
     "step": COUNT,
     "members": [
         {
@@ -47,37 +46,36 @@ STATE: dict[str, Any] = {
     "num_updates": [COUNT],
     "history": [{"step": COUNT, "epoch": COUNT, "val_nll": [NUMBER_OR_NULL], "val_accuracy": [NUMBER_OR_NULL]}],
 }
-"""The shape of a `TrainState` as JSON (see `store.schema`)."""
+"""The schema of a `TrainState` as JSON (see `store.schema`)."""
 
-_LATER: dict[str, Any] = {"first_loss": None, "epoch_loss": 0.0, "epoch_steps": 0}
-"""Fields of a member that checkpoints of earlier versions lack."""
+_ADDED_FIELDS = {"first_loss": None, "epoch_loss": 0.0, "epoch_steps": 0}
+"""Fields of a member that checkpoints of earlier versions lack, with their defaults."""
 
 
 @dataclass
 class MemberState:
-    """One member's progress.
-
-    `best_nll` is the best validation NLL so far and `best_step` the optimizer step it was measured after; `waited`
-    counts evaluations since without a better one.
-    """
+    """One member's progress."""
 
     status: Status = "running"
     best_nll: float | None = None
+    """Best validation NLL so far."""
     best_step: int = 0
+    """Optimizer step after which it was measured."""
     waited: int = 0
+    """Evaluations since without a better one."""
     reason: str = ""
-    """What happened, where it failed (see `training.failure`)."""
+    """Why the member failed (see `training.failure`)."""
     failed_step: int | None = None
-    """The optimizer step in which it failed."""
+    """Optimizer step in which it failed."""
     first_loss: float | None = None
-    """Training loss of its first step, in nats; of the first after resuming from a checkpoint that lacks it."""
+    """Training loss of its first step, in nats; after resuming from a checkpoint without it, of the next step."""
     epoch_loss: float = 0.0
-    """Training losses of the epoch's steps so far, added up."""
+    """Sum of the training losses in the current epoch."""
     epoch_steps: int = 0
-    """The number of these steps."""
+    """Number of steps in the sum."""
 
     def add_loss(self, loss: float) -> float:
-        """Count the training loss of one more step; returns that of the first."""
+        """Add the training loss of a step; returns the loss of the first step."""
         if self.first_loss is None:
             self.first_loss = loss
         self.epoch_loss += loss
@@ -85,7 +83,7 @@ class MemberState:
         return self.first_loss
 
     def end_epoch(self) -> float:
-        """The epoch's mean training loss; the next epoch starts at zero."""
+        """Return the epoch's mean training loss and reset the sum."""
         mean = self.epoch_loss / self.epoch_steps
         self.epoch_loss, self.epoch_steps = 0.0, 0
         return mean
@@ -93,24 +91,24 @@ class MemberState:
 
 @dataclass
 class TrainState:
-    """Position in the run, per-member progress, and what the work has cost so far.
+    """Position in the run, per-member progress and cost so far.
 
-    No generator state is held: data orders and dropout derive from the seed and this position.
+    There is no generator state: data order and dropout are functions of the seed and the step.
     """
 
     step: int = 0
     """Optimizer steps done."""
     members: list[MemberState] = field(default_factory=list)
     tokens: int = 0
-    """Tokens trained on, all members together, no padding."""
+    """Tokens trained on, of all members; there is no padding."""
     train_s: float = 0.0
     num_updates: list[int] = field(default_factory=list)
-    """Optimizer updates of each member (Adam's bias correction counts them)."""
+    """Optimizer updates of each member, which Adam's bias correction depends on."""
     history: list[dict[str, Any]] = field(default_factory=list)
-    """One entry an evaluation: step, epoch, validation NLL and accuracy by member."""
+    """One entry per evaluation: step, epoch, validation NLL and accuracy by member."""
 
     def with_status(self, status: Status) -> list[int]:
-        """Indices of the members in this state."""
+        """Indices of the members with this status."""
         return [m for m, member in enumerate(self.members) if member.status == status]
 
     def good_members(self) -> list[int]:
@@ -125,32 +123,32 @@ class TrainState:
             raise TrainingError(f"every member failed ({reasons}); try a smaller train.lr")
         return [m for m in range(len(self.members)) if m not in failed]
 
-    def fail(self, m: int, step: int, what: str) -> None:
-        """Take a member out of the run: in which optimizer step, and what `training.failure` says of it."""
+    def fail(self, m: int, step: int, failure: str) -> None:
+        """Mark a member as failed in an optimizer step; `failure` is a description from `training.failure`."""
         member = self.members[m]
-        member.status, member.failed_step, member.reason = "failed", step, f"diverged: {what} (step {step})"
+        member.status, member.failed_step, member.reason = "failed", step, f"diverged: {failure} (step {step})"
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+    def to_json(self) -> dict[str, object]:
+        """Convert to JSON values."""
         return asdict(self)
 
     @staticmethod
-    def complete(values: Any) -> None:
-        """Add what a state saved by an earlier version lacks; anything else that is wrong is left for the check."""
+    def complete(values: object) -> None:
+        """Add the fields that a state of an earlier version lacks; other faults are left to `check_shape`."""
         members = values.get("members") if isinstance(values, dict) else None
         for member in members if isinstance(members, list) else ():
             if isinstance(member, dict):
-                member |= {name: value for name, value in _LATER.items() if name not in member}
+                member |= {name: value for name, value in _ADDED_FIELDS.items() if name not in member}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> TrainState:
-        """The inverse of `to_json`, of values in the shape of `STATE`."""
-        members = [MemberState(**{name: member[name] for name in STATE["members"][0]}) for member in values["members"]]
-        return cls(**{**{name: values[name] for name in STATE}, "members": members})
+        """Convert from the values of `to_json`, which have the schema `STATE`."""
+        members = [MemberState(**{f.name: saved[f.name] for f in fields(MemberState)}) for saved in values["members"]]
+        return cls(**{**{f.name: values[f.name] for f in fields(cls)}, "members": members})
 
 
 def state_tensors(adapters: StackedAdapters, optimizer: MemberAdamW, best_MP: Tensor) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, each `[M, P]`; the live ones, not copies."""
+    """The tensors of a checkpoint, each `[M, P]`, not copied."""
     return {
         "values": adapters.values,
         "best": best_MP,
@@ -161,20 +159,20 @@ def state_tensors(adapters: StackedAdapters, optimizer: MemberAdamW, best_MP: Te
 
 FORMAT_VERSION = 1
 _HINT = "the run cannot be resumed; start it again with --if-exists new"
-_BODY = {"file": str, "sha256": str, "events_bytes": Number(-1, 2**53, whole=True), "state": STATE}
+_BODY: Shape = {"file": str, "sha256": str, "events_bytes": Number(-1, 2**53, whole=True), "state": STATE}
 
 
 def save_checkpoint(directory: Path, state: TrainState, tensors: dict[str, Tensor], events_bytes: int) -> None:
-    """Write a checkpoint and remove the one before.
+    """Write a checkpoint and remove the previous one.
 
     Args:
         directory: the run's `resume` directory.
-        state: where the run stands.
-        tensors: its tensors.
-        events_bytes: length of `events.jsonl` at this moment; what a resumed run cuts it back to.
+        state: the training state.
+        tensors: see `state_tensors`.
+        events_bytes: current length of `events.jsonl`, to which a resumed run truncates it.
 
     Raises:
-        CheckpointError: the disk is full or not writable; the checkpoint before is still in force.
+        CheckpointError: the disk is full or not writable; the previous checkpoint is still valid.
     """
     target = inside(directory, f"state-{state.step:08d}.safetensors")
     size = sum(tensor.nbytes for tensor in tensors.values())
@@ -194,10 +192,10 @@ def save_checkpoint(directory: Path, state: TrainState, tensors: dict[str, Tenso
 
 
 def load_checkpoint(directory: Path) -> tuple[TrainState, dict[str, Tensor], int] | None:
-    """The newest checkpoint: state, tensors and the length of `events.jsonl`; None where none was written yet.
+    """Load the newest checkpoint: state, tensors and the length of `events.jsonl`; None if there is none.
 
     Raises:
-        CheckpointError: it is damaged, or of another format version.
+        CheckpointError: it is damaged or has another format version.
     """
     path = inside(directory, "latest.json")
     if not path.exists():
@@ -216,7 +214,7 @@ def load_checkpoint(directory: Path) -> tuple[TrainState, dict[str, Tensor], int
     if body["events_bytes"] < 0:
         raise CheckpointError(f"{path}: events_bytes is {body['events_bytes']}, less than 0; {_HINT}")
     if name_fault(body["file"]) is not None or not body["file"].startswith("state-"):
-        raise CheckpointError(f"{path}: file is {body['file']!r}, which is no checkpoint of this run; {_HINT}")
+        raise CheckpointError(f"{path}: file is {body['file']!r}, which is not a checkpoint of this run; {_HINT}")
     tensors_path = inside(directory, body["file"])
     if not tensors_path.exists() or sha256_file(tensors_path) != body["sha256"]:
         raise CheckpointError(f"{tensors_path}: missing, truncated or changed (wrong checksum); {_HINT}")
@@ -228,27 +226,27 @@ def load_checkpoint(directory: Path) -> tuple[TrainState, dict[str, Tensor], int
 
 
 def check_fits(state: TrainState, tensors: dict[str, Tensor], live: dict[str, Tensor], num_steps: int) -> None:
-    """Refuse a checkpoint of another run than the one that `live` and `num_steps` are of.
+    """Refuse a checkpoint that does not fit a run with the tensors `live` and `num_steps`.
 
     Raises:
-        CheckpointError: other members, tensors, shapes or steps.
+        CheckpointError: members, tensors, shapes or steps differ.
     """
     num_members = len(live["values"])
     for name, tensor in live.items():
-        found = tensors.get(name)
-        if found is None or found.shape != tensor.shape or found.dtype != tensor.dtype:
-            has = "no such tensor" if found is None else f"{found.dtype} {list(found.shape)}"
-            message = f"resume: {name} should be {tensor.dtype} {list(tensor.shape)}, and the checkpoint has {has}"
+        saved = tensors.get(name)
+        if saved is None or saved.shape != tensor.shape or saved.dtype != tensor.dtype:
+            has = "no such tensor" if saved is None else f"{saved.dtype} {list(saved.shape)}"
+            message = f"resume: {name} should be {tensor.dtype} {list(tensor.shape)}, but the checkpoint has {has}"
             raise CheckpointError(f"{message}; config.yaml was changed, or {_HINT}")
     if len(state.members) != num_members or len(state.num_updates) != num_members:
-        raise CheckpointError(f"resume: the checkpoint is not of {num_members} members; {_HINT}")
+        raise CheckpointError(f"resume: the checkpoint does not have {num_members} members; {_HINT}")
     for entry in state.history:
         if not len(entry["val_nll"]) == len(entry["val_accuracy"]) == num_members:
-            raise CheckpointError(f"resume: an evaluation of the checkpoint is not of {num_members} members; {_HINT}")
+            raise CheckpointError(f"resume: an evaluation does not have {num_members} members; {_HINT}")
     if not 0 <= state.step <= num_steps or not all(0 <= number <= state.step for number in state.num_updates):
         raise CheckpointError(f"resume: the checkpoint is at step {state.step}, the run has {num_steps}; {_HINT}")
 
 
-def _checksum(body: dict[str, Any]) -> str:
-    """Of what is read again: a NaN in the history is null there."""
+def _checksum(body: dict[str, object]) -> str:
+    """Checksum of the values that are read again: a NaN in the history is saved as null."""
     return hashlib.sha256(json.dumps(plain_values(body), sort_keys=True).encode()).hexdigest()

@@ -1,9 +1,8 @@
-"""Validation in mid-training: who has become better, who has waited too long, who has failed."""
+"""Validation during training, and early stopping."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -23,25 +22,24 @@ def validate_members(
     token_budget: int,
     trunk: TrunkCache | None,
     progress: Callable[[int], None],
-) -> dict[str, Any]:
-    """The named members' mean NLL, in nats, and accuracy on the validation rows; None for members not named."""
-    found = predict_rows(model, rows, member_passes(members), token_budget, trunk, progress)
+) -> tuple[dict[int, float], dict[int, float]]:
+    """Mean NLL, in nats, and accuracy of some members on the validation rows, by member."""
+    log_probs_MEC = predict_rows(model, rows, member_passes(members), token_budget, trunk, progress)
     answers = np.array([row.answer for row in rows])
-    nlls: list[float | None] = [None] * model.num_members
-    accuracies: list[float | None] = [None] * model.num_members
-    for index, m in enumerate(members):
-        nlls[m] = float(-found[index, np.arange(len(rows)), answers].mean())
-        accuracies[m] = float((found[index].argmax(axis=1) == answers).mean())
-    return {"val_nll": nlls, "val_accuracy": accuracies}
+    nlls, accuracies = {}, {}
+    for m, log_probs_EC in zip(members, log_probs_MEC, strict=True):
+        nlls[m] = float(-log_probs_EC[np.arange(len(rows)), answers].mean())
+        accuracies[m] = float((log_probs_EC.argmax(axis=1) == answers).mean())
+    return nlls, accuracies
 
 
 def update_early_stopping(
     state: TrainState, m: int, nll: float, patience: int, values_MP: Tensor, best_MP: Tensor
 ) -> None:
-    """Draw the consequences of one member's validation NLL: keep a copy if it is its best, stop it, or fail it."""
+    """Update one member after validation: copy its parameters if they are its best so far, or stop it, or fail it."""
     member = state.members[m]
-    if what := validation_failure(nll):
-        state.fail(m, state.step, what)
+    if failure := validation_failure(nll):
+        state.fail(m, state.step, failure)
     elif member.best_nll is None or nll < member.best_nll:
         member.best_nll, member.best_step, member.waited = nll, state.step, 0
         best_MP[m].copy_(values_MP[m])

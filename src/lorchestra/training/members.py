@@ -1,4 +1,4 @@
-"""Settings that members of one packed pass need not share: what makes a sweep, or several ensembles, a single pass."""
+"""Per-member settings: members that differ in them, as the points of a sweep do, train in one packed pass."""
 
 from __future__ import annotations
 
@@ -17,45 +17,46 @@ from lorchestra.nn.seeding import generator
 
 @dataclass(frozen=True)
 class MemberSettings:
-    """All that is one member's own.
+    """The settings of one member: everything in which members of one packed pass may differ.
 
-    Members share the base, the adapted modules, the rows that are there to be seen, the validation rows, the batch size
-    and the number of steps; two members with the same settings are the same member.
+    The members of an ensemble differ only by seeds and what is drawn from them; `member_settings` makes their settings
+    from a `RunConfig`. Members always share the base, the adapted modules, the training and validation rows, the batch
+    size and the number of steps. Members with equal settings get equal parameters.
     """
 
     adapter: AdapterSettings
-    """Shape and start; an `EnsembleModel` is made with those of its members."""
+    """Rank, scaling, dropout and initialization of its adapter, the same as in the `EnsembleModel`."""
     order_seed: int
-    """Where its permutation of each epoch's rows starts from."""
+    """Seed of its permutations of the training rows, one per epoch."""
     dropout_seed: int
-    """Where its dropout masks start from."""
+    """Seed of its dropout masks."""
     lr: float
     """Peak learning rate."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """How the learning rate falls after the warm-up."""
+    """Decay of the learning rate after the warm-up."""
     warmup: float = 0.06
-    """Share of all steps in which the learning rate rises from zero, in [0, 1)."""
+    """Fraction of all steps in which the learning rate rises from zero, in [0, 1)."""
     clip_norm: float = 1.0
     """Largest gradient norm; 0 turns clipping off."""
     patience: int = 0
-    """Evaluations in a row without a better validation NLL after which it stops; 0 never stops early."""
+    """Consecutive evaluations without a better validation NLL after which it stops; 0 never stops early."""
     regularize: RegularizeConfig = dataclasses.field(default_factory=RegularizeConfig)
     """Its regularizers."""
     rows: tuple[int, ...] | None = None
-    """Places of the training rows that it sees once an epoch, repeats included; None for all (see `bootstrap`)."""
+    """Indices of its training rows, each used once per epoch and possibly repeated (see `bootstrap`); None for all."""
 
 
 def member_settings(
     config: RunConfig, num_rows: int, adapters: Sequence[AdapterSettings] | None = None
 ) -> tuple[MemberSettings, ...]:
-    """The settings of an ensemble's M members, which differ by their seeds and what is drawn from them alone.
+    """Settings of the M members of an ensemble, which differ only by their seeds and what is drawn from them.
 
-    Settings of several configurations, one after the other, are several ensembles in one pass.
+    The settings of several configurations, concatenated, train several ensembles in one pass.
 
     Args:
-        config: the ensemble's.
-        num_rows: the number of training rows.
-        adapters: the members' adapters, as a model has them; by default those that `config` gives.
+        config: configuration of the ensemble.
+        num_rows: number of training rows.
+        adapters: adapter settings of a model's members; by default made from `config`.
     """
     adapt, train = config.adapt, config.train
     return tuple(
@@ -76,52 +77,52 @@ def member_settings(
 
 
 def bootstrap(num_rows: int, *names: int | str) -> tuple[int, ...]:
-    """As many places as there are rows, drawn with replacement (bagging: Breiman, 1996), a function of `names` alone.
+    """Draw `num_rows` row indices with replacement (bagging: Breiman, 1996), a function of `names` alone.
 
-    The draw is ascending: the order in which a member sees its rows is drawn from its `order_seed`.
+    They are ascending: the order in which a member sees its rows depends on its `order_seed`.
     """
     source = generator(*names, "bootstrap")
     return tuple(torch.randint(num_rows, (num_rows,), generator=source).sort().values.tolist())
 
 
 def check_members(train: TrainConfig, settings: Sequence[MemberSettings], num_rows: int) -> None:
-    """Refuse members' settings that cannot work, alone or together in one pass.
+    """Refuse member settings that are invalid, alone or together in one pass.
 
     Args:
-        train: what the members share.
-        settings: what each has of its own; its adapter is checked by the `EnsembleModel`.
-        num_rows: the number of training rows.
+        train: the shared settings.
+        settings: one per member; the adapters are checked by the `EnsembleModel`.
+        num_rows: number of training rows.
 
     Raises:
         ConfigError: names the member, the field and its value.
     """
-    numbers = set()
-    for m, own in enumerate(settings):
-        mine = dataclasses.replace(
+    step_counts = set()
+    for m, member in enumerate(settings):
+        member_train = dataclasses.replace(
             train,
-            lr=own.lr,
-            schedule=own.schedule,
-            warmup=own.warmup,
-            clip_norm=own.clip_norm,
-            patience=own.patience,
+            lr=member.lr,
+            schedule=member.schedule,
+            warmup=member.warmup,
+            clip_norm=member.clip_norm,
+            patience=member.patience,
         )
         try:
-            check_training(mine, own.regularize)
-            check_init(own.adapter.init_lora_weights, own.regularize)
+            check_training(member_train, member.regularize)
+            check_init(member.adapter.init_lora_weights, member.regularize)
         except ConfigError as error:
             raise ConfigError(f"member {m}: {error}") from error
-        places = range(num_rows) if own.rows is None else own.rows
-        outside = [place for place in places if not 0 <= place < num_rows]
+        indices = range(num_rows) if member.rows is None else member.rows
+        outside = [index for index in indices if not 0 <= index < num_rows]
         if outside:
-            raise ConfigError(f"member {m}: rows: {outside[0]} is no place of a training row; there are {num_rows}")
-        numbers.add(steps_per_epoch(train.batch_size, len(places)))
-    if len(numbers) > 1 or 0 in numbers:
+            raise ConfigError(f"member {m}: rows: {outside[0]} is not the index of one of the {num_rows} training rows")
+        step_counts.add(steps_per_epoch(train.batch_size, len(indices)))
+    if len(step_counts) > 1 or 0 in step_counts:
         raise ConfigError(
-            f"rows: members of one pass take the same number of steps in an epoch, and these take"
-            f" {', '.join(map(str, sorted(numbers)))}; give each the same number of rows, one or more"
+            "rows: members of one pass need the same number of steps per epoch, but these have"
+            f" {', '.join(map(str, sorted(step_counts)))}; give each the same number of rows, one or more"
         )
 
 
 def steps_per_epoch(batch_size: int, num_rows: int) -> int:
-    """Optimizer steps in which a member sees its rows once; the last may have fewer rows."""
+    """Number of optimizer steps in which a member sees its rows once; the last may have fewer rows."""
     return -(-num_rows // batch_size)

@@ -1,7 +1,7 @@
-"""An ensemble as a `torch.nn.Module`, for training loops of one's own.
+"""An ensemble as a `torch.nn.Module`, for custom training loops.
 
-Its parameters are the members' adapters, and nothing else: the base stays outside, frozen, and exists once. Passes are
-packed as everywhere in lorchestra, so one call computes all members.
+Its parameters are the members' adapters; the frozen base is not part of it. Passes are packed as everywhere in
+lorchestra, so one call computes all members.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,25 +24,24 @@ from lorchestra.inference.trunk import TrunkCache
 from lorchestra.models.peft_files import save_members
 from lorchestra.nn.packing import Item
 from lorchestra.nn.seeding import derive_seed
-from lorchestra.store.atomic import atomic_directory
-from lorchestra.store.run_dir import require_free
+from lorchestra.store.workspace import Workspace
 from lorchestra.training.failure import parameter_failures
 from lorchestra.types import EncodedExample, Example
 
 
 class EnsembleModule(nn.Module):
-    """The members of a session, differentiable.
+    """The members of a pipeline, differentiable.
 
-    Parameters are named `members.<m>.<module>.lora_A.weight` `[R, I]` and `.lora_B.weight` `[O, R]`. They are the very
-    tensors that the session predicts with: after an optimizer step its predictions are the new ones. `train` and `eval`
-    change nothing; dropout is on in the passes that are given a `dropout_seed`.
+    Parameters are named `members.<m>.<module>.lora_A.weight` `[R, I]` and `.lora_B.weight` `[O, R]`. The pipeline
+    predicts with the same tensors, so its predictions change with an optimizer step. `train` and `eval` have no effect:
+    dropout is on in passes with a `dropout_seed`.
 
     Args:
-        session: base, members, prompt and scoring, of a finished run (`Ensemble.as_module`) or a fresh one
+        pipeline: base, members, prompt and scoring, from a finished run (`Ensemble.as_module`) or new
             (`build_pipeline`).
 
     Raises:
-        ConfigError: the session is a fresh one with PiSSA. A finished run with it has plain LoRA of twice the rank.
+        ConfigError: a new pipeline with PiSSA. That of a finished run has plain LoRA of twice the rank.
     """
 
     def __init__(self, pipeline: Pipeline) -> None:
@@ -51,8 +50,8 @@ class EnsembleModule(nn.Module):
         adapters = pipeline.model.adapters
         if adapters.frozen:
             raise ConfigError(
-                "adapt.init_lora_weights: pissa freezes half of each adapter, which lorchestra's own training does and"
-                " another optimizer would not; train a run and load it, or take another start"
+                "adapt.init_lora_weights: pissa freezes half of each adapter, which lorchestra's trainer supports but"
+                " other optimizers do not; train a run and load it, or use another initialization"
             )
         for piece in adapters.slices:
             for which, leaves in zip(("A", "B"), adapters.parameters[piece.name], strict=True):
@@ -65,20 +64,20 @@ class EnsembleModule(nn.Module):
         return self.pipeline.model.num_members
 
     def member_parameters(self, member: int) -> list[nn.Parameter]:
-        """One member's parameters, for an optimizer or a clip of its own."""
+        """The parameters of one member, for a separate optimizer or gradient clipping."""
         return list(self.get_submodule(f"members.{member}").parameters())
 
     def encode(self, examples: Sequence[Example]) -> tuple[EncodedExample, ...]:
-        """Examples as tokens: worth doing once where rows are used again and again.
+        """Tokenize examples, once for rows that are used repeatedly.
 
         Raises:
-            RequestError: a row is too long and would be left out, so rows and results would not match.
+            RequestError: a row is too long; dropping it would misalign rows and results.
         """
         split = self.pipeline.encode(examples)
         if split.dropped:
             first = examples[split.dropped[0]]
             raise RequestError(
-                f"{first.where or first.id}: the row has more than {self.pipeline.max_length} tokens; leave it out, or"
+                f"{first.where or first.id}: the row has more than {self.pipeline.max_length} tokens; remove it, or"
                 " use data.too_long: truncate"
             )
         return split.rows
@@ -91,22 +90,22 @@ class EnsembleModule(nn.Module):
     ) -> Tensor:
         """Log-probabilities of every row's choices under every member, `[M, E, C]`, in nats.
 
-        Normalized over each row's own choices; -inf past a row's number of choices.
+        Normalized over the choices of each row; -inf past a row's number of choices.
 
         Args:
             rows: examples, or rows from `encode`.
-            members: which members, by default all; `nn.packing.BASE` is the base without adapter.
-            dropout_seed: turns on the dropout that the members are configured with; another seed is another mask.
+            members: indices of members, by default all; `nn.packing.BASE` is the base without adapter.
+            dropout_seed: turns on the members' dropout; each seed gives other masks.
         """
         encoded = self._encoded(rows)
-        wanted = range(self.num_members) if members is None else members
-        found = self.log_probs([(m, row) for m in wanted for row in encoded], dropout_seed)
-        return found.unflatten(0, (len(wanted), len(encoded)))
+        chosen = range(self.num_members) if members is None else members
+        log_probs = self.log_probs([(m, row) for m in chosen for row in encoded], dropout_seed)
+        return log_probs.unflatten(0, (len(chosen), len(encoded)))
 
     def mixture(self, rows: Sequence[Example] | Sequence[EncodedExample], dropout_seed: int | None = None) -> Tensor:
         """Log-probabilities of the ensemble, `[E, C]`: the log of the members' mean *probabilities*.
 
-        Its gradient ties the members together; train on `forward` to keep them independent.
+        Its gradient couples the members; train on `forward` to keep them independent.
         """
         log_probs_MEC = self(rows, dropout_seed=dropout_seed)
         absent = log_probs_MEC.isneginf().all(dim=0)
@@ -115,39 +114,39 @@ class EnsembleModule(nn.Module):
         return mixed.masked_fill(absent, float("-inf"))
 
     def log_probs(self, pairs: Sequence[tuple[int, EncodedExample]], dropout_seed: int | None = None) -> Tensor:
-        """Log-probabilities of (member, row) pairs, `[B, C]`: members may see different rows in one packed pass."""
+        """Log-probabilities of (member, row) pairs, `[B, C]`; members may have different rows."""
         pipeline, model = self.pipeline, self.pipeline.model
         rows: dict[int, EncodedExample] = {}
         for _, row in pairs:
             rows.setdefault(id(row), replace(row, row=len(rows)))
         items = []
-        for index, (m, given) in enumerate(pairs):
-            seed = None if dropout_seed is None else derive_seed(dropout_seed, m, given.row)
-            items.append(Item(m, rows[id(given)], seed, index))
+        for index, (m, row) in enumerate(pairs):
+            seed = None if dropout_seed is None else derive_seed(dropout_seed, m, row.row)
+            items.append(Item(m, rows[id(row)], seed, index))
         trunk = TrunkCache(model, list(rows.values()), pipeline.token_budget) if model.trunk_layers > 0 else None
         num_choices = max((len(row.choices) for row in rows.values()), default=0)
-        parts, order = [model.adapters.values.new_zeros(0, num_choices)], []
+        parts, indices = [model.adapters.values.new_zeros(0, num_choices)], []
         for batch, log_probs in run_packed(model, items, pipeline.token_budget, trunk=trunk):
             parts.append(F.pad(log_probs, (0, num_choices - log_probs.shape[1]), value=float("-inf")))
-            order += [item.index for item in batch.items]
-        back = torch.tensor(order, dtype=torch.int64, device=model.device).argsort()
-        return torch.cat(parts)[back]
+            indices += [item.index for item in batch.items]
+        order = torch.tensor(indices, dtype=torch.int64, device=model.device).argsort()
+        return torch.cat(parts)[order]
 
     def failed_members(self) -> dict[int, str]:
-        """Members with parameters that are not finite or out of bounds, and what is wrong (see `training.failure`).
+        """Members with parameters that are not finite or out of bounds, with a description (see `training.failure`).
 
-        Losses and gradients are the loop's to watch.
+        Checking losses and gradients is up to the training loop.
         """
         return parameter_failures(self.pipeline.model.adapters.values)
 
     def save_pretrained(self, directory: str | os.PathLike[str], members: Sequence[int] | None = None) -> None:
-        """Write members as PEFT folders `member_00`, ... into a new directory, which appears whole.
+        """Write members as PEFT folders `member_00`, ... into a new directory, atomically.
 
         `lorchestra import` makes a run of them.
 
         Args:
-            directory: the directory to make.
-            members: which to write, numbered in this order; by default all.
+            directory: the new directory.
+            members: indices of the members to write, numbered in this order; by default all.
 
         Raises:
             CheckpointError: the directory exists, or cannot be written.
@@ -159,28 +158,28 @@ class EnsembleModule(nn.Module):
             if m in failed:
                 good = [other for other in range(self.num_members) if other not in failed]
                 raise TrainingError(f"member {m} diverged: {failed[m]}; leave it out: save_pretrained(..., {good})")
-        with atomic_directory(require_free(Path(directory))) as place:
-            save_members(place, model, model.adapters.values, self.pipeline.base.path_for_peft, chosen)
+        with Workspace.new(Path(directory)) as workspace, workspace.create() as folder:
+            save_members(folder, model, model.adapters.values, self.pipeline.base.path_for_peft, chosen)
 
     def _encoded(self, rows: Sequence[Example] | Sequence[EncodedExample]) -> Sequence[EncodedExample]:
         if rows and isinstance(rows[0], Example):
             return self.encode(cast(Sequence[Example], rows))
         return cast(Sequence[EncodedExample], rows)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """What `to`, `cuda`, `half` and the like call: the adapters cannot leave their base."""
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Called by `to`, `cuda`, `half`, ...: refuses to move the adapters away from their base."""
         before = self.pipeline.model.adapters.values[:0]
         after = fn(before)
         if (after.device, after.dtype) != (before.device, before.dtype):
             raise ConfigError(
-                f"the ensemble lives on {before.device} in {before.dtype} with its base and cannot be moved to"
-                f" {after.device}, {after.dtype}; set base.device and base.dtype where it is loaded"
+                f"the ensemble is on {before.device} in {before.dtype}, like its base, and cannot be moved to"
+                f" {after.device}, {after.dtype}; set base.device and base.dtype when loading it"
             )
         return self
 
 
 def _register(root: nn.Module, name: str, parameter: nn.Parameter) -> None:
-    """Register a parameter under a dotted name, with a module for each part."""
+    """Register a parameter under a dotted name, with a submodule for each part."""
     *parents, leaf = name.split(".")
     for part in parents:
         if part not in root._modules:

@@ -1,4 +1,4 @@
-"""What never changes in a training run: its rows, the layers below the adapters, and the base's answers."""
+"""Results that are constant during training, computed once: trunks and outputs of the base."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from lorchestra.inference.packed import run_packed
 from lorchestra.inference.predict import member_passes, predict_rows
 from lorchestra.inference.trunk import TrunkCache, TrunkFiles, dtype_name, trunk_bytes, trunk_dtype
 from lorchestra.models.ensemble import EnsembleModel
-from lorchestra.models.patching import text_config
 from lorchestra.nn.packing import BASE, Item, PackedBatch, forward_budget, shareable_prefix
 from lorchestra.nn.scoring import normalize
 from lorchestra.training.callbacks import Callback, progress
@@ -28,43 +27,42 @@ _COMPARED_ROWS = 16
 
 @dataclass(frozen=True)
 class TrainingRows:
-    """The rows of a run: encoded training and validation examples, and a weight a training row (mean 1)."""
+    """The encoded training and validation examples of a run."""
 
     train: Sequence[EncodedExample]
     val: Sequence[EncodedExample]
     weights: Sequence[float] | None = None
+    """One per training row, with mean 1; None for equal weights."""
 
 
 @dataclass(frozen=True)
 class Precomputed:
-    """Trunks of the training and validation rows, and the base's answers; None where not needed.
-
-    `base_log_probs` is `[E, C]`, over the choices.
-    """
+    """Trunks of the training and validation rows, and outputs of the base; None where not needed."""
 
     train: TrunkCache | None = None
     val: TrunkCache | None = None
     base_log_probs: Tensor | None = None
+    """The base's log-probabilities of the choices of the training rows, `[E, C]`."""
     vocabulary: BaseVocabulary | None = None
 
 
 class BaseVocabulary:
-    """The base's distribution over the vocabulary where each training row's answer begins.
+    """The base's distribution over the vocabulary for the first token of each training row's answer.
 
-    Stored as the head's input, `[E, D]` in the base's number format on the CPU, and turned into log-probabilities in
-    each step by the head alone: exact, at a fraction D / V of the memory that the log-probabilities of all rows would
-    take, and without another pass through the layers.
+    Only the input of the head is stored, `[E, D]` in the base's number format on the CPU; each step computes the
+    log-probabilities from it, with the head alone. This is exact, runs no layers and takes a fraction D / V of the
+    memory of stored log-probabilities.
 
     Args:
         model: the ensemble.
         rows: training rows.
-        token_budget: of training; passes are of `forward_budget`.
-        trunk: the rows' cached trunks, if there are any.
-        shared: first tokens that all rows share, where no trunk is cached.
+        token_budget: most tokens in a training step's micro-batch; see `forward_budget`.
+        trunk: cached trunks of the rows, if any.
+        shared: number of first tokens that all rows share.
         progress: called with the number of rows done.
 
     Raises:
-        ConfigError: there is not enough memory for it.
+        ConfigError: there is not enough memory.
     """
 
     def __init__(
@@ -78,14 +76,13 @@ class BaseVocabulary:
     ) -> None:
         self.model = model
         self._index = {row.row: e for e, row in enumerate(rows)}
-        width, dtype = text_config(model.model).hidden_size, next(model.model.parameters()).dtype
         try:
-            self._states = torch.empty(len(rows), width, dtype=dtype)
+            self._states = torch.empty(len(rows), model.hidden_size, dtype=model.dtype)
         except (RuntimeError, MemoryError) as error:
-            gigabytes = len(rows) * width * dtype.itemsize / 1e9
+            gigabytes = len(rows) * model.hidden_size * model.dtype.itemsize / 1e9
             raise ConfigError(
-                f"regularize.kl_over: vocabulary takes {gigabytes:.1f} GB of memory for {len(rows)} training rows,"
-                " which are not there; take regularize.kl_over: options, or fewer rows"
+                f"regularize.kl_over: vocabulary needs {gigabytes:.1f} GB of memory for {len(rows)} training rows,"
+                " which are not available; use regularize.kl_over: options, or fewer rows"
             ) from error
         done = 0
         items = [Item(BASE, row, None, e) for e, row in enumerate(rows)]
@@ -97,7 +94,7 @@ class BaseVocabulary:
             progress(done)
 
     def log_probs(self, batch: PackedBatch, rows: Sequence[int]) -> Tensor:
-        """Of training rows, by their row numbers, `[len(rows), V]`; `batch` is any packed batch."""
+        """Log-probabilities of the training rows with these row indices, `[len(rows), V]`; any `batch` will do."""
         states = self._states[[self._index[row] for row in rows]].to(self.model.device)
         return normalize(self.model.forward(batch, "logits", head_states=states))
 
@@ -113,20 +110,20 @@ def precompute(
     files: TrunkFiles | None,
     callback: Callback,
 ) -> Precomputed:
-    """Compute trunks where the lower layers are not adapted, and the base's answers where the KL term needs them.
+    """Compute trunks if the lower layers are not adapted, and the outputs of the base that KL terms need.
 
     Args:
         model: the ensemble.
-        rows: the run's rows.
-        token_budget: of training; passes are of `forward_budget`.
-        shared: first tokens that all training rows share in training.
-        with_base: whether the base's answers to the training rows are needed.
-        with_vocabulary: whether its distributions over the vocabulary are.
+        rows: training and validation rows.
+        token_budget: most tokens in a training step's micro-batch; see `forward_budget`.
+        shared: number of first tokens that the training rows share in training steps.
+        with_base: whether the base's log-probabilities of the choices are needed.
+        with_vocabulary: whether its distributions over the vocabulary are needed.
         files: where trunks go that are too large for memory; None keeps them in memory.
-        callback: reports progress, and may ask to stop.
+        callback: receives progress; may request a stop.
 
     Raises:
-        ConfigError: a hidden state is beyond the range of `adapt.trunk_dtype`.
+        ConfigError: a hidden state is out of the range of `adapt.trunk_dtype`.
     """
     train = val = base_log_probs = None
     if model.trunk_layers > 0:
@@ -135,20 +132,12 @@ def precompute(
         val = _trunk(model, rows.val, token_budget, val_shared, "validation", files, callback)
         if val is not None and files is not None and model.adapt.trunk_dtype != "auto":
             _report_change(model, rows.val[:_COMPARED_ROWS], val, token_budget, files)
+    report = progress(callback, "base, training rows", len(rows.train))
     if with_base:
-        num_rows = len(rows.train)
-        found = predict_rows(
-            model,
-            rows.train,
-            member_passes([BASE]),
-            token_budget,
-            train,
-            progress(callback, "base, training rows", num_rows),
-        )
-        base_log_probs = torch.from_numpy(found[0]).to(model.adapters.values)
+        (log_probs_EC,) = predict_rows(model, rows.train, member_passes([BASE]), token_budget, train, report)
+        base_log_probs = torch.from_numpy(log_probs_EC).to(model.adapters.values)
     vocabulary = None
     if with_vocabulary:
-        report = progress(callback, "base, training rows", len(rows.train))
         vocabulary = BaseVocabulary(model, rows.train, token_budget, train, shared, report)
     return Precomputed(train, val, base_log_probs, vocabulary)
 
@@ -162,26 +151,28 @@ def _trunk(
     files: TrunkFiles | None,
     callback: Callback,
 ) -> TrunkCache | None:
-    """The trunks of a split, or None where there is no room for them: its rows then go through all layers."""
+    """The trunks of a split; None if the disk is full, and its rows then run through all layers in every step."""
     file, dtype = None, trunk_dtype(model)
     if files is not None and trunk_bytes(model, rows, shared, dtype) > files.memory_bytes:
         settings = (model.trunk_layers, token_budget, shared, torch.get_num_threads(), dtype_name(dtype))
         file = files.file(name, rows, settings)
-    report = progress(callback, f"layers below, {name} rows", len(rows))
+    report = progress(callback, f"lower layers, {name} rows", len(rows))
     try:
         return TrunkCache(model, rows, token_budget, report, shared, file, dtype)
     except CheckpointError as error:
         if files is not None:
-            logger.info(f"{error} Training goes on without the cache: all layers are computed in every step.")
+            logger.info(f"{error} Training continues without the cache: all layers are computed in every step.")
         return None
 
 
 def trunk_change(model: EnsembleModel, rows: Sequence[EncodedExample], trunk: TrunkCache, token_budget: int) -> float:
-    """Largest change of the base's log-probabilities, in nats, from the format in which `trunk` keeps these rows."""
-    precise = TrunkCache(model, rows, token_budget, shared=trunk.shared)
-    one, other = (predict_rows(model, rows, member_passes([BASE]), token_budget, kept) for kept in (trunk, precise))
-    present = np.isfinite(other)
-    return float(np.abs(one[present] - other[present]).max())
+    """Largest change of the base's log-probabilities, in nats, due to the number format of `trunk`."""
+    exact_trunk = TrunkCache(model, rows, token_budget, shared=trunk.shared)
+    log_probs, exact = (
+        predict_rows(model, rows, member_passes([BASE]), token_budget, cache) for cache in (trunk, exact_trunk)
+    )
+    present = np.isfinite(exact)
+    return float(np.abs(log_probs[present] - exact[present]).max())
 
 
 def _report_change(

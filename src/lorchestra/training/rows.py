@@ -1,4 +1,4 @@
-"""From examples to the rows of a training."""
+"""Tokenization and weighting of training examples."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from lorchestra.types import Example
 def row_weights(
     pipeline: Pipeline, train: Sequence[Example], encoded: EncodedSplit, labels: tuple[str, ...] | None
 ) -> list[float] | None:
-    """A weight for each encoded training row where `data.class_weights` asks for them.
+    """One weight per encoded training row with `data.class_weights`; None without.
 
     Raises:
-        ConfigError: they are asked for, and rows bring their own choices.
+        ConfigError: `data.class_weights` is set, but rows have different choices.
     """
     if not pipeline.data.class_weights:
         return None
     if labels is None:
-        raise ConfigError("data.class_weights: only texts with labels have classes; leave it out for questions")
+        raise ConfigError("data.class_weights: only texts with labels have classes; remove it for questions")
     kept = [train[index] for index in encoded.kept]
     by_label = class_weights(kept, len(labels))
     return [by_label[example.answer] for example in kept if example.answer is not None]
@@ -31,6 +31,6 @@ def row_weights(
 def training_rows(
     pipeline: Pipeline, train: Sequence[Example], val: Sequence[Example], labels: tuple[str, ...] | None
 ) -> TrainingRows:
-    """Training and validation examples as tokens, with the weights that the configuration asks for."""
+    """Tokenize training and validation examples, and compute the weights that the configuration sets."""
     encoded = pipeline.encode(train)
     return TrainingRows(encoded.rows, pipeline.encode(val).rows, row_weights(pipeline, train, encoded, labels))

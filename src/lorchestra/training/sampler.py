@@ -1,4 +1,4 @@
-"""Which rows each member sees in which optimizer step: a function of its settings and the step alone."""
+"""The rows of each member in each optimizer step, a function of its settings and the step alone."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ from lorchestra.types import EncodedExample
 
 
 class MemberSampler:
-    """The rows of every member's steps.
+    """Draws every member's rows for each step.
 
     Args:
-        settings: the members'.
+        settings: one per member.
         rows: the training rows.
-        batch_size: rows a member sees in one step.
+        batch_size: rows per member and step.
     """
 
     def __init__(self, settings: Sequence[MemberSettings], rows: Sequence[EncodedExample], batch_size: int) -> None:
         self.settings = settings
         self.batch_size = batch_size
-        self._rows_of = [rows if own.rows is None else [rows[e] for e in own.rows] for own in settings]
+        self._rows_of = [rows if member.rows is None else [rows[e] for e in member.rows] for member in settings]
         self.steps_per_epoch = steps_per_epoch(batch_size, len(self._rows_of[0]))
-        # a batch has masks for all of its rows or for none; a member whose rate is zero drops nothing all the same
-        self.dropout = any(own.adapter.dropout > 0 for own in settings)
+        # all rows of a batch have masks, or none; with a rate of zero a mask drops nothing
+        self.dropout = any(member.adapter.dropout > 0 for member in settings)
 
     def rows(self, member: int, step: int) -> list[EncodedExample]:
-        """A member's rows in one step."""
-        epoch, place = divmod(step, self.steps_per_epoch)
+        """One member's rows in one step."""
+        epoch, index = divmod(step, self.steps_per_epoch)
         rows = self._rows_of[member]
         order = permutation(len(rows), self.settings[member].order_seed, "order", epoch)
-        return [rows[e] for e in order[place * self.batch_size : (place + 1) * self.batch_size]]
+        return [rows[e] for e in order[index * self.batch_size : (index + 1) * self.batch_size]]
 
     def items(self, members: Sequence[int], step: int) -> list[Item]:
-        """The rows of some members in one step, with the seeds of their dropout masks."""
+        """Rows of some members in one step, with the seeds of their dropout masks."""
         items: list[Item] = []
         for m in members:
-            seen: Counter[int] = Counter()
+            counts: Counter[int] = Counter()
             for row in self.rows(m, step):
-                again = (seen[row.row],) if seen[row.row] else ()  # a row that a bootstrap repeats: a mask of its own
-                names = ("dropout", step, row.row, *again)
+                repeat = (counts[row.row],) if counts[row.row] else ()  # a repeated row (bootstrap) has another mask
+                names = ("dropout", step, row.row, *repeat)
                 seed = derive_seed(self.settings[m].dropout_seed, *names) if self.dropout else None
                 items.append(Item(m, row, seed, len(items)))
-                seen[row.row] += 1
+                counts[row.row] += 1
         return items

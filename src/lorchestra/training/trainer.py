@@ -1,7 +1,7 @@
 """Lockstep training: all members take their optimizer steps together, in packed micro-batches.
 
-Members share the base's arithmetic and nothing else: data order, loss, gradient, clip, optimizer state, schedule, best
-copy and end are per member. Training M members here equals training each alone, up to rounding.
+Members share only the computation of the base. Data order, loss, gradient, clipping, optimizer state, schedule, best
+copy and early stopping are per member, so training M members equals training each alone, up to rounding.
 """
 
 from __future__ import annotations
@@ -43,21 +43,21 @@ MakeSchedules = Callable[[Sequence[MemberSettings], int], Sequence[Schedule]]
 
 
 class Trainer:
-    """Trains all members of an ensemble; `run` may be called on a fresh or a restored state.
+    """Trains all members of an ensemble: `run` from the start, or after `restore` from a checkpoint.
 
     Args:
-        model: the ensemble, at its initial or restored parameters.
+        model: the ensemble, with its initial parameters.
         rows: training and validation rows.
-        config: what the members share: epochs, batch size, what is kept, token budget (which must be resolved),
-            checkpoints. Its other settings are not read.
-        settings: each member's settings, with the adapter that the model gives it (see `member_settings`).
-        callback: reports steps, evaluations and other work; may ask to stop.
-        files: where trunks go that are too large for memory; without it they stay in memory.
-        make_optimizer: makes what updates the members' parameters; by default AdamW with their settings.
-        make_schedules: makes one learning-rate schedule per member; by default those of their settings.
+        config: the shared settings: epochs, batch size, token budget (which must be resolved), checkpoints, and whether
+            the best or the last parameters are kept. Settings that members may have separately are not read.
+        settings: one per member, with the adapters that the model was made with (see `member_settings`).
+        callback: receives steps, evaluations and progress; may request a stop.
+        files: where trunks go that are too large for memory; None keeps them in memory.
+        make_optimizer: makes the optimizer of the members' parameters; by default AdamW with their settings.
+        make_schedules: makes one learning-rate schedule per member; by default from their settings.
 
     Raises:
-        ConfigError: a setting out of range, such as `lr * weight_decay_b >= 1`.
+        ConfigError: a setting is out of range, such as `lr * weight_decay_b >= 1`.
     """
 
     def __init__(
@@ -73,14 +73,14 @@ class Trainer:
         make_schedules: MakeSchedules | None = None,
     ) -> None:
         assert config.token_budget is not None
-        if [one.adapter for one in settings] != list(model.adapter_settings):
+        if [member.adapter for member in settings] != list(model.adapter_settings):
             raise ValueError("the members' settings do not have the adapters that the model was made with")
         check_members(config, settings, len(rows.train))
         self.model, self.rows, self.config, self.callback, self.files = model, rows, config, callback, files
         self.settings = tuple(settings)
         self.token_budget = config.token_budget
         self.sampler = MemberSampler(self.settings, rows.train, config.batch_size)
-        self.log_choices = [_log_choices(one, rows.train) for one in self.settings]
+        self.log_choices = [_log_choices(member, rows.train) for member in self.settings]
         self.steps_per_epoch = self.sampler.steps_per_epoch
         self.num_steps = self.steps_per_epoch * config.epochs
         self.schedules = tuple((make_schedules or member_schedules)(self.settings, self.num_steps))
@@ -93,28 +93,27 @@ class Trainer:
         model.gradient_checkpointing = config.gradient_checkpointing
 
     def tensors(self) -> dict[str, Tensor]:
-        """The live tensors that, with `state`, make a checkpoint."""
+        """The tensors of a checkpoint, not copied."""
         return state_tensors(self.model.adapters, self.optimizer, self.best)
 
     @torch.no_grad()
     def restore(self, state: TrainState, tensors: dict[str, Tensor]) -> None:
-        """Stand where a checkpoint stood.
+        """Continue from a checkpoint.
 
         Raises:
-            CheckpointError: it is of another run.
+            CheckpointError: the checkpoint does not fit this run.
         """
         check_fits(state, tensors, self.tensors(), self.num_steps)
         for name, live in self.tensors().items():
             live.copy_(tensors[name])
         self.state = state
-        # a member's optimizer steps end with its training, so its count is the step it was last updated at
         self.optimizer.num_steps = list(state.num_updates)
 
     def run(self, checkpoint: Callable[[], None]) -> TrainState:
-        """Train to the end; `checkpoint` is called when one is due and before an interruption.
+        """Train to the end; `checkpoint` is called when a checkpoint is due.
 
         Raises:
-            Interrupted: the callback asked to stop; the checkpoint is written.
+            Interrupted: the callback requested a stop; `checkpoint` was called before.
         """
         try:
             self.prepare()
@@ -137,17 +136,17 @@ class Trainer:
         return self.state
 
     def final_values(self) -> Tensor:
-        """The adapters to keep, `[M, P]`: each member's best or last, as configured."""
+        """The resulting parameters, `[M, P]`: each member's best or last, as configured."""
         return self.best if self.config.keep == "best" else self.model.adapters.values
 
     def prepare(self) -> None:
-        """Compute once what never changes in the run.
+        """Compute trunks and outputs of the base, which are constant during training.
 
         Raises:
-            Interrupted: the callback asked to stop; what was computed is dropped.
+            Interrupted: the callback requested a stop; the results are dropped.
         """
         self.callback.on_train_begin(self)
-        kl_over = {one.regularize.kl_over for one in self.settings if one.regularize.kl_beta > 0}
+        kl_over = {member.regularize.kl_over for member in self.settings if member.regularize.kl_beta > 0}
         self.precomputed = precompute(
             self.model,
             self.rows,
@@ -160,21 +159,29 @@ class Trainer:
         )
 
     def step_items(self, step: int) -> list[Item]:
-        """The rows of every running member in one optimizer step; a function of the seed and the step alone."""
+        """Rows of all running members in one optimizer step."""
         return self.sampler.items(self.state.with_status("running"), step)
 
     def member_tokens(self, member: int) -> int:
-        """Tokens that one member was trained on so far."""
+        """Number of tokens that one member was trained on so far."""
         steps = range(self.state.num_updates[member])
         return sum(row.num_tokens for step in steps for row in self.sampler.rows(member, step))
 
     def step(self) -> bool:
-        """One optimizer step of all running members; False if it was interrupted, and then nothing has changed."""
+        """Take one optimizer step with all running members.
+
+        Each member sees its batch of rows, all of them in packed micro-batches of at most the token budget. Gradients
+        accumulate over micro-batches, one row of `adapters.grad` per member. Then each member is clipped, checked for
+        divergence and updated with its own learning rate; stopped and failed members keep their parameters.
+
+        Returns:
+            False if the callback requested a stop between micro-batches; parameters and state are then unchanged.
+        """
         started = time.perf_counter()
         state, adapters = self.state, self.model.adapters
 
-        # 1. Losses and gradients, summed over micro-batches. A member's rows may be in several of them, so each row's
-        # share of its member's loss is computed first.
+        # 1. Losses and gradients, accumulated over micro-batches. A member's rows may be spread over several, so each
+        # row's share of its member's loss is computed first.
         items = self.step_items(state.step)
         weights = self._item_weights(items)
         sums: dict[str, Tensor] = {}
@@ -191,19 +198,19 @@ class Trainer:
             if self.callback.should_stop():
                 return False
             self._accumulate(read_outputs(batch, outputs, self.settings, self.precomputed), batch, weights, sums)
-            del outputs  # or its graph would live through the next forward pass
+            del outputs  # frees its graph before the next forward pass
         sums |= add_parameter_terms(adapters, self.settings)
 
-        # 2. Per member: clip, fail before its parameters are touched, update, fail if these left their bounds.
+        # 2. Per member: clip, fail on bad gradients before the update, update, fail on bad parameters after it.
         adapters.zero_frozen_grad()
-        norms = clip_gradients(adapters.grad, [one.clip_norm for one in self.settings])
+        norms = clip_gradients(adapters.grad, [member.clip_norm for member in self.settings])
         losses = self._fail_before_update(sums, norms)
         lrs = [schedule(state.step) for schedule in self.schedules]
         self.optimizer.step(adapters.grad, lrs, state.with_status("running"))
         state.step += 1
         self._fail_after_update(losses)
 
-        # 3. Bookkeeping for checkpoints and callbacks.
+        # 3. Checkpoint state and callbacks.
         state.num_updates = list(self.optimizer.num_steps)
         tokens, seconds = sum(item.example.num_tokens for item in items), time.perf_counter() - started
         state.tokens += tokens
@@ -233,7 +240,7 @@ class Trainer:
         )
 
     def _item_weights(self, items: Sequence[Item]) -> dict[int, float]:
-        """Each item's share of its member's loss, by index: its weight over the sum of its member's in this step."""
+        """Each item's share of its member's loss, by item index: its weight over the member's total in this step."""
         totals: dict[int, float] = {}
         for item in items:
             totals[item.member] = totals.get(item.member, 0.0) + self._row_weight(item.example.row)
@@ -245,9 +252,9 @@ class Trainer:
     def _accumulate(
         self, outputs: RowOutputs, batch: PackedBatch, weights: Mapping[int, float], sums: dict[str, Tensor]
     ) -> None:
-        """Backward pass of one micro-batch; adds the members' losses and penalties to `sums`."""
-        share = outputs.log_probs.new_tensor([weights[item.index] for item in batch.items])
-        terms = {name: values * share for name, values in row_terms(self.settings, outputs).items()}
+        """Run the backward pass of one micro-batch and add the members' losses and penalties to `sums`."""
+        shares = outputs.log_probs.new_tensor([weights[item.index] for item in batch.items])
+        terms = {name: values * shares for name, values in row_terms(self.settings, outputs).items()}
         torch.stack(list(terms.values())).sum().backward()
         members = torch.tensor(outputs.members)
         for name, values in terms.items():
@@ -256,16 +263,16 @@ class Trainer:
                 totals[m] += values.detach().cpu().double()[members == m].sum()
 
     def _fail_before_update(self, sums: Mapping[str, Tensor], norms: Tensor) -> list[float]:
-        """Fail members that this step must not move; returns the members' losses."""
+        """Fail members with bad losses or gradients, which must not be updated; returns the losses by member."""
         terms = {name: values.tolist() for name, values in sums.items()}
-        by_member = norms.tolist()
+        norms_M = norms.tolist()
         for m in self.state.with_status("running"):
-            if what := step_failure({name: values[m] for name, values in terms.items()}, by_member[m]):
-                self.state.fail(m, self.state.step + 1, what)
+            if failure := step_failure({name: values[m] for name, values in terms.items()}, norms_M[m]):
+                self.state.fail(m, self.state.step + 1, failure)
         return terms["loss"]
 
     def _fail_after_update(self, losses: Sequence[float]) -> None:
-        """Fail members that this step has moved out of bounds, or whose epoch has ended far above guessing."""
+        """Fail members with parameters out of bounds, or whose epoch ended with a loss much higher than guessing."""
         state, failed = self.state, parameter_failures(self.model.adapters.values)
         for m in state.with_status("running"):
             if m in failed:
@@ -275,14 +282,14 @@ class Trainer:
             first = member.add_loss(losses[m])
             if state.step % self.steps_per_epoch:
                 continue
-            if what := epoch_failure(member.end_epoch(), first, self.log_choices[m]):
-                state.fail(m, state.step, what)
+            if failure := epoch_failure(member.end_epoch(), first, self.log_choices[m]):
+                state.fail(m, state.step, failure)
 
     def _evaluate(self) -> None:
-        """Validation NLL and accuracy of every running member; keeps the best copies and stops who waited too long."""
+        """Evaluate all running members on the validation rows; copy the best parameters, stop or fail members."""
         state, rows = self.state, self.rows.val
         running = state.with_status("running")
-        found = validate_members(
+        nlls, accuracies = validate_members(
             self.model,
             rows,
             running,
@@ -291,10 +298,14 @@ class Trainer:
             lambda done: self.callback.on_progress("validation", done, len(rows)),
         )
         for m in running:
-            update_early_stopping(
-                state, m, found["val_nll"][m], self.settings[m].patience, self.model.adapters.values, self.best
-            )
-        entry = {"step": state.step, "epoch": state.step // self.steps_per_epoch, **found}
+            update_early_stopping(state, m, nlls[m], self.settings[m].patience, self.model.adapters.values, self.best)
+        members = range(self.model.num_members)
+        entry: dict[str, object] = {
+            "step": state.step,
+            "epoch": state.step // self.steps_per_epoch,
+            "val_nll": [nlls.get(m) for m in members],
+            "val_accuracy": [accuracies.get(m) for m in members],
+        }
         state.history.append(entry)
         self.callback.on_evaluation(entry, state)
 
@@ -327,21 +338,21 @@ def make_trainer(
 
 
 def member_schedules(settings: Sequence[MemberSettings], num_steps: int) -> list[Schedule]:
-    """The learning-rate schedules of members' settings."""
-    return [Schedule(one.lr, num_steps, one.schedule, one.warmup) for one in settings]
+    """The learning-rate schedules set by the members' settings."""
+    return [Schedule(member.lr, num_steps, member.schedule, member.warmup) for member in settings]
 
 
 def member_optimizer(model: EnsembleModel, settings: Sequence[MemberSettings]) -> MemberAdamW:
-    """AdamW with the decays of members' settings."""
+    """AdamW with the weight decays set by the members' settings."""
     return MemberAdamW(
         model.adapters.values,
         model.adapters.is_B,
-        weight_decay_b=[one.regularize.weight_decay_b for one in settings],
-        weight_decay_a=[one.regularize.weight_decay_a for one in settings],
+        weight_decay_b=[member.regularize.weight_decay_b for member in settings],
+        weight_decay_a=[member.regularize.weight_decay_a for member in settings],
     )
 
 
 def _log_choices(settings: MemberSettings, rows: Sequence[EncodedExample]) -> float:
     """The loss of guessing on a member's training rows, in nats."""
-    seen = rows if settings.rows is None else [rows[e] for e in settings.rows]
-    return sum(math.log(len(row.choices)) for row in seen) / len(seen)
+    member_rows = rows if settings.rows is None else [rows[e] for e in settings.rows]
+    return sum(math.log(len(row.choices)) for row in member_rows) / len(member_rows)

@@ -90,7 +90,7 @@ BAD = {
 
 
 @pytest.mark.parametrize(("reader", "cells"), BAD.values(), ids=BAD.keys())
-def test_a_row_that_is_not_so_raises(reader, cells):
+def test_a_row_in_another_format_raises(reader, cells):
     with pytest.raises((KeyError, ValueError, TypeError)):
         reader(cells)
 
@@ -100,9 +100,9 @@ def test_the_order_of_choices_of_sciq_does_not_give_the_answer_away():
         {"question": f"q{n}", "correct_answer": "right", **{f"distractor{d}": f"wrong {d}" for d in (1, 2, 3)}}
         for n in range(400)
     ]
-    found = [convert.distracted(row) for row in rows]
-    assert all(row.choices[row.answer] == "right" and len(set(row.choices)) == 4 for row in found)
-    counts = [sum(row.answer == place for row in found) for place in range(4)]
+    converted = [convert.distracted(row) for row in rows]
+    assert all(row.choices[row.answer] == "right" and len(set(row.choices)) == 4 for row in converted)
+    counts = [sum(row.answer == index for row in converted) for index in range(4)]
     assert min(counts) > 70  # 100 expected, standard deviation 8.7
     shuffled = dict(reversed(rows[0].items())) | {"distractor1": "wrong 3", "distractor3": "wrong 1"}
-    assert convert.distracted(shuffled) == found[0]
+    assert convert.distracted(shuffled) == converted[0]

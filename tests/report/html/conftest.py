@@ -1,4 +1,4 @@
-"""Run directories as training and evaluation leave them, made without a model; and what a browser makes of a page."""
+"""Run directories like those of training and evaluation, made without a model; and a parser of pages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lorchestra.config.run import RunConfig
 from lorchestra.metrics.evaluation import evaluate_predictions, ood_scores
 from lorchestra.store.atomic import atomic_write_json
 from lorchestra.store.predictions import save_predictions
-from lorchestra.store.run_dir import RunDir, write_ensemble
+from lorchestra.store.run import Run
 from lorchestra.types import Predictions
 
 
@@ -64,7 +64,7 @@ def make_run(tmp_path):
         change: Any = None,
         record: Any = None,
     ) -> Path:
-        run = RunDir(tmp_path / name)
+        run = Run(tmp_path / name)
         run.root.mkdir(parents=True)
         config = config or RunConfig(adapt=AdaptConfig(members=members))
         run.config.write_text(to_yaml(config), encoding="utf-8")
@@ -73,14 +73,16 @@ def make_run(tmp_path):
         validation = make_predictions(members, 40, seed + 1, task, "val")
         save_predictions(run.predictions, validation)
         for split in evaluations:
-            found = validation if split == "val" else make_predictions(members, rows, seed, task, split)
-            zero = replace(make_predictions(1, found.num_examples, 77, task, split, 0.2), labels=found.labels)
+            predictions = validation if split == "val" else make_predictions(members, rows, seed, task, split)
+            zero = replace(
+                make_predictions(1, predictions.num_examples, 77, task, split, 0.2), labels=predictions.labels
+            )
             if change is not None:
-                found, zero = change(found), replace(zero, ids=change(found).ids)
-            save_predictions(run.predictions, found)
+                predictions, zero = change(predictions), replace(zero, ids=change(predictions).ids)
+            save_predictions(run.predictions, predictions)
             save_predictions(run.predictions, zero, f"{task}.{split}.base_few_shot")
             entry = evaluate_predictions(
-                found,
+                predictions,
                 validation=validation,
                 train_labels=[0, 0, 1],
                 baselines={"base_few_shot": zero},
@@ -88,10 +90,10 @@ def make_run(tmp_path):
                 resamples=resamples,
             )
             entry["ood"] = {}
-            for far in ood:
-                outside = make_predictions(members, 30, seed + 5, task, f"ood_{far}")
+            for name in ood:
+                outside = make_predictions(members, 30, seed + 5, task, f"ood_{name}")
                 save_predictions(run.predictions, outside)
-                entry["ood"][far] = ood_scores(found, outside)
+                entry["ood"][name] = ood_scores(predictions, outside)
             entries.append(entry)
         cost = {"train_s": 12.0, "tokens": 30000, "tokens_per_s": 2500.0, "peak_bytes": 2**30, "base_passes": 9.0}
         atomic_write_json(run.metrics, {"evaluations": entries, "cost": cost})
@@ -106,9 +108,10 @@ def make_run(tmp_path):
         folder.mkdir(parents=True)
         arrays = {"q.lora_A.weight": np.zeros((8, 16), "f4"), "q.lora_B.weight": np.zeros((16, 8), "f4")}
         save_file(arrays, folder / "adapter_model.safetensors")
-        write_ensemble(
-            run,
+        atomic_write_json(
+            run.ensemble,
             {
+                "format_version": 2,
                 "base": {"id": "tiny", "revision": None, "digest": "d1", "path": "tiny"},
                 "tokenizer_digest": "d2",
                 "num_members": members,
@@ -142,7 +145,7 @@ def make_run(tmp_path):
 
 @dataclass
 class Page:
-    """What a browser reads in a page."""
+    """The parts of a page that a browser sees."""
 
     tags: list[tuple[str, dict[str, str | None]]] = field(default_factory=list)
     text: str = ""
@@ -151,7 +154,7 @@ class Page:
     tables: list[list[list[str]]] = field(default_factory=list)
 
     def row(self, name: str, table: int | None = None) -> list[str]:
-        """The cells of the first row that begins with a name."""
+        """The cells of the first row that starts with a name."""
         tables = self.tables if table is None else [self.tables[table]]
         return next(row for rows in tables for row in rows if row and row[0] == name)
 
@@ -232,9 +235,9 @@ def make_comparison(tmp_path):
             atomic_write_json(root / "left_out.json", left_out)
         for number, key in enumerate(methods):
             members = 3 if key.split("+")[0] == "lora_ensemble" else 1
-            found = make_predictions(members, rows, 0, task, split, 0.2 + 0.3 * number)
-            found = found if change is None else change(found)
-            entry = evaluate_predictions(found, train_labels=[0, 0, 1], resamples=resamples)
+            predictions = make_predictions(members, rows, 0, task, split, 0.2 + 0.3 * number)
+            predictions = predictions if change is None else change(predictions)
+            entry = evaluate_predictions(predictions, train_labels=[0, 0, 1], resamples=resamples)
             result = {
                 "name": key,
                 "summary": f"what {key} is",
@@ -253,7 +256,7 @@ def make_comparison(tmp_path):
                 "config": mapping,
             }
             folder = root / "methods" / key
-            save_predictions(folder / "predictions", found)
+            save_predictions(folder / "predictions", predictions)
             atomic_write_json(folder / "result.json", result)
         return root
 

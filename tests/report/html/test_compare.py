@@ -18,7 +18,7 @@ from lorchestra.report.html.tables import comparison_rows, method_cost
 
 @pytest.fixture
 def runs(make_run):
-    """Three runs on the same rows: as it is, sharper by much, and with other settings."""
+    """Three runs on the same rows: plain, much sharper, and with other settings."""
 
     def sharper(rows):
         log_probs = 4 * rows.log_probs_MEC
@@ -34,18 +34,18 @@ def test_ensembles_are_paired_row_by_row(runs):
     assert best is None
     nll = runs[1].entry.ensemble.metrics["nll"] - runs[0].entry.ensemble.metrics["nll"]
     assert (sharp[1].value, sharp[1].judged) == (f"+{nll:.3f}", "worse")
-    # the third has the very same predictions: paired, there is no doubt that the difference is 0
+    # the third has the same predictions: the paired difference is exactly 0
     shown = [(cell.value.strip("0."), cell.judged, set(cell.ends or ())) for cell in same]
     unclear, not_judged = ("", "unclear", {0.0}), ("", "unknown", set())
     assert shown == [unclear, unclear, not_judged, unclear]  # differences of ECEs have no interval
 
 
 def test_the_sentence_names_what_is_clear_and_what_is_not(runs):
-    found = compare.comparison(runs)
-    assert found["best"] == 0
-    assert not found["decided"]
+    context = compare.comparison(runs)
+    assert context["best"] == 0
+    assert not context["decided"]
     value = runs[0].entry.ensemble.metrics["nll"]
-    assert found["sentence"] == (
+    assert context["sentence"] == (
         f"plain has the lowest NLL ({value:.3f} nats). That is clearly lower than in sharp."
         " There is no clear difference to decayed."
     )
@@ -69,7 +69,7 @@ def test_costs_are_those_of_the_method(runs):
     assert method_cost(run, "mc_dropout") == (unknown, "10 k", unknown, "256", "3")
 
 
-def test_equal_baselines_stand_once(runs):
+def test_equal_baselines_are_listed_once(runs):
     groups = comparison_rows(runs)
     baselines = [[row.key for row in rows if row.key in ("majority", "base_few_shot")] for _, rows in groups]
     assert baselines == [["majority", "base_few_shot"], [], []]

@@ -1,4 +1,4 @@
-"""The pictures hold the numbers they say they hold: tips, legends and places, against the predictions."""
+"""The figures against the predictions: tips, legends and positions."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def test_reliability_points_are_the_bins(run):
     rows = score_rows(mixture_log_probs(run.predictions.log_probs_MEC), run.predictions.labels)
     confidence, right, share = reliability(rows)
     figure = figures.reliability_figure(run)
-    found = [tip for tip in titles(figure) if re.match(r"ensemble: .* confident", tip)]
-    assert len(found) == (share > 0).sum()
-    counts = [int(re.search(r"\((\d+) rows\)", tip)[1]) for tip in found]
+    tips = [tip for tip in titles(figure) if re.match(r"ensemble: .* confident", tip)]
+    assert len(tips) == (share > 0).sum()
+    counts = [int(re.search(r"\((\d+) rows\)", tip)[1]) for tip in tips]
     assert counts == [round(60 * value) for value in share[share > 0]]
     first = np.flatnonzero(share)[0]
-    assert found[0].startswith(f"ensemble: {round(100 * confidence[first], 1):g}\u00a0% confident, ")
-    assert f", {round(100 * right[first], 1):g}\u00a0% right" in found[0]
+    assert tips[0].startswith(f"ensemble: {round(100 * confidence[first], 1):g}\u00a0% confident, ")
+    assert f", {round(100 * right[first], 1):g}\u00a0% right" in tips[0]
     assert [key.name for key in figure.keys] == [
         "one LoRA (members pooled)",
         "ensemble",
@@ -85,8 +85,8 @@ def test_no_events_no_curves(run):
 
 def test_the_matrix_shows_agreement(run):
     same = agreement(run.predictions.log_probs_MEC)
-    found = [tip for tip in titles(course.matrix_figure(run)) if tip.startswith("members 0 and 2: ")]
-    assert found[0] == f"members 0 and 2: {100 * same[0, 2]:.0f}"
+    tips = [tip for tip in titles(course.matrix_figure(run)) if tip.startswith("members 0 and 2: ")]
+    assert tips[0] == f"members 0 and 2: {100 * same[0, 2]:.0f}"
 
 
 def test_each_ood_set_has_its_three_scores(make_run):

@@ -1,4 +1,4 @@
-"""The numbers behind the pictures, against values known by hand."""
+"""The numbers behind the figures, against values computed by hand."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from lorchestra.report.html import measures
 LOG = np.log
 
 
-def test_a_moving_mean_passes_over_gaps():
-    found = measures.moving_mean([1, 2, 3, None, 5, 7], 2)
-    np.testing.assert_allclose(found, [1, 1.5, 2.5, np.nan, 5, 6])
+def test_a_moving_mean_skips_gaps():
+    means = measures.moving_mean([1, 2, 3, None, 5, 7], 2)
+    np.testing.assert_allclose(means, [1, 1.5, 2.5, np.nan, 5, 6])
     np.testing.assert_allclose(measures.moving_mean([None, 4.0], 3), [np.nan, 4])
     np.testing.assert_allclose(measures.moving_mean([1, 2, 3], 1), [1, 2, 3])
 
@@ -37,9 +37,9 @@ def test_examples_are_picked_by_rule():
 def test_history_counts_epochs_in_passes():
     steps = [{"event": "step", "step": s, "epoch": (s - 1) // 3, "loss": [1.0, None]} for s in range(1, 7)]
     evaluation = {"event": "evaluation", "step": 6, "val_nll": [0.5, None], "val_accuracy": [0.9, None]}
-    found = measures.history([*steps, {"event": "resumed"}, evaluation])
-    np.testing.assert_allclose(found.step_epochs, [1 / 3, 2 / 3, 1, 4 / 3, 5 / 3, 2])
-    assert (found.epochs.tolist(), found.val_nll, found.steps_per_epoch) == ([2.0], [[0.5, None]], 3)
+    course = measures.history([*steps, {"event": "resumed"}, evaluation])
+    np.testing.assert_allclose(course.step_epochs, [1 / 3, 2 / 3, 1, 4 / 3, 5 / 3, 2])
+    assert (course.epochs.tolist(), course.val_nll, course.steps_per_epoch) == ([2.0], [[0.5, None]], 3)
     assert measures.history(steps) is None
     assert measures.history([]) is None
     assert measures.history([{"event": "step", "step": 1}, evaluation]) is None

@@ -1,4 +1,4 @@
-"""Compared methods on the page: their numbers, what the verdict makes of them, and what is refused."""
+"""Compared methods on the page: their numbers, their part in the verdict, and what is refused."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_differences_are_paired_row_by_row(make_run, make_comparison, report):
     assert shown == [f"{x:+.3f}".replace("-", "\N{MINUS SIGN}") for x in (value, low, high)]
 
 
-def test_the_verdict_speaks_of_the_controls(make_run, make_comparison, report):
+def test_the_verdict_includes_the_controls(make_run, make_comparison, report):
     run, root = make_run(), make_comparison()
     page, _ = report(run, root)
     for words in (
@@ -106,8 +106,8 @@ def test_controls_can_change_the_answer(make_comparison):
     )
     assert headline(entry)[0] == "yes"
     labels = strong.predictions.labels
-    said = np.where(np.arange(len(labels)) < 6, (labels + 1) % 2, labels)  # without an error there is no interval
-    right = np.log(np.where(np.arange(4) == said[:, None], 0.97, 0.01))
+    answers = np.where(np.arange(len(labels)) < 6, (labels + 1) % 2, labels)  # without an error there is no interval
+    right = np.log(np.where(np.arange(4) == answers[:, None], 0.97, 0.01))
     certain = replace(strong.predictions, log_probs_MEC=right[None])
     sure = replace(strong, predictions=certain, entry=evaluate(certain, resamples=60))
     results = {"long_training": sure}
@@ -138,7 +138,7 @@ def test_without_the_ensemble_nothing_is_judged(make_comparison, report):
 
 
 def test_other_budgets_are_named_and_do_not_judge(make_run, make_comparison, report):
-    """Settings that change no number do not count; others do, and the training rows."""
+    """Settings that change no number are ignored; others count, and so do the training rows."""
     root = make_comparison(config=RunConfig(adapt=AdaptConfig(members=3), train=TrainConfig(epochs=9)))
     page, _ = report(make_run(), root)
     assert "differ in train.epochs, so its verdict leaves them out" in page.text
@@ -158,7 +158,7 @@ def test_other_budgets_are_named_and_do_not_judge(make_run, make_comparison, rep
 
 
 def test_runs_and_comparisons_of_earlier_versions_have_the_same_settings(make_run, make_comparison):
-    """What a saved configuration lacks stands for the rules of then in both."""
+    """In both, a missing setting means the rules of the version that saved it."""
     root, run = make_comparison(), make_run()
     record = json.loads((root / "compare.json").read_text())
     config = yaml.safe_load((run / "config.yaml").read_text())
@@ -230,13 +230,13 @@ def test_everything_from_data_stays_text(make_comparison, report):
     tags = [tag for tag, _ in page.tags]
     assert tags.count("script") == 1
     assert "img" not in tags
-    assert not [key for _, found in page.tags for key in found if key.startswith("on")]
+    assert not [key for _, attributes in page.tags for key in attributes if key.startswith("on")]
     assert "alert(1)</script>" not in text
     assert page.text.count("{{ 7 * 7 }}") > 5
 
 
-def test_points_stand_apart_and_inside(make_comparison):
-    """Methods of equal passes are drawn side by side, none on another and none out of the frame."""
+def test_points_do_not_overlap_and_are_inside(make_comparison):
+    """Methods of equal passes are drawn side by side, without overlap and inside the frame."""
     keys = [f"m{n}" for n in range(9)]
     results = list(read_comparison(make_comparison(methods=("lora_ensemble", *keys))).results.values())
     same = [
@@ -244,11 +244,11 @@ def test_points_stand_apart_and_inside(make_comparison):
     ]
     for panel in budget_figure(same).panels:
         squares = re.findall(r'class="marker" d="M([\d.]+) ([\d.]+)h8', panel)
-        places = sorted(float(x) for x, _ in squares)
-        assert len(places) == 9
-        assert min(b - a for a, b in itertools.pairwise(places)) > 8
-        assert places[0] > 62
-        assert places[-1] + 8 < 380
+        positions = sorted(float(x) for x, _ in squares)
+        assert len(positions) == 9
+        assert min(b - a for a, b in itertools.pairwise(positions)) > 8
+        assert positions[0] > 62
+        assert positions[-1] + 8 < 380
 
 
 def test_a_base_beyond_the_scale_is_drawn_on_the_edge(make_comparison):
@@ -265,12 +265,14 @@ def test_names():
     assert (
         method_name("one_lora+contextual+temperature") == "one LoRA with contextual calibration and temperature scaling"
     )
-    assert method_name("mine+own") == "mine with own"
+    assert method_name("mine+other") == "mine with other"
 
 
 def test_the_order_is_that_of_the_methods_and_not_of_the_directory(make_comparison):
-    found = read_comparison(make_comparison(methods=("zz", "aa", "soup", "lora_ensemble+temperature", "zero_shot")))
-    assert list(found.results) == ["zero_shot", "lora_ensemble+temperature", "soup", "aa", "zz"]
+    comparison = read_comparison(
+        make_comparison(methods=("zz", "aa", "soup", "lora_ensemble+temperature", "zero_shot"))
+    )
+    assert list(comparison.results) == ["zero_shot", "lora_ensemble+temperature", "soup", "aa", "zz"]
 
 
 def test_a_sweep_stands_for_its_finished_runs(make_run, report, tmp_path):
@@ -311,5 +313,5 @@ def test_no_model_library_is_loaded(make_run, make_comparison, tmp_path):
         f"write_report([{str(run)!r}], {str(tmp_path / 'page.html')!r}, methods={str(root)!r})\n"
         "print('loaded', sorted({'torch', 'transformers', 'peft'} & set(sys.modules)))\n"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.endswith("loaded []\n")
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.endswith("loaded []\n")

@@ -1,4 +1,4 @@
-"""The page: its numbers, that nothing in it runs or is fetched, and that data stay text."""
+"""The page: its numbers, that it runs and loads nothing foreign, and that data stay text."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_the_page_holds_the_right_numbers(make_run, report):
     assert "guaranteed by convexity" in page.text
 
 
-def test_baselines_left_out_are_told(make_run, report):
+def test_baselines_left_out_are_named(make_run, report):
     root = make_run()
     metrics = json.loads((root / "metrics.json").read_text())
     metrics["evaluations"][0]["left_out"] = {"base_few_shot": "5 of 9 rows are <too> long"}
@@ -69,7 +69,7 @@ def test_baselines_left_out_are_told(make_run, report):
     assert "Left out: base, few-shot (5 of 9 rows are <too> long)." in page.text
 
 
-def test_the_parts_are_all_there(make_run, report):
+def test_all_parts_exist(make_run, report):
     page, _ = report(make_run(evaluations=("test", "val")))
     for title in (
         "Did the ensemble help?",
@@ -109,7 +109,7 @@ def test_the_slider_and_its_table_count_the_same(make_run, report):
     assert (curve["rows"], curve["answered"][160], curve["wrong"][160]) == (60, answered.sum(), wrong.sum())
     cells = page.row("0.80")
     assert (cells[1], cells[3]) == (f"{100 * answered.mean():.1f} %", str(wrong.sum()))
-    # where the slider's ring is put: on the panel, at full coverage on its right edge
+    # the position of the slider's ring: on the panel, at full coverage on its right edge
     assert (curve["left"], curve["right"]) == (58, 414)
     assert curve["floor"] > curve["top"]
 
@@ -170,7 +170,7 @@ def test_everything_from_data_stays_text(make_run, report):
     assert not {"img", "iframe", "object", "embed", "link", "form", "base", "audio", "video", "image", "use"} & set(
         tags
     )
-    attributes = {key for _, found in page.tags for key in found}
+    attributes = {key for _, values in page.tags for key in values}
     assert not {key for key in attributes if key.startswith("on")} | ({"src", "srcset", "xlink:href"} & attributes)
     assert page.text.count(NASTY) > 20
     assert "{{ 7 * 7 }}" in page.text  # templates are not applied to data
@@ -178,7 +178,7 @@ def test_everything_from_data_stays_text(make_run, report):
     assert "alert(1)</script>" not in text
 
 
-def test_the_source_holds_no_characters_that_would_be_obeyed(make_run, report):
+def test_control_characters_are_escaped(make_run, report):
     hostile = "a\x1b[2J\u009b31m\u202eb\u200b"
 
     def change(rows):
@@ -217,7 +217,7 @@ def test_a_single_member_makes_a_page(make_run, report):
     assert not [row for rows in page.tables for row in rows if row and row[0] == "ensemble"]
 
 
-def test_a_failed_member_stands_with_its_reason(make_run, report):
+def test_a_failed_member_is_listed_with_its_reason(make_run, report):
     root = make_run()
     record = json.loads((root / "ensemble.json").read_text())
     failed = {"state": "failed", "reason": "diverged: loss nan (step 4)", "best_step": 0, "val_nll": None}
@@ -276,14 +276,14 @@ def test_bare_runs_make_a_page(make_run, report):
     words = root / "predictions/toy.test.json"
     words.write_text(json.dumps(json.loads(words.read_text()) | {"texts": []}))
     page, _ = report(root)
-    assert "There is no events.jsonl" in page.text
+    assert "there is no events.jsonl" in page.text
     assert "not recorded" in page.text
     assert "test-1" in page.text  # ids stand for texts
 
 
-def test_validation_rows_are_marked_as_flattering(make_run, report):
+def test_validation_rows_are_marked_as_too_optimistic(make_run, report):
     page, _ = report(make_run(evaluations=("val",)))
-    assert "all numbers here are flattered" in page.text
+    assert "all numbers here are too optimistic" in page.text
 
 
 def test_the_page_is_a_function_of_the_run(make_run, report):
@@ -304,8 +304,8 @@ def test_bad_calls_leave_no_page(make_run, tmp_path, monkeypatch):
 
 
 def test_templates_are_part_of_the_package():
-    found = {entry.name for entry in files("lorchestra.report.html").joinpath("templates").iterdir()}
-    assert found >= {"page.html.j2", "run.html.j2", "comparison.html.j2", "macros.html.j2", "page.css", "page.js"}
+    names = {entry.name for entry in files("lorchestra.report.html").joinpath("templates").iterdir()}
+    assert names >= {"page.html.j2", "run.html.j2", "comparison.html.j2", "macros.html.j2", "page.css", "page.js"}
 
 
 def test_no_model_library_is_loaded(make_run, tmp_path):
@@ -316,5 +316,5 @@ def test_no_model_library_is_loaded(make_run, tmp_path):
         f"write_report([{str(root)!r}], {str(tmp_path / 'page.html')!r})\n"
         "print('loaded', sorted({'torch', 'transformers', 'peft'} & set(sys.modules)))\n"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.endswith("loaded []\n")
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.endswith("loaded []\n")

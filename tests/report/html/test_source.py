@@ -1,4 +1,4 @@
-"""What is refused, and with which words; what is read."""
+"""Reading runs, and the errors of what is refused."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ def edit(path, change):
 
 
 def test_a_run_is_read_whole(make_run):
-    found = read_run(make_run(evaluations=("val", "test")))
-    assert (found.name, found.entry.split, [other.split for other in found.others]) == ("run", "test", ["val"])
-    assert (found.members, found.parameters) == ((0, 1, 2), 8 * 16 * 2)
-    assert set(found.ood) == {"far"}
-    assert set(found.baselines) == {"base_few_shot"}
-    assert len(found.events) == 10
-    assert found.cost["base_passes"] == 9.0
+    run = read_run(make_run(evaluations=("val", "test")))
+    assert (run.name, run.entry.split, [other.split for other in run.others]) == ("run", "test", ["val"])
+    assert (run.members, run.parameters) == ((0, 1, 2), 8 * 16 * 2)
+    assert set(run.ood) == {"far"}
+    assert set(run.baselines) == {"base_few_shot"}
+    assert len(run.events) == 10
+    assert run.cost["base_passes"] == 9.0
 
 
-def test_test_is_shown_unless_another_split_is_asked_for(make_run):
+def test_test_is_shown_unless_another_split_is_given(make_run):
     root = make_run(evaluations=("test", "val"))
     assert read_run(root).entry.split == "test"
     assert read_run(root, "val").entry.split == "val"
@@ -38,7 +38,7 @@ def test_test_is_shown_unless_another_split_is_asked_for(make_run):
 
 
 def test_temperature_is_fitted_where_the_evaluation_left_it_out(make_run):
-    """It is what the evaluation itself would have written, interval for interval."""
+    """It equals what the evaluation would have written, interval by interval."""
     without, asked = make_run("without", temperature=False), make_run("asked", temperature=True)
     assert json.loads((without / "metrics.json").read_text())["evaluations"][0]["temperature"] is None
     scaled, expected = read_run(without).entry, read_run(asked).entry
@@ -66,7 +66,7 @@ def test_a_run_without_evaluation_names_the_command(make_run):
         read_run(root)
 
 
-def test_an_evaluation_that_is_not_there_names_those_that_are(make_run):
+def test_a_missing_evaluation_names_the_existing_ones(make_run):
     root = make_run(evaluations=("test", "val"))
     with pytest.raises(
         CheckpointError, match=f"--split tset: .*did you mean 'test'.*here: test, val; .*evaluate {root} --split"
@@ -130,7 +130,7 @@ def test_a_damaged_line_of_the_log_is_named(make_run, damage, message):
         read_run(root)
 
 
-def test_a_missing_log_is_no_fault(make_run):
+def test_a_missing_log_is_no_error(make_run):
     root = make_run()
     (root / "events.jsonl").unlink()
     assert read_run(root).events == ()
@@ -171,13 +171,13 @@ def test_runs_on_different_rows_are_refused(make_run):
 
 
 @pytest.mark.parametrize("field", ["options", "texts"])
-def test_rows_are_known_by_more_than_numbers_and_answers(make_run, field):
+def test_rows_are_compared_by_more_than_numbers_and_answers(make_run, field):
     """Two files of one name have the same row numbers, and may have the same answers by chance."""
 
-    def changed(found):
-        values = getattr(found, field)
+    def changed(predictions):
+        values = getattr(predictions, field)
         other = tuple(f"{value}?" if field == "texts" else tuple(f"{o}?" for o in value) for value in values)
-        return dataclasses.replace(found, **{field: other})
+        return dataclasses.replace(predictions, **{field: other})
 
     one = make_run("one")
     assert getattr(read_run(one).predictions, field)
@@ -185,9 +185,9 @@ def test_rows_are_known_by_more_than_numbers_and_answers(make_run, field):
         read_runs([one, make_run("other", change=changed)])
 
 
-def test_runs_of_one_name_are_told_apart(make_run):
-    found = read_runs([make_run("a/run"), make_run("b/run")])
-    assert [run.name for run in found] == [str(run.run.root) for run in found]
+def test_runs_of_one_name_are_shown_by_their_paths(make_run):
+    runs = read_runs([make_run("a/run"), make_run("b/run")])
+    assert [run.name for run in runs] == [str(run.run.root) for run in runs]
 
 
 def test_failed_members_keep_the_others_numbers(make_run):
@@ -206,6 +206,6 @@ def test_an_entry_without_baselines_or_ood_is_whole(make_run):
     root = make_run()
     rows = load_predictions(root / "predictions/toy.test.safetensors")
     (root / "metrics.json").write_text(json.dumps({"evaluations": [evaluate_predictions(rows, resamples=0)]}))
-    found = read_run(root)
-    assert (found.ood, found.baselines) == ({}, {})
-    assert found.cost["tokens"] == 30000  # from ensemble.json
+    run = read_run(root)
+    assert (run.ood, run.baselines) == ({}, {})
+    assert run.cost["tokens"] == 30000  # from ensemble.json

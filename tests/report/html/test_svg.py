@@ -1,4 +1,4 @@
-"""The drawing: where values land, what is escaped, and round numbers on the axes."""
+"""The drawing: positions of values, escaping, and round numbers on the axes."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def test_ticks_are_round(low, high, expected):
 
 @pytest.mark.parametrize("span", [1e-6, 0.003, 0.7, 9.99, 12345.0])
 def test_ticks_are_few_and_inside(span):
-    found = ticks(0.1 * span, 1.1 * span)
-    assert 2 <= len(found) <= 6
-    assert found[0] >= 0.1 * span * (1 - 1e-9)
-    assert found[-1] <= 1.1 * span * (1 + 1e-9)
+    values = ticks(0.1 * span, 1.1 * span)
+    assert 2 <= len(values) <= 6
+    assert values[0] >= 0.1 * span * (1 - 1e-9)
+    assert values[-1] <= 1.1 * span * (1 + 1e-9)
 
 
 def panel(**options):
@@ -91,7 +91,7 @@ def glyph(low, value, high, scale=10.0):
     return ET.fromstring(interval_glyph(Difference("v", "i", "better", guaranteed=False, ends=ends), scale))
 
 
-def test_an_interval_lies_on_its_side_of_zero():
+def test_an_interval_is_on_its_side_of_zero():
     inside = glyph(2.0, 4.0, 6.0)
     dot = inside.find("circle")
     assert float(dot.get("cx")) == pytest.approx(56 + 48 * 0.4, abs=0.06)
@@ -99,7 +99,7 @@ def test_an_interval_lies_on_its_side_of_zero():
     assert inside.find("path[@class='dot']") is None
 
 
-def test_beyond_the_scale_stands_an_arrow():
+def test_beyond_the_scale_there_is_an_arrow():
     right, left = glyph(20.0, 30.0, 40.0), glyph(-40.0, -30.0, -20.0)
     for shown, start in ((right, "M112 "), (left, "M0 ")):
         assert shown.find("circle") is None
@@ -108,7 +108,7 @@ def test_beyond_the_scale_stands_an_arrow():
     assert interval_glyph(Difference("v", "", "unknown", guaranteed=False, ends=None), 1.0) == ""
 
 
-def test_member_ticks_lie_on_the_bar():
+def test_member_ticks_are_on_the_bar():
     shown = ET.fromstring(member_glyph(0.5, (0.0, 1.0), "<yes>"))
     assert shown.find("rect[@class='fill']").get("width") == "78.0"
     assert [path.get("d") for path in shown.findall("path")] == ["M2.0 1V15", "M158.0 1V15"]

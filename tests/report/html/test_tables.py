@@ -1,4 +1,4 @@
-"""What the tables and the headline say, on entries whose numbers are set by hand."""
+"""Tables and headline, on entries with hand-written numbers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def make_entry(mean: Any = UNCLEAR, best: Any = UNCLEAR, scaled: Any = UNCLEAR, 
 
 
 @pytest.mark.parametrize(
-    ("intervals", "tone", "said"),
+    ("intervals", "tone", "sentence"),
     [
         (
             (BETTER, BETTER, BETTER),
@@ -73,19 +73,19 @@ def make_entry(mean: Any = UNCLEAR, best: Any = UNCLEAR, scaled: Any = UNCLEAR, 
         ),
     ],
 )
-def test_the_headline_says_what_the_intervals_allow(intervals, tone, said):
+def test_the_headline_says_what_the_intervals_allow(intervals, tone, sentence):
     entry = make_entry(*intervals)
     entry["best_member"] |= {"nll": 0.6}
-    found = tables.headline(entry)
-    assert found[0] == tone
-    assert said in found[1]
+    result = tables.headline(entry)
+    assert result[0] == tone
+    assert sentence in result[1]
 
 
-def test_what_convexity_grants_is_no_evidence():
-    """Against the mean member only NLL and Brier are better: that is no finding."""
-    granted = UNCLEAR | {"nll": BETTER["nll"], "brier": BETTER["brier"]}
-    assert tables.headline(make_entry(mean=granted))[0] == "unclear"
-    mean, best = tables.references(make_entry(mean=granted, best=granted))[:2]
+def test_what_convexity_guarantees_is_no_evidence():
+    """Against the mean member only NLL and Brier are better: that is no evidence."""
+    guaranteed = UNCLEAR | {"nll": BETTER["nll"], "brier": BETTER["brier"]}
+    assert tables.headline(make_entry(mean=guaranteed))[0] == "unclear"
+    mean, best = tables.references(make_entry(mean=guaranteed, best=guaranteed))[:2]
     assert [cell.guaranteed for cell in mean.cells] == [False, True, False, True]
     assert not any(cell.guaranteed for cell in best.cells)
 
@@ -100,9 +100,9 @@ def test_nothing_is_judged_without_members_or_intervals():
     assert "evaluate.resamples" in tables.headline(bare)[1]
 
 
-def test_references_stand_in_order_with_signs_and_judgement():
-    found = tables.references(make_entry(mean=BETTER))
-    assert [row.key for row in found] == [
+def test_references_are_in_order_with_signs_and_judgement():
+    rows = tables.references(make_entry(mean=BETTER))
+    assert [row.key for row in rows] == [
         "member_mean",
         "best_member",
         "best_member_scaled",
@@ -110,7 +110,7 @@ def test_references_stand_in_order_with_signs_and_judgement():
         "mean_of_logits",
         "base_few_shot",
     ]
-    accuracy, nll, ece, _ = found[0].cells
+    accuracy, nll, ece, _ = rows[0].cells
     assert (accuracy.value, accuracy.interval, accuracy.judged) == ("+2.0", "+1.0 to +3.0", "better")
     assert (nll.value, nll.interval) == ("−0.120", "−0.200 to −0.100")  # noqa: RUF001
     assert (ece.value, ece.interval, ece.judged, ece.ends) == ("0.0", "", "unknown", None)
@@ -142,7 +142,7 @@ def test_method_rows_hold_value_spread_and_interval():
     assert rows["best_member_scaled"].name == "+ temperature (T = 2.00)"
 
 
-def test_a_single_member_stands_there_once():
+def test_a_single_member_is_listed_once():
     rows = tables.method_rows(make_entry(num_members=1))
     assert [(row.key, row.name) for row in rows][1:] == [
         ("member_mean", "one LoRA"),

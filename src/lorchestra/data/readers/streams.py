@@ -93,7 +93,12 @@ class ReadContext:
 
 
 STANDARD_INPUT = "-"
-SHOWN_STANDARD_INPUT = "standard input"
+
+
+def shown_path(path: str | Path) -> str:
+    """A path in messages."""
+    return "standard input" if str(path) == STANDARD_INPUT else str(path)
+
 
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _BOMS = {
@@ -151,12 +156,11 @@ def open_bytes(path: Path) -> Iterator[io.BufferedReader]:
     """
     with ExitStack() as opened:
         stream: _Stream
+        shown = shown_path(path)
         if str(path) == STANDARD_INPUT:
-            shown = SHOWN_STANDARD_INPUT
             # closing the reader must not close the process's standard input
             stream = _Unclosed(getattr(sys.stdin, "buffer", io.BytesIO()))
         else:
-            shown = str(path)
             try:
                 stream = path.open("rb")
             except OSError as error:

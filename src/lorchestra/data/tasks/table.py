@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from lorchestra.data.tasks import convert
 from lorchestra.data.tasks.digests import PARTS, SPLIT_ROWS
-from lorchestra.data.tasks.spec import Files, Hub, TaskSpec, Wheel
+from lorchestra.data.tasks.spec import Convert, Files, Hub, TaskSpec, Wheel
 from lorchestra.errors import ConfigError, did_you_mean
 
 _SPLIT_NAMES = {"train": "train", "dev": "validation", "test": "test"}
@@ -48,7 +48,7 @@ _STEM = (
 )
 
 
-def _files(folder: str, *parts: str, reader: convert.Convert = convert.plain, **renamed: str) -> Files:
+def _files(folder: str, *parts: str, reader: Convert = convert.plain, **renamed: str) -> Files:
     return Files(folder, {part: part for part in parts} | renamed, reader)
 
 

@@ -1,1 +1,1 @@
-"""A finished and evaluated run as one HTML page that opens offline; no model is loaded."""
+"""Finished and evaluated runs as one HTML page that opens offline; no model is loaded."""

@@ -17,6 +17,7 @@ from lorchestra.metrics.table import WITH_DIRECTION
 from lorchestra.report.html import tables
 from lorchestra.report.html.course import arrow_figure
 from lorchestra.report.html.source import ReportRun
+from lorchestra.report.table import listed
 
 RESAMPLES = 1000
 _NLL = [metric.key for metric in WITH_DIRECTION].index("nll")
@@ -69,9 +70,9 @@ def sentence(runs: Sequence[ReportRun], best: int, paired: Sequence[Sequence[tab
     shown = "infinite" if value is None else f"{value:.3f} nats"
     text = f"{runs[best].name} has the lowest NLL ({shown})."
     if worse:
-        text += f" That is clearly lower than in {tables.listed(worse)}."
+        text += f" That is clearly lower than in {listed(worse)}."
     if same:
-        text += f" There is no clear difference to {tables.listed(same)}."
+        text += f" There is no clear difference to {listed(same)}."
     return text
 
 

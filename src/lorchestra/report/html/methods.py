@@ -18,11 +18,10 @@ from lorchestra.report.html.glyphs import rows_with_glyphs
 from lorchestra.report.html.source import ReportRun, accuracy_differs, same_rows
 from lorchestra.report.html.svg import NO_VALUE, Axis, Figure, Key, Panel, percent, plain, typeset
 from lorchestra.report.table import Method, listed, verdict
-from lorchestra.store.predictions import load_predictions
-from lorchestra.store.records import check_entry
-from lorchestra.store.run_dir import read_json, tensors_path
+from lorchestra.store.evaluations import check_entry
+from lorchestra.store.predictions import load_predictions, tensors_path
 from lorchestra.store.safe_paths import inside
-from lorchestra.store.schema import Each, Number, check_shape
+from lorchestra.store.schema import Each, Number, check_shape, read_json
 from lorchestra.types import Predictions
 
 ENSEMBLE = "lora_ensemble"

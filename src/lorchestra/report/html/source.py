@@ -9,17 +9,16 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from lorchestra.config.run import RunConfig, read_config
+from lorchestra.config.run import RunConfig
 from lorchestra.errors import CheckpointError, DataError, did_you_mean
 from lorchestra.metrics.evaluation import evaluate
 from lorchestra.metrics.predictive import mixture_log_probs
 from lorchestra.metrics.result import Evaluation, Json
 from lorchestra.metrics.scores import accuracy
 from lorchestra.store.predictions import load_predictions
-from lorchestra.store.records import read_environment, read_evaluations, read_events
-from lorchestra.store.run_dir import RunDir, read_ensemble, read_json
+from lorchestra.store.run import Run
 from lorchestra.store.safe_paths import inside
-from lorchestra.store.schema import FILE_NAME, check_shape
+from lorchestra.store.schema import FILE_NAME, read_json
 from lorchestra.types import Predictions
 
 
@@ -39,7 +38,7 @@ class ReportRun:
         parameters: trainable parameters of one member; None without its adapter file.
     """
 
-    run: RunDir
+    run: Run
     name: str
     record: Json
     config: RunConfig
@@ -64,7 +63,8 @@ def read_run(root: str | Path, split: str | None = None) -> ReportRun:
     Raises:
         CheckpointError: no run, an unfinished or unevaluated one, damaged files, or files of different evaluations.
     """
-    run, record = read_ensemble(root)
+    run = Run.at(root)
+    record = run.read_ensemble().to_dict()
     entries, cost = _read_metrics(run, record)
     entry = _choose(run, entries, split)
     task = entry.task
@@ -82,8 +82,8 @@ def read_run(root: str | Path, split: str | None = None) -> ReportRun:
         run=run,
         name=run.root.resolve().name,
         record=record,
-        config=read_config(run.config),
-        environment=read_environment(run),
+        config=run.read_config(),
+        environment=run.read_environment(),
         cost=cost,
         entry=entry,
         others=tuple(other for other in entries if (other.task, other.split) != (task, entry.split)),
@@ -91,7 +91,7 @@ def read_run(root: str | Path, split: str | None = None) -> ReportRun:
         validation=validation,
         baselines=_read_baselines(run, entry, predictions),
         ood=_read_ood(run, entry, predictions),
-        events=read_events(run.events, len(record["members"])),
+        events=run.read_events(len(record["members"])),
         members=members,
         parameters=_num_parameters(run, record),
     )
@@ -109,10 +109,9 @@ def expand_sweeps(roots: Sequence[str | Path]) -> list[str | Path]:
         if not path.is_file():
             expanded.append(root)
             continue
-        record = read_json(path)
-        check_shape(record, {"points": [{"name": FILE_NAME}]}, path)
+        record = read_json(path, {"points": [{"name": FILE_NAME}]})
         runs = [inside(root, "runs", point["name"]) for point in record["points"]]
-        finished = [run for run in runs if RunDir(run).ensemble.is_file()]
+        finished = [run for run in runs if Run(run).is_finished]
         if not finished:
             raise CheckpointError(
                 f"{root}: no run of this sweep is finished; the same lorchestra sweep command resumes it"
@@ -159,24 +158,24 @@ def _rows(run: ReportRun) -> str:
     return f"{run.entry.split}, {run.predictions.num_examples} rows"
 
 
-def _evaluate_again(run: RunDir) -> str:
+def _evaluate_again(run: Run) -> str:
     return f"evaluate the run: lorchestra evaluate {run.root}"
 
 
-def _stale(run: RunDir, what: str) -> CheckpointError:
+def _stale(run: Run, what: str) -> CheckpointError:
     return CheckpointError(f"{run.metrics}: {what}: the files are of different evaluations; {_evaluate_again(run)}")
 
 
-def _read_metrics(run: RunDir, record: Json) -> tuple[list[Evaluation], Json]:
+def _read_metrics(run: Run, record: Json) -> tuple[list[Evaluation], Json]:
     """The evaluations and the cost of a run."""
-    entries, cost = read_evaluations(run)
+    entries, cost = run.read_evaluations()
     if not entries:
         what = "holds no evaluation" if run.metrics.exists() else "not evaluated yet (no metrics.json)"
         raise CheckpointError(f"{run.metrics if run.metrics.exists() else run.root}: {what}; {_evaluate_again(run)}")
-    return [Evaluation.from_dict(entry) for entry in entries], cost or record.get("cost") or {}
+    return [Evaluation.from_dict(entry) for entry in entries], dict(cost) or record.get("cost") or {}
 
 
-def _choose(run: RunDir, entries: Sequence[Evaluation], split: str | None) -> Evaluation:
+def _choose(run: Run, entries: Sequence[Evaluation], split: str | None) -> Evaluation:
     by_split = {entry.split: entry for entry in entries}
     if split is None:
         return by_split.get("test", entries[-1])
@@ -188,25 +187,25 @@ def _choose(run: RunDir, entries: Sequence[Evaluation], split: str | None) -> Ev
     return by_split[split]
 
 
-def _read_predictions(run: RunDir, stem: str, *, answered: bool) -> Predictions:
+def _read_predictions(run: Run, stem: str, *, answered: bool) -> Predictions:
     path = run.prediction(stem)
     if not path.exists():
         raise CheckpointError(f"{path}: missing, though {run.metrics.name} refers to it; {_evaluate_again(run)}")
     return load_predictions(path, answered=answered)
 
 
-def _optional_predictions(run: RunDir, stem: str) -> Predictions | None:
+def _optional_predictions(run: Run, stem: str) -> Predictions | None:
     path = run.prediction(stem)
     return load_predictions(path, answered=True) if path.exists() else None
 
 
-def _read_baselines(run: RunDir, entry: Evaluation, predictions: Predictions) -> dict[str, Predictions]:
+def _read_baselines(run: Run, entry: Evaluation, predictions: Predictions) -> dict[str, Predictions]:
     """The baselines' saved predictions, as far as they exist and are of the same rows."""
     saved = {name: _optional_predictions(run, f"{entry.task}.{entry.split}.{name}") for name in entry.baselines}
     return {name: rows for name, rows in saved.items() if rows is not None and rows.ids == predictions.ids}
 
 
-def _read_ood(run: RunDir, entry: Evaluation, predictions: Predictions) -> dict[str, Predictions]:
+def _read_ood(run: Run, entry: Evaluation, predictions: Predictions) -> dict[str, Predictions]:
     ood = {name: _read_predictions(run, f"{entry.task}.ood_{name}", answered=False) for name in entry.ood or {}}
     for name, rows in ood.items():
         if rows.num_members != predictions.num_members:
@@ -214,7 +213,7 @@ def _read_ood(run: RunDir, entry: Evaluation, predictions: Predictions) -> dict[
     return ood
 
 
-def _check_pair(run: RunDir, entry: Evaluation, predictions: Predictions) -> None:
+def _check_pair(run: Run, entry: Evaluation, predictions: Predictions) -> None:
     """Refuse predictions from which the metrics were not computed."""
     for name in ("num_examples", "num_members"):
         here, there = getattr(entry, name), getattr(predictions, name)
@@ -238,7 +237,7 @@ def _with_temperature(entry: Evaluation, predictions: Predictions, validation: P
     return replace(entry, ensemble_scaled=scaled.ensemble_scaled, best_member_scaled=scaled.best_member_scaled)
 
 
-def _num_parameters(run: RunDir, record: Json) -> int | None:
+def _num_parameters(run: Run, record: Json) -> int | None:
     """Trainable parameters of one member, from the header of its adapter file."""
     path = run.inside(record["members"][0]["path"], "adapter_model.safetensors")
     try:

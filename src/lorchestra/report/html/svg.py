@@ -1,8 +1,8 @@
-"""A little drawing in SVG: one panel with axes, on which lines, bars, points and arrows are put.
+"""Minimal SVG: a panel with axes, on which lines, bars, points and arrows are drawn.
 
-Hand-made, so that a picture takes its colors from the page's style sheet: it follows light, dark and print, its text
-is text, and a panel weighs some kilobytes. Colors are named, `c-NAME` classes of `style.css`; everything that comes
-from data is escaped here.
+Written by hand, so that figures take their colors from the page's style sheet: they follow light, dark and print, their
+text is text, and a panel is a few kilobytes. Colors are names: `c-NAME` classes of `page.css`. Everything from the data
+is escaped here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lorchestra.metrics.predictive import FloatArray
 Numbers = Sequence[float] | FloatArray
 
 MINUS, NO_VALUE = "\N{MINUS SIGN}", "\N{EN DASH}"
-"""How a negative number begins, and what stands where there is none."""
+"""The sign of a negative number, and the text for a missing one."""
 
 
 def ticks(low: float, high: float, most: int = 6) -> list[float]:
@@ -36,7 +36,7 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
 
 
 def plain(value: float) -> str:
-    """A number as short as it may be."""
+    """A number in its shortest form."""
     return f"{value:.6g}".replace("-", MINUS)
 
 
@@ -46,13 +46,13 @@ def percent(value: float) -> str:
 
 
 def typeset(text: str) -> str:
-    """A sentence with the typographic minus before its numbers."""
+    """A sentence with typographic minus signs before its numbers."""
     return re.sub(r"(?<![\w-])-(?=\d)", MINUS, text)
 
 
 @dataclass(frozen=True)
 class Axis:
-    """Range and label of an axis, and how its numbers are written."""
+    """Range and label of an axis, and the format of its numbers."""
 
     low: float
     high: float
@@ -63,7 +63,7 @@ class Axis:
 
 @dataclass
 class Panel:
-    """A picture of `width` x `height` user units; what is added later lies above. `label` says what it shows."""
+    """A drawing of `width` x `height` user units; later parts are on top. `label` describes it to screen readers."""
 
     x: Axis
     y: Axis
@@ -77,17 +77,17 @@ class Panel:
     parts: list[str] = field(default_factory=list)
 
     def px(self, x: float) -> float:
-        """Horizontal place of a value."""
+        """Horizontal position of a value."""
         share = (x - self.x.low) / (self.x.high - self.x.low)
         return round(self.left + share * (self.width - self.left - self.right), 1)
 
     def py(self, y: float) -> float:
-        """Vertical place of a value."""
+        """Vertical position of a value."""
         share = (y - self.y.low) / (self.y.high - self.y.low)
         return round(self.height - self.bottom - share * (self.height - self.top - self.bottom), 1)
 
     def line(self, xs: Numbers, ys: Numbers, color: str, style: str = "", tip: str = "") -> None:
-        """A line through the points; where a value is NaN it is interrupted. `style`: thin, dash, dot, heavy."""
+        """A line through the points, interrupted where a value is NaN. `style`: thin, dash, dot, heavy."""
         commands, pen = [], "M"
         for x, y in zip(xs, ys, strict=True):
             if not (math.isfinite(x) and math.isfinite(y)):
@@ -121,7 +121,7 @@ class Panel:
         self._add(marker_path(marker, self.px(x), self.py(y), size), color, tip)
 
     def arrow(self, start: tuple[float, float], end: tuple[float, float], color: str, tip: str = "") -> None:
-        """An arrow from start to end; a point where the two are the same."""
+        """An arrow from start to end; a point if both are the same."""
         x0, y0, x1, y1 = self.px(start[0]), self.py(start[1]), self.px(end[0]), self.py(end[1])
         length = math.hypot(x1 - x0, y1 - y0)
         if length < 1:
@@ -138,12 +138,12 @@ class Panel:
     def text(
         self, x: float, y: float, text: str, color: str = "ink", anchor: str = "start", dx: int = 0, dy: int = 0
     ) -> None:
-        """Text at a place in data units, moved by dx, dy user units."""
-        place = f'x="{self.px(x) + dx:g}" y="{self.py(y) + dy:g}"'
-        self.parts.append(f'<text class="c-{color} note" {place} text-anchor="{anchor}">{escape(text)}</text>')
+        """Text at a position in data units, moved by dx, dy user units."""
+        position = f'x="{self.px(x) + dx:g}" y="{self.py(y) + dy:g}"'
+        self.parts.append(f'<text class="c-{color} note" {position} text-anchor="{anchor}">{escape(text)}</text>')
 
     def svg(self) -> str:
-        """The picture."""
+        """The drawing."""
         return (
             f'<svg viewBox="0 0 {self.width} {self.height}" role="img" aria-label="{escape(self.label)}">'
             f"{self._frame()}{''.join(self.parts)}</svg>"
@@ -171,8 +171,8 @@ class Panel:
         return "".join(parts)
 
 
-def _label(kind: str, place: str, anchor: str, text: str) -> str:
-    return f'<text class="{kind}" {place} text-anchor="{anchor}">{escape(text)}</text>' if text else ""
+def _label(kind: str, position: str, anchor: str, text: str) -> str:
+    return f'<text class="{kind}" {position} text-anchor="{anchor}">{escape(text)}</text>' if text else ""
 
 
 def marker_path(marker: str, x: float, y: float, size: float) -> str:
@@ -185,7 +185,7 @@ def marker_path(marker: str, x: float, y: float, size: float) -> str:
 
 @dataclass(frozen=True)
 class Key:
-    """One entry of a legend: a name, and how it is drawn."""
+    """One entry of a legend: a name and its style."""
 
     name: str
     color: str
@@ -194,7 +194,7 @@ class Key:
     line: bool = True
 
     def swatch(self) -> str:
-        """The sample beside the name."""
+        """The sample next to the name."""
         line = f'<path class="line {self.style}" d="M1 7H29"/>' if self.line else ""
         marker = f"{marker_path(self.marker, 15, 7, 4)}/>" if self.marker else ""
         return f'<svg class="swatch c-{self.color}" viewBox="0 0 30 14" aria-hidden="true">{line}{marker}</svg>'
@@ -202,7 +202,7 @@ class Key:
 
 @dataclass(frozen=True)
 class Figure:
-    """What the page shows as one figure: panels side by side with one legend; `caption` is plain text."""
+    """A figure of the page: panels side by side with one legend; `caption` is plain text."""
 
     title: str
     panels: Sequence[str]

@@ -1,10 +1,9 @@
-"""From a trained pass to one finished and evaluated run directory a point."""
+"""From a trained pass to one finished and evaluated run directory per point."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,18 +15,21 @@ from lorchestra.models.peft_files import save_members
 from lorchestra.nn.packing import BASE
 from lorchestra.planning.estimate import training_base_passes
 from lorchestra.runs.baselines import comparable, few_shot_base, mc_dropout_of, save_all, score
-from lorchestra.runs.record import ensemble_record, trained_members, write_description
+from lorchestra.runs.build import describe, ensemble_record
 from lorchestra.runs.sweep.points import Point
 from lorchestra.runs.sweep.train import TrainedPack
-from lorchestra.store.atomic import atomic_directory, atomic_write_json, atomic_write_text
-from lorchestra.store.predictions import load_predictions, save_predictions
-from lorchestra.store.records import read_events
-from lorchestra.store.run_dir import RunDir, write_ensemble
+from lorchestra.runs.train import member_records
+from lorchestra.store.atomic import atomic_directory
+from lorchestra.store.events import Event
+from lorchestra.store.predictions import load_predictions
+from lorchestra.store.run import Run
 from lorchestra.store.safe_paths import inside
 from lorchestra.training.callbacks import Callback, progress
 from lorchestra.types import Example, Predictions
 
 logger = logging.getLogger(__name__)
+
+Cost = dict[str, float | None]
 
 
 def finish_pack(
@@ -38,7 +40,7 @@ def finish_pack(
     ood: Mapping[str, Sequence[Example]],
     callback: Callback,
 ) -> list[Point]:
-    """Write the runs of all points that are not there yet; each directory appears whole, evaluation included.
+    """Write the missing runs of a pass; each directory appears complete, evaluation included.
 
     All members of the pass predict together, so the layers below the adapters and the zero-shot base run once.
 
@@ -47,120 +49,67 @@ def finish_pack(
         runs: the directory of the runs.
         evaluate: whether to evaluate on the test rows.
         ood: rows unlike the training rows, by name.
-        callback: reports progress; where it asks to stop, `Interrupted` is raised.
+        callback: reports progress; when it asks to stop, `Interrupted` is raised.
 
     Returns:
         The points of which every member failed; they get no run.
     """
-    pack = trained.pack
-    missing = [point for point in pack.points if not inside(runs, point.name).exists()]
+    missing = [point for point in trained.pack.points if not inside(runs, point.name).exists()]
     failed = [point for point in missing if not trained.good_members(point)]
     missing = [point for point in missing if point not in failed]
     if not missing:
         return failed
-    splits = pack.rows.task.splits
-    found: dict[str, Predictions] = {}
-    if evaluate:
-        wanted = {"test": splits["test"], "val": splits["val"]} | {f"ood_{name}": rows for name, rows in ood.items()}
-        found = {split: _predict(trained, missing, rows, split, callback) for split, rows in wanted.items()}
-    places = _places(trained, missing)
-    few_shot: dict[tuple[int, int], dict[str, Predictions | str]] = {}
-    said: set[str] = set()
+    evaluation = _Evaluation(trained, missing, ood, callback) if evaluate else None
     for point in missing:
         with atomic_directory(inside(runs, point.name)) as directory:
-            run = RunDir(directory)
-            cost = _cost(trained, point)
+            run, cost = Run(directory), _cost(trained, point)
             _write_run(trained, point, run, cost)
-            if evaluate:
-                own = {
-                    split: dataclasses.replace(every, log_probs_MEC=every.log_probs_MEC[places[point.name]])
-                    for split, every in found.items()
-                }
-                base = dataclasses.replace(found["test"], log_probs_MEC=found["test"].log_probs_MEC[-1:])
-                left_out = _write_evaluation(trained, point, run, own, base, few_shot, cost, callback)
-                for text in [f"{name} is left out: {reason}" for name, reason in left_out.items()]:
-                    if text not in said:  # most points have the same
-                        logger.info(text)
-                        said.add(text)
+            if evaluation is not None:
+                evaluation.write(point, run, cost)
     return failed
 
 
-def _predict(
-    trained: TrainedPack, points: Sequence[Point], rows: Sequence[Example], split: str, callback: Callback
-) -> Predictions:
-    """Predictions of every good member of some points, in their order, and of the base, which comes last."""
-    members = [m for point in points for m in trained.good_members(point)]
-    return trained.pipeline.predict(
-        rows,
-        [*member_passes(members), MemberPass(BASE)],
-        split,
-        progress=progress(callback, f"{len(members)} members on {split}", len(rows)),
-    )
-
-
-def _places(trained: TrainedPack, points: Sequence[Point]) -> dict[str, slice]:
-    """Where each point's members lie in what `_predict` gives."""
-    numbers = [len(trained.good_members(point)) for point in points]
-    stops = list(itertools.accumulate(numbers))
-    return {point.name: slice(stop - number, stop) for point, number, stop in zip(points, numbers, stops, strict=True)}
-
-
-def _write_run(trained: TrainedPack, point: Point, run: RunDir, cost: dict[str, Any]) -> None:
-    """All files of a finished run but its evaluation."""
+def _write_run(trained: TrainedPack, point: Point, run: Run, cost: Cost) -> None:
+    """Write all files of a finished run except its evaluation."""
     pipeline, trainer, members = trained.pipeline, trained.trainer, trained.pack.members_of(point)
     config = trained.config_of(point)
-    write_description(run, config, trained.pack.rows, pipeline)
-    run.members.mkdir()
-    values, base_path = trainer.final_values(), pipeline.base.path_for_peft
-    written = save_members(run.members, pipeline.model, values, base_path, members, config.adapt)
-    records = trained_members(trainer, written, members, config.adapt)
-    write_ensemble(run, ensemble_record(pipeline, trained.pack.rows, records, cost))
-    events = read_events(trained.directory.events, len(trainer.settings))
-    own = (_own_part(event, members) for event in events)
-    atomic_write_text(run.events, "".join(json.dumps(event) + "\n" for event in own if event is not None))
+    describe(run, config, trained.pack.rows, pipeline)
+    with run.new_members() as directory:
+        written = save_members(
+            directory,
+            pipeline.model,
+            trainer.final_values(),
+            pipeline.base.path_for_peft,
+            members,
+            config.adapt,
+        )
+    records = member_records(trainer, written, members, config.adapt)
+    run.write_ensemble(ensemble_record(pipeline, trained.pack.rows, records, cost))
+    events = (_event_of(event, members) for event in trained.directory.read_events(len(trainer.settings)))
+    run.write_events(event for event in events if event is not None)
     for path in sorted(trained.directory.predictions.glob("epoch_*.safetensors")):
         every = load_predictions(path)
-        found = dataclasses.replace(every, log_probs_MEC=every.log_probs_MEC[trained.good_members(point)])
-        save_predictions(run.predictions, found, f"{found.task}.{found.split}.{path.stem}")
+        predictions = dataclasses.replace(every, log_probs_MEC=every.log_probs_MEC[trained.good_members(point)])
+        run.save_predictions(predictions, path.stem)
 
 
-def _write_evaluation(
-    trained: TrainedPack,
-    point: Point,
-    run: RunDir,
-    own: Mapping[str, Predictions],
-    base: Predictions,
-    few_shot: dict[tuple[int, int], dict[str, Predictions | str]],
-    cost: dict[str, Any],
-    callback: Callback,
-) -> dict[str, str]:
-    """Predictions and `metrics.json`, as `evaluate_run` writes them; returns baselines left out, with the reason.
+def _event_of(event: Event, members: range) -> Event | None:
+    """An event of the pass as a point's event, with lists over the point's members only; None if it is another's."""
 
-    `few_shot` keeps the few-shot base's predictions by number of shots and seed: most points have them in common.
-    """
-    pipeline, config, test = trained.pipeline, point.config, own["test"]
-    splits = trained.pack.rows.task.splits
-    key = (config.evaluate.few_shot, config.train.seed)
-    if key not in few_shot:
-        few_shot[key] = few_shot_base(pipeline, config, splits["test"], "test", splits["train"], callback)
-    first, number = trained.good_members(point)[0], test.num_members
-    candidates: dict[str, Predictions | str] = {
-        "base_zero_shot": base,
-        **few_shot[key],
-        **mc_dropout_of(pipeline, config, splits["test"], "test", callback, member=first, passes=number),
-    }
-    baselines, left_out = comparable(candidates, test, pipeline)
-    entry = score(test, own["val"], baselines, left_out, splits["test"], splits, config.evaluate, config.train.seed)
-    entry["ood"] = {
-        split.removeprefix("ood_"): ood_scores(test, far) for split, far in own.items() if split.startswith("ood_")
-    }
-    save_all(run.predictions, list(own.values()), baselines)
-    atomic_write_json(run.metrics, {"evaluations": [entry], "cost": cost})
-    return left_out
+    def cut(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: cut(part) for name, part in value.items()}
+        return value[members.start : members.stop] if isinstance(value, list) else value
+
+    if event["event"] == "member_failed":
+        return event | {"member": event["member"] - members.start} if event["member"] in members else None
+    if event["event"] in ("step", "evaluation"):
+        return {name: cut(value) for name, value in event.items()}
+    return event
 
 
-def _cost(trained: TrainedPack, point: Point) -> dict[str, Any]:
-    """As of a run by itself; of the pass's time and passes of the base it has its share by tokens."""
+def _cost(trained: TrainedPack, point: Point) -> Cost:
+    """As of a separate run, with a share by tokens of the pass's time and base passes."""
     trainer, members = trained.trainer, trained.pack.members_of(point)
     tokens = sum(trainer.member_tokens(m) for m in members)
     share = tokens / max(1, trainer.state.tokens)
@@ -174,16 +123,78 @@ def _cost(trained: TrainedPack, point: Point) -> dict[str, Any]:
     }
 
 
-def _own_part(event: dict[str, Any], members: range) -> dict[str, Any] | None:
-    """An event of the pass as an event of one point: lists over members are cut to its own; None is another's."""
+class _Evaluation:
+    """Predictions of some points' good members and of the base, made together, and each point's evaluation from them.
 
-    def cut(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: cut(part) for name, part in value.items()}
-        return value[members.start : members.stop] if isinstance(value, list) else value
+    Args:
+        trained: the pass.
+        points: the points to evaluate.
+        ood: rows unlike the training rows, by name.
+        callback: reports progress.
+    """
 
-    if event["event"] == "member_failed":
-        return event | {"member": event["member"] - members.start} if event["member"] in members else None
-    if event["event"] in ("step", "evaluation"):
-        return {name: cut(value) for name, value in event.items()}
-    return event
+    def __init__(
+        self, trained: TrainedPack, points: Sequence[Point], ood: Mapping[str, Sequence[Example]], callback: Callback
+    ) -> None:
+        self.trained, self.callback = trained, callback
+        self.splits = trained.pack.rows.task.splits
+        members = [trained.good_members(point) for point in points]
+        stops = itertools.accumulate(map(len, members))
+        self.members = {
+            point.name: slice(stop - len(good), stop) for point, good, stop in zip(points, members, stops, strict=True)
+        }
+        """The members of each point in the predictions; the base comes last."""
+        rows: dict[str, Sequence[Example]] = {split: self.splits[split] for split in ("test", "val")}
+        rows |= {f"ood_{name}": examples for name, examples in ood.items()}
+        passes = [*member_passes([m for good in members for m in good]), MemberPass(BASE)]
+        self.predictions = {split: self._predict(passes, examples, split) for split, examples in rows.items()}
+        self.few_shot: dict[tuple[int, int], dict[str, Predictions | str]] = {}
+        """The few-shot base by number of shots and seed, which most points have in common."""
+        self.logged: set[str] = set()
+
+    def _predict(self, passes: Sequence[MemberPass], rows: Sequence[Example], split: str) -> Predictions:
+        report = progress(self.callback, f"{len(passes) - 1} members on {split}", len(rows))
+        return self.trained.pipeline.predict(rows, passes, split, progress=report)
+
+    def write(self, point: Point, run: Run, cost: Cost) -> None:
+        """Write predictions and `metrics.json`, as `evaluate_run` does."""
+        predictions = {
+            split: dataclasses.replace(every, log_probs_MEC=every.log_probs_MEC[self.members[point.name]])
+            for split, every in self.predictions.items()
+        }
+        test, config = predictions["test"], point.config
+        baselines, left_out = comparable(self._baselines(point, test), test, self.trained.pipeline)
+        entry = score(
+            test,
+            predictions["val"],
+            baselines,
+            left_out,
+            self.splits["test"],
+            self.splits,
+            config.evaluate,
+            config.train.seed,
+        )
+        entry["ood"] = {
+            split.removeprefix("ood_"): ood_scores(test, ood)
+            for split, ood in predictions.items()
+            if split.startswith("ood_")
+        }
+        save_all(run, list(predictions.values()), baselines)
+        run.write_evaluations([entry], cost)
+        for text in [f"{name} is left out: {reason}" for name, reason in left_out.items()]:
+            if text not in self.logged:  # most points have the same
+                logger.info(text)
+                self.logged.add(text)
+
+    def _baselines(self, point: Point, test: Predictions) -> dict[str, Predictions | str]:
+        pipeline, config, rows = self.trained.pipeline, point.config, self.splits["test"]
+        key = (config.evaluate.few_shot, config.train.seed)
+        if key not in self.few_shot:
+            self.few_shot[key] = few_shot_base(pipeline, config, rows, "test", self.splits["train"], self.callback)
+        every = self.predictions["test"]
+        first, number = self.trained.good_members(point)[0], test.num_members
+        return {
+            "base_zero_shot": dataclasses.replace(every, log_probs_MEC=every.log_probs_MEC[-1:]),
+            **self.few_shot[key],
+            **mc_dropout_of(pipeline, config, rows, "test", self.callback, member=first, passes=number),
+        }

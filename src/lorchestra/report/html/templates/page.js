@@ -1,4 +1,4 @@
-// A threshold below which the ensemble abstains; without scripts the table beside it says the same.
+// The threshold below which the ensemble abstains; the table next to it works without scripts.
 for (const slider of document.querySelectorAll(".slider")) {
   const curve = JSON.parse(slider.dataset.curve);
   const input = slider.querySelector("input");
@@ -26,5 +26,5 @@ for (const slider of document.querySelectorAll(".slider")) {
   input.addEventListener("input", show);
   show();
 }
-// Paper cannot be clicked open.
+// On paper, details cannot be opened.
 addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((part) => { part.open = true; }));

@@ -1,4 +1,4 @@
-"""Rows as tokens one by one: the tokens of all together, and faults that stay with their rows."""
+"""Tokenization of rows one by one: the same tokens as all together, and errors reported per row."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from tiny_base import tiny_tokenizer
 
 from lorchestra.config.data import DataConfig
 from lorchestra.data.prompts import PromptTemplate
-from lorchestra.inference.encode_each import encode_each
-from lorchestra.inference.pipeline import Pipeline
+from lorchestra.inference.pipeline import Pipeline, encode_each
 from lorchestra.types import Example
 
 LONGEST = 40
@@ -30,7 +29,7 @@ def examples(texts, choices=("yes", "no")):
 
 def test_good_rows_have_the_tokens_of_one_call(pipeline):
     rows = examples([f"the film {n} was good" for n in range(9)])
-    rows += examples(["a film that names </s> and <s>"])  # plain text, as everywhere
+    rows += examples(["a film that names </s> and <s>"])  # read as plain text
     together = pipeline.encode(rows).rows
     assert [row.tokens for row in encode_each(pipeline, rows, "error")] == list(together)
     assert encode_each(pipeline, rows[:1], "error")[0].tokens == together[0]
@@ -39,11 +38,11 @@ def test_good_rows_have_the_tokens_of_one_call(pipeline):
 
 @pytest.mark.parametrize("number", [1, 2, 9])
 @pytest.mark.parametrize("too_long", ["error", "drop", "truncate"])
-def test_a_long_row_is_its_fault_or_left_out_or_cut(pipeline, number, too_long):
+def test_a_long_row_is_refused_or_dropped_or_truncated(pipeline, number, too_long):
     texts = [LONG if n % 4 == 0 else f"the film {n} was good" for n in range(number)]
-    found = encode_each(pipeline, examples(texts), too_long)
-    assert [row.tokens.row for row in found if row.tokens] == [n for n, row in enumerate(found) if row.tokens]
-    for n, (row, text) in enumerate(zip(found, texts, strict=True)):
+    results = encode_each(pipeline, examples(texts), too_long)
+    assert [row.tokens.row for row in results if row.tokens] == [n for n, row in enumerate(results) if row.tokens]
+    for n, (row, text) in enumerate(zip(results, texts, strict=True)):
         if text != LONG:
             assert (row.fault, row.truncated) == (None, False)
             assert row.tokens is not None
@@ -58,8 +57,8 @@ def test_a_long_row_is_its_fault_or_left_out_or_cut(pipeline, number, too_long):
 
 
 @pytest.mark.parametrize("too_long", ["error", "drop", "truncate"])
-def test_a_row_whose_choices_do_not_fit_is_faulty_unless_long_rows_are_left_out(pipeline, too_long):
+def test_a_row_whose_choices_do_not_fit_is_refused_unless_long_rows_are_dropped(pipeline, too_long):
     rows = [*examples(["a film"]), *examples(["a film"], choices=("no", LONG)), *examples(["a play"])]
-    found = encode_each(pipeline, rows, too_long)
-    assert [row.tokens is None for row in found] == [False, True, False]
-    assert (found[1].fault is None) == (too_long == "drop")
+    results = encode_each(pipeline, rows, too_long)
+    assert [row.tokens is None for row in results] == [False, True, False]
+    assert (results[1].fault is None) == (too_long == "drop")
