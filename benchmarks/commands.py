@@ -1,7 +1,7 @@
 """The command line in processes that start in a tenth of a second: forked from a server that has imported everything.
 
-A process started from scratch imports torch and transformers for some four seconds. These are as separate as that one:
-each has its process id, streams, signals and exit code.
+A new process would import torch and transformers for about four seconds. Forked ones are separate processes all the
+same, with their process ids, streams, signals and exit codes.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ def _context() -> ForkServerContext:
 
 
 class Command:
-    """A running `lorchestra` command; a context manager that kills what is left of it."""
+    """A running `lorchestra` command; a context manager that kills it at the end."""
 
     def __init__(self, *arguments: object, directory: Path, last_operation: tuple[Path, int] | None = None) -> None:
-        """Start it; what it prints goes to files in `directory`.
+        """Start it, with its output in files in `directory`.
 
-        With `last_operation`, a directory and a number, it is killed before the file operation of that number there.
+        With `last_operation`, a directory and a number n, it is killed before the n-th file operation there.
         """
         streams = [directory / name for name in ("stdout.txt", "stderr.txt")]
         self._out, self._err = streams
@@ -57,7 +57,7 @@ class Command:
         return self
 
     def __exit__(self, *unused: object) -> None:
-        """Leave no process behind."""
+        """Kill it if it still runs."""
         self.kill()
         self._process.join()
 
@@ -69,24 +69,24 @@ class Command:
 
     @property
     def exit_code(self) -> int | None:
-        """None while it runs; minus the signal's number where a signal ended it."""
+        """None while it runs; minus the signal's number if a signal ended it."""
         return self._process.exitcode
 
     @property
     def out(self) -> str:
-        """What it wrote to stdout so far."""
+        """Its stdout so far."""
         return self._out.read_text(encoding="utf-8") if self._out.exists() else ""
 
     @property
     def err(self) -> str:
-        """What it wrote to stderr so far."""
+        """Its stderr so far."""
         return self._err.read_text(encoding="utf-8") if self._err.exists() else ""
 
     def wait(self, timeout: float = 300) -> int:
         """Wait for its end; returns the exit code.
 
         Raises:
-            TimeoutError: it is still running after so many seconds.
+            TimeoutError: it is still running after `timeout` seconds.
         """
         self._process.join(timeout)
         if self.exit_code is None:
@@ -94,12 +94,12 @@ class Command:
         return self.exit_code
 
     def send_signal(self, number: int) -> None:
-        """Send it a signal, if it still runs."""
+        """Send a signal if it still runs."""
         if self.exit_code is None:
             os.kill(self.pid, number)
 
     def kill(self) -> None:
-        """Kill it, as by SIGKILL."""
+        """Send SIGKILL."""
         self._process.kill()
 
 

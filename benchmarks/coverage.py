@@ -1,13 +1,13 @@
-"""How often the 95 % intervals of the evaluation hold the true value, on simulated models whose true values are known.
+"""How often the 95 % intervals of the evaluation contain the true value, on simulated models with known true values.
 
     python benchmarks/coverage.py            about a quarter of an hour on one core
     python benchmarks/coverage.py --quick    a minute, to see that it runs
 
-Rows are drawn from models with known probabilities: answers follow softmax(z), z normal, and the judged model says
-softmax(a z) with a = 1 (calibrated), 2 (over-confident) or 0.5 (under-confident); "easy" is calibrated with few errors.
-It is compared with one of noisier scores. True values come from a million rows. Beside the intervals of the product
-stand percentiles of bootstrap draws for the metrics that do not use them. A set of which no interval is given counts in
-the share that is shown, and not in the coverage.
+Rows are drawn from models with known probabilities: answers follow softmax(z), z normal, and the evaluated model
+predicts softmax(a z) with a = 1 (calibrated), 2 (over-confident) or 0.5 (under-confident); "easy" is calibrated with
+few errors. It is compared with a model of noisier scores. True values come from a million rows. Percentile bootstrap
+intervals are listed as well, for the metrics that do not use them. A set without an interval counts in the share in
+brackets, not in the coverage.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from lorchestra.metrics.predictive import FloatArray, IntArray
 from lorchestra.metrics.scores import RESAMPLED, all_metrics, bootstrap, interval, score_rows
 
 KINDS = {"calibrated": (2.0, 1.0, 1.5), "over": (2.0, 2.0, 2.5), "under": (2.0, 0.5, 0.9), "easy": (8.0, 1.0, 1.5)}
-"""Spread of the true scores, and the factors of the judged model and of the one it is compared with."""
+"""Spread of the true scores, and the factors of the evaluated model and of the one it is compared with."""
 
 CLASSES = (2, 4)
 ROWS = (10, 20, 60, 200, 500, 2000)
@@ -38,7 +38,7 @@ def log_softmax(scores: FloatArray) -> FloatArray:
 
 
 def draw(generator: np.random.Generator, rows: int, classes: int, kind: str) -> tuple[dict[str, FloatArray], IntArray]:
-    """The judged model and the other, and the answers."""
+    """The log-probabilities of both models, and the answers."""
     spread, factor, other = KINDS[kind]
     scores = spread * generator.normal(size=(rows, classes))
     below = np.exp(log_softmax(scores)).cumsum(axis=1) < generator.random((rows, 1))
@@ -53,17 +53,17 @@ def truths(classes: int, kind: str) -> dict[str, float]:
     values = {name: all_metrics(log_probs, labels) for name, log_probs in distributions.items()}
     if kind in ("calibrated", "easy"):
         values["model"]["ece"] = 0.0
-    found = {metric: values["model"][metric] for metric in RESAMPLED}
-    return found | {f"minus {m}": values["model"][m] - values["other"][m] for m in (*COMPARED, "ece")}
+    metrics = {metric: values["model"][metric] for metric in RESAMPLED}
+    return metrics | {f"minus {m}": values["model"][m] - values["other"][m] for m in (*COMPARED, "ece")}
 
 
 def intervals_of(distributions: dict[str, FloatArray], labels: IntArray, seed: int) -> Iterator[tuple[str, Ends]]:
-    """Every interval by name; "(percentile)" behind the name where it is not the product's."""
+    """Every interval by name; those that the evaluation does not use end in "(percentile)"."""
     scores = {name: score_rows(log_probs, labels) for name, log_probs in distributions.items()}
     draws = bootstrap(scores, RESAMPLES, seed)
     model, other = (judge(scores, draws, name) for name in ("model", "other"))
-    found = method_intervals(model, seed)
-    yield from ((metric, found[metric]) for metric in RESAMPLED)
+    intervals = method_intervals(model, seed)
+    yield from ((metric, intervals[metric]) for metric in RESAMPLED)
     for metric in ("accuracy", "signed_gap", "ece"):
         yield f"{metric} (percentile)", interval(draws["model"][metric])
     yield from ((f"minus {metric}", ends) for metric, ends in difference_intervals(model, other).items())
@@ -72,7 +72,7 @@ def intervals_of(distributions: dict[str, FloatArray], labels: IntArray, seed: i
 
 
 def coverage(rows: int, classes: int, kind: str, sets: int) -> dict[str, tuple[float | None, float]]:
-    """By interval: share of sets in which it holds the true value, of those that have one; and their share."""
+    """By interval: how often it contains the true value, if it exists; and how often it exists."""
     true = truths(classes, kind)
     generator = np.random.default_rng([rows, classes])
     held: dict[str, list[bool | None]] = defaultdict(list)
@@ -84,8 +84,8 @@ def coverage(rows: int, classes: int, kind: str, sets: int) -> dict[str, tuple[f
 
 
 def _share(values: list[bool | None]) -> tuple[float | None, float]:
-    given = [value for value in values if value is not None]
-    return (float(np.mean(given)) if given else None), len(given) / len(values)
+    known = [value for value in values if value is not None]
+    return (float(np.mean(known)) if known else None), len(known) / len(values)
 
 
 def main() -> None:
@@ -94,8 +94,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few sets and rows")
     args = parser.parse_args()
     sets, sizes = (20, ROWS[:3]) if args.quick else (args.sets, ROWS)
-    print(f"# Coverage of the 95 % intervals, in percent: {sets} simulated sets a cell\n")
-    print(f"{processor()}; {RESAMPLES} resamples. In brackets: share of sets that have an interval, where not all.\n")
+    print(f"# Coverage of the 95 % intervals, in percent: {sets} simulated sets per cell\n")
+    print(f"{processor()}; {RESAMPLES} resamples. In brackets: share of sets that have an interval, if not all.\n")
     columns = [f"{kind} {classes}" for kind in KINDS for classes in CLASSES]
     for rows in sizes:
         cells = [

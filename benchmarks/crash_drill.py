@@ -1,7 +1,7 @@
-"""Kill a training over and over, at any moment, resume it, and compare the adapters' bytes with an undisturbed run's.
+"""Kill a training repeatedly, at random moments, resume it, and compare the adapters' bytes with an undisturbed run's.
 
-Runs of a tiny base, with a checkpoint after every step so that many crashes fall into saving; see `fuzzing/crashes.py`
-for the kinds of crashes. A run is crashed three to seven times before it may finish.
+Runs on a tiny base, with a checkpoint after every step so that many crashes hit the saving; `fuzzing/crashes.py` has
+the kinds of crashes. A run is crashed three to seven times before it may finish.
 
     nice python benchmarks/crash_drill.py --kills 200
 """
@@ -26,7 +26,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"
 
 from fuzzing.crashes import Crash, as_expected, fill, import_everything, logged_steps, small_disk, train
-from fuzzing.runs import adapters
+from fuzzing.runs import adapter_bytes
 from fuzzing.task_files import as_csv, valid_rows
 from tiny_base import save_tiny_base
 
@@ -42,7 +42,7 @@ _DISK_BYTES = 4_000_000
 
 @dataclass
 class Drill:
-    """What happened: crashes by kind, how many of them found the run finished already, and what went wrong."""
+    """Results: crashes by kind, those that came after the run had finished, and violations."""
 
     crashed: Counter[str] = field(default_factory=Counter)
     late: Counter[str] = field(default_factory=Counter)
@@ -58,7 +58,7 @@ class Reference:
     """An undisturbed run."""
 
     recipe: Path
-    adapters: list[bytes]
+    adapter_bytes: list[bytes]
     steps: list[int]
     seconds: float
     operations: int
@@ -67,7 +67,7 @@ class Reference:
 def make_references(folder: Path) -> list[Reference]:
     """Two kinds of runs: all layers with dropout; the last layer on a cached trunk, with the KL term and decay."""
     base = folder / "base"
-    # in a child: torch's threads must not be in the parent when it forks
+    # in a child: the parent must not have torch's threads when it forks
     if (child := os.fork()) == 0:
         save_tiny_base(base)
         os._exit(0)
@@ -92,14 +92,14 @@ def make_references(folder: Path) -> list[Reference]:
         train(recipe, folder / "warm-up", None)
         shutil.rmtree(folder / "warm-up")
         ended = train(recipe, root, None, count)
-        assert ended.code == 0, ended.said
+        assert ended.code == 0, ended.output
         steps = list(logged_steps(root))
-        references.append(Reference(recipe, adapters(root), steps, ended.seconds, int(count.read_text())))
+        references.append(Reference(recipe, adapter_bytes(root), steps, ended.seconds, int(count.read_text())))
     return references
 
 
 def crash_one_run(drill: Drill, reference: Reference, root: Path, kinds: list[str], draw: random.Random) -> None:
-    """Crash one run once a kind, resume it each time, let it finish, and compare."""
+    """Crash one run once per kind, resuming it each time; let it finish, and compare."""
     for kind in kinds:
         left = 1 - len(logged_steps(root)) / len(reference.steps)
         crash = Crash.draw(draw, kind, reference.seconds, reference.operations, left)
@@ -112,21 +112,21 @@ def crash_one_run(drill: Drill, reference: Reference, root: Path, kinds: list[st
         else:
             drill.crashed[kind] += 1
         if not as_expected(crash, ended):
-            drill.wrong.append(f"{crash} ended with {ended.code}: {' '.join(ended.said[-300:].split())}")
+            drill.wrong.append(f"{crash} ended with {ended.code}: {' '.join(ended.output[-300:].split())}")
     ended = train(reference.recipe, root, None)
     drill.runs += 1
     if ended.code != 0:
-        drill.wrong.append(f"after {kinds} a resume ended with {ended.code}: {' '.join(ended.said[-300:].split())}")
-    elif adapters(root) != reference.adapters:
-        drill.wrong.append(f"after {kinds}: other adapters than those of an undisturbed run")
+        drill.wrong.append(f"after {kinds} a resume ended with {ended.code}: {' '.join(ended.output[-300:].split())}")
+    elif adapter_bytes(root) != reference.adapter_bytes:
+        drill.wrong.append(f"after {kinds}: adapters differ from those of an undisturbed run")
     elif list(logged_steps(root)) != reference.steps:
-        drill.wrong.append(f"after {kinds}: the log does not hold each step once")
+        drill.wrong.append(f"after {kinds}: the log does not have each step once")
     drill.steps = len(reference.steps)
     drill.leftovers += len(list(root.rglob("*.tmp")))
 
 
 def run_drill(kills: int, seed: int, folder: Path) -> Drill:
-    """Crash runs until so many crashes have happened."""
+    """Crash runs until this many crashes have happened."""
     import_everything()
     draw, drill, started = random.Random(seed), Drill(), time.perf_counter()
     references = make_references(folder)
@@ -135,19 +135,19 @@ def run_drill(kills: int, seed: int, folder: Path) -> Drill:
         possible = [kind for kind in Crash.kinds if mounted or kind != "disk full"]
         while (left := kills - drill.crashed.total()) > 0 and drill.runs < 10 * kills:
             kinds = draw.choices(possible, k=min(left, draw.randint(3, 7)))
-            place = disk if "disk full" in kinds else folder
-            root = place / "run"
+            parent = disk if "disk full" in kinds else folder
+            root = parent / "run"
             crash_one_run(drill, references[drill.runs % 2], root, kinds, draw)
             shutil.rmtree(root, ignore_errors=True)
-            for left_behind in place.glob(".run.*.tmp"):
-                shutil.rmtree(left_behind)
+            for leftover in parent.glob(".run.*.tmp"):
+                shutil.rmtree(leftover)
             print(f"{drill.crashed.total()} of {kills}, wrong: {drill.wrong or None}", file=sys.stderr, flush=True)
     drill.seconds = time.perf_counter() - started
     return drill
 
 
 def report(drill: Drill, kills: int, seed: int) -> str:
-    """The page."""
+    """The results as Markdown."""
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES)
     crashes = drill.crashed.total()
     lines = [
@@ -156,17 +156,16 @@ def report(drill: Drill, kills: int, seed: int) -> str:
         f"`python benchmarks/crash_drill.py --kills {kills} --seed {seed}`, {datetime.date.today()}, Python"
         f" {platform.python_version()}, {versions}; {drill.seconds / 60:.1f} minutes.",
         "",
-        f"Each run ({drill.steps} steps, a checkpoint after each) is crashed, resumed, crashed again, and at last left"
-        " to finish. Right is: every crash ends as it should (a signal, 130, or one error with exit code 2), every"
-        " resume works, the adapters' bytes are those of a run that was never disturbed, and the log holds each step"
-        " once.",
+        f"Each run ({drill.steps} steps, a checkpoint after each) is crashed, resumed, crashed again, and finally"
+        " allowed to finish. Expected: every crash ends in a signal, 130, or one error with exit code 2; every resume"
+        " works; the adapters' bytes are those of an undisturbed run; and the log has each step once.",
         "",
-        "| crash | crashes | the run had finished before |",
+        "| crash | crashes | after the run had finished |",
         "|---|---|---|",
     ]
     kinds = [kind for kind in Crash.kinds if drill.crashed[kind] or drill.late[kind]]
     lines += [f"| {kind} | {drill.crashed[kind]} | {drill.late[kind]} |" for kind in kinds]
-    lines += ["", f"Temporary files left by killed processes, to be swept an hour later: {drill.leftovers}."]
+    lines += ["", f"Temporary files left by killed processes, removed by a later run after an hour: {drill.leftovers}."]
     lines += ["", "## Wrong", "", *([f"- {text}" for text in drill.wrong] or ["Nothing."])]
     return "\n".join(lines) + "\n"
 

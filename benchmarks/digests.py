@@ -1,7 +1,7 @@
-"""Train small fixed runs by the command line and print digests of their adapters and predictions.
+"""Train small fixed runs through the command line and print digests of their adapters and predictions.
 
-A change that should not alter numbers shows the same digests before and after, on one machine: bits differ between
-processors. Everything goes through the command line, so that the script outlives changes of what lies below it.
+A change that should not alter numbers gives the same digests before and after, on one machine: bits differ between
+processors. The script uses the command line only, so that it works with other versions of the code.
 
     python benchmarks/digests.py --out before.json
     ... the change ...
@@ -35,7 +35,7 @@ from tiny_base import WORDS, save_tiny_base
 _TRAIN = {"epochs": 3, "batch_size": 6, "lr": 0.01, "checkpoint_every_s": 0.0}
 _ADAPT = {"members": 3, "r": 2}
 
-# Settings that each case adds to the common ones; a name that ends in "+stop" is interrupted and resumed.
+# settings that each case adds to the common ones; cases named "... +stop" are interrupted and resumed
 CASES: dict[str, dict[str, Any]] = {
     "all layers": {},
     "all layers, float64": {"base": {"dtype": "float64"}},
@@ -62,7 +62,7 @@ METHODS = (
 
 
 def write_rows(folder: Path) -> None:
-    """Texts with labels and questions with choices, by a fixed draw."""
+    """Write texts with labels and questions with choices, drawn with a fixed seed."""
     draw = random.Random(0)
     texts, questions = ["text,label"], []
     seen: set[str] = set()
@@ -79,7 +79,7 @@ def write_rows(folder: Path) -> None:
 
 
 def write_recipe(folder: Path, name: str, changes: dict[str, Any]) -> Path:
-    """The recipe of a case: common settings with its own on top."""
+    """Write the recipe of a case: the common settings, updated by its changes."""
     recipe: dict[str, Any] = {
         "base": {"name": str(folder / "base"), "device": "cpu", "threads": 1},
         "adapt": dict(_ADAPT),
@@ -96,7 +96,7 @@ def write_recipe(folder: Path, name: str, changes: dict[str, Any]) -> Path:
 
 
 def lorchestra(*arguments: object, codes: tuple[int, ...] = (0,)) -> str:
-    """Run a command in a process of its own; returns what it printed."""
+    """Run a command in a subprocess; returns its stdout."""
     command = [sys.executable, "-m", "lorchestra", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False)
     if done.returncode not in codes:
@@ -117,7 +117,7 @@ def train_with_stop(recipe: Path, out: Path) -> None:
 
 
 def digest_arrays(paths: list[Path], root: Path) -> str:
-    """A digest of named arrays: of names, shapes, formats and bytes, not of the files that hold them."""
+    """A digest of the arrays' names, shapes, formats and bytes, independent of the files' layout."""
     digest = hashlib.sha256()
     for path in sorted(paths):
         digest.update(path.relative_to(root).as_posix().encode())
@@ -128,7 +128,7 @@ def digest_arrays(paths: list[Path], root: Path) -> str:
 
 
 def digest_run(run: Path, data: Path) -> dict[str, str]:
-    """Digests of a run's adapters, of the predictions of its evaluation, and of what it answers to rows of a file."""
+    """Digests of a run's adapters, of its evaluation's predictions, and of its answers to the rows of a file."""
     answers = [json.loads(line) for line in lorchestra("predict", run, "--data", data).splitlines()]
     numbers = json.dumps([[answer["probs"], answer["member_probs"]] for answer in answers]).encode()
     return {
@@ -144,9 +144,9 @@ def collect(folder: Path, only: str) -> dict[str, dict[str, str]]:
     save_tiny_base(folder / "base")
     digests: dict[str, dict[str, str]] = {}
 
-    def report(name: str, found: dict[str, str]) -> None:
-        digests[name] = found
-        print(f"{name:<28}", *(f"{part} {value}" for part, value in found.items()), flush=True)
+    def report(name: str, parts: dict[str, str]) -> None:
+        digests[name] = parts
+        print(f"{name:<28}", *(f"{part} {value}" for part, value in parts.items()), flush=True)
 
     for number, (name, changes) in enumerate(CASES.items()):
         if only not in name:
@@ -165,8 +165,8 @@ def collect(folder: Path, only: str) -> dict[str, dict[str, str]]:
         grid = [word for axis in SWEEP for word in ("--grid", axis)]
         lorchestra("sweep", recipe, *grid, "--out", out, codes=(1,))
         patterns = {"adapters": "**/members/*/*.safetensors", "predictions": "**/predictions/*.safetensors"}
-        found = {part: digest_arrays(list(out.glob(pattern)), out) for part, pattern in patterns.items()}
-        report("sweep with failing members", found)
+        parts = {part: digest_arrays(list(out.glob(pattern)), out) for part, pattern in patterns.items()}
+        report("sweep with failing members", parts)
     if only in "methods":
         out = folder / "comparison"
         lorchestra("compare", recipe, "--methods", METHODS, "--out", out)
@@ -175,11 +175,11 @@ def collect(folder: Path, only: str) -> dict[str, dict[str, str]]:
 
 
 def main() -> int:
-    """Collect digests; exit code 1 where they differ from those of `--compare`."""
+    """Collect digests; exit code 1 if they differ from those of `--compare`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="file to write the digests to")
     parser.add_argument("--compare", type=Path, help="file with the digests of another state of the code")
-    parser.add_argument("--only", default="", help="cases whose name has this in it")
+    parser.add_argument("--only", default="", help="cases whose names contain this")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         digests = collect(Path(folder), arguments.only)
@@ -189,7 +189,7 @@ def main() -> int:
     if arguments.compare is None:
         return 0
     before = json.loads(arguments.compare.read_text(encoding="utf-8"))["digests"]
-    different = [name for name, found in digests.items() if before.get(name) != found]
+    different = [name for name, parts in digests.items() if before.get(name) != parts]
     for name in different:
         print(f"different: {name}: {before.get(name)} before, {digests[name]} now")
     print(f"{len(digests) - len(different)} of {len(digests)} cases are the same")

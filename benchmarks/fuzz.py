@@ -1,7 +1,7 @@
-"""Input that fights back: thousands of damaged task files, recipes and run directories, drawn from a seed.
+"""Fuzzing: thousands of damaged task files, recipes and run directories, drawn from a seed.
 
-Each case must end in a result or in exactly one LorchestraError with exit code 2; see `fuzzing/harness.py` for all that
-counts as a violation. One process, one core; a case is repeated alone by its surface and number.
+Each case must end in a result or in exactly one LorchestraError with exit code 2; `fuzzing/harness.py` defines the
+violations. One process, one core; a single case can be repeated by its surface and number.
 
     nice python benchmarks/fuzz.py --cases 10000 --seed 0
     python benchmarks/fuzz.py --seed 0 --surface runs --case 47
@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # a damaged name of a base is looked for, and must not be, on the network
+os.environ["HF_HUB_OFFLINE"] = "1"  # a damaged name of a base must not be looked up on the network
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import torch
@@ -40,7 +40,7 @@ PACKAGES = ("lorchestra", "torch", "transformers", "tokenizers", "safetensors", 
 
 
 def report(outcomes: Sequence[Outcome], seed: int, seconds: float) -> str:
-    """The page: how many cases of each kind ended how, and every violation with what repeats it."""
+    """The results as Markdown: outcomes by kind, and every violation with the options that repeat it."""
     counts: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     for outcome in outcomes:
         counts[outcome.surface, outcome.kind][outcome.ended] += 1
@@ -52,7 +52,7 @@ def report(outcomes: Sequence[Outcome], seed: int, seconds: float) -> str:
         f"`python benchmarks/fuzz.py --cases {len(outcomes)} --seed {seed}`, {datetime.date.today()}, Python"
         f" {platform.python_version()}, {versions}; {seconds / 60:.0f} minutes on one core.",
         "",
-        "A case ends in a result or in one error with exit code 2 (*command* is an error told by the command line);"
+        "A case ends in a result or in one error with exit code 2 (*command* is an error printed by the command line);"
         " anything else is a violation.",
         "",
         "| input | kind | result | ConfigError | DataError | CheckpointError | command | violations |",
@@ -73,7 +73,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--surface", choices=SHARES, help="only this kind of input")
     parser.add_argument("--case", type=int, help="only this case of it")
-    parser.add_argument("--memory-gb", type=float, default=8.0, help="what the process may take at most")
+    parser.add_argument("--memory-gb", type=float, default=8.0, help="memory limit of the process")
     parser.add_argument("--out", type=Path, default=RESULT)
     args = parser.parse_args()
     faulthandler.enable()

@@ -1,11 +1,11 @@
-"""lorchestra beside sequential PEFT on one GPU: training steps of a Llama-7B shape with random weights, in bfloat16.
+"""lorchestra against sequential PEFT on one GPU: training steps of a Llama-7B shape with random weights, in bfloat16.
 
-First what the GPU computes is compared with the CPU (the tests marked `gpu`), then steps are timed: 8 rows a member and
-1 row a member, all layers, q and v. Every case runs its ways in turn in one process on the same rows, and their losses
-are compared. Printed, and written to benchmarks/results/gpu_<hardware>_<month>.md.
+First the GPU's numbers are compared with the CPU's (the tests marked `gpu`), then steps are timed with 8 rows and with
+1 row per member, all layers, q and v. Every case runs its ways in turn in one process on the same rows, and their
+losses are compared. The table is printed, and written to benchmarks/results/gpu_<hardware>_<month>.md.
 
     python benchmarks/gpu.py                                   one GPU of 40 GB or more: some minutes
-    python benchmarks/gpu.py --shape tiny --device cpu         tries the script itself, anywhere; printed only
+    python benchmarks/gpu.py --shape tiny --device cpu         tests the script anywhere; printed only
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from bench.packed_ways import PackedTraining
 from bench.peft_ways import PeftMembers
 from bench.rows import make_rows
-from bench.setting import RANK, Base, Setting, tell
+from bench.setting import RANK, Base, Setting, log
 from bench.table import Row, Section, agreement, render, timed_rows
 from bench.timing import alternate
 from bench.training import packed_way, peft_way
@@ -61,7 +61,7 @@ class RandomBase(Base):
 
 
 def measure(base: Base, setting: Setting, device: str) -> Section:
-    """Training steps of one number of rows a member."""
+    """Training steps with one number of rows per member."""
     examples = make_rows(8 * setting.batch, setting.mean, base.vocab_size)
     packed = PackedTraining(base, setting, examples, setting.main, "q+v", "all layers")
     model = packed.trainer.model
@@ -69,24 +69,24 @@ def measure(base: Base, setting: Setting, device: str) -> Section:
     for key in ("a0", "a1"):
         peft = PeftMembers(base.modules(), model.adapters, model.adapt, setting.main)
         ways.insert(-1, peft_way(key, peft, packed, "all layers", setting, setting.rounds))
-    case = f"training, q+v, {setting.batch} row{'s' * (setting.batch > 1)} a member"
+    case = f"training, q+v, {setting.batch} row{'s' * (setting.batch > 1)} per member"
     alternate(ways, case)
     sentence, difference = agreement(case, "a member's loss", ways, ("a0", "a1"))
     rows, notes = timed_rows(case, ways), [sentence]
     if device == "cuda":
-        for way in ways:  # one more step each: a peak beside what the others hold
+        for way in ways:  # one more step each: its peak on top of what the others hold
             torch.cuda.reset_peak_memory_stats()
             held = torch.cuda.memory_allocated()
             way.run(0)
             more = (torch.cuda.max_memory_allocated() - held) / 1e9
             rows.append(Row(f"{case}, memory of a step", way.key, str(way.members), f"{more:.2f} GB"))
-        notes.append("Memory of a step: what it takes at most beyond base, adapters and optimizer states.")
+        notes.append("Memory of a step: its peak beyond base, adapters and optimizer states.")
     return Section(rows, notes, {f"{case} difference": difference})
 
 
 def check() -> str:
-    """The tests of what a GPU computes; the test runner's closing line."""
-    tell("comparing the GPU with the CPU: tests marked gpu")
+    """Run the tests of the GPU's numbers; returns pytest's last line."""
+    log("comparing the GPU with the CPU: tests marked gpu")
     command = [
         sys.executable,
         "-m",
@@ -96,13 +96,13 @@ def check() -> str:
         "gpu",
         "-p",
         "no:cacheprovider",
-        "tests/core",
-        "tests/engine",
+        "tests/nn",
+        "tests/training",
     ]
-    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if found.returncode:
-        raise SystemExit(f"{found.stdout[-4000:]}\nThe GPU does not compute what it should; nothing was timed.")
-    return found.stdout.strip().splitlines()[-1]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if process.returncode:
+        raise SystemExit(f"{process.stdout[-4000:]}\nThe GPU's numbers are wrong; nothing was timed.")
+    return process.stdout.strip().splitlines()[-1]
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -115,15 +115,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args(arguments)
     if args.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: torch sees no CUDA device here")
+        parser.error("--device cuda: torch sees no CUDA device")
     return args
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Section]:
-    """Check, measure, print and write; returns the parts."""
+    """Check, measure, print and write; returns the sections."""
     args = parse(arguments)
     on_gpu = args.device == "cuda"
-    checked = check() if on_gpu else "not run, since this is no GPU"
+    checked = check() if on_gpu else "not run, since this is not a GPU"
     base = RandomBase(args.shape, args.device)
     sections = [
         measure(
@@ -152,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Section]:
         month = datetime.date.today().strftime("%Y-%m")
         path = Path(__file__).parent / "results" / f"gpu_{plain}_{month}.md"
         path.write_text(text, encoding="utf-8")
-        tell(f"written to {path}")
+        log(f"written to {path}")
     return sections
 
 

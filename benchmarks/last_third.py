@@ -1,8 +1,8 @@
-"""What adapters on the last third of the layers cost in quality, against all layers, on three real tasks.
+"""Quality of adapters on the last third of the layers against adapters on all layers, on three real tasks.
 
-The same recipe trains both: `adapt.layers` is `all` in one run and `last:K` in the other, all else is equal, the seed
-and the rows included. Both answer the same test rows; differences are paired. A run or an evaluation that is finished
-is not repeated, and one that was interrupted goes on.
+The same recipe trains both, with the same seed and rows: `adapt.layers` is `all` in one run and `last:K` in the other.
+Both predict the same test rows; differences are paired. Finished runs and evaluations are not repeated, interrupted
+ones are resumed.
 
     python benchmarks/last_third.py --data-dir DIR                    about 45 minutes on two cores
     python benchmarks/last_third.py --tasks sst2 --rows 40 --test-rows 40 --epochs 1
@@ -16,7 +16,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.setting import hardware, processor, tell
+from bench.setting import hardware, log, processor
 
 from lorchestra.config.adapt import AdaptConfig, BaseConfig
 from lorchestra.config.data import DataConfig, PromptConfig
@@ -48,7 +48,7 @@ RESAMPLES = 1000
 
 
 class Steps(Callback):
-    """Prints how far a run is, every ten steps."""
+    """Prints a run's progress every ten steps."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -60,11 +60,11 @@ class Steps(Callback):
     def on_step(self, report: StepReport, state: TrainState) -> None:
         """Every tenth step, and the last."""
         if report.step % 10 == 0 or report.step == self.num_steps:
-            tell(f"{self.name}: step {report.step} of {self.num_steps}, {state.tokens / state.train_s:,.0f} tokens/s")
+            log(f"{self.name}: step {report.step} of {self.num_steps}, {state.tokens / state.train_s:,.0f} tokens/s")
 
 
 def write_rows(task: str, args: argparse.Namespace, folder: Path) -> DataConfig:
-    """Draw short rows of a task by a fixed seed into files that both runs read."""
+    """Draw short rows of a task with a fixed seed, and write the files of both runs."""
     loaded = load_task(task, args.data_dir)
     tokenizer = load_tokenizer(BaseConfig(name=args.base))
     template = PromptTemplate(kind=loaded.spec.template)
@@ -75,7 +75,7 @@ def write_rows(task: str, args: argparse.Namespace, folder: Path) -> DataConfig:
         rows = loaded.task.splits[split]
         drawn = [rows[e] for e in permutation(len(rows), 0, "last_third", task, split)[: 20 * count]]
         kept = encode(drawn, template, tokenizer, scoring="text", max_length=args.max_tokens, too_long="drop").kept
-        # the train file's name, up to the first dot, names the task
+        # the task is named after the train file, up to the first dot
         path = folder / f"{task}.{split}.jsonl"
         atomic_write_text(path, "".join(_line(drawn[index]) for index in kept[:count]))
         paths[split] = str(path)
@@ -89,7 +89,7 @@ def _line(row: Example) -> str:
 
 
 def train_and_predict(task: str, layers: str, data: DataConfig, args: argparse.Namespace) -> Run:
-    """A finished, evaluated run of the recipe on these layers; what is there already is not done again."""
+    """A finished, evaluated run of the recipe on these layers; skips what is finished."""
     config = RunConfig(
         base=BaseConfig(name=args.base),
         adapt=AdaptConfig(members=args.members, layers=layers),
@@ -102,25 +102,25 @@ def train_and_predict(task: str, layers: str, data: DataConfig, args: argparse.N
 
     run = train_run(config, out, if_exists="resume", callbacks=[Steps(name)]).run
     if not run.metrics.is_file():
-        tell(f"{name}: evaluating")
+        log(f"{name}: evaluating")
         evaluate_run(load_run(run.root))
     return run
 
 
-def found_by(run: Run, task: str, which: str = "") -> Predictions:
-    """Saved predictions of the test rows: the members', or those of `which` beside them."""
+def saved_predictions(run: Run, task: str, which: str = "") -> Predictions:
+    """Saved predictions of the test rows: the members', or a baseline's (`which`)."""
     return load_predictions(run.predictions / f"{task}.test{which}.safetensors")
 
 
 def compare(task: str, runs: dict[str, Run]) -> list[str]:
-    """The table's lines of one task: base, all layers, last third, and their paired difference."""
-    predictions = {layers: found_by(run, task) for layers, run in runs.items()}
-    base = found_by(runs["all"], task, ".base_zero_shot")
+    """The table's lines for one task: base, all layers, last third, and their paired difference."""
+    predictions = {layers: saved_predictions(run, task) for layers, run in runs.items()}
+    base = saved_predictions(runs["all"], task, ".base_zero_shot")
     whole, third = predictions.values()
     if not whole.ids == third.ids == base.ids:
         raise SystemExit(f"{task}: the runs were evaluated on different rows; delete them, and train again")
     mixtures: dict[str, FloatArray] = {"base, zero-shot": mixture_log_probs(base.log_probs_MEC)}
-    mixtures |= {layers: mixture_log_probs(found.log_probs_MEC) for layers, found in predictions.items()}
+    mixtures |= {layers: mixture_log_probs(saved.log_probs_MEC) for layers, saved in predictions.items()}
     points = {name: all_metrics(mixture, whole.labels) for name, mixture in mixtures.items()}
     scores = {name: score_rows(mixture, whole.labels) for name, mixture in mixtures.items()}
     draws = bootstrap(scores, RESAMPLES, 0)
@@ -137,7 +137,7 @@ def compare(task: str, runs: dict[str, Run]) -> list[str]:
 
 
 def _difference(value: float, ends: Ends) -> str:
-    """Second minus first, with the paired interval where there is one."""
+    """Second minus first, with the paired interval if there is one."""
     return f"{value:+.3f}" + ("" if ends is None else f" ({ends[0]:+.3f} to {ends[1]:+.3f})")
 
 
@@ -146,18 +146,17 @@ def _cells(*cells: str) -> str:
 
 
 def report(args: argparse.Namespace, lines: Sequence[str], num_layers: int) -> str:
-    """The table, with what it was made with."""
+    """The table and its conditions."""
     train = TrainConfig()
     head = [
         f"# All layers against the last third: {processor()}",
         "",
         f"{Path(args.base).name}, {num_layers} layers, {args.members} members, r = 8 on q_proj and v_proj,"
-        f" lr {train.lr:g}, {train.batch_size} rows a step, {args.epochs} epochs, the same for both and tuned"
+        f" lr {train.lr:g}, {train.batch_size} rows per step, {args.epochs} epochs, the same for both and tuned"
         f" for neither; one seed; {args.rows} training, {max(10, args.rows // 5)} validation and at most"
-        f" {args.test_rows} test rows of at most {args.max_tokens} tokens a choice, scored by"
-        " text. Of the ensemble; in brackets 95 % intervals of"
-        " the differences, paired by test row. The training seconds depend on what else"
-        f" the machine did. {datetime.date.today().isoformat()}.",
+        f" {args.test_rows} test rows of at most {args.max_tokens} tokens per choice, scored by"
+        " text. Metrics of the ensemble; in brackets 95 % intervals of the differences, paired by test row."
+        f" Training seconds depend on the machine's other load. {datetime.date.today().isoformat()}.",
         "",
         _cells("task", "layers", *(metric.upper() if metric != "accuracy" else metric for metric in SHOWN), "train, s"),
         "|" + "---|" * (len(SHOWN) + 3),
@@ -168,7 +167,7 @@ def report(args: argparse.Namespace, lines: Sequence[str], num_layers: int) -> s
 def main(arguments: Sequence[str] | None = None) -> str:
     """Train, evaluate and compare; prints and writes the table, and returns it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", default=",".join(TASKS), help="tasks by name, with commas between them")
+    parser.add_argument("--tasks", default=",".join(TASKS), help="named tasks, separated by commas")
     parser.add_argument("--data-dir", default=str(BESIDE) if BESIDE.is_dir() else None, help="as lorchestra's data.dir")
     parser.add_argument("--base", default="smollm2-135m")
     parser.add_argument("--rows", type=int, default=240, help="training rows; a fifth as many for validation")

@@ -1,7 +1,7 @@
-"""How near `lorchestra plan` comes: its predictions beside the trainings they are of, each in a process of its own.
+"""Accuracy of `lorchestra plan`: its predictions against the trainings, each in a separate process.
 
-The peak is that of the training's own record (on Linux VmHWM), the time that of its steps, cached layers and
-evaluations. Three recipes, of one to three minutes each on two idle cores: short rows on the last 6 layers, questions
+The real peak is the one that the training records (on Linux VmHWM), the real time that of steps, cached layers and
+evaluations. Three recipes of one to three minutes each on two idle cores: short rows on the last 6 layers, questions
 on all layers, ten members on the last 10.
 
     python benchmarks/plan_accuracy.py --data-dir DIRECTORY_OF_DATA_SETS --out benchmarks/results/plan.md
@@ -34,10 +34,10 @@ from lorchestra.training.trainer import Trainer
 
 
 class Stopwatch(Callback):
-    """Parts a training's time: cached layers, steps, evaluations."""
+    """Splits a training's time into cached layers, steps and evaluations."""
 
     def on_train_begin(self, trainer: Trainer) -> None:
-        self.begun = self.last = time.perf_counter()
+        self.started = self.last = time.perf_counter()
         self.trunk = self.evaluation = self.steps = 0.0
 
     def on_step(self, report, state) -> None:
@@ -50,11 +50,11 @@ class Stopwatch(Callback):
 
     def on_progress(self, text, done, total) -> None:
         if text.startswith("layers below"):
-            self.trunk = time.perf_counter() - self.begun
+            self.trunk = time.perf_counter() - self.started
 
 
 def train(recipe: Path, out: Path) -> dict[str, Any]:
-    """Run a recipe here; its times and its peak."""
+    """Run a recipe in this process; returns its times and its peak."""
     watch = Stopwatch()
     outcome = train_run(read_recipe(recipe, RunConfig), out, callbacks=[watch])
     cost = outcome.run.read_ensemble().cost or {}
@@ -79,7 +79,7 @@ def write_rows(directory: Path, task: str, data_dir: str | None, numbers: dict[s
 
 
 def recipes(directory: Path, data_dir: str | None, scale: float) -> dict[str, RunConfig]:
-    """The runs that are predicted."""
+    """The runs to predict."""
 
     def rows(number: int) -> int:
         return max(16, round(number * scale))
@@ -105,11 +105,11 @@ def recipes(directory: Path, data_dir: str | None, scale: float) -> dict[str, Ru
 
 
 def measured(arguments: list[str], codes: tuple[int, ...] = (0,)) -> dict[str, Any]:
-    """The JSON that a process of its own prints last."""
-    found = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
-    if found.returncode not in codes:
-        raise RuntimeError(f"{' '.join(arguments)}\n{found.stderr}")
-    return json.loads(found.stdout.splitlines()[-1])
+    """Run a subprocess; returns the JSON of its last line."""
+    process = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
+    if process.returncode not in codes:
+        raise RuntimeError(f"{' '.join(arguments)}\n{process.stderr}")
+    return json.loads(process.stdout.splitlines()[-1])
 
 
 def row(name: str, plan: dict[str, Any], real: dict[str, Any]) -> str:
@@ -119,8 +119,8 @@ def row(name: str, plan: dict[str, Any], real: dict[str, Any]) -> str:
         return f"{predicted / unit:.{digits}f} / {actual / unit:.{digits}f} ({100 * (predicted / actual - 1):+.0f} %)"
 
     sizes, times = plan["bytes"], plan["time_s"]
-    stays = sum(sizes[part] for part in ("process", "base", "adapters", "training", "trunk"))
-    ratio = (real["peak"] - stays) / plan["calibration"]["saved_bytes"]
+    permanent = sum(sizes[part] for part in ("process", "base", "adapters", "training", "trunk"))
+    ratio = (real["peak"] - permanent) / plan["calibration"]["saved_bytes"]
     cells = [
         both(sizes["peak"], real["peak"], 1e9, 2),
         f"{ratio:.2f}",
@@ -131,8 +131,8 @@ def row(name: str, plan: dict[str, Any], real: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", help="where arc_easy and sst2 are; default: LORCHESTRA_DATA_DIR")
-    parser.add_argument("--scale", type=float, default=1.0, help="rows, times this")
+    parser.add_argument("--data-dir", help="directory with arc_easy and sst2; default: LORCHESTRA_DATA_DIR")
+    parser.add_argument("--scale", type=float, default=1.0, help="factor on the number of rows")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--train", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -143,8 +143,8 @@ def main() -> None:
         f"# Predicted and real: {processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} thread(s), torch"
         f" {torch.__version__}",
         "",
-        "SmolLM2-135M in float32. Predicted / real (difference). Over saved: growth of the real process over all that"
-        " stays, over the bytes that the largest micro-batch's forward pass saves.",
+        "SmolLM2-135M in float32. Predicted / real (difference). Over saved: growth of the real process beyond all"
+        " permanent parts, divided by the bytes that the largest micro-batch's forward pass saves.",
         "",
         "| recipe | peak memory, GB | over saved | training, s | evaluation, s | in all, s |",
         "|---|---|---|---|---|---|",

@@ -1,9 +1,9 @@
-"""Speed and memory of lorchestra beside PEFT on a CPU, in one table.
+"""Speed and memory of lorchestra and PEFT on a CPU, in one table.
 
-Ways that are compared run in one process in turns, on the same rows from the same adapters, and their losses and
-answers are compared. The table is printed and written to benchmarks/results/<what>_<hardware>_<month>.md.
+The ways of a case run in turn in one process, on the same rows and from the same adapters, and their losses and answers
+are compared. The table is printed and written to benchmarks/results/<what>_<hardware>_<month>.md.
 
-    python benchmarks/speed.py                          all of it: half an hour on two cores
+    python benchmarks/speed.py                          everything: half an hour on two cores
     python benchmarks/speed.py --only train,memory      parts: train, inference, prefix, memory, limit
     python benchmarks/speed.py --quick                  a few minutes, fewer members and one round; printed only
 """
@@ -22,7 +22,7 @@ from bench.inference import measure_inference
 from bench.limit import measure_limit
 from bench.memory import measure_memory, run_alone
 from bench.prefix import measure_prefix
-from bench.setting import RANK, Base, Setting, hardware, num_cpus, processor, tell
+from bench.setting import RANK, Base, Setting, hardware, log, num_cpus, processor
 from bench.table import Section, render
 from bench.training import measure_training
 
@@ -30,7 +30,7 @@ PARTS = ("train", "inference", "prefix", "memory", "limit")
 
 
 def measure(setting: Setting, parts: Sequence[str]) -> list[Section]:
-    """The parts asked for, in the table's order."""
+    """The selected parts, in the table's order."""
     base = Base(setting.base)
     if "prefix" in parts and setting.prefix + setting.mean > base.context_length:
         raise SystemExit(f"--prefix {setting.prefix}: {setting.base} has a context of {base.context_length} tokens")
@@ -45,21 +45,22 @@ def measure(setting: Setting, parts: Sequence[str]) -> list[Section]:
 
 
 def report(setting: Setting, sections: Sequence[Section], seconds: float) -> str:
-    """The table with what it was made with."""
+    """The table and its conditions."""
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers", "peft"))
     name = Path(setting.base).name
     intro = [
         f"{name} in float32, {num_cpus()} CPUs ({torch.get_num_threads()} threads), {versions};"
-        f" {datetime.date.today().isoformat()}, {seconds / 60:.0f} minutes. r = {RANK}, {setting.batch} rows a member"
-        f" and step or padded batch, rows of random tokens with ragged lengths (mean {setting.mean}), answers of one"
-        f" token, token budget {setting.token_budget} (of training; prediction and shared prefixes have more), AdamW.",
-        f"Every case runs its ways in turn in one process ({_rounds(setting)}), after a warm-up that is not timed, on"
-        " the same rows (but b in training) from the same adapters; medians, least to most. Tokens are the rows' own,"
-        " without padding, of all members together. a0, a1, b and c have their adapters on the same layers and maps as"
-        " the packed way they are compared with; M members one after the other take M times the time of one, so their"
-        " tokens/s stand for every M (in brackets: members timed).",
-        "Left out: concurrent trainers of several LoRAs; vLLM's CPU build, which needs an environment and a process of"
-        " its own (`benchmarks/vllm_members.py`); a GPU (`benchmarks/gpu.py`).",
+        f" {datetime.date.today().isoformat()}, {seconds / 60:.0f} minutes. r = {RANK}, {setting.batch} rows per"
+        f" member and step or per padded batch, rows of random tokens with ragged lengths (mean {setting.mean}),"
+        f" answers of one token, token budget {setting.token_budget} (in training; more in prediction and with shared"
+        " prefixes), AdamW.",
+        f"Every case runs its ways in turn in one process ({_rounds(setting)}), after an untimed warm-up, on the"
+        " same rows (except b in training) from the same adapters; medians, min to max. Tokens are those of the"
+        " rows, without padding, of all members together. a0, a1, b and c have their adapters on the same layers and"
+        " maps as the packed way they are compared with; M members one after the other take M times the time of one, so"
+        " their tokens/s hold for every M (in brackets: members timed).",
+        "Left out: concurrent trainers of several LoRAs; vLLM's CPU build, which needs a separate environment"
+        " (`benchmarks/vllm_members.py`); GPUs (`benchmarks/gpu.py`).",
     ]
     return render(f"Speed and memory: {processor()}, {num_cpus()} CPUs", intro, sections)
 
@@ -67,11 +68,11 @@ def report(setting: Setting, sections: Sequence[Section], seconds: float) -> str
 def _rounds(setting: Setting) -> str:
     if setting.rounds <= 2:
         return f"rounds: {setting.rounds}"
-    return f"rounds: {setting.rounds}, and 2 for more than {setting.main} members and where all linear maps are adapted"
+    return f"rounds: {setting.rounds}, and 2 for more than {setting.main} members and if all linear maps are adapted"
 
 
 def default_path(parts: Sequence[str]) -> Path:
-    """Where the table goes."""
+    """The table's default path."""
     what = "speed" if set(parts) == set(PARTS) else "speed-" + "-".join(part for part in PARTS if part in parts)
     month = datetime.date.today().strftime("%Y-%m")
     return Path(__file__).parent / "results" / f"{what}_{hardware()}_{month}.md"
@@ -80,26 +81,26 @@ def default_path(parts: Sequence[str]) -> Path:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default=",".join(PARTS), help="parts, with commas between them")
+    parser.add_argument("--only", default=",".join(PARTS), help="parts, separated by commas")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--base", default=Setting.base, help="as lorchestra's base.name")
-    parser.add_argument("--members", help="numbers of members M, with commas between them")
+    parser.add_argument("--members", help="numbers of members M, separated by commas")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--mean", type=int, default=Setting.mean, help="mean tokens of a row")
     parser.add_argument("--prefix", type=int, default=Setting.prefix, help="tokens of the shared prefix")
     parser.add_argument("--token-budget", type=int, default=Setting.token_budget)
-    parser.add_argument("--out", type=Path, help="another file for the table")
+    parser.add_argument("--out", type=Path, help="file for the table")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)  # a child process of the memory part
     parser.add_argument("--memory-steps", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     args.parts = args.only.split(",")
     if unknown := set(args.parts) - set(PARTS):
-        parser.error(f"--only: {', '.join(sorted(unknown))}: not among {', '.join(PARTS)}")
+        parser.error(f"--only: {', '.join(sorted(unknown))}: unknown; choose from {', '.join(PARTS)}")
     return args
 
 
-def make_context(args: argparse.Namespace) -> Setting:
-    """Defaults, the quick form, and what was asked for, in ascending precedence."""
+def make_setting(args: argparse.Namespace) -> Setting:
+    """Defaults, the quick form and the options, in ascending precedence."""
     members = (1, 5) if args.quick else Setting.members
     if args.members:
         members = tuple(sorted(int(m) for m in args.members.split(",")))
@@ -116,9 +117,9 @@ def make_context(args: argparse.Namespace) -> Setting:
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Section]:
-    """Measure, print and write; returns the parts."""
+    """Measure, print and write; returns the sections."""
     args = parse(arguments)
-    setting = make_context(args)
+    setting = make_setting(args)
     if args.memory_of:
         run_alone(args.memory_of, setting.main, setting, args.memory_steps)
         return []
@@ -129,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Section]:
     path = args.out or (None if args.quick else default_path(args.parts))
     if path is not None:
         path.write_text(text, encoding="utf-8")
-        tell(f"written to {path}")
+        log(f"written to {path}")
     return sections
 
 

@@ -4,7 +4,7 @@ from lorchestra.training.callbacks import Callback
 
 
 class StopWhen(Callback):
-    """Asks to stop as soon as `stop()` is true."""
+    """Requests a stop as soon as `stop()` is true."""
 
     def __init__(self, stop):
         self.should_stop = stop

@@ -1,6 +1,6 @@
-"""What a sweep saves: the same points in one packed pass, in a pass each, and as trainings one after the other.
+"""What a sweep saves: the same points in one packed pass, in one pass per point, and as separate trainings.
 
-All three train and evaluate the same members on the same rows; the largest difference of their answers is told.
+All three train and evaluate the same members on the same rows; the largest difference of their answers is reported.
 
     python benchmarks/sweep_gain.py                  about ten minutes on two cores
 """
@@ -48,9 +48,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as folder:
         sizes = DemoSizes(train=args.rows, val=args.rows // 4, test=args.rows)
-        config = demo_config(write_demo_data(Path(place) / "data", sizes), 0)
+        config = demo_config(write_demo_data(Path(folder) / "data", sizes), 0)
         config = dataclasses.replace(
             config,
             adapt=dataclasses.replace(config.adapt, members=args.members),
@@ -59,24 +59,26 @@ def main() -> None:
         points = grid_points(config, AXES)
         ways = {
             "one packed pass": lambda out: sweep(points, out, 10_000),
-            "a pass a point, one sweep": lambda out: sweep(points, out, args.members),
-            "one training and evaluation after the other": lambda out: one_by_one(points, out),
+            "one pass per point, one sweep": lambda out: sweep(points, out, args.members),
+            "separate trainings and evaluations": lambda out: one_by_one(points, out),
         }
         seconds, answers = {}, {}
         for number, (name, run) in enumerate(ways.items()):
             started = time.perf_counter()
-            runs = run(Path(place) / str(number))
+            runs = run(Path(folder) / str(number))
             seconds[name] = time.perf_counter() - started
             print(f"{name}: {seconds[name]:.0f} s", flush=True)
-            found = [load_predictions(next((runs / p.name).glob("predictions/*.test.safetensors"))) for p in points]
-            answers[name] = np.concatenate([one.log_probs_MEC for one in found])
+            predictions = [
+                load_predictions(next((runs / p.name).glob("predictions/*.test.safetensors"))) for p in points
+            ]
+            answers[name] = np.concatenate([one.log_probs_MEC for one in predictions])
     slowest = max(seconds.values())
     first = next(iter(answers.values()))
     lines = [
         f"# Sweep of {len(points)} points: {processor()}, {os.cpu_count()} cores",
         "",
-        f"{args.members} members a point on the last 6 of 30 layers of SmolLM2-135M, {args.rows} training and test rows"
-        f" (the demo's headlines), {args.epochs} epochs, each way once, evaluation and its baselines included.",
+        f"{args.members} members per point on the last 6 of 30 layers of SmolLM2-135M, {args.rows} training and test"
+        f" rows (the demo's headlines), {args.epochs} epochs, each way once, including evaluation with baselines.",
         "",
         "| way | seconds | times as fast as the slowest | largest difference of a log-probability |",
         "|---|---|---|---|",

@@ -1,4 +1,4 @@
-"""A base of a few kilobytes, for tests and drills that need a whole run in a second."""
+"""A base of a few kilobytes, for tests and benchmarks that need a full run in a second."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Predictions of all members beside vLLM's CPU build, which serves them as LoRA modules of one base.
+"""Predictions of all members against vLLM's CPU build, which serves them as LoRA modules of one base.
 
-vLLM pins its own torch and transformers, so it runs in an environment of its own and as a process of its own; the two
-take turns on the same rows, and their answers are compared. Printed, and written to benchmarks/results/.
+vLLM pins versions of torch and transformers, so it runs as a process in a separate environment; the two take turns on
+the same rows, and their answers are compared. The table is printed, and written to benchmarks/results/.
 
     python benchmarks/vllm_members.py --vllm-python DIR/bin/python
 
@@ -28,7 +28,7 @@ import torch
 from bench.inference import packed_way
 from bench.packed_ways import make_ensemble
 from bench.rows import OPTIONS, make_rows
-from bench.setting import RANK, Base, Setting, hardware, num_cpus, processor, tell
+from bench.setting import RANK, Base, Setting, hardware, log, num_cpus, processor
 from bench.timing import Way, alternate, largest_difference
 
 from lorchestra.config.adapt import BaseConfig
@@ -38,7 +38,7 @@ from lorchestra.types import EncodedExample
 
 
 class Worker:
-    """vLLM in its own process."""
+    """The vLLM process."""
 
     def __init__(self, python: Path, given: dict[str, Any]) -> None:
         environment = os.environ | {
@@ -56,12 +56,12 @@ class Worker:
         self._read("READY")
 
     def score(self) -> dict[str, Any]:
-        """Every member's answers to every row, and the seconds of it."""
+        """Every member's answers to every row, and the time in seconds."""
         self._write("go")
         return json.loads(self._read("SCORED"))
 
     def close(self) -> None:
-        """End the process."""
+        """Stop the process."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait()
@@ -75,11 +75,11 @@ class Worker:
         for line in self.process.stdout:
             if line.startswith(word):
                 return line.removeprefix(word)
-        raise SystemExit(f"vLLM's process ended with status {self.process.wait()}; its own output says why")
+        raise SystemExit(f"vLLM's process ended with status {self.process.wait()}; see its output above")
 
 
 def vllm_way(worker: Worker, members: int, rows: Sequence[EncodedExample], setting: Setting, layers: str) -> Way:
-    """vLLM's, one request a row and member, all handed over at once; choices normalized here."""
+    """vLLM: one request per row and member, all submitted at once; choices are normalized here."""
     tokens = members * sum(row.num_tokens for row in rows)
 
     def run(number: int) -> tuple[int, np.ndarray]:
@@ -89,16 +89,16 @@ def vllm_way(worker: Worker, members: int, rows: Sequence[EncodedExample], setti
 
 
 def compare(python: Path, setting: Setting, batched_tokens: int, layers: str, folder: Path) -> list[Way]:
-    """Both ways on some layers."""
+    """Both ways with adapters on some layers."""
     base = Base(setting.base)
     rows = make_rows(2 * setting.batch, setting.mean, base.vocab_size)
     model = make_ensemble(base, setting.main, "q+v", layers)
-    place = load_base(BaseConfig(name=setting.base, device="cpu", dtype="float32")).path_for_peft
+    base_path = load_base(BaseConfig(name=setting.base, device="cpu", dtype="float32")).path_for_peft
     members = folder / layers.replace(" ", "-")
     members.mkdir()
-    save_members(members, model, model.adapters.values, place)
+    save_members(members, model, model.adapters.values, base_path)
     given = {
-        "base": place,
+        "base": base_path,
         "adapters": [str(path) for path in sorted(members.iterdir())],
         "rows": [list(row.prefix) for row in rows],
         "options": list(OPTIONS),
@@ -106,7 +106,7 @@ def compare(python: Path, setting: Setting, batched_tokens: int, layers: str, fo
         "longest": max(len(row.prefix) for row in rows) + 8,
         "batched_tokens": batched_tokens,
     }
-    tell("starting vLLM: some minutes")
+    log("starting vLLM: takes minutes")
     worker = Worker(python, given)
     ways = [
         vllm_way(worker, setting.main, rows, setting, layers),
@@ -146,10 +146,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "",
         f"`python benchmarks/vllm_members.py --vllm-python DIR/bin/python`: {name} in float32, {args.members} members,"
         f" r = {RANK} on q and v, 16 rows of random tokens with ragged lengths (mean {setting.mean}), answers of one"
-        f" token. vLLM {version} (CPU) is given all rows under all members at once, one request each, and asked for the"
+        f" token. vLLM {version} (CPU) gets all rows under all members at once, one request each, and returns the"
         f" choices' log-probabilities; eager, no prefix cache, {args.batched_tokens} batched tokens. Two processes in"
-        f" turns on the same rows, {args.rounds} rounds, medians (least to most); torch {metadata.version('torch')} in"
-        f" both, {datetime.date.today().isoformat()}. Tokens are the rows' own, of all members together.",
+        f" turn on the same rows, {args.rounds} rounds, medians (min to max); torch {metadata.version('torch')} in"
+        f" both, {datetime.date.today().isoformat()}. Tokens are those of the rows, of all members together.",
         "",
         "| adapted | vLLM | lorchestra | ratio | largest difference of a log-probability |",
         "|---|---|---|---|---|",
@@ -159,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(text)
     path = Path(__file__).parent / "results" / f"vllm_{hardware()}_{datetime.date.today():%Y-%m}.md"
     path.write_text(text, encoding="utf-8")
-    tell(f"written to {path}")
+    log(f"written to {path}")
 
 
 if __name__ == "__main__":

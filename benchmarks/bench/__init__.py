@@ -1,1 +1,1 @@
-"""What `speed.py` measures, and beside what."""
+"""The measurements of `speed.py`, and the ways they compare."""

@@ -1,4 +1,4 @@
-"""How many operations a training step of adapters on all layers needs: a count for Llama-like decoders."""
+"""The number of operations that a training step with adapters on all layers needs, for Llama-like decoders."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ALL_TOKENS = ("k_proj", "v_proj")
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a decoder that the count depends on."""
+    """A decoder's sizes, as far as the count depends on them."""
 
     num_layers: int
     width: int
@@ -24,31 +24,31 @@ class Shape:
 
     @property
     def attention_width(self) -> int:
-        """Query heads times their size."""
+        """Number of query heads times their size."""
         return self.maps["q_proj"][1]
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be computed in one micro-batch."""
+    """The work of one micro-batch."""
 
     tokens: int
-    """Tokens in it; a prefix that rows share counts once a member."""
+    """Tokens; a prefix that rows share counts once per member."""
     pairs: int
-    """(query, key) pairs that causal attention has to look at."""
+    """Visible (query, key) pairs of causal attention."""
     read_tokens: int
-    """Tokens whose outputs are read: the positions that choices are scored at."""
+    """Tokens whose outputs are used: the positions that score choices."""
     read_pairs: int
-    """Pairs whose query is one of these."""
+    """Pairs whose query is one of them."""
     options: int
-    """Rows of the output head that are needed."""
+    """Needed rows of the output head."""
 
 
 def shape_of(layer: nn.Module, num_layers: int) -> Shape:
-    """The sizes of a decoder whose layers are like this one, without adapters.
+    """The sizes of a decoder with layers like this one, without adapters.
 
     Raises:
-        ValueError: its attention's inputs are not named as in Llama.
+        ValueError: the inputs of its attention have other names than Llama's.
     """
     maps = {
         name.rpartition(".")[2]: (module.in_features, module.out_features)
@@ -61,11 +61,11 @@ def shape_of(layer: nn.Module, num_layers: int) -> Shape:
 
 
 def work_of(batch: PackedBatch) -> Work:
-    """What a packed micro-batch asks for."""
+    """The work of a packed micro-batch."""
     sees = []
     for segment in batch.packing.segments:
         before = sum(batch.packing.segments[i].stop - batch.packing.segments[i].start for i in segment.context)
-        sees += [before + place + 1 for place in range(segment.stop - segment.start)]
+        sees += [before + offset + 1 for offset in range(segment.stop - segment.start)]
     keep = batch.scoring.keep.tolist()
     assert batch.scoring.option_ids is not None  # every choice here is one token
     return Work(len(sees), sum(sees), len(keep), sum(sees[k] for k in keep), len(batch.scoring.option_ids))
@@ -74,24 +74,25 @@ def work_of(batch: PackedBatch) -> Work:
 def training_flops(shape: Shape, work: Work, adapted: Collection[str], rank: int) -> int:
     """Floating-point operations (a multiplication and an addition are two) of forward and backward of `work`.
 
-    Only what the adapters' gradients provably need, and products only (no norms, softmax, rotary embedding, optimizer):
+    Counts only what the adapters' gradients provably need, and only products (no norms, softmax, rotary embedding,
+    optimizer):
 
     - frozen maps: forward, and the gradient of the input; never the weight's;
-    - in the first layer nothing trainable lies below, so the inputs of q, k and v need no gradient, nor do keys or
+    - in the first layer, nothing below is trainable, so the inputs of q, k and v need no gradient, nor do keys or
       values that are not adapted;
-    - in the last layer only the tokens that are read need a query, an attention output, o_proj and the MLP; keys and
-      values are needed of all;
-    - the head: read tokens times the options' rows, forward and gradient of its input;
+    - in the last layer, only the read tokens need a query, an attention output, o_proj and the MLP; all tokens need
+      keys and values;
+    - the head: read tokens times the options' rows, forward and gradient of the input;
     - attention: two products forward (scores, output) and four backward, over visible pairs;
-    - adapters: `A x` and `B A x` forward; backward the gradients of `A x`, A, B and, where needed, x.
+    - adapters: `A x` and `B A x` forward; backward the gradients of `A x`, A, B and, if needed, x.
 
     Adapters sit on the maps named in `adapted`, of all layers.
 
     Raises:
-        ValueError: none of q, k and v is among them; then less of the first layer's backward is needed.
+        ValueError: none of q, k and v is adapted: then less of the first layer's backward is needed.
     """
     if not set(adapted) & set(ATTENTION_INPUTS):
-        raise ValueError(f"adapted maps {sorted(adapted)}: none of {ATTENTION_INPUTS} is among them")
+        raise ValueError(f"adapted maps {sorted(adapted)}: none of {ATTENTION_INPUTS} is adapted")
     total = 2 * 2 * shape.width * work.options * work.read_tokens
     for layer in range(shape.num_layers):
         is_first, is_last = layer == 0, layer == shape.num_layers - 1

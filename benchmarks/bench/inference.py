@@ -1,4 +1,4 @@
-"""Predictions of all members: packed, and PEFT's adapters in turn or mixed in one batch."""
+"""Predictions of all members: packed, and by PEFT with adapters in turn or mixed in one batch."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def measure_inference(base: Base, setting: Setting) -> Section:
 
 
 def _base_passes(case: str, setting: Setting, ways: list[Way]) -> Row:
-    """Wall time of the members' predictions on the last third, in passes of the base over the same rows."""
+    """Wall time of the members' predictions with adapters on the last third, in base passes over the same rows."""
     (one_pass,) = (way for way in ways if way.key == "base")
     (ours,) = (w for w in ways if (w.key, w.members, w.layers) == ("packed", setting.main, "last third"))
-    # round by round, since the machine drifts
+    # per round, since the machine's speed drifts
     ratios = [a / b for a, b in zip(ours.seconds, one_pass.seconds, strict=False)]
     figure = f"{statistics.median(ratios):.2f} base passes ({min(ratios):.2f} to {max(ratios):.2f})"
     return Row(f"{case}, last third", "packed, wall time", str(setting.main), figure)
@@ -57,8 +57,8 @@ def _base_way(base: Base, setting: Setting, examples: list[EncodedExample]) -> W
 
     @torch.no_grad()
     def run(number: int) -> tuple[int, np.ndarray]:
-        found = [head_logits(model, group, False) for group in batches(examples, setting.batch)]
-        return sum(row.num_tokens for row in examples), torch.cat(found)[None].numpy()
+        logits = [head_logits(model, group, False) for group in batches(examples, setting.batch)]
+        return sum(row.num_tokens for row in examples), torch.cat(logits)[None].numpy()
 
     return Way("base", "", 1, run, setting.rounds, lambda: run(0))
 

@@ -1,4 +1,4 @@
-"""All-layer training as a fraction of what this machine's matrix products reach."""
+"""All-layer training as a fraction of the machine's speed in matrix products."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from bench.flops import Shape, shape_of, steps_flops
 from bench.packed_ways import PackedTraining
 from bench.rows import make_rows
-from bench.setting import RANK, TARGETS, Base, Setting, tell
+from bench.setting import RANK, TARGETS, Base, Setting, log
 from bench.table import Row, Section
 from lorchestra.models.patching import decoder_layers
 from lorchestra.nn.packing import pack, plan_micro_batches
@@ -33,28 +33,28 @@ def measure_limit(base: Base, setting: Setting) -> Section:
         count, _ = training.step()
         achieved.append(flops / (time.perf_counter() - started))
         needed, tokens = needed + flops, tokens + count
-        tell(f"limit, round {number + 1} of {setting.rounds}: {achieved[-1] / 1e9:,.0f} GFLOP/s")
+        log(f"limit, round {number + 1} of {setting.rounds}: {achieved[-1] / 1e9:,.0f} GFLOP/s")
     case = "limit, training, q+v, all layers"
     members = str(setting.main)
     rows = [
-        Row(case, "packed, operations needed a second", members, _giga(achieved)),
+        Row(case, "packed, needed operations per second", members, _giga(achieved)),
         Row(case, "torch.mm at the step's shapes, all tokens of a micro-batch", "", _giga(at_shapes)),
-        Row(case, "torch.mm of large squares, the best", "", _giga(at_squares)),
+        Row(case, "torch.mm of large squares, best size", "", _giga(at_squares)),
         Row(case, "packed, over torch.mm at the step's shapes", members, _fraction(achieved, at_shapes)),
         Row(case, "packed, over torch.mm of large squares", members, _fraction(achieved, at_squares)),
     ]
     per_token = needed / tokens
     note = (
-        f"Limit: {per_token / 1e9:.3f} GFLOP a token are needed (`benchmarks/bench/flops.py` says what is counted);"
+        f"Limit: {per_token / 1e9:.3f} GFLOP per token are needed (`benchmarks/bench/flops.py` defines the count);"
         f" torch.mm at the step's shapes would do {statistics.median(at_shapes) / per_token:,.0f} tokens/s, at large"
-        f" squares {statistics.median(at_squares) / per_token:,.0f}. Work that is done but not needed lowers the"
-        " fraction: it does not count as achieved."
+        f" squares {statistics.median(at_squares) / per_token:,.0f}. Unneeded work does not count as achieved:"
+        " it lowers the fraction."
     )
     return Section(rows, [note], {"flops per token": per_token})
 
 
 def _step_flops(training: PackedTraining, shape: Shape, setting: Setting) -> int:
-    """What the next step needs."""
+    """Operations that the next step needs."""
     trainer = training.trainer
     planned = plan_micro_batches(trainer.step_items(trainer.state.step), setting.token_budget, trainer.shared)
     adapted = TARGETS["q+v"]
@@ -62,7 +62,7 @@ def _step_flops(training: PackedTraining, shape: Shape, setting: Setting) -> int
 
 
 def shapes_rate(shape: Shape, tokens: int) -> float:
-    """Operations per second of a layer's frozen maps one after the other, forward and gradient of the input."""
+    """Operations per second of a layer's frozen maps in turn, forward and gradient of the input."""
     flops = seconds = 0.0
     for inputs, outputs in shape.maps.values():
         for a, b in ((inputs, outputs), (outputs, inputs)):

@@ -1,4 +1,4 @@
-"""lorchestra's own trainer and prediction, step by step."""
+"""lorchestra's trainer and prediction, step by step."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class LastReport(Callback):
     report: StepReport
 
     def on_step(self, report: StepReport, state: TrainState) -> None:
-        """Keep it."""
+        """Keep the report."""
         self.report = report
 
 
 def make_ensemble(base: Base, members: int, targets: str, layers: str) -> EnsembleModel:
-    """An ensemble whose adapters are not zero, so that answers and losses tell members apart from the first step."""
+    """An ensemble with non-zero adapters, so that members differ in answers and losses from the first step."""
     model = EnsembleModel(base.modules(), base.adapt(members, targets, layers), 0)
     scatter(model.adapters)
     return model
@@ -39,14 +39,14 @@ def make_ensemble(base: Base, members: int, targets: str, layers: str) -> Ensemb
 
 @torch.no_grad()
 def scatter(adapters: StackedAdapters) -> None:
-    """Draw every member's B from a small normal distribution; a function of the member, not of how many there are."""
+    """Draw every member's B from a narrow normal distribution; it does not depend on the number of members."""
     for m, values in enumerate(adapters.values):
         noise = torch.randn(values.shape, generator=torch.Generator().manual_seed(m))
         values.add_(0.01 * noise.to(values.device) * adapters.is_B)
 
 
 class PackedTraining:
-    """All members' training on some rows, a step at a time."""
+    """Training of all members on some rows, step by step."""
 
     def __init__(
         self,
@@ -71,8 +71,8 @@ class PackedTraining:
         settings = member_settings(RunConfig(adapt=model.adapt, train=config), len(rows), model.adapter_settings)
         self.trainer = Trainer(model, TrainingRows(rows, rows[:1]), config, settings, self.callback)
         self.trunk_rate: float | None = None
-        """Tokens per second of computing the trunk; None where there is none, or it was handed over."""
-        if precomputed is not None:  # equal for all numbers of members
+        """Tokens per second of computing the trunk; None if there is none, or it was given."""
+        if precomputed is not None:  # the same for all numbers of members
             self.trainer.precomputed = precomputed
             return
         started = time.perf_counter()
@@ -82,7 +82,7 @@ class PackedTraining:
             self.trunk_rate = tokens / (time.perf_counter() - started)
 
     def warm_up(self) -> None:
-        """Forward and backward of one micro-batch; nothing is learned."""
+        """Forward and backward of one micro-batch, without an optimizer step."""
         trainer, model = self.trainer, self.trainer.model
         first = plan_micro_batches(trainer.step_items(0), trainer.token_budget, trainer.shared)[0]
         batch = pack(first, model.device, trainer.shared)

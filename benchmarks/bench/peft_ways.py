@@ -1,4 +1,4 @@
-"""PEFT as it is used for several adapters: one member after the other, over padded batches."""
+"""PEFT as commonly used for several adapters: one member after the other, with padded batches."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from lorchestra.types import EncodedExample
 
 
 def head_logits(model: Any, rows: Sequence[EncodedExample], all_positions: bool, **more: Any) -> Tensor:
-    """The choices' logits at the answer position, `[B, C]`, of a plain or a PEFT model."""
+    """The choices' logits at the answer position, `[B, C]`, by a plain or a PEFT model."""
     keep = 0 if all_positions else 1
-    found = model(**padded(rows, model.device), use_cache=False, logits_to_keep=keep, **more)
-    return found.logits[:, -1, OPTIONS]
+    outputs = model(**padded(rows, model.device), use_cache=False, logits_to_keep=keep, **more)
+    return outputs.logits[:, -1, OPTIONS]
 
 
 class PeftMembers:
-    """The first `members` members of a bank as adapters m0, m1, ... of one PEFT model.
+    """The first `members` members of an ensemble as adapters m0, m1, ... of one PEFT model.
 
-    Training gives each its own `torch.optim.AdamW`, at 0 decay, and clips its gradient norm at 1.
+    Training uses one `torch.optim.AdamW` per member, without decay, and clips gradient norms at 1.
     """
 
     def __init__(self, modules: Any, adapters: StackedAdapters, adapt: AdaptConfig, members: int) -> None:
@@ -42,31 +42,31 @@ class PeftMembers:
         self.model = get_peft_model(modules, config, adapter_name="m0")
         for m in range(1, members):
             self.model.add_adapter(f"m{m}", config)
-        self.model.eval()  # nothing drops out here; adapter_names asks for it
-        self.adapter_settings = [self._filled(adapters, m) for m in range(members)]
-        self.optimizers = [torch.optim.AdamW(adapter, lr=LR, weight_decay=0.0) for adapter in self.adapter_settings]
+        self.model.eval()  # there is no dropout; adapter_names requires it
+        self.adapters = [self._filled(adapters, m) for m in range(members)]
+        self.optimizers = [torch.optim.AdamW(adapter, lr=LR, weight_decay=0.0) for adapter in self.adapters]
 
     @property
     def num_members(self) -> int:
-        """Members held."""
-        return len(self.adapter_settings)
+        """M."""
+        return len(self.adapters)
 
     @torch.no_grad()
     def _filled(self, adapters: StackedAdapters, m: int) -> list[torch.nn.Parameter]:
-        """Adapter m's parameters, with the bank's values."""
-        found = []
+        """Adapter m's parameters, set to the ensemble's values."""
+        parameters = []
         for piece in adapters.slices:
             module: Any = self.model.get_submodule(f"base_model.model.{piece.name}")
             for which in ("A", "B"):
                 weight = getattr(module, f"lora_{which}")[f"m{m}"].weight
                 weight.copy_(adapters.view(adapters.values[m], piece, which))
-                found.append(weight)
-        return found
+                parameters.append(weight)
+        return parameters
 
     def train(self, items: Sequence[Item], way: str) -> list[float]:
         """One optimizer step of every member on its items; returns their losses."""
         losses = []
-        for m, (adapter, optimizer) in enumerate(zip(self.adapter_settings, self.optimizers, strict=True)):
+        for m, (adapter, optimizer) in enumerate(zip(self.adapters, self.optimizers, strict=True)):
             loss = self.loss(m, [item.example for item in items if item.member == m], way)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(adapter, 1.0)
@@ -91,12 +91,12 @@ class PeftMembers:
             for group in cut:
                 names = [f"m{m}" for m in range(self.num_members) for _ in group]
                 logits = head_logits(self.model, group * self.num_members, False, adapter_names=names)
-                found = logits.log_softmax(-1).unflatten(0, (self.num_members, len(group)))
-                log_probs[:, [row.row for row in group]] = found.numpy()
+                member_log_probs = logits.log_softmax(-1).unflatten(0, (self.num_members, len(group)))
+                log_probs[:, [row.row for row in group]] = member_log_probs.numpy()
             return log_probs
         for m in range(self.num_members):
             self.model.set_adapter(f"m{m}")
             for group in cut:
-                found = head_logits(self.model, group, way == "a0").log_softmax(-1)
-                log_probs[m, [row.row for row in group]] = found.numpy()
+                logits = head_logits(self.model, group, way == "a0")
+                log_probs[m, [row.row for row in group]] = logits.log_softmax(-1).numpy()
         return log_probs

@@ -1,4 +1,4 @@
-"""Rows of random tokens with ragged lengths, and how PEFT's loops batch them."""
+"""Rows of random tokens with ragged lengths, and their batches in PEFT's loops."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OPTIONS = (4, 5, 6, 7)
 
 
 def make_rows(count: int, mean: int, vocab_size: int, prefix: int = 0) -> list[EncodedExample]:
-    """Rows of `mean` tokens on average (log-normal, spread 0.4), after `prefix` tokens that all share."""
+    """Rows of `mean` tokens on average (log-normal, spread 0.4), after `prefix` tokens that all rows share."""
     generator = torch.Generator().manual_seed(0)
     spread = torch.randn(count, generator=generator).mul(0.4).exp()
     lengths = (spread / spread.mean() * mean).round().long().clamp(min=8)
@@ -31,13 +31,13 @@ def make_rows(count: int, mean: int, vocab_size: int, prefix: int = 0) -> list[E
 
 
 def batches(rows: Sequence[EncodedExample], size: int, by_length: bool = False) -> list[list[EncodedExample]]:
-    """Rows in batches of `size`, in their order or with neighbors in length together."""
+    """Rows in batches of `size`, in their order or sorted by length."""
     ordered = sorted(rows, key=lambda row: row.num_tokens) if by_length else list(rows)
     return [ordered[i : i + size] for i in range(0, len(ordered), size)]
 
 
-def like_lengths(items: Sequence[Item], rows: Sequence[EncodedExample], size: int) -> list[Item]:
-    """For each member of `items` a batch of like lengths in place of its own, in the long run with as many tokens."""
+def similar_lengths(items: Sequence[Item], rows: Sequence[EncodedExample], size: int) -> list[Item]:
+    """For each member of `items`, replace its batch by one of similar lengths, with as many tokens in the long run."""
     sorted_batches = [batch for batch in batches(rows, size, by_length=True) if len(batch) == size]
     taken = []
     for m in sorted({item.member for item in items}):

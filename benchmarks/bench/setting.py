@@ -1,4 +1,4 @@
-"""What a measurement is made with: base, rows, members, repeats and the machine."""
+"""The conditions of a measurement: base, rows, members, rounds and the machine."""
 
 from __future__ import annotations
 
@@ -22,40 +22,40 @@ RANK, ALPHA, LR = 8, 32.0, 1e-4
 
 @dataclass(frozen=True)
 class Setting:
-    """One run of the benchmark."""
+    """The settings of one run of the benchmark."""
 
     base: str = "smollm2-135m"
     members: tuple[int, ...] = (1, 2, 5, 10, 20)
     """Numbers of members M of the packed ways."""
     main: int = 5
-    """The M at which figures are compared one by one; PEFT is measured with as many members (q+v, all layers)."""
+    """The M at which figures are compared in detail; PEFT is measured with as many members (q+v, all layers)."""
     batch: int = 8
-    """Rows a member and optimizer step, and rows a padded batch."""
+    """Rows per member and optimizer step, and rows per padded batch."""
     mean: int = 75
     """Mean tokens of a row."""
     prefix: int = 400
-    """Tokens that all rows share, in the case of a long prefix; rows then have an eighth of it of their own."""
+    """Tokens that all rows share, in the cases with a shared prefix; the rest of a row has an eighth as many."""
     token_budget: int = CPU_TOKEN_BUDGET
     rounds: int = 3
     quick: bool = False
 
     def members_of(self, targets: str) -> tuple[int, ...]:
-        """Fewer where all linear maps are adapted: otherwise the whole would take more than half an hour."""
+        """Fewer if all linear maps are adapted: otherwise the benchmark would take more than half an hour."""
         if targets == "q+v":
             return self.members
         return tuple(sorted({self.members[0], self.main, self.members[-1]}))
 
     def peft_members(self, targets: str, layers: str) -> int:
-        """How many members the PEFT ways are timed with: one's work does not depend on how many follow."""
+        """How many members the PEFT ways are timed with: the time per member does not depend on it."""
         return self.main if (targets, layers) == ("q+v", "all layers") and not self.quick else min(2, self.main)
 
     def rounds_of(self, members: int, targets: str) -> int:
-        """At most two rounds are enough where a step is long: it averages over many micro-batches by itself."""
+        """At most two if steps are long: these average over many micro-batches."""
         return min(self.rounds, 2) if members > self.main or targets != "q+v" else self.rounds
 
 
 class Base:
-    """The base in float32 on the CPU, of which every way gets modules of its own with the same weights."""
+    """The base in float32 on the CPU; every way gets separate modules with the same weights."""
 
     def __init__(self, name: str) -> None:
         loaded = load_base(BaseConfig(name=name, device="cpu", dtype="float32"))
@@ -65,34 +65,34 @@ class Base:
         self.context_length = loaded.context_length
 
     def modules(self) -> Any:
-        """A copy of the modules around the same weights: ways measured in turn do not each hold a base."""
+        """A copy of the modules with shared weights, so that the base exists once for all ways."""
         shared = {id(weight): weight for weight in self._model.parameters()}
         return copy.deepcopy(self._model, shared)
 
     @property
     def layers(self) -> dict[str, str]:
-        """The adapted layers by their name in the table."""
+        """`adapt.layers` by its name in the table."""
         return {"all layers": "all", "last third": f"last:{max(1, self.num_layers // 3)}"}
 
     def adapt(self, members: int, targets: str, layers: str) -> AdaptConfig:
-        """The configuration of the members, by the table's names for targets and layers."""
+        """The members' configuration, by the table's names of targets and layers."""
         return AdaptConfig(
             members=members, r=RANK, lora_alpha=ALPHA, target_modules=TARGETS[targets], layers=self.layers[layers]
         )
 
 
-def tell(text: str) -> None:
-    """Progress, on stderr."""
+def log(text: str) -> None:
+    """Print progress to stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
 def num_cpus() -> int:
-    """CPUs that this process may use."""
+    """Number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def processor() -> str:
-    """The CPU's name, where Linux tells it."""
+    """The CPU's name, as far as the system reports it."""
     info = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
     return names[0].strip() if names else platform.machine()

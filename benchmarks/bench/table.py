@@ -1,4 +1,4 @@
-"""One table of all that was measured."""
+"""One table of all measurements."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from dataclasses import dataclass, field
 from bench.timing import Way, largest_difference
 
 WAYS = {
-    "a0": "PEFT, one member after the other (`set_adapter`), padded batches, logits of all positions, as a stock loop"
-    " does it",
+    "a0": "PEFT, one member after the other (`set_adapter`), padded batches, logits of all positions, as in a stock"
+    " loop",
     "a1": "PEFT, the same with the head at the answer position only",
-    "b": "PEFT, a1 with batches of like lengths (in training other rows than a1, and other SGD noise)",
-    "c": "PEFT, inference only: `adapter_names`, the rows of a batch of like lengths once for each member in one padded"
-    " batch, head as a1",
-    "base": "the base without adapters, one pass over the rows, padded batches, head as a1",
-    "packed": "lorchestra; on the last third of the layers with the trunk below computed once a row",
+    "b": "PEFT, a1 with batches of similar lengths (in training, other rows than a1 and other SGD noise)",
+    "c": "PEFT, inference only: `adapter_names`, the rows of a batch of similar lengths once per member in one padded"
+    " batch, head as in a1",
+    "base": "the base without adapters, one pass over the rows, padded batches, head as in a1",
+    "packed": "lorchestra; on the last third of the layers with the trunk below computed once per row",
 }
 REFERENCES = ("a0", "a1", "b", "c")
-COLUMNS = ("case", "way", "M", "median (least to most)", *(f"over {key}" for key in REFERENCES))
+COLUMNS = ("case", "way", "M", "median (min to max)", *(f"over {key}" for key in REFERENCES))
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table: a figure, and its ratio to the PEFT ways of the same case."""
+    """A line of the table: a figure, and its ratios to the PEFT ways of the same case."""
 
     case: str
     way: str
@@ -34,7 +34,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Section:
-    """What one part of the benchmark adds: lines of the table, sentences below it, and numbers to check."""
+    """One part of the benchmark: lines of the table, notes below it, and numbers for checks."""
 
     rows: Sequence[Row]
     notes: Sequence[str] = ()
@@ -42,19 +42,19 @@ class Section:
 
 
 def timed_rows(case: str, ways: Sequence[Way]) -> list[Row]:
-    """Lines of ways that were timed in turn; each is compared with the PEFT ways on the same layers."""
+    """Lines of ways timed in turn; each is compared with the PEFT ways on the same layers."""
     rows = []
     for way in ways:
-        beside = {other.key: other for other in ways if other.layers == way.layers and other.key in REFERENCES}
-        members = str(way.members) if way.key == "packed" else f"any ({way.members})" if beside else ""
-        ratios = {key: way.median / other.median for key, other in beside.items()}
-        place = case if not way.layers else f"{case}, {way.layers}"
-        rows.append(Row(place, way.key, members, way.figure, ratios))
+        references = {other.key: other for other in ways if other.layers == way.layers and other.key in REFERENCES}
+        members = str(way.members) if way.key == "packed" else f"any ({way.members})" if references else ""
+        ratios = {key: way.median / other.median for key, other in references.items()}
+        label = case if not way.layers else f"{case}, {way.layers}"
+        rows.append(Row(label, way.key, members, way.figure, ratios))
     return rows
 
 
 def agreement(case: str, what: str, ways: Sequence[Way], keys: Sequence[str]) -> tuple[str, float]:
-    """A sentence on how far packed and the PEFT ways of these keys, on the same rows, are apart; and how far."""
+    """The largest difference between packed and the PEFT ways of these keys on the same rows: sentence and value."""
     pairs = [
         (one, other)
         for one in ways
@@ -69,7 +69,7 @@ def agreement(case: str, what: str, ways: Sequence[Way], keys: Sequence[str]) ->
 
 
 def render(title: str, intro: Sequence[str], sections: Sequence[Section]) -> str:
-    """The whole file, in Markdown."""
+    """The table as Markdown."""
     lines = [f"# {title}", "", *(f"{text}\n" for text in intro)]
     lines += [*(f"- {key}: {meaning}" for key, meaning in WAYS.items()), ""]
     lines += ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]

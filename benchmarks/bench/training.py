@@ -6,7 +6,7 @@ import dataclasses
 
 from bench.packed_ways import PackedTraining
 from bench.peft_ways import PeftMembers
-from bench.rows import like_lengths, make_rows
+from bench.rows import make_rows, similar_lengths
 from bench.setting import TARGETS, Base, Setting
 from bench.table import Row, Section, agreement, timed_rows
 from bench.timing import Way, alternate
@@ -14,7 +14,7 @@ from lorchestra.nn.packing import Item
 from lorchestra.types import EncodedExample
 
 EPOCHS = 3
-"""Over so many epochs a trunk's cost is spread in the note."""
+"""Epochs over which the note spreads the cost of the trunk."""
 
 
 def measure_training(base: Base, setting: Setting) -> Section:
@@ -36,8 +36,8 @@ def measure_training(base: Base, setting: Setting) -> Section:
         spread = 1 / (1 / way.median + 1 / (trunk_rate * way.members * EPOCHS))
         notes += [
             sentence,
-            f"{case}, last third: the trunk is computed before the first step ({trunk_rate:,.0f} tokens/s, once a row);"
-            f" with it, {way.members} members reach {spread:,.0f} tokens/s over {EPOCHS} epochs.",
+            f"{case}, last third: the trunk is computed before the first step ({trunk_rate:,.0f} tokens/s, once per"
+            f" row); with it, {way.members} members reach {spread:,.0f} tokens/s over {EPOCHS} epochs.",
         ]
     return Section(rows, notes, numbers)
 
@@ -45,7 +45,7 @@ def measure_training(base: Base, setting: Setting) -> Section:
 def _ways(
     base: Base, setting: Setting, examples: list[EncodedExample], targets: str, layers: str
 ) -> tuple[list[Way], float | None]:
-    """The ways on some layers, the packed ones last and M ascending; and the trunk's tokens per second."""
+    """The ways with adapters on some layers, the packed ones last by M; and the trunk's tokens per second."""
     packed: dict[int, PackedTraining] = {}
     trunk_rate = precomputed = None
     for m in setting.members_of(targets):
@@ -69,12 +69,12 @@ def packed_way(members: int, training: PackedTraining, layers: str, rounds: int)
 
 
 def peft_way(key: str, peft: PeftMembers, same: PackedTraining, layers: str, setting: Setting, rounds: int) -> Way:
-    """Steps of PEFT on the rows that `same` trains the same members on; b takes batches of like lengths instead."""
+    """Steps of PEFT on the rows of the same members in `same`; b uses batches of similar lengths instead."""
     examples = same.trainer.rows.train
 
     def items_of(step: int) -> list[Item]:
         items = [item for item in same.trainer.step_items(step) if item.member < peft.num_members]
-        return like_lengths(items, examples, setting.batch) if key == "b" else items
+        return similar_lengths(items, examples, setting.batch) if key == "b" else items
 
     def run(step: int) -> tuple[int, list[float]]:
         items = items_of(step)
@@ -91,7 +91,7 @@ def peft_way(key: str, peft: PeftMembers, same: PackedTraining, layers: str, set
 def measure_prefix_training(base: Base, setting: Setting) -> tuple[list[Row], str, float]:
     """Training steps on rows that share a long prefix, all layers, q+v."""
     examples = make_rows(2 * setting.batch, max(8, setting.prefix // 8), base.vocab_size, setting.prefix)
-    # as the default token budget, of which shared tokens are no part
+    # like the default token budget, which does not include shared tokens
     roomy = dataclasses.replace(setting, token_budget=setting.token_budget + setting.prefix)
     packed = PackedTraining(base, roomy, examples, setting.main, "q+v", "all layers")
     model = packed.trainer.model

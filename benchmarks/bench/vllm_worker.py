@@ -1,7 +1,7 @@
-"""Runs under vLLM's own Python, apart from lorchestra's: scores choices of one token with one LoRA module a member.
+"""Runs in vLLM's environment: scores choices of one token with one LoRA module per member.
 
-Reads one JSON line of settings, answers `READY`; then scores all rows under all members at each line, and answers
-`SCORED` with the seconds it took and the choices' log-probabilities `[M, E, C]`.
+Reads one JSON line of settings and answers `READY`; then, for each line, scores all rows under all members and answers
+`SCORED` with the seconds and the choices' log-probabilities `[M, E, C]`.
 """
 
 import json
@@ -24,20 +24,20 @@ def main() -> None:
         max_lora_rank=given["rank"],
         max_model_len=given["longest"],
         max_num_batched_tokens=given["batched_tokens"],
-        enable_prefix_caching=False,  # a second round would find its rows computed
+        enable_prefix_caching=False,  # otherwise only the first round would compute
         enforce_eager=True,
         disable_log_stats=True,
         seed=0,
     )
     prompts = [{"prompt_token_ids": row} for _ in folders for row in rows]
     members = [LoRARequest(f"m{m}", m + 1, folder) for m, folder in enumerate(folders) for _ in rows]
-    asked = SamplingParams(max_tokens=1, temperature=0.0, logprob_token_ids=options, detokenize=False)
+    sampling = SamplingParams(max_tokens=1, temperature=0.0, logprob_token_ids=options, detokenize=False)
     print("READY", flush=True)
     for _ in sys.stdin:
         started = time.perf_counter()
-        found = engine.generate(prompts, asked, lora_request=members, use_tqdm=False)
+        outputs = engine.generate(prompts, sampling, lora_request=members, use_tqdm=False)
         seconds = time.perf_counter() - started
-        scored = [[one.outputs[0].logprobs[0][option].logprob for option in options] for one in found]
+        scored = [[one.outputs[0].logprobs[0][option].logprob for option in options] for one in outputs]
         answers = [scored[m * len(rows) : (m + 1) * len(rows)] for m in range(len(folders))]
         print("SCORED " + json.dumps({"seconds": seconds, "log_probs": answers}), flush=True)
 

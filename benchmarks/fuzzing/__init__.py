@@ -1,1 +1,1 @@
-"""Input that fights back: damaged task files, recipes and run directories, and what a case must end in."""
+"""Fuzzing: damaged task files, recipes and run directories, and the allowed outcomes of a case."""

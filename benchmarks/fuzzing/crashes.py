@@ -1,7 +1,7 @@
-"""A fork server for crash drills: children train, are killed, and are started again, a fraction of a second each.
+"""A fork server for crash drills: children train, are killed, and start again within a fraction of a second.
 
-The parent imports everything and computes nothing (a thread pool does not survive a fork); a child is the command line
-of `lorchestra train`, with one crash arranged for it.
+The parent imports everything and computes nothing (thread pools do not survive a fork); a child runs `lorchestra train`
+with one prepared crash.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _OPERATIONS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.tru
 
 
 def import_everything() -> None:
-    """What a child would import otherwise, once a start."""
+    """Import what every child would import otherwise."""
     for name in _HEAVY:
         importlib.import_module(name)
     import torch
@@ -46,7 +46,7 @@ def import_everything() -> None:
 
 @dataclass(frozen=True)
 class Crash:
-    """How a child is stopped: `kind` says where, `at` when (seconds, or a count of operations, saves or bytes)."""
+    """How a child is stopped: the kind of crash, and when (in seconds, operations, saves or bytes)."""
 
     kind: str
     at: float
@@ -64,9 +64,9 @@ class Crash:
 
     @classmethod
     def draw(cls, draw: random.Random, kind: str, run_s: float, num_operations: int, left: float) -> Crash:
-        """A moment for this kind, in a run that takes so long and does so many file operations; `left` of it is ahead.
+        """Draw a moment in a run of this time and number of file operations; a fraction `left` of it is ahead.
 
-        Loading the base takes some two fifths of such a run, in every child.
+        Loading the base takes about two fifths of the time, in every child.
         """
         if kind in _SIGNALS:
             return cls(kind, draw.uniform(0, run_s * (0.4 + 0.6 * left)))
@@ -81,10 +81,10 @@ class Crash:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a child ended: its exit code (minus the signal), what it said, seconds, file operations."""
+    """How a child ended: exit code (or minus the signal), output and seconds."""
 
     code: int
-    said: str
+    output: str
     seconds: float
 
 
@@ -94,8 +94,8 @@ def train(recipe: Path, root: Path, crash: Crash | None, count: Path | None = No
     Args:
         recipe: the run's recipe.
         root: its directory.
-        crash: what happens to the child.
-        count: a file where a child without a crash writes how many file operations it did.
+        crash: the child's crash.
+        count: a file to which a child without a crash writes its number of file operations.
     """
     read, write = os.pipe()
     started = time.perf_counter()
@@ -119,21 +119,21 @@ def train(recipe: Path, root: Path, crash: Crash | None, count: Path | None = No
             os._exit(code)
     os.close(write)
     if crash is not None and (number := _SIGNALS.get(crash.kind)) is not None:
-        said = _read(read, until=started + crash.at)
+        output = _read(read, until=started + crash.at)
         os.kill(child, number)
     else:
-        said = b""
-    said += _read(read)
+        output = b""
+    output += _read(read)
     os.close(read)
     _, status = os.waitpid(child, 0)
-    return Ended(os.waitstatus_to_exitcode(status), said.decode(errors="replace"), time.perf_counter() - started)
+    return Ended(os.waitstatus_to_exitcode(status), output.decode(errors="replace"), time.perf_counter() - started)
 
 
 _SIGNALS = {"SIGKILL at a random time": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
 
 
 def _read(pipe: int, until: float | None = None) -> bytes:
-    """What a child says, until it closes its end or a moment has come."""
+    """Read a child's output until it closes its end, or until a moment."""
     data = b""
     while True:
         left = None if until is None else until - time.perf_counter()
@@ -150,7 +150,7 @@ def _read(pipe: int, until: float | None = None) -> bytes:
 
 
 def _arrange(crash: Crash | None, root: Path) -> list[int]:
-    """In the child: let the crash happen when its moment comes; returns the running count of file operations."""
+    """In the child: prepare the crash; returns the running count of file operations."""
     operations = [0]
     last = crash.at if crash is not None and crash.kind == "SIGKILL before a file operation" else None
 
@@ -176,8 +176,8 @@ def _no_space() -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def _at_save(number: int, happens: Callable[[], None]) -> None:
-    """After half of the bytes of the `number`-th tensor file are written, something happens."""
+def _at_save(number: int, crash: Callable[[], None]) -> None:
+    """Crash after half of the bytes of the `number`-th tensor file are written."""
     from lorchestra.models import peft_files
     from lorchestra.training import checkpoint
 
@@ -188,7 +188,7 @@ def _at_save(number: int, happens: Callable[[], None]) -> None:
             original(tensors, path, **options)
             if saves[0] == number:
                 os.truncate(path, Path(path).stat().st_size // 2)
-                happens()
+                crash()
             saves[0] += 1
 
         return save_file
@@ -198,10 +198,10 @@ def _at_save(number: int, happens: Callable[[], None]) -> None:
 
 
 @contextmanager
-def small_disk(place: Path, num_bytes: int) -> Any:
-    """Mount a file system in memory of so many bytes at `place`; yields whether that is possible here."""
-    place.mkdir(parents=True, exist_ok=True)
-    command = ["mount", "-t", "tmpfs", "-o", f"size={num_bytes}", "tmpfs", str(place)]
+def small_disk(directory: Path, num_bytes: int) -> Any:
+    """Mount an in-memory file system of `num_bytes` at `directory`; yields whether that is possible."""
+    directory.mkdir(parents=True, exist_ok=True)
+    command = ["mount", "-t", "tmpfs", "-o", f"size={num_bytes}", "tmpfs", str(directory)]
     try:
         mounted = subprocess.run(command, capture_output=True).returncode == 0
     except OSError:
@@ -210,33 +210,33 @@ def small_disk(place: Path, num_bytes: int) -> Any:
         yield mounted
     finally:
         if mounted:
-            subprocess.run(["umount", str(place)], check=True)
+            subprocess.run(["umount", str(directory)], check=True)
 
 
-def fill(place: Path, leave: int) -> Path:
-    """Fill the disk at `place` but for so many bytes; returns the file that does it."""
-    ballast = place / "ballast"
-    free = os.statvfs(place)
+def fill(directory: Path, leave: int) -> Path:
+    """Fill the disk at `directory` except for `leave` bytes; returns the file that fills it."""
+    ballast = directory / "ballast"
+    free = os.statvfs(directory)
     with ballast.open("wb") as file:
         file.write(bytes(max(0, free.f_bavail * free.f_bsize - leave)))
     return ballast
 
 
 def as_expected(crash: Crash, ended: Ended) -> bool:
-    """Whether a child ended as its crash should end it, or finished before the moment came."""
+    """Whether a child ended as its crash should end it, or finished before."""
     if ended.code == 0:
         return True
     if crash.kind.startswith("SIGKILL"):
         return ended.code == -signal.SIGKILL
     if crash.kind in ("SIGTERM", "SIGINT"):
-        # before the command has taken over the signals, SIGTERM ends a process as it ends any other
+        # SIGTERM kills the process before the command has installed its handlers
         return ended.code == 130 or (crash.kind == "SIGTERM" and ended.code == -signal.SIGTERM)
-    errors = [line for line in ended.said.splitlines() if line.startswith("error: ")]
+    errors = [line for line in ended.output.splitlines() if line.startswith("error: ")]
     return ended.code == 2 and len(errors) == 1 and ("disk is full" in errors[0] or "ulimit" in errors[0])
 
 
 def logged_steps(root: Path) -> Sequence[int]:
-    """The optimizer steps in a run's log, in order; a line that a crash cut off does not count."""
+    """The optimizer steps in a run's log, in order, without a truncated last line."""
     events = root / "events.jsonl"
     lines = events.read_bytes().splitlines(keepends=True) if events.exists() else []
     whole = [json.loads(line) for line in lines if line.endswith(b"\n")]

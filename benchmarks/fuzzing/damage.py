@@ -1,4 +1,4 @@
-"""Damage to bytes and values, drawn from a seeded source: the mutators that all surfaces share."""
+"""Random damage to bytes and values: the mutators that all surfaces share."""
 
 from __future__ import annotations
 
@@ -105,11 +105,11 @@ LEAVES = (
     [[]],
     {"a": 1},
 )
-"""What a field of a record may be replaced by: other types, and numbers of the right type beyond any use."""
+"""Replacements for fields of records: other types, and extreme numbers of the right type."""
 
 
 class Canary:
-    """Unpickling it writes a file: what must never happen."""
+    """Unpickling it writes a file: this must never happen."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -124,7 +124,7 @@ def pickled(path: Path) -> bytes:
 
 
 def strange_value(draw: random.Random, depth: int = 0) -> Any:
-    """A value that JSON, or Python's reading of it, can hold."""
+    """A value that JSON, or Python's reading of it, can represent."""
     pick = draw.randrange(10 if depth < 3 else 7)
     if pick < 3:
         return draw.choice(STRANGE_TEXTS)
@@ -138,10 +138,10 @@ def strange_value(draw: random.Random, depth: int = 0) -> Any:
 
 
 def dumps(value: Any) -> str:
-    """JSON as Python writes it: NaN and infinities as words, surrogates as escapes, and integers of any length."""
+    """JSON with Python's extensions (NaN, infinities, surrogates as escapes), and integers of any length."""
     try:
         return json.dumps(value)
-    except ValueError:  # Python does not write integers of more than 4,300 digits
+    except ValueError:  # Python refuses to format integers of more than 4,300 digits
         return "1" + "0" * 5000
 
 
@@ -175,7 +175,7 @@ def _repeat(data: bytes, draw: random.Random) -> bytes:
 
 
 def _insert(data: bytes, draw: random.Random) -> bytes:
-    place = draw.randrange(len(data) + 1)
+    position = draw.randrange(len(data) + 1)
     piece = draw.choice(
         (
             draw.randbytes(draw.randrange(1, 9)),
@@ -190,7 +190,7 @@ def _insert(data: bytes, draw: random.Random) -> bytes:
             b"\xed\xa0\x80",
         )
     )
-    return data[:place] + piece + data[place:]
+    return data[:position] + piece + data[position:]
 
 
 def _shuffle_lines(data: bytes, draw: random.Random) -> bytes:
@@ -217,7 +217,7 @@ _WAYS: tuple[Callable[[bytes, random.Random], bytes], ...] = (
 
 
 def other_encoding(text: str, draw: random.Random) -> bytes:
-    """Text in an encoding, with a byte order mark or with line ends that the reader may not expect."""
+    """Text with an unexpected encoding, byte order mark or line ends."""
     ends = draw.choice(("\n", "\r\n", "\r", "\u2028", "\n\n"))
     encoding = draw.choice(("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32", "latin-1", "cp1252", "utf-7"))
     data = text.replace("\n", ends).encode(encoding, errors="replace")
@@ -225,12 +225,12 @@ def other_encoding(text: str, draw: random.Random) -> bytes:
 
 
 def damage_json(value: Any, draw: random.Random) -> Any:
-    """A copy of a JSON value with one field or entry, anywhere in it, removed, replaced, added or doubled."""
+    """A copy of a JSON value with one field or entry removed, replaced, added or duplicated."""
     copy = json.loads(json.dumps(value))
-    places = [(holder, key) for holder, key in _places(copy)]
-    if not places:
+    locations = _locations(copy)
+    if not locations:
         return strange_value(draw)
-    holder, key = draw.choice(places)
+    holder, key = draw.choice(locations)
     way = draw.randrange(5)
     if way == 0:
         del holder[key]
@@ -246,21 +246,22 @@ def damage_json(value: Any, draw: random.Random) -> Any:
 
 
 def replace_leaf(value: Any, draw: random.Random) -> Any:
-    """A copy of a JSON value in which one field or entry, whichever it is, has one of `LEAVES` in its place."""
+    """A copy of a JSON value with one field or entry replaced by one of `LEAVES`."""
     copy = json.loads(json.dumps(value))
-    places = _places(copy)
-    if not places:
+    locations = _locations(copy)
+    if not locations:
         return draw.choice(LEAVES)
-    holder, key = draw.choice(places)
+    holder, key = draw.choice(locations)
     holder[key] = draw.choice(LEAVES)
     return copy
 
 
-def _places(value: Any) -> list[tuple[Any, Any]]:
+def _locations(value: Any) -> list[tuple[Any, Any]]:
+    """Every container with each of its keys."""
     if isinstance(value, dict):
         keys: list[Any] = list(value)
     elif isinstance(value, list):
         keys = list(range(min(len(value), 6)))
     else:
         return []
-    return [(value, key) for key in keys] + [place for key in keys for place in _places(value[key])]
+    return [(value, key) for key in keys] + [location for key in keys for location in _locations(value[key])]

@@ -1,7 +1,7 @@
-"""What a fuzzed case must end in: a result, or exactly one LorchestraError with exit code 2.
+"""Allowed outcomes of a fuzzed case: a result, or exactly one LorchestraError with exit code 2.
 
-Anything else is a violation: another exception, a warning, a message that no terminal should be sent, a file half
-written, a directory changed by a command that failed, a pickle loaded, or a case that takes too long.
+Everything else is a violation: another exception, a warning, a message with control characters, a half-written file, a
+directory changed by a command that failed, a loaded pickle, or a case that takes too long.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from typing import Protocol
 from lorchestra.errors import LorchestraError
 
 LIMIT_S = 60.0
-"""Seconds a case may take."""
+"""Time limit of a case, in seconds."""
 CANARY = b"a pickle was loaded"
 _LONGEST_MESSAGE = 2500
 
 
 class Work(Protocol):
-    """One case, prepared: called once, ends in a result or an error. `folder` must be as before where it fails."""
+    """A prepared case: called once, it returns or raises. If it fails, `folder` must be unchanged."""
 
     def __call__(self) -> object: ...
 
 
 class Surface(Protocol):
-    """One kind of input: it prepares cases from a seeded source of randomness."""
+    """One kind of input, which prepares random cases."""
 
     name: str
     kinds: Sequence[str]
@@ -45,7 +45,7 @@ class Surface(Protocol):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a case ended: `ended` is "result", the error's class, or "violation"; `text` its message."""
+    """The outcome of a case: `ended` is "result", the error's class, or "violation"; `text` is its message."""
 
     surface: str
     kind: str
@@ -55,7 +55,7 @@ class Outcome:
 
 
 class ViolationError(AssertionError):
-    """A property that must hold did not."""
+    """A property does not hold."""
 
 
 class RefusedError(LorchestraError):
@@ -63,7 +63,7 @@ class RefusedError(LorchestraError):
 
 
 class _TooLong(BaseException):
-    """Not an Exception: nobody may catch it on the way up."""
+    """Not an Exception, so that no handler catches it."""
 
 
 _pickles: list[str] = []
@@ -80,7 +80,7 @@ sys.addaudithook(_audit)
 
 @contextmanager
 def _watched(limit_s: float) -> Iterator[None]:
-    """Notes every class that an unpickler looks up, and raises where the block takes too long."""
+    """Record every class that an unpickler looks up, and raise if the block takes too long."""
     global _armed
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -99,20 +99,20 @@ def _watched(limit_s: float) -> Iterator[None]:
 
 
 def judge(work: Work, folder: Path, *, limit_s: float = LIMIT_S, keeps: bool = True) -> tuple[str, str]:
-    """Run a case and say how it ended.
+    """Run a case; returns the outcome and its message.
 
     Args:
         work: the case.
-        folder: all that it may read and write.
-        limit_s: seconds it may take.
-        keeps: whether `folder` must be as before where the case fails.
+        folder: everything it may read and write.
+        limit_s: its time limit.
+        keeps: whether `folder` must be unchanged if the case fails.
     """
     before = snapshot(folder)
     started = time.process_time()
     try:
         with _watched(limit_s), warnings.catch_warnings():
             warnings.simplefilter("error")
-            # peft 0.21 asks transformers 5.24 for a name on its way out
+            # peft 0.21 uses a deprecated name of transformers 5.24
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
             work()
         ended, text = "result", ""
@@ -121,12 +121,12 @@ def judge(work: Work, folder: Path, *, limit_s: float = LIMIT_S, keeps: bool = T
         if error.exit_code != 2:
             return "violation", f"exit code {error.exit_code}: {text}"
         if not text.strip() or len(text) > _LONGEST_MESSAGE or not text.isprintable():
-            return "violation", f"a message of {len(text)} characters that no terminal should be sent: {text[:300]!r}"
+            return "violation", f"a message of {len(text)} characters that no terminal should get: {text[:300]!r}"
     except _TooLong as error:
         spent = time.process_time() - started
-        return "violation", f"not done after {limit_s} s, of which it computed {spent:.1f} s ({_place(error)})"
+        return "violation", f"not done after {limit_s} s, of which it computed {spent:.1f} s ({_origin(error)})"
     except BaseException as error:
-        return "violation", " ".join(f"{type(error).__name__}: {error} ({_place(error)})".split())[:400]
+        return "violation", " ".join(f"{type(error).__name__}: {error} ({_origin(error)})".split())[:400]
     if _pickles:
         return "violation", f"a pickle was loaded: {_pickles[0]}"
     after = snapshot(folder)
@@ -141,21 +141,21 @@ def judge(work: Work, folder: Path, *, limit_s: float = LIMIT_S, keeps: bool = T
     return ended, text
 
 
-def _place(error: BaseException) -> str:
-    """Where it was raised: the innermost lines of the package, and the very innermost."""
+def _origin(error: BaseException) -> str:
+    """Where it was raised: the innermost lines of the package, and the innermost of all."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if "lorchestra" in frame.filename][-2:]
-    shown = own if own and own[-1] is frames[-1] else [*own, frames[-1]]
+    ours = [frame for frame in frames if "lorchestra" in frame.filename][-2:]
+    shown = ours if ours and ours[-1] is frames[-1] else [*ours, frames[-1]]
     return ", ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in shown)
 
 
 def snapshot(folder: Path) -> dict[str, bytes | None]:
-    """The bytes of every file below a directory by relative path; None for what is no regular file."""
+    """The bytes of every file below a directory by relative path; None for other entries."""
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
 def run_case(surface: Surface, seed: int, case: int, *, limit_s: float = LIMIT_S) -> Outcome:
-    """Prepare and judge one case; the seed, the surface's name and the case's number decide all of it."""
+    """Prepare and judge one case, determined by the seed, the surface's name and the case's number."""
     draw = random.Random(f"{seed}/{surface.name}/{case}")
     kind = surface.kinds[case % len(surface.kinds)]
     with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
@@ -166,11 +166,11 @@ def run_case(surface: Surface, seed: int, case: int, *, limit_s: float = LIMIT_S
 
 
 def run_cases(
-    surface: Surface, seed: int, cases: Sequence[int], tell: Callable[[Outcome], None] = lambda outcome: None
+    surface: Surface, seed: int, cases: Sequence[int], on_outcome: Callable[[Outcome], None] = lambda outcome: None
 ) -> list[Outcome]:
-    """All of these cases."""
+    """Run several cases."""
     outcomes = []
     for case in cases:
         outcomes.append(run_case(surface, seed, case))
-        tell(outcomes[-1])
+        on_outcome(outcomes[-1])
     return outcomes

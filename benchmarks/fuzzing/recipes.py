@@ -1,4 +1,4 @@
-"""Hostile recipes, through reading and every check that comes before a base is loaded."""
+"""Hostile recipes, through reading and every check before a base is loaded."""
 
 from __future__ import annotations
 
@@ -92,11 +92,11 @@ _SCALARS = (
 
 
 class Reached(BaseException):
-    """The base was about to be loaded: every check let the recipe through."""
+    """The base was about to be loaded: the recipe passed every check."""
 
 
 class Recipes:
-    """A recipe file and where the run goes; read and checked as `lorchestra train` does."""
+    """A recipe and a run directory, read and checked as in `lorchestra train`."""
 
     name = "recipes"
     kinds: ClassVar[Sequence[str]] = (
@@ -138,7 +138,7 @@ class _Work:
             again = from_mapping(RunConfig, yaml.safe_load(to_yaml(config)), "again")
             if repr(again) != repr(config):
                 raise ViolationError(f"a configuration changes when it is saved and read: {again} is not {config}")
-            # whatever is given below, train_run must not get as far as a base with it
+            # train_run must stop before it loads a base
             with mock.patch("lorchestra.runs.train.build_pipeline", side_effect=Reached):
                 train_run(config, self.out)
         except Reached:
@@ -151,7 +151,7 @@ class _Work:
 
 
 class _CommandLine:
-    """The same through the command line, with overrides: exit code 2, one error on stderr, nothing on stdout."""
+    """The same through the command line, with options: exit code 2, one error on stderr, nothing on stdout."""
 
     def __init__(self, recipe: Path, out: Path, draw: random.Random) -> None:
         values = [draw.choice(STRANGE_TEXTS), str(draw.choice(STRANGE_NUMBERS[:9])), "nan", "1e999", "5", "text"]
@@ -173,12 +173,12 @@ class _CommandLine:
             return None
         except SystemExit as stop:
             code = stop.code
-        said = err.getvalue()
-        if code != 2 or out.getvalue() or "Traceback" in said or not said.strip() or "\x1b" in said:
-            raise ViolationError(f"{self.arguments[4:]} ended with {code}: {out.getvalue()[:100]!r} {said[:400]!r}")
-        if said.startswith("error:") and said.count("\n") != 1:
-            raise ViolationError(f"more than one line: {said[:400]!r}")
-        raise RefusedError(said.splitlines()[0])
+        stderr = err.getvalue()
+        if code != 2 or out.getvalue() or "Traceback" in stderr or not stderr.strip() or "\x1b" in stderr:
+            raise ViolationError(f"{self.arguments[4:]} ended with {code}: {out.getvalue()[:100]!r} {stderr[:400]!r}")
+        if stderr.startswith("error:") and stderr.count("\n") != 1:
+            raise ViolationError(f"more than one line: {stderr[:400]!r}")
+        raise RefusedError(stderr.splitlines()[0])
 
 
 def _field_names(cls: Any) -> dict[str, list[str]]:
@@ -192,7 +192,7 @@ _FIELDS = _field_names(RunConfig)
 
 
 def _tree(draw: random.Random, train: str) -> dict[str, Any]:
-    """A recipe that can be used: some fields of some groups, at values that work."""
+    """A valid recipe: some fields of some groups, with valid values."""
     default = to_mapping(RunConfig())
     tree: dict[str, Any] = {"data": {"train": train}}
     for group in draw.sample(list(_FIELDS), draw.randrange(len(_FIELDS) + 1)):
@@ -206,8 +206,8 @@ def _dump(tree: Any) -> bytes:
     return yaml.safe_dump(tree, allow_unicode=False).encode()
 
 
-def _place(draw: random.Random, tree: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """A field of the recipe, there already or not."""
+def _location(draw: random.Random, tree: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """A field of the recipe, present or not."""
     group = draw.choice(list(_FIELDS))
     if draw.random() < 0.1:
         return tree, group
@@ -217,14 +217,14 @@ def _place(draw: random.Random, tree: dict[str, Any]) -> tuple[dict[str, Any], s
 
 
 def _set(draw: random.Random, tree: dict[str, Any]) -> None:
-    holder, name = _place(draw, tree)
+    holder, name = _location(draw, tree)
     if name != "train" or holder is not tree["data"] or draw.random() < 0.3:
         numbers = tuple(number for number in STRANGE_NUMBERS if number != 10**4000)
         holder[name] = draw.choice((_without_huge(strange_value(draw)), draw.choice(numbers), draw.choice(numbers)))
 
 
 def _without_huge(value: Any) -> Any:
-    """Python does not write integers of more than 4,300 digits; near that, YAML's writer is left out of it too."""
+    """Replace integers that Python (from 4,300 digits) or YAML's writer cannot format."""
     if isinstance(value, list):
         return [_without_huge(item) for item in value]
     if isinstance(value, dict):
@@ -239,27 +239,27 @@ def _strange_values(draw: random.Random, tree: dict[str, Any]) -> bytes:
 
 def _several_strange_values(draw: random.Random, tree: dict[str, Any]) -> bytes:
     for _ in range(draw.randrange(2, 6)):
-        with contextlib.suppress(TypeError, AttributeError):  # a group that is no mapping any more
+        with contextlib.suppress(TypeError, AttributeError):  # the group may have become another type
             _set(draw, tree)
     return _dump(tree)
 
 
 def _strange_yaml(draw: random.Random, tree: dict[str, Any]) -> bytes:
-    """A scalar as only YAML can spell it, in place of a value or of the whole recipe."""
+    """One of YAML's unusual scalars, as a value or as the whole recipe."""
     scalar = draw.choice(_SCALARS)
     way = draw.randrange(6)
     if way == 0:
         return scalar.encode()
     if way == 1:
         return f"train:\n  {scalar}: 1\n".encode()
-    mark = "".join(draw.choices(string.ascii_lowercase, k=12))
-    holder, name = _place(draw, tree)
-    holder[name] = mark
-    return _dump(tree).replace(mark.encode(), scalar.encode())
+    placeholder = "".join(draw.choices(string.ascii_lowercase, k=12))
+    holder, name = _location(draw, tree)
+    holder[name] = placeholder
+    return _dump(tree).replace(placeholder.encode(), scalar.encode())
 
 
 def _unknown(draw: random.Random, tree: dict[str, Any]) -> bytes:
-    holder, name = _place(draw, tree)
+    holder, name = _location(draw, tree)
     typo = draw.choice((name[1:] + name[:1], name.upper(), name + "s", draw.choice(STRANGE_TEXTS), 5, None, 1.5, True))
     holder[typo] = strange_value(draw, 2) if draw.random() < 0.5 else 1
     return yaml.safe_dump(tree, allow_unicode=False, sort_keys=False).encode()
@@ -292,7 +292,7 @@ def _aliases(draw: random.Random, tree: dict[str, Any]) -> bytes:
 
 
 def _laughs(draw: random.Random, tree: dict[str, Any]) -> bytes:
-    """References to references: small on disk, endless when written out."""
+    """References to references: small on disk, huge when expanded."""
     depth, width = draw.choice((3, 9, 25)), draw.choice((2, 10))
     kind = draw.choice(("list", "map", "merge"))
     lines = ["- &a0 [lol, lol]" if kind == "list" else "- &a0 {lol: lol}"]
@@ -305,10 +305,10 @@ def _laughs(draw: random.Random, tree: dict[str, Any]) -> bytes:
             lines.append(f"- &a{level} {{{keys}}}")
         else:
             lines.append(f"- &a{level} {{<<: [{names}]}}")
-    place = draw.choice(
+    prefix = draw.choice(
         ("adapt:\n  target_modules:\n", "adapt:\n  layers:\n", "train:\n  lr:\n", "data:\n  prompt:\n", "x:\n")
     )
-    return (place + "\n".join(f"    {line}" for line in lines) + "\n").encode()
+    return (prefix + "\n".join(f"    {line}" for line in lines) + "\n").encode()
 
 
 def _deep(draw: random.Random, tree: dict[str, Any]) -> bytes:

@@ -1,7 +1,7 @@
-"""One field of one record changed, or one file made a link, and then every command that reads it.
+"""Change one field of one record, or replace one file by a link, and run a command that reads it.
 
-The records are those of a run, of compared methods, of a sweep and of a base; what a field is replaced by is text, a
-huge number, NaN, a list, null and the like (`damage.LEAVES`).
+The records are those of a run, of compared methods, of a sweep and of a base; fields are replaced by text, huge
+numbers, NaN, lists, null and the like (`damage.LEAVES`).
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ _NUMBERS = ("1e38", "1e300", "-1e300", "1e-300", "1e29", "-1", "0", "10995116277
 
 
 class Records:
-    """The directories of several commands, of which one record is changed; then a command that reads it.
+    """The directories of several commands with one changed record, and a command that reads it.
 
     Args:
-        folder: where the undamaged ones are made, once.
+        folder: where the undamaged directories are made, once.
     """
 
     name = "records"
@@ -72,13 +72,13 @@ class Records:
 
     @property
     def kinds(self) -> Sequence[str]:
-        """The records by name, and the other ways."""
+        """The records by name, and other kinds of changes."""
         return (*_RECORDS, "numbers of predictions", "numbers in settings", "numbers of methods", "links")
 
     def prepare(self, kind: str, draw: random.Random, folder: Path) -> Work:
         """Copy the undamaged directories, change one record and choose a command."""
-        place = folder / "x"
-        shutil.copytree(self.pristine, place)
+        directory = folder / "x"
+        shutil.copytree(self.pristine, directory)
         for pattern in (
             "*/config.yaml",
             "*/*.json",
@@ -86,42 +86,42 @@ class Records:
             "sweep*/runs/*/config.yaml",
             "recipe.yaml",
         ):
-            for file in place.glob(pattern):
-                file.write_text(file.read_text().replace(str(self.pristine), str(place)))
-        # a pass is named after its points' settings, and these hold paths
-        (begun,) = (place / "begun/passes").iterdir()
-        begun.rename(begun.with_name(_key(place)))
+            for file in directory.glob(pattern):
+                file.write_text(file.read_text().replace(str(self.pristine), str(directory)))
+        # a pass is named after its points' settings, which have paths
+        (begun,) = (directory / "begun/passes").iterdir()
+        begun.rename(begun.with_name(_key(directory)))
         if kind == "numbers in settings":
             field, value = draw.choice(_SETTINGS), draw.choice(_NUMBERS)
             command = draw.choice((["train", "recipe.yaml", "--out", "new"], ["sweep", "recipe.yaml", "--out", "new"]))
             option = [f"--{field}", value] if command[0] == "train" else ["--grid", f"{field}={value}"]
-            return _Command(place, [*command, *option], may_fail=True)
+            return _Command(directory, [*command, *option], may_fail=True)
         if kind == "numbers of methods":
             name = f"{draw.choice(_OF_METHODS)}={draw.choice(_NUMBERS)}"
             name = name.replace("precisions=", "precisions=[") + "]" if "precisions" in name else name
-            return _Command(place, ["compare", "recipe.yaml", "--out", "new", "--methods", name], may_fail=True)
+            return _Command(directory, ["compare", "recipe.yaml", "--out", "new", "--methods", name], may_fail=True)
         if kind == "links":
-            return _linked(place, draw)
+            return _linked(directory, draw)
         patterns, commands = _RECORDS.get(kind, (_PREDICTIONS, _REPORTS))
-        file = draw.choice([found for pattern in patterns for found in sorted(place.glob(pattern))])
+        file = draw.choice([path for pattern in patterns for path in sorted(directory.glob(pattern))])
         (_change_numbers if kind == "numbers of predictions" else _change_record)(file, draw)
-        root = file.relative_to(place).parts[0]
+        root = file.relative_to(directory).parts[0]
         if kind == "numbers of predictions" and root == "comparison":
             commands = (_REPORT, _COMPARE)
-        return _Command(place, [one.replace("ROOT", root) for one in draw.choice(commands)])
+        return _Command(directory, [one.replace("ROOT", root) for one in draw.choice(commands)])
 
 
 class _Command:
-    """A command: exit code 0, or 2 with one error on stderr; 1 too where a training may fail."""
+    """A command: exit code 0, or 2 with one error on stderr; also 1 if a training may fail."""
 
     keeps = False
 
     def __init__(
-        self, place: Path, arguments: Sequence[str], *, may_fail: bool = False, outside: Path | None = None
+        self, directory: Path, arguments: Sequence[str], *, may_fail: bool = False, outside: Path | None = None
     ) -> None:
         paths = {"run", "unfinished", "comparison", "sweep", "begun", "new", "recipe.yaml", "rows.csv", "new.csv"}
         command, *rest = arguments
-        self.arguments = [command, *(str(place / one) if one.split("/")[0] in paths else one for one in rest)]
+        self.arguments = [command, *(str(directory / one) if one.split("/")[0] in paths else one for one in rest)]
         self.may_fail, self.outside = may_fail, outside
 
     def __call__(self) -> object:
@@ -132,16 +132,16 @@ class _Command:
                 code: object = main(self.arguments)
             except SystemExit as error:  # the parser of options
                 code = error.code
-        said = err.getvalue()
+        stderr = err.getvalue()
         if self.outside is not None and snapshot(self.outside) != before:
             raise ViolationError(f"{self.arguments[0]} wrote outside")
         if code == 0:
             return None
-        errors = [line for line in said.splitlines() if line.startswith("error: ")]
-        if code == 1 and self.may_fail and "internal error" not in said:
+        errors = [line for line in stderr.splitlines() if line.startswith("error: ")]
+        if code == 1 and self.may_fail and "internal error" not in stderr:
             return None
-        if code != 2 or "Traceback" in said or "internal error" in said:
-            raise ViolationError(f"{self.arguments} ended with {code}: {said[-400:]!r}")
+        if code != 2 or "Traceback" in stderr or "internal error" in stderr:
+            raise ViolationError(f"{self.arguments} ended with {code}: {stderr[-400:]!r}")
         raise RefusedError(errors[0].removeprefix("error: ")[:2000] if errors else "the options do not parse")
 
 
@@ -153,16 +153,16 @@ _REPORT = ["report", "ROOT"]
 _RESUME = ["train", "--out", "ROOT", "--if-exists", "resume", "--skip-evaluation"]
 _COMPARE = ["compare", "recipe.yaml", "--out", "ROOT", "--methods", METHODS]
 _SWEEP = ["sweep", "recipe.yaml", "--out", "ROOT", "--grid", GRID]
-_BESIDE = ["report", "run", "--methods", "comparison"]
+_WITH_METHODS = ["report", "run", "--methods", "comparison"]
 _IMPORT = ["import", "ROOT/members/member_00", "ROOT/members/member_01", "--task", "rows.csv", "--out", "new"]
 _REPORTS = (_REPORT,)
 _PREDICTIONS = ("run/predictions/*.safetensors", "comparison/methods/*/predictions/*.safetensors")
 _RECORDS: dict[str, tuple[Sequence[str], Sequence[list[str]]]] = {
     "ensemble.json": (["run/ensemble.json"], (_PREDICT, _EVALUATE, _EXPORT, _MERGE, _REPORT, _RESUME)),
     "ensemble.json of a sweep": (["sweep/runs/*/ensemble.json"], (_REPORT, _SWEEP)),
-    "metrics.json": (["run/metrics.json"], (_REPORT, _REPORT, _REPORT, _EVALUATE, _EXPORT, _BESIDE)),
+    "metrics.json": (["run/metrics.json"], (_REPORT, _REPORT, _REPORT, _EVALUATE, _EXPORT, _WITH_METHODS)),
     "metrics.json of a sweep": (["sweep/runs/*/metrics.json"], (_REPORT, _SWEEP)),
-    "splits.json": (["run/splits.json"], (_EVALUATE, _EXPORT, _BESIDE, _RESUME)),
+    "splits.json": (["run/splits.json"], (_EVALUATE, _EXPORT, _WITH_METHODS, _RESUME)),
     "environment.json": (["run/environment.json"], _REPORTS),
     "events.jsonl": (["run/events.jsonl"], _REPORTS),
     "events.jsonl of a pass": (["begun/passes/*/events.jsonl"], (_SWEEP,)),
@@ -173,7 +173,7 @@ _RECORDS: dict[str, tuple[Sequence[str], Sequence[list[str]]]] = {
     "adapter_config.json": (["run/members/member_0*/adapter_config.json"], (_MERGE, _IMPORT, _EXPORT, _PREDICT)),
     "compare.json": (["comparison/compare.json"], (_COMPARE, _REPORT)),
     "splits.json of methods": (["comparison/splits.json"], (_COMPARE, _REPORT)),
-    "result.json": (["comparison/methods/*/result.json"], (_COMPARE, _REPORT, _BESIDE)),
+    "result.json": (["comparison/methods/*/result.json"], (_COMPARE, _REPORT, _WITH_METHODS)),
     "sweep.json": (["sweep/sweep.json"], (_SWEEP, _REPORT)),
     "pass.json": (["begun/passes/*/pass.json", "begun/sweep.json"], (_SWEEP,)),
     "config.json of a base": (["base/config.json"], (["predict", "run", "--data", "new.csv"],)),
@@ -181,41 +181,41 @@ _RECORDS: dict[str, tuple[Sequence[str], Sequence[list[str]]]] = {
 }
 
 
-def _key(place: Path) -> str:
-    """The name of the pass that was begun."""
-    return Pack(tuple(read_points(place / "begun")), RunRows(Task("", {}), ())).key
+def _key(directory: Path) -> str:
+    """The name of the unfinished pass."""
+    return Pack(tuple(read_points(directory / "begun")), RunRows(Task("", {}), ())).key
 
 
-def _make(place: Path) -> None:
-    """Train, evaluate, compare and sweep, once to the end and once until it is half through."""
-    place.mkdir(parents=True)
-    save_tiny_base(place / "base")
+def _make(directory: Path) -> None:
+    """Train, evaluate, compare and sweep; also a training and a sweep that are interrupted halfway."""
+    directory.mkdir(parents=True)
+    save_tiny_base(directory / "base")
     draw = random.Random(0)
-    for name, number in (("rows", 24), ("new", 4), ("far", 6)):
-        (place / f"{name}.csv").write_bytes(as_csv(valid_rows(draw, number, "text")))
+    for name, number in (("rows", 24), ("new", 4), ("ood", 6)):
+        (directory / f"{name}.csv").write_bytes(as_csv(valid_rows(draw, number, "text")))
     recipe = json.loads(json.dumps(_RECIPE))
-    recipe["base"]["name"], recipe["data"]["train"] = str(place / "base"), str(place / "rows.csv")
-    (place / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    recipe["base"]["name"], recipe["data"]["train"] = str(directory / "base"), str(directory / "rows.csv")
+    (directory / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     config = from_mapping(RunConfig, recipe, "the recipe")
     commands = (
         ["train", "recipe.yaml", "--out", "run"],
-        ["evaluate", "run", "--ood", str(place / "far.csv")],
+        ["evaluate", "run", "--ood", str(directory / "ood.csv")],
         ["compare", "recipe.yaml", "--out", "comparison", "--methods", METHODS],
         ["sweep", "recipe.yaml", "--out", "sweep", "--grid", GRID],
     )
     for command in commands:
-        _Command(place, command)()
-    asked = iter(range(1000))
+        _Command(directory, command)()
+    calls = iter(range(1000))
     with contextlib.suppress(Interrupted):
-        train_run(config, place / "unfinished", callbacks=[StopWhen(lambda: next(asked) == 3)])
-    asked = iter(range(1000))
+        train_run(config, directory / "unfinished", callbacks=[StopWhen(lambda: next(calls) == 3)])
+    calls = iter(range(1000))
     points = grid_points(config, [("train.lr", [0.01, 0.02])])
     with contextlib.suppress(Interrupted):
-        run_sweep(points, place / "begun", callbacks=[StopWhen(lambda: next(asked) == 3)])
+        run_sweep(points, directory / "begun", callbacks=[StopWhen(lambda: next(calls) == 3)])
 
 
 def _change_record(file: Path, draw: random.Random) -> None:
-    """One field of a JSON, JSON lines or YAML file."""
+    """Change one field of a JSON, JSON lines or YAML file."""
     text = file.read_text()
     if file.suffix == ".yaml":
         tree = yaml.safe_load(text)
@@ -232,14 +232,14 @@ def _change_record(file: Path, draw: random.Random) -> None:
     value = json.loads(text)
     value.pop("checksum", None)
     value = replace_leaf(value, draw)
-    if file.name == "latest.json":  # one who changes it by hand mends the checksum as well
+    if file.name == "latest.json":  # with a valid checksum, as a faulty program would write it
         body = json.dumps(json.loads(dumps(value).replace("NaN", "null").replace("Infinity", "null")), sort_keys=True)
         value["checksum"] = hashlib.sha256(body.encode()).hexdigest()
     file.write_text(dumps(value))
 
 
 def _change_numbers(file: Path, draw: random.Random) -> None:
-    """The tensors of saved predictions."""
+    """Change the tensors of saved predictions."""
     arrays = {name: array.copy() for name, array in load_file(file).items()}
     name = draw.choice(list(arrays))
     array = arrays[name]
@@ -262,21 +262,21 @@ def _change_numbers(file: Path, draw: random.Random) -> None:
     save_file(arrays, file)
 
 
-def _linked(place: Path, draw: random.Random) -> Work:
-    """A file or folder moved away, with a link to it in its place."""
+def _linked(directory: Path, draw: random.Random) -> Work:
+    """A file or folder moved out of the directory and replaced by a link to it."""
     name = draw.choice(("run", "unfinished", "comparison", "sweep", "begun"))
-    every = sorted(path for path in (place / name).rglob("*") if not path.name.startswith("."))
-    path = draw.choice(every)
-    outside = place.parent / "outside"
+    paths = sorted(path for path in (directory / name).rglob("*") if not path.name.startswith("."))
+    path = draw.choice(paths)
+    outside = directory.parent / "outside"
     outside.mkdir()
     path.rename(outside / path.name)
     path.symlink_to(outside / path.name)
     commands: dict[str, Sequence[list[str]]] = {
         "run": (_PREDICT, _EVALUATE, _EXPORT, _MERGE, _REPORT, _RESUME, _IMPORT),
         "unfinished": (_RESUME,),
-        "comparison": (_COMPARE, _REPORT, _BESIDE),
+        "comparison": (_COMPARE, _REPORT, _WITH_METHODS),
         "sweep": (_SWEEP, _REPORT),
         "begun": (_SWEEP,),
     }
     arguments = [one.replace("ROOT", name) for one in draw.choice(commands[name])]
-    return _Command(place, arguments, outside=outside)
+    return _Command(directory, arguments, outside=outside)

@@ -1,4 +1,4 @@
-"""Damaged run directories: loading, predicting, evaluating and resuming, from Python and from the command line."""
+"""Damaged run directories: loading, predicting, evaluating and resuming, from Python and the command line."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ MEMBERS = 2
 
 
 class Runs:
-    """A finished run, an unfinished one and their base, of which one is damaged; then something is asked of them.
+    """A finished run, an unfinished one and their base, one of them damaged, and an action on it.
 
     Args:
-        folder: where the undamaged ones are made, once.
+        folder: where the undamaged runs are made, once.
     """
 
     name = "runs"
@@ -54,13 +54,13 @@ class Runs:
         "JSON fields of ensemble.json",
         "JSON fields of splits.json and metrics.json",
         "JSON fields of latest.json",
-        "paths that lead elsewhere",
+        "paths to outside",
         "adapters' tensors",
         "checkpoints' tensors",
         "settings in config.yaml",
         "pickles",
         "damaged base",
-        "files that do not belong",
+        "extra files",
     )
 
     def __init__(self, folder: Path) -> None:
@@ -69,58 +69,58 @@ class Runs:
             _make_runs(folder, self.pristine)
 
     def prepare(self, kind: str, draw: random.Random, folder: Path) -> Work:
-        """Copy the undamaged runs, damage one and choose what is asked."""
-        place = folder / "x"
-        shutil.copytree(self.pristine, place)
-        # Paths in the configurations are absolute: those of the copies.
-        for config in place.glob("*/config.yaml"):
-            config.write_text(config.read_text().replace(str(self.pristine), str(place)))
-        for record in place.glob("*/ensemble.json"):
-            record.write_text(record.read_text().replace(str(self.pristine), str(place)))
+        """Copy the undamaged runs, damage one and choose an action."""
+        directory = folder / "x"
+        shutil.copytree(self.pristine, directory)
+        # configurations have absolute paths: use those of the copies
+        for config in directory.glob("*/config.yaml"):
+            config.write_text(config.read_text().replace(str(self.pristine), str(directory)))
+        for record in directory.glob("*/ensemble.json"):
+            record.write_text(record.read_text().replace(str(self.pristine), str(directory)))
         unfinished = draw.random() < 0.4 or kind in ("JSON fields of latest.json", "checkpoints' tensors")
-        root = place / ("unfinished" if unfinished else "finished")
+        root = directory / ("unfinished" if unfinished else "finished")
         _DAMAGES[kind](draw, root)
-        ask = draw.choice((_resume,) * 4 + (_load,)) if unfinished else draw.choice(_ASKED)
+        action = draw.choice((_resume,) * 4 + (_load,)) if unfinished else draw.choice(_ACTIONS)
         if draw.random() < 0.15:
             return _CommandLine(root, draw, kind)
-        return _Work(ask, root, kind, self.answers, self.adapters)
+        return _Work(action, root, kind, self.answers, self.adapter_bytes)
 
     @functools.cached_property
     def answers(self) -> list[Any]:
-        """What the undamaged run predicts."""
+        """Predictions of the undamaged run."""
         return _predictions(self.pristine / "finished")
 
     @functools.cached_property
-    def adapters(self) -> list[bytes]:
-        """The bytes that every run ends with."""
-        return adapters(self.pristine / "finished")
+    def adapter_bytes(self) -> list[bytes]:
+        """The adapters' bytes of the undamaged run."""
+        return adapter_bytes(self.pristine / "finished")
 
 
-def adapters(root: Path) -> list[bytes]:
+def adapter_bytes(root: Path) -> list[bytes]:
     """The bytes of all members' weights."""
     return [file.read_bytes() for file in sorted(root.glob("members/member_*/adapter_model.safetensors"))]
 
 
-def _make_runs(folder: Path, place: Path) -> None:
-    """Train a small run to its end, and the same one until it is half through."""
+def _make_runs(folder: Path, directory: Path) -> None:
+    """Train a small run to the end, and another one halfway."""
     temporary = folder / "making"
     save_tiny_base(temporary / "base")
     draw = random.Random(0)
     (temporary / "rows.csv").write_bytes(as_csv(valid_rows(draw, 24, "text")))
     (temporary / "new.csv").write_bytes(as_csv(valid_rows(draw, 4, "text")))
-    temporary.rename(place)
+    temporary.rename(directory)
     config = RunConfig(
-        base=BaseConfig(name=str(place / "base"), threads=1),
+        base=BaseConfig(name=str(directory / "base"), threads=1),
         adapt=AdaptConfig(members=MEMBERS, r=2),
-        data=DataConfig(train=str(place / "rows.csv"), scoring="text"),
+        data=DataConfig(train=str(directory / "rows.csv"), scoring="text"),
         train=TrainConfig(epochs=2, batch_size=8, lr=0.01, checkpoint_every_s=0.0),
         evaluate=EvaluateConfig(few_shot=2, resamples=20),
     )
-    train_run(config, place / "finished")
-    asked = iter(range(100))
+    train_run(config, directory / "finished")
+    calls = iter(range(100))
     with contextlib.suppress(Interrupted):
-        train_run(config, place / "unfinished", callbacks=[StopWhen(lambda: next(asked) == 3)])
-    evaluate_run(load_run(place / "finished"))
+        train_run(config, directory / "unfinished", callbacks=[StopWhen(lambda: next(calls) == 3)])
+    evaluate_run(load_run(directory / "finished"))
 
 
 def _predictions(root: Path) -> list[Any]:
@@ -139,34 +139,34 @@ def _resume(root: Path) -> object:
     return train_run(RunConfig(), root, if_exists="resume").run.root
 
 
-_ASKED = (_load, _load, _evaluate, _resume)
+_ACTIONS = (_load, _load, _evaluate, _resume)
 
 
 class _Work:
     def __init__(
-        self, ask: Callable[[Path], object], root: Path, kind: str, answers: list[Any], reference: list[bytes]
+        self, action: Callable[[Path], object], root: Path, kind: str, answers: list[Any], reference: list[bytes]
     ) -> None:
-        self.ask, self.root, self.kind, self.answers, self.reference = ask, root, kind, answers, reference
-        # a resumed run goes on writing checkpoints before it meets what is wrong
-        self.keeps = ask is not _resume
+        self.action, self.root, self.kind, self.answers, self.reference = action, root, kind, answers, reference
+        # a resumed run writes checkpoints before it reaches the damage
+        self.keeps = action is not _resume
         self.outside = {path.name for path in root.parent.parent.iterdir()}
 
     def __call__(self) -> object:
-        found = self.ask(self.root)
+        result = self.action(self.root)
         if {path.name for path in self.root.parent.parent.iterdir()} != self.outside:
-            raise ViolationError("something was written outside the run directory")
-        # of a run that is finished already, `train` reads no weights
-        finished = self.ask is _resume and self.root.name == "finished"
-        if self.kind == "paths that lead elsewhere" and not finished:
-            raise ViolationError("a path that leads elsewhere was followed")
-        # Whatever was accepted must not have changed the numbers in silence; settings of the user's may.
+            raise ViolationError("something was written outside of the run directory")
+        # of a finished run, `train` reads no weights
+        finished = self.action is _resume and self.root.name == "finished"
+        if self.kind == "paths to outside" and not finished:
+            raise ViolationError("a path to outside of the run was followed")
+        # accepted damage must not change the numbers silently, except for changed settings
         if self.kind not in _CHANGES_ANSWERS:
-            if self.ask is _load and found != self.answers:
-                raise ViolationError("other predictions than those of the undamaged run")
-            resumed = self.ask is _resume and self.root.name == "unfinished"
-            if resumed and adapters(self.root) != self.reference:
+            if self.action is _load and result != self.answers:
+                raise ViolationError("the predictions differ from those of the undamaged run")
+            resumed = self.action is _resume and self.root.name == "unfinished"
+            if resumed and adapter_bytes(self.root) != self.reference:
                 raise ViolationError("a resumed run ended with other bytes")
-        return found
+        return result
 
 
 _CHANGES_ANSWERS = {
@@ -179,7 +179,7 @@ _CHANGES_ANSWERS = {
     "checkpoints' tensors",
     "JSON fields of latest.json",
     "files emptied",
-    "damaged base",  # the digest of a base looks at some of its values only
+    "damaged base",  # the digest of a base covers some of its values only
 }
 
 
@@ -203,14 +203,14 @@ class _CommandLine:
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             code = main(self.arguments)
-        said = err.getvalue()
+        stderr = err.getvalue()
         if code == 0:
-            if self.kind == "paths that lead elsewhere" and "finished already" not in said:
-                raise ViolationError("a path that leads elsewhere was followed")
+            if self.kind == "paths to outside" and "finished already" not in stderr:
+                raise ViolationError("a path to outside of the run was followed")
             return None
-        errors = [line for line in said.splitlines() if line.startswith("error: ")]
-        if code != 2 or len(errors) != 1 or "Traceback" in said or out.getvalue():
-            raise ViolationError(f"{self.arguments[0]} ended with {code}: {out.getvalue()[:100]!r} {said[-400:]!r}")
+        errors = [line for line in stderr.splitlines() if line.startswith("error: ")]
+        if code != 2 or len(errors) != 1 or "Traceback" in stderr or out.getvalue():
+            raise ViolationError(f"{self.arguments[0]} ended with {code}: {out.getvalue()[:100]!r} {stderr[-400:]!r}")
         raise RefusedError(errors[0].removeprefix("error: "))
 
 
@@ -252,7 +252,7 @@ def _damaged(draw: random.Random, root: Path) -> None:
 
 
 def _directories(draw: random.Random, root: Path) -> None:
-    """A directory where a file was, or a file where a directory was."""
+    """Replace a file by a directory, or a directory by a file."""
     if draw.random() < 0.3:
         directory = draw.choice(_directories_of(root))
         shutil.rmtree(directory)
@@ -288,7 +288,7 @@ def _split_fields(draw: random.Random, root: Path) -> None:
 
 
 def _checkpoint_fields(draw: random.Random, root: Path) -> None:
-    """Fields of the checkpoint's record, its checksum made right again: as a program at fault would write it."""
+    """Fields of the checkpoint's record with a valid checksum, as a faulty program would write it."""
 
     def change(value: Any, draw: random.Random) -> Any:
         body = {key: entry for key, entry in value.items() if key != "checksum"}
@@ -301,8 +301,8 @@ def _checkpoint_fields(draw: random.Random, root: Path) -> None:
     _edit_json(root / "resume/latest.json", draw, change)
 
 
-def _elsewhere(draw: random.Random, root: Path) -> None:
-    """A member's path, or a checkpoint's, that leads out of the run directory, to files that would do."""
+def _outside_paths(draw: random.Random, root: Path) -> None:
+    """A member's or checkpoint's path to valid files outside of the run directory."""
     if root.name == "unfinished":
         latest = root / "resume/latest.json"
         body = json.loads(latest.read_text())
@@ -313,19 +313,19 @@ def _elsewhere(draw: random.Random, root: Path) -> None:
         latest.write_text(json.dumps(body))
         return
     record = json.loads((root / "ensemble.json").read_text())
-    shutil.move(root / "members", root.parent / "elsewhere")
+    shutil.move(root / "members", root.parent / "outside")
     m = draw.randrange(MEMBERS)
-    ways = ("../elsewhere", str(root.parent / "elsewhere"), "members/../../elsewhere", "../finished/../elsewhere")
+    ways = ("../outside", str(root.parent / "outside"), "members/../../outside", "../finished/../outside")
     for member in record["members"][m:]:
         member["path"] = f"{draw.choice(ways)}/{Path(member['path']).name}"
     if m:
         (root / "members").mkdir()
-        shutil.move(root.parent / "elsewhere/member_00", root / "members/member_00")
+        shutil.move(root.parent / "outside/member_00", root / "members/member_00")
     (root / "ensemble.json").write_text(json.dumps(record))
 
 
 def _adapter_tensors(draw: random.Random, root: Path) -> None:
-    """Weights that are whole files of other contents, with the checksum that they have."""
+    """Valid files of weights with other contents, and matching checksums."""
     files = sorted(root.glob("members/*/adapter_model.safetensors"))
     if not files:
         return
@@ -384,7 +384,7 @@ def _checkpoint_tensors(draw: random.Random, root: Path) -> None:
 
 
 def _settings(draw: random.Random, root: Path) -> None:
-    """The saved configuration changed by hand."""
+    """Changes of the saved configuration."""
     tree = yaml.safe_load((root / "config.yaml").read_text())
     group = draw.choice(list(tree))
     name = draw.choice(list(tree[group]))
@@ -402,7 +402,7 @@ def _settings(draw: random.Random, root: Path) -> None:
 
 
 def _pickles(draw: random.Random, root: Path) -> None:
-    """Pickles in place of weights and beside them, under the names that other programs load them by."""
+    """Pickles instead of weights and next to them, under the names that other programs load."""
     canary = root.parent.parent / "canary"
     names = ("adapter_model.bin", "pytorch_model.bin", "training_args.bin", "optimizer.pt", "adapter_model.safetensors")
     folders = [path for path in (root, root / "resume", root.parent / "base", *root.glob("members/*")) if path.is_dir()]
@@ -419,7 +419,7 @@ def _pickles(draw: random.Random, root: Path) -> None:
 
 
 def _base(draw: random.Random, root: Path) -> None:
-    """Something wrong with the base itself, or remote code asked for in its configuration."""
+    """Damage to the base, or a configuration that requests remote code."""
     base = root.parent / "base"
     if draw.random() < 0.25:
         config = json.loads((base / "config.json").read_text())
@@ -434,7 +434,7 @@ def _base(draw: random.Random, root: Path) -> None:
 
 
 def _strangers(draw: random.Random, root: Path) -> None:
-    """Files that do not belong there, as killed or other programs leave them."""
+    """Extra files, as killed or other programs leave them."""
     names = (
         "resume/state-00000099.safetensors",
         "members.bak/x",
@@ -461,11 +461,11 @@ _DAMAGES: dict[str, Callable[[random.Random, Path], None]] = {
     "JSON fields of ensemble.json": _ensemble_fields,
     "JSON fields of splits.json and metrics.json": _split_fields,
     "JSON fields of latest.json": _checkpoint_fields,
-    "paths that lead elsewhere": _elsewhere,
+    "paths to outside": _outside_paths,
     "adapters' tensors": _adapter_tensors,
     "checkpoints' tensors": _checkpoint_tensors,
     "settings in config.yaml": _settings,
     "pickles": _pickles,
     "damaged base": _base,
-    "files that do not belong": _strangers,
+    "extra files": _strangers,
 }

@@ -51,7 +51,7 @@ class TaskFiles:
         "very many choices",
         "very long texts",
         "repeated keys and columns",
-        "names and places",
+        "names and paths",
         "several files",
     )
 
@@ -80,7 +80,7 @@ class _Work:
         train = task.splits["train"]
         scoring = "letter" if can_use_letters(train, template, tokenizer())[0] else "text"
         for split in task.splits.values():
-            found = encode(
+            encoded_rows = encode(
                 split,
                 template,
                 tokenizer(),
@@ -89,8 +89,8 @@ class _Work:
                 max_length=self.max_length,
                 too_long=self.too_long,
             )
-            for index, row in zip(found.kept, found.rows, strict=True):
-                check_that(len(row.choices) == len(split[index].choices), "a choice got lost in encoding")
+            for index, row in zip(encoded_rows.kept, encoded_rows.rows, strict=True):
+                check_that(len(row.choices) == len(split[index].choices), "a choice was lost in encoding")
                 check_that(bool(row.prefix) and all(row.choices), "a row without a prefix or tokens of a choice")
         if task.labels is not None:
             class_weights(train, len(task.labels))
@@ -98,13 +98,13 @@ class _Work:
 
 
 def check_that(holds: bool, what: str) -> None:
-    """Raise where a property does not hold."""
+    """Raise a violation unless a property holds."""
     if not holds:
         raise ViolationError(what)
 
 
 def check_rows(rows: RunRows) -> None:
-    """What the rest of the program takes for granted about rows that were read."""
+    """Check what the rest of the program assumes about rows."""
     splits = rows.task.splits
     check_that(set(splits) == {"train", "val", "test"} and all(splits.values()), "a split is missing or empty")
     for split in splits.values():
@@ -118,17 +118,17 @@ def check_rows(rows: RunRows) -> None:
             check_that(row.answer is None or 0 <= row.answer < len(row.choices), "an answer out of range")
     json.dumps(rows.record()).encode()
     for note in rows.notes:
-        check_that(note.isprintable(), f"a note that no terminal should be sent: {note[:200]!r}")
+        check_that(note.isprintable(), f"a note with control characters: {note[:200]!r}")
 
 
 def valid_rows(draw: random.Random, number: int = 30, form: str | None = None) -> list[dict[str, Any]]:
-    """Rows that can be used: questions with choices, or texts with labels."""
+    """Valid rows: questions with choices, or texts with labels."""
     form = form or draw.choice(("question", "text"))
     rows: list[dict[str, Any]] = []
-    for place in range(number):
-        text = " ".join(draw.choices(WORDS, k=draw.randrange(3, 9))) + f" {place}"
+    for index in range(number):
+        text = " ".join(draw.choices(WORDS, k=draw.randrange(3, 9))) + f" {index}"
         if form == "text":
-            rows.append({"text": text, "label": draw.choice(("yes", "no")) if place > 1 else ("yes", "no")[place]})
+            rows.append({"text": text, "label": draw.choice(("yes", "no")) if index > 1 else ("yes", "no")[index]})
         else:
             choices = draw.sample(WORDS, draw.randrange(2, 5))
             rows.append({"question": text, "choices": choices, "answer": draw.randrange(len(choices))})
@@ -136,7 +136,7 @@ def valid_rows(draw: random.Random, number: int = 30, form: str | None = None) -
 
 
 def jsonl(rows: Sequence[Any]) -> bytes:
-    """One JSON value a line."""
+    """One JSON value per line."""
     return "".join(dumps(row) + "\n" for row in rows).encode()
 
 
@@ -207,11 +207,11 @@ def _strange_cells(draw: random.Random, folder: Path) -> DataConfig:
 
 
 def _strange_rows(draw: random.Random, folder: Path) -> DataConfig:
-    """Every cell may be strange, rows may be of any kind, columns may be missing."""
+    """Any cell may be strange, rows may be of any type, columns may be missing."""
     rows: list[Any] = valid_rows(draw, draw.randrange(1, 12))
-    for place, row in enumerate(rows):
+    for index, row in enumerate(rows):
         if draw.random() < 0.1:
-            rows[place] = strange_value(draw)
+            rows[index] = strange_value(draw)
         elif draw.random() < 0.4:
             row[draw.choice(["question", "choices", "answer", "text", "label", "id"])] = strange_value(draw)
         elif draw.random() < 0.2:
@@ -320,7 +320,7 @@ def _deep(draw: random.Random, folder: Path) -> DataConfig:
 
 
 def _many_choices(draw: random.Random, folder: Path) -> DataConfig:
-    """A million choices in one case of sixty-four: it takes seconds."""
+    """Many choices; a million in one of 64 cases, which takes seconds."""
     number = draw.choice((10, 26, 27, 1000, 10_000)) if draw.randrange(64) else 10**6
     rows = valid_rows(draw, 20, "question")
     rows[5]["choices"] = [str(i) for i in range(number)]
@@ -352,17 +352,17 @@ def _repeated(draw: random.Random, folder: Path) -> DataConfig:
     name = draw.choice([*rows[0], "id", "other"])
     if draw.random() < 0.5:
         lines = [json.dumps(row) for row in rows]
-        place = draw.randrange(len(lines))
-        lines[place] = lines[place][:-1] + f', "{name}": {dumps(strange_value(draw))}, "{name}": 1}}'
+        index = draw.randrange(len(lines))
+        lines[index] = lines[index][:-1] + f', "{name}": {dumps(strange_value(draw))}, "{name}": 1}}'
         return DataConfig(train=_write(folder, "jsonl", ("\n".join(lines) + "\n").encode()))
     lines = as_csv(rows).decode().split("\r\n")
     again = draw.choice((name, "", f" {name}", name.upper()))
-    lines = [f"{line},{again if place == 0 else 'x'}" for place, line in enumerate(lines) if line]
+    lines = [f"{line},{again if index == 0 else 'x'}" for index, line in enumerate(lines) if line]
     return DataConfig(train=_write(folder, "csv", "\n".join(lines).encode()))
 
 
 def _names(draw: random.Random, folder: Path) -> DataConfig:
-    """Files of strange names, and places that are no files."""
+    """Files with strange names, and paths that are not files."""
     data = jsonl(valid_rows(draw))
     way = draw.randrange(9)
     if way == 0:
@@ -392,7 +392,7 @@ def _names(draw: random.Random, folder: Path) -> DataConfig:
 
 
 def _several(draw: random.Random, folder: Path) -> DataConfig:
-    """Validation and test files that may be of the other form, repeat training rows, or have new labels."""
+    """Validation and test files that may have another form, repeat training rows, or have new labels."""
     train = valid_rows(draw)
     files: dict[str, str] = {"train": _write(folder, "jsonl", jsonl(train))}
     for split in draw.choice((("val",), ("test",), ("val", "test"))):
@@ -426,6 +426,6 @@ _WRITERS = {
     "very many choices": _many_choices,
     "very long texts": _long_texts,
     "repeated keys and columns": _repeated,
-    "names and places": _names,
+    "names and paths": _names,
     "several files": _several,
 }

@@ -13,11 +13,11 @@ def test_ways_agree_in_half_precision_and_nothing_is_written(capsys):
     differences = [value for section in sections for value in section.numbers.values()]
     assert all(0 < difference < 0.02 for difference in differences)  # losses of about 1.4, in bfloat16
     assert {path.name for path in (gpu.ROOT / "benchmarks" / "results").iterdir()} == before
-    assert "not run, since this is no GPU" in capsys.readouterr().out
+    assert "not run, since this is not a GPU" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
 def test_without_a_gpu_says_so(capsys):
     with pytest.raises(SystemExit):
         gpu.main([])
-    assert "torch sees no CUDA device here" in capsys.readouterr().err
+    assert "torch sees no CUDA device" in capsys.readouterr().err

@@ -9,7 +9,7 @@ import torch
 import transformers
 from bench import memory
 from bench.flops import Shape, Work, shape_of, training_flops, work_of
-from bench.rows import like_lengths, make_rows
+from bench.rows import make_rows, similar_lengths
 from bench.setting import Setting
 from bench.table import COLUMNS
 from peft import LoraConfig, get_peft_model
@@ -94,12 +94,12 @@ def test_a_process_counts_its_adapters(tiny_base, capsys):
 def test_unknown_part_is_refused(capsys):
     with pytest.raises(SystemExit):
         speed.main(["--only", "trian"])
-    assert "trian: not among train, inference" in capsys.readouterr().err
+    assert "trian: unknown; choose from train, inference" in capsys.readouterr().err
 
 
 def test_batches_of_like_lengths_have_each_members_number_of_rows():
     rows = make_rows(32, 20, 100)
-    taken = like_lengths([Item(m, rows[9 * m + i]) for m in (0, 1) for i in range(8)], rows, 8)
+    taken = similar_lengths([Item(m, rows[9 * m + i]) for m in (0, 1) for i in range(8)], rows, 8)
     lengths = sorted(row.num_tokens for row in rows)
     for m in (0, 1):
         own = sorted(item.example.num_tokens for item in taken if item.member == m)

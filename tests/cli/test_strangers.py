@@ -145,7 +145,7 @@ NAMES = [
     (
         "report",
         "run/metrics.json",
-        lambda r: r["evaluations"][0]["ood"].update({"../x": r["evaluations"][0]["ood"]["far"]}),
+        lambda r: r["evaluations"][0]["ood"].update({"../x": r["evaluations"][0]["ood"]["ood"]}),
     ),
     ("evaluate", "run/metrics.json", lambda r: r["evaluations"][0].update(task="..")),
     (
