@@ -10,8 +10,7 @@ import torch
 from lorchestra.errors import ConfigError
 from lorchestra.methods.contract import Fitted, Meter, MethodContext
 from lorchestra.methods.training import check_rate, fitted_members, only_first_member, start_training, train_steps
-from lorchestra.nn.optimizer import Schedule
-from lorchestra.nn.schedules import CyclicCosine
+from lorchestra.nn.schedules import CyclicCosine, Schedule
 from lorchestra.training.members import MemberSettings
 
 

@@ -12,8 +12,7 @@ from lorchestra.errors import ConfigError
 from lorchestra.methods.contract import Fitted, Meter, MethodContext
 from lorchestra.methods.posterior import SwagMoments
 from lorchestra.methods.training import check_rate, fitted_members, only_first_member, start_training, train_steps
-from lorchestra.nn.optimizer import Schedule
-from lorchestra.nn.schedules import ThenConstant
+from lorchestra.nn.schedules import Schedule, ThenConstant
 from lorchestra.nn.seeding import generator
 from lorchestra.training.members import MemberSettings
 from lorchestra.training.trainer import member_schedules

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -78,28 +77,3 @@ class MemberAdamW:
                 self.values[m].mul_(torch.where(self.is_B, shrink_b, shrink_a))
             denominator = second.sqrt().div_(math.sqrt(1 - beta2 ** self.num_steps[m])).add_(self.eps)
             self.values[m].addcdiv_(first, denominator, value=-lrs[m] / (1 - beta1 ** self.num_steps[m]))
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Learning rate by step: linear warm-up from zero, then a constant rate, or linear or cosine decay to zero.
-
-    `num_steps` counts optimizer steps; `warmup` is the fraction of them with a rising rate.
-    """
-
-    peak: float
-    num_steps: int
-    kind: str
-    warmup: float
-
-    def __call__(self, step: int) -> float:
-        """The rate of optimizer step `step`, counted from 0."""
-        num_warm = math.ceil(self.warmup * self.num_steps)
-        if step < num_warm:
-            return self.peak * (step + 1) / num_warm
-        if self.kind == "constant":
-            return self.peak
-        progress = (step - num_warm) / max(1, self.num_steps - num_warm)
-        if self.kind == "cosine":
-            return self.peak * 0.5 * (1 + math.cos(math.pi * progress))
-        return self.peak * (1 - progress)

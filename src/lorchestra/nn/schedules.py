@@ -1,11 +1,34 @@
-"""Learning rates of methods that take several points from one training trajectory."""
+"""Learning-rate schedules: the one of a training, and those of methods that take several points of one trajectory."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
-from lorchestra.nn.optimizer import Schedule
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rate by step: linear warm-up from zero, then a constant rate, or linear or cosine decay to zero.
+
+    `num_steps` counts optimizer steps; `warmup` is the fraction of them with a rising rate.
+    """
+
+    peak: float
+    num_steps: int
+    kind: str
+    warmup: float
+
+    def __call__(self, step: int) -> float:
+        """The rate of optimizer step `step`, counted from 0."""
+        num_warm = math.ceil(self.warmup * self.num_steps)
+        if step < num_warm:
+            return self.peak * (step + 1) / num_warm
+        if self.kind == "constant":
+            return self.peak
+        progress = (step - num_warm) / max(1, self.num_steps - num_warm)
+        if self.kind == "cosine":
+            return self.peak * 0.5 * (1 + math.cos(math.pi * progress))
+        return self.peak * (1 - progress)
 
 
 @dataclass(frozen=True)

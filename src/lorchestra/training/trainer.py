@@ -17,8 +17,9 @@ from lorchestra.config.run import RunConfig, TrainConfig
 from lorchestra.inference.packed import run_packed
 from lorchestra.inference.trunk import TrunkFiles
 from lorchestra.models.ensemble import EnsembleModel
-from lorchestra.nn.optimizer import MemberAdamW, Schedule, clip_gradients
+from lorchestra.nn.optimizer import MemberAdamW, clip_gradients
 from lorchestra.nn.packing import Item, PackedBatch, shareable_prefix
+from lorchestra.nn.schedules import Schedule
 from lorchestra.training.callbacks import Callback, Interrupted, StepReport
 from lorchestra.training.checkpoint import MemberState, TrainState, check_fits, state_tensors
 from lorchestra.training.early_stopping import update_early_stopping, validate_members
