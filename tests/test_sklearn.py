@@ -89,7 +89,7 @@ def test_it_learns_and_its_probabilities_match_the_run(fitted):
     np.testing.assert_allclose(probabilities.sum(axis=1), 1.0, atol=1e-12)
     assert list(fitted.predict(NEW)) == [fitted.classes_[i] for i in probabilities.argmax(axis=1)]
     assert fitted.score(TEXTS, LABELS) > 0.9
-    rows = [row["probs"] for row in load_run(fitted.run_dir_).predict(examples_of(fitted, NEW))]
+    rows = [row.probs for row in load_run(fitted.run_dir_).predict(examples_of(fitted, NEW))]
     np.testing.assert_array_equal(probabilities, rows)
 
 
@@ -223,7 +223,7 @@ def test_run_can_be_kept(classifier, tmp_path):
     kept = classifier(out=tmp_path / "run", label_names={"yes": "good", "no": "bad"}).fit(TEXTS, LABELS)
     (tmp_path / "new.csv").write_text("text\nrather good\n")
     (row,) = load_run(tmp_path / "run").predict(tmp_path / "new.csv")
-    assert row["choices"] == ["bad", "good"]
+    assert row.choices == ("bad", "good")
     with pytest.raises(LorchestraError, match="not a run that this classifier has fitted"):
         clone(kept).fit(TEXTS, LABELS)
     with pytest.raises(ConfigError, match=r"rows that came from Python"):
@@ -348,10 +348,10 @@ def test_fitting_again_replaces_the_kept_run(classifier, tmp_path):
     fitted.set_params(random_state=5).fit(TEXTS, LABELS)
     second = fitted.predict_proba(NEW)
     assert (first != second).any()
-    assert next(load_run(tmp_path / "run").predict(NEW))["probs"] == second[0].tolist()
+    assert next(load_run(tmp_path / "run").predict(NEW)).probs == tuple(second[0].tolist())
     with pytest.raises(ConfigError, match=r"adapt\.r: 0"):
         fitted.set_params(r=0).fit(TEXTS, LABELS)
-    np.testing.assert_array_equal(next(load_run(tmp_path / "run").predict(NEW))["probs"], second[0])
+    np.testing.assert_array_equal(next(load_run(tmp_path / "run").predict(NEW)).probs, second[0])
     assert [entry.name for entry in tmp_path.iterdir()] == ["run"]
     with pytest.raises(ConfigError, match=r"not empty, and not a run that this classifier has fitted"):
         classifier(out=tmp_path / "run").fit(TEXTS, LABELS)

@@ -97,15 +97,15 @@ def test_answers_do_not_depend_on_the_chunk(texts_run, write, monkeypatch, rule)
     for size in (1, CHUNK, 1000):
         monkeypatch.setattr(answers, "CHUNK_ROWS_CPU", size)
         by_size.append(list(load_run(texts_run).predict(path, 0.6, rule)))
-    assert [row["row"] for row in by_size[0]] == list(range(1, 38))
+    assert [row.row for row in by_size[0]] == list(range(1, 38))
     for rows in by_size[1:]:
         for one, other in zip(by_size[0], rows, strict=True):
             for name in ("id", "row", "choices", "error", "input"):
-                assert one[name] == other[name]
+                assert getattr(one, name) == getattr(other, name)
             # rounding may change what an exit rule decides; then the rest is not comparable
-            if one.get("members_used") == other.get("members_used"):
-                assert one["probs"] == pytest.approx(other["probs"], abs=1e-5)
-                for mine, theirs in zip(one["member_probs"], other["member_probs"], strict=True):
+            if one.members_used == other.members_used:
+                assert one.probs == pytest.approx(other.probs, abs=1e-5)
+                for mine, theirs in zip(one.member_probs, other.member_probs, strict=True):
                     assert mine == pytest.approx(theirs, abs=1e-5)
 
 
@@ -127,11 +127,11 @@ def test_rows_are_read_lazily(texts_run):
 def test_rows_in_memory(texts_run, questions_run):
     run = load_run(texts_run)
     first, second = run.predict(["a good film", "a bad film"])
-    assert (first["id"], first["input"]) == ("rows-1", {"text": "a good film"})
-    assert run.labels[second["prediction_index"]] == second["prediction"] == second["prediction_text"]
+    assert (first.id, first.input) == ("rows-1", {"text": "a good film"})
+    assert run.labels[second.prediction_index] == second.prediction == second.prediction_text
     (row,) = run.predict([{"text": "a film", "label": "yes", "id": "x", "user": 3}])
-    assert (row["id"], row["label"], row["label_index"]) == ("x", "yes", 1)
-    assert row["input"] == {"text": "a film", "label": "yes", "user": 3}
+    assert (row.id, row.label, row.label_index) == ("x", "yes", 1)
+    assert row.input == {"text": "a film", "label": "yes", "user": 3}
     assert list(run.predict([])) == []
     with pytest.raises(ValueError, match=r"rows\[1\] is 3; pass a text or a dict"):
         list(run.predict(["a film", 3]))

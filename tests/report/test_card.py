@@ -99,7 +99,7 @@ def test_its_program_gives_the_probabilities_of_lorchestra(
     (expected,) = trained.predict([example])
     out = export_run(root, tmp_path / "out", card=card_of(root))
     assert run_program(out, tiny_base, example, monkeypatch) == pytest.approx(
-        dict(zip(trained.labels, expected["probs"], strict=True)), abs=1e-4
+        dict(zip(trained.labels, expected.probs, strict=True)), abs=1e-4
     )
 
 
@@ -114,7 +114,7 @@ def test_its_program_scores_whole_answers(run_config, tiny_base, tmp_path, monke
     (expected,) = trained.predict([example])
     out = export_run(root, tmp_path / "out", card=card_of(root))
     assert run_program(out, tiny_base, example, monkeypatch) == pytest.approx(
-        dict(zip(trained.labels, expected["probs"], strict=True)), abs=1e-4
+        dict(zip(trained.labels, expected.probs, strict=True)), abs=1e-4
     )
 
 
@@ -132,7 +132,7 @@ def test_its_program_asks_through_the_chat_template(run_config, texts_csv, make_
     (expected,) = trained.predict([example])
     out = export_run(root, tmp_path / "out", card=card_of(root))
     assert run_program(out, base, example, monkeypatch) == pytest.approx(
-        dict(zip(trained.labels, expected["probs"], strict=True)), abs=1e-4
+        dict(zip(trained.labels, expected.probs, strict=True)), abs=1e-4
     )
 
 

@@ -16,10 +16,10 @@ from lorchestra.config.mappings import read_recipe
 from lorchestra.config.run import RunConfig
 from lorchestra.errors import CheckpointError, ConfigError, DataError, InputError
 from lorchestra.runs.ensemble import load_run
-from lorchestra.runs.predict import prediction_rows
+from lorchestra.runs.predict import answers_from, prediction_rows
 from lorchestra.runs.train import train_run
 from lorchestra.store.atomic import sha256_file
-from lorchestra.types import Predictions
+from lorchestra.types import EarlyExitPredictions, Predictions
 
 
 @pytest.fixture(scope="module")
@@ -265,6 +265,53 @@ def test_a_prediction_by_hand():
         "abstain",
     }
     assert next(prediction_rows(predictions))["abstain"] is None
+    answer, other = answers_from(predictions, abstain_below=0.55)
+    assert (answer.prediction, answer.prediction_text, answer.choices, answer.row) == ("no", "no", ("no", "yes"), 1)
+    assert list(answer.to_dict()) == [*LINE, "error", "input"]
+    assert list(answer.to_dict(early_exit=True)) == [*LINE, "members_used", "error", "input"]
+    assert other.to_dict() == second | {"row": 2, "error": None, "input": {}}
+
+
+LINE = (
+    *("id", "row", "choices", "prediction", "prediction_index", "prediction_text", "label", "label_index"),
+    *("confidence", "probs", "member_probs", "entropy", "mutual_information", "disagreement", "abstain"),
+)
+"""The fields of a line of `lorchestra predict`, in order."""
+
+
+def test_answers_after_early_exit_are_in_the_order_of_the_rows():
+    part = Predictions(np.log([[[0.75, 0.25]]]), np.array([1]), ("b",), (("no", "yes"),), "task", "predict")
+    whole = Predictions(
+        np.log([[[0.5, 0.5], [0.9, 0.1]], [[0.4, 0.6], [0.8, 0.2]]]),
+        np.array([-1, 0]),
+        ("a", "c"),
+        (("no", "yes"), ("no", "yes")),
+        "task",
+        "predict",
+    )
+    early = EarlyExitPredictions((part, whole), (np.array([1]), np.array([0, 2])), 2)
+    found = answers_from(early)
+    assert [(one.id, one.row, one.members_used, one.label) for one in found] == [
+        ("a", 1, 2, None),
+        ("b", 2, 1, "yes"),
+        ("c", 3, 2, "no"),
+    ]
+    assert all("members_used" in one.to_dict() for one in found)
+
+
+def test_a_row_that_cannot_be_answered_has_what_is_known_of_it(trained_run, tmp_path):
+    rows = [{"text": "a good film", "user": 3}, {"text": "", "user": 4}, {"text": "bad " * 300, "label": "no"}]
+    answered, empty, long = load_run(trained_run).predict(rows)
+    assert answered.error is None
+    assert answered.input == {"text": "a good film", "user": 3}
+    for answer, input_row in ((empty, rows[1]), (long, rows[2])):
+        assert answer.error
+        assert answer.input == input_row
+        fields = answer.to_dict()
+        assert list(fields) == [*LINE, "error", "input"]
+        assert all(fields[name] is None for name in ("prediction", "prediction_text", "probs", "confidence", "abstain"))
+    assert (empty.choices, empty.label) == (None, None)
+    assert (long.choices, long.label, long.label_index) == (("no", "yes"), "no", 0)
 
 
 def test_a_relative_base_holds_from_any_directory(on_log, run_config, texts_csv, tiny_base, tmp_path, monkeypatch):
@@ -300,10 +347,10 @@ def test_a_run_that_saved_a_relative_base_is_read_from_anywhere(run_copy, texts_
 
 def test_rows_from_python_are_answered_as_those_of_a_file(trained_run, texts_csv):
     run, new = load_run(trained_run), texts_csv("new.csv", 4, seed=8)
-    expected = [row["probs"] for row in run.predict(new)]
+    expected = [row.probs for row in run.predict(new)]
     texts = [example.question for example in run.read(new, require_answer=False)]
     for rows in (texts, [{"text": text} for text in texts], np.array(texts), iter(texts)):
-        assert [row["probs"] for row in run.predict(rows)] == expected
+        assert [row.probs for row in run.predict(rows)] == expected
     assert list(run.predict([])) == []
     assert list(run.predict([], early_exit="exact")) == []
 

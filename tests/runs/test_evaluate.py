@@ -73,10 +73,10 @@ def test_what_early_exit_would_save_is_what_it_saves(trained, rule):
     used = found.members_used
     assert entry["early_exit"]["mean_members"] == used.mean()
     assert entry["early_exit"]["histogram"] == [int((used == k).sum()) for k in (1, 2, 3)]
-    answers = [row["prediction_index"] for row in run.predict(rows, early_exit=str(rule))]
+    answers = [row.prediction_index for row in run.predict(rows, early_exit=str(rule))]
     right = np.mean([answer == row.answer for answer, row in zip(answers, rows, strict=True)])
     assert entry["early_exit"]["accuracy"] == pytest.approx(right)
-    full = [row["prediction_index"] for row in run.predict(rows)]
+    full = [row.prediction_index for row in run.predict(rows)]
     assert entry["early_exit"]["agreement"] == pytest.approx(np.mean(np.equal(answers, full)))
     assert json.loads(run.run.metrics.read_text())["evaluations"][0]["early_exit"]["rule"] == str(rule)
     assert "early_exit" not in evaluate_run(run)
@@ -87,17 +87,17 @@ def test_rows_that_stop_early_hold_the_members_that_were_asked(trained):
     rows = run.read(run.config.data.test, require_answer=True)
     full = list(run.predict(rows))
     found = list(run.predict(rows, abstain_below=0.9, early_exit=0.7))
-    assert [row["id"] for row in found] == [row["id"] for row in full]
-    assert {row["members_used"] for row in found} == {2, 3}
+    assert [row.id for row in found] == [row.id for row in full]
+    assert {row.members_used for row in found} == {2, 3}
     for early, whole in zip(found, full, strict=True):
-        used = early["members_used"]
-        assert set(early) == set(whole) | {"members_used"}
-        np.testing.assert_allclose(early["member_probs"], whole["member_probs"][:used], rtol=0, atol=1e-5)
-        np.testing.assert_allclose(early["probs"], np.mean(early["member_probs"], axis=0), rtol=1e-12)
-        assert early["confidence"] == max(early["probs"])
-        assert early["abstain"] == (early["confidence"] < 0.9)
+        used = early.members_used
+        assert set(early.to_dict()) == set(whole.to_dict()) | {"members_used"}
+        np.testing.assert_allclose(early.member_probs, whole.member_probs[:used], rtol=0, atol=1e-5)
+        np.testing.assert_allclose(early.probs, np.mean(early.member_probs, axis=0), rtol=1e-12)
+        assert early.confidence == max(early.probs)
+        assert early.abstain == (early.confidence < 0.9)
         if used == 3:
-            assert early["prediction"] == whole["prediction"]
+            assert early.prediction == whole.prediction
     with pytest.raises(ConfigError, match=r"early_exit: 1\.5 is neither exact nor a confidence"):
         list(run.predict(rows, early_exit=1.5))
 
@@ -177,7 +177,7 @@ def test_rows_left_out_of_a_prediction_are_told(on_log, run_config, texts_csv, t
     run = load_run(train_run(config, tmp_path / "run").run.root)
     new = tmp_path / "new.csv"
     new.write_text("text\nthe film was good\n" + "long " * 80 + "\nthe play was dull\n")
-    assert [row["id"] for row in run.predict(new)] == ["new-1", "new-3"]
+    assert [row.id for row in run.predict(new)] == ["new-1", "new-3"]
     assert [text for text in said if "new.csv:3" in text]
 
 

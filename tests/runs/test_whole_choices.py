@@ -101,7 +101,7 @@ def test_they_can_be_learned(run_config, tmp_path, kind):
     examples = trained.read(path, require_answer=True)
     right = {}
     for example, row in zip(examples, trained.predict(examples), strict=True):
-        right.setdefault(example.answer, []).append(row["prediction_index"] == example.answer)
+        right.setdefault(example.answer, []).append(row.prediction_index == example.answer)
     assert all(np.mean(hits) > 0.9 for hits in right.values())
 
 
@@ -138,7 +138,7 @@ def test_a_run_of_format_1_says_that_its_labels_cannot_win(on_log, of_format_1, 
     assert note.startswith("labels 'yes', 'yes but': this run is of format 1")
     assert "train again" in note
     rows = list(trained.predict(path))
-    assert all(row["prediction_text"] == "yes" for row in rows)  # as it was trained
+    assert all(row.prediction_text == "yes" for row in rows)  # as it was trained
     assert said == [note]
 
 

@@ -337,15 +337,16 @@ class Prediction:
 
     def _write(self, chunk: AnsweredChunk, sink: Sink, size: int) -> None:
         if self.parsed.on_error == "fail":
-            for record in chunk.records:
-                if record["error"] is not None:
-                    raise DataError(record["error"])
+            for answer in chunk.answers:
+                if answer.error is not None:
+                    raise DataError(answer.error)
+        records = [answer.to_dict(early_exit=self.parsed.early_exit is not None) for answer in chunk.answers]
         for row in chunk.rows:
             self._digest(row)
         first = self.form.input_columns is None
         if first:
-            self.form = self.form.with_columns(chunk.records)
-        self.cells_left_out += self.form.left_out(chunk.records)
+            self.form = self.form.with_columns(records)
+        self.cells_left_out += self.form.left_out(records)
         self.counts.add(chunk)
         state: _State = {
             "rows_digest": self.digest.hexdigest(),
@@ -353,7 +354,7 @@ class Prediction:
             "counts": dataclasses.asdict(self.counts),
             "columns": self.form.input_columns,
         }
-        sink.append(self.form.encode(chunk.records, first=first), len(chunk.rows), state)
+        sink.append(self.form.encode(records, first=first), len(chunk.rows), state)
 
     def _report(self) -> None:
         counts, out = self.counts, self.parsed.out

@@ -16,7 +16,7 @@ from lorchestra.errors import DataError
 from lorchestra.inference.pipeline import Pipeline, TooLong
 from lorchestra.metrics.early_exit import ExitRule
 from lorchestra.runs.loading import load_pipeline
-from lorchestra.runs.predict import AnswerCounts, AnswerOptions, answer_chunks, chunk_rows
+from lorchestra.runs.predict import Answer, AnswerCounts, AnswerOptions, answer_chunks, chunk_rows
 from lorchestra.runs.rows import read_like
 from lorchestra.store.ensemble_record import EnsembleRecord
 from lorchestra.store.run import Run
@@ -77,20 +77,15 @@ class Ensemble:
         *,
         on_error: Literal["record", "fail"] = "record",
         too_long: TooLong | None = None,
-    ) -> Iterator[dict[str, Any]]:
-        """One dictionary a row, as soon as its chunk of rows is answered; memory does not grow with their number.
-
-        See `prediction_rows` for the fields. To these come `row`, its number from 1; `input`, its columns but for id
-        and choices; and `error`, None or why there is no answer: `prediction` and all that follows from it are None
-        then.
+    ) -> Iterator[Answer]:
+        """Answer rows, each as soon as its chunk is answered; memory does not grow with their number.
 
         Args:
             rows: see `asked`.
-            abstain_below: `abstain` is true where the confidence is below.
-            early_exit: "exact" or a confidence in (0, 1]: members are asked until a row is decided (see `ExitRule` and
-                `early_exit_rows`).
-            on_error: whether a row that cannot be answered is recorded, or raised.
-            too_long: what to do with a row over the longest length: "error", "drop" (no record) or "truncate" (cut the
+            abstain_below: `Answer.abstain` is true if the confidence is below.
+            early_exit: "exact" or a confidence in (0, 1]: members are asked until a row is decided (see `ExitRule`).
+            on_error: "record" (in `Answer.error`) or "fail" (raise) what makes a row unanswerable.
+            too_long: what to do with a row over the maximum length: "error", "drop" (no answer) or "truncate" (cut the
                 question); by default as in training.
 
         Raises:
@@ -99,18 +94,18 @@ class Ensemble:
         """
         rule = None if early_exit is None else ExitRule.parse(early_exit, "early_exit")
         options = AnswerOptions(abstain_below, rule, too_long or self.config.data.too_long)
-        return self._records(self.asked(rows), options, on_error)
+        return self._answers(self.asked(rows), options, on_error)
 
-    def _records(
+    def _answers(
         self, rows: Iterator[InputRow], options: AnswerOptions, on_error: Literal["record", "fail"]
-    ) -> Iterator[dict[str, Any]]:
+    ) -> Iterator[Answer]:
         counts = AnswerCounts()
         for chunk in answer_chunks(self.pipeline, rows, options, chunk_rows(self.pipeline)):
             counts.add(chunk)
-            for record in chunk.records:
-                if on_error == "fail" and record["error"] is not None:
-                    raise DataError(record["error"])
-                yield record
+            for answer in chunk.answers:
+                if on_error == "fail" and answer.error is not None:
+                    raise DataError(answer.error)
+                yield answer
         for sentence in counts.sentences(self.pipeline.max_length):
             logger.info(sentence)
 

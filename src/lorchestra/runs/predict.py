@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Any
+from types import MappingProxyType
 
 import numpy as np
 
@@ -21,8 +21,80 @@ CHUNK_ROWS_CPU, CHUNK_ROWS_CUDA = 256, 1024
 
 
 @dataclass(frozen=True)
+class Answer:
+    """The ensemble's answer to one row: what a line of `lorchestra predict` holds.
+
+    Without an answer (`error` says why), `prediction` and everything that follows from it are None.
+
+    Attributes:
+        id: the row's id; ids may repeat.
+        row: its number, from 1.
+        choices: what it could choose from.
+        prediction, prediction_index: the most probable choice's text and index.
+        label, label_index: the right choice, if it is known.
+        confidence: probability of the prediction.
+        probs: probability of each choice under the mixture of members.
+        member_probs: those of each member.
+        entropy: of `probs`, in nats.
+        mutual_information: the part of it that the members' disagreement explains, in nats.
+        disagreement: share of pairs of members with different predictions.
+        abstain: whether the confidence is below the threshold; None without one.
+        error: why there is no answer.
+        input: the row's columns, except id and choices.
+        members_used: how many members answered; None without early exit.
+    """
+
+    id: str
+    row: int
+    choices: tuple[str, ...] | None = None
+    prediction: str | None = None
+    prediction_index: int | None = None
+    label: str | None = None
+    label_index: int | None = None
+    confidence: float | None = None
+    probs: tuple[float, ...] | None = None
+    member_probs: tuple[tuple[float, ...], ...] | None = None
+    entropy: float | None = None
+    mutual_information: float | None = None
+    disagreement: float | None = None
+    abstain: bool | None = None
+    error: str | None = None
+    input: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
+    members_used: int | None = None
+
+    @property
+    def prediction_text(self) -> str | None:
+        """`prediction` under its earlier name."""
+        return self.prediction
+
+    def to_dict(self, *, early_exit: bool = False) -> dict[str, object]:
+        """The fields of a JSON line; `members_used` is one of them with `early_exit`, or if it is not None."""
+        probs, members = self.probs, self.member_probs
+        values: dict[str, object] = {
+            "id": self.id,
+            "row": self.row,
+            "choices": None if self.choices is None else list(self.choices),
+            "prediction": self.prediction,
+            "prediction_index": self.prediction_index,
+            "prediction_text": self.prediction,
+            "label": self.label,
+            "label_index": self.label_index,
+            "confidence": self.confidence,
+            "probs": None if probs is None else list(probs),
+            "member_probs": None if members is None else [list(member) for member in members],
+            "entropy": self.entropy,
+            "mutual_information": self.mutual_information,
+            "disagreement": self.disagreement,
+            "abstain": self.abstain,
+        }
+        if early_exit or self.members_used is not None:
+            values["members_used"] = self.members_used
+        return values | {"error": self.error, "input": dict(self.input)}
+
+
+@dataclass(frozen=True)
 class AnswerOptions:
-    """What is asked of the rows: the confidence below which to abstain, early exit, and what to do with long rows."""
+    """How rows are answered: the confidence below which to abstain, early exit, and what to do with long rows."""
 
     abstain_below: float | None = None
     rule: ExitRule | None = None
@@ -31,21 +103,21 @@ class AnswerOptions:
 
 @dataclass(frozen=True)
 class AnsweredChunk:
-    """The answers to consecutive rows, in their order; rows that were left out for their length have none.
+    """The answers to consecutive rows, in order; rows that were left out for their length have none.
 
-    `rows` are those that were read; `dropped` says where those that were left out are, `truncated` where those whose
-    question was cut.
+    `rows` are all rows of the chunk; `dropped` and `truncated` say where those come from that were left out, and those
+    whose question was cut.
     """
 
     rows: tuple[InputRow, ...]
-    records: tuple[dict[str, Any], ...]
+    answers: tuple[Answer, ...]
     dropped: tuple[str, ...]
     truncated: tuple[str, ...]
 
 
 @dataclass
 class AnswerCounts:
-    """What became of the rows so far: JSON values, to be saved with the lines of an interrupted command."""
+    """Counts of the rows so far: JSON values, saved with the lines of an interrupted command."""
 
     rows: int = 0
     answered: int = 0
@@ -64,16 +136,16 @@ class AnswerCounts:
         self.truncated += len(chunk.truncated)
         self.first_dropped = self.first_dropped or next(iter(chunk.dropped), "")
         self.first_truncated = self.first_truncated or next(iter(chunk.truncated), "")
-        for record in chunk.records:
-            if record["error"] is None:
+        for answer in chunk.answers:
+            if answer.error is None:
                 self.answered += 1
-                self.members_used += record.get("members_used", 0)
+                self.members_used += answer.members_used or 0
             else:
                 self.failed += 1
-                self.first_fault = self.first_fault or record["error"]
+                self.first_fault = self.first_fault or answer.error
 
     def sentences(self, max_length: int) -> Iterator[str]:
-        """What a person should know about rows that are too long, of a longest length in tokens."""
+        """Messages about rows that are longer than `max_length` tokens."""
         for number, first, what in (
             (self.dropped, self.first_dropped, "left out"),
             (self.truncated, self.first_truncated, "cut at the question's end"),
@@ -83,7 +155,7 @@ class AnswerCounts:
 
 
 def chunk_rows(pipeline: Pipeline) -> int:
-    """Rows of a chunk on the session's device."""
+    """Rows of a chunk on the pipeline's device."""
     return CHUNK_ROWS_CUDA if pipeline.model.device.type == "cuda" else CHUNK_ROWS_CPU
 
 
@@ -92,88 +164,34 @@ def answer_chunks(
 ) -> Iterator[AnsweredChunk]:
     """Answers to all rows, a chunk of `size` rows at a time.
 
-    A chunk's answers depend on its rows alone, so that a stream that begins at a later chunk has the same ones.
+    A chunk's answers depend on its rows alone, so a stream that starts at a later chunk has the same ones.
     """
     prefix_reuse = PrefixReuse()
     iterator = iter(rows)
     while chunk := tuple(islice(iterator, size)):
-        yield _answer(pipeline, chunk, options, prefix_reuse)
+        yield _answer_chunk(pipeline, chunk, options, prefix_reuse)
 
 
-def _answer(
-    pipeline: Pipeline, chunk: tuple[InputRow, ...], options: AnswerOptions, prefix_reuse: PrefixReuse
-) -> AnsweredChunk:
-    asked = [row for row in chunk if row.example is not None]
-    encoded = encode_each(pipeline, [row.example for row in asked if row.example is not None], options.too_long)
-    faults = {row.number: row.fault for row in chunk if row.example is None}
-    examples: list[Example] = []
-    tokens: list[EncodedExample] = []
-    numbers: list[int] = []
-    for row, found in zip(asked, encoded, strict=True):
-        if found.tokens is None:
-            faults[row.number] = found.fault
-        elif row.example is not None:
-            numbers.append(row.number)
-            examples.append(row.example)
-            tokens.append(_at(found.tokens, len(tokens)))
-    answers = dict(zip(numbers, _answers(pipeline, examples, tokens, options, prefix_reuse), strict=True))
-    records = []
-    for row in chunk:
-        fault = faults.get(row.number)
-        if row.number in answers:
-            records.append(_record(row, answers[row.number], None))
-        elif fault is not None:
-            records.append(_record(row, unanswered(row.example, options), fault))
-    pairs = [(row.example.where, found) for row, found in zip(asked, encoded, strict=True) if row.example is not None]
-    dropped = tuple(where for where, found in pairs if found.tokens is None and found.fault is None)
-    return AnsweredChunk(chunk, tuple(records), dropped, tuple(where for where, found in pairs if found.truncated))
+def answers_from(predictions: Predictions | EarlyExitPredictions, abstain_below: float | None = None) -> list[Answer]:
+    """Predictions as answers, in the order of their rows; after early exit, of the members that were asked."""
+    if isinstance(predictions, Predictions):
+        return list(_answers(predictions, abstain_below))
+    by_row = {
+        int(place): replace(answer, row=int(place) + 1, members_used=part.num_members)
+        for part, places in zip(predictions.parts, predictions.indices, strict=True)
+        for place, answer in zip(places, _answers(part, abstain_below), strict=True)
+    }
+    return [by_row[place] for place in sorted(by_row)]
 
 
-def _at(tokens: EncodedExample, index: int) -> EncodedExample:
-    return EncodedExample(index, tokens.prefix, tokens.choices, tokens.answer, tokens.divisors)
+def prediction_rows(predictions: Predictions, abstain_below: float | None = None) -> Iterator[dict[str, object]]:
+    """As `answers_from`, as dictionaries without `row`, `error` and `input`."""
+    for answer in _answers(predictions, abstain_below):
+        values = answer.to_dict()
+        yield {name: value for name, value in values.items() if name not in ("row", "error", "input")}
 
 
-def _answers(
-    pipeline: Pipeline,
-    examples: Sequence[Example],
-    tokens: Sequence[EncodedExample],
-    options: AnswerOptions,
-    prefix_reuse: PrefixReuse,
-) -> Sequence[dict[str, Any]]:
-    if not examples:
-        return []
-    if options.rule is None:
-        predictions = pipeline.predict_encoded(examples, tokens, "predict", prefix_reuse)
-        return list(prediction_rows(predictions, options.abstain_below))
-    early = pipeline.predict_encoded_early(examples, tokens, "predict", options.rule, prefix_reuse=prefix_reuse)
-    return early_exit_rows(early, options.abstain_below)
-
-
-def _record(row: InputRow, answer: dict[str, Any], fault: str | None) -> dict[str, Any]:
-    return {"id": row.id, "row": row.number, **{**answer, "id": row.id}, "error": fault, "input": dict(row.kept)}
-
-
-def unanswered(example: Example | None, options: AnswerOptions) -> dict[str, Any]:
-    """The fields of an answer, as far as they are known of a row that cannot be answered."""
-    fields = ("id", "choices", "prediction", "prediction_index", "prediction_text", "label", "label_index")
-    numbers = ("confidence", "probs", "member_probs", "entropy", "mutual_information", "disagreement", "abstain")
-    answer: dict[str, Any] = dict.fromkeys([*fields, *numbers, *(["members_used"] if options.rule else [])])
-    return answer if example is None else answer | {"choices": list(example.choices), **_label(example)}
-
-
-def _label(example: Example) -> dict[str, Any]:
-    index = example.answer
-    return {"label": None if index is None else example.choices[index], "label_index": index}
-
-
-def prediction_rows(predictions: Predictions, abstain_below: float | None = None) -> Iterator[dict[str, Any]]:
-    """Predictions as one dictionary a row, as `lorchestra predict` writes them.
-
-    `prediction` is the choice's text, `prediction_index` its index; likewise `label`, the right choice where it is
-    known. `probs` and `confidence` are of the mixture of members; `entropy` and `mutual_information` in nats;
-    `disagreement` is the share of member pairs with different answers; `abstain` is None unless a threshold is given.
-    `prediction_text` is `prediction` under its earlier name.
-    """
+def _answers(predictions: Predictions, abstain_below: float | None) -> Iterator[Answer]:
     log_probs = predictions.log_probs_MEC
     mixture = np.exp(predictive.mixture_log_probs(log_probs))
     member_probs = np.exp(log_probs)
@@ -184,32 +202,67 @@ def prediction_rows(predictions: Predictions, abstain_below: float | None = None
         probs = mixture[e, : len(options)]
         best = int(probs.argmax())
         label = int(predictions.labels[e])
-        yield {
-            "id": predictions.ids[e],
-            "choices": list(options),
-            "prediction": options[best],
-            "prediction_index": best,
-            "prediction_text": options[best],
-            "label": None if label < 0 else options[label],
-            "label_index": None if label < 0 else label,
-            "confidence": float(probs[best]),
-            "probs": probs.tolist(),
-            "member_probs": member_probs[:, e, : len(options)].tolist(),
-            "entropy": float(entropy[e]),
-            "mutual_information": float(information[e]),
-            "disagreement": float(disagreement[e]),
-            "abstain": None if abstain_below is None else bool(probs[best] < abstain_below),
-        }
+        yield Answer(
+            id=predictions.ids[e],
+            row=e + 1,
+            choices=options,
+            prediction=options[best],
+            prediction_index=best,
+            label=None if label < 0 else options[label],
+            label_index=None if label < 0 else label,
+            confidence=float(probs[best]),
+            probs=tuple(probs.tolist()),
+            member_probs=tuple(map(tuple, member_probs[:, e, : len(options)].tolist())),
+            entropy=float(entropy[e]),
+            mutual_information=float(information[e]),
+            disagreement=float(disagreement[e]),
+            abstain=None if abstain_below is None else bool(probs[best] < abstain_below),
+        )
 
 
-def early_exit_rows(found: EarlyExitPredictions, abstain_below: float | None = None) -> list[dict[str, Any]]:
-    """As `prediction_rows`, in the order of the rows; `members_used` says how many members answered one.
+def _answer_chunk(
+    pipeline: Pipeline, chunk: tuple[InputRow, ...], options: AnswerOptions, prefix_reuse: PrefixReuse
+) -> AnsweredChunk:
+    examples = {row.number: row.example for row in chunk if row.example is not None}
+    encoded = dict(zip(examples, encode_each(pipeline, list(examples.values()), options.too_long), strict=True))
+    tokens = {number: one.tokens for number, one in encoded.items() if one.tokens is not None}
+    asked = [examples[number] for number in tokens]
+    answers = dict(zip(tokens, _predict(pipeline, asked, list(tokens.values()), options, prefix_reuse), strict=True))
+    faults = {row.number: row.fault for row in chunk if row.example is None}
+    faults |= {number: one.fault for number, one in encoded.items() if one.tokens is None}
+    finished = []
+    for row in chunk:
+        answer = answers.get(row.number)
+        if answer is not None:
+            finished.append(replace(answer, id=row.id, row=row.number, input=dict(row.kept)))
+        elif (fault := faults[row.number]) is not None:
+            finished.append(_unanswered(row, fault))
+    dropped = tuple(examples[n].where for n, one in encoded.items() if one.tokens is None and one.fault is None)
+    truncated = tuple(examples[n].where for n, one in encoded.items() if one.truncated)
+    return AnsweredChunk(chunk, tuple(finished), dropped, truncated)
 
-    `member_probs`, `probs` and all that follows from them are of these members alone.
-    """
-    rows = {
-        int(place): {**row, "members_used": part.num_members}
-        for part, places in zip(found.parts, found.indices, strict=True)
-        for place, row in zip(places, prediction_rows(part, abstain_below), strict=True)
-    }
-    return [rows[place] for place in sorted(rows)]
+
+def _predict(
+    pipeline: Pipeline,
+    examples: Sequence[Example],
+    tokens: Sequence[EncodedExample],
+    options: AnswerOptions,
+    prefix_reuse: PrefixReuse,
+) -> list[Answer]:
+    if not examples:
+        return []
+    rows = [replace(one, row=index) for index, one in enumerate(tokens)]
+    predictions: Predictions | EarlyExitPredictions
+    if options.rule is None:
+        predictions = pipeline.predict_encoded(examples, rows, "predict", prefix_reuse)
+    else:
+        predictions = pipeline.predict_encoded_early(examples, rows, "predict", options.rule, prefix_reuse=prefix_reuse)
+    return answers_from(predictions, options.abstain_below)
+
+
+def _unanswered(row: InputRow, error: str) -> Answer:
+    answer, example = Answer(row.id, row.number, error=error, input=dict(row.kept)), row.example
+    if example is None:
+        return answer
+    label = None if example.answer is None else example.choices[example.answer]
+    return replace(answer, choices=example.choices, label=label, label_index=example.answer)
