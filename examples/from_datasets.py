@@ -3,7 +3,7 @@
     pip install 'lorchestra[hub,pandas]'
     python examples/from_datasets.py --out runs/from-datasets
 
-With a network, put `datasets.load_dataset("fancyzhx/ag_news", split="train")` in place of `toy()`.
+With a network, replace `toy()` by `datasets.load_dataset("fancyzhx/ag_news", split="train")`.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from pathlib import Path
 import datasets
 import pandas
 
-from lorchestra import AdaptConfig, BaseConfig, DataConfig, RunConfig, TrainConfig, evaluate_run, load_run, train_run
+from lorchestra import AdaptConfig, BaseConfig, DataConfig, Ensemble, RunConfig, TrainConfig
 
 
 def toy() -> datasets.Dataset:
-    """A small data set as they come from the hub: labels are integers, their names are in the features."""
+    """A small data set like those on the hub: labels are integers, their names are in the features."""
     things, words = ("film", "play", "song", "book", "meal"), (("fine", 1), ("dull", 0), ("good", 1), ("bad", 0))
     rows = [(f"the {thing} {n} was {word}", label) for n in range(4) for thing in things for word, label in words]
     features = datasets.Features(
@@ -29,7 +29,7 @@ def toy() -> datasets.Dataset:
 
 
 def with_label_names(dataset: datasets.Dataset) -> datasets.Dataset:
-    """Labels as words: the model reads and scores them, so they should mean something."""
+    """Labels as words: the model reads and scores them, so they should be meaningful."""
     names = dataset.features["label"].int2str(dataset["label"][:])
     return datasets.Dataset.from_dict({"text": dataset["text"][:], "label": names})
 
@@ -55,13 +55,12 @@ def main() -> None:
         data=DataConfig(train=files["train"], test=files["test"]),
         train=TrainConfig(epochs=arguments.epochs),
     )
-    outcome = train_run(config, arguments.out / "run", say=print)
-    trained = load_run(outcome.run.root)
-    entry = evaluate_run(trained)
-    print(f"test accuracy {entry['ensemble']['accuracy']:.3f}, NLL {entry['ensemble']['nll']:.3f}")
+    ensemble = Ensemble.train(config, out=arguments.out / "run")
+    scores = ensemble.evaluate().to_dict()["ensemble"]
+    print(f"test accuracy {scores['accuracy']:.3f}, NLL {scores['nll']:.3f}")
 
-    answers = pandas.DataFrame(trained.predict(files["test"]))
-    print(answers.sort_values("mutual_information", ascending=False)[["id", "prediction_text", "confidence"]].head())
+    answers = pandas.DataFrame([answer.to_dict() for answer in ensemble.predict(parts["test"])])
+    print(answers.sort_values("mutual_information", ascending=False)[["id", "prediction", "confidence"]].head())
 
 
 if __name__ == "__main__":

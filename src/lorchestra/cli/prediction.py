@@ -21,7 +21,7 @@ from lorchestra.data.queries import QueryRow
 from lorchestra.errors import DataError, LorchestraError
 from lorchestra.metrics.early_exit import ExitRule
 from lorchestra.report.answers import AnswerFormat
-from lorchestra.runs.ensemble import Ensemble, load_run
+from lorchestra.runs.ensemble import Ensemble, load_run, queries_of
 from lorchestra.runs.predict import AnswerCounts, AnsweredChunk, AnswerOptions, answer_chunks, chunk_rows
 from lorchestra.store.answer_file import answer_file
 from lorchestra.store.atomic import sha256_file
@@ -158,7 +158,7 @@ class Prediction:
         rule = None if parsed.early_exit is None else ExitRule.parse(parsed.early_exit)
         with RowProgress(self.console, live=parsed.out is not None or not sys.stdout.isatty()) as progress:
             trained = load_run(parsed.run, base=parsed.base)
-            rows = trained.asked(Path(parsed.data), self._data(trained), self.say)
+            rows = queries_of(trained, Path(parsed.data), self._data(trained), self.say)
             size = chunk_rows(trained.pipeline)
             self._restore(sink, rows, size)
             too_long = parsed.reading.too_long or trained.config.data.too_long
