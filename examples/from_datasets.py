@@ -60,7 +60,7 @@ def main() -> None:
     print(f"test accuracy {scores['accuracy']:.3f}, NLL {scores['nll']:.3f}")
 
     answers = pandas.DataFrame([answer.to_dict() for answer in ensemble.predict(parts["test"])])
-    print(answers.sort_values("mutual_information", ascending=False)[["id", "prediction_text", "confidence"]].head())
+    print(answers.sort_values("mutual_information", ascending=False)[["id", "prediction", "confidence"]].head())
 
 
 if __name__ == "__main__":

@@ -15,18 +15,7 @@ from pathlib import Path
 
 import torch
 
-from lorchestra import (
-    AdaptConfig,
-    BaseConfig,
-    DataConfig,
-    EnsembleModule,
-    RunConfig,
-    build_pipeline,
-    evaluate_run,
-    import_run,
-    load_run,
-    read_rows,
-)
+from lorchestra import AdaptConfig, BaseConfig, DataConfig, Ensemble, RunConfig, build_module, read_task
 
 
 def main() -> None:
@@ -45,40 +34,39 @@ def main() -> None:
         adapt=AdaptConfig(members=arguments.members, layers="last:2"),
         data=DataConfig(train=arguments.data),
     )
-    rows = read_rows(config.data, config.train.seed)
-    train, val = rows.task.splits["train"], rows.task.splits["val"]
-    pipeline, config = build_pipeline(config, rows.task.name, rows.task.labels, train, print)
-    ensemble = EnsembleModule(pipeline)
-    encoded_train, encoded_val = ensemble.encode(train), ensemble.encode(val)
-    answers = torch.tensor([row.answer for row in encoded_val])
+    task = read_task(config)
+    module = build_module(config, task)
+    train, val = (module.encode(task.splits[split]) for split in ("train", "val"))
+    answers = torch.tensor([row.answer for row in val])
 
-    optimizer = torch.optim.AdamW(ensemble.parameters(), lr=arguments.lr, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=arguments.lr, weight_decay=0.0)
     batch_size = 8
     for epoch in range(arguments.epochs):
         orders = []
-        for member in range(ensemble.num_members):
-            order = list(encoded_train)
+        for member in range(module.num_members):
+            order = list(train)
             random.Random(f"{epoch}/{member}").shuffle(order)
             orders.append(order)
-        for start in range(0, len(encoded_train), batch_size):
+        for start in range(0, len(train), batch_size):
             pairs = [(m, row) for m, order in enumerate(orders) for row in order[start : start + batch_size]]
-            log_probs = ensemble.log_probs(pairs)
+            log_probs = module.log_probs(pairs)
             right = torch.tensor([row.answer for _, row in pairs])
             losses = -log_probs[torch.arange(len(pairs)), right]
-            rows_per_member = len(pairs) // ensemble.num_members
+            rows_per_member = len(pairs) // module.num_members
             optimizer.zero_grad()
             (losses.sum() / rows_per_member).backward()  # the sum over members of their mean losses
             optimizer.step()
         with torch.no_grad():
-            mixture = ensemble.mixture(encoded_val)
+            mixture = module.mixture(val)
         nll = -mixture[torch.arange(len(answers)), answers].mean()
         print(f"epoch {epoch + 1}: validation NLL of the ensemble {nll:.3f}")
 
-    ensemble.save_pretrained(arguments.out / "adapters")
+    module.save_pretrained(arguments.out / "adapters")
     folders = sorted((arguments.out / "adapters").iterdir())
-    run = import_run(folders, arguments.out / "run", data=config.data, base=config.base)
-    entry = evaluate_run(load_run(run.root))
-    print(f"{run.root}: test accuracy {entry['ensemble']['accuracy']:.3f}, NLL {entry['ensemble']['nll']:.3f}")
+    out = arguments.out / "run"
+    ensemble = Ensemble.from_peft(folders, out, data=module.pipeline.data, base=config.base)
+    scores = ensemble.evaluate().to_dict()["ensemble"]
+    print(f"{out}: test accuracy {scores['accuracy']:.3f}, NLL {scores['nll']:.3f}")
 
 
 if __name__ == "__main__":

@@ -47,4 +47,4 @@ def test_from_a_dataset(tiny_base, tmp_path):
     assert "test accuracy" in out
     trained = load_run(tmp_path / "out/run")
     assert trained.labels == ("negative", "positive")
-    assert "prediction_text" in out
+    assert "prediction  confidence" in out

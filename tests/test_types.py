@@ -42,7 +42,7 @@ def test_a_tidy_table(predictions):
     mixture = table.groupby(["id", "choice"])["prob"].mean()
     assert mixture["q1", 0] == pytest.approx(0.6)
     np.testing.assert_allclose(table.groupby(["member", "id"])["prob"].sum(), 1.0)
-    summary = pandas.DataFrame(lorchestra.prediction_rows(predictions))
+    summary = pandas.DataFrame(answer.to_dict() for answer in lorchestra.answers_from(predictions))
     assert list(summary["prediction_text"]) == ["no", "z", "v"]
 
 
@@ -59,8 +59,3 @@ def test_a_missing_scikit_learn_is_an_error(monkeypatch):
     monkeypatch.delitem(sys.modules, "lorchestra.sklearn", raising=False)
     with pytest.raises(LorchestraError, match=r"pip install 'lorchestra\[sklearn\]'"):
         import lorchestra.sklearn  # noqa: F401
-
-
-@pytest.mark.parametrize("name", lorchestra.__all__)
-def test_every_exported_name_exists(name):
-    assert getattr(lorchestra, name) is not None

@@ -1,13 +1,30 @@
 """Fine-tune an orchestra of LoRA adapters on one frozen LLM, for answers that know when they don't know.
 
-The names below are the whole way from Python; each is imported when it is first used, so that `lorchestra --help` does
-not wait for torch.
+    ensemble = lorchestra.Ensemble.train(config, "runs/reviews")  # config: RunConfig
+    for answer in ensemble.predict(["a good film"]):
+        print(answer.prediction, answer.confidence)
+
+The public names, each imported at its first use, so that `import lorchestra` does not wait for torch:
+
+- `Ensemble`: `train`, `load` and `from_peft` return one; `predict` yields `Answer`, `evaluate` returns an `Evaluation`
+  (or raises `UnsavedEvaluationError`, which has it), `as_module` an `EnsembleModule`; `save_pretrained` writes PEFT
+  folders. `Ensemble.run` is a `Run` (the run directory), `Ensemble.record` an `EnsembleRecord` with a `MemberRecord`
+  per member, `Ensemble.pipeline` a `Pipeline`, whose methods return `Predictions`.
+- `read_task` and `build_module`: the rows (`Task` of `Example`) and the untrained members (`EnsembleModule`) for a
+  training loop of your own. `answers_from` turns `Predictions` into answers.
+- Configuration: `RunConfig` of `BaseConfig`, `AdaptConfig`, `DataConfig` (with `FieldsConfig`, `ReadConfig`,
+  `PromptConfig`), `TrainConfig`, `RegularizeConfig` and `EvaluateConfig`.
+- `Callback`: reports of a training (`StepReport`, `TrainState`) and of other work; when one asks to stop, the job ends
+  with `Interrupted`. Messages go to the logger `lorchestra`.
+- Errors: `LorchestraError`, and below it `ConfigError`, `DataError`, `InputError`, `CheckpointError`, `RequestError`
+  and `TrainingError`.
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+import warnings
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lorchestra.config.adapt import AdaptConfig as AdaptConfig
@@ -15,54 +32,86 @@ if TYPE_CHECKING:
     from lorchestra.config.data import DataConfig as DataConfig
     from lorchestra.config.data import FieldsConfig as FieldsConfig
     from lorchestra.config.data import PromptConfig as PromptConfig
+    from lorchestra.config.data import ReadConfig as ReadConfig
     from lorchestra.config.run import EvaluateConfig as EvaluateConfig
     from lorchestra.config.run import RegularizeConfig as RegularizeConfig
     from lorchestra.config.run import RunConfig as RunConfig
     from lorchestra.config.run import TrainConfig as TrainConfig
+    from lorchestra.errors import CheckpointError as CheckpointError
+    from lorchestra.errors import ConfigError as ConfigError
+    from lorchestra.errors import DataError as DataError
+    from lorchestra.errors import InputError as InputError
     from lorchestra.errors import LorchestraError as LorchestraError
-    from lorchestra.runs.build import build_pipeline as build_session  # noqa: F401
-    from lorchestra.runs.ensemble import load_run as load_run
-    from lorchestra.runs.evaluate import evaluate_run as evaluate_run
-    from lorchestra.runs.import_peft import import_run as import_run
-    from lorchestra.runs.predict import prediction_rows as prediction_rows
-    from lorchestra.runs.rows import read_rows as read_rows
-    from lorchestra.runs.train import train_run as train_run
+    from lorchestra.errors import RequestError as RequestError
+    from lorchestra.errors import TrainingError as TrainingError
+    from lorchestra.inference.pipeline import Pipeline as Pipeline
+    from lorchestra.metrics.result import Evaluation as Evaluation
+    from lorchestra.runs.build import build_module as build_module
+    from lorchestra.runs.ensemble import Ensemble as Ensemble
+    from lorchestra.runs.evaluate import UnsavedEvaluationError as UnsavedEvaluationError
+    from lorchestra.runs.predict import Answer as Answer
+    from lorchestra.runs.predict import answers_from as answers_from
+    from lorchestra.runs.rows import read_task as read_task
+    from lorchestra.store.ensemble_record import EnsembleRecord as EnsembleRecord
+    from lorchestra.store.ensemble_record import MemberRecord as MemberRecord
+    from lorchestra.store.run import Run as Run
+    from lorchestra.training.callbacks import Callback as Callback
+    from lorchestra.training.callbacks import Interrupted as Interrupted
+    from lorchestra.training.callbacks import StepReport as StepReport
+    from lorchestra.training.checkpoint import TrainState as TrainState
     from lorchestra.training.module import EnsembleModule as EnsembleModule
     from lorchestra.types import Example as Example
     from lorchestra.types import Predictions as Predictions
+    from lorchestra.types import Task as Task
 
-_HOME = {
-    "AdaptConfig": "config.adapt",
-    "BaseConfig": "config.adapt",
-    "DataConfig": "config.data",
-    "EnsembleModule": "training.module",
-    "EvaluateConfig": "config.run",
-    "Example": "types",
-    "FieldsConfig": "config.data",
-    "LorchestraError": "errors",
-    "Predictions": "types",
-    "PromptConfig": "config.data",
-    "RegularizeConfig": "config.run",
-    "RunConfig": "config.run",
-    "TrainConfig": "config.run",
-    "build_session": "runs.build:build_pipeline",
-    "evaluate_run": "runs.evaluate",
-    "import_run": "runs.import_peft",
-    "load_run": "runs.ensemble",
-    "prediction_rows": "runs.predict",
-    "read_rows": "runs.rows",
-    "train_run": "runs.train",
+_MODULES = {
+    "config.adapt": ("AdaptConfig", "BaseConfig"),
+    "config.data": ("DataConfig", "FieldsConfig", "PromptConfig", "ReadConfig"),
+    "config.run": ("EvaluateConfig", "RegularizeConfig", "RunConfig", "TrainConfig"),
+    "errors": (
+        *("CheckpointError", "ConfigError", "DataError", "InputError"),
+        *("LorchestraError", "RequestError", "TrainingError"),
+    ),
+    "inference.pipeline": ("Pipeline",),
+    "metrics.result": ("Evaluation",),
+    "runs.build": ("build_module",),
+    "runs.ensemble": ("Ensemble",),
+    "runs.evaluate": ("UnsavedEvaluationError",),
+    "runs.predict": ("Answer", "answers_from"),
+    "runs.rows": ("read_task",),
+    "store.ensemble_record": ("EnsembleRecord", "MemberRecord"),
+    "store.run": ("Run",),
+    "training.callbacks": ("Callback", "Interrupted", "StepReport"),
+    "training.checkpoint": ("TrainState",),
+    "training.module": ("EnsembleModule",),
+    "types": ("Example", "Predictions", "Task"),
 }
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
-__all__ = list(_HOME)
+_DEPRECATED = {
+    "build_session": ("runs.build", "build_pipeline", "build_module(config, task)"),
+    "evaluate_run": ("runs.evaluate", "evaluate_run", "Ensemble.evaluate(...)"),
+    "import_run": ("runs.import_peft", "import_run", "Ensemble.from_peft(folders, out, ...)"),
+    "load_run": ("runs.ensemble", "load_run", "Ensemble.load(directory)"),
+    "prediction_rows": ("runs.predict", "prediction_rows", "answers_from(predictions)"),
+    "read_rows": ("runs.rows", "read_rows", "read_task(config)"),
+    "train_run": ("runs.train", "train_run", "Ensemble.train(config, out, ...)"),
+}
+"""Earlier names, for one release: module, name there, and the replacement."""
+
+__all__ = sorted(_MODULE_OF)
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+def __getattr__(name: str) -> object:
+    if name in _MODULE_OF:
+        return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    if name not in _DEPRECATED:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, _, attribute = _HOME[name].partition(":")
-    return getattr(importlib.import_module(f"{__name__}.{module}"), attribute or name)
+    module, attribute, replacement = _DEPRECATED[name]
+    text = f"lorchestra.{name} will be removed in the next release; use lorchestra.{replacement}"
+    warnings.warn(text, DeprecationWarning, stacklevel=2)
+    return getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME])
+    return sorted([*globals(), *_MODULE_OF])

@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import logging
 import math
+import os
+import random
 import re
+import resource
 import shutil
+import signal
+import sys
+import threading
+import warnings
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
+import transformers
 
+import lorchestra.runs.train
+from lorchestra.config.adapt import BaseConfig
 from lorchestra.config.mappings import read_recipe
 from lorchestra.config.run import RunConfig
 from lorchestra.errors import CheckpointError, ConfigError, DataError, InputError
-from lorchestra.runs.ensemble import load_run
+from lorchestra.runs.compare import compare_methods
+from lorchestra.runs.ensemble import Ensemble, load_run
+from lorchestra.runs.evaluate import Evaluation
+from lorchestra.runs.import_peft import import_run
+from lorchestra.runs.plan import plan_run
 from lorchestra.runs.predict import answers_from, prediction_rows
+from lorchestra.runs.rows import read_task
+from lorchestra.runs.sweep.points import grid_points
+from lorchestra.runs.sweep.run import run_sweep
 from lorchestra.runs.train import train_run
 from lorchestra.store.atomic import sha256_file
-from lorchestra.types import EarlyExitPredictions, Predictions
+from lorchestra.types import EarlyExitPredictions, Predictions, Task
 
 
 @pytest.fixture(scope="module")
@@ -362,3 +381,146 @@ def test_rows_that_cannot_be_used_are_refused_at_the_call(trained_run):
             run.predict(rows)
     with pytest.raises(DataError, match="no such file"):
         run.predict("none.csv")
+
+
+def test_training_from_python_gives_a_loaded_run(run_config, texts_csv, tmp_path):
+    config = run_config(texts_csv(), train={"epochs": 1})
+    trained = Ensemble.train(config, tmp_path / "run")
+    assert (trained.run.root, trained.members, trained.labels) == (tmp_path / "run", (0, 1, 2), ("no", "yes"))
+    by_name = train_run(config, tmp_path / "other").run
+    expected = list(Ensemble.load(by_name.root).predict(["a good film"]))
+    assert list(trained.predict(["a good film"])) == expected
+    with pytest.raises(CheckpointError, match="a run is already there"):
+        Ensemble.train(config, tmp_path / "run")
+    again = Ensemble.train(config, tmp_path / "run", if_exists="resume")
+    assert list(again.predict(["a good film"])) == expected
+    assert Ensemble.train(config, tmp_path / "run", if_exists="new").run.root == tmp_path / "run-2"
+
+
+def test_rows_from_python_are_trained_on(run_config, texts_csv, tmp_path):
+    config = run_config(texts_csv(), train={"epochs": 1})
+    task = read_task(config)
+    without_files = dataclasses.replace(config, data=dataclasses.replace(config.data, train=None))
+    trained = Ensemble.train(without_files, tmp_path / "run", rows=task)
+    assert list(trained.predict(["a film"])) == list(Ensemble.train(config, tmp_path / "f").predict(["a film"]))
+    with pytest.raises(ConfigError, match="trained on rows that came from Python"):
+        trained.evaluate()
+    with pytest.raises(ConfigError, match="rows: has the splits test; give train and val"):
+        Ensemble.train(config, tmp_path / "x", rows=Task("t", {"test": task.splits["test"]}, task.labels))
+
+
+def test_bad_arguments_are_refused_at_the_call(trained_run, run_config, tmp_path):
+    missing = run_config(tmp_path / "gone.csv", train={"epochs": 0})
+    with pytest.raises(ConfigError, match=r"train\.epochs: 0"):  # before the rows are read
+        Ensemble.train(missing, tmp_path / "run")
+    good = run_config(tmp_path / "gone.csv")
+    with pytest.raises(ConfigError, match=r"if_exists: 'overwrite' is unknown; .*fail, resume, new"):
+        Ensemble.train(good, tmp_path / "run", if_exists="overwrite")
+    assert not (tmp_path / "run").exists()
+    run = load_run(trained_run)
+    for options, message in (
+        ({"abstain_below": 1.5}, r"abstain_below: 1\.5 is not in \[0, 1\]"),
+        ({"abstain_below": float("nan")}, "abstain_below: nan"),
+        ({"early_exit": 2}, "early_exit: 2 is neither exact nor a confidence"),
+        ({"on_error": "raise"}, "on_error: 'raise' is unknown; .*record, fail"),
+        ({"too_long": "cut"}, "too_long: 'cut' is unknown; .*error, drop, truncate"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            run.predict(["a film"], **options)
+    with pytest.raises(ConfigError, match="early_exit: 2 is neither"):
+        run.evaluate(early_exit=2)
+    with pytest.raises(ConfigError, match="members: 2 is not one of 0, 1"):
+        run.save_pretrained(tmp_path / "out", [0, 2])
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_evaluation_from_python_is_the_saved_one(run_copy, tmp_path):
+    run = Ensemble.load(run_copy)
+    evaluation = run.evaluate(early_exit="exact", save=False)
+    assert not run.run.metrics.exists()
+    assert isinstance(evaluation, Evaluation)
+    entry = evaluation.to_dict()
+    assert (entry["task"], entry["split"], entry["early_exit"]["rule"]) == ("reviews", "test", "exact")
+    run.evaluate(early_exit="exact")
+    assert run.run.read_evaluations()[0] == [json.loads(json.dumps(entry))]
+
+
+def test_members_are_saved_and_come_back(run_copy, texts_csv, tmp_path):
+    change(run_copy / "ensemble.json", "num_members", value=3)
+    change(run_copy / "ensemble.json", "members", value=three_members(run_copy))
+    (run_copy / "config.yaml").write_text((run_copy / "config.yaml").read_text().replace("members: 2", "members: 3"))
+    run = Ensemble.load(run_copy)
+    assert run.members == (0, 2)
+    run.save_pretrained(tmp_path / "out", members=[2])  # by its index in the run
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["member_00"]
+    with pytest.raises(ConfigError, match="members: 1 is not one of 0, 2"):
+        run.save_pretrained(tmp_path / "other", members=[1])
+    run.save_pretrained(tmp_path / "all")
+    folders = sorted((tmp_path / "all").iterdir())
+    data = dataclasses.replace(run.config.data, too_long="error")
+    again = Ensemble.from_peft(folders, tmp_path / "again", data=data, base=BaseConfig(name=run.config.base.name))
+    new = texts_csv("new.csv", 4, seed=8)
+    for one, other in zip(run.predict(new), again.predict(new), strict=True):
+        np.testing.assert_allclose(one.member_probs, other.member_probs, rtol=0, atol=1e-6)
+
+
+def three_members(root):
+    """The two members of a run with a failed one between them."""
+    first, last = json.loads((root / "ensemble.json").read_text())["members"]
+    failed = {**first, "path": "members/member_02", "state": "failed", "reason": "diverged: loss nan"}
+    return [first, failed, last]
+
+
+def process_state():
+    """What a library must leave as it was."""
+    return {
+        "threads": torch.get_num_threads(),
+        "dtype": torch.get_default_dtype(),
+        "grad": torch.is_grad_enabled(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "torch random": torch.get_rng_state().tolist(),
+        "numpy random": str(np.random.get_state()),
+        "random": random.getstate(),
+        "environment": dict(os.environ),
+        "directory": os.getcwd(),
+        "signals": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
+        "warnings": list(warnings.filters),
+        "loggers": {
+            name: (logging.getLogger(name).level, list(logging.getLogger(name).handlers))
+            for name in (None, "lorchestra", "transformers", "peft", "torch")
+        },
+        "transformers": transformers.utils.logging.get_verbosity(),
+        "bars": transformers.utils.logging.is_progress_bar_enabled(),
+        "streams": (sys.stdout, sys.stderr),
+        "hooks": (sys.excepthook, threading.excepthook, sys.getrecursionlimit()),
+        "limits": resource.getrlimit(resource.RLIMIT_NOFILE),
+    }
+
+
+def test_a_host_process_is_left_as_it_was(run_config, texts_csv, tmp_path, monkeypatch):
+    threads = []
+    original = lorchestra.runs.train.train_with_checkpoints
+
+    def train_with_checkpoints(run, trainer):
+        threads.append(torch.get_num_threads())
+        return original(run, trainer)
+
+    monkeypatch.setattr(lorchestra.runs.train, "train_with_checkpoints", train_with_checkpoints)
+    torch.manual_seed(7)
+    config = run_config(texts_csv(), adapt={"dropout": 0.1}, train={"epochs": 1})
+    other = torch.get_num_threads() + 1
+    config = dataclasses.replace(config, base=dataclasses.replace(config.base, threads=other))
+    before = process_state()
+    trained = Ensemble.train(config, tmp_path / "run")
+    assert threads == [other]
+    assert trained.config.base.threads == other
+    assert json.loads(trained.run.environment.read_text())["num_threads"] == other
+    list(trained.predict(["a film"]))
+    trained.evaluate()
+    trained.save_pretrained(tmp_path / "out")
+    plan_run(config, tmp_path, seconds=0.1)
+    compare_methods(config, ["one_lora"], tmp_path / "comparison")
+    run_sweep(grid_points(config, [("train.lr", [0.01])]), tmp_path / "sweep")
+    import_run([tmp_path / "out/member_00"], tmp_path / "imported", data=config.data, base=config.base)
+    after = process_state()
+    assert {name: value for name, value in after.items() if value != before[name]} == {}

@@ -265,13 +265,13 @@ class Prediction:
 
     def _answer(self, sink: Sink) -> None:
         from lorchestra.cli.progress import RowProgress
-        from lorchestra.runs.ensemble import load_run
+        from lorchestra.runs.ensemble import input_rows_of, load_run
         from lorchestra.runs.predict import AnswerOptions, answer_chunks, chunk_rows
 
         parsed = self.parsed
         with RowProgress(self.console, live=parsed.out is not None or not sys.stdout.isatty()) as progress:
             trained = load_run(parsed.run, base=parsed.base)
-            rows = trained.asked(Path(parsed.data), self._data(trained))
+            rows = input_rows_of(trained, Path(parsed.data), self._data(trained))
             size = chunk_rows(trained.pipeline)
             self._skip_answered(sink, rows, size)
             too_long = parsed.reading.too_long or trained.config.data.too_long

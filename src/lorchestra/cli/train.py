@@ -67,6 +67,7 @@ def train_and_show(
     from lorchestra.cli.evaluate import evaluate_and_show
     from lorchestra.cli.output import messages, printer
     from lorchestra.cli.progress import GracefulStop, TrainingProgress
+    from lorchestra.runs.build import torch_threads
     from lorchestra.runs.train import train_run
     from lorchestra.training.callbacks import Interrupted
 
@@ -90,7 +91,8 @@ def train_and_show(
                 say(f"member {m}: {reason}")
         code = 1
     if evaluate:
-        evaluate_and_show(root, ood=ood, as_json=as_json)
+        with torch_threads(outcome.run.read_config().base.threads):
+            evaluate_and_show(root, ood=ood, as_json=as_json)
     elif not as_json:
         print(root)
     return code

@@ -6,13 +6,14 @@ import dataclasses
 import logging
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 
 import torch
 
 from lorchestra.config.mappings import to_mapping
-from lorchestra.config.run import RunConfig
+from lorchestra.config.run import RunConfig, check_run
 from lorchestra.data.prompts import PromptTemplate
 from lorchestra.errors import ConfigError
 from lorchestra.inference.pipeline import Pipeline, decide_scoring, default_token_budget
@@ -24,9 +25,26 @@ from lorchestra.models.probe import probe
 from lorchestra.runs.rows import RunRows, absolute_settings
 from lorchestra.store.ensemble_record import BaseRecord, EnsembleRecord, MemberRecord, choice_end
 from lorchestra.store.run import Run
-from lorchestra.types import Example
+from lorchestra.training.module import EnsembleModule
+from lorchestra.types import Example, Task
 
 logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def torch_threads(number: int | None) -> Iterator[None]:
+    """Set the number of torch's threads for the time of the block; None leaves it.
+
+    A run repeats its bits only with the same number, so every job has `base.threads`; a process that calls the library
+    has its number back afterwards.
+    """
+    before = torch.get_num_threads()
+    try:
+        if number is not None:
+            torch.set_num_threads(number)
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def build_pipeline(
@@ -49,11 +67,9 @@ def build_pipeline(
         check_base: may refuse the loaded base, before members are put on it.
 
     Returns:
-        The pipeline, and the configuration with threads and scoring resolved; its token budget is the device's default
-        if none is given (see `budget.settle_budget`).
+        The pipeline, and the configuration with threads (those of now, see `torch_threads`) and scoring resolved; its
+        token budget is the device's default if none is given (see `budget.settle_budget`).
     """
-    if config.base.threads is not None:
-        torch.set_num_threads(config.base.threads)
     base = load_base(config.base)
     check_context(config, base)
     check_base(base)
@@ -76,6 +92,19 @@ def build_pipeline(
         train=dataclasses.replace(config.train, token_budget=token_budget),
     )
     return Pipeline(base, model, template, resolved.data, scoring, token_budget, task), resolved
+
+
+def build_module(config: RunConfig, task: Task) -> EnsembleModule:
+    """Untrained members on their base as a `torch.nn.Module`, for a training loop of your own.
+
+    What the configuration leaves open is settled on the training rows; `module.pipeline.data` has the resulting data
+    settings, with which `Ensemble.from_peft` makes a run of the trained members.
+
+    Raises:
+        ConfigError, CheckpointError: bad input; or `adapt.init_lora_weights` is pissa (see `EnsembleModule`).
+    """
+    check_run(config)
+    return EnsembleModule(build_pipeline(config, task.name, task.labels, task.splits["train"])[0])
 
 
 def check_context(config: RunConfig, base: LoadedBase) -> None:

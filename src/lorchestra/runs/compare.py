@@ -25,7 +25,7 @@ from lorchestra.methods.registry import NamedMethod, parse_name
 from lorchestra.metrics.evaluation import ensemble_minus, evaluate_predictions
 from lorchestra.models.loading import absolute_base
 from lorchestra.planning.budget import settle_budget
-from lorchestra.runs.build import build_pipeline
+from lorchestra.runs.build import build_pipeline, torch_threads
 from lorchestra.runs.cached_fit import CachedFit
 from lorchestra.runs.rows import RunRows, absolute_settings, check_unchanged, read_rows
 from lorchestra.store.atomic import atomic_directory, atomic_write_json, sweep_directory
@@ -102,16 +102,18 @@ def compare_methods(
         resolved = _saved_config(workspace.root, config, rows) if workspace.resuming else None
         for note in rows.notes:
             logger.info(note)
-        context = method_context(resolved or config, rows.task, callback)
-        if not workspace.resuming:
-            with workspace.create() as directory:
-                _describe(directory, config, context.config, rows)
-        comparison = _Comparison(workspace.root, context, rows)
-        left_out: dict[str, str] = {}
-        for below, group in groups.items():
-            callback.on_status([below], "fitting")
-            left_out |= comparison.run(below, group)
-            gc.collect()  # frees a method's base before the next one is loaded: both would count in its peak
+        settled = resolved or config
+        with torch_threads(settled.base.threads):
+            context = method_context(settled, rows.task, callback)
+            if not workspace.resuming:
+                with workspace.create() as directory:
+                    _describe(directory, config, context.config, rows)
+            comparison = _Comparison(workspace.root, context, rows)
+            left_out: dict[str, str] = {}
+            for below, group in groups.items():
+                callback.on_status([below], "fitting")
+                left_out |= comparison.run(below, group)
+                gc.collect()  # frees a method's base before the next one is loaded: both would count in its peak
         _write_left_out(workspace.root, names, left_out)
         return comparison.results(names, left_out)
 

@@ -1,36 +1,47 @@
-"""A finished run, loaded: base, members and prompt as they were trained."""
+"""An ensemble in Python: train one or load a finished run, then predict, evaluate, and use its members elsewhere."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, Literal, get_args
 
+from lorchestra.config.adapt import BaseConfig
 from lorchestra.config.data import DataConfig
-from lorchestra.config.run import RunConfig
+from lorchestra.config.run import RunConfig, check_run
 from lorchestra.data.in_memory import entries_of, is_file
 from lorchestra.data.input_rows import InputRow, input_rows, read_input_rows
-from lorchestra.errors import DataError
+from lorchestra.errors import ConfigError, DataError, did_you_mean
 from lorchestra.inference.pipeline import Pipeline, TooLong
 from lorchestra.metrics.early_exit import ExitRule
+from lorchestra.metrics.result import Evaluation
+from lorchestra.runs.evaluate import evaluate_run
+from lorchestra.runs.import_peft import BASE_OF_THE_FOLDERS, import_run
 from lorchestra.runs.loading import load_pipeline
 from lorchestra.runs.predict import Answer, AnswerCounts, AnswerOptions, answer_chunks, chunk_rows
-from lorchestra.runs.rows import read_like
+from lorchestra.runs.rows import RunRows, read_like, validation_notes
+from lorchestra.runs.train import train_run
 from lorchestra.store.ensemble_record import EnsembleRecord
 from lorchestra.store.run import Run
+from lorchestra.store.workspace import IfExists
+from lorchestra.training.callbacks import Callback
 from lorchestra.training.module import EnsembleModule
-from lorchestra.types import Example
+from lorchestra.types import Example, Task
 
 logger = logging.getLogger(__name__)
+
+OnError = Literal["record", "fail"]
 
 
 @dataclass
 class Ensemble:
-    """A finished run, ready to predict.
+    """A finished run, ready to predict: base, members and prompt as they were trained.
 
-    Failed members are left out: `pipeline` holds the others, in order, and `members` their numbers in the run.
+    Failed members are left out: `pipeline` holds the others, in order, and `members` their indices in the run.
     """
 
     run: Run
@@ -39,35 +50,77 @@ class Ensemble:
     pipeline: Pipeline
     members: tuple[int, ...]
 
+    @classmethod
+    def train(
+        cls,
+        config: RunConfig,
+        out: str | Path,
+        *,
+        rows: Task | None = None,
+        if_exists: IfExists = "fail",
+        callbacks: Sequence[Callback] = (),
+    ) -> Ensemble:
+        """Train an ensemble into a run directory, and load it.
+
+        Messages go to the logger `lorchestra`. `config.base.threads` holds for the training only.
+
+        Args:
+            config: the run's configuration; with "resume", settings must be those the run was started with.
+            out: the run directory.
+            rows: the splits "train" and "val", if they come from Python instead of the files in `config.data`.
+            if_exists: what to do if a run exists there: "fail", "resume" it, or take a "new" name.
+            callbacks: report progress; when one asks to stop, a checkpoint is written and `Interrupted` raised.
+
+        Raises:
+            ConfigError, DataError, CheckpointError: bad input, or another process is working in `out`; nothing
+                half-written is left.
+            TrainingError: every member failed.
+            Interrupted: a callback asked to stop.
+        """
+        check_run(config)
+        _check_choice("if_exists", if_exists, IfExists)
+        if rows is not None and not {"train", "val"} <= rows.splits.keys():
+            raise ConfigError(f"rows: has the splits {', '.join(rows.splits) or 'none'}; give train and val")
+        run_rows = None if rows is None else RunRows(rows, tuple(validation_notes(rows)))
+        outcome = train_run(config, out, rows=run_rows, if_exists=if_exists, callbacks=callbacks)
+        return cls.load(outcome.run.root)
+
+    @classmethod
+    def load(cls, directory: str | Path, *, base: str | Path | None = None) -> Ensemble:
+        """Load a finished run.
+
+        Args:
+            directory: the run directory.
+            base: where the base is now (hub id, directory, .gguf file), if it has moved; its weights must be the same.
+
+        Raises:
+            CheckpointError: no finished run, damaged files, or the base is not the one the run was trained on.
+        """
+        run = Run.at(directory)
+        record = run.read_ensemble()
+        config = run.read_config()
+        pipeline = load_pipeline(run, record, config, base)
+        return cls(run, record, config, pipeline, record.good_members)
+
+    @classmethod
+    def from_peft(
+        cls,
+        folders: Sequence[str | Path],
+        out: str | Path,
+        *,
+        data: DataConfig,
+        base: BaseConfig = BASE_OF_THE_FOLDERS,
+        same_base: bool = False,
+        seed: int = 0,
+    ) -> Ensemble:
+        """Make a run of PEFT LoRA folders, one per member, and load it; see `import_run` for arguments and errors."""
+        run = import_run(folders, out, data=data, base=base, same_base=same_base, seed=seed)
+        return cls.load(run.root)
+
     @property
     def labels(self) -> tuple[str, ...] | None:
         """The label set in order; None if every question brings its own choices."""
         return self.record.labels
-
-    def as_module(self) -> EnsembleModule:
-        """The members as a `torch.nn.Module`: differentiable, and with the adapters as its parameters."""
-        return EnsembleModule(self.pipeline)
-
-    def read(self, path: str | Path, *, require_answer: bool) -> tuple[Example, ...]:
-        """Rows of a file, in the form the run was trained on."""
-        return read_like(path, self.config.data, self.labels, require_answer=require_answer).examples
-
-    def asked(self, rows: Any, data: DataConfig | None = None) -> Iterator[InputRow]:
-        """Rows to be answered, read as they are asked for.
-
-        Args:
-            rows: a file's path; or rows in memory: texts (for a run on texts with labels), dicts, examples, a
-                DataFrame, a Series or a Dataset (see `entries_of`).
-            data: how files are read and how their columns are called; by default as in training.
-
-        Raises:
-            DataError: the file cannot be read, or no row has the columns that are needed.
-            InputError: what was given from Python holds no rows.
-        """
-        data = data or self.config.data
-        if is_file(rows):
-            return read_input_rows(rows, data, self.labels)
-        return input_rows(entries_of(rows, self.labels), data, self.labels)
 
     def predict(
         self,
@@ -75,30 +128,36 @@ class Ensemble:
         abstain_below: float | None = None,
         early_exit: str | float | None = None,
         *,
-        on_error: Literal["record", "fail"] = "record",
+        on_error: OnError = "record",
         too_long: TooLong | None = None,
     ) -> Iterator[Answer]:
         """Answer rows, each as soon as its chunk is answered; memory does not grow with their number.
 
         Args:
-            rows: see `asked`.
-            abstain_below: `Answer.abstain` is true if the confidence is below.
+            rows: texts (for a run on texts with labels), dicts, examples, a DataFrame, a Series or a Dataset; or a
+                file's path.
+            abstain_below: `Answer.abstain` is true if the confidence is below this, in [0, 1].
             early_exit: "exact" or a confidence in (0, 1]: members are asked until a row is decided (see `ExitRule`).
-            on_error: "record" (in `Answer.error`) or "fail" (raise) what makes a row unanswerable.
+            on_error: what to do with a row that cannot be answered: "record" the reason in `Answer.error`, or "fail".
             too_long: what to do with a row over the maximum length: "error", "drop" (no answer) or "truncate" (cut the
                 question); by default as in training.
 
         Raises:
-            ConfigError: `early_exit` is neither of the two.
-            DataError: see `asked`; or a row cannot be answered, and `on_error` is "fail".
+            ConfigError: an option is none of these.
+            InputError: the Python object holds no rows.
+            DataError: the file cannot be read, or no row has the required columns; while iterating, a row cannot be
+                answered and `on_error` is "fail".
         """
+        if abstain_below is not None and not 0 <= abstain_below <= 1:
+            raise ConfigError(f"abstain_below: {abstain_below} is not in [0, 1]")
+        _check_choice("on_error", on_error, OnError)
+        if too_long is not None:
+            _check_choice("too_long", too_long, TooLong)
         rule = None if early_exit is None else ExitRule.parse(early_exit, "early_exit")
         options = AnswerOptions(abstain_below, rule, too_long or self.config.data.too_long)
-        return self._answers(self.asked(rows), options, on_error)
+        return self._answers(input_rows_of(self, rows), options, on_error)
 
-    def _answers(
-        self, rows: Iterator[InputRow], options: AnswerOptions, on_error: Literal["record", "fail"]
-    ) -> Iterator[Answer]:
+    def _answers(self, rows: Iterator[InputRow], options: AnswerOptions, on_error: OnError) -> Iterator[Answer]:
         counts = AnswerCounts()
         for chunk in answer_chunks(self.pipeline, rows, options, chunk_rows(self.pipeline)):
             counts.add(chunk)
@@ -109,19 +168,108 @@ class Ensemble:
         for sentence in counts.sentences(self.pipeline.max_length):
             logger.info(sentence)
 
+    def evaluate(
+        self,
+        data: str | Path | None = None,
+        *,
+        task: str | None = None,
+        split: str = "test",
+        ood: Sequence[str | Path] = (),
+        data_dir: str | None = None,
+        files: Mapping[str, str | Path | None] = MappingProxyType({}),
+        early_exit: str | float | None = None,
+        save: bool = True,
+        callbacks: Sequence[Callback] = (),
+    ) -> Evaluation:
+        """Evaluate on the run's test rows, another file or another task; saves predictions and `metrics.json`.
 
-def load_run(root: str | Path, *, base: str | Path | None = None) -> Ensemble:
-    """Load a finished run.
+        With `data` or `task` the run's rows are not required: the few-shot base and the majority answer are then left
+        out, and the best member and temperatures are chosen on saved predictions of validation rows, or left out too.
+
+        An evaluation is saved under the task of its rows: the run's, also for a file with rows of it, or the named one.
+
+        Args:
+            data: a file with labelled rows; without it, the rows of `split`.
+            task: a task by name; without it, the run's.
+            split: train, val or test; ignored with `data`.
+            ood: files or tasks by name with rows unlike the training rows; their labels are ignored.
+            data_dir: the directory with data sets, instead of the one the run was trained with.
+            files: by "train", "val" and "test", where the training's files are now; their rows must be the same.
+            early_exit: also report what stopping early by this rule would save and change (see `predict`).
+            save: whether to write the results.
+            callbacks: report progress; when one asks to stop, `Interrupted` is raised.
+
+        Raises:
+            ConfigError: an unknown split or task, a task and a file, or the run's rows came from Python.
+            DataError: the rows cannot be used, or have changed since the training.
+            UnsavedEvaluationError: everything was computed, but cannot be written; its `entry` is the result.
+        """
+        rule = None if early_exit is None else ExitRule.parse(early_exit, "early_exit")
+        entry = evaluate_run(
+            self,
+            data=data,
+            task=task,
+            split=split,
+            ood=ood,
+            data_dir=data_dir,
+            files=files,
+            early_exit=rule,
+            save=save,
+            callbacks=callbacks,
+        )
+        return Evaluation.from_dict(entry)
+
+    def save_pretrained(self, directory: str | os.PathLike[str], members: Sequence[int] | None = None) -> None:
+        """Write members as PEFT folders `member_00`, ... into a new directory, which appears complete.
+
+        Args:
+            directory: the directory to make.
+            members: their indices in the run, in the order of the folders; by default all that did not fail.
+
+        Raises:
+            ConfigError: the run has no such member, or it failed.
+            CheckpointError: the directory exists, or cannot be written.
+        """
+        for m in members or ():
+            if m not in self.members:
+                raise ConfigError(f"members: {m} is not one of {', '.join(map(str, self.members))}")
+        indices = None if members is None else [self.members.index(m) for m in members]
+        self.as_module().save_pretrained(directory, indices)
+
+    def as_module(self) -> EnsembleModule:
+        """The members as a `torch.nn.Module`: differentiable, with the adapters as its parameters."""
+        return EnsembleModule(self.pipeline)
+
+    def read(self, path: str | Path, *, require_answer: bool) -> tuple[Example, ...]:
+        """Rows of a file, in the form the run was trained on."""
+        return read_like(path, self.config.data, self.labels, require_answer=require_answer).examples
+
+
+def input_rows_of(ensemble: Ensemble, rows: Any, data: DataConfig | None = None) -> Iterator[InputRow]:
+    """Rows for an ensemble to answer, read lazily.
 
     Args:
-        root: its directory.
-        base: where the base is now (hub id, directory, .gguf file), if not where it was; its weights must be the same.
+        ensemble: a run on texts with labels, or on questions with choices.
+        rows: a file's path; or rows in memory: texts (for a run on texts with labels), dicts, examples, a DataFrame, a
+            Series or a Dataset (see `entries_of`).
+        data: how files are read, and the names of their columns; by default as in training.
 
     Raises:
-        CheckpointError: no finished run, damaged files, or the base is not the one the run was trained on.
+        DataError: the file cannot be read, or no row has the required columns.
+        InputError: the Python object holds no rows.
     """
-    run = Run.at(root)
-    record = run.read_ensemble()
-    config = run.read_config()
-    pipeline = load_pipeline(run, record, config, base)
-    return Ensemble(run, record, config, pipeline, record.good_members)
+    data = data or ensemble.config.data
+    if is_file(rows):
+        return read_input_rows(rows, data, ensemble.labels)
+    return input_rows(entries_of(rows, ensemble.labels), data, ensemble.labels)
+
+
+def load_run(root: str | Path, *, base: str | Path | None = None) -> Ensemble:
+    """`Ensemble.load` under its earlier name."""
+    return Ensemble.load(root, base=base)
+
+
+def _check_choice(name: str, value: object, choices: object) -> None:
+    known = [str(choice) for choice in get_args(choices)]
+    if value not in known:
+        raise ConfigError(f"{name}: {value!r} is unknown; {did_you_mean(str(value), known)}")

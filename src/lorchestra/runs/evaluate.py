@@ -1,4 +1,4 @@
-"""Evaluate a finished run: the ensemble beside what one would use without it."""
+"""Evaluate a finished run: the ensemble and the baselines that one would use without it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lorchestra.config.data import DataConfig
 from lorchestra.data.splits import split_digest
@@ -18,14 +18,27 @@ from lorchestra.metrics.early_exit import ExitRule, evaluate_early_exit
 from lorchestra.metrics.evaluation import ood_scores
 from lorchestra.nn.packing import BASE
 from lorchestra.runs.baselines import comparable, few_shot_base, mc_dropout_of, save_all, score
-from lorchestra.runs.ensemble import Ensemble
 from lorchestra.runs.rows import RunRows, check_unchanged, name_of_file, read_named, read_ood, read_rows, with_directory
+from lorchestra.store.evaluations import Entry
 from lorchestra.store.run import Run
 from lorchestra.store.splits import read_digests, read_ids
 from lorchestra.training.callbacks import Callback, CallbackList, progress
 from lorchestra.types import Example, Predictions
 
+if TYPE_CHECKING:
+    from lorchestra.runs.ensemble import Ensemble
+
 logger = logging.getLogger(__name__)
+
+FILES = ("train", "val", "test")
+
+
+class UnsavedEvaluationError(CheckpointError):
+    """An evaluation that was computed but cannot be written; `entry` is its result."""
+
+    def __init__(self, reason: str, entry: Entry) -> None:
+        super().__init__(f"{reason} The evaluation was not saved.")
+        self.entry = entry
 
 
 def evaluate_run(
@@ -40,85 +53,67 @@ def evaluate_run(
     early_exit: ExitRule | None = None,
     save: bool = True,
     callbacks: Sequence[Callback] = (),
-) -> dict[str, Any]:
-    """Evaluate on the run's own rows, another file or another task; saves predictions and `metrics.json`.
-
-    With `data` or `task` the run's own rows need not be at hand: the few-shot base and the majority answer are then
-    left out, and the best member and temperatures rest on the predictions of validation rows that an earlier evaluation
-    has saved, or are left out, too.
-
-    An entry is filed under the task of its rows: the run's own, also for a file with rows of it, or the one named.
-
-    Args:
-        trained: the run.
-        data: a file with labelled rows; without it, the rows of `split`.
-        task: a task by name; without it, the run's own.
-        split: train, val or test; with `data`, without meaning.
-        ood: files or tasks by name with rows unlike the training rows; their labels are ignored.
-        data_dir: the directory with data sets, in place of the one the run was trained with.
-        files: by "train", "val" and "test", where files of the training are now; their rows must be the same.
-        early_exit: also under "early_exit", what stopping by this rule would save and change.
-        save: without it nothing is written.
-        callbacks: report progress; where one asks to stop, `Interrupted` is raised.
-
-    Returns:
-        The entry written into `metrics.json`.
-
-    Raises:
-        ConfigError: an unknown split or task, a task and a file, or the run's own rows, which came from Python.
-        DataError: the rows cannot be used, or have changed since the run.
-        UnsavedEvaluationError: all was computed, but cannot be written; it holds the entry.
-    """
+) -> Entry:
+    """What `Ensemble.evaluate` does; returns the entry of `metrics.json`."""
     callback = CallbackList(callbacks)
-    before = trained.run.read_named_evaluations()  # before anything is computed, since a damaged file ends it all
-    closed = trained.run.why_read_only() if save else None
-    if closed is not None:
-        logger.warning(f"{closed} The evaluation will be shown, and not saved.")
+    before = trained.run.read_named_evaluations()  # a damaged file is reported before anything is computed
+    read_only = trained.run.why_read_only() if save else None
+    if read_only is not None:
+        logger.warning(f"{read_only} The evaluation will be shown, and not saved.")
     config = with_directory(with_files(trained.config.data, files), data_dir)
-    rows, why = _own_rows(trained, config, needed=data is None and (task is None or task == config.task))
-    far = read_ood(ood, config, trained.labels)
+    rows, reason = _own_rows(trained, config, required=data is None and (task is None or task == config.task))
+    ood_rows = read_ood(ood, config, trained.labels)
     pipeline, split, examples = _rows_to_evaluate(trained, rows, config, data, task, split)
-    for kept in (f"{split}.base_few_shot", *(f"ood_{name}" for name in far)):
-        trained.run.prediction(pipeline.task, kept)  # refuses names that are too long, and links, before any work
-    is_validation = pipeline is trained.pipeline and data is None and split == "val"
+    for name in (f"{split}.base_few_shot", *(f"ood_{name}" for name in ood_rows)):
+        trained.run.prediction(pipeline.task, name)  # refuses names that are too long, and links, before any work
     if rows is None:
-        logger.info(f"evaluating without the run's training rows, and so without the majority answer ({why})")
+        logger.info(f"evaluating without the run's training rows, and so without the majority answer ({reason})")
     predictions, zero_shot = _members_and_base(pipeline, examples, split, callback)
+    is_validation = pipeline is trained.pipeline and data is None and split == "val"
     validation = predictions if is_validation else _validation(trained, rows, callback)
-    splits, own = {} if rows is None else rows.task.splits, trained.config
+    entry, baselines = _score(trained, pipeline, rows, examples, predictions, zero_shot, validation, callback)
+    if early_exit is not None:
+        entry["early_exit"] = evaluate_early_exit(predictions.log_probs_MEC, predictions.labels, early_exit)
+    ood_predictions = {name: _predict(pipeline, some, f"ood_{name}", callback) for name, some in ood_rows.items()}
+    entry["ood"] = {name: ood_scores(predictions, some) for name, some in ood_predictions.items()}
+    if read_only is not None:
+        raise UnsavedEvaluationError(read_only, entry)
+    if save:
+        every = [predictions, *ood_predictions.values(), *(() if validation is None else (validation,))]
+        _save(trained, before, entry, every, baselines)
+    return entry
+
+
+def _score(
+    trained: Ensemble,
+    pipeline: Pipeline,
+    rows: RunRows | None,
+    examples: Sequence[Example],
+    predictions: Predictions,
+    zero_shot: Predictions,
+    validation: Predictions | None,
+    callback: Callback,
+) -> tuple[Entry, dict[str, Predictions]]:
+    """The entry without early exit and OOD rows, and the predictions of its baselines."""
+    config, split = trained.config, predictions.split
+    splits = {} if rows is None else rows.task.splits
     candidates: dict[str, Predictions | str] = {
         "base_zero_shot": zero_shot,
-        **few_shot_base(pipeline, own, examples, split, splits.get("train"), callback),
-        **mc_dropout_of(pipeline, own, examples, split, callback, passes=pipeline.model.num_members),
+        **few_shot_base(pipeline, config, examples, split, splits.get("train"), callback),
+        **mc_dropout_of(pipeline, config, examples, split, callback, passes=pipeline.model.num_members),
     }
     baselines, left_out = comparable(candidates, predictions, pipeline)
     for name, reason in left_out.items():
         logger.info(f"{name} is left out: {reason}")
-    entry = score(predictions, validation, baselines, left_out, examples, splits, own.evaluate, own.train.seed)
-    if early_exit is not None:
-        entry["early_exit"] = evaluate_early_exit(predictions.log_probs_MEC, predictions.labels, early_exit)
-    unlike = {name: _predict(pipeline, found, f"ood_{name}", callback) for name, found in far.items()}
-    entry["ood"] = {name: ood_scores(predictions, found) for name, found in unlike.items()}
-    if closed is not None:
-        raise UnsavedEvaluationError(closed, entry)
-    if save:
-        made = [predictions, *unlike.values(), *(() if validation is None else (validation,))]
-        _save(trained, before, entry, made, baselines)
-    return entry
-
-
-class UnsavedEvaluationError(CheckpointError):
-    """An evaluation that was computed and cannot be written; `entry` is what would have been."""
-
-    def __init__(self, reason: str, entry: dict[str, Any]) -> None:
-        super().__init__(f"{reason} The evaluation was not saved.")
-        self.entry = entry
+    seed = config.train.seed
+    entry = score(predictions, validation, baselines, left_out, examples, splits, config.evaluate, seed)
+    return entry, baselines
 
 
 def _save(
     trained: Ensemble,
-    before: Sequence[dict[str, Any]],
-    entry: dict[str, Any],
+    before: Sequence[Entry],
+    entry: Entry,
     predictions: Sequence[Predictions],
     baselines: Mapping[str, Predictions],
 ) -> None:
@@ -135,18 +130,18 @@ def _save(
         raise UnsavedEvaluationError(str(error), entry) from error
 
 
-def _own_rows(trained: Ensemble, config: DataConfig, *, needed: bool) -> tuple[RunRows | None, str]:
-    """The run's own rows, or None and why they are not at hand, where they can be done without."""
+def _own_rows(trained: Ensemble, config: DataConfig, *, required: bool) -> tuple[RunRows | None, str]:
+    """The rows of the run's training; None and the reason if they cannot be read and are not required."""
     try:
         return own_rows(trained, config), ""
     except (ConfigError, DataError) as error:
-        if needed:
+        if required:
             raise
         return None, str(error)
 
 
 def _validation(trained: Ensemble, rows: RunRows | None, callback: Callback) -> Predictions | None:
-    """The members' predictions of validation rows: made now, or those that the run has saved."""
+    """The members' predictions of validation rows: made now, or saved earlier."""
     if rows is not None:
         return _predict(trained.pipeline, rows.task.splits["val"], "val", callback)
     saved = saved_validation(trained)
@@ -166,21 +161,23 @@ def _rows_to_evaluate(
     task: str | None,
     split: str,
 ) -> tuple[Pipeline, str, Sequence[Example]]:
-    """The session whose task the rows are of, the name of their split, and the rows."""
+    """The pipeline with the rows' task, the name of their split, and the rows."""
     if data is not None:
         if task is not None:
             raise ConfigError(f"--task {task} and --data {data}: give the name of a task or a file, not both")
         stem = name_of_file(data)
-        # A file called test.csv is not the run's test split.
+        # a file called test.csv is not the run's test split
         name = f"file_{stem}" if stem in FILES else stem
         return trained.pipeline, name, trained.read(data, require_answer=True)
     if task is not None and task != config.task:
         examples = read_named(task, split, config, trained.labels)
         if task == trained.record.task:
-            message = f"--task {task}: the run's own rows, from a file, are filed under that name"
-            raise ConfigError(f"{message}; rename the file and train again, or give the task's rows with --data")
+            raise ConfigError(
+                f"--task {task}: results on the run's own rows, from a file, have that name; rename the file and train"
+                " again, or give the task's rows with --data"
+            )
         return dataclasses.replace(trained.pipeline, task=task), split, examples
-    assert rows is not None  # the run's own were needed
+    assert rows is not None  # they were required
     if split not in rows.task.splits:
         raise ConfigError(f"--split {split}: no such split; {did_you_mean(split, rows.task.splits)}")
     return trained.pipeline, split, rows.task.splits[split]
@@ -193,20 +190,16 @@ def _predict(pipeline: Pipeline, examples: Sequence[Example], split: str, callba
 def _members_and_base(
     pipeline: Pipeline, examples: Sequence[Example], split: str, callback: Callback
 ) -> tuple[Predictions, Predictions]:
-    """Predictions of the members and of the base, which shares the members' pass over the layers below them."""
+    """Predictions of the members, and of the base, which shares their pass through the layers below the adapters."""
     passes = [*member_passes(range(pipeline.model.num_members)), MemberPass(BASE)]
-    found = pipeline.predict(
-        examples, passes, split, progress=progress(callback, f"ensemble and base on {split}", len(examples))
-    )
-    members, base = (found.log_probs_MEC[part] for part in (slice(-1), slice(-1, None)))
-    return dataclasses.replace(found, log_probs_MEC=members), dataclasses.replace(found, log_probs_MEC=base)
-
-
-FILES = ("train", "val", "test")
+    report = progress(callback, f"ensemble and base on {split}", len(examples))
+    every = pipeline.predict(examples, passes, split, progress=report)
+    members, base = (every.log_probs_MEC[part] for part in (slice(-1), slice(-1, None)))
+    return dataclasses.replace(every, log_probs_MEC=members), dataclasses.replace(every, log_probs_MEC=base)
 
 
 def with_files(config: DataConfig, files: Mapping[str, str | Path | None]) -> DataConfig:
-    """A saved configuration with the files given now in place of those of the training.
+    """A saved configuration with other paths of the training's files.
 
     Raises:
         ConfigError: the run was trained on a task by name.
@@ -214,27 +207,27 @@ def with_files(config: DataConfig, files: Mapping[str, str | Path | None]) -> Da
     given: dict[str, Any] = {split: str(path) for split, path in files.items() if path is not None}
     if given and config.task is not None:
         raise ConfigError(
-            f"--data.{next(iter(given))}: the run was trained on the task {config.task}, which is read by its name;"
-            " where its rows have moved, give --data-dir"
+            f"--data.{next(iter(given))}: the run was trained on the task {config.task}, which is read by its name; if"
+            " its rows have moved, give --data-dir"
         )
     return dataclasses.replace(config, **given)
 
 
 def own_rows(trained: Ensemble, config: DataConfig) -> RunRows:
-    """The rows of the run's training, checked to be the same.
+    """The rows of the run's training, verified to be unchanged.
 
     Args:
         trained: the run.
-        config: its data settings, with the files and the directory given now (see `with_files`).
+        config: its data settings, with the paths of now (see `with_files`).
 
     Raises:
-        ConfigError: the rows came from Python and were not kept.
-        DataError: the rows cannot be read, or are others than those of the training; the message says how to go on.
+        ConfigError: the rows came from Python and were not saved.
+        DataError: the rows cannot be read, or have changed; the message names a remedy.
     """
     if config.train is None and config.task is None:
         raise ConfigError(
-            f"{trained.run.root}: trained on rows that came from Python and were not kept; give labelled rows with"
-            " --data, or evaluate it there, by the classifier's score or from its predictions"
+            f"{trained.run.root}: trained on rows that came from Python and were not saved; give labelled rows with"
+            " --data, or evaluate it in Python, by the classifier's score or from its predictions"
         )
     try:
         rows = read_rows(config, trained.config.train.seed)
@@ -246,7 +239,7 @@ def own_rows(trained: Ensemble, config: DataConfig) -> RunRows:
             raise
         options = " ".join(f"--data.{split} FILE" for split in missing)
         raise DataError(
-            f"{error}; where it was moved or renamed, give it with {options}; to evaluate on other labelled rows"
+            f"{error}; if it was moved or renamed, give it with {options}; to evaluate on other labelled rows"
             " without it, --data FILE"
         ) from error
     if config.task is None:
@@ -256,7 +249,7 @@ def own_rows(trained: Ensemble, config: DataConfig) -> RunRows:
 
 
 def _with_saved_ids(rows: RunRows, run: Run) -> RunRows:
-    """The rows with the ids of the training: ids that are made of the file's name change with it."""
+    """The rows with the ids of the training: ids made from the file's name change when it is renamed."""
     saved_ids, splits = read_ids(run.splits), dict(rows.task.splits)
     for split, examples in rows.task.splits.items():
         ids = saved_ids.get(split, [])

@@ -30,7 +30,7 @@ from lorchestra.models.peft_import import (
     read_peft_config,
     read_peft_folder,
 )
-from lorchestra.runs.build import build_pipeline, describe, ensemble_record
+from lorchestra.runs.build import build_pipeline, describe, ensemble_record, torch_threads
 from lorchestra.runs.rows import RunRows, read_rows
 from lorchestra.store.atomic import atomic_write_json, sha256_file
 from lorchestra.store.ensemble_record import MemberRecord
@@ -69,7 +69,7 @@ def import_run(
     """
     if not folders:
         raise ConfigError("import: no folder; give one PEFT folder or more, each becomes a member")
-    with Workspace.new(out) as workspace:
+    with Workspace.new(out) as workspace, torch_threads(base.threads):
         adapters = [read_peft_folder(folder) for folder in folders]
         checksums = [sha256_file(folder_file(folder.path, WEIGHTS)) for folder in adapters]
         _refuse_twins(adapters, checksums)

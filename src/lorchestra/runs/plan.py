@@ -1,13 +1,13 @@
-"""Memory and time of a training before it is run: counted from its rows, calibrated by some seconds of its passes."""
+"""Memory, disk and time of a training before it is run: counted from its rows, calibrated by seconds of its passes."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-
-import torch
 
 from lorchestra.config.run import RunConfig, check_run
 from lorchestra.inference.pipeline import Pipeline, default_token_budget
@@ -24,8 +24,8 @@ from lorchestra.planning.measure import Calibration, calibrate, with_checkpointi
 from lorchestra.planning.memory import free_bytes, peak_bytes, used_bytes
 from lorchestra.planning.suggestions import SuggestionInputs, suggest
 from lorchestra.planning.workload import Workload, plan_workload
-from lorchestra.runs.build import build_pipeline
-from lorchestra.runs.rows import read_rows
+from lorchestra.runs.build import build_pipeline, torch_threads
+from lorchestra.runs.rows import RunRows, read_rows
 from lorchestra.store import disk
 from lorchestra.training.callbacks import Callback, CallbackList
 from lorchestra.training.precompute import TrainingRows
@@ -50,8 +50,8 @@ def plan_run(
     Args:
         config: the run's configuration.
         out: where its directory would be.
-        seconds: of calibration, roughly.
-        callbacks: report what is under way.
+        seconds: approximate duration of the calibration.
+        callbacks: report progress.
 
     Returns:
         The record that `lorchestra plan --json` prints.
@@ -66,6 +66,11 @@ def plan_run(
     rows = read_rows(config.data, config.train.seed)
     for note in rows.notes:
         logger.info(note)
+    with torch_threads(config.base.threads):
+        return _measure(config, rows, Path(out), seconds, callback).record()
+
+
+def _measure(config: RunConfig, rows: RunRows, out: Path, seconds: float, callback: Callback) -> _Plan:
     members = config.adapt.members
     small = dataclasses.replace(config, adapt=dataclasses.replace(config.adapt, members=min(members, _MAX_MEMBERS)))
     pipeline, _ = build_pipeline(small, rows.task.name, rows.task.labels, rows.task.splits["train"])
@@ -80,8 +85,7 @@ def plan_run(
     workload = plan_workload(trainer, members, budget)
     calibration = _calibrate(trainer, workload, pipeline, budget, seconds, resident, callback)
     counts = adapter_counts(pipeline.model, members)
-    measured = _Measured(config, pipeline, trainer, workload, calibration, counts, loading, resident, free, Path(out))
-    return measured.record()
+    return _Plan(config, pipeline, trainer, workload, calibration, counts, loading, resident, free, out)
 
 
 def _calibrate(
@@ -93,7 +97,7 @@ def _calibrate(
     resident: int | None,
     callback: Callback,
 ) -> Calibration:
-    """At the run's budget, or at a smaller one where that would not fit or take minutes."""
+    """Calibrate at the run's budget, or at a smaller one if that would not fit or take minutes."""
     model = pipeline.model
     most = budget_within(model, trainer.rows, model.num_members, trainer.config.gradient_checkpointing)
     default = default_token_budget(model.device.type, shared_tokens(model, trainer.rows))
@@ -103,9 +107,9 @@ def _calibrate(
     return calibrate(trainer, workload.largest, workload.batches, within, seconds, resident, callback)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Measured:
-    """What a plan is made from."""
+@dataclass(frozen=True)
+class _Plan:
+    """What was counted and measured: `loading`, `resident` and `free` are bytes at the peak of loading and after it."""
 
     config: RunConfig
     pipeline: Pipeline
@@ -114,125 +118,130 @@ class _Measured:
     calibration: Calibration
     counts: AdapterCounts
     loading: int
-    """Peak bytes of the process while the base was loaded."""
     resident: int | None
-    """Bytes of the process before the calibration; None if unknown."""
     free: int | None
-    """Free bytes of the device; None if unknown."""
     out: Path
 
     def record(self) -> Json:
-        """The record that `lorchestra plan --json` prints."""
-        model, rows, counts, base = self.pipeline.model, self.trainer.rows, self.counts, self.pipeline.base
-        longest = longest_row(rows)
-        footprint, limit = self._footprint(), self._limit()
-        fits = limit is None or footprint.peak <= limit
+        """The plan as `lorchestra plan --json` prints it."""
+        model, training, counts = self.pipeline.model, self.trainer.rows, self.counts
+        times, longest = duration(self.workload.work, self.calibration.rates), longest_row(training)
         return {
-            "base": base.id,
+            "base": self.pipeline.base.id,
             "device": str(model.device),
-            "dtype": str(base.dtype).removeprefix("torch."),
-            "rows": {"train": len(rows.train), "val": len(rows.val), "longest_tokens": longest},
+            "dtype": str(self.pipeline.base.dtype).removeprefix("torch."),
+            "rows": {"train": len(training.train), "val": len(training.val), "longest_tokens": longest},
             "members": counts.members,
             "layers": {"adapted": len(model.layers), "below": model.trunk_layers, "all": model.num_layers},
             "parameters": {
-                "base": sum(p.numel() for p in self._base_parameters()),
+                "base": sum(p.numel() for p in model.model.parameters() if not p.requires_grad),
                 "member": counts.parameters,
                 "members": counts.members * counts.parameters,
             },
-            "token_budget": {"value": self.trainer.token_budget, "given": self.config.train.token_budget is not None},
-            "bytes": {**dataclasses.asdict(footprint), "peak": footprint.peak, "limit": limit, "fits": fits},
-            "disk_bytes": self._disk(),
+            "token_budget": {
+                "value": self.trainer.token_budget,
+                "given": self.config.train.token_budget is not None,
+            },
+            "bytes": self._bytes(),
+            "disk_bytes": self._disk_bytes(),
             "work": self._work(),
-            "time_s": self._time(),
-            "calibration": self._calibration(),
-            "remedies": []
-            if fits
-            else [dataclasses.asdict(one) for one in suggest(self._suggestions(footprint, limit))],
+            "time_s": {
+                "steps": times.steps,
+                "trunk": times.trunk,
+                "base": times.base,
+                "training": times.training,
+                "evaluation": times.evaluation,
+                "total": times.total,
+            },
+            "calibration": {
+                "seconds": self.calibration.seconds,
+                "micro_batches": self.calibration.micro_batches,
+                "saved_bytes": self.calibration.saved_bytes,
+                "activation_bytes": self.calibration.activation_bytes,
+                "activation_tokens": self.calibration.activation_tokens,
+                **dataclasses.asdict(self.calibration.rates),
+            },
+            "remedies": [] if self._fits else [dataclasses.asdict(remedy) for remedy in suggest(self._suggestions())],
         }
 
+    @cached_property
+    def _footprint(self) -> Footprint:
+        model, calibration = self.pipeline.model, self.calibration
+        base = sum(p.nbytes for p in model.model.parameters() if not p.requires_grad)
+        made = dataclasses.replace(self.counts, members=model.num_members)
+        return Footprint(
+            process=max(0, self._held - base - made.adapter_bytes),
+            base=base,
+            adapters=self.counts.adapter_bytes,
+            training=self.counts.training_bytes,
+            activations=round(calibration.activation_bytes * self._largest / calibration.activation_tokens),
+            trunk=self._trunk[0] if model.trunk_layers > 0 else 0,
+            loading=self.loading,
+        )
+
     @property
-    def _has_trunk(self) -> bool:
-        return self.pipeline.model.trunk_layers > 0
+    def _held(self) -> int:
+        """Bytes that the process holds before it trains."""
+        return self.loading if self.resident is None else self.resident
 
     @property
     def _largest(self) -> int:
         """Tokens of the largest micro-batch."""
         return packed_tokens(self.workload.largest, self.workload.shared)
 
-    @property
-    def _held(self) -> int:
-        """Bytes of the process with the base loaded."""
-        return self.loading if self.resident is None else self.resident
-
-    def _base_parameters(self) -> list[torch.nn.Parameter]:
-        return [p for p in self.pipeline.model.model.parameters() if not p.requires_grad]
-
+    @cached_property
     def _trunk(self) -> tuple[int, int]:
-        """Bytes of the trunk in memory and in files, if there were layers without adapters below."""
+        """Bytes of the trunk cache in memory and in files, if there were layers without adapters below."""
         return trunk_storage(self.pipeline.model, self.trainer.rows, self.config.adapt.trunk_memory_gb)
 
-    def _footprint(self) -> Footprint:
-        counts, calibration = self.counts, self.calibration
-        base = sum(p.nbytes for p in self._base_parameters())
-        in_place = dataclasses.replace(counts, members=self.pipeline.model.num_members).adapter_bytes
-        return Footprint(
-            process=max(0, self._held - base - in_place),
-            base=base,
-            adapters=counts.adapter_bytes,
-            training=counts.training_bytes,
-            activations=round(calibration.activation_bytes * self._largest / calibration.activation_tokens),
-            trunk=self._trunk()[0] if self._has_trunk else 0,
-            loading=self.loading,
-        )
-
+    @property
     def _limit(self) -> int | None:
+        """Bytes that the process can have; None if unknown."""
         return None if self.free is None else self._held + int(SHARE * self.free)
 
-    def _disk(self) -> Json:
-        trunk = self._trunk()[1] if self._has_trunk else 0
-        free = disk.free_bytes(self.out)
-        fits = free is None or self.counts.disk_bytes + trunk <= free
-        return {"run": self.counts.disk_bytes, "trunk": trunk, "free": free, "fits": fits}
+    @property
+    def _fits(self) -> bool:
+        return self._limit is None or self._footprint.peak <= self._limit
+
+    def _bytes(self) -> Json:
+        footprint = self._footprint
+        parts = {field.name: getattr(footprint, field.name) for field in dataclasses.fields(footprint)}
+        return {**parts, "peak": footprint.peak, "limit": self._limit, "fits": self._fits}
+
+    def _disk_bytes(self) -> Json:
+        trunk = self._trunk[1] if self.pipeline.model.trunk_layers > 0 else 0
+        run, free = self.counts.disk_bytes, disk.free_bytes(self.out)
+        return {"run": run, "trunk": trunk, "free": free, "fits": free is None or run + trunk <= free}
 
     def _work(self) -> Json:
-        model, train = self.pipeline.model, self.config.train
-        share = model.trunk_layers / model.num_layers
-        passes = base_passes(self.counts.members, train.epochs, share, self.config.regularize.kl_beta > 0)
+        model, workload, train = self.pipeline.model, self.workload, self.config.train
+        trunk_share = model.trunk_layers / model.num_layers
+        passes = base_passes(self.counts.members, train.epochs, trunk_share, self.config.regularize.kl_beta > 0)
         return {
             "base_passes": round(passes, 3),
             "epochs": train.epochs,
-            "steps": self.workload.steps,
-            "micro_batches": self.workload.micro_batches,
+            "steps": workload.steps,
+            "micro_batches": workload.micro_batches,
             "largest_micro_batch": self._largest,
-            "tokens_per_epoch": self.workload.tokens_per_epoch,
-            "tokens": self.workload.tokens_per_epoch * train.epochs,
+            "tokens_per_epoch": workload.tokens_per_epoch,
+            "tokens": workload.tokens_per_epoch * train.epochs,
         }
 
-    def _time(self) -> Json:
-        times = duration(self.workload.work, self.calibration.rates)
-        names = ("steps", "trunk", "base", "training", "evaluation", "total")
-        return {name: getattr(times, name) for name in names}
-
-    def _calibration(self) -> Json:
-        names = ("seconds", "micro_batches", "saved_bytes", "activation_bytes", "activation_tokens")
-        values = {name: getattr(self.calibration, name) for name in names}
-        return values | dataclasses.asdict(self.calibration.rates)
-
-    def _suggestions(self, footprint: Footprint, limit: int | None) -> SuggestionInputs:
+    def _suggestions(self) -> SuggestionInputs:
         model, calibration = self.pipeline.model, self.calibration
-        saved, tokens = calibration.saved_bytes, calibration.activation_tokens
-        checkpointed = (
-            None if self.config.train.gradient_checkpointing else with_checkpointing(model, saved, tokens) / saved
-        )
+        saved, is_checkpointed = calibration.saved_bytes, self.config.train.gradient_checkpointing
+        checkpointed = None
+        if not is_checkpointed:
+            checkpointed = with_checkpointing(model, saved, calibration.activation_tokens) / saved
         return SuggestionInputs(
-            footprint=footprint,
-            limit=limit or 0,
+            footprint=self._footprint,
+            limit=self._limit or 0,
             members=self.counts.members,
             token_budget=self.trainer.token_budget,
             longest=longest_row(self.trainer.rows),
             largest=self._largest,
             adapted_layers=len(model.layers),
             num_layers=model.num_layers,
-            trunk=self._trunk()[0],
+            trunk=self._trunk[0],
             checkpointed=checkpointed,
         )

@@ -90,6 +90,14 @@ def read_rows(config: DataConfig, seed: int) -> RunRows:
     return RunRows(task, (*notes, *report.sentences(), *validation_notes(task)))
 
 
+def read_task(config: RunConfig) -> Task:
+    """The splits "train", "val" and "test" of a configuration's rows; see `read_rows` for errors."""
+    rows = read_rows(config.data, config.train.seed)
+    for note in rows.notes:
+        logger.info(note)
+    return rows.task
+
+
 def validation_notes(task: Task) -> list[str]:
     """Notes on validation rows that are too few or too uniform to select members by."""
     rows = task.splits["val"]

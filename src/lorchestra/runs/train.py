@@ -20,7 +20,7 @@ from lorchestra.models.peft_files import save_members
 from lorchestra.planning.budget import settle_budget
 from lorchestra.planning.estimate import training_base_passes
 from lorchestra.planning.memory import peak_bytes
-from lorchestra.runs.build import build_pipeline, describe, ensemble_record
+from lorchestra.runs.build import build_pipeline, describe, ensemble_record, torch_threads
 from lorchestra.runs.event_log import EventLog
 from lorchestra.runs.rows import RunRows, absolute_settings, check_unchanged, read_rows, with_directory
 from lorchestra.store.atomic import sweep_directory
@@ -86,18 +86,25 @@ def train_run(
                 return _outcome(run)
         for note in rows.notes:
             logger.info(note)
-        pipeline, resolved, training = prepare_training(config, rows)
-        if not workspace.resuming:
-            with workspace.create() as directory:
-                describe(Run(directory), resolved, rows, pipeline)
-        memory = round(resolved.adapt.trunk_memory_gb * 1e9)
-        files = TrunkFiles(run.resume, pipeline.base.digest, memory, run.append_event)
-        callback = CallbackList([EventLog(run), *callbacks])
-        trainer = make_trainer(pipeline.model, training, resolved, callback, files=files)
-        if workspace.resuming:
-            restore(run, trainer)
-        peak = train_with_checkpoints(run, trainer)
-        return _finish(run, trainer, pipeline, rows, peak)
+        with torch_threads(config.base.threads):
+            return _train(workspace, config, rows, callbacks)
+
+
+def _train(workspace: Workspace, config: RunConfig, rows: RunRows, callbacks: Sequence[Callback]) -> TrainOutcome:
+    """Start or resume the run, train it, and finish it."""
+    run = Run(workspace.root)
+    pipeline, resolved, training = prepare_training(config, rows)
+    if not workspace.resuming:
+        with workspace.create() as directory:
+            describe(Run(directory), resolved, rows, pipeline)
+    memory = round(resolved.adapt.trunk_memory_gb * 1e9)
+    files = TrunkFiles(run.resume, pipeline.base.digest, memory, run.append_event)
+    callback = CallbackList([EventLog(run), *callbacks])
+    trainer = make_trainer(pipeline.model, training, resolved, callback, files=files)
+    if workspace.resuming:
+        restore(run, trainer)
+    peak = train_with_checkpoints(run, trainer)
+    return _finish(run, trainer, pipeline, rows, peak)
 
 
 def prepare_training(

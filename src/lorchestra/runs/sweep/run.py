@@ -18,6 +18,7 @@ from lorchestra.config.mappings import differences, from_mapping, to_mapping
 from lorchestra.config.run import RunConfig
 from lorchestra.errors import CheckpointError, ConfigError, DataError
 from lorchestra.models.loading import absolute_base
+from lorchestra.runs.build import torch_threads
 from lorchestra.runs.rows import absolute_settings, read_ood
 from lorchestra.runs.sweep.finish import finish_pack
 from lorchestra.runs.sweep.passes import Pack, make_packs
@@ -98,7 +99,8 @@ def run_sweep(
             names = [point.name for point in pack.points]
             callback.on_status(names, "training")
             try:
-                failed = sweep.train_and_finish(pack, rows, trunks_in_memory=len(passes) == 1)
+                with torch_threads(pack.points[0].config.base.threads):
+                    failed = sweep.train_and_finish(pack, rows, trunks_in_memory=len(passes) == 1)
             except (ConfigError, DataError) as error:  # settings that only the base refuses, such as layers
                 refused |= dict.fromkeys(names, error)
                 if len(refused) == len(points):  # all have the same mistake: nothing is left to train or remember
