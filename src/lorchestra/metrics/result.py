@@ -253,7 +253,7 @@ class Evaluation:
 
     @classmethod
     def from_dict(cls, entry: Json) -> Evaluation:
-        """Read an entry, also of an earlier version; `store.evaluations.check_entry` checks those that come from a file.
+        """Read an entry of any version; `store.evaluations.check_entry` checks those that come from a file.
 
         Raises:
             KeyError: the entry lacks its rows, its ensemble, its mean member or its intervals.
