@@ -29,7 +29,7 @@ from lorchestra.config.run import RunConfig
 from lorchestra.errors import CheckpointError, ConfigError, DataError, InputError
 from lorchestra.runs.compare import compare_methods
 from lorchestra.runs.ensemble import Ensemble, load_run
-from lorchestra.runs.evaluate import Evaluation
+from lorchestra.metrics.result import Evaluation
 from lorchestra.runs.import_peft import import_run
 from lorchestra.runs.plan import plan_run
 from lorchestra.runs.predict import answers_from, prediction_rows

@@ -6,7 +6,7 @@ import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
@@ -15,7 +15,9 @@ from lorchestra.config.mappings import read_mapping, read_recipe, refused_settin
 from lorchestra.config.run import RunConfig
 from lorchestra.errors import ConfigError
 from lorchestra.store.safe_paths import typed_path
-from lorchestra.types import Json
+
+if TYPE_CHECKING:
+    from lorchestra.types import Json
 
 T = TypeVar("T")
 R = TypeVar("R", bound=RunConfig)

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from lorchestra.cli.arguments import check_run_argument, parse
-from lorchestra.types import Json
 
 if TYPE_CHECKING:
     from lorchestra.store.run import Run
+    from lorchestra.types import Json
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,6 @@ from lorchestra.cli.arguments import check_run_argument, parse
 from lorchestra.errors import ConfigError, DataError, LorchestraError
 from lorchestra.store.disk import explained
 from lorchestra.store.safe_paths import typed_path
-from lorchestra.types import Json
 
 if TYPE_CHECKING:
     from lorchestra.config.data import DataConfig
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from lorchestra.report.answers import AnswerFormat
     from lorchestra.runs.ensemble import Ensemble
     from lorchestra.runs.predict import AnsweredChunk
+    from lorchestra.types import Json
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import yaml
 
 from lorchestra.errors import ConfigError, did_you_mean
-from lorchestra.types import Json
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+
+    from lorchestra.types import Json
 
 T = TypeVar("T")
 Differences = dict[str, tuple[Any, Any]]
