@@ -12,7 +12,6 @@ import argparse
 from pathlib import Path
 
 import datasets
-import pandas
 
 from lorchestra import AdaptConfig, BaseConfig, DataConfig, Ensemble, RunConfig, TrainConfig
 
@@ -59,7 +58,7 @@ def main() -> None:
     scores = ensemble.evaluate().to_dict()["ensemble"]
     print(f"test accuracy {scores['accuracy']:.3f}, NLL {scores['nll']:.3f}")
 
-    answers = pandas.DataFrame([answer.to_dict() for answer in ensemble.predict(parts["test"])])
+    answers = ensemble.predict(parts["test"]).to_pandas()
     print(answers.sort_values("mutual_information", ascending=False)[["id", "prediction", "confidence"]].head())
 
 

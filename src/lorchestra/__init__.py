@@ -6,8 +6,9 @@
 
 The public names, each imported at its first use, so that `import lorchestra` does not wait for torch:
 
-- `Ensemble`: `train`, `load` and `from_peft` return one; `predict` yields `Answer`, `evaluate` returns an `Evaluation`
-  (or raises `UnsavedEvaluationError`, which has it), `as_module` an `EnsembleModule`; `save_pretrained` writes PEFT
+- `Ensemble`: `train`, `load` and `from_peft` return one; `predict` returns `Answers`, an iterator of `Answer`;
+  `evaluate` returns an `Evaluation` (of `MethodScores`, `OodScores`, `EarlyExitScores`) or raises
+  `UnsavedEvaluationError`, which has it; `as_module` returns an `EnsembleModule`; `save_pretrained` writes PEFT
   folders. `Ensemble.run` is a `Run` (the run directory), `Ensemble.record` an `EnsembleRecord` with a `MemberRecord`
   per member, `Ensemble.pipeline` a `Pipeline`, whose methods return `Predictions`.
 - `read_task` and `build_module`: the rows (`Task` of `Example`) and the untrained members (`EnsembleModule`) for a
@@ -45,11 +46,15 @@ if TYPE_CHECKING:
     from lorchestra.errors import RequestError as RequestError
     from lorchestra.errors import TrainingError as TrainingError
     from lorchestra.inference.pipeline import Pipeline as Pipeline
+    from lorchestra.metrics.result import EarlyExitScores as EarlyExitScores
     from lorchestra.metrics.result import Evaluation as Evaluation
+    from lorchestra.metrics.result import MethodScores as MethodScores
+    from lorchestra.metrics.result import OodScores as OodScores
     from lorchestra.runs.build import build_module as build_module
     from lorchestra.runs.ensemble import Ensemble as Ensemble
     from lorchestra.runs.evaluate import UnsavedEvaluationError as UnsavedEvaluationError
     from lorchestra.runs.predict import Answer as Answer
+    from lorchestra.runs.predict import Answers as Answers
     from lorchestra.runs.predict import answers_from as answers_from
     from lorchestra.runs.rows import read_task as read_task
     from lorchestra.store.ensemble_record import EnsembleRecord as EnsembleRecord
@@ -73,11 +78,11 @@ _MODULES = {
         *("LorchestraError", "RequestError", "TrainingError"),
     ),
     "inference.pipeline": ("Pipeline",),
-    "metrics.result": ("Evaluation",),
+    "metrics.result": ("EarlyExitScores", "Evaluation", "MethodScores", "OodScores"),
     "runs.build": ("build_module",),
     "runs.ensemble": ("Ensemble",),
     "runs.evaluate": ("UnsavedEvaluationError",),
-    "runs.predict": ("Answer", "answers_from"),
+    "runs.predict": ("Answer", "Answers", "answers_from"),
     "runs.rows": ("read_task",),
     "store.ensemble_record": ("EnsembleRecord", "MemberRecord"),
     "store.run": ("Run",),

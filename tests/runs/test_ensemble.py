@@ -27,9 +27,9 @@ from lorchestra.config.adapt import BaseConfig
 from lorchestra.config.mappings import read_recipe
 from lorchestra.config.run import RunConfig
 from lorchestra.errors import CheckpointError, ConfigError, DataError, InputError
+from lorchestra.metrics.result import Evaluation
 from lorchestra.runs.compare import compare_methods
 from lorchestra.runs.ensemble import Ensemble, load_run
-from lorchestra.metrics.result import Evaluation
 from lorchestra.runs.import_peft import import_run
 from lorchestra.runs.plan import plan_run
 from lorchestra.runs.predict import answers_from, prediction_rows
@@ -524,3 +524,19 @@ def test_a_host_process_is_left_as_it_was(run_config, texts_csv, tmp_path, monke
     import_run([tmp_path / "out/member_00"], tmp_path / "imported", data=config.data, base=config.base)
     after = process_state()
     assert {name: value for name, value in after.items() if value != before[name]} == {}
+
+
+def test_answers_as_a_table(trained_run):
+    rows = ["a good film", "", "a bad film"]
+    pandas = pytest.importorskip("pandas")
+    ensemble = Ensemble.load(trained_run)
+    table = ensemble.predict(rows, abstain_below=0.9).to_pandas()
+    expected = pandas.DataFrame([answer.to_dict() for answer in ensemble.predict(rows, abstain_below=0.9)])
+    pandas.testing.assert_frame_equal(table, expected)
+    assert list(table["row"]) == [1, 2, 3]
+    assert table["prediction"].isna().tolist() == [False, True, False]
+    answers = ensemble.predict(rows)
+    first = next(answers)
+    assert first.row == 1
+    assert list(answers.to_pandas()["row"]) == [2, 3]
+    assert list(answers) == []

@@ -32,7 +32,7 @@ from lorchestra.nn.packing import Packing, SegmentGroup
 _MAX_HEAD_DIM, _ALIGNMENT = 256, 8
 """The variable-length kernel supports head dimensions up to the one that are multiples of the other."""
 _HAS_ENABLE_GQA = "enable_gqa" in inspect.signature(varlen_attn).parameters
-# Arguments that packing replaces. Any other one would change the result.
+# Arguments that packing replaces. Others would change the result.
 _IGNORED_ARGUMENTS = {"position_ids", "use_cache", "cache_position", "output_attentions", "output_router_logits"}
 
 CachedKeys = Mapping[int, tuple[Tensor, Tensor]]

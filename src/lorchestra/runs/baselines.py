@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from lorchestra.config.run import EvaluateConfig, RunConfig
 from lorchestra.data.splits import num_shared
@@ -13,7 +12,7 @@ from lorchestra.metrics.evaluation import evaluate_predictions
 from lorchestra.nn.seeding import derive_seed
 from lorchestra.store.run import Run
 from lorchestra.training.callbacks import Callback, progress
-from lorchestra.types import Example, Predictions
+from lorchestra.types import Example, Json, Predictions
 
 
 def few_shot_base(
@@ -92,7 +91,7 @@ def score(
     splits: Mapping[str, Sequence[Example]],
     settings: EvaluateConfig,
     seed: int,
-) -> dict[str, Any]:
+) -> Json:
     """An entry of `metrics.json`: see `metrics.evaluation`.
 
     Also `left_out`, the baselines that are missing, with the reason, and `seen`: how many of the evaluated `examples`

@@ -22,7 +22,7 @@ from lorchestra.metrics.result import Evaluation
 from lorchestra.runs.evaluate import evaluate_run
 from lorchestra.runs.import_peft import BASE_OF_THE_FOLDERS, import_run
 from lorchestra.runs.loading import load_pipeline
-from lorchestra.runs.predict import Answer, AnswerCounts, AnswerOptions, answer_chunks, chunk_rows
+from lorchestra.runs.predict import Answer, AnswerCounts, AnswerOptions, Answers, answer_chunks, chunk_rows
 from lorchestra.runs.rows import RunRows, read_like, validation_notes
 from lorchestra.runs.train import train_run
 from lorchestra.store.ensemble_record import EnsembleRecord
@@ -130,8 +130,10 @@ class Ensemble:
         *,
         on_error: OnError = "record",
         too_long: TooLong | None = None,
-    ) -> Iterator[Answer]:
+    ) -> Answers:
         """Answer rows, each as soon as its chunk is answered; memory does not grow with their number.
+
+        Iterate over the result, or take all at once as a table with `to_pandas`.
 
         Args:
             rows: texts (for a run on texts with labels), dicts, examples, a DataFrame, a Series or a Dataset; or a
@@ -155,7 +157,7 @@ class Ensemble:
             _check_choice("too_long", too_long, TooLong)
         rule = None if early_exit is None else ExitRule.parse(early_exit, "early_exit")
         options = AnswerOptions(abstain_below, rule, too_long or self.config.data.too_long)
-        return self._answers(input_rows_of(self, rows), options, on_error)
+        return Answers(self._answers(input_rows_of(self, rows), options, on_error))
 
     def _answers(self, rows: Iterator[InputRow], options: AnswerOptions, on_error: OnError) -> Iterator[Answer]:
         counts = AnswerCounts()

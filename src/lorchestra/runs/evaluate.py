@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lorchestra.config.data import DataConfig
 from lorchestra.data.splits import split_digest
@@ -23,7 +23,7 @@ from lorchestra.store.evaluations import Entry
 from lorchestra.store.run import Run
 from lorchestra.store.splits import read_digests, read_ids
 from lorchestra.training.callbacks import Callback, CallbackList, progress
-from lorchestra.types import Example, Predictions
+from lorchestra.types import Example, Json, Predictions
 
 if TYPE_CHECKING:
     from lorchestra.runs.ensemble import Ensemble
@@ -204,7 +204,7 @@ def with_files(config: DataConfig, files: Mapping[str, str | Path | None]) -> Da
     Raises:
         ConfigError: the run was trained on a task by name.
     """
-    given: dict[str, Any] = {split: str(path) for split, path in files.items() if path is not None}
+    given: Json = {split: str(path) for split, path in files.items() if path is not None}
     if given and config.task is not None:
         raise ConfigError(
             f"--data.{next(iter(given))}: the run was trained on the task {config.task}, which is read by its name; if"

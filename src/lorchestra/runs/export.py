@@ -23,6 +23,7 @@ from lorchestra.store.ensemble_record import MemberRecord
 from lorchestra.store.run import Run
 from lorchestra.store.schema import read_json
 from lorchestra.store.workspace import Workspace
+from lorchestra.types import Json
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +105,7 @@ def _rename_base(path: Path, base_name: str) -> None:
     atomic_write_json(path, read_json(path) | {"base_model_name_or_path": base_name, "revision": None})
 
 
-def _adapted(folder: PeftFolder, base: LoadedBase) -> dict[str, Any]:
+def _adapted(folder: PeftFolder, base: LoadedBase) -> Json:
     """The maps of the base that an adapter is on, by name."""
     every = dict(base.model.named_modules())
     for name, sizes in folder.modules.items():

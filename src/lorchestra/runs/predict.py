@@ -6,15 +6,20 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lorchestra.data.input_rows import InputRow
+from lorchestra.errors import LorchestraError
 from lorchestra.inference.pipeline import Pipeline, TooLong, encode_each
 from lorchestra.inference.predict import PrefixReuse
 from lorchestra.metrics import predictive
 from lorchestra.metrics.early_exit import ExitRule
 from lorchestra.types import EarlyExitPredictions, EncodedExample, Example, Predictions
+
+if TYPE_CHECKING:
+    import pandas
 
 CHUNK_ROWS_CPU, CHUNK_ROWS_CUDA = 256, 1024
 """Rows of a chunk: enough to fill some passes, few enough that the first answers come soon."""
@@ -90,6 +95,29 @@ class Answer:
         if early_exit or self.members_used is not None:
             values["members_used"] = self.members_used
         return values | {"error": self.error, "input": dict(self.input)}
+
+
+class Answers(Iterator[Answer]):
+    """The answers to a stream of rows, in order, each computed when its chunk is reached."""
+
+    def __init__(self, answers: Iterator[Answer]) -> None:
+        self._answers = answers
+
+    def __next__(self) -> Answer:
+        """The next answer."""
+        return next(self._answers)
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """The remaining answers as a table with the fields of a JSON line of `lorchestra predict`, a row per answer.
+
+        Raises:
+            LorchestraError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise LorchestraError("to_pandas needs pandas: pip install 'lorchestra[pandas]'") from error
+        return pandas.DataFrame([answer.to_dict() for answer in self])
 
 
 @dataclass(frozen=True)

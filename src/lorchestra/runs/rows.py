@@ -7,7 +7,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lorchestra.config.data import DataConfig
 from lorchestra.config.run import RunConfig
@@ -24,7 +23,7 @@ from lorchestra.metrics.validation import weak_validation
 from lorchestra.models.loading import absolute_base
 from lorchestra.store.safe_paths import name_fault, typed_path
 from lorchestra.store.splits import SplitRecord, read_digests
-from lorchestra.types import Example, Task
+from lorchestra.types import Example, Json, Task
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +126,7 @@ def absolute_paths(config: DataConfig) -> DataConfig:
     paths = {name: getattr(config, name) for name in ("train", "val", "test")}
     if config.task is not None or config.dir is not None:
         paths["dir"] = data_directory(config.dir)
-    absolute: dict[str, Any] = {
+    absolute: Json = {
         name: str(typed_path(path).absolute()) for name, path in paths.items() if path and path != STANDARD_INPUT
     }
     names = tuple(f"{label}={name}" for label, name in label_names(config.read.label_names).items())

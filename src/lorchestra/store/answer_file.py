@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Literal
 
 from lorchestra.errors import CheckpointError
 from lorchestra.store.atomic import atomic_write_json
@@ -19,7 +19,7 @@ from lorchestra.store.disk import explained, free_bytes, readable_bytes
 from lorchestra.store.lock import directory_lock
 from lorchestra.store.safe_paths import typed_path
 from lorchestra.store.schema import Shape, read_json
-from lorchestra.types import plain_values
+from lorchestra.types import Json, plain_values
 
 FORMAT_VERSION = 1
 _RECORD: Shape = {"format_version": int, "of": {}, "num_rows": int, "num_bytes": int, "state": {}}
@@ -35,17 +35,17 @@ class AnswerFile:
         of: what the answers are made with, JSON values by their names; another command's beginning is not written on.
     """
 
-    def __init__(self, path: Path, of: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, of: Mapping[str, object]) -> None:
         self.path = path
         self.partial = path.with_name(f"{path.name}.partial")
         self.num_rows = 0
-        self.state: dict[str, Any] = {}
+        self.state: Json = {}
         """What was given with the last chunk."""
         self._record = path.with_name(f"{path.name}.partial.json")
         self._of = dict(plain_values(of))
         self._file: IO[bytes] | None = None
 
-    def append(self, data: bytes, num_rows: int, state: Mapping[str, Any]) -> None:
+    def append(self, data: bytes, num_rows: int, state: Mapping[str, object]) -> None:
         """Write a chunk through to the disk.
 
         Args:
@@ -139,7 +139,7 @@ class AnswerFile:
 @contextmanager
 def answer_file(
     path: str | Path,
-    of: Mapping[str, Any],
+    of: Mapping[str, object],
     if_exists: IfExists | None = None,
 ) -> Iterator[AnswerFile]:
     """A file to append answers to, held for the time of the block; `num_rows` of it are done already.

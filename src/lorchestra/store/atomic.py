@@ -19,7 +19,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from lorchestra.errors import CheckpointError, visible_json
 from lorchestra.store.disk import explained, require_space
@@ -53,7 +52,7 @@ def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
     atomic_write_bytes(path, text.encode("utf-8"))
 
 
-def atomic_write_json(path: str | os.PathLike[str], value: Any, *, indent: int | None = 2) -> None:
+def atomic_write_json(path: str | os.PathLike[str], value: object, *, indent: int | None = 2) -> None:
     """Write `value` to `path` as JSON, whole or not at all.
 
     Paths become strings, NumPy scalars and arrays become numbers and lists. JSON knows neither NaN nor infinity:
@@ -223,7 +222,7 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
         ) from error
 
 
-def json_line(value: Any) -> str:
+def json_line(value: object) -> str:
     """`value` as JSON on one line, without a line end; what a terminal would obey is escaped, and the value the same.
 
     Raises:

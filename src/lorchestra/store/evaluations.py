@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from types import UnionType
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from lorchestra.errors import CheckpointError
 from lorchestra.metrics.table import BY_KEY, METRICS
 from lorchestra.store.schema import COUNT, FILE_NAME, NUMBER_OR_NULL, Each, Number, Pair, Shape, check_shape
+from lorchestra.types import Json
 
-Entry = dict[str, Any]
+Entry = Json
 _Type: TypeAlias = type | UnionType
 
 _VALUES = (*BY_KEY, "validation_nll")

@@ -7,16 +7,15 @@ import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from lorchestra.errors import CheckpointError
 from lorchestra.store.atomic import atomic_write_text
 from lorchestra.store.disk import explained
 from lorchestra.store.safe_paths import read_plain
 from lorchestra.store.schema import COUNT, NUMBER_OR_NULL, Shape, check_shape
-from lorchestra.types import plain_values
+from lorchestra.types import Json, plain_values
 
-Event = dict[str, Any]
+Event = Json
 
 _PER_MEMBER: Shape = [NUMBER_OR_NULL]
 _EVENTS: dict[str, dict[str, Shape]] = {
@@ -39,7 +38,7 @@ def start_events(path: Path, keep_bytes: int | None = None) -> None:
             os.truncate(path, min(keep_bytes, path.stat().st_size))
 
 
-def append_event(path: Path, event: str, values: dict[str, Any]) -> None:
+def append_event(path: Path, event: str, values: Json) -> None:
     """Append one event with the current time.
 
     Raises:

@@ -14,7 +14,7 @@ from lorchestra.errors import CheckpointError
 from lorchestra.store.atomic import atomic_path, atomic_write_json
 from lorchestra.store.safe_paths import inside, name_fault
 from lorchestra.store.schema import FILE_NAME, Shape, read_json
-from lorchestra.types import Predictions
+from lorchestra.types import Json, Predictions
 
 _TEXTS: Shape = {"task": FILE_NAME, "split": FILE_NAME, "ids": [str], "options": [[str]], "texts": [str]}
 _TOLERANCE = 1e-5
@@ -98,7 +98,7 @@ def load_predictions(path: Path, *, answered: bool = False) -> Predictions:
     )
 
 
-def _fault(arrays: dict[str, NDArray[Any]], texts: dict[str, Any]) -> str | None:
+def _fault(arrays: dict[str, NDArray[Any]], texts: Json) -> str | None:
     """The fault of saved predictions as a clause; None if they are valid."""
     for name, kind, axes in (("log_probs", np.float64, 3), ("labels", np.int64, 1), ("num_choices", np.int64, 1)):
         if name not in arrays:

@@ -14,10 +14,11 @@ import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from lorchestra.errors import CheckpointError
 from lorchestra.store.safe_paths import name_fault, read_plain
+from lorchestra.types import Json
 
 Shape: TypeAlias = "type | Number | FileName | Each | Pair | set[str] | frozenset[str] | tuple[Shape | None, ...] | list[Shape] | Mapping[str, Shape]"  # noqa: E501
 
@@ -64,7 +65,7 @@ NUMBER_OR_NULL: tuple[Shape | None, ...] = (Number(), None)
 FILE_NAME = FileName()
 
 
-def read_json(path: Path, shape: Shape = dict) -> dict[str, Any]:
+def read_json(path: Path, shape: Shape = dict) -> Json:
     """Read a JSON object of the given shape.
 
     Raises:

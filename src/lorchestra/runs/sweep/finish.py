@@ -96,7 +96,7 @@ def _write_run(trained: TrainedPack, point: Point, run: Run, cost: Cost) -> None
 def _event_of(event: Event, members: range) -> Event | None:
     """An event of the pass as a point's event, with lists over the point's members only; None if it is another's."""
 
-    def cut(value: Any) -> Any:
+    def cut(value: object) -> Any:
         if isinstance(value, dict):
             return {name: cut(part) for name, part in value.items()}
         return value[members.start : members.stop] if isinstance(value, list) else value

@@ -10,12 +10,12 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Any
 
 from lorchestra.config.mappings import to_mapping
 from lorchestra.config.run import EvaluateConfig, RegularizeConfig, RunConfig
 from lorchestra.runs.rows import RunRows, read_rows
 from lorchestra.runs.sweep.points import Point
+from lorchestra.types import Json
 
 OWN_SETTINGS: dict[str, frozenset[str]] = {
     "adapt": frozenset(
@@ -88,11 +88,11 @@ def _rows(config: RunConfig, read: dict[str, RunRows]) -> RunRows:
     return read[asked]
 
 
-def _digests(rows: RunRows) -> dict[str, Any]:
+def _digests(rows: RunRows) -> Json:
     return {split: values["digest"] for split, values in rows.record().items()}
 
 
-def _shared_settings(config: RunConfig) -> dict[str, Any]:
+def _shared_settings(config: RunConfig) -> Json:
     return {
         group: {name: value for name, value in values.items() if name not in OWN_SETTINGS.get(group, ())}
         for group, values in to_mapping(config).items()

@@ -8,7 +8,6 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from lorchestra.config.mappings import from_mapping, parse_value, setting_aliases, to_mapping
 from lorchestra.config.run import RunConfig, check_run
@@ -23,11 +22,11 @@ class Point:
     """One configuration of a sweep; `settings` are those in which points differ, by dotted field."""
 
     name: str
-    settings: Mapping[str, Any]
+    settings: Mapping[str, object]
     config: RunConfig
 
 
-def parse_axis(text: str, option: str = "--grid") -> tuple[str, list[Any]]:
+def parse_axis(text: str, option: str = "--grid") -> tuple[str, list[object]]:
     """`train.lr=1e-4,3e-4` as a field and its values; a value that is a list itself stands in brackets.
 
     Raises:
@@ -40,7 +39,7 @@ def parse_axis(text: str, option: str = "--grid") -> tuple[str, list[Any]]:
     return name, parse_value(f"[{values}]", f"{option} {text}: the values")
 
 
-def grid_points(base: RunConfig, axes: Sequence[tuple[str, Sequence[Any]]]) -> list[Point]:
+def grid_points(base: RunConfig, axes: Sequence[tuple[str, Sequence[object]]]) -> list[Point]:
     """Every combination of the axes' values, the last axis varying fastest.
 
     Raises:
@@ -54,7 +53,7 @@ def grid_points(base: RunConfig, axes: Sequence[tuple[str, Sequence[Any]]]) -> l
     return named_points(base, [dict(zip([f for f, _ in axes], chosen, strict=True)) for chosen in combinations])
 
 
-def named_points(base: RunConfig, settings: Sequence[Mapping[str, Any]], where: str = "--grid") -> list[Point]:
+def named_points(base: RunConfig, settings: Sequence[Mapping[str, object]], where: str = "--grid") -> list[Point]:
     """Points of given settings, named after them.
 
     Args:
@@ -84,7 +83,7 @@ def named_points(base: RunConfig, settings: Sequence[Mapping[str, Any]], where: 
     return list(points.values())
 
 
-def with_settings(config: RunConfig, settings: Mapping[str, Any], where: str = "--grid") -> RunConfig:
+def with_settings(config: RunConfig, settings: Mapping[str, object], where: str = "--grid") -> RunConfig:
     """A configuration with some dotted fields replaced; `where` says what they come from, for errors.
 
     Raises:
@@ -102,7 +101,7 @@ def with_settings(config: RunConfig, settings: Mapping[str, Any], where: str = "
     return from_mapping(RunConfig, mapping, where)
 
 
-def _as_name(value: Any) -> str:
+def _as_name(value: object) -> str:
     """A value as a part of a file name."""
     if isinstance(value, list | tuple):
         return "+".join(map(_as_name, value))
