@@ -370,7 +370,7 @@ def test_predictions_of_every_epoch(config, sweep):
         (["train.lr=much"], "train.lr is 'much'; it must be float"),
         (["train.lr=-1"], r"point lr=-1.0: train\.lr: -1.0 is not"),
         (["train.lr=0.1,0.1"], "two points are named lr=0.1"),
-        (["train.lr=0.1", "train.lr=0.2"], "named 2 times"),
+        (["train.lr=0.1", "train.lr=0.2"], "given 2 times"),
         (["train.lr=0.5", "regularize.weight_decay_b=3"], "must be below 1"),
     ],
 )

@@ -65,11 +65,11 @@ def test_it_is_not_lost_unless_that_is_asked_for(begun, if_exists):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda path: edit(path, of={"run": "b"}), "was begun with run 'b', not 'a'"),
-        (lambda path: edit(path, of={"run": "a", "option": 1}), "was begun with option 1, not None"),
+        (lambda path: edit(path, of={"run": "b"}), "was started with run 'b', not 'a'"),
+        (lambda path: edit(path, of={"run": "a", "option": 1}), "was started with option 1, not None"),
         (lambda path: edit(path, format_version=2), "format_version is 2, this is 1"),
-        (lambda path: edit(path, num_bytes=9), "has 8 bytes, and 9 were written"),
-        (lambda path: edit(path, num_bytes=-1), "the file was cut"),
+        (lambda path: edit(path, num_bytes=9), "has 8 bytes, but 9 were written"),
+        (lambda path: edit(path, num_bytes=-1), "the file was truncated"),
         (lambda path: edit(path, num_rows="x"), "num_rows is 'x', not an integer"),
         (lambda path: edit(path, state=[]), "state is"),
         (lambda path: path.with_name("answers.csv.partial.json").write_text("{"), "truncated or damaged"),

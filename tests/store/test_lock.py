@@ -21,7 +21,7 @@ def entries(directory):
 
 def test_a_second_process_is_refused_with_the_pid_of_the_first(held_by_another, tmp_path):
     with held_by_another(tmp_path / "run") as holder:
-        told = rf"--out \S+run: another process \(pid {holder.pid} on .+\) is at work in it; wait .* another --out"
+        told = rf"--out \S+run: another process \(pid {holder.pid} on .+\) is working in it; wait .* another --out"
         for _ in range(2):  # being refused takes nothing from the holder
             with pytest.raises(CheckpointError, match=told), directory_lock(tmp_path / "run"):
                 raise AssertionError
@@ -52,7 +52,7 @@ def test_one_process_holds_a_directory_once_under_all_its_names(tmp_path, monkey
     (tmp_path / "run").mkdir()
     (tmp_path / "link").symlink_to("run")
     for name in ("run", "./run/../run", "link", tmp_path / "run"):
-        told = "this process, in another call, is at work in it"
+        told = "this process, in another call, is working in it"
         with directory_lock("run"), pytest.raises(CheckpointError, match=told), directory_lock(name):
             raise AssertionError
     with directory_lock("run"), directory_lock("other"), directory_lock("run/inside"):
@@ -122,7 +122,7 @@ def test_without_locks_it_goes_on_and_says_so(tmp_path, monkeypatch, on_log):
         raise ZeroDivisionError
     assert caught.value.__context__ is None
     (text,) = said
-    assert text.startswith(f"{tmp_path / 'run'} cannot be locked (No locks available): see to it that no other process")
+    assert text.startswith(f"{tmp_path / 'run'} cannot be locked (No locks available): make sure that no other process")
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")

@@ -27,7 +27,7 @@ def test_names_within_are_paths(tmp_path):
     "name", ["", "/etc/passwd", "..", "../x", "a/../../x", "a/..", "a\0b", "..\\x", "C:\\x", "\\\\server\\x"]
 )
 def test_names_that_lead_out_are_refused(tmp_path, name):
-    with pytest.raises(CheckpointError, match="is no name within this directory"):
+    with pytest.raises(CheckpointError, match="is not a name within this directory"):
         inside(tmp_path, name)
 
 
