@@ -1,4 +1,4 @@
-"""Predictions as a table: every number in its place, and what is said where pandas is missing."""
+"""Predictions as a table: every number in its row, and the error if pandas is missing."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def test_a_tidy_table(predictions):
     assert list(summary["prediction_text"]) == ["no", "z", "v"]
 
 
-def test_a_missing_pandas_is_said(predictions, monkeypatch):
+def test_a_missing_pandas_is_reported(predictions, monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(LorchestraError, match=r"pip install 'lorchestra\[pandas\]'"):
         predictions.to_pandas()
 
 
-def test_a_missing_scikit_learn_is_said(monkeypatch):
+def test_a_missing_scikit_learn_is_reported(monkeypatch):
     for name in [name for name in sys.modules if name.split(".")[0] == "sklearn"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "sklearn", None)

@@ -309,13 +309,13 @@ def test_answers_after_early_exit_are_in_the_order_of_the_rows():
         "predict",
     )
     early = EarlyExitPredictions((part, whole), (np.array([1]), np.array([0, 2])), 2)
-    found = answers_from(early)
-    assert [(one.id, one.row, one.members_used, one.label) for one in found] == [
+    answers = answers_from(early)
+    assert [(one.id, one.row, one.members_used, one.label) for one in answers] == [
         ("a", 1, 2, None),
         ("b", 2, 1, "yes"),
         ("c", 3, 2, "no"),
     ]
-    assert all("members_used" in one.to_dict() for one in found)
+    assert all("members_used" in one.to_dict() for one in answers)
 
 
 def test_a_row_that_cannot_be_answered_has_what_is_known_of_it(trained_run, tmp_path):

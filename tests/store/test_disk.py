@@ -1,4 +1,4 @@
-"""Full disks, missing permissions and wrong places are explained in words a user can act on."""
+"""Full disks, missing permissions and wrong paths are explained with a remedy."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_known_lack_of_space_is_refused_before_anything_is_written(tmp_path: Pat
     assert entries(tmp_path) == []
 
 
-def test_places_that_cannot_be_written_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_that_cannot_be_written_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "directory").mkdir()
     with pytest.raises(CheckpointError, match="a file is where a directory is needed"):
