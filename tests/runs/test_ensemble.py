@@ -413,6 +413,8 @@ def test_bad_arguments_are_refused_at_the_call(trained_run, run_config, tmp_path
     missing = run_config(tmp_path / "gone.csv", train={"epochs": 0})
     with pytest.raises(ConfigError, match=r"train\.epochs: 0"):  # before the rows are read
         Ensemble.train(missing, tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"config: 'recipe\.yaml' is not a RunConfig"):
+        Ensemble.train("recipe.yaml", tmp_path / "run")
     good = run_config(tmp_path / "gone.csv")
     with pytest.raises(ConfigError, match=r"if_exists: 'overwrite' is unknown; .*fail, resume, new"):
         Ensemble.train(good, tmp_path / "run", if_exists="overwrite")

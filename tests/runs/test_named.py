@@ -156,7 +156,7 @@ def test_a_file_named_as_a_task_is_not_mixed_up_with_it(run_config, make_task, q
     config = run_config(questions_jsonl("other.jsonl"), train={"epochs": 1})
     root = train_run(dataclasses.replace(config, data=dataclasses.replace(config.data)), tmp_path / "run").run.root
     run = load_run(root)
-    with pytest.raises(ConfigError, match="results on the run's own rows, from a file, have that name"):
+    with pytest.raises(ConfigError, match="results on the run's rows, from a file, have that name"):
         evaluate_run(run, task="other", data_dir=str(tmp_path / "data"))
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from lorchestra.errors import ConfigError, TrainingError
 from lorchestra.methods.contract import Cost, Fitted, MethodContext, Progress
 from lorchestra.methods.registry import METHODS, NamedMethod
+from lorchestra.store.schema import Json
 from lorchestra.types import Example, Predictions
 
 
@@ -34,7 +34,7 @@ class CachedFit:
         self._error: ConfigError | TrainingError | None = None
         self._cached: dict[str, tuple[Predictions, float]] = {}
 
-    def remember(self, result: Mapping[str, Any], predictions: Mapping[str, Predictions]) -> None:
+    def remember(self, result: Json, predictions: Mapping[str, Predictions]) -> None:
         """Use the results of an earlier call instead of fitting."""
         cost = {field.name: result["cost"][field.name] for field in dataclasses.fields(Cost)}
         self._description = Cost(**cost), result["chosen"], list(result.get("notes", []))

@@ -13,7 +13,6 @@ import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from lorchestra.config.mappings import differences, from_mapping, to_mapping
@@ -32,7 +31,7 @@ from lorchestra.store.atomic import atomic_directory, atomic_write_json, sweep_d
 from lorchestra.store.evaluations import check_entry
 from lorchestra.store.predictions import load_predictions, save_predictions, tensors_path
 from lorchestra.store.safe_paths import inside
-from lorchestra.store.schema import Each, Number, Shape, read_json
+from lorchestra.store.schema import Each, Json, Number, Shape, read_json
 from lorchestra.store.workspace import COMPARISON, Workspace
 from lorchestra.training.callbacks import Callback, CallbackList
 from lorchestra.training.precompute import TrainingRows
@@ -58,7 +57,7 @@ _RESULT: Shape = {
     "notes?": [str],
 }
 
-Result = dict[str, Any]
+Result = Json
 """A method's `result.json`; see `compare_methods`."""
 
 
@@ -198,7 +197,7 @@ class _Comparison:
             logger.info(f"{name}: {note}")
         logger.info(f"{name} is done: fitted in {cost.fit_s:.0f} s, {seconds['test']:.0f} s for the test rows")
 
-    def _evaluate(self, test: Predictions, validation: Predictions) -> dict[str, Any]:
+    def _evaluate(self, test: Predictions, validation: Predictions) -> Json:
         config, train = self.context.config, self.rows.task.splits["train"]
         return evaluate_predictions(
             test,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import Literal, cast, get_args
 
 from lorchestra.config.adapt import BaseConfig
 from lorchestra.config.data import DataConfig
@@ -77,6 +77,8 @@ class Ensemble:
             TrainingError: every member failed.
             Interrupted: a callback asked to stop.
         """
+        if not isinstance(config, RunConfig):
+            raise ConfigError(f"config: {config!r:.80} is not a RunConfig")
         check_run(config)
         _check_choice("if_exists", if_exists, IfExists)
         if rows is not None and not {"train", "val"} <= rows.splits.keys():
@@ -113,18 +115,18 @@ class Ensemble:
         same_base: bool = False,
         seed: int = 0,
     ) -> Ensemble:
-        """Make a run of PEFT LoRA folders, one per member, and load it; see `import_run` for arguments and errors."""
+        """Make a run of PEFT LoRA folders, one per member, and load it; arguments and errors are those of `import_run`."""
         run = import_run(folders, out, data=data, base=base, same_base=same_base, seed=seed)
         return cls.load(run.root)
 
     @property
     def labels(self) -> tuple[str, ...] | None:
-        """The label set in order; None if every question brings its own choices."""
+        """The label set in order; None if every question has its choices."""
         return self.record.labels
 
     def predict(
         self,
-        rows: Any,
+        rows: object,
         abstain_below: float | None = None,
         early_exit: str | float | None = None,
         *,
@@ -246,7 +248,7 @@ class Ensemble:
 
 
 def queries_of(
-    ensemble: Ensemble, rows: Any, data: DataConfig | None = None, note: Callable[[str], None] = lambda text: None
+    ensemble: Ensemble, rows: object, data: DataConfig | None = None, note: Callable[[str], None] = lambda text: None
 ) -> Iterator[QueryRow]:
     """Rows for an ensemble to answer, read lazily.
 
@@ -263,7 +265,7 @@ def queries_of(
     """
     data = data or ensemble.config.data
     if is_file(rows):
-        return query_rows(rows, data, ensemble.labels, note)
+        return query_rows(cast(str | Path, rows), data, ensemble.labels, note)
     return query_values(entries_of(rows, ensemble.labels), data, ensemble.labels)
 
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from lorchestra.config.run import RunConfig, check_run
 from lorchestra.inference.pipeline import Pipeline, default_token_budget
@@ -28,6 +27,7 @@ from lorchestra.planning.workload import Workload, plan_workload
 from lorchestra.runs.build import build_pipeline, torch_threads
 from lorchestra.runs.rows import RunRows, read_rows
 from lorchestra.store import disk
+from lorchestra.store.schema import Json
 from lorchestra.training.callbacks import Callback, CallbackList
 from lorchestra.training.precompute import TrainingRows
 from lorchestra.training.trainer import Trainer
@@ -44,7 +44,7 @@ def plan_run(
     *,
     seconds: float = 10.0,
     callbacks: Sequence[Callback] = (),
-) -> dict[str, Any]:
+) -> Json:
     """Predict memory, disk and time of the training that `config` describes.
 
     Args:
@@ -122,7 +122,7 @@ class _Plan:
     free: int | None
     out: Path
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> Json:
         """The plan as `lorchestra plan --json` prints it."""
         model, training, counts = self.pipeline.model, self.trainer.rows, self.counts
         times, longest = duration(self.workload.work, self.calibration.rates), longest_row(training)
@@ -203,17 +203,17 @@ class _Plan:
     def _fits(self) -> bool:
         return self._limit is None or self._footprint.peak <= self._limit
 
-    def _bytes(self) -> dict[str, Any]:
+    def _bytes(self) -> Json:
         footprint = self._footprint
         parts = {field.name: getattr(footprint, field.name) for field in dataclasses.fields(footprint)}
         return {**parts, "peak": footprint.peak, "limit": self._limit, "fits": self._fits}
 
-    def _disk_bytes(self) -> dict[str, Any]:
+    def _disk_bytes(self) -> Json:
         trunk = self._trunk[1] if self.pipeline.model.trunk_layers > 0 else 0
         run, free = self.counts.disk_bytes, disk.free_bytes(self.out)
         return {"run": run, "trunk": trunk, "free": free, "fits": free is None or run + trunk <= free}
 
-    def _work(self) -> dict[str, Any]:
+    def _work(self) -> Json:
         model, workload, train = self.pipeline.model, self.workload, self.config.train
         trunk_share = model.trunk_layers / model.num_layers
         passes = base_passes(self.counts.members, train.epochs, trunk_share, self.config.regularize.kl_beta > 0)

@@ -174,7 +174,7 @@ def answer_chunks(
 
 
 def answers_from(predictions: Predictions | EarlyExitPredictions, abstain_below: float | None = None) -> list[Answer]:
-    """Predictions as answers, in the order of their rows; after early exit, of the members that were asked."""
+    """Predictions as answers, in the order of their rows; after early exit, of the members that answered."""
     if isinstance(predictions, Predictions):
         return list(_answers(predictions, abstain_below))
     answers = [

@@ -11,14 +11,14 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Literal
 
 from lorchestra.errors import CheckpointError
 from lorchestra.store.atomic import atomic_write_json, plain_values
 from lorchestra.store.disk import explained, free_bytes, readable_bytes
 from lorchestra.store.lock import directory_lock
 from lorchestra.store.safe_paths import typed_path
-from lorchestra.store.schema import Shape, read_json
+from lorchestra.store.schema import Json, Shape, read_json
 
 FORMAT_VERSION = 1
 _RECORD: Shape = {"format_version": int, "of": {}, "num_rows": int, "num_bytes": int, "state": {}}
@@ -38,7 +38,7 @@ class AnswerFile:
         self.path = path
         self.partial = path.with_name(f"{path.name}.partial")
         self.num_rows = 0
-        self.state: dict[str, Any] = {}
+        self.state: Json = {}
         """The state saved with the last chunk."""
         self._record = path.with_name(f"{path.name}.partial.json")
         self._of = dict(plain_values(of))

@@ -10,10 +10,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lorchestra.errors import CheckpointError, printable
-from lorchestra.store.schema import COUNT, FILE_NAME, NUMBER_OR_NULL, Each, Number, Shape, check_shape
+from lorchestra.store.schema import COUNT, FILE_NAME, NUMBER_OR_NULL, Each, Json, Number, Shape, check_shape
 
 FORMAT_VERSION = 2
 _READABLE_VERSIONS = (1, 2)
@@ -104,7 +103,7 @@ class MemberRecord:
         return {name: value for name, value in values.items() if value is not None or name not in _OPTIONAL_OF_MEMBER}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> MemberRecord:
+    def from_dict(cls, values: Json) -> MemberRecord:
         """The inverse of `to_dict`, of values in the right shape."""
         return cls(**{field.name: values.get(field.name) for field in dataclasses.fields(cls)})  # type: ignore[arg-type]
 
@@ -118,7 +117,7 @@ class EnsembleRecord:
     members: tuple[MemberRecord, ...]
     task: str
     labels: tuple[str, ...] | None
-    """The label set in order; None where every question brings its own choices."""
+    """The label set in order; None if every question has its choices."""
     prompt_template: str
     chat_template: bool
     system_prompt: str | None
@@ -148,9 +147,9 @@ class EnsembleRecord:
         """Indices of the members that did not fail."""
         return tuple(m for m, member in enumerate(self.members) if not member.failed)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """The content of `ensemble.json`, without its format version."""
-        values: dict[str, Any] = {
+        values: Json = {
             "base": dataclasses.asdict(self.base),
             "tokenizer_digest": self.tokenizer_digest,
             "num_members": len(self.members),
@@ -162,7 +161,7 @@ class EnsembleRecord:
         return {name: value for name, value in values.items() if name not in self.missing}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], where: Path) -> EnsembleRecord:
+    def from_dict(cls, values: Json, where: Path) -> EnsembleRecord:
         """The inverse of `to_dict`, of the content of the file `where`.
 
         Raises:
@@ -170,7 +169,7 @@ class EnsembleRecord:
         """
         _check(values, where)
         names = [field.name for field in dataclasses.fields(cls)[:-1]]
-        fields: dict[str, Any] = {name: values.get(name) for name in names} | {
+        fields: Json = {name: values.get(name) for name in names} | {
             "base": BaseRecord(**{name: values["base"][name] for name in ("id", "revision", "digest", "path")}),
             "members": tuple(map(MemberRecord.from_dict, values["members"])),
             "labels": None if values["labels"] is None else tuple(values["labels"]),
@@ -184,7 +183,7 @@ def choice_end(prompt_version: int) -> str:
     return "never" if prompt_version == 1 else "where_needed"
 
 
-def _check(values: Mapping[str, Any], where: Path) -> None:
+def _check(values: Json, where: Path) -> None:
     """Refuse a record that no version of the library wrote."""
     version = values.get("format_version")
     if version not in _READABLE_VERSIONS or isinstance(version, bool):
@@ -207,7 +206,7 @@ def _check(values: Mapping[str, Any], where: Path) -> None:
     _check_members(values, where)
 
 
-def _check_members(values: Mapping[str, Any], where: Path) -> None:
+def _check_members(values: Json, where: Path) -> None:
     """Refuse paths that lead to another run's files, or to any other file."""
     paths = [member["path"] for member in values["members"]]
     for index, path in enumerate(paths):

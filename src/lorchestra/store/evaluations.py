@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from types import UnionType
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from lorchestra.errors import CheckpointError
-from lorchestra.store.schema import COUNT, FILE_NAME, NUMBER_OR_NULL, Each, Number, Pair, Shape, check_shape
+from lorchestra.store.schema import COUNT, FILE_NAME, NUMBER_OR_NULL, Each, Json, Number, Pair, Shape, check_shape
 
-Entry = dict[str, Any]
+Entry = Json
 _Type: TypeAlias = type | UnionType
 
 _SCORES = ("accuracy", "nll", "ece", "signed_gap", "brier", "aurc", "mean_confidence")

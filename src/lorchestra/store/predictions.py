@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from lorchestra.errors import CheckpointError
 from lorchestra.store.atomic import atomic_path, atomic_write_json
 from lorchestra.store.safe_paths import inside, name_fault
-from lorchestra.store.schema import FILE_NAME, Shape, read_json
+from lorchestra.store.schema import FILE_NAME, Json, Shape, read_json
 from lorchestra.types import Predictions
 
 _TEXTS: Shape = {"task": FILE_NAME, "split": FILE_NAME, "ids": [str], "options": [[str]], "texts": [str]}
@@ -98,7 +98,7 @@ def load_predictions(path: Path, *, answered: bool = False) -> Predictions:
     )
 
 
-def _fault(arrays: dict[str, NDArray[Any]], texts: dict[str, Any]) -> str | None:
+def _fault(arrays: dict[str, NDArray[Any]], texts: Json) -> str | None:
     """The fault of saved predictions as a clause; None if they are valid."""
     for name, kind, axes in (("log_probs", np.float64, 3), ("labels", np.int64, 1), ("num_choices", np.int64, 1)):
         if name not in arrays:

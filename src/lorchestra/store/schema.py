@@ -59,12 +59,15 @@ class Pair:
     shape: Shape
 
 
+Json: TypeAlias = dict[str, Any]
+"""A JSON object whose shape is checked where it is read."""
+
 COUNT = Number(0, 2**53, whole=True)
 NUMBER_OR_NULL: tuple[Shape | None, ...] = (Number(), None)
 FILE_NAME = FileName()
 
 
-def read_json(path: Path, shape: Shape = dict) -> dict[str, Any]:
+def read_json(path: Path, shape: Shape = dict) -> Json:
     """Read a JSON object of the given shape.
 
     Raises:

@@ -10,12 +10,12 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Any
 
 from lorchestra.config.mappings import to_mapping
 from lorchestra.config.run import EvaluateConfig, RegularizeConfig, RunConfig
 from lorchestra.runs.rows import RunRows, read_rows
 from lorchestra.runs.sweep.points import Point
+from lorchestra.store.schema import Json
 
 MEMBER_SETTINGS: dict[str, frozenset[str]] = {
     "adapt": frozenset(
@@ -92,7 +92,7 @@ def _digests(rows: RunRows) -> dict[str, str]:
     return {split: values["digest"] for split, values in rows.record().items()}
 
 
-def _shared_settings(config: RunConfig) -> dict[str, Any]:
+def _shared_settings(config: RunConfig) -> Json:
     return {
         group: {name: value for name, value in values.items() if name not in MEMBER_SETTINGS.get(group, ())}
         for group, values in to_mapping(config).items()

@@ -6,17 +6,17 @@ import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from lorchestra.runs.sweep.points import Point
 from lorchestra.store.atomic import atomic_write_json, atomic_write_text
 from lorchestra.store.run import Run
 from lorchestra.store.safe_paths import inside
+from lorchestra.store.schema import Json
 
 METRICS = ("accuracy", "nll", "ece", "brier", "signed_gap")
 
 
-def collect_results(root: Path, points: Sequence[Point], failed: Sequence[str]) -> list[dict[str, Any]]:
+def collect_results(root: Path, points: Sequence[Point], failed: Sequence[str]) -> list[Json]:
     """One dictionary per point, in order: `name`, `settings`, `state` (finished, failed or waiting), and numbers.
 
     Finished points have `cost` and `val_nll` (the mean over members), evaluated ones also `ensemble` and `member_mean`.
@@ -25,7 +25,7 @@ def collect_results(root: Path, points: Sequence[Point], failed: Sequence[str]) 
     for point in points:
         run = Run(inside(root, "runs", point.name))
         state = "finished" if run.ensemble.exists() else "failed" if point.name in failed else "waiting"
-        result: dict[str, Any] = {"name": point.name, "settings": dict(point.settings), "state": state}
+        result: Json = {"name": point.name, "settings": dict(point.settings), "state": state}
         if state == "finished":
             record = run.read_ensemble()
             nlls = [member.val_nll for member in record.members if member.val_nll is not None]
