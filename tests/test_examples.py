@@ -19,9 +19,9 @@ def run(name, *arguments):
     """Run an example as a user does; returns what it printed."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     command = [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
-    found = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert found.returncode == 0, found.stderr
-    return found.stdout
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 def test_every_example_is_run_here():
@@ -29,7 +29,7 @@ def test_every_example_is_run_here():
 
 
 @pytest.mark.slow
-def test_a_loop_of_ones_own(tiny_base, texts_csv, tmp_path):
+def test_a_custom_training_loop(tiny_base, texts_csv, tmp_path):
     out = run("own_loop.py", "--base", tiny_base, "--data", texts_csv(), "--out", tmp_path / "out", "--lr", 0.02)
     first, second = (float(line.split()[-1]) for line in out.splitlines() if line.startswith("epoch"))
     assert second < first

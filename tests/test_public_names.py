@@ -46,8 +46,8 @@ def test_every_exported_name_is_there(name):
 def test_an_earlier_name_warns_and_works(name):
     module, attribute, replacement = EARLIER[name]
     with pytest.warns(DeprecationWarning, match=rf"lorchestra\.{name} will be removed .*{replacement}") as caught:
-        found = getattr(lorchestra, name)
-    assert found is getattr(sys.modules[module], attribute)
+        value = getattr(lorchestra, name)
+    assert value is getattr(sys.modules[module], attribute)
     assert caught[0].filename == __file__
     assert name not in lorchestra.__all__
 
@@ -85,9 +85,9 @@ def test_what_a_public_function_returns_is_public():
     functions, names = list(public_callables()), {"pandas": types.SimpleNamespace(DataFrame=object)}
     assert lorchestra.Ensemble.predict in functions
     returned = {
-        found.__name__
+        one.__name__
         for function in functions
-        for found in classes_in(typing.get_type_hints(inspect.unwrap(function), localns=names).get("return"))
+        for one in classes_in(typing.get_type_hints(inspect.unwrap(function), localns=names).get("return"))
     }
     assert returned - {"SplitRecord"} <= set(lorchestra.__all__)  # a dictionary
     assert {"Ensemble", "Answers", "Answer", "Evaluation", "MethodScores", "EnsembleModule", "Task"} <= returned

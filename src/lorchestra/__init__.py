@@ -12,7 +12,7 @@ The public names, each imported at its first use, so that `import lorchestra` do
   folders. `Ensemble.run` is a `Run` (the run directory), `Ensemble.record` an `EnsembleRecord` with a `MemberRecord`
   per member, `Ensemble.pipeline` a `Pipeline`, whose methods return `Predictions`.
 - `read_task` and `build_module`: the rows (`Task` of `Example`) and the untrained members (`EnsembleModule`) for a
-  training loop of your own. `answers_from` turns `Predictions` into answers.
+  custom training loop. `answers_from` turns `Predictions` into answers.
 - Configuration: `RunConfig` of `BaseConfig`, `AdaptConfig`, `DataConfig` (with `FieldsConfig`, `ReadConfig`,
   `PromptConfig`), `TrainConfig`, `RegularizeConfig` and `EvaluateConfig`.
 - `Callback`: reports of a training (`StepReport`, `TrainState`) and of other work; when one asks to stop, the job ends

@@ -26,7 +26,7 @@ Json = dict[str, Any]
 
 
 def plain_values(value: Any) -> Any:
-    """`value` as dicts, lists, strings, finite numbers and None: what JSON holds of it."""
+    """`value` as JSON can represent it: paths as strings, arrays as lists, NaN and infinity as None."""
     if isinstance(value, np.generic | np.ndarray):
         return plain_values(value.tolist())
     if isinstance(value, float):

@@ -111,7 +111,7 @@ BAD = {
     "unknown to train": (("train", "--data.task", "arc-easy", "--out", "OUT"), "did you mean 'arc_easy'?"),
     "both": (
         ("train", "--data.task", "arc_easy", "--data.train", "x.csv", "--out", "OUT"),
-        "data.task 'arc_easy' and data.train: a task by name brings its own rows",
+        "data.task 'arc_easy' and data.train: a task by name comes with its rows",
     ),
     "neither": (("train", "--out", "OUT"), "or a task by name with --data.task"),
     "nowhere": (

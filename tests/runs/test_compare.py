@@ -1,4 +1,4 @@
-"""Compared methods: as fitted by hand, one fit below all wrappers, nothing finished done again, bad calls refused."""
+"""Compared methods: as fitted by hand, one fit for all wrappers, finished methods are reused, bad calls are refused."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_results_are_those_of_fitting_by_hand(config, tmp_path):
         assert ("ensemble_minus" in result) == (name != "lora_ensemble")
 
 
-def test_a_method_comes_with_settings_of_its_own_and_more_than_once(config, tmp_path, count_fits):
+def test_a_method_can_have_settings_and_appear_more_than_once(config, tmp_path, count_fits):
     fits = count_fits("mc_dropout")
     names = ["mc_dropout:dropout=0.1", "mc_dropout:dropout=0.5", "mc_dropout:dropout=0.5+temperature", "mc_dropout"]
     results = compare_methods(config, names, tmp_path / "out")
@@ -157,7 +157,7 @@ def test_wrappers_share_a_fit_and_take_what_is_there(config, tmp_path, count_fit
     again = compare_methods(config, ["one_lora+contextual", "one_lora", "one_lora+temperature"], out)
     assert fits == {"one_lora": 1}
     assert again == first
-    # a temperature is found from saved predictions alone; other inputs need the method itself
+    # a temperature is fitted on saved predictions alone; other inputs need the method itself
     (calibrated,) = compare_methods(config, ["one_lora+temperature+temperature"], out)
     assert fits == {"one_lora": 1}
     assert calibrated["cost"]["parameters"] == first[1]["cost"]["parameters"] + 2
@@ -248,16 +248,16 @@ def test_bad_calls_leave_nothing(config, tmp_path):
         compare_methods(config, ["zero_shot"], out)
 
 
-def test_what_a_method_cannot_do_is_told_and_left_out(on_log, config, tmp_path, count_fits):
+def test_a_method_that_cannot_do_the_task_is_left_out_with_the_reason(on_log, config, tmp_path, count_fits):
     """MC dropout without dropout; the result of the others is as without it, and it is tried again where asked for."""
-    said = []
+    messages = []
     fits = count_fits("mc_dropout")
-    on_log(said.append)
+    on_log(messages.append)
     results = compare_methods(config, ["mc_dropout+temperature", "mc_dropout", "zero_shot"], tmp_path / "out")
     assert [set(one) for one in results[:2]] == [{"name", "summary", "left_out"}] * 2
     assert "entry" in results[2]
     assert all("mc_dropout: the dropout rate is 0" in one["left_out"] for one in results[:2])
-    assert sum("is left out: mc_dropout: the dropout rate is 0" in text for text in said) == 2
+    assert sum("is left out: mc_dropout: the dropout rate is 0" in text for text in messages) == 2
     assert fits == {"mc_dropout": 1}
     assert set(read_left_out(tmp_path / "out")) == {"mc_dropout", "mc_dropout+temperature"}
     compare_methods(config, ["zero_shot"], tmp_path / "out")

@@ -309,13 +309,13 @@ def test_answers_after_early_exit_are_in_the_order_of_the_rows():
         "predict",
     )
     early = EarlyExitPredictions((part, whole), (np.array([1]), np.array([0, 2])), 2)
-    found = answers_from(early)
-    assert [(one.id, one.row, one.members_used, one.label) for one in found] == [
+    answers = answers_from(early)
+    assert [(one.id, one.row, one.members_used, one.label) for one in answers] == [
         ("a", 1, 2, None),
         ("b", 2, 1, "yes"),
         ("c", 3, 2, "no"),
     ]
-    assert all("members_used" in one.to_dict() for one in found)
+    assert all("members_used" in one.to_dict() for one in answers)
 
 
 def test_a_row_that_cannot_be_answered_has_what_is_known_of_it(trained_run, tmp_path):
@@ -413,6 +413,8 @@ def test_bad_arguments_are_refused_at_the_call(trained_run, run_config, tmp_path
     missing = run_config(tmp_path / "gone.csv", train={"epochs": 0})
     with pytest.raises(ConfigError, match=r"train\.epochs: 0"):  # before the rows are read
         Ensemble.train(missing, tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"config: 'recipe\.yaml' is not a RunConfig"):
+        Ensemble.train("recipe.yaml", tmp_path / "run")
     good = run_config(tmp_path / "gone.csv")
     with pytest.raises(ConfigError, match=r"if_exists: 'overwrite' is unknown; .*fail, resume, new"):
         Ensemble.train(good, tmp_path / "run", if_exists="overwrite")

@@ -1,4 +1,4 @@
-"""Evaluations of whole runs: what stands beside the ensemble, what is saved, and what is refused."""
+"""Evaluations of whole runs: the baselines, what is saved, and what is refused."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def trained(run_config, texts_csv, tmp_path):
     return build
 
 
-def test_everything_that_stands_beside_the_ensemble(trained, texts_csv):
+def test_every_baseline_of_the_ensemble(trained, texts_csv):
     run = trained(adapt={"dropout": 0.1}, evaluate={"temperature": True})
     entry = evaluate_run(run, ood=[texts_csv("far.csv", 12, seed=7)])
     assert (entry["task"], entry["split"], entry["num_members"]) == ("reviews", "test", 3)
@@ -65,12 +65,12 @@ def test_metrics_are_a_function_of_the_saved_predictions(trained):
 
 @pytest.mark.parametrize("rule", [ExitRule(), ExitRule(0.6)], ids=str)
 def test_what_early_exit_would_save_is_what_it_saves(trained, rule):
-    """The figures beside the full ensemble against a prediction that does stop early."""
+    """The reported savings against a prediction that stops early."""
     run = trained()
     entry = evaluate_run(run, early_exit=rule)
     rows = run.read(run.config.data.test, require_answer=True)
-    found = run.pipeline.predict_early(rows, "test", rule)
-    used = found.members_used
+    early = run.pipeline.predict_early(rows, "test", rule)
+    used = early.members_used
     assert entry["early_exit"]["mean_members"] == used.mean()
     assert entry["early_exit"]["histogram"] == [int((used == k).sum()) for k in (1, 2, 3)]
     answers = [row.prediction_index for row in run.predict(rows, early_exit=str(rule))]
@@ -86,10 +86,10 @@ def test_rows_that_stop_early_hold_the_members_that_were_asked(trained):
     run = trained(train={"epochs": 6})
     rows = run.read(run.config.data.test, require_answer=True)
     full = list(run.predict(rows))
-    found = list(run.predict(rows, abstain_below=0.9, early_exit=0.7))
-    assert [row.id for row in found] == [row.id for row in full]
-    assert {row.members_used for row in found} == {2, 3}
-    for early, whole in zip(found, full, strict=True):
+    stopped = list(run.predict(rows, abstain_below=0.9, early_exit=0.7))
+    assert [row.id for row in stopped] == [row.id for row in full]
+    assert {row.members_used for row in stopped} == {2, 3}
+    for early, whole in zip(stopped, full, strict=True):
         used = early.members_used
         assert set(early.to_dict()) == set(whole.to_dict()) | {"members_used"}
         np.testing.assert_allclose(early.member_probs, whole.member_probs[:used], rtol=0, atol=1e-5)
@@ -106,14 +106,14 @@ def test_the_base_alone_is_what_members_were_before_training(trained):
     """Zero-shot through the trained ensemble's model: adapters off."""
     run = trained()
     rows = run.read(run.config.data.test, require_answer=True)
-    found = run.pipeline.predict(rows, [MemberPass(BASE)], "test").log_probs_MEC[0]
+    base = run.pipeline.predict(rows, [MemberPass(BASE)], "test").log_probs_MEC[0]
     run.pipeline.model.adapters.values.zero_()
-    np.testing.assert_allclose(run.pipeline.predict_members(rows, "test").log_probs_MEC[1], found, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(run.pipeline.predict_members(rows, "test").log_probs_MEC[1], base, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("adapt", [{}, {"layers": "last:1"}], ids=["all layers", "last layer"])
 def test_the_base_rides_in_the_members_pass(trained, adapt):
-    """Saved predictions equal those of calls of their own; the layers below run once for members and base together."""
+    """Saved predictions equal those of separate calls; the layers below run once for members and base together."""
     run = trained(adapt=adapt, evaluate={"few_shot": 0})
     test, val = (run.read(path, require_answer=True) for path in (run.config.data.test, run.config.data.val))
     tokens = []
@@ -133,10 +133,10 @@ def test_the_base_rides_in_the_members_pass(trained, adapt):
     assert alone > 0
     assert whole == with_members + validation if adapt else whole <= with_members + alone + validation
     for name, (expected,) in {"reviews.test": members, "reviews.test.base_zero_shot": base}.items():
-        found = load_predictions(run.run.predictions / f"{name}.safetensors")
-        assert (found.ids, found.options, found.texts) == (expected.ids, expected.options, expected.texts)
-        np.testing.assert_array_equal(found.labels, expected.labels)
-        np.testing.assert_allclose(found.log_probs_MEC, expected.log_probs_MEC, rtol=0, atol=1e-5)
+        saved = load_predictions(run.run.predictions / f"{name}.safetensors")
+        assert (saved.ids, saved.options, saved.texts) == (expected.ids, expected.options, expected.texts)
+        np.testing.assert_array_equal(saved.labels, expected.labels)
+        np.testing.assert_allclose(saved.log_probs_MEC, expected.log_probs_MEC, rtol=0, atol=1e-5)
 
 
 def test_a_second_evaluation_replaces_the_first_and_others_stay(trained):
@@ -157,28 +157,28 @@ def test_mc_dropout_stands_in_only_where_it_was_trained_with_dropout(trained):
     assert "mc_dropout" not in evaluate_run(trained())["baselines"]
 
 
-def test_a_few_shot_prompt_that_does_not_fit_is_left_out_and_told(on_log, run_config, texts_csv, tmp_path):
+def test_a_few_shot_prompt_that_does_not_fit_is_left_out_with_the_reason(on_log, run_config, texts_csv, tmp_path):
     """Sixteen examples before every question are more than a row may have; the rest of the evaluation goes on."""
     config = run_config(texts_csv(), data={"max_length": 60}, evaluate={"few_shot": 16})
-    said = []
-    on_log(said.append)
+    messages = []
+    on_log(messages.append)
     run = load_run(train_run(config, tmp_path / "run").run.root)
     entry = evaluate_run(run)
     assert set(entry["baselines"]) == {"base_zero_shot"}
-    assert any("base_few_shot is left out" in text and "5 of 5 rows" in text for text in said)
+    assert any("base_few_shot is left out" in text and "5 of 5 rows" in text for text in messages)
     assert set(entry["left_out"]) == {"base_few_shot"}
     assert "5 of 5 rows have more than 60 tokens" in entry["left_out"]["base_few_shot"]
 
 
-def test_rows_left_out_of_a_prediction_are_told(on_log, run_config, texts_csv, tmp_path):
+def test_rows_left_out_of_a_prediction_are_logged(on_log, run_config, texts_csv, tmp_path):
     config = run_config(texts_csv(), data={"too_long": "drop", "max_length": 60})
-    said = []
-    on_log(said.append)
+    messages = []
+    on_log(messages.append)
     run = load_run(train_run(config, tmp_path / "run").run.root)
     new = tmp_path / "new.csv"
     new.write_text("text\nthe film was good\n" + "long " * 80 + "\nthe play was dull\n")
     assert [row.id for row in run.predict(new)] == ["new-1", "new-3"]
-    assert [text for text in said if "new.csv:3" in text]
+    assert [text for text in messages if "new.csv:3" in text]
 
 
 @pytest.mark.parametrize(
@@ -257,12 +257,12 @@ def test_validation_rows_that_decide_little_are_named_before_training_and_in_the
     one = tmp_path / "one.csv"
     one.write_text("\n".join([text[0], *(line for line in text if line.endswith(",no"))][:13]) + "\n")
     data = {"val": str(one), "test": str(texts_csv("test.csv", 30, seed=2))}
-    said = []
-    on_log(said.append)
+    messages = []
+    on_log(messages.append)
     run = train_run(run_config(texts_csv(), data=data, evaluate={"temperature": True}), tmp_path / "run").run
     few = "are chosen on 12 validation rows only: with fewer than 50, chance decides much of it."
     single = "All validation rows have the answer 'no': they cannot tell whether other answers are learned"
-    assert [sum(words in line for line in said) for words in (few, single)] == [1, 1]
+    assert [sum(words in line for line in messages) for words in (few, single)] == [1, 1]
     entry = evaluate_run(load_run(run.root))
     notes = " ".join(entry["notes"])
     assert few in notes

@@ -40,7 +40,7 @@ def assert_merged_equals_members(root, out, texts, reference_log_probs):
     trained = load_run(root)
     examples = trained.read(texts, require_answer=False)
     rows = trained.pipeline.encode(examples).rows
-    found = trained.pipeline.predict_members(examples, "new").log_probs_MEC
+    log_probs = trained.pipeline.predict_members(examples, "new").log_probs_MEC
     for m in range(trained.pipeline.model.num_members):
         merged, info = transformers.AutoModelForCausalLM.from_pretrained(
             out / f"merged_{m:02d}", dtype=torch.float32, output_loading_info=True
@@ -50,16 +50,16 @@ def assert_merged_equals_members(root, out, texts, reference_log_probs):
         assert merged.config.use_cache
         for e, row in enumerate(rows):
             expected = reference_log_probs(merged.eval(), row)
-            torch.testing.assert_close(torch.tensor(found[m, e]).float(), expected, rtol=0, atol=1e-4)
+            torch.testing.assert_close(torch.tensor(log_probs[m, e]).float(), expected, rtol=0, atol=1e-4)
         assert not list((out / f"merged_{m:02d}").glob("*.bin"))
-    return found
+    return log_probs
 
 
 def test_merged_models_answer_as_the_members_do(finished, texts_csv, tiny_base, reference_log_probs, tmp_path):
     out = export_run(finished, tmp_path / "out", card="", merge=True)
     new = texts_csv("new.csv", 5, seed=9)
-    found = assert_merged_equals_members(finished, out, new, reference_log_probs)
-    assert abs(found[0] - found[1]).max() > 0.01  # the second was not merged on top of the first
+    log_probs = assert_merged_equals_members(finished, out, new, reference_log_probs)
+    assert abs(log_probs[0] - log_probs[1]).max() > 0.01  # the second was not merged on top of the first
     tokenizer = transformers.AutoTokenizer.from_pretrained(out / "merged_00")
     assert (
         tokenizer("the film").input_ids == transformers.AutoTokenizer.from_pretrained(tiny_base)("the film").input_ids
@@ -82,8 +82,8 @@ def test_adapters_can_name_a_base_that_others_have(finished, tmp_path, merge):
     out = export_run(finished, tmp_path / "out", card="", merge=merge, base_name="org/name")
     config = json.loads((out / "member_01/adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "org/name"
-    own = json.loads((finished / "members/member_01/adapter_config.json").read_text())
-    assert config == own | {"base_model_name_or_path": "org/name", "revision": None}
+    original = json.loads((finished / "members/member_01/adapter_config.json").read_text())
+    assert config == original | {"base_model_name_or_path": "org/name", "revision": None}
 
 
 def test_failed_members_are_left_out(finished, tmp_path):

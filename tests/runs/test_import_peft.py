@@ -53,7 +53,7 @@ def test_members_answer_as_peft_alone_does(
     trained = load_run(run.root)
     assert trained.pipeline.model.trunk_layers == (0 if layers is None else 1)
     examples = trained.read(texts_csv("new.csv", 5, seed=9), require_answer=False)
-    found = trained.pipeline.predict_members(examples, "new").log_probs_MEC
+    log_probs = trained.pipeline.predict_members(examples, "new").log_probs_MEC
     members = [run.root / f"members/member_{m:02d}" for m in range(3)]
     for m, folders_m in enumerate(zip(folders, members, strict=True)):
         for folder in folders_m:  # the folder given, and its copy in the run
@@ -61,15 +61,15 @@ def test_members_answer_as_peft_alone_does(
             peft = PeftModel.from_pretrained(base, str(folder)).eval()
             for e, row in enumerate(trained.pipeline.encode(examples).rows):
                 expected = reference_log_probs(peft, row)
-                torch.testing.assert_close(torch.tensor(found[m, e]).float(), expected, rtol=0, atol=1e-4)
-    assert np.abs(found[0] - found[1]).max() > 0.01
+                torch.testing.assert_close(torch.tensor(log_probs[m, e]).float(), expected, rtol=0, atol=1e-4)
+    assert np.abs(log_probs[0] - log_probs[1]).max() > 0.01
 
 
 def test_an_imported_run_is_evaluated_as_any_other(on_log, mixed, data, texts_csv, tmp_path):
-    said = []
-    on_log(said.append)
+    messages = []
+    on_log(messages.append)
     run = import_run(mixed, tmp_path / "run", data=data, seed=3)
-    assert any("give --data.test for an honest evaluation" in text for text in said)
+    assert any("give --data.test for an honest evaluation" in text for text in messages)
     entry = evaluate_run(load_run(run.root))
     assert (entry["num_members"], entry["num_examples"], entry["task"]) == (3, 5, "reviews")
     evaluate_run(load_run(run.root), data=texts_csv("other.csv", 12, seed=5))
@@ -94,10 +94,10 @@ def test_import_gives_back_what_training_wrote(run_config, texts_csv, tmp_path):
 
 def test_scoring_and_threads_are_settled_as_in_a_training(on_log, mixed, questions_jsonl, tmp_path):
     data = DataConfig(train=str(questions_jsonl()), scoring="auto", prompt=PromptConfig("{question} Answer:"))
-    said = []
-    on_log(said.append)
+    messages = []
+    on_log(messages.append)
     run = import_run(mixed[:1], tmp_path / "run", data=data)
-    assert any("scoring answers by text" in text for text in said)
+    assert any("scoring answers by text" in text for text in messages)
     trained = load_run(run.root)
     assert (trained.labels, trained.pipeline.scoring) == (None, "text")
     assert evaluate_run(trained)["num_members"] == 1
@@ -106,7 +106,7 @@ def test_scoring_and_threads_are_settled_as_in_a_training(on_log, mixed, questio
 def test_what_a_member_lacks_stays_zero_under_training_and_what_was_learned_can_be_saved(
     mixed, data, texts_csv, tmp_path
 ):
-    """A loop of one's own over imported members of unlike shapes, saved as PEFT folders and imported again."""
+    """A custom loop over imported members of different shapes, saved as PEFT folders and imported again."""
     trained = load_run(import_run(mixed, tmp_path / "run", data=data).root)
     ensemble, adapters = trained.as_module(), trained.pipeline.model.adapters
     examples = trained.read(data.train, require_answer=True)[:8]
@@ -132,18 +132,18 @@ def test_what_a_member_lacks_stays_zero_under_training_and_what_was_learned_can_
     again = load_run(import_run(sorted((tmp_path / "learned").iterdir()), tmp_path / "again", data=data).root)
     new = again.read(texts_csv("new.csv", 5, seed=9), require_answer=False)
     expected = trained.pipeline.predict_members(new, "new").log_probs_MEC
-    found = again.pipeline.predict_members(new, "new").log_probs_MEC
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    log_probs = again.pipeline.predict_members(new, "new").log_probs_MEC
+    np.testing.assert_allclose(log_probs, expected, rtol=0, atol=1e-5)
 
 
 def test_an_imported_run_has_nothing_to_resume(on_log, mixed, texts_csv, tmp_path):
     path = texts_csv()
     root = import_run(mixed, tmp_path / "run", data=DataConfig(train=str(path), scoring="text")).root
-    said = []
+    messages = []
     before = {file: file.read_bytes() for file in root.rglob("*") if file.is_file()}
-    on_log(said.append)
+    on_log(messages.append)
     train_run(RunConfig(), root, if_exists="resume")
-    assert any("finished already" in text for text in said)
+    assert any("finished already" in text for text in messages)
     assert {file: file.read_bytes() for file in root.rglob("*") if file.is_file()} == before
 
 
@@ -211,7 +211,7 @@ def test_a_folder_that_names_no_base_needs_one(peft_folder, data, tiny_base, tmp
     assert import_run([folder], tmp_path / "run", data=data, base=BaseConfig(name=str(tiny_base))).ensemble.is_file()
 
 
-def test_rows_that_cannot_be_asked_are_told_of_at_once(mixed, data, texts_csv, tmp_path):
+def test_unusable_rows_are_reported_at_once(mixed, data, texts_csv, tmp_path):
     path = texts_csv("long.csv", 8, seed=2)
     path.write_text(path.read_text() + "long " * 300 + "film,yes\n")
     config = DataConfig(train=data.train, val=str(path), scoring="text")
@@ -228,7 +228,7 @@ def test_an_adapter_with_its_name_in_the_keys_is_saved_without_it(peft_folder, d
     tensors = {k.replace(".weight", ".b.weight"): v for k, v in load_file(named / weights).items()}
     save_file(tensors, named / weights, metadata={"format": "pt"})
     run = import_run([named], tmp_path / "run", data=data)
-    expected, found = load_file(plain / weights), load_file(run.members / "member_00" / weights)
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(tensor, found[key]) for key, tensor in expected.items())
+    expected, log_probs = load_file(plain / weights), load_file(run.members / "member_00" / weights)
+    assert expected.keys() == log_probs.keys()
+    assert all(torch.equal(tensor, log_probs[key]) for key, tensor in expected.items())
     load_run(run.root)

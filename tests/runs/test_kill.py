@@ -45,8 +45,8 @@ def test_a_dozen_crashes_of_every_kind(tmp_path):
     """The first of the 200 of `benchmarks/crash_drill.py`: kills, signals, full disks, before and while saving."""
     page = tmp_path / "drill.md"
     command = [sys.executable, str(DRILL), "--kills", "12", "--seed", "3", "--out", str(page)]
-    found = subprocess.run(command, capture_output=True, text=True, timeout=900)
-    assert found.returncode == 0, page.read_text() if page.exists() else found.stderr
+    result = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert result.returncode == 0, page.read_text() if page.exists() else result.stderr
     text = page.read_text()
     assert text.startswith("# Crash drill: 12 crashes in ")
     rows = dict(re.findall(r"^\| ([A-Za-z][^|]+) \| (\d+) \|", text, flags=re.MULTILINE))

@@ -1,4 +1,4 @@
-"""Runs whose base or data have moved, are gone, or that cannot be written: what still works, and what is said."""
+"""Runs whose base or data have moved, are gone, or that cannot be written: what still works, and the messages."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from lorchestra.runs.train import train_run
 
 
 @pytest.fixture
-def said(on_log):
-    messages = []
-    on_log(messages.append)
-    return messages
+def messages(on_log):
+    logged = []
+    on_log(logged.append)
+    return logged
 
 
 @pytest.fixture
-def trained(run_config, texts_csv, make_base, tmp_path, said):
+def trained(run_config, texts_csv, make_base, tmp_path, messages):
     """A finished run on a base and on files that can be moved; returns the function that loads it."""
     base = shutil.copytree(make_base(0), tmp_path / "base")
     config = run_config(texts_csv(), base=base, data={"test": str(texts_csv("test.csv", 30, seed=2))})
@@ -67,24 +67,24 @@ def test_files_that_have_moved_are_given_anew(trained, texts_csv, tmp_path):
         evaluate_run(run, files={"train": texts_csv("third.csv", 50, seed=8), "test": test})
 
 
-def test_other_rows_are_evaluated_without_the_training_file(trained, texts_csv, tmp_path, said):
+def test_other_rows_are_evaluated_without_the_training_file(trained, texts_csv, tmp_path, messages):
     run, new = trained(), texts_csv("new.csv", 20, seed=5)
     (tmp_path / "reviews.csv").unlink()
     entry = evaluate_run(run, data=new)
-    assert entry["left_out"] == {"base_few_shot": "the training rows are not at hand"}
+    assert entry["left_out"] == {"base_few_shot": "the training rows are not available"}
     assert entry["majority"]["index"] is entry["best_member"]["index"] is None
-    assert any(line.startswith("evaluating without the run's training rows") for line in said)
-    assert any("the run has no saved predictions of validation rows" in line for line in said)
+    assert any(line.startswith("evaluating without the run's training rows") for line in messages)
+    assert any("the run has no saved predictions of validation rows" in line for line in messages)
 
 
-def test_the_saved_validation_predictions_take_the_place_of_the_rows(trained, texts_csv, tmp_path, said):
+def test_the_saved_validation_predictions_replace_the_rows(trained, texts_csv, tmp_path, messages):
     run, new = trained(), texts_csv("new.csv", 20, seed=5)
     with_rows = evaluate_run(run, data=new)
     (tmp_path / "reviews.csv").write_text("text,label\nother,yes\nrows,no\n")  # another file of that name
     entry = evaluate_run(run, data=new)
     assert entry["best_member"] == with_rows["best_member"]
     assert entry["ensemble"] == with_rows["ensemble"]
-    assert any("on the predictions of validation rows that the run has saved" in line for line in said)
+    assert any("on the predictions of validation rows that the run has saved" in line for line in messages)
 
 
 def test_files_are_no_part_of_a_task_by_name(make_task, run_config, tmp_path):
@@ -94,7 +94,7 @@ def test_files_are_no_part_of_a_task_by_name(make_task, run_config, tmp_path):
         with_files(data, {"train": "x.csv"})
 
 
-def test_a_run_that_cannot_be_written_is_evaluated_and_nothing_is_lost(trained, said, monkeypatch):
+def test_a_run_that_cannot_be_written_is_evaluated_and_the_result_is_kept(trained, messages, monkeypatch):
     run = trained()
     expected = evaluate_run(run, save=False)
     assert not run.run.metrics.exists()
@@ -104,21 +104,23 @@ def test_a_run_that_cannot_be_written_is_evaluated_and_nothing_is_lost(trained, 
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(run.run.root / "x"))
 
     monkeypatch.setattr("lorchestra.store.run.NamedTemporaryFile", refuse)
-    monkeypatch.setattr(evaluate, "_members_and_base", lambda *a, **o: said.append("computing") or original(*a, **o))
+    monkeypatch.setattr(
+        evaluate, "_members_and_base", lambda *a, **o: messages.append("computing") or original(*a, **o)
+    )
     with pytest.raises(
         UnsavedEvaluationError, match=r"no permission to write there.*The evaluation was not saved"
     ) as e:
         evaluate_run(run)
     assert e.value.entry == expected
-    warned = next(number for number, line in enumerate(said) if line.startswith("warning: "))
-    assert warned < said.index("computing")
+    warned = next(number for number, line in enumerate(messages) if line.startswith("warning: "))
+    assert warned < messages.index("computing")
     assert not run.run.metrics.exists()
 
 
 original = evaluate._members_and_base
 
 
-def test_a_disk_that_fills_meanwhile_loses_nothing(trained, monkeypatch):
+def test_the_result_is_kept_if_the_disk_fills_meanwhile(trained, monkeypatch):
     run = trained()
     expected = evaluate_run(run, save=False)
 

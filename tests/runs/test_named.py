@@ -1,4 +1,4 @@
-"""Tasks by name in whole runs: trained on, evaluated on another, told from others; and each thing filed by its name."""
+"""Tasks by name in whole runs: trained on, evaluated on another, detected as OOD; results are saved by name."""
 
 from __future__ import annotations
 
@@ -68,20 +68,20 @@ def test_the_splits_of_a_name_do_not_depend_on_the_runs_seed(named_config, make_
 def test_an_evaluation_on_another_task_is_filed_under_its_name(trained, make_task):
     run, _ = trained
     make_task("other", numbers=(10, 8, 20), first=1000)
-    own = evaluate_run(run)
+    first = evaluate_run(run)
     entry = evaluate_run(run, task="other")
     assert (entry["task"], entry["split"], entry["num_examples"]) == ("other", "test", 20)
     saved = json.loads(run.run.metrics.read_text())["evaluations"]
     assert [(e["task"], e["split"]) for e in saved] == [("quiz", "test"), ("other", "test")]
-    assert saved[0] == json.loads(json.dumps(own))
-    found = load_predictions(run.run.predictions / "other.test.safetensors")
-    assert (found.task, found.num_examples) == ("other", 20)
+    assert saved[0] == json.loads(json.dumps(first))
+    loaded = load_predictions(run.run.predictions / "other.test.safetensors")
+    assert (loaded.task, loaded.num_examples) == ("other", 20)
     assert load_predictions(run.run.predictions / "quiz.test.safetensors").num_examples == 12
     assert (run.run.predictions / "other.test.base_few_shot.safetensors").is_file()
-    # the member is chosen on the run's own validation rows
-    assert entry["best_member"]["index"] == own["best_member"]["index"]
+    # the member is chosen on the run's validation rows
+    assert entry["best_member"]["index"] == first["best_member"]["index"]
     assert evaluate_run(run, task="other", split="val")["num_examples"] == 8
-    assert evaluate_run(run, task="quiz")["num_examples"] == 12  # the run's own
+    assert evaluate_run(run, task="quiz")["num_examples"] == 12  # the run's test rows
 
 
 def test_other_tasks_as_out_of_distribution(trained, make_task, texts_csv, questions_jsonl):
@@ -89,22 +89,22 @@ def test_other_tasks_as_out_of_distribution(trained, make_task, texts_csv, quest
     make_task("other", choices="abcdef", numbers=(10, 8, 20), first=1000)
     entry = evaluate_run(run, ood=["other", questions_jsonl("far.jsonl", 9)])
     assert {name: scores["num_examples"]["ood"] for name, scores in entry["ood"].items()} == {"other": 20, "far": 9}
-    found = load_predictions(run.run.predictions / "quiz.ood_other.safetensors")
-    assert set(found.labels) == {-1}
-    assert {len(options) for options in found.options} == {6}
+    loaded = load_predictions(run.run.predictions / "quiz.ood_other.safetensors")
+    assert set(loaded.labels) == {-1}
+    assert {len(options) for options in loaded.options} == {6}
     assert (entry["task"], entry["split"]) == ("quiz", "test")
 
 
 def test_a_run_on_texts_with_labels(named_config, make_task, run_config, tmp_path):
-    """It is asked for its own labels whatever the OOD rows bring, and evaluated on tasks with these labels alone."""
+    """OOD rows get the labels of the run, which can be evaluated only on tasks with these labels."""
     labels = ("0 a", "0 b")
     films = make_task("films", choices="ab", labels=labels, parts={}, splits={})
 
     def with_labels(task):
-        rows = {part: [{**row, "choices": list(labels)} for row in found] for part, found in task.rows.items()}
-        for part, found in rows.items():
-            task.write(part, found)
-        known = {part: task.known(found) for part, found in rows.items()}
+        rows = {part: [{**row, "choices": list(labels)} for row in loaded] for part, loaded in task.rows.items()}
+        for part, loaded in rows.items():
+            task.write(part, loaded)
+        known = {part: task.known(loaded) for part, loaded in rows.items()}
         splits = {"train": known["train"], "val": known["dev"], "test": known["test"]}
         spec = dataclasses.replace(table.TASKS[task.name], parts=known, splits=splits, labels=labels, template="sst2")
         table.TASKS[task.name] = spec
@@ -118,8 +118,8 @@ def test_a_run_on_texts_with_labels(named_config, make_task, run_config, tmp_pat
     assert run.record.prompt_template.startswith("Review: {question}")
     assert evaluate_run(run, task="plays")["task"] == "plays"
     evaluate_run(run, ood=["quiz"])
-    found = load_predictions(run.run.predictions / "films.ood_quiz.safetensors")
-    assert set(found.options) == {labels}
+    loaded = load_predictions(run.run.predictions / "films.ood_quiz.safetensors")
+    assert set(loaded.options) == {labels}
     with pytest.raises(DataError, match=r"--task quiz: its rows have questions with choices.*--ood quiz"):
         evaluate_run(run, task="quiz")
     assert quiz.name == "quiz"
@@ -156,7 +156,7 @@ def test_a_file_named_as_a_task_is_not_mixed_up_with_it(run_config, make_task, q
     config = run_config(questions_jsonl("other.jsonl"), train={"epochs": 1})
     root = train_run(dataclasses.replace(config, data=dataclasses.replace(config.data)), tmp_path / "run").run.root
     run = load_run(root)
-    with pytest.raises(ConfigError, match="results on the run's own rows, from a file, have that name"):
+    with pytest.raises(ConfigError, match="results on the run's rows, from a file, have that name"):
         evaluate_run(run, task="other", data_dir=str(tmp_path / "data"))
 
 
@@ -174,7 +174,7 @@ def test_the_directory_may_move_and_the_rows_may_not(trained, tmp_path, monkeypa
         evaluate_run(run)
 
 
-def test_a_run_goes_on_with_the_rows_from_another_place(named_config, make_task, tmp_path):
+def test_a_run_resumes_with_the_rows_from_another_directory(named_config, make_task, tmp_path):
     quiz = make_task()
     config = named_config("quiz", quiz.directory)
     whole = train_run(config, tmp_path / "whole").run.root
@@ -191,21 +191,21 @@ def test_a_run_goes_on_with_the_rows_from_another_place(named_config, make_task,
 
 def test_training_rows_are_not_shown_with_their_answers_before_they_are_asked(trained, on_log):
     run, _ = trained
-    said = []
-    on_log(said.append)
+    messages = []
+    on_log(messages.append)
     assert "base_few_shot" not in evaluate_run(run, split="train")["baselines"]
-    assert any("every training row is among the evaluated ones" in text for text in said)
+    assert any("every training row is among the evaluated ones" in text for text in messages)
 
 
-def test_a_file_called_as_a_split_does_not_replace_the_runs_own(trained, tmp_path):
+def test_a_file_named_like_a_split_does_not_replace_the_split(trained, tmp_path):
     run, quiz = trained
-    own = evaluate_run(run)
+    first = evaluate_run(run)
     other = tmp_path / "test.jsonl"
     shutil.copy(quiz.directory / "quiz/dev.jsonl", other)
     assert evaluate_run(run, data=other)["split"] == "file_test"
     saved = json.loads(run.run.metrics.read_text())["evaluations"]
     assert [(e["split"], e["num_examples"]) for e in saved] == [("test", 12), ("file_test", 8)]
-    assert saved[0] == json.loads(json.dumps(own))
+    assert saved[0] == json.loads(json.dumps(first))
 
 
 @pytest.mark.shared

@@ -45,7 +45,7 @@ def command(request, config):
 def test_a_directory_in_which_another_process_is_at_work_is_refused(command, held_by_another, tmp_path):
     out, before = tmp_path / "out", {path.name for path in tmp_path.iterdir()}
     with held_by_another(out) as holder:
-        with pytest.raises(CheckpointError, match=rf"out: another process \(pid {holder.pid} on .+\) is at work in it"):
+        with pytest.raises(CheckpointError, match=rf"out: another process \(pid {holder.pid} on .+\) is working in it"):
             command(out)
         assert not out.exists()
         holder.send_signal(signal.SIGKILL)
@@ -62,10 +62,10 @@ def test_figures_are_not_made_twice_at_once(held_by_another, make_shared_task, t
     arguments = [str(part) for part in ("paper", "fig1", "--out", tmp_path / "paper", *options)]
     with held_by_another(tmp_path / "paper") as holder:
         assert cli.main(arguments) == 2
-        told = " ".join(capsys.readouterr().err.split())
-        assert re.search(rf"error: --out \S+paper: another process \(pid {holder.pid} on .+\) is at work in it", told)
+        errors = " ".join(capsys.readouterr().err.split())
+        assert re.search(rf"error: --out \S+paper: another process \(pid {holder.pid} on .+\) is working in it", errors)
         assert not (tmp_path / "paper").exists()
-    assert cli.main(arguments) == 0  # the sweeps inside have locks of their own
+    assert cli.main(arguments) == 0  # the sweeps inside have separate locks
     assert not list(tmp_path.rglob("*.lock"))
 
 
@@ -77,7 +77,7 @@ def test_a_run_is_not_resumed_while_it_is_trained(config, tmp_path):
         if not seen:
             seen.append(None)
             for if_exists in ("fail", "resume"):
-                with pytest.raises(CheckpointError, match="this process, in another call, is at work in it"):
+                with pytest.raises(CheckpointError, match="this process, in another call, is working in it"):
                     train_run(config, tmp_path / "run", if_exists=if_exists)
             seen[0] = train_run(config, tmp_path / "run", if_exists="new").run.root.name
         return False
@@ -91,7 +91,7 @@ def test_a_run_is_not_resumed_while_it_is_trained(config, tmp_path):
 
 
 def test_two_trainings_of_one_process_go_side_by_side(config, tmp_path):
-    """Each waits within its training for the other to be in its own."""
+    """Each waits in its training for the other one."""
     both, done = threading.Barrier(2, timeout=900), []
 
     def train(name):

@@ -37,9 +37,9 @@ def test_peft_reads_members_as_plain_lora(run_config, texts_csv, tiny_base, refe
     trained = load_run(root)
     adapt = trained.config.adapt
     examples = trained.read(texts_csv("new.csv", 6, seed=9), require_answer=False)
-    found = trained.pipeline.predict_members(examples, "new").log_probs_MEC
+    log_probs = trained.pipeline.predict_members(examples, "new").log_probs_MEC
     zero_shot = trained.pipeline.predict(examples, [MemberPass(BASE)], "new").log_probs_MEC[0]
-    assert min(np.abs(found[m] - zero_shot).max() for m in range(3)) > 0.05
+    assert min(np.abs(log_probs[m] - zero_shot).max() for m in range(3)) > 0.05
     stock = transformers.AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
     for m, member in enumerate(json.loads((root / "ensemble.json").read_text())["members"]):
         folder = root / member["path"]
@@ -51,7 +51,7 @@ def test_peft_reads_members_as_plain_lora(run_config, texts_csv, tiny_base, refe
         peft = PeftModel.from_pretrained(base, str(folder)).eval()
         for e, row in enumerate(trained.pipeline.encode(examples).rows):
             expected = reference_log_probs(peft, row)
-            torch.testing.assert_close(torch.tensor(found[m, e]).float(), expected, rtol=0, atol=1e-4)
+            torch.testing.assert_close(torch.tensor(log_probs[m, e]).float(), expected, rtol=0, atol=1e-4)
         read = {name.replace(".base_layer", ""): weight for name, weight in peft.base_model.model.named_parameters()}
         assert all(torch.equal(read[name], weight) for name, weight in stock.named_parameters())
 
@@ -62,15 +62,15 @@ def test_exports_merge_and_come_back(run_config, texts_csv, tiny_base, reference
     out = export_run(root, tmp_path / "out", card="", merge=True)
     trained = load_run(root)
     examples = trained.read(texts_csv("new.csv", 5, seed=9), require_answer=False)
-    found = trained.pipeline.predict_members(examples, "new").log_probs_MEC
+    log_probs = trained.pipeline.predict_members(examples, "new").log_probs_MEC
     merged = transformers.AutoModelForCausalLM.from_pretrained(out / "merged_01", dtype=torch.float32).eval()
     for e, row in enumerate(trained.pipeline.encode(examples).rows):
         expected = reference_log_probs(merged, row)
-        torch.testing.assert_close(torch.tensor(found[1, e]).float(), expected, rtol=0, atol=1e-4)
+        torch.testing.assert_close(torch.tensor(log_probs[1, e]).float(), expected, rtol=0, atol=1e-4)
     folders = [out / f"member_{m:02d}" for m in range(3)]
     import_run(folders, tmp_path / "imported", data=DataConfig(train=str(texts), scoring="text"))
     again = load_run(tmp_path / "imported").pipeline.predict_members(examples, "new").log_probs_MEC
-    np.testing.assert_allclose(again, found, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(again, log_probs, rtol=0, atol=1e-6)
 
 
 def test_points_with_and_without_in_one_pass_equal_each_alone(run_config, texts_csv, tmp_path):
@@ -89,10 +89,10 @@ def test_points_with_and_without_in_one_pass_equal_each_alone(run_config, texts_
         alone = train_run(point.config, tmp_path / "alone" / point.name).run.root
         for path in sorted(alone.glob("members/*/*.safetensors")):
             wanted = load_file(path)
-            found = load_file(outcome.root / "runs" / point.name / path.relative_to(alone))
-            assert found.keys() == wanted.keys()
+            saved = load_file(outcome.root / "runs" / point.name / path.relative_to(alone))
+            assert saved.keys() == wanted.keys()
             for name in wanted:
-                np.testing.assert_allclose(found[name], wanted[name], rtol=0, atol=1e-9)
+                np.testing.assert_allclose(saved[name], wanted[name], rtol=0, atol=1e-9)
             config_json = path.with_name("adapter_config.json").relative_to(alone)
             assert (outcome.root / "runs" / point.name / config_json).read_text() == (alone / config_json).read_text()
 

@@ -101,17 +101,17 @@ def test_what_does_not_fit_comes_with_remedies(run_config, texts_csv, tmp_path, 
 
 @pytest.fixture
 def settled(run_config, texts_csv, on_log):
-    """The budget that a configuration gets, and what was said."""
+    """The budget that a configuration gets, and the messages."""
 
     def settle(**settings):
         config = run_config(texts_csv(), **settings)
         rows = read_rows(config.data, 0)
         train = rows.task.splits["train"]
         pipeline, _ = build_pipeline(config, rows.task.name, rows.task.labels, train)
-        said = []
-        on_log(said.append)
+        messages = []
+        on_log(messages.append)
         encoded = [pipeline.encode(rows.task.splits[split]).rows for split in ("train", "val")]
-        return settle_budget(config, pipeline, TrainingRows(*encoded)), said
+        return settle_budget(config, pipeline, TrainingRows(*encoded)), messages
 
     return settle
 
@@ -134,21 +134,21 @@ def test_tokens_that_all_rows_share_come_on_top_of_the_default_budget(settled, f
 
 
 def test_less_memory_gives_a_smaller_budget_down_to_the_longest_row(settled, free_memory):
-    found = []
+    budgets = []
     for free in (20_000_000, 8_000_000, 4_000_000, 2_000_000):
         free_memory(free)
-        budget, said = settled()
-        found.append(budget)
-        assert (budget == 640) == (said == [])
-    assert found == sorted(found, reverse=True)
-    assert 100 < found[-1] < 640
+        budget, messages = settled()
+        budgets.append(budget)
+        assert (budget == 640) == (messages == [])
+    assert budgets == sorted(budgets, reverse=True)
+    assert 100 < budgets[-1] < 640
     free_memory(1000)
-    budget, said = settled()
+    budget, messages = settled()
     assert budget < 64
-    assert "training may need" in said[0]
-    assert f"token budget of {budget}, the longest row" in said[0]
+    assert "training may need" in messages[0]
+    assert f"token budget of {budget}, the longest row" in messages[0]
     free_memory(2_000_000)
-    assert settled(train={"gradient_checkpointing": True})[0] > found[-1]
+    assert settled(train={"gradient_checkpointing": True})[0] > budgets[-1]
 
 
 def test_a_budget_that_is_given_is_kept(settled, free_memory):
@@ -169,12 +169,12 @@ def test_training_and_plan_refuse_a_budget_below_the_longest_row_alike(run_confi
 def test_the_settled_budget_is_saved_and_kept_when_resumed(on_log, run_config, texts_csv, tmp_path, free_memory):
     config = run_config(texts_csv())
     free_memory(4_000_000)
-    said = []
-    on_log(said.append)
+    messages = []
+    on_log(messages.append)
     run = train_run(config, tmp_path / "run").run
     budget = yaml.safe_load(run.config.read_text())["train"]["token_budget"]
     assert 100 < budget < 640
-    assert any(f"token budget: {budget} instead of 640" in text for text in said)
+    assert any(f"token budget: {budget} instead of 640" in text for text in messages)
     run.ensemble.unlink()
     free_memory(10**12)
     train_run(config, tmp_path / "run", if_exists="resume")

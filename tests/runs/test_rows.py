@@ -1,4 +1,4 @@
-"""The rows of a run: files in many forms, what is said about them, and what a saved run keeps."""
+"""The rows of a run: files in many forms, notes about them, and what a saved run keeps."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ def test_long_reads_say_how_far_they_are(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("lorchestra.data.files._SECONDS_PER_MESSAGE", float("inf"))
     monkeypatch.setattr(module, "_MANY", 2000)
     path = write_csv(tmp_path / "t.csv", 2500)
-    said: list[str] = []
-    on_log(said.append)
+    messages: list[str] = []
+    on_log(messages.append)
     read_rows(DataConfig(train=str(path)), 0)
-    assert said == [f"reading {path}: 1,000 rows", f"reading {path}: 2,000 rows", "splitting 2,500 rows"]
+    assert messages == [f"reading {path}: 1,000 rows", f"reading {path}: 2,000 rows", "splitting 2,500 rows"]
 
 
-def test_what_was_assumed_and_what_looks_wrong_is_said(tmp_path: Path) -> None:
+def test_assumptions_and_suspicious_rows_are_noted(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "t.csv", 40, ";")
     with path.open("a") as file:
         file.write("a;yess\n")
@@ -126,10 +126,10 @@ INPUTS: dict[str, tuple[Any, str]] = {
 @pytest.mark.shared
 @pytest.mark.parametrize("name", INPUTS)
 def test_inputs_as_people_have_them(shared_data: Path, name: str) -> None:
-    labels, said = INPUTS[name]
+    labels, messages = INPUTS[name]
     path = shared_data.parent / "inputs" / name
     if not path.exists():
         pytest.skip(f"{path} is not there")
     rows = read_rows(DataConfig(train=str(path)), 0)
     assert rows.task.labels == labels
-    assert any(said in note for note in rows.notes)
+    assert any(messages in note for note in rows.notes)

@@ -62,14 +62,14 @@ def config(run_config, texts_csv):
 
 @pytest.fixture
 def sweep(tmp_path, on_log):
-    """Runs a sweep over `field=values` texts; returns its directory, its watcher and what it said."""
+    """Runs a sweep over `field=values` texts; returns its directory, its watcher and the messages."""
 
     def run(config, *axes, out="sweep", callbacks=(), **options):
-        watcher, said = Watcher(), []
+        watcher, messages = Watcher(), []
         points = grid_points(config, [parse_axis(axis) for axis in axes])
-        on_log(said.append)
+        on_log(messages.append)
         outcome = run_sweep(points, tmp_path / out, callbacks=[watcher, *callbacks], **options)
-        return outcome, watcher, said
+        return outcome, watcher, messages
 
     return run
 
@@ -91,15 +91,15 @@ def test_every_point_is_what_it_would_be_alone(layers, config, sweep, tmp_path):
         alone = train_run(point.config, tmp_path / "alone" / point.name).run
         expected = evaluate_run(load_run(alone.root))
         for path in sorted(alone.root.glob("members/*/*.safetensors")):
-            found, wanted = (
+            saved, wanted = (
                 load_file(root / path.relative_to(alone.root))
                 for root in (outcome.root / "runs" / point.name, alone.root)
             )
-            assert found.keys() == wanted.keys()
+            assert saved.keys() == wanted.keys()
             for name in wanted:
-                np.testing.assert_allclose(found[name], wanted[name], rtol=0, atol=1e-9)
-        own = json.loads((outcome.root / "runs" / point.name / "metrics.json").read_text())
-        (entry,) = own["evaluations"]
+                np.testing.assert_allclose(saved[name], wanted[name], rtol=0, atol=1e-9)
+        metrics = json.loads((outcome.root / "runs" / point.name / "metrics.json").read_text())
+        (entry,) = metrics["evaluations"]
         assert entry.keys() == expected.keys()
         for name in ("ensemble", "uncertainty"):
             assert entry[name] == pytest.approx(expected[name], abs=1e-8)
@@ -113,7 +113,7 @@ def test_every_point_is_what_it_would_be_alone(layers, config, sweep, tmp_path):
         assert entry["baselines"]["base_zero_shot"]["nll"] == pytest.approx(
             expected["baselines"]["base_zero_shot"]["nll"], abs=1e-9
         )
-        cost, alone_cost = own["cost"], json.loads((alone.root / "ensemble.json").read_text())["cost"]
+        cost, alone_cost = metrics["cost"], json.loads((alone.root / "ensemble.json").read_text())["cost"]
         assert cost["tokens"] == alone_cost["tokens"]
 
 
@@ -122,7 +122,7 @@ def test_a_point_is_a_run_as_any_other(config, sweep):
     for name, rank in (("r=2", 2), ("r=4", 4)):
         run = load_run(outcome.root / "runs" / name)
         assert run.config.adapt.r == rank
-        assert [own.r for own in run.pipeline.model.adapter_settings] == [rank, rank]
+        assert [adapter.r for adapter in run.pipeline.model.adapter_settings] == [rank, rank]
         events = [json.loads(line) for line in run.run.events.read_text().splitlines()]
         assert {len(event["loss"]) for event in events if event["event"] == "step"} == {2}
         saved = load_predictions(run.run.predictions / "reviews.test.safetensors")
@@ -221,7 +221,7 @@ def test_passes_hold_what_can_go_together(config):
     assert [{p.config.train.epochs for p in pack.points} for pack in packs] == [{1}, {2}]
     assert [len(pack.points) for pack in make_packs(points, 5)] == [2, 2, 2, 2]
     assert [len(pack.points) for pack in make_packs(points, 1)] == [1] * 8
-    # without files of their own, validation and test rows are drawn by the seed
+    # without separate files, validation and test rows are drawn by the seed
     drawn = dataclasses.replace(config, data=dataclasses.replace(config.data, val=None, test=None))
     points = grid_points(drawn, [("train.lr", [0.01, 0.02]), ("train.seed", [0, 1])])
     assert [{p.config.train.seed for p in pack.points} for pack in make_packs(points, 100)] == [{0}, {1}]
@@ -249,12 +249,12 @@ def test_layers_below_the_adapters_are_computed_once_for_all_passes(config, swee
 
 
 def test_passes_with_the_same_layers_below_stand_together(config):
-    """Else each would find the layers of another one in the file, and compute its own anew."""
+    """Else each would find the layers of another one in the file, and compute them again."""
     points = grid_points(config, [("train.batch_size", [4, 8]), ("adapt.layers", ["last:1", "last:2"])])
-    told = [
+    shared = [
         (pack.points[0].config.adapt.layers, pack.points[0].config.train.batch_size) for pack in make_packs(points, 9)
     ]
-    assert told == [("last:1", 4), ("last:1", 8), ("last:2", 4), ("last:2", 8)]
+    assert shared == [("last:1", 4), ("last:1", 8), ("last:2", 4), ("last:2", 8)]
 
 
 def test_a_base_is_gone_before_the_next_pass_loads_one(config, tmp_path, monkeypatch):
@@ -285,10 +285,10 @@ def test_results_hold_the_points_of_every_call(config, sweep):
 
 def test_settings_that_the_base_refuses_fail_by_themselves(config, sweep):
     axis = "adapt.layers=last:9,last:1"
-    outcome, _, said = sweep(config, axis)
+    outcome, _, messages = sweep(config, axis)
     assert outcome.failed == ("layers=last-9",)
     assert [path.name for path in (outcome.root / "runs").iterdir()] == ["layers=last-1"]
-    assert any("layers=last-9: adapt.layers: 'last:9' is out of range" in text for text in said)
+    assert any("layers=last-9: adapt.layers: 'last:9' is out of range" in text for text in messages)
     assert "out of range" in json.loads((outcome.root / "failed.json").read_text())["layers=last-9"]
     assert not (outcome.root / "passes").exists()
     _, again, _ = sweep(config, "adapt.layers=last:1,last:2")
@@ -311,9 +311,9 @@ def test_a_pass_with_points_that_are_no_longer_asked_for_is_left_alone(config, s
     outcome, watcher, _ = sweep(config, "train.lr=0.001")
     assert watcher.passes == [["lr=0.001"]]
     assert [path.name for path in (outcome.root / "runs").iterdir()] == ["lr=0.001"]
-    _, more, said = sweep(config, "train.lr=0.01,0.003")
+    _, more, messages = sweep(config, "train.lr=0.01,0.003")
     assert more.passes == [["lr=0.01", "lr=0.003"]]
-    assert any(text.startswith("resuming") for text in said)
+    assert any(text.startswith("resuming") for text in messages)
     whole, _, _ = sweep(config, "train.lr=0.01,0.003", out="whole")
     assert files(outcome.root).items() >= files(whole.root).items()
     assert not (outcome.root / "passes").exists()
@@ -349,11 +349,11 @@ def test_predictions_of_every_epoch(config, sweep):
     outcome, _, _ = sweep(config, "train.lr=0.01,0.003", each_epoch=True)
     for name in ("lr=0.01", "lr=0.003"):
         folder = outcome.root / "runs" / name / "predictions"
-        found = [load_predictions(folder / f"reviews.test.epoch_00{epoch}.safetensors") for epoch in (1, 2)]
+        epochs = [load_predictions(folder / f"reviews.test.epoch_00{epoch}.safetensors") for epoch in (1, 2)]
         last = load_predictions(folder / "reviews.test.safetensors")
-        assert last.num_members == found[0].num_members == 2
-        np.testing.assert_allclose(found[1].log_probs_MEC, last.log_probs_MEC, rtol=0, atol=1e-9)
-        assert np.abs(found[0].log_probs_MEC - last.log_probs_MEC).max() > 1e-3
+        assert last.num_members == epochs[0].num_members == 2
+        np.testing.assert_allclose(epochs[1].log_probs_MEC, last.log_probs_MEC, rtol=0, atol=1e-9)
+        assert np.abs(epochs[0].log_probs_MEC - last.log_probs_MEC).max() > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -370,7 +370,7 @@ def test_predictions_of_every_epoch(config, sweep):
         (["train.lr=much"], "train.lr is 'much'; it must be float"),
         (["train.lr=-1"], r"point lr=-1.0: train\.lr: -1.0 is not"),
         (["train.lr=0.1,0.1"], "two points are named lr=0.1"),
-        (["train.lr=0.1", "train.lr=0.2"], "named 2 times"),
+        (["train.lr=0.1", "train.lr=0.2"], "given 2 times"),
         (["train.lr=0.5", "regularize.weight_decay_b=3"], "must be below 1"),
     ],
 )

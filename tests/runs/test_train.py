@@ -91,14 +91,14 @@ def test_peft_reproduces_each_members_logits(run_config, texts_csv, tiny_base, r
     root = train_run(run_config(texts_csv(), adapt=adapt), tmp_path / "run").run.root
     trained = load_run(root)
     examples = trained.read(texts_csv("new.csv", 6, seed=9), require_answer=False)
-    found = trained.pipeline.predict_members(examples, "new").log_probs_MEC
+    log_probs = trained.pipeline.predict_members(examples, "new").log_probs_MEC
     encoded = trained.pipeline.encode(examples).rows
     for m in range(3):
         base = transformers.AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
         peft = PeftModel.from_pretrained(base, str(root / f"members/member_{m:02d}")).eval()
         for e, row in enumerate(encoded):
             expected = reference_log_probs(peft, row)
-            torch.testing.assert_close(torch.tensor(found[m, e]).float(), expected, rtol=0, atol=1e-4)
+            torch.testing.assert_close(torch.tensor(log_probs[m, e]).float(), expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -149,9 +149,11 @@ def test_trunks_in_a_file_give_the_same_bytes_and_are_gone_in_the_end(run_config
     train_run(config, root, if_exists="resume")
     assert adapter_settings(root) == adapter_settings(whole)
     assert not list((root / "resume").glob("trunk-*"))
-    told = [e for e in map(json.loads, (root / "events.jsonl").read_text().splitlines()) if e["event"] == "trunk_dtype"]
-    assert {event["dtype"] for event in told} == {dtype} - {"auto"}
-    assert all(0 < event["max_change"] < 0.1 for event in told)
+    changes = [
+        e for e in map(json.loads, (root / "events.jsonl").read_text().splitlines()) if e["event"] == "trunk_dtype"
+    ]
+    assert {event["dtype"] for event in changes} == {dtype} - {"auto"}
+    assert all(0 < event["max_change"] < 0.1 for event in changes)
 
 
 def test_a_run_in_half_precision_is_another_and_interrupted_in_memory_the_same(run_config, texts_csv, tmp_path):
@@ -175,10 +177,10 @@ def in_float64(config):
 def test_without_room_for_trunks_training_goes_on_without_them(on_log, run_config, texts_csv, tmp_path, monkeypatch):
     config = in_float64(run_config(texts_csv(), adapt={"layers": "last:1", "trunk_memory_gb": 0.0}))
     monkeypatch.setattr(lorchestra.store.disk, "free_bytes", lambda path: 1000 if "trunk" in path.name else None)
-    said = []
-    on_log(said.append)
+    messages = []
+    on_log(messages.append)
     root = train_run(config, tmp_path / "run").run.root
-    assert any("disk is full" in text and "continues without the cache" in text for text in said)
+    assert any("disk is full" in text and "continues without the cache" in text for text in messages)
     monkeypatch.undo()
     other = train_run(config, tmp_path / "other").run.root
     for ours, theirs in zip(*(sorted(r.glob("members/*/*.safetensors")) for r in (root, other)), strict=True):
@@ -207,10 +209,10 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before_in_force(
     with pytest.raises(CheckpointError, match=r"disk is full.*Free some space"):
         train_run(config, root)
     assert not list(root.rglob(".*.tmp"))
-    said = []
-    on_log(said.append)
+    messages = []
+    on_log(messages.append)
     train_run(config, root, if_exists="resume")
-    assert any("after step 3 of 10" in text for text in said)
+    assert any("after step 3 of 10" in text for text in messages)
     assert adapter_settings(root) == adapter_settings(whole)
 
 
@@ -312,11 +314,11 @@ def test_a_validation_nll_that_is_no_number_does_not_spoil_the_checkpoint(run_co
     original, calls = lorchestra.training.early_stopping.predict_rows, []
 
     def predict_rows(*arguments, **options):
-        found = original(*arguments, **options)
+        log_probs = original(*arguments, **options)
         calls.append(0)
         if len(calls) == 1:
-            found[1] = math.nan
-        return found
+            log_probs[1] = math.nan
+        return log_probs
 
     monkeypatch.setattr(lorchestra.training.early_stopping, "predict_rows", predict_rows)
     config, root = run_config(texts_csv()), tmp_path / "run"
@@ -391,10 +393,10 @@ def test_an_existing_run_is_never_overwritten(on_log, run_config, texts_csv, tmp
         train_run(config, root)
     outcome = train_run(config, root, if_exists="new")
     assert outcome.run.root == tmp_path / "run-2"
-    said = []
-    on_log(said.append)
+    messages = []
+    on_log(messages.append)
     assert train_run(config, root, if_exists="resume").run.root == root
-    assert "finished already" in said[-1]
+    assert "finished already" in messages[-1]
     assert adapter_settings(root) == before
 
 
@@ -476,10 +478,10 @@ def test_a_failed_member_is_left_out_of_the_ensemble(on_log, run_config, texts_c
     events = [json.loads(line) for line in (root / "events.jsonl").read_text().splitlines()]
     (failure,) = [e for e in events if e["event"] == "member_failed"]
     assert (failure["member"], failure["step"]) == (1, 4)
-    said = []
-    on_log(said.append)
+    messages = []
+    on_log(messages.append)
     trained = load_run(root)
-    assert said == [f"member 1 failed and is left out: {reason}"]
+    assert messages == [f"member 1 failed and is left out: {reason}"]
     assert trained.members == (0, 2)
     assert trained.pipeline.model.num_members == 2
     for m in (0, 2):  # packing without member 1 changes rounding, nothing else
@@ -497,7 +499,7 @@ def test_a_run_whose_members_all_fail_ends_in_an_error(run_config, texts_csv, tm
     assert caught.value.exit_code == 1
 
 
-def test_questions_with_their_own_choices(run_config, questions_jsonl, tmp_path):
+def test_questions_with_choices(run_config, questions_jsonl, tmp_path):
     config = run_config(questions_jsonl(), data={"scoring": "letter"})
     record = train_run(config, tmp_path / "run").run.read_ensemble()
     assert record.labels is None
@@ -530,19 +532,19 @@ def test_a_row_longer_than_the_context_is_named_and_can_be_dropped_or_cut(on_log
         train_run(run_config(path), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     for how in ("drop", "truncate"):
-        said = []
-        on_log(said.append)
+        messages = []
+        on_log(messages.append)
         train_run(run_config(path, data={"too_long": how}), tmp_path / how)
-        assert any("reviews.csv:52" in text for text in said)
+        assert any("reviews.csv:52" in text for text in messages)
 
 
-def test_members_of_their_own_ranks_are_recorded_and_read_again(run_config, texts_csv, tmp_path, monkeypatch):
-    """Ranks 1, 4 and 2 on one base: each folder holds its own, and the run predicts what the trainer trained."""
+def test_members_of_different_ranks_are_recorded_and_loaded(run_config, texts_csv, tmp_path, monkeypatch):
+    """Ranks 1, 4 and 2 on one base: each folder has its rank, and the run predicts what the trainer trained."""
     original, trained = lorchestra.runs.train.build_pipeline, []
 
     def build_pipeline(config, *arguments, **unused):
-        own = make_adapter_settings(config.adapt, config.train.seed)
-        adapter_settings = [dataclasses.replace(a, r=r, scaling=8 / r) for a, r in zip(own, (1, 4, 2), strict=True)]
+        default = make_adapter_settings(config.adapt, config.train.seed)
+        adapter_settings = [dataclasses.replace(a, r=r, scaling=8 / r) for a, r in zip(default, (1, 4, 2), strict=True)]
         pipeline, resolved = original(config, *arguments, adapter_settings=adapter_settings)
         trained.append(pipeline)
         return pipeline, resolved
@@ -554,6 +556,8 @@ def test_members_of_their_own_ranks_are_recorded_and_read_again(run_config, text
     loaded = load_run(root)
     assert torch.equal(loaded.pipeline.model.adapters.values, trained[0].model.adapters.values)
     rows = [Example("", f"good {n}", ("no", "yes"), None) for n in range(4)]
-    found, wanted = (pipeline.predict_members(rows, "test").log_probs_MEC for pipeline in (loaded.pipeline, trained[0]))
-    assert (found == wanted).all()
+    log_probs, wanted = (
+        pipeline.predict_members(rows, "test").log_probs_MEC for pipeline in (loaded.pipeline, trained[0])
+    )
+    assert (log_probs == wanted).all()
     assert abs(wanted[0] - wanted[1]).max() > 1e-4

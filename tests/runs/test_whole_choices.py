@@ -37,7 +37,7 @@ def test_scores_are_those_of_whole_strings_with_their_ends(run_config, tiny_base
     config = run_config(tmp_path / "none.csv", data={"normalize": normalize})
     config = dataclasses.replace(config, base=BaseConfig(name=str(tiny_base), dtype="float64"))
     pipeline, _ = build_pipeline(config, "t", PREFIXES, ROWS)
-    found = pipeline.predict(ROWS, [MemberPass(BASE)], "test").log_probs_MEC[0]
+    base = pipeline.predict(ROWS, [MemberPass(BASE)], "test").log_probs_MEC[0]
     shown = pipeline.predict(
         ROWS, [MemberPass(BASE)], "test", shots=[Example("s", "a song", PREFIXES, 1)]
     ).log_probs_MEC[0]
@@ -52,7 +52,7 @@ def test_scores_are_those_of_whole_strings_with_their_ends(run_config, tiny_base
         terms = [float(log_probs[i - 1, ids[i]]) for i in range(len(before), len(ids))]
         return sum(terms), len(terms)
 
-    for log_probs, start, end in ((found, "", "\n"), (shown, "Text: a song\nLabel: yes but\n\n", "\n\n")):
+    for log_probs, start, end in ((base, "", "\n"), (shown, "Text: a song\nLabel: yes but\n\n", "\n\n")):
         for e, row in enumerate(ROWS):
             scores = []
             for choice in PREFIXES:
@@ -131,27 +131,27 @@ def of_format_1(run_config, tmp_path):
 
 def test_a_run_of_format_1_says_that_its_labels_cannot_win(on_log, of_format_1, tmp_path):
     path = write_rows(tmp_path / "a.csv", [(text, ("yes", "yes but")[answer]) for text, answer in films()])
-    root, said = of_format_1(path), []
-    on_log(said.append)
+    root, messages = of_format_1(path), []
+    on_log(messages.append)
     trained = load_run(root)
-    (note,) = said
+    (note,) = messages
     assert note.startswith("labels 'yes', 'yes but': this run is of format 1")
     assert "train again" in note
     rows = list(trained.predict(path))
     assert all(row.prediction_text == "yes" for row in rows)  # as it was trained
-    assert said == [note]
+    assert messages == [note]
 
 
 def test_a_run_of_format_1_says_that_a_rows_choice_cannot_win(on_log, of_format_1, questions_jsonl, tmp_path):
-    root, said = of_format_1(questions_jsonl()), []
-    on_log(said.append)
+    root, messages = of_format_1(questions_jsonl()), []
+    on_log(messages.append)
     trained = load_run(root)
     row = Example("x", "the film", ("long", "short"), None, "new:1")
     list(trained.predict([row]))
-    assert said == []
+    assert messages == []
     for number in (2, 3):
         list(trained.predict([dataclasses.replace(row, choices=("10", "100"), where=f"new:{number}")]))
-    (note,) = said
+    (note,) = messages
     assert note.startswith("new:2: this run is of format 1")
 
 

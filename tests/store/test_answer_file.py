@@ -65,11 +65,11 @@ def test_it_is_not_lost_unless_that_is_asked_for(begun, if_exists):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda path: edit(path, of={"run": "b"}), "was begun with run 'b', not 'a'"),
-        (lambda path: edit(path, of={"run": "a", "option": 1}), "was begun with option 1, not None"),
+        (lambda path: edit(path, of={"run": "b"}), "was started with run 'b', not 'a'"),
+        (lambda path: edit(path, of={"run": "a", "option": 1}), "was started with option 1, not None"),
         (lambda path: edit(path, format_version=2), "format_version is 2, this is 1"),
-        (lambda path: edit(path, num_bytes=9), "has 8 bytes, and 9 were written"),
-        (lambda path: edit(path, num_bytes=-1), "the file was cut"),
+        (lambda path: edit(path, num_bytes=9), "has 8 bytes, but 9 were written"),
+        (lambda path: edit(path, num_bytes=-1), "the file was truncated"),
         (lambda path: edit(path, num_rows="x"), "num_rows is 'x', not an integer"),
         (lambda path: edit(path, state=[]), "state is"),
         (lambda path: path.with_name("answers.csv.partial.json").write_text("{"), "truncated or damaged"),
@@ -82,7 +82,7 @@ def test_a_beginning_that_does_not_fit_is_refused_and_left(begun, damage, messag
     assert begun.with_name("answers.csv.partial").read_bytes() == b"one\ntwo\n"
 
 
-def test_a_directory_or_a_place_that_cannot_be_is_refused(tmp_path):
+def test_a_directory_or_an_impossible_path_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     for path, message in ((tmp_path, "is a directory"), (tmp_path / "file/answers.csv", "a file is where a directory")):
         with pytest.raises(CheckpointError, match=message), answer_file(path, {}):
@@ -92,7 +92,7 @@ def test_a_directory_or_a_place_that_cannot_be_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("if_exists", [None, "resume", "overwrite"])
-def test_a_link_in_place_of_the_beginning_is_not_written_through(begun, tmp_path, if_exists):
+def test_a_link_instead_of_the_partial_file_is_not_written_through(begun, tmp_path, if_exists):
     partial, elsewhere = begun.with_name("answers.csv.partial"), tmp_path / "elsewhere"
     partial.rename(elsewhere)
     partial.symlink_to(elsewhere)

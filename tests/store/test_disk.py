@@ -1,4 +1,4 @@
-"""Full disks, missing permissions and wrong places are explained in words a user can act on."""
+"""Full disks, missing permissions and wrong paths are explained with a remedy."""
 
 from __future__ import annotations
 
@@ -69,14 +69,14 @@ def test_a_disk_that_fills_up_at_the_last_moment_is_explained(tmp_path: Path, mo
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(CheckpointError, match=r"the disk is full \(3 bytes wanted, .* free in"):
+    with pytest.raises(CheckpointError, match=r"the disk is full \(3 bytes needed, .* free in"):
         atomic_write_bytes(target, b"new")
     assert target.read_text() == "old"
     assert entries(tmp_path) == ["x"]
 
 
 def test_known_lack_of_space_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"the disk is full \(1\.0 EB wanted, .* free in"):
+    with pytest.raises(CheckpointError, match=r"the disk is full \(1\.0 EB needed, .* free in"):
         require_space(tmp_path / "x", 10**18)
     with (
         pytest.raises(CheckpointError, match="the disk is full"),
@@ -86,12 +86,12 @@ def test_known_lack_of_space_is_refused_before_anything_is_written(tmp_path: Pat
     assert entries(tmp_path) == []
 
 
-def test_places_that_cannot_be_written_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_that_cannot_be_written_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "directory").mkdir()
     with pytest.raises(CheckpointError, match="a file is where a directory is needed"):
         atomic_write_text(tmp_path / "file" / "x", "")
-    with pytest.raises(CheckpointError, match="is a directory, and a file was to be written"):
+    with pytest.raises(CheckpointError, match="is a directory, not a file"):
         atomic_write_text(tmp_path / "directory", "")
     with pytest.raises(CheckpointError, match=r"cannot be written .*name too long"):
         atomic_write_text(tmp_path / ("x" * 300), "")

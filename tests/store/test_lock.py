@@ -21,9 +21,9 @@ def entries(directory):
 
 def test_a_second_process_is_refused_with_the_pid_of_the_first(held_by_another, tmp_path):
     with held_by_another(tmp_path / "run") as holder:
-        told = rf"--out \S+run: another process \(pid {holder.pid} on .+\) is at work in it; wait .* another --out"
+        message = rf"--out \S+run: another process \(pid {holder.pid} on .+\) is working in it; wait .* another --out"
         for _ in range(2):  # being refused takes nothing from the holder
-            with pytest.raises(CheckpointError, match=told), directory_lock(tmp_path / "run"):
+            with pytest.raises(CheckpointError, match=message), directory_lock(tmp_path / "run"):
                 raise AssertionError
         assert entries(tmp_path) == [".run.lorchestra.lock"]
         holder.stdin.write("\n")
@@ -52,8 +52,8 @@ def test_one_process_holds_a_directory_once_under_all_its_names(tmp_path, monkey
     (tmp_path / "run").mkdir()
     (tmp_path / "link").symlink_to("run")
     for name in ("run", "./run/../run", "link", tmp_path / "run"):
-        told = "this process, in another call, is at work in it"
-        with directory_lock("run"), pytest.raises(CheckpointError, match=told), directory_lock(name):
+        message = "this process, in another call, is working in it"
+        with directory_lock("run"), pytest.raises(CheckpointError, match=message), directory_lock(name):
             raise AssertionError
     with directory_lock("run"), directory_lock("other"), directory_lock("run/inside"):
         assert entries(tmp_path) == [".other.lorchestra.lock", ".run.lorchestra.lock", "link", "run"]
@@ -109,31 +109,31 @@ def test_without_locks_it_goes_on_and_says_so(tmp_path, monkeypatch, on_log):
     def no_locks(descriptor, blocking):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    said = []
-    on_log(said.append)
+    messages = []
+    on_log(messages.append)
     (tmp_path / "file").touch()
     (tmp_path / ".taken.lorchestra.lock").symlink_to("file")
     for name in ("taken", "file/run", "x\0y"):
         with directory_lock(tmp_path / name):
-            assert len(said) == 1
-            assert "cannot be locked" in said.pop()
+            assert len(messages) == 1
+            assert "cannot be locked" in messages.pop()
     monkeypatch.setattr(lorchestra.store.lock, "lock_descriptor", no_locks)
     with pytest.raises(ZeroDivisionError) as caught, directory_lock(tmp_path / "run"):
         raise ZeroDivisionError
     assert caught.value.__context__ is None
-    (text,) = said
-    assert text.startswith(f"{tmp_path / 'run'} cannot be locked (No locks available): see to it that no other process")
+    (text,) = messages
+    assert text.startswith(f"{tmp_path / 'run'} cannot be locked (No locks available): make sure that no other process")
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
 def test_a_parent_that_cannot_be_written_is_no_reason_to_fail(tmp_path, on_log):
-    said = []
-    on_log(said.append)
+    messages = []
+    on_log(messages.append)
     (tmp_path / "run").mkdir()
     tmp_path.chmod(0o555)
     try:
         with directory_lock(tmp_path / "run"):
-            assert "Permission denied" in said[0]
+            assert "Permission denied" in messages[0]
     finally:
         tmp_path.chmod(0o755)
 

@@ -25,10 +25,10 @@ def saved(tmp_path):
 
 
 def test_they_are_read_as_they_were_saved(saved):
-    found = load_predictions(saved)
-    assert (found.ids, found.options, found.texts) == (("x", "y", "z"), OPTIONS, ("p", "q", "r"))
-    assert found.labels.tolist() == [0, 2, -1]
-    assert load_predictions(saved.with_suffix(".json")).log_probs_MEC.tolist() == found.log_probs_MEC.tolist()
+    loaded = load_predictions(saved)
+    assert (loaded.ids, loaded.options, loaded.texts) == (("x", "y", "z"), OPTIONS, ("p", "q", "r"))
+    assert loaded.labels.tolist() == [0, 2, -1]
+    assert load_predictions(saved.with_suffix(".json")).log_probs_MEC.tolist() == loaded.log_probs_MEC.tolist()
 
 
 WORDS = {
@@ -51,9 +51,9 @@ def test_words_that_do_not_fit(saved, name):
         load_predictions(saved)
 
 
-def put(name, place, value):
+def put(name, index, value):
     def change(arrays):
-        arrays[name][place] = value
+        arrays[name][index] = value
 
     return change
 

@@ -27,12 +27,12 @@ def test_names_within_are_paths(tmp_path):
     "name", ["", "/etc/passwd", "..", "../x", "a/../../x", "a/..", "a\0b", "..\\x", "C:\\x", "\\\\server\\x"]
 )
 def test_names_that_lead_out_are_refused(tmp_path, name):
-    with pytest.raises(CheckpointError, match="is no name within this directory"):
+    with pytest.raises(CheckpointError, match="is not a name within this directory"):
         inside(tmp_path, name)
 
 
-@pytest.mark.parametrize("place", ["file", "folder", "folder/file", "dangling", "loop", "folder/to/more"])
-def test_links_are_refused_wherever_they_stand(tmp_path, place):
+@pytest.mark.parametrize("link", ["file", "folder", "folder/file", "dangling", "loop", "folder/to/more"])
+def test_links_are_refused_anywhere_in_a_path(tmp_path, link):
     outside, root = tmp_path / "outside", tmp_path / "root"
     (outside / "to").mkdir(parents=True)
     root.mkdir()
@@ -43,7 +43,7 @@ def test_links_are_refused_wherever_they_stand(tmp_path, place):
     (root / "dangling").symlink_to(tmp_path / "nowhere")
     (root / "loop").symlink_to(root / "loop")
     with pytest.raises(CheckpointError, match="is a link, and links in a run directory are not followed"):
-        inside(root, place)
+        inside(root, link)
 
 
 def test_a_link_to_a_file_within_is_refused_too(tmp_path):
@@ -69,7 +69,7 @@ def test_what_is_no_file_is_refused_without_waiting_for_it(tmp_path):
         read_plain(tmp_path)
 
 
-def test_a_link_put_in_place_of_a_file_after_the_look_is_not_read(tmp_path):
+def test_a_link_that_replaces_a_file_after_the_check_is_not_read(tmp_path):
     (tmp_path / "secret").write_text('{"a": 1}')
     path = inside(tmp_path, "record.json")
     path.symlink_to(tmp_path / "secret")

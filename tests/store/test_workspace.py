@@ -44,7 +44,7 @@ def test_one_job_at_a_time(tmp_path):
     for first, second in ((Workspace.new, Workspace.new), (Workspace.new, lambda out: Workspace.open(out, RUN))):
         with (
             first(tmp_path / "out"),
-            pytest.raises(CheckpointError, match=r"--out .*out: this process, in another call, is at work in it"),
+            pytest.raises(CheckpointError, match=r"--out .*out: this process, in another call, is working in it"),
             second(tmp_path / "out"),
         ):
             raise AssertionError

@@ -1,4 +1,4 @@
-"""What stands beside an ensemble in its evaluation, and the evaluation as it is kept."""
+"""The baselines of an ensemble's evaluation, and the evaluation as `metrics.json` has it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from lorchestra.inference.pipeline import Pipeline
 from lorchestra.methods import few_shot, mc_dropout
 from lorchestra.metrics.evaluation import evaluate_predictions
 from lorchestra.nn.seeding import derive_seed
+from lorchestra.store.evaluations import Entry
 from lorchestra.store.run import Run
 from lorchestra.training.callbacks import Callback, progress
-from lorchestra.types import Example, Json, Predictions
+from lorchestra.types import Example, Predictions
 
 
 def few_shot_base(
@@ -23,21 +24,20 @@ def few_shot_base(
     train: Sequence[Example] | None,
     callback: Callback,
 ) -> dict[str, Predictions | str]:
-    """Predictions of the few-shot base by its name, where the configuration asks for it, or why there are none."""
+    """Predictions of the few-shot base, or why there are none, by its name; empty if the configuration disables it."""
     number = config.evaluate.few_shot
     if number == 0:
         return {}
     if train is None:
-        return {"base_few_shot": "the training rows are not at hand"}
-    shown = few_shot.excluding(train, examples)
-    if not shown:
+        return {"base_few_shot": "the training rows are not available"}
+    pool = few_shot.excluding(train, examples)
+    if not pool:
         return {"base_few_shot": "every training row is among the evaluated ones"}
     if not pipeline.template.shows_shots:
         return {"base_few_shot": "the base's chat template writes longer conversations by no simple rule"}
     seed = derive_seed(config.train.seed, "shots")
-
     report = progress(callback, f"base, few-shot on {split}", len(examples))
-    return {"base_few_shot": few_shot.predict(pipeline, examples, split, shown, number, seed, report)}
+    return {"base_few_shot": few_shot.predict(pipeline, examples, split, pool, number, seed, report)}
 
 
 def mc_dropout_of(
@@ -50,35 +50,31 @@ def mc_dropout_of(
     member: int = 0,
     passes: int,
 ) -> dict[str, Predictions]:
-    """Predictions of one member under dropout by their name, where the configuration asks for them and has dropout."""
+    """Predictions of one member under dropout, by their name; empty if they are disabled or there is no dropout."""
     if not config.evaluate.mc_dropout or config.adapt.dropout == 0:
         return {}
-    found = pipeline.predict(
-        examples,
-        mc_dropout.dropout_passes([member], passes, config.train.seed),
-        split,
-        progress=progress(callback, f"MC dropout on {split}", len(examples)),
-    )
-    return {"mc_dropout": found}
+    dropout_passes = mc_dropout.dropout_passes([member], passes, config.train.seed)
+    report = progress(callback, f"MC dropout on {split}", len(examples))
+    return {"mc_dropout": pipeline.predict(examples, dropout_passes, split, progress=report)}
 
 
 def comparable(
     baselines: Mapping[str, Predictions | str], predictions: Predictions, pipeline: Pipeline
 ) -> tuple[dict[str, Predictions], dict[str, str]]:
-    """The baselines that answered the same rows, and by name the reasons of the others."""
+    """The baselines that answered the same rows, and the reasons of the others, by name."""
     kept: dict[str, Predictions] = {}
     left_out: dict[str, str] = {}
-    for name, found in baselines.items():
-        if isinstance(found, str):
-            left_out[name] = found
-        elif found.ids != predictions.ids:
-            fewer = predictions.num_examples - found.num_examples
+    for name, baseline in baselines.items():
+        if isinstance(baseline, str):
+            left_out[name] = baseline
+        elif baseline.ids != predictions.ids:
+            fewer = predictions.num_examples - baseline.num_examples
             left_out[name] = (
                 f"with its longer prompts {fewer} of {predictions.num_examples} rows have more than"
-                f" {pipeline.max_length} tokens; lower evaluate.few_shot to have it"
+                f" {pipeline.max_length} tokens; lower evaluate.few_shot"
             )
         else:
-            kept[name] = found
+            kept[name] = baseline
     return kept, left_out
 
 
@@ -91,11 +87,11 @@ def score(
     splits: Mapping[str, Sequence[Example]],
     settings: EvaluateConfig,
     seed: int,
-) -> Json:
+) -> Entry:
     """An entry of `metrics.json`: see `metrics.evaluation`.
 
-    Also `left_out`, the baselines that are missing, with the reason, and `seen`: how many of the evaluated `examples`
-    are, by their content, among the run's "train" and "val" `splits`; its notes begin with what follows from that.
+    It also has `left_out`, the missing baselines with the reason, and `seen`: how many of the evaluated `examples` are,
+    by their content, among the run's "train" and "val" `splits`; its notes start with the consequences.
     """
     entry = evaluate_predictions(
         predictions,
@@ -112,12 +108,12 @@ def score(
 
 
 def _seen_notes(seen: Mapping[str, int], num_rows: int) -> list[str]:
-    """What to say of evaluated rows that trained the members, or chose among their copies."""
+    """Notes on evaluated rows that trained the members, or selected their checkpoints."""
     notes = []
     if trained := seen["train"]:
         which = "These rows" if trained == num_rows else f"{trained} of these {num_rows} rows"
         notes.append(
-            f"{which} trained the members: on them, the numbers say how well the members remember and not how well they"
+            f"{which} trained the members: on them, the numbers say how well the members remember, not how well they"
             " answer new rows."
         )
     if chosen := seen["val"]:

@@ -61,7 +61,7 @@ def build_pipeline(
     Args:
         config: the run's configuration.
         task: its task's name.
-        labels: the label set in order, None if every row brings its own choices.
+        labels: the label set in order, None if every row has its choices.
         train: training rows, on which `scoring: auto` is decided.
         adapter_settings: shape and initialization of each member (see `EnsembleModel`).
         check_base: may refuse the loaded base, before members are put on it.
@@ -95,7 +95,7 @@ def build_pipeline(
 
 
 def build_module(config: RunConfig, task: Task) -> EnsembleModule:
-    """Untrained members on their base as a `torch.nn.Module`, for a training loop of your own.
+    """Untrained members on their base as a `torch.nn.Module`, for a custom training loop.
 
     What the configuration leaves open is settled on the training rows; `module.pipeline.data` has the resulting data
     settings, with which `Ensemble.from_peft` makes a run of the trained members.

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import Literal, cast, get_args
 
 from lorchestra.config.adapt import BaseConfig
 from lorchestra.config.data import DataConfig
@@ -77,6 +77,8 @@ class Ensemble:
             TrainingError: every member failed.
             Interrupted: a callback asked to stop.
         """
+        if not isinstance(config, RunConfig):
+            raise ConfigError(f"config: {config!r:.80} is not a RunConfig")
         check_run(config)
         _check_choice("if_exists", if_exists, IfExists)
         if rows is not None and not {"train", "val"} <= rows.splits.keys():
@@ -113,18 +115,32 @@ class Ensemble:
         same_base: bool = False,
         seed: int = 0,
     ) -> Ensemble:
-        """Make a run of PEFT LoRA folders, one per member, and load it; see `import_run` for arguments and errors."""
+        """Make a run directory of PEFT LoRA folders, which appears complete, and load it.
+
+        Members may differ in rank, scaling and adapted modules.
+
+        Args:
+            folders: one per member; their weights are copied unchanged.
+            out: the run directory to make.
+            data: how questions are put to the model; its training rows give the labels and few-shot examples.
+            base: the base; without a name, the one that the folders name.
+            same_base: accept `base` although the folders name another.
+            seed: decides which rows are held out for validation and test if no files are given.
+
+        Raises:
+            ConfigError, DataError, CheckpointError: a folder, a row or a setting cannot be used.
+        """
         run = import_run(folders, out, data=data, base=base, same_base=same_base, seed=seed)
         return cls.load(run.root)
 
     @property
     def labels(self) -> tuple[str, ...] | None:
-        """The label set in order; None if every question brings its own choices."""
+        """The label set in order; None if every question has its choices."""
         return self.record.labels
 
     def predict(
         self,
-        rows: Any,
+        rows: object,
         abstain_below: float | None = None,
         early_exit: str | float | None = None,
         *,
@@ -247,7 +263,7 @@ class Ensemble:
         return read_like(path, self.config.data, self.labels, require_answer=require_answer).examples
 
 
-def input_rows_of(ensemble: Ensemble, rows: Any, data: DataConfig | None = None) -> Iterator[InputRow]:
+def input_rows_of(ensemble: Ensemble, rows: object, data: DataConfig | None = None) -> Iterator[InputRow]:
     """Rows for an ensemble to answer, read lazily.
 
     Args:
@@ -262,7 +278,7 @@ def input_rows_of(ensemble: Ensemble, rows: Any, data: DataConfig | None = None)
     """
     data = data or ensemble.config.data
     if is_file(rows):
-        return read_input_rows(rows, data, ensemble.labels)
+        return read_input_rows(cast(str | Path, rows), data, ensemble.labels)
     return input_rows(entries_of(rows, ensemble.labels), data, ensemble.labels)
 
 

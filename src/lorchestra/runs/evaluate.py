@@ -61,7 +61,7 @@ def evaluate_run(
     if read_only is not None:
         logger.warning(f"{read_only} The evaluation will be shown, and not saved.")
     config = with_directory(with_files(trained.config.data, files), data_dir)
-    rows, reason = _own_rows(trained, config, required=data is None and (task is None or task == config.task))
+    rows, reason = _rows_if_available(trained, config, required=data is None and (task is None or task == config.task))
     ood_rows = read_ood(ood, config, trained.labels)
     pipeline, split, examples = _rows_to_evaluate(trained, rows, config, data, task, split)
     for name in (f"{split}.base_few_shot", *(f"ood_{name}" for name in ood_rows)):
@@ -130,10 +130,10 @@ def _save(
         raise UnsavedEvaluationError(str(error), entry) from error
 
 
-def _own_rows(trained: Ensemble, config: DataConfig, *, required: bool) -> tuple[RunRows | None, str]:
+def _rows_if_available(trained: Ensemble, config: DataConfig, *, required: bool) -> tuple[RunRows | None, str]:
     """The rows of the run's training; None and the reason if they cannot be read and are not required."""
     try:
-        return own_rows(trained, config), ""
+        return rows_of_run(trained, config), ""
     except (ConfigError, DataError) as error:
         if required:
             raise
@@ -173,7 +173,7 @@ def _rows_to_evaluate(
         examples = read_named(task, split, config, trained.labels)
         if task == trained.record.task:
             raise ConfigError(
-                f"--task {task}: results on the run's own rows, from a file, have that name; rename the file and train"
+                f"--task {task}: results on the run's rows, from a file, have that name; rename the file and train"
                 " again, or give the task's rows with --data"
             )
         return dataclasses.replace(trained.pipeline, task=task), split, examples
@@ -213,7 +213,7 @@ def with_files(config: DataConfig, files: Mapping[str, str | Path | None]) -> Da
     return dataclasses.replace(config, **given)
 
 
-def own_rows(trained: Ensemble, config: DataConfig) -> RunRows:
+def rows_of_run(trained: Ensemble, config: DataConfig) -> RunRows:
     """The rows of the run's training, verified to be unchanged.
 
     Args:

@@ -1,4 +1,4 @@
-"""Write a run's members for use elsewhere: plain PEFT folders, and whole models with the adapter merged in."""
+"""Write a run's members for use elsewhere: plain PEFT folders, and whole models with the adapter merged."""
 
 from __future__ import annotations
 
@@ -106,21 +106,21 @@ def _rename_base(path: Path, base_name: str) -> None:
 
 
 def _adapted(folder: PeftFolder, base: LoadedBase) -> Json:
-    """The maps of the base that an adapter is on, by name."""
-    every = dict(base.model.named_modules())
+    """The linear maps of the base that an adapter adapts, by name."""
+    modules = dict(base.model.named_modules())
     for name, sizes in folder.modules.items():
-        weight = getattr(every.get(name), "weight", None)
+        weight = getattr(modules.get(name), "weight", None)
         if weight is None or sorted(weight.shape) != sorted(sizes):
             shape = "no such map" if weight is None else f"a map of {list(weight.shape)}"
             raise CheckpointError(
-                f"{folder.path / WEIGHTS}: adapts {name} as a map from {sizes[0]} to {sizes[1]} features, and {base.id}"
+                f"{folder.path / WEIGHTS}: adapts {name} as a map from {sizes[0]} to {sizes[1]} features, but {base.id}"
                 f" has {shape}; the adapter is not of this base"
             )
-    return {name: every[name] for name in folder.modules}
+    return {name: modules[name] for name in folder.modules}
 
 
-def _plain_config(folder: Path, modules: Mapping[str, Any]) -> Any:
-    """What PEFT needs to know to merge a plain LoRA: nothing else of its configuration, which may be a stranger's."""
+def _plain_config(folder: Path, modules: Mapping[str, Any]) -> object:
+    """What PEFT needs to merge a plain LoRA: nothing else of its configuration, which may be a stranger's."""
     from peft import LoraConfig  # heavy; only needed here
 
     config = read_peft_config(folder)
@@ -137,11 +137,11 @@ def _plain_config(folder: Path, modules: Mapping[str, Any]) -> Any:
 
 @torch.no_grad()
 def _merge_members(directory: Path, names: Sequence[str], base: LoadedBase) -> None:
-    """Merge each member into the one loaded base, save the model, and give the base its own weights back."""
+    """Merge each member into the one loaded base, save the model, and restore the base's weights."""
     from peft import PeftModel  # heavy; only needed here
 
     for part in (base.model.config, base.model.config.get_text_config()):
-        part.use_cache = True  # loading turned it off for packed passes; a saved model is for others to generate with
+        part.use_cache = True  # loading turned it off for packed passes; saved models are for generation
     for name in names:
         modules = _adapted(read_peft_folder(directory / name), base)
         config = _plain_config(directory / name, modules)

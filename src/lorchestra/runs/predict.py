@@ -201,15 +201,15 @@ def answer_chunks(
 
 
 def answers_from(predictions: Predictions | EarlyExitPredictions, abstain_below: float | None = None) -> list[Answer]:
-    """Predictions as answers, in the order of their rows; after early exit, of the members that were asked."""
+    """Predictions as answers, in the order of their rows; after early exit, of the members that answered."""
     if isinstance(predictions, Predictions):
         return list(_answers(predictions, abstain_below))
-    by_row = {
-        int(place): replace(answer, row=int(place) + 1, members_used=part.num_members)
-        for part, places in zip(predictions.parts, predictions.indices, strict=True)
-        for place, answer in zip(places, _answers(part, abstain_below), strict=True)
-    }
-    return [by_row[place] for place in sorted(by_row)]
+    answers = [
+        replace(answer, row=int(index) + 1, members_used=part.num_members)
+        for part, indices in zip(predictions.parts, predictions.indices, strict=True)
+        for index, answer in zip(indices, _answers(part, abstain_below), strict=True)
+    ]
+    return sorted(answers, key=lambda answer: answer.row)
 
 
 def prediction_rows(predictions: Predictions, abstain_below: float | None = None) -> Iterator[dict[str, object]]:

@@ -57,7 +57,7 @@ def read_rows(config: DataConfig, seed: int) -> RunRows:
         given = [f"data.{split}" for split in ("train", "val", "test") if getattr(config, split) is not None]
         if given:
             raise ConfigError(
-                f"data.task {config.task!r} and {', '.join(given)}: a task by name brings its own rows; give the name"
+                f"data.task {config.task!r} and {', '.join(given)}: a task by name comes with its rows; give the name"
                 " or the files, not both"
             )
         loaded = load_task(config.task, config.dir)

@@ -1,1 +1,1 @@
-"""Files: atomic writes, checksums, the run directory."""
+"""Files: the run directory, output directories and their locks, atomic writes, checked JSON records."""

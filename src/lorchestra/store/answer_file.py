@@ -1,7 +1,7 @@
-"""A file of answers that grows chunk by chunk, survives a kill, and gets its name when it is whole.
+"""A file of answers that grows by chunks, survives a kill, and gets its name when it is complete.
 
-Lines go to `NAME.partial`, and after each chunk `NAME.partial.json` says how far it is and of what it is the beginning.
-A killed command leaves both; the next one cuts off what was written after the last whole chunk and writes on.
+Lines go to `NAME.partial`; after each chunk, `NAME.partial.json` records the position and what the answers are made
+with. A killed command leaves both; the next one truncates the file to the last complete chunk and continues.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class AnswerFile:
     """A file that answers are appended to.
 
     Args:
-        path: its name when it is whole.
-        of: what the answers are made with, JSON values by their names; another command's beginning is not written on.
+        path: its name when it is complete.
+        of: what the answers are made with, JSON values by name; a file of other answers is not continued.
     """
 
     def __init__(self, path: Path, of: Mapping[str, object]) -> None:
@@ -40,18 +40,18 @@ class AnswerFile:
         self.partial = path.with_name(f"{path.name}.partial")
         self.num_rows = 0
         self.state: Json = {}
-        """What was given with the last chunk."""
+        """The state saved with the last chunk."""
         self._record = path.with_name(f"{path.name}.partial.json")
         self._of = dict(plain_values(of))
         self._file: IO[bytes] | None = None
 
     def append(self, data: bytes, num_rows: int, state: Mapping[str, object]) -> None:
-        """Write a chunk through to the disk.
+        """Write a chunk to the disk.
 
         Args:
             data: its lines.
-            num_rows: how many rows were read for it.
-            state: JSON values that the next chunk needs to know.
+            num_rows: the number of rows that were read for it.
+            state: JSON values that the next chunk needs.
 
         Raises:
             CheckpointError: it cannot be written.
@@ -88,23 +88,23 @@ class AnswerFile:
 
     def _resume(self) -> None:
         record = read_json(self._record, _RECORD)
-        again = f"start over with --if-exists overwrite, or remove {self.partial}"
+        remedy = f"start over with --if-exists overwrite, or remove {self.partial}"
         if record["format_version"] != FORMAT_VERSION:
             raise CheckpointError(
-                f"{self._record}: format_version is {record['format_version']}, this is {FORMAT_VERSION}; {again}"
+                f"{self._record}: format_version is {record['format_version']}, this is {FORMAT_VERSION}; {remedy}"
             )
         for name in {**record["of"], **self._of}:
-            had, now = record["of"].get(name), self._of.get(name)
-            if had != now:
+            before, now = record["of"].get(name), self._of.get(name)
+            if before != now:
                 raise CheckpointError(
-                    f"{self.partial}: was begun with {name} {had!r}, not {now!r}; give that, or {again}"
+                    f"{self.partial}: was started with {name} {before!r}, not {now!r}; give that, or {remedy}"
                 )
         with explained(self.path, None):
             size = self.partial.stat().st_size
             if not 0 <= record["num_bytes"] <= size or record["num_rows"] < 0:
                 raise CheckpointError(
-                    f"{self.partial}: has {size} bytes, and {record['num_bytes']} were written by {record['num_rows']}"
-                    f" rows; the file was cut; {again}"
+                    f"{self.partial}: has {size} bytes, but {record['num_bytes']} were written for {record['num_rows']}"
+                    f" rows; the file was truncated; {remedy}"
                 )
             self._file = self.partial.open("r+b")
             self._file.truncate(record["num_bytes"])
@@ -112,11 +112,11 @@ class AnswerFile:
         self.num_rows, self.state = record["num_rows"], record["state"]
 
     def _holds_rows(self) -> bool:
-        """Whether an interrupted command has left rows."""
+        """Whether an interrupted command left rows."""
         return os.path.isfile(self.partial) and os.path.isfile(self._record)
 
     def _close(self) -> None:
-        """Close; a beginning without rows is of no use to anybody."""
+        """Close the file, and remove it if it has no rows yet."""
         if self._file is not None:
             self._file.close()
             if self.num_rows == 0:
@@ -132,8 +132,8 @@ class AnswerFile:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise CheckpointError(f"{self.path}: cannot be written ({error.strerror})") from error
             free = free_bytes(self.path)
-            room = "" if free is None else f" ({readable_bytes(free)} free in {self.path.parent})"
-            raise CheckpointError(f"{self.path}: the disk is full{room}; make room") from error
+            space = "" if free is None else f" ({readable_bytes(free)} free in {self.path.parent})"
+            raise CheckpointError(f"{self.path}: the disk is full{space}; free some space") from error
 
 
 @contextmanager
@@ -144,13 +144,13 @@ def answer_file(
 ) -> Iterator[AnswerFile]:
     """A file to append answers to, held for the time of the block; `num_rows` of it are done already.
 
-    Without `finish` what is in it stays for another call with `if_exists` "resume".
+    Without `finish`, its content stays for another call with `if_exists` "resume".
 
     Args:
-        path: its name when it is whole.
+        path: its name when it is complete.
         of: see `AnswerFile`.
-        if_exists: "resume" goes on after the rows of an interrupted command, "overwrite" starts over, "fail" refuses
-            both these and a whole file; without it a whole file is replaced, and an interrupted one refused.
+        if_exists: "resume" continues the rows of an interrupted command, "overwrite" starts over, "fail" refuses both
+            these and a complete file; by default a complete file is replaced, and an interrupted one refused.
 
     Raises:
         CheckpointError: it is refused, another process is writing it, or it cannot be written.
@@ -159,7 +159,7 @@ def answer_file(
     with directory_lock(file.path):
         if os.path.isdir(file.path):
             raise CheckpointError(f"--out {path}: is a directory; give a file")
-        if os.path.islink(file.partial):  # its name is not the user's choice, as that of the whole file is
+        if os.path.islink(file.partial):  # its name is not the user's choice, unlike that of the complete file
             raise CheckpointError(f"{file.partial}: is a link, and answers are not written through it; remove it")
         if if_exists == "fail" and os.path.exists(file.path):
             raise CheckpointError(f"--out {path}: exists already; choose another name, or --if-exists overwrite")

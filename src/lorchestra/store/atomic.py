@@ -1,8 +1,8 @@
-"""Files and directories that are either there whole or not there at all.
+"""Atomic writes: a file or directory exists completely or not at all.
 
-Everything is written under a temporary name beside its target, flushed to the disk and renamed. A process that is
-killed leaves at most a dotted `.tmp` sibling, which nobody reads and which a later write of the same name removes.
-Two processes that write the same target never mix: the last file wins, the first directory wins.
+Everything is written under a temporary name next to its target, flushed to the disk and renamed. A killed process
+leaves at most a `.tmp` sibling, which nobody reads and a later write of the same name removes. Two processes that write
+the same target never mix: the last file wins, the first directory wins.
 """
 
 from __future__ import annotations
@@ -27,62 +27,59 @@ from lorchestra.types import plain_values
 _LEFTOVER = re.compile(r"\.(.+)\.[0-9a-f]{16}\.tmp")
 
 _LONGEST_NAME = 210
-"""Bytes of a target's name that its temporary siblings repeat: file systems allow 255 in all."""
+"""Bytes of a target's name that its temporary siblings repeat: file systems allow 255 in total."""
 
 LEFTOVER_AGE_S = 3600.0
-"""A temporary sibling untouched for this long (seconds) belongs to a process that is gone."""
+"""Seconds without a write after which a temporary sibling belongs to a process that no longer exists."""
 
 
 def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write `data` to `path`, whole or not at all.
+    """Write `data` to `path` atomically.
 
     Raises:
-        CheckpointError: the disk is full, or the place cannot be written.
+        CheckpointError: the disk is full, or the path cannot be written.
     """
     with atomic_path(path, num_bytes=len(data)) as temporary:
         temporary.write_bytes(data)
 
 
 def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
-    r"""Write `text` to `path` as UTF-8, whole or not at all; line ends stay `\n` on every system.
+    r"""Write `text` to `path` as UTF-8, atomically; line ends stay `\n` on every system.
 
     Raises:
-        CheckpointError: the disk is full, or the place cannot be written.
+        CheckpointError: the disk is full, or the path cannot be written.
     """
     atomic_write_bytes(path, text.encode("utf-8"))
 
 
 def atomic_write_json(path: str | os.PathLike[str], value: object, *, indent: int | None = 2) -> None:
-    """Write `value` to `path` as JSON, whole or not at all.
-
-    Paths become strings, NumPy scalars and arrays become numbers and lists. JSON knows neither NaN nor infinity:
-    they become null, so that every reader can parse the file.
+    """Write `value` to `path` as JSON, atomically; see `plain_values` for the conversion.
 
     Raises:
-        CheckpointError: the disk is full, or the place cannot be written.
-        TypeError: `value` holds something that has no place in JSON.
+        CheckpointError: the disk is full, or the path cannot be written.
+        TypeError: `value` holds something that JSON cannot represent.
     """
     plain = plain_values(value)
     text = json.dumps(plain, indent=indent, ensure_ascii=False, allow_nan=False)
     try:
         data = text.encode()
-    except UnicodeEncodeError:  # file names that are no UTF-8 hold halves of surrogate pairs in Python
+    except UnicodeEncodeError:  # in Python, file names that are not UTF-8 hold halves of surrogate pairs
         data = json.dumps(plain, indent=indent, allow_nan=False).encode()
     atomic_write_bytes(path, data + b"\n")
 
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str], *, num_bytes: int | None = None) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; when the block ends well, the file there takes the place of `path`.
+    """Yield a temporary path; when the block ends without an error, the file there replaces `path`.
 
-    Missing parent directories are made. When the block raises, the temporary file is removed and `path` is as before.
+    Missing parent directories are made. When the block raises, the temporary file is removed and `path` is unchanged.
 
     Args:
         path: where the file goes.
-        num_bytes: its size if known: checked against the free space first, and named in the error.
+        num_bytes: its size if known: compared with the free space first, and named in the error.
 
     Raises:
-        CheckpointError: the disk is full, or the place cannot be written.
+        CheckpointError: the disk is full, or the path cannot be written.
     """
     target = Path(path)
     temporary = _temporary_sibling(target)
@@ -95,7 +92,7 @@ def atomic_path(path: str | os.PathLike[str], *, num_bytes: int | None = None) -
         with explained(target, num_bytes, inside=temporary):
             yield temporary
         with explained(target, num_bytes):
-            # Some writers (safetensors) put a private file of their own in place: give it back the usual mode.
+            # some writers (safetensors) replace the file by one that only its owner can read
             temporary.chmod(mode)
             _flush(temporary)
             temporary.replace(target)
@@ -107,17 +104,17 @@ def atomic_path(path: str | os.PathLike[str], *, num_bytes: int | None = None) -
 
 @contextmanager
 def atomic_directory(path: str | os.PathLike[str], *, num_bytes: int | None = None) -> Iterator[Path]:
-    """Yield an empty temporary directory beside `path`; when the block ends well, it is renamed to `path`.
+    """Yield an empty temporary directory; when the block ends without an error, it is renamed to `path`.
 
-    If `path` has come into being meanwhile (another process was quicker), this one is dropped and that one stays.
-    When the block raises, the temporary directory is removed.
+    If another process has made `path` meanwhile, that one stays and this one is removed. When the block raises, the
+    temporary directory is removed.
 
     Args:
         path: where the directory goes.
-        num_bytes: the size of its files if known: checked against the free space first, and named in the error.
+        num_bytes: the size of its files if known: compared with the free space first, and named in the error.
 
     Raises:
-        CheckpointError: the disk is full, the place cannot be written, or a file is where the directory should go.
+        CheckpointError: the disk is full, the path cannot be written, or a file exists there.
     """
     target = Path(path)
     temporary = _temporary_sibling(target)
@@ -141,9 +138,9 @@ def atomic_directory(path: str | os.PathLike[str], *, num_bytes: int | None = No
 
 @contextmanager
 def replacing_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield the path of a directory to make; when the block ends well, it takes the place of the one at `path`.
+    """Yield the path of a directory to make; when the block ends without an error, it replaces the one at `path`.
 
-    When the block raises, what it made is removed and `path` is as before.
+    When the block raises, what it made is removed and `path` is unchanged.
 
     Raises:
         CheckpointError: the directory cannot be moved out of the way.
@@ -160,7 +157,7 @@ def replacing_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def discard_directory(path: str | os.PathLike[str]) -> None:
-    """Remove a directory so that nobody meets it half removed; nothing happens when it is not there.
+    """Remove a directory, if it exists, so that nobody sees it half removed.
 
     Raises:
         CheckpointError: the directory cannot be moved out of the way.
@@ -182,14 +179,14 @@ def sweep_leftovers(path: str | os.PathLike[str], *, older_than_s: float = LEFTO
     """Remove the temporary siblings of `path` that killed processes left behind.
 
     Args:
-        path: the target whose temporary siblings are looked for.
-        older_than_s: only those in which nothing was written for this long, in seconds, so that a process which is
-            still writing is left alone.
+        path: the target.
+        older_than_s: only those without a write for so many seconds, so that a process that is still writing is left
+            alone.
     """
     target = Path(path)
     pattern = re.compile(rf"\.{re.escape(_short_name(target))}\.[0-9a-f]{{16}}\.tmp")
     limit = time.time() - older_than_s
-    # Tidying up is a courtesy: whatever goes wrong here must not stop the write.
+    # an error here must not stop the write
     with suppress(OSError):
         for sibling in target.parent.iterdir():
             if pattern.fullmatch(sibling.name) and _last_written(sibling) < limit:
@@ -200,11 +197,11 @@ def sweep_leftovers(path: str | os.PathLike[str], *, older_than_s: float = LEFTO
 
 
 def sweep_directory(directory: str | os.PathLike[str], *, older_than_s: float = LEFTOVER_AGE_S) -> None:
-    """Remove what killed processes left in a directory, whatever its target was called; ages as `sweep_leftovers`."""
+    """Remove the temporary files and directories that killed processes left in a directory (see `sweep_leftovers`)."""
     with suppress(OSError):
         for entry in list(Path(directory).iterdir()):
-            if found := _LEFTOVER.fullmatch(entry.name):
-                sweep_leftovers(entry.with_name(found[1]), older_than_s=older_than_s)
+            if match := _LEFTOVER.fullmatch(entry.name):
+                sweep_leftovers(entry.with_name(match[1]), older_than_s=older_than_s)
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
@@ -223,10 +220,10 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
 
 
 def json_line(value: object) -> str:
-    """`value` as JSON on one line, without a line end; what a terminal would obey is escaped, and the value the same.
+    """`value` as one line of JSON, without a line end; characters that control a terminal are escaped.
 
     Raises:
-        TypeError: `value` holds something that has no place in JSON.
+        TypeError: `value` holds something that JSON cannot represent.
     """
     plain = plain_values(value)
     text = json.dumps(plain, ensure_ascii=False, allow_nan=False)
@@ -253,7 +250,7 @@ def _prepare(target: Path, num_bytes: int | None) -> None:
 
 
 def _settle(directory: Path) -> None:
-    """Give the files in `directory` the usual modes and flush them and their names to the disk."""
+    """Give the files in `directory` the default modes, and flush them and their names to the disk."""
     mode = stat.S_IMODE(directory.stat().st_mode) & 0o666
     for parent, _, names in os.walk(directory):
         for name in names:
@@ -269,7 +266,7 @@ def _flush(file: Path) -> None:
 
 
 def _flush_names(directory: Path) -> None:
-    """Make a rename survive a power cut; some file systems cannot, which is no reason to fail."""
+    """Make a rename survive a power failure, on file systems that can."""
     with suppress(OSError):
         descriptor = os.open(directory, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""What a full disk, a missing permission or a name that is too long means, in words a user can act on."""
+"""Errors of the file system (a full disk, a missing permission, a name that is too long) as messages with a remedy."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _OF_THE_PATH = {
     errno.ENAMETOOLONG: "a name in this path is longer than the file system allows; give a shorter one",
     errno.ELOOP: "the symbolic links in this path lead in a circle; give the path of the file itself",
 }
-"""Faults that lie in the path itself, whether it is read or written."""
+"""Faults of the path itself, whether it is read or written."""
 _INSTALLED = Path(__file__).resolve().parents[1]
 _RUST_ERRNO = re.compile(r"\(os error (\d+)\)")
 
 
 def require_space(path: str | os.PathLike[str], num_bytes: int) -> None:
-    """Refuse early when fewer than `num_bytes` bytes are free where `path` is going to be.
+    """Refuse early if fewer than `num_bytes` bytes are free for `path`.
 
     Raises:
-        CheckpointError: the disk has too little room.
+        CheckpointError: the disk has too little space.
     """
     free = free_bytes(Path(path))
     if free is not None and free < num_bytes:
@@ -37,10 +37,10 @@ def require_space(path: str | os.PathLike[str], num_bytes: int) -> None:
 
 @contextmanager
 def explained(target: Path, num_bytes: int | None, *, inside: Path | None = None) -> Iterator[None]:
-    """Turn what the system says into a CheckpointError about `target`.
+    """Turn an error of the system into a CheckpointError about `target`.
 
-    `inside` is given around the caller's block: an error there is ours to explain only when it is about the disk or
-    about the temporary path, not when the caller failed to read something else.
+    `inside` is the temporary path, around the caller's block: an error there is explained only if it is about the disk
+    or that path, not if the caller failed to read something else.
     """
     try:
         yield
@@ -52,11 +52,11 @@ def explained(target: Path, num_bytes: int | None, *, inside: Path | None = None
                 raise
         raise _as_checkpoint_error(target, number, error.strerror, num_bytes) from error
     except Exception as error:
-        # Writers in Rust (safetensors, tokenizers) raise their own classes and put the system's number in the text.
-        found = _RUST_ERRNO.search(str(error))
-        if found is None or isinstance(error, LorchestraError):
+        # writers in Rust (safetensors, tokenizers) raise other classes, with the system's number in the text
+        match = _RUST_ERRNO.search(str(error))
+        if match is None or isinstance(error, LorchestraError):
             raise
-        number = int(found.group(1))
+        number = int(match.group(1))
         if number not in _FULL | _DENIED | {errno.EROFS, errno.EFBIG}:
             raise
         raise _as_checkpoint_error(target, number, os.strerror(number), num_bytes) from error
@@ -64,13 +64,13 @@ def explained(target: Path, num_bytes: int | None, *, inside: Path | None = None
 
 @contextmanager
 def explained_paths() -> Iterator[None]:
-    """Turn an error of the system about some path (closed, too long, a circle of links) into one that a user can mend.
+    """Turn an error of the system about some path (no permission, too long, a circle of links) into one with a remedy.
 
-    For the outermost call alone: who reads or writes a certain file has a better sentence. What has no path, or is
-    about a file that is installed with lorchestra, passes.
+    For the outermost call only: code that reads or writes a certain file has a better message. Errors without a path,
+    or about a file that is installed with lorchestra, pass.
 
     Raises:
-        CheckpointError: names the path, what the system says of it, and what to do.
+        CheckpointError: names the path, the system's reason, and what to do.
     """
     try:
         yield
@@ -85,10 +85,10 @@ def explained_paths() -> Iterator[None]:
 
 
 def require_path(path: Path) -> None:
-    """Refuse a path at which the system would not even look; nothing need be there.
+    """Refuse a path that the system cannot look up; it need not exist.
 
     Raises:
-        CheckpointError: a closed directory, a file in place of a directory, a name that is too long, ...
+        CheckpointError: no permission, a file where a directory is needed, a name that is too long, ...
     """
     with explained_paths(), suppress(FileNotFoundError):
         os.lstat(path)
@@ -116,34 +116,33 @@ def _as_checkpoint_error(
         return _disk_full(target, num_bytes)
     if number in _DENIED:
         return CheckpointError(
-            f"{target}: no permission to write there. "
-            f"Change the permissions of {target.parent} or choose another place."
+            f"{target}: no permission to write there. Change the permissions of {target.parent} or choose another path."
         )
     if number == errno.EFBIG:
         return CheckpointError(
             f"{target}: larger than the file system or a limit of this process (ulimit -f) allows a file to be."
-            " Raise the limit or choose another place."
+            " Raise the limit or choose another path."
         )
     if number == errno.EROFS:
-        return CheckpointError(f"{target}: the file system is read-only. Choose a place on another one.")
+        return CheckpointError(f"{target}: the file system is read-only. Choose a path on another one.")
     if number in {errno.ENOTDIR, errno.EEXIST}:
-        return CheckpointError(f"{target}: a file is where a directory is needed. Remove it or choose another place.")
+        return CheckpointError(f"{target}: a file is where a directory is needed. Remove it or choose another path.")
     if number == errno.EISDIR:
-        return CheckpointError(f"{target}: is a directory, and a file was to be written. Choose another name.")
+        return CheckpointError(f"{target}: is a directory, not a file. Choose another name.")
     if number in _OF_THE_PATH:
         return CheckpointError(f"{target}: cannot be written ({reason}): {_OF_THE_PATH[number]}")
-    return CheckpointError(f"{target}: cannot be written ({reason}). Choose another place.")
+    return CheckpointError(f"{target}: cannot be written ({reason}). Choose another path.")
 
 
 def _disk_full(target: Path, num_bytes: int | None) -> CheckpointError:
-    facts = [] if num_bytes is None else [f"{readable_bytes(num_bytes)} wanted"]
+    facts = [] if num_bytes is None else [f"{readable_bytes(num_bytes)} needed"]
     free = free_bytes(target)
     if free is not None:
         facts.append(f"{readable_bytes(free)} free in {target.parent}")
     details = f" ({', '.join(facts)})" if facts else ""
     return CheckpointError(
         f"{target}: the disk is full{details}. Free some space or choose a directory on another disk. "
-        "Nothing half-written was left, and what was there before is unchanged."
+        "Nothing half-written was left, and what existed before is unchanged."
     )
 
 
@@ -156,11 +155,11 @@ def readable_bytes(num_bytes: int) -> str:
 
 
 def free_bytes(path: Path) -> int | None:
-    """Free bytes where `path` is or is going to be; None where the system does not say."""
-    place = path.absolute()
+    """Free bytes on the disk of `path`, which need not exist; None if unknown."""
+    existing = path.absolute()
     try:
-        while not place.exists() and place != place.parent:
-            place = place.parent
-        return shutil.disk_usage(place).free
+        while not existing.exists() and existing != existing.parent:
+            existing = existing.parent
+        return shutil.disk_usage(existing).free
     except OSError:
         return None

@@ -118,7 +118,7 @@ class EnsembleRecord:
     members: tuple[MemberRecord, ...]
     task: str
     labels: tuple[str, ...] | None
-    """The label set in order; None where every question brings its own choices."""
+    """The label set in order; None if every question has its choices."""
     prompt_template: str
     chat_template: bool
     system_prompt: str | None

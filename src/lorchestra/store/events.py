@@ -1,19 +1,14 @@
-"""`events.jsonl`: one JSON line per event of a training, appended as it happens."""
+"""`events.jsonl`: one JSON line per event of a training."""
 
 from __future__ import annotations
 
 import json
-import os
-import time
-from collections.abc import Iterable
 from pathlib import Path
 
 from lorchestra.errors import CheckpointError
-from lorchestra.store.atomic import atomic_write_text
-from lorchestra.store.disk import explained
 from lorchestra.store.safe_paths import read_plain
 from lorchestra.store.schema import COUNT, NUMBER_OR_NULL, Shape, check_shape
-from lorchestra.types import Json, plain_values
+from lorchestra.types import Json
 
 Event = Json
 
@@ -24,38 +19,6 @@ _EVENTS: dict[str, dict[str, Shape]] = {
     "member_failed": {"member": COUNT},
 }
 _HINT = "fix or remove the file"
-
-
-def start_events(path: Path, keep_bytes: int | None = None) -> None:
-    """Make the file if it is missing, and truncate an existing one to `keep_bytes`.
-
-    Raises:
-        CheckpointError: it cannot be written.
-    """
-    with explained(path, None):
-        path.touch()
-        if keep_bytes is not None:
-            os.truncate(path, min(keep_bytes, path.stat().st_size))
-
-
-def append_event(path: Path, event: str, values: Json) -> None:
-    """Append one event with the current time.
-
-    Raises:
-        CheckpointError: it cannot be written.
-    """
-    line = json.dumps(plain_values({"event": event, "time": round(time.time(), 3), **values}), allow_nan=False)
-    with explained(path, None), path.open("a", encoding="utf-8") as file:
-        file.write(line + "\n")
-
-
-def write_events(path: Path, events: Iterable[Event]) -> None:
-    """Write a file of events that have their times already.
-
-    Raises:
-        CheckpointError: it cannot be written.
-    """
-    atomic_write_text(path, "".join(json.dumps(event) + "\n" for event in events))
 
 
 def read_events(path: Path, num_members: int | None = None) -> tuple[Event, ...]:

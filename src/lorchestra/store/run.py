@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,17 +14,22 @@ from tempfile import NamedTemporaryFile
 from lorchestra.config.mappings import to_yaml
 from lorchestra.config.run import RunConfig, read_config
 from lorchestra.errors import CheckpointError
-from lorchestra.store import events
-from lorchestra.store.atomic import atomic_directory, atomic_write_json, atomic_write_text, discard_directory
+from lorchestra.store.atomic import (
+    atomic_directory,
+    atomic_write_json,
+    atomic_write_text,
+    discard_directory,
+    plain_values,
+)
 from lorchestra.store.disk import explained
 from lorchestra.store.ensemble_record import COST, FORMAT_VERSION, EnsembleRecord
 from lorchestra.store.evaluations import ENTRY_NAME, Entry, check_entry
-from lorchestra.store.events import Event
+from lorchestra.store.events import Event, read_events
 from lorchestra.store.predictions import load_predictions, save_predictions, tensors_path
 from lorchestra.store.safe_paths import inside, typed_path
 from lorchestra.store.schema import Each, Shape, read_json
 from lorchestra.store.splits import SplitRecord, read_splits
-from lorchestra.types import Predictions
+from lorchestra.types import Predictions, plain_values
 
 _SCALAR = (str, float, bool, None)
 _ENVIRONMENT: Shape = Each((*_SCALAR, Each(_SCALAR)))
@@ -173,15 +181,22 @@ class Run:
 
     def start_events(self, keep_bytes: int | None = None) -> None:
         """Make `events.jsonl`, or truncate it to `keep_bytes`: what a resumed run repeats is not logged twice."""
-        events.start_events(self.events, keep_bytes)
+        path = self.events
+        with explained(path, None):
+            path.touch()
+            if keep_bytes is not None:
+                os.truncate(path, min(keep_bytes, path.stat().st_size))
 
     def append_event(self, event: str, **values: object) -> None:
-        """Append an event to `events.jsonl`."""
-        events.append_event(self.events, event, values)
+        """Append an event to `events.jsonl`, with the current time."""
+        path = self.events
+        line = json.dumps(plain_values({"event": event, "time": round(time.time(), 3), **values}), allow_nan=False)
+        with explained(path, None), path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
 
-    def write_events(self, lines: Iterable[Event]) -> None:
-        """Write `events.jsonl` as a whole."""
-        events.write_events(self.events, lines)
+    def write_events(self, events: Iterable[Event]) -> None:
+        """Write `events.jsonl` with events that have their times already."""
+        atomic_write_text(self.events, "".join(json.dumps(event) + "\n" for event in events))
 
     def read_events(self, num_members: int | None = None) -> tuple[Event, ...]:
         """The run's events; none if it has no `events.jsonl`.
@@ -192,7 +207,7 @@ class Run:
         Raises:
             CheckpointError: a line is damaged.
         """
-        return events.read_events(self.events, num_members)
+        return read_events(self.events, num_members)
 
     def why_read_only(self) -> str | None:
         """Why no evaluation can be saved; None if one can. Checked by writing, before minutes of computing."""

@@ -1,10 +1,8 @@
-"""Names within a directory that may come from a stranger, as paths that cannot lead out of it.
+"""Paths in a directory that may come from a stranger, which cannot lead out of it; and paths as users type them.
 
-A run directory is copied, unpacked and shared. What its records name, and what lies in it, must never make a command
-read or write anything elsewhere: no absolute path, no `..`, and no link in any part of a path below the root. The root
+A run directory is copied, unpacked and shared. Neither the names in its records nor its content may make a command read
+or write anything elsewhere: no absolute path, no `..`, and no link in any part of a path below the root. The root
 itself is the user's choice and may be a link.
-
-Paths as people type them.
 """
 
 from __future__ import annotations
@@ -17,18 +15,18 @@ from pathlib import Path, PurePath
 from lorchestra.errors import CheckpointError
 
 LONGEST_NAME = 200
-"""Bytes of a task's, a split's or a method's name; file systems end at 255, and files have more in their names."""
+"""Bytes of the name of a task, split or method; file systems allow 255, and file names have further parts."""
 
 _SEPARATORS = "/\\" + (":" if os.name == "nt" else "")
 _REDIRECTIONS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-"""Characters that make a name look like another one."""
+"""Characters that make a name look like another."""
 _UNFIT = {"Cc", "Zl", "Zp"}
 _JUNCTION = getattr(stat, "IO_REPARSE_TAG_MOUNT_POINT", -1)
 _READ_FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
 def name_fault(name: str, most_bytes: int = LONGEST_NAME) -> str | None:
-    """Why a name cannot be a part of a file's name, as the end of a sentence about it; None where it can."""
+    """Why a name cannot be part of a file name, as the end of a sentence about it; None if it can."""
     if not name:
         return "is empty"
     if name.startswith("."):
@@ -45,15 +43,15 @@ def name_fault(name: str, most_bytes: int = LONGEST_NAME) -> str | None:
 
 
 def inside(root: str | os.PathLike[str], *names: str | PurePath) -> Path:
-    """The path of a name below `root`, whether it exists or not; every access to a run's files comes through here.
+    """The path of a name below `root`, which need not exist; every access to a run's files uses it.
 
     Args:
         root: the directory, as the user named it; it may be a link.
-        names: a relative path, in parts or whole. Forward slashes separate on every system.
+        names: a relative path, in parts or whole, with forward slashes on every system.
 
     Raises:
-        CheckpointError: the name leads out of the directory, a part of the path below `root` is a link, or something
-            there is neither a file nor a directory.
+        CheckpointError: the name leads out of the directory, or a part of the path below `root` is a link, or neither
+            a file nor a directory.
     """
     path = Path(root)
     parts = [part for name in names for part in _parts(path, str(name))]
@@ -64,12 +62,12 @@ def inside(root: str | os.PathLike[str], *names: str | PurePath) -> Path:
 
 
 def read_plain(path: Path) -> bytes:
-    """The bytes of a regular file whose path came from `inside`; a link that has taken its place since is refused.
+    """The bytes of a regular file whose path came from `inside`; a link that has replaced it since is refused.
 
     Raises:
-        OSError: it is missing, cannot be read, or is no regular file.
+        OSError: it is missing, cannot be read, or is not a regular file.
     """
-    descriptor = os.open(path, _READ_FLAGS)  # without waiting: a pipe would never be opened else
+    descriptor = os.open(path, _READ_FLAGS)  # non-blocking: opening a pipe would wait for ever
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(f"{path} is not a regular file")
@@ -90,29 +88,29 @@ def _parts(root: Path, name: str) -> list[str]:
 
 def _leads_out(root: Path, name: str) -> CheckpointError:
     return CheckpointError(
-        f"{root}: {name[:200]!r} is no name within this directory; the file that names it was changed"
+        f"{root}: {name[:200]!r} is not a name within this directory; the file that names it was changed"
     )
 
 
 def _require_plain(path: Path) -> None:
-    """Refuse what is there and not a regular file or a directory."""
+    """Refuse what exists and is neither a regular file nor a directory."""
     try:
         info = path.lstat()
     except (FileNotFoundError, NotADirectoryError):
         return
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise CheckpointError(f"{path}: cannot be looked at ({reason}). Check the path and its permissions.") from error
+        raise CheckpointError(f"{path}: cannot be accessed ({reason}). Check the path and its permissions.") from error
     if stat.S_ISLNK(info.st_mode) or getattr(info, "st_reparse_tag", 0) == _JUNCTION:
         raise CheckpointError(
             f"{path}: is a link, and links in a run directory are not followed, since they could lead to any file."
-            " Remove it, or put a copy of what it names in its place."
+            " Remove it, or replace it by a copy of what it names."
         )
     if not (stat.S_ISREG(info.st_mode) or stat.S_ISDIR(info.st_mode)):
         raise CheckpointError(f"{path}: is neither a file nor a directory (a pipe, socket or device). Remove it.")
 
 
 def typed_path(path: str | Path) -> Path:
-    """A path with `~` (or `~name`) as the home directory it stands for; as it is where there is no such home."""
-    # not Path.expanduser, which raises where the home is unknown
+    """A path with `~` (or `~name`) expanded, if that home directory is known."""
+    # Path.expanduser raises if it is not
     return Path(os.path.expanduser(path))

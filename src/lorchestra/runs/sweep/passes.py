@@ -1,6 +1,6 @@
 """Which points of a sweep train in one packed pass: those that share base, task and steps.
 
-Everything else is a member's own (`training.members`), so points with other ranks, learning rates, regularizers or
+Everything else is set per member (`training.members`), so points with different ranks, learning rates, regularizers or
 seeds are just more members of the same pass.
 """
 
@@ -17,7 +17,7 @@ from lorchestra.runs.rows import RunRows, read_rows
 from lorchestra.runs.sweep.points import Point
 from lorchestra.types import Json
 
-OWN_SETTINGS: dict[str, frozenset[str]] = {
+MEMBER_SETTINGS: dict[str, frozenset[str]] = {
     "adapt": frozenset(
         {
             *("members", "r", "lora_alpha", "use_rslora", "dropout", "order"),
@@ -40,25 +40,25 @@ class Pack:
 
     @property
     def key(self) -> str:
-        """A name that stands for its points and their settings."""
-        told = [[point.name, to_mapping(point.config)] for point in self.points]
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+        """A digest of its points and their settings."""
+        points = [[point.name, to_mapping(point.config)] for point in self.points]
+        return hashlib.sha256(json.dumps(points, sort_keys=True).encode()).hexdigest()[:16]
 
     def members_of(self, point: Point) -> range:
-        """Its members among those of the pass."""
+        """A point's members among those of the pass."""
         start = 0
         for other in self.points:
             if other is point:
                 return range(start, start + point.config.adapt.members)
             start += other.config.adapt.members
-        raise ValueError(f"{point.name} is no point of this pass")
+        raise ValueError(f"{point.name} is not a point of this pass")
 
 
 def make_packs(points: Sequence[Point], most_members: int) -> list[Pack]:
     """Points in as few packed passes as possible, of at most `most_members` members each.
 
-    A point with more members than that has a pass of its own. Passes that have the layers below the adapters in common
-    stand together, so that these are computed once.
+    A point with more members than that has a separate pass. Passes that share the layers below the adapters are next to
+    each other, so that these are computed once.
 
     Raises:
         ConfigError, DataError: a point's rows cannot be read.
@@ -81,19 +81,19 @@ def make_packs(points: Sequence[Point], most_members: int) -> list[Pack]:
 
 
 def _rows(config: RunConfig, read: dict[str, RunRows]) -> RunRows:
-    """Rows are read once for each data setting and seed: the seed decides which are held out."""
-    asked = json.dumps([to_mapping(config.data), config.train.seed], sort_keys=True)
-    if asked not in read:
-        read[asked] = read_rows(config.data, config.train.seed)
-    return read[asked]
+    """Rows are read once per data setting and seed: the seed decides which are held out."""
+    key = json.dumps([to_mapping(config.data), config.train.seed], sort_keys=True)
+    if key not in read:
+        read[key] = read_rows(config.data, config.train.seed)
+    return read[key]
 
 
-def _digests(rows: RunRows) -> Json:
+def _digests(rows: RunRows) -> dict[str, str]:
     return {split: values["digest"] for split, values in rows.record().items()}
 
 
 def _shared_settings(config: RunConfig) -> Json:
     return {
-        group: {name: value for name, value in values.items() if name not in OWN_SETTINGS.get(group, ())}
+        group: {name: value for name, value in values.items() if name not in MEMBER_SETTINGS.get(group, ())}
         for group, values in to_mapping(config).items()
     }

@@ -1,4 +1,4 @@
-"""The points of a sweep: configurations that differ in a few settings, each with a name made of them."""
+"""The points of a sweep: configurations that differ in a few settings, named after them."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Point:
 
 
 def parse_axis(text: str, option: str = "--grid") -> tuple[str, list[object]]:
-    """`train.lr=1e-4,3e-4` as a field and its values; a value that is a list itself stands in brackets.
+    """`train.lr=1e-4,3e-4` as a field and its values; a value that is a list is written in brackets.
 
     Raises:
-        ConfigError: no field, no values, or none that can be read.
+        ConfigError: no field or no values, or values that cannot be read.
     """
     field, equals, values = text.partition("=")
     if not (field.strip() and equals and values.strip()):
@@ -43,33 +43,33 @@ def grid_points(base: RunConfig, axes: Sequence[tuple[str, Sequence[object]]]) -
     """Every combination of the axes' values, the last axis varying fastest.
 
     Raises:
-        ConfigError: an unknown field (the nearest is suggested), a value that does not fit it, a field or a value named
-            twice, or a combination that cannot work.
+        ConfigError: an unknown field (the closest is suggested), a value of another type, a field or a value given
+            twice, or an invalid combination.
     """
     for field, number in Counter(field for field, _ in axes).items():
         if number > 1:
-            raise ConfigError(f"--grid {field}: named {number} times; give all its values at once, with commas")
+            raise ConfigError(f"--grid {field}: given {number} times; give all its values at once, with commas")
     combinations = itertools.product(*(values for _, values in axes))
     return named_points(base, [dict(zip([f for f, _ in axes], chosen, strict=True)) for chosen in combinations])
 
 
 def named_points(base: RunConfig, settings: Sequence[Mapping[str, object]], where: str = "--grid") -> list[Point]:
-    """Points of given settings, named after them.
+    """Points with the given settings, named after them.
 
     Args:
-        base: what they have in common.
+        base: the configuration that they have in common.
         settings: the dotted fields of each, with values.
-        where: what names these settings, for error messages.
+        where: the source of the settings, for error messages.
 
     Raises:
         ConfigError: as `grid_points`.
     """
     ends = Counter(field.rpartition(".")[2] for field in {field for one in settings for field in one})
     points: dict[str, Point] = {}
-    for asked in settings:
-        config = with_settings(base, asked, where)
-        one = {field: functools.reduce(getattr, field.split("."), config) for field in asked}  # as they were read
-        short = {f if ends[f.rpartition(".")[2]] > 1 else f.rpartition(".")[2]: value for f, value in one.items()}
+    for given in settings:
+        config = with_settings(base, given, where)
+        converted = {field: functools.reduce(getattr, field.split("."), config) for field in given}
+        short = {f if ends[f.rpartition(".")[2]] > 1 else f.rpartition(".")[2]: value for f, value in converted.items()}
         name = ",".join(f"{field}={_as_name(value)}" for field, value in short.items()) or "as-configured"
         if name in points:
             raise ConfigError(f"{where}: two points are named {name}; leave out values that are the same")
@@ -79,12 +79,12 @@ def named_points(base: RunConfig, settings: Sequence[Mapping[str, object]], wher
             check_run(config)
         except ConfigError as error:
             raise ConfigError(f"{where}, point {name}: {error}") from error
-        points[name] = Point(name, one, config)
+        points[name] = Point(name, converted, config)
     return list(points.values())
 
 
 def with_settings(config: RunConfig, settings: Mapping[str, object], where: str = "--grid") -> RunConfig:
-    """A configuration with some dotted fields replaced; `where` says what they come from, for errors.
+    """A configuration with some dotted fields replaced; `where` is their source, for error messages.
 
     Raises:
         ConfigError: an unknown field or a value of another type.
@@ -92,17 +92,17 @@ def with_settings(config: RunConfig, settings: Mapping[str, object], where: str 
     mapping = to_mapping(config)
     for field, value in settings.items():
         *groups, last = field.split(".")
-        place = mapping
+        parent = mapping
         for group in groups:
-            place = place.setdefault(group, {})
-            if not isinstance(place, dict):
+            parent = parent.setdefault(group, {})
+            if not isinstance(parent, dict):
                 raise ConfigError(f"{where}: {field} is not a setting; {group} has no settings")
-        place[last] = value
+        parent[last] = value
     return from_mapping(RunConfig, mapping, where)
 
 
 def _as_name(value: object) -> str:
-    """A value as a part of a file name."""
+    """A value as part of a file name."""
     if isinstance(value, list | tuple):
         return "+".join(map(_as_name, value))
     text = str(value).lower() if isinstance(value, bool) else str(value)
