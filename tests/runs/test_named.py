@@ -144,7 +144,9 @@ def test_refusals(trained, make_task, named_config, texts_csv, tmp_path):
     assert not run.run.metrics.exists()
     config = named_config("quiz", quiz.directory)
     both = dataclasses.replace(config, data=dataclasses.replace(config.data, train=str(texts_csv()), val="v.csv"))
-    with pytest.raises(ConfigError, match=r"data\.task 'quiz' and data\.train, data\.val: a task by name brings"):
+    with pytest.raises(
+        ConfigError, match=r"data\.task 'quiz' and data\.train, data\.val: a task by name comes with its rows"
+    ):
         train_run(both, tmp_path / "both")
     with pytest.raises(ConfigError, match=r"did you mean 'quiz'\?"):
         train_run(named_config("quizz", quiz.directory), tmp_path / "both")

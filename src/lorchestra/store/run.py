@@ -19,7 +19,6 @@ from lorchestra.store.atomic import (
     atomic_write_json,
     atomic_write_text,
     discard_directory,
-    plain_values,
 )
 from lorchestra.store.disk import explained
 from lorchestra.store.ensemble_record import COST, FORMAT_VERSION, EnsembleRecord
