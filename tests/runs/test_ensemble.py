@@ -24,6 +24,7 @@ import transformers
 
 import lorchestra.runs.train
 from lorchestra.config.adapt import BaseConfig
+from lorchestra.config.data import DataConfig
 from lorchestra.config.mappings import read_recipe
 from lorchestra.config.run import RunConfig
 from lorchestra.errors import CheckpointError, ConfigError, DataError, InputError
@@ -405,7 +406,7 @@ def test_rows_from_python_are_trained_on(run_config, texts_csv, tmp_path):
     assert list(trained.predict(["a film"])) == list(Ensemble.train(config, tmp_path / "f").predict(["a film"]))
     with pytest.raises(ConfigError, match="trained on rows that came from Python"):
         trained.evaluate()
-    with pytest.raises(ConfigError, match="rows: has the splits test; give train and val"):
+    with pytest.raises(ConfigError, match="rows: has no train rows"):
         Ensemble.train(config, tmp_path / "x", rows=Task("t", {"test": task.splits["test"]}, task.labels))
 
 
@@ -413,7 +414,7 @@ def test_bad_arguments_are_refused_at_the_call(trained_run, run_config, tmp_path
     missing = run_config(tmp_path / "gone.csv", train={"epochs": 0})
     with pytest.raises(ConfigError, match=r"train\.epochs: 0"):  # before the rows are read
         Ensemble.train(missing, tmp_path / "run")
-    with pytest.raises(ConfigError, match=r"config: 'recipe\.yaml' is not a RunConfig"):
+    with pytest.raises(ConfigError, match="the configuration is of type str; pass a lorchestra.RunConfig"):
         Ensemble.train("recipe.yaml", tmp_path / "run")
     good = run_config(tmp_path / "gone.csv")
     with pytest.raises(ConfigError, match=r"if_exists: 'overwrite' is unknown; .*fail, resume, new"):
@@ -542,3 +543,37 @@ def test_answers_as_a_table(trained_run):
     assert first.row == 1
     assert list(answers.to_pandas()["row"]) == [2, 3]
     assert list(answers) == []
+
+
+MISTAKES = {
+    "threshold as text": (lambda e: e.predict(["x"], abstain_below="0.5"), "abstain_below: '0.5' is not a number"),
+    "threshold true": (lambda e: e.predict(["x"], abstain_below=True), "abstain_below: True is not a number"),
+    "exit rule in a list": (lambda e: e.predict(["x"], early_exit=[1]), r"early_exit: \[1\] is neither"),
+    "exit rule true": (lambda e: e.evaluate(early_exit=True), "early_exit: True is neither"),
+    "rows to evaluate": (lambda e: e.evaluate([{"text": "x"}]), "data is of type list; pass a path"),
+    "unknown split": (lambda e: e.evaluate(files={"tset": "x"}), "files: 'tset' is no split; did you mean 'test'"),
+    "files in a list": (lambda e: e.evaluate(files=["x"]), "files is of type list; pass a dict"),
+    "one OOD file": (lambda e: e.evaluate(ood="test.csv"), "ood is of type str; pass a list of paths"),
+    "callback": (lambda e: e.evaluate(callbacks=[print]), "is not a lorchestra.Callback"),
+    "no members": (lambda e: e.save_pretrained("new", []), r"members: \[\] is not a list with entries"),
+    "a member twice": (lambda e: e.save_pretrained("new", [0, 0]), r"members: \[0, 0\] has an entry twice"),
+    "member as text": (lambda e: e.save_pretrained("new", ["0"]), "members: '0' is not one of 0"),
+    "no directory": (lambda e: Ensemble.load(None), "directory is of type NoneType; pass a path"),
+    "one folder": (lambda e: Ensemble.from_peft("peft", "new", data=DataConfig()), "folders is of type str"),
+    "data as text": (lambda e: Ensemble.from_peft(["peft"], "new", data="a.csv"), "data is 'a.csv'; pass a lorchestra"),
+    "a dict": (lambda e: Ensemble.train({}, "new"), "the configuration is of type dict; pass a lorchestra.RunConfig"),
+    "no out": (lambda e: Ensemble.train(RunConfig(), None), "out is of type NoneType; pass a path"),
+    "rows": (lambda e: Ensemble.train(RunConfig(), "new", rows=[]), "rows is of type list; pass a lorchestra.Task"),
+    "no rows": (
+        lambda e: Ensemble.train(RunConfig(), "new", rows=Task("t", {"train": (), "val": ()}, ("a", "b"))),
+        "rows: has no train rows",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_a_wrong_argument_is_named_at_the_call(trained_run, call, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        call(Ensemble.load(trained_run))
+    assert list(tmp_path.iterdir()) == []

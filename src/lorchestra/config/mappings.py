@@ -175,6 +175,35 @@ def check_magnitudes(config: object, path: str) -> None:
                 raise ConfigError(f"{full}: {_shown(number)} is more than {_MAX_INT:.3g}; choose a smaller number")
 
 
+def check_types(config: object, cls: type, path: str = "") -> None:
+    """Refuse a configuration from Python in which a value has another type than its setting.
+
+    A list may stand for a tuple, and an integer for a float.
+
+    Args:
+        config: what was passed as a `cls`; nested configurations are checked too.
+        cls: a configuration dataclass.
+        path: its dotted name.
+
+    Raises:
+        ConfigError: names the field and its value.
+    """
+    if not isinstance(config, cls):
+        where = f"{path} is {_shown(config)}" if path else f"the configuration is of type {type(config).__name__}"
+        raise ConfigError(f"{where}; pass a lorchestra.{cls.__name__}")
+    for name, hint in _hints(cls).items():
+        full, value = f"{path}.{name}" if path else name, getattr(config, name)
+        if dataclasses.is_dataclass(hint):
+            check_types(value, typing.cast(type, hint), full)
+            continue
+        converted = _convert(hint, value, cls.__name__, full)
+        listed = list(value) if isinstance(value, tuple) else value
+        same = converted == value or (isinstance(converted, tuple) and list(converted) == listed) or value != value
+        if not same or isinstance(value, str) != isinstance(converted, str):
+            kind = type(converted).__name__
+            raise ConfigError(f"{cls.__name__}: {full} is {_shown(value)}; it must be {kind}: {_shown(converted)}")
+
+
 def differences(one: DataclassInstance, other: DataclassInstance, path: str = "") -> Differences:
     """Dotted fields in which two configurations of the same class differ, with both values."""
     differing: Differences = {}

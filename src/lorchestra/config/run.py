@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 
 from lorchestra.config.adapt import AdaptConfig, BaseConfig, check_adapt, check_base
 from lorchestra.config.data import DataConfig, check_data
-from lorchestra.config.mappings import check_magnitudes, read_recipe
+from lorchestra.config.mappings import check_magnitudes, check_types, read_recipe
 from lorchestra.errors import ConfigError
 
 _MAX_RESAMPLES = 100_000
@@ -181,6 +181,7 @@ def check_run(config: RunConfig) -> None:
     Raises:
         ConfigError: names the field and its value.
     """
+    check_types(config, RunConfig)
     check_base(config.base)
     check_adapt(config.adapt)
     check_data(config.data)

@@ -8,18 +8,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, cast, get_args
+from typing import Literal, cast
 
 from lorchestra.config.adapt import BaseConfig
 from lorchestra.config.data import DataConfig
 from lorchestra.config.run import RunConfig, check_run
 from lorchestra.data.in_memory import entries_of, is_file
 from lorchestra.data.input_rows import InputRow, input_rows, read_input_rows
-from lorchestra.errors import ConfigError, DataError, did_you_mean
+from lorchestra.errors import ConfigError, DataError
 from lorchestra.inference.pipeline import Pipeline, TooLong
 from lorchestra.metrics.early_exit import ExitRule
 from lorchestra.metrics.result import Evaluation
-from lorchestra.runs.evaluate import evaluate_run
+from lorchestra.runs import arguments
+from lorchestra.runs.evaluate import FILES, evaluate_run
 from lorchestra.runs.import_peft import BASE_OF_THE_FOLDERS, import_run
 from lorchestra.runs.loading import load_pipeline
 from lorchestra.runs.predict import Answer, AnswerCounts, AnswerOptions, Answers, answer_chunks, chunk_rows
@@ -77,12 +78,12 @@ class Ensemble:
             TrainingError: every member failed.
             Interrupted: a callback asked to stop.
         """
-        if not isinstance(config, RunConfig):
-            raise ConfigError(f"config: {config!r:.80} is not a RunConfig")
         check_run(config)
-        _check_choice("if_exists", if_exists, IfExists)
-        if rows is not None and not {"train", "val"} <= rows.splits.keys():
-            raise ConfigError(f"rows: has the splits {', '.join(rows.splits) or 'none'}; give train and val")
+        arguments.check_path("out", out)
+        arguments.check_choice("if_exists", if_exists, IfExists)
+        arguments.check_callbacks(callbacks)
+        if rows is not None:
+            arguments.check_task("rows", rows)
         run_rows = None if rows is None else RunRows(rows, tuple(validation_notes(rows)))
         outcome = train_run(config, out, rows=run_rows, if_exists=if_exists, callbacks=callbacks)
         return cls.load(outcome.run.root)
@@ -98,6 +99,7 @@ class Ensemble:
         Raises:
             CheckpointError: no finished run, damaged files, or the base is not the one the run was trained on.
         """
+        arguments.check_path("directory", directory)
         run = Run.at(directory)
         record = run.read_ensemble()
         config = run.read_config()
@@ -130,6 +132,8 @@ class Ensemble:
         Raises:
             ConfigError, DataError, CheckpointError: a folder, a row or a setting cannot be used.
         """
+        arguments.check_paths("folders", folders)
+        arguments.check_path("out", out)
         run = import_run(folders, out, data=data, base=base, same_base=same_base, seed=seed)
         return cls.load(run.root)
 
@@ -166,12 +170,12 @@ class Ensemble:
             DataError: the file cannot be read, or no row has the required columns; while iterating, a row cannot be
                 answered and `on_error` is "fail".
         """
-        if abstain_below is not None and not 0 <= abstain_below <= 1:
-            raise ConfigError(f"abstain_below: {abstain_below} is not in [0, 1]")
-        _check_choice("on_error", on_error, OnError)
+        if abstain_below is not None:
+            arguments.check_confidence("abstain_below", abstain_below)
+        arguments.check_choice("on_error", on_error, OnError)
         if too_long is not None:
-            _check_choice("too_long", too_long, TooLong)
-        rule = None if early_exit is None else ExitRule.parse(early_exit, "early_exit")
+            arguments.check_choice("too_long", too_long, TooLong)
+        rule = _exit_rule(early_exit)
         options = AnswerOptions(abstain_below, rule, too_long or self.config.data.too_long)
         return Answers(self._answers(input_rows_of(self, rows), options, on_error))
 
@@ -222,7 +226,12 @@ class Ensemble:
             DataError: the rows cannot be used, or have changed since the training.
             UnsavedEvaluationError: everything was computed, but cannot be written; its `entry` is the result.
         """
-        rule = None if early_exit is None else ExitRule.parse(early_exit, "early_exit")
+        if data is not None:
+            arguments.check_path("data", data)
+        arguments.check_paths("ood", ood)
+        arguments.check_files("files", files, FILES)
+        arguments.check_callbacks(callbacks)
+        rule = _exit_rule(early_exit)
         entry = evaluate_run(
             self,
             data=data,
@@ -248,9 +257,11 @@ class Ensemble:
             ConfigError: the run has no such member, or it failed.
             CheckpointError: the directory exists, or cannot be written.
         """
+        if members is not None:
+            arguments.check_distinct("members", members)
         for m in members or ():
             if m not in self.members:
-                raise ConfigError(f"members: {m} is not one of {', '.join(map(str, self.members))}")
+                raise ConfigError(f"members: {m!r} is not one of {', '.join(map(str, self.members))}")
         indices = None if members is None else [self.members.index(m) for m in members]
         self.as_module().save_pretrained(directory, indices)
 
@@ -287,7 +298,8 @@ def load_run(root: str | Path, *, base: str | Path | None = None) -> Ensemble:
     return Ensemble.load(root, base=base)
 
 
-def _check_choice(name: str, value: object, choices: object) -> None:
-    known = [str(choice) for choice in get_args(choices)]
-    if value not in known:
-        raise ConfigError(f"{name}: {value!r} is unknown; {did_you_mean(str(value), known)}")
+def _exit_rule(early_exit: str | float | None) -> ExitRule | None:
+    if early_exit is None:
+        return None
+    arguments.check_exit_rule("early_exit", early_exit)
+    return ExitRule.parse(early_exit, "early_exit")

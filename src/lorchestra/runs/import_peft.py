@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from lorchestra.config.adapt import BaseConfig
 from lorchestra.config.data import DataConfig
+from lorchestra.config.mappings import check_types
 from lorchestra.config.run import RunConfig, TrainConfig, check_run
 from lorchestra.errors import CheckpointError, ConfigError
 from lorchestra.inference.pipeline import Pipeline
@@ -67,6 +68,8 @@ def import_run(
     Raises:
         ConfigError, DataError, CheckpointError: a folder, a row or a setting cannot be used.
     """
+    check_types(data, DataConfig, "data")
+    check_types(base, BaseConfig, "base")
     if not folders:
         raise ConfigError("import: no folder; give one PEFT folder or more, each becomes a member")
     with Workspace.new(out) as workspace, torch_threads(base.threads):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorchestra.config.data import DataConfig
-from lorchestra.config.run import RunConfig
+from lorchestra.config.run import RunConfig, check_run
 from lorchestra.data.files import TaskFile, read_task_file
 from lorchestra.data.formats import is_file_name, rows_name
 from lorchestra.data.labels import label_names
@@ -90,7 +90,13 @@ def read_rows(config: DataConfig, seed: int) -> RunRows:
 
 
 def read_task(config: RunConfig) -> Task:
-    """The splits "train", "val" and "test" of a configuration's rows; see `read_rows` for errors."""
+    """The splits "train", "val" and "test" of a configuration's rows.
+
+    Raises:
+        ConfigError: a setting has another type or range, or there are no rows to train on.
+        DataError: the rows cannot be read.
+    """
+    check_run(config)
     rows = read_rows(config.data, config.train.seed)
     for note in rows.notes:
         logger.info(note)
