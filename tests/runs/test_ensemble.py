@@ -414,7 +414,7 @@ def test_bad_arguments_are_refused_at_the_call(trained_run, run_config, tmp_path
     missing = run_config(tmp_path / "gone.csv", train={"epochs": 0})
     with pytest.raises(ConfigError, match=r"train\.epochs: 0"):  # before the rows are read
         Ensemble.train(missing, tmp_path / "run")
-    with pytest.raises(ConfigError, match="the configuration is of type str; pass a lorchestra.RunConfig"):
+    with pytest.raises(ConfigError, match=r"the configuration is of type str; pass a lorchestra\.RunConfig"):
         Ensemble.train("recipe.yaml", tmp_path / "run")
     good = run_config(tmp_path / "gone.csv")
     with pytest.raises(ConfigError, match=r"if_exists: 'overwrite' is unknown; .*fail, resume, new"):
@@ -422,7 +422,7 @@ def test_bad_arguments_are_refused_at_the_call(trained_run, run_config, tmp_path
     assert not (tmp_path / "run").exists()
     run = load_run(trained_run)
     for options, message in (
-        ({"abstain_below": 1.5}, r"abstain_below: 1\.5 is not in \[0, 1\]"),
+        ({"abstain_below": 1.5}, r"abstain_below: 1\.5 is not a number in \[0, 1\]"),
         ({"abstain_below": float("nan")}, "abstain_below: nan"),
         ({"early_exit": 2}, "early_exit: 2 is neither exact nor a confidence"),
         ({"on_error": "raise"}, "on_error: 'raise' is unknown; .*record, fail"),
