@@ -133,7 +133,7 @@ class Predictions:
 
         Columns: `member`, `id`, `label` (index of the right choice, missing if unknown), `choice` (index), `option`
         (its text), `log_prob`, `prob`. For one row per example with the ensemble's uncertainty, see
-        `prediction_rows`: `pandas.DataFrame(prediction_rows(predictions))`.
+        `lorchestra.answers_from`.
 
         Raises:
             LorchestraError: pandas is not installed.

@@ -19,8 +19,8 @@ _MAX_RESAMPLES = 100_000
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Training of all members, in lockstep. transformers' names (learning_rate, num_train_epochs,
-    per_device_train_batch_size, max_grad_norm) and early_stopping_patience are also accepted."""
+    """Training of all members, in lockstep. Options and recipes may use transformers' names (learning_rate,
+    num_train_epochs, per_device_train_batch_size, max_grad_norm, early_stopping_patience)."""
 
     seed: int = 0
     """Run seed; each member's initialization, data order and dropout derive from it and the member's index."""
