@@ -81,7 +81,8 @@ def encode(
     """
     if max_length is not None and max_length < 1:
         raise ConfigError(f"data.max_length is {max_length}; the maximum tokens of a row must be at least 1")
-    encoder = _Encoder(template, _as_text_tokenizer(tokenizer), scoring, tuple(shots))
+    normalize = normalize if scoring == "text" else "sum"
+    encoder = _Encoder(template, _as_text_tokenizer(tokenizer), scoring, tuple(shots), normalize)
     rows: list[EncodedExample] = []
     kept: list[int] = []
     dropped: list[int] = []
@@ -89,7 +90,7 @@ def encode(
     hopeless: list[int] = []
     for batch in _batched(enumerate(examples), _ROWS_PER_CALL):
         encoded = encoder.encode([example for _, example in batch])
-        long = [i for i, row in enumerate(encoded) if max_length is not None and row.length > max_length]
+        long = [i for i, row in enumerate(encoded) if max_length is not None and _length(row) > max_length]
         if long and too_long == "error":
             _refuse_length(batch[long[0]][1], encoded[long[0]], max_length)
         if long and too_long == "truncate" and max_length is not None:
@@ -103,9 +104,9 @@ def encode(
                 dropped.append(index)
                 continue
             encoder.check(example, row)
-            if row.hopeless:
+            if template.version == 1 and scoring == "text" and _has_loser(row.choices):
                 hopeless.append(index)
-            rows.append(row.example(len(rows), example.answer, normalize if scoring == "text" else "sum"))
+            rows.append(replace(row, row=len(rows), answer=example.answer))
             kept.append(index)
     if dropped and not rows and not shots:
         raise DataError(f"all {len(dropped)} rows are longer than {max_length} tokens; raise --data.max-length")
@@ -157,37 +158,16 @@ def class_weights(examples: Sequence[Example], num_labels: int) -> list[float]:
 
 
 @dataclass(frozen=True)
-class _EncodedRow:
-    """A row's tokens before its index in the split is known."""
-
-    prefix: tuple[int, ...]
-    choices: tuple[tuple[int, ...], ...]
-    num_bytes: tuple[int, ...]
-    hopeless: bool = False
-
-    @property
-    def length(self) -> int:
-        return len(self.prefix) + max(len(choice) for choice in self.choices)
-
-    def example(self, row: int, answer: int | None, normalize: str) -> EncodedExample:
-        divisors = {
-            "sum": None,
-            "token": tuple(float(len(choice)) for choice in self.choices),
-            "byte": tuple(float(count) for count in self.num_bytes),
-        }[normalize]
-        return EncodedExample(row, self.prefix, self.choices, answer, divisors)
-
-
-@dataclass(frozen=True)
 class _Encoder:
     template: PromptTemplate
     tokens: TextTokenizer
     scoring: ScoringMode
     shots: tuple[Example, ...]
+    normalize: Literal["sum", "token", "byte"] = "sum"
     literal: dict[str, str] = field(default_factory=dict)
 
-    def encode(self, examples: Sequence[Example]) -> list[_EncodedRow]:
-        """The rows' tokens, in few tokenizer calls."""
+    def encode(self, examples: Sequence[Example]) -> list[EncodedExample]:
+        """The rows' tokens, in few tokenizer calls; without their index in the split (-1) and answer."""
         rendered = [self.template.render_shots(self.shots, example, scoring=self.scoring) for example in examples]
         sizes = [row.num_characters for row in rendered]
         for example, size in zip(examples, sizes, strict=True):
@@ -199,35 +179,41 @@ class _Encoder:
         for batch in _bounded(rendered, sizes):
             rows = self._tokenize(batch, front)
             encoded += rows if self.scoring == "letter" else self._with_ends(batch, rows, front)
+        if self.normalize == "token":
+            return [replace(row, divisors=tuple(float(len(choice)) for choice in row.choices)) for row in encoded]
         return encoded
 
     def _tokenize(
         self, batch: Sequence[RenderedPrompt], front: tuple[int, ...], *, ended: bool = False
-    ) -> list[_EncodedRow]:
+    ) -> list[EncodedExample]:
         texts = [text for row in batch for text in (row.parts, *row.with_choices(ended=ended))]
         wheres = [row.where for row in batch for _ in range(1 + len(row.names))]
         ids, literal = self.tokens.ids(texts, wheres)
         for name, where in literal.items():
             self.literal.setdefault(name, where)
         remaining = iter(ids)
-        return [_split_at_prefix(row, list(islice(remaining, 1 + len(row.names))), front) for row in batch]
+        rows = []
+        for row in batch:
+            prefix, choices = _split_at_prefix(list(islice(remaining, 1 + len(row.names))))
+            num_bytes = tuple(float(len(continuation.encode())) for continuation in row.continuations)
+            rows.append(
+                EncodedExample(-1, front + prefix, choices, None, num_bytes if self.normalize == "byte" else None)
+            )
+        return rows
 
     def _with_ends(
-        self, batch: Sequence[RenderedPrompt], rows: list[_EncodedRow], front: tuple[int, ...]
-    ) -> list[_EncodedRow]:
+        self, batch: Sequence[RenderedPrompt], rows: list[EncodedExample], front: tuple[int, ...]
+    ) -> list[EncodedExample]:
         """The rows, with an end after every choice of those in which one choice is a prefix of another."""
         indices = [i for i, row in enumerate(rows) if _has_prefix(row.choices)]
         if self.template.version == 1:
-            rows = [replace(row, hopeless=len(set(row.choices)) < len(row.choices)) for row in rows]
-            for i in indices:
-                rows[i] = replace(rows[i], hopeless=True)
             return rows
         ended = self._tokenize([batch[i] for i in indices], front, ended=True) if indices else []
         for i, row in zip(indices, ended, strict=True):
             rows[i] = row if not _has_prefix(row.choices) else self._with_eos(rows[i], batch[i])
         return rows
 
-    def _with_eos(self, row: _EncodedRow, rendered: RenderedPrompt) -> _EncodedRow:
+    def _with_eos(self, row: EncodedExample, rendered: RenderedPrompt) -> EncodedExample:
         eos = getattr(self.tokens.tokenizer, "eos_token_id", None)
         if eos is None:
             message = f"{rendered.where}: one of the choices {_shown(rendered.names)} is a prefix of another, and the"
@@ -235,7 +221,9 @@ class _Encoder:
             raise ConfigError(f"{message} base's tokenizer has no line end or EOS token to separate them; {hint}")
         return replace(row, choices=tuple((*choice, eos) for choice in row.choices))
 
-    def truncate(self, examples: Sequence[Example], rows: Sequence[_EncodedRow], max_length: int) -> list[_EncodedRow]:
+    def truncate(
+        self, examples: Sequence[Example], rows: Sequence[EncodedExample], max_length: int
+    ) -> list[EncodedExample]:
         """Cut the questions' ends until every row fits.
 
         The first round cuts as many of the question's tokens as the row is too long. As tokens may merge differently in
@@ -249,10 +237,10 @@ class _Encoder:
         while remaining:
             for i in remaining:
                 if keep[i] == 0:
-                    message = f"{examples[i].where}: without its question the row still has {out[i].length} tokens"
+                    message = f"{examples[i].where}: without its question the row still has {_length(out[i])} tokens"
                     hint = "choices are never cut: raise it, use --data.too-long drop, or fewer few-shot rows"
                     raise DataError(f"{message}, over data.max_length {max_length}; {hint}")
-                over = out[i].length - max_length
+                over = _length(out[i]) - max_length
                 keep[i] = max(0, keep[i] - max(1, over // copies))
             cut = []
             for i in remaining:
@@ -260,10 +248,10 @@ class _Encoder:
                 cut.append(replace(examples[i], question=examples[i].question[:end].rstrip()))
             for i, row in zip(remaining, self.encode(cut), strict=True):
                 out[i] = row
-            remaining = [i for i in remaining if out[i].length > max_length]
+            remaining = [i for i in remaining if _length(out[i]) > max_length]
         return out
 
-    def check(self, example: Example, row: _EncodedRow) -> None:
+    def check(self, example: Example, row: EncodedExample) -> None:
         """Refuse a row that cannot be scored."""
         if not row.prefix:
             hint = "start --data.prompt.template with a word"
@@ -278,7 +266,7 @@ class _Encoder:
         if self.scoring == "text" and self.template.version > 1:
             _check_distinct(example, row)
 
-    def _check_known(self, example: Example, row: _EncodedRow) -> None:
+    def _check_known(self, example: Example, row: EncodedExample) -> None:
         """Refuse tokens that the model has no embedding for."""
         number = self.tokens.num_embeddings
         if number is None:
@@ -295,13 +283,13 @@ def _as_text_tokenizer(tokenizer: PreTrainedTokenizerBase | TextTokenizer) -> Te
     return tokenizer if isinstance(tokenizer, TextTokenizer) else TextTokenizer(tokenizer)
 
 
-def _refuse_length(example: Example, row: _EncodedRow, max_length: int | None) -> None:
-    message = f"{example.where}: the row has {row.length} tokens, over data.max_length {max_length}"
+def _refuse_length(example: Example, row: EncodedExample, max_length: int | None) -> None:
+    message = f"{example.where}: the row has {_length(row)} tokens, over data.max_length {max_length}"
     hint = "raise it, or use --data.too-long drop (leave such rows out) or truncate (cut their questions)"
     raise DataError(f"{message}; {hint}")
 
 
-def _check_letters(example: Example, row: _EncodedRow) -> None:
+def _check_letters(example: Example, row: EncodedExample) -> None:
     """Refuse letters that are several tokens, or the same token."""
     first: dict[tuple[int, ...], str] = {}
     for letter, tokens in zip(LETTERS, row.choices, strict=False):
@@ -313,7 +301,7 @@ def _check_letters(example: Example, row: _EncodedRow) -> None:
         raise ConfigError(f"{message}{_TEXT_INSTEAD}")
 
 
-def _check_distinct(example: Example, row: _EncodedRow) -> None:
+def _check_distinct(example: Example, row: EncodedExample) -> None:
     """Refuse different choices with the same tokens; equal choices only got a warning when they were read."""
     if len(set(row.choices)) == len(row.choices):
         return
@@ -337,18 +325,24 @@ def _shown(names: Sequence[str]) -> str:
     return ", ".join(repr(name[:60]) for name in names[:5]) + (", ..." if len(names) > 5 else "")
 
 
-def _split_at_prefix(row: RenderedPrompt, ids: list[_Ids], front: tuple[int, ...]) -> _EncodedRow:
-    """Split the strings' tokens (the prompt alone, then with each choice) after their longest common prefix."""
+def _has_loser(choices: Sequence[tuple[int, ...]]) -> bool:
+    """Whether a choice cannot win, as it continues another or has the same tokens."""
+    return len(set(choices)) < len(choices) or _has_prefix(choices)
+
+
+def _length(row: EncodedExample) -> int:
+    """Tokens of the prefix and the longest choice."""
+    return len(row.prefix) + max(len(choice) for choice in row.choices)
+
+
+def _split_at_prefix(ids: Sequence[_Ids]) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
+    """The common first tokens of the strings (the prompt alone, then with each choice), and what each choice adds."""
     common = 0
     for column in zip(*ids, strict=False):
         if len(set(column)) > 1:
             break
         common += 1
-    return _EncodedRow(
-        prefix=front + tuple(ids[0][:common]),
-        choices=tuple(tuple(tokens[common:]) for tokens in ids[1:]),
-        num_bytes=tuple(len(continuation.encode()) for continuation in row.continuations),
-    )
+    return tuple(ids[0][:common]), tuple(tuple(tokens[common:]) for tokens in ids[1:])
 
 
 def _wheres(examples: Sequence[Example], indices: Sequence[int]) -> str:
