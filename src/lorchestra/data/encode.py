@@ -110,12 +110,18 @@ def encode(
             kept.append(index)
     if dropped and not rows and not shots:
         raise DataError(f"all {len(dropped)} rows are longer than {max_length} tokens; raise --data.max-length")
+    warnings = _length_warnings(examples, dropped, truncated, max_length)
+    return EncodedSplit(
+        tuple(rows), tuple(kept), tuple(dropped), tuple(truncated), warnings, encoder.literal, tuple(hopeless)
+    )
+
+
+def _length_warnings(
+    examples: Sequence[Example], dropped: Sequence[int], truncated: Sequence[int], max_length: int | None
+) -> tuple[str, ...]:
     affected = ((dropped, "left out"), (truncated, "cut at the question's end"))
     message = f"row(s) longer than {max_length} tokens"
-    warnings = [f"{len(rows_)} {message} {what}: {_wheres(examples, rows_)}" for rows_, what in affected if rows_]
-    return EncodedSplit(
-        tuple(rows), tuple(kept), tuple(dropped), tuple(truncated), tuple(warnings), encoder.literal, tuple(hopeless)
-    )
+    return tuple(f"{len(rows)} {message} {what}: {_wheres(examples, rows)}" for rows, what in affected if rows)
 
 
 def can_use_letters(
