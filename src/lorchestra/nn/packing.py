@@ -1,9 +1,10 @@
 """Packed ragged batches: (member, row) pairs on one token axis `[1, N]`, without padding.
 
 Rows are sorted by member, so each member has one contiguous span. A row is a tree of segments: its prefix, and one
-segment per choice for the tokens that the choice adds. A segment's tokens attend causally to each other and fully to
-the segments in their context; nothing else in the batch is visible to them. A row may have no choices. `nn.scoring`
-decides which outputs are read.
+segment per choice for the tokens that the choice adds. With tree scoring (`choice_tree`), the tokens that all choices
+share extend the prefix, and a segment per further branch follows. A segment's tokens attend causally to each other and
+fully to the segments in their context; nothing else in the batch is visible to them. A row may have no choices.
+`nn.scoring` decides which outputs are read.
 """
 
 from __future__ import annotations
@@ -189,7 +190,8 @@ class PackedBatch:
     last_positions: tuple[int, ...]
     """Packed position of each item's last prefix token, whose output predicts the answer's first token."""
     choice_starts: tuple[tuple[int, ...], ...]
-    """Per item and choice, the packed position of the choice's first input token."""
+    """Per item and choice, the packed position of the choice's first input token; empty for an item with a tree, whose
+    tokens follow its prefix in the tree's order."""
     shared: int = 0
     """Number of first tokens that all rows share, at the start of each member's span or cached."""
 
@@ -198,7 +200,7 @@ class PackedBatch:
         """Which outputs score the choices.
 
         Raises:
-            ValueError: an item has no choices.
+            ValueError: an item has no choices, or some items have a tree and others do not.
         """
         examples = [item.example for item in self.items]
         return score_positions(examples, self.last_positions, self.choice_starts, self.packing.input_ids.device)
@@ -324,14 +326,27 @@ def _append_row(
     """Append one row's tokens and segments; return, per choice, the packed position of its first input token.
 
     A choice's last token is only predicted, so a choice of one token adds no input. The `shared` first tokens, if any,
-    are the segment in `context`, or cached for the member `cached_for`.
+    are the segment in `context`, or cached for the member `cached_for`. With a tree, nothing is returned per choice.
     """
     start = len(ids)
+    tree = example.tree
+    stem = () if tree is None else tree.tokens[: tree.stem]
     ids.extend(example.prefix[shared:])
-    positions.extend(range(shared, len(example.prefix)))
+    ids.extend(stem)
+    positions.extend(range(shared, len(example.prefix) + len(stem)))
     segments.append(Segment(start, len(ids), context, cached_for))
     choice_context = (*context, len(segments) - 1)
-    starts = []
+    starts: list[int] = []
+    if tree is not None:
+        first = len(segments)
+        origin = len(ids) - tree.stem
+        for part in tree.segments:
+            part_context = (*choice_context, *(first + index for index in part.context))
+            segments.append(Segment(origin + part.start, origin + part.stop, part_context, cached_for))
+            depth = len(example.prefix) + part.depth
+            positions.extend(range(depth, depth + part.stop - part.start))
+        ids.extend(tree.tokens[tree.stem :])
+        return ()
     for choice in example.choices:
         starts.append(len(ids))
         inputs = choice[:-1]
