@@ -45,7 +45,10 @@ class Branch:
 
 @dataclass(frozen=True)
 class TreeArrays:
-    """A tree as arrays. Axes: `S` branch, `W` child, `C` choice, `J` branch on a choice's path; padding is 0."""
+    """A tree as arrays; padding is 0.
+
+    Axes: `S` branch, `W` child, `C` choice, `J` branch on a choice's path, `T` token after the stem.
+    """
 
     reads: NDArray[np.int64]
     """`[K]`: offsets whose outputs are read, ascending: the end of the prefix (0), then every branch."""
@@ -61,6 +64,10 @@ class TreeArrays:
     """`[C, J]`: the child that the choice takes there, as a column of `children`."""
     term_mask: NDArray[np.bool_]
     """`[C, J]`."""
+    depths: NDArray[np.int64]
+    """`[T]`: number of tokens between the stem and each token."""
+    visible: NDArray[np.bool_]
+    """`[T, T]`: which tokens (second axis) each token sees: those on its path, and itself."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,14 @@ class ChoiceTree:
         reads = offsets if offsets[0] == 0 else [0, *offsets]
         children, child_mask = _padded([branch.children for branch in self.branches])
         term_branches, term_mask = _padded([[branch for branch, _ in path] for path in self.paths])
+        number = len(self.tokens) - self.stem
+        depths, visible = np.zeros(number, dtype=np.int64), np.tri(number, dtype=bool)
+        for part in self.segments:
+            here = slice(part.start - self.stem, part.stop - self.stem)
+            depths[here] = np.arange(part.stop - part.start) + part.depth - self.stem
+            visible[here, : here.start] = False
+            for ancestor in (self.segments[index] for index in part.context):
+                visible[here, ancestor.start - self.stem : ancestor.stop - self.stem] = True
         return TreeArrays(
             reads=np.array(reads, dtype=np.int64),
             branch_reads=np.arange(len(offsets)) + len(reads) - len(offsets),
@@ -92,6 +107,8 @@ class ChoiceTree:
             term_branches=term_branches,
             term_children=_padded([[child for _, child in path] for path in self.paths])[0],
             term_mask=term_mask,
+            depths=depths,
+            visible=visible,
         )
 
 

@@ -130,11 +130,12 @@ def test_packed_equals_peft_one_by_one_and_padded(request, tiny_model, tiny_ense
                     torch.testing.assert_close(leaf.grad, expected, rtol=0, atol=tolerance * max(1.0, largest))
 
 
-def test_sliding_windows_equal_the_stock_model(tiny_model, tiny_ensemble, letters, texts):
+@pytest.mark.parametrize("kinds_of_rows", [("letters", "texts"), ("trees",)], ids=["texts", "trees"])
+def test_sliding_windows_equal_the_stock_model(request, tiny_model, tiny_ensemble, kinds_of_rows):
     """Rows longer than the window, in a model whose layers alternate between full and sliding attention."""
     kinds = ["sliding_attention", "full_attention", "sliding_attention"]
     base = tiny_model("qwen2", depth=3, use_sliding_window=True, sliding_window=3, layer_types=kinds)
-    rows = [*letters, *texts]
+    rows = [row for kind in kinds_of_rows for row in request.getfixturevalue(kind)]
     assert max(len(row.prefix) for row in rows) > 6
     expected = one_by_one(base, rows)
     full = one_by_one(tiny_model("qwen2", depth=3), rows)
