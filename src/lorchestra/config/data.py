@@ -132,11 +132,11 @@ class DataConfig:
     read: ReadConfig = field(default_factory=ReadConfig, metadata={"cli": {"name": ""}})
     """How files are read."""
     scoring: Literal["auto", "letter", "text", "tree"] = "auto"
-    """Score answers by their option letter, by their text, by their text as a tree (for many labels:
-    first tokens that choices share are run once, and each token is chosen among those that continue a
-    choice), or (auto) by letters if the base can use them, else as a tree or by text."""
+    """Score answers by their option letter, by their text, by their text as a tree (many labels:
+    shared first tokens once, each token chosen among those that continue a choice), or (auto)
+    by letters if the base can use them, else as a tree (many labels) or text."""
     normalize: Literal["sum", "token", "byte"] = "sum"
-    """With text scoring (not as a tree): log-probability of the whole choice, per token, or per byte."""
+    """With text scoring: log-probability of the whole choice, per token, or per byte."""
     prompt: PromptConfig = field(default_factory=PromptConfig)
     """The prompt that a row becomes."""
     keep_tokens: tuple[str, ...] = ()
