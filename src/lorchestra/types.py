@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lorchestra.choice_tree import ChoiceTree
 from lorchestra.errors import LorchestraError
 
 if TYPE_CHECKING:
@@ -70,8 +71,9 @@ class EncodedExample:
 
     No choice is a prefix of another: where one would be, all of them are followed by an end (see `data.encode`).
 
-    The score of choice c is `sum_j log p(choices[c][j] | prefix, choices[c][:j])`. `row` is the example's index in its
-    split; it keys dropout masks and the trunk cache, so it must not depend on batching.
+    The score of choice c is `sum_j log p(choices[c][j] | prefix, choices[c][:j])`. With a `tree` the sum is over the
+    branches on its path, and p is normalized over a branch's children. `row` is the example's index in its split; it
+    keys dropout masks and the trunk cache, so it must not depend on batching.
     """
 
     row: int
@@ -80,10 +82,14 @@ class EncodedExample:
     answer: int | None
     divisors: tuple[float, ...] | None = None
     """The divisor of each choice's summed log-probability (its tokens or bytes); None for the plain sum."""
+    tree: ChoiceTree | None = None
+    """The choices as a tree, with tree scoring; None for letters and texts."""
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that go through the model; the last token of a choice is only predicted."""
+        """Tokens that go through the model: without a tree all but the last of each choice, which is only predicted."""
+        if self.tree is not None:
+            return len(self.prefix) + len(self.tree.tokens)
         return len(self.prefix) + sum(len(choice) - 1 for choice in self.choices)
 
 

@@ -19,7 +19,7 @@ def model(request, tiny_ensemble):
     return tiny_ensemble(spread=0.3, dropout=0.3, **request.param)
 
 
-@pytest.fixture(params=["letters", "texts"])
+@pytest.fixture(params=["letters", "texts", "trees"])
 def rows(request, make_rows):
     """Eleven rows of three, four and five choices."""
     rows = make_rows(11, request.param, seed=3, num_choices=(3, 5))
@@ -83,7 +83,7 @@ def test_token_budget_changes_nothing(tiny_ensemble, rows, adapt, dtype, toleran
 
 
 @pytest.mark.parametrize("budget", [100, 30, 10])
-@pytest.mark.parametrize("kind", ["letters", "texts"])
+@pytest.mark.parametrize("kind", ["letters", "texts", "trees"])
 @pytest.mark.parametrize("passes", [[BASE], [BASE, 0, 1, 2], [2, 0]], ids=["base", "members", "some"])
 def test_a_long_common_prefix_is_computed_once_and_changes_nothing(model, make_rows, kind, passes, budget, monkeypatch):
     """Once per member, whatever the number of micro-batches, and once below the first adapted layer."""
@@ -131,7 +131,7 @@ def test_mc_dropout_passes_differ_and_can_be_repeated(model, rows):
 
 
 def test_equal_rows_with_different_indices_have_different_masks(model, rows):
-    twin = type(rows[0])(99, rows[0].prefix, rows[0].choices, rows[0].answer)
+    twin = dataclasses.replace(rows[0], row=99)
     log_probs = predict_rows(model, [rows[0], twin], dropout_passes(1), BUDGET)
     assert np.abs(np.exp(log_probs[0, 0]) - np.exp(log_probs[0, 1])).max() > 1e-6
 

@@ -1,5 +1,7 @@
 """Early exit in packed passes: the results of the members used, and no work for the others."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -41,7 +43,7 @@ def test_rows_equal_full_predictions_up_to_the_member_where_they_stop(model, row
 
 def test_a_prefix_that_all_rows_share_changes_nothing(model, rows):
     front = tuple(range(20, 40))
-    rows = [type(row)(row.row, front + row.prefix, row.choices, row.answer) for row in rows]
+    rows = [dataclasses.replace(row, prefix=front + row.prefix) for row in rows]
     log_probs, used = predict_early(model, rows, ExitRule(), 100)
     expected = full(model, rows)
     np.testing.assert_array_equal(used, ExitRule().members_used(expected))

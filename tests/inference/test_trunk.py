@@ -17,9 +17,9 @@ def model(tiny_ensemble):
     return tiny_ensemble(depth=3, layers="last:1", spread=0.3, dropout=0.2)
 
 
-@pytest.fixture
-def rows(make_rows):
-    return make_rows(9, "texts")
+@pytest.fixture(params=["texts", "trees"])
+def rows(request, make_rows):
+    return make_rows(9, request.param)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ def alone(model, row, c):
     return log_probs[0, c].item(), model.adapters.grad[0].clone()
 
 
-@pytest.mark.parametrize("kind", ["letters", "texts"])
+@pytest.mark.parametrize("kind", ["letters", "texts", "trees"])
 @pytest.mark.parametrize("layers", ["all", "last:1"])
 @pytest.mark.parametrize("cached", [True, False])
 def test_gradients_of_packed_rows_equal_those_of_each_row_alone(tiny_ensemble, make_rows, kind, layers, cached):

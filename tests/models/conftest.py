@@ -1,10 +1,13 @@
 """Fixtures of the model tests: tiny random transformers models and ragged rows."""
 
+import dataclasses
+
 import pytest
 import torch
 import transformers
 from torch import nn
 
+from lorchestra.choice_tree import choice_tree
 from lorchestra.config.adapt import AdaptConfig
 from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.types import EncodedExample
@@ -79,6 +82,13 @@ def letters():
 def texts():
     """Ragged rows scored by choices of 1 to 4 tokens."""
     return _rows(lambda draw: tuple(torch.randint(0, 101, (_between(draw, 1, 4),), generator=draw).tolist()))
+
+
+@pytest.fixture(scope="session")
+def trees():
+    """Ragged rows scored by trees of few tokens, which 100 ends."""
+    rows = _rows(lambda draw: (*torch.randint(0, 3, (_between(draw, 0, 3),), generator=draw).tolist(), 100))
+    return [dataclasses.replace(row, tree=choice_tree(row.choices)) for row in rows]
 
 
 def _between(draw, low, high):

@@ -47,12 +47,20 @@ def sequences(row):
 
 
 def score(row, logits):
-    """Log-probabilities of the row's choices by brute force, from full logits of each whole sequence."""
+    """Log-probabilities of the row's choices by brute force, from full logits of each whole sequence.
+
+    With a tree, each token's is normalized over the tokens with which a choice continues.
+    """
     scores = []
     for choice, sequence_logits in zip(row.choices, logits, strict=True):
-        log_probs = sequence_logits.log_softmax(dim=-1)
-        start = len(row.prefix) - 1
-        scores.append(sum(log_probs[start + j, token] for j, token in enumerate(choice)))
+        terms = []
+        for j, token in enumerate(choice):
+            line = sequence_logits[len(row.prefix) - 1 + j]
+            if row.tree is not None:
+                continuing = {other[j] for other in row.choices if other[:j] == choice[:j]}
+                line = line.where(torch.tensor([t in continuing for t in range(len(line))]), -math.inf)
+            terms.append(line.log_softmax(dim=-1)[token])
+        scores.append(sum(terms))
     return torch.stack(scores).log_softmax(dim=0)
 
 
@@ -92,7 +100,7 @@ def peft_model(base, ensemble, member):
     ("family", "targets"),
     [("llama", ALL_LINEAR), ("qwen2", ("q_proj", "v_proj")), ("qwen3", ("q_proj", "k_proj", "o_proj", "down_proj"))],
 )
-@pytest.mark.parametrize("kind", ["letters", "texts"])
+@pytest.mark.parametrize("kind", ["letters", "texts", "trees"])
 def test_packed_equals_peft_one_by_one_and_padded(request, tiny_model, tiny_ensemble, family, targets, kind, dtype):
     """Log-probabilities and gradients of A and B: one packed batch of all members against PEFT, member by member."""
     rows, base = request.getfixturevalue(kind), tiny_model(family, dtype=dtype)
@@ -122,11 +130,12 @@ def test_packed_equals_peft_one_by_one_and_padded(request, tiny_model, tiny_ense
                     torch.testing.assert_close(leaf.grad, expected, rtol=0, atol=tolerance * max(1.0, largest))
 
 
-def test_sliding_windows_equal_the_stock_model(tiny_model, tiny_ensemble, letters, texts):
+@pytest.mark.parametrize("kinds_of_rows", [("letters", "texts"), ("trees",)], ids=["texts", "trees"])
+def test_sliding_windows_equal_the_stock_model(request, tiny_model, tiny_ensemble, kinds_of_rows):
     """Rows longer than the window, in a model whose layers alternate between full and sliding attention."""
     kinds = ["sliding_attention", "full_attention", "sliding_attention"]
     base = tiny_model("qwen2", depth=3, use_sliding_window=True, sliding_window=3, layer_types=kinds)
-    rows = [*letters, *texts]
+    rows = [row for kind in kinds_of_rows for row in request.getfixturevalue(kind)]
     assert max(len(row.prefix) for row in rows) > 6
     expected = one_by_one(base, rows)
     full = one_by_one(tiny_model("qwen2", depth=3), rows)
@@ -136,7 +145,7 @@ def test_sliding_windows_equal_the_stock_model(tiny_model, tiny_ensemble, letter
     assert any((a - b).abs().max() > 1e-2 for a, b in zip(expected, full, strict=True))
 
 
-@pytest.mark.parametrize("kind", ["letters", "texts"])
+@pytest.mark.parametrize("kind", ["letters", "texts", "trees"])
 def test_base_items_and_fresh_members_are_the_stock_model(request, tiny_model, kind):
     """At step 0 B is zero and members equal the base; BASE items equal the base at any step."""
     rows, base = request.getfixturevalue(kind), tiny_model()

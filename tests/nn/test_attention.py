@@ -4,11 +4,13 @@ import math
 import pytest
 import torch
 
+from lorchestra.choice_tree import choice_tree
 from lorchestra.nn import packing as layout
 from lorchestra.nn.attention import Scores, make_attention, packed_attention, varlen_attention
 from lorchestra.nn.context import ContextSlot, ForwardContext
 from lorchestra.nn.kv_cache import PrefixCache
-from lorchestra.nn.packing import Packing, Segment
+from lorchestra.nn.packing import Item, Packing, Segment, pack
+from lorchestra.types import EncodedExample
 
 D = 5
 
@@ -18,11 +20,20 @@ def packing_from(*segments: Segment, prefix=None, device="cpu") -> Packing:
     return Packing(ids, ids, segments, (), None, prefix)
 
 
+def trees_after(shared):
+    """Two rows that share their first tokens, with trees of up to three levels."""
+    choices = ((7, 1, 2, 3, 5), (7, 1, 2, 3, 6), (7, 1, 2, 4), (7, 8, 8, 1), (7, 8, 8, 2), (9, 1), (9, 2))
+    trees = [choice_tree(choices), choice_tree(tuple((4, *choice) for choice in choices))]
+    rows = [EncodedExample(e, (0, 0, e), (), None, tree=tree) for e, tree in enumerate(trees)]
+    return pack([Item(0, row) for row in rows], shared=shared).packing
+
+
 LAYOUTS = {
     "one segment": packing_from(Segment(0, 6)),
     "several segments": packing_from(Segment(0, 4), Segment(4, 5), Segment(5, 12)),
     "choices after a prefix": packing_from(Segment(0, 5), Segment(5, 6), Segment(6, 9, (0,)), Segment(9, 13, (0,))),
     "a chain of contexts": packing_from(Segment(0, 2), Segment(2, 5, (0,)), Segment(5, 7, (0, 1)), Segment(7, 11)),
+    "trees of choices": trees_after(2),
 }
 
 

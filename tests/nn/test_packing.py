@@ -5,8 +5,10 @@ import random
 import pytest
 import torch
 
+from lorchestra.choice_tree import choice_tree
 from lorchestra.nn.dropout import token_keys
 from lorchestra.nn.packing import BASE, Item, Segment, Span, common_prefix, pack, plan_micro_batches
+from lorchestra.types import EncodedExample
 
 
 def test_layout_of_a_ragged_batch_by_hand(example):
@@ -79,6 +81,20 @@ def test_every_term_is_predicted_by_the_preceding_token_of_its_row(random_rows, 
                 assert seen == [*item.example.prefix, *choice[:j]]
                 assert scoring.term_columns[b, c, j] == token
                 assert packing.position_ids[0, position] == len(seen) - 1
+
+
+def test_a_tree_is_merged_into_one_segment_with_a_mask():
+    tree = choice_tree(((7, 1, 2), (7, 1, 3), (7, 4), (8, 5), (8, 6)))
+    rows = [EncodedExample(0, (50, 51), ((1,), (2,)), 0), EncodedExample(1, (60,), (), 0, tree=tree)]
+    packing = pack([Item(0, row) for row in rows]).packing
+    assert packing.segments[1:] == (Segment(2, 3), Segment(3, 4, (1,)), Segment(4, 5, (1, 2)), Segment(5, 6, (1,)))
+    assert packing.merged_segments == (Segment(0, 2), Segment(2, 3), Segment(3, 6, (1,), tree=tree))
+    mask = packing.tree_mask(tree, 2, None)  # 7, 7 1 and 8, after two tokens
+    assert mask.int().tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 0, 0, 1]]
+    assert packing.tree_mask(tree, 2, 2).int().tolist() == [[0, 1, 1, 0, 0], [0, 0, 1, 1, 0], [0, 1, 0, 0, 1]]
+    assert packing.tree_mask(tree, 2, None) is mask
+    letters = pack([Item(0, rows[0])]).packing
+    assert letters.merged_segments is letters.segments
 
 
 def test_a_shared_prefix_is_packed_once_per_member(example):

@@ -85,6 +85,7 @@ SETTINGS = {
     "per token": {"normalize": "token"},
     "per byte": {"normalize": "byte"},
     "letters": {"scoring": "letter"},
+    "tree": {"scoring": "tree"},
     "custom prompt": {"prompt": PromptConfig('Is "{question}" good? (')},
 }
 
@@ -103,11 +104,15 @@ def test_its_program_gives_the_probabilities_of_lorchestra(
     )
 
 
-@pytest.mark.parametrize("normalize", ["sum", "token", "byte"])
-def test_its_program_scores_whole_answers(run_config, tiny_base, tmp_path, monkeypatch, normalize):
+@pytest.mark.parametrize(
+    "settings",
+    [*({"normalize": how} for how in ("sum", "token", "byte")), {"scoring": "tree", "normalize": "token"}],
+    ids=lambda settings: "-".join(settings.values()),
+)
+def test_its_program_scores_whole_answers(run_config, tiny_base, tmp_path, monkeypatch, settings):
     path = tmp_path / "a.csv"
     path.write_text("text,label\n" + "".join(f"film {i} was fine,{('yes', 'yes but')[i % 2]}\n" for i in range(20)))
-    data = {"normalize": normalize, "prompt": PromptConfig("{question}?", answer_prefix="\n")}
+    data = {**settings, "prompt": PromptConfig("{question}?", answer_prefix="\n")}
     root = train_run(run_config(path, train={"lr": 0.05}, data=data), tmp_path / "run").run.root
     trained = load_run(root)
     example = Example("x", "the song was rather fine", trained.labels, None)

@@ -8,6 +8,7 @@ from torch import nn
 import lorchestra.models.init
 import lorchestra.training.early_stopping
 import lorchestra.training.members
+from lorchestra.choice_tree import choice_tree
 from lorchestra.config.adapt import AdaptConfig
 from lorchestra.config.run import RegularizeConfig, RunConfig, TrainConfig
 from lorchestra.models.ensemble import EnsembleModel
@@ -71,7 +72,7 @@ def tiny_ensemble(tiny_model):
 
 @pytest.fixture(scope="session")
 def make_rows():
-    """Builds ragged rows, scored by letters (one token per choice) or by texts (one to three)."""
+    """Builds ragged rows, scored by letters (one token per choice), texts (one to three) or trees (of six tokens)."""
 
     def build(number, kind="letters", seed=0, num_choices=(2, 4)):
         draw = torch.Generator().manual_seed(seed)
@@ -82,10 +83,16 @@ def make_rows():
         def tokens(low, high):
             return tuple(torch.randint(0, 101, (between(low, high),), generator=draw).tolist())
 
+        def choice():
+            if kind == "trees":
+                return (*(token % 5 for token in tokens(1, 3)), 100)
+            return tokens(1, 1 if kind == "letters" else 3)
+
         rows = []
         for row in range(number):
-            choices = tuple(tokens(1, 1 if kind == "letters" else 3) for _ in range(between(*num_choices)))
-            rows.append(EncodedExample(row, tokens(2, 8), choices, between(0, len(choices) - 1)))
+            choices = tuple(choice() for _ in range(between(*num_choices)))
+            tree = choice_tree(choices) if kind == "trees" else None
+            rows.append(EncodedExample(row, tokens(2, 8), choices, between(0, len(choices) - 1), tree=tree))
         return rows
 
     return build

@@ -36,7 +36,7 @@ def train_on(tiny_model, make_rows):
     return run
 
 
-@pytest.mark.parametrize("kind", ["letters", "texts"])
+@pytest.mark.parametrize("kind", ["letters", "texts", "trees"])
 @pytest.mark.parametrize("adapt", [{}, {"layers": "last:1"}, {"dropout": 0.2}], ids=["all", "trunk", "dropout"])
 def test_training_equals_the_cpu(kind, adapt, train_on, make_rows):
     trained = {device: train_on(device, kind, **adapt) for device in ("cpu", "cuda")}
@@ -55,7 +55,7 @@ def test_training_twice_gives_the_same_bits(train_on):
 
 def test_half_precision_predictions_are_close_to_those_of_the_cpu(tiny_model, make_rows):
     """With the grouped and variable-length kernels and float32 adapters; texts have segments with contexts."""
-    for kind in ("letters", "texts"):
+    for kind in ("letters", "texts", "trees"):
         log_probs = []
         for device in ("cpu", "cuda"):
             model = EnsembleModel(tiny_model(torch.bfloat16).to(device), AdaptConfig(members=3, r=2), 0)

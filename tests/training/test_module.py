@@ -26,7 +26,7 @@ def make_module(tiny_ensemble):
     return build
 
 
-@pytest.mark.parametrize("kind", ["letters", "texts"])
+@pytest.mark.parametrize("kind", ["letters", "texts", "trees"])
 @pytest.mark.parametrize(
     "settings",
     [{}, {"layers": "last:1"}, {"dropout": 0.3}],

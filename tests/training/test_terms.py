@@ -56,7 +56,7 @@ TERMS = {
 }
 
 
-@pytest.mark.parametrize("kind", ["letters", "texts"])
+@pytest.mark.parametrize("kind", ["letters", "texts", "trees"])
 @pytest.mark.parametrize("trunk", [False, True], ids=["whole model", "trunk"])
 @pytest.mark.parametrize("regularize", TERMS.values(), ids=TERMS.keys())
 def test_values_and_gradients_equal_those_of_single_rows_and_dense_products(make_trainer, regularize, trunk, kind):

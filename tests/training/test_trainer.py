@@ -253,7 +253,7 @@ def test_training_learns_its_rows(make_trainer, make_rows, train):
     assert max(reports[-1].loss) < 0.05
 
 
-@pytest.mark.parametrize("kind", ["letters", "texts"])
+@pytest.mark.parametrize("kind", ["letters", "texts", "trees"])
 def test_token_budget_and_checkpointing_change_nothing_but_rounding(make_trainer, train, kind):
     reference = train(make_trainer(kind=kind, dropout=0.2))
     for settings in ({"token_budget": 1}, {"token_budget": 10_000}, {"gradient_checkpointing": True}):
@@ -277,7 +277,7 @@ def test_a_run_with_the_trunk_equals_one_with_the_whole_model(make_trainer, trai
 
 
 @pytest.mark.parametrize("adapt", [{}, {"layers": "last:1"}], ids=["all layers", "last layer"])
-@pytest.mark.parametrize("kind", ["letters", "texts"])
+@pytest.mark.parametrize("kind", ["letters", "texts", "trees"])
 def test_a_prefix_shared_by_all_rows_is_computed_once_and_changes_nothing(
     make_trainer, make_rows, train, adapt, kind, monkeypatch
 ):
@@ -393,6 +393,11 @@ RESUMED = {
         "train": {"lr": 0.03, "patience": 1, "epochs": 4, "token_budget": 40},
     },
     "trunk": {"depth": 3, "layers": "last:1", "dropout": 0.2, "train": {"epochs": 3}},
+    "trees": {
+        **{"kind": "trees", "depth": 3, "layers": "last:1"},
+        "regularize": {"kl_beta": 0.3, "kl_over": "vocabulary"},
+        "train": {"token_budget": 40},
+    },
 }
 
 

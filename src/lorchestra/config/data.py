@@ -131,8 +131,10 @@ class DataConfig:
     """Column names of the files."""
     read: ReadConfig = field(default_factory=ReadConfig, metadata={"cli": {"name": ""}})
     """How files are read."""
-    scoring: Literal["auto", "letter", "text"] = "auto"
-    """Score answers by their option letter, by their text, or (auto) by letters if the base can use them."""
+    scoring: Literal["auto", "letter", "text", "tree"] = "auto"
+    """Score answers by their option letter, by their text, by their text as a tree (many labels:
+    shared first tokens once, each token chosen among those that continue a choice), or (auto)
+    by letters if the base can use them, else as a tree (many labels) or text."""
     normalize: Literal["sum", "token", "byte"] = "sum"
     """With text scoring: log-probability of the whole choice, per token, or per byte."""
     prompt: PromptConfig = field(default_factory=PromptConfig)
@@ -166,6 +168,9 @@ def check_data(config: DataConfig) -> None:
     if mark is not None and (len(mark) != 1 or mark in '\r\n"'):
         message = f"--data.delimiter: {config.read.delimiter!r} cannot separate cells"
         raise ConfigError(f"{message}; give one character, or comma, semicolon, tab or bar")
+    if config.scoring == "tree" and config.prompt.version == 1:
+        message = "data.scoring: a tree needs an end after a choice that another continues"
+        raise ConfigError(f"{message}, which data.prompt.version 1 does not have; use text, or leave the version out")
     frame = config.prompt.frame
     if (len(frame.alone), len(frame.shots)) not in ((0, 0), (3, 0), (3, 9)):
         message = f"data.prompt.frame: {len(frame.alone)} and {len(frame.shots)} texts instead of 3 and 0 or 9"

@@ -4,7 +4,8 @@ Prompt and choice are tokenized as one string, because tokens merge across the b
 that ends in a space and of " A" would be a sequence that the model has never seen.
 
 The probability of a choice's tokens is that of text that starts with it: p(" yes") includes p(" yes but"). So if one
-choice of a row is a prefix of another, all of its choices are scored with an end after them.
+choice of a row is a prefix of another, all of its choices are scored with an end after them. A tree of choices
+(`choice_tree`) relies on that: none of them ends inside another.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Literal
 
+from lorchestra.choice_tree import choice_tree
 from lorchestra.data.prompts import LETTERS, PromptTemplate, RenderedPrompt, ScoringMode
 from lorchestra.data.tokenizer import TextTokenizer, front_tokens
 from lorchestra.errors import ConfigError, DataError
@@ -106,7 +108,8 @@ def encode(
             encoder.check(example, row)
             if template.version == 1 and scoring == "text" and _has_loser(row.choices):
                 hopeless.append(index)
-            rows.append(replace(row, row=len(rows), answer=example.answer))
+            tree = choice_tree(row.choices) if scoring == "tree" else None
+            rows.append(replace(row, row=len(rows), answer=example.answer, tree=tree))
             kept.append(index)
     if dropped and not rows and not shots:
         raise DataError(f"all {len(dropped)} rows are longer than {max_length} tokens; raise --data.max-length")
@@ -269,7 +272,7 @@ class _Encoder:
         self._check_known(example, row)
         if self.scoring == "letter":
             _check_letters(example, row)
-        if self.scoring == "text" and self.template.version > 1:
+        if self.scoring != "letter" and self.template.version > 1:
             _check_distinct(example, row)
 
     def _check_known(self, example: Example, row: EncodedExample) -> None:

@@ -28,9 +28,9 @@ from lorchestra.types import Example
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-ScoringMode = Literal["letter", "text"]
+ScoringMode = Literal["letter", "text", "tree"]
 
-TEMPLATES: Mapping[str, Mapping[ScoringMode, str]] = {
+TEMPLATES: Mapping[str, Mapping[Literal["letter", "text"], str]] = {
     # default for questions with choices
     "question": {
         "letter": "Question: {question}\n{options}\nAnswer:",
@@ -65,7 +65,7 @@ TEMPLATES: Mapping[str, Mapping[ScoringMode, str]] = {
         "text": "News: {question}\nSection (Business, Sci/Tech, Sports or World):",
     },
 }
-"""Templates by kind of row and scoring; a named task specifies its kind."""
+"""Templates by kind of row and scoring (a tree has that of texts); a named task specifies its kind."""
 
 
 Text = tuple[str, ...]
@@ -186,7 +186,7 @@ class PromptTemplate:
 
     def text(self, scoring: ScoringMode) -> str:
         """The template: the user's or the default."""
-        return TEMPLATES[self.kind][scoring] if self.prompt is None else self.prompt
+        return TEMPLATES[self.kind]["letter" if scoring == "letter" else "text"] if self.prompt is None else self.prompt
 
     def shows_options(self, scoring: ScoringMode) -> bool:
         """Whether the prompt lists the choices with their letters."""

@@ -5,11 +5,10 @@ Rows of a stream are tokenized by `encode_each`: one that cannot be encoded is r
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
@@ -21,7 +20,7 @@ from lorchestra.data.encode import EncodedSplit, can_use_letters, encode
 from lorchestra.data.prompts import PromptTemplate, ScoringMode
 from lorchestra.data.splits import draw_stratified
 from lorchestra.data.tokenizer import TextTokenizer
-from lorchestra.errors import LorchestraError
+from lorchestra.errors import DataError, LorchestraError
 from lorchestra.inference.predict import MemberPass, PrefixReuse, member_passes, predict_early, predict_rows
 from lorchestra.metrics.early_exit import ExitRule
 from lorchestra.models.ensemble import EnsembleModel
@@ -33,6 +32,10 @@ logger = logging.getLogger(__name__)
 
 _NUM_PROBED = 200
 """Number of training rows for which `auto` scoring tries letters."""
+_MOST_TEXTS, _WORTH_A_TREE = 10, 1.5
+"""`auto` scores more labels than the first as a tree, if their texts are at least the second times as many tokens."""
+_WORTH_A_HINT, _FEWEST_SAVED = 1 / 3, 8
+"""Share and number of a tree's tokens from which on names with spaces instead of underscores are suggested."""
 
 CPU_TOKEN_BUDGET = 640
 """Tokens of a micro-batch on a CPU, where larger ones are not faster and need more memory (see benchmarks/)."""
@@ -66,7 +69,7 @@ class Pipeline:
     data: DataConfig
     """Settings of tokenization: longest row, what to do with longer ones, normalization, kept tokens."""
     scoring: ScoringMode
-    """Whether choices are scored by their letters or their texts (see `decide_scoring`)."""
+    """Whether choices are scored by their letters, their texts or the tree of these (see `decide_scoring`)."""
     token_budget: int
     """Most tokens in a training step's micro-batch."""
     task: str
@@ -244,6 +247,7 @@ def decide_scoring(
     data: DataConfig,
     examples: Sequence[Example],
     token_budget: int,
+    has_labels: bool = False,
 ) -> tuple[ScoringMode, str]:
     """Decide how choices are scored; also returns the reason.
 
@@ -252,13 +256,16 @@ def decide_scoring(
     and chance is the better of guessing and always giving the same answer, so that a base that always answers "A" does
     not pass on a file that is sorted by answer or has one answer in most rows. The draw does not depend on the run's
     seed.
+
+    Without letters, more than 10 labels whose texts add at least 1.5 times as many tokens to a row as their tree are
+    scored as a tree, all others as texts. Few labels, and questions with choices, cost little either way.
     """
     if data.scoring != "auto":
         return data.scoring, "as configured"
     tokens = text_tokenizer(base, data)
     possible, reason = can_use_letters(examples, template, tokens)
     if not possible:
-        return "text", reason
+        return _text_or_tree(template, tokens, data, examples[:1] if has_labels else (), reason)
     probed = draw_stratified(
         [example for example in examples if example.answer is not None], _NUM_PROBED, "auto scoring"
     )
@@ -278,7 +285,43 @@ def decide_scoring(
         f"zero-shot accuracy with letters {accuracy:.3f} on {len(rows)} training rows, chance {chance:.3f} +-"
         f" {error:.3f}"
     )
-    return ("letter" if accuracy > chance + 3 * error else "text"), reason
+    if accuracy > chance + 3 * error:
+        return "letter", reason
+    return _text_or_tree(template, tokens, data, examples[:1] if has_labels else (), reason)
+
+
+def _text_or_tree(
+    template: PromptTemplate, tokens: TextTokenizer, data: DataConfig, labeled: Sequence[Example], reason: str
+) -> tuple[ScoringMode, str]:
+    """Text or tree scoring for rows like the one in `labeled` (empty if the task has no labels); adds to the reason."""
+    if not labeled or len(labeled[0].choices) <= _MOST_TEXTS or data.normalize != "sum" or data.prompt.version == 1:
+        return "text", reason
+    as_texts, as_tree = _choice_tokens(labeled[0], template, tokens)
+    reason = f"{reason}; {len(labeled[0].choices)} labels add {as_texts} tokens per row as texts, {as_tree} as a tree"
+    return ("tree" if as_texts > as_tree and as_texts >= _WORTH_A_TREE * as_tree else "text"), reason
+
+
+def _choice_tokens(example: Example, template: PromptTemplate, tokens: TextTokenizer) -> tuple[int, int]:
+    """Tokens that a row's choices add to its prefix: as texts, and as a tree."""
+    row = encode([example], template, tokens, scoring="tree").rows[0]
+    return replace(row, tree=None).num_tokens - len(row.prefix), row.num_tokens - len(row.prefix)
+
+
+def underscore_hint(example: Example, template: PromptTemplate, tokens: TextTokenizer) -> str | None:
+    """A sentence if labels with spaces instead of underscores would save a third of their tree's tokens; else None."""
+    spaced = replace(example, choices=tuple(choice.replace("_", " ") for choice in example.choices))
+    if spaced.choices == example.choices or len(set(spaced.choices)) < len(set(example.choices)):
+        return None
+    try:
+        now, then = (_choice_tokens(row, template, tokens)[1] for row in (example, spaced))
+    except DataError:  # labels that differ in white space alone
+        return None
+    if now - then < max(_WORTH_A_HINT * now, _FEWEST_SAVED):
+        return None
+    return (
+        f"labels with spaces instead of underscores would save {now - then} of {now} tokens per row; rename them with"
+        " --data.label-names"
+    )
 
 
 def _chance(rows: Sequence[EncodedExample]) -> tuple[float, float]:
@@ -353,6 +396,6 @@ def _encode(pipeline: Pipeline, examples: Sequence[Example], too_long: TooLong, 
 
 def _renumbered(rows: list[EncodedRow]) -> list[EncodedRow]:
     return [
-        row if row.tokens is None else dataclasses.replace(row, tokens=dataclasses.replace(row.tokens, row=index))
+        row if row.tokens is None else replace(row, tokens=replace(row.tokens, row=index))
         for index, row in enumerate(rows)
     ]

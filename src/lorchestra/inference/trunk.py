@@ -46,7 +46,8 @@ class TrunkFiles:
         """The file for some rows; `settings` are the other inputs of the bits: cut, budget, threads, number format."""
         digest = hashlib.sha256(json.dumps([self.base_digest, *map(str, settings)]).encode())
         for row in rows:
-            digest.update(json.dumps([row.prefix, row.choices]).encode())
+            layout = [] if row.tree is None else ["tree"]  # its tokens are other ones than those of texts
+            digest.update(json.dumps([row.prefix, row.choices, *layout]).encode())
         return TrunkFile(self.directory / f"trunk-{name}.bin", digest.hexdigest())
 
 

@@ -37,7 +37,7 @@ def wrap(context: MethodContext, fitted: Fitted, config: Config) -> Fitted:
     """Calibrate at prediction time; nothing is fitted.
 
     All rows with the same number of choices share a calibration, if choices are labels or letters. Choices that vary by
-    row and are scored as text are calibrated per row, by their probabilities after an empty question.
+    row and are not scored by letters are calibrated per row, by their probabilities after an empty question.
 
     Raises:
         ConfigError: no texts are given. In prediction: no row has a question to leave out; a content-free input is
@@ -46,7 +46,7 @@ def wrap(context: MethodContext, fitted: Fitted, config: Config) -> Fitted:
     if not config.texts or not all(text.strip() for text in config.texts):
         raise ConfigError(f"contextual.texts: {config.texts!r} must be one or more non-blank texts")
     started = time.perf_counter()
-    per_row = context.labels is None and context.config.data.scoring == "text"
+    per_row = context.labels is None and context.config.data.scoring != "letter"
 
     def predict(examples: Sequence[Example], split: str, progress: Progress | None = None) -> Predictions:
         if not any(row.question.strip() for row in examples):

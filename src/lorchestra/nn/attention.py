@@ -2,7 +2,7 @@
 
 The functions follow the calling convention of transformers' `AttentionInterface`. Four implementations of one result:
 
-- one call of torch's attention per segment (CPU);
+- one call of torch's attention per segment, or tree of choices (CPU);
 - padded batches of segments of similar length, for those without context (CUDA, full precision): one kernel per row
   would cost more than its arithmetic;
 - one variable-length kernel over all segments (CUDA, half precision), `torch.nn.attention.varlen.varlen_attn`
@@ -145,10 +145,10 @@ def packed_attention(
         }
     fits_window = scores.window is None or max(s.stop - s.start for s in packing.segments) <= scores.window
     if (query.is_cuda if batched is None else batched) and scores.is_standard and fits_window:
-        with_context = [index for index, segment in enumerate(packing.segments) if segment.sees_others]
+        with_context = [index for index, segment in enumerate(packing.merged_segments) if segment.sees_others]
         one_by_one = _attend_segments(query, key, value, packing, scores, with_context, cached or {})
         return _in_packed_order(one_by_one, _attend_buckets(query, key, value, packing, scores.scale), packing)
-    indices = range(len(packing.segments))
+    indices = range(len(packing.merged_segments))
     return torch.cat(_attend_segments(query, key, value, packing, scores, indices, cached or {}), dim=2)
 
 
@@ -161,21 +161,25 @@ def _attend_segments(
     indices: Sequence[int],
     cached: CachedKeys,
 ) -> list[Tensor]:
-    """Attention of the segments at `indices`, one call each: a list of `[1, H, n, d]`."""
-    lengths = [segment.stop - segment.start for segment in packing.segments]
+    """Attention of the merged segments at `indices`, one call each: a list of `[1, H, n, d]`."""
+    segments = packing.merged_segments
+    lengths = [segment.stop - segment.start for segment in segments]
     queries, keys, values = query.split(lengths, dim=2), key.split(lengths, dim=2), value.split(lengths, dim=2)
     outputs = []
     for index in indices:
-        segment, all_keys, all_values = packing.segments[index], keys[index], values[index]
+        segment, all_keys, all_values = segments[index], keys[index], values[index]
         if segment.sees_others:
             prefix = [] if segment.cached_for is None else [cached[segment.cached_for]]
             pairs = [*prefix, *((keys[i], values[i]) for i in segment.context), (all_keys, all_values)]
             all_keys, all_values = (torch.cat(list(tensors), dim=2) for tensors in zip(*pairs, strict=True))
         num_keys = all_keys.shape[2]
         exceeds_window = scores.window is not None and num_keys > scores.window
+        window = scores.window if exceeds_window else None
         mask = None
-        if segment.sees_others or exceeds_window or not scores.is_standard:
-            mask = _causal_mask(lengths[index], num_keys, scores.window if exceeds_window else None, query.device)
+        if segment.tree is not None:
+            mask = packing.tree_mask(segment.tree, num_keys - lengths[index], window)
+        elif segment.sees_others or exceeds_window or not scores.is_standard:
+            mask = _causal_mask(lengths[index], num_keys, window, query.device)
         if scores.is_standard:
             out = F.scaled_dot_product_attention(
                 queries[index],

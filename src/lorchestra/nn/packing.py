@@ -1,9 +1,10 @@
 """Packed ragged batches: (member, row) pairs on one token axis `[1, N]`, without padding.
 
 Rows are sorted by member, so each member has one contiguous span. A row is a tree of segments: its prefix, and one
-segment per choice for the tokens that the choice adds. A segment's tokens attend causally to each other and fully to
-the segments in their context; nothing else in the batch is visible to them. A row may have no choices. `nn.scoring`
-decides which outputs are read.
+segment per choice for the tokens that the choice adds. With tree scoring (`choice_tree`), the tokens that all choices
+share extend the prefix, and a segment per further branch follows. A segment's tokens attend causally to each other and
+fully to the segments in their context; nothing else in the batch is visible to them. A row may have no choices.
+`nn.scoring` decides which outputs are read.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from lorchestra.choice_tree import ChoiceTree
 from lorchestra.nn.dropout import token_keys
 from lorchestra.nn.kv_cache import PrefixCache
 from lorchestra.nn.scoring import ChoiceScoring, score_positions
@@ -42,6 +44,8 @@ class Segment:
     stop: int
     context: tuple[int, ...] = ()
     cached_for: int | None = None
+    tree: ChoiceTree | None = None
+    """Set where all segments of a tree are merged (`Packing.merged_segments`): a token sees only those on its path."""
 
     @property
     def sees_others(self) -> bool:
@@ -102,6 +106,8 @@ class Packing:
     """Cache of the shared first tokens, which this pass reads, or with `prefill` writes."""
     prefill: bool = False
     """Whether each span is the prefix, to be cached for its member."""
+    trees: tuple[tuple[int, int, ChoiceTree], ...] = ()
+    """Trees of choices, each with the indices of its first segment and the one after its last."""
 
     @property
     def num_tokens(self) -> int:
@@ -112,6 +118,44 @@ class Packing:
     def span_ends(self) -> Tensor:
         """int32 `[number of spans]`: the `stop` of each span, for grouped products."""
         return torch.tensor([span.stop for span in self.spans], dtype=torch.int32, device=self.input_ids.device)
+
+    @cached_property
+    def merged_segments(self) -> tuple[Segment, ...]:
+        """The segments, with those of each tree merged into one, for attention with explicit masks.
+
+        One call per tree costs less than one per branch. Contexts are indices among the merged segments.
+        """
+        if not self.trees:
+            return self.segments
+        ends = {first: (stop, tree) for first, stop, tree in self.trees}
+        merged: list[Segment] = []
+        merged_index: list[int] = []  # of each segment
+        while len(merged_index) < len(self.segments):
+            first = len(merged_index)
+            segment = self.segments[first]
+            stop, tree = ends.get(first, (first + 1, None))
+            context = tuple(merged_index[index] for index in segment.context)
+            merged_index += [len(merged)] * (stop - first)
+            merged.append(Segment(segment.start, self.segments[stop - 1].stop, context, segment.cached_for, tree))
+        return tuple(merged)
+
+    def tree_mask(self, tree: ChoiceTree, num_context: int, window: int | None) -> Tensor:
+        """Bool `[T, num_context + T]`, true where visible, for the tokens after a tree's stem; the context comes first.
+
+        A token sees at most the `window - 1` tokens before it on its path. Masks are cached, for all layers.
+        """
+        key = (id(tree), num_context, window)
+        if key not in self._tree_masks:
+            depths, visible = torch.from_numpy(tree.arrays.depths), torch.from_numpy(tree.arrays.visible)
+            mask = torch.cat([visible.new_ones(len(depths), num_context), visible], dim=1)
+            if window is not None:
+                mask &= torch.cat([torch.arange(-num_context, 0), depths]) > depths[:, None] - window
+            self._tree_masks[key] = mask.to(self.input_ids.device)
+        return self._tree_masks[key]
+
+    @cached_property
+    def _tree_masks(self) -> dict[tuple[int, int, int | None], Tensor]:
+        return {}
 
     @cached_property
     def segment_groups(self) -> tuple[SegmentGroup, ...]:
@@ -189,7 +233,8 @@ class PackedBatch:
     last_positions: tuple[int, ...]
     """Packed position of each item's last prefix token, whose output predicts the answer's first token."""
     choice_starts: tuple[tuple[int, ...], ...]
-    """Per item and choice, the packed position of the choice's first input token."""
+    """Per item and choice, the packed position of the choice's first input token; empty for an item with a tree, whose
+    tokens follow its prefix in the tree's order."""
     shared: int = 0
     """Number of first tokens that all rows share, at the start of each member's span or cached."""
 
@@ -198,7 +243,7 @@ class PackedBatch:
         """Which outputs score the choices.
 
         Raises:
-            ValueError: an item has no choices.
+            ValueError: an item has no choices, or some items have a tree and others do not.
         """
         examples = [item.example for item in self.items]
         return score_positions(examples, self.last_positions, self.choice_starts, self.packing.input_ids.device)
@@ -279,6 +324,7 @@ def pack(
     spans: list[Span] = []
     choice_starts: list[tuple[int, ...]] = []
     last_positions: list[int] = []
+    trees: list[tuple[int, int, ChoiceTree]] = []
     context: tuple[int, ...] = ()
     for item in items:
         start = len(ids)
@@ -290,6 +336,9 @@ def pack(
         last_positions.append(len(ids) + len(item.example.prefix) - shared - 1)
         cached_for = None if prefix is None else item.member
         choice_starts.append(_append_row(item.example, ids, positions, segments, shared, context, cached_for))
+        tree = item.example.tree
+        if tree is not None and tree.segments:
+            trees.append((len(segments) - len(tree.segments), len(segments), tree))
         if spans and spans[-1].member == item.member:
             spans[-1] = Span(item.member, spans[-1].start, len(ids))
         else:
@@ -301,6 +350,7 @@ def pack(
         spans=tuple(spans),
         dropout_keys=_dropout_keys(items, device),
         prefix=prefix,
+        trees=tuple(trees),
     )
     return PackedBatch(tuple(items), packing, tuple(last_positions), tuple(choice_starts), shared)
 
@@ -324,14 +374,27 @@ def _append_row(
     """Append one row's tokens and segments; return, per choice, the packed position of its first input token.
 
     A choice's last token is only predicted, so a choice of one token adds no input. The `shared` first tokens, if any,
-    are the segment in `context`, or cached for the member `cached_for`.
+    are the segment in `context`, or cached for the member `cached_for`. With a tree, nothing is returned per choice.
     """
     start = len(ids)
+    tree = example.tree
+    stem = () if tree is None else tree.tokens[: tree.stem]
     ids.extend(example.prefix[shared:])
-    positions.extend(range(shared, len(example.prefix)))
+    ids.extend(stem)
+    positions.extend(range(shared, len(example.prefix) + len(stem)))
     segments.append(Segment(start, len(ids), context, cached_for))
     choice_context = (*context, len(segments) - 1)
-    starts = []
+    starts: list[int] = []
+    if tree is not None:
+        first = len(segments)
+        origin = len(ids) - tree.stem
+        for part in tree.segments:
+            part_context = (*choice_context, *(first + index for index in part.context))
+            segments.append(Segment(origin + part.start, origin + part.stop, part_context, cached_for))
+            depth = len(example.prefix) + part.depth
+            positions.extend(range(depth, depth + part.stop - part.start))
+        ids.extend(tree.tokens[tree.stem :])
+        return ()
     for choice in example.choices:
         starts.append(len(ids))
         inputs = choice[:-1]

@@ -200,9 +200,7 @@ def _code(record: Json, members: Sequence[str]) -> str:
         "    start = next((i for i, ids in enumerate(zip(*rows)) if len(set(ids)) > 1), len(rows[0]))",
         "    scores = []",
         "    for answer, ids in zip(answers, rows[1:]):",
-        "        log_probs = model(torch.tensor([ids])).logits[0].float().log_softmax(-1)",
-        "        terms = [log_probs[i - 1, ids[i]] for i in range(start, len(ids))]",
-        f"        scores.append(sum(terms){'' if letters else each})",
+        *(_tree_lines() if record["scoring"] == "tree" else _term_lines("" if letters else each)),
         "    return torch.stack(scores).softmax(-1)",
         "",
         "",
@@ -211,6 +209,27 @@ def _code(record: Json, members: Sequence[str]) -> str:
         "print(dict(zip(choices, ensemble.tolist())))",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _term_lines(each: str) -> list[str]:
+    """The lines that score an answer by its tokens."""
+    return [
+        "        log_probs = model(torch.tensor([ids])).logits[0].float().log_softmax(-1)",
+        "        terms = [log_probs[i - 1, ids[i]] for i in range(start, len(ids))]",
+        f"        scores.append(sum(terms){each})",
+    ]
+
+
+def _tree_lines() -> list[str]:
+    """The lines that score an answer by its path in the tree of answers."""
+    return [
+        "        logits, score = model(torch.tensor([ids])).logits[0].float(), torch.tensor(0.0)",
+        "        for i in range(start, len(ids)):",
+        "            # each token is chosen among those with which an answer continues",
+        "            children = sorted({other[i] for other in rows[1:] if other[:i] == ids[:i]})",
+        "            score = score + logits[i - 1, children].log_softmax(-1)[children.index(ids[i])]",
+        "        scores.append(score)",
+    ]
 
 
 def _end_lines(record: Json) -> list[str]:

@@ -16,7 +16,13 @@ from lorchestra.config.mappings import to_mapping
 from lorchestra.config.run import RunConfig, check_run
 from lorchestra.data.prompts import PromptTemplate
 from lorchestra.errors import ConfigError
-from lorchestra.inference.pipeline import Pipeline, decide_scoring, default_token_budget
+from lorchestra.inference.pipeline import (
+    Pipeline,
+    decide_scoring,
+    default_token_budget,
+    text_tokenizer,
+    underscore_hint,
+)
 from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.models.init import AdapterSettings
 from lorchestra.models.loading import LoadedBase, load_base
@@ -78,9 +84,14 @@ def build_pipeline(
     probe(model)
     template = PromptTemplate.from_config(config.data, has_labels=labels is not None, tokenizer=base.tokenizer)
     token_budget = config.train.token_budget or default_token_budget(base.device.type)
-    scoring, reason = decide_scoring(base, model, template, config.data, train, token_budget)
+    has_labels = labels is not None
+    scoring, reason = decide_scoring(base, model, template, config.data, train, token_budget, has_labels)
     if config.data.scoring == "auto":
         logger.info(f"scoring answers by {scoring}: {reason}")
+    if scoring == "tree" and has_labels and train:
+        hint = underscore_hint(train[0], template, text_tokenizer(base, config.data))
+        if hint is not None:
+            logger.info(hint)
     prompt = config.data.prompt
     if template.chat and template.version > 1:
         # saved, since the template may write another date when the run resumes or predicts

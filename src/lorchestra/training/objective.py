@@ -96,7 +96,7 @@ def read_outputs(
         options = outputs if scoring.option_ids is None else outputs[:, scoring.option_ids]
         log_probs = choice_log_probs(options, scoring)
         vocabulary = (
-            normalize(outputs[scoring.term_rows[rows, 0, 0]]),
+            normalize(outputs[scoring.prefix_rows[rows]]),
             precomputed.vocabulary.log_probs(batch, [batch.items[b].example.row for b in rows]),
         )
     else:

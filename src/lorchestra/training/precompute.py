@@ -88,8 +88,7 @@ class BaseVocabulary:
         items = [Item(BASE, row, None, e) for e, row in enumerate(rows)]
         budget = forward_budget(token_budget, model.device)
         for batch, states in run_packed(model, items, budget, "head_states", shared=shared, trunk=trunk):
-            first = batch.scoring.term_rows[:, 0, 0]
-            self._states[[item.index for item in batch.items]] = states[first].cpu()
+            self._states[[item.index for item in batch.items]] = states[batch.scoring.prefix_rows].cpu()
             done += len(batch.items)
             progress(done)
 
