@@ -8,6 +8,7 @@ import os
 import shutil
 
 import pytest
+from untimed import untimed
 
 from lorchestra.config.data import DataConfig
 from lorchestra.errors import CheckpointError, ConfigError, DataError
@@ -54,15 +55,16 @@ def test_a_moved_base_is_named(trained, make_base, texts_csv, tmp_path):
 
 def test_files_that_have_moved_are_given_anew(trained, texts_csv, tmp_path):
     run = trained()
-    before = evaluate_run(run)
+    before = untimed(evaluate_run(run))
     moved = (tmp_path / "reviews.csv").rename(tmp_path / "renamed.csv")
     with pytest.raises(DataError, match=r"no such file.*give it with --data\.train FILE; .* --data FILE"):
         evaluate_run(run)
-    assert evaluate_run(run, files={"train": moved}) == before
+    assert untimed(evaluate_run(run, files={"train": moved})) == before
     test = (tmp_path / "test.csv").rename(tmp_path / "other.csv")
     with pytest.raises(DataError, match=r"give it with --data\.test FILE"):
         evaluate_run(run, files={"train": moved})
-    assert evaluate_run(run, files={"train": moved, "test": test, "val": None}) == before
+    files = {"train": moved, "test": test, "val": None}
+    assert untimed(evaluate_run(run, files=files)) == before
     with pytest.raises(DataError, match="the train rows are not those this run was made with"):
         evaluate_run(run, files={"train": texts_csv("third.csv", 50, seed=8), "test": test})
 
@@ -112,7 +114,7 @@ def test_a_run_that_cannot_be_written_is_evaluated_and_the_result_is_kept(traine
         UnsavedEvaluationError, match=r"no permission to write there.*The evaluation was not saved"
     ) as e:
         evaluate_run(run)
-    assert e.value.entry == expected
+    assert untimed(e.value.entry) == untimed(expected)
     warned = next(number for number, line in enumerate(messages) if line.startswith("warning: "))
     assert warned < messages.index("computing")
     assert not run.run.metrics.exists()
@@ -131,4 +133,4 @@ def test_the_result_is_kept_if_the_disk_fills_meanwhile(trained, monkeypatch):
     monkeypatch.setattr("lorchestra.store.run.atomic_write_json", full)
     with pytest.raises(UnsavedEvaluationError, match=r"the disk is full\. The evaluation was not saved\.") as raised:
         evaluate_run(run)
-    assert raised.value.entry == expected
+    assert untimed(raised.value.entry) == untimed(expected)

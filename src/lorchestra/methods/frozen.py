@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from lorchestra.inference.features import encode_texts, mean_states, middle_layers
 from lorchestra.methods.contract import Fitted, Meter, MethodContext, Progress
-from lorchestra.methods.linear import Inputs, TextClassifier, check_labels
+from lorchestra.methods.linear import Inputs, Sklearn, TextClassifier, check_labels
 from lorchestra.methods.training import changed
 from lorchestra.types import Example
 
@@ -47,7 +46,7 @@ def fit(context: MethodContext, config: Config) -> Fitted:
     return classifier.fit(context, meter)
 
 
-def _scaler() -> Any:
+def _scaler() -> Sklearn:
     from sklearn.preprocessing import StandardScaler
 
     return StandardScaler()

@@ -29,6 +29,9 @@ NUM_FOLDS = 5
 _MAX_STEPS = 500
 """Steps of the solver; a fit that needs more is used where it stopped."""
 
+Sklearn = Any
+"""A transformer, model or matrix of scikit-learn, which has no types."""
+
 Inputs = list[str] | FloatArray
 """Texts, or features `[E, F]`."""
 
@@ -84,7 +87,7 @@ class TextClassifier:
     method: str
     pipeline: Pipeline
     inputs: Callable[[Sequence[Example], Progress | None], Inputs]
-    features: Mapping[str, Callable[[], Any]]
+    features: Mapping[str, Callable[[], Sklearn]]
     strengths: Sequence[float]
     base_passes: float
 
@@ -151,7 +154,7 @@ def fit_linear(
     train: Rows,
     val: Rows,
     num_labels: int,
-    features: Mapping[str, Callable[[], Any]],
+    features: Mapping[str, Callable[[], Sklearn]],
     strengths: Sequence[float],
     progress: Progress | None = None,
 ) -> LinearFit:
@@ -222,7 +225,7 @@ def _folds(train: Rows, val: Rows) -> Iterator[tuple[Rows, Rows]]:
 def _score(
     folds: Sequence[tuple[Rows, Rows]],
     num_labels: int,
-    make: Callable[[], Any],
+    make: Callable[[], Sklearn],
     strengths: Sequence[float],
     count: Callable[[], None],
 ) -> Iterator[tuple[float, float]]:
@@ -244,7 +247,7 @@ def _score(
     yield from ((C, total / num_rows) for C, total in totals.items())
 
 
-def _regression(matrix: Any, labels_E: IntArray, C: float) -> Any:
+def _regression(matrix: Sklearn, labels_E: IntArray, C: float) -> Sklearn:
     """A fitted regression; None where there is a single label."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -256,7 +259,7 @@ def _regression(matrix: Any, labels_E: IntArray, C: float) -> Any:
         return LogisticRegression(C=C, max_iter=_MAX_STEPS).fit(matrix, labels_E)
 
 
-def _log_probs(model: Any, matrix: Any, train_labels_E: IntArray, num_labels: int) -> FloatArray:
+def _log_probs(model: Sklearn, matrix: Sklearn, train_labels_E: IntArray, num_labels: int) -> FloatArray:
     """Log-probabilities `[E, C]` over all labels; see `fit_linear` for those without training rows."""
     seen = np.unique(train_labels_E)
     scores = np.zeros((matrix.shape[0], 1)) if model is None else np.asarray(model.decision_function(matrix))

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from lorchestra.methods.contract import Fitted, Meter, MethodContext, Progress
-from lorchestra.methods.linear import TextClassifier, check_labels
+from lorchestra.methods.linear import Sklearn, TextClassifier, check_labels
 from lorchestra.methods.training import changed
 from lorchestra.types import Example
 
@@ -49,19 +49,19 @@ def fit(context: MethodContext, config: Config) -> Fitted:
     return TextClassifier("tfidf", pipeline, _texts, features, config.strengths, base_passes=0.0).fit(context, meter)
 
 
-def make_words() -> Any:
+def make_words() -> Sklearn:
     """TF-IDF of words and pairs of words, in lower case."""
     return _vectorizer(analyzer="word", ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b")
 
 
-def make_words_and_characters() -> Any:
+def make_words_and_characters() -> Sklearn:
     """The same, and TF-IDF of 2 to 5 characters within words that occur in at least two texts."""
     from sklearn.pipeline import make_union
 
     return make_union(make_words(), _vectorizer(analyzer="char_wb", ngram_range=(2, 5), min_df=2))
 
 
-def _vectorizer(**settings: Any) -> Any:
+def _vectorizer(**settings: object) -> Sklearn:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     return TfidfVectorizer(sublinear_tf=True, **settings)

@@ -42,11 +42,9 @@ def evaluate(
         validation: the same members on validation rows. The best member is chosen and temperatures are fitted there,
             never on the evaluated rows.
         train_labels: answer indices of the training rows, for the majority baseline.
-        baselines: other predictions of the same rows, by name; several members are pooled.
-        fits: of some of the baselines, what was fitted: temperature, validation NLL, notes.
+        baselines, fits: other predictions of the same rows, pooled, by name; and what was fitted for some of them.
         temperature: also scale the ensemble and the best member.
-        resamples: bootstrap resamples; 0 for no intervals.
-        seed: of the resamples.
+        resamples, seed: of the bootstrap; 0 resamples for no intervals.
 
     Raises:
         ValueError: an answer is unknown (-1) or not one of its row's choices, rows or members do not match between
