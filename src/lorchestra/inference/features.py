@@ -64,10 +64,11 @@ def mean_states(
     for batch, states in run_packed(
         model, items, forward_budget(token_budget, model.device), LayerInputs(tuple(layers))
     ):
-        for item, last in zip(batch.items, batch.last_positions, strict=True):
-            first = last + 1 - len(item.example.prefix)
-            mean = states[:, first : last + 1].double().mean(dim=1)
-            features[item.index] = mean.flatten().cpu().numpy()
+        means = [
+            states[:, last + 1 - len(item.example.prefix) : last + 1].double().mean(dim=1).flatten()
+            for item, last in zip(batch.items, batch.last_positions, strict=True)
+        ]
+        features[[item.index for item in batch.items]] = torch.stack(means).cpu().numpy()
         done += len(batch.items)
         if progress is not None:
             progress(done)

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 LINEAR = ("tfidf", "frozen")
 """Baselines without adapters, which are fitted on the training rows of texts with labels."""
 
-_NO_LABELS = "it needs texts with labels, and here every row brings its choices"
+_NO_LABELS = "a classifier needs texts with labels, and here every row brings its choices"
 _NO_ROWS = "the training rows are not available"
 
 
@@ -218,7 +218,10 @@ def left_out_lines(left_out: Mapping[str, str]) -> list[str]:
     names: dict[str, list[str]] = {}
     for name, reason in left_out.items():
         names.setdefault(reason, []).append(name)
-    return [f"{', '.join(group)} is left out: {reason}" for reason, group in names.items()]
+    return [
+        f"{' and '.join(group)} {'is' if len(group) == 1 else 'are'} left out: {reason}"
+        for reason, group in names.items()
+    ]
 
 
 def score(

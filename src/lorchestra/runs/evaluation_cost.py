@@ -53,7 +53,8 @@ class CostLimit:
         if seconds is None or self.train_s is None:
             return None
         logger.info(
-            f"{name}: about {seconds:.0f} s by its {tokens:,.0f} tokens; the training took {self.train_s:.0f} s"
+            f"{name} takes about {seconds:.0f} s ({tokens:,.0f} tokens through all layers); the training took"
+            f" {self.train_s:.0f} s"
         )
         if self.full or seconds <= max(MIN_S, SHARE * self.train_s):
             return None
