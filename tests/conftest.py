@@ -118,7 +118,7 @@ def run_config(tiny_base):
             data=DataConfig(train=str(train_file), **{"scoring": "text"} | (data or {})),
             train=TrainConfig(**{"epochs": 2, "batch_size": 8, "lr": 0.01, "checkpoint_every_s": 0.0} | (train or {})),
             regularize=RegularizeConfig(**(regularize or {})),
-            evaluate=EvaluateConfig(**{"few_shot": 2, "resamples": 50} | (evaluate or {})),
+            evaluate=EvaluateConfig(**{"few_shot": 2, "resamples": 50, "full": True} | (evaluate or {})),
         )
 
     return build

@@ -30,7 +30,7 @@ def run(code):
 
 
 def test_the_import_is_light():
-    heavy = "{'torch', 'transformers', 'numpy', 'peft', 'yaml', 'pandas'}"
+    heavy = "{'torch', 'transformers', 'numpy', 'peft', 'yaml', 'pandas', 'sklearn'}"
     assert run(f"import lorchestra, sys; print({heavy} & set(sys.modules))") == "set()\n"
     assert run("import lorchestra, sys; lorchestra.RunConfig(); print('torch' in sys.modules)") == "False\n"
 

@@ -57,5 +57,5 @@ def test_a_missing_scikit_learn_is_an_error(monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "sklearn", None)
     monkeypatch.delitem(sys.modules, "lorchestra.sklearn", raising=False)
-    with pytest.raises(LorchestraError, match=r"pip install 'lorchestra\[sklearn\]'"):
+    with pytest.raises(LorchestraError, match=r"pip install scikit-learn"):
         import lorchestra.sklearn  # noqa: F401

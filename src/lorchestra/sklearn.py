@@ -1,6 +1,6 @@
 """A scikit-learn classifier for texts: an ensemble of LoRA adapters with `fit`, `predict`, `predict_proba`, `score`.
 
-The only module that needs scikit-learn (extra `sklearn`).
+The only module that imports scikit-learn when it is loaded.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ try:
     from sklearn.utils.multiclass import check_classification_targets
     from sklearn.utils.validation import check_is_fitted
 except ImportError as error:
-    raise LorchestraError("lorchestra.sklearn needs scikit-learn: pip install 'lorchestra[sklearn]'") from error
+    raise LorchestraError("lorchestra.sklearn needs scikit-learn: pip install scikit-learn") from error
 
 Labels = NDArray[np.generic]
 _PICKLED = ("config.yaml", "ensemble.json", "members/*/*")

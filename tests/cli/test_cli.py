@@ -304,7 +304,7 @@ def test_help_is_quick_and_needs_no_torch():
         "    main(['train', '--help'])\n"
         "except SystemExit:\n"
         "    pass\n"
-        "print('loaded', sorted({'torch', 'transformers', 'numpy', 'pyarrow'} & set(sys.modules)))\n"
+        "print('loaded', sorted({'torch', 'transformers', 'numpy', 'pyarrow', 'sklearn'} & set(sys.modules)))\n"
     )
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert process.stdout.endswith("loaded []\n")

@@ -12,7 +12,7 @@ from stopping import StopWhen
 import lorchestra.methods.batch_ensemble
 import lorchestra.methods.training
 from lorchestra.errors import ConfigError, TrainingError
-from lorchestra.methods import contextual, laplace, mc_dropout, swag, temperature
+from lorchestra.methods import contextual, laplace, linear, mc_dropout, swag, temperature, tfidf
 from lorchestra.methods.registry import METHODS, WRAPPERS, parse_name
 from lorchestra.training.callbacks import Callback, Interrupted
 
@@ -33,11 +33,19 @@ def check(predictions, examples):
     np.testing.assert_allclose(np.exp(log_probs_MEC).sum(axis=-1), 1, rtol=0, atol=1e-6)
 
 
+LINEAR = ("tfidf", "frozen")
+"""Classifiers without adapters, for texts with labels only."""
+
+
 @pytest.mark.parametrize("kind", ["texts", "questions"])
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method(make_context, name, kind):
     """The context's splits raise if test rows are read (see conftest)."""
     context, test = make_context(kind)
+    if name in LINEAR and kind == "questions":
+        with pytest.raises(ConfigError, match=f"^{name}: a classifier needs texts with labels"):
+            fit(context, name)
+        return
     fitted = fit(context, name)
     predictions = fitted.predict(test, "test")
     check(predictions, test)
@@ -49,15 +57,17 @@ def test_every_method(make_context, name, kind):
     cost = fitted.cost
     assert cost.fit_s > 0
     assert cost.peak_bytes > 10e6
-    assert cost.predict_base_passes > 0
+    assert (cost.predict_base_passes > 0) == (name != "tfidf")
     trained = name not in ("zero_shot", "few_shot")
-    assert (cost.tokens > 0) == (cost.fit_base_passes > 0) == (cost.parameters > 0) == trained
+    assert (cost.tokens > 0) == (trained and name not in LINEAR)
+    assert (cost.fit_base_passes > 0) == (trained and name != "tfidf")
+    assert (cost.parameters > 0) == trained
     other = dataclasses.replace(
         context,
         config=dataclasses.replace(context.config, train=dataclasses.replace(context.config.train, seed=5)),
     )
     differs = not np.array_equal(fit(other, name).predict(test, "test").log_probs_MEC, predictions.log_probs_MEC)
-    assert differs == (name != "zero_shot")
+    assert differs == (name not in ("zero_shot", *LINEAR))
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
@@ -90,7 +100,7 @@ def test_every_method_supports_pissa_or_refuses_it(make_context, name):
         assert fitted.cost.parameters == fit(plain, name).cost.parameters
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("zero_shot", "few_shot")])
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("zero_shot", "few_shot", *LINEAR)])
 def test_fit_stops_on_request(make_context, name):
     context, _ = make_context()
     calls = []
@@ -111,6 +121,8 @@ def test_fit_stops_on_request(make_context, name):
         ("laplace", "prior precision, validation rows"),
         ("last_layer", "validation"),
         ("one_lora+temperature", "temperature, validation rows"),
+        ("frozen", "frozen, train rows"),
+        ("tfidf", "tfidf, choosing the penalty: fit"),
     ],
 )
 def test_other_work_than_training_reports_progress_and_stops_on_request(make_context, name, what):
@@ -129,7 +141,9 @@ def test_other_work_than_training_reports_progress_and_stops_on_request(make_con
         fit(stop, name)
     text, done, total = phases[-1]
     assert text == what
-    assert 0 < done <= total == len(context.train if "training" in what else context.val)
+    fits = 2 * len(tfidf.Config().strengths) * linear.NUM_FOLDS
+    rows = len(context.train if "train" in what else context.val)
+    assert 0 < done <= total == (fits if "penalty" in what else rows)
 
 
 def test_wrappers_can_be_combined(make_context):
@@ -142,7 +156,7 @@ def test_wrappers_can_be_combined(make_context):
 def test_number_of_members_draws_and_passes(make_context):
     context, test = make_context()
     numbers = {name: fit(context, name).predict(test, "test").num_members for name in METHODS if name != "laplace"}
-    ones = {"zero_shot", "one_lora", "high_rank", "long_training", "soup"}
+    ones = {"zero_shot", *LINEAR, "one_lora", "high_rank", "long_training", "soup"}
     assert {name for name, number in numbers.items() if number == 1} == ones & set(numbers)
     assert {number for name, number in numbers.items() if name not in ones} == {3}
 

@@ -161,7 +161,7 @@ def test_differences_are_paired() -> None:
     single = make_predictions(members=1)
     entry = evaluate_predictions(single, baselines={"same": single}, resamples=40)
     for difference in (entry["intervals"]["ensemble_minus_member_mean"], entry["baselines"]["same"]["ensemble_minus"]):
-        assert set(difference) == {"accuracy", "nll", "brier"}
+        assert set(difference) == {"accuracy", "nll", "brier", "aurc"}
         for low_high in difference.values():
             np.testing.assert_allclose(low_high, 0.0, atol=1e-12)
     assert entry["member_mean"]["std"]["nll"] is None
@@ -324,7 +324,7 @@ def test_differences_alone_are_those_of_an_evaluation():
     entry = evaluate_predictions(ensemble, baselines={"it": other}, resamples=50, seed=3)
     differences = ensemble_minus(ensemble, {"it": other, "itself": ensemble}, resamples=50, seed=3)
     assert differences["it"] == entry["baselines"]["it"]["ensemble_minus"]
-    assert differences["itself"] == {metric: [0.0, 0.0] for metric in ("accuracy", "nll", "brier")}
+    assert differences["itself"] == {metric: [0.0, 0.0] for metric in ("accuracy", "nll", "brier", "aurc")}
     assert ensemble_minus(ensemble, {"it": other}, resamples=0) == {"it": {}}
     with pytest.raises(ValueError, match="baseline 'it' is of other rows"):
         ensemble_minus(ensemble, {"it": take(other, np.arange(50))})

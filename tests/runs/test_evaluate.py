@@ -38,7 +38,7 @@ def test_every_baseline_of_the_ensemble(trained, texts_csv):
     run = trained(adapt={"dropout": 0.1}, evaluate={"temperature": True})
     entry = evaluate_run(run, ood=[texts_csv("far.csv", 12, seed=7)])
     assert (entry["task"], entry["split"], entry["num_members"]) == ("reviews", "test", 3)
-    assert set(entry["baselines"]) == {"base_zero_shot", "base_few_shot", "mc_dropout"}
+    assert set(entry["baselines"]) == {"base_zero_shot", "base_few_shot", "tfidf", "frozen", "mc_dropout"}
     for part in (entry["ensemble"], entry["member_mean"], entry["best_member"], entry["majority"]):
         assert {"accuracy", "macro_f1", "nll", "ece", "signed_gap", "brier", "aurc"} <= set(part)
     assert entry["temperature"]["T"] > 0
@@ -114,7 +114,7 @@ def test_the_base_alone_is_what_members_were_before_training(trained):
 @pytest.mark.parametrize("adapt", [{}, {"layers": "last:1"}], ids=["all layers", "last layer"])
 def test_the_base_rides_in_the_members_pass(trained, adapt):
     """Saved predictions equal those of separate calls; the layers below run once for members and base together."""
-    run = trained(adapt=adapt, evaluate={"few_shot": 0})
+    run = trained(adapt=adapt, evaluate={"few_shot": 0, "frozen": False})
     test, val = (run.read(path, require_answer=True) for path in (run.config.data.test, run.config.data.val))
     tokens = []
     first = run.pipeline.model.model.model.layers[0].mlp
@@ -164,7 +164,7 @@ def test_a_few_shot_prompt_that_does_not_fit_is_left_out_with_the_reason(on_log,
     on_log(messages.append)
     run = load_run(train_run(config, tmp_path / "run").run.root)
     entry = evaluate_run(run)
-    assert set(entry["baselines"]) == {"base_zero_shot"}
+    assert set(entry["baselines"]) == {"base_zero_shot", "tfidf", "frozen"}
     assert any("base_few_shot is left out" in text and "5 of 5 rows" in text for text in messages)
     assert set(entry["left_out"]) == {"base_few_shot"}
     assert "5 of 5 rows have more than 60 tokens" in entry["left_out"]["base_few_shot"]

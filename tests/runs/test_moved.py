@@ -8,6 +8,7 @@ import os
 import shutil
 
 import pytest
+from untimed import untimed
 
 from lorchestra.config.data import DataConfig
 from lorchestra.errors import CheckpointError, ConfigError, DataError
@@ -54,15 +55,16 @@ def test_a_moved_base_is_named(trained, make_base, texts_csv, tmp_path):
 
 def test_files_that_have_moved_are_given_anew(trained, texts_csv, tmp_path):
     run = trained()
-    before = evaluate_run(run)
+    before = untimed(evaluate_run(run))
     moved = (tmp_path / "reviews.csv").rename(tmp_path / "renamed.csv")
     with pytest.raises(DataError, match=r"no such file.*give it with --data\.train FILE; .* --data FILE"):
         evaluate_run(run)
-    assert evaluate_run(run, files={"train": moved}) == before
+    assert untimed(evaluate_run(run, files={"train": moved})) == before
     test = (tmp_path / "test.csv").rename(tmp_path / "other.csv")
     with pytest.raises(DataError, match=r"give it with --data\.test FILE"):
         evaluate_run(run, files={"train": moved})
-    assert evaluate_run(run, files={"train": moved, "test": test, "val": None}) == before
+    files = {"train": moved, "test": test, "val": None}
+    assert untimed(evaluate_run(run, files=files)) == before
     with pytest.raises(DataError, match="the train rows are not those this run was made with"):
         evaluate_run(run, files={"train": texts_csv("third.csv", 50, seed=8), "test": test})
 
@@ -71,7 +73,8 @@ def test_other_rows_are_evaluated_without_the_training_file(trained, texts_csv, 
     run, new = trained(), texts_csv("new.csv", 20, seed=5)
     (tmp_path / "reviews.csv").unlink()
     entry = evaluate_run(run, data=new)
-    assert entry["left_out"] == {"base_few_shot": "the training rows are not available"}
+    reason = "the training rows are not available"
+    assert entry["left_out"] == dict.fromkeys(("base_few_shot", "tfidf", "frozen"), reason)
     assert entry["majority"]["index"] is entry["best_member"]["index"] is None
     assert any(line.startswith("evaluating without the run's training rows") for line in messages)
     assert any("the run has no saved predictions of validation rows" in line for line in messages)
@@ -111,7 +114,7 @@ def test_a_run_that_cannot_be_written_is_evaluated_and_the_result_is_kept(traine
         UnsavedEvaluationError, match=r"no permission to write there.*The evaluation was not saved"
     ) as e:
         evaluate_run(run)
-    assert e.value.entry == expected
+    assert untimed(e.value.entry) == untimed(expected)
     warned = next(number for number, line in enumerate(messages) if line.startswith("warning: "))
     assert warned < messages.index("computing")
     assert not run.run.metrics.exists()
@@ -130,4 +133,4 @@ def test_the_result_is_kept_if_the_disk_fills_meanwhile(trained, monkeypatch):
     monkeypatch.setattr("lorchestra.store.run.atomic_write_json", full)
     with pytest.raises(UnsavedEvaluationError, match=r"the disk is full\. The evaluation was not saved\.") as raised:
         evaluate_run(run)
-    assert raised.value.entry == expected
+    assert untimed(raised.value.entry) == untimed(expected)

@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 from stopping import StopWhen
+from untimed import untimed
 
 from lorchestra.config.data import DataConfig
 from lorchestra.config.mappings import read_recipe
@@ -164,13 +165,13 @@ def test_a_file_named_as_a_task_is_not_mixed_up_with_it(run_config, make_task, q
 
 def test_the_directory_may_move_and_the_rows_may_not(trained, tmp_path, monkeypatch):
     run, quiz = trained
-    entry = evaluate_run(run)
+    entry = untimed(evaluate_run(run))
     moved = quiz.directory.rename(tmp_path / "moved")
     with pytest.raises(DataError, match="no source has its published train rows"):
         evaluate_run(run)
-    assert evaluate_run(run, data_dir=str(moved)) == entry
+    assert untimed(evaluate_run(run, data_dir=str(moved))) == entry
     monkeypatch.setenv("LORCHESTRA_DATA_DIR", str(moved))
-    assert evaluate_run(run) == entry
+    assert untimed(evaluate_run(run)) == entry
     (moved / "quiz/train.jsonl").write_text("".join((moved / "quiz/train.jsonl").read_text().splitlines(True)[1:]))
     with pytest.raises(DataError, match="39 rows, but the published train rows of quiz are 40"):
         evaluate_run(run)

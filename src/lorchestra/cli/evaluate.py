@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EvaluateArguments:
-    """Measure a trained ensemble: accuracy, NLL, calibration and OOD detection, against one LoRA and the base.
+    """Measure a trained ensemble: accuracy, NLL, calibration and OOD detection, against one LoRA, the base, and
+    classifiers without adapters.
 
     By default on the run's test rows; --data and --task evaluate on others. Predictions, metrics.json and a picture
     are written to the run directory.
@@ -48,6 +49,8 @@ class EvaluateArguments:
     early_exit: str | None = None
     """Also report what early exit, one member after the other, would save and change: exact, or a confidence in (0, 1],
     as in predict."""
+    full: bool = False
+    """Include the zero-shot and few-shot base where one takes more than a quarter of the training's time."""
     save: bool = True
     """Write predictions, metrics.json and a picture to the run directory."""
     json: bool = False
@@ -69,6 +72,7 @@ def run(arguments: Sequence[str]) -> int:
         as_json=parsed.json,
         base=parsed.base,
         files={"train": parsed.data_train, "val": parsed.data_val, "test": parsed.data_test},
+        full=parsed.full,
         save=parsed.save,
     )
     return 0
@@ -86,6 +90,7 @@ def evaluate_and_show(
     as_json: bool = False,
     base: str | None = None,
     files: Mapping[str, str | None] = MappingProxyType({}),
+    full: bool = False,
     save: bool = True,
 ) -> None:
     """Evaluate a run with progress on stderr; print tables and a verdict, or JSON.
@@ -117,6 +122,7 @@ def evaluate_and_show(
                 data_dir=data_dir,
                 files=files,
                 early_exit=rule,
+                full=full,
                 save=save,
                 callbacks=[progress],
             )
@@ -135,12 +141,13 @@ def evaluate_and_show(
 def _show(entry: Json) -> None:
     """Print the tables and the verdict."""
     from lorchestra.cli.output import results
-    from lorchestra.report.table import early_exit_text, evaluation_table, ood_table, verdict
+    from lorchestra.report.table import class_table, early_exit_text, evaluation_table, ood_table, verdict
 
     console = results()
     console.print(evaluation_table(entry))
-    if (table := ood_table(entry)) is not None:
-        console.print(table)
+    for table in (ood_table(entry), class_table(entry)):
+        if table is not None:
+            console.print(table)
     console.print(verdict(entry), highlight=False)
     if "early_exit" in entry:
         console.print(early_exit_text(entry), highlight=False)

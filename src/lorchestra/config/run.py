@@ -87,6 +87,12 @@ class EvaluateConfig:
 
     few_shot: int = 4
     """Training rows shown before each question to the few-shot base; 0 leaves this baseline out."""
+    tfidf: bool = True
+    """For texts with labels, also evaluate logistic regression on TF-IDF of the training rows' words."""
+    frozen: bool = True
+    """For texts with labels, also evaluate logistic regression on the frozen base's hidden states."""
+    full: bool = False
+    """Include the zero-shot and few-shot base where one takes more than a quarter of the training's time."""
     mc_dropout: bool = True
     """Also evaluate MC dropout of one LoRA with M passes, if members were trained with dropout."""
     temperature: bool = False

@@ -15,6 +15,7 @@ from lorchestra.methods import (
     batch_ensemble,
     contextual,
     few_shot,
+    frozen,
     high_rank,
     laplace,
     last_layer,
@@ -26,6 +27,7 @@ from lorchestra.methods import (
     soup,
     swag,
     temperature,
+    tfidf,
     zero_shot,
 )
 from lorchestra.methods.contract import Fitted, MethodContext
@@ -61,6 +63,8 @@ METHODS: dict[str, Method] = {
         few_shot.Config,
         few_shot.fit,
     ),
+    "tfidf": Method("no language model: TF-IDF of words and logistic regression", tfidf.Config, tfidf.fit),
+    "frozen": Method("logistic regression on the base's hidden states", frozen.Config, frozen.fit),
     "one_lora": Method("one LoRA, trained with the budget of one member", one_lora.Config, one_lora.fit),
     "lora_ensemble": Method("M LoRA members, their probabilities averaged", lora_ensemble.Config, lora_ensemble.fit),
     "mc_dropout": Method("LoRA with dropout in prediction, M passes", mc_dropout.Config, mc_dropout.fit),

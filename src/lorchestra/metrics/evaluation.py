@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from lorchestra.metrics import predictive
+from lorchestra.metrics.classes import class_scores
 from lorchestra.metrics.intervals import Ends, Judged, difference_intervals, judge, method_intervals, too_few
 from lorchestra.metrics.predictive import FloatArray, IntArray
 from lorchestra.metrics.result import Evaluation, MemberOodScores, MethodScores, OodScores
@@ -29,6 +30,7 @@ def evaluate(
     validation: Predictions | None = None,
     train_labels: Sequence[int] | IntArray | None = None,
     baselines: Mapping[str, Predictions] | None = None,
+    fits: Mapping[str, MethodScores] | None = None,
     temperature: bool = False,
     resamples: int = 1000,
     seed: int = 0,
@@ -40,16 +42,15 @@ def evaluate(
         validation: the same members on validation rows. The best member is chosen and temperatures are fitted there,
             never on the evaluated rows.
         train_labels: answer indices of the training rows, for the majority baseline.
-        baselines: other predictions of the same rows, by name; several members are pooled.
+        baselines, fits: other predictions of the same rows, pooled, by name; and what was fitted for some of them.
         temperature: also scale the ensemble and the best member.
-        resamples: bootstrap resamples; 0 for no intervals.
-        seed: of the resamples.
+        resamples, seed: of the bootstrap; 0 resamples for no intervals.
 
     Raises:
         ValueError: an answer is unknown (-1) or not one of its row's choices, rows or members do not match between
             predictions, or `resamples` is negative.
     """
-    baselines = baselines or {}
+    baselines, fits = baselines or {}, fits or {}
     _check_inputs(predictions, validation, baselines, resamples)
     best = _best_member(validation)
     distributions = _distributions(predictions, baselines)
@@ -76,11 +77,12 @@ def evaluate(
         mean_of_logits=scorer.scored("mean_of_logits", optional["mean_of_logits"]),
         ensemble_scaled=scorer.scored("ensemble_scaled", optional["ensemble_scaled"]) if temperature else None,
         best_member_scaled=scorer.scored("best_member_scaled", optional["best_member_scaled"]) if temperature else None,
-        baselines={name: scorer.scored(_baseline(name), MethodScores()) for name in baselines},
+        baselines={name: scorer.scored(_baseline(name), fits.get(name, MethodScores())) for name in baselines},
         level=LEVEL,
         resamples=resamples,
         seed=seed,
         notes=(*_notes(validation, optional), *scorer.notes()),
+        classes=class_scores(predictions, train_labels, baselines),
     )
 
 

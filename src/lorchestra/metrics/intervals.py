@@ -6,7 +6,7 @@
 | signed gap | Wald's, after two rows right and two wrong were added |
 | difference in accuracy | Wald's, after one row won and one lost were added (Bonett and Price) |
 | ECE | inverted test (`metrics.calibration`); none for a mean of several ECEs |
-| NLL, Brier, macro F1, AURC; differences in NLL and Brier | percentiles of bootstrap draws |
+| NLL, Brier, macro F1, AURC; differences in NLL, Brier and AURC | percentiles of bootstrap draws |
 | difference in ECE | none: the biases of the two values differ, and no interval that was tried covers |
 
 `benchmarks/coverage.py` measures all of them. Below `MIN_ROWS` rows there is no interval; percentiles also need
@@ -24,13 +24,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lorchestra.metrics import table
 from lorchestra.metrics.calibration import calibrated_ece, ece_interval
 from lorchestra.metrics.predictive import FloatArray
 from lorchestra.metrics.scores import RESAMPLED, RowScores, interval, resampled_metrics
-from lorchestra.metrics.table import BY_KEY, DECISIVE, METRICS
+from lorchestra.metrics.table import BY_KEY, METRICS
 from lorchestra.types import Json
 
-COMPARED = tuple(metric.key for metric in DECISIVE)
+COMPARED = tuple(metric.key for metric in table.COMPARED)
 """Keys of the metrics whose paired differences have intervals."""
 
 _PERCENTILE = tuple(metric.key for metric in METRICS if metric.interval == "percentile")
@@ -73,6 +74,11 @@ class Judged:
         """A field of `RowScores`, mean over the distributions, `[E]`."""
         return np.asarray(np.mean([getattr(rows, values) for rows in self.rows], axis=0))
 
+    def points(self) -> dict[str, float]:
+        """The metrics of `RESAMPLED` on all rows, mean over the distributions."""
+        points = [resampled_metrics(rows, np.ones((1, self.num_rows))) for rows in self.rows]
+        return {metric: float(np.mean([values[metric][0] for values in points])) for metric in RESAMPLED}
+
 
 def method_intervals(method: Judged, seed: int) -> Json:
     """Intervals by metric of `RESAMPLED`, None if there is none; empty if no resamples were drawn.
@@ -96,10 +102,9 @@ def method_intervals(method: Judged, seed: int) -> Json:
         if alone:
             intervals["ece"] = ece_interval(method.rows[0], calibrated[0], simulations, seed)
         if method.least_of_each >= MIN_OF_EACH:
-            points = [resampled_metrics(rows, np.ones((1, method.num_rows))) for rows in method.rows]
+            points = method.points()
             for metric in _PERCENTILE:
-                point = float(np.mean([values[metric][0] for values in points]))
-                intervals[metric] = _with_point(interval(method.draws[metric]), point)
+                intervals[metric] = _with_point(interval(method.draws[metric]), points[metric])
     return {**intervals, "ece_if_calibrated": reference}
 
 
@@ -116,9 +121,10 @@ def difference_intervals(one: Judged, other: Judged) -> dict[str, Ends]:
             return {metric: [0.0, 0.0] for metric in COMPARED}
         intervals["accuracy"] = paired_interval(one.mean("correct") - other.mean("correct"))
         if min(one.least_of_each, other.least_of_each) >= MIN_OF_EACH:
+            mine, theirs = one.points(), other.points()
             for metric in _PERCENTILE_DIFFERENCE:
                 with np.errstate(invalid="ignore"):
-                    point = float(one.mean(metric).mean() - other.mean(metric).mean())
+                    point = mine[metric] - theirs[metric]
                     intervals[metric] = _with_point(interval(one.draws[metric] - other.draws[metric]), point)
     return intervals
 

@@ -49,7 +49,7 @@ class MethodScores:
         ece_if_calibrated: what to compare the ECE with.
         ensemble_minus: intervals of the ensemble minus this method on paired resamples.
         index: of the member; of the majority, the index of the answer.
-        validation_nll: of the best member, which is chosen by it.
+        validation_nll: of the best member, which is chosen by it; of a baseline that was fitted, with its temperature.
         temperature: T, of a method with temperature scaling.
         num_rows: validation rows on which T was fitted.
         reason: why there are no metrics or no temperature.
@@ -199,6 +199,35 @@ class EarlyExitScores:
         return {"rule": values.pop("rule"), **values.pop("metrics"), **values}
 
 
+@dataclass(frozen=True, slots=True)
+class ClassScores:
+    """How well each label is recognized, where the labels of the training rows are unbalanced.
+
+    Attributes:
+        labels: the label set in order.
+        train_rows, rows: training rows and evaluated rows of each.
+        recall: share of a label's rows that are predicted as such, by method: "ensemble", or a baseline's name. None
+            for a label without rows.
+        weighted: whether the members were trained with `data.class_weights`.
+    """
+
+    labels: Sequence[str]
+    train_rows: Sequence[int]
+    rows: Sequence[int]
+    recall: Mapping[str, Sequence[float | None]]
+    weighted: bool = False
+
+    @classmethod
+    def from_dict(cls, values: Json) -> ClassScores:
+        """Read the classes of an entry."""
+        fields = ("labels", "train_rows", "rows", "recall", "weighted")
+        return cls(**{name: values[name] for name in fields})
+
+    def to_dict(self) -> Json:
+        """The classes in an entry."""
+        return asdict(self)
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """One entry of the "evaluations" of `metrics.json`: an ensemble, its members and its baselines on the same rows.
@@ -219,6 +248,8 @@ class Evaluation:
         notes: sentences about what the numbers cannot carry.
         seen: how many of the rows are among the "train" and "val" rows of the run.
         left_out: baselines that are missing, with the reason.
+        seconds: time spent on baselines, by name, where it was measured.
+        classes: recall by label; only where the training labels are unbalanced.
         early_exit: what asking the members one after the other would save.
         ood: by name of the OOD set.
     """
@@ -243,6 +274,8 @@ class Evaluation:
     notes: tuple[str, ...] = ()
     seen: Mapping[str, int] | None = None
     left_out: Mapping[str, str] | None = None
+    seconds: Mapping[str, float] | None = None
+    classes: ClassScores | None = None
     early_exit: EarlyExitScores | None = None
     ood: Mapping[str, OodScores] | None = None
 
@@ -268,7 +301,7 @@ class Evaluation:
             return scores.with_intervals(intervals.get(name) or {}, intervals.get(f"ensemble_minus_{name}") or {})
 
         scaled = entry.get("temperature") or {}
-        ood, early_exit = entry.get("ood"), entry.get("early_exit")
+        ood, early_exit, classes = (entry.get(name) for name in ("ood", "early_exit", "classes"))
         return cls(
             task=entry["task"],
             split=entry["split"],
@@ -290,6 +323,8 @@ class Evaluation:
             notes=tuple(entry.get("notes") or ()),
             seen=entry.get("seen"),
             left_out=entry.get("left_out"),
+            seconds=entry.get("seconds"),
+            classes=None if classes is None else ClassScores.from_dict(classes),
             early_exit=None if early_exit is None else EarlyExitScores.from_dict(early_exit),
             ood=None if ood is None else {name: OodScores.from_dict(values) for name, values in ood.items()},
         )
@@ -319,8 +354,10 @@ class Evaluation:
             "notes": list(self.notes),
         }
         optional = {
+            "classes": self.classes and self.classes.to_dict(),
             "seen": self.seen,
             "left_out": self.left_out,
+            "seconds": self.seconds,
             "early_exit": self.early_exit and self.early_exit.to_dict(),
             "ood": None if self.ood is None else {name: scores.to_dict() for name, scores in self.ood.items()},
         }

@@ -88,6 +88,15 @@ def macro_f1(log_probs_EC: FloatArray, labels_E: IntArray) -> float:
     return _one(_macro_f1(score_rows(log_probs_EC, labels_E), _once(labels_E)))
 
 
+def class_recall(log_probs_EC: FloatArray, labels_E: IntArray) -> FloatArray:
+    """Share of the rows of each label that are predicted as such, `[C]`; NaN for a label without rows."""
+    rows = score_rows(log_probs_EC, labels_E)
+    num_labels = log_probs_EC.shape[1]
+    counts_C = np.bincount(rows.labels, minlength=num_labels)
+    hits_C = np.bincount(rows.labels, weights=rows.correct, minlength=num_labels)
+    return np.asarray(np.where(counts_C > 0, hits_C / np.maximum(counts_C, 1), np.nan))
+
+
 def nll(log_probs_EC: FloatArray, labels_E: IntArray) -> float:
     """Mean negative log-likelihood of the answers in nats; infinite if one answer has probability zero.
 

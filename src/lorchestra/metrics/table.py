@@ -32,7 +32,7 @@ class Metric:
         digits: decimals shown, in the unit.
         detail: where it is shown.
         interval: how the interval of its value is computed; None without one.
-        difference: how the interval of a paired difference is computed; only metrics with one decide verdicts.
+        difference: how the interval of a paired difference is computed; only metrics with one can decide verdicts.
         convex: the ensemble is at least as good as the mean of its members, whatever the data.
         signed: values are shown with their sign.
         infinite: may be infinite, which JSON holds as null.
@@ -87,7 +87,7 @@ METRICS = (
     Metric("ece", "ECE", "ECE", "%", -1, 1, "summary", "inverted"),
     Metric("signed_gap", "Gap", "gap", "%", 0, 1, "table", "wald", signed=True),
     Metric("brier", "Brier", "Brier score", "", -1, 3, "table", "percentile", "percentile", convex=True),
-    Metric("aurc", "AURC", "AURC", "", -1, 3, "page", "percentile"),
+    Metric("aurc", "AURC", "AURC", "", -1, 3, "page", "percentile", "percentile"),
     *(
         Metric(f"ece_{scheme}_{bins}", f"ECE, {bins} bins ({scheme})", f"ECE over {bins} bins", "%", -1, 1, "optional")
         for scheme in ("width", "mass")
@@ -112,5 +112,11 @@ ON_PAGE = tuple(metric for metric in METRICS if metric.detail in ("summary", "ta
 WITH_DIRECTION = tuple(metric for metric in IN_TABLES if metric.direction)
 """Those of full tables in which one method can be better than another; the table of differences shows them."""
 
-DECISIVE = tuple(metric for metric in METRICS if metric.difference is not None)
-"""Those whose paired differences have intervals, and so decide verdicts."""
+COMPARED = tuple(metric for metric in METRICS if metric.difference is not None)
+"""Those whose paired differences have intervals."""
+
+DECISIVE = tuple(metric for metric in COMPARED if metric in IN_TABLES)
+"""Those of full tables that decide verdicts."""
+
+AGAINST_BASELINES = tuple(BY_KEY[key] for key in ("accuracy", "nll", "aurc"))
+"""Those that decide whether a run is better than the baselines without adapters."""

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import weakref
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -37,7 +38,15 @@ from lorchestra.nn.scoring import choice_log_probs
 
 _instances = itertools.count()
 
-OutputKind = Literal["log_probs", "logits", "head_states", "trunk"]
+
+@dataclass(frozen=True, slots=True)
+class LayerInputs:
+    """An output kind: the inputs of these decoder layers, ascending. Layers from the last of them on are skipped."""
+
+    layers: tuple[int, ...]
+
+
+OutputKind = Literal["log_probs", "logits", "head_states", "trunk"] | LayerInputs
 """What a forward pass returns; see `EnsembleModel.forward`."""
 
 
@@ -155,7 +164,8 @@ class EnsembleModel:
                 - logits: logits over the vocabulary `[K, V]` at the positions `batch.scoring.keep`, or, if an item has
                   no choices, at the last prefix token of each item;
                 - head_states: the input of the output head at these positions, `[K, D]`;
-                - trunk: hidden states below the first adapted layer, `[1, N, D]`, the same for all members.
+                - trunk: hidden states below the first adapted layer, `[1, N, D]`, the same for all members;
+                - LayerInputs: hidden states before each of its layers, `[L, N, D]`.
             hidden: the batch's trunk, `[1, N, D]`: the layers below the first adapted one are skipped.
             head_states: `[B, D]`, with "logits" only: input of the head. All layers are skipped, and any batch will do.
                 The model still runs, so that a cap or scale after the head is applied. Returns `[B, V]`, no gradient.
@@ -172,8 +182,8 @@ class EnsembleModel:
                 use_cache=False,
                 logits_to_keep=context.keep,
             )
-        if outputs == "trunk":
-            return context.captured[0]
+        if outputs == "trunk" or isinstance(outputs, LayerInputs):
+            return torch.cat(context.captured)
         if outputs == "head_states":
             return context.captured[0][0]
         if outputs == "logits":
@@ -183,7 +193,10 @@ class EnsembleModel:
     def _context(
         self, batch: PackedBatch, outputs: OutputKind, hidden: Tensor | None, head_states: Tensor | None
     ) -> ForwardContext:
-        reads_choices = outputs != "trunk" and head_states is None and all(i.example.choices for i in batch.items)
+        captured = () if isinstance(outputs, str) else outputs.layers
+        if outputs == "trunk":
+            captured = (self.trunk_layers,)
+        reads_choices = not captured and head_states is None and all(i.example.choices for i in batch.items)
         keep = batch.scoring.keep if reads_choices else torch.tensor(batch.last_positions, device=self.device)
         first_layer = 0 if hidden is None else self.trunk_layers
         option_ids = None
@@ -195,9 +208,10 @@ class EnsembleModel:
             first_layer = self.num_layers
         return ForwardContext(
             packing=batch.packing,
-            keep=keep[:1] if outputs == "trunk" or head_states is not None else keep,
+            keep=keep[:1] if captured or head_states is not None else keep,
             first_layer=first_layer,
-            last_layer=self.trunk_layers if outputs == "trunk" else None,
+            last_layer=max(captured, default=None),
+            capture_inputs=frozenset(captured),
             hidden=hidden,
             option_ids=option_ids,
             head_states=head_states,

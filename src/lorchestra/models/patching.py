@@ -91,7 +91,7 @@ def _gated(original: Callable[..., _Output], index: int, slot: ContextSlot) -> C
         context = slot.current
         if context is None:
             return original(hidden_states, *args, **kwargs)
-        if context.last_layer == index:
+        if index in context.capture_inputs:
             context.captured.append(hidden_states)
         if index < context.first_layer or (context.last_layer is not None and index >= context.last_layer):
             return (hidden_states,) if slot.returns_tuple else hidden_states

@@ -21,7 +21,9 @@ class ForwardContext:
     first_layer: int = 0
     """Decoder layers below this one are skipped."""
     last_layer: int | None = None
-    """Decoder layers from this one on are skipped, and its input is captured; None runs all."""
+    """Decoder layers from this one on are skipped; None runs all."""
+    capture_inputs: frozenset[int] = frozenset()
+    """Decoder layers whose inputs are captured, in ascending order."""
     hidden: Tensor | None = None
     """`[1, N, D]`: input of the first layer that runs, instead of the output of the skipped layers."""
     option_ids: Tensor | None = None

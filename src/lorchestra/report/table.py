@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lorchestra.metrics.result import CalibratedReference, Ends, Evaluation, MethodScores, Numbers, finite_ends
-from lorchestra.metrics.table import BY_KEY, DECISIVE, IN_TABLES, Metric
+from lorchestra.metrics.table import AGAINST_BASELINES, BY_KEY, DECISIVE, IN_TABLES, Metric
 from lorchestra.report.fitted_table import FittedTable
 from lorchestra.types import Json
 
@@ -27,7 +27,15 @@ class Method:
     scores: MethodScores
 
 
-BASELINES = {"base_zero_shot": "base, zero-shot", "base_few_shot": "base, few-shot", "mc_dropout": "MC dropout"}
+BASELINES = {
+    "base_zero_shot": "base, zero-shot",
+    "base_few_shot": "base, few-shot",
+    "tfidf": "TF-IDF + LR",
+    "frozen": "frozen base + LR",
+    "mc_dropout": "MC dropout",
+}
+WITHOUT_ADAPTERS = ("tfidf", "frozen")
+"""Baselines that are fitted on the training rows, without an adapter."""
 
 ROUNDING = 1e-9
 """Differences up to this are rounding in float64."""
@@ -47,6 +55,10 @@ def evaluation_table(entry: Entry) -> FittedTable:
     caption = f"In brackets: {level} interval. Gap: mean confidence - accuracy. ±: spread of members."
     if any(method.scores.ece_if_calibrated for method in shown):
         caption += f" In parentheses: ECE of a perfectly calibrated model on as many rows, mean and {level} range."
+    if any(method.key in WITHOUT_ADAPTERS for method in shown):
+        caption += " LR: logistic regression, with one temperature (T)."
+    if evaluation.seconds:
+        caption += f" Seconds spent: {seconds_text(evaluation.seconds)}."
     table = _bare_table(_title(evaluation), caption)
     table.add_column("Method", overflow="fold")
     for metric in IN_TABLES:
@@ -55,8 +67,63 @@ def evaluation_table(entry: Entry) -> FittedTable:
     for method in shown:
         style = "bold" if method.key == "ensemble" else ""
         cells = (_cell(metric, method.scores, w, style) for metric, w in zip(IN_TABLES, widths, strict=True))
-        table.add_row(Text(method.name, style=style), *cells)
+        table.add_row(_method_name(method, style), *cells)
     return FittedTable(table)
+
+
+def _method_name(method: Method, style: str) -> Text:
+    text = Text(method.name, style=style)
+    if method.key in WITHOUT_ADAPTERS and method.scores.temperature is not None:
+        text.append(f"\n  T = {method.scores.temperature:.2f}", style="dim")
+    return text
+
+
+def seconds_text(seconds: Mapping[str, float]) -> str:
+    """The time of each baseline: TF-IDF + LR 2, MC dropout 31."""
+    return "; ".join(f"{BASELINES.get(name, name)} {value:.0f}" for name, value in seconds.items())
+
+
+def class_table(entry: Entry) -> FittedTable | None:
+    """Recall by label, of the ensemble and the best baseline without adapters; None where labels are balanced.
+
+    The last row has the macro F1.
+    """
+    evaluation = Evaluation.of(entry)
+    classes = evaluation.classes
+    if classes is None:
+        return None
+    best = best_baseline(evaluation)
+    methods = [Method("ensemble", "ensemble", evaluation.ensemble), *(() if best is None else (best,))]
+    table = _bare_table(
+        Text("Recall by label: share of a label's rows that are predicted as such, %"),
+        "The labels of the training rows are unbalanced. Macro F1: mean over labels.",
+    )
+    table.add_column("Label", min_width=14, overflow="fold")
+    for title in ("Training rows", "Rows", *(method.name for method in methods)):
+        table.add_column(title, justify="right", no_wrap=True)
+    for index, label in enumerate(classes.labels):
+        recalls = (classes.recall.get(method.key) or () for method in methods)
+        values = (recall[index] if index < len(recall) else None for recall in recalls)
+        table.add_row(
+            Text(label),
+            *(str(counts[index]) if index < len(counts) else "-" for counts in (classes.train_rows, classes.rows)),
+            *("-" if value is None else f"{100 * value:.1f}" for value in values),
+        )
+    macro_f1 = BY_KEY["macro_f1"]
+    table.add_row("macro F1", "", "", *(macro_f1.number(method.scores.metrics.get("macro_f1")) for method in methods))
+    return FittedTable(table)
+
+
+def imbalance_text(evaluation: Evaluation) -> str | None:
+    """One sentence on unbalanced labels; None where they are balanced, or weighted already."""
+    classes = evaluation.classes
+    if classes is None or classes.weighted or not classes.train_rows:
+        return None
+    least, most = min(classes.train_rows), max(classes.train_rows)
+    return (
+        f"The training labels are unbalanced ({least} to {most} rows): --data.class-weights would weigh each label"
+        " alike in training, for a higher recall of the rare ones."
+    )
 
 
 def ood_table(entry: Entry) -> FittedTable | None:
@@ -112,10 +179,51 @@ def verdict(entry: Entry, controls: Sequence[Method] = ()) -> str:
         sentences.append("So no difference from another method can be judged.")
     else:
         sentences += _comparisons(evaluation, controls)
+    sentences += [text for text in (baseline_text(evaluation),) if text is not None]
     sentences += _calibration(evaluation)
+    sentences += [text for text in (imbalance_text(evaluation),) if text is not None]
     if judging and evaluation.num_examples < _FEW_ROWS:
         sentences.append(f"This is based on {evaluation.num_examples} rows, which can only show large differences.")
     return " ".join(sentences)
+
+
+def best_baseline(evaluation: Evaluation) -> Method | None:
+    """The baseline without adapters with the lowest validation NLL, where all have one, or else NLL; None without."""
+    scored = {key: evaluation.baselines[key] for key in WITHOUT_ADAPTERS if key in evaluation.baselines}
+    scored = {key: scores for key, scores in scored.items() if scores.metrics}
+    if not scored:
+        return None
+    by_validation = all(scores.validation_nll is not None for scores in scored.values())
+    key = min(
+        scored, key=lambda key: (scored[key].validation_nll or 0.0) if by_validation else scored[key].value("nll")
+    )
+    return Method(key, BASELINES[key], scored[key])
+
+
+def baseline_text(evaluation: Evaluation) -> str | None:
+    """Whether the run is clearly better than the best baseline without adapters, as a sentence; None without one.
+
+    It is where the paired intervals of accuracy, NLL and AURC show a gain in one of them and a loss in none.
+    """
+    best = best_baseline(evaluation)
+    if best is None or not any(best.scores.ensemble_minus.values()):
+        return None
+    words: dict[str, list[str]] = {"better": [], "worse": [], "unclear": []}
+    for metric in AGAINST_BASELINES:
+        value = evaluation.ensemble.minus(best.scores, metric.key)
+        ends = finite_ends(best.scores.ensemble_minus.get(metric.key))
+        if value is not None and ends is not None:
+            words[judged(metric, ends)].append(f"{metric.name} ({_difference(metric, value, ends)})")
+    better, worse, unclear = words.values()
+    name = f"{best.name}, the best baseline without adapters"
+    if better and worse:
+        return f"Against {name}, the run is clearly better in {listed(better)}, but clearly worse in {listed(worse)}."
+    if better:
+        rest = f"; no clear difference in {listed(unclear)}" if unclear else ""
+        return f"The run is clearly better than {name}, in {listed(better)}{rest}."
+    if worse:
+        return f"The run is not better than {name}: it is clearly worse in {listed(worse)}."
+    return f"The run is not clearly better than {name}: {listed(unclear)}." if unclear else None
 
 
 def early_exit_text(entry: Entry) -> str:

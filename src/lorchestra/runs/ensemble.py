@@ -200,13 +200,14 @@ class Ensemble:
         data_dir: str | None = None,
         files: Mapping[str, str | Path | None] = MappingProxyType({}),
         early_exit: str | float | None = None,
+        full: bool = False,
         save: bool = True,
         callbacks: Sequence[Callback] = (),
     ) -> Evaluation:
         """Evaluate on the run's test rows, another file or another task; saves predictions and `metrics.json`.
 
-        With `data` or `task` the run's rows are not required: the few-shot base and the majority answer are then left
-        out, and the best member and temperatures are chosen on saved predictions of validation rows, or left out too.
+        With `data` or `task` the run's rows are not required: the baselines that need training rows are then left out,
+        and the best member and temperatures are chosen on saved predictions of validation rows, or left out too.
 
         An evaluation is saved under the task of its rows: the run's, also for a file with rows of it, or the named one.
 
@@ -218,6 +219,7 @@ class Ensemble:
             data_dir: the directory with data sets, instead of the one the run was trained with.
             files: by "train", "val" and "test", where the training's files are now; their rows must be the same.
             early_exit: also report what stopping early by this rule would save and change (see `predict`).
+            full: include the zero-shot and few-shot base where one takes more than a quarter of the training's time.
             save: whether to write the results.
             callbacks: report progress; when one asks to stop, `Interrupted` is raised.
 
@@ -241,6 +243,7 @@ class Ensemble:
             data_dir=data_dir,
             files=files,
             early_exit=rule,
+            full=full,
             save=save,
             callbacks=callbacks,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -17,7 +18,19 @@ from lorchestra.inference.predict import MemberPass, member_passes
 from lorchestra.metrics.early_exit import ExitRule, evaluate_early_exit
 from lorchestra.metrics.evaluation import ood_scores
 from lorchestra.nn.packing import BASE
-from lorchestra.runs.baselines import comparable, few_shot_base, mc_dropout_of, save_all, score
+from lorchestra.runs.baselines import (
+    Baseline,
+    Candidates,
+    comparable,
+    earlier_baseline,
+    few_shot_base,
+    left_out_lines,
+    linear_baselines,
+    mc_dropout_of,
+    save_all,
+    score,
+)
+from lorchestra.runs.evaluation_cost import CostLimit, num_tokens, top_share
 from lorchestra.runs.rows import RunRows, check_unchanged, name_of_file, read_named, read_ood, read_rows, with_directory
 from lorchestra.store.evaluations import Entry
 from lorchestra.store.run import Run
@@ -51,6 +64,7 @@ def evaluate_run(
     data_dir: str | None = None,
     files: Mapping[str, str | Path | None] = MappingProxyType({}),
     early_exit: ExitRule | None = None,
+    full: bool = False,
     save: bool = True,
     callbacks: Sequence[Callback] = (),
 ) -> Entry:
@@ -64,14 +78,16 @@ def evaluate_run(
     rows, reason = _rows_if_available(trained, config, required=data is None and (task is None or task == config.task))
     ood_rows = read_ood(ood, config, trained.labels)
     pipeline, split, examples = _rows_to_evaluate(trained, rows, config, data, task, split)
-    for name in (f"{split}.base_few_shot", *(f"ood_{name}" for name in ood_rows)):
+    for name in (f"{split}.base_zero_shot", *(f"ood_{name}" for name in ood_rows)):
         trained.run.prediction(pipeline.task, name)  # refuses names that are too long, and links, before any work
     if rows is None:
         logger.info(f"evaluating without the run's training rows, and so without the majority answer ({reason})")
-    predictions, zero_shot = _members_and_base(pipeline, examples, split, callback)
+    limit = CostLimit.of(pipeline, trained.record.cost, full=full or trained.config.evaluate.full)
+    predictions, zero_shot = _members_and_base(pipeline, examples, split, callback, limit)
     is_validation = pipeline is trained.pipeline and data is None and split == "val"
     validation = predictions if is_validation else _validation(trained, rows, callback)
-    entry, baselines = _score(trained, pipeline, rows, examples, predictions, zero_shot, validation, callback)
+    work = _Work(trained, pipeline, rows, examples, before, limit, callback)
+    entry, baselines = _score(work, predictions, zero_shot, validation)
     if early_exit is not None:
         entry["early_exit"] = evaluate_early_exit(predictions.log_probs_MEC, predictions.labels, early_exit)
     ood_predictions = {name: _predict(pipeline, some, f"ood_{name}", callback) for name, some in ood_rows.items()}
@@ -84,29 +100,48 @@ def evaluate_run(
     return entry
 
 
+@dataclass(frozen=True)
+class _Work:
+    """What the baselines of an evaluation need."""
+
+    trained: Ensemble
+    pipeline: Pipeline
+    rows: RunRows | None
+    examples: Sequence[Example]
+    before: Sequence[Entry]
+    limit: CostLimit
+    callback: Callback
+
+    def baselines(self, predictions: Predictions) -> Candidates:
+        """All baselines but the zero-shot base, or why they are missing."""
+        pipeline, config, examples = self.pipeline, self.trained.config, self.examples
+        split, callback, task = predictions.split, self.callback, None if self.rows is None else self.rows.task
+        train = None if task is None else task.splits["train"]
+        few = few_shot_base(pipeline, config, examples, split, train, callback, self.limit)
+        linear = linear_baselines(
+            pipeline,
+            config,
+            task,
+            examples,
+            split,
+            callback,
+            has_labels=self.trained.labels is not None,
+            earlier=lambda name: earlier_baseline(self.trained.run, self.before, predictions, name),
+        )
+        dropout = mc_dropout_of(pipeline, config, examples, split, callback, passes=pipeline.model.num_members)
+        return {**few, **linear, **dropout}
+
+
 def _score(
-    trained: Ensemble,
-    pipeline: Pipeline,
-    rows: RunRows | None,
-    examples: Sequence[Example],
-    predictions: Predictions,
-    zero_shot: Predictions,
-    validation: Predictions | None,
-    callback: Callback,
-) -> tuple[Entry, dict[str, Predictions]]:
-    """The entry without early exit and OOD rows, and the predictions of its baselines."""
-    config, split = trained.config, predictions.split
-    splits = {} if rows is None else rows.task.splits
-    candidates: dict[str, Predictions | str] = {
-        "base_zero_shot": zero_shot,
-        **few_shot_base(pipeline, config, examples, split, splits.get("train"), callback),
-        **mc_dropout_of(pipeline, config, examples, split, callback, passes=pipeline.model.num_members),
-    }
-    baselines, left_out = comparable(candidates, predictions, pipeline)
-    for name, reason in left_out.items():
-        logger.info(f"{name} is left out: {reason}")
-    seed = config.train.seed
-    entry = score(predictions, validation, baselines, left_out, examples, splits, config.evaluate, seed)
+    work: _Work, predictions: Predictions, zero_shot: Baseline | str, validation: Predictions | None
+) -> tuple[Entry, dict[str, Baseline]]:
+    """The entry without early exit and OOD rows, and its baselines."""
+    candidates: Candidates = {"base_zero_shot": zero_shot, **work.baselines(predictions)}
+    baselines, left_out = comparable(candidates, predictions, work.pipeline)
+    for line in left_out_lines(left_out):
+        logger.info(line)
+    splits = {} if work.rows is None else work.rows.task.splits
+    entry = score(predictions, validation, baselines, left_out, work.examples, splits, work.trained.config)
     return entry, baselines
 
 
@@ -115,7 +150,7 @@ def _save(
     before: Sequence[Entry],
     entry: Entry,
     predictions: Sequence[Predictions],
-    baselines: Mapping[str, Predictions],
+    baselines: Mapping[str, Baseline],
 ) -> None:
     """Write predictions and `metrics.json`.
 
@@ -188,14 +223,24 @@ def _predict(pipeline: Pipeline, examples: Sequence[Example], split: str, callba
 
 
 def _members_and_base(
-    pipeline: Pipeline, examples: Sequence[Example], split: str, callback: Callback
-) -> tuple[Predictions, Predictions]:
-    """Predictions of the members, and of the base, which shares their pass through the layers below the adapters."""
-    passes = [*member_passes(range(pipeline.model.num_members)), MemberPass(BASE)]
+    pipeline: Pipeline, examples: Sequence[Example], split: str, callback: Callback, limit: CostLimit
+) -> tuple[Predictions, Baseline | str]:
+    """Predictions of the members, and of the base, which shares their pass through the layers below the adapters.
+
+    The base is left out, with the reason, where its part of the pass would cost more than `limit` admits.
+    """
+    passes, reason = member_passes(range(pipeline.model.num_members)), None
+    if limit.train_s is not None:
+        reason = limit.reason("base_zero_shot", top_share(pipeline) * num_tokens(pipeline.encode(examples).rows))
+    if reason is not None:
+        return _predict(pipeline, examples, split, callback), reason
     report = progress(callback, f"ensemble and base on {split}", len(examples))
-    every = pipeline.predict(examples, passes, split, progress=report)
+    every = pipeline.predict(examples, [*passes, MemberPass(BASE)], split, progress=report)
     members, base = (every.log_probs_MEC[part] for part in (slice(-1), slice(-1, None)))
-    return dataclasses.replace(every, log_probs_MEC=members), dataclasses.replace(every, log_probs_MEC=base)
+    return (
+        dataclasses.replace(every, log_probs_MEC=members),
+        Baseline(dataclasses.replace(every, log_probs_MEC=base)),
+    )
 
 
 def with_files(config: DataConfig, files: Mapping[str, str | Path | None]) -> DataConfig:

@@ -44,6 +44,13 @@ _OOD: Shape = {
     "auroc": Each(NUMBER_OR_NULL),
     "member_mean": {"auroc": Each(NUMBER_OR_NULL), "std": Each(NUMBER_OR_NULL), "mean_confidence": _SIDES},
 }
+_CLASSES: Shape = {
+    "labels": [str],
+    "train_rows": [COUNT],
+    "rows": [COUNT],
+    "recall": Each([NUMBER_OR_NULL], names=True),
+    "weighted": bool,
+}
 _ENTRY: dict[str, Shape] = {
     "task": FILE_NAME,
     "split": FILE_NAME,
@@ -59,6 +66,8 @@ _ENTRY: dict[str, Shape] = {
     "temperature?": (_METHOD | {"best_member?": (_METHOD, None)}, None),
     "baselines?": (Each(_METHOD, names=True), None),
     "left_out?": (Each(str), None),
+    "seconds?": (Each(Number(0)), None),
+    "classes?": (_CLASSES, None),
     "notes?": [str],
     "seen?": {"train": COUNT, "val": COUNT},
     "ood?": (Each(_OOD, names=True), None),

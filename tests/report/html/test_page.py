@@ -318,3 +318,32 @@ def test_no_model_library_is_loaded(make_run, tmp_path):
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.endswith("loaded []\n")
+
+
+def test_baselines_without_adapters_and_unbalanced_labels_are_on_the_page(make_run, tmp_path):
+    root = make_run()
+    metrics = json.loads((root / "metrics.json").read_text())
+    entry = metrics["evaluations"][0]
+    labels = entry["classes"]["labels"] if "classes" in entry else list("abc")
+    entry["baselines"]["tfidf"] = dict(entry["baselines"]["base_few_shot"], T=1.25, num_rows=40, validation_nll=0.5)
+    entry["seconds"] = {"tfidf": 3.0}
+    entry["classes"] = {
+        "labels": labels,
+        "train_rows": [90, 9, 5],
+        "rows": [40, 12, 8],
+        "recall": {"ensemble": [0.9, 0.25, None], "tfidf": [0.8, 0.5, 0.125]},
+        "weighted": False,
+    }
+    (root / "metrics.json").write_text(json.dumps(metrics))
+    few = root / "predictions"
+    for path in list(few.glob("*.test.base_few_shot.*")):
+        (few / path.name.replace("base_few_shot", "tfidf")).write_bytes(path.read_bytes())
+    out = tmp_path / "page.html"
+    write_report([root], out)
+    page = out.read_text()
+    assert "TF-IDF + LR (T = 1.25)" in page
+    assert "Recall by label" in page
+    assert "12.5 %" in page
+    assert "Seconds spent: TF-IDF + LR 3." in page
+    assert "the best baseline without adapters" in page
+    assert "--data.class-weights" in page

@@ -29,6 +29,8 @@ ENSEMBLE = "lora_ensemble"
 NAMES = {
     "zero_shot": "base, zero-shot",
     "few_shot": "base, few-shot",
+    "tfidf": "TF-IDF, logistic regression",
+    "frozen": "frozen base, logistic regression",
     "one_lora": "one LoRA",
     ENSEMBLE: "LoRA ensemble",
     "mc_dropout": "MC dropout",

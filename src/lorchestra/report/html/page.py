@@ -31,7 +31,16 @@ from lorchestra.report.html.methods import (
 )
 from lorchestra.report.html.source import ReportRun, expand_sweeps, read_runs
 from lorchestra.report.html.svg import NO_VALUE, Figure, typeset
-from lorchestra.report.table import BASELINES, Method, verdict
+from lorchestra.report.table import (
+    BASELINES,
+    WITHOUT_ADAPTERS,
+    Method,
+    baseline_text,
+    best_baseline,
+    imbalance_text,
+    seconds_text,
+    verdict,
+)
 from lorchestra.store.atomic import atomic_write_text
 from lorchestra.types import Json, Predictions
 
@@ -164,6 +173,10 @@ def run_context(
         "table_columns": IN_TABLES,
         "summary_columns": SUMMARY,
         "methods": tables.method_rows(entry),
+        "baseline_verdict": typeset(baseline_text(entry) or ""),
+        "classes": _classes(entry),
+        "seconds": seconds_text(entry.seconds or {}),
+        "has_classifiers": any(key in entry.baselines for key in WITHOUT_ADAPTERS),
         "left_out": [(BASELINES.get(name, name), reason) for name, reason in (entry.left_out or {}).items()],
         "temperature_rows": run.validation.num_examples if run.validation and entry.ensemble_scaled else None,
         "figures": _figures(run, risk, among_others),
@@ -246,6 +259,24 @@ def _ood_rows(entry: Evaluation) -> list[Json]:
         confidence = (scores.mean_confidence, single.mean_confidence)
         rows.append({"name": name, "cells": cells, "num": scores.num_examples["ood"], "confidence": confidence})
     return rows
+
+
+def _classes(entry: Evaluation) -> Json | None:
+    """Recall by label of the ensemble and the best baseline without adapters, where labels are unbalanced."""
+    classes = entry.classes
+    if classes is None:
+        return None
+    best = best_baseline(entry)
+    methods = [("ensemble", "ensemble", entry.ensemble)]
+    methods += [] if best is None else [(best.key, best.name, best.scores)]
+    columns = [classes.recall.get(key) or () for key, _, _ in methods]
+    sizes = zip(classes.labels, classes.train_rows, classes.rows, strict=False)
+    return {
+        "names": [name for _, name, _ in methods],
+        "rows": [(*row, [column[i] if i < len(column) else None for column in columns]) for i, row in enumerate(sizes)],
+        "macro_f1": [scores.metrics.get("macro_f1") for _, _, scores in methods],
+        "sentence": imbalance_text(entry) or "",
+    }
 
 
 def _uncertainty(entry: Evaluation) -> list[tuple[str, str]]:

@@ -9,7 +9,17 @@ from lorchestra.metrics.result import Evaluation, MethodScores, finite_ends
 from lorchestra.metrics.table import DECISIVE, ON_PAGE, WITH_DIRECTION, Metric
 from lorchestra.report.html.source import ReportRun
 from lorchestra.report.html.svg import MINUS, NO_VALUE
-from lorchestra.report.table import BASELINES, ROUNDING, Entry, Method, judged, listed, methods, reference_text
+from lorchestra.report.table import (
+    BASELINES,
+    ROUNDING,
+    WITHOUT_ADAPTERS,
+    Entry,
+    Method,
+    judged,
+    listed,
+    methods,
+    reference_text,
+)
 
 MEMBERS = ("member_mean", "best_member", "best_member_scaled")
 """References that are made of the ensemble's members; the headline judges by them."""
@@ -42,7 +52,7 @@ def references(entry: Entry, controls: Sequence[Method] = ()) -> list[Reference]
     if evaluation.num_members < 2:
         return []
     baselines = evaluation.baselines
-    order = ["mc_dropout", "base_few_shot", "base_zero_shot"]
+    order = ["mc_dropout", "frozen", "tfidf", "base_few_shot", "base_zero_shot"]
     names = sorted(baselines, key=lambda name: (order.index(name) if name in order else len(order), name))
     candidates = [
         ("member_mean", "the mean member", evaluation.member_mean),
@@ -202,7 +212,7 @@ def comparison_rows(runs: Sequence[ReportRun]) -> list[tuple[ReportRun, list[Met
         rows = []
         for row in method_rows(run.entry, WITH_DIRECTION):
             mark = (row.key, tuple(cell.value for cell in row.cells))
-            if row.key in ("majority", "base_zero_shot", "base_few_shot"):
+            if row.key in ("majority", "base_zero_shot", "base_few_shot", *WITHOUT_ADAPTERS):
                 if mark in seen:
                     continue
                 seen.add(mark)
@@ -219,6 +229,9 @@ def method_cost(run: ReportRun, key: str) -> tuple[str, ...]:
         return ("0", "0", "0", "0", "0")
     if key.startswith("base_"):
         return ("0", "0", "0", "0", "1")
+    if key in WITHOUT_ADAPTERS:
+        seconds = (run.entry.seconds or {}).get(key)
+        return (NO_VALUE, "0", _number(seconds, "{:.0f}"), NO_VALUE, "0" if key == "tfidf" else NO_VALUE)
     if trained > 1 and key in ("member_mean", "mc_dropout"):
         tokens = cost.get("tokens")
         share = None if tokens is None else tokens / trained

@@ -14,7 +14,17 @@ from lorchestra.metrics.evaluation import ood_scores
 from lorchestra.models.peft_files import save_members
 from lorchestra.nn.packing import BASE
 from lorchestra.planning.estimate import training_base_passes
-from lorchestra.runs.baselines import comparable, few_shot_base, mc_dropout_of, save_all, score
+from lorchestra.runs.baselines import (
+    Baseline,
+    Candidates,
+    comparable,
+    few_shot_base,
+    left_out_lines,
+    linear_baselines,
+    mc_dropout_of,
+    save_all,
+    score,
+)
 from lorchestra.runs.build import describe, ensemble_record
 from lorchestra.runs.sweep.points import Point
 from lorchestra.runs.sweep.train import TrainedPack
@@ -148,8 +158,10 @@ class _Evaluation:
         rows |= {f"ood_{name}": examples for name, examples in ood.items()}
         passes = [*member_passes([m for good in members for m in good]), MemberPass(BASE)]
         self.predictions = {split: self._predict(passes, examples, split) for split, examples in rows.items()}
-        self.few_shot: dict[tuple[int, int], dict[str, Predictions | str]] = {}
+        self.few_shot: dict[tuple[int, int], Candidates] = {}
         """The few-shot base by number of shots and seed, which most points have in common."""
+        self.linear: Candidates = {}
+        """The baselines without adapters, which depend on the rows alone."""
         self.logged: set[str] = set()
 
     def _predict(self, passes: Sequence[MemberPass], rows: Sequence[Example], split: str) -> Predictions:
@@ -171,8 +183,7 @@ class _Evaluation:
             left_out,
             self.splits["test"],
             self.splits,
-            config.evaluate,
-            config.train.seed,
+            config,
         )
         entry["ood"] = {
             split.removeprefix("ood_"): ood_scores(test, ood)
@@ -181,20 +192,38 @@ class _Evaluation:
         }
         save_all(run, list(predictions.values()), baselines)
         run.write_evaluations([entry], cost)
-        for text in [f"{name} is left out: {reason}" for name, reason in left_out.items()]:
+        for text in left_out_lines(left_out):
             if text not in self.logged:  # most points have the same
                 logger.info(text)
                 self.logged.add(text)
 
-    def _baselines(self, point: Point, test: Predictions) -> dict[str, Predictions | str]:
+    def _baselines(self, point: Point, test: Predictions) -> Candidates:
         pipeline, config, rows = self.trained.pipeline, point.config, self.splits["test"]
         key = (config.evaluate.few_shot, config.train.seed)
         if key not in self.few_shot:
             self.few_shot[key] = few_shot_base(pipeline, config, rows, "test", self.splits["train"], self.callback)
+        task = self.trained.pack.rows.task
+        self.linear |= linear_baselines(
+            pipeline,
+            config,
+            task,
+            rows,
+            "test",
+            self.callback,
+            has_labels=task.labels is not None,
+            earlier=self._fitted,
+        )
+        linear = {name: one for name, one in self.linear.items() if getattr(config.evaluate, name)}
         every = self.predictions["test"]
         first, number = self.trained.good_members(point)[0], test.num_members
         return {
-            "base_zero_shot": dataclasses.replace(every, log_probs_MEC=every.log_probs_MEC[-1:]),
+            "base_zero_shot": Baseline(dataclasses.replace(every, log_probs_MEC=every.log_probs_MEC[-1:])),
             **self.few_shot[key],
+            **linear,
             **mc_dropout_of(pipeline, config, rows, "test", self.callback, member=first, passes=number),
         }
+
+    def _fitted(self, name: str) -> Baseline | None:
+        """A baseline without adapters that another point has fitted."""
+        fitted = self.linear.get(name)
+        return fitted if isinstance(fitted, Baseline) else None
