@@ -25,6 +25,7 @@ from lorchestra.runs.training import prepare_training, restore, train_with_check
 from lorchestra.store.ensemble_record import MemberRecord
 from lorchestra.store.run import Run
 from lorchestra.store.workspace import RUN, IfExists, Workspace
+from lorchestra.training.advice import advice
 from lorchestra.training.callbacks import Callback, CallbackList
 from lorchestra.training.trainer import Trainer, make_trainer
 
@@ -170,6 +171,10 @@ def _finish(run: Run, trainer: Trainer, pipeline: Pipeline, rows: RunRows, peak:
     run.write_ensemble(ensemble_record(pipeline, rows, member_records(trainer, written), cost))
     for cached in run.resume.glob("trunk-*"):
         cached.unlink(missing_ok=True)
+    log_choices = sum(trainer.log_choices) / len(trainer.log_choices)
+    for sentence in advice(trainer.state.history, trainer.config.num_epochs, log_choices):
+        logger.info(sentence)
+        run.append_event("advice", text=sentence)
     run.append_event("finished", failed_members=trainer.state.with_status("failed"))
     return _outcome(run)
 

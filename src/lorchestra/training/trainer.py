@@ -302,7 +302,7 @@ class Trainer:
         """Evaluate all running members on the validation rows; copy the best parameters, stop or fail members."""
         state, rows = self.state, self.rows.val
         running = state.with_status("running")
-        nlls, accuracies = validate_members(
+        result = validate_members(
             self.model,
             rows,
             running,
@@ -311,13 +311,17 @@ class Trainer:
             lambda done: self.callback.on_progress("validation", done, len(rows)),
         )
         for m in running:
-            update_early_stopping(state, m, nlls[m], self.settings[m].patience, self.model.adapters.values, self.best)
+            update_early_stopping(
+                state, m, result.nll[m], self.settings[m].patience, self.model.adapters.values, self.best
+            )
         members = range(self.model.num_members)
         entry: dict[str, object] = {
             "step": state.step,
             "epoch": state.step // self.steps_per_epoch,
-            "val_nll": [nlls.get(m) for m in members],
-            "val_accuracy": [accuracies.get(m) for m in members],
+            "val_nll": [result.nll.get(m) for m in members],
+            "val_accuracy": [result.accuracy.get(m) for m in members],
+            "val_spread": [result.spread.get(m) for m in members],
+            "train_nll": [state.members[m].mean_loss if m in result.nll else None for m in members],
         }
         state.history.append(entry)
         self.callback.on_evaluation(entry, state)
