@@ -38,7 +38,7 @@ def advice(history: Sequence[Json], epochs: int, log_choices: float) -> list[str
     if len(spreads) > 1 and spread < NEARLY_EQUAL:
         sentences.append(
             f"members are nearly equal (their probabilities differ by {100 * spread:.2g} points in the mean), so the"
-            " ensemble is hardly better than one of them: train longer, at a higher rate, or with --adapt.order bootstrap"
+            " ensemble is hardly better than one of them: train longer, at a higher rate, or --adapt.order bootstrap"
         )
     train_nll = _mean(history[-1].get("train_nll", ()))
     if train_nll < FITTED * log_choices and last > RISEN * best:
