@@ -118,17 +118,29 @@ class TrainingProgress(Callback):
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self._trainer: Trainer | None = None
+        self._state: TrainState | None = None
+        self._num_steps = 0
         self._live: Live | None = None
         self._lines = PlainLines(console)
         self._losses: list[float | None] = []
         self._rates: list[float] = []
         self._phase = ""
+        self._candidates: Sequence[str] = ()
+        """Learning rates of the candidates while a search is in progress, which precedes the training."""
         self._failures = Failures(console)
+
+    def on_status(self, names: Sequence[str], status: str) -> None:
+        """Show the candidates of a search of the learning rate."""
+        self._candidates = tuple(names) if status == "searching" else ()
+        if self._candidates and not self.console.is_terminal:
+            self._lines.show(f"searching the learning rate: {', '.join(names)}", urgent=True)
 
     def on_train_begin(self, trainer: Trainer) -> None:
         """Show this training from now on."""
-        self._trainer = trainer
+        if self._live is not None:  # of the search before it
+            self._live.stop()
+        # a reference to the trainer would keep its base alive in the next pass of a search
+        self._state, self._num_steps = trainer.state, trainer.num_steps
         self._losses = [None] * trainer.model.num_members
         self._failures = Failures(self.console)
         if self.console.is_terminal:
@@ -141,8 +153,8 @@ class TrainingProgress(Callback):
 
     def __exit__(self, *unused: object) -> None:
         """Draw the table for the last time; it stays."""
-        if self._live is not None and self._trainer is not None:
-            self._live.update(self._render(self._trainer.state))
+        if self._live is not None and self._state is not None:
+            self._live.update(self._render(self._state))
             self._live.stop()
 
     def on_step(self, report: StepReport, state: TrainState) -> None:
@@ -157,13 +169,14 @@ class TrainingProgress(Callback):
 
     def on_evaluation(self, entry: dict[str, object], state: TrainState) -> None:
         """Show the members' validation NLL."""
-        self._show(state, f"epoch {entry['epoch']}: validation NLL {_by_member(_val_nll(entry))}")
+        when = f"step {state.step}" if self._candidates else f"epoch {entry['epoch']}"
+        self._show(state, f"{when}: validation NLL {_by_member(_val_nll(entry))}")
 
     def on_progress(self, what: str, done: int, total: int) -> None:
         """Show work other than training steps."""
         self._phase = f"{what}: {done} of {total} rows"
-        if self._trainer is not None:
-            self._show(self._trainer.state)
+        if self._state is not None:
+            self._show(self._state)
 
     def _show(self, state: TrainState, line: str | None = None) -> None:
         self._failures.show(state)
@@ -173,11 +186,14 @@ class TrainingProgress(Callback):
             self._lines.show(line or self._headline(state), urgent=line is not None)
 
     def _headline(self, state: TrainState) -> str:
-        assert self._trainer is not None
-        text = f"step {state.step} of {self._trainer.num_steps}"
+        if self._candidates:
+            text = f"search of the learning rate, step {state.step} of at most {self._num_steps}"
+        else:
+            text = f"step {state.step} of {self._num_steps}"
         if self._rates:
-            rate = sum(self._rates) / len(self._rates)
-            text += f", {rate:,.0f} tokens/s, {duration(_seconds_left(state, self._trainer.num_steps))} left"
+            text += f", {sum(self._rates) / len(self._rates):,.0f} tokens/s"
+        if self._rates and not self._candidates:
+            text += f", {duration(_seconds_left(state, self._num_steps))} left"
         return f"{text}, {self._phase}" if self._phase else text
 
     def _render(self, state: TrainState) -> StatusTable:
@@ -187,8 +203,10 @@ class TrainingProgress(Callback):
             values = (self._losses[m], *(last[key][m] if last else None for key in ("val_nll", "val_accuracy")))
             cells = ["" if value is None else f"{value:.3f}" for value in values]
             best_step = str(member.best_step) if member.best_nll is not None else ""
-            rows.append((str(m), *cells, best_step, str(member.status)))
-        columns = ("member", "loss", "validation NLL", "accuracy", "best at step", "state")
+            name = self._candidates[m] if self._candidates else str(m)
+            rows.append((name, *cells, best_step, str(member.status)))
+        first = "learning rate" if self._candidates else "member"
+        columns = (first, "loss", "validation NLL", "accuracy", "best at step", "state")
         return StatusTable(columns, rows, _MEMBER_STYLES, self._headline(state), left=["state"], what="members")
 
 
@@ -422,14 +440,24 @@ def _by_member(values: Sequence[float | None]) -> str:
 
 
 class GracefulStop(Callback):
-    """The first Ctrl-C asks the training to stop after a whole step; a second one interrupts it at once."""
+    """The first Ctrl-C asks a job to stop after a whole step; the last one interrupts it at once.
 
-    def __init__(self) -> None:
+    Args:
+        can_finish: whether there is one between them, which asks to end the training with the best adapters so far.
+    """
+
+    def __init__(self, *, can_finish: bool = False) -> None:
         self.requested = False
+        self._can_finish = can_finish
+        self._finish = False
 
     def should_stop(self) -> bool:
         """Whether a stop was requested."""
         return self.requested
+
+    def should_finish(self) -> bool:
+        """Whether the training is to end with the best adapters so far."""
+        return self._finish
 
     def __enter__(self) -> Self:
         """Install the handlers of interrupt and termination signals."""
@@ -442,9 +470,14 @@ class GracefulStop(Callback):
             signal.signal(number, handler)
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
+        if self.requested and (self._finish or not self._can_finish or number != signal.SIGINT):
             raise KeyboardInterrupt
+        text = b"stopping after this micro-batch; a second Ctrl-C stops at once"
+        if self.requested:
+            self._finish, text = True, b"ending with the best adapters so far; a third Ctrl-C stops at once"
+        elif self._can_finish:
+            text = b"stopping after this micro-batch; a second Ctrl-C ends the training with the best adapters so far"
         self.requested = True
         # not through the console: a signal may arrive while it prints, or while one of its modules is being imported
         with suppress(OSError):
-            os.write(_STDERR, b"\nstopping after this micro-batch; a second Ctrl-C stops at once\n")
+            os.write(_STDERR, b"\n" + text + b"\n")

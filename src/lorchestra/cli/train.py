@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from lorchestra.cli.arguments import given_settings, parse_with_recipe
 from lorchestra.config.run import RunConfig
+from lorchestra.store.workspace import IfExists
 
 
 @dataclass(frozen=True)
@@ -22,13 +22,16 @@ class TrainArguments(RunConfig):
         lorchestra train --data.task arc_easy --out runs/arc
 
     Files hold one example per row: {"text", "label"} or {"question", "choices", "answer"}. Training can be interrupted
-    at any time; --if-exists resume continues it.
+    at any time; --if-exists resume continues it, and --if-exists finish ends it with the best adapters so far.
+
+    The learning rate and the number of epochs are searched first on the validation rows, unless they are given.
     """
 
     out: str = field(kw_only=True)
     """The run directory to write."""
-    if_exists: Literal["fail", "resume", "new"] = field(default="fail", kw_only=True)
-    """If the run directory exists: stop with an error, resume its training, or use the next free name."""
+    if_exists: IfExists = field(default="fail", kw_only=True)
+    """If the run directory exists: stop with an error, resume its training, end it with the best adapters so far
+    (finish), or use the next free name."""
     skip_evaluation: bool = field(default=False, kw_only=True)
     """Skip the evaluation on the test rows after training."""
     json: bool = field(default=False, kw_only=True)
@@ -51,7 +54,7 @@ def run(arguments: Sequence[str]) -> int:
 def train_and_show(
     config: RunConfig,
     out: str | Path,
-    if_exists: Literal["fail", "resume", "new"],
+    if_exists: IfExists,
     *,
     evaluate: bool = True,
     as_json: bool = False,
@@ -75,7 +78,7 @@ def train_and_show(
     say = printer(console)
     try:
         # the live table is closed before other messages are printed
-        with TrainingProgress(console) as progress, GracefulStop() as stop:
+        with TrainingProgress(console) as progress, GracefulStop(can_finish=True) as stop:
             outcome = train_run(config, out, if_exists=if_exists, callbacks=[progress, stop], given=given)
     except Interrupted:
         say(f"stopped; resume with: {resume_with or f'lorchestra train --out {out} --if-exists resume'}")

@@ -334,7 +334,13 @@ def _convert(hint: object, value: object, where: str, path: str, *, saved: bool 
         kinds = [a for a in arguments if a is not type(None)]
         if isinstance(value, list | tuple):  # of text or a list
             kinds.sort(key=_is_tuple, reverse=True)
-        return _convert(kinds[0], value, where, path)
+        words = typing.get_args(kinds[-1]) if kinds[0] in (int, float) else ()  # a number, or the word auto
+        if isinstance(value, str) and value in words:
+            return value
+        try:
+            return _convert(kinds[0], value, where, path)
+        except ConfigError as error:
+            raise ConfigError(f"{error}{''.join(f', or {word}' for word in words)}") from error
     if isinstance(value, int) and value.bit_length() > _MAX_BITS:
         raise ConfigError(f"{where}: {path} is a number of {value.bit_length():,} bits; choose a smaller number")
     if origin is Literal:

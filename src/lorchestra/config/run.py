@@ -24,12 +24,12 @@ class TrainConfig:
 
     seed: int = 0
     """Run seed; each member's initialization, data order and dropout derive from it and the member's index."""
-    epochs: int = 3
-    """Passes over the training rows."""
+    epochs: int | Literal["auto"] = "auto"
+    """Passes over the training rows; auto ends them by validation NLL in a short search before the training."""
     batch_size: int = 8
     """Rows per member in one optimizer step."""
-    lr: float = 3e-4
-    """Peak learning rate of AdamW."""
+    lr: float | Literal["auto"] = "auto"
+    """Peak learning rate of AdamW; auto compares several in a short search before the training."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """Decay of the learning rate after the warm-up."""
     warmup: float = 0.06
@@ -59,6 +59,33 @@ class TrainConfig:
         }
     )
     """transformers' names of settings, accepted in recipes and on the command line; saved under the names above."""
+
+    @property
+    def is_auto(self) -> bool:
+        """Whether the learning rate or the number of epochs has to be searched before the training."""
+        return "auto" in (self.lr, self.epochs)
+
+    @property
+    def peak_lr(self) -> float:
+        """The learning rate, as given or as a search settled it.
+
+        Raises:
+            ConfigError: it is auto.
+        """
+        if self.lr == "auto":
+            raise ConfigError("train.lr: auto is searched by lorchestra train; give a number here, such as 1e-3")
+        return self.lr
+
+    @property
+    def num_epochs(self) -> int:
+        """The number of epochs, as given or as a search settled it.
+
+        Raises:
+            ConfigError: it is auto.
+        """
+        if self.epochs == "auto":
+            raise ConfigError("train.epochs: auto is searched by lorchestra train; give a number here, such as 4")
+        return self.epochs
 
 
 @dataclass(frozen=True)
@@ -123,7 +150,7 @@ def check_training(config: TrainConfig, regularize: RegularizeConfig) -> None:
     check_magnitudes(regularize, "regularize")
     positive = {"epochs": config.epochs, "batch_size": config.batch_size, "lr": config.lr}
     for name, value in positive.items():
-        if not 0 < value < math.inf:
+        if value != "auto" and not 0 < value < math.inf:
             raise ConfigError(f"train.{name}: {value} is not a finite number above 0")
     if not 0 <= config.warmup < 1:
         raise ConfigError(f"train.warmup: {config.warmup} is not in [0, 1)")
@@ -142,6 +169,8 @@ def check_training(config: TrainConfig, regularize: RegularizeConfig) -> None:
     if not 0 <= regularize.label_smoothing < 1:
         raise ConfigError(f"regularize.label_smoothing: {regularize.label_smoothing} is not in [0, 1)")
     for name, value in decays.items():
+        if config.lr == "auto":  # the search leaves out rates that are too large
+            continue
         product = config.lr * value
         if product >= 1:
             raise ConfigError(

@@ -19,7 +19,7 @@ def fit(context: MethodContext, config: Config) -> Fitted:
     Raises:
         TrainingError: training failed.
     """
-    epochs = context.config.train.epochs * context.members
+    epochs = context.config.train.num_epochs * context.members
     meter = Meter()
     training, members = train_members(
         context, meter, changed(context.config, adapt={"members": 1}, train={"epochs": epochs})

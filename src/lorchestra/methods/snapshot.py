@@ -31,7 +31,7 @@ def fit(context: MethodContext, config: Config) -> Fitted:
     """
     check_rate(context, config.lr_factor, "snapshot.lr_factor")
     meter = Meter()
-    peak = context.config.train.lr * config.lr_factor
+    peak = context.config.train.peak_lr * config.lr_factor
 
     def make_schedules(settings: Sequence[MemberSettings], num_steps: int) -> list[Schedule]:
         return [CyclicCosine(peak, num_steps, "cosine", 0.0, cycles=context.members) for _ in settings]

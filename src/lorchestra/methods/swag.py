@@ -44,7 +44,7 @@ def fit(context: MethodContext, config: Config) -> Fitted:
     _check(config)
     check_rate(context, config.lr_factor, "swag.lr_factor")
     meter = Meter()
-    level = context.config.train.lr * config.lr_factor
+    level = context.config.train.peak_lr * config.lr_factor
 
     def make_schedules(settings: Sequence[MemberSettings], num_steps: int) -> list[Schedule]:
         first = int(config.start * num_steps)

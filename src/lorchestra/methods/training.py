@@ -135,7 +135,7 @@ def check_rate(context: MethodContext, factor: float, name: str) -> None:
         raise ConfigError(f"{name}: {factor} is not a finite number above 0")
     config = context.config
     try:
-        check_training(dataclasses.replace(config.train, lr=config.train.lr * factor), config.regularize)
+        check_training(dataclasses.replace(config.train, lr=config.train.peak_lr * factor), config.regularize)
     except ConfigError as error:
         raise ConfigError(f"{name}: with train.lr times {factor:g}, {error}") from error
 

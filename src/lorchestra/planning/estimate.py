@@ -92,6 +92,8 @@ class Work:
     base_tokens: int
     """Tokens of the base's predictions for the training rows, needed by the KL term."""
     updates: int
+    search_tokens: int = 0
+    """Tokens of the candidates of a search of learning rate and epochs, with their validation."""
 
 
 @dataclass(frozen=True)
@@ -102,11 +104,12 @@ class Duration:
     trunk: float
     base: float
     evaluation: float
+    search: float = 0.0
 
     @property
     def training(self) -> float:
         """Everything except evaluation."""
-        return self.steps + self.trunk + self.base
+        return self.search + self.steps + self.trunk + self.base
 
     @property
     def total(self) -> float:
@@ -121,6 +124,7 @@ def duration(work: Work, rates: Rates) -> Duration:
         trunk=work.trunk_tokens * rates.trunk_s,
         base=work.base_tokens * rates.evaluate_s,
         evaluation=work.evaluate_tokens * rates.evaluate_s,
+        search=work.search_tokens * rates.train_s,
     )
 
 

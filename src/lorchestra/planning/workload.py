@@ -51,7 +51,7 @@ def plan_workload(trainer: Trainer, members: int, token_budget: int) -> Workload
     row_tokens = sum(row.num_tokens for row in rows.train)
     # a ratio of tokens, not of steps: an epoch's last step may be shorter than the others
     seen = sum(item.example.num_tokens for batch in batches for item in batch)
-    scale = row_tokens * members * config.epochs / seen
+    scale = row_tokens * members * config.num_epochs / seen
     train_tokens = sum(packed_tokens(batch, shared) for batch in batches) * scale
     has_trunk = trainer.model.trunk_layers > 0
     with_base = any(member.regularize.kl_beta > 0 for member in trainer.settings)
@@ -68,7 +68,7 @@ def plan_workload(trainer: Trainer, members: int, token_budget: int) -> Workload
         work=Work(
             train_tokens=round(train_tokens),
             trunk_tokens=train_once + _pass_tokens(rows.val, room, val_shared) if has_trunk else 0,
-            evaluate_tokens=_evaluation_tokens(rows.val, members, val_shared) * config.epochs,
+            evaluate_tokens=_evaluation_tokens(rows.val, members, val_shared) * config.num_epochs,
             base_tokens=_evaluation_tokens(rows.train, 1, shared) if with_base else 0,
             updates=members * trainer.num_steps,
         ),

@@ -71,9 +71,13 @@ def _what(record: Json) -> list[tuple[str, str, str]]:
         ("optimizer steps", f"{work['steps']:,}", f"in {work['micro_batches']:,} micro-batches"),
         ("token budget", f"{budget['value']:,}", "" if budget["given"] else "chosen by device and memory"),
         ("tokens per epoch", f"{work['tokens_per_epoch']:,}", "of all members"),
-        ("tokens in total", f"{work['tokens']:,}", f"{work['epochs']} epochs"),
+        ("tokens in total", f"{work['tokens']:,}", _epochs(work)),
         ("base passes", f"{work['base_passes']:g}", "forward work in passes of the whole base over the rows"),
     ]
+
+
+def _epochs(work: Json) -> str:
+    return f"{work['epochs']} epochs" + ("" if work["epochs_given"] else ", a usual number; the search chooses it")
 
 
 def _memory(record: Json) -> list[tuple[str, str, str]]:
@@ -106,6 +110,8 @@ def _disk(record: Json) -> list[tuple[str, str, str]]:
 def _time(record: Json) -> list[tuple[str, str, str]]:
     times, calibration = record["time_s"], record["calibration"]
     rows = [("training", readable_seconds(times["training"]), "")]
+    if times["search"]:
+        rows.append(("  of which the search", readable_seconds(times["search"]), "of learning rate and epochs"))
     if times["trunk"]:
         rows.append(("  of which layers below", readable_seconds(times["trunk"]), "once"))
     if times["base"]:

@@ -27,6 +27,7 @@ from lorchestra.planning.budget import settle_budget
 from lorchestra.runs.build import build_pipeline, torch_threads
 from lorchestra.runs.cached_fit import CachedFit
 from lorchestra.runs.rows import RunRows, absolute_settings, check_unchanged, read_rows
+from lorchestra.runs.search import settle_once
 from lorchestra.store.atomic import atomic_directory, atomic_write_json, sweep_directory
 from lorchestra.store.evaluations import check_entry
 from lorchestra.store.predictions import load_predictions, save_predictions, tensors_path
@@ -74,7 +75,8 @@ def compare_methods(
     of one method (`lora_ensemble`, `lora_ensemble+temperature`) share its fit.
 
     Args:
-        config: M is its `adapt.members`, and its `train` the budget of one member.
+        config: M is its `adapt.members`, and its `train` the budget of one member. A learning rate or number of epochs
+            that it leaves open is searched once, for all methods.
         names: methods of the registry, with settings and wrappers (`registry.parse_name`).
         out: the directory of the comparison.
         callbacks: report progress; `on_status` is called with the name of a method without wrappers before its fit.
@@ -103,7 +105,7 @@ def compare_methods(
             logger.info(note)
         settled = resolved or config
         with torch_threads(settled.base.threads):
-            context = method_context(settled, rows.task, callback)
+            context = method_context(settle_once(settled, rows, callback), rows.task, callback)
             if not workspace.resuming:
                 with workspace.create() as directory:
                     _describe(directory, config, context.config, rows)

@@ -69,7 +69,8 @@ class Ensemble:
             config: the run's configuration; with "resume", settings must be those the run was started with.
             out: the run directory.
             rows: the splits "train" and "val", if they come from Python instead of the files in `config.data`.
-            if_exists: what to do if a run exists there: "fail", "resume" it, or take a "new" name.
+            if_exists: what to do if a run exists there: "fail", "resume" it, "finish" it with the best adapters so far,
+                or take a "new" name.
             callbacks: report progress; when one asks to stop, a checkpoint is written and `Interrupted` raised.
 
         Raises:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from lorchestra.config.run import RunConfig, check_run
+from lorchestra.config.run import RunConfig, TrainConfig, check_run
 from lorchestra.inference.pipeline import Pipeline, default_token_budget
 from lorchestra.planning.budget import (
     adapter_counts,
@@ -28,12 +28,16 @@ from lorchestra.runs.build import build_pipeline, torch_threads
 from lorchestra.runs.rows import RunRows, read_rows
 from lorchestra.store import disk
 from lorchestra.training.callbacks import Callback, CallbackList
+from lorchestra.training.members import steps_per_epoch
 from lorchestra.training.precompute import TrainingRows
+from lorchestra.training.search import expected_epochs, expected_steps
 from lorchestra.training.trainer import Trainer, make_trainer
 from lorchestra.types import Json
 
 logger = logging.getLogger(__name__)
 
+_ANY_RATE = 1e-4
+"""A learning rate for trainings that are only counted."""
 _MAX_MEMBERS = 8
 """Members that are made for the calibration; the others follow from the shapes."""
 
@@ -72,6 +76,9 @@ def plan_run(
 
 def _measure(config: RunConfig, rows: RunRows, out: Path, seconds: float, callback: Callback) -> _Plan:
     members = config.adapt.members
+    search = config.train
+    per_epoch = steps_per_epoch(config.train.batch_size, len(rows.task.splits["train"]))
+    config = _settled(config, per_epoch)
     small = dataclasses.replace(config, adapt=dataclasses.replace(config.adapt, members=min(members, _MAX_MEMBERS)))
     pipeline, _ = build_pipeline(small, rows.task.name, rows.task.labels, rows.task.splits["train"])
     encoded = {split: pipeline.encode(rows.task.splits[split]).rows for split in ("train", "val")}
@@ -82,10 +89,30 @@ def _measure(config: RunConfig, rows: RunRows, out: Path, seconds: float, callba
     resident = used_bytes()
     settings = dataclasses.replace(config.train, token_budget=budget)
     trainer = make_trainer(pipeline.model, training, dataclasses.replace(small, train=settings), callback)
-    workload = plan_workload(trainer, members, budget)
+    workload = _with_search(plan_workload(trainer, members, budget), search, config.train, per_epoch, members)
     calibration = _calibrate(trainer, workload, pipeline, budget, seconds, resident, callback)
     counts = adapter_counts(pipeline.model, members)
-    return _Plan(config, pipeline, trainer, workload, calibration, counts, loading, resident, free, out)
+    return _Plan(config, pipeline, trainer, workload, calibration, counts, loading, resident, free, out, search)
+
+
+def _settled(config: RunConfig, per_epoch: int) -> RunConfig:
+    """The configuration with usual numbers where a search will choose them."""
+    train = config.train
+    epochs = expected_epochs(per_epoch) if train.epochs == "auto" else train.epochs
+    lr = _ANY_RATE if train.lr == "auto" else train.lr
+    return dataclasses.replace(config, train=dataclasses.replace(train, lr=lr, epochs=epochs))
+
+
+def _with_search(
+    workload: Workload, searched: TrainConfig, settled: TrainConfig, per_epoch: int, members: int
+) -> Workload:
+    """The workload with the tokens of the search that comes before the training, if there is one."""
+    if not searched.is_auto:
+        return workload
+    open_rate, open_length = searched.lr == "auto", searched.epochs == "auto"
+    steps = expected_steps(per_epoch, settled.num_epochs, rates=open_rate, length=open_length)
+    per_step = workload.work.train_tokens / (settled.num_epochs * per_epoch * members)
+    return dataclasses.replace(workload, work=dataclasses.replace(workload.work, search_tokens=round(steps * per_step)))
 
 
 def _calibrate(
@@ -121,6 +148,8 @@ class _Plan:
     resident: int | None
     free: int | None
     out: Path
+    searched: TrainConfig
+    """The training as configured, with what a search settles."""
 
     def record(self) -> Json:
         """The plan as `lorchestra plan --json` prints it."""
@@ -146,6 +175,7 @@ class _Plan:
             "disk_bytes": self._disk_bytes(),
             "work": self._work(),
             "time_s": {
+                "search": times.search,
                 "steps": times.steps,
                 "trunk": times.trunk,
                 "base": times.base,
@@ -216,15 +246,16 @@ class _Plan:
     def _work(self) -> Json:
         model, workload, train = self.pipeline.model, self.workload, self.config.train
         trunk_share = model.trunk_layers / model.num_layers
-        passes = base_passes(self.counts.members, train.epochs, trunk_share, self.config.regularize.kl_beta > 0)
+        passes = base_passes(self.counts.members, train.num_epochs, trunk_share, self.config.regularize.kl_beta > 0)
         return {
             "base_passes": round(passes, 3),
-            "epochs": train.epochs,
+            "epochs": train.num_epochs,
+            "epochs_given": self.searched.epochs != "auto",
             "steps": workload.steps,
             "micro_batches": workload.micro_batches,
             "largest_micro_batch": self._largest,
             "tokens_per_epoch": workload.tokens_per_epoch,
-            "tokens": workload.tokens_per_epoch * train.epochs,
+            "tokens": workload.tokens_per_epoch * train.num_epochs,
         }
 
     def _suggestions(self) -> SuggestionInputs:

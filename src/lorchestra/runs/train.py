@@ -11,26 +11,22 @@ from pathlib import Path
 from lorchestra.config.adapt import AdaptConfig
 from lorchestra.config.mappings import differences
 from lorchestra.config.run import RunConfig, check_run
-from lorchestra.errors import ConfigError, TrainingError
+from lorchestra.errors import CheckpointError, ConfigError, TrainingError
 from lorchestra.inference.pipeline import Pipeline
 from lorchestra.inference.trunk import TrunkFiles
-from lorchestra.models.init import AdapterSettings
 from lorchestra.models.loading import absolute_base
 from lorchestra.models.peft_files import save_members
-from lorchestra.planning.budget import settle_budget
 from lorchestra.planning.estimate import training_base_passes
-from lorchestra.planning.memory import peak_bytes
-from lorchestra.runs.build import build_pipeline, describe, ensemble_record, torch_threads
+from lorchestra.runs.build import describe, ensemble_record, torch_threads
 from lorchestra.runs.event_log import EventLog
 from lorchestra.runs.rows import RunRows, absolute_settings, check_unchanged, read_rows, with_directory
-from lorchestra.store.atomic import sweep_directory
+from lorchestra.runs.search import settle_training, trunk_files
+from lorchestra.runs.training import prepare_training, restore, train_with_checkpoints
 from lorchestra.store.ensemble_record import MemberRecord
 from lorchestra.store.run import Run
 from lorchestra.store.workspace import RUN, IfExists, Workspace
+from lorchestra.training.advice import advice
 from lorchestra.training.callbacks import Callback, CallbackList
-from lorchestra.training.checkpoint import load_checkpoint, save_checkpoint
-from lorchestra.training.precompute import TrainingRows
-from lorchestra.training.rows import training_rows
 from lorchestra.training.trainer import Trainer, make_trainer
 
 logger = logging.getLogger(__name__)
@@ -60,7 +56,8 @@ def train_run(
     Args:
         config: the run's configuration; with "resume", settings given here must be those the run was started with.
         out: the run directory.
-        if_exists: what to do if a run exists there: "fail", "resume" it, or take a "new" name.
+        if_exists: what to do if a run exists there: "fail", "resume" it, "finish" it with the best adapters so far, or
+            take a "new" name.
         callbacks: report progress; when one asks to stop, a checkpoint is written and `Interrupted` raised.
         rows: the splits "train" and "val", if they come from Python instead of the files in `config.data`.
         given: dotted settings that were given explicitly: with "resume" they are compared with the run's even if they
@@ -87,42 +84,44 @@ def train_run(
         for note in rows.notes:
             logger.info(note)
         with torch_threads(config.base.threads):
-            return _train(workspace, config, rows, callbacks)
+            return _train(workspace, config, rows, callbacks, finish=if_exists == "finish")
 
 
-def _train(workspace: Workspace, config: RunConfig, rows: RunRows, callbacks: Sequence[Callback]) -> TrainOutcome:
-    """Start or resume the run, train it, and finish it."""
+def _train(
+    workspace: Workspace, config: RunConfig, rows: RunRows, callbacks: Sequence[Callback], *, finish: bool
+) -> TrainOutcome:
+    """Start or resume the run, search what is left open, train, and finish it; with `finish` without training it."""
     run = Run(workspace.root)
     pipeline, resolved, training = prepare_training(config, rows)
     if not workspace.resuming:
         with workspace.create() as directory:
             describe(Run(directory), resolved, rows, pipeline)
-    memory = round(resolved.adapt.trunk_memory_gb * 1e9)
-    files = TrunkFiles(run.resume, pipeline.base.digest, memory, run.append_event)
+    if resolved.train.is_auto and finish:
+        raise CheckpointError(f"{run.root}: the learning rate is still searched; train it with --if-exists resume")
+    if resolved.train.is_auto:
+        width = pipeline.model.hidden_size
+        del pipeline, training  # frees the base: the search loads another
+        watching = CallbackList(callbacks)
+        resolved = settle_training(run, resolved, rows, width, watching)
+        watching.on_status((), "training")
+        run.settle_config(absolute_settings(resolved))
+        pipeline, resolved, training = prepare_training(resolved, rows)
+    files = trunk_files(run, pipeline.base.digest) if run.search.exists() else _trunk_files(run, pipeline, resolved)
     callback = CallbackList([EventLog(run), *callbacks])
     trainer = make_trainer(pipeline.model, training, resolved, callback, files=files)
     if workspace.resuming:
         restore(run, trainer)
+    if finish:
+        if trainer.state.step == 0:
+            raise CheckpointError(f"{run.root}: no step was trained yet; train it with --if-exists resume")
+        trainer.finish()
     peak = train_with_checkpoints(run, trainer)
     return _finish(run, trainer, pipeline, rows, peak)
 
 
-def prepare_training(
-    config: RunConfig, rows: RunRows, adapter_settings: Sequence[AdapterSettings] | None = None
-) -> tuple[Pipeline, RunConfig, TrainingRows]:
-    """The base with members on it, the resolved configuration, and the rows as tokens.
-
-    Raises:
-        ConfigError, DataError, CheckpointError: bad input.
-    """
-    train = rows.task.splits["train"]
-    pipeline, resolved = build_pipeline(
-        config, rows.task.name, rows.task.labels, train, adapter_settings=adapter_settings
-    )
-    training = training_rows(pipeline, train, rows.task.splits["val"], rows.task.labels)
-    pipeline.token_budget = settle_budget(config, pipeline, training)
-    train_config = dataclasses.replace(resolved.train, token_budget=pipeline.token_budget)
-    return pipeline, dataclasses.replace(resolved, train=train_config), training
+def _trunk_files(run: Run, pipeline: Pipeline, config: RunConfig) -> TrunkFiles:
+    memory = round(config.adapt.trunk_memory_gb * 1e9)
+    return TrunkFiles(run.resume, pipeline.base.digest, memory, run.append_event)
 
 
 def _saved_config(run: Run, requested: RunConfig, explicit: Collection[str]) -> RunConfig:
@@ -138,6 +137,8 @@ def _saved_config(run: Run, requested: RunConfig, explicit: Collection[str]) -> 
         "base.threads": (requested.base.threads, None),
         "data.scoring": (requested.data.scoring, "auto"),
         "train.token_budget": (requested.train.token_budget, None),
+        "train.lr": (requested.train.lr, "auto"),
+        "train.epochs": (requested.train.epochs, "auto"),
     }.items():
         if value == open_value:  # left open, and settled when the run started
             given.discard(field)
@@ -150,36 +151,6 @@ def _saved_config(run: Run, requested: RunConfig, explicit: Collection[str]) -> 
                 " it out, or start another run with --if-exists new"
             )
     return dataclasses.replace(saved, data=with_directory(saved.data, None))
-
-
-def restore(run: Run, trainer: Trainer) -> None:
-    """Restore the run's checkpoint, or reset its log if it has none yet."""
-    for directory in (run.root, run.resume):
-        sweep_directory(directory)
-    checkpoint = load_checkpoint(run.resume)
-    if checkpoint is None:
-        logger.info(f"{run.root} has no checkpoint yet; starting from the first step")
-        run.start_events(keep_bytes=0)
-        return
-    state, tensors, events_bytes = checkpoint
-    trainer.restore(state, tensors)
-    run.start_events(keep_bytes=events_bytes)
-    run.append_event("resumed", step=state.step)
-    logger.info(f"resuming {run.root} after step {state.step} of {trainer.num_steps}")
-
-
-def train_with_checkpoints(run: Run, trainer: Trainer) -> int:
-    """Run the trainer with checkpoints; returns the peak bytes of this process.
-
-    If the restored checkpoint is the last one, nothing is left to train or to precompute.
-    """
-
-    def checkpoint() -> None:
-        save_checkpoint(run.resume, trainer.state, trainer.tensors(), run.events.stat().st_size)
-
-    if trainer.state.with_status("running"):
-        trainer.run(checkpoint)
-    return peak_bytes()
 
 
 def _finish(run: Run, trainer: Trainer, pipeline: Pipeline, rows: RunRows, peak: int) -> TrainOutcome:
@@ -200,6 +171,10 @@ def _finish(run: Run, trainer: Trainer, pipeline: Pipeline, rows: RunRows, peak:
     run.write_ensemble(ensemble_record(pipeline, rows, member_records(trainer, written), cost))
     for cached in run.resume.glob("trunk-*"):
         cached.unlink(missing_ok=True)
+    log_choices = sum(trainer.log_choices) / len(trainer.log_choices)
+    for sentence in advice(trainer.state.history, trainer.config.num_epochs, log_choices):
+        logger.info(sentence)
+        run.append_event("advice", text=sentence)
     run.append_event("finished", failed_members=trainer.state.with_status("failed"))
     return _outcome(run)
 

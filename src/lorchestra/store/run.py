@@ -27,6 +27,7 @@ from lorchestra.store.events import Event, read_events
 from lorchestra.store.predictions import load_predictions, save_predictions, tensors_path
 from lorchestra.store.safe_paths import inside, typed_path
 from lorchestra.store.schema import Each, Shape, read_json
+from lorchestra.store.search_record import SearchRecord
 from lorchestra.store.splits import SplitRecord, read_splits
 from lorchestra.types import Predictions, plain_values
 
@@ -95,6 +96,15 @@ class Run:
         return self.inside("resume")
 
     @property
+    def search(self) -> Path:
+        """What the search of learning rate and epochs tried and chose (see `store.search_record`)."""
+        return self.inside("search.json")
+
+    def search_pass(self, number: int) -> Run:
+        """The directory of a pass of this search while it is in progress: events and checkpoints, as of a run."""
+        return Run(self.inside("search", f"pass_{number}"))
+
+    @property
     def metrics(self) -> Path:
         """Evaluations and cost."""
         return self.inside("metrics.json")
@@ -133,6 +143,26 @@ class Run:
             ConfigError: it is missing or damaged.
         """
         return read_config(self.config)
+
+    def settle_config(self, config: RunConfig) -> None:
+        """Replace the configuration by one in which a search has settled what was left open."""
+        atomic_write_text(self.config, to_yaml(config))
+
+    def write_search(self, record: SearchRecord) -> None:
+        """Write `search.json`."""
+        atomic_write_json(self.search, record.to_dict())
+
+    def read_search(self) -> SearchRecord | None:
+        """What the search before the training tried and chose; None if there was none.
+
+        Raises:
+            CheckpointError: `search.json` is damaged.
+        """
+        return SearchRecord.read(self.search) if self.search.exists() else None
+
+    def discard_search(self) -> None:
+        """Remove the directories of the search's passes."""
+        discard_directory(self.inside("search"))
 
     def read_environment(self) -> dict[str, object]:
         """Versions and machine of the run; empty if they were not saved.

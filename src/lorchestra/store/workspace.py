@@ -14,7 +14,7 @@ from lorchestra.store.atomic import atomic_directory
 from lorchestra.store.lock import DirectoryBusyError, directory_lock
 from lorchestra.store.safe_paths import inside, typed_path
 
-IfExists = Literal["fail", "resume", "new"]
+IfExists = Literal["fail", "resume", "finish", "new"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Workspace:
     @classmethod
     @contextmanager
     def open(cls, out: str | Path, kind: Kind, if_exists: IfExists = "resume") -> Iterator[Workspace]:
-        """Lock a directory of some kind for the time of the block.
+        """Lock a directory of some kind for the time of the block; for "finish" it must hold work.
 
         "new" leaves existing work alone and takes the first free name of `OUT`, `OUT-2`, `OUT-3`, ...; a name is not
         free while another process works there, even if the directory does not exist yet.
@@ -107,9 +107,11 @@ class Workspace:
             raise CheckpointError(f"--out {self.root}: another process has just made it; choose another --out")
 
 
-def _holds_work(root: Path, kind: Kind, if_exists: Literal["fail", "resume"]) -> bool:
+def _holds_work(root: Path, kind: Kind, if_exists: Literal["fail", "resume", "finish"]) -> bool:
     """Whether the directory has work to resume."""
     if not _is_occupied(root):
+        if if_exists == "finish":
+            raise CheckpointError(f"--out {root}: no {kind.name.removeprefix('a ').partition(' (')[0]} to finish there")
         return False
     if not inside(root, kind.marker).is_file():
         raise CheckpointError(f"--out {root}: exists and is not {kind.name}; choose another name")

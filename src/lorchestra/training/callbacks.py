@@ -34,7 +34,10 @@ class Callback:
     """Base class of callbacks; the methods do nothing unless overridden."""
 
     def on_status(self, names: Sequence[str], status: str) -> None:
-        """Called when points of a sweep or methods of a comparison reach a status: "training", "finished", ..."""
+        """Called when points of a sweep or methods of a comparison reach a status: "training", "finished", ...
+
+        With "searching", `names` are the candidates' learning rates in a search before a training.
+        """
 
     def on_train_begin(self, trainer: Trainer) -> None:
         """Called before the first step of a new or resumed training."""
@@ -50,6 +53,10 @@ class Callback:
 
     def should_stop(self) -> bool:
         """Called between micro-batches; true ends the job with `Interrupted`."""
+        return False
+
+    def should_finish(self) -> bool:
+        """Called when a stop is requested; true ends a training with the best adapters so far instead."""
         return False
 
 
@@ -87,6 +94,10 @@ class CallbackList(Callback):
     def should_stop(self) -> bool:
         """Whether one of them requests a stop."""
         return any(callback.should_stop() for callback in self.callbacks)
+
+    def should_finish(self) -> bool:
+        """Whether one of them requests to finish."""
+        return any(callback.should_finish() for callback in self.callbacks)
 
 
 def progress(callback: Callback, what: str, total: int) -> Callable[[int], None]:

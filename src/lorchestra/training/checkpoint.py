@@ -40,6 +40,7 @@ STATE: dict[str, Shape] = {
             "first_loss": NUMBER_OR_NULL,
             "epoch_loss": Number(),
             "epoch_steps": COUNT,
+            "mean_loss": NUMBER_OR_NULL,
         }
     ],
     "tokens": COUNT,
@@ -49,7 +50,7 @@ STATE: dict[str, Shape] = {
 }
 """The schema of a `TrainState` as JSON (see `store.schema`)."""
 
-_ADDED_FIELDS = {"first_loss": None, "epoch_loss": 0.0, "epoch_steps": 0}
+_ADDED_FIELDS = {"first_loss": None, "epoch_loss": 0.0, "epoch_steps": 0, "mean_loss": None}
 """Fields of a member that checkpoints of earlier versions lack, with their defaults."""
 
 
@@ -74,6 +75,8 @@ class MemberState:
     """Sum of the training losses in the current epoch."""
     epoch_steps: int = 0
     """Number of steps in the sum."""
+    mean_loss: float | None = None
+    """Mean training loss of the last whole epoch, in nats."""
 
     def add_loss(self, loss: float) -> float:
         """Add the training loss of a step; returns the loss of the first step."""
@@ -85,7 +88,7 @@ class MemberState:
 
     def end_epoch(self) -> float:
         """Return the epoch's mean training loss and reset the sum."""
-        mean = self.epoch_loss / self.epoch_steps
+        mean = self.mean_loss = self.epoch_loss / self.epoch_steps
         self.epoch_loss, self.epoch_steps = 0.0, 0
         return mean
 
@@ -106,7 +109,8 @@ class TrainState:
     num_updates: list[int] = field(default_factory=list)
     """Optimizer updates of each member, which Adam's bias correction depends on."""
     history: list[Json] = field(default_factory=list)
-    """One entry per evaluation: step, epoch, validation NLL and accuracy by member."""
+    """One entry per evaluation: step, epoch; by member, validation NLL and accuracy, the total variation distance from
+    the mixture (`val_spread`), and the training loss of the last whole epoch (`train_nll`)."""
 
     def with_status(self, status: Status) -> list[int]:
         """Indices of the members with this status."""

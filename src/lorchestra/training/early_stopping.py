@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
@@ -15,6 +16,17 @@ from lorchestra.training.failure import validation_failure
 from lorchestra.types import EncodedExample
 
 
+@dataclass(frozen=True)
+class Validation:
+    """Results of some members on the validation rows, by member."""
+
+    nll: dict[int, float]
+    """Mean NLL, in nats."""
+    accuracy: dict[int, float]
+    spread: dict[int, float]
+    """Mean total variation distance from the mixture, in [0, 1]."""
+
+
 def validate_members(
     model: EnsembleModel,
     rows: Sequence[EncodedExample],
@@ -22,15 +34,17 @@ def validate_members(
     token_budget: int,
     trunk: TrunkCache | None,
     progress: Callable[[int], None],
-) -> tuple[dict[int, float], dict[int, float]]:
-    """Mean NLL, in nats, and accuracy of some members on the validation rows, by member."""
+) -> Validation:
+    """Evaluate some members on the validation rows."""
     log_probs_MEC = predict_rows(model, rows, member_passes(members), token_budget, trunk, progress)
     answers = np.array([row.answer for row in rows])
-    nlls, accuracies = {}, {}
-    for m, log_probs_EC in zip(members, log_probs_MEC, strict=True):
-        nlls[m] = float(-log_probs_EC[np.arange(len(rows)), answers].mean())
-        accuracies[m] = float((log_probs_EC.argmax(axis=1) == answers).mean())
-    return nlls, accuracies
+    probs_MEC = np.exp(log_probs_MEC)
+    result = Validation({}, {}, {})
+    for m, log_probs_EC, probs_EC in zip(members, log_probs_MEC, probs_MEC, strict=True):
+        result.nll[m] = float(-log_probs_EC[np.arange(len(rows)), answers].mean())
+        result.accuracy[m] = float((log_probs_EC.argmax(axis=1) == answers).mean())
+        result.spread[m] = float(np.abs(probs_EC - probs_MEC.mean(axis=0)).sum(axis=1).mean() / 2)
+    return result
 
 
 def update_early_stopping(

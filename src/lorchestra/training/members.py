@@ -64,7 +64,7 @@ def member_settings(
             adapter=adapter,
             order_seed=member_seed(train.seed, 0 if adapt.order == "same" else m),
             dropout_seed=member_seed(train.seed, m),
-            lr=train.lr,
+            lr=train.peak_lr,
             schedule=train.schedule,
             warmup=train.warmup,
             clip_norm=train.clip_norm,

@@ -56,6 +56,7 @@ class Trainer:
         files: where trunks go that are too large for memory; None keeps them in memory.
         make_optimizer: makes the optimizer of the members' parameters; by default AdamW with their settings.
         make_schedules: makes one learning-rate schedule per member; by default from their settings.
+        evaluate_every: number of steps between evaluations on the validation rows; by default an epoch.
 
     Raises:
         ConfigError: a setting is out of range, such as `lr * weight_decay_b >= 1`.
@@ -72,6 +73,7 @@ class Trainer:
         files: TrunkFiles | None = None,
         make_optimizer: MakeOptimizer | None = None,
         make_schedules: MakeSchedules | None = None,
+        evaluate_every: int | None = None,
     ) -> None:
         assert config.token_budget is not None
         if [member.adapter for member in settings] != list(model.adapter_settings):
@@ -83,7 +85,8 @@ class Trainer:
         self.sampler = MemberSampler(self.settings, rows.train, config.batch_size)
         self.log_choices = [_log_choices(member, rows.train) for member in self.settings]
         self.steps_per_epoch = self.sampler.steps_per_epoch
-        self.num_steps = self.steps_per_epoch * config.epochs
+        self.num_steps = self.steps_per_epoch * config.num_epochs
+        self.evaluate_every = evaluate_every or self.steps_per_epoch
         self.schedules = tuple((make_schedules or member_schedules)(self.settings, self.num_steps))
         self.optimizer = (make_optimizer or member_optimizer)(model, self.settings)
         self.best = model.adapters.values.clone()
@@ -114,7 +117,7 @@ class Trainer:
         """Train to the end; `checkpoint` is called when a checkpoint is due.
 
         Raises:
-            Interrupted: the callback requested a stop; `checkpoint` was called before.
+            Interrupted: the callback requested a stop, and not to finish; `checkpoint` was called before.
         """
         try:
             self.prepare()
@@ -124,17 +127,26 @@ class Trainer:
         last_checkpoint = time.monotonic()
         while self.state.step < self.num_steps and self.state.with_status("running"):
             if not self.step():
+                if self.callback.should_finish():
+                    break
                 checkpoint()
                 raise Interrupted
-            if self.state.step % self.steps_per_epoch == 0 and self.state.with_status("running"):
+            if self.state.step % self.evaluate_every == 0 and self.state.with_status("running"):
                 self._evaluate()
             if time.monotonic() - last_checkpoint >= self.config.checkpoint_every_s:
                 checkpoint()
                 last_checkpoint = time.monotonic()
-        for m in self.state.with_status("running"):
-            self.state.members[m].status = "finished"
+        self.finish()
         checkpoint()
         return self.state
+
+    def finish(self) -> None:
+        """End the training of all members now; parameters that were not evaluated yet may become a member's best."""
+        last = self.state.history[-1]["step"] if self.state.history else 0
+        if last < self.state.step and self.state.with_status("running"):
+            self._evaluate()
+        for m in self.state.with_status("running"):
+            self.state.members[m].status = "finished"
 
     def final_values(self) -> Tensor:
         """The resulting parameters, `[M, P]`: each member's best or last, as configured."""
@@ -290,7 +302,7 @@ class Trainer:
         """Evaluate all running members on the validation rows; copy the best parameters, stop or fail members."""
         state, rows = self.state, self.rows.val
         running = state.with_status("running")
-        nlls, accuracies = validate_members(
+        result = validate_members(
             self.model,
             rows,
             running,
@@ -299,13 +311,17 @@ class Trainer:
             lambda done: self.callback.on_progress("validation", done, len(rows)),
         )
         for m in running:
-            update_early_stopping(state, m, nlls[m], self.settings[m].patience, self.model.adapters.values, self.best)
+            update_early_stopping(
+                state, m, result.nll[m], self.settings[m].patience, self.model.adapters.values, self.best
+            )
         members = range(self.model.num_members)
         entry: dict[str, object] = {
             "step": state.step,
             "epoch": state.step // self.steps_per_epoch,
-            "val_nll": [nlls.get(m) for m in members],
-            "val_accuracy": [accuracies.get(m) for m in members],
+            "val_nll": [result.nll.get(m) for m in members],
+            "val_accuracy": [result.accuracy.get(m) for m in members],
+            "val_spread": [result.spread.get(m) for m in members],
+            "train_nll": [state.members[m].mean_loss if m in result.nll else None for m in members],
         }
         state.history.append(entry)
         self.callback.on_evaluation(entry, state)

@@ -1,8 +1,9 @@
 """A sweep from start to end: finished points are skipped, and what was killed is resumed.
 
 Format of its directory: `sweep.json` (every point's configuration), `runs/<point>/` (finished runs, complete),
-`failed.json` (points of which every member failed), `passes/<key>/` (checkpoints and events of passes in progress),
-`trunks/` (hidden states below the adapters, shared by all passes), `results.json` and `results.csv`.
+`search/` (of learning rate and epochs, if points leave them open), `failed.json` (points of which every member failed),
+`passes/<key>/` (checkpoints and events of passes in progress), `trunks/` (hidden states below the adapters, shared by
+all passes), `results.json` and `results.csv`.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lorchestra.config.mappings import differences, from_mapping, to_mapping
-from lorchestra.config.run import RunConfig
+from lorchestra.config.run import RunConfig, TrainConfig
 from lorchestra.errors import CheckpointError, ConfigError, DataError
 from lorchestra.models.loading import absolute_base
 from lorchestra.runs.build import torch_threads
-from lorchestra.runs.rows import absolute_settings, read_ood
+from lorchestra.runs.rows import absolute_settings, read_ood, read_rows
+from lorchestra.runs.search import settle_once
 from lorchestra.runs.sweep.finish import finish_pack
 from lorchestra.runs.sweep.passes import Pack, make_packs
 from lorchestra.runs.sweep.points import Point
@@ -84,7 +86,9 @@ def run_sweep(
     points = [replace(point, config=absolute_settings(point.config)) for point in points]
     with Workspace.open(out, SWEEP) as workspace:
         root = workspace.root
-        sweep = _Sweep(root, _register(workspace, points), _read_failed(root), evaluate, each_epoch, callback)
+        registered = _register(workspace, points)
+        points = _settled(root, points, callback)
+        sweep = _Sweep(root, registered, _read_failed(root), evaluate, each_epoch, callback)
         passes = sweep.passes(points, most_members)
         waiting = {point.name for pack in passes for point in pack.points}
         callback.on_status([p.name for p in points if p.name not in waiting | sweep.failed.keys()], "finished")
@@ -248,6 +252,21 @@ def _register(workspace: Workspace, points: Sequence[Point]) -> list[Point]:
     record = {"format_version": FORMAT_VERSION, "points": entries}
     atomic_write_json(inside(workspace.root, "sweep.json"), record)
     return list(every.values())
+
+
+def _settled(root: Path, points: Sequence[Point], callback: Callback) -> list[Point]:
+    """The points with numbers for learning rate and epochs: what they leave open is searched once, with the first."""
+    config = next((point.config for point in points if point.config.train.is_auto), None)
+    if config is None:
+        return list(points)
+    with torch_threads(config.base.threads):
+        search = settle_once(config, read_rows(config.data, config.train.seed), callback, inside(root, "search")).train
+
+    def settle(train: TrainConfig) -> TrainConfig:
+        lr = search.lr if train.lr == "auto" else train.lr
+        return replace(train, lr=lr, epochs=search.epochs if train.epochs == "auto" else train.epochs)
+
+    return [replace(point, config=replace(point.config, train=settle(point.config.train))) for point in points]
 
 
 def _read_failed(root: Path) -> dict[str, str]:

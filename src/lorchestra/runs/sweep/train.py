@@ -21,7 +21,7 @@ from lorchestra.planning.memory import restart_peak
 from lorchestra.runs.event_log import EventLog
 from lorchestra.runs.sweep.passes import Pack
 from lorchestra.runs.sweep.points import Point
-from lorchestra.runs.train import prepare_training, restore, train_with_checkpoints
+from lorchestra.runs.training import prepare_training, restore, train_with_checkpoints
 from lorchestra.store.atomic import atomic_write_json
 from lorchestra.store.predictions import save_predictions
 from lorchestra.store.run import Run

@@ -1,0 +1,76 @@
+"""`search.json`: learning rates that were tried before a training, and what was chosen."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorchestra.errors import CheckpointError
+from lorchestra.store.schema import COUNT, NUMBER_OR_NULL, Number, Shape, read_json
+from lorchestra.types import Json
+
+FORMAT_VERSION = 1
+
+_SHAPE: Shape = {
+    "format_version": int,
+    "lr": Number(0),
+    "epochs": COUNT,
+    "trials": [{"lr": Number(0), "steps": [COUNT], "val_nll": [NUMBER_OR_NULL]}],
+    "steps_per_epoch": COUNT,
+    "tokens": COUNT,
+    "seconds": Number(0),
+}
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """A candidate: its learning rate, and its validation NLL, in nats, after each of some numbers of steps."""
+
+    lr: float
+    steps: tuple[int, ...]
+    val_nll: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class SearchRecord:
+    """What a search tried, ascending by learning rate, what it chose, and its cost."""
+
+    lr: float
+    epochs: int
+    trials: tuple[TrialRecord, ...]
+    steps_per_epoch: int
+    tokens: int
+    """Tokens that all candidates were trained on."""
+    seconds: float
+
+    def to_dict(self) -> Json:
+        """The record as `search.json` has it."""
+        return {"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
+
+    @classmethod
+    def read(cls, path: Path) -> SearchRecord:
+        """The record in a file.
+
+        Raises:
+            CheckpointError: it is missing, damaged or of another format version.
+        """
+        record = read_json(path, _SHAPE)
+        if record["format_version"] != FORMAT_VERSION:
+            raise CheckpointError(f"{path}: format_version is {record['format_version']}, this is {FORMAT_VERSION}")
+        return cls(
+            lr=record["lr"],
+            epochs=record["epochs"],
+            trials=tuple(_trial(trial, path) for trial in record["trials"]),
+            steps_per_epoch=record["steps_per_epoch"],
+            tokens=record["tokens"],
+            seconds=record["seconds"],
+        )
+
+
+def _trial(trial: Json, path: Path) -> TrialRecord:
+    steps: Sequence[int] = trial["steps"]
+    if len(steps) != len(trial["val_nll"]):
+        raise CheckpointError(f"{path}: a trial has {len(steps)} steps and {len(trial['val_nll'])} values; remove it")
+    return TrialRecord(trial["lr"], tuple(steps), tuple(trial["val_nll"]))

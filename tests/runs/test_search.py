@@ -1,0 +1,217 @@
+"""The search of learning rate and epochs: what it saves, exact resume, and each job that uses it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from lorchestra.config.mappings import differences
+from lorchestra.errors import CheckpointError, ConfigError
+from lorchestra.models.init import make_adapter_settings
+from lorchestra.runs.compare import compare_methods
+from lorchestra.runs.plan import plan_run
+from lorchestra.runs.rows import read_rows
+from lorchestra.runs.sweep.points import grid_points
+from lorchestra.runs.sweep.run import run_sweep
+from lorchestra.runs.train import train_run
+from lorchestra.runs.training import prepare_training
+from lorchestra.store.run import Run
+from lorchestra.training import search
+from lorchestra.training.callbacks import Callback, Interrupted
+from lorchestra.training.members import member_settings
+from lorchestra.training.trainer import Trainer
+
+AUTO = {"lr": "auto", "epochs": "auto"}
+
+
+@pytest.fixture(autouse=True)
+def short_searches(monkeypatch):
+    """An evaluation after every epoch of 6 steps, and candidates of at most 5 epochs."""
+    monkeypatch.setattr(search, "_MIN_STEPS", 6)
+    monkeypatch.setattr(search, "_MAX_EPOCHS", 5)
+
+
+class Stop(Callback):
+    """Asks to stop after some number of micro-batches."""
+
+    def __init__(self, after, finish=False):
+        self.left, self.finish = after, finish
+
+    def should_stop(self):
+        self.left -= 1
+        return self.left < 0
+
+    def should_finish(self):
+        return self.finish
+
+
+@pytest.fixture
+def auto_config(run_config, texts_csv):
+    """Builds the configuration of a run that searches its learning rate and epochs."""
+
+    def build(number=60, **groups):
+        return run_config(texts_csv(number=number), **{"train": AUTO} | groups)
+
+    return build
+
+
+def members_of(root):
+    return [path.read_bytes() for path in sorted((root / "members").rglob("adapter_model.safetensors"))]
+
+
+def test_what_was_open_is_settled_and_recorded(auto_config, tmp_path):
+    config = auto_config()
+    root = train_run(config, tmp_path / "run").run.root
+    run = Run(root)
+    record, settled = run.read_search(), run.read_config()
+    assert (settled.train.lr, settled.train.epochs) == (record.lr, record.epochs)
+    tried = {trial.lr: trial for trial in record.trials}
+    assert len(tried) >= 4
+    assert record.lr in tried
+    # the winner was trained for longest, and until its validation NLL no longer improved
+    assert len(tried[record.lr].steps) == max(len(trial.steps) for trial in record.trials)
+    assert not (root / "search").exists()
+    assert json.loads((root / "ensemble.json").read_text())["num_members"] == 3
+    # the settled configuration repeats the training without a search
+    again = train_run(settled, tmp_path / "again").run.root
+    assert members_of(again) == members_of(root)
+    assert not (again / "search.json").exists()
+
+
+def test_a_candidate_is_a_member_trained_alone_at_a_constant_rate(auto_config, tmp_path):
+    config = auto_config()
+    run = train_run(config, tmp_path / "run").run
+    record, rows = run.read_search(), read_rows(config.data, config.train.seed)
+    trial = next(trial for trial in record.trials if trial.lr == record.lr)
+    train = dataclasses.replace(config.train, lr=record.lr, epochs=5, schedule="constant")
+    alone = dataclasses.replace(config, adapt=dataclasses.replace(config.adapt, members=1), train=train)
+    pipeline, resolved, encoded = prepare_training(alone, rows, make_adapter_settings(alone.adapt, config.train.seed))
+    (member,) = member_settings(resolved, len(encoded.train))
+    member = dataclasses.replace(member, warmup=min(0.5, search.WARMUP_STEPS / (5 * record.steps_per_epoch)))
+    between = trial.steps[0]
+    trainer = Trainer(pipeline.model, encoded, resolved.train, [member], Stop(10**9), evaluate_every=between)
+    trainer.prepare()
+    for _ in range(between):
+        trainer.step()
+    trainer.finish()
+    assert trainer.state.history[0]["val_nll"][0] == pytest.approx(trial.val_nll[0], abs=1e-5)
+
+
+def test_given_settings_stay_as_given(auto_config, tmp_path):
+    one = train_run(auto_config(train={"lr": 0.02, "epochs": "auto"}), tmp_path / "one").run
+    assert one.read_config().train.lr == 0.02
+    assert [trial.lr for trial in one.read_search().trials] == [0.02]
+    other = train_run(auto_config(train={"lr": "auto", "epochs": 2}), tmp_path / "other").run
+    assert other.read_config().train.epochs == 2
+    assert len(other.read_search().trials) >= 4
+
+
+def test_rates_stay_below_what_a_decay_refuses(auto_config, tmp_path):
+    config = auto_config(regularize={"weight_decay_b": 300.0})
+    run = train_run(config, tmp_path / "run").run
+    assert all(trial.lr * 300 < 1 for trial in run.read_search().trials)
+
+
+@pytest.mark.parametrize("layers", ["all", "last:1"])
+def test_a_search_is_resumed_exactly(auto_config, tmp_path, layers):
+    config = auto_config(adapt={"layers": layers})
+    whole = train_run(config, tmp_path / "whole").run
+    for after in (15, 20, 25, 40):
+        try:
+            if_exists = "resume" if (tmp_path / "parts").exists() else "fail"
+            train_run(config, tmp_path / "parts", if_exists=if_exists, callbacks=[Stop(after)])
+        except Interrupted:
+            continue
+    parts = train_run(config, tmp_path / "parts", if_exists="resume").run
+    assert differences(parts.read_config(), whole.read_config()) == {}
+    first, second = parts.read_search(), whole.read_search()
+    assert (first.trials, first.lr, first.epochs, first.tokens) == (
+        second.trials,
+        second.lr,
+        second.epochs,
+        second.tokens,
+    )
+    assert members_of(parts.root) == members_of(whole.root)
+
+
+def test_a_resumed_run_does_not_compute_the_trunk_again(auto_config, tmp_path, monkeypatch):
+    from lorchestra.inference import trunk
+
+    config = auto_config(adapt={"layers": "last:1"})
+    with pytest.raises(Interrupted):
+        train_run(config, tmp_path / "run", callbacks=[Stop(40)])
+    fills = []
+    narrowed = trunk._narrowed
+    monkeypatch.setattr(trunk, "_narrowed", lambda *given: fills.append(1) or narrowed(*given))
+    train_run(config, tmp_path / "run", if_exists="resume")
+    assert fills == []
+
+
+def test_other_settings_are_refused_on_resume(auto_config, tmp_path):
+    config = auto_config()
+    train_run(config, tmp_path / "run")
+    given = dataclasses.replace(config, train=dataclasses.replace(config.train, lr=0.5))
+    with pytest.raises(ConfigError, match=r"train\.lr: the run in .* has .*, not 0\.5"):
+        train_run(given, tmp_path / "run", if_exists="resume")
+
+
+def test_finish_ends_a_training_with_its_best_adapters(run_config, texts_csv, tmp_path):
+    config = run_config(texts_csv(), train={"epochs": 20})
+    outcome = train_run(config, tmp_path / "now", callbacks=[Stop(25, finish=True)])
+    record = outcome.run.read_ensemble()
+    assert all(member.state == "finished" for member in record.members)
+    steps = [event["step"] for event in outcome.run.read_events() if event["event"] == "step"]
+    assert 0 < max(steps) < 100
+    last = [event for event in outcome.run.read_events() if event["event"] == "evaluation"][-1]
+    assert last["step"] == max(steps)
+    # the same from outside: an interrupted run is ended
+    with pytest.raises(Interrupted):
+        train_run(config, tmp_path / "later", callbacks=[Stop(25)])
+    later = train_run(config, tmp_path / "later", if_exists="finish").run
+    assert later.is_finished
+    assert members_of(later.root) == members_of(outcome.run.root)
+
+
+def test_what_cannot_be_finished(auto_config, run_config, texts_csv, tmp_path):
+    config = auto_config()
+    with pytest.raises(CheckpointError, match="no run directory to finish there"):
+        train_run(config, tmp_path / "none", if_exists="finish")
+    with pytest.raises(Interrupted):
+        train_run(config, tmp_path / "run", callbacks=[Stop(8)])
+    with pytest.raises(CheckpointError, match="learning rate is still searched"):
+        train_run(config, tmp_path / "run", if_exists="finish")
+    plain = run_config(texts_csv("more.csv"), adapt={"layers": "last:1"})
+    with pytest.raises(Interrupted):
+        train_run(plain, tmp_path / "plain", callbacks=[Stop(0)])
+    with pytest.raises(CheckpointError, match="no step was trained yet"):
+        train_run(plain, tmp_path / "plain", if_exists="finish")
+
+
+def test_a_sweep_searches_once_for_all_points(auto_config, tmp_path):
+    points = grid_points(auto_config(), [("regularize.weight_decay_b", [0.0, 10.0])])
+    outcome = run_sweep(points, tmp_path / "sweep", evaluate=False)
+    record = Run(tmp_path / "sweep" / "search").read_search()
+    for point in points:
+        train = Run(outcome.root / "runs" / point.name).read_config().train
+        assert (train.lr, train.epochs) == (record.lr, record.epochs)
+    assert run_sweep(points, tmp_path / "sweep", evaluate=False).failed == ()
+
+
+def test_a_comparison_searches_once_for_all_methods(auto_config, tmp_path):
+    results = compare_methods(auto_config(), ["lora_ensemble", "one_lora"], tmp_path / "compare")
+    trains = [result["config"]["train"] for result in results]
+    assert trains[0] == trains[1]
+    assert isinstance(trains[0]["lr"], float)
+    assert isinstance(trains[0]["epochs"], int)
+
+
+def test_the_plan_counts_the_search(auto_config, tmp_path):
+    record = plan_run(auto_config(), tmp_path / "run", seconds=0.1)
+    assert record["time_s"]["search"] > 0
+    assert record["time_s"]["training"] > record["time_s"]["search"]
+    assert record["work"]["epochs_given"] is False
+    given = plan_run(auto_config(train={"lr": 1e-3, "epochs": 2}), tmp_path / "run", seconds=0.1)
+    assert given["time_s"]["search"] == 0
+    assert given["work"]["epochs"] == 2
