@@ -181,7 +181,7 @@ def test_gates_skip_capture_and_replace_inputs(as_tuple):
         assert hidden.shape == (1, 3, 2)
         return hidden[0, 0, 0].item()
 
-    context = context_of(last_layer=2)
+    context = context_of(last_layer=2, capture_inputs=frozenset({2}))
     with slot.use(context):
         assert run(0) == 11
     (captured,) = context.captured

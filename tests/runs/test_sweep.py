@@ -151,7 +151,7 @@ def test_an_interrupted_sweep_ends_with_the_same_bytes(number, config, sweep):
         sweep(config, *axes, out="parts", each_epoch=True, callbacks=[StopWhen(lambda: next(asked) >= number)])
     parts, _, _ = sweep(config, *axes, out="parts", each_epoch=True)
     assert files(parts.root) == files(whole.root)
-    assert len(files(whole.root)) == 4 * (2 + 3 + 1) + 2
+    assert len(files(whole.root)) == 4 * (2 + 3 + 1 + 2) + 2
     assert not (parts.root / "trunks").exists()
     assert not (parts.root / "passes").exists()
 
