@@ -139,7 +139,7 @@ class _Work:
             if repr(again) != repr(config):
                 raise ViolationError(f"a configuration changes when it is saved and read: {again} is not {config}")
             # train_run must stop before it loads a base
-            with mock.patch("lorchestra.runs.train.build_pipeline", side_effect=Reached):
+            with mock.patch("lorchestra.runs.training.build_pipeline", side_effect=Reached):
                 train_run(config, self.out)
         except Reached:
             return config
@@ -166,7 +166,7 @@ class _CommandLine:
             with (
                 contextlib.redirect_stdout(out),
                 contextlib.redirect_stderr(err),
-                mock.patch("lorchestra.runs.train.build_pipeline", side_effect=Reached),
+                mock.patch("lorchestra.runs.training.build_pipeline", side_effect=Reached),
             ):
                 code: Any = main(self.arguments)
         except Reached:

@@ -9,8 +9,9 @@ The public names, each imported at its first use, so that `import lorchestra` do
 - `Ensemble`: `train`, `load` and `from_peft` return one; `predict` returns `Answers`, an iterator of `Answer`;
   `evaluate` returns an `Evaluation` (of `MethodScores`, `OodScores`, `EarlyExitScores`) or raises
   `UnsavedEvaluationError`, which has it; `as_module` returns an `EnsembleModule`; `save_pretrained` writes PEFT
-  folders. `Ensemble.run` is a `Run` (the run directory), `Ensemble.record` an `EnsembleRecord` with a `MemberRecord`
-  per member, `Ensemble.pipeline` a `Pipeline`, whose methods return `Predictions`.
+  folders. `Ensemble.run` is a `Run` (the run directory; its `read_search` returns a `SearchRecord` of `TrialRecord`),
+  `Ensemble.record` an `EnsembleRecord` with a `MemberRecord` per member, `Ensemble.pipeline` a `Pipeline`, whose
+  methods return `Predictions`.
 - `read_task` and `build_module`: the rows (`Task` of `Example`) and the untrained members (`EnsembleModule`) for a
   custom training loop. `answers_from` turns `Predictions` into answers.
 - Configuration: `RunConfig` of `BaseConfig`, `AdaptConfig`, `DataConfig` (with `FieldsConfig`, `ReadConfig`,
@@ -60,6 +61,8 @@ if TYPE_CHECKING:
     from lorchestra.store.ensemble_record import EnsembleRecord as EnsembleRecord
     from lorchestra.store.ensemble_record import MemberRecord as MemberRecord
     from lorchestra.store.run import Run as Run
+    from lorchestra.store.search_record import SearchRecord as SearchRecord
+    from lorchestra.store.search_record import TrialRecord as TrialRecord
     from lorchestra.training.callbacks import Callback as Callback
     from lorchestra.training.callbacks import Interrupted as Interrupted
     from lorchestra.training.callbacks import StepReport as StepReport
@@ -86,6 +89,7 @@ _MODULES = {
     "runs.rows": ("read_task",),
     "store.ensemble_record": ("EnsembleRecord", "MemberRecord"),
     "store.run": ("Run",),
+    "store.search_record": ("SearchRecord", "TrialRecord"),
     "training.callbacks": ("Callback", "Interrupted", "StepReport"),
     "training.checkpoint": ("TrainState",),
     "training.module": ("EnsembleModule",),

@@ -156,7 +156,7 @@ BAD = {
     "missing file": (("train", "--data.train", "none.csv", "--out", "OUT"), "none.csv: no such file"),
     "missing recipe": (("train", "none.yaml", "--out", "OUT"), "none.yaml: cannot be read as a recipe"),
     "decay": (
-        ("train", "--data.train", "x.csv", "--regularize.weight-decay-b", "1e4", "--out", "OUT"),
+        ("train", "--data.train", "x.csv", "--train.lr", "1e-3", "--regularize.weight-decay-b", "1e4", "--out", "OUT"),
         "must be below 1",
     ),
     "members": (("train", "--data.train", "x.csv", "--adapt.members", "0", "--out", "OUT"), "adapt.members: 0"),

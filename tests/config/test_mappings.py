@@ -174,7 +174,7 @@ def test_a_recipe_that_is_not_text_or_missing(tmp_path):
 def test_differences_are_dotted():
     one = RunConfig()
     other = dataclasses.replace(one, data=DataConfig(fields=FieldsConfig(text="t")), train=TrainConfig(lr=1.0))
-    assert differences(one, other) == {"data.fields.text": ("text", "t"), "train.lr": (3e-4, 1.0)}
+    assert differences(one, other) == {"data.fields.text": ("text", "t"), "train.lr": ("auto", 1.0)}
     assert differences(one, one) == {}
 
 

@@ -106,14 +106,15 @@ def plan_record():
         "rows": {"train": 1_234_567, "val": 1234, "longest_tokens": 512},
         "layers": {"adapted": 6, "all": 30, "below": 24},
         "work": {
-            **{"steps": 12345, "micro_batches": 23456, "tokens_per_epoch": 1234567, "tokens": 12345678, "epochs": 10},
+            **{"steps": 12345, "micro_batches": 23456, "tokens_per_epoch": 1234567, "tokens": 12345678},
+            **{"epochs": 10, "epochs_given": False},
             **{"base_passes": 123.4, "largest_micro_batch": 640},
         },
         "parameters": {"base": 134_515_008, "member": 92_160, "members": 460_800},
         **{"base": "smollm2-135m", "dtype": "float32", "members": 5, "token_budget": {"value": 640, "given": False}},
         "bytes": sizes | {"peak": 900_000_000, "limit": 800_000_000, "fits": False},
         "disk_bytes": {"run": 1234, "trunk": 5678, "free": 10**12, "fits": True},
-        "time_s": {"training": 1234.0, "trunk": 56.0, "base": 7.0, "evaluation": 8.0, "total": 1305.0},
+        "time_s": {"training": 1234.0, "search": 321.0, "trunk": 56.0, "base": 7.0, "evaluation": 8.0, "total": 1305.0},
         "calibration": {"micro_batches": 9, "seconds": 10.2},
         "remedies": [{"option": "train.gradient_checkpointing", "value": "True", "peak": 500_000_000, "fits": True}],
     }

@@ -418,7 +418,7 @@ def test_bad_arguments_are_refused_at_the_call(trained_run, run_config, tmp_path
     with pytest.raises(ConfigError, match=r"the configuration is of type str; pass a lorchestra\.RunConfig"):
         Ensemble.train("recipe.yaml", tmp_path / "run")
     good = run_config(tmp_path / "gone.csv")
-    with pytest.raises(ConfigError, match=r"if_exists: 'overwrite' is unknown; .*fail, resume, new"):
+    with pytest.raises(ConfigError, match=r"if_exists: 'overwrite' is unknown; .*fail, resume, finish, new"):
         Ensemble.train(good, tmp_path / "run", if_exists="overwrite")
     assert not (tmp_path / "run").exists()
     run = load_run(trained_run)

@@ -4,31 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 
 import pytest
 
 from lorchestra.config.mappings import differences
 from lorchestra.errors import CheckpointError, ConfigError
-from lorchestra.models.init import make_adapter_settings
 from lorchestra.runs.compare import compare_methods
 from lorchestra.runs.plan import plan_run
-from lorchestra.runs.rows import read_rows
 from lorchestra.runs.sweep.points import grid_points
 from lorchestra.runs.sweep.run import run_sweep
 from lorchestra.runs.train import train_run
-from lorchestra.runs.training import prepare_training
 from lorchestra.store.run import Run
 from lorchestra.training import search
 from lorchestra.training.callbacks import Callback, Interrupted
-from lorchestra.training.members import member_settings
-from lorchestra.training.trainer import Trainer
 
 AUTO = {"lr": "auto", "epochs": "auto"}
 
 
 @pytest.fixture(autouse=True)
 def short_searches(monkeypatch):
-    """An evaluation after every epoch of 6 steps, and candidates of at most 5 epochs."""
+    """Candidates of one epoch of 6 steps, and at most 5 epochs for the length."""
     monkeypatch.setattr(search, "_MIN_STEPS", 6)
     monkeypatch.setattr(search, "_MAX_EPOCHS", 5)
 
@@ -67,11 +63,13 @@ def test_what_was_open_is_settled_and_recorded(auto_config, tmp_path):
     run = Run(root)
     record, settled = run.read_search(), run.read_config()
     assert (settled.train.lr, settled.train.epochs) == (record.lr, record.epochs)
-    tried = {trial.lr: trial for trial in record.trials}
-    assert len(tried) >= 4
-    assert record.lr in tried
-    # the winner was trained for longest, and until its validation NLL no longer improved
-    assert len(tried[record.lr].steps) == max(len(trial.steps) for trial in record.trials)
+    nlls = {trial.lr: min(trial.val_nll, default=math.inf) for trial in record.trials}
+    assert len(nlls) >= 4
+    assert record.lr == search.best_rate(nlls)
+    assert search.further_rates(nlls, math.inf) == () or len(nlls) == 4 + 2 * search.MAX_EXTENSIONS
+    assert record.length.lr == record.lr / 2
+    best_step = record.length.steps[record.length.val_nll.index(min(record.length.val_nll))]
+    assert record.epochs == search.epochs_of(best_step, 6)
     assert not (root / "search").exists()
     assert json.loads((root / "ensemble.json").read_text())["num_members"] == 3
     # the settled configuration repeats the training without a search
@@ -80,45 +78,56 @@ def test_what_was_open_is_settled_and_recorded(auto_config, tmp_path):
     assert not (again / "search.json").exists()
 
 
-def test_a_candidate_is_a_member_trained_alone_at_a_constant_rate(auto_config, tmp_path):
+def test_a_candidate_is_a_short_training_of_one_member(auto_config, tmp_path):
     config = auto_config()
     run = train_run(config, tmp_path / "run").run
-    record, rows = run.read_search(), read_rows(config.data, config.train.seed)
-    trial = next(trial for trial in record.trials if trial.lr == record.lr)
-    train = dataclasses.replace(config.train, lr=record.lr, epochs=5, schedule="constant")
+    trial = run.read_search().trials[1]
+    train = dataclasses.replace(config.train, lr=trial.lr, epochs=1)
     alone = dataclasses.replace(config, adapt=dataclasses.replace(config.adapt, members=1), train=train)
-    pipeline, resolved, encoded = prepare_training(alone, rows, make_adapter_settings(alone.adapt, config.train.seed))
-    (member,) = member_settings(resolved, len(encoded.train))
-    member = dataclasses.replace(member, warmup=min(0.5, search.WARMUP_STEPS / (5 * record.steps_per_epoch)))
-    between = trial.steps[0]
-    trainer = Trainer(pipeline.model, encoded, resolved.train, [member], Stop(10**9), evaluate_every=between)
-    trainer.prepare()
-    for _ in range(between):
-        trainer.step()
-    trainer.finish()
-    assert trainer.state.history[0]["val_nll"][0] == pytest.approx(trial.val_nll[0], abs=1e-5)
+    record = train_run(alone, tmp_path / "alone").run.read_ensemble()
+    assert trial.steps == (6,)
+    assert record.members[0].val_nll == pytest.approx(trial.val_nll[0], abs=1e-5)
+
+
+def test_the_length_is_that_of_a_member_at_half_the_rate(auto_config, tmp_path):
+    config = auto_config(train={"lr": 0.02, "epochs": "auto"})
+    run = train_run(config, tmp_path / "run").run
+    record = run.read_search()
+    assert (record.trials, record.lr, record.length.lr) == ((), 0.02, 0.01)
+    train = dataclasses.replace(
+        config.train, lr=0.01, epochs=5, schedule="constant", warmup=1 / 3, patience=2 * search.PATIENCE
+    )
+    alone = dataclasses.replace(config, adapt=dataclasses.replace(config.adapt, members=1), train=train)
+    other = train_run(alone, tmp_path / "alone").run
+    by_epoch = {event["step"]: event["val_nll"][0] for event in other.read_events() if event["event"] == "evaluation"}
+    searched = dict(zip(record.length.steps, record.length.val_nll, strict=True))
+    assert len(searched) > search.PATIENCE
+    for step in searched.keys() & by_epoch.keys():
+        assert searched[step] == pytest.approx(by_epoch[step], abs=1e-5)
 
 
 def test_given_settings_stay_as_given(auto_config, tmp_path):
     one = train_run(auto_config(train={"lr": 0.02, "epochs": "auto"}), tmp_path / "one").run
     assert one.read_config().train.lr == 0.02
-    assert [trial.lr for trial in one.read_search().trials] == [0.02]
+    assert one.read_search().trials == ()
     other = train_run(auto_config(train={"lr": "auto", "epochs": 2}), tmp_path / "other").run
     assert other.read_config().train.epochs == 2
     assert len(other.read_search().trials) >= 4
+    assert other.read_search().length is None
 
 
 def test_rates_stay_below_what_a_decay_refuses(auto_config, tmp_path):
     config = auto_config(regularize={"weight_decay_b": 300.0})
     run = train_run(config, tmp_path / "run").run
     assert all(trial.lr * 300 < 1 for trial in run.read_search().trials)
+    assert run.read_config().train.lr * 300 < 1
 
 
 @pytest.mark.parametrize("layers", ["all", "last:1"])
 def test_a_search_is_resumed_exactly(auto_config, tmp_path, layers):
     config = auto_config(adapt={"layers": layers})
     whole = train_run(config, tmp_path / "whole").run
-    for after in (15, 20, 25, 40):
+    for after in (15, 20, 25, 30):
         try:
             if_exists = "resume" if (tmp_path / "parts").exists() else "fail"
             train_run(config, tmp_path / "parts", if_exists=if_exists, callbacks=[Stop(after)])
@@ -127,12 +136,7 @@ def test_a_search_is_resumed_exactly(auto_config, tmp_path, layers):
     parts = train_run(config, tmp_path / "parts", if_exists="resume").run
     assert differences(parts.read_config(), whole.read_config()) == {}
     first, second = parts.read_search(), whole.read_search()
-    assert (first.trials, first.lr, first.epochs, first.tokens) == (
-        second.trials,
-        second.lr,
-        second.epochs,
-        second.tokens,
-    )
+    assert dataclasses.replace(first, seconds=0) == dataclasses.replace(second, seconds=0)
     assert members_of(parts.root) == members_of(whole.root)
 
 

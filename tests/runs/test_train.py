@@ -13,6 +13,7 @@ import torch
 import transformers
 
 import lorchestra.runs.train
+import lorchestra.runs.training
 import lorchestra.store.disk
 import lorchestra.training.checkpoint
 import lorchestra.training.early_stopping
@@ -364,14 +365,14 @@ def test_a_run_directory_appears_with_its_configuration(run_config, texts_csv, t
 
 
 def test_a_directory_that_another_process_made_meanwhile_is_left_alone(run_config, texts_csv, tmp_path, monkeypatch):
-    original, root = lorchestra.runs.train.build_pipeline, tmp_path / "run"
+    original, root = lorchestra.runs.training.build_pipeline, tmp_path / "run"
 
     def slow(*arguments, **settings):
         root.mkdir()
         (root / "config.yaml").write_text("theirs")
         return original(*arguments, **settings)
 
-    monkeypatch.setattr("lorchestra.runs.train.build_pipeline", slow)
+    monkeypatch.setattr("lorchestra.runs.training.build_pipeline", slow)
     with pytest.raises(CheckpointError, match="another process has just made it"):
         train_run(run_config(texts_csv()), root)
     assert [path.name for path in root.iterdir()] == ["config.yaml"]
@@ -540,7 +541,7 @@ def test_a_row_longer_than_the_context_is_named_and_can_be_dropped_or_cut(on_log
 
 def test_members_of_different_ranks_are_recorded_and_loaded(run_config, texts_csv, tmp_path, monkeypatch):
     """Ranks 1, 4 and 2 on one base: each folder has its rank, and the run predicts what the trainer trained."""
-    original, trained = lorchestra.runs.train.build_pipeline, []
+    original, trained = lorchestra.runs.training.build_pipeline, []
 
     def build_pipeline(config, *arguments, **unused):
         default = make_adapter_settings(config.adapt, config.train.seed)
@@ -549,7 +550,7 @@ def test_members_of_different_ranks_are_recorded_and_loaded(run_config, texts_cs
         trained.append(pipeline)
         return pipeline, resolved
 
-    monkeypatch.setattr(lorchestra.runs.train, "build_pipeline", build_pipeline)
+    monkeypatch.setattr(lorchestra.runs.training, "build_pipeline", build_pipeline)
     root = train_run(run_config(texts_csv(), train={"keep": "last"}), tmp_path / "run").run.root
     record = Run(root).read_ensemble()
     assert [(member.r, member.scaling) for member in record.members] == [(1, 8.0), (4, 2.0), (2, 4.0)]

@@ -127,13 +127,15 @@ class TrainingProgress(Callback):
         self._phase = ""
         self._candidates: Sequence[str] = ()
         """Learning rates of the candidates while a search is in progress, which precedes the training."""
+        self._search = ""
         self._failures = Failures(console)
 
     def on_status(self, names: Sequence[str], status: str) -> None:
         """Show the candidates of a search of the learning rate."""
-        self._candidates = tuple(names) if status == "searching" else ()
+        self._candidates = tuple(names) if status.startswith("searching") else ()
+        self._search = status
         if self._candidates and not self.console.is_terminal:
-            self._lines.show(f"searching the learning rate: {', '.join(names)}", urgent=True)
+            self._lines.show(f"{status}, at rates {', '.join(names)}", urgent=True)
 
     def on_train_begin(self, trainer: Trainer) -> None:
         """Show this training from now on."""
@@ -187,7 +189,7 @@ class TrainingProgress(Callback):
 
     def _headline(self, state: TrainState) -> str:
         if self._candidates:
-            text = f"search of the learning rate, step {state.step} of at most {self._num_steps}"
+            text = f"{self._search}: step {state.step} of at most {self._num_steps}"
         else:
             text = f"step {state.step} of {self._num_steps}"
         if self._rates:

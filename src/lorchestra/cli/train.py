@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from lorchestra.cli.arguments import given_settings, parse_with_recipe
 from lorchestra.config.run import RunConfig
-from lorchestra.store.workspace import IfExists
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class TrainArguments(RunConfig):
 
     out: str = field(kw_only=True)
     """The run directory to write."""
-    if_exists: IfExists = field(default="fail", kw_only=True)
+    if_exists: Literal["fail", "resume", "finish", "new"] = field(default="fail", kw_only=True)
     """If the run directory exists: stop with an error, resume its training, end it with the best adapters so far
     (finish), or use the next free name."""
     skip_evaluation: bool = field(default=False, kw_only=True)
@@ -54,7 +54,7 @@ def run(arguments: Sequence[str]) -> int:
 def train_and_show(
     config: RunConfig,
     out: str | Path,
-    if_exists: IfExists,
+    if_exists: Literal["fail", "resume", "finish", "new"],
     *,
     evaluate: bool = True,
     as_json: bool = False,

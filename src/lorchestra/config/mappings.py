@@ -329,7 +329,7 @@ def _convert(hint: object, value: object, where: str, path: str, *, saved: bool 
         return from_mapping(typing.cast(type, hint), value, where, path, saved=saved)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        if value is None:
+        if value is None and type(None) in arguments:
             return None
         kinds = [a for a in arguments if a is not type(None)]
         if isinstance(value, list | tuple):  # of text or a list

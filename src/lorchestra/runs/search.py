@@ -28,16 +28,16 @@ from lorchestra.training.callbacks import Callback, CallbackList, Interrupted
 from lorchestra.training.checkpoint import TrainState
 from lorchestra.training.members import member_settings, steps_per_epoch
 from lorchestra.training.search import (
-    MAX_MOVES,
+    MAX_EXTENSIONS,
     PATIENCE,
     WARMUP_STEPS,
-    Halving,
+    best_rate,
     epochs_of,
-    first_nlls,
     first_rates,
-    longest_search,
-    moved_rates,
+    further_rates,
+    longest,
     steps_between,
+    trial_steps,
 )
 from lorchestra.training.trainer import Trainer
 
@@ -102,91 +102,111 @@ def settle_once(config: RunConfig, rows: RunRows, callback: Callback, directory:
     return dataclasses.replace(config, train=dataclasses.replace(config.train, lr=settled.lr, epochs=settled.epochs))
 
 
-@dataclasses.dataclass(frozen=True)
 class _Search:
-    """A search in a directory."""
+    """A search in a directory.
 
-    run: Run
-    config: RunConfig
-    rows: RunRows
-    hidden_size: int
-    callback: Callback
+    Args:
+        run: the directory.
+        config: with everything else settled.
+        rows: training and validation rows.
+        hidden_size: of the base.
+        callback: reports progress; may request a stop.
+    """
+
+    def __init__(self, run: Run, config: RunConfig, rows: RunRows, hidden_size: int, callback: Callback) -> None:
+        self.run, self.config, self.rows, self.callback = run, config, rows, callback
+        self.hidden_size = hidden_size
+        self.num_passes = self.tokens = self.steps_per_epoch = 0
+        self.seconds = 0.0
 
     def record(self) -> SearchRecord:
-        """Run all passes."""
-        below = _smallest_refused(self.config)
-        tried: dict[float, TrialRecord] = {}
-        first: dict[float, float] = {}
-        tokens, seconds, lr = 0, 0.0, self.config.train.lr
-        rates = first_rates(self.hidden_size, below) if lr == "auto" else (lr,)
-        for number in range(MAX_MOVES + 1):
-            may_move = lr == "auto" and number < MAX_MOVES
-            halving = Halving(rates, first, below, may_move=may_move, length=self.config.train.epochs == "auto")
-            state, per_epoch = self._pass(number, halving)
-            tokens, seconds = tokens + state.tokens, seconds + state.train_s
-            tried |= {trial.lr: trial for trial in _trials(rates, state)}
-            first |= first_nlls(rates, state)
-            moved = moved_rates(first, below) if may_move else ()
-            if not moved:
-                break
-            rates = moved
-        winner = max(range(len(rates)), key=lambda m: (len(tried[rates[m]].steps), -_best(tried[rates[m]])))
-        trial = tried[rates[winner]]
-        if not trial.steps or math.isinf(_best(trial)):
-            raise TrainingError(f"train.lr: auto: every rate from {min(first):g} to {max(first):g} failed; give one")
-        best_step = trial.steps[trial.val_nll.index(_best(trial))]
+        """Search what is open."""
+        train = self.config.train
+        trials = self._rates() if train.lr == "auto" else []
+        lr = best_rate({trial.lr: _best(trial) for trial in trials}) if train.lr == "auto" else train.lr
+        length = self._length(lr) if train.epochs == "auto" else None
+        epochs = train.epochs
+        if length is not None:
+            if math.isinf(_best(length)):
+                raise TrainingError(f"train.epochs: auto: a member at the rate {length.lr:g} failed; give the epochs")
+            epochs = epochs_of(length.steps[length.val_nll.index(_best(length))], self.steps_per_epoch)
+        assert epochs != "auto"
         record = SearchRecord(
-            lr=trial.lr,
-            epochs=epochs_of(best_step, per_epoch),
-            trials=tuple(tried[rate] for rate in sorted(tried)),
-            steps_per_epoch=per_epoch,
-            tokens=tokens,
-            seconds=round(seconds, 2),
+            lr, epochs, tuple(trials), length, self.steps_per_epoch, self.tokens, round(self.seconds, 2)
         )
-        self._report(record)
+        _report(record)
         return record
 
-    def _pass(self, number: int, halving: Halving) -> tuple[TrainState, int]:
-        """Train the candidates of one grid; returns the final state, and the number of steps of an epoch."""
+    def _rates(self) -> list[TrialRecord]:
+        """Train candidates on one grid after the other; returns their results, ascending by rate."""
+        below = _smallest_refused(self.config)
+        tried: dict[float, TrialRecord] = {}
+        rates = first_rates(self.hidden_size, below)
+        for _ in range(MAX_EXTENSIONS + 1):
+            tried |= {trial.lr: trial for trial in self._pass(rates, constant=False)}
+            rates = further_rates({rate: _best(trial) for rate, trial in tried.items()}, below)
+            if not rates:
+                break
+        if all(math.isinf(_best(trial)) for trial in tried.values()):
+            raise TrainingError(f"train.lr: auto: every rate from {min(tried):g} to {max(tried):g} failed; give one")
+        return [tried[rate] for rate in sorted(tried)]
+
+    def _length(self, lr: float) -> TrialRecord:
+        """Train one member at half the rate until its validation NLL no longer improves."""
+        (trial,) = self._pass((lr / 2,), constant=True)
+        return trial
+
+    def _pass(self, rates: Sequence[float], *, constant: bool) -> list[TrialRecord]:
+        """Train one candidate per rate: shortly with the run's schedule, or at a constant rate with patience."""
         gc.collect()  # frees the base of the previous pass
-        train, rates = self.config.train, halving.rates
-        directory = self.run.search_pass(number)
+        train = self.config.train
+        directory = self.run.search_pass(self.num_passes)
+        self.num_passes += 1
         resuming = directory.resume.exists()
         directory.resume.mkdir(parents=True, exist_ok=True)
         alone = dataclasses.replace(self.config.adapt, members=1)
         (adapter,) = make_adapter_settings(alone, train.seed)
         joint = dataclasses.replace(self.config, adapt=dataclasses.replace(alone, members=len(rates)))
         pipeline, resolved, encoded = prepare_training(joint, self.rows, [adapter] * len(rates))
-        per_epoch = steps_per_epoch(train.batch_size, len(encoded.train))
-        epochs = longest_search(per_epoch) if train.epochs == "auto" else train.epochs
+        per_epoch = self.steps_per_epoch = steps_per_epoch(train.batch_size, len(encoded.train))
+        epochs = longest(per_epoch) if train.epochs == "auto" else train.epochs
+        num_steps = per_epoch * epochs if constant else min(trial_steps(per_epoch), per_epoch * epochs)
         settled = dataclasses.replace(resolved.train, epochs=epochs, lr=rates[0])
         (member,) = member_settings(dataclasses.replace(resolved, train=settled), len(encoded.train), [adapter])
-        warmup = min(0.5, WARMUP_STEPS / (per_epoch * epochs))
-        member = dataclasses.replace(member, schedule="constant", warmup=warmup, patience=PATIENCE)
-        self.callback.on_status([f"{rate:g}" for rate in rates], "searching")
+        if constant:
+            warmup = min(0.5, WARMUP_STEPS / num_steps)
+            member = dataclasses.replace(member, schedule="constant", warmup=warmup, patience=PATIENCE)
+        what = "number of epochs" if constant else "learning rate"
+        self.callback.on_status([f"{rate:g}" for rate in rates], f"searching the {what}")
         trainer = Trainer(
             pipeline.model,
             encoded,
             settled,
             [dataclasses.replace(member, lr=rate) for rate in rates],
-            CallbackList([halving, EventLog(directory), self.callback]),
+            CallbackList([EventLog(directory), self.callback]),
             files=trunk_files(self.run, pipeline.base.digest),
-            evaluate_every=steps_between(per_epoch),
+            num_steps=num_steps,
+            evaluate_every=steps_between(per_epoch) if constant else num_steps,
         )
         if resuming:
             restore(directory, trainer)
         train_with_checkpoints(directory, trainer)
         if self.callback.should_stop():
             raise Interrupted
-        return trainer.state, per_epoch
+        self.tokens, self.seconds = self.tokens + trainer.state.tokens, self.seconds + trainer.state.train_s
+        return _trials(rates, trainer.state)
 
-    def _report(self, record: SearchRecord) -> None:
-        """Log what was tried and chosen."""
-        tried = [f"{trial.lr:g}: {_best(trial):.3f} ({max(trial.steps, default=0)} steps)" for trial in record.trials]
-        if self.config.train.lr == "auto":
-            logger.info(f"learning rate {record.lr:g}; lowest validation NLL by rate: {', '.join(tried)}")
-        if self.config.train.epochs == "auto":
-            logger.info(f"epochs: {record.epochs}, by the validation NLL of one member at a constant rate")
+
+def _report(record: SearchRecord) -> None:
+    """Log what was tried and chosen."""
+    if record.trials:
+        tried = ", ".join(f"{trial.lr:g}: {_best(trial):.3f}" for trial in record.trials)
+        steps = max(step for trial in record.trials for step in (*trial.steps, 0))
+        logger.info(f"learning rate {record.lr:g}; validation NLL after {steps} steps by rate: {tried}")
+    if record.length is not None:
+        curve = zip(record.length.steps, record.length.val_nll, strict=True)
+        nlls = ", ".join(f"{step}: {nll:.3f}" for step, nll in curve if nll is not None)
+        logger.info(f"epochs: {record.epochs}; validation NLL at half the rate by step: {nlls}")
 
 
 def trunk_files(run: Run, base_digest: str) -> TrunkFiles:

@@ -13,11 +13,13 @@ from lorchestra.types import Json
 
 FORMAT_VERSION = 1
 
+_TRIAL: Shape = {"lr": Number(0), "steps": [COUNT], "val_nll": [NUMBER_OR_NULL]}
 _SHAPE: Shape = {
     "format_version": int,
     "lr": Number(0),
     "epochs": COUNT,
-    "trials": [{"lr": Number(0), "steps": [COUNT], "val_nll": [NUMBER_OR_NULL]}],
+    "trials": [_TRIAL],
+    "length": (_TRIAL, None),
     "steps_per_epoch": COUNT,
     "tokens": COUNT,
     "seconds": Number(0),
@@ -35,11 +37,14 @@ class TrialRecord:
 
 @dataclass(frozen=True)
 class SearchRecord:
-    """What a search tried, ascending by learning rate, what it chose, and its cost."""
+    """What a search tried, what it chose, and its cost."""
 
     lr: float
     epochs: int
     trials: tuple[TrialRecord, ...]
+    """Candidates for the learning rate, ascending; none if it was given."""
+    length: TrialRecord | None
+    """The member at half the rate that shows the number of epochs; None if it was given."""
     steps_per_epoch: int
     tokens: int
     """Tokens that all candidates were trained on."""
@@ -63,6 +68,7 @@ class SearchRecord:
             lr=record["lr"],
             epochs=record["epochs"],
             trials=tuple(_trial(trial, path) for trial in record["trials"]),
+            length=None if record["length"] is None else _trial(record["length"], path),
             steps_per_epoch=record["steps_per_epoch"],
             tokens=record["tokens"],
             seconds=record["seconds"],

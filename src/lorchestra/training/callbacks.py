@@ -36,7 +36,7 @@ class Callback:
     def on_status(self, names: Sequence[str], status: str) -> None:
         """Called when points of a sweep or methods of a comparison reach a status: "training", "finished", ...
 
-        With "searching", `names` are the candidates' learning rates in a search before a training.
+        With "searching the ...", `names` are the candidates' learning rates in a search before a training.
         """
 
     def on_train_begin(self, trainer: Trainer) -> None:

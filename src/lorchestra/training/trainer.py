@@ -56,6 +56,7 @@ class Trainer:
         files: where trunks go that are too large for memory; None keeps them in memory.
         make_optimizer: makes the optimizer of the members' parameters; by default AdamW with their settings.
         make_schedules: makes one learning-rate schedule per member; by default from their settings.
+        num_steps: optimizer steps of the training, by default those of all epochs.
         evaluate_every: number of steps between evaluations on the validation rows; by default an epoch.
 
     Raises:
@@ -73,6 +74,7 @@ class Trainer:
         files: TrunkFiles | None = None,
         make_optimizer: MakeOptimizer | None = None,
         make_schedules: MakeSchedules | None = None,
+        num_steps: int | None = None,
         evaluate_every: int | None = None,
     ) -> None:
         assert config.token_budget is not None
@@ -85,7 +87,7 @@ class Trainer:
         self.sampler = MemberSampler(self.settings, rows.train, config.batch_size)
         self.log_choices = [_log_choices(member, rows.train) for member in self.settings]
         self.steps_per_epoch = self.sampler.steps_per_epoch
-        self.num_steps = self.steps_per_epoch * config.num_epochs
+        self.num_steps = num_steps or self.steps_per_epoch * config.num_epochs
         self.evaluate_every = evaluate_every or self.steps_per_epoch
         self.schedules = tuple((make_schedules or member_schedules)(self.settings, self.num_steps))
         self.optimizer = (make_optimizer or member_optimizer)(model, self.settings)

@@ -86,18 +86,15 @@ def run_sweep(
     points = [replace(point, config=absolute_settings(point.config)) for point in points]
     with Workspace.open(out, SWEEP) as workspace:
         root = workspace.root
-        registered = _register(workspace, points)
+        sweep = _Sweep(root, _register(workspace, points), _read_failed(root), evaluate, each_epoch, callback)
         points = _settled(root, points, callback)
-        sweep = _Sweep(root, registered, _read_failed(root), evaluate, each_epoch, callback)
         passes = sweep.passes(points, most_members)
         waiting = {point.name for pack in passes for point in pack.points}
         callback.on_status([p.name for p in points if p.name not in waiting | sweep.failed.keys()], "finished")
         for note in dict.fromkeys(note for pack in passes for note in pack.rows.notes):
             logger.info(note)
         callback.on_status([name for name in sweep.failed if name not in waiting], "failed")
-        ood_rows = [
-            read_ood(ood, pack.points[0].config.data, pack.rows.task.labels, keep_answers=True) for pack in passes
-        ]
+        ood_rows = [_read_ood(ood, pack) for pack in passes]
         refused: dict[str, ConfigError | DataError] = {}
         for pack, rows in zip(passes, ood_rows, strict=True):
             names = [point.name for point in pack.points]
@@ -228,6 +225,10 @@ class _Sweep:
 
     def _write_results(self) -> None:
         write_results(self.root, self.points, list(self.failed))
+
+
+def _read_ood(ood: Sequence[str], pack: Pack) -> Mapping[str, Sequence[Example]]:
+    return read_ood(ood, pack.points[0].config.data, pack.rows.task.labels, keep_answers=True)
 
 
 def _register(workspace: Workspace, points: Sequence[Point]) -> list[Point]:
