@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from lorchestra.types import Json
 
 
+_MANY, _TOP = 10, 5
+"""Of more choices than the first number, lines have the most probable ones, as many as the second."""
+
+
 @dataclass(frozen=True)
 class ColumnArguments:
     """Column names of the file, if they differ from those of the training rows."""
@@ -96,6 +100,9 @@ class PredictArguments:
     early_exit: str | None = None
     """Evaluate a row's members one after the other, and stop when the answer can no longer change (exact), or when the
     mean probability of two or more members reaches this number in (0, 1]. Adds members_used to each line."""
+    top: int | Literal["all"] | None = None
+    """Write this many of a row's most probable choices, most probable first ("top" in a line), or the probabilities of
+    all choices under all members (all). Default: all of at most 10 choices, and the top 5 of more."""
     on_error: Literal["record", "fail"] = "record"
     """For a row that cannot be answered (no text, invalid JSON, too long): write a line with the reason, or stop the
     command."""
@@ -109,6 +116,8 @@ def run(arguments: Sequence[str]) -> int:
     threshold = parsed.abstain_below
     if threshold is not None and not 0 <= threshold <= 1:
         raise ConfigError(f"--abstain-below: {threshold} is not in [0, 1]")
+    if isinstance(parsed.top, int) and parsed.top < 1:
+        raise ConfigError(f"--top: {parsed.top} is less than 1; give a number of choices, or all")
     if parsed.if_exists is not None and parsed.out is None:
         raise ConfigError(f"--if-exists {parsed.if_exists}: lines on stdout cannot be resumed; give --out FILE")
 
@@ -120,9 +129,20 @@ def run(arguments: Sequence[str]) -> int:
     record = Run.at(parsed.run).read_ensemble()
     form = AnswerFormat("jsonl")
     if parsed.out is not None:
-        form = AnswerFormat.of_file(parsed.out, record.labels, rule is not None)
+        form = AnswerFormat.of_file(
+            parsed.out, record.labels, rule is not None, shown_choices(parsed.top, len(record.labels or ()))
+        )
     command = f"lorchestra predict {shlex.join(_without_if_exists(arguments))}"
     return Prediction(parsed, form, rule, resume_with=f"{command} --if-exists resume").run()
+
+
+def shown_choices(top: int | Literal["all"] | None, num_choices: int) -> int | None:
+    """Number of the most probable choices to write; None for all."""
+    if top == "all":
+        return None
+    if top is not None:
+        return top
+    return _TOP if num_choices > _MANY else None
 
 
 def _without_if_exists(arguments: Sequence[str]) -> list[str]:
@@ -254,7 +274,7 @@ class Prediction:
 
         run = Run.at(self.parsed.run)
         run.read_ensemble()  # refuses what is not a finished run
-        options = {name: getattr(self.parsed, name) for name in ("abstain_below", "early_exit", "on_error")}
+        options = {name: getattr(self.parsed, name) for name in ("abstain_below", "early_exit", "on_error", "top")}
         reading = {f"data.{name}": value for name, value in dataclasses.asdict(self.parsed.reading).items()}
         return {
             "lorchestra": version("lorchestra"),
@@ -340,7 +360,11 @@ class Prediction:
             for answer in chunk.answers:
                 if answer.error is not None:
                     raise DataError(answer.error)
-        records = [answer.to_dict(early_exit=self.parsed.early_exit is not None) for answer in chunk.answers]
+        early_exit = self.parsed.early_exit is not None
+        records = [
+            answer.to_dict(early_exit=early_exit, top=shown_choices(self.parsed.top, len(answer.choices or ())))
+            for answer in chunk.answers
+        ]
         for row in chunk.rows:
             self._digest(row)
         first = self.form.input_columns is None

@@ -28,8 +28,9 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 class AnswerFormat:
     """How answers become bytes.
 
-    `delimiter` is None for lines of JSON. A table has one column per label if there is a label set, and the
-    `input_columns` of the rows: those of the first rows, since a table's columns are fixed.
+    `delimiter` is None for lines of JSON. A table has one column per label if there is a label set, or two per rank
+    with `top`, which is below the number of labels; and the `input_columns` of the rows: those of the first rows, since
+    a table's columns are fixed.
     """
 
     name: str
@@ -37,10 +38,11 @@ class AnswerFormat:
     zipped: bool = False
     labels: tuple[str, ...] | None = None
     early_exit: bool = False
+    top: int | None = None
     input_columns: tuple[str, ...] | None = None
 
     @classmethod
-    def of_file(cls, path: str, labels: Sequence[str] | None, early_exit: bool) -> AnswerFormat:
+    def of_file(cls, path: str, labels: Sequence[str] | None, early_exit: bool, top: int | None = None) -> AnswerFormat:
         """The format by a file's name; an unknown suffix is lines of JSON.
 
         Raises:
@@ -55,7 +57,8 @@ class AnswerFormat:
             )
         kind = suffix[1:] if suffix in _DELIMITERS else "jsonl"
         known = None if labels is None else tuple(labels)
-        return cls(f"{kind}{'.gz' if zipped else ''}", _DELIMITERS.get(suffix), zipped, known, early_exit)
+        ranks = top if known is not None and top is not None and top < len(known) else None
+        return cls(f"{kind}{'.gz' if zipped else ''}", _DELIMITERS.get(suffix), zipped, known, early_exit, ranks)
 
     def with_columns(self, records: Sequence[Json]) -> AnswerFormat:
         """The format with the columns of the first rows."""
@@ -84,7 +87,10 @@ class AnswerFormat:
         for record in records:
             cells = [record[name] for name in _FIRST]
             if self.labels is None:
-                cells += [record["choices"], record["probs"]]
+                cells += _choices_and_probs(record)
+            elif self.top is not None:
+                pairs = [cell for one in record.get("top", ()) for cell in (one["choice"], one["prob"])]
+                cells += pairs or [None] * 2 * self.top
             else:
                 cells += record["probs"] or [None] * len(self.labels)
             cells += [record[name] for name in (*(["members_used"] if self.early_exit else []), *_LAST)]
@@ -94,10 +100,19 @@ class AnswerFormat:
 
     def _header(self) -> list[str]:
         probs = ["choices", "probs"] if self.labels is None else [f"prob_{label}" for label in self.labels]
+        if self.top is not None:
+            probs = [f"{what}_{rank}" for rank in range(1, self.top + 1) for what in ("choice", "prob")]
         used = ["members_used"] if self.early_exit else []
         header = [*_FIRST, *probs, *used, *_LAST]
         taken = set(header)
         return [*header, *(f"input.{name}" if name in taken else name for name in self.input_columns or ())]
+
+
+def _choices_and_probs(record: Json) -> list[object]:
+    """The cells of a row with separate choices; the most probable ones where only these are in the record."""
+    if "top" not in record:
+        return [record["choices"], record["probs"]]
+    return [[one[name] for one in record["top"]] or None for name in ("choice", "prob")]
 
 
 def _cell(value: object) -> str:

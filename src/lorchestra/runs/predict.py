@@ -72,8 +72,35 @@ class Answer:
         """`prediction` under its earlier name."""
         return self.prediction
 
-    def to_dict(self, *, early_exit: bool = False) -> dict[str, object]:
-        """The fields of a JSON line; `members_used` is one of them with `early_exit`, or if it is not None."""
+    def top(self, number: int) -> list[dict[str, object]]:
+        """The most probable choices, most probable first: each its `choice` and `prob`; empty without an answer."""
+        if self.choices is None or self.probs is None:
+            return []
+        pairs = sorted(zip(self.choices, self.probs, strict=True), key=lambda pair: -pair[1])  # stable: ties in order
+        return [{"choice": choice, "prob": prob} for choice, prob in pairs[:number]]
+
+    def to_dict(self, *, early_exit: bool = False, top: int | None = None) -> dict[str, object]:
+        """The fields of a JSON line.
+
+        Args:
+            early_exit: whether `members_used` is one of them, even if it is None.
+            top: with more choices than that, `top` (see the method) instead of `choices`, `probs`, `member_probs`.
+        """
+        values = self._fields(early_exit)
+        if top is None or self.choices is None or len(self.choices) <= top:
+            return values
+        cut: dict[str, object] = {}
+        for name, value in values.items():
+            if name == "choices":
+                cut["num_choices"] = len(self.choices)
+            elif name == "probs":
+                cut["top"] = self.top(top)
+            elif name != "member_probs":
+                cut[name] = value
+        return cut
+
+    def _fields(self, early_exit: bool) -> dict[str, object]:
+        """All fields of a JSON line."""
         probs, members = self.probs, self.member_probs
         values: dict[str, object] = {
             "id": self.id,
