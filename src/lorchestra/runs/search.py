@@ -134,7 +134,8 @@ class _Search:
         record = SearchRecord(
             lr, epochs, tuple(trials), length, self.steps_per_epoch, self.tokens, round(self.seconds, 2)
         )
-        _report(record)
+        for sentence in record.sentences():
+            logger.info(sentence)
         return record
 
     def _rates(self) -> list[TrialRecord]:
@@ -195,18 +196,6 @@ class _Search:
             raise Interrupted
         self.tokens, self.seconds = self.tokens + trainer.state.tokens, self.seconds + trainer.state.train_s
         return _trials(rates, trainer.state)
-
-
-def _report(record: SearchRecord) -> None:
-    """Log what was tried and chosen."""
-    if record.trials:
-        tried = ", ".join(f"{trial.lr:g}: {_best(trial):.3f}" for trial in record.trials)
-        steps = max(step for trial in record.trials for step in (*trial.steps, 0))
-        logger.info(f"learning rate {record.lr:g}; validation NLL after {steps} steps by rate: {tried}")
-    if record.length is not None:
-        curve = zip(record.length.steps, record.length.val_nll, strict=True)
-        nlls = ", ".join(f"{step}: {nll:.3f}" for step, nll in curve if nll is not None)
-        logger.info(f"epochs: {record.epochs}; validation NLL at half the rate by step: {nlls}")
 
 
 def trunk_files(run: Run, base_digest: str) -> TrunkFiles:

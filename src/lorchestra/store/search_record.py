@@ -34,6 +34,11 @@ class TrialRecord:
     steps: tuple[int, ...]
     val_nll: tuple[float | None, ...]
 
+    def text(self) -> str:
+        """The lowest validation NLL, or that it failed."""
+        known = [nll for nll in self.val_nll if nll is not None]
+        return f"{min(known):.3f}" if known else "failed"
+
 
 @dataclass(frozen=True)
 class SearchRecord:
@@ -49,6 +54,19 @@ class SearchRecord:
     tokens: int
     """Tokens that all candidates were trained on."""
     seconds: float
+
+    def sentences(self) -> list[str]:
+        """What was tried and chosen, in words."""
+        parts = []
+        if self.trials:
+            steps = max(step for trial in self.trials for step in (*trial.steps, 0))
+            tried = ", ".join(f"{trial.lr:g}: {trial.text()}" for trial in self.trials)
+            parts.append(f"learning rate {self.lr:g}, by the validation NLL after {steps} steps ({tried})")
+        if self.length is not None:
+            curve = zip(self.length.steps, self.length.val_nll, strict=True)
+            nlls = ", ".join(f"{step}: {nll:.3f}" for step, nll in curve if nll is not None)
+            parts.append(f"number of epochs {self.epochs}, by the validation NLL at half the rate by step ({nlls})")
+        return parts
 
     def to_dict(self) -> Json:
         """The record as `search.json` has it."""

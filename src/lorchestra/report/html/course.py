@@ -59,7 +59,8 @@ def training_figure(run: ReportRun) -> Figure | None:
         [panel.svg() for panel in panels],
         "Validation once per epoch. Training loss: cross-entropy of each member's batch"
         + (f", smoothed over the last {window} steps." if window > 1 else ".")
-        + (" Rings: the step whose adapter was kept." if run.config.train.keep == "best" else ""),
+        + (" Rings: the step whose adapter was kept." if run.config.train.keep == "best" else "")
+        + ("" if run.search is None else f" Searched before: {'; '.join(run.search.sentences())}."),
         keys,
         "three",
     )

@@ -19,6 +19,7 @@ from lorchestra.store.predictions import load_predictions
 from lorchestra.store.run import Run
 from lorchestra.store.safe_paths import inside
 from lorchestra.store.schema import FILE_NAME, read_json
+from lorchestra.store.search_record import SearchRecord
 from lorchestra.types import Json, Predictions
 
 
@@ -36,6 +37,7 @@ class ReportRun:
         validation: their predictions of the validation rows, if saved.
         members: numbers of the members that did not fail, in the order of the predictions.
         parameters: trainable parameters of one member; None without its adapter file.
+        search: what the search of learning rate and epochs tried, if there was one.
     """
 
     run: Run
@@ -53,6 +55,7 @@ class ReportRun:
     events: tuple[Json, ...]
     members: tuple[int, ...]
     parameters: int | None
+    search: SearchRecord | None
 
 
 def read_run(root: str | Path, split: str | None = None) -> ReportRun:
@@ -92,6 +95,7 @@ def read_run(root: str | Path, split: str | None = None) -> ReportRun:
         baselines=_read_baselines(run, entry, predictions),
         ood=_read_ood(run, entry, predictions),
         events=run.read_events(len(record["members"])),
+        search=run.read_search(),
         members=members,
         parameters=_num_parameters(run, record),
     )
