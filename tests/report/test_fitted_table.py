@@ -105,6 +105,7 @@ def plan_record():
     return {
         "rows": {"train": 1_234_567, "val": 1234, "longest_tokens": 512},
         "layers": {"adapted": 6, "all": 30, "below": 24},
+        "scoring": {"kind": "text", "choice_tokens": 0.4},
         "work": {
             **{"steps": 12345, "micro_batches": 23456, "tokens_per_epoch": 1234567, "tokens": 12345678},
             **{"epochs": 10, "epochs_given": False},

@@ -12,6 +12,9 @@ from lorchestra.report.fitted_table import FittedTable
 from lorchestra.store.disk import readable_bytes
 from lorchestra.types import Json
 
+_LONG_S = 3600.0
+"""Seconds of a training from which the plan says what would shorten it."""
+
 
 def plan_tables(record: Json) -> Iterator[RenderableType]:
     """The training, its memory, disk and time, and settings that help if it does not fit."""
@@ -141,6 +144,7 @@ def _verdict(record: Json) -> str:
         sentences.append("It fits into memory.")
     else:
         sentences.append(f"It does not fit into memory: {readable_bytes(sizes['peak'] - sizes['limit'])} too much.")
+    sentences += _if_slow(record)
     if not disk["fits"]:
         missing = readable_bytes(disk["run"] + disk["trunk"] - disk["free"])
         advice = "choose another --out, or use fewer members"
@@ -151,6 +155,21 @@ def _verdict(record: Json) -> str:
             )
         sentences.append(f"The disk lacks {missing}: {advice}.")
     return " ".join(sentences)
+
+
+def _if_slow(record: Json) -> list[str]:
+    """What would help if the time is the obstacle."""
+    seconds, layers, scoring = record["time_s"]["total"], record["layers"], record["scoring"]
+    if seconds < _LONG_S:
+        return []
+    helps = []
+    if not layers["below"] and layers["all"] > 2:
+        helps.append(f"--adapt.layers last:{-(-layers['all'] // 3)}, which computes the layers below once")
+    if scoring["kind"] == "text" and scoring["choice_tokens"] > 0.5:
+        share = f"{100 * scoring['choice_tokens']:.0f} %"
+        helps.append(f"--data.scoring tree, as {share} of the tokens are texts of choices")
+    helps.append("fewer rows, epochs or members")
+    return [f"It takes {readable_seconds(seconds)}. What would help: {'; '.join(helps)}."]
 
 
 def _remedies(record: Json) -> FittedTable:

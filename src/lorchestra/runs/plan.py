@@ -161,6 +161,7 @@ class _Plan:
             "dtype": str(self.pipeline.base.dtype).removeprefix("torch."),
             "rows": {"train": len(training.train), "val": len(training.val), "longest_tokens": longest},
             "members": counts.members,
+            "scoring": {"kind": self.pipeline.scoring, "choice_tokens": self._choice_share},
             "layers": {"adapted": len(model.layers), "below": model.trunk_layers, "all": model.num_layers},
             "parameters": {
                 "base": sum(p.numel() for p in model.model.parameters() if not p.requires_grad),
@@ -208,6 +209,12 @@ class _Plan:
             trunk=self._trunk[0] if model.trunk_layers > 0 else 0,
             loading=self.loading,
         )
+
+    @property
+    def _choice_share(self) -> float:
+        """Share of the choices' tokens among all tokens of the training rows."""
+        rows = self.trainer.rows.train
+        return 1 - sum(len(row.prefix) for row in rows) / sum(row.num_tokens for row in rows)
 
     @property
     def _held(self) -> int:
