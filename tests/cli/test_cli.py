@@ -279,6 +279,24 @@ def test_a_signal_in_the_midst_of_printing_or_importing_only_sets_a_mark(monkeyp
     assert capfd.readouterr().err == "\nstopping after this micro-batch; a second Ctrl-C stops at once\n"
 
 
+def test_a_second_ctrl_c_ends_a_training_with_its_best_adapters(capfd):
+    with GracefulStop(can_finish=True) as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert (stop.should_stop(), stop.should_finish()) == (True, False)
+        signal.raise_signal(signal.SIGINT)
+        assert (stop.should_stop(), stop.should_finish()) == (True, True)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    with GracefulStop(can_finish=True) as stop:
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        assert not stop.should_finish()
+    err = capfd.readouterr().err
+    assert "a second Ctrl-C ends the training with the best adapters so far" in err
+    assert "ending with the best adapters so far; a third Ctrl-C stops at once" in err
+
+
 @pytest.mark.slow
 def test_ctrl_c_stops_cleanly_and_prints_how_to_resume(recipe, texts_csv, tmp_path):
     path = recipe(texts_csv(), train={"epochs": 100_000})  # never finishes before the signal
