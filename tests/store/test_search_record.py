@@ -11,10 +11,10 @@ from lorchestra.store.run import Run
 from lorchestra.store.search_record import SearchRecord, TrialRecord
 
 RECORD = SearchRecord(
-    lr=0.002,
+    lr=0.001,
     epochs=4,
     trials=(TrialRecord(0.001, (50,), (0.7,)), TrialRecord(0.002, (50,), (0.5,)), TrialRecord(0.004, (), ())),
-    length=TrialRecord(0.001, (25, 50), (0.6, 0.55)),
+    length=TrialRecord(0.0005, (25, 50), (0.6, 0.55)),
     steps_per_epoch=50,
     tokens=1234,
     seconds=5.5,
@@ -30,10 +30,9 @@ def test_what_is_written_is_read(tmp_path):
 
 def test_in_words():
     rate, length = RECORD.sentences()
-    assert (
-        rate == "learning rate 0.002, by the validation NLL after 50 steps (0.001: 0.700, 0.002: 0.500, 0.004: failed)"
-    )
-    assert length == "number of epochs 4, by the validation NLL at half the rate by step (25: 0.600, 50: 0.550)"
+    basis = "half of the best by the scaled validation NLL after 50 steps"
+    assert rate == f"learning rate 0.001, {basis} (0.001: 0.700, 0.002: 0.500, 0.004: failed)"
+    assert length == "number of epochs 4, by the scaled validation NLL at half the rate by step (25: 0.600, 50: 0.550)"
     assert SearchRecord(0.01, 3, (), None, 50, 0, 0.0).sentences() == []
 
 

@@ -6,8 +6,10 @@ import math
 
 import pytest
 
+from lorchestra.training.checkpoint import MemberState, TrainState
 from lorchestra.training.search import (
-    best_rate,
+    StopWhenFlat,
+    chosen_rate,
     epochs_of,
     expected_epochs,
     expected_steps,
@@ -49,9 +51,24 @@ def test_the_grid_is_not_extended_to_refused_rates():
     assert further_rates({1e-3: 2.0, 2e-3: 1.0}, below=3e-3) == ()
 
 
-def test_of_nearly_equal_rates_the_smallest_is_chosen():
-    assert best_rate({1e-3: 0.7, 2e-3: 0.502, 4e-3: 0.5, 8e-3: 0.6}) == 2e-3
-    assert best_rate({1e-3: 0.7, 2e-3: 0.52, 4e-3: 0.5, 8e-3: math.inf}) == 4e-3
+def test_half_of_the_best_rate_is_chosen():
+    assert chosen_rate({8e-3: math.inf, 4e-3: 0.5, 2e-3: 0.52}) == 2e-3
+    assert chosen_rate({4e-3: 0.5, 2e-3: 0.5, 1e-3: 0.6}) == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("nlls", "steps"), [([0.9, 0.8, 0.85, 0.81, 0.5], 4), ([0.9, 0.95, 0.89, 0.9, 0.9], 5), ([0.5, 0.4, 0.3], 3)]
+)
+def test_a_member_is_stopped_after_two_evaluations_without_a_better_one(nlls, steps):
+    state = TrainState(members=[MemberState()], num_updates=[0])
+    seen = 0
+    for nll in nlls:
+        state.history.append({"val_scaled_nll": [nll]})
+        StopWhenFlat().on_evaluation(state.history[-1], state)
+        seen += 1
+        if not state.with_status("running"):
+            break
+    assert seen == steps
 
 
 @pytest.mark.parametrize("per_epoch", [1, 3, 19, 20, 38, 50, 100, 125, 500, 5000])

@@ -29,9 +29,9 @@ from lorchestra.training.checkpoint import TrainState
 from lorchestra.training.members import member_settings, steps_per_epoch
 from lorchestra.training.search import (
     MAX_EXTENSIONS,
-    PATIENCE,
     WARMUP_STEPS,
-    best_rate,
+    StopWhenFlat,
+    chosen_rate,
     epochs_of,
     first_rates,
     further_rates,
@@ -42,6 +42,8 @@ from lorchestra.training.search import (
 from lorchestra.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
+
+_NLL = "val_scaled_nll"
 
 
 def settle_training(run: Run, config: RunConfig, rows: RunRows, hidden_size: int, callback: Callback) -> RunConfig:
@@ -123,7 +125,7 @@ class _Search:
         """Search what is open."""
         train = self.config.train
         trials = self._rates() if train.lr == "auto" else []
-        lr = best_rate({trial.lr: _best(trial) for trial in trials}) if train.lr == "auto" else train.lr
+        lr = chosen_rate({trial.lr: _best(trial) for trial in trials}) if train.lr == "auto" else train.lr
         length = self._length(lr) if train.epochs == "auto" else None
         epochs = train.epochs
         if length is not None:
@@ -176,7 +178,7 @@ class _Search:
         (member,) = member_settings(dataclasses.replace(resolved, train=settled), len(encoded.train), [adapter])
         if constant:
             warmup = min(0.5, WARMUP_STEPS / num_steps)
-            member = dataclasses.replace(member, schedule="constant", warmup=warmup, patience=PATIENCE)
+            member = dataclasses.replace(member, schedule="constant", warmup=warmup, patience=0)
         what = "number of epochs" if constant else "learning rate"
         self.callback.on_status([f"{rate:g}" for rate in rates], f"searching the {what}")
         trainer = Trainer(
@@ -184,7 +186,7 @@ class _Search:
             encoded,
             settled,
             [dataclasses.replace(member, lr=rate) for rate in rates],
-            CallbackList([EventLog(directory), self.callback]),
+            CallbackList([*([StopWhenFlat()] if constant else []), EventLog(directory), self.callback]),
             files=trunk_files(self.run, pipeline.base.digest),
             num_steps=num_steps,
             evaluate_every=steps_between(per_epoch) if constant else num_steps,
@@ -217,6 +219,6 @@ def _best(trial: TrialRecord) -> float:
 def _trials(rates: Sequence[float], state: TrainState) -> list[TrialRecord]:
     records = []
     for m, rate in enumerate(rates):
-        known = {entry["step"]: entry["val_nll"][m] for entry in state.history if entry["val_nll"][m] is not None}
+        known = {entry["step"]: entry[_NLL][m] for entry in state.history if entry[_NLL][m] is not None}
         records.append(TrialRecord(rate, tuple(known), tuple(known.values())))
     return records

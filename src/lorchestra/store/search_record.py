@@ -28,7 +28,10 @@ _SHAPE: Shape = {
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """A candidate: its learning rate, and its validation NLL, in nats, after each of some numbers of steps."""
+    """A candidate: its learning rate, and its validation NLL after each of some numbers of steps.
+
+    In nats, after scaling with one temperature.
+    """
 
     lr: float
     steps: tuple[int, ...]
@@ -61,11 +64,14 @@ class SearchRecord:
         if self.trials:
             steps = max(step for trial in self.trials for step in (*trial.steps, 0))
             tried = ", ".join(f"{trial.lr:g}: {trial.text()}" for trial in self.trials)
-            parts.append(f"learning rate {self.lr:g}, by the validation NLL after {steps} steps ({tried})")
+            basis = f"half of the best by the scaled validation NLL after {steps} steps ({tried})"
+            parts.append(f"learning rate {self.lr:g}, {basis}")
         if self.length is not None:
             curve = zip(self.length.steps, self.length.val_nll, strict=True)
             nlls = ", ".join(f"{step}: {nll:.3f}" for step, nll in curve if nll is not None)
-            parts.append(f"number of epochs {self.epochs}, by the validation NLL at half the rate by step ({nlls})")
+            parts.append(
+                f"number of epochs {self.epochs}, by the scaled validation NLL at half the rate by step ({nlls})"
+            )
         return parts
 
     def to_dict(self) -> Json:

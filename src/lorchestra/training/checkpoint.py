@@ -109,8 +109,9 @@ class TrainState:
     num_updates: list[int] = field(default_factory=list)
     """Optimizer updates of each member, which Adam's bias correction depends on."""
     history: list[Json] = field(default_factory=list)
-    """One entry per evaluation: step, epoch; by member, validation NLL and accuracy, the total variation distance from
-    the mixture (`val_spread`), and the training loss of the last whole epoch (`train_nll`)."""
+    """One entry per evaluation: step, epoch; by member, validation NLL (and `val_scaled_nll`, with one temperature) and
+    accuracy, total variation distance from the mixture (`val_spread`), and training loss of the last whole epoch
+    (`train_nll`)."""
 
     def with_status(self, status: Status) -> list[int]:
         """Indices of the members with this status."""

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from lorchestra.inference.predict import member_passes, predict_rows
 from lorchestra.inference.trunk import TrunkCache
+from lorchestra.metrics.predictive import FloatArray, IntArray, apply_temperature
+from lorchestra.metrics.temperature import regularized_temperature
 from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.training.checkpoint import TrainState
 from lorchestra.training.failure import validation_failure
@@ -22,6 +24,8 @@ class Validation:
 
     nll: dict[int, float]
     """Mean NLL, in nats."""
+    scaled_nll: dict[int, float]
+    """The same after scaling with one temperature, fitted on these rows under the prior of `metrics.temperature`."""
     accuracy: dict[int, float]
     spread: dict[int, float]
     """Mean total variation distance from the mixture, in [0, 1]."""
@@ -38,24 +42,33 @@ def validate_members(
     """Evaluate some members on the validation rows."""
     log_probs_MEC = predict_rows(model, rows, member_passes(members), token_budget, trunk, progress)
     answers = np.array([row.answer for row in rows])
+    options = [tuple(map(str, row.choices)) for row in rows]
     probs_MEC = np.exp(log_probs_MEC)
-    result = Validation({}, {}, {})
+    result = Validation({}, {}, {}, {})
     for m, log_probs_EC, probs_EC in zip(members, log_probs_MEC, probs_MEC, strict=True):
-        result.nll[m] = float(-log_probs_EC[np.arange(len(rows)), answers].mean())
+        result.nll[m] = result.scaled_nll[m] = _mean_nll(log_probs_EC, answers)
+        if np.isfinite(result.nll[m]):
+            fit = regularized_temperature(log_probs_EC, answers, options)
+            scaled_EC = log_probs_EC if fit.T is None else apply_temperature(log_probs_EC, fit.T)
+            result.scaled_nll[m] = _mean_nll(scaled_EC, answers)
         result.accuracy[m] = float((log_probs_EC.argmax(axis=1) == answers).mean())
         result.spread[m] = float(np.abs(probs_EC - probs_MEC.mean(axis=0)).sum(axis=1).mean() / 2)
     return result
 
 
+def _mean_nll(log_probs_EC: FloatArray, answers: IntArray) -> float:
+    return float(-log_probs_EC[np.arange(len(answers)), answers].mean())
+
+
 def update_early_stopping(
-    state: TrainState, m: int, nll: float, patience: int, values_MP: Tensor, best_MP: Tensor
+    state: TrainState, m: int, val_nll: float, patience: int, values_MP: Tensor, best_MP: Tensor
 ) -> None:
     """Update one member after validation: copy its parameters if they are its best so far, or stop it, or fail it."""
     member = state.members[m]
-    if failure := validation_failure(nll):
+    if failure := validation_failure(val_nll):
         state.fail(m, state.step, failure)
-    elif member.best_nll is None or nll < member.best_nll:
-        member.best_nll, member.best_step, member.waited = nll, state.step, 0
+    elif member.best_nll is None or val_nll < member.best_nll:
+        member.best_nll, member.best_step, member.waited = val_nll, state.step, 0
         best_MP[m].copy_(values_MP[m])
     else:
         member.waited += 1

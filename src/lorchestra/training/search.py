@@ -2,14 +2,20 @@
 
 Single members are candidates, trained together in packed passes. First the rate: each candidate has one rate, which
 rises and decays within a short training, as it will in the long one; a constant rate would make high ones look worse
-than they are. If the best is at an edge of the grid, the grid is extended. Then the length: one member at half the
-rate, the mean of a decaying one, constant, until its validation NLL no longer improves.
+than they are. If the best is at an edge of the grid, the grid is extended. The long training takes half of the best.
+Then the length: one member at half of that, the mean of a decaying rate, constant, until it no longer improves.
+
+What counts is the validation NLL after scaling with one temperature: over-fitting first makes a member too confident,
+which a temperature and the mixture undo, while its ranking of the rows still improves.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+
+from lorchestra.training.callbacks import Callback
+from lorchestra.training.checkpoint import TrainState
 
 PATIENCE = 2
 """Evaluations without a better validation NLL after which a member has been trained for long enough."""
@@ -22,8 +28,8 @@ _RATES = (0.5, 1.0, 2.0, 4.0)
 _CENTER, _CENTER_WIDTH = 2e-3, 576
 """Central rate of a base with this hidden size; wider bases take rates that are smaller in proportion."""
 _LOWEST, _HIGHEST = 1e-7, 0.5
-_NEARLY_BEST = 0.01
-"""Of rates whose NLL is within this share of the lowest, the smallest is chosen: longer trainings take smaller ones."""
+_LONGER = 0.5
+"""The rate of the training, as a multiple of that of the best candidate: longer trainings take smaller rates."""
 _DECAY_SHARE = 0.25
 """Steps that a training with a decaying rate takes on top of the best number at a constant one, as a share of it."""
 _MIN_STEPS, _MAX_STEPS = 40, 100
@@ -57,9 +63,20 @@ def further_rates(nll: Mapping[float, float], below: float) -> tuple[float, ...]
     return tuple(_rounded(rate) for rate in further if _LOWEST <= rate <= _HIGHEST and rate < below)
 
 
-def best_rate(nll: Mapping[float, float]) -> float:
-    """The smallest rate whose validation NLL is the lowest, or nearly."""
-    return min(rate for rate, value in nll.items() if value <= min(nll.values()) * (1 + _NEARLY_BEST))
+def chosen_rate(nll: Mapping[float, float]) -> float:
+    """The rate of the training, given the candidates' validation NLL by rate; the smallest of equally good ones."""
+    return _LONGER * min(sorted(nll), key=nll.__getitem__)
+
+
+class StopWhenFlat(Callback):
+    """Stops the only member of a training after `PATIENCE` evaluations without a better scaled validation NLL."""
+
+    def on_evaluation(self, entry: dict[str, object], state: TrainState) -> None:
+        """Stop it if it is time."""
+        nlls = [one["val_scaled_nll"][0] for one in state.history]
+        if len(nlls) - 1 - nlls.index(min(nlls)) >= PATIENCE:
+            for m in state.with_status("running"):
+                state.members[m].status = "stopped"
 
 
 def trial_steps(steps_per_epoch: int) -> int:

@@ -321,6 +321,7 @@ class Trainer:
             "step": state.step,
             "epoch": state.step // self.steps_per_epoch,
             "val_nll": [result.nll.get(m) for m in members],
+            "val_scaled_nll": [result.scaled_nll.get(m) for m in members],
             "val_accuracy": [result.accuracy.get(m) for m in members],
             "val_spread": [result.spread.get(m) for m in members],
             "train_nll": [state.members[m].mean_loss if m in result.nll else None for m in members],
