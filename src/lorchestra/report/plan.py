@@ -105,7 +105,11 @@ def _disk(record: Json) -> list[tuple[str, str, str]]:
     rows = [("members and checkpoints", readable_bytes(sizes["run"]), "")]
     if sizes["trunk"]:
         rows.append(
-            ("cached layers below", readable_bytes(sizes["trunk"]), "more than adapt.trunk_memory_gb, so in a file")
+            (
+                "cached layers below",
+                readable_bytes(sizes["trunk"]),
+                "in a file: of a search, or more than adapt.trunk_memory_gb",
+            )
         )
     return [*rows, ("free", "unknown" if sizes["free"] is None else readable_bytes(sizes["free"]), "")]
 

@@ -229,7 +229,10 @@ class _Plan:
     @cached_property
     def _trunk(self) -> tuple[int, int]:
         """Bytes of the trunk cache in memory and in files, if there were layers without adapters below."""
-        return trunk_storage(self.pipeline.model, self.trainer.rows, self.config.adapt.trunk_memory_gb)
+        in_memory_gb = (
+            0.0 if self.searched.is_auto else self.config.adapt.trunk_memory_gb
+        )  # see runs.search.trunk_files
+        return trunk_storage(self.pipeline.model, self.trainer.rows, in_memory_gb)
 
     @property
     def _limit(self) -> int | None:
