@@ -17,7 +17,7 @@ from commands import Command
 from safetensors.torch import load_file
 
 from lorchestra.cli import main as cli
-from lorchestra.cli.progress import GracefulStop
+from lorchestra.cli.stopping import GracefulStop
 from lorchestra.config.data import PromptConfig
 from lorchestra.config.mappings import to_yaml
 from lorchestra.training import trainer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import numpy as np
 import pytest
@@ -20,6 +21,9 @@ from lorchestra.types import Example
 
 LABELS = ("bad", "good", "fair")
 WORDS = ("dull", "great", "middling")
+
+MANY = 100_000
+"""More features than any of these texts have."""
 
 
 def texts(number, seed=0, labels=3, noise=0.0, filler=True):
@@ -40,7 +44,7 @@ def of(rows):
 
 
 def words_fit(train, val, num_labels=3, strengths=(1.0, 10.0, 100.0)):
-    return fit_linear(of(train), of(val), num_labels, {"words": tfidf.make_words}, strengths)
+    return fit_linear(of(train), of(val), num_labels, {"words": partial(tfidf.make_words, MANY)}, strengths)
 
 
 def test_separable_texts_are_all_right_and_confident():
@@ -71,7 +75,7 @@ def test_noisy_labels_give_calibrated_probabilities_after_one_temperature():
 def test_the_fit_is_that_of_scikit_learns_pipeline(labels):
     train, val = texts(120, labels=labels, noise=0.2), texts(90, seed=1, labels=labels, noise=0.2)
     strengths = (0.1, 1.0, 10.0)
-    for make in (tfidf.make_words, tfidf.make_words_and_characters):
+    for make in (partial(tfidf.make_words, MANY), partial(tfidf.make_words_and_characters, MANY)):
         fit = fit_linear(of(train), of(val), labels, {"features": make}, strengths)
         pipelines = {C: make_pipeline(make(), LogisticRegression(C=C, max_iter=500)) for C in strengths}
         held_out = {}
@@ -105,7 +109,10 @@ def test_character_features_are_taken_where_they_help():
             rows.append(Example(str(n), stem + ("ova", "ingen")[n % 2], LABELS[:2], n % 2))
         return rows
 
-    features = {"words": tfidf.make_words, "both": tfidf.make_words_and_characters}
+    features = {
+        "words": partial(tfidf.make_words, MANY),
+        "both": partial(tfidf.make_words_and_characters, MANY),
+    }
     train, val = endings(80, 0), endings(60, 1)
     assert fit_linear(of(train), of(val), 2, features, (10.0,)).features == "both"
     assert fit_linear(of(texts(90)), of(texts(60, seed=1)), 3, features, (1000.0,)).held_out_nll < 0.05

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
 
 import pytest
+from rich.console import Console
 
+from lorchestra.cli.progress import SweepProgress
 from lorchestra.config.mappings import differences
 from lorchestra.errors import CheckpointError, ConfigError
 from lorchestra.runs.compare import compare_methods
@@ -69,7 +72,7 @@ def test_what_was_open_is_settled_and_recorded(auto_config, tmp_path):
     assert (settled.train.lr, settled.train.epochs) == (record.lr, record.epochs)
     nlls = {trial.lr: min(trial.val_nll, default=math.inf) for trial in record.trials}
     assert len(nlls) >= 4
-    assert record.lr == search.chosen_rate(nlls)
+    assert record.lr == search.chosen_rate(nlls, is_longer=True)
     assert search.further_rates(nlls, math.inf) == () or len(nlls) == 4 + 2 * search.MAX_EXTENSIONS
     assert record.length.lr == record.lr / 2
     best_step = record.length.steps[record.length.val_nll.index(min(record.length.val_nll))]
@@ -182,11 +185,11 @@ def test_finish_ends_a_training_with_its_best_adapters(run_config, texts_csv, tm
 
 def test_what_cannot_be_finished(auto_config, run_config, texts_csv, tmp_path):
     config = auto_config()
-    with pytest.raises(CheckpointError, match="no run directory to finish there"):
+    with pytest.raises(CheckpointError, match="there is nothing to finish"):
         train_run(config, tmp_path / "none", if_exists="finish")
     with pytest.raises(Interrupted):
         train_run(config, tmp_path / "run", callbacks=[Stop(8)])
-    with pytest.raises(CheckpointError, match="learning rate is still searched"):
+    with pytest.raises(CheckpointError, match=r"train\.lr is still searched"):
         train_run(config, tmp_path / "run", if_exists="finish")
     plain = run_config(texts_csv("more.csv"), adapt={"layers": "last:1"})
     with pytest.raises(Interrupted):
@@ -198,7 +201,8 @@ def test_what_cannot_be_finished(auto_config, run_config, texts_csv, tmp_path):
 def test_a_sweep_searches_once_for_all_points(auto_config, tmp_path):
     points = grid_points(auto_config(), [("regularize.weight_decay_b", [0.0, 10.0])])
     outcome = run_sweep(points, tmp_path / "sweep", evaluate=False)
-    record = Run(tmp_path / "sweep" / "search").read_search()
+    (directory,) = (tmp_path / "sweep" / "search").iterdir()
+    record = Run(directory).read_search()
     for point in points:
         train = Run(outcome.root / "runs" / point.name).read_config().train
         assert (train.lr, train.epochs) == (record.lr, record.epochs)
@@ -221,3 +225,66 @@ def test_the_plan_counts_the_search(auto_config, tmp_path):
     given = plan_run(auto_config(train={"lr": 1e-3, "epochs": 2}), tmp_path / "run", seconds=0.1)
     assert given["time_s"]["search"] == 0
     assert given["work"]["epochs"] == 2
+
+
+def test_a_sweep_searches_all_that_any_point_leaves_open(auto_config, tmp_path):
+    points = grid_points(auto_config(), [("train.epochs", [1, "auto"])])
+    outcome = run_sweep(points, tmp_path / "sweep", evaluate=False)
+    (directory,) = (tmp_path / "sweep" / "search").iterdir()
+    record = Run(directory).read_search()
+    assert record.length is not None
+    trains = [Run(outcome.root / "runs" / point.name).read_config().train for point in points]
+    assert [train.epochs for train in trains] == [1, record.epochs]
+    assert {train.lr for train in trains} == {record.lr}
+
+
+def test_points_that_the_base_refuses_do_not_stop_the_search(auto_config, tmp_path):
+    points = grid_points(auto_config(), [("adapt.layers", ["[9]", "all"])])
+    outcome = run_sweep(points, tmp_path / "sweep", evaluate=False)
+    assert outcome.failed == (points[0].name,)
+    assert Run(outcome.root / "runs" / points[1].name).is_finished
+
+
+def test_a_search_for_other_settings_is_another_one(auto_config, tmp_path):
+    points = grid_points(auto_config(), [("adapt.r", [2])])
+    with pytest.raises(Interrupted):
+        run_sweep(points, tmp_path / "sweep", evaluate=False, callbacks=[Stop(10)])
+    others = grid_points(auto_config(), [("adapt.r", [4])])
+    outcome = run_sweep(others, tmp_path / "sweep", evaluate=False)
+    assert outcome.failed == ()
+    assert len(list((tmp_path / "sweep" / "search").iterdir())) == 2
+
+
+def test_a_request_to_finish_stops_a_search_and_keeps_it_whole(auto_config, tmp_path):
+    config = auto_config()
+    whole = train_run(config, tmp_path / "whole").run.read_search()
+    for after in (2, 12, 26):
+        if_exists = "resume" if (tmp_path / "parts").exists() else "fail"
+        with pytest.raises(Interrupted):
+            train_run(config, tmp_path / "parts", if_exists=if_exists, callbacks=[Stop(after, finish=True)])
+    parts = train_run(config, tmp_path / "parts", if_exists="resume").run.read_search()
+    assert dataclasses.replace(parts, seconds=0) == dataclasses.replace(whole, seconds=0)
+
+
+def test_a_request_to_finish_before_the_first_step_stops_the_training(run_config, texts_csv, tmp_path):
+    config = run_config(texts_csv())
+    with pytest.raises(Interrupted):
+        train_run(config, tmp_path / "run", callbacks=[Stop(0, finish=True)])
+    assert not Run(tmp_path / "run").is_finished
+
+
+def test_a_candidate_that_fails_is_left_out(auto_config, tmp_path, monkeypatch):
+    """Also where its validation NLL is NaN, and on the sweep's display."""
+    monkeypatch.setattr(search, "_RATES", (0.5, 1.0, 1e30))
+    monkeypatch.setattr(search, "_HIGHEST", 1e30)
+    run = train_run(auto_config(), tmp_path / "run").run
+    record = run.read_search()
+    failed = [trial for trial in record.trials if trial.lr > 1e20]
+    assert failed
+    assert all(trial.val_nll == () for trial in failed)
+    assert record.lr < 1
+    console = Console(file=io.StringIO(), width=200)
+    points = grid_points(auto_config(), [("adapt.r", [2, 4])])
+    with SweepProgress(console, points) as progress:
+        run_sweep(points, tmp_path / "sweep", evaluate=False, callbacks=[progress])
+    assert "the candidate at the rate 2e+27 failed" in console.file.getvalue()

@@ -52,8 +52,9 @@ def test_the_grid_is_not_extended_to_refused_rates():
 
 
 def test_half_of_the_best_rate_is_chosen():
-    assert chosen_rate({8e-3: math.inf, 4e-3: 0.5, 2e-3: 0.52}) == 2e-3
-    assert chosen_rate({4e-3: 0.5, 2e-3: 0.5, 1e-3: 0.6}) == 1e-3
+    assert chosen_rate({8e-3: math.inf, 4e-3: 0.5, 2e-3: 0.52}, is_longer=True) == 2e-3
+    assert chosen_rate({4e-3: 0.5, 2e-3: 0.5, 1e-3: 0.6}, is_longer=True) == 1e-3
+    assert chosen_rate({4e-3: 0.5, 2e-3: 0.52}, is_longer=False) == 4e-3  # the training is what the candidate was
 
 
 @pytest.mark.parametrize(
@@ -80,7 +81,7 @@ def test_trials_are_neither_short_nor_long(per_epoch):
 
 
 def test_lengths():
-    assert [longest(steps) for steps in (5, 50, 500)] == [16, 16, 3]
+    assert [longest(steps) for steps in (1, 5, 50, 500)] == [100, 100, 16, 3]
     assert [epochs_of(200, 50), epochs_of(25, 50), epochs_of(500, 500)] == [5, 1, 1]
     assert [expected_epochs(steps) for steps in (5, 50, 500)] == [8, 5, 2]
     assert expected_steps(50, 5, rates=True, length=True) == 4 * 50 + 200 + 2 * 25

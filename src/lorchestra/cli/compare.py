@@ -46,7 +46,8 @@ def run(arguments: Sequence[str]) -> int:
     parsed, config = parse_with_recipe(CompareArguments, arguments, "compare", required=["out"])
 
     from lorchestra.cli.output import messages, print_json, printer, results
-    from lorchestra.cli.progress import CompareProgress, GracefulStop
+    from lorchestra.cli.progress import CompareProgress
+    from lorchestra.cli.stopping import GracefulStop
     from lorchestra.methods.registry import METHODS
     from lorchestra.report.comparisons import methods_table
     from lorchestra.runs.compare import compare_methods

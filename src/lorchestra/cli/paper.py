@@ -118,7 +118,8 @@ def _make(names: Sequence[str], parsed: PaperArguments, config: RunConfig) -> in
 
 def _train_and_draw(names: Sequence[str], parsed: PaperArguments, config: RunConfig) -> int:
     from lorchestra.cli.output import messages, printer
-    from lorchestra.cli.progress import GracefulStop, SweepProgress
+    from lorchestra.cli.progress import SweepProgress
+    from lorchestra.cli.stopping import GracefulStop
     from lorchestra.paper.run import plan_figures
     from lorchestra.runs.compare import compare_methods
     from lorchestra.training.callbacks import Interrupted

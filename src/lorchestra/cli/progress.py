@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import os
-import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from types import FrameType
 from typing import TYPE_CHECKING, Self, cast
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType
@@ -26,7 +22,6 @@ if TYPE_CHECKING:
     from lorchestra.runs.sweep.points import Point
     from lorchestra.training.trainer import Trainer
 
-_STDERR = 2
 _MEMBER_STYLES = {"running": "green", "failed": "red bold", "stopped": "yellow", "finished": "green"}
 _POINT_STYLES = {
     "training": "bold",
@@ -143,8 +138,9 @@ class TrainingProgress(Callback):
             self._live.stop()
         # a reference to the trainer would keep its base alive in the next pass of a search
         self._state, self._num_steps = trainer.state, trainer.num_steps
-        self._losses = [None] * trainer.model.num_members
-        self._failures = Failures(self.console)
+        self._losses, self._rates, self._phase = [None] * trainer.model.num_members, [], ""
+        names = _rates(self._candidates)
+        self._failures = Failures(self.console, names.__getitem__) if names else Failures(self.console)
         if self.console.is_terminal:
             self._live = Live(self._render(trainer.state), console=self.console, refresh_per_second=4)
             self._live.start()
@@ -228,6 +224,9 @@ class SweepProgress(Callback):
         self._headline = ""
         self._members: dict[str, range] = {}
         """The members, within the current pass, of each of its points."""
+        self._candidates: Sequence[str] = ()
+        """Learning rates of the candidates while a search is in progress."""
+        self._search = ""
         self._num_steps = 0
         self._failures = Failures(console)
         self._lines = PlainLines(console)
@@ -247,6 +246,11 @@ class SweepProgress(Callback):
 
     def on_status(self, names: Sequence[str], status: str) -> None:
         """Show the new status of points."""
+        self._candidates = tuple(names) if status.startswith("searching") else ()
+        if self._candidates:
+            self._search = status
+            self._show(f"{status}, at rates {', '.join(names)}", urgent=True)
+            return
         self._status |= {name: status for name in names if name in self._status}
         if status == "training":
             sizes = [self._points[name].config.adapt.members for name in names]
@@ -261,11 +265,14 @@ class SweepProgress(Callback):
         """Follow the pass of the points that are training now."""
         self._num_steps = trainer.num_steps  # a reference to the trainer would keep its base alive in the next pass
         names = [f"{name}, member {m - members.start}" for name, members in self._members.items() for m in members]
-        self._failures = Failures(self.console, names.__getitem__)
+        self._failures = Failures(self.console, (_rates(self._candidates) or names).__getitem__)
 
     def on_step(self, report: StepReport, state: TrainState) -> None:
         """Show the pass's progress."""
         self._failures.show(state)
+        if self._candidates:
+            self._show(f"{self._search}: step {state.step} of at most {self._num_steps}")
+            return
         members = len(state.with_status("running"))
         self._show(
             f"{len(self._members)} points, {members} members in one pass: step {state.step} of {self._num_steps},"
@@ -275,6 +282,8 @@ class SweepProgress(Callback):
     def on_evaluation(self, entry: dict[str, object], state: TrainState) -> None:
         """Show the points' validation NLL, the mean over their members."""
         self._failures.show(state)
+        if self._candidates:
+            return
         nlls = _val_nll(entry)
         for name, members in self._members.items():
             known = [nll for m in members if (nll := nlls[m]) is not None]
@@ -425,6 +434,11 @@ def _seconds_left(state: TrainState, num_steps: int) -> float:
     return state.train_s / max(1, state.step) * (num_steps - state.step)
 
 
+def _rates(candidates: Sequence[str]) -> list[str]:
+    """Names of the candidates of a search, for messages."""
+    return [f"the candidate at the rate {rate}" for rate in candidates]
+
+
 def _val_nll(entry: dict[str, object]) -> list[float | None]:
     """Validation NLL by member; None for members that do not train any more."""
     return cast("list[float | None]", entry["val_nll"])
@@ -439,47 +453,3 @@ def _by_member(values: Sequence[float | None]) -> str:
         return "-"
     mean = sum(known) / len(known)
     return f"of {len(known)} members: mean {mean:.3f}, lowest {min(known):.3f}, highest {max(known):.3f}"
-
-
-class GracefulStop(Callback):
-    """The first Ctrl-C asks a job to stop after a whole step; the last one interrupts it at once.
-
-    Args:
-        can_finish: whether there is one between them, which asks to end the training with the best adapters so far.
-    """
-
-    def __init__(self, *, can_finish: bool = False) -> None:
-        self.requested = False
-        self._can_finish = can_finish
-        self._finish = False
-
-    def should_stop(self) -> bool:
-        """Whether a stop was requested."""
-        return self.requested
-
-    def should_finish(self) -> bool:
-        """Whether the training is to end with the best adapters so far."""
-        return self._finish
-
-    def __enter__(self) -> Self:
-        """Install the handlers of interrupt and termination signals."""
-        self._before = {number: signal.signal(number, self._request) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *unused: object) -> None:
-        """Restore the previous handlers."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _request(self, number: int, frame: FrameType | None) -> None:
-        if self.requested and (self._finish or not self._can_finish or number != signal.SIGINT):
-            raise KeyboardInterrupt
-        text = b"stopping after this micro-batch; a second Ctrl-C stops at once"
-        if self.requested:
-            self._finish, text = True, b"ending with the best adapters so far; a third Ctrl-C stops at once"
-        elif self._can_finish:
-            text = b"stopping after this micro-batch; a second Ctrl-C ends the training with the best adapters so far"
-        self.requested = True
-        # not through the console: a signal may arrive while it prints, or while one of its modules is being imported
-        with suppress(OSError):
-            os.write(_STDERR, b"\n" + text + b"\n")

@@ -51,7 +51,8 @@ def run(arguments: Sequence[str]) -> int:
         raise ConfigError("--grid: no setting varies; give a setting and its values, as in --grid train.lr=1e-4,3e-4")
 
     from lorchestra.cli.output import messages, print_json, printer, results
-    from lorchestra.cli.progress import GracefulStop, SweepProgress
+    from lorchestra.cli.progress import SweepProgress
+    from lorchestra.cli.stopping import GracefulStop
     from lorchestra.report.comparisons import sweep_table
     from lorchestra.runs.sweep.points import grid_points, parse_axis
     from lorchestra.runs.sweep.results import collect_results

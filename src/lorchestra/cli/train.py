@@ -69,7 +69,8 @@ def train_and_show(
     """
     from lorchestra.cli.evaluate import evaluate_and_show
     from lorchestra.cli.output import messages, printer
-    from lorchestra.cli.progress import GracefulStop, TrainingProgress
+    from lorchestra.cli.progress import TrainingProgress
+    from lorchestra.cli.stopping import GracefulStop
     from lorchestra.runs.build import torch_threads
     from lorchestra.runs.train import train_run
     from lorchestra.training.callbacks import Interrupted

@@ -20,7 +20,7 @@ from lorchestra.data.encode import EncodedSplit, can_use_letters, encode
 from lorchestra.data.prompts import PromptTemplate, ScoringMode
 from lorchestra.data.splits import draw_stratified
 from lorchestra.data.tokenizer import TextTokenizer
-from lorchestra.errors import DataError, LorchestraError
+from lorchestra.errors import LorchestraError
 from lorchestra.inference.predict import MemberPass, PrefixReuse, member_passes, predict_early, predict_rows
 from lorchestra.metrics.early_exit import ExitRule
 from lorchestra.models.ensemble import EnsembleModel
@@ -314,7 +314,7 @@ def underscore_hint(example: Example, template: PromptTemplate, tokens: TextToke
         return None
     try:
         now, then = (_choice_tokens(row, template, tokens)[1] for row in (example, spaced))
-    except DataError:  # labels that differ in white space alone
+    except LorchestraError:  # such as labels that differ in white space alone
         return None
     if now - then < max(_WORTH_A_HINT * now, _FEWEST_SAVED):
         return None

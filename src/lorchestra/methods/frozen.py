@@ -11,11 +11,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lorchestra.errors import ConfigError
 from lorchestra.inference.features import encode_texts, mean_states, middle_layers
 from lorchestra.methods.contract import Fitted, Meter, MethodContext, Progress
 from lorchestra.methods.linear import Inputs, Sklearn, TextClassifier, check_labels
 from lorchestra.methods.training import changed
 from lorchestra.types import Example
+
+MAX_BYTES = 2_000_000_000
+"""Most bytes of the training rows' states: scaling and fitting hold a few copies of them."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,10 @@ def fit(context: MethodContext, config: Config) -> Fitted:
     pipeline = meter.open(context, changed(context.config, adapt={"members": 1}))
     model = pipeline.model
     layers = middle_layers(model.num_layers)
+    size = len(context.train) * len(layers) * model.hidden_size * 8
+    if size > MAX_BYTES:
+        message = f"frozen: the states of {len(context.train):,} training rows take {size / 1e9:.1f} GB"
+        raise ConfigError(f"{message}, over {MAX_BYTES / 1e9:.0f} GB; leave it out, or give fewer training rows")
 
     def features(examples: Sequence[Example], progress: Progress | None) -> Inputs:
         return mean_states(model, encode_texts(pipeline, examples), layers, pipeline.token_budget, progress)

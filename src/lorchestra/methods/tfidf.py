@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from lorchestra.methods.contract import Fitted, Meter, MethodContext, Progress
@@ -18,6 +19,9 @@ from lorchestra.types import Example
 
 MAX_CHARACTERS = 5_000_000
 """Training texts with more characters in total get no character n-grams by `auto`, which would take minutes."""
+
+MAX_COEFFICIENTS = 10_000_000
+"""Most features times labels: the solver keeps some 25 vectors of this length, 2 GB."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,12 @@ def fit(context: MethodContext, config: Config) -> Fitted:
     check_labels(context, "tfidf")
     meter = Meter()
     pipeline = meter.open(context, changed(context.config, adapt={"members": 1}))
-    features = {"words": make_words, "words and characters": make_words_and_characters}
+    assert context.labels is not None
+    most = MAX_COEFFICIENTS // len(context.labels)
+    features = {
+        "words": partial(make_words, most),
+        "words and characters": partial(make_words_and_characters, most),
+    }
     if config.characters == "always":
         del features["words"]
     elif config.characters == "never" or sum(len(row.question) for row in context.train) > MAX_CHARACTERS:
@@ -49,22 +58,22 @@ def fit(context: MethodContext, config: Config) -> Fitted:
     return TextClassifier("tfidf", pipeline, _texts, features, config.strengths, base_passes=0.0).fit(context, meter)
 
 
-def make_words() -> Sklearn:
-    """TF-IDF of words and pairs of words, in lower case."""
-    return _vectorizer(analyzer="word", ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b")
+def make_words(most: int) -> Sklearn:
+    """TF-IDF of words and pairs of words, in lower case; at most `most` of them, those in the most texts."""
+    return _vectorizer(most, analyzer="word", ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b")
 
 
-def make_words_and_characters() -> Sklearn:
-    """The same, and TF-IDF of 2 to 5 characters within words that occur in at least two texts."""
+def make_words_and_characters(most: int) -> Sklearn:
+    """The same, and TF-IDF of 2 to 5 characters within words that occur in at least two texts; half of `most` each."""
     from sklearn.pipeline import make_union
 
-    return make_union(make_words(), _vectorizer(analyzer="char_wb", ngram_range=(2, 5), min_df=2))
+    return make_union(make_words(most // 2), _vectorizer(most // 2, analyzer="char_wb", ngram_range=(2, 5), min_df=2))
 
 
-def _vectorizer(**settings: object) -> Sklearn:
+def _vectorizer(most: int, **settings: object) -> Sklearn:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    return TfidfVectorizer(sublinear_tf=True, **settings)
+    return TfidfVectorizer(sublinear_tf=True, max_features=most, **settings)
 
 
 def _texts(examples: Sequence[Example], progress: Progress | None) -> list[str]:

@@ -93,7 +93,7 @@ class Work:
     """Tokens of the base's predictions for the training rows, needed by the KL term."""
     updates: int
     search_tokens: int = 0
-    """Tokens of the candidates of a search of learning rate and epochs, with their validation."""
+    """Tokens of the candidates of a search of learning rate and epochs."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lorchestra.inference.pipeline import Pipeline
-from lorchestra.nn.packing import shareable_prefix
 from lorchestra.types import EncodedExample
 
 logger = logging.getLogger(__name__)
@@ -73,6 +72,6 @@ def top_share(pipeline: Pipeline) -> float:
 
 
 def num_tokens(rows: Sequence[EncodedExample]) -> int:
-    """Tokens of one pass over the rows, in which first tokens that all share are computed once."""
-    shared = shareable_prefix(rows, dropout=False)
-    return sum(row.num_tokens - shared for row in rows) + shared
+    """Tokens of one pass over the rows. Like those in a training's record they include, per row, first tokens that all
+    rows share, which both compute once."""
+    return sum(row.num_tokens for row in rows)

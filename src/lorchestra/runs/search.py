@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import hashlib
+import json
 import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from lorchestra.config.mappings import to_mapping
 from lorchestra.config.run import RunConfig
 from lorchestra.errors import TrainingError
 from lorchestra.inference.trunk import TrunkFiles
@@ -23,6 +26,7 @@ from lorchestra.runs.rows import RunRows
 from lorchestra.runs.training import prepare_training, restore, train_with_checkpoints
 from lorchestra.store.atomic import discard_directory
 from lorchestra.store.run import Run
+from lorchestra.store.safe_paths import inside
 from lorchestra.store.search_record import SearchRecord, TrialRecord
 from lorchestra.training.callbacks import Callback, CallbackList, Interrupted
 from lorchestra.training.checkpoint import TrainState
@@ -70,6 +74,7 @@ def settle_training(run: Run, config: RunConfig, rows: RunRows, hidden_size: int
         record = _Search(run, config, rows, hidden_size, callback).record()
         run.write_search(record)
     run.discard_search()
+    gc.collect()  # frees the base of the last pass
     return _settled(config, record)
 
 
@@ -87,21 +92,40 @@ def settle_once(config: RunConfig, rows: RunRows, callback: Callback, directory:
         config: what else it leaves open is settled for the search, and stays open in the result.
         rows: training and validation rows.
         callback: reports progress; may request a stop.
-        directory: of the search; without one, an interrupted search is not resumed.
+        directory: of searches, each in a folder named after its settings; without one, an interrupted search is not
+            resumed.
     """
     if not config.train.is_auto:
         return config
     with TemporaryDirectory(prefix="lorchestra-search-") as temporary:
-        run = Run(directory or Path(temporary))
+        run = Run(inside(directory or Path(temporary), _key(config, rows)))
         record = run.read_search()
-        if record is not None:
-            return _settled(config, record)
-        pipeline, resolved, _ = prepare_training(config, rows)
-        width = pipeline.model.hidden_size
-        del pipeline  # frees the base: the search loads another
-        settled = settle_training(run, resolved, rows, width, callback).train
+        if record is None:
+            pipeline, resolved, _ = prepare_training(run.read_config() if run.is_started else config, rows)
+            run.root.mkdir(parents=True, exist_ok=True)
+            run.settle_config(resolved)  # a chat template may write another date when the search is resumed
+            width = pipeline.model.hidden_size
+            del pipeline  # the search loads another base
+            settle_training(run, resolved, rows, width, callback)
+            record = run.read_search()
+            assert record is not None
+        run.discard_search()
         discard_directory(run.resume)
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, lr=settled.lr, epochs=settled.epochs))
+    return _settled(config, record)
+
+
+def _key(config: RunConfig, rows: RunRows) -> str:
+    """A digest of a configuration and its rows, as the name of a folder."""
+    digests = [split["digest"] for split in rows.record().values()]
+    return hashlib.sha256(json.dumps([to_mapping(config), digests], sort_keys=True).encode()).hexdigest()[:16]
+
+
+class _NeverFinish(CallbackList):
+    """A search is stopped and resumed, but not finished early: its best so far is not a result."""
+
+    def should_finish(self) -> bool:
+        """Never."""
+        return False
 
 
 class _Search:
@@ -116,7 +140,7 @@ class _Search:
     """
 
     def __init__(self, run: Run, config: RunConfig, rows: RunRows, hidden_size: int, callback: Callback) -> None:
-        self.run, self.config, self.rows, self.callback = run, config, rows, callback
+        self.run, self.config, self.rows, self.callback = run, config, rows, _NeverFinish([callback])
         self.hidden_size = hidden_size
         self.num_passes = self.tokens = self.steps_per_epoch = 0
         self.seconds = 0.0
@@ -125,7 +149,10 @@ class _Search:
         """Search what is open."""
         train = self.config.train
         trials = self._rates() if train.lr == "auto" else []
-        lr = chosen_rate({trial.lr: _best(trial) for trial in trials}) if train.lr == "auto" else train.lr
+        lr = train.lr
+        if lr == "auto":
+            is_longer = train.epochs == "auto" or self.steps_per_epoch * train.epochs > max(trials[0].steps, default=0)
+            lr = chosen_rate({trial.lr: _best(trial) for trial in trials}, is_longer=is_longer)
         length = self._length(lr) if train.epochs == "auto" else None
         epochs = train.epochs
         if length is not None:
@@ -219,6 +246,7 @@ def _best(trial: TrialRecord) -> float:
 def _trials(rates: Sequence[float], state: TrainState) -> list[TrialRecord]:
     records = []
     for m, rate in enumerate(rates):
-        known = {entry["step"]: entry[_NLL][m] for entry in state.history if entry[_NLL][m] is not None}
+        nlls = {entry["step"]: entry[_NLL][m] for entry in state.history}
+        known = {step: nll for step, nll in nlls.items() if nll is not None and math.isfinite(nll)}
         records.append(TrialRecord(rate, tuple(known), tuple(known.values())))
     return records

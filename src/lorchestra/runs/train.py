@@ -17,6 +17,7 @@ from lorchestra.inference.trunk import TrunkFiles
 from lorchestra.models.loading import absolute_base
 from lorchestra.models.peft_files import save_members
 from lorchestra.planning.estimate import training_base_passes
+from lorchestra.planning.memory import restart_peak
 from lorchestra.runs.build import describe, ensemble_record, torch_threads
 from lorchestra.runs.event_log import EventLog
 from lorchestra.runs.rows import RunRows, absolute_settings, check_unchanged, read_rows, with_directory
@@ -92,17 +93,19 @@ def _train(
 ) -> TrainOutcome:
     """Start or resume the run, search what is left open, train, and finish it; with `finish` without training it."""
     run = Run(workspace.root)
+    if finish and config.train.is_auto:
+        left = "train.lr" if config.train.lr == "auto" else "train.epochs"
+        raise CheckpointError(f"{run.root}: {left} is still searched; train it with --if-exists resume")
     pipeline, resolved, training = prepare_training(config, rows)
     if not workspace.resuming:
         with workspace.create() as directory:
             describe(Run(directory), resolved, rows, pipeline)
-    if resolved.train.is_auto and finish:
-        raise CheckpointError(f"{run.root}: the learning rate is still searched; train it with --if-exists resume")
     if resolved.train.is_auto:
         width = pipeline.model.hidden_size
         del pipeline, training  # frees the base: the search loads another
         watching = CallbackList(callbacks)
         resolved = settle_training(run, resolved, rows, width, watching)
+        restart_peak()
         watching.on_status((), "training")
         run.settle_config(absolute_settings(resolved))
         pipeline, resolved, training = prepare_training(resolved, rows)
@@ -172,7 +175,7 @@ def _finish(run: Run, trainer: Trainer, pipeline: Pipeline, rows: RunRows, peak:
     for cached in run.resume.glob("trunk-*"):
         cached.unlink(missing_ok=True)
     log_choices = sum(trainer.log_choices) / len(trainer.log_choices)
-    for sentence in advice(trainer.state.history, trainer.config.num_epochs, log_choices):
+    for sentence in advice(trainer.state, trainer.num_steps, trainer.config.num_epochs, log_choices):
         logger.info(sentence)
         run.append_event("advice", text=sentence)
     run.append_event("finished", failed_members=trainer.state.with_status("failed"))

@@ -87,7 +87,10 @@ class SearchRecord:
         """
         record = read_json(path, _SHAPE)
         if record["format_version"] != FORMAT_VERSION:
-            raise CheckpointError(f"{path}: format_version is {record['format_version']}, this is {FORMAT_VERSION}")
+            raise CheckpointError(
+                f"{path}: format_version is {record['format_version']}, this is {FORMAT_VERSION}; read it with the"
+                " version of lorchestra that wrote it, or remove it"
+            )
         return cls(
             lr=record["lr"],
             epochs=record["epochs"],

@@ -111,7 +111,7 @@ def _holds_work(root: Path, kind: Kind, if_exists: Literal["fail", "resume", "fi
     """Whether the directory has work to resume."""
     if not _is_occupied(root):
         if if_exists == "finish":
-            raise CheckpointError(f"--out {root}: no {kind.name.removeprefix('a ').partition(' (')[0]} to finish there")
+            raise CheckpointError(f"--out {root}: there is nothing to finish; check the path, or train without it")
         return False
     if not inside(root, kind.marker).is_file():
         raise CheckpointError(f"--out {root}: exists and is not {kind.name}; choose another name")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from lorchestra.types import Json
+from lorchestra.training.checkpoint import TrainState
 
 STILL_FALLING = 0.03
 """Relative fall of the validation NLL in the last epoch from which more epochs are suggested."""
@@ -15,40 +15,53 @@ FITTED, RISEN = 0.1, 1.1
 """Over-fitting: training loss as a share of that of guessing, and last validation NLL as a multiple of the best."""
 
 
-def advice(history: Sequence[Json], epochs: int, log_choices: float) -> list[str]:
+def advice(state: TrainState, num_steps: int, epochs: int, log_choices: float) -> list[str]:
     """Sentences about a training.
 
     Args:
-        history: its evaluations, one per epoch (see `TrainState`); lists are by member, None where it was not trained.
-        epochs: the configured number.
+        state: of the finished training.
+        num_steps: its configured number of steps; one that ended earlier gets no advice on its length.
+        epochs: its configured number of epochs.
         log_choices: loss of guessing on the training rows, in nats.
     """
-    by_epoch = [nll for entry in history if not math.isnan(nll := _mean(entry["val_nll"]))]
-    if not by_epoch:
+    if not state.history:
         return []
+    last, before = state.history[-1], state.history[-2] if len(state.history) > 1 else {}
     sentences = []
-    last, best = by_epoch[-1], min(by_epoch)
-    if len(by_epoch) > 1 and last < by_epoch[-2] * (1 - STILL_FALLING):
+    if state.step == num_steps:
+        now, then = _means_of_common(last["val_nll"], before.get("val_nll", ()))
+        if now < then * (1 - STILL_FALLING):
+            sentences.append(
+                f"validation NLL was still falling in the last epoch (from {then:.3f} to {now:.3f}): train longer, as"
+                f" with --train.epochs {2 * epochs}"
+            )
+    spreads = _finite(last.get("val_spread", ()))
+    if len(spreads) > 1 and _mean(spreads) < NEARLY_EQUAL:
         sentences.append(
-            f"validation NLL was still falling in the last epoch (from {by_epoch[-2]:.3f} to {last:.3f}): train longer,"
-            f" as with --train.epochs {2 * epochs}"
+            f"members are nearly equal (their probabilities differ by {100 * _mean(spreads):.2g} points in the mean),"
+            " so the ensemble is hardly better than one of them: train longer, at a higher rate, or with"
+            " --adapt.order bootstrap"
         )
-    spreads = [spread for spread in history[-1].get("val_spread", ()) if spread is not None]
-    spread = _mean(spreads)
-    if len(spreads) > 1 and spread < NEARLY_EQUAL:
+    best = [member.best_nll for member in state.members]
+    now, lowest = _means_of_common(last["val_nll"], best)
+    train_nll = _mean(_finite(last.get("train_nll", ())))
+    if train_nll < FITTED * log_choices and now > RISEN * lowest:
         sentences.append(
-            f"members are nearly equal (their probabilities differ by {100 * spread:.2g} points in the mean), so the"
-            " ensemble is hardly better than one of them: train longer, at a higher rate, or --adapt.order bootstrap"
-        )
-    train_nll = _mean(history[-1].get("train_nll", ()))
-    if train_nll < FITTED * log_choices and last > RISEN * best:
-        sentences.append(
-            f"training NLL is near zero ({train_nll:.3f}) and validation NLL rose from {best:.3f} to {last:.3f}:"
+            f"training NLL is near zero ({train_nll:.3f}) and validation NLL rose from {lowest:.3f} to {now:.3f}:"
             " members over-fit; regularize, as with --regularize.weight-decay-b 100 or --adapt.dropout 0.1"
         )
     return sentences
 
 
-def _mean(values: Sequence[float | None]) -> float:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else math.nan
+def _means_of_common(one: Sequence[float | None], other: Sequence[float | None]) -> tuple[float, float]:
+    """Means over the members that have both values; NaN without any."""
+    pairs = [(a, b) for a, b in zip(one, other, strict=False) if a is not None and b is not None]
+    return _mean([a for a, _ in pairs]), _mean([b for _, b in pairs])
+
+
+def _finite(values: Sequence[float | None]) -> list[float]:
+    return [value for value in values if value is not None and math.isfinite(value)]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan

@@ -44,6 +44,8 @@ def validate_members(
     answers = np.array([row.answer for row in rows])
     options = [tuple(map(str, row.choices)) for row in rows]
     probs_MEC = np.exp(log_probs_MEC)
+    finite = np.isfinite(probs_MEC).all(axis=(1, 2))
+    mixture_EC = probs_MEC[finite].mean(axis=0) if finite.any() else probs_MEC[0]
     result = Validation({}, {}, {}, {})
     for m, log_probs_EC, probs_EC in zip(members, log_probs_MEC, probs_MEC, strict=True):
         result.nll[m] = result.scaled_nll[m] = _mean_nll(log_probs_EC, answers)
@@ -52,7 +54,7 @@ def validate_members(
             scaled_EC = log_probs_EC if fit.T is None else apply_temperature(log_probs_EC, fit.T)
             result.scaled_nll[m] = _mean_nll(scaled_EC, answers)
         result.accuracy[m] = float((log_probs_EC.argmax(axis=1) == answers).mean())
-        result.spread[m] = float(np.abs(probs_EC - probs_MEC.mean(axis=0)).sum(axis=1).mean() / 2)
+        result.spread[m] = float(np.abs(probs_EC - mixture_EC).sum(axis=1).mean() / 2)
     return result
 
 

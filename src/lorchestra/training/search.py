@@ -34,7 +34,7 @@ _DECAY_SHARE = 0.25
 """Steps that a training with a decaying rate takes on top of the best number at a constant one, as a share of it."""
 _MIN_STEPS, _MAX_STEPS = 40, 100
 """Fewest and most steps of a candidate's training."""
-_MAX_TOTAL_STEPS, _MIN_EPOCHS, _MAX_EPOCHS = 800, 3, 16
+_MAX_TOTAL_STEPS, _MIN_EPOCHS, _MAX_EPOCHS = 800, 3, 100
 _USUAL_STEPS = 250
 
 
@@ -63,9 +63,12 @@ def further_rates(nll: Mapping[float, float], below: float) -> tuple[float, ...]
     return tuple(_rounded(rate) for rate in further if _LOWEST <= rate <= _HIGHEST and rate < below)
 
 
-def chosen_rate(nll: Mapping[float, float]) -> float:
-    """The rate of the training, given the candidates' validation NLL by rate; the smallest of equally good ones."""
-    return _LONGER * min(sorted(nll), key=nll.__getitem__)
+def chosen_rate(nll: Mapping[float, float], *, is_longer: bool) -> float:
+    """The rate of the training, given the candidates' validation NLL by rate; the smallest of equally good ones counts.
+
+    `is_longer` says whether the training has more steps than the candidates had.
+    """
+    return (_LONGER if is_longer else 1.0) * min(sorted(nll), key=nll.__getitem__)
 
 
 class StopWhenFlat(Callback):

@@ -129,7 +129,7 @@ class Trainer:
         last_checkpoint = time.monotonic()
         while self.state.step < self.num_steps and self.state.with_status("running"):
             if not self.step():
-                if self.callback.should_finish():
+                if self.state.step and self.callback.should_finish():
                     break
                 checkpoint()
                 raise Interrupted

@@ -256,18 +256,37 @@ def _register(workspace: Workspace, points: Sequence[Point]) -> list[Point]:
 
 
 def _settled(root: Path, points: Sequence[Point], callback: Callback) -> list[Point]:
-    """The points with numbers for learning rate and epochs: what they leave open is searched once, with the first."""
-    config = next((point.config for point in points if point.config.train.is_auto), None)
-    if config is None:
+    """The points with numbers for learning rate and epochs: what any of them leaves open is searched once.
+
+    The search has the settings of the first such point that the base does not refuse.
+    """
+    waiting = [point.config for point in points if point.config.train.is_auto]
+    if not waiting:
         return list(points)
-    with torch_threads(config.base.threads):
-        search = settle_once(config, read_rows(config.data, config.train.seed), callback, inside(root, "search")).train
+    lr = "auto" if any(config.train.lr == "auto" for config in waiting) else waiting[0].train.lr
+    epochs = "auto" if any(config.train.epochs == "auto" for config in waiting) else waiting[0].train.epochs
+    refused: ConfigError | DataError | None = None
+    for config in waiting:
+        config = replace(config, train=replace(config.train, lr=lr, epochs=epochs))
+        try:
+            with torch_threads(config.base.threads):
+                rows = read_rows(config.data, config.train.seed)
+                search = settle_once(config, rows, callback, inside(root, "search")).train
+        except (ConfigError, DataError) as error:  # settings that only the base refuses, such as layers
+            refused = refused or error
+            continue
+        return [
+            replace(point, config=replace(point.config, train=_filled(point.config.train, search))) for point in points
+        ]
+    if refused is None:
+        raise AssertionError("every point was refused without a reason")
+    raise refused
 
-    def settle(train: TrainConfig) -> TrainConfig:
-        lr = search.lr if train.lr == "auto" else train.lr
-        return replace(train, lr=lr, epochs=search.epochs if train.epochs == "auto" else train.epochs)
 
-    return [replace(point, config=replace(point.config, train=settle(point.config.train))) for point in points]
+def _filled(train: TrainConfig, search: TrainConfig) -> TrainConfig:
+    """A training with the numbers of a search where it has none."""
+    lr = search.lr if train.lr == "auto" else train.lr
+    return replace(train, lr=lr, epochs=search.epochs if train.epochs == "auto" else train.epochs)
 
 
 def _read_failed(root: Path) -> dict[str, str]:

@@ -1,0 +1,57 @@
+"""Stop requests by Ctrl-C and termination signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import suppress
+from types import FrameType
+from typing import Self
+
+from lorchestra.training.callbacks import Callback
+
+_STDERR = 2
+
+
+class GracefulStop(Callback):
+    """The first Ctrl-C asks a job to stop after a whole step; the last one interrupts it at once.
+
+    Args:
+        can_finish: whether there is one between them, which asks to end the training with the best adapters so far.
+    """
+
+    def __init__(self, *, can_finish: bool = False) -> None:
+        self.requested = False
+        self._can_finish = can_finish
+        self._finish = False
+
+    def should_stop(self) -> bool:
+        """Whether a stop was requested."""
+        return self.requested
+
+    def should_finish(self) -> bool:
+        """Whether the training is to end with the best adapters so far."""
+        return self._finish
+
+    def __enter__(self) -> Self:
+        """Install the handlers of interrupt and termination signals."""
+        self._before = {number: signal.signal(number, self._request) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        """Restore the previous handlers."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        if self.requested and (self._finish or not self._can_finish or number != signal.SIGINT):
+            raise KeyboardInterrupt
+        text = b"stopping after this micro-batch; a second Ctrl-C stops at once"
+        if self.requested:
+            self._finish, text = True, b"ending with the best adapters so far; a third Ctrl-C stops at once"
+        elif self._can_finish:
+            text = b"stopping after this micro-batch; a second Ctrl-C ends the training with the best adapters so far"
+        self.requested = True
+        # not through the console: a signal may arrive while it prints, or while one of its modules is being imported
+        with suppress(OSError):
+            os.write(_STDERR, b"\n" + text + b"\n")
