@@ -96,18 +96,20 @@ def test_a_candidate_is_a_short_training_of_one_member(auto_config, tmp_path):
     assert evaluation["val_scaled_nll"][0] == pytest.approx(trial.val_nll[0], abs=1e-5)
 
 
-def test_the_length_is_that_of_a_member_at_half_the_rate(auto_config, tmp_path):
-    config = auto_config(train={"lr": 0.02, "epochs": "auto"})
+@pytest.mark.parametrize(("criterion", "key"), [("nll", "val_nll"), ("scaled_nll", "val_scaled_nll")])
+def test_the_length_is_that_of_a_member_at_half_the_rate(auto_config, tmp_path, criterion, key):
+    config = auto_config(train={"lr": 0.02, "epochs": "auto", "criterion": criterion})
     run = train_run(config, tmp_path / "run").run
     record = run.read_search()
     assert (record.trials, record.lr, record.length.lr) == ((), 0.02, 0.01)
     train = dataclasses.replace(config.train, lr=0.01, epochs=5, schedule="constant", warmup=1 / 3)
     alone = dataclasses.replace(config, adapt=dataclasses.replace(config.adapt, members=1), train=train)
     other = train_run(alone, tmp_path / "alone").run
-    by_epoch = {event["step"]: event["val_scaled_nll"][0] for event in evaluations(other)}
+    by_epoch = {event["step"]: event[key][0] for event in evaluations(other)}
     searched = dict(zip(record.length.steps, record.length.val_nll, strict=True))
     assert len(searched) > search.PATIENCE
-    for step in searched.keys() & by_epoch.keys():
+    assert searched.keys() <= by_epoch.keys()
+    for step in searched:
         assert searched[step] == pytest.approx(by_epoch[step], abs=1e-5)
 
 
@@ -288,3 +290,15 @@ def test_a_candidate_that_fails_is_left_out(auto_config, tmp_path, monkeypatch):
     with SweepProgress(console, points) as progress:
         run_sweep(points, tmp_path / "sweep", evaluate=False, callbacks=[progress])
     assert "the candidate at the rate 2e+27 failed" in console.file.getvalue()
+
+
+def test_the_criterion_decides_which_adapters_are_kept(run_config, texts_csv, tmp_path):
+    """At a high rate members get over-confident before their ranking gets worse."""
+    for criterion in ("nll", "scaled_nll"):
+        train = {"epochs": 12, "lr": 0.05, "schedule": "constant", "criterion": criterion}
+        run = train_run(run_config(texts_csv(number=120), train=train), tmp_path / criterion).run
+        for m, member in enumerate(run.read_ensemble().members):
+            by_step = {event["step"]: event[f"val_{criterion}"][m] for event in evaluations(run)}
+            assert member.best_step == min(by_step, key=by_step.__getitem__)
+            nlls = {event["step"]: event["val_nll"][m] for event in evaluations(run)}
+            assert member.val_nll == pytest.approx(nlls[member.best_step])

@@ -32,7 +32,7 @@ def test_in_words():
     rate, length = RECORD.sentences()
     basis = "half of the best by the scaled validation NLL after 50 steps"
     assert rate == f"learning rate 0.001, {basis} (0.001: 0.700, 0.002: 0.500, 0.004: failed)"
-    assert length == "number of epochs 4, by the scaled validation NLL at half the rate by step (25: 0.600, 50: 0.550)"
+    assert length == "number of epochs 4, by the validation criterion at half the rate by step (25: 0.600, 50: 0.550)"
     assert SearchRecord(0.01, 3, (), None, 50, 0, 0.0).sentences() == []
 
 

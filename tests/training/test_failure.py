@@ -211,7 +211,7 @@ def test_the_losses_of_an_epoch_survive_an_interruption(make_trainer, train, sto
 def test_only_missing_fields_of_earlier_versions_are_completed():
     values = TrainState(step=4).to_json() | {"members": [{"status": "running"}, "damaged"]}
     TrainState.complete(values)
-    added = {"first_loss": None, "epoch_loss": 0.0, "epoch_steps": 0, "mean_loss": None}
+    added = {"first_loss": None, "epoch_loss": 0.0, "epoch_steps": 0, "mean_loss": None, "best_score": None}
     assert values["members"][0] == {"status": "running", **added}
     assert values["members"][1] == "damaged"
     for damaged in ([], None, {"members": 3}, {}):

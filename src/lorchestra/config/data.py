@@ -168,6 +168,9 @@ def check_data(config: DataConfig) -> None:
     if mark is not None and (len(mark) != 1 or mark in '\r\n"'):
         message = f"--data.delimiter: {config.read.delimiter!r} cannot separate cells"
         raise ConfigError(f"{message}; give one character, or comma, semicolon, tab or bar")
+    if config.scoring == "tree" and config.normalize != "sum":
+        message = f"data.normalize: {config.normalize} divides the log-probabilities of texts"
+        raise ConfigError(f"{message}, and a tree has none; use data.scoring: text, or leave it out")
     if config.scoring == "tree" and config.prompt.version == 1:
         message = "data.scoring: a tree needs an end after a choice that another continues"
         raise ConfigError(f"{message}, which data.prompt.version 1 does not have; use text, or leave the version out")

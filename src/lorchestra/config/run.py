@@ -37,9 +37,13 @@ class TrainConfig:
     clip_norm: float = 1.0
     """Maximum gradient norm of a member; 0 turns clipping off."""
     patience: int = 0
-    """Stop a member after this many consecutive evaluations without a better validation NLL; 0: no early stopping."""
+    """Stop a member after this many consecutive evaluations without a better criterion; 0: no early stopping."""
     keep: Literal["best", "last"] = "best"
-    """Adapter of each member to save: the one with the best validation NLL, or the last."""
+    """Adapter of each member to save: the best one by the criterion, or the last."""
+    criterion: Literal["nll", "scaled_nll"] = "nll"
+    """What is best on the validation rows, for the kept adapters, patience and the search: NLL, or NLL after
+    scaling with one temperature. With scaled_nll trainings are longer: more accurate, over-confident
+    without a temperature."""
     token_budget: int | None = None
     """Maximum tokens of a packed micro-batch in training (2.5 times as many in prediction); bounds
     memory. Default: by device (CPU: 640) plus first tokens that all rows share, fewer if memory

@@ -33,21 +33,18 @@ from lorchestra.training.checkpoint import TrainState
 from lorchestra.training.members import member_settings, steps_per_epoch
 from lorchestra.training.search import (
     MAX_EXTENSIONS,
+    PATIENCE,
     WARMUP_STEPS,
-    StopWhenFlat,
     chosen_rate,
     epochs_of,
     first_rates,
     further_rates,
     longest,
-    steps_between,
     trial_steps,
 )
 from lorchestra.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
-
-_NLL = "val_scaled_nll"
 
 
 def settle_training(run: Run, config: RunConfig, rows: RunRows, hidden_size: int, callback: Callback) -> RunConfig:
@@ -205,7 +202,7 @@ class _Search:
         (member,) = member_settings(dataclasses.replace(resolved, train=settled), len(encoded.train), [adapter])
         if constant:
             warmup = min(0.5, WARMUP_STEPS / num_steps)
-            member = dataclasses.replace(member, schedule="constant", warmup=warmup, patience=0)
+            member = dataclasses.replace(member, schedule="constant", warmup=warmup, patience=PATIENCE)
         what = "number of epochs" if constant else "learning rate"
         self.callback.on_status([f"{rate:g}" for rate in rates], f"searching the {what}")
         trainer = Trainer(
@@ -213,10 +210,10 @@ class _Search:
             encoded,
             settled,
             [dataclasses.replace(member, lr=rate) for rate in rates],
-            CallbackList([*([StopWhenFlat()] if constant else []), EventLog(directory), self.callback]),
+            CallbackList([EventLog(directory), self.callback]),
             files=trunk_files(self.run, pipeline.base.digest),
             num_steps=num_steps,
-            evaluate_every=steps_between(per_epoch) if constant else num_steps,
+            evaluate_every=trial_steps(per_epoch) if constant else num_steps,
         )
         if resuming:
             restore(directory, trainer)
@@ -224,7 +221,8 @@ class _Search:
         if self.callback.should_stop():
             raise Interrupted
         self.tokens, self.seconds = self.tokens + trainer.state.tokens, self.seconds + trainer.state.train_s
-        return _trials(rates, trainer.state)
+        is_scaled = not constant or train.criterion == "scaled_nll"
+        return _trials(rates, trainer.state, "val_scaled_nll" if is_scaled else "val_nll")
 
 
 def trunk_files(run: Run, base_digest: str) -> TrunkFiles:
@@ -243,10 +241,10 @@ def _best(trial: TrialRecord) -> float:
     return min((nll for nll in trial.val_nll if nll is not None), default=math.inf)
 
 
-def _trials(rates: Sequence[float], state: TrainState) -> list[TrialRecord]:
+def _trials(rates: Sequence[float], state: TrainState, score: str) -> list[TrialRecord]:
     records = []
     for m, rate in enumerate(rates):
-        nlls = {entry["step"]: entry[_NLL][m] for entry in state.history}
+        nlls = {entry["step"]: entry[score][m] for entry in state.history}
         known = {step: nll for step, nll in nlls.items() if nll is not None and math.isfinite(nll)}
         records.append(TrialRecord(rate, tuple(known), tuple(known.values())))
     return records

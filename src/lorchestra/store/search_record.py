@@ -28,9 +28,9 @@ _SHAPE: Shape = {
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """A candidate: its learning rate, and its validation NLL after each of some numbers of steps.
+    """A candidate: its learning rate, and its validation NLL, in nats, after each of some numbers of steps.
 
-    In nats, after scaling with one temperature.
+    That of candidates for the rate is after scaling with one temperature, that of the length by `train.criterion`.
     """
 
     lr: float
@@ -70,7 +70,7 @@ class SearchRecord:
             curve = zip(self.length.steps, self.length.val_nll, strict=True)
             nlls = ", ".join(f"{step}: {nll:.3f}" for step, nll in curve if nll is not None)
             parts.append(
-                f"number of epochs {self.epochs}, by the scaled validation NLL at half the rate by step ({nlls})"
+                f"number of epochs {self.epochs}, by the validation criterion at half the rate by step ({nlls})"
             )
         return parts
 

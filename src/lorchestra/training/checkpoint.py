@@ -41,6 +41,7 @@ STATE: dict[str, Shape] = {
             "epoch_loss": Number(),
             "epoch_steps": COUNT,
             "mean_loss": NUMBER_OR_NULL,
+            "best_score": NUMBER_OR_NULL,
         }
     ],
     "tokens": COUNT,
@@ -50,7 +51,7 @@ STATE: dict[str, Shape] = {
 }
 """The schema of a `TrainState` as JSON (see `store.schema`)."""
 
-_ADDED_FIELDS = {"first_loss": None, "epoch_loss": 0.0, "epoch_steps": 0, "mean_loss": None}
+_ADDED_FIELDS = {"first_loss": None, "epoch_loss": 0.0, "epoch_steps": 0, "mean_loss": None, "best_score": None}
 """Fields of a member that checkpoints of earlier versions lack, with their defaults."""
 
 
@@ -60,7 +61,7 @@ class MemberState:
 
     status: Status = "running"
     best_nll: float | None = None
-    """Best validation NLL so far."""
+    """Validation NLL of the best parameters so far."""
     best_step: int = 0
     """Optimizer step after which it was measured."""
     waited: int = 0
@@ -77,6 +78,8 @@ class MemberState:
     """Number of steps in the sum."""
     mean_loss: float | None = None
     """Mean training loss of the last whole epoch, in nats."""
+    best_score: float | None = None
+    """The criterion (`train.criterion`) of the best parameters; None in checkpoints of earlier versions: the NLL."""
 
     def add_loss(self, loss: float) -> float:
         """Add the training loss of a step; returns the loss of the first step."""

@@ -63,14 +63,18 @@ def _mean_nll(log_probs_EC: FloatArray, answers: IntArray) -> float:
 
 
 def update_early_stopping(
-    state: TrainState, m: int, val_nll: float, patience: int, values_MP: Tensor, best_MP: Tensor
+    state: TrainState, m: int, val_nll: float, score: float, patience: int, values_MP: Tensor, best_MP: Tensor
 ) -> None:
-    """Update one member after validation: copy its parameters if they are its best so far, or stop it, or fail it."""
+    """Update one member after validation: copy its parameters if they are its best so far, or stop it, or fail it.
+
+    The lowest `score` is the best, the validation NLL itself or after scaling (`train.criterion`).
+    """
     member = state.members[m]
+    best = member.best_nll if member.best_score is None else member.best_score
     if failure := validation_failure(val_nll):
         state.fail(m, state.step, failure)
-    elif member.best_nll is None or val_nll < member.best_nll:
-        member.best_nll, member.best_step, member.waited = val_nll, state.step, 0
+    elif best is None or score < best:
+        member.best_nll, member.best_score, member.best_step, member.waited = val_nll, score, state.step, 0
         best_MP[m].copy_(values_MP[m])
     else:
         member.waited += 1

@@ -5,17 +5,15 @@ rises and decays within a short training, as it will in the long one; a constant
 than they are. If the best is at an edge of the grid, the grid is extended. The long training takes half of the best.
 Then the length: one member at half of that, the mean of a decaying rate, constant, until it no longer improves.
 
-What counts is the validation NLL after scaling with one temperature: over-fitting first makes a member too confident,
-which a temperature and the mixture undo, while its ranking of the rows still improves.
+The rate is judged by the validation NLL after scaling with one temperature, since low rates keep the base's
+miscalibration for long; the length by `train.criterion`. Over-fitting first makes a member too confident, which a
+temperature undoes, while its ranking of the rows still improves: so by the NLL itself trainings are shorter.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-
-from lorchestra.training.callbacks import Callback
-from lorchestra.training.checkpoint import TrainState
 
 PATIENCE = 2
 """Evaluations without a better validation NLL after which a member has been trained for long enough."""
@@ -71,27 +69,14 @@ def chosen_rate(nll: Mapping[float, float], *, is_longer: bool) -> float:
     return (_LONGER if is_longer else 1.0) * min(sorted(nll), key=nll.__getitem__)
 
 
-class StopWhenFlat(Callback):
-    """Stops the only member of a training after `PATIENCE` evaluations without a better scaled validation NLL."""
-
-    def on_evaluation(self, entry: dict[str, object], state: TrainState) -> None:
-        """Stop it if it is time."""
-        nlls = [one["val_scaled_nll"][0] for one in state.history]
-        if len(nlls) - 1 - nlls.index(min(nlls)) >= PATIENCE:
-            for m in state.with_status("running"):
-                state.members[m].status = "stopped"
-
-
 def trial_steps(steps_per_epoch: int) -> int:
-    """Steps of a candidate's training: an epoch where that is 40 to 100 steps, whole epochs where it is shorter."""
+    """Steps of a candidate's training, and between evaluations in the search of the length.
+
+    An epoch where that is 40 to 100 steps, whole epochs where it is shorter.
+    """
     if steps_per_epoch < _MIN_STEPS:
         return steps_per_epoch * math.ceil(_MIN_STEPS / steps_per_epoch)
     return min(steps_per_epoch, _MAX_STEPS)
-
-
-def steps_between(steps_per_epoch: int) -> int:
-    """Steps between two evaluations in the search of the length: about half a trial."""
-    return max(1, trial_steps(steps_per_epoch) // 2)
 
 
 def longest(steps_per_epoch: int) -> int:
@@ -120,7 +105,7 @@ def expected_steps(steps_per_epoch: int, epochs: int, *, rates: bool, length: bo
     """
     total = len(_RATES) * trial_steps(steps_per_epoch) if rates else 0
     if length:
-        total += round(epochs * steps_per_epoch / (1 + _DECAY_SHARE)) + PATIENCE * steps_between(steps_per_epoch)
+        total += round(epochs * steps_per_epoch / (1 + _DECAY_SHARE)) + PATIENCE * trial_steps(steps_per_epoch)
     return total
 
 

@@ -313,8 +313,9 @@ class Trainer:
             lambda done: self.callback.on_progress("validation", done, len(rows)),
         )
         for m in running:
+            score = (result.scaled_nll if self.config.criterion == "scaled_nll" else result.nll)[m]
             update_early_stopping(
-                state, m, result.nll[m], self.settings[m].patience, self.model.adapters.values, self.best
+                state, m, result.nll[m], score, self.settings[m].patience, self.model.adapters.values, self.best
             )
         members = range(self.model.num_members)
         entry: dict[str, object] = {
