@@ -30,6 +30,7 @@ def short_searches(monkeypatch):
     """Candidates of one epoch of 6 steps, and at most 5 epochs for the length."""
     monkeypatch.setattr(search, "_MIN_STEPS", 6)
     monkeypatch.setattr(search, "_MAX_EPOCHS", 5)
+    monkeypatch.setattr(search, "_FEWEST_STEPS", 6)
 
 
 class Stop(Callback):
@@ -75,8 +76,8 @@ def test_what_was_open_is_settled_and_recorded(auto_config, tmp_path):
     assert record.lr == search.chosen_rate(nlls, is_longer=True)
     assert search.further_rates(nlls, math.inf) == () or len(nlls) == 4 + 2 * search.MAX_EXTENSIONS
     assert record.length.lr == record.lr / 2
-    best_step = record.length.steps[record.length.val_nll.index(min(record.length.val_nll))]
-    assert record.epochs == search.epochs_of(best_step, 6)
+    scores = dict(zip(record.length.steps, record.length.val_nll, strict=True))
+    assert record.epochs == search.epochs_of(search.best_steps(scores), 6)
     assert not (root / "search").exists()
     assert json.loads((root / "ensemble.json").read_text())["num_members"] == 3
     # the settled configuration repeats the training without a search

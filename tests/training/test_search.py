@@ -7,6 +7,7 @@ import math
 import pytest
 
 from lorchestra.training.search import (
+    best_steps,
     chosen_rate,
     epochs_of,
     expected_epochs,
@@ -61,9 +62,14 @@ def test_trials_are_neither_short_nor_long(per_epoch):
     assert per_epoch >= 40 or steps % per_epoch == 0
 
 
+def test_a_longer_training_must_be_worth_it():
+    assert best_steps({50: 0.6, 100: 0.5, 150: 0.411, 200: 0.45, 250: 0.41}) == 150
+    assert best_steps({50: 0.6, 100: 0.5, 150: 0.42, 200: 0.45, 250: 0.41}) == 250
+
+
 def test_lengths():
     assert [longest(steps) for steps in (1, 5, 50, 500)] == [100, 100, 16, 3]
-    assert [epochs_of(200, 50), epochs_of(25, 50), epochs_of(500, 500)] == [5, 1, 1]
+    assert [epochs_of(200, 50), epochs_of(50, 50), epochs_of(500, 500)] == [5, 2, 1]
     assert [expected_epochs(steps) for steps in (5, 50, 500)] == [8, 5, 2]
     assert expected_steps(50, 5, rates=True, length=True) == 4 * 50 + 200 + 2 * 50
     assert expected_steps(50, 5, rates=True, length=False) == 4 * 50

@@ -35,6 +35,7 @@ from lorchestra.training.search import (
     MAX_EXTENSIONS,
     PATIENCE,
     WARMUP_STEPS,
+    best_steps,
     chosen_rate,
     epochs_of,
     first_rates,
@@ -155,7 +156,8 @@ class _Search:
         if length is not None:
             if math.isinf(_best(length)):
                 raise TrainingError(f"train.epochs: auto: a member at the rate {length.lr:g} failed; give the epochs")
-            epochs = epochs_of(length.steps[length.val_nll.index(_best(length))], self.steps_per_epoch)
+            scores = {step: nll for step, nll in zip(length.steps, length.val_nll, strict=True) if nll is not None}
+            epochs = epochs_of(best_steps(scores), self.steps_per_epoch)
         assert epochs != "auto"
         record = SearchRecord(
             lr, epochs, tuple(trials), length, self.steps_per_epoch, self.tokens, round(self.seconds, 2)

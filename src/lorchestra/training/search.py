@@ -30,6 +30,10 @@ _LONGER = 0.5
 """The rate of the training, as a multiple of that of the best candidate: longer trainings take smaller rates."""
 _DECAY_SHARE = 0.25
 """Steps that a training with a decaying rate takes on top of the best number at a constant one, as a share of it."""
+_NEARLY_BEST = 0.02
+"""Relative difference from the lowest score that is not worth training longer."""
+_FEWEST_STEPS = 100
+"""Fewest steps of a training: one member on few validation rows may look best earlier by chance."""
 _MIN_STEPS, _MAX_STEPS = 40, 100
 """Fewest and most steps of a candidate's training."""
 _MAX_TOTAL_STEPS, _MIN_EPOCHS, _MAX_EPOCHS = 800, 3, 100
@@ -84,9 +88,15 @@ def longest(steps_per_epoch: int) -> int:
     return min(_MAX_EPOCHS, max(_MIN_EPOCHS, math.ceil(_MAX_TOTAL_STEPS / steps_per_epoch)))
 
 
+def best_steps(scores: Mapping[int, float]) -> int:
+    """The fewest steps with nearly the lowest score, given the scores by step."""
+    lowest = min(scores.values())
+    return min(step for step, score in scores.items() if score <= lowest * (1 + _NEARLY_BEST))
+
+
 def epochs_of(best_step: int, steps_per_epoch: int) -> int:
     """Epochs of a training with a decaying rate, given the best number of steps at a constant one."""
-    return max(1, round(best_step * (1 + _DECAY_SHARE) / steps_per_epoch))
+    return round(max(best_step * (1 + _DECAY_SHARE), _FEWEST_STEPS) / steps_per_epoch) or 1
 
 
 def expected_epochs(steps_per_epoch: int) -> int:
