@@ -106,7 +106,7 @@ def test_its_program_gives_the_probabilities_of_lorchestra(
 
 @pytest.mark.parametrize(
     "settings",
-    [*({"normalize": how} for how in ("sum", "token", "byte")), {"scoring": "tree", "normalize": "token"}],
+    [*({"normalize": how} for how in ("sum", "token", "byte")), {"scoring": "tree"}],
     ids=lambda settings: "-".join(settings.values()),
 )
 def test_its_program_scores_whole_answers(run_config, tiny_base, tmp_path, monkeypatch, settings):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from lorchestra.config.data import PromptConfig
+from lorchestra.config.data import DataConfig, PromptConfig, check_data
 from lorchestra.config.mappings import read_recipe
 from lorchestra.config.run import RunConfig
 from lorchestra.errors import ConfigError
@@ -173,3 +173,10 @@ def test_a_tree_needs_ends(run_config, labels_csv, tmp_path):
     data = {"scoring": "tree", "prompt": PromptConfig(version=1)}
     with pytest.raises(ConfigError, match=r"a tree needs an end .* data\.prompt\.version 1"):
         Ensemble.train(run_config(labels_csv(), data=data), tmp_path / "run")
+
+
+def test_a_tree_is_not_divided_by_length():
+    with pytest.raises(
+        ConfigError, match=r"data\.normalize: token divides .* a tree has none; use data\.scoring: text"
+    ):
+        check_data(DataConfig(train="x.csv", scoring="tree", normalize="token"))
