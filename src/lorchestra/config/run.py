@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -68,6 +69,12 @@ class TrainConfig:
     def is_auto(self) -> bool:
         """Whether the learning rate or the number of epochs has to be searched before the training."""
         return "auto" in (self.lr, self.epochs)
+
+    def filled(self, lr: float, epochs: int) -> TrainConfig:
+        """The same with these numbers where it has none."""
+        return dataclasses.replace(
+            self, lr=lr if self.lr == "auto" else self.lr, epochs=epochs if self.epochs == "auto" else self.epochs
+        )
 
     @property
     def peak_lr(self) -> float:

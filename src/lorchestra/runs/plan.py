@@ -97,10 +97,7 @@ def _measure(config: RunConfig, rows: RunRows, out: Path, seconds: float, callba
 
 def _settled(config: RunConfig, per_epoch: int) -> RunConfig:
     """The configuration with usual numbers where a search will choose them."""
-    train = config.train
-    epochs = expected_epochs(per_epoch) if train.epochs == "auto" else train.epochs
-    lr = _ANY_RATE if train.lr == "auto" else train.lr
-    return dataclasses.replace(config, train=dataclasses.replace(train, lr=lr, epochs=epochs))
+    return dataclasses.replace(config, train=config.train.filled(_ANY_RATE, expected_epochs(per_epoch)))
 
 
 def _with_search(

@@ -73,14 +73,7 @@ def settle_training(run: Run, config: RunConfig, rows: RunRows, hidden_size: int
         run.write_search(record)
     run.discard_search()
     gc.collect()  # frees the base of the last pass
-    return _settled(config, record)
-
-
-def _settled(config: RunConfig, record: SearchRecord) -> RunConfig:
-    train = config.train
-    lr = record.lr if train.lr == "auto" else train.lr
-    epochs = record.epochs if train.epochs == "auto" else train.epochs
-    return dataclasses.replace(config, train=dataclasses.replace(train, lr=lr, epochs=epochs))
+    return dataclasses.replace(config, train=config.train.filled(record.lr, record.epochs))
 
 
 def settle_once(config: RunConfig, rows: RunRows, callback: Callback, directory: Path | None = None) -> RunConfig:
@@ -98,18 +91,19 @@ def settle_once(config: RunConfig, rows: RunRows, callback: Callback, directory:
     with TemporaryDirectory(prefix="lorchestra-search-") as temporary:
         run = Run(inside(directory or Path(temporary), _key(config, rows)))
         record = run.read_search()
-        if record is None:
+        if record is not None:
+            settled = config.train.filled(record.lr, record.epochs)
+        else:
             pipeline, resolved, _ = prepare_training(run.read_config() if run.is_started else config, rows)
             run.root.mkdir(parents=True, exist_ok=True)
             run.settle_config(resolved)  # a chat template may write another date when the search is resumed
             width = pipeline.model.hidden_size
             del pipeline  # the search loads another base
-            settle_training(run, resolved, rows, width, callback)
-            record = run.read_search()
-            assert record is not None
+            settled = settle_training(run, resolved, rows, width, callback).train
         run.discard_search()
         discard_directory(run.resume)
-    return _settled(config, record)
+    train = config.train.filled(settled.peak_lr, settled.num_epochs)
+    return dataclasses.replace(config, train=train)
 
 
 def _key(config: RunConfig, rows: RunRows) -> str:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lorchestra.config.mappings import differences, from_mapping, to_mapping
-from lorchestra.config.run import RunConfig, TrainConfig
+from lorchestra.config.run import RunConfig
 from lorchestra.errors import CheckpointError, ConfigError, DataError
 from lorchestra.models.loading import absolute_base
 from lorchestra.runs.build import torch_threads
@@ -265,7 +265,7 @@ def _settled(root: Path, points: Sequence[Point], callback: Callback) -> list[Po
         return list(points)
     lr = "auto" if any(config.train.lr == "auto" for config in waiting) else waiting[0].train.lr
     epochs = "auto" if any(config.train.epochs == "auto" for config in waiting) else waiting[0].train.epochs
-    refused: ConfigError | DataError | None = None
+    errors: list[ConfigError | DataError] = []
     for config in waiting:
         config = replace(config, train=replace(config.train, lr=lr, epochs=epochs))
         try:
@@ -273,20 +273,14 @@ def _settled(root: Path, points: Sequence[Point], callback: Callback) -> list[Po
                 rows = read_rows(config.data, config.train.seed)
                 search = settle_once(config, rows, callback, inside(root, "search")).train
         except (ConfigError, DataError) as error:  # settings that only the base refuses, such as layers
-            refused = refused or error
+            errors.append(error)
             continue
+        trains = [point.config.train.filled(search.peak_lr, search.num_epochs) for point in points]
         return [
-            replace(point, config=replace(point.config, train=_filled(point.config.train, search))) for point in points
+            replace(point, config=replace(point.config, train=train))
+            for point, train in zip(points, trains, strict=True)
         ]
-    if refused is None:
-        raise AssertionError("every point was refused without a reason")
-    raise refused
-
-
-def _filled(train: TrainConfig, search: TrainConfig) -> TrainConfig:
-    """A training with the numbers of a search where it has none."""
-    lr = search.lr if train.lr == "auto" else train.lr
-    return replace(train, lr=lr, epochs=search.epochs if train.epochs == "auto" else train.epochs)
+    raise errors[0]
 
 
 def _read_failed(root: Path) -> dict[str, str]:
