@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from stop_after import StopAfter
 
 from lorchestra.config.data import DataConfig, PromptConfig, check_data
 from lorchestra.config.mappings import read_recipe
@@ -21,21 +22,10 @@ from lorchestra.runs.evaluate import evaluate_run
 from lorchestra.runs.import_peft import import_run
 from lorchestra.runs.rows import read_rows
 from lorchestra.runs.train import train_run
-from lorchestra.training.callbacks import Callback, Interrupted
+from lorchestra.training.callbacks import Interrupted
 
 SUBJECTS, STATES = ("the long film", "the long play", "a very fine song"), ("was good", "was bad", "is dull")
 LABELS = (*(f"{subject} {state}" for subject in SUBJECTS for state in STATES), "a", "the film", "the film was long")
-
-
-class StopAfter(Callback):
-    """Requests a stop after `number` queries."""
-
-    def __init__(self, number):
-        self.left = number
-
-    def should_stop(self):
-        self.left -= 1
-        return self.left < 0
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import math
 
 import pytest
 from rich.console import Console
+from stop_after import StopAfter
 
 from lorchestra.cli.progress import SweepProgress
 from lorchestra.config.mappings import differences
@@ -20,7 +21,7 @@ from lorchestra.runs.sweep.run import run_sweep
 from lorchestra.runs.train import train_run
 from lorchestra.store.run import Run
 from lorchestra.training import search
-from lorchestra.training.callbacks import Callback, Interrupted
+from lorchestra.training.callbacks import Interrupted
 
 AUTO = {"lr": "auto", "epochs": "auto"}
 
@@ -31,20 +32,6 @@ def short_searches(monkeypatch):
     monkeypatch.setattr(search, "_MIN_STEPS", 6)
     monkeypatch.setattr(search, "_MAX_EPOCHS", 5)
     monkeypatch.setattr(search, "_FEWEST_STEPS", 6)
-
-
-class Stop(Callback):
-    """Asks to stop after some number of micro-batches."""
-
-    def __init__(self, after, finish=False):
-        self.left, self.finish = after, finish
-
-    def should_stop(self):
-        self.left -= 1
-        return self.left < 0
-
-    def should_finish(self):
-        return self.finish
 
 
 @pytest.fixture
@@ -138,7 +125,7 @@ def test_a_search_is_resumed_exactly(auto_config, tmp_path, layers):
     for after in (15, 20, 25, 30):
         try:
             if_exists = "resume" if (tmp_path / "parts").exists() else "fail"
-            train_run(config, tmp_path / "parts", if_exists=if_exists, callbacks=[Stop(after)])
+            train_run(config, tmp_path / "parts", if_exists=if_exists, callbacks=[StopAfter(after)])
         except Interrupted:
             continue
     parts = train_run(config, tmp_path / "parts", if_exists="resume").run
@@ -153,7 +140,7 @@ def test_a_resumed_run_does_not_compute_the_trunk_again(auto_config, tmp_path, m
 
     config = auto_config(adapt={"layers": "last:1"})
     with pytest.raises(Interrupted):
-        train_run(config, tmp_path / "run", callbacks=[Stop(40)])
+        train_run(config, tmp_path / "run", callbacks=[StopAfter(40)])
     fills = []
     narrowed = trunk._narrowed
     monkeypatch.setattr(trunk, "_narrowed", lambda *given: fills.append(1) or narrowed(*given))
@@ -171,7 +158,7 @@ def test_other_settings_are_refused_on_resume(auto_config, tmp_path):
 
 def test_finish_ends_a_training_with_its_best_adapters(run_config, texts_csv, tmp_path):
     config = run_config(texts_csv(), train={"epochs": 20})
-    outcome = train_run(config, tmp_path / "now", callbacks=[Stop(25, finish=True)])
+    outcome = train_run(config, tmp_path / "now", callbacks=[StopAfter(25, finish=True)])
     record = outcome.run.read_ensemble()
     assert all(member.state == "finished" for member in record.members)
     steps = [event["step"] for event in outcome.run.read_events() if event["event"] == "step"]
@@ -180,7 +167,7 @@ def test_finish_ends_a_training_with_its_best_adapters(run_config, texts_csv, tm
     assert last["step"] == max(steps)
     # the same from outside: an interrupted run is ended
     with pytest.raises(Interrupted):
-        train_run(config, tmp_path / "later", callbacks=[Stop(25)])
+        train_run(config, tmp_path / "later", callbacks=[StopAfter(25)])
     later = train_run(config, tmp_path / "later", if_exists="finish").run
     assert later.is_finished
     assert members_of(later.root) == members_of(outcome.run.root)
@@ -191,12 +178,12 @@ def test_what_cannot_be_finished(auto_config, run_config, texts_csv, tmp_path):
     with pytest.raises(CheckpointError, match="there is nothing to finish"):
         train_run(config, tmp_path / "none", if_exists="finish")
     with pytest.raises(Interrupted):
-        train_run(config, tmp_path / "run", callbacks=[Stop(8)])
+        train_run(config, tmp_path / "run", callbacks=[StopAfter(8)])
     with pytest.raises(CheckpointError, match=r"train\.lr is still searched"):
         train_run(config, tmp_path / "run", if_exists="finish")
     plain = run_config(texts_csv("more.csv"), adapt={"layers": "last:1"})
     with pytest.raises(Interrupted):
-        train_run(plain, tmp_path / "plain", callbacks=[Stop(0)])
+        train_run(plain, tmp_path / "plain", callbacks=[StopAfter(0)])
     with pytest.raises(CheckpointError, match="no step was trained yet"):
         train_run(plain, tmp_path / "plain", if_exists="finish")
 
@@ -251,7 +238,7 @@ def test_points_that_the_base_refuses_do_not_stop_the_search(auto_config, tmp_pa
 def test_a_search_for_other_settings_is_another_one(auto_config, tmp_path):
     points = grid_points(auto_config(), [("adapt.r", [2])])
     with pytest.raises(Interrupted):
-        run_sweep(points, tmp_path / "sweep", evaluate=False, callbacks=[Stop(10)])
+        run_sweep(points, tmp_path / "sweep", evaluate=False, callbacks=[StopAfter(10)])
     others = grid_points(auto_config(), [("adapt.r", [4])])
     outcome = run_sweep(others, tmp_path / "sweep", evaluate=False)
     assert outcome.failed == ()
@@ -264,7 +251,7 @@ def test_a_request_to_finish_stops_a_search_and_keeps_it_whole(auto_config, tmp_
     for after in (2, 12, 26):
         if_exists = "resume" if (tmp_path / "parts").exists() else "fail"
         with pytest.raises(Interrupted):
-            train_run(config, tmp_path / "parts", if_exists=if_exists, callbacks=[Stop(after, finish=True)])
+            train_run(config, tmp_path / "parts", if_exists=if_exists, callbacks=[StopAfter(after, finish=True)])
     parts = train_run(config, tmp_path / "parts", if_exists="resume").run.read_search()
     assert dataclasses.replace(parts, seconds=0) == dataclasses.replace(whole, seconds=0)
 
@@ -272,7 +259,7 @@ def test_a_request_to_finish_stops_a_search_and_keeps_it_whole(auto_config, tmp_
 def test_a_request_to_finish_before_the_first_step_stops_the_training(run_config, texts_csv, tmp_path):
     config = run_config(texts_csv())
     with pytest.raises(Interrupted):
-        train_run(config, tmp_path / "run", callbacks=[Stop(0, finish=True)])
+        train_run(config, tmp_path / "run", callbacks=[StopAfter(0, finish=True)])
     assert not Run(tmp_path / "run").is_finished
 
 

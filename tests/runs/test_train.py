@@ -11,6 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
+from stop_after import StopAfter
 
 import lorchestra.runs.train
 import lorchestra.runs.training
@@ -27,7 +28,7 @@ from lorchestra.runs.ensemble import load_run
 from lorchestra.runs.train import train_run
 from lorchestra.store.atomic import sha256_file
 from lorchestra.store.run import Run
-from lorchestra.training.callbacks import Callback, Interrupted
+from lorchestra.training.callbacks import Interrupted
 from lorchestra.types import Example
 
 
@@ -35,17 +36,6 @@ def adapter_settings(root):
     """The bytes of all members' weights."""
     files = sorted((root / "members").glob("member_*/adapter_model.safetensors"))
     return [file.read_bytes() for file in files]
-
-
-class StopAfter(Callback):
-    """Asks a run to stop once it was asked `number` times whether to."""
-
-    def __init__(self, number):
-        self.left = number
-
-    def should_stop(self):
-        self.left -= 1
-        return self.left < 0
 
 
 def test_the_run_directory_holds_the_contract(run_config, texts_csv, tmp_path):
