@@ -84,6 +84,8 @@ class EncodedExample:
     """The divisor of each choice's summed log-probability (its tokens or bytes); None for the plain sum."""
     tree: ChoiceTree | None = None
     """The choices as a tree, with tree scoring; None for letters and texts."""
+    by_head: bool = False
+    """Whether choice c is label c of the member's classification head, and `choices` are its indices, not tokens."""
 
     @property
     def num_tokens(self) -> int:

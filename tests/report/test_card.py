@@ -86,6 +86,7 @@ SETTINGS = {
     "per byte": {"normalize": "byte"},
     "letters": {"scoring": "letter"},
     "tree": {"scoring": "tree"},
+    "head": {"scoring": "head"},
     "custom prompt": {"prompt": PromptConfig('Is "{question}" good? (')},
 }
 

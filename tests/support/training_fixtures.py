@@ -60,9 +60,9 @@ def _widen_norms(model):
 def tiny_ensemble(tiny_model):
     """Builds an ensemble on a tiny base; `spread` is the scale of noise added to the initial parameters."""
 
-    def build(dtype=torch.float64, depth=2, seed=0, spread=0.0, adapter_settings=None, **adapt):
+    def build(dtype=torch.float64, depth=2, seed=0, spread=0.0, adapter_settings=None, num_labels=None, **adapt):
         config = AdaptConfig(**{"members": 3, "r": 2} | adapt)
-        ensemble = EnsembleModel(tiny_model(dtype, depth), config, seed, adapter_settings)
+        ensemble = EnsembleModel(tiny_model(dtype, depth), config, seed, adapter_settings, num_labels)
         noise = torch.randn(ensemble.adapters.values.shape, generator=torch.Generator().manual_seed(seed + 1))
         ensemble.adapters.values.add_(spread * noise)
         return ensemble
@@ -72,7 +72,7 @@ def tiny_ensemble(tiny_model):
 
 @pytest.fixture(scope="session")
 def make_rows():
-    """Builds ragged rows, scored by letters (one token per choice), texts (one to three) or trees (of six tokens)."""
+    """Builds ragged rows, scored by letters (one token per choice), texts (one to three), trees (of six tokens) or heads."""
 
     def build(number, kind="letters", seed=0, num_choices=(2, 4)):
         draw = torch.Generator().manual_seed(seed)
@@ -91,13 +91,17 @@ def make_rows():
         rows = []
         for row in range(number):
             choices = tuple(choice() for _ in range(between(*num_choices)))
+            if kind == "heads":
+                choices = tuple((label,) for label in range(NUM_LABELS))
             tree = choice_tree(choices) if kind == "trees" else None
-            rows.append(EncodedExample(row, tokens(2, 8), choices, between(0, len(choices) - 1), tree=tree))
+            prefix, answer = tokens(2, 8), between(0, len(choices) - 1)
+            rows.append(EncodedExample(row, prefix, choices, answer, tree=tree, by_head=kind == "heads"))
         return rows
 
     return build
 
 
+NUM_LABELS = 4
 TRAIN = {"epochs": 2, "batch_size": 4, "lr": 0.01, "token_budget": 60, "warmup": 0.2}
 
 
@@ -143,8 +147,11 @@ def make_trainer(tiny_ensemble, make_rows):
     ):
         config = TrainConfig(**TRAIN | (train or {}))
         adapter_settings = None if settings is None else [member.adapter for member in settings]
-        model = tiny_ensemble(dtype, depth, seed=config.seed, adapter_settings=adapter_settings, **adapt)
         train_rows, val_rows = rows or (make_rows(12, kind), make_rows(7, kind, seed=1))
+        num_labels = NUM_LABELS if train_rows[0].by_head else None
+        model = tiny_ensemble(
+            dtype, depth, seed=config.seed, adapter_settings=adapter_settings, num_labels=num_labels, **adapt
+        )
         run = RunConfig(adapt=model.adapt, train=config, regularize=RegularizeConfig(**(regularize or {})))
         recorder = Recorder()
         recorder.trainer = Trainer(

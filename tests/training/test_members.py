@@ -157,6 +157,8 @@ SETTINGS = {
     "reverse KL": {"regularize": {"kl_beta": 1.0, "kl_direction": "reverse"}, "train": {"schedule": "cosine"}},
     "trunk": {"depth": 3, "layers": "last:1", "dropout": 0.2, "kind": "texts", "regularize": {"kl_beta": 0.3}},
     "trees": {"kind": "trees", "dropout": 0.3, "regularize": {"kl_beta": 0.3, "label_smoothing": 0.1}},
+    "heads": {"kind": "heads", "dropout": 0.3, "regularize": {"weight_decay_a": 0.5, "label_smoothing": 0.1}},
+    "heads, trunk, bootstrap": {"kind": "heads", "depth": 3, "layers": "last:1", "order": "bootstrap"},
     "checkpointing": {"dropout": 0.2, "kind": "texts", "train": {"gradient_checkpointing": True}},
     "PiSSA": {
         **{"kind": "texts", "init_lora_weights": "pissa", "dropout": 0.2},

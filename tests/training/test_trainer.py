@@ -253,7 +253,7 @@ def test_training_learns_its_rows(make_trainer, make_rows, train):
     assert max(reports[-1].loss) < 0.05
 
 
-@pytest.mark.parametrize("kind", ["letters", "texts", "trees"])
+@pytest.mark.parametrize("kind", ["letters", "texts", "trees", "heads"])
 def test_token_budget_and_checkpointing_change_nothing_but_rounding(make_trainer, train, kind):
     reference = train(make_trainer(kind=kind, dropout=0.2))
     for settings in ({"token_budget": 1}, {"token_budget": 10_000}, {"gradient_checkpointing": True}):
@@ -393,6 +393,7 @@ RESUMED = {
         "train": {"lr": 0.03, "patience": 1, "epochs": 4, "token_budget": 40},
     },
     "trunk": {"depth": 3, "layers": "last:1", "dropout": 0.2, "train": {"epochs": 3}},
+    "heads": {"kind": "heads", "depth": 3, "layers": "last:1", "train": {"epochs": 3}},
     "trees": {
         **{"kind": "trees", "depth": 3, "layers": "last:1"},
         "regularize": {"kl_beta": 0.3, "kl_over": "vocabulary"},

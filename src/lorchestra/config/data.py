@@ -131,10 +131,11 @@ class DataConfig:
     """Column names of the files."""
     read: ReadConfig = field(default_factory=ReadConfig, metadata={"cli": {"name": ""}})
     """How files are read."""
-    scoring: Literal["auto", "letter", "text", "tree"] = "auto"
+    scoring: Literal["auto", "letter", "text", "tree", "head"] = "auto"
     """Score answers by their option letter, by their text, by their text as a tree (many labels:
-    shared first tokens once, each token chosen among those that continue a choice), or (auto)
-    by letters if the base can use them, else as a tree (many labels) or text."""
+    shared first tokens once, each token chosen among those that continue a choice), by a
+    classification head per member (texts with labels only), or (auto) by letters if the base can
+    use them, else as a tree (many labels) or text."""
     normalize: Literal["sum", "token", "byte"] = "sum"
     """With text scoring: log-probability of the whole choice, per token, or per byte."""
     prompt: PromptConfig = field(default_factory=PromptConfig)
@@ -168,9 +169,9 @@ def check_data(config: DataConfig) -> None:
     if mark is not None and (len(mark) != 1 or mark in '\r\n"'):
         message = f"--data.delimiter: {config.read.delimiter!r} cannot separate cells"
         raise ConfigError(f"{message}; give one character, or comma, semicolon, tab or bar")
-    if config.scoring == "tree" and config.normalize != "sum":
+    if config.scoring in ("tree", "head") and config.normalize != "sum":
         message = f"data.normalize: {config.normalize} divides the log-probabilities of texts"
-        raise ConfigError(f"{message}, and a tree has none; use data.scoring: text, or leave it out")
+        raise ConfigError(f"{message}, and a {config.scoring} has none; use data.scoring: text, or leave it out")
     if config.scoring == "tree" and config.prompt.version == 1:
         message = "data.scoring: a tree needs an end after a choice that another continues"
         raise ConfigError(f"{message}, which data.prompt.version 1 does not have; use text, or leave the version out")

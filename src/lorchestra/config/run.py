@@ -208,6 +208,20 @@ def check_init(init_lora_weights: bool | str, regularize: RegularizeConfig) -> N
             )
 
 
+def check_head(scoring: str, regularize: RegularizeConfig) -> None:
+    """Refuse a penalty towards the base's answers where the base has none.
+
+    Raises:
+        ConfigError: names both fields.
+    """
+    if scoring == "head" and regularize.kl_beta > 0:
+        raise ConfigError(
+            f"regularize.kl_beta: {regularize.kl_beta:g} is a penalty towards the base's answers, but with"
+            " data.scoring: head there are none, since the base has no classification head; use another scoring, or"
+            " leave it out"
+        )
+
+
 def check_evaluation(config: EvaluateConfig) -> None:
     """Check settings that would otherwise fail only after training.
 
@@ -233,6 +247,7 @@ def check_run(config: RunConfig) -> None:
     check_data(config.data)
     check_training(config.train, config.regularize)
     check_init(config.adapt.init_lora_weights, config.regularize)
+    check_head(config.data.scoring, config.regularize)
     check_evaluation(config.evaluate)
 
 

@@ -187,7 +187,7 @@ class _Encoder:
         encoded = []
         for batch in _bounded(rendered, sizes):
             rows = self._tokenize(batch, front)
-            encoded += rows if self.scoring == "letter" else self._with_ends(batch, rows, front)
+            encoded += self._with_ends(batch, rows, front) if self.scoring in ("text", "tree") else rows
         if self.normalize == "token":
             return [replace(row, divisors=tuple(float(len(choice)) for choice in row.choices)) for row in encoded]
         return encoded
@@ -195,6 +195,8 @@ class _Encoder:
     def _tokenize(
         self, batch: Sequence[RenderedPrompt], front: tuple[int, ...], *, ended: bool = False
     ) -> list[EncodedExample]:
+        if self.scoring == "head":
+            return self._with_labels(batch, front)
         texts = [text for row in batch for text in (row.parts, *row.with_choices(ended=ended))]
         wheres = [row.where for row in batch for _ in range(1 + len(row.names))]
         ids, literal = self.tokens.ids(texts, wheres)
@@ -209,6 +211,16 @@ class _Encoder:
                 EncodedExample(-1, front + prefix, choices, None, num_bytes if self.normalize == "byte" else None)
             )
         return rows
+
+    def _with_labels(self, batch: Sequence[RenderedPrompt], front: tuple[int, ...]) -> list[EncodedExample]:
+        """The prompts alone, whose choices are the labels of a classification head."""
+        ids, literal = self.tokens.ids([row.parts for row in batch], [row.where for row in batch])
+        for name, where in literal.items():
+            self.literal.setdefault(name, where)
+        return [
+            EncodedExample(-1, front + tuple(prefix), tuple((c,) for c in range(len(row.names))), None, by_head=True)
+            for prefix, row in zip(ids, batch, strict=True)
+        ]
 
     def _with_ends(
         self, batch: Sequence[RenderedPrompt], rows: list[EncodedExample], front: tuple[int, ...]
@@ -280,7 +292,7 @@ class _Encoder:
         number = self.tokens.num_embeddings
         if number is None:
             return
-        most = max(max(row.prefix), *(max(choice) for choice in row.choices))
+        most = max(max(row.prefix), 0 if row.by_head else max(max(choice) for choice in row.choices))
         if most >= number:
             name = self.tokens.tokenizer.convert_ids_to_tokens(most)
             message = f"{example.where}: has the token {name!r} (id {most}), but the base has only {number} embeddings"

@@ -28,7 +28,7 @@ from lorchestra.types import Example
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-ScoringMode = Literal["letter", "text", "tree"]
+ScoringMode = Literal["letter", "text", "tree", "head"]
 
 TEMPLATES: Mapping[str, Mapping[Literal["letter", "text"], str]] = {
     # default for questions with choices
@@ -65,7 +65,7 @@ TEMPLATES: Mapping[str, Mapping[Literal["letter", "text"], str]] = {
         "text": "News: {question}\nSection (Business, Sci/Tech, Sports or World):",
     },
 }
-"""Templates by kind of row and scoring (a tree has that of texts); a named task specifies its kind."""
+"""Templates by kind of row and scoring (a tree and a head have that of texts); a named task specifies its kind."""
 
 
 Text = tuple[str, ...]

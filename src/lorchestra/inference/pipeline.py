@@ -155,7 +155,22 @@ class Pipeline:
         shots: Sequence[Example] = (),
         progress: Callable[[int], None] | None = None,
     ) -> Predictions:
-        """Predictions of every pass, for the rows that are not dropped for their length."""
+        """Predictions of every pass, for the rows that are not dropped for their length.
+
+        The base has no classification head: with `scoring` "head" its answers are scored by the tree of their texts.
+        """
+        is_base = [one.member == BASE for one in passes]
+        if self.scoring == "head" and any(is_base):
+            base = replace(self, scoring="tree")
+            if all(is_base):
+                return base.predict(examples, passes, split, shots=shots, progress=progress)
+            kept = self.encode(examples).kept
+            examples = [examples[index] for index in kept]
+            members = self.predict(examples, [one for one in passes if one.member != BASE], split, progress=progress)
+            rows = base.tokenize(examples, "error", bounded=False).rows
+            of_base = predict_rows(self.model, rows, [one for one in passes if one.member == BASE], self.token_budget)
+            parts = iter(members.log_probs_MEC), iter(of_base)
+            return replace(members, log_probs_MEC=np.stack([next(parts[which]) for which in is_base]))
         encoded = self.encode(examples, shots)
         log_probs = predict_rows(self.model, encoded.rows, passes, self.token_budget, progress=progress)
         return self.predictions(examples, encoded.kept, log_probs, split)

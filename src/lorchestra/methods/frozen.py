@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from lorchestra.errors import ConfigError
 from lorchestra.inference.features import encode_texts, mean_states, middle_layers
 from lorchestra.methods.contract import Fitted, Meter, MethodContext, Progress
-from lorchestra.methods.linear import Inputs, Sklearn, TextClassifier, check_labels
+from lorchestra.methods.linear import TextClassifier, check_labels
 from lorchestra.methods.training import changed
+from lorchestra.training.linear import Inputs, Sklearn
 from lorchestra.types import Example
 
 MAX_BYTES = 2_000_000_000

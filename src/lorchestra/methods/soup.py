@@ -64,10 +64,12 @@ def fit(context: MethodContext, config: Config) -> Fitted:
 
 
 def product_average(adapters: StackedAdapters, members: Sequence[int]) -> Tensor:
-    """The flat adapter of rank `len(members) R` whose B A is the mean of the members'."""
+    """The flat adapter of rank `len(members) R` whose B A, and head if there is one, is the mean of the members'."""
     pieces = []
     for piece in adapters.slices:
         A = adapters.view(adapters.values[members], piece, "A")
         B = adapters.view(adapters.values[members], piece, "B") / len(members)
         pieces += [A.flatten(0, 1).flatten(), B.movedim(0, 1).flatten(1).flatten()]
+    if adapters.head_shape is not None:
+        pieces.append(adapters.head(adapters.values[members]).mean(dim=0).flatten())
     return torch.cat(pieces)

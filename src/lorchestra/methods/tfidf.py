@@ -13,8 +13,9 @@ from functools import partial
 from typing import Literal
 
 from lorchestra.methods.contract import Fitted, Meter, MethodContext, Progress
-from lorchestra.methods.linear import Sklearn, TextClassifier, check_labels
+from lorchestra.methods.linear import TextClassifier, check_labels
 from lorchestra.methods.training import changed
+from lorchestra.training.linear import Sklearn
 from lorchestra.types import Example
 
 MAX_CHARACTERS = 5_000_000

@@ -31,6 +31,7 @@ from lorchestra.models.targets import features, find_targets
 from lorchestra.nn.adapters import StackedAdapters
 from lorchestra.nn.attention import make_attention
 from lorchestra.nn.context import ContextSlot, ForwardContext
+from lorchestra.nn.head import MemberHead
 from lorchestra.nn.kv_cache import PrefixCache
 from lorchestra.nn.lora import MemberLoRALinear
 from lorchestra.nn.packing import BASE, PackedBatch, pack_prefix
@@ -59,6 +60,8 @@ class EnsembleModel:
         seed: run seed; see `make_adapter_settings`.
         adapter_settings: rank, scaling and initialization per member, if members differ in more than their seeds. Their
             number replaces `adapt.members`; the highest of their ranks is that of the stacked adapters.
+        num_labels: number of labels of a classification head per member, for rows that are `by_head`. It is zero until
+            something is loaded or it is trained.
 
     Raises:
         ConfigError: the architecture cannot be packed, layers or target modules are unknown, M or a member's settings
@@ -66,7 +69,12 @@ class EnsembleModel:
     """
 
     def __init__(
-        self, model: nn.Module, adapt: AdaptConfig, seed: int, adapter_settings: Sequence[AdapterSettings] | None = None
+        self,
+        model: nn.Module,
+        adapt: AdaptConfig,
+        seed: int,
+        adapter_settings: Sequence[AdapterSettings] | None = None,
+        num_labels: int | None = None,
     ) -> None:
         if adapter_settings is not None:
             adapt = dataclasses.replace(adapt, members=len(adapter_settings))
@@ -86,13 +94,14 @@ class EnsembleModel:
         self.trunk_layers = self.layers[0]
         self.stock_attention: str = model.config._attn_implementation  # type: ignore[union-attr,assignment]
         set_attention(model, _register_attention(self))
-        self.adapters = self._insert_members(layers)
+        self.adapters = self._insert_members(layers, num_labels)
+        self.head = None if num_labels is None else MemberHead(self.adapters.heads)
         slim_gated_mlps(layers)
         gate_layers(layers, self.slot)
         restrict_last_mlp(layers[-1], self.slot)
         restrict_head(model.get_output_embeddings(), self.slot)  # type: ignore[operator]
 
-    def _insert_members(self, layers: nn.ModuleList) -> StackedAdapters:
+    def _insert_members(self, layers: nn.ModuleList, num_labels: int | None) -> StackedAdapters:
         adapt = self.adapt
         targets = find_targets(self.model, layers, self.layers, adapt.target_modules)
         weight = targets[0][1].weight
@@ -104,6 +113,7 @@ class EnsembleModel:
                 [(name, *features(linear)) for name, linear in targets],
                 dtype=torch.promote_types(weight.dtype, torch.float32),
                 device=weight.device,
+                head_shape=None if num_labels is None else (num_labels, self.hidden_size),
             )
         except (RuntimeError, MemoryError) as error:  # torch has no exception class for a full memory on a CPU
             raise ConfigError(
@@ -160,7 +170,8 @@ class EnsembleModel:
             batch: packed items, see `pack`.
             outputs: what to return:
 
-                - log_probs: normalized log-probabilities of each item's choices, `[B, C]`;
+                - log_probs: normalized log-probabilities of each item's choices, `[B, C]`, by the output head or, for
+                  rows that are `by_head`, by the members' classification heads;
                 - logits: logits over the vocabulary `[K, V]` at the positions `batch.scoring.keep`, or, if an item has
                   no choices, at the last prefix token of each item;
                 - head_states: the input of the output head at these positions, `[K, D]`;
@@ -171,7 +182,7 @@ class EnsembleModel:
                 The model still runs, so that a cap or scale after the head is applied. Returns `[B, V]`, no gradient.
 
         Raises:
-            ValueError: "log_probs" of items without choices.
+            ValueError: "log_probs" of items without choices; of the base, or "logits", for rows that are `by_head`.
         """
         context = self._context(batch, outputs, hidden, head_states)
         with_gradient = outputs in ("log_probs", "logits") and head_states is None
@@ -186,9 +197,17 @@ class EnsembleModel:
             return torch.cat(context.captured)
         if outputs == "head_states":
             return context.captured[0][0]
+        if context.capture_head:  # outside of the model, whose caps and scales are for logits over the vocabulary
+            return self._head_log_probs(batch, context.captured[0][0])
         if outputs == "logits":
             return result.logits[0]
         return choice_log_probs(result.logits[0], batch.scoring)
+
+    def _head_log_probs(self, batch: PackedBatch, states_BD: Tensor) -> Tensor:
+        if self.head is None:
+            raise ValueError("the model was made without classification heads; see num_labels")
+        logits_BC = self.head(states_BD, [item.member for item in batch.items])
+        return choice_log_probs(logits_BC, batch.scoring)
 
     def _context(
         self, batch: PackedBatch, outputs: OutputKind, hidden: Tensor | None, head_states: Tensor | None
@@ -196,13 +215,16 @@ class EnsembleModel:
         captured = () if isinstance(outputs, str) else outputs.layers
         if outputs == "trunk":
             captured = (self.trunk_layers,)
+        captures_head = outputs == "head_states"
         reads_choices = not captured and head_states is None and all(i.example.choices for i in batch.items)
         keep = batch.scoring.keep if reads_choices else torch.tensor(batch.last_positions, device=self.device)
         first_layer = 0 if hidden is None else self.trunk_layers
         option_ids = None
         if outputs == "log_probs":
-            option_ids = batch.scoring.option_ids
-        elif outputs == "head_states":
+            option_ids, captures_head = batch.scoring.option_ids, batch.scoring.by_head
+        elif outputs == "logits" and reads_choices and batch.scoring.by_head:
+            raise ValueError("rows that are scored by a classification head have no logits over the vocabulary")
+        if captures_head:
             option_ids = keep.new_zeros(1)  # a single token, since the logits are not read
         if head_states is not None:
             first_layer = self.num_layers
@@ -215,7 +237,7 @@ class EnsembleModel:
             hidden=hidden,
             option_ids=option_ids,
             head_states=head_states,
-            capture_head=outputs == "head_states",
+            capture_head=captures_head,
             checkpointing=self.gradient_checkpointing,
         )
 

@@ -1,7 +1,8 @@
 """Members as PEFT LoRA folders, which PEFT and vLLM can load.
 
 Format: `adapter_config.json` and `adapter_model.safetensors` as PEFT's `save_pretrained` writes them, keys
-`base_model.model.<module>.lora_A.weight` `[R, I]` and `.lora_B.weight` `[O, R]`.
+`base_model.model.<module>.lora_A.weight` `[R, I]` and `.lora_B.weight` `[O, R]`. A classification head is one of PEFT's
+`modules_to_save`, the module that transformers' classifiers call `score`, `[C, D]`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from lorchestra.models.gguf import quiet_transformers
 from lorchestra.models.patching import text_config
 from lorchestra.models.targets import base_names, is_transposed
 from lorchestra.nn.adapters import StackedAdapters
+from lorchestra.nn.head import STEP_SCALE
 from lorchestra.store.atomic import sha256_file
 
 if TYPE_CHECKING:
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 WEIGHTS = "adapter_model.safetensors"
+HEAD = "score"
+"""The classification head of transformers' `AutoModelForSequenceClassification` with a decoder."""
+HEAD_KEY = f"base_model.model.{HEAD}.weight"
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -45,6 +50,8 @@ def adapter_tensors(adapters: StackedAdapters, values_P: Tensor, rank: int | Non
             view = adapters.view(values_P, piece, which)
             view = view[:rank] if which == "A" else view[:, :rank]
             tensors[f"base_model.model.{piece.name}.lora_{which}.weight"] = view.detach().cpu().contiguous()
+    if adapters.head_shape is not None:
+        tensors[HEAD_KEY] = (adapters.head(values_P).detach() * STEP_SCALE).cpu()
     return tensors
 
 
@@ -108,7 +115,8 @@ def peft_config(ensemble: EnsembleModel, base_path: str) -> LoraConfig:
     adapt = ensemble.adapt
     adapted = [piece.name for piece in ensemble.adapters.slices]
     config = LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type="CAUSAL_LM" if ensemble.head is None else "SEQ_CLS",
+        modules_to_save=None if ensemble.head is None else [HEAD],
         base_model_name_or_path=base_path,
         inference_mode=True,
         r=ensemble.adapters.slices[0].rank,
@@ -229,16 +237,23 @@ def load_member(
             view = adapters.view(adapters.values[member], piece, which)
             if rank is not None:
                 view = view[:rank] if which == "A" else view[:, :rank]
-            tensor = tensors.pop(key, None)
-            if tensor is None or tensor.shape != view.shape:
-                shape = "is missing" if tensor is None else f"has shape {list(tensor.shape)}, not {list(view.shape)}"
-                raise CheckpointError(f"{path}: {key} {shape}; config.yaml and the adapters do not match")
-            if tensor.dtype not in _DTYPES:
-                raise CheckpointError(f"{path}: {key} has {tensor.dtype} values, not floating-point ones")
-            view.copy_(tensor)
-            if not view.isfinite().all():
-                raise CheckpointError(f"{path}: {key} holds NaN or infinite values; train the member again")
+            view.copy_(_checked(path, key, tensors.pop(key, None), view.shape))
+    if adapters.head_shape is not None:
+        head = tensors.pop(HEAD_KEY, None)
+        adapters.head(adapters.values[member]).copy_(_checked(path, HEAD_KEY, head, adapters.head_shape) / STEP_SCALE)
     if tensors:
         raise CheckpointError(
             f"{path}: has {len(tensors)} tensors that config.yaml does not name, such as {min(tensors)}"
         )
+
+
+def _checked(path: Path, key: str, tensor: Tensor | None, shape: Sequence[int]) -> Tensor:
+    """A tensor of a PEFT folder, if it is there, of the right shape, and finite numbers."""
+    if tensor is None or list(tensor.shape) != list(shape):
+        fault = "is missing" if tensor is None else f"has shape {list(tensor.shape)}, not {list(shape)}"
+        raise CheckpointError(f"{path}: {key} {fault}; config.yaml and the adapters do not match")
+    if tensor.dtype not in _DTYPES:
+        raise CheckpointError(f"{path}: {key} has {tensor.dtype} values, not floating-point ones")
+    if not tensor.isfinite().all():
+        raise CheckpointError(f"{path}: {key} holds NaN or infinite values; train the member again")
+    return tensor

@@ -1,8 +1,8 @@
 """PEFT LoRA folders made by other tools: read, checked, and combined into the shape of an ensemble.
 
-An ensemble has plain LoRA. PEFT's extensions change the arithmetic, the base or the tokens, so they are refused by
-name, and so are unknown settings that are on. Weights are read from safetensors only: pickles can run code, and are
-never opened.
+An ensemble has plain LoRA, and may have a classification head per member. PEFT's extensions change the arithmetic, the
+base or the tokens, so they are refused by name, and so are unknown settings that are on. Weights are read from
+safetensors only: pickles can run code, and are never opened.
 
 Format: see `peft_files`.
 """
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from lorchestra.config.adapt import AdaptConfig
 from lorchestra.errors import CheckpointError
 from lorchestra.models.directories import has_whole_weights, near_path
-from lorchestra.models.peft_files import WEIGHTS
+from lorchestra.models.peft_files import HEAD, HEAD_KEY, WEIGHTS
 from lorchestra.store.safe_paths import inside, read_plain
 from lorchestra.store.schema import COUNT, Each, Number, Shape, check_shape
 
@@ -82,6 +82,8 @@ class PeftFolder:
     """`lora_alpha / r`, or `lora_alpha / sqrt(r)` with rsLoRA."""
     dropout: float
     modules: Mapping[str, tuple[int, int]]
+    head_shape: tuple[int, int] | None = None
+    """C and D of the classification head; None without one."""
     adapter_name: str | None = None
     """The adapter's name in the keys of its tensors (`lora_A.NAME.weight`), which PEFT omits when it saves."""
 
@@ -105,8 +107,10 @@ def read_peft_folder(path: str | Path) -> PeftFolder:
     check_shape(config, _SHAPE, where)
     scaling = alpha / (math.sqrt(r) if config.get("use_rslora") else r)
     base, revision = (_name(where, config, field) for field in ("base_model_name_or_path", "revision"))
-    modules, adapter_name = _read_modules(folder, r)
-    return PeftFolder(folder, base, revision, r, scaling, dropout, modules, adapter_name)
+    tensors = _read_tensors(folder)
+    head_shape = _read_head(folder / WEIGHTS, tensors) if config.get("task_type") == "SEQ_CLS" else None
+    modules, adapter_name = _read_modules(folder, tensors, r)
+    return PeftFolder(folder, base, revision, r, scaling, dropout, modules, head_shape, adapter_name)
 
 
 def plain_tensors(folder: PeftFolder) -> dict[str, Tensor]:
@@ -240,9 +244,16 @@ def _refuse_features(where: Path, config: Mapping[str, object]) -> None:
     if kind != "LORA":
         raise CheckpointError(f"{where}: peft_type is {kind!r}; only LORA adapters can be members")
     task = config.get("task_type")
-    if task not in (None, "CAUSAL_LM"):
+    if task not in (None, "CAUSAL_LM", "SEQ_CLS"):
         raise CheckpointError(
-            f"{where}: task_type is {task!r}; only adapters of causal language models (CAUSAL_LM) can be members"
+            f"{where}: task_type is {task!r}; only adapters of causal language models (CAUSAL_LM) and of classifiers"
+            " made of them (SEQ_CLS) can be members"
+        )
+    whole, heads = config.get("modules_to_save"), [[HEAD], ["classifier", HEAD], [HEAD, "classifier"]]
+    if task == "SEQ_CLS" and whole not in heads:  # PEFT writes both names, whichever the model has
+        raise CheckpointError(
+            f"{where}: modules_to_save is {_short(whole)}, and a classifier's member has its head, ['{HEAD}'], and"
+            " nothing else"
         )
     init = config.get("init_lora_weights")
     if init not in _PLAIN_INITS:
@@ -251,7 +262,7 @@ def _refuse_features(where: Path, config: Mapping[str, object]) -> None:
             " PEFT's save_pretrained(..., path_initial_model_for_weight_conversion=...)"
         )
     for name, value in config.items():
-        if name not in _HARMLESS and value not in _OFF:
+        if name not in _HARMLESS and value not in _OFF and not (name == "modules_to_save" and task == "SEQ_CLS"):
             raise CheckpointError(
                 f"{where}: {name} is {_short(value)}, which is not plain LoRA and cannot be part of an ensemble; train"
                 " the adapter without it"
@@ -272,14 +283,28 @@ def _name(where: Path, config: Mapping[str, object], field: str) -> str | None:
     return value or None
 
 
-def _read_modules(folder: Path, r: int) -> tuple[dict[str, tuple[int, int]], str | None]:
+def _read_head(path: Path, tensors: dict[str, Tensor]) -> tuple[int, int]:
+    """The shape of the classification head, whose tensor is removed.
+
+    Raises:
+        CheckpointError: it is missing, or not a matrix of finite numbers.
+    """
+    head = tensors.pop(HEAD_KEY, None)
+    if head is None:
+        raise CheckpointError(f"{path}: has no {HEAD_KEY}, the head of a classifier; copy the folder again")
+    if head.ndim != 2 or head.dtype not in _DTYPES or not head.isfinite().all():
+        raise CheckpointError(f"{path}: {HEAD_KEY} is not a matrix of finite numbers; this adapter's training failed")
+    return head.shape[0], head.shape[1]
+
+
+def _read_modules(folder: Path, tensors: dict[str, Tensor], r: int) -> tuple[dict[str, tuple[int, int]], str | None]:
     """Shapes of the adapted maps, and the adapter's name in the keys.
 
     Raises:
         CheckpointError: a tensor is not the A or B of one plain LoRA of this rank.
     """
     path = folder / WEIGHTS
-    pairs, adapter_name = _read_pairs(path, _read_tensors(folder))
+    pairs, adapter_name = _read_pairs(path, tensors)
     modules = {}
     for name, pair in pairs.items():
         if _IN_LAYER.fullmatch(name) is None:

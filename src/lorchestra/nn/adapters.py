@@ -5,8 +5,10 @@ One row is one member, so copying, freezing, clipping or saving a member is an o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -39,12 +41,15 @@ class AdapterSlice:
 class StackedAdapters:
     """The trainable parameters of M members and their gradients.
 
+    The last columns are those of the members' classification heads, if there are any: `[C, D]`, trained like an A.
+
     Args:
         num_members: M.
         rank: R of every adapter; a member of lower rank has zero rows in A and zero columns in B, which stay zero.
         shapes: `(module name, in_features, out_features)` of every adapted module, in the model's order.
         dtype: number format of parameters and gradients.
         device: their device.
+        head_shape: C and D of classification heads; None for none.
     """
 
     def __init__(
@@ -53,6 +58,7 @@ class StackedAdapters:
         rank: int,
         shapes: Sequence[tuple[str, int, int]],
         *,
+        head_shape: tuple[int, int] | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -61,24 +67,36 @@ class StackedAdapters:
             start = slices[-1].stop if slices else 0
             slices.append(AdapterSlice(name, rank, in_features, out_features, start))
         self.slices = tuple(slices)
+        self.head_shape = head_shape
         self.num_members = num_members
-        self.values = torch.zeros(num_members, slices[-1].stop, dtype=dtype, device=device)
+        width = slices[-1].stop + (0 if head_shape is None else math.prod(head_shape))
+        self.values = torch.zeros(num_members, width, dtype=dtype, device=device)
         self.grad = torch.zeros_like(self.values)
-        self.is_B = torch.zeros(slices[-1].stop, dtype=torch.bool, device=device)
+        self.is_B = torch.zeros(width, dtype=torch.bool, device=device)
         for piece in slices:
             self.is_B[piece.middle : piece.stop] = True
         self.frozen: dict[int, Tensor] = {}
         """Bool `[P]` by member: columns that are not trained. Members that are trained whole are absent."""
-        self.parameters = {piece.name: (self._leaves(piece, "A"), self._leaves(piece, "B")) for piece in slices}
+        self.parameters = {
+            piece.name: tuple(self._leaves(partial(self.view, piece=piece, which=which)) for which in ("A", "B"))
+            for piece in slices
+        }
+        self.heads = [] if head_shape is None else self._leaves(self.head)
+        """One leaf per member, `[C, D]`."""
 
-    def _leaves(self, piece: AdapterSlice, which: str) -> list[nn.Parameter]:
+    def _leaves(self, view: Callable[[Tensor], Tensor]) -> list[nn.Parameter]:
         """One leaf per member, so that a member absent from a micro-batch costs nothing in its backward pass."""
         leaves = []
         for values, grad in zip(self.values, self.grad, strict=True):
-            leaf = nn.Parameter(self.view(values, piece, which))
-            leaf.grad = self.view(grad, piece, which)  # autograd adds to it in place
+            leaf = nn.Parameter(view(values))
+            leaf.grad = view(grad)  # autograd adds to it in place
             leaves.append(leaf)
         return leaves
+
+    def head(self, flat: Tensor) -> Tensor:
+        """View the classification head `[.., C, D]` in a tensor with the layout of `values`, `[.., P]`."""
+        assert self.head_shape is not None
+        return flat[..., self.slices[-1].stop :].unflatten(-1, self.head_shape)
 
     def view(self, flat: Tensor, piece: AdapterSlice, which: str) -> Tensor:
         """View one module's A `[.., R, I]` or B `[.., O, R]` in a tensor with the layout of `values`, `[.., P]`."""

@@ -40,6 +40,8 @@ class ChoiceScoring:
     """
     divisors: Tensor | None = None
     """float64 `[B, C]`: divisors of the summed log-probabilities; None for the plain sum."""
+    by_head: bool = False
+    """Whether the outputs are logits of the members' classification heads `[B, C]`, instead of the output head's."""
     branches: Branches | None = None
     """The branches of the items' trees; None for letters and texts, and for trees that branch only once, where the
     normalization over the choices is that over the branch's children."""
@@ -70,7 +72,7 @@ def score_positions(
         device: device of the index tensors.
 
     Raises:
-        ValueError: a row has no choices, or some rows have a tree and others do not.
+        ValueError: a row has no choices, or some rows have a tree or a classification head and others do not.
     """
     if not all(example.choices for example in examples):
         raise ValueError("rows without choices have no log_probs; request logits")
@@ -79,6 +81,9 @@ def score_positions(
         if len(trees) != len(examples):
             raise ValueError("rows with and without a tree of choices cannot be scored in one batch")
         return _score_trees(trees, prefix_ends, device)
+    by_head = examples[0].by_head
+    if any(example.by_head != by_head for example in examples):
+        raise ValueError("rows with and without a classification head cannot be scored in one batch")
     num_choices = max(len(example.choices) for example in examples)
     num_terms = max(len(choice) for example in examples for choice in example.choices)
     shape = (len(examples), num_choices, num_terms)
@@ -112,6 +117,7 @@ def score_positions(
         prefix_rows=term_rows[:, 0, 0].to(device),
         option_ids=None if option_ids is None else option_ids.to(device),
         divisors=None if divisors is None else divisors.to(device),
+        by_head=by_head,
     )
 
 

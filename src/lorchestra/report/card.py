@@ -164,16 +164,18 @@ def _code(record: Json, members: Sequence[str]) -> str:
     letters = record["scoring"] == "letter"
     names = '"ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(choices)]' if letters else "map(str.strip, choices)"
     each = {"sum": "", "token": " / len(terms)", "byte": " / len(answer.encode())"}[record["normalize"]]
+    by_head = record["scoring"] == "head"
+    model = "AutoModelForSequenceClassification" if by_head else "AutoModelForCausalLM"
     lines = [
         "import torch",
         "from peft import PeftModel",
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        f"from transformers import {model}, AutoTokenizer",
         "",
         base,
         f"MEMBERS = {list(members)!r}",
         "",
         f"tokenizer = AutoTokenizer.from_pretrained(BASE{pinned})",
-        f"model = AutoModelForCausalLM.from_pretrained(BASE{pinned})",
+        f"model = {model}.from_pretrained(BASE{pinned}{f', num_labels={len(choices)}' if by_head else ''})",
         "model = PeftModel.from_pretrained(model, MEMBERS[0], adapter_name=MEMBERS[0]).eval()",
         "for name in MEMBERS[1:]:",
         "    model.load_adapter(name, adapter_name=name)",
@@ -183,6 +185,33 @@ def _code(record: Json, members: Sequence[str]) -> str:
         'options = "\\n".join(f"{letter}. {choice}" for letter, choice in zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", choices))',
         f'prompt = {template!r}.replace("{{options}}", options).replace("{{question}}", question)',
         *_asking_lines(record),
+        *(_head_lines(record) if by_head else _answer_lines(record, names, each)),
+        "",
+        "",
+        "member_probs = torch.stack([probabilities(name) for name in MEMBERS])",
+        "ensemble = member_probs.mean(0)",
+        "print(dict(zip(choices, ensemble.tolist())))",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _head_lines(record: Json) -> list[str]:
+    """The lines that define a member's probabilities by its classification head."""
+    return [
+        "",
+        "",
+        "@torch.no_grad()",
+        "def probabilities(member):",
+        "    model.set_adapter(member)",
+        f"    ids = tokenizer(prompt{_no_special(record)}).input_ids",
+        "    return model(torch.tensor([ids])).logits[0].float().softmax(-1)",
+    ]
+
+
+def _answer_lines(record: Json, names: str, each: str) -> list[str]:
+    """The lines that define a member's probabilities by the tokens of the answers."""
+    letters = record["scoring"] == "letter"
+    return [
         f"answers = [gap + name for name in {names}]",
         "",
         "",
@@ -202,13 +231,7 @@ def _code(record: Json, members: Sequence[str]) -> str:
         "    for answer, ids in zip(answers, rows[1:]):",
         *(_tree_lines() if record["scoring"] == "tree" else _term_lines("" if letters else each)),
         "    return torch.stack(scores).softmax(-1)",
-        "",
-        "",
-        "member_probs = torch.stack([probabilities(name) for name in MEMBERS])",
-        "ensemble = member_probs.mean(0)",
-        "print(dict(zip(choices, ensemble.tolist())))",
     ]
-    return "\n".join(lines) + "\n"
 
 
 def _term_lines(each: str) -> list[str]:

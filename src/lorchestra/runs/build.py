@@ -79,7 +79,12 @@ def build_pipeline(
     base = load_base(config.base)
     check_context(config, base)
     check_base(base)
-    model = EnsembleModel(base.model, config.adapt, config.train.seed, adapter_settings)
+    num_labels = None
+    if config.data.scoring == "head":
+        if labels is None:
+            raise ConfigError("data.scoring: a head needs texts with labels; questions have their choices: use text")
+        num_labels = len(labels)
+    model = EnsembleModel(base.model, config.adapt, config.train.seed, adapter_settings, num_labels)
     check_readable(model)
     probe(model)
     template = PromptTemplate.from_config(config.data, has_labels=labels is not None, tokenizer=base.tokenizer)

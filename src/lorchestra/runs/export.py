@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from lorchestra.errors import CheckpointError
+from lorchestra.errors import CheckpointError, ConfigError
 from lorchestra.models.gguf import quiet_transformers
 from lorchestra.models.loading import LoadedBase
 from lorchestra.models.peft_files import WEIGHTS
@@ -59,9 +59,15 @@ def export_run(
 
     Raises:
         CheckpointError: no finished run, damaged files, another base, or `out` exists.
+        ConfigError: members with classification heads are to be merged.
     """
     run = Run.at(root)
     record, config = run.read_ensemble(), run.read_config()
+    if merge and record.scoring == "head":
+        raise ConfigError(
+            "--merge: a causal language model has no classification head; export the adapters alone, which"
+            " AutoModelForSequenceClassification and PEFT load"
+        )
     with Workspace.new(out) as workspace:
         members = _members(run)
         for member in members:

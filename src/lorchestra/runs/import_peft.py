@@ -76,9 +76,11 @@ def import_run(
         adapters = [read_peft_folder(folder) for folder in folders]
         checksums = [sha256_file(folder_file(folder.path, WEIGHTS)) for folder in adapters]
         _refuse_twins(adapters, checksums)
+        data = _with_scoring(data, adapters)
         config = RunConfig(_base(adapters, base), common_adapt(adapters), data, TrainConfig(seed=seed))
         check_run(config)
         rows = read_rows(config.data, seed)
+        _check_heads(adapters, rows.task.labels)
         _log_notes(adapters, data, rows)
         pipeline, resolved = _build(config, adapters, rows, same_base)
         for split in ("val", "test"):  # reports rows that cannot be used now, not in the first evaluation
@@ -93,6 +95,45 @@ def import_run(
             ]
             run.write_ensemble(ensemble_record(pipeline, rows, members, _UNKNOWN_COST))
     return Run(workspace.root)
+
+
+def _with_scoring(data: DataConfig, folders: Sequence[PeftFolder]) -> DataConfig:
+    """The settings of data with the scoring of the folders: classification heads, or not.
+
+    Raises:
+        ConfigError: some folders have a head, or another scoring is configured.
+    """
+    with_head = [folder for folder in folders if folder.head_shape is not None]
+    if with_head and len(with_head) < len(folders):
+        (without, *_) = [folder for folder in folders if folder.head_shape is None]
+        raise ConfigError(
+            f"import: {with_head[0].path} has a classification head and {without.path} has none; members answer alike"
+        )
+    if bool(with_head) == (data.scoring == "head"):
+        return data
+    if not with_head or data.scoring != "auto":
+        has = "have classification heads" if with_head else "have no classification head"
+        raise ConfigError(f"data.scoring: {data.scoring}, but the adapters {has}; leave it out")
+    return dataclasses.replace(data, scoring="head")
+
+
+def _check_heads(folders: Sequence[PeftFolder], labels: Sequence[str] | None) -> None:
+    """Refuse classification heads for another number of labels.
+
+    Raises:
+        ConfigError: names the folder and both numbers.
+    """
+    for folder in folders:
+        if folder.head_shape is not None and (labels is None or folder.head_shape[0] != len(labels)):
+            number = (
+                "the rows have choices instead of labels" if labels is None else f"the rows have {len(labels)} labels"
+            )
+            raise ConfigError(
+                f"{folder.path / WEIGHTS}: its head has {folder.head_shape[0]} labels, but {number}; give rows"
+                " with the labels that this adapter was trained on"
+            )
+    if labels is not None and any(folder.head_shape is not None for folder in folders):
+        logger.info(f"the heads' labels, in order: {', '.join(labels[:20])}{', ...' if len(labels) > 20 else ''}")
 
 
 def _log_notes(adapters: Sequence[PeftFolder], data: DataConfig, rows: RunRows) -> None:

@@ -55,7 +55,8 @@ def load_pipeline(
         )
         for settings, member in zip(make_adapter_settings(adapt, config.train.seed), members, strict=True)
     ]
-    model = EnsembleModel(base.model, adapt, config.train.seed, adapter_settings)
+    num_labels = len(record.labels) if record.labels is not None and record.scoring == "head" else None
+    model = EnsembleModel(base.model, adapt, config.train.seed, adapter_settings, num_labels)
     for index, member in enumerate(members):
         load_member(model.adapters, index, run.inside(member.path), member.sha256, member.r)
     template = PromptTemplate.from_config(config.data, has_labels=record.labels is not None, tokenizer=base.tokenizer)

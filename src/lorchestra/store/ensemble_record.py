@@ -39,7 +39,7 @@ _SHAPE_1: dict[str, Shape] = {
     ],
     "task": FILE_NAME,
     "labels": ([str], None),
-    "scoring": {"letter", "text", "tree"},
+    "scoring": {"letter", "text", "tree", "head"},
     "prompt_template": str,
     "chat_template": bool,
     "system_prompt": (str, None),

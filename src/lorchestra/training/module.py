@@ -21,7 +21,7 @@ from lorchestra.errors import ConfigError, RequestError, TrainingError
 from lorchestra.inference.packed import run_packed
 from lorchestra.inference.pipeline import Pipeline
 from lorchestra.inference.trunk import TrunkCache
-from lorchestra.models.peft_files import save_members
+from lorchestra.models.peft_files import HEAD, save_members
 from lorchestra.nn.packing import Item
 from lorchestra.nn.seeding import derive_seed
 from lorchestra.store.workspace import Workspace
@@ -32,7 +32,8 @@ from lorchestra.types import EncodedExample, Example
 class EnsembleModule(nn.Module):
     """The members of a pipeline, differentiable.
 
-    Parameters are named `members.<m>.<module>.lora_A.weight` `[R, I]` and `.lora_B.weight` `[O, R]`. The pipeline
+    Parameters are named `members.<m>.<module>.lora_A.weight` `[R, I]` and `.lora_B.weight` `[O, R]`, and with
+    `data.scoring: head` `members.<m>.score.weight` `[C, D]` (see `nn.head` for its scale). The pipeline
     predicts with the same tensors, so its predictions change with an optimizer step. `train` and `eval` have no effect:
     dropout is on in passes with a `dropout_seed`.
 
@@ -57,6 +58,8 @@ class EnsembleModule(nn.Module):
             for which, leaves in zip(("A", "B"), adapters.parameters[piece.name], strict=True):
                 for m, leaf in enumerate(leaves):
                     _register(self, f"members.{m}.{piece.name}.lora_{which}.weight", leaf)
+        for m, leaf in enumerate(adapters.heads):
+            _register(self, f"members.{m}.{HEAD}.weight", leaf)
 
     @property
     def num_members(self) -> int:

@@ -20,10 +20,11 @@ from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.nn.optimizer import MemberAdamW, clip_gradients
 from lorchestra.nn.packing import Item, PackedBatch, shareable_prefix
 from lorchestra.nn.schedules import Schedule
-from lorchestra.training.callbacks import Callback, Interrupted, StepReport
+from lorchestra.training.callbacks import Callback, Interrupted, StepReport, progress
 from lorchestra.training.checkpoint import MemberState, TrainState, check_fits, state_tensors
 from lorchestra.training.early_stopping import update_early_stopping, validate_members
 from lorchestra.training.failure import epoch_failure, parameter_failures, step_failure
+from lorchestra.training.heads import answer_states, init_heads
 from lorchestra.training.members import MemberSettings, check_members, member_settings
 from lorchestra.training.objective import (
     RowOutputs,
@@ -172,6 +173,27 @@ class Trainer:
             files=self.files,
             callback=self.callback,
         )
+        if self.model.head is not None and self.state.step == 0:
+            self._init_heads()
+
+    def _init_heads(self) -> None:
+        """Set the members' classification heads from the base's states of the rows."""
+        train, val = (
+            answer_states(
+                self.model,
+                rows,
+                self.token_budget,
+                trunk,
+                shareable_prefix(rows, dropout=False) if trunk is None else trunk.shared,
+                progress(self.callback, f"states for the heads, {name} rows", len(rows)),
+            )
+            for name, rows, trunk in (
+                ("training", self.rows.train, self.precomputed.train),
+                ("validation", self.rows.val, self.precomputed.val),
+            )
+        )
+        init_heads(self.model, self.rows, self.settings, (train, val))
+        self.best.copy_(self.model.adapters.values)
 
     def step_items(self, step: int) -> list[Item]:
         """Rows of all running members in one optimizer step."""
