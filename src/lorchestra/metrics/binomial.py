@@ -62,7 +62,9 @@ def rows_for_rate(observed: ArrayLike, rate: float, level: float) -> FloatArray:
     observed = np.asarray(observed, dtype=np.float64)
 
     def passes(num_rows: FloatArray) -> NDArray[np.bool_]:
-        return np.asarray(upper_bounds(observed * num_rows, num_rows, 1 - level) <= rate)
+        # the same as `upper_bounds(...) <= rate`, without the inverse
+        errors = np.minimum(observed, rate) * num_rows
+        return np.asarray(special.betainc(errors + 1, num_rows - errors, rate) >= 1 - level)
 
     low, high = np.zeros(observed.shape), np.full(observed.shape, float(MOST_ROWS))
     possible = (observed < rate) & passes(high)

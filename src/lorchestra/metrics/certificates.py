@@ -312,14 +312,14 @@ def _classes_to_test(rows_C: IntArray, target_error: float, level: float) -> set
 
 def _too_few(wrong_E: NDArray[np.bool_], target_error: float, level: float, confidence: float) -> Certificate:
     """The refusal of a class with fewer rows than could ever pass."""
-    num_rows, fewest = len(wrong_E), fewest_rows(target_error, level)
+    num_rows, errors, fewest = len(wrong_E), int(wrong_E.sum()), fewest_rows(target_error, level)
     reason = f"{_rows(num_rows)} predicted as this class; at least {fewest} are needed, and more where one is wrong"
-    rate = float(wrong_E.mean()) if num_rows else 0.0
-    total = float(rows_for_rate(rate, target_error, level))
-    needed = None if math.isinf(total) else max(int(total) - num_rows, 1)
-    if needed is None:
-        reason += f"; at the present error rate of {rate:.1%} no number would do"
-    return _refusal(num_rows, target_error, confidence, reason, needed)
+    if exact_interval(errors, num_rows, confidence)[0] > target_error:
+        reason = f"{errors} of {_rows(num_rows)} predicted as this class are wrong: too many for any number of rows"
+        return _refusal(num_rows, target_error, confidence, reason, None)
+    total = float(rows_for_rate(errors / max(num_rows, 1), target_error, level))
+    needed = max(fewest if math.isinf(total) else int(total), fewest) - num_rows
+    return _refusal(num_rows, target_error, confidence, reason, max(needed, 1))
 
 
 def _granted(
