@@ -246,13 +246,17 @@ def _estimated_error(scores_E: FloatArray, wrong_E: ArrayLike) -> FloatArray:
     """Estimated error of each row, `[E]`; it falls strictly with the score.
 
     Isotonic regression, linear between the centers of its blocks: with its steps alone the path would have few pairs.
+    A block counts half an error and half a right answer more than it has, so that a short run of right answers at the
+    top of a poor stage does not pass for certainty.
     """
     _, index_E, counts = np.unique(-scores_E, return_inverse=True, return_counts=True)
     rates = np.bincount(index_E, weights=np.asarray(wrong_E, dtype=np.float64)) / counts
     fitted = optimize.isotonic_regression(rates, weights=counts)
     starts, ranks = fitted.blocks[:-1], np.cumsum(counts) - (counts - 1) / 2
-    centers = np.add.reduceat(ranks * counts, starts) / np.add.reduceat(counts, starts)
-    smooth = np.interp(ranks, centers, fitted.x[starts]) + _TILT * ranks / len(scores_E)
+    sizes = np.add.reduceat(counts, starts)
+    centers = np.add.reduceat(ranks * counts, starts) / sizes
+    cautious = optimize.isotonic_regression((fitted.x[starts] * sizes + 0.5) / (sizes + 1), weights=sizes).x
+    smooth = np.interp(ranks, centers, cautious) + _TILT * ranks / len(scores_E)
     return np.asarray(smooth[index_E])
 
 
