@@ -129,6 +129,27 @@ def aurc(log_probs_EC: FloatArray, labels_E: IntArray) -> float:
     return _one(_aurc(score_rows(log_probs_EC, labels_E), _once(labels_E)))
 
 
+def resampled_aurc(scores_E: FloatArray, correct_E: FloatArray, counts_RE: FloatArray) -> FloatArray:
+    """AURC `[R]` of rows ranked by any score, higher first, on resamples with counts as in `resampled_metrics`.
+
+    Summed group by group of equal scores. Within a group of c rows with mean error e, after n rows with S errors, the
+    risks are (S + (k - n) e) / k for k = n+1..n+c. They sum to c e + (S - n e) (H(n+c) - H(n)) with the harmonic
+    numbers H: no loop over rows.
+    """
+    order_E, starts_G = tie_groups(scores_E)
+    sorted_RE = counts_RE[:, order_E]
+    size_RG = np.add.reduceat(sorted_RE, starts_G, axis=1)
+    errors_RG = np.add.reduceat(sorted_RE * (1.0 - correct_E[order_E]), starts_G, axis=1)
+    after_RG = np.cumsum(size_RG, axis=1)
+    before_RG = after_RG - size_RG
+    total = int(after_RG[0, -1])
+    harmonic = np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, total + 1))])
+    spread_RG = harmonic[after_RG.astype(np.int64)] - harmonic[before_RG.astype(np.int64)]
+    mean_error_RG = errors_RG / np.maximum(size_RG, 1.0)
+    errors_before_RG = np.cumsum(errors_RG, axis=1) - errors_RG
+    return np.asarray((errors_RG + (errors_before_RG - before_RG * mean_error_RG) * spread_RG).sum(axis=1) / total)
+
+
 def auroc(negative_scores: FloatArray, positive_scores: FloatArray) -> float:
     """Probability that a positive (OOD) row scores above a negative (in-distribution) one, ties counting half.
 
@@ -271,23 +292,8 @@ def _ece(rows: RowScores, counts_RE: FloatArray, bins: int = NUM_BINS, scheme: S
 
 
 def _aurc(rows: RowScores, counts_RE: FloatArray) -> FloatArray:
-    """AURC `[R]`, summed group by group of equal confidence.
-
-    Within a group of c rows with mean error e, after n rows with S errors, the risks are (S + (k - n) e) / k for
-    k = n+1..n+c. They sum to c e + (S - n e) (H(n+c) - H(n)) with the harmonic numbers H: no loop over rows.
-    """
-    order_E, starts_G = tie_groups(rows.confidence)
-    sorted_RE = counts_RE[:, order_E]
-    size_RG = np.add.reduceat(sorted_RE, starts_G, axis=1)
-    errors_RG = np.add.reduceat(sorted_RE * (1.0 - rows.correct[order_E]), starts_G, axis=1)
-    after_RG = np.cumsum(size_RG, axis=1)
-    before_RG = after_RG - size_RG
-    total = int(after_RG[0, -1])
-    harmonic = np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, total + 1))])
-    spread_RG = harmonic[after_RG.astype(np.int64)] - harmonic[before_RG.astype(np.int64)]
-    mean_error_RG = errors_RG / np.maximum(size_RG, 1.0)
-    errors_before_RG = np.cumsum(errors_RG, axis=1) - errors_RG
-    return np.asarray((errors_RG + (errors_before_RG - before_RG * mean_error_RG) * spread_RG).sum(axis=1) / total)
+    """AURC `[R]` of the rows ranked by confidence."""
+    return resampled_aurc(rows.confidence, rows.correct, counts_RE)
 
 
 def _once(labels_E: IntArray) -> FloatArray:

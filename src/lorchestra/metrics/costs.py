@@ -1,0 +1,180 @@
+"""Decisions of the lowest expected cost, and what they cost. NumPy only.
+
+Axes: `E` example, `C` choice or class; of a cost matrix `costs_CC`, the first axis is the answer and the second the
+truth. Costs are in the user's unit and per row; reported figures are per 1,000 rows.
+
+Source: arXiv 2010.09686 (betting) for the interval of a mean.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from lorchestra.metrics.predictive import FloatArray, IntArray, check_labels
+
+ASK = -1
+"""The answer of a row that is left to a person."""
+
+_GRID = 1001
+"""Candidate means of the interval; they are no more than this apart: a thousandth of the range of costs."""
+
+
+@dataclass(frozen=True, slots=True)
+class CostDecisions:
+    """Decisions of the lowest expected cost.
+
+    `answers` is int64 `[E]`, `ASK` where a person is asked. `expected_costs` is `[E]`, by the probabilities.
+    """
+
+    answers: IntArray
+    expected_costs: FloatArray
+
+    @property
+    def share_asked(self) -> float:
+        """Share of rows that are left to a person."""
+        return float((self.answers == ASK).mean())
+
+    @property
+    def expected_per_1000(self) -> float:
+        """Expected cost of 1,000 rows if the probabilities are right."""
+        return float(1000 * self.expected_costs.mean())
+
+
+@dataclass(frozen=True, slots=True)
+class RealizedCosts:
+    """What decisions cost on labelled rows, per 1,000 rows, with an interval of `confidence`."""
+
+    per_1000: float
+    interval: tuple[float, float]
+    confidence: float
+    share_asked: float
+    num_rows: int
+
+
+def zero_one_costs(num_classes: int, wrong: float = 1.0) -> FloatArray:
+    """A matrix `[C, C]` in which every wrong answer costs the same and right ones nothing."""
+    return np.asarray(wrong * (1.0 - np.eye(num_classes)))
+
+
+def check_costs(costs_CC: FloatArray, ask: float, num_classes: int) -> FloatArray:
+    """The cost matrix as float64 `[C, C]`.
+
+    Raises:
+        ValueError: it is not `[C, C]`, an entry or the cost of asking is negative or not finite, or a right answer
+            costs more than a wrong one for the same truth, which suggests that the axes were exchanged.
+    """
+    costs_CC = np.asarray(costs_CC, dtype=np.float64)
+    if costs_CC.shape != (num_classes, num_classes):
+        raise ValueError(f"costs have shape {costs_CC.shape}, not {(num_classes, num_classes)} (answer, truth)")
+    if (bad := np.argwhere(~np.isfinite(costs_CC) | (costs_CC < 0))).size:
+        answer, truth = bad[0]
+        raise ValueError(f"the cost of answer {answer} for truth {truth} is {costs_CC[answer, truth]}, not at least 0")
+    if (bad := np.argwhere(costs_CC < np.diagonal(costs_CC))).size:
+        answer, truth = bad[0]
+        raise ValueError(
+            f"answer {answer} costs {costs_CC[answer, truth]:g} for truth {truth}, less than the right answer"
+            f" ({costs_CC[truth, truth]:g}); rows of the matrix are answers, columns are truths"
+        )
+    if not (np.isfinite(ask) and ask >= 0):
+        raise ValueError(f"the cost of asking a person is {ask}, not at least 0")
+    return costs_CC
+
+
+def decide_by_cost(probs_EC: FloatArray, costs_CC: FloatArray, ask: float) -> CostDecisions:
+    """For each row the answer of the lowest expected cost, or `ASK` where asking costs less than every answer.
+
+    Args:
+        probs_EC: calibrated probabilities.
+        costs_CC: cost of each answer for each truth.
+        ask: cost of asking a person, who is taken to be right.
+
+    Raises:
+        ValueError: as `check_costs`; the probabilities are not `[E, C]`, do not sum to 1, or there is no row.
+    """
+    probs_EC = np.asarray(probs_EC, dtype=np.float64)
+    if probs_EC.ndim != 2 or not len(probs_EC):
+        raise ValueError(f"probabilities have shape {probs_EC.shape}, not [E, C] with at least one row")
+    costs_CC = check_costs(costs_CC, ask, probs_EC.shape[1])
+    # NaN fails the comparison as well
+    if (bad := np.flatnonzero(~((np.abs(probs_EC.sum(axis=1) - 1) < 1e-6) & (probs_EC >= 0).all(axis=1)))).size:
+        raise ValueError(f"the probabilities of row {bad[0]} are negative or do not sum to 1")
+    costs_EC = probs_EC @ costs_CC.T
+    cheapest_E = costs_EC.argmin(axis=1)
+    lowest_E = costs_EC[np.arange(len(costs_EC)), cheapest_E]
+    return CostDecisions(
+        answers=np.where(ask < lowest_E, ASK, cheapest_E).astype(np.int64), expected_costs=np.minimum(lowest_E, ask)
+    )
+
+
+def realized_costs(
+    answers_E: IntArray, labels_E: IntArray, costs_CC: FloatArray, ask: float, confidence: float = 0.95
+) -> RealizedCosts:
+    """What the decisions cost on labelled rows.
+
+    The interval holds for any number of rows, however rare and expensive some errors are: it knows the range of costs
+    only. Percentiles of a bootstrap would miss errors that were not observed.
+
+    Raises:
+        ValueError: as `check_costs`; lengths differ, an answer or a label is out of range, or there is no row.
+    """
+    answers_E = np.asarray(answers_E, dtype=np.int64)
+    costs_CC = check_costs(costs_CC, ask, len(costs_CC))
+    labels_E = check_labels(np.zeros((len(answers_E), len(costs_CC))), labels_E)
+    if answers_E.min() < ASK or answers_E.max() >= len(costs_CC):
+        raise ValueError(f"an answer is neither {ASK} (ask) nor in 0..{len(costs_CC) - 1}")
+    asked_E = answers_E == ASK
+    costs_E = np.where(asked_E, ask, costs_CC[np.where(asked_E, 0, answers_E), labels_E])
+    low, high = bounded_mean_interval(costs_E, 0.0, max(float(costs_CC.max()), ask), confidence)
+    return RealizedCosts(
+        per_1000=float(1000 * costs_E.mean()),
+        interval=(1000 * low, 1000 * high),
+        confidence=confidence,
+        share_asked=float(asked_E.mean()),
+        num_rows=len(costs_E),
+    )
+
+
+def bounded_mean_interval(
+    values_E: FloatArray, lowest: float, highest: float, confidence: float
+) -> tuple[float, float]:
+    """Interval of the mean of independent values within a known range; valid for every number of rows.
+
+    A gambler bets, row after row, that the mean is above m, another one that it is below; each starts with half of 1.
+    If m is the mean, their wealth together is a martingale, so it ever reaches 1 / (1 - confidence) with probability at
+    most 1 - confidence (Ville's inequality). The interval holds every m at which it does not. A bet on a row depends on
+    the rows before it only: their mean and variance, each with one pseudo-observation.
+
+    Raises:
+        ValueError: a value is outside the range, or there is no value.
+
+    Source: arXiv 2010.09686, theorem 3 with the bets of its section 4.4.
+    """
+    values_E = np.asarray(values_E, dtype=np.float64)
+    if not len(values_E):
+        raise ValueError("there are no values")
+    if not (values_E.min() >= lowest and values_E.max() <= highest):
+        raise ValueError(f"a value is outside [{lowest}, {highest}]")
+    if highest == lowest:
+        return lowest, lowest
+    unit_E = (values_E - lowest) / (highest - lowest)
+    counts_E = np.arange(1, len(unit_E) + 1)
+    means_E = (0.5 + np.cumsum(unit_E)) / (counts_E + 1)
+    variances_E = (0.25 + np.cumsum(np.square(unit_E - means_E))) / (counts_E + 1)
+    before_E = np.append(0.25, variances_E[:-1])
+    bets_E = np.sqrt(2 * np.log(2 / (1 - confidence)) / (len(unit_E) * before_E))
+    m_K = np.linspace(0.0, 1.0, _GRID)
+    log_up_K, log_down_K = np.zeros(_GRID), np.zeros(_GRID)
+    peak_K = np.full(_GRID, -np.inf)
+    for value, bet in zip(unit_E.tolist(), bets_E.tolist(), strict=True):
+        gap_K = value - m_K
+        log_up_K += np.log1p(np.minimum(bet, 0.5 / np.maximum(m_K, 1e-12)) * gap_K)
+        log_down_K += np.log1p(-np.minimum(bet, 0.5 / np.maximum(1 - m_K, 1e-12)) * gap_K)
+        peak_K = np.maximum(peak_K, np.logaddexp(log_up_K, log_down_K))
+    kept = np.flatnonzero(peak_K - np.log(2) < -np.log(1 - confidence))
+    mean = float(unit_E.mean())
+    # one step of the grid further out: the ends lie between a kept and a dropped candidate
+    low = max(0.0, min((float(m_K[kept[0]]) if kept.size else mean) - 1 / (_GRID - 1), mean))
+    high = min(1.0, max((float(m_K[kept[-1]]) if kept.size else mean) + 1 / (_GRID - 1), mean))
+    return lowest + low * (highest - lowest), lowest + high * (highest - lowest)
