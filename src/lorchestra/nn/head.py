@@ -13,8 +13,8 @@ from lorchestra.nn.packing import BASE
 STEP_SCALE = 1 / 16
 """A stored parameter times this is a weight of the head.
 
-AdamW changes every parameter by about the learning rate. A logit is a sum over all D hidden features, an adapter's output
-one over its few ranks; so at an adapter's rate an unscaled head alone would decide the first steps.
+AdamW changes every parameter by about the learning rate. A logit is a sum over all D hidden features, an output of an
+adapter one over its few ranks; so at an adapter's rate an unscaled head alone would decide the first steps.
 """
 
 
