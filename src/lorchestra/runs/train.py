@@ -21,7 +21,7 @@ from lorchestra.planning.memory import restart_peak
 from lorchestra.runs.build import describe, ensemble_record, torch_threads
 from lorchestra.runs.event_log import EventLog
 from lorchestra.runs.rows import RunRows, absolute_settings, check_unchanged, read_rows, with_directory
-from lorchestra.runs.search import settle_training, trunk_files
+from lorchestra.runs.search import open_scoring, open_scorings, settle_training, trunk_files
 from lorchestra.runs.training import prepare_training, restore, train_with_checkpoints
 from lorchestra.store.ensemble_record import MemberRecord
 from lorchestra.store.run import Run
@@ -97,14 +97,15 @@ def _train(
         left = "train.lr" if config.train.lr == "auto" else "train.epochs"
         raise CheckpointError(f"{run.root}: {left} is still searched; train it with --if-exists resume")
     pipeline, resolved, training = prepare_training(config, rows)
+    scorings = open_scorings(config, resolved, rows)
     if not workspace.resuming:
         with workspace.create() as directory:
-            describe(Run(directory), resolved, rows, pipeline)
+            describe(Run(directory), resolved if len(scorings) == 1 else open_scoring(resolved), rows, pipeline)
     if resolved.train.is_auto:
         width = pipeline.model.hidden_size
         del pipeline, training  # frees the base: the search loads another
         watching = CallbackList(callbacks)
-        resolved = settle_training(run, resolved, rows, width, watching)
+        resolved = settle_training(run, resolved, rows, width, watching, scorings)
         restart_peak()
         watching.on_status((), "training")
         run.settle_config(absolute_settings(resolved))
