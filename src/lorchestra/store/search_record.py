@@ -77,7 +77,9 @@ class SearchRecord:
             by_scoring = {self.scoring: self.trials, **self.other_scorings}
             best = {name: min(trials, key=attrgetter("best")) for name, trials in by_scoring.items()}
             lowest = ", ".join(f"{name}: {trial.text()}" for name, trial in best.items())
-            parts.append(f"answers scored by {self.scoring}, by the scaled validation NLL of short trainings ({lowest})")
+            parts.append(
+                f"answers scored by {self.scoring}, by the scaled validation NLL of short trainings ({lowest})"
+            )
         if self.trials:
             steps = max(step for trial in self.trials for step in (*trial.steps, 0))
             tried = ", ".join(f"{trial.lr:g}: {trial.text()}" for trial in self.trials)
