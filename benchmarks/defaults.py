@@ -187,9 +187,10 @@ def main(arguments: Sequence[str] | None = None) -> str:
             f"# A recipe's ensemble against classifiers that cost less: {processor()}",
             "",
             f"`lorchestra train {args.recipe.name} --data.train FILE`, {torch.get_num_threads()} threads, one seed."
-            f" Rows are training/validation/test ({sizes}; headlines: satire or news, 400/100/500). Metrics on test rows; in"
-            " brackets 95 % intervals of the differences, paired by row. Seconds are those of the training with its"
-            f" search, and depend on the machine's other load. {datetime.date.today().isoformat()}.",
+            f" Rows are training/validation/test ({sizes}; headlines: satire or news, 400/100/500). Metrics on"
+            " test rows; in brackets 95 % intervals of the differences, paired by row. Seconds are those of the"
+            " training with its search, and depend on the machine's other load."
+            f" {datetime.date.today().isoformat()}.",
             "",
             _cells("set", "way", *SHOWN, "trained"),
             "|" + "---|" * (len(SHOWN) + 3),
