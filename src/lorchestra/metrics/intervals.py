@@ -98,6 +98,7 @@ def method_intervals(method: Judged, seed: int) -> Json:
     intervals: dict[str, Ends] = dict.fromkeys(RESAMPLED)
     if method.num_rows >= MIN_ROWS:
         intervals["accuracy"] = score_interval(method.mean("correct"))
+        intervals["confident_errors"] = score_interval(method.mean("confident_error"))
         intervals["signed_gap"] = gap_interval(method.mean("confidence"), method.mean("correct"))
         if alone:
             intervals["ece"] = ece_interval(method.rows[0], calibrated[0], simulations, seed)
@@ -120,6 +121,7 @@ def difference_intervals(one: Judged, other: Judged) -> dict[str, Ends]:
         if _same(one, other):
             return {metric: [0.0, 0.0] for metric in COMPARED}
         intervals["accuracy"] = paired_interval(one.mean("correct") - other.mean("correct"))
+        intervals["confident_errors"] = paired_interval(one.mean("confident_error") - other.mean("confident_error"))
         if min(one.least_of_each, other.least_of_each) >= MIN_OF_EACH:
             mine, theirs = one.points(), other.points()
             for metric in _PERCENTILE_DIFFERENCE:
