@@ -58,18 +58,18 @@ def evaluate(
         "majority": _add_majority(distributions, predictions, train_labels),
         "mean_of_logits": _add_mean_of_logits(distributions, predictions.log_probs_MEC),
     }
+    members = [_member(index) for index in range(predictions.num_members)]
+    mean_scaled = _add_scaled_members(distributions, validation, members)
     if temperature:
         optional |= _add_temperatures(distributions, validation, best.index)
     scorer = _Scorer(distributions, predictions.labels, resamples, seed)
-    members = [_member(index) for index in range(predictions.num_members)]
-    mean, std = _mean_and_std([scorer.points[name] for name in members])
     return Evaluation(
         task=predictions.task,
         split=predictions.split,
         num_examples=predictions.num_examples,
         num_members=predictions.num_members,
         ensemble=MethodScores(scorer.metrics("ensemble")).with_intervals(scorer.intervals("ensemble"), {}),
-        member_mean=scorer.with_intervals(MethodScores(mean, std), *members),
+        member_mean=scorer.mean(MethodScores(), members),
         best_member=best if best.index is None else scorer.scored(_member(best.index), best),
         members=tuple(MethodScores(scorer.metrics(name), index=index) for index, name in enumerate(members)),
         uncertainty=_mean_uncertainty(predictions.log_probs_MEC),
@@ -83,6 +83,7 @@ def evaluate(
         seed=seed,
         notes=(*_notes(validation, optional), *scorer.notes()),
         classes=class_scores(predictions, train_labels, baselines),
+        member_mean_scaled=mean_scaled and scorer.mean(mean_scaled, [_scaled(name) for name in members]),
     )
 
 
@@ -165,6 +166,13 @@ class _Scorer:
         """A method with the intervals of a distribution, or of the mean over several."""
         return method.with_intervals(self.intervals(*names), self.differences(*names))
 
+    def mean(self, method: MethodScores, names: Sequence[str]) -> MethodScores:
+        """A method with the mean over several distributions, if they exist."""
+        if not all(name in self.points for name in names):
+            return method
+        mean, std = _mean_and_std([self.points[name] for name in names])
+        return self.with_intervals(replace(method, metrics=mean, std=std), *names)
+
     def scored(self, name: str, method: MethodScores) -> MethodScores:
         """A method with the metrics and intervals of a distribution, if it exists."""
         return self.with_intervals(replace(method, metrics=self.metrics(name)), name) if name in self.points else method
@@ -210,6 +218,10 @@ def _check(predictions: Predictions, name: str) -> None:
 
 def _member(index: int) -> str:
     return f"member {index}"
+
+
+def _scaled(name: str) -> str:
+    return f"{name} scaled"
 
 
 def _baseline(name: str) -> str:
@@ -274,6 +286,25 @@ def _add_temperatures(
             index=index, temperature=fit.T, num_rows=fit.num_rows, reason=fit.reason, notes=fit.notes
         )
     return methods
+
+
+def _add_scaled_members(
+    distributions: dict[str, FloatArray], validation: Predictions | None, members: Sequence[str]
+) -> MethodScores | None:
+    """Each member with its temperature: what one LoRA and a temperature are worth, without the luck of one seed."""
+    if validation is None:
+        return None
+    fits = [
+        regularized_temperature(log_probs_EC, validation.labels, validation.options)
+        for log_probs_EC in validation.log_probs_MEC
+    ]
+    temperatures = [fit.T for fit in fits if fit.T is not None]
+    if len(temperatures) < len(fits):
+        return MethodScores(num_rows=fits[0].num_rows, reason=next(fit.reason for fit in fits if fit.T is None))
+    for name, temperature in zip(members, temperatures, strict=True):
+        distributions[_scaled(name)] = predictive.apply_temperature(distributions[name], temperature)
+    shown = ", ".join(f"{temperature:.2f}" for temperature in temperatures)
+    return MethodScores(num_rows=fits[0].num_rows, notes=(f"T of the members: {shown}",))
 
 
 def _notes(validation: Predictions | None, methods: Mapping[str, MethodScores]) -> list[str]:

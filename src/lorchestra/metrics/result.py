@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from lorchestra.errors import LorchestraError
-from lorchestra.metrics.table import BY_KEY
+from lorchestra.metrics.table import BY_KEY, Metric
 from lorchestra.types import Json
 
 if TYPE_CHECKING:
@@ -86,14 +86,23 @@ class MethodScores:
         """
         return None if key == "ece" and self.ece_if_calibrated is None else self.intervals.get(key)
 
+    def number(self, metric: Metric, infinite: str = "inf", missing: str = "-", *, signed: bool | None = None) -> str:
+        """A metric in its unit; `missing` where the evaluation, of an earlier version, does not have it.
+
+        Of the metrics that are shown only the NLL can be null, where an answer of probability zero makes it infinite.
+        """
+        return (
+            metric.number(self.metrics[metric.key], infinite, signed=signed) if metric.key in self.metrics else missing
+        )
+
     def value(self, key: str) -> float:
         """A metric, infinite where it is None."""
         value = self.metrics[key]
         return math.inf if value is None else value
 
     def minus(self, other: MethodScores, key: str) -> float | None:
-        """A metric minus another method's; None where one of them is undefined."""
-        mine, theirs = self.metrics[key], other.metrics.get(key)
+        """A metric minus another method's; None where one of them is undefined or missing."""
+        mine, theirs = self.metrics.get(key), other.metrics.get(key)
         return None if mine is None or theirs is None else mine - theirs
 
     @classmethod
@@ -240,6 +249,7 @@ class Evaluation:
         best_member: the member with the lowest validation NLL.
         members: each member, without intervals.
         uncertainty: means over rows in nats (`disagreement`: share of pairs of members).
+        member_mean_scaled: each metric's mean over members, each with its temperature; None without validation rows.
         majority: training label frequencies.
         mean_of_logits: the members pooled by their mean log-probabilities.
         ensemble_scaled, best_member_scaled: with temperature scaling; None unless asked for.
@@ -277,6 +287,7 @@ class Evaluation:
     seconds: Mapping[str, float] | None = None
     classes: ClassScores | None = None
     early_exit: EarlyExitScores | None = None
+    member_mean_scaled: MethodScores | None = None
     ood: Mapping[str, OodScores] | None = None
 
     @classmethod
@@ -326,6 +337,7 @@ class Evaluation:
             seconds=entry.get("seconds"),
             classes=None if classes is None else ClassScores.from_dict(classes),
             early_exit=None if early_exit is None else EarlyExitScores.from_dict(early_exit),
+            member_mean_scaled=optional(entry.get("member_mean_scaled")),
             ood=None if ood is None else {name: OodScores.from_dict(values) for name, values in ood.items()},
         )
 
@@ -355,6 +367,7 @@ class Evaluation:
         }
         optional = {
             "classes": self.classes and self.classes.to_dict(),
+            "member_mean_scaled": self.member_mean_scaled and self.member_mean_scaled.to_dict(),
             "seen": self.seen,
             "left_out": self.left_out,
             "seconds": self.seconds,
@@ -379,6 +392,7 @@ class Evaluation:
             "ensemble": self.ensemble,
             "ensemble_scaled": self.ensemble_scaled,
             "member_mean": self.member_mean,
+            "member_mean_scaled": self.member_mean_scaled,
             "best_member": self.best_member,
             "best_member_scaled": self.best_member_scaled,
             "mean_of_logits": self.mean_of_logits,

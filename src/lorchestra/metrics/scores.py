@@ -23,7 +23,7 @@ from lorchestra.metrics.table import METRICS
 Scheme = Literal["width", "mass"]
 
 NUM_BINS = 15
-RESAMPLED = tuple(metric.key for metric in METRICS if metric.interval is not None)
+RESAMPLED = tuple(metric.key for metric in METRICS if metric.interval or metric.difference)
 """Keys of the metrics that are computed on every bootstrap resample."""
 
 LEVEL = 0.95

@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Detail = Literal["summary", "table", "page", "required", "optional"]
+Detail = Literal["summary", "table", "page", "decisions", "required", "optional"]
 """Where a metric is shown: in every table and figure, in full tables, on the HTML page, or nowhere (the last two).
 
-An evaluation must have all but the optional ones.
+"decisions": in the page's table of what can be automated. An evaluation must have all but the optional ones.
 """
 
 IntervalMethod = Literal["wilson", "wald", "inverted", "percentile"]
@@ -105,9 +105,8 @@ def _automated(key: str, target: float) -> Metric:
         "%",
         1,
         1,
-        "summary" if main else "page",
-        "percentile",
-        "percentile",
+        "summary" if main else "decisions",
+        difference="percentile",
         condition=error,
         later=True,
     )
@@ -115,16 +114,16 @@ def _automated(key: str, target: float) -> Metric:
 
 METRICS = (
     Metric("accuracy", "Accuracy", "accuracy", "%", 1, 1, "summary", "wilson", "wald"),
-    *(_automated(key, target) for key, target in AUTOMATED.items()),
     Metric("macro_f1", "Macro F1", "macro F1", "", 1, 3, "optional", "percentile"),
     Metric("nll", "NLL", "NLL", "nats", -1, 3, "summary", "percentile", "percentile", convex=True, infinite=True),
     Metric("ece", "ECE", "ECE", "%", -1, 1, "summary", "inverted"),
-    Metric("signed_gap", "Gap", "gap", "%", 0, 1, "table", "wald", signed=True),
+    *(_automated(key, target) for key, target in AUTOMATED.items()),
+    Metric("signed_gap", "Gap", "gap", "%", 0, 1, "page", "wald", signed=True),
     Metric("brier", "Brier", "Brier score", "", -1, 3, "table", "percentile", "percentile", convex=True),
-    Metric("aurc", "AURC", "AURC", "", -1, 3, "page", "percentile", "percentile"),
-    Metric("excess_aurc", "E-AURC", "E-AURC", "", -1, 3, "page", "percentile", "percentile", later=True),
+    Metric("aurc", "AURC", "AURC", "", -1, 3, "decisions", "percentile", "percentile"),
+    Metric("excess_aurc", "E-AURC", "E-AURC", "", -1, 3, "decisions", difference="percentile", later=True),
     Metric(
-        *("confident_errors", "Confident errors", "confident errors", "per 1,000", -1, 1, "page"),
+        *("confident_errors", "Confident errors", "confident errors", "per 1,000", -1, 1, "decisions"),
         *("wilson", "wald"),
         later=True,
     ),
@@ -148,6 +147,9 @@ IN_TABLES = tuple(metric for metric in METRICS if metric.detail in ("summary", "
 
 ON_PAGE = tuple(metric for metric in METRICS if metric.detail in ("summary", "table", "page"))
 """Shown on the HTML page."""
+
+DECISIONS = tuple(metric for metric in METRICS if metric.detail == "decisions" or metric.key == MAIN_TARGET)
+"""Those of decisions: which rows are automated, and what that costs."""
 
 WITH_DIRECTION = tuple(metric for metric in IN_TABLES if metric.direction)
 """Those of full tables in which one method can be better than another; the table of differences shows them."""

@@ -137,9 +137,12 @@ def _evaluation(metrics: Json | None) -> str:
     for entry in map(Evaluation.from_dict, metrics["evaluations"]):
         rows = f"{entry.task} {entry.split} ({entry.num_examples:,})"
         for name, scores in (("ensemble", entry.ensemble), ("one LoRA, mean of members", entry.member_mean)):
-            numbers = (metric.number(scores.metrics[metric.key], "inf") for metric in IN_TABLES)
+            numbers = (scores.number(metric) for metric in IN_TABLES)
             lines.append(_row([rows, name, *numbers]))
-    legend = "Gap: mean confidence minus accuracy; ECE over 15 bins; NLL in nats."
+    legend = (
+        "Automated: largest share of rows, most confident first, with at most that error; ECE over 15 bins; NLL in"
+        " nats."
+    )
     return "\n".join(lines) + f"\n\n{legend}\n"
 
 

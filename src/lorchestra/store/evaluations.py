@@ -17,7 +17,7 @@ _Type: TypeAlias = type | UnionType
 
 _VALUES = (*BY_KEY, "validation_nll")
 """The numbers that an entry may have of one predictor."""
-_SCORES = tuple(metric.key for metric in METRICS if metric.detail != "optional")
+_SCORES = tuple(metric.key for metric in METRICS if metric.detail != "optional" and not metric.later)
 _MAY_BE_NULL = {metric.key for metric in METRICS if metric.infinite}
 """Infinite if an answer had probability zero, which JSON cannot hold."""
 
@@ -61,6 +61,7 @@ _ENTRY: dict[str, Shape] = {
     "best_member": _METHOD,
     "members": [_METHOD],
     "uncertainty": Each(NUMBER_OR_NULL),
+    "member_mean_scaled?": (_METHOD, None),
     "majority?": (_METHOD, None),
     "mean_of_logits?": (_METHOD, None),
     "temperature?": (_METHOD | {"best_member?": (_METHOD, None)}, None),
@@ -143,7 +144,10 @@ def _methods(entry: Entry) -> Iterator[tuple[str, object]]:
     yield "member_mean", entry.get("member_mean")
     for index, member in enumerate(entry["members"]):
         yield f"members[{index}]", member
-    optional = {name: entry.get(name) for name in ("best_member", "majority", "mean_of_logits", "temperature")}
+    optional = {
+        name: entry.get(name)
+        for name in ("member_mean_scaled", "best_member", "majority", "mean_of_logits", "temperature")
+    }
     optional["temperature.best_member"] = _at(entry, "temperature", "best_member")
     baselines = entry.get("baselines")
     optional |= (
