@@ -6,7 +6,8 @@
 | signed gap | Wald's, after two rows right and two wrong were added |
 | difference in accuracy or confident errors | Wald's, after one row won and one lost were added (Bonett and Price) |
 | ECE | inverted test (`metrics.calibration`); none for a mean of several ECEs |
-| NLL, Brier, macro F1, AURC; differences in NLL, Brier, AURC, E-AURC, a share automated | percentiles of bootstrap draws |
+| NLL, Brier, macro F1, AURC | percentiles of bootstrap draws |
+| difference in NLL, Brier, AURC, E-AURC or a share automated | percentiles of bootstrap draws |
 | share automated | none: a few right answers at the top decide a small share, and percentiles covered 17 to 100 % |
 | E-AURC | none: percentiles covered 84 % of sets of 60 rows |
 | difference in ECE | none: the biases of the two values differ, and no interval that was tried covers |

@@ -363,8 +363,8 @@ def _judge(evaluation: Evaluation, other: MethodScores) -> str:
     relations = {"better": "is better in", "worse": "is worse in", "unclear": "shows no clear difference in"}
     groups: dict[str, list[str]] = {word: [] for word in relations}
     undefined, too_few = [], []
-    present = (metric for metric in DECISIVE if metric.key in {*evaluation.ensemble.metrics} & {*other.metrics})
-    for metric in present:
+    both = {*evaluation.ensemble.metrics} & {*other.metrics}
+    for metric in (metric for metric in DECISIVE if metric.key in both or not metric.later):
         value = evaluation.ensemble.minus(other, metric.key)
         if value is not None and (ends := finite_ends(other.ensemble_minus.get(metric.key))) is not None:
             word = judged(metric, ends)
