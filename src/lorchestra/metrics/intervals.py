@@ -9,7 +9,7 @@
 | NLL, Brier, macro F1, AURC | percentiles of bootstrap draws |
 | difference in NLL, Brier, AURC, E-AURC or a share automated | percentiles of bootstrap draws |
 | share automated | none: a few right answers at the top decide a small share, and percentiles covered 17 to 100 % |
-| E-AURC | none: percentiles covered 84 % of sets of 60 rows |
+| E-AURC | none: percentiles covered 84 % of sets of 60 rows of one model |
 | difference in ECE | none: the biases of the two values differ, and no interval that was tried covers |
 
 `benchmarks/coverage.py` measures all of them. Below `MIN_ROWS` rows there is no interval; percentiles also need
