@@ -60,8 +60,7 @@ def evaluate(
     }
     members = [_member(index) for index in range(predictions.num_members)]
     mean_scaled = _add_scaled_members(distributions, validation, members)
-    if temperature:
-        optional |= _add_temperatures(distributions, validation, best.index)
+    optional |= _add_temperatures(distributions, validation, best.index) if temperature else {}
     scorer = _Scorer(distributions, predictions.labels, resamples, seed)
     return Evaluation(
         task=predictions.task,
