@@ -30,6 +30,7 @@ from lorchestra.config.data import DataConfig
 from lorchestra.config.run import RunConfig
 from lorchestra.errors import ConfigError, InputError, LorchestraError
 from lorchestra.metrics import predictive
+from lorchestra.metrics.calibrator import Calibration, pooled
 from lorchestra.runs.ensemble import load_run
 from lorchestra.runs.evaluate import evaluate_run
 from lorchestra.sklearn import LoRAEnsembleClassifier
@@ -103,10 +104,25 @@ def test_uncertainty_of_members(fitted):
     scores = fitted.uncertainty(NEW)
     log_probs = fitted.ensemble().pipeline.predict_members(examples_of(fitted, NEW), "x").log_probs_MEC
     assert log_probs.shape[0] == 2
-    np.testing.assert_allclose(scores["entropy"], predictive.total_entropy(log_probs), atol=1e-15)
+    calibrated = pooled(log_probs, fitted.ensemble().calibration)
+    np.testing.assert_allclose(scores["entropy"], predictive.entropy(calibrated), atol=1e-15)
+    raw = fitted.uncertainty(NEW, raw=True)
+    np.testing.assert_allclose(raw["entropy"], predictive.total_entropy(log_probs), atol=1e-15)
+    np.testing.assert_array_equal(raw["mutual_information"], scores["mutual_information"])
     np.testing.assert_allclose(scores["mutual_information"], predictive.mutual_information(log_probs), atol=1e-15)
     np.testing.assert_allclose(scores["disagreement"], predictive.disagreement(log_probs), atol=1e-15)
     assert (scores["mutual_information"] > 0).any()
+
+
+def test_probabilities_are_calibrated(fitted, monkeypatch):
+    """Also where the classes are in another order than the run's labels, and a calibration differs between them."""
+    calibration = Calibration("vector", "by hand", scale=(1.2, 0.6), bias=(0.3, -0.4))
+    for columns in ([0, 1], [1, 0]):
+        estimator = copy.copy(fitted)
+        estimator.__dict__ |= {"_trained": copy.copy(fitted.ensemble()), "_columns": columns}
+        estimator._trained.__dict__["calibration"] = calibration
+        raw = np.log(estimator.predict_proba(NEW, raw=True)[:, columns])
+        np.testing.assert_allclose(estimator.predict_proba(NEW)[:, columns], np.exp(calibration.apply(raw)), rtol=1e-9)
 
 
 LABEL_KINDS = {

@@ -160,6 +160,7 @@ _PREDICTIONS = ("run/predictions/*.safetensors", "comparison/methods/*/predictio
 _RECORDS: dict[str, tuple[Sequence[str], Sequence[list[str]]]] = {
     "ensemble.json": (["run/ensemble.json"], (_PREDICT, _EVALUATE, _EXPORT, _MERGE, _REPORT, _RESUME)),
     "ensemble.json of a sweep": (["sweep/runs/*/ensemble.json"], (_REPORT, _SWEEP)),
+    "calibration.json": (["run/calibration.json"], (_PREDICT, _EVALUATE, _EXPORT, _RESUME)),
     "metrics.json": (["run/metrics.json"], (_REPORT, _REPORT, _REPORT, _EVALUATE, _EXPORT, _WITH_METHODS)),
     "metrics.json of a sweep": (["sweep/runs/*/metrics.json"], (_REPORT, _SWEEP)),
     "splits.json": (["run/splits.json"], (_EVALUATE, _EXPORT, _WITH_METHODS, _RESUME)),

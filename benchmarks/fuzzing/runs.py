@@ -52,7 +52,7 @@ class Runs:
         "files made directories",
         "files swapped",
         "JSON fields of ensemble.json",
-        "JSON fields of splits.json and metrics.json",
+        "JSON fields of splits.json, metrics.json and calibration.json",
         "JSON fields of latest.json",
         "paths to outside",
         "adapters' tensors",
@@ -282,7 +282,7 @@ def _ensemble_fields(draw: random.Random, root: Path) -> None:
 
 
 def _split_fields(draw: random.Random, root: Path) -> None:
-    files = [file for name in ("splits.json", "metrics.json") if (file := root / name).exists()]
+    files = [file for name in ("splits.json", "metrics.json", "calibration.json") if (file := root / name).exists()]
     files += sorted(root.glob("predictions/*.json"))
     _edit_json(draw.choice(files), draw, damage_json)
 
@@ -459,7 +459,7 @@ _DAMAGES: dict[str, Callable[[random.Random, Path], None]] = {
     "files made directories": _directories,
     "files swapped": _swapped,
     "JSON fields of ensemble.json": _ensemble_fields,
-    "JSON fields of splits.json and metrics.json": _split_fields,
+    "JSON fields of splits.json, metrics.json and calibration.json": _split_fields,
     "JSON fields of latest.json": _checkpoint_fields,
     "paths to outside": _outside_paths,
     "adapters' tensors": _adapter_tensors,

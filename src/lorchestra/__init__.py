@@ -11,7 +11,8 @@ The public names, each imported at its first use, so that `import lorchestra` do
   `UnsavedEvaluationError`, which has it; `as_module` returns an `EnsembleModule`; `save_pretrained` writes PEFT
   folders. `Ensemble.run` is a `Run` (the run directory; its `read_search` returns a `SearchRecord` of `TrialRecord`),
   `Ensemble.record` an `EnsembleRecord` with a `MemberRecord` per member, `Ensemble.pipeline` a `Pipeline`, whose
-  methods return `Predictions`.
+  methods return `Predictions`, `Ensemble.calibration` the `Calibration` of the mixture (in the run, a
+  `CalibrationRecord` of a `QuestionCalibration` per question).
 - `read_task` and `build_module`: the rows (`Task` of `Example`) and the untrained members (`EnsembleModule`) for a
   custom training loop. `answers_from` turns `Predictions` into answers.
 - Configuration: `RunConfig` of `BaseConfig`, `AdaptConfig`, `DataConfig` (with `FieldsConfig`, `ReadConfig`,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from lorchestra.errors import RequestError as RequestError
     from lorchestra.errors import TrainingError as TrainingError
     from lorchestra.inference.pipeline import Pipeline as Pipeline
+    from lorchestra.metrics.calibrator import Calibration as Calibration
     from lorchestra.metrics.result import EarlyExitScores as EarlyExitScores
     from lorchestra.metrics.result import Evaluation as Evaluation
     from lorchestra.metrics.result import MethodScores as MethodScores
@@ -58,6 +60,8 @@ if TYPE_CHECKING:
     from lorchestra.runs.predict import Answers as Answers
     from lorchestra.runs.predict import answers_from as answers_from
     from lorchestra.runs.rows import read_task as read_task
+    from lorchestra.store.calibration_record import CalibrationRecord as CalibrationRecord
+    from lorchestra.store.calibration_record import QuestionCalibration as QuestionCalibration
     from lorchestra.store.ensemble_record import EnsembleRecord as EnsembleRecord
     from lorchestra.store.ensemble_record import MemberRecord as MemberRecord
     from lorchestra.store.run import Run as Run
@@ -81,12 +85,14 @@ _MODULES = {
         *("LorchestraError", "RequestError", "TrainingError"),
     ),
     "inference.pipeline": ("Pipeline",),
+    "metrics.calibrator": ("Calibration",),
     "metrics.result": ("EarlyExitScores", "Evaluation", "MethodScores", "OodScores"),
     "runs.build": ("build_module",),
     "runs.ensemble": ("Ensemble",),
     "runs.evaluate": ("UnsavedEvaluationError",),
     "runs.predict": ("Answer", "Answers", "answers_from"),
     "runs.rows": ("read_task",),
+    "store.calibration_record": ("CalibrationRecord", "QuestionCalibration"),
     "store.ensemble_record": ("EnsembleRecord", "MemberRecord"),
     "store.run": ("Run",),
     "store.search_record": ("SearchRecord", "TrialRecord"),

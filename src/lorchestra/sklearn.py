@@ -26,6 +26,7 @@ from lorchestra.data.in_memory import plain_labels, texts_of
 from lorchestra.data.splits import hold_out
 from lorchestra.errors import ConfigError, DataError, InputError, LorchestraError
 from lorchestra.metrics import predictive
+from lorchestra.metrics.calibrator import pooled
 from lorchestra.runs.ensemble import Ensemble, load_run
 from lorchestra.runs.rows import RunRows, validation_notes
 from lorchestra.runs.train import train_run
@@ -43,7 +44,7 @@ except ImportError as error:
     raise LorchestraError("lorchestra.sklearn needs scikit-learn: pip install scikit-learn") from error
 
 Labels = NDArray[np.generic]
-_PICKLED = ("config.yaml", "ensemble.json", "members/*/*")
+_PICKLED = ("config.yaml", "ensemble.json", "calibration.json", "members/*/*")
 """Files of the run directory that a pickled classifier contains: those needed for predictions."""
 
 
@@ -51,7 +52,7 @@ class LoRAEnsembleClassifier(ClassifierMixin, BaseEstimator):
     """Classify texts with an ensemble of LoRA adapters on a frozen LLM.
 
     X is a list, array or Series of strings, y their labels. `fit` holds out a stratified tenth of the rows for early
-    stopping and model selection. Parameters that are None take the value in `config`.
+    stopping, model selection and calibration. Parameters that are None take the value in `config`.
 
     Args:
         base: base.name: hub id, directory, .gguf file, or smollm2-135m.
@@ -183,19 +184,23 @@ class LoRAEnsembleClassifier(ClassifierMixin, BaseEstimator):
         best = self.predict_proba(X).argmax(axis=1)
         return np.asarray(self.classes_[best])
 
-    def predict_proba(self, X: Sequence[str]) -> NDArray[np.float64]:
-        """The ensemble's probability of each class, averaged over members: `[E, C]` in the order of `classes_`."""
-        return np.exp(predictive.mixture_log_probs(self._log_probs(X)))
+    def predict_proba(self, X: Sequence[str], *, raw: bool = False) -> NDArray[np.float64]:
+        """The ensemble's probability of each class, `[E, C]` in the order of `classes_`.
 
-    def uncertainty(self, X: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+        It is the calibrated mean over members; with `raw`, the mean as it is.
+        """
+        return np.exp(self._mixture(self._log_probs(X), raw))
+
+    def uncertainty(self, X: Sequence[str], *, raw: bool = False) -> dict[str, NDArray[np.float64]]:
         """Uncertainty of the ensemble per text, `[E]` each.
 
-        `entropy` and `mutual_information` (the part of it due to disagreement between members) in nats, and
-        `disagreement`, the share of member pairs with different answers.
+        `entropy` of the calibrated mixture (with `raw`, of the mixture as it is) and `mutual_information` of the
+        members as they are, which measures how far they disagree, in nats; and `disagreement`, the share of member
+        pairs with different answers.
         """
         log_probs_MEC = self._log_probs(X)
         return {
-            "entropy": predictive.total_entropy(log_probs_MEC),
+            "entropy": predictive.entropy(self._mixture(log_probs_MEC, raw)),
             "mutual_information": predictive.mutual_information(log_probs_MEC),
             "disagreement": predictive.disagreement(log_probs_MEC),
         }
@@ -208,8 +213,12 @@ class LoRAEnsembleClassifier(ClassifierMixin, BaseEstimator):
                 self._trained = load_run(self.run_dir_)
         return self._trained
 
+    def _mixture(self, log_probs_MEC: NDArray[np.float64], raw: bool) -> NDArray[np.float64]:
+        """The mixture's log-probabilities in the order of `classes_`, `[E, C]`, calibrated unless `raw`."""
+        return pooled(log_probs_MEC, None if raw else self.ensemble().calibration)[:, self._columns]
+
     def _log_probs(self, X: Sequence[str]) -> NDArray[np.float64]:
-        """Every member's log-probabilities, `[M, E, C]`."""
+        """Every member's log-probabilities in the order of the run's labels, `[M, E, C]`."""
         check_is_fitted(self, "run_dir_")
         texts = texts_of(X)
         trained = self.ensemble()
@@ -222,7 +231,7 @@ class LoRAEnsembleClassifier(ClassifierMixin, BaseEstimator):
                 f"{len(texts) - predictions.num_examples} texts have more than {trained.pipeline.max_length} tokens,"
                 " and data.too_long is drop; set it to truncate to predict all texts"
             )
-        return predictions.log_probs_MEC[:, :, self._columns]
+        return predictions.log_probs_MEC
 
     def _names(self, classes: Labels) -> list[str]:
         """The words that the model reads for each class."""

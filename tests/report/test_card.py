@@ -19,12 +19,14 @@ from lorchestra.runs.ensemble import load_run
 from lorchestra.runs.evaluate import evaluate_run
 from lorchestra.runs.export import export_run, exported_members
 from lorchestra.runs.train import train_run
+from lorchestra.store.run import Run
 from lorchestra.types import Example
 
 
 def card_of(root, base_name=None, **changes):
     record = json.loads((root / "ensemble.json").read_text()) | changes
     metrics = root / "metrics.json"
+    saved = None if changes else Run(root).read_calibration(Run(root).read_ensemble())
     return model_card(
         record,
         read_recipe(root / "config.yaml", RunConfig),
@@ -33,6 +35,7 @@ def card_of(root, base_name=None, **changes):
         exported_members(root),
         merged=False,
         base_name=base_name,
+        calibration=None if saved is None else saved.calibration,
     )
 
 

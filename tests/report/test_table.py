@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
+from lorchestra.metrics.calibrator import Calibration
 from lorchestra.metrics.early_exit import ExitRule, evaluate_early_exit
 from lorchestra.metrics.evaluation import evaluate_predictions, ood_scores
 from lorchestra.report.table import early_exit_text, evaluation_table, ood_table, verdict
@@ -59,6 +60,29 @@ def names_in(lines: list[str]) -> list[str]:
     body = lines[next(index for index, line in enumerate(lines) if line.startswith("──")) + 1 :]
     body = body[: next(index for index, line in enumerate(body) if line.startswith("In brackets"))]
     return [line[:22].rstrip() for line in body if line[:1].strip() or line.startswith("  +")]
+
+
+def test_a_calibrated_ensemble_has_two_rows_and_a_sentence() -> None:
+    calibration = Calibration("temperature", "lower", 80, temperature=2.5, nll_before=0.8, nll_after=0.7)
+    lines = render(evaluation_table(full_entry(calibration=calibration)))
+    assert names_in(lines)[-2:] == ["ensemble, raw", "ensemble"]
+    assert "one LoRA (best on val)" in names_in(lines)
+    sentence = "Ensemble calibrated: Temperature 2.50 from 80 validation rows: cross-validated NLL 0.800 -> 0.700."
+    assert sentence in " ".join(lines)
+    unchanged = Calibration("temperature", "no [/b] gain [red]", 80, temperature=1.0, nll_before=0.8, nll_after=0.8)
+    lines = render(evaluation_table(full_entry(calibration=unchanged)))
+    assert names_in(lines)[-2:] == ["mean of logits", "ensemble"]
+    assert "Temperature 1 (no change) from 80 validation rows: no [/b] gain [red]." in " ".join(lines)
+
+
+def test_the_verdict_of_a_calibrated_ensemble_claims_no_gain_by_convexity() -> None:
+    calibration = Calibration("temperature", "lower", 80, temperature=2.5, nll_before=0.8, nll_after=0.7)
+    text = verdict(full_entry(calibration=calibration))
+    assert "guaranteed by convexity" not in text
+    assert "differences in NLL and Brier include what calibration gains" in text
+    assert "Against that member after temperature scaling" in text
+    alone = verdict(evaluate_predictions(make_predictions(members=1), calibration=calibration, resamples=0))
+    assert "the ensemble is that member, calibrated." in alone
 
 
 def test_every_method_has_its_row_in_order() -> None:

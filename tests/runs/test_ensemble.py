@@ -29,6 +29,7 @@ from lorchestra.config.data import DataConfig
 from lorchestra.config.mappings import read_recipe
 from lorchestra.config.run import RunConfig
 from lorchestra.errors import CheckpointError, ConfigError, DataError, InputError
+from lorchestra.metrics.calibrator import Calibration
 from lorchestra.metrics.result import Evaluation
 from lorchestra.runs.compare import compare_methods
 from lorchestra.runs.ensemble import Ensemble, load_run
@@ -283,19 +284,28 @@ def test_a_prediction_by_hand():
         "entropy",
         "mutual_information",
         "disagreement",
+        "calibrated",
         "abstain",
     }
+    assert first["calibrated"] is False
     assert next(prediction_rows(predictions))["abstain"] is None
     answer, other = answers_from(predictions, abstain_below=0.55)
     assert (answer.prediction, answer.prediction_text, answer.choices, answer.row) == ("no", "no", ("no", "yes"), 1)
     assert list(answer.to_dict()) == [*LINE, "error", "input"]
     assert list(answer.to_dict(early_exit=True)) == [*LINE, "members_used", "error", "input"]
     assert other.to_dict() == second | {"row": 2, "error": None, "input": {}}
+    calibration = Calibration("temperature", "by hand", temperature=2.0)
+    scaled = answers_from(predictions, 0.552, calibration)[0]
+    root = 0.6**0.5 / (0.6**0.5 + 0.4**0.5)
+    assert scaled.probs == pytest.approx((root, 1 - root))
+    assert scaled.entropy == pytest.approx(-(root * log(root) + (1 - root) * log(1 - root)))
+    assert (scaled.calibrated, scaled.abstain, scaled.member_probs) == (True, True, answer.member_probs)
+    assert scaled.mutual_information == answer.mutual_information
 
 
 LINE = (
     *("id", "row", "choices", "prediction", "prediction_index", "prediction_text", "label", "label_index"),
-    *("confidence", "probs", "member_probs", "entropy", "mutual_information", "disagreement", "abstain"),
+    *("confidence", "probs", "member_probs", "entropy", "mutual_information", "disagreement", "calibrated", "abstain"),
 )
 """The fields of a line of `lorchestra predict`, in order."""
 
@@ -330,7 +340,8 @@ def test_a_row_that_cannot_be_answered_has_what_is_known_of_it(trained_run, tmp_
         assert answer.input == input_row
         fields = answer.to_dict()
         assert list(fields) == [*LINE, "error", "input"]
-        assert all(fields[name] is None for name in ("prediction", "prediction_text", "probs", "confidence", "abstain"))
+        names = ("prediction", "prediction_text", "probs", "confidence", "calibrated", "abstain")
+        assert all(fields[name] is None for name in names)
     assert (empty.choices, empty.label) == (None, None)
     assert (long.choices, long.label, long.label_index) == (("no", "yes"), "no", 0)
 

@@ -41,7 +41,9 @@ def test_every_baseline_of_the_ensemble(trained, texts_csv):
     assert set(entry["baselines"]) == {"base_zero_shot", "base_few_shot", "tfidf", "frozen", "mc_dropout"}
     for part in (entry["ensemble"], entry["member_mean"], entry["best_member"], entry["majority"]):
         assert {"accuracy", "macro_f1", "nll", "ece", "signed_gap", "brier", "aurc"} <= set(part)
-    assert entry["temperature"]["T"] > 0
+    assert entry["calibration"]["kind"] == "temperature"
+    assert set(entry["temperature"]) == {"best_member"}  # the ensemble has its calibration
+    assert entry["temperature"]["best_member"]["T"] > 0
     assert set(entry["ood"]) == {"far"}
     assert set(entry["ood"]["far"]["auroc"]) == {"max_prob", "entropy", "mutual_information"}
     saved = json.loads(run.run.metrics.read_text())
@@ -85,8 +87,8 @@ def test_what_early_exit_would_save_is_what_it_saves(trained, rule):
 def test_rows_that_stop_early_hold_the_members_that_were_asked(trained):
     run = trained(train={"epochs": 6})
     rows = run.read(run.config.data.test, require_answer=True)
-    full = list(run.predict(rows))
-    stopped = list(run.predict(rows, abstain_below=0.9, early_exit=0.7))
+    full = list(run.predict(rows, raw=True))
+    stopped = list(run.predict(rows, abstain_below=0.9, early_exit=0.7, raw=True))
     assert [row.id for row in stopped] == [row.id for row in full]
     assert {row.members_used for row in stopped} == {2, 3}
     for early, whole in zip(stopped, full, strict=True):

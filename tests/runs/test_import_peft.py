@@ -14,6 +14,8 @@ from lorchestra.config.adapt import BaseConfig
 from lorchestra.config.data import DataConfig, PromptConfig
 from lorchestra.config.run import RunConfig
 from lorchestra.errors import CheckpointError, ConfigError, DataError
+from lorchestra.metrics.calibrator import fit_calibration
+from lorchestra.metrics.predictive import mixture_log_probs
 from lorchestra.runs.ensemble import load_run
 from lorchestra.runs.evaluate import evaluate_run
 from lorchestra.runs.import_peft import import_run
@@ -88,8 +90,23 @@ def test_import_gives_back_what_training_wrote(run_config, texts_csv, tmp_path):
     folders = sorted((root / "members").iterdir())
     again = import_run(folders, tmp_path / "again", data=run_config(path).data)
     new = texts_csv("new.csv", 6, seed=9)
-    assert list(load_run(root).predict(new)) == list(load_run(again.root).predict(new))
+    assert list(load_run(root).predict(new, raw=True)) == list(load_run(again.root).predict(new, raw=True))
     assert json.loads((root / "splits.json").read_text()) == json.loads(again.splits.read_text())
+
+
+def test_only_given_validation_rows_calibrate_imported_members(mixed, texts_csv, tmp_path):
+    """Rows held out of the training file may have trained the adapters."""
+    train, val = str(texts_csv()), str(texts_csv("val.csv", 30, seed=4))
+    held_out = import_run(mixed, tmp_path / "held-out", data=DataConfig(train=train, scoring="text"))
+    calibration = load_run(held_out.root).calibration
+    assert (calibration.kind, calibration.num_rows) == ("none", 0)
+    assert "held out of the training file" in calibration.reason
+    given = load_run(import_run(mixed, tmp_path / "given", data=DataConfig(train=train, val=val, scoring="text")).root)
+    predictions = given.pipeline.predict_members(given.read(val, require_answer=True), "val")
+    mixture = mixture_log_probs(predictions.log_probs_MEC)
+    expected = fit_calibration(mixture, predictions.labels, predictions.options)
+    assert (given.calibration.kind, given.calibration.num_rows) == ("temperature", 30)
+    assert given.calibration.temperature == pytest.approx(expected.temperature, rel=1e-5)
 
 
 def test_scoring_and_threads_are_settled_as_in_a_training(on_log, mixed, questions_jsonl, tmp_path):

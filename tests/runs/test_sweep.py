@@ -19,6 +19,8 @@ import lorchestra.runs.sweep.train as training
 from lorchestra.cli.progress import SweepProgress
 from lorchestra.errors import CheckpointError, ConfigError
 from lorchestra.inference.trunk import TrunkCache
+from lorchestra.metrics.calibrator import fit_calibration
+from lorchestra.metrics.predictive import mixture_log_probs
 from lorchestra.runs.ensemble import load_run
 from lorchestra.runs.evaluate import evaluate_run
 from lorchestra.runs.sweep.passes import make_packs
@@ -128,6 +130,16 @@ def test_a_point_is_a_run_as_any_other(config, sweep):
         saved = load_predictions(run.run.predictions / "reviews.test.safetensors")
         again = run.pipeline.predict_members(run.read(run.config.data.test, require_answer=True), "test")
         np.testing.assert_allclose(saved.log_probs_MEC, again.log_probs_MEC, rtol=0, atol=1e-6)
+        val = load_predictions(run.run.predictions / "reviews.val.safetensors")
+        mixture = mixture_log_probs(val.log_probs_MEC)
+        assert run.calibration == fit_calibration(mixture, val.labels, val.options)
+        (entry,), _ = run.run.read_evaluations()
+        assert entry["calibration"] == run.calibration.to_dict()
+        assert (run.calibration.kind, run.calibration.num_rows) == ("temperature", 8)
+    without, _, _ = sweep(config, "adapt.r=2,4", out="without", evaluate=False)
+    for name in ("r=2", "r=4"):
+        evaluated, other = (load_run(root / "runs" / name).calibration for root in (outcome.root, without.root))
+        assert other.temperature == pytest.approx(evaluated.temperature, abs=1e-8)
 
 
 def test_finished_points_are_skipped_and_new_ones_added(config, sweep, monkeypatch):

@@ -123,7 +123,10 @@ def of_format_1(run_config, tmp_path):
         saved["data"].pop("keep_tokens")
         for name in ("version", "frame", "answer_prefix"):
             saved["data"]["prompt"].pop(name)
+        for name in ("criterion", "calibration"):
+            saved["train"].pop(name)
         (root / "config.yaml").write_text(yaml.safe_dump(saved))
+        (root / "calibration.json").unlink()
         return root
 
     return build
@@ -139,6 +142,7 @@ def test_a_run_of_format_1_says_that_its_labels_cannot_win(on_log, of_format_1, 
     assert "train again" in note
     rows = list(trained.predict(path))
     assert all(row.prediction_text == "yes" for row in rows)  # as it was trained
+    assert {row.calibrated for row in rows} == {False}
     assert messages == [note]
 
 

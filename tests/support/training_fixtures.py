@@ -72,7 +72,7 @@ def tiny_ensemble(tiny_model):
 
 @pytest.fixture(scope="session")
 def make_rows():
-    """Builds ragged rows, scored by letters (one token per choice), texts (one to three), trees (six tokens) or heads."""
+    """Builds ragged rows, scored by letters (one token per choice), texts (one to three), trees (six) or heads."""
 
     def build(number, kind="letters", seed=0, num_choices=(2, 4)):
         draw = torch.Generator().manual_seed(seed)

@@ -254,7 +254,7 @@ NLLS = [[3.0, 1.0, 2.0], [2.5, 2.0, 1.5], [2.0, 3.0, 1.5], [1.0, 0.1, 1.7], [0.9
 def test_patience_and_best_copies_by_hand(make_trainer, script_validation):
     """Patience 2. Member 0 improves to the end, 1 is best at first, 2 at the second evaluation; ties do not count."""
     script_validation(NLLS)
-    trainer = make_trainer(train={"epochs": 6, "patience": 2, "batch_size": 6, "lr": 0.05})
+    trainer = make_trainer(train={"epochs": 6, "patience": 2, "batch_size": 6, "lr": 0.05, "criterion": "nll"})
     trainer.run(lambda: None)
     members, values = trainer.state.members, trainer.callback.values
     assert trainer.steps_per_epoch == 2
@@ -272,7 +272,7 @@ def test_patience_and_best_copies_by_hand(make_trainer, script_validation):
 
 def test_without_patience_nobody_stops_and_last_is_kept_on_request(make_trainer, script_validation):
     script_validation(NLLS)
-    trainer = make_trainer(train={"epochs": 6, "patience": 0, "batch_size": 6, "keep": "last"})
+    trainer = make_trainer(train={"epochs": 6, "patience": 0, "batch_size": 6, "keep": "last", "criterion": "nll"})
     trainer.run(lambda: None)
     assert [member.status for member in trainer.state.members] == ["finished"] * 3
     assert [member.best_step for member in trainer.state.members] == [12, 8, 10]
@@ -282,7 +282,7 @@ def test_without_patience_nobody_stops_and_last_is_kept_on_request(make_trainer,
 
 def test_a_run_ends_early_where_all_members_have_stopped(make_trainer, script_validation):
     script_validation([[1.0] * 3, [2.0] * 3])
-    trainer = make_trainer(train={"epochs": 9, "patience": 1})
+    trainer = make_trainer(train={"epochs": 9, "patience": 1, "criterion": "nll"})
     trainer.run(lambda: None)
     assert trainer.state.step == 2 * trainer.steps_per_epoch
     assert [member.status for member in trainer.state.members] == ["stopped"] * 3

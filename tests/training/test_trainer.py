@@ -435,7 +435,7 @@ def test_a_finished_run_does_not_change_when_run_again(make_trainer, train):
 
 def test_stopped_members_stay_stopped_when_resumed(make_trainer, script_validation):
     """A member's bias correction counts its updates, not the run's steps."""
-    settings = {"train": {"epochs": 5, "patience": 1}, "members": 2}
+    settings = {"train": {"epochs": 5, "patience": 1, "criterion": "nll"}, "members": 2}
     script_validation([[1.0, 1.0], [0.9, 2.0], [0.8], [0.7], [0.6]] + [[0.5, 9.0]] * 5)
     trainer = make_trainer(**settings)
     saved = []

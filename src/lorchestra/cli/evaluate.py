@@ -49,6 +49,8 @@ class EvaluateArguments:
     early_exit: str | None = None
     """Also report what early exit, one member after the other, would save and change: exact, or a confidence in (0, 1],
     as in predict."""
+    raw: bool = False
+    """Evaluate the mixture of the members as it is, without the run's calibration."""
     full: bool = False
     """Include the zero-shot and few-shot base where one takes more than a quarter of the training's time."""
     save: bool = True
@@ -73,6 +75,7 @@ def run(arguments: Sequence[str]) -> int:
         base=parsed.base,
         files={"train": parsed.data_train, "val": parsed.data_val, "test": parsed.data_test},
         full=parsed.full,
+        raw=parsed.raw,
         save=parsed.save,
     )
     return 0
@@ -91,6 +94,7 @@ def evaluate_and_show(
     base: str | None = None,
     files: Mapping[str, str | None] = MappingProxyType({}),
     full: bool = False,
+    raw: bool = False,
     save: bool = True,
 ) -> None:
     """Evaluate a run with progress on stderr; print tables and a verdict, or JSON.
@@ -123,6 +127,7 @@ def evaluate_and_show(
                 files=files,
                 early_exit=rule,
                 full=full,
+                raw=raw,
                 save=save,
                 callbacks=[progress],
             )
@@ -155,9 +160,11 @@ def _show(entry: Json) -> None:
 
 def _draw(run: Run, entry: Json, say: Callable[[str], None]) -> None:
     """Write the reliability diagram to the run directory."""
+    from lorchestra.metrics.result import Evaluation
     from lorchestra.report.figure import reliability_figure
 
     name = f"{entry['task']}.{entry['split']}"
     picture = run.inside(f"reliability.{name}.png")
-    reliability_figure(run.load_predictions(entry["task"], entry["split"]), picture)
+    calibration = Evaluation.from_dict(entry).calibration
+    reliability_figure(run.load_predictions(entry["task"], entry["split"]), picture, calibration)
     say(f"picture: {picture}")

@@ -43,7 +43,7 @@ def run(arguments: Sequence[str]) -> int:
     say = printer(messages())
     run_dir = Run.at(parsed.run)
     record = run_dir.read_ensemble()
-    names = exported_members(parsed.run)
+    names, calibration = exported_members(parsed.run), run_dir.read_calibration(record)
     card = model_card(
         record.to_dict(),
         run_dir.read_config(),
@@ -52,6 +52,7 @@ def run(arguments: Sequence[str]) -> int:
         names,
         merged=parsed.merge,
         base_name=parsed.base_name,
+        calibration=None if calibration is None else calibration.calibration,
     )
     written = export_run(
         parsed.run, parsed.out, card=card, merge=parsed.merge, base_name=parsed.base_name, base=parsed.base

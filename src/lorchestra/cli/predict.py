@@ -95,11 +95,15 @@ class PredictArguments:
     command."""
     base: str | None = None
     """The run's base, if it has moved: hub id, directory or .gguf file with the same weights."""
+    raw: bool = False
+    """Answer with the mixture of the members as it is, without the run's calibration ("calibrated" is then false)."""
     abstain_below: float | None = None
-    """Set "abstain" for rows whose confidence is below this threshold in [0, 1]: leave them to a person."""
+    """Set "abstain" for rows whose confidence is below this threshold in [0, 1]: leave them to a person. The confidence
+    is the calibrated one, except with --raw."""
     early_exit: str | None = None
     """Evaluate a row's members one after the other, and stop when the answer can no longer change (exact), or when the
-    mean probability of two or more members reaches this number in (0, 1]. Adds members_used to each line."""
+    mean probability of two or more members, before calibration, reaches this number in (0, 1]. Adds members_used to
+    each line."""
     top: int | Literal["all"] | None = None
     """Write this many of a row's most probable choices, most probable first ("top" in a line), or the probabilities of
     all choices under all members (all). Default: all of at most 10 choices, and the top 5 of more."""
@@ -127,6 +131,8 @@ def run(arguments: Sequence[str]) -> int:
 
     rule = None if parsed.early_exit is None else ExitRule.parse(parsed.early_exit)
     record = Run.at(parsed.run).read_ensemble()
+    if not parsed.raw:
+        Run.at(parsed.run).read_calibration(record)  # refuses a damaged one before the base is loaded
     form = AnswerFormat("jsonl")
     if parsed.out is not None:
         form = AnswerFormat.of_file(
@@ -274,17 +280,21 @@ class Prediction:
 
         run = Run.at(self.parsed.run)
         run.read_ensemble()  # refuses what is not a finished run
-        options = {name: getattr(self.parsed, name) for name in ("abstain_below", "early_exit", "on_error", "top")}
+        options = {
+            name: getattr(self.parsed, name) for name in ("abstain_below", "early_exit", "on_error", "raw", "top")
+        }
         reading = {f"data.{name}": value for name, value in dataclasses.asdict(self.parsed.reading).items()}
         return {
             "lorchestra": version("lorchestra"),
             "run": sha256_file(run.ensemble),
+            "calibration": sha256_file(run.calibration) if run.calibration.exists() and not self.parsed.raw else None,
             "format": self.form.name,
             **{f"--{name.replace('_', '-')}": value for name, value in (options | reading).items()},
         }
 
     def _answer(self, sink: Sink) -> None:
         from lorchestra.cli.progress import RowProgress
+        from lorchestra.metrics.calibrator import RAW
         from lorchestra.runs.ensemble import input_rows_of, load_run
         from lorchestra.runs.predict import AnswerOptions, answer_chunks, chunk_rows
 
@@ -295,7 +305,10 @@ class Prediction:
             size = chunk_rows(trained.pipeline)
             self._skip_answered(sink, rows, size)
             too_long = parsed.reading.too_long or trained.config.data.too_long
-            options = AnswerOptions(parsed.abstain_below, self.rule, too_long)
+            calibration = RAW if parsed.raw else trained.calibration
+            if self.rule is not None:
+                self.rule.check_calibration(calibration)
+            options = AnswerOptions(parsed.abstain_below, self.rule, too_long, calibration)
             self.num_members, self.max_length = trained.pipeline.model.num_members, trained.pipeline.max_length
             for chunk in answer_chunks(trained.pipeline, rows, options, size):
                 self._write(chunk, sink, size)

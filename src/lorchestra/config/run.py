@@ -41,10 +41,13 @@ class TrainConfig:
     """Stop a member after this many consecutive evaluations without a better criterion; 0: no early stopping."""
     keep: Literal["best", "last"] = "best"
     """Adapter of each member to save: the best one by the criterion, or the last."""
-    criterion: Literal["nll", "scaled_nll"] = "nll"
+    criterion: Literal["nll", "scaled_nll"] = "scaled_nll"
     """What is best on the validation rows, for the kept adapters, patience and the search: NLL, or NLL after
-    scaling with one temperature. With scaled_nll trainings are longer: more accurate, over-confident
-    without a temperature."""
+    scaling with one temperature. With nll trainings are shorter and less accurate; it is for raw probabilities."""
+    calibration: Literal["auto", "temperature", "vector", "isotonic", "none"] = "auto"
+    """How the probabilities of the mixture are calibrated on the validation rows after the training: one
+    temperature, a scale and a bias per label (vector), isotonic regression of the largest probability,
+    the best of them by cross-validation (auto), or not at all (none)."""
     token_budget: int | None = None
     """Maximum tokens of a packed micro-batch in training (2.5 times as many in prediction); bounds
     memory. Default: by device (CPU: 640) plus first tokens that all rows share, fewer if memory
@@ -64,6 +67,8 @@ class TrainConfig:
         }
     )
     """transformers' names of settings, accepted in recipes and on the command line; saved under the names above."""
+    SAVED_WITHOUT: ClassVar[Mapping[str, object]] = MappingProxyType({"criterion": "nll", "calibration": "none"})
+    """Runs that were saved without these settings have neither."""
 
     @property
     def is_auto(self) -> bool:
@@ -134,7 +139,8 @@ class EvaluateConfig:
     mc_dropout: bool = True
     """Also evaluate MC dropout of one LoRA with M passes, if members were trained with dropout."""
     temperature: bool = False
-    """Also fit one temperature of the pooled mixture on validation rows."""
+    """Also show the mixture and the best member with one temperature each, fitted on validation rows; where the run
+    is calibrated, the best member is shown so anyway."""
     resamples: int = 1000
     """Bootstrap resamples of each 95 % interval."""
 

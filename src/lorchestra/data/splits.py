@@ -81,7 +81,7 @@ def make_splits(
         parts = hold_out(splits["train"], held_out, seed, share, stratum, most)
         splits |= parts
     splits = {split: splits[split] for split in ("train", "val", "test")}
-    repeated = {split: len(rows) - len({_content(row) for row in rows}) for split, rows in splits.items()}
+    repeated = {split: len(rows) - len({content_digest(row) for row in rows}) for split, rows in splits.items()}
     report = SplitReport(
         num_rows={split: len(rows) for split, rows in splits.items()},
         held_out=held_out,
@@ -102,7 +102,7 @@ def drop_duplicates(
     splits = {split: tuple(rows) for split, rows in given.items()}
     for loser, keeper in (("val", "test"), ("train", "test"), ("train", "val")):
         if loser in splits and keeper in splits:
-            kept = _without(splits[loser], {_content(row) for row in splits[keeper]})
+            kept = _without(splits[loser], {content_digest(row) for row in splits[keeper]})
             if len(kept) < len(splits[loser]):
                 dropped[loser, keeper] = len(splits[loser]) - len(kept)
             if not kept:
@@ -139,18 +139,18 @@ def _choice_set(choices: tuple[str, ...]) -> list[str]:
 
 def num_shared(rows: Sequence[Example], others: Sequence[Example]) -> int:
     """Number of rows with the same content (question and set of choices) as one of the others."""
-    contents = {_content(row) for row in others}
-    return sum(_content(row) in contents for row in rows)
+    contents = {content_digest(row) for row in others}
+    return sum(content_digest(row) in contents for row in rows)
 
 
-def _content(row: Example) -> str:
-    """A digest that is the same for duplicates."""
+def content_digest(row: Example) -> str:
+    """A digest of a row's content, 64 hex digits, that is the same for duplicates."""
     parts = [normalize_text(row.question), _choice_set(row.choices)]
     return hashlib.sha256(json.dumps(parts).encode("ascii")).hexdigest()
 
 
 def _without(rows: Sequence[Example], contents: Collection[str]) -> tuple[Example, ...]:
-    return tuple(row for row in rows if _content(row) not in contents)
+    return tuple(row for row in rows if content_digest(row) not in contents)
 
 
 def _answer_stratum(row: Example) -> str:
@@ -171,7 +171,7 @@ def hold_out(
     """
     stratum = stratum or _answer_stratum
     stratum_of: dict[str, str] = {}
-    contents_of = [_content(row) for row in rows]
+    contents_of = [content_digest(row) for row in rows]
     for row, content in zip(rows, contents_of, strict=True):
         # duplicates with different answers stay together, in the smallest stratum, independent of their order
         key = stratum(row)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorchestra.errors import ConfigError
+from lorchestra.metrics.calibrator import Calibration, pooled
 from lorchestra.metrics.predictive import TIE, FloatArray, IntArray, mixture_log_probs
 from lorchestra.metrics.result import EarlyExitScores
 from lorchestra.metrics.scores import all_metrics
@@ -39,6 +40,9 @@ class ExitRule:
 
     With `confidence`, in (0, 1], the row stops once the mean s_a / k reaches it and two members have answered. The
     answer need not be that of all members.
+
+    Both rules look at the members' probabilities as they are. A calibration is applied to the mixture of the members
+    that answered; one that keeps the most probable choice keeps the exact rule exact.
     """
 
     confidence: float | None = None
@@ -63,6 +67,19 @@ class ExitRule:
     def __str__(self) -> str:
         """The rule as `parse` reads it."""
         return "exact" if self.confidence is None else f"{self.confidence:g}"
+
+    def check_calibration(self, calibration: Calibration) -> None:
+        """Refuse a calibration after which the answer of a row that stopped could differ from that of all members.
+
+        Raises:
+            ConfigError: the rule is exact, and the calibration may change predictions.
+        """
+        if self.confidence is None and not calibration.keeps_predictions:
+            raise ConfigError(
+                "--early-exit exact: the run is calibrated by vector scaling, after which another answer than the"
+                " members' may win, so nothing is decided before the last member; answer with the mixture as it is"
+                " (--raw), or give a confidence"
+            )
 
     def first_stop(self, num_members: int) -> int:
         """The least number of members after which a row can stop."""
@@ -105,15 +122,25 @@ def early_log_probs(log_probs_MEC: FloatArray, used_E: IntArray) -> FloatArray:
     return mixtures_EC
 
 
-def evaluate_early_exit(log_probs_MEC: FloatArray, labels_E: IntArray, rule: ExitRule) -> Json:
+def evaluate_early_exit(
+    log_probs_MEC: FloatArray, labels_E: IntArray, rule: ExitRule, calibration: Calibration | None = None
+) -> Json:
     """What stopping early would have saved and changed, from the answers of all members; JSON of `EarlyExitScores`.
+
+    Args:
+        log_probs_MEC: of all members.
+        labels_E: answers.
+        rule: when a row stops.
+        calibration: of the mixtures, after the rule; without one they stay as they are.
 
     Raises:
         ValueError: a label is unknown (-1) or out of range, or there is no row.
     """
     used_E = rule.members_used(log_probs_MEC)
     early_EC = early_log_probs(log_probs_MEC, used_E)
-    agrees_E = early_EC.argmax(axis=1) == mixture_log_probs(log_probs_MEC).argmax(axis=1)
+    if calibration is not None:
+        early_EC = calibration.apply(early_EC)
+    agrees_E = early_EC.argmax(axis=1) == pooled(log_probs_MEC, calibration).argmax(axis=1)
     return EarlyExitScores(
         rule=str(rule),
         metrics=plain_values(all_metrics(early_EC, labels_E)),

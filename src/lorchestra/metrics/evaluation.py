@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from lorchestra.metrics import predictive
+from lorchestra.metrics.calibrator import Calibration, pooled
 from lorchestra.metrics.classes import class_scores
 from lorchestra.metrics.intervals import Ends, Judged, difference_intervals, judge, method_intervals, too_few
 from lorchestra.metrics.predictive import FloatArray, IntArray
@@ -32,18 +33,23 @@ def evaluate(
     baselines: Mapping[str, Predictions] | None = None,
     fits: Mapping[str, MethodScores] | None = None,
     temperature: bool = False,
+    calibration: Calibration | None = None,
     resamples: int = 1000,
     seed: int = 0,
 ) -> Evaluation:
     """Evaluate an ensemble on the rows of `predictions`.
+
+    With a calibration, "ensemble" is the calibrated mixture. Members stay as they are, and the best one is also scaled:
+    what a temperature gains for one LoRA too is no gain of the ensemble.
 
     Args:
         predictions: of the members, with the answer of every row.
         validation: the same members on validation rows. The best member is chosen and temperatures are fitted there,
             never on the evaluated rows.
         train_labels: answer indices of the training rows, for the majority baseline.
-        baselines, fits: other predictions of the same rows, pooled, by name; and what was fitted for some of them.
+        baselines, fits: other predictions of the same rows, pooled, by name; and what was fitted for some.
         temperature: also scale the ensemble and the best member.
+        calibration: of the mixture, fitted on validation rows; without one it stays as it is.
         resamples, seed: of the bootstrap; 0 resamples for no intervals.
 
     Raises:
@@ -52,63 +58,82 @@ def evaluate(
     """
     baselines, fits = baselines or {}, fits or {}
     _check_inputs(predictions, validation, baselines, resamples)
+    calibration = calibration if calibration is not None and calibration.is_calibrated else None
     best = _best_member(validation)
     distributions = _distributions(predictions, baselines)
-    optional = {
-        "majority": _add_majority(distributions, predictions, train_labels),
-        "mean_of_logits": _add_mean_of_logits(distributions, predictions.log_probs_MEC),
-    }
-    members = [_member(index) for index in range(predictions.num_members)]
-    mean_scaled = _add_scaled_members(distributions, validation, members)
-    optional |= _add_temperatures(distributions, validation, best.index) if temperature else {}
+    optional = _add_references(distributions, predictions, train_labels, validation)
+    if temperature or calibration is not None:
+        optional |= _add_temperatures(distributions, validation, best.index)
+    _calibrate(distributions, optional, calibration)
     scorer = _Scorer(distributions, predictions.labels, resamples, seed)
+
+    def scored(name: str) -> MethodScores | None:
+        return scorer.scored(name, optional[name]) if name in optional else None
+
     return Evaluation(
-        task=predictions.task,
-        split=predictions.split,
-        num_examples=predictions.num_examples,
-        num_members=predictions.num_members,
-        ensemble=MethodScores(scorer.metrics("ensemble")).with_intervals(scorer.intervals("ensemble"), {}),
-        member_mean=scorer.mean(MethodScores(), members),
-        best_member=best if best.index is None else scorer.scored(_member(best.index), best),
-        members=tuple(MethodScores(scorer.metrics(name), index=index) for index, name in enumerate(members)),
-        uncertainty=_mean_uncertainty(predictions.log_probs_MEC),
-        majority=scorer.scored("majority", optional["majority"]),
-        mean_of_logits=scorer.scored("mean_of_logits", optional["mean_of_logits"]),
-        ensemble_scaled=scorer.scored("ensemble_scaled", optional["ensemble_scaled"]) if temperature else None,
-        best_member_scaled=scorer.scored("best_member_scaled", optional["best_member_scaled"]) if temperature else None,
+        **_scored_members(predictions, scorer, best, optional.get("member_mean_scaled")),
+        majority=scored("majority"),
+        mean_of_logits=scored("mean_of_logits"),
+        ensemble_raw=scored("ensemble_raw"),
+        ensemble_scaled=scored("ensemble_scaled"),
+        best_member_scaled=scored("best_member_scaled"),
         baselines={name: scorer.scored(_baseline(name), fits.get(name, MethodScores())) for name in baselines},
         level=LEVEL,
         resamples=resamples,
         seed=seed,
         notes=(*_notes(validation, optional), *scorer.notes()),
-        classes=class_scores(predictions, train_labels, baselines),
-        member_mean_scaled=mean_scaled and scorer.mean(mean_scaled, [_scaled(name) for name in members]),
+        calibration=calibration,
+        classes=class_scores(predictions, train_labels, baselines, calibration),
     )
 
 
+def _scored_members(
+    predictions: Predictions, scorer: _Scorer, best: MethodScores, scaled: MethodScores | None
+) -> dict[str, Any]:
+    """The fields of an evaluation that are of the rows, the members and their mixture."""
+    members = [_member(index) for index in range(predictions.num_members)]
+    return {
+        "task": predictions.task,
+        "split": predictions.split,
+        "num_examples": predictions.num_examples,
+        "num_members": predictions.num_members,
+        "ensemble": MethodScores(scorer.metrics("ensemble")).with_intervals(scorer.intervals("ensemble"), {}),
+        "member_mean": scorer.mean(MethodScores(), members),
+        "member_mean_scaled": scaled and scorer.mean(scaled, _scaled_members(len(members))),
+        "best_member": best if best.index is None else scorer.scored(_member(best.index), best),
+        "members": tuple(MethodScores(scorer.metrics(name), index=index) for index, name in enumerate(members)),
+        "uncertainty": _mean_uncertainty(predictions.log_probs_MEC),
+    }
+
+
 def ensemble_minus(
-    ensemble: Predictions, others: Mapping[str, Predictions], *, resamples: int = 1000, seed: int = 0
+    ensemble: Predictions,
+    others: Mapping[str, Predictions],
+    *,
+    calibration: Calibration | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
 ) -> dict[str, Mapping[str, Ends]]:
     """Intervals of the ensemble minus each of some other predictions, by name and metric of `intervals.COMPARED`.
 
-    Members are pooled. Resamples are shared, so with equal `resamples` and `seed` these are the intervals that
-    `evaluate` gives a baseline. Empty for 0 resamples.
+    Members are pooled, and the ensemble's mixture calibrated. Resamples are shared, so with equal `resamples` and
+    `seed` these are the intervals that `evaluate` gives a baseline. Empty for 0 resamples.
 
     Raises:
         ValueError: an answer is unknown, predictions are of other rows, or `resamples` is negative.
     """
     _check_inputs(ensemble, None, others, resamples)
-    distributions = {"ensemble": predictive.mixture_log_probs(ensemble.log_probs_MEC), **_pooled(others)}
+    distributions = {"ensemble": pooled(ensemble.log_probs_MEC, calibration), **_pooled(others)}
     scorer = _Scorer(distributions, ensemble.labels, resamples, seed)
     return {name: scorer.differences(_baseline(name)) for name in others}
 
 
-def ood_scores(in_dist: Predictions, ood: Predictions) -> Json:
+def ood_scores(in_dist: Predictions, ood: Predictions, calibration: Calibration | None = None) -> Json:
     """How well uncertainty separates OOD rows from in-distribution rows, as JSON (see `OodScores`).
 
-    AUROC by score: `max_prob` (low confidence), `entropy` (high total entropy), `mutual_information` (high). OOD rows
-    are the positives; labels are ignored. Where the two sets differ in their number of choices, confidence and entropy
-    differ for that reason alone.
+    AUROC by score: `max_prob` (low confidence) and `entropy` (high) of the calibrated mixture, `mutual_information`
+    (high) of the members as they are. OOD rows are the positives; labels are ignored. Where the two sets differ in
+    their number of choices, confidence and entropy differ for that reason alone.
 
     Raises:
         ValueError: a set is empty, or the two come from different numbers of members.
@@ -117,7 +142,7 @@ def ood_scores(in_dist: Predictions, ood: Predictions) -> Json:
         raise ValueError(f"ood has {ood.num_members} members, not {in_dist.num_members}")
     if not (in_dist.num_examples and ood.num_examples):
         raise ValueError(f"AUROC needs rows on both sides, not {in_dist.num_examples} and {ood.num_examples}")
-    mixtures = [predictive.mixture_log_probs(side.log_probs_MEC) for side in (in_dist, ood)]
+    mixtures = [pooled(side.log_probs_MEC, calibration) for side in (in_dist, ood)]
     information = [predictive.mutual_information(side.log_probs_MEC) for side in (in_dist, ood)]
     pairs = list(zip(in_dist.log_probs_MEC, ood.log_probs_MEC, strict=True))
     mean, std = _mean_and_std([_aurocs(*pair) for pair in pairs])
@@ -219,8 +244,8 @@ def _member(index: int) -> str:
     return f"member {index}"
 
 
-def _scaled(name: str) -> str:
-    return f"{name} scaled"
+def _scaled_members(num_members: int) -> list[str]:
+    return [f"{_member(index)} scaled" for index in range(num_members)]
 
 
 def _baseline(name: str) -> str:
@@ -244,6 +269,20 @@ def _best_member(validation: Predictions | None) -> MethodScores:
     scores = [nll(log_probs_EC, validation.labels) for log_probs_EC in validation.log_probs_MEC]
     index = int(np.argmin(scores))
     return MethodScores(index=index, validation_nll=plain_values(scores[index]))
+
+
+def _add_references(
+    distributions: dict[str, FloatArray],
+    predictions: Predictions,
+    train_labels: Sequence[int] | IntArray | None,
+    validation: Predictions | None,
+) -> dict[str, MethodScores]:
+    """The majority answer, another way to pool the members, and the members with their temperatures."""
+    scaled = _add_scaled_members(distributions, validation, predictions.num_members)
+    return ({} if scaled is None else {"member_mean_scaled": scaled}) | {
+        "majority": _add_majority(distributions, predictions, train_labels),
+        "mean_of_logits": _add_mean_of_logits(distributions, predictions.log_probs_MEC),
+    }
 
 
 def _add_majority(
@@ -288,7 +327,7 @@ def _add_temperatures(
 
 
 def _add_scaled_members(
-    distributions: dict[str, FloatArray], validation: Predictions | None, members: Sequence[str]
+    distributions: dict[str, FloatArray], validation: Predictions | None, num_members: int
 ) -> MethodScores | None:
     """Each member with its temperature: what one LoRA and a temperature are worth, without the luck of one seed."""
     if validation is None:
@@ -300,10 +339,24 @@ def _add_scaled_members(
     temperatures = [fit.T for fit in fits if fit.T is not None]
     if len(temperatures) < len(fits):
         return MethodScores(num_rows=fits[0].num_rows, reason=next(fit.reason for fit in fits if fit.T is None))
-    for name, temperature in zip(members, temperatures, strict=True):
-        distributions[_scaled(name)] = predictive.apply_temperature(distributions[name], temperature)
+    for index, (name, temperature) in enumerate(zip(_scaled_members(num_members), temperatures, strict=True)):
+        distributions[name] = predictive.apply_temperature(distributions[_member(index)], temperature)
     shown = ", ".join(f"{temperature:.2f}" for temperature in temperatures)
     return MethodScores(num_rows=fits[0].num_rows, notes=(f"T of the members: {shown}",))
+
+
+def _calibrate(
+    distributions: dict[str, FloatArray], optional: dict[str, MethodScores], calibration: Calibration | None
+) -> None:
+    """Replace the mixture by the calibrated one, which needs no other temperature, and keep it as "ensemble_raw"."""
+    if calibration is None:
+        return
+    raw_EC = distributions["ensemble"]
+    distributions.pop("ensemble_scaled", None)
+    optional.pop("ensemble_scaled", None)
+    distributions["ensemble"] = calibration.apply(raw_EC)
+    if not calibration.is_identity:
+        distributions["ensemble_raw"], optional["ensemble_raw"] = raw_EC, MethodScores()
 
 
 def _notes(validation: Predictions | None, methods: Mapping[str, MethodScores]) -> list[str]:

@@ -37,8 +37,8 @@ def _log_mean_exp(values: FloatArray, axis: int) -> FloatArray:
     return np.asarray(np.squeeze(top + mean, axis=axis))
 
 
-def _normalize(scores_EC: FloatArray) -> FloatArray:
-    """Log-softmax over the last axis; each row must have a finite entry."""
+def log_softmax(scores_EC: FloatArray) -> FloatArray:
+    """Log-softmax over the last axis, `[E, C]` to `[E, C]`; each row must have a finite entry."""
     return np.asarray(scores_EC - (_log_mean_exp(scores_EC, axis=-1) + np.log(scores_EC.shape[-1]))[..., None])
 
 
@@ -67,7 +67,7 @@ def mean_of_logits(log_probs_MEC: FloatArray) -> FloatArray:
     empty = np.flatnonzero(np.isneginf(mean_EC).all(axis=-1))
     if empty.size:
         raise ValueError(f"the mean of logits is undefined in row {empty[0]}: the members share no possible choice")
-    return _normalize(mean_EC)
+    return log_softmax(mean_EC)
 
 
 def entropy(log_probs: FloatArray) -> FloatArray:
@@ -127,7 +127,7 @@ def apply_temperature(log_probs_EC: FloatArray, temperature: float) -> FloatArra
     """
     if not (np.isfinite(temperature) and temperature > 0):
         raise ValueError(f"temperature is {temperature}, not a positive finite number")
-    return _normalize(log_probs_EC / temperature)
+    return log_softmax(log_probs_EC / temperature)
 
 
 def fit_temperature(log_probs_EC: FloatArray, labels_E: IntArray) -> float:

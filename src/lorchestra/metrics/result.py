@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from lorchestra.errors import LorchestraError
+from lorchestra.metrics.calibrator import Calibration
 from lorchestra.metrics.table import BY_KEY, Metric
 from lorchestra.types import Json
 
@@ -244,15 +245,18 @@ class Evaluation:
     Attributes:
         task, split: of the rows.
         num_examples, num_members: E and M.
-        ensemble: the mixture of the members.
+        ensemble: the mixture of the members, calibrated if there is a `calibration`.
+        ensemble_raw: the mixture as it is; None where that is the ensemble.
+        calibration: of the ensemble; None where it is the mixture as it is.
         member_mean: each metric's mean over members.
         best_member: the member with the lowest validation NLL.
         members: each member, without intervals.
-        uncertainty: means over rows in nats (`disagreement`: share of pairs of members).
+        uncertainty: means over rows in nats (`disagreement`: share of pairs of members), of the members as they are.
         member_mean_scaled: each metric's mean over members, each with its temperature; None without validation rows.
         majority: training label frequencies.
         mean_of_logits: the members pooled by their mean log-probabilities.
-        ensemble_scaled, best_member_scaled: with temperature scaling; None unless asked for.
+        ensemble_scaled, best_member_scaled: with temperature scaling; None unless asked for. With a calibration there
+            is the latter, and the former is not needed.
         baselines: other predictions of the same rows.
         level, resamples, seed: of all intervals.
         notes: sentences about what the numbers cannot carry.
@@ -289,6 +293,13 @@ class Evaluation:
     early_exit: EarlyExitScores | None = None
     member_mean_scaled: MethodScores | None = None
     ood: Mapping[str, OodScores] | None = None
+    ensemble_raw: MethodScores | None = None
+    calibration: Calibration | None = None
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether the ensemble's probabilities were calibrated on validation rows."""
+        return self.calibration is not None
 
     @classmethod
     def of(cls, entry: Evaluation | Json) -> Evaluation:
@@ -312,7 +323,9 @@ class Evaluation:
             return scores.with_intervals(intervals.get(name) or {}, intervals.get(f"ensemble_minus_{name}") or {})
 
         scaled = entry.get("temperature") or {}
-        ood, early_exit, classes = (entry.get(name) for name in ("ood", "early_exit", "classes"))
+        ood, early_exit, classes, calibration = (
+            entry.get(name) for name in ("ood", "early_exit", "classes", "calibration")
+        )
         return cls(
             task=entry["task"],
             split=entry["split"],
@@ -325,7 +338,7 @@ class Evaluation:
             uncertainty=entry.get("uncertainty") or {},
             majority=optional(entry.get("majority")),
             mean_of_logits=optional(entry.get("mean_of_logits")),
-            ensemble_scaled=optional(scaled),
+            ensemble_scaled=optional({name: value for name, value in scaled.items() if name != "best_member"}),
             best_member_scaled=optional(scaled.get("best_member")),
             baselines={name: MethodScores.from_dict(v) for name, v in (entry.get("baselines") or {}).items()},
             level=intervals["level"],
@@ -339,15 +352,16 @@ class Evaluation:
             early_exit=None if early_exit is None else EarlyExitScores.from_dict(early_exit),
             member_mean_scaled=optional(entry.get("member_mean_scaled")),
             ood=None if ood is None else {name: OodScores.from_dict(values) for name, values in ood.items()},
+            ensemble_raw=optional(entry.get("ensemble_raw")),
+            calibration=None if calibration is None else Calibration.from_dict(calibration),
         )
 
     def to_dict(self) -> Json:
         """The entry, for JSON."""
-        best, scaled = self.best_member, None
-        if self.ensemble_scaled is not None:
-            scaled = self.ensemble_scaled.to_dict("T")
-            if self.best_member_scaled is not None:
-                scaled["best_member"] = self.best_member_scaled.to_dict("T")
+        best = self.best_member
+        scaled = None if self.ensemble_scaled is None else self.ensemble_scaled.to_dict("T")
+        if self.best_member_scaled is not None:
+            scaled = (scaled or {}) | {"best_member": self.best_member_scaled.to_dict("T")}
         entry: Json = {
             "task": self.task,
             "split": self.split,
@@ -366,6 +380,8 @@ class Evaluation:
             "notes": list(self.notes),
         }
         optional = {
+            "ensemble_raw": self.ensemble_raw and self.ensemble_raw.to_dict(),
+            "calibration": self.calibration and self.calibration.to_dict(),
             "classes": self.classes and self.classes.to_dict(),
             "member_mean_scaled": self.member_mean_scaled and self.member_mean_scaled.to_dict(),
             "seen": self.seen,
@@ -390,6 +406,7 @@ class Evaluation:
         """Every method that has metrics, by key: baselines by their names, members as `member_0`, `member_1`, ..."""
         methods = {
             "ensemble": self.ensemble,
+            "ensemble_raw": self.ensemble_raw,
             "ensemble_scaled": self.ensemble_scaled,
             "member_mean": self.member_mean,
             "member_mean_scaled": self.member_mean_scaled,

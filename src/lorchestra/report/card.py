@@ -13,6 +13,7 @@ import yaml
 
 from lorchestra.config.run import RegularizeConfig, RunConfig
 from lorchestra.errors import visible
+from lorchestra.metrics.calibrator import Calibration
 from lorchestra.metrics.result import Evaluation
 from lorchestra.metrics.table import IN_TABLES
 from lorchestra.types import Json
@@ -29,6 +30,7 @@ def model_card(
     *,
     merged: bool,
     base_name: str | None = None,
+    calibration: Calibration | None = None,
 ) -> str:
     """The card's text.
 
@@ -40,6 +42,7 @@ def model_card(
         members: names of the exported adapters' folders.
         merged: whether merged models are exported, too.
         base_name: a name of the base that others know (a hub id), if it differs from the recorded one.
+        calibration: of the mixture; None if the run has none.
     """
     if base_name is not None:
         record = {**record, "base": {**record["base"], "id": base_name, "revision": None, "named": True}}
@@ -49,7 +52,8 @@ def model_card(
         _introduction(record, members, merged),
         "## Training\n\n" + "\n".join(f"- {line}" for line in _training(record, config, splits)) + "\n",
         "## Evaluation\n\n" + _evaluation(metrics),
-        "## Use\n\n" + _use(record, members),
+        "## Calibration\n\n" + _calibration(calibration),
+        "## Use\n\n" + _use(record, members, calibration),
     ]
     return visible("\n".join(parts))
 
@@ -136,7 +140,14 @@ def _evaluation(metrics: Json | None) -> str:
     lines = [_row(titles), _row("---" for _ in titles)]
     for entry in map(Evaluation.from_dict, metrics["evaluations"]):
         rows = f"{entry.task} {entry.split} ({entry.num_examples:,})"
-        for name, scores in (("ensemble", entry.ensemble), ("one LoRA, mean of members", entry.member_mean)):
+        for name, scores in (
+            ("ensemble", entry.ensemble),
+            ("ensemble, raw", entry.ensemble_raw),
+            ("one LoRA, mean of members", entry.member_mean),
+            ("one LoRA, mean of members, with temperatures", entry.member_mean_scaled),
+        ):
+            if scores is None or not scores.metrics:
+                continue
             numbers = (scores.number(metric) for metric in IN_TABLES)
             lines.append(_row([rows, name, *numbers]))
     legend = (
@@ -146,16 +157,52 @@ def _evaluation(metrics: Json | None) -> str:
     return "\n".join(lines) + f"\n\n{legend}\n"
 
 
-def _use(record: Json, members: Sequence[str]) -> str:
+def _calibration(calibration: Calibration | None) -> str:
+    if calibration is None:
+        return "The probabilities are the mean of the members' as it is: nothing was fitted to calibrate them.\n"
+    text = f"{calibration.sentence()}"
+    if not calibration.is_identity:
+        text += " It is applied to the mean of the members' probabilities; the program below does so."
+    return f"{text}\n"
+
+
+def _calibration_lines(calibration: Calibration | None) -> list[str]:
+    """The lines that calibrate the mean probabilities."""
+    if calibration is None or calibration.is_identity:
+        return []
+    if calibration.temperature is not None:
+        return [
+            f"ensemble = (ensemble.log() / {calibration.temperature!r}).softmax(-1)  # calibration: one temperature"
+        ]
+    if calibration.kind == "vector":
+        return [
+            "# calibration: a scale and a bias per label",
+            f"scale, bias = torch.tensor({list(calibration.scale)!r}), torch.tensor({list(calibration.bias)!r})",
+            "ensemble = (ensemble.log() * scale + bias).softmax(-1)",
+        ]
+    return [
+        "# calibration: the largest probability by isotonic regression, the others in proportion",
+        f"knots, values = {list(calibration.confidences)!r}, {list(calibration.accuracies)!r}",
+        "best, others = ensemble.argmax(), ensemble.clone()",
+        "others[best] = 0",
+        "others /= others.sum()",
+        "top = float(numpy.interp(float(ensemble[best]), knots, values))",
+        "top = max(top, float(others.max() / (1 + others.max())))  # not below the next one",
+        "ensemble = others * (1 - top)",
+        "ensemble[best] = top",
+    ]
+
+
+def _use(record: Json, members: Sequence[str], calibration: Calibration | None) -> str:
     return (
-        f"With PEFT alone, in this directory:\n\n```python\n{_code(record, members)}```\n\n"
+        f"With PEFT alone, in this directory:\n\n```python\n{_code(record, members, calibration)}```\n\n"
         "The mean is over probabilities, not over logits: the softmax of mean logits is a different, sharper estimate."
         " With lorchestra (`pip install lorchestra`), which runs all members in one pass and returns uncertainties:"
         " `lorchestra import member_* --task ROWS.csv --out RUN`, then `lorchestra predict`.\n"
     )
 
 
-def _code(record: Json, members: Sequence[str]) -> str:
+def _code(record: Json, members: Sequence[str], calibration: Calibration | None) -> str:
     """A program that answers one question; it scores choices as lorchestra does."""
     revision = record["base"]["revision"]
     base = f"BASE = {base_reference(record)!r}" + (
@@ -170,6 +217,7 @@ def _code(record: Json, members: Sequence[str]) -> str:
     by_head = record["scoring"] == "head"
     model = "AutoModelForSequenceClassification" if by_head else "AutoModelForCausalLM"
     lines = [
+        *(["import numpy"] if calibration is not None and calibration.kind == "isotonic" else []),
         "import torch",
         "from peft import PeftModel",
         f"from transformers import {model}, AutoTokenizer",
@@ -193,6 +241,7 @@ def _code(record: Json, members: Sequence[str]) -> str:
         "",
         "member_probs = torch.stack([probabilities(name) for name in MEMBERS])",
         "ensemble = member_probs.mean(0)",
+        *_calibration_lines(calibration),
         "print(dict(zip(choices, ensemble.tolist())))",
     ]
     return "\n".join(lines) + "\n"

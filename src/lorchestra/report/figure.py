@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lorchestra.errors import LorchestraError
-from lorchestra.metrics.predictive import FloatArray, mixture_log_probs
+from lorchestra.metrics.calibrator import Calibration, pooled
+from lorchestra.metrics.predictive import FloatArray
 from lorchestra.metrics.scores import NUM_BINS, RowScores, bin_rows, score_rows
 from lorchestra.store.atomic import atomic_path
 from lorchestra.types import Predictions
@@ -38,10 +39,11 @@ class Curve:
     members: Sequence[RowScores] = ()
 
 
-def reliability_figure(predictions: Predictions, path: Path | str) -> None:
+def reliability_figure(predictions: Predictions, path: Path | str, calibration: Calibration | None = None) -> None:
     """Write a PNG: reliability diagrams on the left, the confidence of wrong predictions on the right.
 
-    "One LoRA" pools the rows of all members, each scored alone. Bins of confidence are `(lo, hi]`, as for the ECE; the
+    "One LoRA" pools the rows of all members, each scored alone; the ensemble is their mixture, with the calibration if
+    one is given. Bins of confidence are `(lo, hi]`, as for the ECE; the
     strip below the diagram shows the share of rows in each, so that empty and small bins are visible. The file is
     replaced atomically.
 
@@ -60,7 +62,7 @@ def reliability_figure(predictions: Predictions, path: Path | str) -> None:
 
     figure = Figure(figsize=(10, 5.3), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
-    _draw(figure, predictions)
+    _draw(figure, predictions, calibration)
 
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png")
@@ -83,26 +85,26 @@ def pool(members: Sequence[RowScores]) -> RowScores:
     )
 
 
-def _curves(predictions: Predictions) -> list[Curve]:
+def _curves(predictions: Predictions, calibration: Calibration | None) -> list[Curve]:
     """One LoRA and the ensemble, or the only member."""
     members = [score_rows(log_probs_EC, predictions.labels) for log_probs_EC in predictions.log_probs_MEC]
+    ensemble = score_rows(pooled(predictions.log_probs_MEC, calibration), predictions.labels)
     if len(members) == 1:
-        return [Curve("one LoRA (one member)", members[0], ENSEMBLE_COLOR, "-", "o")]
-    ensemble = score_rows(mixture_log_probs(predictions.log_probs_MEC), predictions.labels)
+        return [Curve("one LoRA (one member)", ensemble, ENSEMBLE_COLOR, "-", "o")]
     return [
         Curve("one LoRA (members pooled)", pool(members), SINGLE_COLOR, "--", "s", members),
         Curve("ensemble", ensemble, ENSEMBLE_COLOR, "-", "o"),
     ]
 
 
-def _draw(figure: Figure, predictions: Predictions) -> None:
+def _draw(figure: Figure, predictions: Predictions, calibration: Calibration | None) -> None:
     sizes = f"examples: {predictions.num_examples}, members: {predictions.num_members}"
     figure.suptitle(f"{predictions.task} {predictions.split} ({sizes})", parse_math=False)
     grid = figure.add_gridspec(2, 2, height_ratios=(4, 1))
     diagram = figure.add_subplot(grid[0, 0])
     shares = figure.add_subplot(grid[1, 0], sharex=diagram)
     wrong = figure.add_subplot(grid[:, 1])
-    curves = _curves(predictions)
+    curves = _curves(predictions, calibration)
     _draw_diagram(diagram, curves)
     _draw_shares(shares, curves)
     _draw_wrong(wrong, curves)

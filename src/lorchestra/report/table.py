@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -47,6 +48,9 @@ def evaluation_table(entry: Entry) -> FittedTable:
         caption += " Automated: largest share of rows, most confident first, with at most that error."
     if any(method.scores.ece_if_calibrated for method in shown):
         caption += f" In parentheses: ECE of a perfectly calibrated model on as many rows, mean and {level} range."
+    if evaluation.calibration is not None:
+        # captions are markup, and the reason comes from a file
+        caption += f" Ensemble calibrated: {escape(evaluation.calibration.sentence())}"
     if any(method.key in WITHOUT_ADAPTERS for method in shown):
         caption += " LR: logistic regression, with one temperature (T)."
     if evaluation.seconds:
@@ -177,7 +181,8 @@ def verdict(entry: Entry, controls: Sequence[Method] = ()) -> str:
     differences = evaluation.member_mean.ensemble_minus
     sentences, judging = list(evaluation.notes), True
     if evaluation.num_members == 1:
-        sentences.append("There is one member only, so the ensemble is that member.")
+        changed = ", calibrated" if evaluation.ensemble_raw is not None else ""
+        sentences.append(f"There is one member only, so the ensemble is that member{changed}.")
     elif not differences:
         sentences.append("No bootstrap intervals were computed, so no difference can be judged.")
     elif not (judging := any(differences.values())):
@@ -248,10 +253,14 @@ def early_exit_text(entry: Entry) -> str:
 
 def _comparisons(evaluation: Evaluation, controls: Sequence[Method]) -> Iterator[str]:
     """The ensemble against its members, the controls and the majority answer."""
+    if evaluation.is_calibrated:
+        remark = "; the members are not calibrated, so differences in NLL and Brier include what calibration gains."
+    else:
+        remark = "; the gain over the mean member in NLL and Brier is guaranteed by convexity."
     yield (
         f"Against the mean of its {evaluation.num_members} members, the ensemble"
         f" {_judge(evaluation, evaluation.member_mean)} (differences with their {100 * evaluation.level:g} %"
-        " intervals); the gain over the mean member in NLL and Brier is guaranteed by convexity."
+        f" intervals){remark}"
     )
     if evaluation.best_member.ensemble_minus:
         yield f"Against the best member on validation, it {_judge(evaluation, evaluation.best_member)}."
@@ -310,6 +319,7 @@ def methods(evaluation: Evaluation) -> Iterator[Method]:
         ("best_member_scaled", "  + temperature", evaluation.best_member_scaled),
         ("mc_dropout", BASELINES["mc_dropout"], evaluation.baselines.get("mc_dropout")),
         ("mean_of_logits", "mean of logits", evaluation.mean_of_logits),
+        ("ensemble_raw", "ensemble, raw", evaluation.ensemble_raw),
         ("ensemble", "ensemble", evaluation.ensemble),
         ("ensemble_scaled", "  + temperature", evaluation.ensemble_scaled),
     ]

@@ -16,6 +16,7 @@ from lorchestra.inference.pipeline import Pipeline
 from lorchestra.methods import few_shot, mc_dropout, temperature
 from lorchestra.methods.contract import MethodContext
 from lorchestra.methods.registry import parse_name
+from lorchestra.metrics.calibrator import Calibration
 from lorchestra.metrics.evaluation import evaluate_predictions
 from lorchestra.metrics.result import Evaluation, MethodScores
 from lorchestra.metrics.scores import nll
@@ -232,6 +233,7 @@ def score(
     examples: Sequence[Example],
     splits: Mapping[str, Sequence[Example]],
     config: RunConfig,
+    calibration: Calibration,
 ) -> Entry:
     """An entry of `metrics.json`: see `metrics.evaluation`.
 
@@ -246,6 +248,7 @@ def score(
         baselines={name: baseline.predictions for name, baseline in baselines.items()},
         fits={name: baseline.fit for name, baseline in baselines.items()},
         temperature=config.evaluate.temperature,
+        calibration=calibration,
         resamples=config.evaluate.resamples,
         seed=config.train.seed,
     )

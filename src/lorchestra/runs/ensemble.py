@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, cast
@@ -17,6 +18,7 @@ from lorchestra.data.in_memory import entries_of, is_file
 from lorchestra.data.input_rows import InputRow, input_rows, read_input_rows
 from lorchestra.errors import ConfigError, DataError
 from lorchestra.inference.pipeline import Pipeline, TooLong
+from lorchestra.metrics.calibrator import RAW, Calibration
 from lorchestra.metrics.early_exit import ExitRule
 from lorchestra.metrics.result import Evaluation
 from lorchestra.runs import arguments
@@ -143,6 +145,16 @@ class Ensemble:
         """The label set in order; None if every question has its choices."""
         return self.record.labels
 
+    @cached_property
+    def calibration(self) -> Calibration:
+        """How the mixture's probabilities are calibrated; of kind "none" in runs of earlier versions.
+
+        Raises:
+            CheckpointError: `calibration.json` is damaged or was changed, or belongs to another ensemble.
+        """
+        record = self.run.read_calibration(self.record)
+        return Calibration("none", "the run has no calibration.json") if record is None else record.calibration
+
     def predict(
         self,
         rows: object,
@@ -151,22 +163,29 @@ class Ensemble:
         *,
         on_error: OnError = "record",
         too_long: TooLong | None = None,
+        raw: bool = False,
     ) -> Answers:
         """Answer rows, each as soon as its chunk is answered; memory does not grow with their number.
+
+        Probabilities, and the entropy and abstention that follow from them, are those of the mixture after the run's
+        `calibration`; the members' are never calibrated. Early exit decides by the mixture as it is.
 
         Iterate over the result, or take all at once as a table with `to_pandas`.
 
         Args:
             rows: texts (for a run on texts with labels), dicts, examples, a DataFrame, a Series or a Dataset; or a
                 file's path.
-            abstain_below: `Answer.abstain` is true if the confidence is below this, in [0, 1].
+            abstain_below: `Answer.abstain` is true if the calibrated confidence is below this, in [0, 1].
             early_exit: "exact" or a confidence in (0, 1]: members are asked until a row is decided (see `ExitRule`).
             on_error: what to do with a row that cannot be answered: "record" the reason in `Answer.error`, or "fail".
             too_long: what to do with a row over the maximum length: "error", "drop" (no answer) or "truncate" (cut the
                 question); by default as in training.
+            raw: answer with the mixture as it is.
 
         Raises:
-            ConfigError: an option is none of these.
+            ConfigError: an option is none of these, or `early_exit` is "exact" with a calibration that changes
+                predictions.
+            CheckpointError: see `calibration`.
             InputError: the Python object holds no rows.
             DataError: the file cannot be read, or no row has the required columns; while iterating, a row cannot be
                 answered and `on_error` is "fail".
@@ -177,7 +196,10 @@ class Ensemble:
         if too_long is not None:
             arguments.check_choice("too_long", too_long, TooLong)
         rule = _exit_rule(early_exit)
-        options = AnswerOptions(abstain_below, rule, too_long or self.config.data.too_long)
+        calibration = RAW if raw else self.calibration
+        if rule is not None:
+            rule.check_calibration(calibration)
+        options = AnswerOptions(abstain_below, rule, too_long or self.config.data.too_long, calibration)
         return Answers(self._answers(input_rows_of(self, rows), options, on_error))
 
     def _answers(self, rows: Iterator[InputRow], options: AnswerOptions, on_error: OnError) -> Iterator[Answer]:
@@ -202,6 +224,7 @@ class Ensemble:
         files: Mapping[str, str | Path | None] = MappingProxyType({}),
         early_exit: str | float | None = None,
         full: bool = False,
+        raw: bool = False,
         save: bool = True,
         callbacks: Sequence[Callback] = (),
     ) -> Evaluation:
@@ -209,7 +232,6 @@ class Ensemble:
 
         With `data` or `task` the run's rows are not required: the baselines that need training rows are then left out,
         and the best member and temperatures are chosen on saved predictions of validation rows, or left out too.
-
         An evaluation is saved under the task of its rows: the run's, also for a file with rows of it, or the named one.
 
         Args:
@@ -221,6 +243,7 @@ class Ensemble:
             files: by "train", "val" and "test", where the training's files are now; their rows must be the same.
             early_exit: also report what stopping early by this rule would save and change (see `predict`).
             full: include the zero-shot and few-shot base where one takes more than a quarter of the training's time.
+            raw: evaluate the mixture as it is, without the run's calibration.
             save: whether to write the results.
             callbacks: report progress; when one asks to stop, `Interrupted` is raised.
 
@@ -245,6 +268,7 @@ class Ensemble:
             files=files,
             early_exit=rule,
             full=full,
+            raw=raw,
             save=save,
             callbacks=callbacks,
         )
@@ -267,11 +291,14 @@ class Ensemble:
             if m not in self.members:
                 raise ConfigError(f"members: {m!r} is not one of {', '.join(map(str, self.members))}")
         indices = None if members is None else [self.members.index(m) for m in members]
-        self.as_module().save_pretrained(directory, indices)
+        EnsembleModule(self.pipeline).save_pretrained(directory, indices)
 
     def as_module(self) -> EnsembleModule:
-        """The members as a `torch.nn.Module`: differentiable, with the adapters as its parameters."""
-        return EnsembleModule(self.pipeline)
+        """The members as a `torch.nn.Module`: differentiable, with the adapters as its parameters.
+
+        Its `calibration` is the run's, which `mixture` applies.
+        """
+        return EnsembleModule(self.pipeline, self.calibration)
 
     def read(self, path: str | Path, *, require_answer: bool) -> tuple[Example, ...]:
         """Rows of a file, in the form the run was trained on."""

@@ -15,6 +15,7 @@ from lorchestra.data.splits import split_digest
 from lorchestra.errors import CheckpointError, ConfigError, DataError, did_you_mean
 from lorchestra.inference.pipeline import Pipeline
 from lorchestra.inference.predict import MemberPass, member_passes
+from lorchestra.metrics.calibrator import RAW, Calibration
 from lorchestra.metrics.early_exit import ExitRule, evaluate_early_exit
 from lorchestra.metrics.evaluation import ood_scores
 from lorchestra.nn.packing import BASE
@@ -65,11 +66,15 @@ def evaluate_run(
     files: Mapping[str, str | Path | None] = MappingProxyType({}),
     early_exit: ExitRule | None = None,
     full: bool = False,
+    raw: bool = False,
     save: bool = True,
     callbacks: Sequence[Callback] = (),
 ) -> Entry:
     """What `Ensemble.evaluate` does; returns the entry of `metrics.json`."""
     callback = CallbackList(callbacks)
+    calibration = RAW if raw else trained.calibration
+    if early_exit is not None:
+        early_exit.check_calibration(calibration)
     before = trained.run.read_named_evaluations()  # a damaged file is reported before anything is computed
     read_only = trained.run.why_read_only() if save else None
     if read_only is not None:
@@ -86,12 +91,13 @@ def evaluate_run(
     predictions, zero_shot = _members_and_base(pipeline, examples, split, callback, limit)
     is_validation = pipeline is trained.pipeline and data is None and split == "val"
     validation = predictions if is_validation else _validation(trained, rows, callback)
-    work = _Work(trained, pipeline, rows, examples, before, limit, callback)
+    work = _Work(trained, pipeline, rows, examples, before, limit, callback, calibration)
     entry, baselines = _score(work, predictions, zero_shot, validation)
     if early_exit is not None:
-        entry["early_exit"] = evaluate_early_exit(predictions.log_probs_MEC, predictions.labels, early_exit)
+        log_probs_MEC = predictions.log_probs_MEC
+        entry["early_exit"] = evaluate_early_exit(log_probs_MEC, predictions.labels, early_exit, calibration)
     ood_predictions = {name: _predict(pipeline, some, f"ood_{name}", callback) for name, some in ood_rows.items()}
-    entry["ood"] = {name: ood_scores(predictions, some) for name, some in ood_predictions.items()}
+    entry["ood"] = {name: ood_scores(predictions, some, calibration) for name, some in ood_predictions.items()}
     if read_only is not None:
         raise UnsavedEvaluationError(read_only, entry)
     if save:
@@ -102,7 +108,7 @@ def evaluate_run(
 
 @dataclass(frozen=True)
 class _Work:
-    """What the baselines of an evaluation need."""
+    """What the baselines and the scores of an evaluation need."""
 
     trained: Ensemble
     pipeline: Pipeline
@@ -111,6 +117,7 @@ class _Work:
     before: Sequence[Entry]
     limit: CostLimit
     callback: Callback
+    calibration: Calibration
 
     def baselines(self, predictions: Predictions) -> Candidates:
         """All baselines but the zero-shot base, or why they are missing."""
@@ -141,7 +148,8 @@ def _score(
     for line in left_out_lines(left_out):
         logger.info(line)
     splits = {} if work.rows is None else work.rows.task.splits
-    entry = score(predictions, validation, baselines, left_out, work.examples, splits, work.trained.config)
+    config, calibration = work.trained.config, work.calibration
+    entry = score(predictions, validation, baselines, left_out, work.examples, splits, config, calibration)
     return entry, baselines
 
 

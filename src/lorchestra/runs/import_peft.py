@@ -17,6 +17,7 @@ from lorchestra.config.mappings import check_types
 from lorchestra.config.run import RunConfig, TrainConfig, check_run
 from lorchestra.errors import CheckpointError, ConfigError
 from lorchestra.inference.pipeline import Pipeline
+from lorchestra.metrics.calibrator import Calibration
 from lorchestra.models.init import make_adapter_settings
 from lorchestra.models.loading import LoadedBase
 from lorchestra.models.peft_files import WEIGHTS, load_member
@@ -32,15 +33,21 @@ from lorchestra.models.peft_import import (
     read_peft_folder,
 )
 from lorchestra.runs.build import build_pipeline, describe, ensemble_record, torch_threads
+from lorchestra.runs.calibration import calibrate, save_calibration
 from lorchestra.runs.rows import RunRows, read_rows
 from lorchestra.store.atomic import atomic_write_json, sha256_file
 from lorchestra.store.ensemble_record import MemberRecord
 from lorchestra.store.run import Run
 from lorchestra.store.workspace import Workspace
+from lorchestra.training.callbacks import Callback
 
 logger = logging.getLogger(__name__)
 
 BASE_OF_THE_FOLDERS = BaseConfig(name="")
+_HELD_OUT = (
+    "the validation rows are held out of the training file, and the adapters may have been trained on them; give"
+    " --data.val"
+)
 _UNKNOWN_COST = dict.fromkeys(("train_s", "tokens", "tokens_per_s", "peak_bytes", "base_passes"))
 
 
@@ -93,7 +100,12 @@ def import_run(
                 _copy_member(run, m, folder, checksum, pipeline)
                 for m, (folder, checksum) in enumerate(zip(adapters, checksums, strict=True))
             ]
-            run.write_ensemble(ensemble_record(pipeline, rows, members, _UNKNOWN_COST))
+            record = ensemble_record(pipeline, rows, members, _UNKNOWN_COST)
+            if config.data.val is None and config.data.task is None:
+                save_calibration(run, record, Calibration("none", _HELD_OUT))
+            else:
+                calibrate(run, record, pipeline, rows.task.splits["val"], config.train.calibration, Callback())
+            run.write_ensemble(record)
     return Run(workspace.root)
 
 

@@ -15,6 +15,7 @@ from lorchestra.errors import LorchestraError
 from lorchestra.inference.pipeline import Pipeline, TooLong, encode_each
 from lorchestra.inference.predict import PrefixReuse
 from lorchestra.metrics import predictive
+from lorchestra.metrics.calibrator import RAW, Calibration, pooled
 from lorchestra.metrics.early_exit import ExitRule
 from lorchestra.types import EarlyExitPredictions, EncodedExample, Example, Predictions
 
@@ -38,11 +39,12 @@ class Answer:
         prediction, prediction_index: the most probable choice's text and index.
         label, label_index: the right choice, if it is known.
         confidence: probability of the prediction.
-        probs: probability of each choice under the mixture of members.
-        member_probs: those of each member.
+        probs: probability of each choice under the calibrated mixture of members.
+        member_probs: those of each member, which are not calibrated.
         entropy: of `probs`, in nats.
-        mutual_information: the part of it that the members' disagreement explains, in nats.
+        mutual_information: of answer and member, in nats: how far the members, as they are, disagree.
         disagreement: share of pairs of members with different predictions.
+        calibrated: whether `probs` are calibrated; False where they are the mixture as it is; None without an answer.
         abstain: whether the confidence is below the threshold; None without one.
         error: why there is no answer.
         input: the row's columns, except id and choices.
@@ -62,6 +64,7 @@ class Answer:
     entropy: float | None = None
     mutual_information: float | None = None
     disagreement: float | None = None
+    calibrated: bool | None = None
     abstain: bool | None = None
     error: str | None = None
     input: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
@@ -117,6 +120,7 @@ class Answer:
             "entropy": self.entropy,
             "mutual_information": self.mutual_information,
             "disagreement": self.disagreement,
+            "calibrated": self.calibrated,
             "abstain": self.abstain,
         }
         if early_exit or self.members_used is not None:
@@ -149,11 +153,13 @@ class Answers(Iterator[Answer]):
 
 @dataclass(frozen=True)
 class AnswerOptions:
-    """How rows are answered: the confidence below which to abstain, early exit, and what to do with long rows."""
+    """How rows are answered: the calibrated confidence below which to abstain, early exit, what to do with long rows,
+    and how the mixture is calibrated."""
 
     abstain_below: float | None = None
     rule: ExitRule | None = None
     too_long: TooLong = "error"
+    calibration: Calibration = RAW
 
 
 @dataclass(frozen=True)
@@ -227,30 +233,43 @@ def answer_chunks(
         yield _answer_chunk(pipeline, chunk, options, prefix_reuse)
 
 
-def answers_from(predictions: Predictions | EarlyExitPredictions, abstain_below: float | None = None) -> list[Answer]:
-    """Predictions as answers, in the order of their rows; after early exit, of the members that answered."""
+def answers_from(
+    predictions: Predictions | EarlyExitPredictions,
+    abstain_below: float | None = None,
+    calibration: Calibration | None = None,
+) -> list[Answer]:
+    """Predictions as answers, in the order of their rows; after early exit, of the members that answered.
+
+    Args:
+        predictions: of the members.
+        abstain_below: `Answer.abstain` is true if the confidence is below this.
+        calibration: of the mixture (`Ensemble.calibration`); without one, the answers are the mixture's as it is.
+    """
     if isinstance(predictions, Predictions):
-        return list(_answers(predictions, abstain_below))
+        return list(_answers(predictions, abstain_below, calibration))
     answers = [
         replace(answer, row=int(index) + 1, members_used=part.num_members)
         for part, indices in zip(predictions.parts, predictions.indices, strict=True)
-        for index, answer in zip(indices, _answers(part, abstain_below), strict=True)
+        for index, answer in zip(indices, _answers(part, abstain_below, calibration), strict=True)
     ]
     return sorted(answers, key=lambda answer: answer.row)
 
 
 def prediction_rows(predictions: Predictions, abstain_below: float | None = None) -> Iterator[dict[str, object]]:
     """As `answers_from`, as dictionaries without `row`, `error` and `input`."""
-    for answer in _answers(predictions, abstain_below):
+    for answer in _answers(predictions, abstain_below, None):
         values = answer.to_dict()
         yield {name: value for name, value in values.items() if name not in ("row", "error", "input")}
 
 
-def _answers(predictions: Predictions, abstain_below: float | None) -> Iterator[Answer]:
+def _answers(
+    predictions: Predictions, abstain_below: float | None, calibration: Calibration | None
+) -> Iterator[Answer]:
     log_probs = predictions.log_probs_MEC
-    mixture = np.exp(predictive.mixture_log_probs(log_probs))
+    calibrated = pooled(log_probs, calibration)
+    mixture = np.exp(calibrated)
     member_probs = np.exp(log_probs)
-    entropy = predictive.total_entropy(log_probs)
+    entropy = predictive.entropy(calibrated)
     information = predictive.mutual_information(log_probs)
     disagreement = predictive.disagreement(log_probs)
     for e, options in enumerate(predictions.options):
@@ -271,6 +290,7 @@ def _answers(predictions: Predictions, abstain_below: float | None) -> Iterator[
             entropy=float(entropy[e]),
             mutual_information=float(information[e]),
             disagreement=float(disagreement[e]),
+            calibrated=calibration is not None and calibration.is_calibrated,
             abstain=None if abstain_below is None else bool(probs[best] < abstain_below),
         )
 
@@ -312,7 +332,7 @@ def _predict(
         predictions = pipeline.predict_encoded(examples, rows, "predict", prefix_reuse)
     else:
         predictions = pipeline.predict_encoded_early(examples, rows, "predict", options.rule, prefix_reuse=prefix_reuse)
-    return answers_from(predictions, options.abstain_below)
+    return answers_from(predictions, options.abstain_below, options.calibration)
 
 
 def _unanswered(row: InputRow, error: str) -> Answer:

@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 
 from lorchestra.config.mappings import to_mapping
 from lorchestra.config.run import RunConfig
+from lorchestra.data.prompts import ScoringMode
 from lorchestra.errors import TrainingError
 from lorchestra.inference.trunk import TrunkFiles
 from lorchestra.models.init import make_adapter_settings
@@ -47,8 +48,38 @@ from lorchestra.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
+FEWEST_FOR_HEADS = 11
+"""Fewest labels with which `auto` also tries classification heads."""
 
-def settle_training(run: Run, config: RunConfig, rows: RunRows, hidden_size: int, callback: Callback) -> RunConfig:
+
+def open_scorings(config: RunConfig, resolved: RunConfig, rows: RunRows) -> tuple[ScoringMode, ...]:
+    """The scorings that a search compares: with `auto`, many labels and an open rate, those of their texts and a head.
+
+    Few labels are few tokens, which the base knows the meaning of, and candidates of a second scoring cost as much as
+    those of the rate; a penalty towards the base's answers needs the base's.
+
+    Args:
+        config: as configured.
+        resolved: the same with the scoring that the base and the labels suggest.
+        rows: the task's rows.
+    """
+    scoring = resolved.data.scoring
+    assert scoring != "auto"
+    labels = rows.task.labels or ()
+    is_open = config.data.scoring == "auto" and config.train.lr == "auto" and scoring != "letter"
+    if not is_open or len(labels) < FEWEST_FOR_HEADS or resolved.regularize.kl_beta or resolved.data.normalize != "sum":
+        return (scoring,)
+    return (scoring, "head")
+
+
+def settle_training(
+    run: Run,
+    config: RunConfig,
+    rows: RunRows,
+    hidden_size: int,
+    callback: Callback,
+    scorings: Sequence[ScoringMode] = (),
+) -> RunConfig:
     """Search what `train.lr` and `train.epochs` leave open, and record it.
 
     Args:
@@ -57,9 +88,10 @@ def settle_training(run: Run, config: RunConfig, rows: RunRows, hidden_size: int
         rows: training and validation rows.
         hidden_size: of the base; it sets the first rates.
         callback: reports progress; may request a stop.
+        scorings: candidates for how answers are scored; by default that of `config`.
 
     Returns:
-        The configuration with numbers; `config.yaml` is not written.
+        The configuration with numbers and scoring; `config.yaml` is not written.
 
     Raises:
         TrainingError: every candidate failed, also at the lowest rates.
@@ -69,11 +101,22 @@ def settle_training(run: Run, config: RunConfig, rows: RunRows, hidden_size: int
         return config
     record = run.read_search()
     if record is None:
-        record = _Search(run, config, rows, hidden_size, callback).record()
+        record = _Search(run, config, rows, hidden_size, callback).record(scorings or (config.data.scoring,))
         run.write_search(record)
     run.discard_search()
     gc.collect()  # frees the base of the last pass
+    if record.scoring is not None:
+        config = _scored(config, record.scoring)
     return dataclasses.replace(config, train=config.train.filled(record.lr, record.epochs))
+
+
+def open_scoring(config: RunConfig) -> RunConfig:
+    """The configuration with the scoring left to the search."""
+    return _scored(config, "auto")
+
+
+def _scored(config: RunConfig, scoring: str) -> RunConfig:
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, scoring=scoring))  # type: ignore[arg-type]
 
 
 def settle_once(config: RunConfig, rows: RunRows, callback: Callback, directory: Path | None = None) -> RunConfig:
@@ -137,24 +180,38 @@ class _Search:
         self.num_passes = self.tokens = self.steps_per_epoch = 0
         self.seconds = 0.0
 
-    def record(self) -> SearchRecord:
-        """Search what is open."""
+    def record(self, scorings: Sequence[str]) -> SearchRecord:
+        """Search what is open, and which of the scorings is best."""
         train = self.config.train
-        trials = self._rates() if train.lr == "auto" else []
+        tried: dict[str, list[TrialRecord]] = {}
+        for scoring in scorings:
+            self.config = _scored(self.config, scoring)
+            tried[scoring] = self._rates() if train.lr == "auto" else []
+        chosen = min(tried, key=lambda scoring: min((trial.best for trial in tried[scoring]), default=0.0))
+        self.config = _scored(self.config, chosen)
+        trials = tried.pop(chosen)
         lr = train.lr
         if lr == "auto":
             is_longer = train.epochs == "auto" or self.steps_per_epoch * train.epochs > max(trials[0].steps, default=0)
-            lr = chosen_rate({trial.lr: _best(trial) for trial in trials}, is_longer=is_longer)
+            lr = chosen_rate({trial.lr: trial.best for trial in trials}, is_longer=is_longer)
         length = self._length(lr) if train.epochs == "auto" else None
         epochs = train.epochs
         if length is not None:
-            if math.isinf(_best(length)):
+            if math.isinf(length.best):
                 raise TrainingError(f"train.epochs: auto: a member at the rate {length.lr:g} failed; give the epochs")
             scores = {step: nll for step, nll in zip(length.steps, length.val_nll, strict=True) if nll is not None}
             epochs = epochs_of(best_steps(scores), self.steps_per_epoch)
         assert epochs != "auto"
         record = SearchRecord(
-            lr, epochs, tuple(trials), length, self.steps_per_epoch, self.tokens, round(self.seconds, 2)
+            lr,
+            epochs,
+            tuple(trials),
+            length,
+            self.steps_per_epoch,
+            self.tokens,
+            round(self.seconds, 2),
+            chosen if tried else None,
+            {scoring: tuple(others) for scoring, others in tried.items()},
         )
         for sentence in record.sentences():
             logger.info(sentence)
@@ -167,10 +224,10 @@ class _Search:
         rates = first_rates(self.hidden_size, below)
         for _ in range(MAX_EXTENSIONS + 1):
             tried |= {trial.lr: trial for trial in self._pass(rates, constant=False)}
-            rates = further_rates({rate: _best(trial) for rate, trial in tried.items()}, below)
+            rates = further_rates({rate: trial.best for rate, trial in tried.items()}, below)
             if not rates:
                 break
-        if all(math.isinf(_best(trial)) for trial in tried.values()):
+        if all(math.isinf(trial.best) for trial in tried.values()):
             raise TrainingError(f"train.lr: auto: every rate from {min(tried):g} to {max(tried):g} failed; give one")
         return [tried[rate] for rate in sorted(tried)]
 
@@ -200,7 +257,8 @@ class _Search:
             warmup = min(0.5, WARMUP_STEPS / num_steps)
             member = dataclasses.replace(member, schedule="constant", warmup=warmup, patience=PATIENCE)
         what = "number of epochs" if constant else "learning rate"
-        self.callback.on_status([f"{rate:g}" for rate in rates], f"searching the {what}")
+        scored = ", scored by a head" if self.config.data.scoring == "head" else ""
+        self.callback.on_status([f"{rate:g}" for rate in rates], f"searching the {what}{scored}")
         trainer = Trainer(
             pipeline.model,
             encoded,
@@ -231,10 +289,6 @@ def _smallest_refused(config: RunConfig) -> float:
     """The smallest learning rate with which a decay would overshoot zero."""
     strengths = (config.regularize.weight_decay_a, config.regularize.weight_decay_b)
     return min((1 / value for value in strengths if value > 0), default=math.inf)
-
-
-def _best(trial: TrialRecord) -> float:
-    return min((nll for nll in trial.val_nll if nll is not None), default=math.inf)
 
 
 def _trials(rates: Sequence[float], state: TrainState, score: str) -> list[TrialRecord]:

@@ -8,6 +8,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from lorchestra.config.adapt import AdaptConfig
 from lorchestra.config.mappings import differences
 from lorchestra.config.run import RunConfig, check_run
@@ -19,9 +21,10 @@ from lorchestra.models.peft_files import save_members
 from lorchestra.planning.estimate import training_base_passes
 from lorchestra.planning.memory import restart_peak
 from lorchestra.runs.build import describe, ensemble_record, torch_threads
+from lorchestra.runs.calibration import calibrate
 from lorchestra.runs.event_log import EventLog
 from lorchestra.runs.rows import RunRows, absolute_settings, check_unchanged, read_rows, with_directory
-from lorchestra.runs.search import settle_training, trunk_files
+from lorchestra.runs.search import open_scoring, open_scorings, settle_training, trunk_files
 from lorchestra.runs.training import prepare_training, restore, train_with_checkpoints
 from lorchestra.store.ensemble_record import MemberRecord
 from lorchestra.store.run import Run
@@ -97,14 +100,15 @@ def _train(
         left = "train.lr" if config.train.lr == "auto" else "train.epochs"
         raise CheckpointError(f"{run.root}: {left} is still searched; train it with --if-exists resume")
     pipeline, resolved, training = prepare_training(config, rows)
+    scorings = open_scorings(config, resolved, rows)
     if not workspace.resuming:
         with workspace.create() as directory:
-            describe(Run(directory), resolved, rows, pipeline)
+            describe(Run(directory), resolved if len(scorings) == 1 else open_scoring(resolved), rows, pipeline)
     if resolved.train.is_auto:
         width = pipeline.model.hidden_size
         del pipeline, training  # frees the base: the search loads another
         watching = CallbackList(callbacks)
-        resolved = settle_training(run, resolved, rows, width, watching)
+        resolved = settle_training(run, resolved, rows, width, watching, scorings)
         restart_peak()
         watching.on_status((), "training")
         run.settle_config(absolute_settings(resolved))
@@ -119,7 +123,7 @@ def _train(
             raise CheckpointError(f"{run.root}: no step was trained yet; train it with --if-exists resume")
         trainer.finish()
     peak = train_with_checkpoints(run, trainer)
-    return _finish(run, trainer, pipeline, rows, peak)
+    return _finish(run, trainer, pipeline, rows, peak, CallbackList(callbacks))
 
 
 def _trunk_files(run: Run, pipeline: Pipeline, config: RunConfig) -> TrunkFiles:
@@ -156,8 +160,10 @@ def _saved_config(run: Run, requested: RunConfig, explicit: Collection[str]) -> 
     return dataclasses.replace(saved, data=with_directory(saved.data, None))
 
 
-def _finish(run: Run, trainer: Trainer, pipeline: Pipeline, rows: RunRows, peak: int) -> TrainOutcome:
-    """Save the members and the record; with `ensemble.json` the run is finished."""
+def _finish(
+    run: Run, trainer: Trainer, pipeline: Pipeline, rows: RunRows, peak: int, callback: Callback
+) -> TrainOutcome:
+    """Save the members, their calibration and the record; with `ensemble.json` the run is finished."""
     try:
         trainer.state.good_members()
     except TrainingError as error:
@@ -171,7 +177,11 @@ def _finish(run: Run, trainer: Trainer, pipeline: Pipeline, rows: RunRows, peak:
         "peak_bytes": peak,
         "base_passes": training_base_passes(trainer),
     }
-    run.write_ensemble(ensemble_record(pipeline, rows, member_records(trainer, written), cost))
+    record = ensemble_record(pipeline, rows, member_records(trainer, written), cost)
+    with torch.no_grad():
+        pipeline.model.adapters.values.copy_(trainer.final_values())
+    calibrate(run, record, pipeline, rows.task.splits["val"], trainer.config.calibration, callback)
+    run.write_ensemble(record)
     for cached in run.resume.glob("trunk-*"):
         cached.unlink(missing_ok=True)
     log_choices = sum(trainer.log_choices) / len(trainer.log_choices)

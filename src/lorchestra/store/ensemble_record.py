@@ -6,6 +6,8 @@ Format versions 1 and 2 are read, 2 is written. Fields that the shapes below do 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -55,6 +57,16 @@ _SHAPE_2: dict[str, Shape] = _SHAPE_1 | {
 }
 _MEMBER_PATH = re.compile(r"members/member_[0-9]{2,5}")
 _OPTIONAL_OF_MEMBER = ("reason", "r", "scaling", "source")
+_SCORING: tuple[str, ...] = (
+    "labels",
+    "prompt_template",
+    "chat_template",
+    "system_prompt",
+    "choice_end",
+    "chat_frame",
+    "answer_prefix",
+)
+_SCORING += ("scoring", "normalize")
 
 
 @dataclass(frozen=True)
@@ -147,6 +159,14 @@ class EnsembleRecord:
     def good_members(self) -> tuple[int, ...]:
         """Indices of the members that did not fail."""
         return tuple(m for m, member in enumerate(self.members) if not member.failed)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what probabilities depend on: base, members that did not fail, prompt and scoring."""
+        members = [[member.sha256, member.r, member.scaling] for member in self.members if not member.failed]
+        scoring = [getattr(self, name) for name in _SCORING]
+        content = [self.base.digest, self.tokenizer_digest, members, scoring]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode("ascii")).hexdigest()
 
     def to_dict(self) -> Json:
         """The content of `ensemble.json`, without its format version."""

@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 from lorchestra.errors import CheckpointError
 from lorchestra.metrics.table import BY_KEY, METRICS
+from lorchestra.store.calibration_record import CALIBRATION, read_calibration
 from lorchestra.store.schema import COUNT, FILE_NAME, NUMBER_OR_NULL, Each, Number, Pair, Shape, check_shape
 from lorchestra.types import Json
 
@@ -57,6 +58,8 @@ _ENTRY: dict[str, Shape] = {
     "num_examples": Number(1, 2**53, whole=True),
     "num_members": Number(1, 2**53, whole=True),
     "ensemble": _METHOD,
+    "ensemble_raw?": (_METHOD, None),
+    "calibration?": (CALIBRATION, None),
     "member_mean": _METHOD,
     "best_member": _METHOD,
     "members": [_METHOD],
@@ -83,6 +86,7 @@ _ENTRY: dict[str, Shape] = {
         "ensemble_minus_best_member?": _INTERVALS,
     },
 }
+_OPTIONAL_METHODS = ("ensemble_raw", "member_mean_scaled", "best_member", "majority", "mean_of_logits", "temperature")
 ENTRY_NAME: Shape = {"task": FILE_NAME, "split": FILE_NAME}
 """The shape of what names an entry."""
 
@@ -96,6 +100,9 @@ def check_entry(entry: object, where: Path, field: str, hint: str) -> None:
     if (fault := _fault(entry)) is not None:
         raise CheckpointError(f"{where}: {field} {fault}; the file was changed or damaged; {hint}")
     check_shape(entry, _ENTRY, where, field)
+    assert isinstance(entry, dict)
+    if entry.get("calibration") is not None:
+        read_calibration(entry["calibration"], where, f"{field}.calibration")
 
 
 def _fault(entry: object) -> str | None:
@@ -144,10 +151,7 @@ def _methods(entry: Entry) -> Iterator[tuple[str, object]]:
     yield "member_mean", entry.get("member_mean")
     for index, member in enumerate(entry["members"]):
         yield f"members[{index}]", member
-    optional = {
-        name: entry.get(name)
-        for name in ("member_mean_scaled", "best_member", "majority", "mean_of_logits", "temperature")
-    }
+    optional = {name: entry.get(name) for name in _OPTIONAL_METHODS}
     optional["temperature.best_member"] = _at(entry, "temperature", "best_member")
     baselines = entry.get("baselines")
     optional |= (

@@ -20,6 +20,7 @@ from lorchestra.store.atomic import (
     atomic_write_text,
     discard_directory,
 )
+from lorchestra.store.calibration_record import CalibrationRecord
 from lorchestra.store.disk import explained
 from lorchestra.store.ensemble_record import COST, FORMAT_VERSION, EnsembleRecord
 from lorchestra.store.evaluations import ENTRY_NAME, Entry, check_entry
@@ -79,6 +80,11 @@ class Run:
     def ensemble(self) -> Path:
         """The record of the finished ensemble."""
         return self.inside("ensemble.json")
+
+    @property
+    def calibration(self) -> Path:
+        """How probabilities are calibrated (see `store.calibration_record`)."""
+        return self.inside("calibration.json")
 
     @property
     def splits(self) -> Path:
@@ -207,6 +213,33 @@ class Run:
                 )
             raise CheckpointError(f"{self.root}: not a run directory (neither ensemble.json nor config.yaml in it)")
         return EnsembleRecord.from_dict(read_json(self.ensemble), self.ensemble)
+
+    def write_calibration(self, record: CalibrationRecord) -> None:
+        """Write `calibration.json`."""
+        atomic_write_json(self.calibration, record.to_dict())
+
+    def read_calibration(self, ensemble: EnsembleRecord) -> CalibrationRecord | None:
+        """How the run's probabilities are calibrated; None if nothing was fitted, as in runs of earlier versions.
+
+        Args:
+            ensemble: the run's record.
+
+        Raises:
+            CheckpointError: `calibration.json` is damaged or was changed, or belongs to another ensemble.
+        """
+        if not self.calibration.exists():
+            return None
+        record = CalibrationRecord.read(self.calibration)
+        if record.ensemble != ensemble.digest:
+            raise CheckpointError(
+                f"{self.calibration}: belongs to another ensemble (digest {record.ensemble[:12]}, this one has"
+                f" {ensemble.digest[:12]}): its members, base, prompt or scoring differ; copy the run again, or answer"
+                " with the mixture as it is: --raw"
+            )
+        scale = record.calibration.scale
+        if scale and len(scale) != len(ensemble.labels or ()):
+            raise CheckpointError(f"{self.calibration}: has {len(scale)} classes, the run {len(ensemble.labels or ())}")
+        return record
 
     def start_events(self, keep_bytes: int | None = None) -> None:
         """Make `events.jsonl`, or truncate it to `keep_bytes`: what a resumed run repeats is not logged twice."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 
 from lorchestra.errors import CheckpointError
-from lorchestra.store.schema import COUNT, NUMBER_OR_NULL, Number, Shape, read_json
+from lorchestra.store.schema import COUNT, NUMBER_OR_NULL, Each, Number, Shape, read_json
 from lorchestra.types import Json
 
 FORMAT_VERSION = 1
@@ -23,6 +25,8 @@ _SHAPE: Shape = {
     "steps_per_epoch": COUNT,
     "tokens": COUNT,
     "seconds": Number(0),
+    "scoring?": (str, None),
+    "other_scorings?": Each([_TRIAL]),
 }
 
 
@@ -37,10 +41,14 @@ class TrialRecord:
     steps: tuple[int, ...]
     val_nll: tuple[float | None, ...]
 
+    @property
+    def best(self) -> float:
+        """The lowest validation NLL; infinite for a candidate that failed."""
+        return min((nll for nll in self.val_nll if nll is not None), default=math.inf)
+
     def text(self) -> str:
         """The lowest validation NLL, or that it failed."""
-        known = [nll for nll in self.val_nll if nll is not None]
-        return f"{min(known):.3f}" if known else "failed"
+        return "failed" if math.isinf(self.best) else f"{self.best:.3f}"
 
 
 @dataclass(frozen=True)
@@ -57,10 +65,21 @@ class SearchRecord:
     tokens: int
     """Tokens that all candidates were trained on."""
     seconds: float
+    scoring: str | None = None
+    """How answers are scored, if that was searched, too: the scoring of `trials` and `length`."""
+    other_scorings: Mapping[str, tuple[TrialRecord, ...]] = field(default_factory=dict)
+    """Candidates with the scorings that were not chosen."""
 
     def sentences(self) -> list[str]:
         """What was tried and chosen, in words."""
         parts = []
+        if self.scoring is not None:
+            by_scoring = {self.scoring: self.trials, **self.other_scorings}
+            best = {name: min(trials, key=attrgetter("best")) for name, trials in by_scoring.items()}
+            lowest = ", ".join(f"{name}: {trial.text()}" for name, trial in best.items())
+            parts.append(
+                f"answers scored by {self.scoring}, by the scaled validation NLL of short trainings ({lowest})"
+            )
         if self.trials:
             steps = max(step for trial in self.trials for step in (*trial.steps, 0))
             tried = ", ".join(f"{trial.lr:g}: {trial.text()}" for trial in self.trials)
@@ -99,6 +118,11 @@ class SearchRecord:
             steps_per_epoch=record["steps_per_epoch"],
             tokens=record["tokens"],
             seconds=record["seconds"],
+            scoring=record.get("scoring"),
+            other_scorings={
+                name: tuple(_trial(trial, path) for trial in trials)
+                for name, trials in record.get("other_scorings", {}).items()
+            },
         )
 
 

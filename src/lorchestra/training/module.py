@@ -21,6 +21,7 @@ from lorchestra.errors import ConfigError, RequestError, TrainingError
 from lorchestra.inference.packed import run_packed
 from lorchestra.inference.pipeline import Pipeline
 from lorchestra.inference.trunk import TrunkCache
+from lorchestra.metrics.calibrator import Calibration
 from lorchestra.models.peft_files import HEAD, save_members
 from lorchestra.nn.packing import Item
 from lorchestra.nn.seeding import derive_seed
@@ -40,14 +41,16 @@ class EnsembleModule(nn.Module):
     Args:
         pipeline: base, members, prompt and scoring, from a finished run (`Ensemble.as_module`) or new
             (`build_pipeline`).
+        calibration: of the mixture, from the same run. It fits the members as they were: after further training, set
+            `module.calibration = None`.
 
     Raises:
         ConfigError: a new pipeline with PiSSA. That of a finished run has plain LoRA of twice the rank.
     """
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    def __init__(self, pipeline: Pipeline, calibration: Calibration | None = None) -> None:
         super().__init__()
-        self.pipeline = pipeline
+        self.pipeline, self.calibration = pipeline, calibration
         adapters = pipeline.model.adapters
         if adapters.frozen:
             raise ConfigError(
@@ -105,16 +108,24 @@ class EnsembleModule(nn.Module):
         log_probs = self.log_probs([(m, row) for m in chosen for row in encoded], dropout_seed)
         return log_probs.unflatten(0, (len(chosen), len(encoded)))
 
-    def mixture(self, rows: Sequence[Example] | Sequence[EncodedExample], dropout_seed: int | None = None) -> Tensor:
-        """Log-probabilities of the ensemble, `[E, C]`: the log of the members' mean *probabilities*.
+    def mixture(
+        self,
+        rows: Sequence[Example] | Sequence[EncodedExample],
+        dropout_seed: int | None = None,
+        *,
+        raw: bool = False,
+    ) -> Tensor:
+        """Log-probabilities of the ensemble, `[E, C]`: the log of the members' mean *probabilities*, calibrated.
 
-        Its gradient couples the members; train on `forward` to keep them independent.
+        Its gradient couples the members; train on `forward` to keep them independent. With `raw` or without a
+        `calibration`, the mean as it is.
         """
         log_probs_MEC = self(rows, dropout_seed=dropout_seed)
         absent = log_probs_MEC.isneginf().all(dim=0)
         # an absent choice is -inf under every member, where logsumexp has no gradient
         mixed = log_probs_MEC.masked_fill(absent, 0.0).logsumexp(dim=0) - math.log(len(log_probs_MEC))
-        return mixed.masked_fill(absent, float("-inf"))
+        mixed = mixed.masked_fill(absent, float("-inf"))
+        return mixed if raw or self.calibration is None else _calibrated(mixed, self.calibration)
 
     def log_probs(self, pairs: Sequence[tuple[int, EncodedExample]], dropout_seed: int | None = None) -> Tensor:
         """Log-probabilities of (member, row) pairs, `[B, C]`; members may have different rows."""
@@ -179,6 +190,28 @@ class EnsembleModule(nn.Module):
                 f" {after.device}, {after.dtype}; set base.device and base.dtype when loading it"
             )
         return self
+
+
+def _calibrated(log_probs_EC: Tensor, calibration: Calibration) -> Tensor:
+    """`Calibration.apply` for tensors, `[E, C]` to `[E, C]`.
+
+    The gradient passes through a temperature and vector scaling; isotonic regression, which is flat nearly everywhere,
+    counts as a constant shift of each log-probability.
+    """
+    if calibration.is_identity:
+        return log_probs_EC
+    absent = log_probs_EC.isneginf()
+    finite_EC = log_probs_EC.masked_fill(absent, 0.0)
+    if calibration.kind == "isotonic":
+        result = calibration.apply(log_probs_EC.detach().double().cpu().numpy())
+        result_EC = torch.as_tensor(result, dtype=log_probs_EC.dtype, device=log_probs_EC.device)
+        shift_EC = result_EC.masked_fill(absent, 0.0) - finite_EC.detach()
+        return (finite_EC + shift_EC).masked_fill(absent, float("-inf"))
+    if calibration.temperature is not None:
+        scores_EC = finite_EC / calibration.temperature
+    else:
+        scores_EC = finite_EC * finite_EC.new_tensor(calibration.scale) + finite_EC.new_tensor(calibration.bias)
+    return scores_EC.masked_fill(absent, float("-inf")).log_softmax(dim=-1)
 
 
 def _register(root: nn.Module, name: str, parameter: nn.Parameter) -> None:

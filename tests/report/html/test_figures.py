@@ -116,7 +116,7 @@ def test_of_many_choices_the_probable_and_the_right_are_shown(run):
         options=(tuple(f"c{c}" for c in range(20)),),
         texts=("w" * 1000,),
     )
-    (mistakes,) = pick(rows, 5)
+    (mistakes,) = pick(rows, mixture_log_probs(rows.log_probs_MEC), 5)
     (row,) = mistakes.rows
     assert [option.text for option in row.options] == ["c0", *(f"c{c}" for c in range(12, 20))]
     assert (row.hidden, row.cut, len(row.text)) == (11, 300, 700)

@@ -29,8 +29,9 @@ def test_examples_are_picked_by_rule():
     first = [[0.6, 0.4], [0.9, 0.1], [0.2, 0.8], [0.9, 0.1]]
     second = [[0.6, 0.4], [0.9, 0.1], [0.2, 0.8], [0.3, 0.7]]
     log_probs = LOG(np.array([first, second]))
-    assert measures.confident_mistakes(log_probs, np.array([1, 1, 1, 0]), 5) == [1, 0]
-    assert measures.confident_mistakes(log_probs, np.array([1, 1, 1, 0]), 1) == [1]
+    mixture = LOG(np.mean([first, second], axis=0))
+    assert measures.confident_mistakes(mixture, np.array([1, 1, 1, 0]), 5) == [1, 0]
+    assert measures.confident_mistakes(mixture, np.array([1, 1, 1, 0]), 1) == [1]
     assert measures.contested(log_probs, 5) == [3]
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from lorchestra.metrics.calibrator import Calibration
 from lorchestra.metrics.table import Metric
 from lorchestra.report.html import tables
 
@@ -96,6 +97,21 @@ def test_what_convexity_guarantees_is_no_evidence():
     mean, best = tables.references(make_entry(mean=guaranteed, best=guaranteed))[:2]
     assert [cell.guaranteed for cell in mean.cells] == [False, True, False, False, True]
     assert not any(cell.guaranteed for cell in best.cells)
+
+
+def test_what_calibration_gains_over_raw_methods_is_no_evidence():
+    """NLL and Brier score of a calibrated ensemble count against methods with a temperature only."""
+    gained = UNCLEAR | {"nll": BETTER["nll"], "brier": BETTER["brier"]}
+    calibration = Calibration("temperature", "lower", 80, temperature=2.0).to_dict()
+
+    def headline(mean=UNCLEAR, best=UNCLEAR, scaled=UNCLEAR):
+        return tables.headline(make_entry(mean, best, scaled) | {"calibration": calibration})[0]
+
+    assert headline(mean=gained, best=gained) == "unclear"
+    assert headline(scaled=gained) == "partly"
+    assert headline(BETTER, BETTER, gained) == "yes"
+    mean = tables.references(make_entry(mean=gained) | {"calibration": calibration})[0]
+    assert not any(cell.guaranteed for cell in mean.cells)
 
 
 def test_nothing_is_judged_without_members_or_intervals():

@@ -10,7 +10,6 @@ import numpy as np
 from lorchestra.config.mappings import differences
 from lorchestra.config.run import RunConfig
 from lorchestra.metrics.intervals import difference_intervals, judge
-from lorchestra.metrics.predictive import mixture_log_probs
 from lorchestra.metrics.scores import bootstrap, score_rows
 from lorchestra.metrics.table import WITH_DIRECTION
 from lorchestra.report.html import tables
@@ -47,8 +46,7 @@ def ensembles_against(runs: Sequence[ReportRun], best: int) -> list[list[tables.
     Intervals are of paired resamples: the runs were evaluated on the same rows.
     """
     scores = {
-        str(number): score_rows(mixture_log_probs(run.predictions.log_probs_MEC), run.predictions.labels)
-        for number, run in enumerate(runs)
+        str(number): score_rows(run.mixture(run.predictions), run.predictions.labels) for number, run in enumerate(runs)
     }
     draws = bootstrap(scores, RESAMPLES, seed=0)
     judged = [judge(scores, draws, name) for name in scores]

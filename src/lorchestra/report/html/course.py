@@ -7,7 +7,6 @@ from html import escape
 
 import numpy as np
 
-from lorchestra.metrics import predictive
 from lorchestra.metrics.diversity import agreement, symmetric_kl
 from lorchestra.metrics.predictive import FloatArray
 from lorchestra.metrics.result import MethodScores
@@ -71,7 +70,7 @@ def _kept_ensemble(run: ReportRun) -> tuple[float, float] | None:
     rows = run.validation
     if rows is None or (rows.labels < 0).any():
         return None
-    mixture = predictive.mixture_log_probs(rows.log_probs_MEC)
+    mixture = run.mixture(rows)
     return nll(mixture, rows.labels), float((mixture.argmax(axis=-1) == rows.labels).mean())
 
 
@@ -177,12 +176,12 @@ def ood_figure(run: ReportRun) -> Figure | None:
     """Histograms of the three scores, in distribution and of each OOD set; None without OOD sets."""
     if not run.ood:
         return None
-    inside = ood_scores_by_name(run.predictions.log_probs_MEC)
+    inside = ood_scores_by_name(run.predictions.log_probs_MEC, run.mixture(run.predictions))
     panels = []
     scores = [name for name in _SCORES if name != "mutual_information" or run.predictions.num_members > 1]
     evaluated = run.entry.ood or {}
     for name, predictions in run.ood.items():
-        outside = ood_scores_by_name(predictions.log_probs_MEC)
+        outside = ood_scores_by_name(predictions.log_probs_MEC, run.mixture(predictions))
         for score in scores:
             value = evaluated[name].auroc.get(score)
             shown = "not defined" if value is None else f"{value:.3f}"

@@ -53,22 +53,27 @@ class Examples:
     rows: tuple[Shown, ...]
 
 
-def pick(predictions: Predictions, most: int) -> list[Examples]:
-    """The most confident mistakes and the most contested rows, at most `most` each; empty lists are left out."""
+def pick(predictions: Predictions, mixture_EC: FloatArray, most: int) -> list[Examples]:
+    """The most confident mistakes and the most contested rows, at most `most` each; empty lists are left out.
+
+    `mixture_EC` is the ensemble's distribution, which may be calibrated.
+    """
     log_probs_MEC, labels = predictions.log_probs_MEC, predictions.labels
-    mistakes = _shown(predictions, confident_mistakes(log_probs_MEC, labels, most))
+    mistakes = _shown(predictions, mixture_EC, confident_mistakes(mixture_EC, labels, most))
     lists = [Examples("The most confident mistakes", "wrong answers by the ensemble's confidence", mistakes)]
     if predictions.num_members > 1:
         rule = "rows by mutual information: members are sure, but of different answers"
-        lists.append(Examples("The most contested rows", rule, _shown(predictions, contested(log_probs_MEC, most))))
+        lists.append(
+            Examples("The most contested rows", rule, _shown(predictions, mixture_EC, contested(log_probs_MEC, most)))
+        )
     return [examples for examples in lists if examples.rows]
 
 
-def _shown(predictions: Predictions, rows: Sequence[int]) -> tuple[Shown, ...]:
+def _shown(predictions: Predictions, mixture_EC: FloatArray, rows: Sequence[int]) -> tuple[Shown, ...]:
     if not rows:
         return ()
     log_probs_MEC = predictions.log_probs_MEC[:, list(rows)]
-    probs_EC = np.exp(predictive.mixture_log_probs(log_probs_MEC))
+    probs_EC = np.exp(mixture_EC[list(rows)])
     information_E = predictive.mutual_information(log_probs_MEC)
     return tuple(
         _row(predictions, e, np.exp(log_probs_MEC[:, i]), probs_EC[i], float(information_E[i]))

@@ -41,7 +41,7 @@ def _scores(run: ReportRun) -> tuple[list[RowScores], RowScores]:
     """Row scores of each member, and of the ensemble."""
     predictions = run.predictions
     members = [score_rows(log_probs_EC, predictions.labels) for log_probs_EC in predictions.log_probs_MEC]
-    return members, score_rows(predictive.mixture_log_probs(predictions.log_probs_MEC), predictions.labels)
+    return members, score_rows(run.mixture(predictions), predictions.labels)
 
 
 def reliability_figure(run: ReportRun) -> Figure:
@@ -49,7 +49,7 @@ def reliability_figure(run: ReportRun) -> Figure:
     members, ensemble = _scores(run)
     several = len(members) > 1
     curves = [(single_name(run), pool(members), ONE, "dash", "square"), ("ensemble", ensemble, ENSEMBLE, "", "circle")]
-    curves = curves if several else curves[:1]
+    curves = curves if several else [(single_name(run), ensemble, ONE, "dash", "square")]
     diagram = Panel(
         Axis(0, 1, "", percent),
         Axis(0, 1, "accuracy (share right)", percent),
@@ -103,7 +103,7 @@ def wrong_figure(run: ReportRun) -> Figure:
     Source: arXiv 2310.00035, Fig. 1.
     """
     members, ensemble = _scores(run)
-    curves = [(single_name(run), pool(members), ONE, "dash")]
+    curves = [(single_name(run), pool(members) if len(members) > 1 else ensemble, ONE, "dash")]
     if len(members) > 1:
         curves.append(("ensemble", ensemble, ENSEMBLE, ""))
     if (base := run.baselines.get(FEW_SHOT) or run.baselines.get(ZERO_SHOT)) is not None:
@@ -149,7 +149,7 @@ def risk_figure(run: ReportRun, probe: str) -> tuple[Figure, dict[str, object]]:
     The data are the numbers of rows answered, and of wrong ones among these, at thresholds in equal steps from 0 to 1.
     """
     predictions, entry = run.predictions, run.entry
-    mixture = predictive.mixture_log_probs(predictions.log_probs_MEC)
+    mixture = run.mixture(predictions)
     several = predictions.num_members > 1
     curves: list[tuple[FloatArray, Key]] = []
     if several and (best := entry.best_member.index) is not None:

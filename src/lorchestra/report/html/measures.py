@@ -51,9 +51,11 @@ def abstain(log_probs_EC: FloatArray, labels_E: IntArray, thresholds: Sequence[f
     return points
 
 
-def ood_scores_by_name(log_probs_MEC: FloatArray) -> dict[str, FloatArray]:
-    """The three scores of each row, `[E]`, by their names in `metrics.json`; OOD rows have a low `max_prob`."""
-    mixture_EC = predictive.mixture_log_probs(log_probs_MEC)
+def ood_scores_by_name(log_probs_MEC: FloatArray, mixture_EC: FloatArray) -> dict[str, FloatArray]:
+    """The three scores of each row, `[E]`, by their names in `metrics.json`; OOD rows have a low `max_prob`.
+
+    Those of the mixture are of `mixture_EC`, which may be calibrated.
+    """
     return {
         "max_prob": predictive.confidence(mixture_EC),
         "entropy": predictive.entropy(mixture_EC),
@@ -61,9 +63,8 @@ def ood_scores_by_name(log_probs_MEC: FloatArray) -> dict[str, FloatArray]:
     }
 
 
-def confident_mistakes(log_probs_MEC: FloatArray, labels_E: IntArray, most: int) -> list[int]:
+def confident_mistakes(mixture_EC: FloatArray, labels_E: IntArray, most: int) -> list[int]:
     """Rows that the ensemble gets wrong, the most confident first; of equals the first."""
-    mixture_EC = predictive.mixture_log_probs(log_probs_MEC)
     confidence_E = predictive.confidence(mixture_EC)
     order = np.argsort(-confidence_E, kind="stable")
     wrong = mixture_EC.argmax(axis=-1) != labels_E

@@ -52,8 +52,8 @@ CONTROLS = ("one_lora+temperature", "high_rank", "long_training")
 """What the verdict compares the ensemble with: one LoRA with calibration, and with as much compute or parameters."""
 
 _FREE = ("base.threads", "data.dir", "data.train", "data.val", "data.test", "adapt.trunk_memory_gb")
-_FREE_TRAIN = ("train.token_budget", "train.gradient_checkpointing", "train.checkpoint_every_s")
-"""Settings that change no number except by rounding; rows are compared by their digests."""
+_FREE_TRAIN = ("train.token_budget", "train.gradient_checkpointing", "train.checkpoint_every_s", "train.calibration")
+"""Settings that change no number of a method except by rounding; rows are compared by their digests."""
 
 _COST = ("fit_base_passes", "predict_base_passes", "tokens", "fit_s", "peak_bytes", "parameters")
 _RESULT: Json = {
@@ -107,6 +107,7 @@ def paired(entry: Evaluation, predictions: Predictions, results: Sequence[Method
     intervals = ensemble_minus(
         predictions,
         {result.key: result.predictions for result in results},
+        calibration=entry.calibration,
         resamples=entry.resamples,
         seed=entry.seed,
     )

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from lorchestra.config.mappings import to_mapping
 from lorchestra.errors import ConfigError, LorchestraError, visible
-from lorchestra.metrics import predictive
 from lorchestra.metrics.result import Evaluation, MethodScores
 from lorchestra.metrics.table import DECISIONS, IN_TABLES, ON_PAGE, SUMMARY, WITH_DIRECTION, Metric
 from lorchestra.report.differences import Method
@@ -171,15 +170,15 @@ def run_context(
         "seconds": seconds_text(entry.seconds or {}),
         "has_classifiers": any(key in entry.baselines for key in WITHOUT_ADAPTERS),
         "left_out": [(BASELINES.get(name, name), reason) for name, reason in (entry.left_out or {}).items()],
-        "temperature_rows": run.validation.num_examples if run.validation and entry.ensemble_scaled else None,
-        "figures": _figures(run, risk, among_others),
-        "slider": slider,
+        "temperature_rows": run.validation.num_examples if run.validation and entry.best_member_scaled else None,
+        "calibration": "" if entry.calibration is None else entry.calibration.sentence(),
+        **{"figures": _figures(run, risk, among_others), "slider": slider},
         "thresholds": _thresholds(run),
         "ood": _ood_rows(entry),
         "uncertainty": _uncertainty(entry),
         "cost": tables.cost_rows(run),
         "members": _members(run),
-        "examples": pick(run.predictions, examples),
+        "examples": pick(run.predictions, run.mixture(run.predictions), examples),
         "examples_left_out": examples == 0,
         "config": _flat(to_mapping(run.config)),
         "prompt": run.record["prompt_template"],
@@ -250,8 +249,7 @@ def _thresholds(run: ReportRun) -> list[Json]:
     """Coverage and risk at some thresholds, on the evaluated rows and on the validation rows."""
 
     def points(predictions: Predictions) -> list[Threshold]:
-        mixture_EC = predictive.mixture_log_probs(predictions.log_probs_MEC)
-        return abstain(mixture_EC, predictions.labels, THRESHOLDS)
+        return abstain(run.mixture(predictions), predictions.labels, THRESHOLDS)
 
     separate = run.validation is not None and run.entry.split != "val"
     validation = points(run.validation) if run.validation is not None and separate else [None] * len(THRESHOLDS)

@@ -11,8 +11,9 @@ from safetensors import SafetensorError, safe_open
 
 from lorchestra.config.run import RunConfig
 from lorchestra.errors import CheckpointError, DataError, did_you_mean
+from lorchestra.metrics.calibrator import Calibration, pooled
 from lorchestra.metrics.evaluation import evaluate
-from lorchestra.metrics.predictive import mixture_log_probs
+from lorchestra.metrics.predictive import FloatArray
 from lorchestra.metrics.result import Evaluation
 from lorchestra.metrics.scores import accuracy
 from lorchestra.store.predictions import load_predictions
@@ -57,6 +58,14 @@ class ReportRun:
     parameters: int | None
     search: SearchRecord | None
 
+    def mixture(self, predictions: Predictions) -> FloatArray:
+        """The ensemble's log-probabilities, `[E, C]`, calibrated as in the evaluation.
+
+        Raises:
+            CheckpointError: the evaluation's calibration does not fit these rows.
+        """
+        return mixture_of(predictions, self.entry.calibration, self.run)
+
 
 def read_run(root: str | Path, split: str | None = None) -> ReportRun:
     """Read a run; `split` names the evaluation: by default test if it was evaluated, else the latest.
@@ -72,6 +81,7 @@ def read_run(root: str | Path, split: str | None = None) -> ReportRun:
     entry = _choose(run, entries, split)
     task = entry.task
     predictions = _read_predictions(run, f"{task}.{entry.split}", answered=True)
+    mixture_of(predictions, entry.calibration, run)  # refuses what does not fit
     _check_pair(run, entry, predictions)
     members = tuple(m for m, member in enumerate(record["members"]) if member["state"] != "failed")
     if len(members) != predictions.num_members:
@@ -227,17 +237,36 @@ def _check_pair(run: Run, entry: Evaluation, predictions: Predictions) -> None:
         raise _stale(run, differs)
 
 
+def mixture_of(predictions: Predictions, calibration: Calibration | None, run: Run) -> FloatArray:
+    """The calibrated mixture of saved predictions, `[E, C]`.
+
+    Raises:
+        CheckpointError: the calibration has another number of classes than the rows.
+    """
+    try:
+        return pooled(predictions.log_probs_MEC, calibration)
+    except ValueError as error:
+        raise _stale(run, str(error)) from error
+
+
 def accuracy_differs(entry: Evaluation, predictions: Predictions) -> str | None:
     """That an evaluation has another accuracy than predictions, as a clause; None where it has not."""
     saved = entry.ensemble.metrics["accuracy"]
-    computed = accuracy(mixture_log_probs(predictions.log_probs_MEC), predictions.labels)
+    computed = accuracy(pooled(predictions.log_probs_MEC, entry.calibration), predictions.labels)
     if saved is not None and abs(computed - saved) <= 1e-9:
         return None
     return f"accuracy is {saved} here and {computed} in the predictions"
 
 
 def _with_temperature(entry: Evaluation, predictions: Predictions, validation: Predictions) -> Evaluation:
-    scaled = evaluate(predictions, validation=validation, temperature=True, resamples=entry.resamples, seed=entry.seed)
+    scaled = evaluate(
+        predictions,
+        validation=validation,
+        temperature=True,
+        calibration=entry.calibration,
+        resamples=entry.resamples,
+        seed=entry.seed,
+    )
     return replace(entry, ensemble_scaled=scaled.ensemble_scaled, best_member_scaled=scaled.best_member_scaled)
 
 

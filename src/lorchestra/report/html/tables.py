@@ -16,6 +16,10 @@ MEMBERS = ("member_mean", "member_mean_scaled", "best_member", "best_member_scal
 """References that are made of the ensemble's members; the headline judges by them."""
 
 
+UNCALIBRATED = ("member_mean", "best_member")
+"""Those that stay as they are where the ensemble is calibrated."""
+
+
 @dataclass(frozen=True, slots=True)
 class Difference:
     """The ensemble minus a reference in one metric: `judged` is better, worse, unclear or unknown."""
@@ -53,13 +57,16 @@ def references(
         ("best_member", "the member best on validation", evaluation.best_member),
         ("best_member_scaled", "the best member, temperature-scaled", evaluation.best_member_scaled),
         *((control.key, control.name, control.scores) for control in controls),
+        ("ensemble_raw", "the ensemble, raw", evaluation.ensemble_raw),
         ("ensemble_scaled", "the ensemble, temperature-scaled", evaluation.ensemble_scaled),
         ("mean_of_logits", "the mean of logits", evaluation.mean_of_logits),
         *((name, BASELINES.get(name, name), baselines[name]) for name in names),
         ("majority", "the majority answer", evaluation.majority),
     ]
+    # the mixture's NLL is at most the mean of its members', but only before a calibration
+    convex = () if evaluation.is_calibrated else ("member_mean",)
     return [
-        Reference(key, name, tuple(difference(m, evaluation.ensemble, scores, key) for m in metrics))
+        Reference(key, name, tuple(difference(m, evaluation.ensemble, scores, key in convex) for m in metrics))
         for key, name, scores in candidates
         if scores is not None and scores.metrics
     ]
@@ -84,9 +91,12 @@ def present(metrics: Sequence[Metric], entries: Sequence[Evaluation]) -> tuple[M
     return tuple(metric for metric in metrics if any(metric.key in entry.ensemble.metrics for entry in entries))
 
 
-def difference(metric: Metric, ensemble: MethodScores, other: MethodScores, key: str = "") -> Difference:
-    """The ensemble minus another in one metric; it counts only where its interval excludes 0."""
-    guaranteed = key == "member_mean" and metric.convex
+def difference(metric: Metric, ensemble: MethodScores, other: MethodScores, convex: bool = False) -> Difference:
+    """The ensemble minus another in one metric; it counts only where its interval excludes 0.
+
+    `convex` says that a gain is guaranteed in the metrics that are.
+    """
+    guaranteed = convex and metric.convex
     if metric.key not in {*ensemble.metrics} & {*other.metrics}:
         return Difference(NO_VALUE, "", "unknown", guaranteed, None)
     value = ensemble.minus(other, metric.key)
@@ -104,7 +114,8 @@ def headline(entry: Entry, controls: Sequence[Method] = ()) -> tuple[str, str]:
     """Did the ensemble help? One of yes, partly, unclear, mixed, no, none; and a sentence.
 
     Against the mean member only accuracy counts: in NLL and Brier the gain is guaranteed by convexity, and differences
-    of ECEs have no interval. `controls` count as the members do. Rows most of which trained the members judge nothing.
+    of ECEs have no interval. Where the ensemble is calibrated, that holds for all members that are not. `controls`
+    count as the members do. Rows most of which trained the members judge nothing.
     """
     evaluation = Evaluation.of(entry)
     if evaluation.num_members < 2:
@@ -133,13 +144,17 @@ _Result = tuple[tuple[str, ...], tuple[str, ...]]
 
 def _by_result(evaluation: Evaluation, controls: Sequence[Method]) -> dict[_Result, list[str]]:
     """The names of the references that count, grouped by the same result."""
-    judging = {*MEMBERS, *(control.key for control in controls)}
+    compared = {control.key for control in controls}
+    judging = {*MEMBERS, *compared}
     groups: dict[_Result, list[str]] = {}
     for reference in references(evaluation, controls):
+        # what the calibration of one side gains is no gain of the ensemble
+        is_raw = reference.key in UNCALIBRATED or (reference.key in compared and "+temperature" not in reference.key)
+        unfair = ("nll", "brier") if evaluation.is_calibrated and is_raw else ()
         counted = [
             (metric.name, cell.judged)
             for metric, cell in zip(WITH_DIRECTION, reference.cells, strict=True)
-            if metric in DECISIVE and not cell.guaranteed and cell.judged != "unknown"
+            if metric in DECISIVE and cell.judged != "unknown" and not (cell.guaranteed or metric.key in unfair)
         ]
         if reference.key in judging and counted:
             better, worse = (tuple(name for name, result in counted if result == word) for word in ("better", "worse"))
@@ -183,9 +198,13 @@ def method_rows(entry: Entry, metrics: Sequence[Metric] = ON_PAGE) -> list[Metho
     rows = []
     alone = evaluation.num_members == 1
     for method in methods(evaluation):
-        if alone and method.key in ("best_member", "mean_of_logits", "ensemble", "ensemble_scaled"):
+        name = method.name.strip()
+        if alone and method.key == "ensemble" and evaluation.ensemble_raw is not None:
+            name = "one LoRA, calibrated"
+        elif alone and method.key in _OF_SEVERAL:
             continue
-        name = "one LoRA" if alone and method.key == "member_mean" else method.name.strip()
+        elif alone and method.key == "member_mean":
+            name = "one LoRA"
         if method.scores.temperature is not None:
             name = f"{name} (T = {method.scores.temperature:.2f})"
         cells = tuple(metric_cell(metric, method.scores) for metric in metrics)
@@ -205,6 +224,7 @@ def metric_cell(metric: Metric, scores: MethodScores) -> Cell:
     )
 
 
+_OF_SEVERAL = ("best_member", "mean_of_logits", "ensemble", "ensemble_raw", "ensemble_scaled")
 COST_COLUMNS = ("Base passes", "Tokens", "Seconds", "Parameters", "Passes per answer")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lorchestra.inference.predict import MemberPass, member_passes
+from lorchestra.metrics.calibrator import RAW
 from lorchestra.metrics.evaluation import ood_scores
 from lorchestra.models.peft_files import save_members
 from lorchestra.nn.packing import BASE
@@ -26,10 +27,12 @@ from lorchestra.runs.baselines import (
     score,
 )
 from lorchestra.runs.build import describe, ensemble_record
+from lorchestra.runs.calibration import write_calibration
 from lorchestra.runs.sweep.points import Point
 from lorchestra.runs.sweep.train import TrainedPack
 from lorchestra.runs.train import member_records
 from lorchestra.store.atomic import atomic_directory
+from lorchestra.store.ensemble_record import EnsembleRecord
 from lorchestra.store.events import Event
 from lorchestra.store.predictions import load_predictions
 from lorchestra.store.run import Run
@@ -69,18 +72,20 @@ def finish_pack(
     missing = [point for point in missing if point not in failed]
     if not missing:
         return failed
-    evaluation = _Evaluation(trained, missing, ood, callback) if evaluate else None
+    predictions = _PackPredictions(trained, missing, ood, callback, evaluate=evaluate)
+    evaluation = _Evaluation(trained, predictions, callback) if evaluate else None
     for point in missing:
         with atomic_directory(inside(runs, point.name)) as directory:
             run, cost = Run(directory), _cost(trained, point)
-            _write_run(trained, point, run, cost)
+            record = _write_run(trained, point, run, cost)
+            write_calibration(run, record, predictions.of(point, "val"), point.config.train.calibration)
             if evaluation is not None:
-                evaluation.write(point, run, cost)
+                evaluation.write(point, run, record)
     return failed
 
 
-def _write_run(trained: TrainedPack, point: Point, run: Run, cost: Cost) -> None:
-    """Write all files of a finished run except its evaluation."""
+def _write_run(trained: TrainedPack, point: Point, run: Run, cost: Cost) -> EnsembleRecord:
+    """Write all files of a finished run except its calibration and its evaluation."""
     pipeline, trainer, members = trained.pipeline, trained.trainer, trained.pack.members_of(point)
     config = trained.config_of(point)
     describe(run, config, trained.pack.rows, pipeline)
@@ -94,13 +99,15 @@ def _write_run(trained: TrainedPack, point: Point, run: Run, cost: Cost) -> None
             config.adapt,
         )
     records = member_records(trainer, written, members, config.adapt)
-    run.write_ensemble(ensemble_record(pipeline, trained.pack.rows, records, cost))
+    record = ensemble_record(pipeline, trained.pack.rows, records, cost)
+    run.write_ensemble(record)
     events = (_event_of(event, members) for event in trained.directory.read_events(len(trainer.settings)))
     run.write_events(event for event in events if event is not None)
     for path in sorted(trained.directory.predictions.glob("epoch_*.safetensors")):
         every = load_predictions(path)
         predictions = dataclasses.replace(every, log_probs_MEC=every.log_probs_MEC[trained.good_members(point)])
         run.save_predictions(predictions, path.stem)
+    return record
 
 
 def _event_of(event: Event, members: range) -> Event | None:
@@ -133,49 +140,74 @@ def _cost(trained: TrainedPack, point: Point) -> Cost:
     }
 
 
-class _Evaluation:
-    """Predictions of some points' good members and of the base, made together, and each point's evaluation from them.
+class _PackPredictions:
+    """Predictions of some points' good members and of the base, made together.
 
     Args:
         trained: the pass.
-        points: the points to evaluate.
+        points: the points.
         ood: rows unlike the training rows, by name.
         callback: reports progress.
+        evaluate: whether to predict test and OOD rows too, and all rows with the base.
     """
 
     def __init__(
-        self, trained: TrainedPack, points: Sequence[Point], ood: Mapping[str, Sequence[Example]], callback: Callback
+        self,
+        trained: TrainedPack,
+        points: Sequence[Point],
+        ood: Mapping[str, Sequence[Example]],
+        callback: Callback,
+        *,
+        evaluate: bool,
     ) -> None:
-        self.trained, self.callback = trained, callback
-        self.splits = trained.pack.rows.task.splits
         members = [trained.good_members(point) for point in points]
         stops = itertools.accumulate(map(len, members))
-        self.members = {
+        self._members = {
             point.name: slice(stop - len(good), stop) for point, good, stop in zip(points, members, stops, strict=True)
         }
         """The members of each point in the predictions; the base comes last."""
-        rows: dict[str, Sequence[Example]] = {split: self.splits[split] for split in ("test", "val")}
-        rows |= {f"ood_{name}": examples for name, examples in ood.items()}
-        passes = [*member_passes([m for good in members for m in good]), MemberPass(BASE)]
-        self.predictions = {split: self._predict(passes, examples, split) for split, examples in rows.items()}
+        splits = trained.pack.rows.task.splits
+        rows: dict[str, Sequence[Example]] = {"test": splits["test"]} if evaluate else {}
+        rows["val"] = splits["val"]
+        rows |= {f"ood_{name}": examples for name, examples in ood.items() if evaluate}
+        chosen = [m for good in members for m in good]
+        passes = [*member_passes(chosen), *([MemberPass(BASE)] if evaluate else [])]
+        self.by_split: dict[str, Predictions] = {}
+        for split, examples in rows.items():
+            report = progress(callback, f"{len(chosen)} members on {split}", len(examples))
+            self.by_split[split] = trained.pipeline.predict(examples, passes, split, progress=report)
+
+    def of(self, point: Point, split: str) -> Predictions:
+        """Those of a point's members."""
+        every = self.by_split[split]
+        return dataclasses.replace(every, log_probs_MEC=every.log_probs_MEC[self._members[point.name]])
+
+
+class _Evaluation:
+    """Each point's evaluation, from predictions of all.
+
+    Args:
+        trained: the pass.
+        predictions: of the points to evaluate.
+        callback: reports progress.
+    """
+
+    def __init__(self, trained: TrainedPack, predictions: _PackPredictions, callback: Callback) -> None:
+        self.trained, self.predictions, self.callback = trained, predictions, callback
+        self.splits = trained.pack.rows.task.splits
         self.few_shot: dict[tuple[int, int], Candidates] = {}
         """The few-shot base by number of shots and seed, which most points have in common."""
         self.linear: Candidates = {}
         """The baselines without adapters, which depend on the rows alone."""
         self.logged: set[str] = set()
 
-    def _predict(self, passes: Sequence[MemberPass], rows: Sequence[Example], split: str) -> Predictions:
-        report = progress(self.callback, f"{len(passes) - 1} members on {split}", len(rows))
-        return self.trained.pipeline.predict(rows, passes, split, progress=report)
-
-    def write(self, point: Point, run: Run, cost: Cost) -> None:
+    def write(self, point: Point, run: Run, record: EnsembleRecord) -> None:
         """Write predictions and `metrics.json`, as `evaluate_run` does."""
-        predictions = {
-            split: dataclasses.replace(every, log_probs_MEC=every.log_probs_MEC[self.members[point.name]])
-            for split, every in self.predictions.items()
-        }
+        predictions = {split: self.predictions.of(point, split) for split in self.predictions.by_split}
         test, config = predictions["test"], point.config
         baselines, left_out = comparable(self._baselines(point, test), test, self.trained.pipeline)
+        saved = run.read_calibration(record)
+        calibration = RAW if saved is None else saved.calibration
         entry = score(
             test,
             predictions["val"],
@@ -184,14 +216,15 @@ class _Evaluation:
             self.splits["test"],
             self.splits,
             config,
+            calibration,
         )
         entry["ood"] = {
-            split.removeprefix("ood_"): ood_scores(test, ood)
+            split.removeprefix("ood_"): ood_scores(test, ood, calibration)
             for split, ood in predictions.items()
             if split.startswith("ood_")
         }
         save_all(run, list(predictions.values()), baselines)
-        run.write_evaluations([entry], cost)
+        run.write_evaluations([entry], record.cost)
         for text in left_out_lines(left_out):
             if text not in self.logged:  # most points have the same
                 logger.info(text)
@@ -214,7 +247,7 @@ class _Evaluation:
             earlier=self._fitted,
         )
         linear = {name: one for name, one in self.linear.items() if getattr(config.evaluate, name)}
-        every = self.predictions["test"]
+        every = self.predictions.by_split["test"]
         first, number = self.trained.good_members(point)[0], test.num_members
         return {
             "base_zero_shot": Baseline(dataclasses.replace(every, log_probs_MEC=every.log_probs_MEC[-1:])),

@@ -24,7 +24,7 @@ MEMBER_SETTINGS: dict[str, frozenset[str]] = {
             *("init_lora_weights", "init_scale", "init_std_b", "same_init"),
         }
     ),
-    "train": frozenset({"seed", "lr", "schedule", "warmup", "clip_norm", "patience"}),
+    "train": frozenset({"seed", "lr", "schedule", "warmup", "clip_norm", "patience", "calibration"}),
     "regularize": frozenset(field.name for field in dataclasses.fields(RegularizeConfig)),
     "evaluate": frozenset(field.name for field in dataclasses.fields(EvaluateConfig)),
 }

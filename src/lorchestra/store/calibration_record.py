@@ -1,0 +1,136 @@
+"""`calibration.json`: how the probabilities of a run's mixture are calibrated, on which rows that rests, and for which
+ensemble it was fitted.
+
+Each question has an entry, by name; a run on one question has one under the empty name. Fields that the shapes below
+do not list are kept out of answers, so that later versions can add some.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lorchestra.errors import CheckpointError
+from lorchestra.metrics.calibrator import Calibration, fault_of
+from lorchestra.store.schema import COUNT, Each, Number, Shape, check_shape, read_json
+from lorchestra.types import Json, plain_values
+
+FORMAT_VERSION = 1
+ONLY_QUESTION = ""
+"""The name of the question of a run that has one."""
+
+CALIBRATION: dict[str, Shape] = {
+    "kind": {"none", "temperature", "vector", "isotonic"},
+    "reason": str,
+    "num_rows?": COUNT,
+    "temperature?": Number(0),
+    "scale?": [Number()],
+    "bias?": [Number()],
+    "confidences?": [Number()],
+    "accuracies?": [Number()],
+    "nll_before?": Number(0),
+    "nll_after?": Number(0),
+}
+"""The shape of `Calibration.to_dict`."""
+_QUESTION: dict[str, Shape] = {**CALIBRATION, "row_digests": [str]}
+_SHAPE: dict[str, Shape] = {"ensemble": str, "questions": Each(_QUESTION), "checksum": str}
+
+
+@dataclass(frozen=True)
+class QuestionCalibration:
+    """The calibration of one question.
+
+    `row_digests` has a digest of each row's content (`data.splits.content_digest`), in order, of the rows that it was
+    chosen and fitted on: rows that are to certify something must not be among them.
+    """
+
+    calibration: Calibration
+    row_digests: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class CalibrationRecord:
+    """The calibrations of an ensemble (`EnsembleRecord.digest`), by question."""
+
+    ensemble: str
+    questions: Mapping[str, QuestionCalibration] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, ensemble: str, calibration: Calibration, row_digests: Sequence[str]) -> CalibrationRecord:
+        """The record of a run with one question."""
+        return cls(ensemble, {ONLY_QUESTION: QuestionCalibration(calibration, tuple(row_digests))})
+
+    @property
+    def calibration(self) -> Calibration:
+        """That of the only question."""
+        return self.questions[ONLY_QUESTION].calibration
+
+    def to_dict(self) -> Json:
+        """The record as `calibration.json` has it, with a checksum over everything else."""
+        questions = {
+            name: question.calibration.to_dict() | {"row_digests": list(question.row_digests)}
+            for name, question in self.questions.items()
+        }
+        record: Json = {"format_version": FORMAT_VERSION, "ensemble": self.ensemble, "questions": questions}
+        return record | {"checksum": _checksum(record)}
+
+    @classmethod
+    def read(cls, path: Path) -> CalibrationRecord:
+        """The record in a file.
+
+        Raises:
+            CheckpointError: it is missing, damaged, changed or of another format version.
+        """
+        record = read_json(path)
+        version = record.get("format_version")
+        if version != FORMAT_VERSION or isinstance(version, bool):
+            raise CheckpointError(
+                f"{path}: format_version is {version!r}, this version of lorchestra reads {FORMAT_VERSION}; use the"
+                " version that wrote it, or answer with the mixture as it is: --raw"
+            )
+        check_shape(record, _SHAPE, path)
+        if record["checksum"] != _checksum(record):
+            raise CheckpointError(
+                f"{path}: the checksum is not that of its content: the file was changed; copy the run again, or answer"
+                " with the mixture as it is: --raw"
+            )
+        if ONLY_QUESTION not in record["questions"]:
+            raise CheckpointError(f"{path}: questions has no entry for the run's question; the file was changed")
+        return cls(
+            record["ensemble"],
+            {name: _question(values, path, f"questions.{name!r}") for name, values in record["questions"].items()},
+        )
+
+
+def read_calibration(values: Json, where: Path, field: str) -> Calibration:
+    """A calibration in a record.
+
+    Raises:
+        CheckpointError: its parameters cannot be applied.
+    """
+    check_shape(values, CALIBRATION, where, field)
+    names = {name.removesuffix("?") for name in CALIBRATION}
+    calibration = Calibration.from_dict({name: value for name, value in values.items() if name in names})
+    if (fault := fault_of(calibration)) is not None:
+        raise CheckpointError(f"{where}: {field}: {fault}; the file was changed or damaged")
+    return calibration
+
+
+def _question(values: Json, path: Path, field: str) -> QuestionCalibration:
+    calibration = read_calibration(values, path, field)
+    digests = tuple(values["row_digests"])
+    if len(digests) != calibration.num_rows:
+        raise CheckpointError(
+            f"{path}: {field}: num_rows is {calibration.num_rows}, but there are {len(digests)} row_digests; the file"
+            " was changed"
+        )
+    return QuestionCalibration(calibration, digests)
+
+
+def _checksum(record: Json) -> str:
+    """SHA-256 of everything but the checksum, as JSON with sorted keys."""
+    content = plain_values({name: value for name, value in record.items() if name != "checksum"})
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode("ascii")).hexdigest()
