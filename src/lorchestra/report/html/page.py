@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from lorchestra.config.mappings import to_mapping
 from lorchestra.errors import ConfigError, LorchestraError, visible
-from lorchestra.metrics.result import Evaluation
-from lorchestra.metrics.table import IN_TABLES, ON_PAGE, SUMMARY, WITH_DIRECTION
+from lorchestra.metrics.result import Evaluation, MethodScores
+from lorchestra.metrics.table import DECISIONS, IN_TABLES, ON_PAGE, SUMMARY, WITH_DIRECTION, Metric
+from lorchestra.report.differences import Method
 from lorchestra.report.html import compare, course, figures, tables
 from lorchestra.report.html.examples import pick
 from lorchestra.report.html.glyphs import member_glyph, rows_with_glyphs
@@ -33,7 +34,6 @@ from lorchestra.report.html.svg import NO_VALUE, Figure, typeset
 from lorchestra.report.table import (
     BASELINES,
     WITHOUT_ADAPTERS,
-    Method,
     baseline_text,
     best_baseline,
     imbalance_text,
@@ -164,14 +164,7 @@ def run_context(
         "verdict": typeset(verdict(entry, controls)),
         "missing_controls": [] if controls else [method_name(key) for key in CONTROLS if "+" not in key],
         "fitted_here": entry.split == "val",
-        "difference_columns": WITH_DIRECTION,
-        "references": rows_with_glyphs(
-            tables.references(entry, controls), lambda row: not row.key.startswith(("base_", "majority"))
-        ),
-        "method_columns": ON_PAGE,
-        "table_columns": IN_TABLES,
-        "summary_columns": SUMMARY,
-        "methods": tables.method_rows(entry),
+        **_metric_tables(entry, controls),
         "baseline_verdict": typeset(baseline_text(entry) or ""),
         "classes": _classes(entry),
         "seconds": seconds_text(entry.seconds or {}),
@@ -195,6 +188,30 @@ def run_context(
     }
 
 
+def _metric_tables(entry: Evaluation, controls: Sequence[Method]) -> Json:
+    """The tables of metrics and their columns, without those that the evaluation, of an earlier version, lacks."""
+
+    def columns(metrics: Sequence[Metric]) -> tuple[Metric, ...]:
+        return tables.present(metrics, [entry])
+
+    def differences(metrics: Sequence[Metric]) -> list[Json]:
+        rows = tables.references(entry, controls, metrics)
+        return rows_with_glyphs(rows, lambda row: not row.key.startswith(("base_", "majority")))
+
+    compared, decisions = columns(WITH_DIRECTION), columns(DECISIONS)
+    return {
+        "difference_columns": compared,
+        "references": differences(compared),
+        "method_columns": columns(ON_PAGE),
+        "table_columns": columns(IN_TABLES),
+        "summary_columns": columns(SUMMARY),
+        "methods": tables.method_rows(entry, columns(ON_PAGE)),
+        "decision_columns": decisions,
+        "decisions": tables.method_rows(entry, decisions),
+        "decision_references": differences(decisions),
+    }
+
+
 def _environment() -> Environment:
     try:
         from jinja2 import Environment, FunctionLoader, StrictUndefined
@@ -208,7 +225,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": lambda value, digits=1: f"{100 * value:.{digits}f} %"}
-    environment.globals |= {"member_glyph": member_glyph, "number": tables.number}
+    environment.globals |= {"member_glyph": member_glyph, "shown": tables.shown}
     return environment
 
 
@@ -293,7 +310,7 @@ def _members(run: ReportRun) -> list[Json]:
     return [
         {
             "number": m,
-            "metrics": scores[m].metrics if m in scores else None,
+            "scores": scores.get(m, MethodScores()),
             **{key: member.get(key) for key in ("state", "reason", "best_step", "val_nll", "seed")},
         }
         for m, member in enumerate(run.record["members"])
