@@ -74,16 +74,10 @@ def score_positions(
     Raises:
         ValueError: a row has no choices, or some rows have a tree or a classification head and others do not.
     """
-    if not all(example.choices for example in examples):
-        raise ValueError("rows without choices have no log_probs; request logits")
+    _check_kinds(examples)
     trees = [example.tree for example in examples if example.tree is not None]
     if trees:
-        if len(trees) != len(examples):
-            raise ValueError("rows with and without a tree of choices cannot be scored in one batch")
         return _score_trees(trees, prefix_ends, device)
-    by_head = examples[0].by_head
-    if any(example.by_head != by_head for example in examples):
-        raise ValueError("rows with and without a classification head cannot be scored in one batch")
     num_choices = max(len(example.choices) for example in examples)
     num_terms = max(len(choice) for example in examples for choice in example.choices)
     shape = (len(examples), num_choices, num_terms)
@@ -117,8 +111,18 @@ def score_positions(
         prefix_rows=term_rows[:, 0, 0].to(device),
         option_ids=None if option_ids is None else option_ids.to(device),
         divisors=None if divisors is None else divisors.to(device),
-        by_head=by_head,
+        by_head=examples[0].by_head,
     )
+
+
+def _check_kinds(examples: Sequence[EncodedExample]) -> None:
+    """Refuse rows without choices, and rows of different kinds in one batch."""
+    if not all(example.choices for example in examples):
+        raise ValueError("rows without choices have no log_probs; request logits")
+    if len({example.tree is None for example in examples}) > 1:
+        raise ValueError("rows with and without a tree of choices cannot be scored in one batch")
+    if len({example.by_head for example in examples}) > 1:
+        raise ValueError("rows with and without a classification head cannot be scored in one batch")
 
 
 def _score_trees(trees: Sequence[ChoiceTree], prefix_ends: Sequence[int], device: torch.device | str) -> ChoiceScoring:
