@@ -14,6 +14,7 @@ from tempfile import NamedTemporaryFile
 from lorchestra.config.mappings import to_yaml
 from lorchestra.config.run import RunConfig, read_config
 from lorchestra.errors import CheckpointError
+from lorchestra.metrics.decisions import Decisions
 from lorchestra.store.atomic import (
     atomic_directory,
     atomic_write_json,
@@ -239,7 +240,19 @@ class Run:
         scale = record.calibration.scale
         if scale and len(scale) != len(ensemble.labels or ()):
             raise CheckpointError(f"{self.calibration}: has {len(scale)} classes, the run {len(ensemble.labels or ())}")
+        if record.saved_decisions is not None:
+            self._check_classes(record.saved_decisions.decisions, ensemble)
         return record
+
+    def _check_classes(self, decisions: Decisions, ensemble: EnsembleRecord) -> None:
+        """Refuse decisions per class whose classes are not the run's labels."""
+        num_labels, sets = len(ensemble.labels or ()), decisions.sets
+        classes_differ = decisions.classes is not None and decisions.classes != ensemble.labels
+        if classes_differ or (sets is not None and sets.by_class and len(sets.quantiles) != num_labels):
+            raise CheckpointError(
+                f"{self.calibration}: its decisions are by classes that are not the run's labels; copy the run again,"
+                " or answer with the mixture as it is: --raw"
+            )
 
     def start_events(self, keep_bytes: int | None = None) -> None:
         """Make `events.jsonl`, or truncate it to `keep_bytes`: what a resumed run repeats is not logged twice."""
