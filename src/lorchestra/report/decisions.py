@@ -11,6 +11,7 @@ from rich.text import Text
 from lorchestra.metrics.certificates import Certificate
 from lorchestra.metrics.decisions import OWN_TEST, Decisions, refusal
 from lorchestra.report.fitted_table import FittedTable
+from lorchestra.types import Json
 
 SCORES = {
     "max_prob": "largest probability",
@@ -145,6 +146,20 @@ def cost_caption(decisions: Decisions) -> str:
         f"On the certifying rows, with {100 * costs.confidence:.4g} % intervals; expected: by the probabilities."
         f" Asking a person costs {costs.ask:g}."
     )
+
+
+def decisions_context(decisions: Decisions) -> Json:
+    """The sentences and tables for the page: each table its title, columns, rows and caption."""
+    tables = [
+        ("Certified thresholds", CERTIFICATE_COLUMNS, certificate_rows(decisions), certificate_caption(decisions)),
+        ("Which score ranks best", SCORE_COLUMNS, score_rows(decisions), score_caption(decisions)),
+    ]
+    if decisions.costs is not None:
+        tables.append(("Cost per 1,000 rows", COST_COLUMNS, cost_rows(decisions), cost_caption(decisions)))
+    first, *others = sentences(decisions)
+    rows = decisions.rows
+    where = f"Certified on {rows.num_rows:,} rows ({rows.source}), {rows.date[:10]}."
+    return {"guarantee": first, "sentences": [*others, where], "tables": tables}
 
 
 def _set_sentences(decisions: Decisions) -> list[str]:
