@@ -270,6 +270,8 @@ def compare_policies(
         expected_E = np.where(asked_E, ask, costs_EC[np.arange(len(answers_E)), np.where(asked_E, 0, answers_E)])
         realized = realized_costs(answers_E, labels_E, costs_CC, ask, confidence)
         expected = float(1000 * expected_E.mean())
-        policies.append(PolicyCost(policy, realized.per_1000, realized.interval, expected, realized.share_asked))
+        # what a person costs is known
+        interval = realized.interval if policy != "ask_always" else (1000 * float(ask), 1000 * float(ask))
+        policies.append(PolicyCost(policy, realized.per_1000, interval, expected, realized.share_asked))
     matrix = tuple(map(tuple, costs_CC.tolist()))
     return CostComparison(tuple(names), matrix, float(ask), confidence, tuple(policies))

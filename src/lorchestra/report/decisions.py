@@ -63,7 +63,8 @@ def notes(decisions: Decisions) -> list[str]:
         together = max(decisions.certificates[0].confidence - rows.earlier_risk, 0.0)
         lines.append(
             f"This is look {rows.look} at labelled rows, and {rows.num_repeated:,} of the {rows.num_rows:,} rows were"
-            f" used in an earlier one: all {rows.look} certificates of this run hold together with at least"
+            f" used in an earlier one: {'both' if rows.look == 2 else f'all {rows.look}'} certificates of this run hold"
+            " together with at least"
             f" {100 * together:.4g} %. New rows have the full guarantee."
         )
     return lines
@@ -148,8 +149,10 @@ def cost_caption(decisions: Decisions) -> str:
     )
 
 
-def decisions_context(decisions: Decisions) -> Json:
-    """The sentences and tables for the page: each table its title, columns, rows and caption."""
+def decisions_context(decisions: Decisions | None) -> Json | None:
+    """The sentences and tables for the page: each table its title, columns, rows and caption; None without any."""
+    if decisions is None:
+        return None
     tables = [
         ("Certified thresholds", CERTIFICATE_COLUMNS, certificate_rows(decisions), certificate_caption(decisions)),
         ("Which score ranks best", SCORE_COLUMNS, score_rows(decisions), score_caption(decisions)),
@@ -171,7 +174,7 @@ def _set_sentences(decisions: Decisions) -> list[str]:
         f"Prediction sets ({sets.method.upper()}) have the right answer in at least {100 * (1 - sets.alpha):.4g} % of"
         f" rows{each}, on average over the draw of certifying rows and new ones. Of the certifying rows"
         f" {_share(sizes.one)} have one answer in the set, {_share(sizes.several)} several (each may be right), and"
-        f" {_share(sizes.none)} none (no answer fits as well as right ones usually do); {sizes.mean:.2f} on average."
+        f" {_share(sizes.none)} none (no answer fits as well as right ones usually do); {sizes.mean:.2f} answers per set on average."
     ]
     if full := sum(math.isinf(quantile) for quantile in sets.quantiles):
         which = "1 class has too few rows and is" if full == 1 else f"{full} classes have too few rows and are"

@@ -181,7 +181,7 @@ def run_context(
         "temperature_rows": run.validation.num_examples if run.validation and entry.best_member_scaled else None,
         "calibration": "" if entry.calibration is None else entry.calibration.sentence(),
         **{"figures": _figures(run, risk, among_others), "slider": slider},
-        "decisions": None if run.decisions is None else decisions_context(run.decisions),
+        "decisions": decisions_context(run.decisions),
         "thresholds": _thresholds(run),
         "ood": _ood_rows(entry),
         "uncertainty": _uncertainty(entry),
