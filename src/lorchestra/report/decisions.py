@@ -174,7 +174,8 @@ def _set_sentences(decisions: Decisions) -> list[str]:
         f"Prediction sets ({sets.method.upper()}) have the right answer in at least {100 * (1 - sets.alpha):.4g} % of"
         f" rows{each}, on average over the draw of certifying rows and new ones. Of the certifying rows"
         f" {_share(sizes.one)} have one answer in the set, {_share(sizes.several)} several (each may be right), and"
-        f" {_share(sizes.none)} none (no answer fits as well as right ones usually do); {sizes.mean:.2f} answers per set on average."
+        f" {_share(sizes.none)} none (no answer fits as well as right ones usually do); a set has"
+        f" {sizes.mean:.2f} answers on average."
     ]
     if full := sum(math.isinf(quantile) for quantile in sets.quantiles):
         which = "1 class has too few rows and is" if full == 1 else f"{full} classes have too few rows and are"
