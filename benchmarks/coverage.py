@@ -22,6 +22,7 @@ from bench.setting import processor
 from lorchestra.metrics.intervals import COMPARED, Ends, difference_intervals, judge, method_intervals
 from lorchestra.metrics.predictive import FloatArray, IntArray
 from lorchestra.metrics.scores import RESAMPLED, all_metrics, bootstrap, interval, score_rows
+from lorchestra.metrics.table import AUTOMATED
 
 KINDS = {"calibrated": (2.0, 1.0, 1.5), "over": (2.0, 2.0, 2.5), "under": (2.0, 0.5, 0.9), "easy": (8.0, 1.0, 1.5)}
 """Spread of the true scores, and the factors of the evaluated model and of the one it is compared with."""
@@ -64,7 +65,7 @@ def intervals_of(distributions: dict[str, FloatArray], labels: IntArray, seed: i
     model, other = (judge(scores, draws, name) for name in ("model", "other"))
     intervals = method_intervals(model, seed)
     yield from ((metric, intervals[metric]) for metric in RESAMPLED)
-    for metric in ("accuracy", "signed_gap", "ece"):
+    for metric in ("accuracy", "signed_gap", "ece", *AUTOMATED):
         yield f"{metric} (percentile)", interval(draws["model"][metric])
     yield from ((f"minus {metric}", ends) for metric, ends in difference_intervals(model, other).items())
     for metric in ("accuracy", "ece"):

@@ -68,7 +68,7 @@ class LoRAEnsembleClassifier(ClassifierMixin, BaseEstimator):
         weight_decay_b: regularize.weight_decay_b.
         kl_beta: regularize.kl_beta.
         prompt: data.prompt.template: a template with {question} in place of the text.
-        scoring: data.scoring: auto, letter, text or tree.
+        scoring: data.scoring: auto, letter, text, tree or head.
         label_names: the words the model reads for labels, as {0: "negative", 1: "positive"}; default `str(label)`.
         config: all other settings, as a `RunConfig` or the path of a recipe; by default lorchestra's defaults, with
             long texts truncated.

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from lorchestra.metrics import predictive
 from lorchestra.metrics import scores as metrics
 from lorchestra.metrics.evaluation import ensemble_minus, evaluate_predictions, ood_scores
+from lorchestra.metrics.intervals import COMPARED
 from lorchestra.metrics.temperature import regularized_temperature
 from lorchestra.types import Predictions, plain_values
 
@@ -65,6 +66,7 @@ def test_the_entry_has_the_contracts_keys_and_is_json() -> None:
     contract = {"task", "split", "num_examples", "num_members", "ensemble", "member_mean", "best_member", "majority"}
     assert contract | {
         "members",
+        "member_mean_scaled",
         "intervals",
         "mean_of_logits",
         "temperature",
@@ -161,7 +163,7 @@ def test_differences_are_paired() -> None:
     single = make_predictions(members=1)
     entry = evaluate_predictions(single, baselines={"same": single}, resamples=40)
     for difference in (entry["intervals"]["ensemble_minus_member_mean"], entry["baselines"]["same"]["ensemble_minus"]):
-        assert set(difference) == {"accuracy", "nll", "brier", "aurc"}
+        assert tuple(difference) == COMPARED
         for low_high in difference.values():
             np.testing.assert_allclose(low_high, 0.0, atol=1e-12)
     assert entry["member_mean"]["std"]["nll"] is None
@@ -324,7 +326,7 @@ def test_differences_alone_are_those_of_an_evaluation():
     entry = evaluate_predictions(ensemble, baselines={"it": other}, resamples=50, seed=3)
     differences = ensemble_minus(ensemble, {"it": other, "itself": ensemble}, resamples=50, seed=3)
     assert differences["it"] == entry["baselines"]["it"]["ensemble_minus"]
-    assert differences["itself"] == {metric: [0.0, 0.0] for metric in ("accuracy", "nll", "brier", "aurc")}
+    assert differences["itself"] == {metric: [0.0, 0.0] for metric in COMPARED}
     assert ensemble_minus(ensemble, {"it": other}, resamples=0) == {"it": {}}
     with pytest.raises(ValueError, match="baseline 'it' is of other rows"):
         ensemble_minus(ensemble, {"it": take(other, np.arange(50))})

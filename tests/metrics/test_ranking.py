@@ -20,7 +20,8 @@ from lorchestra.metrics.ranking import (
     fit_combined,
     simple_scores,
 )
-from lorchestra.metrics.scores import aurc, resampled_aurc, score_rows
+from lorchestra.metrics.scores import aurc, score_rows
+from lorchestra.metrics.selective import resampled_aurc
 
 FloatArray = NDArray[np.float64]
 

@@ -155,7 +155,15 @@ def test_pandas_has_one_row_per_method_and_metric() -> None:
     assert list(table.columns) == ["method", "metric", "value", "low", "high"]
     methods = evaluation.methods()
     assert list(methods) == [
-        *("ensemble", "ensemble_scaled", "member_mean", "best_member", "best_member_scaled", "mean_of_logits"),
+        *(
+            "ensemble",
+            "ensemble_scaled",
+            "member_mean",
+            "member_mean_scaled",
+            "best_member",
+            "best_member_scaled",
+            "mean_of_logits",
+        ),
         *("majority", "base_zero_shot", "member_0", "member_1", "member_2"),
     ]
     assert len(table) == len(methods) * len(BY_KEY)

@@ -64,7 +64,7 @@ def test_saved_evaluations_are_checked_by_the_table(predictions, metric) -> None
             return True
         return False
 
-    required = metric.detail != "optional"
+    required = metric.detail != "optional" and not metric.later
     assert refused(lambda ensemble: ensemble.pop(metric.key)) == required
     assert refused(lambda ensemble: ensemble.update({metric.key: None})) == (required and not metric.infinite)
     assert refused(lambda ensemble: ensemble.update({metric.key: "much"}))
@@ -76,6 +76,10 @@ def test_numbers_are_shown_in_their_unit() -> None:
         *("Accuracy %", "Accuracy, points", "accuracy (%)"),
     )
     assert (nll.heading, nll.difference_heading, nll.axis_label) == ("NLL nats", "NLL, nats", "NLL (nats)")
+    share, errors = table.BY_KEY["automated_5"], table.BY_KEY["confident_errors"]
+    assert (share.heading, share.difference_heading) == ("Automated % (5 % error)", "Automated, points (5 % error)")
+    assert share.axis_label == "share automated at 5 % error (%)"
+    assert (errors.heading, errors.number(0.0123)) == ("Confident errors per 1,000", "12.3")
     assert table.BY_KEY["brier"].difference_heading == "Brier"
     assert (accuracy.number(0.1234), accuracy.number(0.1234, signed=True)) == ("12.3", "+12.3")
     assert (gap.number(0.01), gap.number(0.01, signed=False), nll.number(None, "inf")) == ("+1.0", "1.0", "inf")

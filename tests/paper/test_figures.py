@@ -77,7 +77,11 @@ def test_methods_against_cost(tmp_path):
     assert f"of 3 methods, lowest NLL: {lowest['method']} ({lowest['nll']:.3f})" in sentence
     figure = Figure()
     BASELINES.draw(figure, rows)
-    assert len(figure.axes) == 6
+    assert len(figure.axes) == 8
+    assert "largest share automated at 5 % error: " in sentence
+    earlier = Figure()  # its comparison had no share automated
+    BASELINES.draw(earlier, [{key: row[key] for key in row if "automated" not in key} for row in rows])
+    assert len(earlier.axes) == 6
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [row["method"] for row in rows]
 
 

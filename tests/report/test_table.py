@@ -92,6 +92,7 @@ def test_every_method_has_its_row_in_order() -> None:
         "base, few-shot",
         "wide",
         "one LoRA (mean of 3)",
+        "  + temperature",
         "one LoRA (best on val)",
         "  + temperature",
         "MC dropout",
@@ -129,7 +130,7 @@ def test_a_cell_holds_value_spread_and_interval() -> None:
     mean, (low, high) = entry["member_mean"], entry["intervals"]["member_mean"]["nll"]
     assert f"{mean['nll']:.3f} ±{mean['std']['nll']:.3f}" in lines[row]
     assert f"{100 * mean['accuracy']:.1f} ±{100 * mean['std']['accuracy']:.1f}" in lines[row]
-    assert f"{100 * mean['signed_gap']:+.1f} ±" in lines[row]
+    assert f"{100 * mean['automated_5']:.1f} ±{100 * mean['std']['automated_5']:.1f}" in lines[row]
     assert f"[{low:.3f},{high:.3f}]" in lines[row + 1]
 
 

@@ -294,3 +294,55 @@ def test_the_criterion_decides_which_adapters_are_kept(run_config, texts_csv, tm
             assert member.best_step == min(by_step, key=by_step.__getitem__)
             nlls = {event["step"]: event["val_nll"][m] for event in evaluations(run)}
             assert member.val_nll == pytest.approx(nlls[member.best_step])
+
+
+@pytest.fixture
+def many_labels(tmp_path, run_config):
+    """Builds the configuration of a run on twelve labels, each decided by the row's first word."""
+
+    def build(**groups):
+        path = tmp_path / "many.csv"
+        rows = [f"w{i % 12}x number {i},a label of number {i % 12}" for i in range(96)]
+        path.write_text("\n".join(["text,label", *rows]) + "\n")
+        settings = {"train": AUTO, "data": {"scoring": "auto"}, "adapt": {"members": 2}} | groups
+        return run_config(path, **settings)
+
+    return build
+
+
+def test_many_labels_are_also_tried_with_heads(many_labels, tmp_path):
+    config = many_labels()
+    whole = train_run(config, tmp_path / "whole").run
+    record = whole.read_search()
+    best = {record.scoring: min(trial.best for trial in record.trials)}
+    best |= {name: min(trial.best for trial in trials) for name, trials in record.other_scorings.items()}
+    assert set(best) == {"tree", "head"}
+    assert record.scoring == min(best, key=best.get) == whole.read_config().data.scoring
+    assert json.loads(whole.ensemble.read_text())["scoring"] == record.scoring
+    assert record.sentences()[0].startswith(f"answers scored by {record.scoring}, by the scaled validation NLL")
+    for after in (5, 40, 70):
+        try:
+            if_exists = "resume" if (tmp_path / "parts").exists() else "fail"
+            train_run(config, tmp_path / "parts", if_exists=if_exists, callbacks=[StopAfter(after)])
+        except Interrupted:
+            continue
+    parts = train_run(config, tmp_path / "parts", if_exists="resume").run
+    assert dataclasses.replace(parts.read_search(), seconds=0) == dataclasses.replace(record, seconds=0)
+    assert members_of(parts.root) == members_of(whole.root)
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        {"data": {"scoring": "tree"}},
+        {"train": {"lr": 0.02, "epochs": "auto"}},
+        {"regularize": {"kl_beta": 0.1}},
+        {"data": {"scoring": "auto", "normalize": "token"}},
+    ],
+    ids=["given", "no rates to try", "penalty towards the base", "divided by length"],
+)
+def test_heads_are_not_tried_where_something_speaks_against_them(many_labels, tmp_path, groups):
+    run = train_run(many_labels(**groups), tmp_path / "run").run
+    record = run.read_search()
+    assert (record.scoring, record.other_scorings) == (None, {})
+    assert run.read_config().data.scoring in ("tree", "text")

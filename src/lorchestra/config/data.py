@@ -135,7 +135,8 @@ class DataConfig:
     """Score answers by their option letter, by their text, by their text as a tree (many labels:
     shared first tokens once, each token chosen among those that continue a choice), by a
     classification head per member (texts with labels only), or (auto) by letters if the base can
-    use them, else as a tree (many labels) or text."""
+    use them, else as a tree (many labels) or text; with many labels by a head if it does better in
+    the search of the learning rate."""
     normalize: Literal["sum", "token", "byte"] = "sum"
     """With text scoring: log-probability of the whole choice, per token, or per byte."""
     prompt: PromptConfig = field(default_factory=PromptConfig)

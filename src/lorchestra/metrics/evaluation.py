@@ -61,7 +61,7 @@ def evaluate(
     calibration = calibration if calibration is not None and calibration.is_calibrated else None
     best = _best_member(validation)
     distributions = _distributions(predictions, baselines)
-    optional = _add_references(distributions, predictions, train_labels)
+    optional = _add_references(distributions, predictions, train_labels, validation)
     if temperature or calibration is not None:
         optional |= _add_temperatures(distributions, validation, best.index)
     _calibrate(distributions, optional, calibration)
@@ -71,7 +71,7 @@ def evaluate(
         return scorer.scored(name, optional[name]) if name in optional else None
 
     return Evaluation(
-        **_scored_members(predictions, scorer, best),
+        **_scored_members(predictions, scorer, best, optional.get("member_mean_scaled")),
         majority=scored("majority"),
         mean_of_logits=scored("mean_of_logits"),
         ensemble_raw=scored("ensemble_raw"),
@@ -87,17 +87,19 @@ def evaluate(
     )
 
 
-def _scored_members(predictions: Predictions, scorer: _Scorer, best: MethodScores) -> dict[str, Any]:
+def _scored_members(
+    predictions: Predictions, scorer: _Scorer, best: MethodScores, scaled: MethodScores | None
+) -> dict[str, Any]:
     """The fields of an evaluation that are of the rows, the members and their mixture."""
     members = [_member(index) for index in range(predictions.num_members)]
-    mean, std = _mean_and_std([scorer.points[name] for name in members])
     return {
         "task": predictions.task,
         "split": predictions.split,
         "num_examples": predictions.num_examples,
         "num_members": predictions.num_members,
         "ensemble": MethodScores(scorer.metrics("ensemble")).with_intervals(scorer.intervals("ensemble"), {}),
-        "member_mean": scorer.with_intervals(MethodScores(mean, std), *members),
+        "member_mean": scorer.mean(MethodScores(), members),
+        "member_mean_scaled": scaled and scorer.mean(scaled, _scaled_members(len(members))),
         "best_member": best if best.index is None else scorer.scored(_member(best.index), best),
         "members": tuple(MethodScores(scorer.metrics(name), index=index) for index, name in enumerate(members)),
         "uncertainty": _mean_uncertainty(predictions.log_probs_MEC),
@@ -188,6 +190,13 @@ class _Scorer:
         """A method with the intervals of a distribution, or of the mean over several."""
         return method.with_intervals(self.intervals(*names), self.differences(*names))
 
+    def mean(self, method: MethodScores, names: Sequence[str]) -> MethodScores:
+        """A method with the mean over several distributions, if they exist."""
+        if not all(name in self.points for name in names):
+            return method
+        mean, std = _mean_and_std([self.points[name] for name in names])
+        return self.with_intervals(replace(method, metrics=mean, std=std), *names)
+
     def scored(self, name: str, method: MethodScores) -> MethodScores:
         """A method with the metrics and intervals of a distribution, if it exists."""
         return self.with_intervals(replace(method, metrics=self.metrics(name)), name) if name in self.points else method
@@ -235,6 +244,10 @@ def _member(index: int) -> str:
     return f"member {index}"
 
 
+def _scaled_members(num_members: int) -> list[str]:
+    return [f"{_member(index)} scaled" for index in range(num_members)]
+
+
 def _baseline(name: str) -> str:
     return f"baseline {name}"
 
@@ -259,10 +272,14 @@ def _best_member(validation: Predictions | None) -> MethodScores:
 
 
 def _add_references(
-    distributions: dict[str, FloatArray], predictions: Predictions, train_labels: Sequence[int] | IntArray | None
+    distributions: dict[str, FloatArray],
+    predictions: Predictions,
+    train_labels: Sequence[int] | IntArray | None,
+    validation: Predictions | None,
 ) -> dict[str, MethodScores]:
-    """The majority answer and another way to pool the members."""
-    return {
+    """The majority answer, another way to pool the members, and the members with their temperatures."""
+    scaled = _add_scaled_members(distributions, validation, predictions.num_members)
+    return ({} if scaled is None else {"member_mean_scaled": scaled}) | {
         "majority": _add_majority(distributions, predictions, train_labels),
         "mean_of_logits": _add_mean_of_logits(distributions, predictions.log_probs_MEC),
     }
@@ -307,6 +324,25 @@ def _add_temperatures(
             index=index, temperature=fit.T, num_rows=fit.num_rows, reason=fit.reason, notes=fit.notes
         )
     return methods
+
+
+def _add_scaled_members(
+    distributions: dict[str, FloatArray], validation: Predictions | None, num_members: int
+) -> MethodScores | None:
+    """Each member with its temperature: what one LoRA and a temperature are worth, without the luck of one seed."""
+    if validation is None:
+        return None
+    fits = [
+        regularized_temperature(log_probs_EC, validation.labels, validation.options)
+        for log_probs_EC in validation.log_probs_MEC
+    ]
+    temperatures = [fit.T for fit in fits if fit.T is not None]
+    if len(temperatures) < len(fits):
+        return MethodScores(num_rows=fits[0].num_rows, reason=next(fit.reason for fit in fits if fit.T is None))
+    for index, (name, temperature) in enumerate(zip(_scaled_members(num_members), temperatures, strict=True)):
+        distributions[name] = predictive.apply_temperature(distributions[_member(index)], temperature)
+    shown = ", ".join(f"{temperature:.2f}" for temperature in temperatures)
+    return MethodScores(num_rows=fits[0].num_rows, notes=(f"T of the members: {shown}",))
 
 
 def _calibrate(

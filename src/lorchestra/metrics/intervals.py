@@ -2,11 +2,14 @@
 
 | metric | interval |
 |---|---|
-| accuracy | Wilson's score interval |
+| accuracy, confident errors | Wilson's score interval |
 | signed gap | Wald's, after two rows right and two wrong were added |
-| difference in accuracy | Wald's, after one row won and one lost were added (Bonett and Price) |
+| difference in accuracy or confident errors | Wald's, after one row won and one lost were added (Bonett and Price) |
 | ECE | inverted test (`metrics.calibration`); none for a mean of several ECEs |
-| NLL, Brier, macro F1, AURC; differences in NLL, Brier and AURC | percentiles of bootstrap draws |
+| NLL, Brier, macro F1, AURC | percentiles of bootstrap draws |
+| difference in NLL, Brier, AURC, E-AURC or a share automated | percentiles of bootstrap draws |
+| share automated | none: a few right answers at the top decide a small share, and percentiles covered 17 to 100 % |
+| E-AURC | none: percentiles covered 84 % of sets of 60 rows of one model |
 | difference in ECE | none: the biases of the two values differ, and no interval that was tried covers |
 
 `benchmarks/coverage.py` measures all of them. Below `MIN_ROWS` rows there is no interval; percentiles also need
@@ -98,6 +101,7 @@ def method_intervals(method: Judged, seed: int) -> Json:
     intervals: dict[str, Ends] = dict.fromkeys(RESAMPLED)
     if method.num_rows >= MIN_ROWS:
         intervals["accuracy"] = score_interval(method.mean("correct"))
+        intervals["confident_errors"] = score_interval(method.mean("confident_error"))
         intervals["signed_gap"] = gap_interval(method.mean("confidence"), method.mean("correct"))
         if alone:
             intervals["ece"] = ece_interval(method.rows[0], calibrated[0], simulations, seed)
@@ -120,6 +124,7 @@ def difference_intervals(one: Judged, other: Judged) -> dict[str, Ends]:
         if _same(one, other):
             return {metric: [0.0, 0.0] for metric in COMPARED}
         intervals["accuracy"] = paired_interval(one.mean("correct") - other.mean("correct"))
+        intervals["confident_errors"] = paired_interval(one.mean("confident_error") - other.mean("confident_error"))
         if min(one.least_of_each, other.least_of_each) >= MIN_OF_EACH:
             mine, theirs = one.points(), other.points()
             for metric in _PERCENTILE_DIFFERENCE:

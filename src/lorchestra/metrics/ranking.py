@@ -17,7 +17,8 @@ from numpy.typing import ArrayLike
 from lorchestra.metrics.certificates import check_scored
 from lorchestra.metrics.intervals import MIN_OF_EACH
 from lorchestra.metrics.predictive import FloatArray, confidence, entropy, mutual_information
-from lorchestra.metrics.scores import CHUNK_CELLS, resampled_aurc
+from lorchestra.metrics.scores import CHUNK_CELLS
+from lorchestra.metrics.selective import resampled_aurc
 from lorchestra.types import Json, plain_values
 
 Score = Literal["max_prob", "margin", "entropy", "mutual_information", "agreement", "combined"]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from lorchestra.errors import LorchestraError
 from lorchestra.metrics.calibrator import Calibration
-from lorchestra.metrics.table import BY_KEY
+from lorchestra.metrics.table import BY_KEY, Metric
 from lorchestra.types import Json
 
 if TYPE_CHECKING:
@@ -87,14 +87,23 @@ class MethodScores:
         """
         return None if key == "ece" and self.ece_if_calibrated is None else self.intervals.get(key)
 
+    def number(self, metric: Metric, infinite: str = "inf", missing: str = "-", *, signed: bool | None = None) -> str:
+        """A metric in its unit; `missing` where the evaluation, of an earlier version, does not have it.
+
+        Of the metrics that are shown only the NLL can be null, where an answer of probability zero makes it infinite.
+        """
+        return (
+            metric.number(self.metrics[metric.key], infinite, signed=signed) if metric.key in self.metrics else missing
+        )
+
     def value(self, key: str) -> float:
         """A metric, infinite where it is None."""
         value = self.metrics[key]
         return math.inf if value is None else value
 
     def minus(self, other: MethodScores, key: str) -> float | None:
-        """A metric minus another method's; None where one of them is undefined."""
-        mine, theirs = self.metrics[key], other.metrics.get(key)
+        """A metric minus another method's; None where one of them is undefined or missing."""
+        mine, theirs = self.metrics.get(key), other.metrics.get(key)
         return None if mine is None or theirs is None else mine - theirs
 
     @classmethod
@@ -243,6 +252,7 @@ class Evaluation:
         best_member: the member with the lowest validation NLL.
         members: each member, without intervals.
         uncertainty: means over rows in nats (`disagreement`: share of pairs of members), of the members as they are.
+        member_mean_scaled: each metric's mean over members, each with its temperature; None without validation rows.
         majority: training label frequencies.
         mean_of_logits: the members pooled by their mean log-probabilities.
         ensemble_scaled, best_member_scaled: with temperature scaling; None unless asked for. With a calibration there
@@ -281,6 +291,7 @@ class Evaluation:
     seconds: Mapping[str, float] | None = None
     classes: ClassScores | None = None
     early_exit: EarlyExitScores | None = None
+    member_mean_scaled: MethodScores | None = None
     ood: Mapping[str, OodScores] | None = None
     ensemble_raw: MethodScores | None = None
     calibration: Calibration | None = None
@@ -339,6 +350,7 @@ class Evaluation:
             seconds=entry.get("seconds"),
             classes=None if classes is None else ClassScores.from_dict(classes),
             early_exit=None if early_exit is None else EarlyExitScores.from_dict(early_exit),
+            member_mean_scaled=optional(entry.get("member_mean_scaled")),
             ood=None if ood is None else {name: OodScores.from_dict(values) for name, values in ood.items()},
             ensemble_raw=optional(entry.get("ensemble_raw")),
             calibration=None if calibration is None else Calibration.from_dict(calibration),
@@ -371,6 +383,7 @@ class Evaluation:
             "ensemble_raw": self.ensemble_raw and self.ensemble_raw.to_dict(),
             "calibration": self.calibration and self.calibration.to_dict(),
             "classes": self.classes and self.classes.to_dict(),
+            "member_mean_scaled": self.member_mean_scaled and self.member_mean_scaled.to_dict(),
             "seen": self.seen,
             "left_out": self.left_out,
             "seconds": self.seconds,
@@ -396,6 +409,7 @@ class Evaluation:
             "ensemble_raw": self.ensemble_raw,
             "ensemble_scaled": self.ensemble_scaled,
             "member_mean": self.member_mean,
+            "member_mean_scaled": self.member_mean_scaled,
             "best_member": self.best_member,
             "best_member_scaled": self.best_member_scaled,
             "mean_of_logits": self.mean_of_logits,

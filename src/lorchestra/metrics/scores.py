@@ -16,13 +16,14 @@ from typing import Literal
 
 import numpy as np
 
-from lorchestra.metrics.predictive import TIE, FloatArray, IntArray, check_labels, confidence, tie_groups
+from lorchestra.metrics import selective
+from lorchestra.metrics.predictive import TIE, FloatArray, IntArray, check_labels, confidence
 from lorchestra.metrics.table import METRICS
 
 Scheme = Literal["width", "mass"]
 
 NUM_BINS = 15
-RESAMPLED = tuple(metric.key for metric in METRICS if metric.interval is not None)
+RESAMPLED = tuple(metric.key for metric in METRICS if metric.interval or metric.difference)
 """Keys of the metrics that are computed on every bootstrap resample."""
 
 LEVEL = 0.95
@@ -53,6 +54,11 @@ class RowScores:
     def correct(self) -> FloatArray:
         """1.0 where the most probable choice is the answer, else 0.0."""
         return np.asarray((self.predicted == self.labels).astype(np.float64))
+
+    @property
+    def confident_error(self) -> FloatArray:
+        """1.0 where a wrong answer has a probability of at least `selective.CONFIDENT`, else 0.0."""
+        return np.asarray((self.confidence >= selective.CONFIDENT - TIE) * (1.0 - self.correct))
 
 
 def score_rows(log_probs_EC: FloatArray, labels_E: IntArray) -> RowScores:
@@ -126,28 +132,23 @@ def signed_gap(log_probs_EC: FloatArray, labels_E: IntArray) -> float:
 
 def aurc(log_probs_EC: FloatArray, labels_E: IntArray) -> float:
     """Area under the risk-coverage curve: mean of `risk_coverage`'s risks over all coverages; lower is better."""
-    return _one(_aurc(score_rows(log_probs_EC, labels_E), _once(labels_E)))
+    return _selective(log_probs_EC, labels_E)["aurc"]
 
 
-def resampled_aurc(scores_E: FloatArray, correct_E: FloatArray, counts_RE: FloatArray) -> FloatArray:
-    """AURC `[R]` of rows ranked by any score, higher first, on resamples with counts as in `resampled_metrics`.
+def excess_aurc(log_probs_EC: FloatArray, labels_E: IntArray) -> float:
+    """AURC minus that of the ideal order, in which all right answers come first (E-AURC); 0 is the best."""
+    return _selective(log_probs_EC, labels_E)["excess_aurc"]
 
-    Summed group by group of equal scores. Within a group of c rows with mean error e, after n rows with S errors, the
-    risks are (S + (k - n) e) / k for k = n+1..n+c. They sum to c e + (S - n e) (H(n+c) - H(n)) with the harmonic
-    numbers H: no loop over rows.
-    """
-    order_E, starts_G = tie_groups(scores_E)
-    sorted_RE = counts_RE[:, order_E]
-    size_RG = np.add.reduceat(sorted_RE, starts_G, axis=1)
-    errors_RG = np.add.reduceat(sorted_RE * (1.0 - correct_E[order_E]), starts_G, axis=1)
-    after_RG = np.cumsum(size_RG, axis=1)
-    before_RG = after_RG - size_RG
-    total = int(after_RG[0, -1])
-    harmonic = np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, total + 1))])
-    spread_RG = harmonic[after_RG.astype(np.int64)] - harmonic[before_RG.astype(np.int64)]
-    mean_error_RG = errors_RG / np.maximum(size_RG, 1.0)
-    errors_before_RG = np.cumsum(errors_RG, axis=1) - errors_RG
-    return np.asarray((errors_RG + (errors_before_RG - before_RG * mean_error_RG) * spread_RG).sum(axis=1) / total)
+
+def share_automated(log_probs_EC: FloatArray, labels_E: IntArray, target: float) -> float:
+    """Largest share of rows, most confident first, whose error is at most `target`; see `selective.share_automated`."""
+    rows = score_rows(log_probs_EC, labels_E)
+    return _one(selective.share_automated(rows.confidence, rows.correct, _once(labels_E), target))
+
+
+def confident_errors(log_probs_EC: FloatArray, labels_E: IntArray) -> float:
+    """Share of rows that are wrong with a probability of at least `selective.CONFIDENT`."""
+    return float(score_rows(log_probs_EC, labels_E).confident_error.mean())
 
 
 def auroc(negative_scores: FloatArray, positive_scores: FloatArray) -> float:
@@ -211,6 +212,7 @@ def resampled_metrics(rows: RowScores, counts_RE: FloatArray) -> dict[str, Float
     Counts are whole numbers as floats, with the same positive sum in every resample.
     """
     values = _means(rows, counts_RE) | {key: function(rows, counts_RE) for key, function in _ON_COUNTS.items()}
+    values |= selective.selective_metrics(rows.confidence, rows.correct, counts_RE)
     return {key: values[key] for key in RESAMPLED}
 
 
@@ -224,6 +226,7 @@ def _means(rows: RowScores, counts_RE: FloatArray) -> dict[str, FloatArray]:
             infinite_E.astype(np.float64),
             rows.confidence - rows.correct,
             rows.brier,
+            rows.confident_error,
         ],
         axis=1,
     )
@@ -233,6 +236,7 @@ def _means(rows: RowScores, counts_RE: FloatArray) -> dict[str, FloatArray]:
         "nll": np.where(means[:, 2] > 0, np.inf, means[:, 1]),
         "signed_gap": means[:, 3],
         "brier": means[:, 4],
+        "confident_errors": means[:, 5],
     }
 
 
@@ -291,9 +295,11 @@ def _ece(rows: RowScores, counts_RE: FloatArray, bins: int = NUM_BINS, scheme: S
     return np.asarray(np.abs(counts_RE @ gaps_EK).sum(axis=1) / counts_RE.sum(axis=1))
 
 
-def _aurc(rows: RowScores, counts_RE: FloatArray) -> FloatArray:
-    """AURC `[R]` of the rows ranked by confidence."""
-    return resampled_aurc(rows.confidence, rows.correct, counts_RE)
+def _selective(log_probs_EC: FloatArray, labels_E: IntArray) -> dict[str, float]:
+    """The metrics of a ranking by confidence."""
+    rows = score_rows(log_probs_EC, labels_E)
+    values = selective.selective_metrics(rows.confidence, rows.correct, _once(labels_E))
+    return {key: _one(value) for key, value in values.items()}
 
 
 def _once(labels_E: IntArray) -> FloatArray:
@@ -308,9 +314,8 @@ def _one(value_R: FloatArray) -> float:
 _ON_COUNTS: dict[str, Callable[[RowScores, FloatArray], FloatArray]] = {
     "macro_f1": _macro_f1,
     "ece": _ece,
-    "aurc": _aurc,
 }
-"""Resampled metrics that are not means over rows."""
+"""Resampled metrics that are neither means over rows nor of `selective`."""
 
 
 def _point_ece(bins: int, scheme: Scheme) -> Callable[[RowScores], float]:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Detail = Literal["summary", "table", "page", "required", "optional"]
+Detail = Literal["summary", "table", "page", "decisions", "required", "optional"]
 """Where a metric is shown: in every table and figure, in full tables, on the HTML page, or nowhere (the last two).
 
-An evaluation must have all but the optional ones.
+"decisions": in the page's table of what can be automated. An evaluation must have all but the optional ones.
 """
 
 IntervalMethod = Literal["wilson", "wald", "inverted", "percentile"]
@@ -27,7 +27,7 @@ class Metric:
         key: its key in JSON and in data frames.
         title: its column heading, without the unit.
         name: its name in a sentence.
-        unit: "%" for a share, which is stored as a fraction; "nats"; or empty.
+        unit: "%" or "per 1,000" for a share, which is stored as a fraction; "nats"; or empty.
         direction: 1 where higher is better, -1 where lower is better, 0 where neither is.
         digits: decimals shown, in the unit.
         detail: where it is shown.
@@ -36,6 +36,8 @@ class Metric:
         convex: the ensemble is at least as good as the mean of its members, whatever the data.
         signed: values are shown with their sign.
         infinite: may be infinite, which JSON holds as null.
+        condition: what the value holds for, after the unit in headings.
+        later: missing in evaluations of earlier versions.
     """
 
     key: str
@@ -50,22 +52,28 @@ class Metric:
     convex: bool = False
     signed: bool = False
     infinite: bool = False
+    condition: str = ""
+    later: bool = False
 
     @property
     def factor(self) -> int:
         """From the stored value to the unit shown."""
-        return 100 if self.unit == "%" else 1
+        return {"%": 100, "per 1,000": 1000}.get(self.unit, 1)
 
     @property
     def heading(self) -> str:
-        """Column heading of values: Accuracy %."""
-        return f"{self.title} {self.unit}".rstrip()
+        """Column heading of values: Accuracy %, Automated % (5 % error)."""
+        return f"{self.title} {self.unit}".rstrip() + self._condition
 
     @property
     def difference_heading(self) -> str:
         """Column heading of differences: Accuracy, points."""
         unit = "points" if self.unit == "%" else self.unit
-        return f"{self.title}, {unit}" if unit else self.title
+        return (f"{self.title}, {unit}" if unit else self.title) + self._condition
+
+    @property
+    def _condition(self) -> str:
+        return f" ({self.condition})" if self.condition else ""
 
     @property
     def axis_label(self) -> str:
@@ -80,14 +88,45 @@ class Metric:
         return f"{value * self.factor:{sign}.{self.digits}f}"
 
 
+AUTOMATED = {f"automated_{percent}": percent / 100 for percent in (1, 2, 5, 10)}
+"""Error among the automated rows, at most, by key of the share automated."""
+
+MAIN_TARGET = "automated_5"
+"""The share automated that is shown everywhere and decides verdicts."""
+
+
+def _automated(key: str, target: float) -> Metric:
+    error = f"{100 * target:g} % error"
+    main = key == MAIN_TARGET
+    return Metric(
+        key,
+        "Automated",
+        f"share automated at {error}",
+        "%",
+        1,
+        1,
+        "summary" if main else "decisions",
+        difference="percentile",
+        condition=error,
+        later=True,
+    )
+
+
 METRICS = (
     Metric("accuracy", "Accuracy", "accuracy", "%", 1, 1, "summary", "wilson", "wald"),
     Metric("macro_f1", "Macro F1", "macro F1", "", 1, 3, "optional", "percentile"),
     Metric("nll", "NLL", "NLL", "nats", -1, 3, "summary", "percentile", "percentile", convex=True, infinite=True),
     Metric("ece", "ECE", "ECE", "%", -1, 1, "summary", "inverted"),
-    Metric("signed_gap", "Gap", "gap", "%", 0, 1, "table", "wald", signed=True),
+    *(_automated(key, target) for key, target in AUTOMATED.items()),
+    Metric("signed_gap", "Gap", "gap", "%", 0, 1, "page", "wald", signed=True),
     Metric("brier", "Brier", "Brier score", "", -1, 3, "table", "percentile", "percentile", convex=True),
-    Metric("aurc", "AURC", "AURC", "", -1, 3, "page", "percentile", "percentile"),
+    Metric("aurc", "AURC", "AURC", "", -1, 3, "decisions", "percentile", "percentile"),
+    Metric("excess_aurc", "E-AURC", "E-AURC", "", -1, 3, "decisions", difference="percentile", later=True),
+    Metric(
+        *("confident_errors", "Confident errors", "confident errors", "per 1,000", -1, 1, "decisions"),
+        *("wilson", "wald"),
+        later=True,
+    ),
     *(
         Metric(f"ece_{scheme}_{bins}", f"ECE, {bins} bins ({scheme})", f"ECE over {bins} bins", "%", -1, 1, "optional")
         for scheme in ("width", "mass")
@@ -108,6 +147,9 @@ IN_TABLES = tuple(metric for metric in METRICS if metric.detail in ("summary", "
 
 ON_PAGE = tuple(metric for metric in METRICS if metric.detail in ("summary", "table", "page"))
 """Shown on the HTML page."""
+
+DECISIONS = tuple(metric for metric in METRICS if metric.detail == "decisions" or metric.key == MAIN_TARGET)
+"""Those of decisions: which rows are automated, and what that costs."""
 
 WITH_DIRECTION = tuple(metric for metric in IN_TABLES if metric.direction)
 """Those of full tables in which one method can be better than another; the table of differences shows them."""

@@ -99,12 +99,7 @@ def score_positions(
             if length > 1:
                 positions[b, c, 1:length] = torch.arange(choice_starts[b][c], choice_starts[b][c] + length - 1)
     keep, term_rows = torch.unique(positions, return_inverse=True)
-    divisors = None
-    if any(example.divisors is not None for example in examples):
-        divisors = torch.ones(shape[:2], dtype=torch.float64)
-        for b, example in enumerate(examples):
-            if example.divisors is not None:
-                divisors[b, : len(example.divisors)] = torch.tensor(example.divisors, dtype=torch.float64)
+    divisors = _divisors(examples, num_choices)
     option_ids = None
     if num_terms == 1 and divisors is None:  # unequal divisors would keep the normalizer from canceling
         option_ids, columns = torch.unique(torch.where(mask, tokens, tokens[0, 0, 0]), return_inverse=True)
@@ -119,6 +114,17 @@ def score_positions(
         divisors=None if divisors is None else divisors.to(device),
         by_head=by_head,
     )
+
+
+def _divisors(examples: Sequence[EncodedExample], num_choices: int) -> torch.Tensor | None:
+    """The divisors of the choices' scores, float64 `[B, C]`; None where no row has any."""
+    if all(example.divisors is None for example in examples):
+        return None
+    divisors = torch.ones((len(examples), num_choices), dtype=torch.float64)
+    for b, example in enumerate(examples):
+        if example.divisors is not None:
+            divisors[b, : len(example.divisors)] = torch.tensor(example.divisors, dtype=torch.float64)
+    return divisors
 
 
 def _score_trees(trees: Sequence[ChoiceTree], prefix_ends: Sequence[int], device: torch.device | str) -> ChoiceScoring:

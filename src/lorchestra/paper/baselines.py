@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from lorchestra.metrics.intervals import judge, method_intervals
 from lorchestra.metrics.predictive import mixture_log_probs
 from lorchestra.metrics.scores import bootstrap, score_rows
+from lorchestra.metrics.table import BY_KEY, MAIN_TARGET
 from lorchestra.paper.page import (
     MARKERS,
     PALETTE,
@@ -38,6 +39,7 @@ _COSTS = {
     "fit_base_passes": "base passes of the fit",
     "predict_base_passes": "base passes of a prediction",
 }
+_AT_EQUAL_BUDGET = (*METRICS, MAIN_TARGET)
 _TICKS = (0, *(factor * 10**power for power in range(5) for factor in (1, 2, 5)))
 
 
@@ -121,7 +123,8 @@ def methods_table(results: Sequence[Row]) -> list[Row]:
         entry = result["entry"]
         row: Row = {"task": entry["task"], "method": result["name"], **result["cost"]}
         intervals = entry["intervals"].get("ensemble") or {}
-        for metric in METRICS:
+        # comparisons of earlier versions have no share automated
+        for metric in (metric for metric in _AT_EQUAL_BUDGET if metric in entry["ensemble"]):
             low, high = shown_interval(metric, intervals) or (None, None)
             row |= {metric: entry["ensemble"][metric], f"{metric}_low": low, f"{metric}_high": high}
         rows.append(row)
@@ -132,10 +135,11 @@ def draw_methods(figure: Figure, rows: Rows) -> None:
     """Per task, metrics against the base passes of the fit (top) and of a prediction (bottom)."""
     doubled: list[Row] = [{**row, "task": (row["task"], cost)} for cost in _COSTS for row in rows]
     methods = unique(rows, "method")
+    metrics = [metric for metric in _AT_EQUAL_BUDGET if all(row.get(metric) is not None for row in rows)]
     doubled.sort(key=lambda row: row["task"][0])
-    for _, of_task, axes_of_task in panels(figure, doubled, 3, (4.2, 3.2)):
+    for _, of_task, axes_of_task in panels(figure, doubled, len(metrics), (4.2, 3.2)):
         task, cost = of_task[0]["task"]
-        for axes, metric in zip(axes_of_task, METRICS, strict=True):
+        for axes, metric in zip(axes_of_task, metrics, strict=True):
             for row in of_task:
                 i = methods.index(row["method"])
                 color, marker = PALETTE[i % 7], MARKERS[(i + i // 7) % 7]
@@ -149,7 +153,7 @@ def draw_methods(figure: Figure, rows: Rows) -> None:
             ticks = [tick for tick in _TICKS if low / 1.3 <= tick <= high * 1.3]
             axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
             axes.minorticks_off()
-            axes.set(xlabel=_COSTS[cost], title=f"{task}: {TITLES[metric]}")
+            axes.set(xlabel=_COSTS[cost], title=f"{task}: {BY_KEY[metric].axis_label}")
             axes.grid(color="0.92")
     shared_legend(figure.axes[0], 5)
 
@@ -160,6 +164,9 @@ def _methods_sentence(rows: Rows) -> str:
         f"lowest NLL: {lowest['nll']['method']} ({lowest['nll']['nll']:.3f})",
         f"lowest ECE: {lowest['ece']['method']} ({percent(lowest['ece']['ece'])})",
     ]
+    if all(row.get(MAIN_TARGET) is not None for row in rows):
+        most = max(rows, key=lambda row: row[MAIN_TARGET])
+        parts.append(f"largest {BY_KEY[MAIN_TARGET].name}: {most['method']} ({percent(most[MAIN_TARGET])})")
     ensemble = next((row for row in rows if row["method"] == "lora_ensemble"), None)
     if ensemble is not None:
         disjoint = [

@@ -144,12 +144,16 @@ def _evaluation(metrics: Json | None) -> str:
             ("ensemble", entry.ensemble),
             ("ensemble, raw", entry.ensemble_raw),
             ("one LoRA, mean of members", entry.member_mean),
+            ("one LoRA, mean of members, with temperatures", entry.member_mean_scaled),
         ):
-            if scores is None:
+            if scores is None or not scores.metrics:
                 continue
-            numbers = (metric.number(scores.metrics[metric.key], "inf") for metric in IN_TABLES)
+            numbers = (scores.number(metric) for metric in IN_TABLES)
             lines.append(_row([rows, name, *numbers]))
-    legend = "Gap: mean confidence minus accuracy; ECE over 15 bins; NLL in nats."
+    legend = (
+        "Automated: largest share of rows, most confident first, with at most that error; ECE over 15 bins; NLL in"
+        " nats."
+    )
     return "\n".join(lines) + f"\n\n{legend}\n"
 
 

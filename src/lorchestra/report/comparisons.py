@@ -12,7 +12,7 @@ from lorchestra.metrics.result import MethodScores
 from lorchestra.metrics.table import DECISIVE, SUMMARY, Metric
 from lorchestra.report.fitted_table import FittedTable
 from lorchestra.report.html.tables import count
-from lorchestra.report.table import reference_text
+from lorchestra.report.table import column_heading, reference_text, table_columns
 from lorchestra.types import Json
 
 _COST = ("Passes", "Tokens", "Sec.", "Peak", "Params")
@@ -37,8 +37,10 @@ def methods_table(results: Sequence[Json]) -> FittedTable:
         caption_justify="left",
     )
     table.add_column("Method", no_wrap=True)
-    for metric in SUMMARY:
-        table.add_column(metric.heading, no_wrap=True)
+    fitted = [MethodScores.from_dict(one["entry"]["ensemble"]) for one in results if "left_out" not in one]
+    columns = table_columns(SUMMARY, fitted)
+    for metric in columns:
+        table.add_column(column_heading(metric), no_wrap=True)
     for title in _COST:
         table.add_column(title, justify="right", no_wrap=True)
     for one in results:
@@ -51,12 +53,12 @@ def methods_table(results: Sequence[Json]) -> FittedTable:
         intervals = (one["entry"].get("intervals") or {}).get("ensemble") or {}
         scores = MethodScores.from_dict(one["entry"]["ensemble"])
         scores = scores.with_intervals(intervals, one.get("ensemble_minus") or {})
-        table.add_row(name, *(_cell(metric, scores) for metric in SUMMARY), *_costs(one["cost"]))
-    return FittedTable(table)
+        table.add_row(name, *(_cell(metric, scores) for metric in columns), *_costs(one["cost"]))
+    return FittedTable(table, break_before=1 + len(columns))
 
 
 def _cell(metric: Metric, scores: MethodScores) -> Text:
-    text = Text(metric.number(scores.metrics[metric.key], absent="inf"))
+    text = Text(scores.number(metric))
     ends = scores.ensemble_minus.get(metric.key) if metric in DECISIVE else None
     if ends is not None:
         text.append(f"\n[{','.join(metric.number(end, 'inf', signed=True) for end in ends)}]", style="dim")
@@ -91,13 +93,17 @@ def sweep_table(results: Sequence[Json]) -> FittedTable:
     fields = list(dict.fromkeys(field for one in results for field in one["settings"]))
     for field in fields:
         table.add_column(field.rpartition(".")[2], justify="right", overflow="fold")
-    for metric in SUMMARY:
-        table.add_column(metric.heading, no_wrap=True)
+    points = [
+        MethodScores.from_dict(one[name]) for one in results for name in ("ensemble", "member_mean") if name in one
+    ]
+    columns = table_columns(SUMMARY, points)
+    for metric in columns:
+        table.add_column(column_heading(metric), no_wrap=True)
     table.add_column("validation NLL", justify="right")
     table.add_column("seconds", justify="right")
     for one in results:
         cells = [str(one["settings"].get(field, "")) for field in fields]
-        for metric in SUMMARY:
+        for metric in columns:
             ensemble, single = (one.get(name, {}).get(metric.key) for name in ("ensemble", "member_mean"))
             cells.append("" if "ensemble" not in one else f"{metric.number(ensemble)} ({metric.number(single)})")
         if one["state"] != "finished":

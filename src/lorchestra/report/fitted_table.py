@@ -23,11 +23,13 @@ class FittedTable:
     Args:
         table: the table; its title is above the first piece and its caption below the last.
         num_names: the number of first columns that name a row.
+        break_before: index of a column that starts another table where they do not all fit.
     """
 
-    def __init__(self, table: Table, num_names: int = 1) -> None:
+    def __init__(self, table: Table, num_names: int = 1, break_before: int | None = None) -> None:
         self.table = table
         self.num_names = num_names
+        self.break_before = break_before
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """The table, or its pieces."""
@@ -40,9 +42,13 @@ class FittedTable:
 
     def _pieces(self, console: Console, options: ConsoleOptions) -> list[list[int]]:
         """The columns of each piece in addition to the names, by index."""
+        every = range(self.num_names, len(self.table.columns))
+        if not self._too_wide(every, console, options):
+            return [list(every)]
         pieces: list[list[int]] = [[]]
-        for index in range(self.num_names, len(self.table.columns)):
-            if pieces[-1] and self._too_wide([*pieces[-1], index], console, options):
+        for index in every:
+            full = index == self.break_before or self._too_wide([*pieces[-1], index], console, options)
+            if pieces[-1] and full:
                 pieces.append([])
             pieces[-1].append(index)
         return pieces

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
@@ -11,21 +10,14 @@ from rich.table import Table
 from rich.text import Text
 
 from lorchestra.metrics.result import CalibratedReference, Ends, Evaluation, MethodScores, Numbers, finite_ends
-from lorchestra.metrics.table import AGAINST_BASELINES, BY_KEY, DECISIVE, IN_TABLES, Metric
+from lorchestra.metrics.table import AGAINST_BASELINES, BY_KEY, DECISIVE, IN_TABLES, MAIN_TARGET, Metric
+from lorchestra.report.automation import automation_text
+from lorchestra.report.differences import ROUNDING, Method, covers_zero, judged, size_text
 from lorchestra.report.fitted_table import FittedTable
 from lorchestra.types import Json
 
 Entry = Evaluation | Json
 """An evaluation, or its entry of `metrics.json`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Method:
-    """A method with its key, its name for people, and its scores."""
-
-    key: str
-    name: str
-    scores: MethodScores
 
 
 BASELINES = {
@@ -37,9 +29,6 @@ BASELINES = {
 }
 WITHOUT_ADAPTERS = ("tfidf", "frozen")
 """Baselines that are fitted on the training rows, without an adapter."""
-
-ROUNDING = 1e-9
-"""Differences up to this are rounding in float64."""
 _FEW_ROWS = 100
 
 
@@ -48,12 +37,15 @@ def evaluation_table(entry: Entry) -> FittedTable:
 
     Below the interval of the ECE: mean and range of what perfectly calibrated confidences would show on as many rows.
     Values of the mean member are followed by their standard deviation over members. Methods without metrics have no
-    row. Fits 100 columns.
+    row. Fits 100 columns. Metrics that an evaluation of an earlier version lacks have no column.
     """
     evaluation = Evaluation.of(entry)
     level = f"{100 * evaluation.level:g} %"
     shown = list(methods(evaluation))
-    caption = f"In brackets: {level} interval. Gap: mean confidence - accuracy. ±: spread of members."
+    columns = table_columns(IN_TABLES, [method.scores for method in shown])
+    caption = f"In brackets: {level} interval. ±: spread of members."
+    if BY_KEY[MAIN_TARGET] in columns:
+        caption += " Automated: largest share of rows, most confident first, with at most that error."
     if any(method.scores.ece_if_calibrated for method in shown):
         caption += f" In parentheses: ECE of a perfectly calibrated model on as many rows, mean and {level} range."
     if evaluation.calibration is not None:
@@ -65,14 +57,27 @@ def evaluation_table(entry: Entry) -> FittedTable:
         caption += f" Seconds spent: {seconds_text(evaluation.seconds)}."
     table = _bare_table(_title(evaluation), caption)
     table.add_column("Method", overflow="fold")
-    for metric in IN_TABLES:
-        table.add_column(metric.heading, no_wrap=True)
-    widths = [max(len(_value(metric, method.scores)) for method in shown) for metric in IN_TABLES]
+    for metric in columns:
+        table.add_column(column_heading(metric), no_wrap=True)
+    widths = [max(len(method.scores.number(metric)) for method in shown) for metric in columns]
     for method in shown:
         style = "bold" if method.key == "ensemble" else ""
-        cells = (_cell(metric, method.scores, w, style) for metric, w in zip(IN_TABLES, widths, strict=True))
+        cells = (_cell(metric, method.scores, w, style) for metric, w in zip(columns, widths, strict=True))
         table.add_row(_method_name(method, style), *cells)
     return FittedTable(table)
+
+
+def table_columns(metrics: Sequence[Metric], methods: Sequence[MethodScores]) -> list[Metric]:
+    """The metrics that a method has, the share automated second: in narrow terminals the first columns are together."""
+    present = [metric for metric in metrics if any(metric.key in scores.metrics for scores in methods)]
+    main = [metric for metric in present if metric.key == MAIN_TARGET]
+    others = [metric for metric in present if metric.key != MAIN_TARGET]
+    return [*others[:1], *main, *others[1:]]
+
+
+def column_heading(metric: Metric) -> str:
+    """The heading of a column of a terminal, its condition on a second line."""
+    return metric.heading.replace(" (", "\n(")
 
 
 def _method_name(method: Method, style: str) -> Text:
@@ -183,6 +188,7 @@ def verdict(entry: Entry, controls: Sequence[Method] = ()) -> str:
     elif not (judging := any(differences.values())):
         sentences.append("So no difference from another method can be judged.")
     else:
+        sentences += [text for text in (automation_text(evaluation, controls),) if text is not None]
         sentences += _comparisons(evaluation, controls)
     sentences += [text for text in (baseline_text(evaluation),) if text is not None]
     sentences += _calibration(evaluation)
@@ -218,7 +224,7 @@ def baseline_text(evaluation: Evaluation) -> str | None:
         value = evaluation.ensemble.minus(best.scores, metric.key)
         ends = finite_ends(best.scores.ensemble_minus.get(metric.key))
         if value is not None and ends is not None:
-            words[judged(metric, ends)].append(f"{metric.name} ({_difference(metric, value, ends)})")
+            words[judged(metric, ends)].append(f"{metric.name} ({size_text(metric, value, ends)})")
     better, worse, unclear = words.values()
     name = f"{best.name}, the best baseline without adapters"
     if better and worse:
@@ -258,6 +264,8 @@ def _comparisons(evaluation: Evaluation, controls: Sequence[Method]) -> Iterator
     )
     if evaluation.best_member.ensemble_minus:
         yield f"Against the best member on validation, it {_judge(evaluation, evaluation.best_member)}."
+    if (mean := evaluation.member_mean_scaled) is not None and mean.ensemble_minus:
+        yield f"Against the mean of its members after temperature scaling, it {_judge(evaluation, mean)}."
     scaled = evaluation.best_member_scaled
     if scaled is not None and scaled.ensemble_minus:
         yield f"Against that member after temperature scaling, it {_judge(evaluation, scaled)}."
@@ -266,7 +274,7 @@ def _comparisons(evaluation: Evaluation, controls: Sequence[Method]) -> Iterator
     accuracy, majority = BY_KEY["accuracy"], evaluation.majority or MethodScores()
     value, ends = evaluation.ensemble.minus(majority, "accuracy"), finite_ends(majority.ensemble_minus.get("accuracy"))
     if value is not None and ends is not None and judged(accuracy, ends) != "better":
-        size = _difference(accuracy, value, ends)
+        size = size_text(accuracy, value, ends)
         yield f"It is not clearly more accurate than always giving the majority answer ({size})."
 
 
@@ -306,6 +314,7 @@ def methods(evaluation: Evaluation) -> Iterator[Method]:
         ("majority", "majority", evaluation.majority),
         *((name, BASELINES.get(name, name), evaluation.baselines[name]) for name in others),
         ("member_mean", f"one LoRA (mean of {evaluation.num_members})", evaluation.member_mean),
+        ("member_mean_scaled", "  + temperature", evaluation.member_mean_scaled),
         ("best_member", "one LoRA (best on val)", evaluation.best_member),
         ("best_member_scaled", "  + temperature", evaluation.best_member_scaled),
         ("mc_dropout", BASELINES["mc_dropout"], evaluation.baselines.get("mc_dropout")),
@@ -324,13 +333,8 @@ def _baseline_order(name: str) -> tuple[int, str]:
     return (known.index(name) if name in known else len(known), name)
 
 
-def _value(metric: Metric, scores: MethodScores) -> str:
-    # Of these metrics only the NLL can be null: an answer of probability zero makes it infinite.
-    return metric.number(scores.metrics[metric.key], absent="inf")
-
-
 def _cell(metric: Metric, scores: MethodScores, width: int, style: str) -> Text:
-    text = Text(f"{_value(metric, scores):>{width}}", style=style)
+    text = Text(f"{scores.number(metric):>{width}}", style=style)
     if (spread := scores.std.get(metric.key)) is not None:
         text.append(f" ±{metric.number(spread, signed=False)}", style="dim")
     if (ends := scores.interval(metric.key)) is not None:
@@ -364,31 +368,17 @@ def _confidences(confidences: Mapping[str, float]) -> str:
     return " / ".join(f"{100 * confidences[side]:.1f}" for side in ("in_dist", "ood"))
 
 
-def covers_zero(ends: Sequence[float]) -> bool:
-    """Whether an interval of a difference includes 0."""
-    return ends[0] <= ROUNDING and ends[1] >= -ROUNDING
-
-
-def judged(metric: Metric, ends: Sequence[float]) -> str:
-    """What an interval of the ensemble minus another says: better, worse or unclear.
-
-    Where both ends round to 0 in the digits shown, no reader could see a difference.
-    """
-    if covers_zero(ends) or all(float(metric.number(end)) == 0 for end in ends):
-        return "unclear"
-    return "better" if ends[0] * metric.direction > 0 else "worse"
-
-
 def _judge(evaluation: Evaluation, other: MethodScores) -> str:
     """A predicate ("is better in ... and shows no clear difference in ...") from the intervals of ensemble - other."""
     relations = {"better": "is better in", "worse": "is worse in", "unclear": "shows no clear difference in"}
     groups: dict[str, list[str]] = {word: [] for word in relations}
     undefined, too_few = [], []
-    for metric in DECISIVE:
+    both = {*evaluation.ensemble.metrics} & {*other.metrics}
+    for metric in (metric for metric in DECISIVE if metric.key in both or not metric.later):
         value = evaluation.ensemble.minus(other, metric.key)
         if value is not None and (ends := finite_ends(other.ensemble_minus.get(metric.key))) is not None:
             word = judged(metric, ends)
-            size = f" ({_difference(metric, value, ends)})"
+            size = f" ({size_text(metric, value, ends)})"
             groups[word].append(metric.name if word == "unclear" else metric.name + size)
         elif value is not None and other.ensemble_minus.get(metric.key) is None:
             too_few.append(metric.name)
@@ -400,12 +390,6 @@ def _judge(evaluation: Evaluation, other: MethodScores) -> str:
     if too_few:
         parts.append(f"cannot be judged in {listed(too_few)} (too few right or wrong rows)")
     return listed(parts)
-
-
-def _difference(metric: Metric, value: float, ends: Sequence[float]) -> str:
-    """A difference with its interval: +5.0 points; +1.0 to +9.0."""
-    shown, low, high = (metric.number(number, signed=True) for number in (value, *ends))
-    return f"{shown}{' points' if metric.unit == '%' else ''}; {low} to {high}"
 
 
 def listed(names: Sequence[str], last: str = " and ") -> str:

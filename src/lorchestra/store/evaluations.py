@@ -18,7 +18,7 @@ _Type: TypeAlias = type | UnionType
 
 _VALUES = (*BY_KEY, "validation_nll")
 """The numbers that an entry may have of one predictor."""
-_SCORES = tuple(metric.key for metric in METRICS if metric.detail != "optional")
+_SCORES = tuple(metric.key for metric in METRICS if metric.detail != "optional" and not metric.later)
 _MAY_BE_NULL = {metric.key for metric in METRICS if metric.infinite}
 """Infinite if an answer had probability zero, which JSON cannot hold."""
 
@@ -64,6 +64,7 @@ _ENTRY: dict[str, Shape] = {
     "best_member": _METHOD,
     "members": [_METHOD],
     "uncertainty": Each(NUMBER_OR_NULL),
+    "member_mean_scaled?": (_METHOD, None),
     "majority?": (_METHOD, None),
     "mean_of_logits?": (_METHOD, None),
     "temperature?": (_METHOD | {"best_member?": (_METHOD, None)}, None),
@@ -85,7 +86,7 @@ _ENTRY: dict[str, Shape] = {
         "ensemble_minus_best_member?": _INTERVALS,
     },
 }
-_OPTIONAL_METHODS = ("ensemble_raw", "best_member", "majority", "mean_of_logits", "temperature")
+_OPTIONAL_METHODS = ("ensemble_raw", "member_mean_scaled", "best_member", "majority", "mean_of_logits", "temperature")
 ENTRY_NAME: Shape = {"task": FILE_NAME, "split": FILE_NAME}
 """The shape of what names an entry."""
 

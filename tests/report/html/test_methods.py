@@ -52,13 +52,16 @@ def test_the_section_holds_the_right_numbers(make_run, make_comparison, report):
     named = [
         [cell.strip() for cell in row] for rows in page.tables for row in rows if row[0].strip()[:2] in ("6 ", "3 ")
     ]
-    (scaled, long), (scaled_cost, long_cost) = named[:2], named[2:]
+    (scaled, long), (shares, _), (scaled_cost, long_cost) = named[:2], named[2:4], named[4:]
     result = result_of(root, "long_training")
     (low, high), values = result["entry"]["intervals"]["ensemble"]["nll"], result["entry"]["ensemble"]
     assert " ".join(long[0].split()) == "6 one LoRA trained M times as long"
     assert " ".join(scaled[0].split()) == "3 one LoRA with temperature scaling"
     assert long[2].split() == [f"{values['nll']:.3f}", f"{low:.3f}", "to", f"{high:.3f}"]
     assert long_cost[1:6] == ["12.50", "1.00", "60 k", "15 s", "1.00 GiB"]
+    scaled_values = result_of(root, "one_lora+temperature")["entry"]["ensemble"]
+    keys = ("automated_1", "automated_2", "automated_5", "automated_10")
+    assert shares[1:5] == [f"{100 * scaled_values[key]:.1f}" for key in keys]
     assert scaled_cost[-1] == "temperature 1.23"
 
 

@@ -46,13 +46,14 @@ def test_the_page_holds_the_right_numbers(make_run, report):
     row = page.row("ensemble")
     assert row[1].startswith(f"{100 * ensemble['accuracy']:.1f} ")
     assert row[2] == f"{ensemble['nll']:.3f} {low:.3f} to {high:.3f}"
-    assert row[5].startswith(f"{ensemble['brier']:.3f} ")
+    assert row[4] == f"{100 * ensemble['automated_5']:.1f}"
+    assert row[6].startswith(f"{ensemble['brier']:.3f} ")
     mean = page.row("one LoRA (mean of 3)")
     assert mean[2].startswith(f"{entry['member_mean']['nll']:.3f} ± {entry['member_mean']['std']['nll']:.3f} ")
     difference = page.row("the mean member")
     assert f"{abs(ensemble['nll'] - entry['member_mean']['nll']):.3f} guaranteed" in difference[2]
     scaled = page.row("the best member, temperature-scaled")
-    assert len(scaled) == 5
+    assert len(scaled) == 6
     assert f"AUROC {entry['ood']['far']['auroc']['mutual_information']:.3f}" in text
     assert page.row("far")[5] == f"{entry['ood']['far']['auroc']['mutual_information']:.3f}"
     assert page.row("Base passes")[1] == "9.0"

@@ -17,7 +17,15 @@ MIXED = BETTER | {"brier": WORSE["brier"]}
 
 
 def scores(**changes: Any) -> dict[str, Any]:
-    return {"accuracy": 0.8, "nll": 0.5, "ece": 0.04, "signed_gap": -0.0001, "brier": 0.3, "aurc": 0.1} | changes
+    return {
+        "accuracy": 0.8,
+        "nll": 0.5,
+        "ece": 0.04,
+        "signed_gap": -0.0001,
+        "brier": 0.3,
+        "aurc": 0.1,
+        "automated_5": 0.4,
+    } | changes
 
 
 def make_entry(mean: Any = UNCLEAR, best: Any = UNCLEAR, scaled: Any = UNCLEAR, **changes: Any) -> dict[str, Any]:
@@ -87,7 +95,7 @@ def test_what_convexity_guarantees_is_no_evidence():
     guaranteed = UNCLEAR | {"nll": BETTER["nll"], "brier": BETTER["brier"]}
     assert tables.headline(make_entry(mean=guaranteed))[0] == "unclear"
     mean, best = tables.references(make_entry(mean=guaranteed, best=guaranteed))[:2]
-    assert [cell.guaranteed for cell in mean.cells] == [False, True, False, True]
+    assert [cell.guaranteed for cell in mean.cells] == [False, True, False, False, True]
     assert not any(cell.guaranteed for cell in best.cells)
 
 
@@ -126,7 +134,7 @@ def test_references_are_in_order_with_signs_and_judgement():
         "mean_of_logits",
         "base_few_shot",
     ]
-    accuracy, nll, ece, _ = rows[0].cells
+    accuracy, nll, ece, *_ = rows[0].cells
     assert (accuracy.value, accuracy.interval, accuracy.judged) == ("+2.0", "+1.0 to +3.0", "better")
     assert (nll.value, nll.interval) == ("−0.120", "−0.200 to −0.100")  # noqa: RUF001
     assert (ece.value, ece.interval, ece.judged, ece.ends) == ("0.0", "", "unknown", None)
@@ -153,7 +161,8 @@ def test_method_rows_hold_value_spread_and_interval():
     ]
     assert rows["member_mean"].cells[0] == tables.Cell("78.0", "± 1.1", "")
     assert rows["ensemble"].cells[0] == tables.Cell("80.0", "", "75.0 to 85.0")
-    assert rows["ensemble"].cells[3].value == "0.0"  # a gap of -0.01 points has no sign
+    assert rows["ensemble"].cells[3].value == "40.0"
+    assert rows["ensemble"].cells[4].value == "0.0"  # a gap of -0.01 points has no sign
     assert (rows["ensemble_scaled"].name, rows["ensemble_scaled"].indent) == ("+ temperature (T = 1.50)", True)
     assert rows["best_member_scaled"].name == "+ temperature (T = 2.00)"
 

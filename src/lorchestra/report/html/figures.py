@@ -11,11 +11,11 @@ from lorchestra.metrics.density import kernel_density
 from lorchestra.metrics.predictive import FloatArray
 from lorchestra.metrics.scores import NUM_BINS, RowScores, score_rows
 from lorchestra.metrics.table import BY_KEY
+from lorchestra.report.differences import ROUNDING
 from lorchestra.report.figure import MAX_MEMBER_LINES, pool, reliability
 from lorchestra.report.html.measures import abstain, thin
 from lorchestra.report.html.source import ReportRun
 from lorchestra.report.html.svg import Axis, Figure, Key, Panel, percent, plain
-from lorchestra.report.table import ROUNDING
 
 ONE, ENSEMBLE, BASE = "one", "ens", "base"
 """Colors by meaning, in every figure: vermilion, blue and green of the Okabe-Ito palette."""

@@ -11,13 +11,14 @@ from lorchestra.config.run import RunConfig
 from lorchestra.errors import CheckpointError, DataError
 from lorchestra.metrics.evaluation import ensemble_minus
 from lorchestra.metrics.result import Evaluation, finite_ends
-from lorchestra.metrics.table import ON_PAGE, SUMMARY, WITH_DIRECTION, Metric
+from lorchestra.metrics.table import DECISIONS, ON_PAGE, SUMMARY, WITH_DIRECTION, Metric
+from lorchestra.report.differences import Method
 from lorchestra.report.html import tables
 from lorchestra.report.html.figures import padded_range
 from lorchestra.report.html.glyphs import rows_with_glyphs
 from lorchestra.report.html.source import ReportRun, accuracy_differs, same_rows
 from lorchestra.report.html.svg import NO_VALUE, Axis, Figure, Key, Panel, percent, plain, typeset
-from lorchestra.report.table import Method, listed, verdict
+from lorchestra.report.table import listed, verdict
 from lorchestra.store.evaluations import check_entry
 from lorchestra.store.predictions import load_predictions, tensors_path
 from lorchestra.store.safe_paths import inside
@@ -289,6 +290,7 @@ def methods_context(comparison: MethodComparison, foreign: dict[str, list[str]],
         "members": comparison.config.adapt.members,
         "level": f"{100 * entry.level:g} %",
         "metric_columns": ON_PAGE,
+        "decision_columns": DECISIONS,
         "cost_columns": COST_COLUMNS,
         "rows": [_row(number, result) for number, result in enumerate(results, start=1)],
         "difference_columns": WITH_DIRECTION,
@@ -311,6 +313,7 @@ def _row(number: int, result: MethodResult) -> Json:
         "passes": result.entry.num_members,
         "chosen": ", ".join(f"{name} {plain(float(f'{value:.3g}'))}" for name, value in result.chosen.items()),
         "metrics": [tables.metric_cell(metric, result.entry.ensemble) for metric in ON_PAGE],
+        "decisions": [tables.metric_cell(metric, result.entry.ensemble) for metric in DECISIONS],
         "cost": [
             f"{cost['fit_base_passes']:.2f}",
             f"{cost['predict_base_passes']:.2f}",
@@ -337,8 +340,8 @@ def _differences(ensemble: MethodResult, results: Sequence[MethodResult], with_m
 
 
 def budget_figure(results: Sequence[MethodResult]) -> Figure:
-    """Accuracy, NLL and ECE against the base passes of the fit and of one answer, one numbered point per method."""
-    panels = [_panel(results, cost, metric) for cost in _AXES for metric in SUMMARY]
+    """The metrics of `SUMMARY` against the base passes of the fit and of one answer, one numbered point per method."""
+    panels = [_panel(results, cost, metric) for cost in _AXES for metric in SUMMARY if _in_all(results, metric)]
     keys = [
         Key(f"{number} {result.name}", _color(result.key), "", _marker(result), line=False)
         for number, result in enumerate(results, start=1)
@@ -353,6 +356,11 @@ def budget_figure(results: Sequence[MethodResult]) -> Figure:
         keys,
         "three",
     )
+
+
+def _in_all(results: Sequence[MethodResult], metric: Metric) -> bool:
+    """Whether all methods have a metric; results of earlier versions lack some."""
+    return all(metric.key in result.entry.ensemble.metrics for result in results)
 
 
 def _panel(results: Sequence[MethodResult], cost: tuple[str, str], metric: Metric) -> Panel:

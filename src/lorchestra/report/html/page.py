@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 from lorchestra.config.mappings import to_mapping
 from lorchestra.errors import ConfigError, LorchestraError, visible
-from lorchestra.metrics.result import Evaluation
-from lorchestra.metrics.table import IN_TABLES, ON_PAGE, SUMMARY, WITH_DIRECTION
+from lorchestra.metrics.result import Evaluation, MethodScores
+from lorchestra.metrics.table import DECISIONS, IN_TABLES, ON_PAGE, SUMMARY, WITH_DIRECTION, Metric
 from lorchestra.report.decisions import decisions_context
+from lorchestra.report.differences import Method
 from lorchestra.report.html import compare, course, figures, tables
 from lorchestra.report.html.examples import pick
 from lorchestra.report.html.glyphs import member_glyph, rows_with_glyphs
@@ -34,7 +35,6 @@ from lorchestra.report.html.svg import NO_VALUE, Figure, typeset
 from lorchestra.report.table import (
     BASELINES,
     WITHOUT_ADAPTERS,
-    Method,
     baseline_text,
     best_baseline,
     imbalance_text,
@@ -165,14 +165,7 @@ def run_context(
         "verdict": typeset(verdict(entry, controls)),
         "missing_controls": [] if controls else [method_name(key) for key in CONTROLS if "+" not in key],
         "fitted_here": entry.split == "val",
-        "difference_columns": WITH_DIRECTION,
-        "references": rows_with_glyphs(
-            tables.references(entry, controls), lambda row: not row.key.startswith(("base_", "majority"))
-        ),
-        "method_columns": ON_PAGE,
-        "table_columns": IN_TABLES,
-        "summary_columns": SUMMARY,
-        "methods": tables.method_rows(entry),
+        **_metric_tables(entry, controls),
         "baseline_verdict": typeset(baseline_text(entry) or ""),
         "classes": _classes(entry),
         "seconds": seconds_text(entry.seconds or {}),
@@ -181,7 +174,7 @@ def run_context(
         "temperature_rows": run.validation.num_examples if run.validation and entry.best_member_scaled else None,
         "calibration": "" if entry.calibration is None else entry.calibration.sentence(),
         **{"figures": _figures(run, risk, among_others), "slider": slider},
-        "decisions": decisions_context(run.decisions),
+        "certified": decisions_context(run.decisions),
         "thresholds": _thresholds(run),
         "ood": _ood_rows(entry),
         "uncertainty": _uncertainty(entry),
@@ -194,6 +187,30 @@ def run_context(
         "facts": _facts(run),
         "environment": _flat(run.environment),
         "others": run.others,
+    }
+
+
+def _metric_tables(entry: Evaluation, controls: Sequence[Method]) -> Json:
+    """The tables of metrics and their columns, without those that the evaluation, of an earlier version, lacks."""
+
+    def columns(metrics: Sequence[Metric]) -> tuple[Metric, ...]:
+        return tables.present(metrics, [entry])
+
+    def differences(metrics: Sequence[Metric]) -> list[Json]:
+        rows = tables.references(entry, controls, metrics)
+        return rows_with_glyphs(rows, lambda row: not row.key.startswith(("base_", "majority")))
+
+    compared, decisions = columns(WITH_DIRECTION), columns(DECISIONS)
+    return {
+        "difference_columns": compared,
+        "references": differences(compared),
+        "method_columns": columns(ON_PAGE),
+        "table_columns": columns(IN_TABLES),
+        "summary_columns": columns(SUMMARY),
+        "methods": tables.method_rows(entry, columns(ON_PAGE)),
+        "decision_columns": decisions,
+        "decisions": tables.method_rows(entry, decisions),
+        "decision_references": differences(decisions),
     }
 
 
@@ -210,7 +227,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": lambda value, digits=1: f"{100 * value:.{digits}f} %"}
-    environment.globals |= {"member_glyph": member_glyph, "number": tables.number}
+    environment.globals |= {"member_glyph": member_glyph, "shown": tables.shown}
     return environment
 
 
@@ -295,7 +312,7 @@ def _members(run: ReportRun) -> list[Json]:
     return [
         {
             "number": m,
-            "metrics": scores[m].metrics if m in scores else None,
+            "scores": scores.get(m, MethodScores()),
             **{key: member.get(key) for key in ("state", "reason", "best_step", "val_nll", "seed")},
         }
         for m, member in enumerate(run.record["members"])

@@ -7,21 +7,12 @@ from dataclasses import dataclass
 
 from lorchestra.metrics.result import Evaluation, MethodScores, finite_ends
 from lorchestra.metrics.table import DECISIVE, ON_PAGE, WITH_DIRECTION, Metric
+from lorchestra.report.differences import ROUNDING, Method, judged
 from lorchestra.report.html.source import ReportRun
 from lorchestra.report.html.svg import MINUS, NO_VALUE
-from lorchestra.report.table import (
-    BASELINES,
-    ROUNDING,
-    WITHOUT_ADAPTERS,
-    Entry,
-    Method,
-    judged,
-    listed,
-    methods,
-    reference_text,
-)
+from lorchestra.report.table import BASELINES, WITHOUT_ADAPTERS, Entry, listed, methods, reference_text
 
-MEMBERS = ("member_mean", "best_member", "best_member_scaled")
+MEMBERS = ("member_mean", "member_mean_scaled", "best_member", "best_member_scaled")
 """References that are made of the ensemble's members; the headline judges by them."""
 
 
@@ -43,14 +34,16 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What the ensemble is compared with, and the differences in the order of `WITH_DIRECTION`."""
+    """What the ensemble is compared with, and the differences in the order of the metrics."""
 
     key: str
     name: str
     cells: tuple[Difference, ...]
 
 
-def references(entry: Entry, controls: Sequence[Method] = ()) -> list[Reference]:
+def references(
+    entry: Entry, controls: Sequence[Method] = (), metrics: Sequence[Metric] = WITH_DIRECTION
+) -> list[Reference]:
     """The ensemble against each method with which it has paired intervals; none for a single member."""
     evaluation = Evaluation.of(entry)
     if evaluation.num_members < 2:
@@ -60,6 +53,7 @@ def references(entry: Entry, controls: Sequence[Method] = ()) -> list[Reference]
     names = sorted(baselines, key=lambda name: (order.index(name) if name in order else len(order), name))
     candidates = [
         ("member_mean", "the mean member", evaluation.member_mean),
+        ("member_mean_scaled", "the mean member, temperature-scaled", evaluation.member_mean_scaled),
         ("best_member", "the member best on validation", evaluation.best_member),
         ("best_member_scaled", "the best member, temperature-scaled", evaluation.best_member_scaled),
         *((control.key, control.name, control.scores) for control in controls),
@@ -72,7 +66,7 @@ def references(entry: Entry, controls: Sequence[Method] = ()) -> list[Reference]
     # the mixture's NLL is at most the mean of its members', but only before a calibration
     convex = () if evaluation.is_calibrated else ("member_mean",)
     return [
-        Reference(key, name, tuple(difference(m, evaluation.ensemble, scores, key in convex) for m in WITH_DIRECTION))
+        Reference(key, name, tuple(difference(m, evaluation.ensemble, scores, key in convex) for m in metrics))
         for key, name, scores in candidates
         if scores is not None and scores.metrics
     ]
@@ -87,21 +81,33 @@ def number(metric: Metric, value: float | None, signed: bool | None = None) -> s
     return text.lstrip("+-") if value is not None and float(text) == 0 else text.replace("-", MINUS)
 
 
+def shown(metric: Metric, scores: MethodScores) -> str:
+    """A metric of a method in its unit; NO_VALUE where it is missing."""
+    return number(metric, scores.metrics[metric.key]) if metric.key in scores.metrics else NO_VALUE
+
+
+def present(metrics: Sequence[Metric], entries: Sequence[Evaluation]) -> tuple[Metric, ...]:
+    """The metrics that an evaluation has; those of earlier versions lack some."""
+    return tuple(metric for metric in metrics if any(metric.key in entry.ensemble.metrics for entry in entries))
+
+
 def difference(metric: Metric, ensemble: MethodScores, other: MethodScores, convex: bool = False) -> Difference:
     """The ensemble minus another in one metric; it counts only where its interval excludes 0.
 
     `convex` says that a gain is guaranteed in the metrics that are.
     """
     guaranteed = convex and metric.convex
+    if metric.key not in {*ensemble.metrics} & {*other.metrics}:
+        return Difference(NO_VALUE, "", "unknown", guaranteed, None)
     value = ensemble.minus(other, metric.key)
     if value is None:
         return Difference("not defined", "", "unknown", guaranteed, None)
-    ends = finite_ends(other.ensemble_minus.get(metric.key)) if metric in DECISIVE else None
+    ends = finite_ends(other.ensemble_minus.get(metric.key)) if metric.difference is not None else None
     if ends is None:
         return Difference(number(metric, value, True), "", "unknown", guaranteed, None)
-    shown = " to ".join(number(metric, end, True) for end in ends)
+    spread = " to ".join(number(metric, end, True) for end in ends)
     low, middle, high = (metric.factor * end if abs(end) > ROUNDING else 0.0 for end in (ends[0], value, ends[1]))
-    return Difference(number(metric, value, True), shown, judged(metric, ends), guaranteed, (low, middle, high))
+    return Difference(number(metric, value, True), spread, judged(metric, ends), guaranteed, (low, middle, high))
 
 
 def headline(entry: Entry, controls: Sequence[Method] = ()) -> tuple[str, str]:
@@ -208,12 +214,10 @@ def method_rows(entry: Entry, metrics: Sequence[Metric] = ON_PAGE) -> list[Metho
 
 def metric_cell(metric: Metric, scores: MethodScores) -> Cell:
     """One metric of one method."""
-    if metric.key not in scores.metrics:
-        return Cell(NO_VALUE)
     spread, ends = scores.std.get(metric.key), scores.interval(metric.key)
     reference = scores.ece_if_calibrated if metric.key == "ece" else None
     return Cell(
-        number(metric, scores.metrics[metric.key]),
+        shown(metric, scores),
         "" if spread is None else f"± {metric.number(spread, signed=False)}",
         "" if ends is None else " to ".join(number(metric, end) for end in ends),
         "" if reference is None else reference_text(reference, " to "),

@@ -7,14 +7,14 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from lorchestra.metrics.table import IN_TABLES
+from lorchestra.metrics.table import ON_PAGE
 from lorchestra.runs.sweep.points import Point
 from lorchestra.store.atomic import atomic_write_json, atomic_write_text
 from lorchestra.store.run import Run
 from lorchestra.store.safe_paths import inside
 from lorchestra.types import Json
 
-METRICS = tuple(metric.key for metric in sorted(IN_TABLES, key=lambda metric: not metric.direction))
+METRICS = tuple(metric.key for metric in sorted(ON_PAGE, key=lambda metric: not metric.direction))
 
 
 def collect_results(root: Path, points: Sequence[Point], failed: Sequence[str]) -> list[Json]:
