@@ -274,7 +274,12 @@ def _choose(other: _Scored, setting: ScoreSetting, seed: int) -> tuple[Score, Sc
     score = choice.score if setting == "auto" else setting
     if setting != "auto":
         choice = ScoreChoice(score, choice.aurc, choice.gain, "as given")
-    return score, choice, fit_combined(other.scores, other.correct_E) if score == "combined" else None
+    if score != "combined":
+        return score, choice, None
+    try:
+        return score, choice, fit_combined(other.scores, other.correct_E)
+    except ValueError as error:
+        raise ValueError(f"the combined score cannot be fitted on the validation rows: {error}") from error
 
 
 def _certify(
