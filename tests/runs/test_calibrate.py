@@ -367,7 +367,7 @@ def test_a_run_of_an_earlier_version_can_be_certified(ensemble, files):
     assert next(loaded.predict(["good"])).calibrated is False
 
 
-def test_records_that_were_edited_or_are_of_another_run_are_refused(ensemble, files):
+def test_records_that_were_edited_or_are_of_another_run_are_refused(ensemble, files, questions):
     ensemble.calibrate(files / "new.csv", target_error=TARGET)
     text = ensemble.run.calibration.read_text()
     values = json.loads(text)
@@ -376,6 +376,9 @@ def test_records_that_were_edited_or_are_of_another_run_are_refused(ensemble, fi
     with pytest.raises(CheckpointError, match="the checksum is not that of its content"):
         Ensemble.load(ensemble.run.root).predict(["good"])
     with pytest.raises(CheckpointError, match="the checksum is not that of its content"):
+        Ensemble.load(ensemble.run.root).calibrate(files / "test.csv", target_error=TARGET)
+    shutil.copy(questions / "calibration.json", ensemble.run.calibration)
+    with pytest.raises(CheckpointError, match="belongs to another ensemble"):
         Ensemble.load(ensemble.run.root).calibrate(files / "test.csv", target_error=TARGET)
 
 
