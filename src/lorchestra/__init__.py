@@ -13,7 +13,8 @@ The public names, each imported at its first use, so that `import lorchestra` do
   `Ensemble.record` an `EnsembleRecord` with a `MemberRecord` per member, `Ensemble.pipeline` a `Pipeline`, whose
   methods return `Predictions`, `Ensemble.calibration` the `Calibration` of the mixture (in the run, a
   `CalibrationRecord` of a `QuestionCalibration` per question). `calibrate` returns the `Decisions` by which `predict`
-  then decides: thresholds with their `Certificate`, and prediction sets.
+  then decides: thresholds with their `Certificate`, and prediction sets; `monitor` a `Monitoring`, whether new rows are
+  like those that certified.
 - `read_task` and `build_module`: the rows (`Task` of `Example`) and the untrained members (`EnsembleModule`) for a
   custom training loop. `answers_from` turns `Predictions` into answers.
 - Configuration: `RunConfig` of `BaseConfig`, `AdaptConfig`, `DataConfig` (with `FieldsConfig`, `ReadConfig`,
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from lorchestra.metrics.calibrator import Calibration as Calibration
     from lorchestra.metrics.certificates import Certificate as Certificate
     from lorchestra.metrics.decisions import Decisions as Decisions
+    from lorchestra.metrics.monitoring import Monitoring as Monitoring
     from lorchestra.metrics.result import EarlyExitScores as EarlyExitScores
     from lorchestra.metrics.result import Evaluation as Evaluation
     from lorchestra.metrics.result import MethodScores as MethodScores
@@ -91,6 +93,7 @@ _MODULES = {
     "metrics.calibrator": ("Calibration",),
     "metrics.certificates": ("Certificate",),
     "metrics.decisions": ("Decisions",),
+    "metrics.monitoring": ("Monitoring",),
     "metrics.result": ("EarlyExitScores", "Evaluation", "MethodScores", "OodScores"),
     "runs.build": ("build_module",),
     "runs.ensemble": ("Ensemble",),

@@ -26,8 +26,10 @@ from lorchestra.metrics.decisions import (
     ScoreSetting,
     fit_decisions,
 )
+from lorchestra.metrics.monitoring import profile
 from lorchestra.runs import arguments
 from lorchestra.runs.evaluate import rows_of_run, with_files
+from lorchestra.runs.monitor import num_prompt_tokens
 from lorchestra.runs.rows import RunRows, check_unchanged, with_directory
 from lorchestra.store.calibration_record import ONLY_QUESTION, CalibrationRecord
 from lorchestra.store.decision_record import SavedDecisions
@@ -72,6 +74,8 @@ def calibrate_run(
     reference = _predict(trained, known, "val", callback)
     source = OWN_TEST if data is None else Path(data).name
     saved = _fit(trained, settings, record, predictions, reference, source, cost_of)
+    tokens = num_prompt_tokens(trained.pipeline, examples)
+    saved = replace(saved, reference=profile(predictions, record.calibration, tokens, source))
     trained.run.write_calibration(record.with_decisions(saved))
     if any(member.state == "imported" for member in trained.record.members):
         logger.info("The members were imported: rows that trained them elsewhere are not known here, and not checked.")

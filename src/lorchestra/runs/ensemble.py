@@ -22,12 +22,14 @@ from lorchestra.metrics.calibrator import RAW, Calibration
 from lorchestra.metrics.conformal import Method
 from lorchestra.metrics.decisions import Decisions, DecisionSettings, ScoreSetting
 from lorchestra.metrics.early_exit import ExitRule
+from lorchestra.metrics.monitoring import Monitoring
 from lorchestra.metrics.result import Evaluation
 from lorchestra.runs import arguments
 from lorchestra.runs.calibrate import calibrate_run
 from lorchestra.runs.evaluate import FILES, evaluate_run
 from lorchestra.runs.import_peft import BASE_OF_THE_FOLDERS, import_run
 from lorchestra.runs.loading import load_pipeline
+from lorchestra.runs.monitor import monitor_run
 from lorchestra.runs.predict import Answer, AnswerCounts, AnswerOptions, Answers, answer_chunks, chunk_rows
 from lorchestra.runs.rows import RunRows, read_like, validation_notes
 from lorchestra.runs.train import train_run
@@ -350,6 +352,31 @@ class Ensemble:
         )
         self.__dict__["decisions"] = decisions
         return decisions
+
+    def monitor(
+        self,
+        rows: str | Path | Sequence[Example],
+        *,
+        false_alarm: float = 0.05,
+        callbacks: Sequence[Callback] = (),
+    ) -> Monitoring:
+        """Compare new rows with those that certified the run's threshold: the guarantee holds for rows like these.
+
+        The comparison is kept in the run's `monitor.json`. The more different rows have been compared, the stricter
+        each comparison, so that a false alarm stays improbable over all of them.
+
+        Args:
+            rows: a file or examples, with or without labels, in the order in which they came.
+            false_alarm: probability of any alarm although nothing has changed, in (0, 1).
+            callbacks: report progress; when one asks to stop, `Interrupted` is raised.
+
+        Raises:
+            ConfigError: an option is out of range, or no rows have certified a threshold.
+            DataError: rows cannot be read, or are too few.
+            CheckpointError: the run's records are damaged, or cannot be written.
+        """
+        arguments.check_callbacks(callbacks)
+        return monitor_run(self, rows, false_alarm, callbacks)
 
     def save_pretrained(self, directory: str | os.PathLike[str], members: Sequence[int] | None = None) -> None:
         """Write members as PEFT folders `member_00`, ... into a new directory, which appears complete.

@@ -10,6 +10,7 @@ from typing import get_args
 from lorchestra.errors import CheckpointError
 from lorchestra.metrics.conformal import METHODS
 from lorchestra.metrics.decisions import Decisions
+from lorchestra.metrics.monitoring import NUMBERS, Profile
 from lorchestra.metrics.ranking import SIMPLE, Score
 from lorchestra.store.schema import COUNT, NUMBER_OR_NULL, Each, Number, Pair, Shape
 from lorchestra.types import Json
@@ -81,6 +82,15 @@ DECISIONS: dict[str, Shape] = {
     "rows_digest": str,
     "row_digests": [str],
     "earlier_row_digests": [str],
+    "reference?": (
+        {
+            "source": str,
+            "numbers": {name: [Number()] for name in NUMBERS},
+            "predicted": [COUNT],
+            "losses": [Number()],
+        },
+        None,
+    ),
 }
 """The shape of `SavedDecisions.to_dict`."""
 
@@ -90,11 +100,13 @@ class SavedDecisions:
     """Decisions, with digests of the content (`data.splits.content_digest`) of the rows that certified them.
 
     `earlier_row_digests` are those of rows that certified something for this run before, and are not among these.
+    `reference` has what the model says about the certifying rows, with which later rows are compared.
     """
 
     decisions: Decisions
     row_digests: tuple[str, ...]
     earlier_row_digests: tuple[str, ...] = ()
+    reference: Profile | None = None
 
     @property
     def seen(self) -> frozenset[str]:
@@ -107,6 +119,7 @@ class SavedDecisions:
             "rows_digest": hashlib.sha256("".join(self.row_digests).encode("ascii")).hexdigest(),
             "row_digests": list(self.row_digests),
             "earlier_row_digests": list(self.earlier_row_digests),
+            "reference": None if self.reference is None else self.reference.to_dict(),
         }
 
 
@@ -123,6 +136,7 @@ def read_decisions(values: Json, path: Path, field: str) -> SavedDecisions:
         Decisions.from_dict(_without_unknown(values)),
         tuple(values["row_digests"]),
         tuple(values["earlier_row_digests"]),
+        None if values.get("reference") is None else Profile.from_dict(values["reference"]),
     )
 
 
@@ -140,6 +154,9 @@ def _fault(values: Json) -> str | None:
         return "combined has a scale that is not above 0"
     if sets is not None and (not sets["quantiles"] or len(sets["quantiles"]) != len(sets["num_rows"])):
         return "sets do not have as many quantiles as num_rows"
+    reference = values.get("reference")
+    if reference is not None and len({len(column) for column in reference["numbers"].values()}) > 1:
+        return "reference does not have the same rows in all of its numbers"
     if values["rows"]["num_rows"] != len(values["row_digests"]):
         return f"rows.num_rows is {values['rows']['num_rows']}, but there are {len(values['row_digests'])} row_digests"
     return None
@@ -147,7 +164,7 @@ def _fault(values: Json) -> str | None:
 
 def _without_unknown(values: Json) -> Json:
     """The values without fields of later versions."""
-    known = {name: values[name] for name in DECISIONS}
+    known = {name: values[name] for name in DECISIONS if not name.endswith("?")}
     for name, shape in (("rows", _ROWS), ("combined", _COMBINED), ("sets", _SETS)):
         if known[name] is not None:
             known[name] = {part: known[name][part] for part in shape}

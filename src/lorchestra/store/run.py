@@ -31,10 +31,11 @@ from lorchestra.store.safe_paths import inside, typed_path
 from lorchestra.store.schema import Each, Shape, read_json
 from lorchestra.store.search_record import SearchRecord
 from lorchestra.store.splits import SplitRecord, read_splits
-from lorchestra.types import Predictions, plain_values
+from lorchestra.types import Json, Predictions, plain_values
 
 _SCALAR = (str, float, bool, None)
 _ENVIRONMENT: Shape = Each((*_SCALAR, Each(_SCALAR)))
+_LOOKS: dict[str, Shape] = {"format_version": int, "looks": [{"rows": str, "result": dict}]}
 
 Cost = Mapping[str, float | None]
 
@@ -86,6 +87,11 @@ class Run:
     def calibration(self) -> Path:
         """How probabilities are calibrated (see `store.calibration_record`)."""
         return self.inside("calibration.json")
+
+    @property
+    def monitor(self) -> Path:
+        """`monitor.json`: comparisons of new rows with those that certified."""
+        return self.inside("monitor.json")
 
     @property
     def splits(self) -> Path:
@@ -214,6 +220,22 @@ class Run:
                 )
             raise CheckpointError(f"{self.root}: not a run directory (neither ensemble.json nor config.yaml in it)")
         return EnsembleRecord.from_dict(read_json(self.ensemble), self.ensemble)
+
+    def read_looks(self) -> tuple[str, ...]:
+        """Digests of the sets of rows with which `lorchestra monitor` has compared the reference, in order.
+
+        Raises:
+            CheckpointError: `monitor.json` is damaged.
+        """
+        if not self.monitor.exists():
+            return ()
+        return tuple(look["rows"] for look in read_json(self.monitor, _LOOKS)["looks"])
+
+    def write_look(self, rows: str, result: Json) -> None:
+        """Add a comparison to `monitor.json`; one with the same rows replaces the earlier one."""
+        looks = read_json(self.monitor, _LOOKS)["looks"] if self.monitor.exists() else []
+        looks = [look for look in looks if look["rows"] != rows]
+        atomic_write_json(self.monitor, {"format_version": 1, "looks": [*looks, {"rows": rows, "result": result}]})
 
     def write_calibration(self, record: CalibrationRecord) -> None:
         """Write `calibration.json`."""
