@@ -398,6 +398,21 @@ def test_questions_with_choices(questions, tmp_path):
             ensemble.calibrate(new, **options)
 
 
+def test_a_task_by_name(make_task, tiny_base, tmp_path):
+    task = make_task("quiz", numbers=(40, 8, 30))
+    config = RunConfig(
+        base=BaseConfig(name=str(tiny_base)),
+        adapt=AdaptConfig(members=2, r=2),
+        data=DataConfig(task="quiz", dir=str(task.directory), scoring="text"),
+        train=TrainConfig(epochs=1, lr=0.01),
+    )
+    ensemble = Ensemble.load(train_run(config, tmp_path / "run").run.root)
+    decisions = ensemble.calibrate(target_error=0.9, sets=0.8)
+    assert (decisions.rows.source, decisions.rows.num_rows, decisions.rows.num_reference) == (OWN_TEST, 30, 8)
+    answers = ensemble.predict(task.write("new", task.rows["test"]))
+    assert all(answer.prediction_set is not None for answer in answers)
+
+
 def test_rows_from_python(config, tmp_path, files):
     task = read_rows(config.data, 0).task
     short = RunConfig(
