@@ -150,6 +150,7 @@ def test_every_score_decides_answers(ensemble, files, score):
         values = scores[score]
     threshold = decisions.certificates[0].threshold
     answers = list(ensemble.predict(files / "test.csv"))
+    assert threshold is not None or score in ("mutual_information", "agreement")
     if threshold is None:
         assert {answer.decision for answer in answers} == {None}
         return
@@ -396,6 +397,21 @@ def test_questions_with_choices(questions, tmp_path):
     for options in ({"per_class": True}, {"sets": 0.9, "sets_by_class": True}, {"costs": {"ask": 1}}):
         with pytest.raises(ConfigError, match="separate choices"):
             ensemble.calibrate(new, **options)
+
+
+def test_a_task_by_name(make_task, tiny_base, tmp_path):
+    task = make_task("quiz", numbers=(40, 8, 30))
+    config = RunConfig(
+        base=BaseConfig(name=str(tiny_base)),
+        adapt=AdaptConfig(members=2, r=2),
+        data=DataConfig(task="quiz", dir=str(task.directory), scoring="text"),
+        train=TrainConfig(epochs=1, lr=0.01),
+    )
+    ensemble = Ensemble.load(train_run(config, tmp_path / "run").run.root)
+    decisions = ensemble.calibrate(target_error=0.9, sets=0.8)
+    assert (decisions.rows.source, decisions.rows.num_rows, decisions.rows.num_reference) == (OWN_TEST, 30, 8)
+    answers = ensemble.predict(task.write("new", task.rows["test"]))
+    assert all(answer.prediction_set is not None for answer in answers)
 
 
 def test_rows_from_python(config, tmp_path, files):

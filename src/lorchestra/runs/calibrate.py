@@ -59,7 +59,7 @@ def calibrate_run(
     cost_of = _costs(costs, trained.labels)
     record = trained.run.read_calibration(trained.record)
     if record is None:
-        missing = Calibration("none", "the run has no calibration.json")
+        missing = Calibration("none", "the run was trained by an earlier version")
         record = CalibrationRecord.of(trained.record.digest, missing, ())
     if (read_only := trained.run.why_read_only()) is not None:
         raise CheckpointError(f"{read_only} The threshold could not be saved.")
