@@ -12,7 +12,9 @@ The public names, each imported at its first use, so that `import lorchestra` do
   folders. `Ensemble.run` is a `Run` (the run directory; its `read_search` returns a `SearchRecord` of `TrialRecord`),
   `Ensemble.record` an `EnsembleRecord` with a `MemberRecord` per member, `Ensemble.pipeline` a `Pipeline`, whose
   methods return `Predictions`, `Ensemble.calibration` the `Calibration` of the mixture (in the run, a
-  `CalibrationRecord` of a `QuestionCalibration` per question).
+  `CalibrationRecord` of a `QuestionCalibration` per question). `calibrate` returns the `Decisions` by which `predict`
+  then decides: thresholds with their `Certificate`, and prediction sets; `monitor` a `Monitoring`, whether new rows are
+  like those that certified.
 - `read_task` and `build_module`: the rows (`Task` of `Example`) and the untrained members (`EnsembleModule`) for a
   custom training loop. `answers_from` turns `Predictions` into answers.
 - Configuration: `RunConfig` of `BaseConfig`, `AdaptConfig`, `DataConfig` (with `FieldsConfig`, `ReadConfig`,
@@ -49,6 +51,9 @@ if TYPE_CHECKING:
     from lorchestra.errors import TrainingError as TrainingError
     from lorchestra.inference.pipeline import Pipeline as Pipeline
     from lorchestra.metrics.calibrator import Calibration as Calibration
+    from lorchestra.metrics.certificates import Certificate as Certificate
+    from lorchestra.metrics.decisions import Decisions as Decisions
+    from lorchestra.metrics.monitoring import Monitoring as Monitoring
     from lorchestra.metrics.result import EarlyExitScores as EarlyExitScores
     from lorchestra.metrics.result import Evaluation as Evaluation
     from lorchestra.metrics.result import MethodScores as MethodScores
@@ -86,6 +91,9 @@ _MODULES = {
     ),
     "inference.pipeline": ("Pipeline",),
     "metrics.calibrator": ("Calibration",),
+    "metrics.certificates": ("Certificate",),
+    "metrics.decisions": ("Decisions",),
+    "metrics.monitoring": ("Monitoring",),
     "metrics.result": ("EarlyExitScores", "Evaluation", "MethodScores", "OodScores"),
     "runs.build": ("build_module",),
     "runs.ensemble": ("Ensemble",),

@@ -250,10 +250,9 @@ def test_a_table_of_answers(lorchestra, texts_run, write, tmp_path):
     code, _, err = lorchestra("predict", texts_run, "--data", write(rows), "--out", out, "--abstain-below", 0.99)
     assert code == 0, err
     first, second, third = table(out.read_text(encoding="utf-8"))
-    names = (
-        "id row prediction confidence prob_no prob_yes entropy mutual_information disagreement calibrated abstain error"
-    )
-    assert list(first) == [*names.split(), "text", "user", "input.prediction", "tags"]
+    names = "id row prediction confidence prob_no prob_yes entropy mutual_information disagreement calibrated abstain"
+    last = ("decision", "prediction_set", "error")
+    assert list(first) == [*names.split(), *last, "text", "user", "input.prediction", "tags"]
     assert (first["id"], first["text"], first["user"], first["input.prediction"]) == ("'@x", "'=1+1", "-3", "theirs")
     assert float(first["prob_no"]) + float(first["prob_yes"]) == pytest.approx(1, abs=1e-6)
     assert first["abstain"] == "true"

@@ -31,15 +31,15 @@ def logs(probs: object) -> FloatArray:
         return np.log(np.array(probs, dtype=np.float64))
 
 
-def features(seed: int, rows: int, useful: str = "probability") -> tuple[dict[str, FloatArray], FloatArray]:
+def features(seed: int, rows: int, useful: str = "max_prob") -> tuple[dict[str, FloatArray], FloatArray]:
     """Random scores, of which one says how probable a right answer is, and the probability says half of it."""
     generator = np.random.default_rng(seed)
     signal = generator.normal(size=rows)
     correct = (generator.random(rows) < 1 / (1 + np.exp(-1.5 - 2 * signal))).astype(float)
     noise = {name: generator.normal(size=rows) for name in SIMPLE}
     scores = {name: signal if name == useful else noise[name] for name in SIMPLE}
-    weak = signal if useful == "probability" else 0.5 * signal + noise["probability"]
-    return scores | {"probability": 1 / (1 + np.exp(-weak))}, correct
+    weak = signal if useful == "max_prob" else 0.5 * signal + noise["max_prob"]
+    return scores | {"max_prob": 1 / (1 + np.exp(-weak))}, correct
 
 
 def test_by_hand() -> None:
@@ -47,7 +47,7 @@ def test_by_hand() -> None:
     mixture = mixture_log_probs(members)
     scores = simple_scores(members, mixture)
     assert tuple(scores) == SIMPLE
-    np.testing.assert_allclose(scores["probability"], [0.6, 0.45, 1.0])
+    np.testing.assert_allclose(scores["max_prob"], [0.6, 0.45, 1.0])
     # a row with one choice leads by all of it
     np.testing.assert_allclose(scores["margin"], [0.2, 0.15, 1.0])
     np.testing.assert_allclose(scores["entropy"], -entropy(mixture))
@@ -69,7 +69,7 @@ def test_all_scores_are_finite_where_choices_differ_and_members_are_certain() ->
 def test_the_combined_score_is_scikit_learns() -> None:
     scores, correct = features(0, 300, "margin")
     fitted = fit_combined(scores, correct)
-    logit = np.log(scores["probability"] / (1 - scores["probability"]))
+    logit = np.log(scores["max_prob"] / (1 - scores["max_prob"]))
     columns = np.stack([logit, *(scores[name] for name in SIMPLE[1:])], axis=1)
     theirs = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(columns, correct)
     np.testing.assert_allclose(fitted.apply(scores), theirs.predict_proba(columns)[:, 1], rtol=1e-6)
@@ -83,7 +83,7 @@ def test_the_combined_score_is_scikit_learns() -> None:
 def test_constant_scores_and_certain_rows_can_be_combined() -> None:
     scores, correct = features(1, 200)
     scores["agreement"] = np.ones(200)
-    scores["probability"][:50] = 1.0
+    scores["max_prob"][:50] = 1.0
     assert np.isfinite(fit_combined(scores, correct).apply(scores)).all()
 
 
@@ -97,7 +97,7 @@ def test_refused_fits() -> None:
         fit_combined(scores, correct[1:])
     with pytest.raises(ValueError, match="the combined score needs its fitted model"):
         chosen_scores("combined", scores)
-    with pytest.raises(ValueError, match="score is 'best', not one of probability, margin"):
+    with pytest.raises(ValueError, match="score is 'best', not one of max_prob, margin"):
         chosen_scores("best", scores)  # type: ignore[arg-type]
 
 
@@ -118,12 +118,12 @@ def test_the_aurc_of_a_score_is_that_of_confidences() -> None:
 def test_the_clearly_best_score_is_chosen(useful: str) -> None:
     scores, correct = features(4, 1500, useful)
     choice = choose_score(scores, correct, seed=0, resamples=300)
-    assert choice.score in (useful, "combined") if useful != "probability" else choice.score == "probability"
+    assert choice.score in (useful, "combined") if useful != "max_prob" else choice.score == "max_prob"
     assert set(choice.aurc) == {*SIMPLE, "combined"}
     assert set(choice.gain) == {*SIMPLE[1:], "combined"}
     for name, (low, high) in choice.gain.items():
-        assert low <= choice.aurc["probability"] - choice.aurc[name] <= high
-    if useful != "probability":
+        assert low <= choice.aurc["max_prob"] - choice.aurc[name] <= high
+    if useful != "max_prob":
         assert choice.gain[useful][0] > 0
         assert "is clearly below" in choice.reason
 
@@ -136,21 +136,21 @@ def test_the_probability_stays_among_equals() -> None:
         signal = generator.normal(size=200)
         correct = (generator.random(200) < 1 / (1 + np.exp(-1 - signal))).astype(float)
         noisy = {name: signal + 0.3 * generator.normal(size=200) for name in SIMPLE}
-        scores = noisy | {"probability": 1 / (1 + np.exp(-noisy["probability"]))}
-        others += choose_score(scores, correct, seed=seed, resamples=200).score not in ("probability", "combined")
+        scores = noisy | {"max_prob": 1 / (1 + np.exp(-noisy["max_prob"]))}
+        others += choose_score(scores, correct, seed=seed, resamples=200).score not in ("max_prob", "combined")
     assert others <= 7
 
 
 def test_the_probability_stays_with_few_errors() -> None:
     scores, _ = features(5, 100)
     few = choose_score(scores, np.arange(100) >= 3, seed=0)
-    assert (few.score, few.gain) == ("probability", {})
+    assert (few.score, few.gain) == ("max_prob", {})
     assert "combined" not in few.aurc
     assert "3 wrong and 97 right rows are too few" in few.reason
     for correct in (np.ones(100), np.zeros(100)):
-        assert choose_score(scores, correct, seed=0).score == "probability"
+        assert choose_score(scores, correct, seed=0).score == "max_prob"
     one = {name: values[:1] for name, values in scores.items()}
-    assert choose_score(one, np.ones(1), seed=0).aurc["probability"] == 0.0
+    assert choose_score(one, np.ones(1), seed=0).aurc["max_prob"] == 0.0
 
 
 def test_the_choice_is_a_function_of_the_seed() -> None:

@@ -286,6 +286,8 @@ def test_a_prediction_by_hand():
         "disagreement",
         "calibrated",
         "abstain",
+        "decision",
+        "prediction_set",
     }
     assert first["calibrated"] is False
     assert next(prediction_rows(predictions))["abstain"] is None
@@ -306,6 +308,7 @@ def test_a_prediction_by_hand():
 LINE = (
     *("id", "row", "choices", "prediction", "prediction_index", "prediction_text", "label", "label_index"),
     *("confidence", "probs", "member_probs", "entropy", "mutual_information", "disagreement", "calibrated", "abstain"),
+    *("decision", "prediction_set"),
 )
 """The fields of a line of `lorchestra predict`, in order."""
 

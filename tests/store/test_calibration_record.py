@@ -10,7 +10,12 @@ import pytest
 
 from lorchestra.errors import CheckpointError
 from lorchestra.metrics.calibrator import Calibration
+from lorchestra.metrics.certificates import Certificate
+from lorchestra.metrics.conformal import ConformalSets
+from lorchestra.metrics.decisions import CertifyingRows, Decisions
+from lorchestra.metrics.ranking import ScoreChoice
 from lorchestra.store.calibration_record import CalibrationRecord, _checksum
+from lorchestra.store.decision_record import SavedDecisions
 from lorchestra.store.ensemble_record import BaseRecord, EnsembleRecord, MemberRecord
 from lorchestra.store.run import Run
 
@@ -155,4 +160,63 @@ def test_vector_scaling_of_other_labels_is_refused(run: Run) -> None:
     vector = Calibration("vector", "better", scale=(1.0,) * 3, bias=(0.0,) * 3)
     run.write_calibration(CalibrationRecord.of(ENSEMBLE.digest, vector, []))
     with pytest.raises(CheckpointError, match="has 3 classes, the run 2"):
+        run.read_calibration(ENSEMBLE)
+
+
+CERTIFICATE = Certificate(0.8, 0.5, (0.2, 0.8), 0.04, 0, 1, 2, 0.05, 0.95)
+DECISIONS = Decisions(
+    "max_prob",
+    ScoreChoice("max_prob", {"max_prob": 0.1, "entropy": 0.2}, {"entropy": (-0.1, 0.1)}, "no other score is better"),
+    CertifyingRows("new.csv", 2, 2, "2026-11-28T12:00:00Z"),
+    (CERTIFICATE,),
+    sets=ConformalSets("lac", 0.1, (0.7,), (2,)),
+)
+SAVED = RECORD.with_decisions(SavedDecisions(DECISIONS, ("c1", "c2"), ("c0",)))
+
+
+def change_decisions(run: Run, **changes: object) -> None:
+    values = json.loads(json.dumps(SAVED.to_dict()))
+    values["questions"][""]["decisions"].update(changes)
+    values["checksum"] = _checksum(values)
+    run.calibration.write_text(json.dumps(values))
+
+
+def test_decisions_are_kept_with_the_calibration(run: Run) -> None:
+    run.write_calibration(SAVED)
+    read = run.read_calibration(ENSEMBLE)
+    assert read == SAVED
+    assert read.calibration == CALIBRATION
+    assert read.saved_decisions.decisions == DECISIONS
+    assert read.saved_decisions.seen == {"c0", "c1", "c2"}
+    assert RECORD.saved_decisions is None
+    change_decisions(run, later="field")
+    assert run.read_calibration(ENSEMBLE) == SAVED
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"score": "best"}, "score is 'best', not one of"),
+        ({"score": "combined"}, "score is combined, and combined is missing"),
+        ({"certificates": []}, "neither one for all rows nor one per class"),
+        ({"row_digests": ["c1"]}, r"rows\.num_rows is 2, but there are 1 row_digests"),
+        ({"certificates": [CERTIFICATE.to_dict() | {"class": None, "threshold": "high"}]}, "threshold is 'high'"),
+        ({"certificates": [CERTIFICATE.to_dict() | {"class": "no"}]}, "by classes that are not the run's labels"),
+        ({"sets": DECISIONS.sets.to_dict() | {"quantiles": [0.5, 0.6]}}, "as many quantiles as num_rows"),
+        (
+            {"sets": DECISIONS.sets.to_dict() | {"quantiles": [0.5] * 3, "num_rows": [1] * 3}},
+            "by classes that are not the run's labels",
+        ),
+        (
+            {
+                "score": "combined",
+                "combined": {"means": [0], "scales": [1], "weights": [1], "intercept": 0, "num_rows": 9},
+            },
+            "combined does not have 5 means",
+        ),
+    ],
+)
+def test_decisions_that_do_not_fit_are_refused(run: Run, changes: dict[str, object], message: str) -> None:
+    change_decisions(run, **changes)
+    with pytest.raises(CheckpointError, match=message):
         run.read_calibration(ENSEMBLE)

@@ -163,8 +163,15 @@ def check_run_argument(run: str, command: str) -> None:
         raise ConfigError(_data_hint(run, command))
 
 
-_DATA_OPTIONS = {"import": "--task", "predict": "--data", "evaluate": "--data", "report": None, "export": None}
-_WITH_RUN = ("predict", "evaluate", "report", "export")
+_DATA_OPTIONS = {
+    "import": "--task",
+    "predict": "--data",
+    "evaluate": "--data",
+    "calibrate": "--data",
+    "report": None,
+    "export": None,
+}
+_WITH_RUN = ("predict", "evaluate", "calibrate", "report", "export")
 
 
 def _data_hint(path: str, command: str, *, first: bool = True) -> str:

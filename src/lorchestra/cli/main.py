@@ -23,6 +23,8 @@ COMMANDS = {
     "compare": "compare methods at equal budget: one LoRA, the ensemble, equal-compute controls",
     "paper": "reproduce figures and ablations of the paper, on your base and data",
     "evaluate": "measure accuracy, NLL, calibration and OOD detection of a trained ensemble",
+    "calibrate": "certify which answers can be automated at a guaranteed error",
+    "monitor": "alarm if new rows are unlike those that a guarantee was made on",
     "tasks": "list the named tasks, where their rows come from, and what they look like",
     "predict": "answer questions or label texts, with uncertainty, one JSON line per row",
     "report": "write one HTML page about a finished run, or compare several runs",

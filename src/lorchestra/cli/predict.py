@@ -96,10 +96,14 @@ class PredictArguments:
     base: str | None = None
     """The run's base, if it has moved: hub id, directory or .gguf file with the same weights."""
     raw: bool = False
-    """Answer with the mixture of the members as it is, without the run's calibration ("calibrated" is then false)."""
+    """Answer with the mixture of the members as it is, without the run's calibration ("calibrated" is then false) and
+    without its decisions."""
+    decisions: bool = True
+    """Decide by the run's certified threshold ("decision": automate or abstain) and fill in "prediction_set", if
+    lorchestra calibrate has made them."""
     abstain_below: float | None = None
     """Set "abstain" for rows whose confidence is below this threshold in [0, 1]: leave them to a person. The confidence
-    is the calibrated one, except with --raw."""
+    is the calibrated one, except with --raw. Where the run has a certified threshold, --no-decisions is needed too."""
     early_exit: str | None = None
     """Evaluate a row's members one after the other, and stop when the answer can no longer change (exact), or when the
     mean probability of two or more members, before calibration, reaches this number in (0, 1]. Adds members_used to
@@ -281,7 +285,8 @@ class Prediction:
         run = Run.at(self.parsed.run)
         run.read_ensemble()  # refuses what is not a finished run
         options = {
-            name: getattr(self.parsed, name) for name in ("abstain_below", "early_exit", "on_error", "raw", "top")
+            name: getattr(self.parsed, name)
+            for name in ("abstain_below", "decisions", "early_exit", "on_error", "raw", "top")
         }
         reading = {f"data.{name}": value for name, value in dataclasses.asdict(self.parsed.reading).items()}
         return {
@@ -308,7 +313,8 @@ class Prediction:
             calibration = RAW if parsed.raw else trained.calibration
             if self.rule is not None:
                 self.rule.check_calibration(calibration)
-            options = AnswerOptions(parsed.abstain_below, self.rule, too_long, calibration)
+            decisions = trained.decisions if parsed.decisions and not parsed.raw else None
+            options = AnswerOptions(parsed.abstain_below, self.rule, too_long, calibration, decisions)
             self.num_members, self.max_length = trained.pipeline.model.num_members, trained.pipeline.max_length
             for chunk in answer_chunks(trained.pipeline, rows, options, size):
                 self._write(chunk, sink, size)

@@ -12,7 +12,7 @@ Axes: `E` example, `K` threshold, `C` class.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -28,6 +28,7 @@ from lorchestra.metrics.sequential import (
     threshold_sequence,
     total_needed,
 )
+from lorchestra.types import Json, plain_values
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,17 @@ class Certificate:
     error_of: Literal["automated", "all"] = "automated"
     reason: str | None = None
     rows_needed: int | None = None
+
+    def to_dict(self) -> Json:
+        """The fields, as JSON holds them."""
+        fields: Json = plain_values(asdict(self))
+        return fields
+
+    @classmethod
+    def from_dict(cls, values: Json) -> Certificate:
+        """Read what `to_dict` returned."""
+        interval = values["coverage_interval"]
+        return cls(**{**values, "coverage_interval": None if interval is None else tuple(interval)})
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,9 +19,9 @@ from lorchestra.metrics.intervals import MIN_OF_EACH
 from lorchestra.metrics.predictive import FloatArray, confidence, entropy, mutual_information
 from lorchestra.metrics.scores import CHUNK_CELLS
 from lorchestra.metrics.selective import resampled_aurc
-from lorchestra.types import Json
+from lorchestra.types import Json, plain_values
 
-Score = Literal["probability", "margin", "entropy", "mutual_information", "agreement", "combined"]
+Score = Literal["max_prob", "margin", "entropy", "mutual_information", "agreement", "combined"]
 
 SIMPLE: tuple[Score, ...] = get_args(Score)[:-1]
 """Scores without parameters, the default first."""
@@ -73,7 +73,7 @@ class ScoreChoice:
     Attributes:
         score: the chosen one.
         aurc: cross-validated area under the risk-coverage curve by score; lower is better.
-        gain: paired interval of the AURC of `probability` minus that of each other score, all at once with 95 %;
+        gain: paired interval of the AURC of `max_prob` minus that of each other score, all at once with 95 %;
             positive means that the other one is better. Empty where errors or right answers are too few.
         reason: why this score was chosen.
     """
@@ -82,6 +82,16 @@ class ScoreChoice:
     aurc: Mapping[str, float]
     gain: Mapping[str, tuple[float, float]]
     reason: str
+
+    def to_dict(self) -> Json:
+        """The fields, as JSON holds them."""
+        fields: Json = plain_values(asdict(self))
+        return fields
+
+    @classmethod
+    def from_dict(cls, values: Json) -> ScoreChoice:
+        """Read what `to_dict` returned."""
+        return cls(**{**values, "gain": {name: (ends[0], ends[1]) for name, ends in values["gain"].items()}})
 
 
 def simple_scores(log_probs_MEC: FloatArray, log_probs_EC: FloatArray) -> dict[str, FloatArray]:
@@ -103,7 +113,7 @@ def simple_scores(log_probs_MEC: FloatArray, log_probs_EC: FloatArray) -> dict[s
     agrees_ME = log_probs_MEC.argmax(axis=-1) == log_probs_EC.argmax(axis=-1)
     # 0.0 - x: no negative zeros
     return {
-        "probability": confidence(log_probs_EC),
+        "max_prob": confidence(log_probs_EC),
         "margin": np.asarray(first_E - second_E),
         "entropy": 0.0 - entropy(log_probs_EC),
         "mutual_information": 0.0 - mutual_information(log_probs_MEC),
@@ -177,21 +187,21 @@ def choose_score(
     aurc = {name: float(resampled_aurc(values, correct, once)[0]) for name, values in ranked.items()}
     if least < MIN_OF_EACH:
         few = f"{int(wrong_E.sum())} wrong and {int(correct.sum())} right rows are too few to compare scores"
-        return ScoreChoice("probability", aurc, {}, few)
+        return ScoreChoice("max_prob", aurc, {}, few)
     draws = _paired_draws(ranked, correct, resamples, seed)
     level = (1 - confidence) / (len(ranked) - 1)
-    gain = {name: _ends(draws["probability"] - draws[name], level) for name in ranked if name != "probability"}
+    gain = {name: _ends(draws["max_prob"] - draws[name], level) for name in ranked if name != "max_prob"}
     better: list[Score] = [name for name in get_args(Score) if name in gain and gain[name][0] > 0]
     if not better:
-        return ScoreChoice("probability", aurc, gain, "no other score is clearly better than the largest probability")
+        return ScoreChoice("max_prob", aurc, gain, "no other score is clearly better than the largest probability")
     best = min(better, key=lambda name: aurc[name])
-    reason = f"its AURC, {aurc[best]:.4f}, is clearly below the {aurc['probability']:.4f} of the largest probability"
+    reason = f"its AURC, {aurc[best]:.4f}, is clearly below the {aurc['max_prob']:.4f} of the largest probability"
     return ScoreChoice(best, aurc, gain, reason)
 
 
 def _features(scores: Mapping[str, FloatArray]) -> FloatArray:
     """The simple scores as features `[E, F]`, the probability as its logit."""
-    probability_E = np.clip(scores["probability"], _TINY, 1 - _TINY)
+    probability_E = np.clip(scores["max_prob"], _TINY, 1 - _TINY)
     logit_E = np.log(probability_E) - np.log1p(-probability_E)
     return np.stack([logit_E, *(scores[name] for name in SIMPLE[1:])], axis=1)
 

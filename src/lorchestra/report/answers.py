@@ -17,7 +17,16 @@ from lorchestra.types import Json
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _OTHERS = (".parquet", ".arrow", ".feather", ".xlsx", ".xls", ".ods", ".zst", ".bz2", ".xz", ".zip")
 _FIRST = ("id", "row", "prediction", "confidence")
-_LAST = ("entropy", "mutual_information", "disagreement", "calibrated", "abstain", "error")
+_LAST = (
+    "entropy",
+    "mutual_information",
+    "disagreement",
+    "calibrated",
+    "abstain",
+    "decision",
+    "prediction_set",
+    "error",
+)
 
 # What a spreadsheet treats as a formula, except for numbers.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")

@@ -19,12 +19,17 @@ from lorchestra.data.input_rows import InputRow, input_rows, read_input_rows
 from lorchestra.errors import ConfigError, DataError
 from lorchestra.inference.pipeline import Pipeline, TooLong
 from lorchestra.metrics.calibrator import RAW, Calibration
+from lorchestra.metrics.conformal import Method
+from lorchestra.metrics.decisions import Decisions, DecisionSettings, ScoreSetting
 from lorchestra.metrics.early_exit import ExitRule
+from lorchestra.metrics.monitoring import Monitoring
 from lorchestra.metrics.result import Evaluation
 from lorchestra.runs import arguments
+from lorchestra.runs.calibrate import calibrate_run
 from lorchestra.runs.evaluate import FILES, evaluate_run
 from lorchestra.runs.import_peft import BASE_OF_THE_FOLDERS, import_run
 from lorchestra.runs.loading import load_pipeline
+from lorchestra.runs.monitor import monitor_run
 from lorchestra.runs.predict import Answer, AnswerCounts, AnswerOptions, Answers, answer_chunks, chunk_rows
 from lorchestra.runs.rows import RunRows, read_like, validation_notes
 from lorchestra.runs.train import train_run
@@ -155,6 +160,17 @@ class Ensemble:
         record = self.run.read_calibration(self.record)
         return Calibration("none", "the run has no calibration.json") if record is None else record.calibration
 
+    @cached_property
+    def decisions(self) -> Decisions | None:
+        """How answers are decided: thresholds with their certificates, and prediction sets; None before `calibrate`.
+
+        Raises:
+            CheckpointError: as `calibration`.
+        """
+        record = self.run.read_calibration(self.record)
+        saved = None if record is None else record.saved_decisions
+        return None if saved is None else saved.decisions
+
     def predict(
         self,
         rows: object,
@@ -164,6 +180,7 @@ class Ensemble:
         on_error: OnError = "record",
         too_long: TooLong | None = None,
         raw: bool = False,
+        decisions: bool = True,
     ) -> Answers:
         """Answer rows, each as soon as its chunk is answered; memory does not grow with their number.
 
@@ -180,11 +197,12 @@ class Ensemble:
             on_error: what to do with a row that cannot be answered: "record" the reason in `Answer.error`, or "fail".
             too_long: what to do with a row over the maximum length: "error", "drop" (no answer) or "truncate" (cut the
                 question); by default as in training.
-            raw: answer with the mixture as it is.
+            raw: answer with the mixture as it is, and without the run's decisions.
+            decisions: decide by the run's certified threshold and prediction sets, if it has them.
 
         Raises:
-            ConfigError: an option is none of these, or `early_exit` is "exact" with a calibration that changes
-                predictions.
+            ConfigError: an option is none of these, `early_exit` is "exact" with a calibration that changes
+                predictions, or an option contradicts the run's decisions.
             CheckpointError: see `calibration`.
             InputError: the Python object holds no rows.
             DataError: the file cannot be read, or no row has the required columns; while iterating, a row cannot be
@@ -199,7 +217,8 @@ class Ensemble:
         calibration = RAW if raw else self.calibration
         if rule is not None:
             rule.check_calibration(calibration)
-        options = AnswerOptions(abstain_below, rule, too_long or self.config.data.too_long, calibration)
+        decided = self.decisions if decisions and not raw else None
+        options = AnswerOptions(abstain_below, rule, too_long or self.config.data.too_long, calibration, decided)
         return Answers(self._answers(input_rows_of(self, rows), options, on_error))
 
     def _answers(self, rows: Iterator[InputRow], options: AnswerOptions, on_error: OnError) -> Iterator[Answer]:
@@ -273,6 +292,91 @@ class Ensemble:
             callbacks=callbacks,
         )
         return Evaluation.from_dict(entry)
+
+    def calibrate(
+        self,
+        data: str | Path | None = None,
+        *,
+        target_error: float = 0.05,
+        confidence: float = 0.95,
+        max_errors_per_1000: float | None = None,
+        per_class: bool = False,
+        score: ScoreSetting = "auto",
+        sets: float | None = None,
+        sets_method: Method = "lac",
+        sets_by_class: bool = False,
+        costs: str | Path | Mapping[str, object] | None = None,
+        rows: Task | None = None,
+        data_dir: str | None = None,
+        files: Mapping[str, str | Path | None] = MappingProxyType({}),
+        callbacks: Sequence[Callback] = (),
+    ) -> Decisions:
+        """Certify a threshold on labelled rows that the run has not used, and save it; `predict` then decides by it.
+
+        With the given confidence over the draw of these rows, at most `target_error` of the automated rows are wrong;
+        or there is no threshold, and a reason. It replaces earlier decisions of the run.
+
+        Args:
+            data: a file with labelled rows; without it, the run's test rows.
+            target_error: highest error rate among automated rows, in (0, 1).
+            confidence: probability of the guarantee, in (0, 1).
+            max_errors_per_1000: highest number of automated and wrong rows among 1,000 rows, in place of
+                `target_error`.
+            per_class: one threshold per predicted class; the guarantees hold together.
+            score: by which rows are ranked; "auto" chooses on the validation rows.
+            sets: coverage of prediction sets, in (0, 1); None for none.
+            sets_method: "lac", "aps" or "raps".
+            sets_by_class: the coverage holds for each class.
+            costs: a file or mapping with the cost of each confusion and of asking a person (see `config.costs`).
+            rows: the splits of a run that was trained on rows from Python.
+            data_dir: as in `evaluate`.
+            files: as in `evaluate`.
+            callbacks: report progress; when one asks to stop, `Interrupted` is raised.
+
+        Raises:
+            ConfigError: an option is out of range, or options contradict each other.
+            DataError: rows cannot be read, are too few, or are not new to the run.
+            CheckpointError: as `calibration`, or the run cannot be written.
+        """
+        settings = DecisionSettings(
+            target_error, confidence, max_errors_per_1000, per_class, score, sets, sets_method, sets_by_class
+        )
+        if data is not None:
+            arguments.check_path("data", data)
+        if rows is not None:
+            arguments.check_task("rows", rows)
+        arguments.check_files("files", files, FILES)
+        arguments.check_callbacks(callbacks)
+        decisions = calibrate_run(
+            self, settings, data=data, costs=costs, rows=rows, data_dir=data_dir, files=files, callbacks=callbacks
+        )
+        self.__dict__["decisions"] = decisions
+        return decisions
+
+    def monitor(
+        self,
+        rows: str | Path | Sequence[Example],
+        *,
+        false_alarm: float = 0.05,
+        callbacks: Sequence[Callback] = (),
+    ) -> Monitoring:
+        """Compare new rows with those that certified the run's threshold: the guarantee holds for rows like these.
+
+        The comparison is kept in the run's `monitor.json`. The more different rows have been compared, the stricter
+        each comparison, so that a false alarm stays improbable over all of them.
+
+        Args:
+            rows: a file or examples, with or without labels, in the order in which they came.
+            false_alarm: probability of any alarm although nothing has changed, in (0, 1).
+            callbacks: report progress; when one asks to stop, `Interrupted` is raised.
+
+        Raises:
+            ConfigError: an option is out of range, or no rows have certified a threshold.
+            DataError: rows cannot be read, or are too few.
+            CheckpointError: the run's records are damaged, or cannot be written.
+        """
+        arguments.check_callbacks(callbacks)
+        return monitor_run(self, rows, false_alarm, callbacks)
 
     def save_pretrained(self, directory: str | os.PathLike[str], members: Sequence[int] | None = None) -> None:
         """Write members as PEFT folders `member_00`, ... into a new directory, which appears complete.

@@ -266,12 +266,16 @@ def with_files(config: DataConfig, files: Mapping[str, str | Path | None]) -> Da
     return dataclasses.replace(config, **given)
 
 
-def rows_of_run(trained: Ensemble, config: DataConfig) -> RunRows:
+_WITHOUT_ROWS = "; to evaluate on other labelled rows without it, --data FILE"
+
+
+def rows_of_run(trained: Ensemble, config: DataConfig, otherwise: str = _WITHOUT_ROWS) -> RunRows:
     """The rows of the run's training, verified to be unchanged.
 
     Args:
         trained: the run.
         config: its data settings, with the paths of now (see `with_files`).
+        otherwise: the end of the message about a missing file: what can be done without it.
 
     Raises:
         ConfigError: the rows came from Python and were not saved.
@@ -291,10 +295,7 @@ def rows_of_run(trained: Ensemble, config: DataConfig) -> RunRows:
         if not missing:
             raise
         options = " ".join(f"--data.{split} FILE" for split in missing)
-        raise DataError(
-            f"{error}; if it was moved or renamed, give it with {options}; to evaluate on other labelled rows"
-            " without it, --data FILE"
-        ) from error
+        raise DataError(f"{error}; if it was moved or renamed, give it with {options}{otherwise}") from error
     if config.task is None:
         rows = _with_saved_ids(rows, trained.run)
     check_unchanged(rows, trained.run.splits)

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lorchestra.data.input_rows import InputRow
-from lorchestra.errors import LorchestraError
+from lorchestra.errors import ConfigError, LorchestraError
 from lorchestra.inference.pipeline import Pipeline, TooLong, encode_each
 from lorchestra.inference.predict import PrefixReuse
 from lorchestra.metrics import predictive
 from lorchestra.metrics.calibrator import RAW, Calibration, pooled
+from lorchestra.metrics.decisions import Decision, Decisions
 from lorchestra.metrics.early_exit import ExitRule
 from lorchestra.types import EarlyExitPredictions, EncodedExample, Example, Predictions
 
@@ -45,7 +46,9 @@ class Answer:
         mutual_information: of answer and member, in nats: how far the members, as they are, disagree.
         disagreement: share of pairs of members with different predictions.
         calibrated: whether `probs` are calibrated; False where they are the mixture as it is; None without an answer.
-        abstain: whether the confidence is below the threshold; None without one.
+        abstain: whether the confidence is below the threshold that was given; None without one.
+        decision: "automate" or "abstain", by the run's certified threshold; None without one.
+        prediction_set: the choices that fit, by the run's prediction sets; it may be empty. None without such sets.
         error: why there is no answer.
         input: the row's columns, except id and choices.
         members_used: how many members answered; None without early exit.
@@ -66,6 +69,8 @@ class Answer:
     disagreement: float | None = None
     calibrated: bool | None = None
     abstain: bool | None = None
+    decision: Decision | None = None
+    prediction_set: tuple[str, ...] | None = None
     error: str | None = None
     input: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
     members_used: int | None = None
@@ -122,6 +127,8 @@ class Answer:
             "disagreement": self.disagreement,
             "calibrated": self.calibrated,
             "abstain": self.abstain,
+            "decision": self.decision,
+            "prediction_set": None if self.prediction_set is None else list(self.prediction_set),
         }
         if early_exit or self.members_used is not None:
             values["members_used"] = self.members_used
@@ -154,12 +161,33 @@ class Answers(Iterator[Answer]):
 @dataclass(frozen=True)
 class AnswerOptions:
     """How rows are answered: the calibrated confidence below which to abstain, early exit, what to do with long rows,
-    and how the mixture is calibrated."""
+    how the mixture is calibrated, and which answers are automated.
+
+    Raises:
+        ConfigError: decisions together with early exit or another threshold.
+    """
 
     abstain_below: float | None = None
     rule: ExitRule | None = None
     too_long: TooLong = "error"
     calibration: Calibration = RAW
+    decisions: Decisions | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what contradicts the decisions of the run."""
+        decisions, off = self.decisions, "leave the run's decisions out: --no-decisions (in Python, decisions=False)"
+        if decisions is None:
+            return
+        if self.rule is not None and (decisions.has_threshold or decisions.sets is not None):
+            raise ConfigError(
+                "--early-exit: the run's threshold and prediction sets are certified for the answers of all members,"
+                f" not of the first few; leave --early-exit out, or {off}"
+            )
+        if self.abstain_below is not None and decisions.has_threshold:
+            raise ConfigError(
+                f"--abstain-below {self.abstain_below:g}: the run has a certified threshold, which decides; leave"
+                f" --abstain-below out, or {off}"
+            )
 
 
 @dataclass(frozen=True)
@@ -186,6 +214,11 @@ class AnswerCounts:
     dropped: int = 0
     truncated: int = 0
     members_used: int = 0
+    automated: int = 0
+    decided: int = 0
+    sets_one: int = 0
+    sets_several: int = 0
+    sets_none: int = 0
     first_fault: str = ""
     first_dropped: str = ""
     first_truncated: str = ""
@@ -201,12 +234,33 @@ class AnswerCounts:
             if answer.error is None:
                 self.answered += 1
                 self.members_used += answer.members_used or 0
+                self._add_decision(answer)
             else:
                 self.failed += 1
                 self.first_fault = self.first_fault or answer.error
 
+    def _add_decision(self, answer: Answer) -> None:
+        self.decided += answer.decision is not None
+        self.automated += answer.decision == "automate"
+        if answer.prediction_set is not None:
+            size = len(answer.prediction_set)
+            self.sets_one += size == 1
+            self.sets_several += size > 1
+            self.sets_none += size == 0
+
     def sentences(self, max_length: int) -> Iterator[str]:
-        """Messages about rows that are longer than `max_length` tokens."""
+        """Messages about decisions, and about rows that are longer than `max_length` tokens."""
+        if self.decided:
+            share = 100 * self.automated / self.decided
+            yield (
+                f"decisions: {self.automated} of {self.decided} answers automated ({share:.1f} %),"
+                f" {self.decided - self.automated} left to a person"
+            )
+        if number := self.sets_one + self.sets_several + self.sets_none:
+            yield (
+                f"prediction sets of {number} rows: {self.sets_one} with one answer, {self.sets_several} with several"
+                f" (each may be right), {self.sets_none} with none (no answer fits as well as right ones usually do)"
+            )
         for number, first, what in (
             (self.dropped, self.first_dropped, "left out"),
             (self.truncated, self.first_truncated, "cut at the question's end"),
@@ -237,6 +291,7 @@ def answers_from(
     predictions: Predictions | EarlyExitPredictions,
     abstain_below: float | None = None,
     calibration: Calibration | None = None,
+    decisions: Decisions | None = None,
 ) -> list[Answer]:
     """Predictions as answers, in the order of their rows; after early exit, of the members that answered.
 
@@ -244,9 +299,10 @@ def answers_from(
         predictions: of the members.
         abstain_below: `Answer.abstain` is true if the confidence is below this.
         calibration: of the mixture (`Ensemble.calibration`); without one, the answers are the mixture's as it is.
+        decisions: thresholds and sets (`Ensemble.decisions`), made with this calibration; not after early exit.
     """
     if isinstance(predictions, Predictions):
-        return list(_answers(predictions, abstain_below, calibration))
+        return list(_answers(predictions, abstain_below, calibration, decisions))
     answers = [
         replace(answer, row=int(index) + 1, members_used=part.num_members)
         for part, indices in zip(predictions.parts, predictions.indices, strict=True)
@@ -263,10 +319,17 @@ def prediction_rows(predictions: Predictions, abstain_below: float | None = None
 
 
 def _answers(
-    predictions: Predictions, abstain_below: float | None, calibration: Calibration | None
+    predictions: Predictions,
+    abstain_below: float | None,
+    calibration: Calibration | None,
+    decisions: Decisions | None = None,
 ) -> Iterator[Answer]:
     log_probs = predictions.log_probs_MEC
     calibrated = pooled(log_probs, calibration)
+    automated = None
+    if decisions is not None and decisions.has_threshold:
+        automated = decisions.automated(log_probs, calibrated)
+    sets = None if decisions is None or decisions.sets is None else decisions.sets.sets(calibrated)
     mixture = np.exp(calibrated)
     member_probs = np.exp(log_probs)
     entropy = predictive.entropy(calibrated)
@@ -292,6 +355,10 @@ def _answers(
             disagreement=float(disagreement[e]),
             calibrated=calibration is not None and calibration.is_calibrated,
             abstain=None if abstain_below is None else bool(probs[best] < abstain_below),
+            decision=None if automated is None else "automate" if automated[e] else "abstain",
+            prediction_set=None
+            if sets is None
+            else tuple(o for o, fits in zip(options, sets[e], strict=False) if fits),
         )
 
 
@@ -332,7 +399,7 @@ def _predict(
         predictions = pipeline.predict_encoded(examples, rows, "predict", prefix_reuse)
     else:
         predictions = pipeline.predict_encoded_early(examples, rows, "predict", options.rule, prefix_reuse=prefix_reuse)
-    return answers_from(predictions, options.abstain_below, options.calibration)
+    return answers_from(predictions, options.abstain_below, options.calibration, options.decisions)
 
 
 def _unanswered(row: InputRow, error: str) -> Answer:

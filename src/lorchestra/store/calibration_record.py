@@ -1,5 +1,5 @@
-"""`calibration.json`: how the probabilities of a run's mixture are calibrated, on which rows that rests, and for which
-ensemble it was fitted.
+"""`calibration.json`: how the probabilities of a run's mixture are calibrated and its answers decided, on which rows
+that rests, and for which ensemble it was fitted.
 
 Each question has an entry, by name; a run on one question has one under the empty name. Fields that the shapes below
 do not list are kept out of answers, so that later versions can add some.
@@ -10,11 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lorchestra.errors import CheckpointError
 from lorchestra.metrics.calibrator import Calibration, fault_of
+from lorchestra.store.decision_record import DECISIONS, SavedDecisions, read_decisions
 from lorchestra.store.schema import COUNT, Each, Number, Shape, check_shape, read_json
 from lorchestra.types import Json, plain_values
 
@@ -35,7 +36,7 @@ CALIBRATION: dict[str, Shape] = {
     "nll_after?": Number(0),
 }
 """The shape of `Calibration.to_dict`."""
-_QUESTION: dict[str, Shape] = {**CALIBRATION, "row_digests": [str]}
+_QUESTION: dict[str, Shape] = {**CALIBRATION, "row_digests": [str], "decisions?": (DECISIONS, None)}
 _SHAPE: dict[str, Shape] = {"ensemble": str, "questions": Each(_QUESTION), "checksum": str}
 
 
@@ -44,11 +45,18 @@ class QuestionCalibration:
     """The calibration of one question.
 
     `row_digests` has a digest of each row's content (`data.splits.content_digest`), in order, of the rows that it was
-    chosen and fitted on: rows that are to certify something must not be among them.
+    chosen and fitted on: rows that are to certify something must not be among them. `saved_decisions` are those of
+    `lorchestra calibrate`, if it was run.
     """
 
     calibration: Calibration
     row_digests: tuple[str, ...] = ()
+    saved_decisions: SavedDecisions | None = None
+
+    def to_dict(self) -> Json:
+        """As `calibration.json` has it."""
+        values = self.calibration.to_dict() | {"row_digests": list(self.row_digests)}
+        return values if self.saved_decisions is None else values | {"decisions": self.saved_decisions.to_dict()}
 
 
 @dataclass(frozen=True)
@@ -68,12 +76,19 @@ class CalibrationRecord:
         """That of the only question."""
         return self.questions[ONLY_QUESTION].calibration
 
+    @property
+    def saved_decisions(self) -> SavedDecisions | None:
+        """Those of the only question."""
+        return self.questions[ONLY_QUESTION].saved_decisions
+
+    def with_decisions(self, saved: SavedDecisions) -> CalibrationRecord:
+        """The record with other decisions of the only question."""
+        question = replace(self.questions[ONLY_QUESTION], saved_decisions=saved)
+        return replace(self, questions={**self.questions, ONLY_QUESTION: question})
+
     def to_dict(self) -> Json:
         """The record as `calibration.json` has it, with a checksum over everything else."""
-        questions = {
-            name: question.calibration.to_dict() | {"row_digests": list(question.row_digests)}
-            for name, question in self.questions.items()
-        }
+        questions = {name: question.to_dict() for name, question in self.questions.items()}
         record: Json = {"format_version": FORMAT_VERSION, "ensemble": self.ensemble, "questions": questions}
         return record | {"checksum": _checksum(record)}
 
@@ -127,7 +142,9 @@ def _question(values: Json, path: Path, field: str) -> QuestionCalibration:
             f"{path}: {field}: num_rows is {calibration.num_rows}, but there are {len(digests)} row_digests; the file"
             " was changed"
         )
-    return QuestionCalibration(calibration, digests)
+    decisions = values.get("decisions")
+    saved = None if decisions is None else read_decisions(decisions, path, f"{field}.decisions")
+    return QuestionCalibration(calibration, digests, saved)
 
 
 def _checksum(record: Json) -> str:

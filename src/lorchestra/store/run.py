@@ -14,6 +14,7 @@ from tempfile import NamedTemporaryFile
 from lorchestra.config.mappings import to_yaml
 from lorchestra.config.run import RunConfig, read_config
 from lorchestra.errors import CheckpointError
+from lorchestra.metrics.decisions import Decisions
 from lorchestra.store.atomic import (
     atomic_directory,
     atomic_write_json,
@@ -30,10 +31,11 @@ from lorchestra.store.safe_paths import inside, typed_path
 from lorchestra.store.schema import Each, Shape, read_json
 from lorchestra.store.search_record import SearchRecord
 from lorchestra.store.splits import SplitRecord, read_splits
-from lorchestra.types import Predictions, plain_values
+from lorchestra.types import Json, Predictions, plain_values
 
 _SCALAR = (str, float, bool, None)
 _ENVIRONMENT: Shape = Each((*_SCALAR, Each(_SCALAR)))
+_LOOKS: dict[str, Shape] = {"format_version": int, "looks": [{"rows": str, "result": dict}]}
 
 Cost = Mapping[str, float | None]
 
@@ -85,6 +87,11 @@ class Run:
     def calibration(self) -> Path:
         """How probabilities are calibrated (see `store.calibration_record`)."""
         return self.inside("calibration.json")
+
+    @property
+    def monitor(self) -> Path:
+        """`monitor.json`: comparisons of new rows with those that certified."""
+        return self.inside("monitor.json")
 
     @property
     def splits(self) -> Path:
@@ -214,6 +221,22 @@ class Run:
             raise CheckpointError(f"{self.root}: not a run directory (neither ensemble.json nor config.yaml in it)")
         return EnsembleRecord.from_dict(read_json(self.ensemble), self.ensemble)
 
+    def read_looks(self) -> tuple[str, ...]:
+        """Digests of the sets of rows with which `lorchestra monitor` has compared the reference, in order.
+
+        Raises:
+            CheckpointError: `monitor.json` is damaged.
+        """
+        if not self.monitor.exists():
+            return ()
+        return tuple(look["rows"] for look in read_json(self.monitor, _LOOKS)["looks"])
+
+    def write_look(self, rows: str, result: Json) -> None:
+        """Add a comparison to `monitor.json`; one with the same rows replaces the earlier one."""
+        looks = read_json(self.monitor, _LOOKS)["looks"] if self.monitor.exists() else []
+        looks = [look for look in looks if look["rows"] != rows]
+        atomic_write_json(self.monitor, {"format_version": 1, "looks": [*looks, {"rows": rows, "result": result}]})
+
     def write_calibration(self, record: CalibrationRecord) -> None:
         """Write `calibration.json`."""
         atomic_write_json(self.calibration, record.to_dict())
@@ -239,7 +262,19 @@ class Run:
         scale = record.calibration.scale
         if scale and len(scale) != len(ensemble.labels or ()):
             raise CheckpointError(f"{self.calibration}: has {len(scale)} classes, the run {len(ensemble.labels or ())}")
+        if record.saved_decisions is not None:
+            self._check_classes(record.saved_decisions.decisions, ensemble)
         return record
+
+    def _check_classes(self, decisions: Decisions, ensemble: EnsembleRecord) -> None:
+        """Refuse decisions per class whose classes are not the run's labels."""
+        num_labels, sets = len(ensemble.labels or ()), decisions.sets
+        classes_differ = decisions.classes is not None and decisions.classes != ensemble.labels
+        if classes_differ or (sets is not None and sets.by_class and len(sets.quantiles) != num_labels):
+            raise CheckpointError(
+                f"{self.calibration}: its decisions are by classes that are not the run's labels; copy the run again,"
+                " or answer with the mixture as it is: --raw"
+            )
 
     def start_events(self, keep_bytes: int | None = None) -> None:
         """Make `events.jsonl`, or truncate it to `keep_bytes`: what a resumed run repeats is not logged twice."""

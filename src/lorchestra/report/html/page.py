@@ -14,6 +14,7 @@ from lorchestra.config.mappings import to_mapping
 from lorchestra.errors import ConfigError, LorchestraError, visible
 from lorchestra.metrics.result import Evaluation, MethodScores
 from lorchestra.metrics.table import DECISIONS, IN_TABLES, ON_PAGE, SUMMARY, WITH_DIRECTION, Metric
+from lorchestra.report.decisions import decisions_context
 from lorchestra.report.differences import Method
 from lorchestra.report.html import compare, course, figures, tables
 from lorchestra.report.html.examples import pick
@@ -173,6 +174,7 @@ def run_context(
         "temperature_rows": run.validation.num_examples if run.validation and entry.best_member_scaled else None,
         "calibration": "" if entry.calibration is None else entry.calibration.sentence(),
         **{"figures": _figures(run, risk, among_others), "slider": slider},
+        "certified": decisions_context(run.decisions),
         "thresholds": _thresholds(run),
         "ood": _ood_rows(entry),
         "uncertainty": _uncertainty(entry),

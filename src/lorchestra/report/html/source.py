@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from lorchestra.config.run import RunConfig
 from lorchestra.errors import CheckpointError, DataError, did_you_mean
 from lorchestra.metrics.calibrator import Calibration, pooled
+from lorchestra.metrics.decisions import Decisions
 from lorchestra.metrics.evaluation import evaluate
 from lorchestra.metrics.predictive import FloatArray
 from lorchestra.metrics.result import Evaluation
@@ -39,6 +40,7 @@ class ReportRun:
         members: numbers of the members that did not fail, in the order of the predictions.
         parameters: trainable parameters of one member; None without its adapter file.
         search: what the search of learning rate and epochs tried, if there was one.
+        decisions: certified thresholds and prediction sets, if there are any.
     """
 
     run: Run
@@ -57,6 +59,7 @@ class ReportRun:
     members: tuple[int, ...]
     parameters: int | None
     search: SearchRecord | None
+    decisions: Decisions | None = None
 
     def mixture(self, predictions: Predictions) -> FloatArray:
         """The ensemble's log-probabilities, `[E, C]`, calibrated as in the evaluation.
@@ -108,6 +111,7 @@ def read_run(root: str | Path, split: str | None = None) -> ReportRun:
         search=run.read_search(),
         members=members,
         parameters=_num_parameters(run, record),
+        decisions=_read_decisions(run),
     )
 
 
@@ -178,6 +182,12 @@ def _evaluate_again(run: Run) -> str:
 
 def _stale(run: Run, what: str) -> CheckpointError:
     return CheckpointError(f"{run.metrics}: {what}: the files are of different evaluations; {_evaluate_again(run)}")
+
+
+def _read_decisions(run: Run) -> Decisions | None:
+    record = run.read_calibration(run.read_ensemble())
+    saved = None if record is None else record.saved_decisions
+    return None if saved is None else saved.decisions
 
 
 def _read_metrics(run: Run, record: Json) -> tuple[list[Evaluation], Json]:
