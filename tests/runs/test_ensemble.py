@@ -146,7 +146,7 @@ def change(path, *names, value=None, drop=False):
         (("labels",), "yes", "labels is 'yes', not a list"),
         (("labels",), ["yes", "yes"], "labels are not two or more different ones"),
         (("labels",), ["yes"], "labels are not two or more different ones"),
-        (("scoring",), "words", "scoring is 'words', not one of letter, text"),
+        (("scoring",), "words", "scoring is 'words', not one of head, letter, text"),
         (("scoring",), "letter", "scoring is 'letter', and data.scoring in config.yaml is 'text'"),
         (("normalize",), "token", "normalize is 'token', and config.yaml has 'sum'"),
         (("answer_prefix",), "", "answer_prefix is '', and config.yaml has ' '"),

@@ -237,23 +237,23 @@ def load_member(
             view = adapters.view(adapters.values[member], piece, which)
             if rank is not None:
                 view = view[:rank] if which == "A" else view[:, :rank]
-            view.copy_(_checked(path, key, tensors.pop(key, None), view.shape))
+            view.copy_(_checked(path, key, tensors.pop(key, None), view))
     if adapters.head_shape is not None:
-        head = tensors.pop(HEAD_KEY, None)
-        adapters.head(adapters.values[member]).copy_(_checked(path, HEAD_KEY, head, adapters.head_shape) / STEP_SCALE)
+        view = adapters.head(adapters.values[member])
+        view.copy_(_checked(path, HEAD_KEY, tensors.pop(HEAD_KEY, None), view) / STEP_SCALE)
     if tensors:
         raise CheckpointError(
             f"{path}: has {len(tensors)} tensors that config.yaml does not name, such as {min(tensors)}"
         )
 
 
-def _checked(path: Path, key: str, tensor: Tensor | None, shape: Sequence[int]) -> Tensor:
-    """A tensor of a PEFT folder, if it is there, of the right shape, and finite numbers."""
-    if tensor is None or list(tensor.shape) != list(shape):
-        fault = "is missing" if tensor is None else f"has shape {list(tensor.shape)}, not {list(shape)}"
+def _checked(path: Path, key: str, tensor: Tensor | None, view: Tensor) -> Tensor:
+    """A tensor of a PEFT folder in the number format of `view`, if it has its shape and finite numbers."""
+    if tensor is None or tensor.shape != view.shape:
+        fault = "is missing" if tensor is None else f"has shape {list(tensor.shape)}, not {list(view.shape)}"
         raise CheckpointError(f"{path}: {key} {fault}; config.yaml and the adapters do not match")
     if tensor.dtype not in _DTYPES:
         raise CheckpointError(f"{path}: {key} has {tensor.dtype} values, not floating-point ones")
-    if not tensor.isfinite().all():
+    if not (converted := tensor.to(view)).isfinite().all():  # 1e300 is infinite in float32
         raise CheckpointError(f"{path}: {key} holds NaN or infinite values; train the member again")
-    return tensor
+    return converted
