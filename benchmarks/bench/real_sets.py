@@ -56,7 +56,7 @@ SETS = {
     ),
 }
 """Sets by name; `headlines` comes from the demo's package instead."""
-HEADLINES = DemoSizes(train=400, val=100, test=500, ood=1)
+HEADLINES = DemoSizes(train=400, val=100, test=500, certify=1, ood=1)
 
 
 def write_set(name: str, data_dir: Path, folder: Path) -> dict[str, Path]:

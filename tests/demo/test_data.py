@@ -17,7 +17,7 @@ from lorchestra.demo import data as demo
 from lorchestra.demo.data import OOD_NAMES, WHEEL, DemoSizes, write_demo_data
 from lorchestra.errors import ConfigError, DataError
 
-SIZES = DemoSizes(train=60, val=20, test=30, ood=25)
+SIZES = DemoSizes(train=60, val=20, test=30, certify=10, ood=25)
 
 
 def has_wheel() -> bool:
@@ -60,7 +60,11 @@ def test_demo_files_are_task_files_of_the_requested_sizes(tmp_path: Path) -> Non
         assert all(set(row) == {"id", "text"} for row in rows(path))
     # no temporary files remain
     assert sorted(path.name for path in data.train.parent.iterdir()) == sorted(
-        ["SOURCE.md", *(f"headlines.{split}.jsonl" for split in splits), *(f"{name}.jsonl" for name in OOD_NAMES)]
+        [
+            "SOURCE.md",
+            *(f"headlines.{split}.jsonl" for split in (*splits, "certify")),
+            *(f"{name}.jsonl" for name in OOD_NAMES),
+        ]
     )
 
 

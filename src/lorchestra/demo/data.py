@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -36,10 +37,12 @@ class DemoSizes:
 
     train: int = 400
     """Headlines to train on."""
-    val: int = 150
-    """Headlines for early stopping and calibration."""
-    test: int = 500
+    val: int = 200
+    """Headlines to choose the kept adapters and the temperature on."""
+    test: int = 1000
     """Headlines to test on."""
+    certify: int = 1500
+    """Headlines that certify what may be automated."""
     ood: int = 150
     """Maximum number of texts per OOD set."""
 
@@ -51,6 +54,7 @@ class DemoData:
     train: Path
     val: Path
     test: Path
+    certify: Path
     ood: Mapping[str, Path]
 
 
@@ -89,7 +93,7 @@ _OOD = {
     ),
 }
 
-_FILES = {split: f"headlines.{split}.jsonl" for split in ("train", "val", "test")}
+_FILES = {split: f"headlines.{split}.jsonl" for split in ("train", "val", "test", "certify")}
 
 OOD_NAMES = tuple(_OOD)
 """The names of the OOD sets."""
@@ -98,9 +102,10 @@ OOD_NAMES = tuple(_OOD)
 def write_demo_data(directory: str | Path, sizes: DemoSizes | None = None, seed: int = 0) -> DemoData:
     """Write the demo's task files into `directory`, which is created if missing.
 
-    `headlines.{train,val,test}.jsonl` hold `{"id", "text", "label"}` with labels "no" and "yes", and `<name>.jsonl` of
-    each OOD set `{"id", "text"}`. Rows depend on `seed` and content only; splits are disjoint, and no text (case and
-    whitespace folded) occurs twice. An `id` names the row's set and line in the wheel. Files are written atomically.
+    `headlines.{train,val,test,certify}.jsonl` hold `{"id", "text", "label"}` with labels "no" and "yes", and
+    `<name>.jsonl` of each OOD set `{"id", "text"}`. Rows depend on `seed` and content only; splits are disjoint, and no
+    text (case and whitespace folded) occurs twice. An `id` names the row's set and line in the wheel. Files are written
+    atomically.
 
     Raises:
         DataError: the wheel is missing or has another version, or the directory cannot be written.
@@ -112,14 +117,10 @@ def write_demo_data(directory: str | Path, sizes: DemoSizes | None = None, seed:
             raise ConfigError(f"sizes.{size.name} is {getattr(sizes, size.name)}; give at least 1")
     folder = _wheel_folder()
     rows = _draw(_read(folder, _HEADLINES), seed)
-    total = sizes.train + sizes.val + sizes.test
-    if total > len(rows):
-        raise ConfigError(f"sizes: train, val and test need {total} headlines, but there are {len(rows)}; use fewer")
-    ends = (sizes.train, sizes.train + sizes.val, total)
-    files = {
-        _FILES[name]: rows[start:end]
-        for name, start, end in zip(("train", "val", "test"), (0, *ends), ends, strict=False)
-    }
+    ends = list(itertools.accumulate(getattr(sizes, name) for name in _FILES))
+    if ends[-1] > len(rows):
+        raise ConfigError(f"sizes: all splits need {ends[-1]} headlines, but there are {len(rows)}; use fewer")
+    files = {file: rows[start:end] for file, start, end in zip(_FILES.values(), (0, *ends), ends, strict=False)}
     for name, source in _OOD.items():
         texts = _draw(_read(folder, source), seed)[: sizes.ood]
         files[f"{name}.jsonl"] = [{"id": row["id"], "text": row["text"]} for row in texts]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +25,7 @@ def demo_config(data: DemoData, seed: int = 0) -> RunConfig:
     """The demo's settings: five members on the last fifth of the embedded base's layers, a few minutes on two cores.
 
     The learning rate is high enough for each member to overfit the few rows differently, the case the paper studies.
-    docs/log.md lists the settings that were tried, and docs/results.md has the results with the adapters of lowest NLL.
+    docs/log.md lists the settings that were tried, and docs/results.md has the results.
     """
     return RunConfig(
         adapt=AdaptConfig(layers="last:6"),
@@ -37,15 +36,15 @@ def demo_config(data: DemoData, seed: int = 0) -> RunConfig:
             scoring="text",
             prompt=PromptConfig(template=DEMO_PROMPT),
         ),
-        train=TrainConfig(epochs=5, lr=2e-3, criterion="nll", seed=seed),
+        train=TrainConfig(epochs=5, lr=2e-3, seed=seed),
         evaluate=EvaluateConfig(few_shot=4, temperature=True),
     )
 
 
-def prepare_demo(out: Path, seed: int = 0) -> tuple[RunConfig, Sequence[Path]]:
-    """Write the demo's task files next to the run; returns its configuration and the OOD files."""
+def prepare_demo(out: Path, seed: int = 0) -> tuple[RunConfig, DemoData]:
+    """Write the demo's task files next to the run; returns its configuration and the files."""
     data = write_demo_data(out.with_name(out.name + "-data"), SIZES, seed)
-    return demo_config(data, seed), tuple(data.ood.values())
+    return demo_config(data, seed), data
 
 
 @dataclass(frozen=True)
