@@ -35,7 +35,7 @@ def test_the_demo_end_to_end(tmp_path, monkeypatch, capsys):
         "ensemble",
         "radio_questions",
         "How much can be decided without a person?",
-        "one LoRA + T (mean of 5)",
+        "one LoRA + T",
         "a confident answer that is right",
         "one to abstain on",
         "out of distribution",
