@@ -12,11 +12,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from lorchestra.errors import ConfigError
-from lorchestra.methods import frozen, linear, temperature, tfidf
-from lorchestra.methods.linear import Rows, fit_linear
+from lorchestra.methods import frozen, temperature, tfidf
 from lorchestra.metrics import scores
 from lorchestra.metrics.predictive import apply_temperature
 from lorchestra.metrics.temperature import regularized_temperature
+from lorchestra.training import linear
+from lorchestra.training.linear import Rows, fit_linear
 from lorchestra.types import Example
 
 LABELS = ("bad", "good", "fair")

@@ -12,8 +12,9 @@ from stopping import StopWhen
 import lorchestra.methods.batch_ensemble
 import lorchestra.methods.training
 from lorchestra.errors import ConfigError, TrainingError
-from lorchestra.methods import contextual, laplace, linear, mc_dropout, swag, temperature, tfidf
+from lorchestra.methods import contextual, laplace, mc_dropout, swag, temperature, tfidf
 from lorchestra.methods.registry import METHODS, WRAPPERS, parse_name
+from lorchestra.training import linear
 from lorchestra.training.callbacks import Callback, Interrupted
 
 

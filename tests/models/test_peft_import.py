@@ -111,7 +111,7 @@ DAMAGE = {
     "no JSON": (lambda f: (f / CONFIG).write_text('{"r": 4'), f"{CONFIG}: cannot be read as JSON"),
     "deep JSON": (lambda f: (f / CONFIG).write_text("[" * 100_000), f"{CONFIG}: cannot be read as JSON"),
     "a list": (lambda f: (f / CONFIG).write_text("[]"), "has a list, not a JSON object"),
-    "task": (lambda f: edit(f, task_type="SEQ_CLS"), "task_type is 'SEQ_CLS'"),
+    "task": (lambda f: edit(f, task_type="TOKEN_CLS"), "task_type is 'TOKEN_CLS'"),
     "rank": (lambda f: edit(f, r="four"), "r is 'four', not a whole number"),
     "rank 0": (lambda f: edit(f, r=0), "r is 0, not a whole number"),
     "alpha": (lambda f: edit(f, lora_alpha=None), "lora_alpha is None, not a number"),

@@ -115,7 +115,7 @@ def test_imported_members_answer_with_the_same_bits(run_config, labels_csv, tmp_
     data = run_config(labels_csv(number=48), data={"scoring": "auto"}).data  # the folders say how answers are scored
     again = import_run(folders, tmp_path / "again", data=data)
     new = labels_csv("new.csv", 6)
-    assert list(load_run(root).predict(new)) == list(load_run(again.root).predict(new))
+    assert list(load_run(root).predict(new, raw=True)) == list(load_run(again.root).predict(new, raw=True))
     text = train_run(run_config(labels_csv(number=48)), tmp_path / "text").run.root
     with pytest.raises(ConfigError, match=r"has a classification head and .* has none"):
         import_run([folders[0], text / "members/member_01"], tmp_path / "mixed", data=data)
