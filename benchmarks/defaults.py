@@ -49,7 +49,7 @@ SHOWN = ("accuracy", "nll", "aurc")
 RESAMPLES = 1000
 PEFT_HEADS = {"last third": (5e-4, 1e-3, 2e-3), "all layers": (5e-4,)}
 """Rates of PEFT's head by adapted layers."""
-ENSEMBLE = "ensemble"
+ENSEMBLE, ONE = "ensemble", "one LoRA + T"
 
 
 class Steps(Callback):
@@ -96,9 +96,9 @@ def of_run(run: Run, trained: Ensemble) -> tuple[dict[str, FloatArray], np.ndarr
     ways = {ENSEMBLE: pooled(members.log_probs_MEC, None if record is None else record.calibration)}
     validation = trained.pipeline.predict_members(trained.read(run.read_config().data.val, require_answer=True), "val")
     temperature = fit_temperature(validation.log_probs_MEC[0], validation.labels)
-    ways["one LoRA + T"] = apply_temperature(members.log_probs_MEC[0], temperature)
+    ways[ONE] = apply_temperature(members.log_probs_MEC[0], temperature)
     for method, title in (("tfidf", "TF-IDF + LR + T"), ("frozen", "frozen states + LR + T")):
-        if run.prediction(f"{task}.test.{method}.safetensors").is_file():
+        if run.prediction(task, "test", method).is_file():
             ways[title] = mixture_log_probs(run.load_predictions(task, "test", method).log_probs_MEC)
     return ways, members.labels, members.texts
 
@@ -133,7 +133,7 @@ def _rows(examples: Sequence[Example]) -> tuple[list[str], np.ndarray]:
 
 
 def lines_of(name: str, run: Run, ways: dict[str, FloatArray], labels: np.ndarray) -> list[str]:
-    """The table's lines of one set: every way, and the ensemble minus the best of the others by NLL."""
+    """The table's lines of one set: every way, and the ensemble minus one LoRA and the best of the others by NLL."""
     points = {way: all_metrics(log_probs, labels) for way, log_probs in ways.items()}
     scores = {way: score_rows(log_probs, labels) for way, log_probs in ways.items()}
     draws = bootstrap(scores, RESAMPLES, 0)
@@ -145,11 +145,13 @@ def lines_of(name: str, run: Run, ways: dict[str, FloatArray], labels: np.ndarra
     for way, values in points.items():
         cells = [f"{values[metric]:.3f}" for metric in SHOWN]
         lines.append(_cells(name, way, *cells, how if way == ENSEMBLE else ""))
-    others = [way for way in ways if way not in (ENSEMBLE, "one LoRA + T")]
-    best = min(others, key=lambda way: points[way]["nll"], default="one LoRA + T")
-    ends = difference_intervals(judge(scores, draws, ENSEMBLE), judge(scores, draws, best))
-    differences = [_difference(points[ENSEMBLE][m] - points[best][m], ends.get(m)) for m in SHOWN]
-    return [*lines, _cells(name, f"ensemble minus {best}", *differences, "")]
+    others = [way for way in ways if way not in (ENSEMBLE, ONE)]
+    best = min(others, key=lambda way: points[way]["nll"], default=ONE)
+    for other in dict.fromkeys((ONE, best)):
+        ends = difference_intervals(judge(scores, draws, ENSEMBLE), judge(scores, draws, other))
+        differences = [_difference(points[ENSEMBLE][m] - points[other][m], ends.get(m)) for m in SHOWN]
+        lines.append(_cells(name, f"ensemble minus {other}", *differences, ""))
+    return lines
 
 
 def _difference(value: float, ends: Ends) -> str:
