@@ -108,6 +108,37 @@ def test_a_refusal_has_exit_code_1(lorchestra, run, folder):
     assert json.loads(out.splitlines()[0])["decision"] is None
 
 
+def test_a_cascade_from_the_certificate_to_the_answers(lorchestra, run, folder, tmp_path):
+    arguments = ["calibrate", run, "--data", folder / "new.csv", "--target-error", 0.3, "--cascade", 1]
+    code, out, err = lorchestra(*arguments)
+    assert code == 0, out + err
+    text = " ".join(out.split())
+    assert "At most 30 % of the automated rows are wrong, whichever stage answers them, with 95 % confidence" in text
+    for words in ("Certified cascade", "first member", "all 3 members", "a person", "Member passes per row: "):
+        assert words in text
+    result = json.loads(lorchestra(*arguments, "--json")[1])
+    assert (result["cascade"]["num_first"], result["cascade"]["num_members"]) == (1, 3)
+
+    code, out, err = lorchestra("predict", run, "--data", folder / "later.csv")
+    assert code == 0, err
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert {line["members_used"] for line in lines} <= {1, 3}
+    assert {line["decision"] for line in lines} <= {"automate", "abstain"}
+    mean = sum(line["members_used"] for line in lines) / 30
+    assert f"cascade: {mean:.2f} of 3 members per row" in err
+    table = tmp_path / "answers.csv"
+    assert lorchestra("predict", run, "--data", folder / "later.csv", "--out", table)[0] == 0
+    cells = list(csv.DictReader(io.StringIO(table.read_text())))
+    assert [int(row["members_used"]) for row in cells] == [line["members_used"] for line in lines]
+
+    code, out, err = lorchestra("predict", run, "--data", folder / "later.csv", "--no-decisions")
+    assert "members_used" not in json.loads(out.splitlines()[0])
+    assert "cascade" not in err
+    code, _, err = lorchestra(*arguments[:-1], 3)
+    assert code == 2
+    assert "cascade: 3 of the run's 3 members cannot answer first; give 1 to 2" in err
+
+
 def test_costs_from_a_file(lorchestra, run, folder, tmp_path):
     costs = tmp_path / "costs.yaml"
     costs.write_text("ask: 1\ncosts:\n  yes: {no: 20}\n  no: {yes: 4}\n")

@@ -50,6 +50,9 @@ class CalibrateArguments:
     long tails."""
     sets_by_class: bool = False
     """The sets have the right answer with this probability in each class (texts with labels)."""
+    cascade: int | None = None
+    """So many members answer first, and all members only the rows of which the first are not sure; what is left is for
+    a person. The pair of thresholds is certified end to end, and predict answers by it, with fewer member passes."""
     costs: str | None = None
     """YAML file with the cost of each confusion and of asking a person (docs/decisions.md): what deciding by cost would
     cost per 1,000 rows, next to automating all and asking always."""
@@ -91,6 +94,7 @@ def run(arguments: Sequence[str]) -> int:
             sets=parsed.sets,
             sets_method=parsed.sets_method,
             sets_by_class=parsed.sets_by_class,
+            cascade=parsed.cascade,
             costs=parsed.costs,
             data_dir=parsed.data_dir,
             files={"train": parsed.data_train, "val": parsed.data_val, "test": parsed.data_test},

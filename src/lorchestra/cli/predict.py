@@ -135,12 +135,15 @@ def run(arguments: Sequence[str]) -> int:
 
     rule = None if parsed.early_exit is None else ExitRule.parse(parsed.early_exit)
     record = Run.at(parsed.run).read_ensemble()
+    has_stages = False
     if not parsed.raw:
-        Run.at(parsed.run).read_calibration(record)  # refuses a damaged one before the base is loaded
-    form = AnswerFormat("jsonl")
+        # refuses a damaged one before the base is loaded
+        calibration = Run.at(parsed.run).read_calibration(record)
+        has_stages = parsed.decisions and calibration is not None and calibration.has_stages
+    form = AnswerFormat("jsonl", early_exit=rule is not None or has_stages)
     if parsed.out is not None:
         form = AnswerFormat.of_file(
-            parsed.out, record.labels, rule is not None, shown_choices(parsed.top, len(record.labels or ()))
+            parsed.out, record.labels, form.early_exit, shown_choices(parsed.top, len(record.labels or ()))
         )
     command = f"lorchestra predict {shlex.join(_without_if_exists(arguments))}"
     return Prediction(parsed, form, rule, resume_with=f"{command} --if-exists resume").run()
@@ -314,6 +317,7 @@ class Prediction:
             if self.rule is not None:
                 self.rule.check_calibration(calibration)
             decisions = trained.decisions if parsed.decisions and not parsed.raw else None
+            self.cascade = None if decisions is None else decisions.stages
             options = AnswerOptions(parsed.abstain_below, self.rule, too_long, calibration, decisions)
             self.num_members, self.max_length = trained.pipeline.model.num_members, trained.pipeline.max_length
             for chunk in answer_chunks(trained.pipeline, rows, options, size):
@@ -379,7 +383,7 @@ class Prediction:
             for answer in chunk.answers:
                 if answer.error is not None:
                     raise DataError(answer.error)
-        early_exit = self.parsed.early_exit is not None
+        early_exit = self.form.early_exit
         records = [
             answer.to_dict(early_exit=early_exit, top=shown_choices(self.parsed.top, len(answer.choices or ())))
             for answer in chunk.answers
@@ -415,6 +419,8 @@ class Prediction:
                 f"{self.cells_left_out} row(s) have columns that the first rows lack; the table leaves them out, JSON"
                 " lines (--out FILE.jsonl) do not"
             )
-        if self.parsed.early_exit is not None and counts.answered:
+        if counts.answered and (self.cascade is not None or self.parsed.early_exit is not None):
+            early = f"early exit ({self.parsed.early_exit})"
+            what = early if self.cascade is None else "cascade"
             mean = counts.members_used / counts.answered
-            self.say(f"early exit ({self.parsed.early_exit}): {mean:.2f} of {self.num_members} members per row")
+            self.say(f"{what}: {mean:.2f} of {self.num_members} members per row")

@@ -56,6 +56,7 @@ def calibrate_run(
     """What `Ensemble.calibrate` does."""
     callback = CallbackList(callbacks)
     check_settings(settings, trained.labels)
+    check_cascade(settings, len(trained.members), costs is not None)
     cost_of = _costs(costs, trained.labels)
     record = trained.run.read_calibration(trained.record)
     if record is None:
@@ -105,6 +106,38 @@ def check_settings(settings: DecisionSettings, labels: tuple[str, ...] | None) -
     for name in ("per_class", "sets_by_class"):
         if getattr(settings, name) and labels is None:
             raise ConfigError(f"{name}: the run answers questions with separate choices, which have no classes")
+
+
+def check_cascade(settings: DecisionSettings, num_members: int, has_costs: bool) -> None:
+    """Refuse a first stage of no member or of all, and settings that a cascade does not have.
+
+    Raises:
+        ConfigError: names the option.
+    """
+    first = settings.cascade
+    if first is None:
+        return
+    if isinstance(first, bool) or not isinstance(first, int):
+        raise ConfigError(f"cascade: {first!r} is not a number of members")
+    if num_members == 1:
+        raise ConfigError("cascade: the run has one member; a cascade needs two or more: leave it out")
+    if not 0 < first < num_members:
+        raise ConfigError(
+            f"cascade: {first} of the run's {num_members} members cannot answer first; give 1 to {num_members - 1}"
+        )
+    if settings.score not in ("auto", "max_prob"):
+        raise ConfigError(f"score: the stages of a cascade rank by max_prob, not by {settings.score}; leave it out")
+    for name, given in (
+        ("max_errors_per_1000", settings.max_errors_per_1000 is not None),
+        ("per_class", settings.per_class),
+        ("sets", settings.sets is not None),
+        ("costs", has_costs),
+    ):
+        if given:
+            raise ConfigError(
+                f"{name}: not available with a cascade, which certifies the error among automated rows of both stages;"
+                " leave one of the two out"
+            )
 
 
 def _check_share(name: str, value: float) -> None:

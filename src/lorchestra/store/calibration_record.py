@@ -19,7 +19,8 @@ from lorchestra.store.decision_record import DECISIONS, SavedDecisions, read_dec
 from lorchestra.store.schema import COUNT, Each, Number, Shape, check_shape, read_json
 from lorchestra.types import Json, plain_values
 
-FORMAT_VERSION = 1
+FORMAT_VERSIONS = (1, 2)
+"""Version 2 is written for decisions by a cascade: versions that do not know them would apply one threshold to all."""
 ONLY_QUESTION = ""
 """The name of the question of a run that has one."""
 
@@ -81,6 +82,11 @@ class CalibrationRecord:
         """Those of the only question."""
         return self.questions[ONLY_QUESTION].saved_decisions
 
+    @property
+    def has_stages(self) -> bool:
+        """Whether a certified cascade answers the only question."""
+        return self.saved_decisions is not None and self.saved_decisions.decisions.stages is not None
+
     def with_decisions(self, saved: SavedDecisions) -> CalibrationRecord:
         """The record with other decisions of the only question."""
         question = replace(self.questions[ONLY_QUESTION], saved_decisions=saved)
@@ -89,7 +95,9 @@ class CalibrationRecord:
     def to_dict(self) -> Json:
         """The record as `calibration.json` has it, with a checksum over everything else."""
         questions = {name: question.to_dict() for name, question in self.questions.items()}
-        record: Json = {"format_version": FORMAT_VERSION, "ensemble": self.ensemble, "questions": questions}
+        saved = [question.saved_decisions for question in self.questions.values()]
+        version = 2 if any(one is not None and one.decisions.cascade is not None for one in saved) else 1
+        record: Json = {"format_version": version, "ensemble": self.ensemble, "questions": questions}
         return record | {"checksum": _checksum(record)}
 
     @classmethod
@@ -101,10 +109,10 @@ class CalibrationRecord:
         """
         record = read_json(path)
         version = record.get("format_version")
-        if version != FORMAT_VERSION or isinstance(version, bool):
+        if version not in FORMAT_VERSIONS or isinstance(version, bool):
             raise CheckpointError(
-                f"{path}: format_version is {version!r}, this version of lorchestra reads {FORMAT_VERSION}; use the"
-                " version that wrote it, or answer with the mixture as it is: --raw"
+                f"{path}: format_version is {version!r}, this version of lorchestra reads 1 and 2; use the version that"
+                " wrote it, or answer with the mixture as it is: --raw"
             )
         check_shape(record, _SHAPE, path)
         if record["checksum"] != _checksum(record):

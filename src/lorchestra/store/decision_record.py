@@ -70,6 +70,16 @@ _COSTS: dict[str, Shape] = {
     "confidence": _SHARE,
     "policies": [_POLICY],
 }
+_CASCADE: dict[str, Shape] = {
+    "num_first": COUNT,
+    "num_members": COUNT,
+    "first_threshold": NUMBER_OR_NULL,
+    "second_threshold": NUMBER_OR_NULL,
+    "share_first": _SHARE,
+    "share_second": _SHARE,
+    "mean_members": Number(0),
+    "members_interval": Pair(Number(0)),
+}
 DECISIONS: dict[str, Shape] = {
     "score": _SCORE,
     "choice": {"score": _SCORE, "aurc": Each(Number(0)), "gain": Each(Pair(Number())), "reason": str},
@@ -82,6 +92,7 @@ DECISIONS: dict[str, Shape] = {
     "rows_digest": str,
     "row_digests": [str],
     "earlier_row_digests": [str],
+    "cascade?": (_CASCADE, None),
     "reference?": (
         {
             "source": str,
@@ -154,11 +165,28 @@ def _fault(values: Json) -> str | None:
         return "combined has a scale that is not above 0"
     if sets is not None and (not sets["quantiles"] or len(sets["quantiles"]) != len(sets["num_rows"])):
         return "sets do not have as many quantiles as num_rows"
+    if (fault := _cascade_fault(values)) is not None:
+        return fault
     reference = values.get("reference")
     if reference is not None and len({len(column) for column in reference["numbers"].values()}) > 1:
         return "reference does not have the same rows in all of its numbers"
     if values["rows"]["num_rows"] != len(values["row_digests"]):
         return f"rows.num_rows is {values['rows']['num_rows']}, but there are {len(values['row_digests'])} row_digests"
+    return None
+
+
+def _cascade_fault(values: Json) -> str | None:
+    cascade = values.get("cascade")
+    if cascade is None:
+        return None
+    if not 0 < cascade["num_first"] < cascade["num_members"]:
+        return f"cascade.num_first is {cascade['num_first']}, and num_members {cascade['num_members']}"
+    (first, *others) = values["certificates"]
+    if others or first["class"] is not None or values["score"] != "max_prob" or values["sets"] is not None:
+        return "a cascade has one certificate, the score max_prob and no sets"
+    has_none = cascade["first_threshold"] is None and cascade["second_threshold"] is None
+    if has_none != (first["threshold"] is None):
+        return "cascade and certificate do not agree on whether there is a threshold"
     return None
 
 
@@ -168,6 +196,8 @@ def _without_unknown(values: Json) -> Json:
     for name, shape in (("rows", _ROWS), ("combined", _COMBINED), ("sets", _SETS)):
         if known[name] is not None:
             known[name] = {part: known[name][part] for part in shape}
+    if values.get("cascade") is not None:
+        known["cascade"] = {part: values["cascade"][part] for part in _CASCADE}
     known["choice"] = {name: known["choice"][name] for name in ("score", "aurc", "gain", "reason")}
     known["certificates"] = [{name: one[name] for name in _CERTIFICATE} for one in known["certificates"]]
     return known
