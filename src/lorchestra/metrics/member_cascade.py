@@ -158,15 +158,20 @@ def certify_members(
     )
 
 
+def scored(
+    log_probs_MEC: FloatArray, labels_E: IntArray, calibration: Calibration | None
+) -> tuple[FloatArray, NDArray[np.bool_]]:
+    """The largest probability of the calibrated mixture, `[E]`, and whether its answer is right."""
+    log_probs_EC = pooled(log_probs_MEC, calibration)
+    return confidence(log_probs_EC), np.asarray(np.exp(log_probs_EC).argmax(axis=1) == labels_E)
+
+
 def _stages(
     predictions: Predictions, num_first: int, calibration: Calibration | None
 ) -> tuple[FloatArray, NDArray[np.bool_], FloatArray, NDArray[np.bool_]]:
     """Scores of the first stage and whether its answers are right, then of the second."""
-    first_EC, all_EC = (
-        pooled(part, calibration) for part in (predictions.log_probs_MEC[:num_first], predictions.log_probs_MEC)
-    )
-    first_right_E, right_E = (np.exp(part).argmax(axis=1) == predictions.labels for part in (first_EC, all_EC))
-    return confidence(first_EC), np.asarray(first_right_E), confidence(all_EC), np.asarray(right_E)
+    log_probs_MEC, labels_E = predictions.log_probs_MEC, predictions.labels
+    return *scored(log_probs_MEC[:num_first], labels_E, calibration), *scored(log_probs_MEC, labels_E, calibration)
 
 
 def _or_infinite(threshold: float | None) -> float:

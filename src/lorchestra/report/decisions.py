@@ -9,8 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from lorchestra.metrics.certificates import Certificate
-from lorchestra.metrics.decisions import OWN_TEST, Decisions, refusal
+from lorchestra.metrics.decisions import OWN_TEST, CertifyingRows, Decisions, refusal
 from lorchestra.metrics.member_cascade import MemberCascade
+from lorchestra.metrics.run_cascade import RunCascade
 from lorchestra.report.fitted_table import FittedTable
 from lorchestra.types import Json
 
@@ -57,14 +58,18 @@ def sentences(decisions: Decisions) -> list[str]:
 
 def notes(decisions: Decisions) -> list[str]:
     """What a user of the rows that certified should know."""
-    rows, lines = decisions.rows, []
+    return _notes(decisions.rows, decisions.certificates[0].confidence)
+
+
+def _notes(rows: CertifyingRows, confidence: float) -> list[str]:
+    lines = []
     if rows.source == OWN_TEST:
         lines.append(
             "The run's test rows certified: from now on they are not independent of the threshold, and later"
             " evaluations on them say nothing new about it."
         )
     if rows.num_repeated:
-        together = max(decisions.certificates[0].confidence - rows.earlier_risk, 0.0)
+        together = max(confidence - rows.earlier_risk, 0.0)
         lines.append(
             f"This is look {rows.look} at labelled rows, and {rows.num_repeated:,} of the {rows.num_rows:,} rows were"
             f" used in an earlier one: {'both' if rows.look == 2 else f'all {rows.look}'} certificates of this run hold"
@@ -88,6 +93,37 @@ def stage_rows(cascade: MemberCascade) -> list[Row]:
         (f"all {everyone} members", _threshold(cascade.second_threshold), _share(cascade.share_second), everyone),
         ("a person", "", _share(cascade.share_person), everyone),
     ]
+
+
+def run_cascade_sentences(cascade: RunCascade) -> list[str]:
+    """The cascade of two runs in sentences, the guarantee first."""
+    lines, one = [cascade.guarantee()], cascade.certificate
+    if cascade.has_threshold:
+        always, low, high = cascade.seconds[1], *cascade.seconds_interval
+        change = cascade.mean_seconds / always - 1 if always else 0.0
+        lines += [
+            f"Automated: {_share(one.coverage)}{_interval(one)} of the {one.num_rows:,} certifying rows; {one.errors}"
+            f" of these {one.num_automated:,} are wrong ({_share(one.errors / max(one.num_automated, 1))}).",
+            f"Measured here: {1000 * cascade.mean_seconds:.3g} ms per row ({100 * one.confidence:.4g} % interval"
+            f" {1000 * low:.3g} to {1000 * high:.3g}, at these times per run) instead of {1000 * always:.3g} ms with"
+            f" the second run alone, {_share(abs(change))} {'less' if change <= 0 else 'more'}.",
+        ]
+    return lines + _notes(cascade.rows, one.confidence)
+
+
+def run_cascade_table(cascade: RunCascade) -> FittedTable:
+    """One row per stage: both runs, and a person."""
+    first, second = cascade.seconds
+    rows: list[Row] = [
+        ("first run", _threshold(cascade.first_threshold), _share(cascade.share_first), f"{1000 * first:.3g}"),
+        ("second run", _threshold(cascade.second_threshold), _share(cascade.share_second), f"{1000 * second:.3g}"),
+        ("a person", "", _share(cascade.share_person), ""),
+    ]
+    caption = (
+        "Threshold: on the largest probability of the run. Answered: share of the certifying rows. Time: per row that"
+        " the run sees."
+    )
+    return _table("Certified cascade", caption, ("Stage", "Threshold", "Answered", "ms per row"), rows)
 
 
 def score_rows(decisions: Decisions) -> list[Row]:

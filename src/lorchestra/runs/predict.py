@@ -295,7 +295,7 @@ def answer_chunks(
     prefix_reuse = PrefixReuse()
     iterator = iter(rows)
     while chunk := tuple(islice(iterator, size)):
-        yield _answer_chunk(pipeline, chunk, options, prefix_reuse)
+        yield answer_chunk(pipeline, chunk, options, prefix_reuse)
 
 
 def answers_from(
@@ -381,9 +381,10 @@ def _answers(
         )
 
 
-def _answer_chunk(
+def answer_chunk(
     pipeline: Pipeline, chunk: tuple[InputRow, ...], options: AnswerOptions, prefix_reuse: PrefixReuse
 ) -> AnsweredChunk:
+    """Answers to the rows of one chunk."""
     examples = {row.number: row.example for row in chunk if row.example is not None}
     encoded = dict(zip(examples, encode_each(pipeline, list(examples.values()), options.too_long), strict=True))
     tokens = {number: one.tokens for number, one in encoded.items() if one.tokens is not None}
