@@ -11,11 +11,12 @@ import pytest
 
 from lorchestra.config.adapt import AdaptConfig, BaseConfig
 from lorchestra.config.data import DataConfig
-from lorchestra.config.run import RunConfig, TrainConfig
+from lorchestra.config.run import EvaluateConfig, RunConfig, TrainConfig
 from lorchestra.errors import CheckpointError, ConfigError, DataError
 from lorchestra.metrics.calibrator import pooled
 from lorchestra.metrics.cascade import cascade_path, certify_cascade
 from lorchestra.report.decisions import certificate_rows, decisions_context, notes, sentences
+from lorchestra.report.html.page import write_report
 from lorchestra.runs.ensemble import Ensemble
 from lorchestra.runs.predict import answers_from
 from lorchestra.runs.train import train_run
@@ -50,6 +51,7 @@ def train(files, tiny_base, directory, members=MEMBERS):
         adapt=AdaptConfig(members=members, r=2, layers="last:1"),
         data=DataConfig(**{split: str(files / f"{split}.csv") for split in ("train", "val", "test")}, scoring="text"),
         train=TrainConfig(epochs=12, batch_size=8, lr=0.05, checkpoint_every_s=0.0),
+        evaluate=EvaluateConfig(few_shot=0, resamples=40, tfidf=False, frozen=False),
     )
     return train_run(config, directory / "run").run.root
 
@@ -195,6 +197,15 @@ def test_words_and_tables(certified):
     assert (title, [row[0] for row in rows]) == ("Certified cascade", ["first 2 members", "all 4 members", "a person"])
     assert sum(float(row[2].removesuffix(" %")) for row in rows) == pytest.approx(100, abs=0.2)
     assert all(len(row) == len(columns) for row in rows)
+
+
+def test_the_page_shows_the_stages(certified, tmp_path):
+    certified.evaluate()
+    write_report([certified.run.root], tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert certified.decisions.guarantee() in page
+    assert "Certified cascade" in page
+    assert "first 2 members" in page
 
 
 def test_the_record_keeps_the_cascade_and_its_version(certified, files):
