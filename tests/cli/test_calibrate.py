@@ -45,6 +45,19 @@ def trained(folder):
     return train_run(config, folder / "run").run.root
 
 
+@pytest.fixture(scope="module")
+def larger(trained, folder):
+    """A second run, with more members and other training rows."""
+    (folder / "more.csv").write_text(rows(5000, 200))
+    config = RunConfig(
+        base=BaseConfig(name=str(folder / "base")),
+        adapt=AdaptConfig(members=4, r=2),
+        data=DataConfig(train=str(folder / "more.csv"), scoring="text"),
+        train=TrainConfig(epochs=3, lr=0.03),
+    )
+    return train_run(config, folder / "larger").run.root
+
+
 @pytest.fixture
 def run(trained, tmp_path):
     return shutil.copytree(trained, tmp_path / "run")
@@ -106,6 +119,97 @@ def test_a_refusal_has_exit_code_1(lorchestra, run, folder):
     code, out, _ = lorchestra("predict", run, "--data", folder / "later.csv")
     assert code == 0
     assert json.loads(out.splitlines()[0])["decision"] is None
+
+
+def test_a_cascade_from_the_certificate_to_the_answers(lorchestra, run, folder, tmp_path):
+    arguments = ["calibrate", run, "--data", folder / "new.csv", "--target-error", 0.3, "--cascade", 1]
+    code, out, err = lorchestra(*arguments)
+    assert code == 0, out + err
+    text = " ".join(out.split())
+    assert "At most 30 % of the automated rows are wrong, whichever stage answers them, with 95 % confidence" in text
+    for words in ("Certified cascade", "first member", "all 3 members", "a person", "Member passes per row: "):
+        assert words in text
+    result = json.loads(lorchestra(*arguments, "--json")[1])
+    assert (result["cascade"]["num_first"], result["cascade"]["num_members"]) == (1, 3)
+
+    code, out, err = lorchestra("predict", run, "--data", folder / "later.csv")
+    assert code == 0, err
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert {line["members_used"] for line in lines} <= {1, 3}
+    assert {line["decision"] for line in lines} <= {"automate", "abstain"}
+    mean = sum(line["members_used"] for line in lines) / 30
+    assert f"cascade: {mean:.2f} of 3 members per row" in err
+    table = tmp_path / "answers.csv"
+    assert lorchestra("predict", run, "--data", folder / "later.csv", "--out", table)[0] == 0
+    cells = list(csv.DictReader(io.StringIO(table.read_text())))
+    assert [int(row["members_used"]) for row in cells] == [line["members_used"] for line in lines]
+
+    code, out, err = lorchestra("predict", run, "--data", folder / "later.csv", "--no-decisions")
+    assert "members_used" not in json.loads(out.splitlines()[0])
+    assert "cascade" not in err
+    code, _, err = lorchestra(*arguments[:-1], 3)
+    assert code == 2
+    assert "cascade: 3 of the run's 3 members cannot answer first; give 1 to 2" in err
+
+
+def test_a_cascade_of_two_runs(lorchestra, run, larger, folder, tmp_path):
+    predict = ["predict", run, larger, "--data", folder / "later.csv"]
+    code, _, err = lorchestra(*predict, "--cascade")
+    assert code == 2
+    assert "has no cascade with a second run; certify one first: lorchestra calibrate" in err
+    arguments = ["calibrate", run, larger, "--data", folder / "new.csv", "--target-error", 0.3]
+    code, out, err = lorchestra(*arguments)
+    assert code == 0, out + err
+    text = " ".join(out.split())
+    assert "At most 30 % of the automated rows are wrong, whichever run answers them, with 95 % confidence" in text
+    for words in ("Certified cascade", "first run", "second run", "a person", "with the second run alone"):
+        assert words in text
+    assert json.loads(lorchestra(*arguments, "--json")[1])["rows"]["look"] == 2
+
+    code, out, err = lorchestra(*predict, "--cascade")
+    assert code == 0, err
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert {line["members_used"] for line in lines} <= {3, 7}
+    assert {line["decision"] for line in lines} <= {"automate", "abstain"}
+    automated = sum(line["decision"] == "automate" for line in lines)
+    assert f"decisions: {automated} of 30 answers automated" in err
+    assert f"cascade: {sum(line['members_used'] for line in lines) / 30:.2f} of 7 members per row" in err
+    table = tmp_path / "answers.csv"
+    assert lorchestra(*predict, "--cascade", "--out", table)[0] == 0
+    cells = list(csv.DictReader(io.StringIO(table.read_text())))
+    assert [int(row["members_used"]) for row in cells] == [line["members_used"] for line in lines]
+    code, out, _ = lorchestra("predict", run, "--data", folder / "later.csv")  # the run alone has no threshold
+    assert json.loads(out.splitlines()[0])["decision"] is None
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "message"),
+    [
+        ("calibrate", ["--per-class"], "--per-class: not available with two runs"),
+        ("calibrate", ["--cascade", 1], "--cascade: not available with two runs"),
+        ("predict", [], "is a second run; to answer by the cascade of both: --cascade"),
+        ("predict", ["--cascade", "--raw"], "--raw: a cascade of two runs is certified without it"),
+        ("predict", ["--cascade", "--early-exit", "exact"], "--early-exit: a cascade of two runs"),
+        ("predict", ["--cascade", "--abstain-below", 0.5], "--abstain-below: a cascade of two runs"),
+    ],
+)
+def test_options_that_two_runs_do_not_have(lorchestra, run, larger, folder, command, options, message):
+    code, _, err = lorchestra(command, run, larger, "--data", folder / "new.csv", *options)
+    assert code == 2
+    assert message in err
+
+
+def test_two_runs_need_both_and_rows(lorchestra, run, larger, folder):
+    for arguments, message in (
+        (["calibrate", run, larger], "give labelled rows that are new to both with --data FILE"),
+        (["calibrate", run, folder / "new.csv"], "new.csv: is a data file; give it as --data"),
+        (["predict", run, "--cascade", "--data", folder / "new.csv"], "--cascade: give the second run too"),
+        (["calibrate", run, run, "--data", folder / "new.csv"], "a cascade needs two runs"),
+        (["calibrate", run, larger, "--data", folder / "more.csv"], "rows are not new to"),
+    ):
+        code, _, err = lorchestra(*arguments)
+        assert code == 2, err
+        assert message in err
 
 
 def test_costs_from_a_file(lorchestra, run, folder, tmp_path):

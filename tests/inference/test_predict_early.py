@@ -7,6 +7,8 @@ import pytest
 
 from lorchestra.inference.predict import member_passes, predict_early, predict_rows
 from lorchestra.metrics.early_exit import ExitRule
+from lorchestra.metrics.member_cascade import CascadeRule
+from lorchestra.metrics.predictive import mixture_log_probs
 
 ADAPT = {"all layers": {}, "last layer": {"depth": 3, "layers": "last:1"}}
 RULES = [ExitRule(), ExitRule(0.8), ExitRule(0.999)]
@@ -39,6 +41,20 @@ def test_rows_equal_full_predictions_up_to_the_member_where_they_stop(model, row
         np.testing.assert_allclose(log_probs[:number, e, :width], expected[:number, e, :width], rtol=0, atol=1e-12)
         assert (log_probs[number:, e] == -np.inf).all()
         assert (log_probs[:, e, width:] == -np.inf).all()
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.5, np.inf])
+@pytest.mark.parametrize("first", [1, 3])
+def test_the_stages_of_a_cascade(model, rows, first, threshold):
+    """The first members answer where they are sure, and all five the other rows."""
+    expected, rule = full(model, rows), CascadeRule(first, threshold, None)
+    log_probs, used = predict_early(model, rows, rule, 40)
+    sure = np.exp(mixture_log_probs(expected[:first])).max(axis=1) >= threshold
+    np.testing.assert_array_equal(used, np.where(sure, first, 5))
+    np.testing.assert_array_equal(used, rule.members_used(expected))
+    for e, number in enumerate(used):
+        np.testing.assert_allclose(np.exp(log_probs[:number, e]), np.exp(expected[:number, e]), rtol=0, atol=1e-12)
+        assert (log_probs[number:, e] == -np.inf).all()
 
 
 def test_a_prefix_that_all_rows_share_changes_nothing(model, rows):

@@ -87,7 +87,7 @@ def test_a_record_that_was_edited_is_refused(run: Run, changes: dict[str, object
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 2}, "format_version is 2, this version of lorchestra reads 1"),
+        ({"format_version": 3}, "format_version is 3, this version of lorchestra reads 1 and 2"),
         ({"format_version": True}, "format_version is True"),
         ({"questions": {}}, "questions has no entry for the run's question"),
         ({"kind": "magic"}, "kind is 'magic', not one of"),

@@ -153,14 +153,14 @@ def misplaced(arguments: Sequence[str], command: str) -> str | None:
     return None
 
 
-def check_run_argument(run: str, command: str) -> None:
+def check_run_argument(run: str, command: str, *, first: bool = True) -> None:
     """Refuse a data file in place of a run directory.
 
     Raises:
         ConfigError: names the option that takes the file.
     """
     if _is_data_file(run) and not Path(run).is_dir():
-        raise ConfigError(_data_hint(run, command))
+        raise ConfigError(_data_hint(run, command, first=first))
 
 
 _DATA_OPTIONS = {

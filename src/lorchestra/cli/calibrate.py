@@ -28,6 +28,10 @@ class CalibrateArguments:
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run directory."""
+    second_run: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[RUN_LARGE]")] = None
+    """Directory of a second, more expensive run with the same labels: certify a cascade in which RUN answers where it
+    is sure, RUN_LARGE the other rows, and a person the rest. It is saved in RUN; predict RUN RUN_LARGE --cascade uses
+    it."""
     data: str | None = None
     """File with labelled rows that the run has never seen. Default: the run's test rows."""
     target_error: float | None = None
@@ -50,6 +54,9 @@ class CalibrateArguments:
     long tails."""
     sets_by_class: bool = False
     """The sets have the right answer with this probability in each class (texts with labels)."""
+    cascade: int | None = None
+    """So many members answer first, and all members only the rows of which the first are not sure; what is left is for
+    a person. The pair of thresholds is certified end to end, and predict answers by it, with fewer member passes."""
     costs: str | None = None
     """YAML file with the cost of each confusion and of asking a person (docs/decisions.md): what deciding by cost would
     cost per 1,000 rows, next to automating all and asking always."""
@@ -80,6 +87,8 @@ def run(arguments: Sequence[str]) -> int:
     from lorchestra.cli.progress import RowProgress
     from lorchestra.runs.ensemble import load_run
 
+    if parsed.second_run is not None:
+        return _run_two(parsed, parsed.second_run)
     with RowProgress(messages()) as progress:
         decisions = load_run(parsed.run, base=parsed.base).calibrate(
             parsed.data,
@@ -91,6 +100,7 @@ def run(arguments: Sequence[str]) -> int:
             sets=parsed.sets,
             sets_method=parsed.sets_method,
             sets_by_class=parsed.sets_by_class,
+            cascade=parsed.cascade,
             costs=parsed.costs,
             data_dir=parsed.data_dir,
             files={"train": parsed.data_train, "val": parsed.data_val, "test": parsed.data_test},
@@ -101,6 +111,52 @@ def run(arguments: Sequence[str]) -> int:
     else:
         _show(decisions)
     return 0 if decisions.has_threshold else 1
+
+
+def _run_two(parsed: CalibrateArguments, second_run: str) -> int:
+    """Certify a cascade of two runs."""
+    check_run_argument(second_run, "calibrate", first=False)
+    default = CalibrateArguments(parsed.run)
+    for name in (
+        "max_errors_per_1000",
+        "per_class",
+        "score",
+        "sets",
+        "sets_method",
+        "sets_by_class",
+        "cascade",
+        "costs",
+    ):
+        if getattr(parsed, name) != getattr(default, name):
+            raise ConfigError(f"--{name.replace('_', '-')}: not available with two runs; leave it out")
+    if parsed.data is None:
+        raise ConfigError("two runs: give labelled rows that are new to both with --data FILE")
+
+    from lorchestra.cli.output import messages, print_json, results
+    from lorchestra.cli.progress import RowProgress
+    from lorchestra.report.decisions import run_cascade_sentences, run_cascade_table
+    from lorchestra.runs.ensemble import load_run
+    from lorchestra.runs.run_cascade import calibrate_runs
+
+    with RowProgress(messages()) as progress:
+        cascade = calibrate_runs(
+            load_run(parsed.run, base=parsed.base),
+            load_run(second_run),
+            parsed.data,
+            target_error=0.05 if parsed.target_error is None else parsed.target_error,
+            confidence=parsed.confidence,
+            data_dir=parsed.data_dir,
+            files={"train": parsed.data_train, "val": parsed.data_val, "test": parsed.data_test},
+            callbacks=[progress],
+        )
+    if parsed.json:
+        print_json(cascade.to_dict())
+    else:
+        if cascade.has_threshold:
+            results().print(run_cascade_table(cascade))
+        for sentence in run_cascade_sentences(cascade):
+            results().print(sentence, highlight=False, markup=False)
+    return 0 if cascade.has_threshold else 1
 
 
 def _show(decisions: Decisions) -> None:

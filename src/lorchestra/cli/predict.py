@@ -85,6 +85,8 @@ class PredictArguments:
     """The run directory."""
     data: str
     """The file with the rows (or a directory, a pattern, or - for standard input)."""
+    second_run: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[RUN_LARGE]")] = None
+    """With --cascade: the second run of a cascade that lorchestra calibrate RUN RUN_LARGE has certified."""
     out: str | None = None
     """File to write instead of stdout: JSON lines, or a table if the name ends in .csv or .tsv (there, an apostrophe is
     put before text that a spreadsheet would run as a formula); .gz compresses it. It is called FILE.partial until it
@@ -108,6 +110,9 @@ class PredictArguments:
     """Evaluate a row's members one after the other, and stop when the answer can no longer change (exact), or when the
     mean probability of two or more members, before calibration, reaches this number in (0, 1]. Adds members_used to
     each line."""
+    cascade: bool = False
+    """Answer with RUN where it is sure and with RUN_LARGE elsewhere, by the certified cascade of the two. members_used
+    counts the members of both. (A cascade within one run needs no option.)"""
     top: int | Literal["all"] | None = None
     """Write this many of a row's most probable choices, most probable first ("top" in a line), or the probabilities of
     all choices under all members (all). Default: all of at most 10 choices, and the top 5 of more."""
@@ -124,6 +129,7 @@ def run(arguments: Sequence[str]) -> int:
     threshold = parsed.abstain_below
     if threshold is not None and not 0 <= threshold <= 1:
         raise ConfigError(f"--abstain-below: {threshold} is not in [0, 1]")
+    _check_cascade(parsed)
     if isinstance(parsed.top, int) and parsed.top < 1:
         raise ConfigError(f"--top: {parsed.top} is less than 1; give a number of choices, or all")
     if parsed.if_exists is not None and parsed.out is None:
@@ -135,15 +141,37 @@ def run(arguments: Sequence[str]) -> int:
 
     rule = None if parsed.early_exit is None else ExitRule.parse(parsed.early_exit)
     record = Run.at(parsed.run).read_ensemble()
+    has_stages = False
     if not parsed.raw:
-        Run.at(parsed.run).read_calibration(record)  # refuses a damaged one before the base is loaded
-    form = AnswerFormat("jsonl")
+        # refuses a damaged one before the base is loaded
+        calibration = Run.at(parsed.run).read_calibration(record)
+        has_stages = parsed.cascade or (parsed.decisions and calibration is not None and calibration.has_stages)
+    form = AnswerFormat("jsonl", early_exit=rule is not None or has_stages)
     if parsed.out is not None:
         form = AnswerFormat.of_file(
-            parsed.out, record.labels, rule is not None, shown_choices(parsed.top, len(record.labels or ()))
+            parsed.out, record.labels, form.early_exit, shown_choices(parsed.top, len(record.labels or ()))
         )
     command = f"lorchestra predict {shlex.join(_without_if_exists(arguments))}"
     return Prediction(parsed, form, rule, resume_with=f"{command} --if-exists resume").run()
+
+
+def _check_cascade(parsed: PredictArguments) -> None:
+    """Refuse a second run without --cascade, the reverse, and options that contradict it."""
+    if parsed.second_run is None:
+        if parsed.cascade:
+            raise ConfigError("--cascade: give the second run too: lorchestra predict RUN RUN_LARGE --cascade")
+        return
+    check_run_argument(parsed.second_run, "predict", first=False)
+    if not parsed.cascade:
+        raise ConfigError(f"predict: {parsed.second_run} is a second run; to answer by the cascade of both: --cascade")
+    for option, given in (
+        ("--raw", parsed.raw),
+        ("--no-decisions", not parsed.decisions),
+        ("--abstain-below", parsed.abstain_below is not None),
+        ("--early-exit", parsed.early_exit is not None),
+    ):
+        if given:
+            raise ConfigError(f"{option}: a cascade of two runs is certified without it; leave one of the two out")
 
 
 def shown_choices(top: int | Literal["all"] | None, num_choices: int) -> int | None:
@@ -288,6 +316,11 @@ class Prediction:
             name: getattr(self.parsed, name)
             for name in ("abstain_below", "decisions", "early_exit", "on_error", "raw", "top")
         }
+        if self.parsed.second_run is not None:
+            second = Run.at(self.parsed.second_run)
+            options["second_run"] = [
+                sha256_file(path) for path in (second.ensemble, second.calibration) if path.exists()
+            ]
         reading = {f"data.{name}": value for name, value in dataclasses.asdict(self.parsed.reading).items()}
         return {
             "lorchestra": version("lorchestra"),
@@ -299,9 +332,8 @@ class Prediction:
 
     def _answer(self, sink: Sink) -> None:
         from lorchestra.cli.progress import RowProgress
-        from lorchestra.metrics.calibrator import RAW
         from lorchestra.runs.ensemble import input_rows_of, load_run
-        from lorchestra.runs.predict import AnswerOptions, answer_chunks, chunk_rows
+        from lorchestra.runs.predict import chunk_rows
 
         parsed = self.parsed
         with RowProgress(self.console, live=parsed.out is not None or not sys.stdout.isatty()) as progress:
@@ -309,16 +341,33 @@ class Prediction:
             rows = input_rows_of(trained, Path(parsed.data), self._data(trained))
             size = chunk_rows(trained.pipeline)
             self._skip_answered(sink, rows, size)
-            too_long = parsed.reading.too_long or trained.config.data.too_long
-            calibration = RAW if parsed.raw else trained.calibration
-            if self.rule is not None:
-                self.rule.check_calibration(calibration)
-            decisions = trained.decisions if parsed.decisions and not parsed.raw else None
-            options = AnswerOptions(parsed.abstain_below, self.rule, too_long, calibration, decisions)
             self.num_members, self.max_length = trained.pipeline.model.num_members, trained.pipeline.max_length
-            for chunk in answer_chunks(trained.pipeline, rows, options, size):
+            for chunk in self._chunks(trained, rows, size):
                 self._write(chunk, sink, size)
                 progress.on_progress("predicting", self.counts.rows, 0)
+
+    def _chunks(self, trained: Ensemble, rows: Iterator[InputRow], size: int) -> Iterator[AnsweredChunk]:
+        """Answers by the run, or by the cascade of two runs."""
+        from lorchestra.metrics.calibrator import RAW
+        from lorchestra.runs.ensemble import load_run
+        from lorchestra.runs.predict import AnswerOptions, answer_chunks
+        from lorchestra.runs.run_cascade import answer_chunks_by_runs, run_cascade_of
+
+        parsed = self.parsed
+        if parsed.second_run is not None:
+            second = load_run(parsed.second_run)
+            cascade = run_cascade_of(trained, second)
+            self.num_members += second.pipeline.model.num_members
+            self.has_stages = True
+            return answer_chunks_by_runs(trained, second, cascade, rows, size, parsed.reading.too_long)
+        calibration = RAW if parsed.raw else trained.calibration
+        if self.rule is not None:
+            self.rule.check_calibration(calibration)
+        decisions = trained.decisions if parsed.decisions and not parsed.raw else None
+        self.has_stages = decisions is not None and decisions.stages is not None
+        too_long = parsed.reading.too_long or trained.config.data.too_long
+        options = AnswerOptions(parsed.abstain_below, self.rule, too_long, calibration, decisions)
+        return answer_chunks(trained.pipeline, rows, options, size)
 
     def _data(self, trained: Ensemble) -> DataConfig:
         """The run's data settings, overridden by the options given."""
@@ -379,7 +428,7 @@ class Prediction:
             for answer in chunk.answers:
                 if answer.error is not None:
                     raise DataError(answer.error)
-        early_exit = self.parsed.early_exit is not None
+        early_exit = self.form.early_exit
         records = [
             answer.to_dict(early_exit=early_exit, top=shown_choices(self.parsed.top, len(answer.choices or ())))
             for answer in chunk.answers
@@ -415,6 +464,7 @@ class Prediction:
                 f"{self.cells_left_out} row(s) have columns that the first rows lack; the table leaves them out, JSON"
                 " lines (--out FILE.jsonl) do not"
             )
-        if self.parsed.early_exit is not None and counts.answered:
+        if counts.answered and (self.has_stages or self.parsed.early_exit is not None):
+            what = "cascade" if self.has_stages else f"early exit ({self.parsed.early_exit})"
             mean = counts.members_used / counts.answered
-            self.say(f"early exit ({self.parsed.early_exit}): {mean:.2f} of {self.num_members} members per row")
+            self.say(f"{what}: {mean:.2f} of {self.num_members} members per row")

@@ -22,7 +22,7 @@ from lorchestra.data.splits import draw_stratified
 from lorchestra.data.tokenizer import TextTokenizer
 from lorchestra.errors import LorchestraError
 from lorchestra.inference.predict import MemberPass, PrefixReuse, member_passes, predict_early, predict_rows
-from lorchestra.metrics.early_exit import ExitRule
+from lorchestra.metrics.early_exit import StopRule
 from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.models.loading import LoadedBase
 from lorchestra.nn.packing import BASE
@@ -179,7 +179,7 @@ class Pipeline:
         self,
         examples: Sequence[Example],
         split: str,
-        rule: ExitRule,
+        rule: StopRule,
         progress: Callable[[int], None] | None = None,
     ) -> EarlyExitPredictions:
         """Predictions with early exit: per row, those of the first members until the rule decides the row.
@@ -203,7 +203,7 @@ class Pipeline:
         examples: Sequence[Example],
         rows: Sequence[EncodedExample],
         split: str,
-        rule: ExitRule,
+        rule: StopRule,
         progress: Callable[[int], None] | None = None,
         prefix_reuse: PrefixReuse | None = None,
     ) -> EarlyExitPredictions:

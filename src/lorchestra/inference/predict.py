@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lorchestra.inference.packed import run_packed
 from lorchestra.inference.trunk import TrunkCache
-from lorchestra.metrics.early_exit import ExitRule
+from lorchestra.metrics.early_exit import StopRule
 from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.nn.kv_cache import PrefixCache
 from lorchestra.nn.packing import BASE, Item, PackedBatch, forward_budget, plan_micro_batches, shareable_prefix
@@ -116,15 +116,15 @@ def predict_rows(
 def predict_early(
     model: EnsembleModel,
     rows: Sequence[EncodedExample],
-    rule: ExitRule,
+    rule: StopRule,
     token_budget: int,
     progress: Callable[[int], None] | None = None,
     prefix_reuse: PrefixReuse | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Log-probabilities of every row's choices under the first members, until the rule decides the row.
 
-    A group of rows runs through the trunk once, then through one member after the other; after each, decided rows drop
-    out and the others are packed again.
+    A group of rows runs through the trunk once, then through the members up to one stop of the rule after the other;
+    after each, decided rows drop out and the others are packed again.
 
     Args:
         model: the ensemble.
@@ -158,7 +158,7 @@ def predict_early(
             decided = rule.is_decided(log_probs[:stop, undecided], num_members)
             used[np.array(undecided)[decided]] = stop
             undecided = [e for e, is_decided in zip(undecided, decided, strict=True) if not is_decided]
-            first, stop = stop, stop + 1
+            first, stop = stop, rule.next_stop(stop, num_members)
         if progress is not None:
             progress(done)
     return log_probs, used

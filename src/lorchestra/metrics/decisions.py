@@ -17,6 +17,7 @@ from lorchestra.metrics.calibrator import Calibration, pooled
 from lorchestra.metrics.certificates import Certificate, certify, certify_by_class, certify_max_errors
 from lorchestra.metrics.conformal import ConformalSets, Method, choose_penalty, fit_conformal
 from lorchestra.metrics.costs import CostComparison, compare_policies
+from lorchestra.metrics.member_cascade import MemberCascade, certify_members
 from lorchestra.metrics.predictive import FloatArray, IntArray
 from lorchestra.metrics.ranking import (
     CombinedScore,
@@ -50,6 +51,7 @@ class DecisionSettings:
         sets: coverage of prediction sets; None for none.
         sets_method: of `metrics.conformal`.
         sets_by_class: the coverage of sets holds for each class.
+        cascade: members that answer first, before all of them; None for no cascade.
     """
 
     target_error: float = 0.05
@@ -60,6 +62,7 @@ class DecisionSettings:
     sets: float | None = None
     sets_method: Method = "lac"
     sets_by_class: bool = False
+    cascade: int | None = None
 
     @property
     def rate(self) -> float:
@@ -114,6 +117,8 @@ class Decisions:
         sets: prediction sets.
         set_sizes: of the certification rows.
         costs: what deciding by cost would save.
+        cascade: the stages that the only certificate is for, end to end; its `threshold` is then that of the path
+            (`metrics.cascade`), and those of the stages are here.
     """
 
     score: Score
@@ -125,11 +130,17 @@ class Decisions:
     sets: ConformalSets | None = None
     set_sizes: SetSizes | None = None
     costs: CostComparison | None = None
+    cascade: MemberCascade | None = None
 
     @property
     def has_threshold(self) -> bool:
         """Whether any answer can be automated."""
         return any(one.threshold is not None for one in self.certificates)
+
+    @property
+    def stages(self) -> MemberCascade | None:
+        """The cascade by which rows are answered; None if there is none, or if it was refused."""
+        return self.cascade if self.has_threshold else None
 
     @property
     def thresholds(self) -> tuple[float | None, ...]:
@@ -141,8 +152,21 @@ class Decisions:
         return chosen_scores(self.score, simple_scores(log_probs_MEC, log_probs_EC), self.combined)
 
     def automated(self, log_probs_MEC: FloatArray, log_probs_EC: FloatArray) -> BoolArray:
-        """Which rows are automated, bool `[E]`: those whose score is at least the threshold."""
+        """Which rows are automated, bool `[E]`: those whose score is at least the threshold.
+
+        In a cascade these are the members of the stage that answers the rows, and the threshold is that stage's.
+        """
+        if self.cascade is not None:
+            threshold = self.cascade.threshold_of(len(log_probs_MEC))
+            return np.asarray(self.scores(log_probs_MEC, log_probs_EC) >= threshold)
         return self._above(self.scores(log_probs_MEC, log_probs_EC), predicted(log_probs_EC))
+
+    def decide(self, log_probs_MEC: FloatArray, calibration: Calibration | None) -> tuple[FloatArray, BoolArray]:
+        """From the predictions of all members: the calibrated answers, `[E, C]`, and which of them are automated."""
+        if self.cascade is not None:
+            return self.cascade.decide(log_probs_MEC, calibration)
+        log_probs_EC = pooled(log_probs_MEC, calibration)
+        return log_probs_EC, self.automated(log_probs_MEC, log_probs_EC)
 
     def _above(self, scores_E: FloatArray, predicted_E: IntArray) -> BoolArray:
         thresholds = np.array([np.inf if value is None else value for value in self.thresholds])
@@ -158,6 +182,8 @@ class Decisions:
         if first.error_of == "all":
             return f"Of 1,000 rows, at most {1000 * first.target_error:.4g} are automated and wrong, {end}."
         most = f"at most {100 * first.target_error:.4g} % of the automated rows are wrong"
+        if self.cascade is not None:
+            most += ", whichever stage answers them"
         if self.classes is not None:
             return f"In each predicted class with a threshold, {most}, for all of them {end}."
         return f"{most[0].upper()}{most[1:]}, {end}."
@@ -177,6 +203,7 @@ class Decisions:
             "sets": None if self.sets is None else self.sets.to_dict(),
             "set_sizes": None if self.set_sizes is None else asdict(self.set_sizes),
             "costs": None if self.costs is None else self.costs.to_dict(),
+            "cascade": None if self.cascade is None else self.cascade.to_dict(),
         }
 
     @classmethod
@@ -185,6 +212,7 @@ class Decisions:
         names = [one["class"] for one in values["certificates"]]
         certificates = ({k: v for k, v in one.items() if k != "class"} for one in values["certificates"])
         combined, sets, sizes, costs = (values[name] for name in ("combined", "sets", "set_sizes", "costs"))
+        cascade = values.get("cascade")
         return cls(
             score=values["score"],
             choice=ScoreChoice.from_dict(values["choice"]),
@@ -195,6 +223,7 @@ class Decisions:
             sets=None if sets is None else ConformalSets.from_dict(sets),
             set_sizes=None if sizes is None else SetSizes(**sizes),
             costs=None if costs is None else CostComparison.from_dict(costs),
+            cascade=None if cascade is None else MemberCascade.from_dict(cascade),
         )
 
 
@@ -234,8 +263,15 @@ def fit_decisions(
     Raises:
         ValueError: too few rows, or settings out of range.
     """
-    known = _Scored.of(predictions, calibration)
     other = _Scored.of(reference, calibration)
+    if settings.cascade is not None:
+        _, choice, _ = _choose(other, "max_prob", seed)
+        certificate, cascade = certify_members(
+            predictions, reference, calibration, settings.cascade, settings.target_error, settings.confidence
+        )
+        choice = replace(choice, reason="the stages of a cascade rank by it")
+        return Decisions("max_prob", choice, rows, (certificate,), cascade=cascade)
+    known = _Scored.of(predictions, calibration)
     score, choice, combined = _choose(other, settings.score, seed)
     known_E, other_E = (chosen_scores(score, part.scores, combined) for part in (known, other))
     certificates, classes = _certify(known, known_E, other, other_E, settings, predictions.options[0])

@@ -6,7 +6,8 @@ The members answer one after the other, each row by the first k of M. `ExitRule`
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +17,23 @@ from lorchestra.metrics.calibrator import Calibration, pooled
 from lorchestra.metrics.predictive import TIE, FloatArray, IntArray, mixture_log_probs
 from lorchestra.metrics.result import EarlyExitScores
 from lorchestra.metrics.scores import all_metrics
-from lorchestra.types import Json, plain_values
+from lorchestra.types import EarlyExitPredictions, Json, Predictions, plain_values
 
 ROUNDING = 1e-9
 """A mean lead must exceed the bound by this much: far more than the rounding of a mean over 10,000 members."""
+
+
+class StopRule(Protocol):
+    """When a row needs no more members: `ExitRule`, or the stages of a cascade."""
+
+    def first_stop(self, num_members: int) -> int:
+        """The least number of members after which a row can stop."""
+
+    def next_stop(self, num_seen: int, num_members: int) -> int:
+        """The next number of members, after `num_seen`, after which a row can stop."""
+
+    def is_decided(self, log_probs_MEC: FloatArray, num_members: int) -> NDArray[np.bool_]:
+        """Which rows need no further members, bool `[E]`; all of them once `num_members` have answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +99,10 @@ class ExitRule:
         """The least number of members after which a row can stop."""
         return num_members // 2 + 1 if self.confidence is None else min(2, num_members)
 
+    def next_stop(self, num_seen: int, num_members: int) -> int:
+        """One more member."""
+        return min(num_seen + 1, num_members)
+
     def is_decided(self, log_probs_MEC: FloatArray, num_members: int) -> NDArray[np.bool_]:
         """Which rows need no further members, bool `[E]`.
 
@@ -120,6 +138,24 @@ def early_log_probs(log_probs_MEC: FloatArray, used_E: IntArray) -> FloatArray:
         rows = used_E == num_used
         mixtures_EC[rows] = mixture_log_probs(log_probs_MEC[:num_used, rows])
     return mixtures_EC
+
+
+def first_members(predictions: Predictions, used_E: IntArray) -> EarlyExitPredictions:
+    """Predictions of all members as those of each row's first `used_E` members."""
+    parts, indices = [], []
+    for num_used in np.unique(used_E):
+        rows = np.flatnonzero(used_E == num_used)
+        part = replace(
+            predictions,
+            log_probs_MEC=predictions.log_probs_MEC[:num_used, rows],
+            labels=predictions.labels[rows],
+            ids=tuple(predictions.ids[e] for e in rows),
+            options=tuple(predictions.options[e] for e in rows),
+            texts=tuple(predictions.texts[e] for e in rows) if predictions.texts else (),
+        )
+        parts.append(part)
+        indices.append(rows)
+    return EarlyExitPredictions(tuple(parts), tuple(indices), predictions.num_members)
 
 
 def evaluate_early_exit(

@@ -9,7 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from lorchestra.metrics.certificates import Certificate
-from lorchestra.metrics.decisions import OWN_TEST, Decisions, refusal
+from lorchestra.metrics.decisions import OWN_TEST, CertifyingRows, Decisions, refusal
+from lorchestra.metrics.member_cascade import MemberCascade
+from lorchestra.metrics.run_cascade import RunCascade
 from lorchestra.report.fitted_table import FittedTable
 from lorchestra.types import Json
 
@@ -29,6 +31,7 @@ POLICIES = {
 }
 Row = tuple[str, ...]
 CERTIFICATE_COLUMNS = ("Predicted class", "Threshold", "Automated", "Interval", "Wrong of these", "If refused: why")
+STAGE_COLUMNS = ("Stage", "Threshold", "Answered", "Members run")
 SCORE_COLUMNS = ("Score", "AURC", "Gain", "")
 COST_COLUMNS = ("Policy", "Measured", "Interval", "Expected", "Asked")
 
@@ -37,7 +40,9 @@ def sentences(decisions: Decisions) -> list[str]:
     """The result in sentences, the guarantee first."""
     lines = [decisions.guarantee()]
     first = decisions.certificates[0]
-    if decisions.classes is None and first.threshold is not None:
+    if decisions.stages is not None:
+        lines += _cascade_sentences(decisions.stages, first)
+    elif decisions.classes is None and first.threshold is not None:
         name = SCORES[decisions.score]
         lines.append(
             f"Threshold {first.threshold:.4g} on the {name}: {_share(first.coverage)} of the certifying rows are"
@@ -53,14 +58,18 @@ def sentences(decisions: Decisions) -> list[str]:
 
 def notes(decisions: Decisions) -> list[str]:
     """What a user of the rows that certified should know."""
-    rows, lines = decisions.rows, []
+    return _notes(decisions.rows, decisions.certificates[0].confidence)
+
+
+def _notes(rows: CertifyingRows, confidence: float) -> list[str]:
+    lines = []
     if rows.source == OWN_TEST:
         lines.append(
             "The run's test rows certified: from now on they are not independent of the threshold, and later"
             " evaluations on them say nothing new about it."
         )
     if rows.num_repeated:
-        together = max(decisions.certificates[0].confidence - rows.earlier_risk, 0.0)
+        together = max(confidence - rows.earlier_risk, 0.0)
         lines.append(
             f"This is look {rows.look} at labelled rows, and {rows.num_repeated:,} of the {rows.num_rows:,} rows were"
             f" used in an earlier one: {'both' if rows.look == 2 else f'all {rows.look}'} certificates of this run hold"
@@ -74,6 +83,47 @@ def certificate_rows(decisions: Decisions) -> list[Row]:
     """The rows of the table of certificates, in the order of `CERTIFICATE_COLUMNS`."""
     names = ("all",) if decisions.classes is None else decisions.classes
     return [(name, *_cells(one)) for name, one in zip(names, decisions.certificates, strict=True)]
+
+
+def stage_rows(cascade: MemberCascade) -> list[Row]:
+    """The stages of a cascade, in the order of `STAGE_COLUMNS`: the first members, all members, a person."""
+    first, everyone = str(cascade.num_first), str(cascade.num_members)
+    return [
+        (_first_stage(cascade), _threshold(cascade.first_threshold), _share(cascade.share_first), first),
+        (f"all {everyone} members", _threshold(cascade.second_threshold), _share(cascade.share_second), everyone),
+        ("a person", "", _share(cascade.share_person), everyone),
+    ]
+
+
+def run_cascade_sentences(cascade: RunCascade) -> list[str]:
+    """The cascade of two runs in sentences, the guarantee first."""
+    lines, one = [cascade.guarantee()], cascade.certificate
+    if cascade.has_threshold:
+        always, low, high = cascade.seconds[1], *cascade.seconds_interval
+        change = cascade.mean_seconds / always - 1 if always else 0.0
+        lines += [
+            f"Automated: {_share(one.coverage)}{_interval(one)} of the {one.num_rows:,} certifying rows; {one.errors}"
+            f" of these {one.num_automated:,} are wrong ({_share(one.errors / max(one.num_automated, 1))}).",
+            f"Measured here: {1000 * cascade.mean_seconds:.3g} ms per row ({100 * one.confidence:.4g} % interval"
+            f" {1000 * low:.3g} to {1000 * high:.3g}, at these times per run) instead of {1000 * always:.3g} ms with"
+            f" the second run alone, {_share(abs(change))} {'less' if change <= 0 else 'more'}.",
+        ]
+    return lines + _notes(cascade.rows, one.confidence)
+
+
+def run_cascade_table(cascade: RunCascade) -> FittedTable:
+    """One row per stage: both runs, and a person."""
+    first, second = cascade.seconds
+    rows: list[Row] = [
+        ("first run", _threshold(cascade.first_threshold), _share(cascade.share_first), f"{1000 * first:.3g}"),
+        ("second run", _threshold(cascade.second_threshold), _share(cascade.share_second), f"{1000 * second:.3g}"),
+        ("a person", "", _share(cascade.share_person), ""),
+    ]
+    caption = (
+        "Threshold: on the largest probability of the run. Answered: share of the certifying rows. Time: per row that"
+        " the run sees."
+    )
+    return _table("Certified cascade", caption, ("Stage", "Threshold", "Answered", "ms per row"), rows)
 
 
 def score_rows(decisions: Decisions) -> list[Row]:
@@ -104,14 +154,15 @@ def cost_rows(decisions: Decisions) -> list[Row]:
 
 
 def certificate_table(decisions: Decisions) -> FittedTable:
-    """One row per certificate."""
-    return _table(
-        "Certified thresholds", certificate_caption(decisions), CERTIFICATE_COLUMNS, certificate_rows(decisions)
-    )
+    """One row per certificate, or per stage of a cascade."""
+    title, columns, rows, caption = _thresholds(decisions)
+    return _table(title, caption, columns, rows)
 
 
 def certificate_caption(decisions: Decisions) -> str:
-    """What the intervals are."""
+    """What the figures are."""
+    if decisions.stages is not None:
+        return "Threshold: on the largest probability of the stage. Answered: share of the certifying rows."
     level = f"{100 * decisions.certificates[0].confidence:.4g} %"
     return f"Automated, and wrong of these: on the certifying rows, with {level} intervals."
 
@@ -154,7 +205,7 @@ def decisions_context(decisions: Decisions | None) -> Json | None:
     if decisions is None:
         return None
     tables = [
-        ("Certified thresholds", CERTIFICATE_COLUMNS, certificate_rows(decisions), certificate_caption(decisions)),
+        _thresholds(decisions),
         ("Which score ranks best", SCORE_COLUMNS, score_rows(decisions), score_caption(decisions)),
     ]
     if decisions.costs is not None:
@@ -163,6 +214,36 @@ def decisions_context(decisions: Decisions | None) -> Json | None:
     rows = decisions.rows
     where = f"Certified on {rows.num_rows:,} rows ({rows.source}), {rows.date[:10]}."
     return {"guarantee": first, "sentences": [*others, where], "tables": tables}
+
+
+def _thresholds(decisions: Decisions) -> tuple[str, Row, list[Row], str]:
+    """Title, columns, rows and caption of the table of thresholds."""
+    caption = certificate_caption(decisions)
+    if decisions.stages is not None:
+        return "Certified cascade", STAGE_COLUMNS, stage_rows(decisions.stages), caption
+    return "Certified thresholds", CERTIFICATE_COLUMNS, certificate_rows(decisions), caption
+
+
+def _cascade_sentences(cascade: MemberCascade, certificate: Certificate) -> list[str]:
+    low, high = cascade.members_interval
+    saved = 1 - cascade.mean_members / cascade.num_members
+    return [
+        f"Of the {certificate.num_rows:,} certifying rows {_share(cascade.share_first)} are answered by the"
+        f" {_first_stage(cascade)}, {_share(cascade.share_second)} by all {cascade.num_members}, and"
+        f" {_share(cascade.share_person)} are left to a person. Automated: {_share(certificate.coverage)}"
+        f"{_interval(certificate)}; {certificate.errors} of these {certificate.num_automated:,} are wrong"
+        f" ({_share(certificate.errors / max(certificate.num_automated, 1))}).",
+        f"Member passes per row: {cascade.mean_members:.2f} ({100 * certificate.confidence:.4g} % interval {low:.2f} to"
+        f" {high:.2f}) instead of {cascade.num_members}, {_share(saved)} fewer.",
+    ]
+
+
+def _first_stage(cascade: MemberCascade) -> str:
+    return "first member" if cascade.num_first == 1 else f"first {cascade.num_first} members"
+
+
+def _threshold(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4g}"
 
 
 def _set_sentences(decisions: Decisions) -> list[str]:

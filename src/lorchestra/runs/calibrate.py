@@ -56,22 +56,20 @@ def calibrate_run(
     """What `Ensemble.calibrate` does."""
     callback = CallbackList(callbacks)
     check_settings(settings, trained.labels)
+    check_cascade(settings, len(trained.members), costs is not None)
     cost_of = _costs(costs, trained.labels)
-    record = trained.run.read_calibration(trained.record)
-    if record is None:
-        missing = Calibration("none", "the run was trained by an earlier version")
-        record = CalibrationRecord.of(trained.record.digest, missing, ())
+    record = record_of(trained)
     if (read_only := trained.run.why_read_only()) is not None:
         raise CheckpointError(f"{read_only} The threshold could not be saved.")
     config = with_directory(with_files(trained.config.data, files), data_dir)
-    splits = _rows_of_run(trained, config, rows).task.splits
+    splits = rows_to_compare(trained, config, rows).task.splits
     examples = _certifying_examples(trained, splits, record, data)
-    _check_rows(examples, settings, trained.labels, str(data or "the test rows"))
+    check_certifying(examples, settings, trained.labels, str(data or "the test rows"))
     known = [row for row in splits["val"] if row.answer is not None]
     if not known:
         raise DataError("no validation row has an answer; they choose the score and the thresholds to be tested")
-    predictions = _predict(trained, examples, "certifying", callback)
-    reference = _predict(trained, known, "val", callback)
+    predictions = predict_labelled(trained, examples, "certifying", callback)
+    reference = predict_labelled(trained, known, "val", callback)
     source = OWN_TEST if data is None else Path(data).name
     saved = _fit(trained, settings, record, predictions, reference, source, cost_of)
     tokens = num_prompt_tokens(trained.pipeline, examples)
@@ -80,6 +78,15 @@ def calibrate_run(
     if any(member.state == "imported" for member in trained.record.members):
         logger.info("The members were imported: rows that trained them elsewhere are not known here, and not checked.")
     return saved.decisions
+
+
+def record_of(trained: Ensemble) -> CalibrationRecord:
+    """The run's calibration record; for a run of an earlier version, one without a calibration."""
+    record = trained.run.read_calibration(trained.record)
+    if record is None:
+        missing = Calibration("none", "the run was trained by an earlier version")
+        record = CalibrationRecord.of(trained.record.digest, missing, ())
+    return record
 
 
 def check_settings(settings: DecisionSettings, labels: tuple[str, ...] | None) -> None:
@@ -107,6 +114,38 @@ def check_settings(settings: DecisionSettings, labels: tuple[str, ...] | None) -
             raise ConfigError(f"{name}: the run answers questions with separate choices, which have no classes")
 
 
+def check_cascade(settings: DecisionSettings, num_members: int, has_costs: bool) -> None:
+    """Refuse a first stage of no member or of all, and settings that a cascade does not have.
+
+    Raises:
+        ConfigError: names the option.
+    """
+    first = settings.cascade
+    if first is None:
+        return
+    if isinstance(first, bool) or not isinstance(first, int):
+        raise ConfigError(f"cascade: {first!r} is not a number of members")
+    if num_members == 1:
+        raise ConfigError("cascade: the run has one member; a cascade needs two or more: leave it out")
+    if not 0 < first < num_members:
+        raise ConfigError(
+            f"cascade: {first} of the run's {num_members} members cannot answer first; give 1 to {num_members - 1}"
+        )
+    if settings.score not in ("auto", "max_prob"):
+        raise ConfigError(f"score: the stages of a cascade rank by max_prob, not by {settings.score}; leave it out")
+    for name, given in (
+        ("max_errors_per_1000", settings.max_errors_per_1000 is not None),
+        ("per_class", settings.per_class),
+        ("sets", settings.sets is not None),
+        ("costs", has_costs),
+    ):
+        if given:
+            raise ConfigError(
+                f"{name}: not available with a cascade, which certifies the error among automated rows of both stages;"
+                " leave one of the two out"
+            )
+
+
 def _check_share(name: str, value: float) -> None:
     if not _is_number(value) or not 0 < value < 1:
         percent = f"; for {value:g} % give {value / 100:g}" if _is_number(value) and 1 <= value < 100 else ""
@@ -125,7 +164,7 @@ def _costs(costs: str | Path | Mapping[str, object] | None, labels: tuple[str, .
     return costs_of(costs, labels, "costs") if isinstance(costs, Mapping) else read_costs(costs, labels)
 
 
-def _rows_of_run(trained: Ensemble, config: DataConfig, rows: Task | None) -> RunRows:
+def rows_to_compare(trained: Ensemble, config: DataConfig, rows: Task | None) -> RunRows:
     """The rows that the run was trained and validated on, without which nothing can be said of others.
 
     Raises:
@@ -158,9 +197,7 @@ def _certifying_examples(
         ConfigError: there are no test rows.
         DataError: the file cannot be read, or a row of it was trained or validated on.
     """
-    used = dict.fromkeys(record.questions[ONLY_QUESTION].row_digests, "fitted the calibration")
-    used |= {content_digest(row): "is a validation row of the run" for row in splits["val"]}
-    used |= {content_digest(row): "is a training row of the run" for row in splits["train"]}
+    used = used_rows(splits, record)
     if data is None:
         examples = [row for row in splits.get("test", ()) if row.answer is not None]
         new = tuple(row for row in examples if content_digest(row) not in used)
@@ -170,17 +207,35 @@ def _certifying_examples(
             logger.info(f"{len(examples) - len(new)} test row(s) are also training or validation rows, and left out")
         return new
     given = trained.read(data, require_answer=True)
-    if overlap := [row for row in given if content_digest(row) in used]:
-        first = overlap[0]
-        raise DataError(
-            f"{data}: {len(overlap)} of {len(given)} rows are not new to the run; the first, {first.where},"
-            f" {used[content_digest(first)]}; a guarantee needs rows that neither trained nor validated it: remove"
-            " them, or give other rows"
-        )
+    check_new(given, used, data)
     return given
 
 
-def _check_rows(
+def used_rows(
+    splits: Mapping[str, Sequence[Example]], record: CalibrationRecord, run: str = "the run"
+) -> dict[str, str]:
+    """By content digest, how each row took part in the run, as a clause."""
+    used = dict.fromkeys(record.questions[ONLY_QUESTION].row_digests, "fitted the calibration")
+    used |= {content_digest(row): f"is a validation row of {run}" for row in splits["val"]}
+    return used | {content_digest(row): f"is a training row of {run}" for row in splits["train"]}
+
+
+def check_new(given: Sequence[Example], used: Mapping[str, str], data: str | Path, run: str = "the run") -> None:
+    """Refuse rows that took part in the run.
+
+    Raises:
+        DataError: names the first.
+    """
+    if overlap := [row for row in given if content_digest(row) in used]:
+        first = overlap[0]
+        raise DataError(
+            f"{data}: {len(overlap)} of {len(given)} rows are not new to {run}; the first, {first.where},"
+            f" {used[content_digest(first)]}; a guarantee needs rows that neither trained nor validated it: remove"
+            " them, or give other rows"
+        )
+
+
+def check_certifying(
     examples: Sequence[Example], settings: DecisionSettings, labels: tuple[str, ...] | None, where: str
 ) -> None:
     """Refuse too few rows and rows of one class, before anything is computed; note repeated ones.
@@ -210,7 +265,8 @@ def _check_rows(
         )
 
 
-def _predict(trained: Ensemble, examples: Sequence[Example], split: str, callback: Callback) -> Predictions:
+def predict_labelled(trained: Ensemble, examples: Sequence[Example], split: str, callback: Callback) -> Predictions:
+    """Predictions of all members."""
     report = progress(callback, f"ensemble on {split}", len(examples))
     return trained.pipeline.predict_members(examples, split, report)
 
@@ -224,24 +280,39 @@ def _fit(
     source: str,
     costs: Costs | None,
 ) -> SavedDecisions:
-    parts = zip(predictions.ids, predictions.texts, predictions.options, predictions.labels.tolist(), strict=True)
-    digests = tuple(content_digest(Example(*part)) for part in parts)
-    rows, seen = CertifyingRows(source, len(digests), reference.num_examples, _now()), frozenset[str]()
-    if (before := record.saved_decisions) is not None:
-        seen, last = before.seen, before.decisions
-        rows = replace(
-            rows,
-            look=last.rows.look + 1,
-            num_repeated=sum(digest in seen for digest in digests),
-            earlier_risk=last.rows.earlier_risk + 1 - last.certificates[0].confidence,
-        )
+    rows, digests, earlier = certifying_rows(record, source, predictions, reference.num_examples)
     matrix = None if costs is None else (np.array(costs.matrix), costs.ask)
     seed = trained.config.train.seed
     try:
         decisions = fit_decisions(predictions, reference, rows, record.calibration, settings, seed, matrix)
     except ValueError as error:
         raise DataError(f"{source}: {error}") from error
-    return SavedDecisions(decisions, digests, tuple(sorted(seen.difference(digests))))
+    return SavedDecisions(decisions, digests, earlier)
+
+
+def certifying_rows(
+    record: CalibrationRecord, source: str, predictions: Predictions, num_reference: int
+) -> tuple[CertifyingRows, tuple[str, ...], tuple[str, ...]]:
+    """The rows that certify, with the looks before; their content digests, and those of rows that certified before."""
+    parts = zip(predictions.ids, predictions.texts, predictions.options, predictions.labels.tolist(), strict=True)
+    digests = tuple(content_digest(Example(*part)) for part in parts)
+    rows, seen = CertifyingRows(source, len(digests), num_reference, _now()), frozenset[str]()
+    looks = []
+    if (alone := record.saved_decisions) is not None:
+        looks.append((alone.decisions.rows, alone.decisions.certificates[0].confidence))
+        seen |= alone.seen
+    if (with_run := record.saved_run_cascade) is not None:
+        looks.append((with_run.cascade.rows, with_run.cascade.certificate.confidence))
+        seen |= with_run.seen
+    if looks:
+        last, confidence = max(looks, key=lambda look: look[0].look)
+        rows = replace(
+            rows,
+            look=last.look + 1,
+            num_repeated=sum(digest in seen for digest in digests),
+            earlier_risk=last.earlier_risk + 1 - confidence,
+        )
+    return rows, digests, tuple(sorted(seen.difference(digests)))
 
 
 def _now() -> str:

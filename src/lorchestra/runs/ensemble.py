@@ -305,6 +305,7 @@ class Ensemble:
         sets: float | None = None,
         sets_method: Method = "lac",
         sets_by_class: bool = False,
+        cascade: int | None = None,
         costs: str | Path | Mapping[str, object] | None = None,
         rows: Task | None = None,
         data_dir: str | None = None,
@@ -320,13 +321,13 @@ class Ensemble:
             data: a file with labelled rows; without it, the run's test rows.
             target_error: highest error rate among automated rows, in (0, 1).
             confidence: probability of the guarantee, in (0, 1).
-            max_errors_per_1000: highest number of automated and wrong rows among 1,000 rows, in place of
-                `target_error`.
+            max_errors_per_1000: in place of `target_error`: highest number of automated and wrong rows among 1,000.
             per_class: one threshold per predicted class; the guarantees hold together.
             score: by which rows are ranked; "auto" chooses on the validation rows.
             sets: coverage of prediction sets, in (0, 1); None for none.
             sets_method: "lac", "aps" or "raps".
             sets_by_class: the coverage holds for each class.
+            cascade: so many members answer first, all members only the rows of which these are not sure.
             costs: a file or mapping with the cost of each confusion and of asking a person (see `config.costs`).
             rows: the splits of a run that was trained on rows from Python.
             data_dir: as in `evaluate`.
@@ -339,7 +340,7 @@ class Ensemble:
             CheckpointError: as `calibration`, or the run cannot be written.
         """
         settings = DecisionSettings(
-            target_error, confidence, max_errors_per_1000, per_class, score, sets, sets_method, sets_by_class
+            target_error, confidence, max_errors_per_1000, per_class, score, sets, sets_method, sets_by_class, cascade
         )
         if data is not None:
             arguments.check_path("data", data)

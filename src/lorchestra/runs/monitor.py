@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 from lorchestra.data.splits import content_digest
 from lorchestra.errors import ConfigError, DataError
 from lorchestra.inference.pipeline import Pipeline
-from lorchestra.metrics.calibrator import pooled
+from lorchestra.metrics.calibrator import Calibration
 from lorchestra.metrics.monitoring import AutomatedErrors, Monitoring, compare, profile
-from lorchestra.metrics.predictive import FloatArray
 from lorchestra.training.callbacks import Callback, CallbackList, progress
 from lorchestra.types import Example, Predictions
 
@@ -51,9 +50,7 @@ def monitor_run(
         new,
         look=1 + (looks.index(digest) if digest in looks else len(looks)),
         false_alarm=false_alarm,
-        automated=_automated_errors(
-            predictions, saved.decisions, pooled(predictions.log_probs_MEC, record.calibration)
-        ),
+        automated=_automated_errors(predictions, saved.decisions, record.calibration),
         seed=trained.config.train.seed,
     )
     if trained.run.why_read_only() is None:
@@ -67,14 +64,14 @@ def num_prompt_tokens(pipeline: Pipeline, examples: Sequence[Example]) -> list[i
 
 
 def _automated_errors(
-    predictions: Predictions, decisions: Decisions, log_probs_EC: FloatArray
+    predictions: Predictions, decisions: Decisions, calibration: Calibration
 ) -> AutomatedErrors | None:
     """The errors among automated rows with a label; None without labels, or without one threshold for all rows."""
     known_E = predictions.labels >= 0
     certificate = decisions.certificates[0]
     if not known_E.any() or certificate.threshold is None or decisions.classes is not None:
         return None
-    automated_E = decisions.automated(predictions.log_probs_MEC, log_probs_EC)
+    log_probs_EC, automated_E = decisions.decide(predictions.log_probs_MEC, calibration)
     wrong_E = log_probs_EC.argmax(axis=1) != predictions.labels
     # the error among automated rows, or among all rows, as it was certified
     counted_E = known_E & automated_E if certificate.error_of == "automated" else known_E

@@ -17,7 +17,7 @@ from lorchestra.inference.predict import PrefixReuse
 from lorchestra.metrics import predictive
 from lorchestra.metrics.calibrator import RAW, Calibration, pooled
 from lorchestra.metrics.decisions import Decision, Decisions
-from lorchestra.metrics.early_exit import ExitRule
+from lorchestra.metrics.early_exit import ExitRule, StopRule, first_members
 from lorchestra.types import EarlyExitPredictions, EncodedExample, Example, Predictions
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Answer:
         prediction_set: the choices that fit, by the run's prediction sets; it may be empty. None without such sets.
         error: why there is no answer.
         input: the row's columns, except id and choices.
-        members_used: how many members answered; None without early exit.
+        members_used: how many members answered; None without early exit or a cascade.
     """
 
     id: str
@@ -91,7 +91,7 @@ class Answer:
         """The fields of a JSON line.
 
         Args:
-            early_exit: whether `members_used` is one of them, even if it is None.
+            early_exit: whether `members_used` is one of them, even if it is None (early exit, or a cascade).
             top: with more choices than that, `top` (see the method) instead of `choices`, `probs`, `member_probs`.
         """
         values = self._fields(early_exit)
@@ -178,6 +178,11 @@ class AnswerOptions:
         decisions, off = self.decisions, "leave the run's decisions out: --no-decisions (in Python, decisions=False)"
         if decisions is None:
             return
+        if self.rule is not None and decisions.stages is not None:
+            raise ConfigError(
+                "--early-exit: the run has a certified cascade, which decides how many members answer a row; leave"
+                f" --early-exit out, or {off}"
+            )
         if self.rule is not None and (decisions.has_threshold or decisions.sets is not None):
             raise ConfigError(
                 "--early-exit: the run's threshold and prediction sets are certified for the answers of all members,"
@@ -188,6 +193,12 @@ class AnswerOptions:
                 f"--abstain-below {self.abstain_below:g}: the run has a certified threshold, which decides; leave"
                 f" --abstain-below out, or {off}"
             )
+
+    @property
+    def stop_rule(self) -> StopRule | None:
+        """When a row needs no more members: early exit, or the run's cascade; None where all members answer."""
+        cascade = None if self.decisions is None else self.decisions.stages
+        return self.rule if cascade is None else cascade.rule(self.calibration)
 
 
 @dataclass(frozen=True)
@@ -284,7 +295,7 @@ def answer_chunks(
     prefix_reuse = PrefixReuse()
     iterator = iter(rows)
     while chunk := tuple(islice(iterator, size)):
-        yield _answer_chunk(pipeline, chunk, options, prefix_reuse)
+        yield answer_chunk(pipeline, chunk, options, prefix_reuse)
 
 
 def answers_from(
@@ -295,18 +306,26 @@ def answers_from(
 ) -> list[Answer]:
     """Predictions as answers, in the order of their rows; after early exit, of the members that answered.
 
+    In a cascade, predictions of all members are reduced to those of the stage that answers each row.
+
     Args:
         predictions: of the members.
         abstain_below: `Answer.abstain` is true if the confidence is below this.
         calibration: of the mixture (`Ensemble.calibration`); without one, the answers are the mixture's as it is.
-        decisions: thresholds and sets (`Ensemble.decisions`), made with this calibration; not after early exit.
+        decisions: thresholds and sets (`Ensemble.decisions`), made with this calibration; after early exit, only those
+            by a cascade.
     """
+    cascade = None if decisions is None else decisions.stages
+    if isinstance(predictions, Predictions) and cascade is not None:
+        used_E = cascade.rule(calibration).members_used(predictions.log_probs_MEC)
+        predictions = first_members(predictions, used_E)
     if isinstance(predictions, Predictions):
         return list(_answers(predictions, abstain_below, calibration, decisions))
+    by_stage = None if cascade is None else decisions
     answers = [
         replace(answer, row=int(index) + 1, members_used=part.num_members)
         for part, indices in zip(predictions.parts, predictions.indices, strict=True)
-        for index, answer in zip(indices, _answers(part, abstain_below, calibration), strict=True)
+        for index, answer in zip(indices, _answers(part, abstain_below, calibration, by_stage), strict=True)
     ]
     return sorted(answers, key=lambda answer: answer.row)
 
@@ -362,9 +381,10 @@ def _answers(
         )
 
 
-def _answer_chunk(
+def answer_chunk(
     pipeline: Pipeline, chunk: tuple[InputRow, ...], options: AnswerOptions, prefix_reuse: PrefixReuse
 ) -> AnsweredChunk:
+    """Answers to the rows of one chunk."""
     examples = {row.number: row.example for row in chunk if row.example is not None}
     encoded = dict(zip(examples, encode_each(pipeline, list(examples.values()), options.too_long), strict=True))
     tokens = {number: one.tokens for number, one in encoded.items() if one.tokens is not None}
@@ -395,10 +415,10 @@ def _predict(
         return []
     rows = [replace(one, row=index) for index, one in enumerate(tokens)]
     predictions: Predictions | EarlyExitPredictions
-    if options.rule is None:
+    if (rule := options.stop_rule) is None:
         predictions = pipeline.predict_encoded(examples, rows, "predict", prefix_reuse)
     else:
-        predictions = pipeline.predict_encoded_early(examples, rows, "predict", options.rule, prefix_reuse=prefix_reuse)
+        predictions = pipeline.predict_encoded_early(examples, rows, "predict", rule, prefix_reuse=prefix_reuse)
     return answers_from(predictions, options.abstain_below, options.calibration, options.decisions)
 
 

@@ -16,10 +16,12 @@ from pathlib import Path
 from lorchestra.errors import CheckpointError
 from lorchestra.metrics.calibrator import Calibration, fault_of
 from lorchestra.store.decision_record import DECISIONS, SavedDecisions, read_decisions
+from lorchestra.store.run_cascade_record import RUN_CASCADE, SavedRunCascade, read_run_cascade
 from lorchestra.store.schema import COUNT, Each, Number, Shape, check_shape, read_json
 from lorchestra.types import Json, plain_values
 
-FORMAT_VERSION = 1
+FORMAT_VERSIONS = (1, 2)
+"""Version 2 is written for decisions by a cascade: versions that do not know them would apply one threshold to all."""
 ONLY_QUESTION = ""
 """The name of the question of a run that has one."""
 
@@ -36,7 +38,12 @@ CALIBRATION: dict[str, Shape] = {
     "nll_after?": Number(0),
 }
 """The shape of `Calibration.to_dict`."""
-_QUESTION: dict[str, Shape] = {**CALIBRATION, "row_digests": [str], "decisions?": (DECISIONS, None)}
+_QUESTION: dict[str, Shape] = {
+    **CALIBRATION,
+    "row_digests": [str],
+    "decisions?": (DECISIONS, None),
+    "run_cascade?": (RUN_CASCADE, None),
+}
 _SHAPE: dict[str, Shape] = {"ensemble": str, "questions": Each(_QUESTION), "checksum": str}
 
 
@@ -46,17 +53,22 @@ class QuestionCalibration:
 
     `row_digests` has a digest of each row's content (`data.splits.content_digest`), in order, of the rows that it was
     chosen and fitted on: rows that are to certify something must not be among them. `saved_decisions` are those of
-    `lorchestra calibrate`, if it was run.
+    `lorchestra calibrate`, if it was run, and `saved_run_cascade` the cascade with a second run.
     """
 
     calibration: Calibration
     row_digests: tuple[str, ...] = ()
     saved_decisions: SavedDecisions | None = None
+    saved_run_cascade: SavedRunCascade | None = None
 
     def to_dict(self) -> Json:
         """As `calibration.json` has it."""
         values = self.calibration.to_dict() | {"row_digests": list(self.row_digests)}
-        return values if self.saved_decisions is None else values | {"decisions": self.saved_decisions.to_dict()}
+        if self.saved_decisions is not None:
+            values["decisions"] = self.saved_decisions.to_dict()
+        if self.saved_run_cascade is not None:
+            values["run_cascade"] = self.saved_run_cascade.to_dict()
+        return values
 
 
 @dataclass(frozen=True)
@@ -81,15 +93,32 @@ class CalibrationRecord:
         """Those of the only question."""
         return self.questions[ONLY_QUESTION].saved_decisions
 
+    @property
+    def saved_run_cascade(self) -> SavedRunCascade | None:
+        """That of the only question."""
+        return self.questions[ONLY_QUESTION].saved_run_cascade
+
+    @property
+    def has_stages(self) -> bool:
+        """Whether a certified cascade answers the only question."""
+        return self.saved_decisions is not None and self.saved_decisions.decisions.stages is not None
+
     def with_decisions(self, saved: SavedDecisions) -> CalibrationRecord:
         """The record with other decisions of the only question."""
         question = replace(self.questions[ONLY_QUESTION], saved_decisions=saved)
         return replace(self, questions={**self.questions, ONLY_QUESTION: question})
 
+    def with_run_cascade(self, saved: SavedRunCascade) -> CalibrationRecord:
+        """The record with another cascade of the run with a second one."""
+        question = replace(self.questions[ONLY_QUESTION], saved_run_cascade=saved)
+        return replace(self, questions={**self.questions, ONLY_QUESTION: question})
+
     def to_dict(self) -> Json:
         """The record as `calibration.json` has it, with a checksum over everything else."""
         questions = {name: question.to_dict() for name, question in self.questions.items()}
-        record: Json = {"format_version": FORMAT_VERSION, "ensemble": self.ensemble, "questions": questions}
+        saved = [question.saved_decisions for question in self.questions.values()]
+        version = 2 if any(one is not None and one.decisions.cascade is not None for one in saved) else 1
+        record: Json = {"format_version": version, "ensemble": self.ensemble, "questions": questions}
         return record | {"checksum": _checksum(record)}
 
     @classmethod
@@ -101,10 +130,10 @@ class CalibrationRecord:
         """
         record = read_json(path)
         version = record.get("format_version")
-        if version != FORMAT_VERSION or isinstance(version, bool):
+        if version not in FORMAT_VERSIONS or isinstance(version, bool):
             raise CheckpointError(
-                f"{path}: format_version is {version!r}, this version of lorchestra reads {FORMAT_VERSION}; use the"
-                " version that wrote it, or answer with the mixture as it is: --raw"
+                f"{path}: format_version is {version!r}, this version of lorchestra reads 1 and 2; use the version that"
+                " wrote it, or answer with the mixture as it is: --raw"
             )
         check_shape(record, _SHAPE, path)
         if record["checksum"] != _checksum(record):
@@ -144,7 +173,9 @@ def _question(values: Json, path: Path, field: str) -> QuestionCalibration:
         )
     decisions = values.get("decisions")
     saved = None if decisions is None else read_decisions(decisions, path, f"{field}.decisions")
-    return QuestionCalibration(calibration, digests, saved)
+    cascade = values.get("run_cascade")
+    with_run = None if cascade is None else read_run_cascade(cascade, path, f"{field}.run_cascade")
+    return QuestionCalibration(calibration, digests, saved, with_run)
 
 
 def _checksum(record: Json) -> str:

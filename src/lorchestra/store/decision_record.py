@@ -15,24 +15,24 @@ from lorchestra.metrics.ranking import SIMPLE, Score
 from lorchestra.store.schema import COUNT, NUMBER_OR_NULL, Each, Number, Pair, Shape
 from lorchestra.types import Json
 
-_SHARE = Number(0, 1)
+SHARE = Number(0, 1)
 _SCORE = set(get_args(Score))
-_CERTIFICATE: dict[str, Shape] = {
+CERTIFICATE: dict[str, Shape] = {
     "class": (str, None),
     "threshold": NUMBER_OR_NULL,
-    "coverage": _SHARE,
-    "coverage_interval": (Pair(_SHARE), None),
-    "error_bound": (_SHARE, None),
+    "coverage": SHARE,
+    "coverage_interval": (Pair(SHARE), None),
+    "error_bound": (SHARE, None),
     "errors": COUNT,
     "num_automated": COUNT,
     "num_rows": COUNT,
-    "target_error": _SHARE,
-    "confidence": _SHARE,
+    "target_error": SHARE,
+    "confidence": SHARE,
     "error_of": {"automated", "all"},
     "reason": (str, None),
     "rows_needed": (COUNT, None),
 }
-_ROWS: dict[str, Shape] = {
+ROWS: dict[str, Shape] = {
     "source": str,
     "num_rows": COUNT,
     "num_reference": COUNT,
@@ -50,7 +50,7 @@ _COMBINED: dict[str, Shape] = {
 }
 _SETS: dict[str, Shape] = {
     "method": set(METHODS),
-    "alpha": _SHARE,
+    "alpha": SHARE,
     "quantiles": [NUMBER_OR_NULL],
     "num_rows": [COUNT],
     "penalty": Number(0),
@@ -61,27 +61,38 @@ _POLICY: dict[str, Shape] = {
     "per_1000": Number(0),
     "interval": Pair(Number(0)),
     "expected_per_1000": Number(0),
-    "share_asked": _SHARE,
+    "share_asked": SHARE,
 }
 _COSTS: dict[str, Shape] = {
     "labels": [str],
     "costs": [[Number(0)]],
     "ask": Number(0),
-    "confidence": _SHARE,
+    "confidence": SHARE,
     "policies": [_POLICY],
+}
+_CASCADE: dict[str, Shape] = {
+    "num_first": COUNT,
+    "num_members": COUNT,
+    "first_threshold": NUMBER_OR_NULL,
+    "second_threshold": NUMBER_OR_NULL,
+    "share_first": SHARE,
+    "share_second": SHARE,
+    "mean_members": Number(0),
+    "members_interval": Pair(Number(0)),
 }
 DECISIONS: dict[str, Shape] = {
     "score": _SCORE,
     "choice": {"score": _SCORE, "aurc": Each(Number(0)), "gain": Each(Pair(Number())), "reason": str},
-    "rows": _ROWS,
-    "certificates": [_CERTIFICATE],
+    "rows": ROWS,
+    "certificates": [CERTIFICATE],
     "combined": (_COMBINED, None),
     "sets": (_SETS, None),
-    "set_sizes": ({"one": _SHARE, "several": _SHARE, "none": _SHARE, "mean": Number(0)}, None),
+    "set_sizes": ({"one": SHARE, "several": SHARE, "none": SHARE, "mean": Number(0)}, None),
     "costs": (_COSTS, None),
     "rows_digest": str,
     "row_digests": [str],
     "earlier_row_digests": [str],
+    "cascade?": (_CASCADE, None),
     "reference?": (
         {
             "source": str,
@@ -154,6 +165,8 @@ def _fault(values: Json) -> str | None:
         return "combined has a scale that is not above 0"
     if sets is not None and (not sets["quantiles"] or len(sets["quantiles"]) != len(sets["num_rows"])):
         return "sets do not have as many quantiles as num_rows"
+    if (fault := _cascade_fault(values)) is not None:
+        return fault
     reference = values.get("reference")
     if reference is not None and len({len(column) for column in reference["numbers"].values()}) > 1:
         return "reference does not have the same rows in all of its numbers"
@@ -162,12 +175,29 @@ def _fault(values: Json) -> str | None:
     return None
 
 
+def _cascade_fault(values: Json) -> str | None:
+    cascade = values.get("cascade")
+    if cascade is None:
+        return None
+    if not 0 < cascade["num_first"] < cascade["num_members"]:
+        return f"cascade.num_first is {cascade['num_first']}, and num_members {cascade['num_members']}"
+    (first, *others) = values["certificates"]
+    if others or first["class"] is not None or values["score"] != "max_prob" or values["sets"] is not None:
+        return "a cascade has one certificate, the score max_prob and no sets"
+    has_none = cascade["first_threshold"] is None and cascade["second_threshold"] is None
+    if has_none != (first["threshold"] is None):
+        return "cascade and certificate do not agree on whether there is a threshold"
+    return None
+
+
 def _without_unknown(values: Json) -> Json:
     """The values without fields of later versions."""
     known = {name: values[name] for name in DECISIONS if not name.endswith("?")}
-    for name, shape in (("rows", _ROWS), ("combined", _COMBINED), ("sets", _SETS)):
+    for name, shape in (("rows", ROWS), ("combined", _COMBINED), ("sets", _SETS)):
         if known[name] is not None:
             known[name] = {part: known[name][part] for part in shape}
+    if values.get("cascade") is not None:
+        known["cascade"] = {part: values["cascade"][part] for part in _CASCADE}
     known["choice"] = {name: known["choice"][name] for name in ("score", "aurc", "gain", "reason")}
-    known["certificates"] = [{name: one[name] for name in _CERTIFICATE} for one in known["certificates"]]
+    known["certificates"] = [{name: one[name] for name in CERTIFICATE} for one in known["certificates"]]
     return known

@@ -267,7 +267,13 @@ class Run:
         return record
 
     def _check_classes(self, decisions: Decisions, ensemble: EnsembleRecord) -> None:
-        """Refuse decisions per class whose classes are not the run's labels."""
+        """Refuse decisions by classes or members that are not the run's."""
+        cascade, num_members = decisions.cascade, len(ensemble.good_members)
+        if cascade is not None and cascade.num_members != num_members:
+            raise CheckpointError(
+                f"{self.calibration}: its cascade has {cascade.num_members} members, the run {num_members}; copy the"
+                " run again, or answer with the mixture as it is: --raw"
+            )
         num_labels, sets = len(ensemble.labels or ()), decisions.sets
         classes_differ = decisions.classes is not None and decisions.classes != ensemble.labels
         if classes_differ or (sets is not None and sets.by_class and len(sets.quantiles) != num_labels):
