@@ -23,7 +23,7 @@ def test_with_many_rows_it_counts_standard_deviations():
 def test_the_shrinkage_is_that_of_ledoit_and_wolf_by_hand():
     """Rows (2, 0), (-2, 0), (0, 1), (0, -1): S = diag(2, 0.5), tr S / D = 1.25, |S - 1.25 I|^2 = 1.125.
 
-    The noise is (mean |x|^4 - |S|^2) / E = ((16 + 16 + 1 + 1) / 4 - 4.25) / 4 = 1.0625, so s = 1.0625 / 1.125 = 17 / 18.
+    The noise is (mean |x|^4 - |S|^2) / E = (34 / 4 - 4.25) / 4 = 1.0625, so s = 1.0625 / 1.125 = 17 / 18.
     """
     gaussian = Gaussian.fit(np.array([[2.0, 0.0], [-2.0, 0.0], [0.0, 1.0], [0.0, -1.0]]))
     assert gaussian.shrinkage == pytest.approx(17 / 18)
