@@ -21,7 +21,7 @@ from scipy.stats import binomtest
 
 from lorchestra import AdaptConfig, BaseConfig, DataConfig, Ensemble, PromptConfig, RunConfig, TrainConfig
 
-SHARES = (0.0, 0.0, 0.1, 0.2, 0.3, 0.4)
+SHARES = (0.0, 0.0, 0.1, 0.2, 0.3, 0.4, 0.7)
 """Part of each day's rows that come from the other source."""
 
 Row = dict[str, str]
@@ -62,6 +62,7 @@ def main() -> None:
     parser.add_argument("--out", required=True, type=Path, help="directory to make")
     parser.add_argument("--base", default="smollm2-135m")
     parser.add_argument("--members", type=int, default=3)
+    parser.add_argument("--layers", default="last:6")
     parser.add_argument("--rows", type=int, default=400, help="rows that train, and rows that certify")
     parser.add_argument("--rows-per-day", type=int, default=100)
     parser.add_argument("--target-error", type=float, default=0.2)
@@ -75,7 +76,7 @@ def main() -> None:
     }
     config = RunConfig(
         base=BaseConfig(name=arguments.base),
-        adapt=AdaptConfig(members=arguments.members, layers="last:6"),
+        adapt=AdaptConfig(members=arguments.members, layers=arguments.layers),
         data=DataConfig(
             train=files["train"],
             val=files["val"],
