@@ -25,7 +25,7 @@ def run(name, *arguments):
 
 
 def test_every_example_is_run_here():
-    assert {path.name for path in EXAMPLES.glob("*.py")} == {"own_loop.py", "from_datasets.py"}
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {"own_loop.py", "from_datasets.py", "shift.py"}
 
 
 @pytest.mark.slow
@@ -48,3 +48,16 @@ def test_from_a_dataset(tiny_base, tmp_path):
     trained = load_run(tmp_path / "out/run")
     assert trained.labels == ("negative", "positive")
     assert "prediction  confidence" in out
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("evals") is None, reason="the wheel evals is not installed")
+def test_monitoring_a_shift(tiny_base, tmp_path):
+    rows = ("--members", 2, "--layers", "last:2", "--rows", 120, "--rows-per-day", 60, "--target-error", 0.75)
+    out = run("shift.py", "--base", tiny_base, "--out", tmp_path / "out", *rows)
+    assert "At most 75 % of the automated rows are wrong" in out
+    days = [line for line in out.splitlines() if "%  " in line]
+    assert [line.split()[1] for line in days] == ["0%", "0%", "10%", "20%", "30%", "40%", "70%"]
+    alarms = [not line.endswith("  no") for line in days]
+    assert alarms[:2] == [False, False]
+    assert alarms[-1]

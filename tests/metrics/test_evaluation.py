@@ -306,6 +306,14 @@ def test_ood_scores_by_hand() -> None:
     json.dumps(scores, allow_nan=False)
 
 
+def test_distances_are_one_more_ood_score():
+    in_dist, ood = make_predictions(), make_predictions(seed=3)
+    without = ood_scores(in_dist, ood)
+    scores = ood_scores(in_dist, ood, distances=(np.array([1.0, 2.0]), np.array([2.0, 3.0, 0.5])))
+    assert scores["auroc"].pop("distance") == pytest.approx((1.5 + 2 + 0) / 6)
+    assert scores == without  # members have no distance of their own
+
+
 def make_small(log_probs: NDArray[np.float64]) -> Predictions:
     """Predictions whose labels are unknown, as those of an OOD set may be."""
     rows = log_probs.shape[1]

@@ -65,10 +65,11 @@ def test_out_of_distribution(width):
     aurocs = {"max_prob": 0.91, "entropy": 0.92, "mutual_information": 0.93}
     side = {"auroc": aurocs, "mean_confidence": {"in_dist": 0.81, "ood": 0.66}}
     scores = side | {"num_examples": {"ood": 500}, "member_mean": side | {"std": dict.fromkeys(aurocs, 0.011)}}
+    scores["auroc"] = aurocs | {"distance": 0.94}
     entry = METHODS | {"task": "reviews", "split": "test", "num_examples": 120, "num_members": 5}
     table = ood_table(entry | {"intervals": {"level": 0.95}, "ood": {"headlines": scores}})
     text, _ = check(table, width, ["headlines", "500 rows"], "OOD set")
-    for value in ("0.910 ±0.011", "0.930", "81.0 / 66.0"):
+    for value in ("0.910 ±0.011", "0.930", "0.940", "81.0 / 66.0"):
         assert value in text
 
 

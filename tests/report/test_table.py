@@ -231,6 +231,21 @@ def test_ood_rows_show_the_three_scores() -> None:
     assert f" {scores['auroc']['mutual_information']:.3f}" not in single
 
 
+def test_the_distance_has_a_column_where_it_was_measured() -> None:
+    entry = full_entry()
+    entry["ood"] = {name: ood_scores(make_predictions(), make_predictions(seed=5)) for name in ("far", "near")}
+    table = ood_table(entry)
+    assert table is not None
+    assert "Distance" not in "\n".join(render(table))
+    entry["ood"]["far"]["auroc"]["distance"] = 0.987
+    table = ood_table(entry)
+    assert table is not None
+    lines = render(table)
+    assert "Distance: from the training rows, by the hidden states" in "\n".join(lines)
+    far, near = (next(line for line in lines if line.startswith(name)).split() for name in ("far", "near"))
+    assert (far[5], near[5]) == ("0.987", "-")
+
+
 def small_entry(mean: dict[str, Any], best: dict[str, Any] | None, gap: tuple[float, list[float]]) -> dict[str, Any]:
     """An entry with only what a verdict reads: ensemble minus mean and minus best member, and the signed gap.
 

@@ -45,7 +45,7 @@ def test_every_baseline_of_the_ensemble(trained, texts_csv):
     assert set(entry["temperature"]) == {"best_member"}  # the ensemble has its calibration
     assert entry["temperature"]["best_member"]["T"] > 0
     assert set(entry["ood"]) == {"far"}
-    assert set(entry["ood"]["far"]["auroc"]) == {"max_prob", "entropy", "mutual_information"}
+    assert set(entry["ood"]["far"]["auroc"]) == {"max_prob", "entropy", "mutual_information", "distance"}
     saved = json.loads(run.run.metrics.read_text())
     assert saved["evaluations"] == [json.loads(json.dumps(entry))]
     assert {"train_s", "tokens", "tokens_per_s", "peak_bytes", "base_passes"} == set(saved["cost"])

@@ -35,7 +35,8 @@ class EvaluateArguments:
     split: str = "test"
     """Split of the run's task, or of --task: train, val or test."""
     ood: tuple[str, ...] = field(default=())
-    """Out-of-distribution rows (named tasks or files): how well does uncertainty separate them from the test rows?"""
+    """Out-of-distribution rows (named tasks or files): how well do uncertainty and the distance from the training rows
+    separate them from the test rows?"""
     data_dir: str | None = None
     """Directory with data sets, searched first for named tasks. Default: the run's."""
     base: str | None = None

@@ -128,12 +128,18 @@ def ensemble_minus(
     return {name: scorer.differences(_baseline(name)) for name in others}
 
 
-def ood_scores(in_dist: Predictions, ood: Predictions, calibration: Calibration | None = None) -> Json:
+def ood_scores(
+    in_dist: Predictions,
+    ood: Predictions,
+    calibration: Calibration | None = None,
+    distances: tuple[FloatArray, FloatArray] | None = None,
+) -> Json:
     """How well uncertainty separates OOD rows from in-distribution rows, as JSON (see `OodScores`).
 
     AUROC by score: `max_prob` (low confidence) and `entropy` (high) of the calibrated mixture, `mutual_information`
-    (high) of the members as they are. OOD rows are the positives; labels are ignored. Where the two sets differ in
-    their number of choices, confidence and entropy differ for that reason alone.
+    (high) of the members as they are, and `distance` (high) where the distances of the in-distribution rows and of the
+    OOD rows from the training rows are given. OOD rows are the positives; labels are ignored. Where the two sets differ
+    in their number of choices, confidence and entropy differ for that reason alone.
 
     Raises:
         ValueError: a set is empty, or the two come from different numbers of members.
@@ -144,11 +150,14 @@ def ood_scores(in_dist: Predictions, ood: Predictions, calibration: Calibration 
         raise ValueError(f"AUROC needs rows on both sides, not {in_dist.num_examples} and {ood.num_examples}")
     mixtures = [pooled(side.log_probs_MEC, calibration) for side in (in_dist, ood)]
     information = [predictive.mutual_information(side.log_probs_MEC) for side in (in_dist, ood)]
+    scores = _aurocs(*mixtures) | {"mutual_information": auroc(*information)}
+    if distances is not None:
+        scores["distance"] = auroc(*distances)
     pairs = list(zip(in_dist.log_probs_MEC, ood.log_probs_MEC, strict=True))
     mean, std = _mean_and_std([_aurocs(*pair) for pair in pairs])
     confidences = [_mean_confidences(*pair) for pair in pairs]
     return OodScores(
-        auroc=plain_values(_aurocs(*mixtures) | {"mutual_information": auroc(*information)}),
+        auroc=plain_values(scores),
         mean_confidence=_mean_confidences(*mixtures),
         num_examples={"in_dist": in_dist.num_examples, "ood": ood.num_examples},
         member_mean=MemberOodScores(

@@ -158,8 +158,9 @@ class MemberOodScores:
 class OodScores:
     """How well the ensemble's uncertainty separates OOD rows from in-distribution rows.
 
-    `auroc` is by score: `max_prob`, `entropy`, `mutual_information`; `mean_confidence` and `num_examples` are by side:
-    `in_dist` and `ood`.
+    `auroc` is by score: `max_prob`, `entropy`, `mutual_information`, and `distance`, which is of the frozen base and is
+    missing where the training rows were not available, in sweeps, and in evaluations of earlier versions.
+    `mean_confidence` and `num_examples` are by side: `in_dist` and `ood`.
     """
 
     auroc: Numbers

@@ -29,6 +29,12 @@ BASELINES = {
 }
 WITHOUT_ADAPTERS = ("tfidf", "frozen")
 """Baselines that are fitted on the training rows, without an adapter."""
+_OOD_COLUMNS = {
+    "max_prob": "Max prob.",
+    "entropy": "Entropy",
+    "mutual_information": "Mutual inf.",
+    "distance": "Distance",
+}
 _FEW_ROWS = 100
 
 
@@ -136,20 +142,23 @@ def imbalance_text(evaluation: Evaluation) -> str | None:
 
 
 def ood_table(entry: Entry) -> FittedTable | None:
-    """AUROC of three scores that separate OOD rows, for the ensemble and the mean of its members; None without sets."""
+    """AUROC of the scores that separate OOD rows, for the ensemble and the mean of its members; None without sets."""
     evaluation = Evaluation.of(entry)
     if not evaluation.ood:
         return None
+    shown = [name for name in _OOD_COLUMNS if name != "distance" or has_distance(evaluation)]
+    caption = "One LoRA: mean of members ± their spread. Confidence: mean, % (in-distribution / OOD)."
+    if "distance" in shown:
+        caption += "\nDistance: from the training rows, by the hidden states of the base without adapters."
     table = _bare_table(
-        Text(f"Out of distribution, against {evaluation.task} {evaluation.split}: AUROC (0.5 is chance)"),
-        "One LoRA: mean of members ± their spread. Confidence: mean, % (in-distribution / OOD).",
+        Text(f"Out of distribution, against {evaluation.task} {evaluation.split}: AUROC (0.5 is chance)"), caption
     )
     table.add_column("OOD set", min_width=14, overflow="fold")
-    for title in ("Method", "Max prob.", "Entropy", "Mutual inf.", "Confidence"):
+    for title in ("Method", *(_OOD_COLUMNS[name] for name in shown), "Confidence"):
         table.add_column(title, no_wrap=True)
     for name, scores in evaluation.ood.items():
         single = scores.member_mean
-        pairs = zip(_aurocs(scores.auroc, {}), _aurocs(single.auroc, single.std), strict=True)
+        pairs = zip(_aurocs(shown, scores.auroc, {}), _aurocs(shown, single.auroc, single.std), strict=True)
         table.add_row(
             Text(f"{name}\n{scores.num_examples['ood']} rows"),
             "ensemble\none LoRA",
@@ -356,9 +365,14 @@ def shown_interval(key: str, intervals: Json) -> Ends:
     return MethodScores().with_intervals(intervals, {}).interval(key)
 
 
-def _aurocs(aurocs: Numbers, std: Numbers) -> list[str]:
+def has_distance(evaluation: Evaluation) -> bool:
+    """Whether OOD rows were also compared with the training rows."""
+    return any("distance" in scores.auroc for scores in (evaluation.ood or {}).values())
+
+
+def _aurocs(shown: Sequence[str], aurocs: Numbers, std: Numbers) -> list[str]:
     cells = []
-    for name in ("max_prob", "entropy", "mutual_information"):
+    for name in shown:
         value, spread = aurocs.get(name), std.get(name)
         cells.append("-" if value is None else f"{value:.3f}" + ("" if spread is None else f" ±{spread:.3f}"))
     return cells

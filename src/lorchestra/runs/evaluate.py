@@ -18,6 +18,7 @@ from lorchestra.inference.predict import MemberPass, member_passes
 from lorchestra.metrics.calibrator import RAW, Calibration
 from lorchestra.metrics.early_exit import ExitRule, evaluate_early_exit
 from lorchestra.metrics.evaluation import ood_scores
+from lorchestra.metrics.predictive import FloatArray
 from lorchestra.nn.packing import BASE
 from lorchestra.runs.baselines import (
     Baseline,
@@ -31,6 +32,7 @@ from lorchestra.runs.baselines import (
     save_all,
     score,
 )
+from lorchestra.runs.distance import distances_to_training
 from lorchestra.runs.evaluation_cost import CostLimit, num_tokens, top_share
 from lorchestra.runs.rows import RunRows, check_unchanged, name_of_file, read_named, read_ood, read_rows, with_directory
 from lorchestra.store.evaluations import Entry
@@ -97,7 +99,10 @@ def evaluate_run(
         log_probs_MEC = predictions.log_probs_MEC
         entry["early_exit"] = evaluate_early_exit(log_probs_MEC, predictions.labels, early_exit, calibration)
     ood_predictions = {name: _predict(pipeline, some, f"ood_{name}", callback) for name, some in ood_rows.items()}
-    entry["ood"] = {name: ood_scores(predictions, some, calibration) for name, some in ood_predictions.items()}
+    distances = work.distances(ood_rows)
+    entry["ood"] = {
+        name: ood_scores(predictions, some, calibration, distances.get(name)) for name, some in ood_predictions.items()
+    }
     if read_only is not None:
         raise UnsavedEvaluationError(read_only, entry)
     if save:
@@ -137,6 +142,14 @@ class _Work:
         )
         dropout = mc_dropout_of(pipeline, config, examples, split, callback, passes=pipeline.model.num_members)
         return {**few, **linear, **dropout}
+
+    def distances(self, ood: Mapping[str, Sequence[Example]]) -> dict[str, tuple[FloatArray, FloatArray]]:
+        """Distances from the training rows, where these are available; see `distances_to_training`."""
+        if self.rows is None:
+            return {}
+        seed = self.trained.config.train.seed
+        train = self.rows.task.splits["train"]
+        return distances_to_training(self.pipeline, train, self.examples, ood, seed, self.callback)
 
 
 def _score(

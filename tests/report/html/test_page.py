@@ -61,6 +61,18 @@ def test_the_page_holds_the_right_numbers(make_run, report):
     assert "guaranteed by convexity" in page.text
 
 
+def test_the_distance_of_ood_rows_has_a_column_where_it_was_measured(make_run, report):
+    root = make_run()
+    page, _ = report(root)
+    assert "Distance: from the training rows" not in page.text
+    metrics = json.loads((root / "metrics.json").read_text())
+    metrics["evaluations"][0]["ood"]["far"]["auroc"]["distance"] = 0.987
+    (root / "metrics.json").write_text(json.dumps(metrics))
+    page, _ = report(root)
+    assert page.row("far")[6] == "0.987"
+    assert "Distance: from the training rows" in page.text
+
+
 def test_baselines_left_out_are_named(make_run, report):
     root = make_run()
     metrics = json.loads((root / "metrics.json").read_text())

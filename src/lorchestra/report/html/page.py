@@ -37,6 +37,7 @@ from lorchestra.report.table import (
     WITHOUT_ADAPTERS,
     baseline_text,
     best_baseline,
+    has_distance,
     imbalance_text,
     seconds_text,
     verdict,
@@ -177,6 +178,7 @@ def run_context(
         "certified": decisions_context(run.decisions),
         "thresholds": _thresholds(run),
         "ood": _ood_rows(entry),
+        "has_distance": has_distance(entry),
         "uncertainty": _uncertainty(entry),
         "cost": tables.cost_rows(run),
         "members": _members(run),
@@ -266,7 +268,7 @@ def _ood_rows(entry: Evaluation) -> list[Json]:
     for name, scores in (entry.ood or {}).items():
         single = scores.member_mean
         cells = []
-        for score in ("max_prob", "entropy", "mutual_information"):
+        for score in ("max_prob", "entropy", "mutual_information", *(["distance"] if has_distance(entry) else [])):
             mine, theirs = scores.auroc.get(score), single.auroc.get(score)
             if score == "mutual_information" and entry.num_members == 1:
                 mine = None  # equal for all rows, so its AUROC of 0.5 means nothing

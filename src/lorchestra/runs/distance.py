@@ -1,0 +1,62 @@
+"""How far evaluated and OOD rows are from the training rows, by the hidden states of the base without adapters."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from lorchestra.inference.features import encode_texts, mean_states, middle_layers
+from lorchestra.inference.pipeline import Pipeline
+from lorchestra.methods.few_shot import excluding
+from lorchestra.metrics.distance import Gaussian
+from lorchestra.metrics.predictive import FloatArray
+from lorchestra.nn.seeding import derive_seed, permutation
+from lorchestra.training.callbacks import Callback, progress
+from lorchestra.types import Example
+
+logger = logging.getLogger(__name__)
+
+MAX_TRAINING_ROWS = 2_000
+"""Most training rows that the distance is measured from; of more, a random part."""
+
+
+def distances_to_training(
+    pipeline: Pipeline,
+    train: Sequence[Example],
+    examples: Sequence[Example],
+    ood: Mapping[str, Sequence[Example]],
+    seed: int,
+    callback: Callback,
+) -> dict[str, tuple[FloatArray, FloatArray]]:
+    """The distances of the evaluated rows and of each OOD set's rows, by the set's name.
+
+    A row's features are the mean hidden state of its text at about two thirds of the base's depth, as in the baseline
+    `frozen`. Rows that are dropped for their length are left out, as in predictions. Evaluated rows are not among the
+    training rows that they are compared with. Empty without OOD sets, and where there are too few training rows.
+    """
+    if not ood:
+        return {}
+    others = excluding(train, examples)
+    order = permutation(len(others), derive_seed(seed, "distance"))[:MAX_TRAINING_ROWS]
+    sides = [[others[index] for index in sorted(order)], *(_kept(pipeline, rows) for rows in (examples, *ood.values()))]
+    rows = [row for side in sides for row in side]
+    layers = middle_layers(pipeline.model.num_layers)[-1:]
+    report = progress(callback, "distance from the training rows", len(rows))
+    states_ED = mean_states(pipeline.model, encode_texts(pipeline, rows), layers, pipeline.token_budget, report)
+    train_ED, *rest = np.split(states_ED, np.cumsum([len(side) for side in sides])[:-1])
+    try:
+        gaussian = Gaussian.fit(train_ED)
+    except ValueError as error:
+        logger.info(f"without the distance of OOD rows from the training rows ({error})")
+        return {}
+    inside_E, *outside = [gaussian.distance(states) for states in rest]
+    return {name: (inside_E, outside_E) for name, outside_E in zip(ood, outside, strict=True)}
+
+
+def _kept(pipeline: Pipeline, examples: Sequence[Example]) -> list[Example]:
+    """The rows that are not dropped for their length."""
+    if pipeline.data.too_long != "drop":
+        return list(examples)
+    return [examples[index] for index in pipeline.encode(examples).kept]
