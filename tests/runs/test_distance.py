@@ -91,10 +91,14 @@ def test_evaluated_rows_are_not_compared_with_themselves(run, monkeypatch):
     assert not np.array_equal(first[0], other[0])
 
 
-def test_too_few_training_rows_are_logged(run, on_log):
+def test_why_there_is_no_distance_is_logged(run, on_log, monkeypatch):
     messages = []
     on_log(messages.append)
     rows = examples("the film was good")
+    monkeypatch.setattr(distance, "mean_states", lambda model, rows, *rest: np.full((len(rows), 3), np.nan))
+    assert distances_to_training(run.pipeline, splits_of(run)["train"], rows, {"far": rows}, 0, Callback()) == {}
+    assert "hidden states of the base are not finite" in messages.pop()
+    monkeypatch.undo()
     assert distances_to_training(run.pipeline, (), rows, {"far": rows}, 0, Callback()) == {}
     assert messages == [
         "without the distance of OOD rows from the training rows (a covariance needs at least two different training"

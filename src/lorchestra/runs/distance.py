@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 MAX_TRAINING_ROWS = 2_000
 """Most training rows that the distance is measured from; of more, a random part."""
+_WITHOUT = "without the distance of OOD rows from the training rows"
 
 
 def distances_to_training(
@@ -34,7 +35,8 @@ def distances_to_training(
 
     A row's features are the mean hidden state of its text at about two thirds of the base's depth, as in the baseline
     `frozen`. Rows that are dropped for their length are left out, as in predictions. Evaluated rows are not among the
-    training rows that they are compared with. Empty without OOD sets, and where there are too few training rows.
+    training rows that they are compared with. Empty without OOD sets, with too few training rows, and where states are
+    not finite.
     """
     if not ood:
         return {}
@@ -45,11 +47,14 @@ def distances_to_training(
     layers = middle_layers(pipeline.model.num_layers)[-1:]
     report = progress(callback, "distance from the training rows", len(rows))
     states_ED = mean_states(pipeline.model, encode_texts(pipeline, rows), layers, pipeline.token_budget, report)
+    if not np.isfinite(states_ED).all():
+        logger.info(f"{_WITHOUT} (hidden states of the base are not finite)")
+        return {}
     train_ED, *rest = np.split(states_ED, np.cumsum([len(side) for side in sides])[:-1])
     try:
         gaussian = Gaussian.fit(train_ED)
     except ValueError as error:
-        logger.info(f"without the distance of OOD rows from the training rows ({error})")
+        logger.info(f"{_WITHOUT} ({error})")
         return {}
     inside_E, *outside = [gaussian.distance(states) for states in rest]
     return {name: (inside_E, outside_E) for name, outside_E in zip(ood, outside, strict=True)}
