@@ -346,3 +346,12 @@ def test_heads_are_not_tried_where_something_speaks_against_them(many_labels, tm
     record = run.read_search()
     assert (record.scoring, record.other_scorings) == (None, {})
     assert run.read_config().data.scoring in ("tree", "text")
+
+
+def test_a_plan_counts_the_candidates_of_both_scorings(many_labels, tmp_path):
+    both, one = (
+        plan_run(many_labels(data={"scoring": scoring}), tmp_path / "run", seconds=0.1) for scoring in ("auto", "tree")
+    )
+    # in units of the training's steps, whose seconds per token are those of the search
+    both, one = (record["time_s"]["search"] / record["time_s"]["steps"] for record in (both, one))
+    assert both > 1.3 * one

@@ -71,6 +71,6 @@ def test_lengths():
     assert [longest(steps) for steps in (1, 5, 50, 500)] == [100, 100, 16, 3]
     assert [epochs_of(200, 50), epochs_of(50, 50), epochs_of(500, 500)] == [5, 2, 1]
     assert [expected_epochs(steps) for steps in (5, 50, 500)] == [8, 5, 2]
-    assert expected_steps(50, 5, rates=True, length=True) == 4 * 50 + 200 + 2 * 50
-    assert expected_steps(50, 5, rates=True, length=False) == 4 * 50
-    assert expected_steps(50, 5, rates=False, length=True) == 200 + 2 * 50
+    assert expected_steps(50, 5, grids=1, length=True) == 4 * 50 + 200 + 2 * 50
+    assert expected_steps(50, 5, grids=1, length=False) == 4 * 50
+    assert expected_steps(50, 5, grids=0, length=True) == 200 + 2 * 50

@@ -26,6 +26,7 @@ from lorchestra.planning.suggestions import SuggestionInputs, suggest
 from lorchestra.planning.workload import Workload, plan_workload
 from lorchestra.runs.build import build_pipeline, torch_threads
 from lorchestra.runs.rows import RunRows, read_rows
+from lorchestra.runs.search import open_scorings
 from lorchestra.store import disk
 from lorchestra.training.callbacks import Callback, CallbackList
 from lorchestra.training.members import steps_per_epoch
@@ -76,11 +77,11 @@ def plan_run(
 
 def _measure(config: RunConfig, rows: RunRows, out: Path, seconds: float, callback: Callback) -> _Plan:
     members = config.adapt.members
-    search = config.train
+    given = config
     per_epoch = steps_per_epoch(config.train.batch_size, len(rows.task.splits["train"]))
     config = _settled(config, per_epoch)
     small = dataclasses.replace(config, adapt=dataclasses.replace(config.adapt, members=min(members, _MAX_MEMBERS)))
-    pipeline, _ = build_pipeline(small, rows.task.name, rows.task.labels, rows.task.splits["train"])
+    pipeline, resolved = build_pipeline(small, rows.task.name, rows.task.labels, rows.task.splits["train"])
     encoded = {split: pipeline.encode(rows.task.splits[split]).rows for split in ("train", "val")}
     training = TrainingRows(encoded["train"], encoded["val"])
     loading = peak_bytes()
@@ -89,10 +90,12 @@ def _measure(config: RunConfig, rows: RunRows, out: Path, seconds: float, callba
     resident = used_bytes()
     settings = dataclasses.replace(config.train, token_budget=budget)
     trainer = make_trainer(pipeline.model, training, dataclasses.replace(small, train=settings), callback)
-    workload = _with_search(plan_workload(trainer, members, budget), search, config.train, per_epoch, members)
+    grids = len(open_scorings(given, resolved, rows)) if given.train.lr == "auto" else 0
+    workload = plan_workload(trainer, members, budget)
+    workload = _with_search(workload, given.train, config.train, per_epoch, members, grids)
     calibration = _calibrate(trainer, workload, pipeline, budget, seconds, resident, callback)
     counts = adapter_counts(pipeline.model, members)
-    return _Plan(config, pipeline, trainer, workload, calibration, counts, loading, resident, free, out, search)
+    return _Plan(config, pipeline, trainer, workload, calibration, counts, loading, resident, free, out, given.train)
 
 
 def _settled(config: RunConfig, per_epoch: int) -> RunConfig:
@@ -101,13 +104,15 @@ def _settled(config: RunConfig, per_epoch: int) -> RunConfig:
 
 
 def _with_search(
-    workload: Workload, searched: TrainConfig, settled: TrainConfig, per_epoch: int, members: int
+    workload: Workload, searched: TrainConfig, settled: TrainConfig, per_epoch: int, members: int, grids: int
 ) -> Workload:
-    """The workload with the tokens of the search that comes before the training, if there is one."""
+    """The workload with the tokens of the search that comes before the training, if there is one.
+
+    A head's candidates have no tokens of the labels' texts, but are counted as if they had.
+    """
     if not searched.is_auto:
         return workload
-    open_rate, open_length = searched.lr == "auto", searched.epochs == "auto"
-    steps = expected_steps(per_epoch, settled.num_epochs, rates=open_rate, length=open_length)
+    steps = expected_steps(per_epoch, settled.num_epochs, grids=grids, length=searched.epochs == "auto")
     per_step = workload.work.train_tokens / (settled.num_epochs * per_epoch * members)
     return dataclasses.replace(workload, work=dataclasses.replace(workload.work, search_tokens=round(steps * per_step)))
 

@@ -104,16 +104,16 @@ def expected_epochs(steps_per_epoch: int) -> int:
     return min(8, max(2, round(_USUAL_STEPS / steps_per_epoch)))
 
 
-def expected_steps(steps_per_epoch: int, epochs: int, *, rates: bool, length: bool) -> int:
-    """Steps of all candidates together in a search whose grid is not extended.
+def expected_steps(steps_per_epoch: int, epochs: int, *, grids: int, length: bool) -> int:
+    """Steps of all candidates together in a search whose grids of rates are not extended.
 
     Args:
         steps_per_epoch: optimizer steps per epoch.
         epochs: what the search will choose.
-        rates: whether it searches the rate.
+        grids: number of scorings that it searches the rate for; 0 if the rate is given.
         length: whether it searches the number of epochs.
     """
-    total = len(_RATES) * trial_steps(steps_per_epoch) if rates else 0
+    total = grids * len(_RATES) * trial_steps(steps_per_epoch)
     if length:
         total += round(epochs * steps_per_epoch / (1 + _DECAY_SHARE)) + PATIENCE * trial_steps(steps_per_epoch)
     return total
