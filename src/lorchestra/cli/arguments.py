@@ -168,10 +168,11 @@ _DATA_OPTIONS = {
     "predict": "--data",
     "evaluate": "--data",
     "calibrate": "--data",
+    "monitor": "--data",
     "report": None,
     "export": None,
 }
-_WITH_RUN = ("predict", "evaluate", "calibrate", "report", "export")
+_WITH_RUN = ("predict", "evaluate", "calibrate", "monitor", "report", "export")
 
 
 def _data_hint(path: str, command: str, *, first: bool = True) -> str:

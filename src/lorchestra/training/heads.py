@@ -7,16 +7,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from lorchestra.inference.packed import run_packed
 from lorchestra.inference.trunk import TrunkCache
 from lorchestra.metrics.predictive import FloatArray
 from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.nn.head import STEP_SCALE
-from lorchestra.nn.packing import BASE, Item, forward_budget
 from lorchestra.nn.seeding import derive_seed
 from lorchestra.training.linear import Rows, Sklearn, fit_linear, regression
 from lorchestra.training.members import MemberSettings
-from lorchestra.training.precompute import TrainingRows
+from lorchestra.training.precompute import TrainingRows, base_head_states
 from lorchestra.types import EncodedExample
 
 STRENGTHS = (0.0001, 0.001, 0.01, 0.1, 1.0)
@@ -44,13 +42,8 @@ def answer_states(
         progress: called with the number of rows done.
     """
     states_ED = np.empty((len(rows), model.hidden_size))
-    items = [Item(BASE, row, None, e) for e, row in enumerate(rows)]
-    done = 0
-    budget = forward_budget(token_budget, model.device)
-    for batch, states in run_packed(model, items, budget, "head_states", shared=shared, trunk=trunk):
-        states_ED[[item.index for item in batch.items]] = states.double().cpu().numpy()
-        done += len(batch.items)
-        progress(done)
+    for indices, states in base_head_states(model, rows, token_budget, trunk, shared, progress):
+        states_ED[indices] = states.double().cpu().numpy()
     return states_ED
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,18 +84,34 @@ class BaseVocabulary:
                 f"regularize.kl_over: vocabulary needs {gigabytes:.1f} GB of memory for {len(rows)} training rows,"
                 " which are not available; use regularize.kl_over: options, or fewer rows"
             ) from error
-        done = 0
-        items = [Item(BASE, row, None, e) for e, row in enumerate(rows)]
-        budget = forward_budget(token_budget, model.device)
-        for batch, states in run_packed(model, items, budget, "head_states", shared=shared, trunk=trunk):
-            self._states[[item.index for item in batch.items]] = states[batch.scoring.prefix_rows].cpu()
-            done += len(batch.items)
-            progress(done)
+        for indices, states in base_head_states(model, rows, token_budget, trunk, shared, progress):
+            self._states[indices] = states.cpu()
 
     def log_probs(self, batch: PackedBatch, rows: Sequence[int]) -> Tensor:
         """Log-probabilities of the training rows with these row indices, `[len(rows), V]`; any `batch` will do."""
         states = self._states[[self._index[row] for row in rows]].to(self.model.device)
         return normalize(self.model.forward(batch, "logits", head_states=states))
+
+
+@torch.no_grad()
+def base_head_states(
+    model: EnsembleModel,
+    rows: Sequence[EncodedExample],
+    token_budget: int,
+    trunk: TrunkCache | None,
+    shared: int,
+    progress: Callable[[int], None],
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Yield the base's inputs of the output head at the answer position, `[B, D]`, with the indices of their rows.
+
+    See `BaseVocabulary` for the arguments.
+    """
+    items, done = [Item(BASE, row, None, e) for e, row in enumerate(rows)], 0
+    budget = forward_budget(token_budget, model.device)
+    for batch, states in run_packed(model, items, budget, "head_states", shared=shared, trunk=trunk):
+        yield [item.index for item in batch.items], states[batch.scoring.prefix_rows]
+        done += len(batch.items)
+        progress(done)
 
 
 def precompute(
