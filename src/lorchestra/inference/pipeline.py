@@ -120,6 +120,10 @@ class Pipeline:
             shots=shots,
         )
 
+    def kept(self, examples: Sequence[Example]) -> Sequence[int]:
+        """Indices of the rows that are not dropped for their length; nothing is tokenized where none can be."""
+        return self.encode(examples).kept if self.data.too_long == "drop" else range(len(examples))
+
     def log_tokens(self, split: EncodedSplit, examples: Sequence[Example]) -> None:
         """Log, once each, tokens of the base in rows and choices that cannot win."""
         self._log_literal(split)

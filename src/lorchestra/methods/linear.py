@@ -51,7 +51,7 @@ class TextClassifier:
             raise ConfigError(f"{self.method}: {error}") from None
 
         def predict(examples: Sequence[Example], split: str, progress: Progress | None = None) -> Predictions:
-            kept = self._kept(examples)
+            kept = self.pipeline.kept(examples)
             known = examples is context.val and len(val.labels) == len(kept)
             inputs = val.inputs if known else self.inputs([examples[i] for i in kept], progress)
             return self.pipeline.predictions(examples, kept, fit.log_probs(inputs)[None], split)
@@ -67,15 +67,9 @@ class TextClassifier:
     def _rows(self, context: MethodContext, split: Literal["train", "val"]) -> Rows:
         """Inputs and labels of the training or validation rows."""
         examples = context.train if split == "train" else context.val
-        rows = [examples[i] for i in self._kept(examples) if examples[i].answer is not None]
+        rows = [examples[i] for i in self.pipeline.kept(examples) if examples[i].answer is not None]
         inputs = self.inputs(rows, context.progress(f"{self.method}, {split} rows", len(rows)))
         return Rows(inputs, np.array([row.answer for row in rows], dtype=np.int64))
-
-    def _kept(self, examples: Sequence[Example]) -> Sequence[int]:
-        """Indices of the rows that are not dropped for their length."""
-        if self.pipeline.data.too_long != "drop":
-            return range(len(examples))
-        return self.pipeline.encode(examples).kept
 
 
 def check_labels(context: MethodContext, method: str) -> None:

@@ -42,7 +42,8 @@ def distances_to_training(
         return {}
     others = excluding(train, examples)
     order = permutation(len(others), derive_seed(seed, "distance"))[:MAX_TRAINING_ROWS]
-    sides = [[others[index] for index in sorted(order)], *(_kept(pipeline, rows) for rows in (examples, *ood.values()))]
+    answered = [[rows[index] for index in pipeline.kept(rows)] for rows in (examples, *ood.values())]
+    sides = [[others[index] for index in sorted(order)], *answered]
     rows = [row for side in sides for row in side]
     layers = middle_layers(pipeline.model.num_layers)[-1:]
     report = progress(callback, "distance from the training rows", len(rows))
@@ -58,10 +59,3 @@ def distances_to_training(
         return {}
     inside_E, *outside = [gaussian.distance(states) for states in rest]
     return {name: (inside_E, outside_E) for name, outside_E in zip(ood, outside, strict=True)}
-
-
-def _kept(pipeline: Pipeline, examples: Sequence[Example]) -> list[Example]:
-    """The rows that are not dropped for their length."""
-    if pipeline.data.too_long != "drop":
-        return list(examples)
-    return [examples[index] for index in pipeline.encode(examples).kept]
