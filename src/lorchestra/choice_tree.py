@@ -112,6 +112,13 @@ class ChoiceTree:
         )
 
 
+def has_prefix(choices: Sequence[tuple[int, ...]]) -> bool:
+    """Whether one of the choices is a proper prefix of another; when sorted, such choices are neighbors."""
+    if not all(choices):
+        return False  # choices without tokens are refused later
+    return any(len(one) < len(two) and two[: len(one)] == one for one, two in pairwise(sorted(set(choices))))
+
+
 @lru_cache(maxsize=_CACHED_TREES)
 def choice_tree(choices: tuple[tuple[int, ...], ...]) -> ChoiceTree:
     """The tree of choices' tokens. Equal choices have the same path.

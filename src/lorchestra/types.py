@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from lorchestra.choice_tree import ChoiceTree
 from lorchestra.errors import LorchestraError
+from lorchestra.questions import Question
 
 if TYPE_CHECKING:
     import pandas
@@ -43,7 +44,8 @@ def plain_values(value: Any) -> Any:
 class Example:
     """One multiple-choice question or text, with or without its answer.
 
-    `where` is its file and line ("train.jsonl:17"), for error messages.
+    `where` is its file and line ("train.jsonl:17"), for error messages. With a typed question `asked`, `question` is
+    the state that it is about, and `choices` are its options.
     """
 
     id: str
@@ -51,6 +53,7 @@ class Example:
     choices: tuple[str, ...]
     answer: int | None
     where: str = ""
+    asked: Question | None = None
 
 
 @dataclass(frozen=True)
@@ -58,11 +61,13 @@ class Task:
     """Named splits of examples.
 
     `labels` is the label set in order if the rows are texts with labels, and None for questions with choices.
+    `questions` are the typed questions, if every row asks one of them.
     """
 
     name: str
     splits: Mapping[str, tuple[Example, ...]]
     labels: tuple[str, ...] | None = None
+    questions: tuple[Question, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +89,9 @@ class EncodedExample:
     """The divisor of each choice's summed log-probability (its tokens or bytes); None for the plain sum."""
     tree: ChoiceTree | None = None
     """The choices as a tree, with tree scoring; None for letters and texts."""
+    state: int = 0
+    """With a typed question, the number of first tokens of the prefix that are those of its state: rows of the same
+    state that follow each other share them. 0 for other rows."""
     by_head: bool = False
     """Whether choice c is label c of the member's classification head, and `choices` are its indices, not tokens."""
 

@@ -315,7 +315,7 @@ def test_class_weights_need_labels(answer: int | None) -> None:
 
 def test_a_row_too_long_for_any_tokenizer(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The prompt is tokenized once per choice, so the total counts."""
-    monkeypatch.setattr("lorchestra.data.encode._MAX_CHARACTERS", 2_000)
+    monkeypatch.setattr("lorchestra.data.encode.MAX_CHARACTERS", 2_000)
     template = PromptTemplate("{question} Answer:")
     many = Example("m", "word " * 10, tuple(str(i) for i in range(40)), 0, "rows.jsonl:7")
     with pytest.raises(

@@ -13,12 +13,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice, pairwise
+from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
-from lorchestra.choice_tree import choice_tree
+from lorchestra.choice_tree import choice_tree, has_prefix
 from lorchestra.data.prompts import LETTERS, PromptTemplate, RenderedPrompt, ScoringMode
 from lorchestra.data.tokenizer import TextTokenizer, front_tokens
+from lorchestra.data.typed import MAX_CHARACTERS, TypedEncoder
 from lorchestra.errors import ConfigError, DataError
 from lorchestra.types import EncodedExample, Example
 
@@ -27,9 +29,8 @@ if TYPE_CHECKING:
 
 # rows per tokenizer call: enough for the tokenizer's threads, few enough to bound memory
 _ROWS_PER_CALL = 512
-# a tokenizer needs some hundred bytes per character, and aborts the process when it gets no memory
+# see MAX_CHARACTERS
 _CHARACTERS_PER_CALL = 2_000_000
-_MAX_CHARACTERS = 20_000_000
 # letters follow the prompt's end, which is the template's: a sample of rows is enough
 _ROWS_PROBED = 100
 
@@ -166,7 +167,7 @@ def class_weights(examples: Sequence[Example], num_labels: int) -> list[float]:
     return [len(examples) / (len(counts) * counts[label]) if counts[label] else 0.0 for label in range(num_labels)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Encoder:
     template: PromptTemplate
     tokens: TextTokenizer
@@ -175,14 +176,21 @@ class _Encoder:
     normalize: Literal["sum", "token", "byte"] = "sum"
     literal: dict[str, str] = field(default_factory=dict)
 
+    @cached_property
+    def typed(self) -> TypedEncoder:
+        """Encodes rows with typed questions."""
+        return TypedEncoder(self.template, self.tokens, self.scoring, self.normalize, self.literal)
+
     def encode(self, examples: Sequence[Example]) -> list[EncodedExample]:
         """The rows' tokens, in few tokenizer calls; without their index in the split (-1) and answer."""
+        if examples and examples[0].asked is not None:
+            return self.typed.encode(examples)
         rendered = [self.template.render_shots(self.shots, example, scoring=self.scoring) for example in examples]
         sizes = [row.num_characters for row in rendered]
         for example, size in zip(examples, sizes, strict=True):
-            if size > _MAX_CHARACTERS:
+            if size > MAX_CHARACTERS:
                 message = f"{example.where}: the prompt, repeated for each choice, has {size:,} characters in total"
-                raise DataError(f"{message}, over {_MAX_CHARACTERS:,}; shorten the row or leave it out")
+                raise DataError(f"{message}, over {MAX_CHARACTERS:,}; shorten the row or leave it out")
         front = () if self.template.chat else front_tokens(self.tokens.tokenizer)
         encoded = []
         for batch in _bounded(rendered, sizes):
@@ -226,12 +234,12 @@ class _Encoder:
         self, batch: Sequence[RenderedPrompt], rows: list[EncodedExample], front: tuple[int, ...]
     ) -> list[EncodedExample]:
         """The rows, with an end after every choice of those in which one choice is a prefix of another."""
-        indices = [i for i, row in enumerate(rows) if _has_prefix(row.choices)]
+        indices = [i for i, row in enumerate(rows) if has_prefix(row.choices)]
         if self.template.version == 1:
             return rows
         ended = self._tokenize([batch[i] for i in indices], front, ended=True) if indices else []
         for i, row in zip(indices, ended, strict=True):
-            rows[i] = row if not _has_prefix(row.choices) else self._with_eos(rows[i], batch[i])
+            rows[i] = row if not has_prefix(row.choices) else self._with_eos(rows[i], batch[i])
         return rows
 
     def _with_eos(self, row: EncodedExample, rendered: RenderedPrompt) -> EncodedExample:
@@ -250,6 +258,8 @@ class _Encoder:
         The first round cuts as many of the question's tokens as the row is too long. As tokens may merge differently in
         the whole prompt, there may be more rounds, each of which cuts at least one more token.
         """
+        if examples[0].asked is not None:
+            return self._cut_states(examples, rows, max_length)
         out = list(rows)
         ends = self.tokens.ends([example.question for example in examples], [example.where for example in examples])
         keep = [len(token_ends) for token_ends in ends]
@@ -271,6 +281,17 @@ class _Encoder:
                 out[i] = row
             remaining = [i for i in remaining if _length(out[i]) > max_length]
         return out
+
+    def _cut_states(
+        self, examples: Sequence[Example], rows: Sequence[EncodedExample], max_length: int
+    ) -> list[EncodedExample]:
+        cut = self.typed.truncate(rows, max_length)
+        for example, row in zip(examples, cut, strict=True):
+            if _length(row) > max_length:
+                message = f"{example.where}: without its state the row still has {_length(row)} tokens"
+                hint = "questions are never cut: raise it, or use --data.too-long drop"
+                raise DataError(f"{message}, over data.max_length {max_length}; {hint}")
+        return cut
 
     def check(self, example: Example, row: EncodedExample) -> None:
         """Refuse a row that cannot be scored."""
@@ -335,20 +356,13 @@ def _check_distinct(example: Example, row: EncodedExample) -> None:
             raise DataError(f"{message} {why}; rename one of them, or use --data.scoring letter")
 
 
-def _has_prefix(choices: Sequence[tuple[int, ...]]) -> bool:
-    """Whether one of the choices is a proper prefix of another; when sorted, such choices are neighbors."""
-    if not all(choices):
-        return False  # choices without tokens are refused later
-    return any(len(one) < len(two) and two[: len(one)] == one for one, two in pairwise(sorted(set(choices))))
-
-
 def _shown(names: Sequence[str]) -> str:
     return ", ".join(repr(name[:60]) for name in names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def _has_loser(choices: Sequence[tuple[int, ...]]) -> bool:
     """Whether a choice cannot win, as it continues another or has the same tokens."""
-    return len(set(choices)) < len(choices) or _has_prefix(choices)
+    return len(set(choices)) < len(choices) or has_prefix(choices)
 
 
 def _length(row: EncodedExample) -> int:

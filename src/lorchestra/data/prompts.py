@@ -23,6 +23,7 @@ from lorchestra.config.data import ChatFrame, DataConfig
 from lorchestra.data.chat_frames import chat_frame, frame_digest, frame_parts
 from lorchestra.data.tasks.table import find_task
 from lorchestra.errors import ConfigError, DataError
+from lorchestra.questions import Question
 from lorchestra.types import Example
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ Text = tuple[str, ...]
 LETTERS = ascii_uppercase
 """Names of a row's choices in letter scoring; rows with more choices cannot be scored by letters."""
 
+_DEFAULT_INSTRUCTIONS = "Which of these fits?"
 _PLACEHOLDERS = ("question", "options")
 # only a name in braces is a placeholder, so JSON in a template needs no escapes
 _PLACEHOLDER = re.compile(r"\{\s*(\w*)\s*\}")
@@ -114,6 +116,20 @@ class RenderedPrompt:
         """The prompt with each choice, followed by the end if `ended`."""
         end = self.end if ended else ""
         return [_joined(self.parts, (self.gap, name, end)) for name in self.names]
+
+
+@dataclass(frozen=True)
+class TypedPrompt:
+    """The prompt of a typed question: `before` + state + `block`, and then `gap` with one of `names`, and `end`.
+
+    The three are tokenized separately (`data.typed`), so the state's tokens are the same for every question.
+    """
+
+    before: str
+    block: Text
+    gap: str
+    names: tuple[str, ...]
+    end: str
 
 
 @dataclass(frozen=True)
@@ -204,6 +220,8 @@ class PromptTemplate:
 
         Raises: DataError for a shot without an answer; ConfigError as `render`, or if the chat template fails.
         """
+        if example.asked is not None:
+            return self._typed_row(example, example.asked, scoring)
         names = tuple(self._names(example, scoring))
         solved = [(self._block(shot, scoring), self._answer(shot, scoring)) for shot in shots]
         block = self._block(example, scoring)
@@ -212,6 +230,28 @@ class PromptTemplate:
         before = [_joined(text, (self._gap(text), answer, "\n\n")) for text, answer in solved]
         end = "\n\n" if solved else "\n"
         return RenderedPrompt(_joined(*before, block), self._gap(block), names, end, example.where)
+
+    def typed(self, question: Question, scoring: ScoringMode, where: str = "") -> TypedPrompt:
+        """The prompt of a typed question around a state.
+
+        Raises: ConfigError if it has more options than there are letters, or the chat template fails.
+        """
+        lettered = scoring == "letter"
+        if lettered and len(question.options) > len(LETTERS):
+            message = f"{where}: {len(question.options)} options, but there are {len(LETTERS)} letters"
+            raise ConfigError(f"{message}; use --data.scoring text or tree")
+        names = LETTERS[: len(question.options)] if lettered else question.options
+        block, before, gap, end = question_text(question, lettered=lettered), "", self.answer_prefix, "\n"
+        if self.chat:
+            before, frame_gap, end = frame_parts(self.frame, 0)
+            opening = frame_gap.rstrip(" ")
+            block, gap = _joined(block, (opening,)), frame_gap[len(opening) :]
+        return TypedPrompt(before, block, gap, tuple(name.strip() for name in names), end)
+
+    def _typed_row(self, example: Example, question: Question, scoring: ScoringMode) -> RenderedPrompt:
+        prompt = self.typed(question, scoring, example.where)
+        parts = _joined((prompt.before, example.question.strip(), ""), prompt.block)
+        return RenderedPrompt(parts, prompt.gap, prompt.names, prompt.end, example.where)
 
     def _block(self, example: Example, scoring: ScoringMode) -> Text:
         template = self.text(scoring)
@@ -276,6 +316,29 @@ class PromptTemplate:
     def _gap(self, text: Text) -> str:
         """Separator of prompt and choice: a space, unless the prompt ends in white space or an opening bracket."""
         return "" if _OPEN_END.search("".join(text)) else self.answer_prefix
+
+
+def question_text(question: Question, *, lettered: bool) -> Text:
+    """A typed question as it follows its state.
+
+    Options that are scored by their text are listed where one has a description, sorted, so that their order changes
+    nothing; levels are always listed, from the lowest. A letter needs its option, in the given order.
+    """
+    pieces: list[Text] = [("\n\nQuestion: ", question.instructions.strip() or _DEFAULT_INSTRUCTIONS, "")]
+    described = list(zip(question.options, question.descriptions, strict=True))
+    if question.type == "predicate":
+        pieces.append(("\nIs this true or false?",))
+    if lettered:
+        lines = [(f"\n{letter}. ", *pair) for letter, pair in zip(LETTERS, described, strict=False)]
+    elif question.type == "score":
+        pieces.append(("\nLevels, from the lowest:",))
+        lines = [("\n- ", *pair) for pair in described]
+    else:
+        listed = sorted(described) if any(question.descriptions) else []
+        lines = [("\n- ", *pair) for pair in listed]
+    for mark, option, description in lines:
+        pieces.append((mark, option.strip() + (f": {description.strip()}" if description else ""), ""))
+    return _joined(*pieces, ("\nAnswer:",))
 
 
 def _joined(*texts: Text) -> Text:

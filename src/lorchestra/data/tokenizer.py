@@ -71,6 +71,8 @@ class TextTokenizer:
         self._control = frozenset(index for name, index in self._ids.items() if name != self._unknown)
         self._in_template: dict[str, list[int]] = {}
         self._twins: dict[int, Tokenizer] = {}
+        self.questions: dict[object, object] = {}
+        """Encoded typed questions, by what they depend on (see `data.typed`)."""
 
     def ids(self, texts: Sequence[_Text], wheres: Sequence[str]) -> tuple[list[list[int]], dict[str, str]]:
         """Token ids of each text, without special tokens before or after it.

@@ -281,6 +281,8 @@ def decide_scoring(
     """
     if data.scoring != "auto":
         return data.scoring, "as configured"
+    if examples and examples[0].asked is not None:
+        return "tree", "typed questions have different options, and their order changes nothing in a tree"
     tokens = text_tokenizer(base, data)
     possible, reason = can_use_letters(examples, template, tokens)
     if not possible:

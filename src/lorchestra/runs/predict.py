@@ -52,6 +52,9 @@ class Answer:
         error: why there is no answer.
         input: the row's columns, except id and choices.
         members_used: how many members answered; None without early exit or a cascade.
+        question: the typed question's name; None for rows without one.
+        score: the expected level, from 0, of a question of type score; None otherwise.
+        trained: whether the run was trained on the typed question; None for rows without one.
     """
 
     id: str
@@ -74,6 +77,9 @@ class Answer:
     error: str | None = None
     input: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
     members_used: int | None = None
+    question: str | None = None
+    score: float | None = None
+    trained: bool | None = None
 
     @property
     def prediction_text(self) -> str | None:
