@@ -12,7 +12,7 @@ from lorchestra.models import probe as probes
 from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.models.probe import probe
 from lorchestra.nn import attention
-from lorchestra.nn.packing import Packing
+from lorchestra.nn.layout import Packing
 
 
 def on(base, **adapt):

@@ -5,11 +5,12 @@ import pytest
 import torch
 
 from lorchestra.choice_tree import choice_tree
-from lorchestra.nn import packing as layout
+from lorchestra.nn import layout
 from lorchestra.nn.attention import Scores, make_attention, packed_attention, varlen_attention
 from lorchestra.nn.context import ContextSlot, ForwardContext
 from lorchestra.nn.kv_cache import PrefixCache
-from lorchestra.nn.packing import Item, Packing, Segment, pack
+from lorchestra.nn.layout import Packing, Segment
+from lorchestra.nn.packing import Item, pack
 from lorchestra.types import EncodedExample
 
 D = 5
@@ -124,7 +125,7 @@ UNSHARED = [3, 4, 5, 6, *range(10, 17)]
 
 def cached_of(*tensors):
     parts = {4: slice(0, 3), 9: slice(7, 10)}
-    return {member: tuple(tensor[:, :, part] for tensor in tensors) for member, part in parts.items()}
+    return {(None, member): tuple(tensor[:, :, part] for tensor in tensors) for member, part in parts.items()}
 
 
 @pytest.mark.parametrize("batched", [False, True], ids=["one by one", "batched"])

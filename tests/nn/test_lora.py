@@ -6,9 +6,10 @@ from torch import nn
 from lorchestra.nn.adapters import StackedAdapters
 from lorchestra.nn.context import ContextSlot, ForwardContext
 from lorchestra.nn.dropout import keep_mask, token_keys
+from lorchestra.nn.layout import Span
 from lorchestra.nn.lora import MemberLoRALinear, _Dropout, _PackedLoRA
 from lorchestra.nn.optimizer import MemberAdamW
-from lorchestra.nn.packing import BASE, Span
+from lorchestra.nn.packing import BASE
 from lorchestra.nn.seeding import derive_seed
 
 I, O, R, M = 10, 7, 3, 4  # noqa: E741 - the axes' names

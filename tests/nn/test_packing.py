@@ -7,7 +7,8 @@ import torch
 
 from lorchestra.choice_tree import choice_tree
 from lorchestra.nn.dropout import token_keys
-from lorchestra.nn.packing import BASE, Item, Segment, Span, common_prefix, pack, plan_micro_batches
+from lorchestra.nn.layout import Segment, Span
+from lorchestra.nn.packing import BASE, Item, common_prefix, pack, plan_micro_batches
 from lorchestra.types import EncodedExample
 
 

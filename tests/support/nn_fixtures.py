@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from lorchestra.nn.packing import Item, Packing, pack
+from lorchestra.nn.layout import Packing
+from lorchestra.nn.packing import Item, pack
 from lorchestra.types import EncodedExample
 
 

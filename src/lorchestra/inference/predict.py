@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lorchestra.inference.packed import run_packed
+from lorchestra.inference.state_cache import CachedState
 from lorchestra.inference.trunk import TrunkCache
 from lorchestra.metrics.early_exit import StopRule
 from lorchestra.models.ensemble import EnsembleModel
@@ -19,6 +21,7 @@ from lorchestra.nn.packing import BASE, Item, PackedBatch, forward_budget, plan_
 from lorchestra.nn.seeding import derive_seed
 from lorchestra.types import EncodedExample
 
+NO_STATES: Mapping[int, CachedState] = MappingProxyType({})
 _PASSES_PER_GROUP = 4
 """With early exit, a group of rows fills this many passes, so that a member's last, partial pass is rare."""
 
@@ -69,6 +72,7 @@ def predict_rows(
     trunk: TrunkCache | None = None,
     progress: Callable[[int], None] | None = None,
     prefix_reuse: PrefixReuse | None = None,
+    states: Mapping[int, CachedState] = NO_STATES,
 ) -> NDArray[np.float64]:
     """Normalized log-probabilities of every row's choices under every pass.
 
@@ -83,6 +87,8 @@ def predict_rows(
         trunk: cached trunks of these rows; None computes them, once per row.
         progress: called with the number of rows done after each group.
         prefix_reuse: KV cache of a shared prefix from earlier calls.
+        states: KV caches of the states of typed questions, by the rows' indices `row`; those that are not complete for
+            the members of these passes are computed and completed. Not together with dropout.
 
     Returns:
         float64 `[len(passes), E, C]`, -inf past a row's number of choices.
@@ -96,16 +102,23 @@ def predict_rows(
     log_probs = np.full((len(passes), len(rows), num_choices), -np.inf)
     done = 0
     budget = forward_budget(token_budget, model.device)
-    for group in _groups(rows, budget, shared, prefix):
+    for state in states.values():
+        state.prepare([p.member for p in passes])
+    for group in _groups(rows, budget, shared, prefix, states):
         cache = trunk
         if cache is None and uses_trunk:
-            cache = TrunkCache(model, [rows[e] for e in group], token_budget, shared=shared, prefix=prefix)
+            below = {row: state.trunk for row, state in states.items()}
+            group_rows = [rows[e] for e in group]
+            cache = TrunkCache(model, group_rows, token_budget, shared=shared, prefix=prefix, states=below)
         items = [
-            Item(p.member, rows[e], _mask_seed(p, rows[e]), index * len(rows) + e)
+            Item(p.member, rows[e], _mask_seed(p, rows[e]), index * len(rows) + e, _above(states, rows[e]))
             for index, p in enumerate(passes)
             for e in group
         ]
         _fill(log_probs, run_packed(model, items, budget, shared=shared, prefix=prefix, trunk=cache))
+        for e in group:
+            if rows[e].row in states:
+                states[rows[e].row].complete([p.member for p in passes])
         done += len(group)
         if progress is not None:
             progress(done)
@@ -168,11 +181,21 @@ def _mask_seed(member_pass: MemberPass, row: EncodedExample) -> int | None:
     return None if member_pass.dropout_seed is None else derive_seed(member_pass.dropout_seed, row.row)
 
 
+def _above(states: Mapping[int, CachedState], row: EncodedExample) -> PrefixCache | None:
+    """The cache of a row's state from the first adapted layer on."""
+    return states[row.row].members if row.row in states else None
+
+
 def _groups(
-    rows: Sequence[EncodedExample], budget: int, shared: int, prefix: PrefixCache | None
+    rows: Sequence[EncodedExample],
+    budget: int,
+    shared: int,
+    prefix: PrefixCache | None,
+    states: Mapping[int, CachedState] = NO_STATES,
 ) -> Iterator[list[int]]:
     """Yield groups of row indices; the rows of a group fill one pass of the base."""
-    items = [Item(BASE, row, None, e) for e, row in enumerate(rows)]
+    below = {row: state.trunk for row, state in states.items()}
+    items = [Item(BASE, row, None, e, below.get(row.row)) for e, row in enumerate(rows)]
     for group in plan_micro_batches(items, budget, shared, prefix):
         yield [item.index for item in group]
 

@@ -11,9 +11,10 @@ import hashlib
 import itertools
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from lorchestra.errors import CheckpointError, ConfigError
 from lorchestra.inference.packed import run_packed
 from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.nn.kv_cache import PrefixCache
-from lorchestra.nn.packing import BASE, Item, PackedBatch, forward_budget
+from lorchestra.nn.packing import BASE, Item, PackedBatch, forward_budget, same_state
 from lorchestra.store.atomic import atomic_path, atomic_write_json, sha256_file
 from lorchestra.store.safe_paths import inside
 from lorchestra.types import EncodedExample
@@ -46,7 +47,9 @@ class TrunkFiles:
         """The file for some rows; `settings` are the other inputs of the bits: cut, budget, threads, number format."""
         digest = hashlib.sha256(json.dumps([self.base_digest, *map(str, settings)]).encode())
         for row in rows:
-            layout = [] if row.tree is None else ["tree"]  # its tokens are other ones than those of texts
+            layout: list[object] = [] if row.tree is None else ["tree"]  # its tokens are other ones than those of texts
+            if row.state:
+                layout.append(row.state)
             digest.update(json.dumps([row.prefix, row.choices, *layout]).encode())
         return TrunkFile(self.directory / f"trunk-{name}.bin", digest.hexdigest())
 
@@ -120,6 +123,8 @@ class TrunkCache:
         file: where to store the trunks; None keeps them in memory.
         dtype: number format of the stored trunks, by default the base's; `gather` converts back.
         prefix: KV cache of the shared tokens; they are then not stored at all.
+        states: KV caches of the states of typed questions, by the rows' indices; states that are cached for `BASE` are
+            not stored, and those of the others are added to their caches.
 
     Raises:
         CheckpointError: the disk is full.
@@ -136,32 +141,32 @@ class TrunkCache:
         file: TrunkFile | None = None,
         dtype: torch.dtype | None = None,
         prefix: PrefixCache | None = None,
+        states: Mapping[int, PrefixCache] = MappingProxyType({}),
     ) -> None:
         self.shared = shared
         self.device = model.device
         self._base_dtype = model.dtype
         dtype = dtype or model.dtype
-        lengths = [row.num_tokens - shared for row in rows]
         head = shared if prefix is None else 0  # shared tokens, stored once at the start
-        stops = list(itertools.accumulate(lengths, initial=head))
-        self._positions = {
-            row.row: (stop - length, stop) for row, length, stop in zip(rows, lengths, stops[1:], strict=True)
-        }
+        items = [Item(BASE, row, state=states.get(row.row)) for row in rows]
+        cached = frozenset(item.example.row for item in items if item.cached_state is not None)
+        self._located, num_stored = _locations(rows, shared, head, cached)
 
         def fill(flat: Tensor) -> None:
             done = 0
-            items = [Item(BASE, row) for row in rows]
             budget = forward_budget(token_budget, model.device)
             for batch, hidden in run_packed(model, items, budget, "trunk", shared=shared, prefix=prefix):
                 narrow = _narrowed(hidden[0], dtype)
-                flat[stops[done] : stops[done + len(batch.items)]] = narrow[head:]
-                if done == 0:
-                    flat[:head] = narrow[:head]
+                first = 0
+                for piece in batch.pieces:
+                    for part in self._slices(batch.items[piece.item].example, piece.start, piece.stop):
+                        flat[part] = narrow[first : first + part.stop - part.start]
+                        first += part.stop - part.start
                 done += len(batch.items)
                 if progress is not None:
                     progress(done)
 
-        shape = (stops[-1], model.hidden_size)
+        shape = (num_stored, model.hidden_size)
         if file is not None:
             self._flat = file.tensor(shape, dtype, fill)
         else:
@@ -181,22 +186,49 @@ class TrunkCache:
         """
         if batch.shared != self.shared:
             raise ValueError(f"the batch shares {batch.shared} first tokens, the cached trunks {self.shared}")
-        pieces: list[Tensor] = []
-        member = None
-        for item in batch.items:
-            if self.shared and batch.packing.prefix is None and item.member != member:
-                pieces.append(self._flat[: self.shared])
-                member = item.member
-            start, stop = self._positions[item.example.row]
-            pieces.append(self._flat[start:stop])
-        return torch.cat(pieces)[None].to(self.device).to(self._base_dtype)
+        parts = [
+            self._flat[part]
+            for piece in batch.pieces
+            for part in self._slices(batch.items[piece.item].example, piece.start, piece.stop)
+        ]
+        return torch.cat(parts)[None].to(self.device).to(self._base_dtype)
+
+    def _slices(self, row: EncodedExample, start: int, stop: int) -> Iterator[slice]:
+        """Yield where tokens `start:stop` of a row are stored."""
+        state_start, rest_start = self._located[row.row]
+        bounds = (0, self.shared, max(self.shared, row.state), row.num_tokens)
+        for (first, last), offset in zip(itertools.pairwise(bounds), (0, state_start, rest_start), strict=True):
+            low, high = max(start, first), min(stop, last)
+            if low < high:
+                yield slice(offset + low - first, offset + high - first)
+
+
+def _locations(
+    rows: Sequence[EncodedExample], shared: int, head: int, cached: Collection[int] = ()
+) -> tuple[dict[int, tuple[int, int]], int]:
+    """Where each row's state and the rest of it start, by the row's index, and the number of stored tokens.
+
+    The `shared` first tokens take `head` of them. Consecutive rows with the same state have one copy of it, and rows
+    whose indices are in `cached` none.
+    """
+    located: dict[int, tuple[int, int]] = {}
+    stop, before = head, None
+    for row in rows:
+        if row.row in cached or (before is not None and same_state(row, before)):
+            state_start = stop if before is None else located[before.row][0]
+        else:
+            state_start, stop = stop, stop + max(0, row.state - shared)
+        located[row.row] = state_start, stop
+        stop += row.num_tokens - max(shared, row.state)
+        before = row
+    return located, stop
 
 
 def trunk_bytes(
     model: EnsembleModel, rows: Sequence[EncodedExample], shared: int = 0, dtype: torch.dtype | None = None
 ) -> int:
     """Size of a `TrunkCache` of these rows, in bytes."""
-    num_tokens = sum(row.num_tokens - shared for row in rows) + shared
+    _, num_tokens = _locations(rows, shared, shared)
     return num_tokens * model.hidden_size * (dtype or model.dtype).itemsize
 
 

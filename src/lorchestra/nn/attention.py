@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
 
 from lorchestra.nn.context import ContextSlot
-from lorchestra.nn.packing import Packing, SegmentGroup
+from lorchestra.nn.layout import CacheKey, Packing, SegmentGroup
 
 _MAX_HEAD_DIM, _ALIGNMENT = 256, 8
 """The variable-length kernel supports head dimensions up to the one that are multiples of the other."""
@@ -35,8 +35,8 @@ _HAS_ENABLE_GQA = "enable_gqa" in inspect.signature(varlen_attn).parameters
 # Arguments that packing replaces. Others would change the result.
 _IGNORED_ARGUMENTS = {"position_ids", "use_cache", "cache_position", "output_attentions", "output_router_logits"}
 
-CachedKeys = Mapping[int, tuple[Tensor, Tensor]]
-"""Keys and values `[1, G, P, d]` of a cached prefix, by member."""
+CachedKeys = Mapping[CacheKey, tuple[Tensor, Tensor]]
+"""Keys and values `[1, G, P, d]` of cached prefixes, by `Segment.cache_key`."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,9 @@ def make_attention(slot: ContextSlot) -> Callable[..., tuple[Tensor, None]]:
             for span in packing.spans:
                 tokens = slice(span.start, span.stop)
                 packing.prefix.store(module, span.member, key[:, :, tokens], value[:, :, tokens])
+        for part in packing.stored:
+            tokens = slice(part.start, part.stop)
+            part.cache.store(module, part.member, key[:, :, tokens], value[:, :, tokens])
         scores = Scores(scale, sliding_window, softcap, s_aux)
         out = packed_attention(query, key, value, packing, scores, cached=_cached(module, packing))
         return out.transpose(1, 2).contiguous(), None  # some models call `view` on it
@@ -101,10 +104,8 @@ def make_attention(slot: ContextSlot) -> Callable[..., tuple[Tensor, None]]:
 
 
 def _cached(module: nn.Module, packing: Packing) -> CachedKeys:
-    """One layer's cached keys and values of the shared prefix, for the members in a packing."""
-    if packing.prefix is None or packing.prefill:
-        return {}
-    return {span.member: packing.prefix.get(module, span.member) for span in packing.spans}
+    """One layer's cached keys and values of the prefixes that segments of a packing see."""
+    return {key: prefix.get(module, member) for key, (prefix, member) in packing.cache_reads.items()}
 
 
 def packed_attention(
@@ -140,8 +141,8 @@ def packed_attention(
     if groups > 1 and (query.is_cuda or not scores.is_standard):
         key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
         cached = {
-            member: (k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1))
-            for member, (k, v) in (cached or {}).items()
+            which: (k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1))
+            for which, (k, v) in (cached or {}).items()
         }
     fits_window = scores.window is None or max(s.stop - s.start for s in packing.segments) <= scores.window
     if (query.is_cuda if batched is None else batched) and scores.is_standard and fits_window:
@@ -169,7 +170,7 @@ def _attend_segments(
     for index in indices:
         segment, all_keys, all_values = segments[index], keys[index], values[index]
         if segment.sees_others:
-            prefix = [] if segment.cached_for is None else [cached[segment.cached_for]]
+            prefix = [] if segment.cached_for is None else [cached[segment.cache_key]]
             pairs = [*prefix, *((keys[i], values[i]) for i in segment.context), (all_keys, all_values)]
             all_keys, all_values = (torch.cat(list(tensors), dim=2) for tensors in zip(*pairs, strict=True))
         num_keys = all_keys.shape[2]
@@ -274,8 +275,8 @@ def varlen_attention(
     attend: Callable[..., Tensor] = kernel or _varlen_kernel
     lengths = [segment.stop - segment.start for segment in packing.segments]
     keys, values = key.split(lengths, dim=2), value.split(lengths, dim=2)
-    cached_keys = {member: pair[0] for member, pair in (cached or {}).items()}
-    cached_values = {member: pair[1] for member, pair in (cached or {}).items()}
+    cached_keys = {which: pair[0] for which, pair in (cached or {}).items()}
+    cached_values = {which: pair[1] for which, pair in (cached or {}).items()}
     groups = packing.segment_groups
     sizes = [group.tokens.stop - group.tokens.start for group in groups]
     outputs: list[Tensor] = [
@@ -307,7 +308,7 @@ def _varlen_kernel(query: Tensor, key: Tensor, value: Tensor, *bounds: Any, **op
 
 
 def _visible(
-    whole: Tensor, parts: Sequence[Tensor], packing: Packing, group: SegmentGroup, cached: Mapping[int, Tensor]
+    whole: Tensor, parts: Sequence[Tensor], packing: Packing, group: SegmentGroup, cached: Mapping[CacheKey, Tensor]
 ) -> Tensor:
     """Keys or values in the order of `group.cu_seqlens_k`, `[K, G, d]`; a view where no segment sees another.
 
@@ -319,7 +320,7 @@ def _visible(
     pieces: list[Tensor] = []
     for part, segment in zip(parts[group.segments], segments, strict=True):
         if segment.cached_for is not None:
-            pieces.append(cached[segment.cached_for])
+            pieces.append(cached[segment.cache_key])
         pieces += [parts[i] for i in segment.context]
         pieces.append(part)
     return torch.cat(pieces, dim=2)[0].transpose(0, 1)

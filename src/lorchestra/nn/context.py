@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from lorchestra.nn.packing import Packing
+from lorchestra.nn.layout import Packing
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""KV cache of a prefix that all rows share (instructions, few-shot examples).
+"""KV cache of a prefix that several rows share: instructions and few-shot examples of all rows, or one state.
 
 While parameters do not change (prediction), the prefix goes through the model once per member, not once per
 micro-batch. The cache takes `2 * G * d` numbers per token, layer and member.
@@ -14,11 +14,18 @@ class PrefixCache:
 
     def __init__(self, tokens: tuple[int, ...]) -> None:
         self.tokens = tokens
+        self.members: frozenset[int] = frozenset()
+        """The members for which all layers are cached; others have to be computed."""
         self._cached: dict[tuple[nn.Module, int], tuple[Tensor, Tensor]] = {}
 
     def __len__(self) -> int:
         """Number of tokens P in the prefix."""
         return len(self.tokens)
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all keys and values."""
+        return sum(key.nbytes + value.nbytes for key, value in self._cached.values())
 
     def store(self, layer: nn.Module, member: int, key: Tensor, value: Tensor) -> None:
         """Cache a member's keys and values `[1, G, P, d]` in the form in which the layer passes them to attention."""

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from lorchestra.nn.context import ContextSlot
 from lorchestra.nn.dropout import keep_mask
-from lorchestra.nn.packing import BASE, Packing, Span
+from lorchestra.nn.layout import Packing, Span
+from lorchestra.nn.packing import BASE
 from lorchestra.nn.seeding import derive_seed
 
 _ALIGNMENT = 8

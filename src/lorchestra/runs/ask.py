@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from lorchestra.inference.pipeline import Pipeline
+from lorchestra.data.prompts import LETTERS
 from lorchestra.inference.predict import MemberPass, predict_rows
+from lorchestra.inference.state_cache import StateCache, rows_in_order
 from lorchestra.metrics.calibrator import RAW, Calibration
 from lorchestra.metrics.decisions import Decisions
 from lorchestra.nn.packing import BASE
@@ -45,41 +46,55 @@ class EncodedAsk:
 
     asked: Asked
     row: EncodedExample
+    question: Question
+    """The question as the row has it: its options may be in another order."""
     trained: bool
-    order: tuple[int, ...]
-    """Per option of the question, its index among the row's choices."""
 
     @property
     def num_tokens(self) -> int:
         """Tokens of the prompt and its options that go through the model."""
         return self.row.num_tokens
 
+    @property
+    def state_tokens(self) -> int:
+        """How many of these are the state's, which all questions about it share."""
+        return self.row.state
+
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The answer to a question, and its tokens: all of them, and those that were taken from the cache."""
+    """The answer to a question, with its number of tokens.
+
+    `state_tokens` of the `input_tokens` are the state's, which the questions of a request share, and `cached_tokens`
+    were taken from the cache.
+    """
 
     answer: Answer
     input_tokens: int
+    state_tokens: int = 0
     cached_tokens: int = 0
 
 
 class Asker:
     """Asks a run's ensemble typed questions.
 
+    An answer depends on its state and its question alone: not on the question's name or the other questions, nor, for
+    options that are scored by their text, on the order of these. Rounding may still differ with the size of a pass.
+
     Not thread-safe: `encode` may run in one thread at a time, and `answer` in one, which may be another.
 
     Args:
         ensemble: the run.
+        cache_bytes: most bytes of cached states.
         raw: answer with the mixture as it is, without the run's calibration and decisions.
     """
 
-    def __init__(self, ensemble: Ensemble, *, raw: bool = False) -> None:
+    def __init__(self, ensemble: Ensemble, *, cache_bytes: int = 0, raw: bool = False) -> None:
         self.ensemble = ensemble
         self.raw = raw
-        pipeline = ensemble.pipeline
-        self._zero_shot = replace(pipeline, scoring="tree") if pipeline.scoring == "head" else pipeline
-        self._as_tree = replace(pipeline, scoring="tree")
+        self.cache = StateCache(cache_bytes)
+        self._pipelines = {"": ensemble.pipeline, "tree": replace(ensemble.pipeline, scoring="tree")}
+        self._trained = {_key(question): question for question in self.questions}
 
     @property
     def questions(self) -> tuple[Question, ...]:
@@ -99,55 +114,71 @@ class Asker:
             DataError: the prompt is longer than the model's context, or an option adds no tokens to it.
             ConfigError: the tokenizer cannot tell the options apart.
         """
-        question = asked.question
-        labels = self.ensemble.labels
-        if labels is not None and question.type == "choice" and set(question.options) == set(labels):
-            example = Example("", asked.state, labels, None, "state")
-            pipeline = self._zero_shot if asked.member == BASE else self.ensemble.pipeline  # the base has no head
-            row = pipeline.tokenize([example], "error").rows[0]
-            return EncodedAsk(asked, row, True, tuple(labels.index(option) for option in question.options))
-        example = Example("", asked.state, question.options, None, "state", question)
-        row = self._pipeline_for(question).tokenize([example], "error").rows[0]
-        return EncodedAsk(asked, row, False, tuple(range(len(question.options))))
+        labels, given = self.ensemble.labels, asked.question
+        if labels is not None and given.type == "choice" and set(given.options) == set(labels):
+            # a run on texts with labels has one question, whose instructions are its prompt
+            return self._encode(asked, self.questions[0], Example("", asked.state, labels, None, "state"), True)
+        question = self._trained.get(_key(given))
+        trained = question is not None
+        if question is None:
+            question = given if self._lettered(given) else _sorted(given)
+        return self._encode(
+            asked, question, Example("", asked.state, question.options, None, "state", question), trained
+        )
+
+    def _encode(self, asked: Asked, question: Question, example: Example, trained: bool) -> EncodedAsk:
+        of_run = self.ensemble.pipeline.scoring
+        # a head has the run's labels only, the base has no head, and there are 26 letters
+        fits = of_run != "head" or (example.asked is None and asked.member != BASE)
+        fits = fits and (of_run != "letter" or self._lettered(question))
+        row = self._pipelines["" if fits else "tree"].tokenize([example], "error").rows[0]
+        return EncodedAsk(asked, row, question, trained)
+
+    def _lettered(self, question: Question) -> bool:
+        return self.ensemble.pipeline.scoring == "letter" and len(question.options) <= len(LETTERS)
 
     def answer(self, asks: Sequence[EncodedAsk]) -> list[Reply]:
         """Answers to questions, in their order, in passes that hold as many of them as the token budget allows."""
         pipeline = self.ensemble.pipeline
-        replies: list[Reply | None] = [None] * len(asks)
+        replies: dict[int, Reply] = {}
         for passes, indices in self._by_passes(asks):
+            members = [one.member for one in passes]
             rows = [replace(asks[index].row, row=position) for position, index in enumerate(indices)]
-            log_probs = predict_rows(pipeline.model, rows, passes, pipeline.token_budget)
-            for position, index in enumerate(indices):
-                ask = asks[index]
-                answer = self._answer(ask, log_probs[:, position, : len(ask.order)])
-                replies[index] = Reply(answer, ask.num_tokens)
-        return [reply for reply in replies if reply is not None]
-
-    def _pipeline_for(self, question: Question) -> Pipeline:
-        fits_letters = self._zero_shot.scoring != "letter" or len(question.options) <= 26
-        return self._zero_shot if fits_letters else self._as_tree
+            found = {row.row: self.cache.of(row, asks[i].asked.partition) for row, i in zip(rows, indices, strict=True)}
+            states = {row: state for row, state in found.items() if state is not None}
+            cached = {row for row, state in states.items() if state.holds(members)}
+            try:
+                log_probs = predict_rows(pipeline.model, rows, passes, pipeline.token_budget, states=states)
+            finally:
+                self.cache.trim()
+            for row, index in zip(rows, indices, strict=True):
+                answer = self._answer(asks[index], log_probs[:, row.row, : len(row.choices)])
+                replies[index] = Reply(answer, row.num_tokens, row.state, row.state if row.row in cached else 0)
+        return [replies[index] for index in range(len(asks))]
 
     def _by_passes(self, asks: Sequence[EncodedAsk]) -> Iterator[tuple[list[MemberPass], list[int]]]:
-        """Groups of questions that the same members answer, in the same kind of scoring."""
+        """Groups of questions that the same members answer, in the same kind of scoring.
+
+        Within a group they are sorted by content, so that their order changes no bit.
+        """
+        order = rows_in_order([ask.row for ask in asks], [ask.asked.partition for ask in asks])
         groups: dict[tuple[int | None, bool, bool], list[int]] = {}
-        for index, ask in enumerate(asks):
-            key = (ask.asked.member, ask.row.by_head, ask.row.tree is None)
+        for index in order:
+            key = (asks[index].asked.member, asks[index].row.by_head, asks[index].row.tree is None)
             groups.setdefault(key, []).append(index)
         for (member, _, _), indices in groups.items():
             members = range(self.num_members) if member is None else [member]
             yield [MemberPass(m) for m in members], indices
 
     def _answer(self, ask: EncodedAsk, log_probs_MC: NDArray[np.float64]) -> Answer:
-        question = ask.asked.question
-        options = tuple(question.options[ask.order.index(c)] for c in range(len(ask.order)))
-        example = Example("", ask.asked.state, options, None)
+        example = Example("", ask.asked.state, ask.question.options, None)
         predictions = self.ensemble.pipeline.predictions([example], [0], log_probs_MC[:, None], "ask")
         calibration, decisions = self._settings(ask)
-        answer = _in_order(answers_from(predictions, None, calibration, decisions)[0], ask)
+        answer = _in_order(answers_from(predictions, None, calibration, decisions)[0], ask.asked.question.options)
         score = None
-        if question.type == "score" and answer.probs is not None:
+        if ask.question.type == "score" and answer.probs is not None:
             score = float(np.arange(len(answer.probs)) @ np.array(answer.probs))
-        return replace(answer, question=question.name, score=score, trained=ask.trained)
+        return replace(answer, question=ask.asked.question.name, score=score, trained=ask.trained)
 
     def _settings(self, ask: EncodedAsk) -> tuple[Calibration, Decisions | None]:
         """The calibration and decisions of a question; none where it was not trained, or not all members answer."""
@@ -156,15 +187,31 @@ class Asker:
         return self.ensemble.calibration, self.ensemble.decisions
 
 
-def _in_order(answer: Answer, ask: EncodedAsk) -> Answer:
-    """The answer with the options in the question's order instead of the row's."""
-    order, options = ask.order, ask.asked.question.options
-    if order == tuple(range(len(order))) or answer.probs is None or answer.member_probs is None:
+def _key(question: Question) -> tuple[object, ...]:
+    """What two questions share that are the same: all but their names, and the order of a choice's options."""
+    options = tuple(zip(question.options, question.descriptions, strict=True))
+    return (question.type, question.instructions.strip(), frozenset(options) if question.type == "choice" else options)
+
+
+def _sorted(question: Question) -> Question:
+    """The question with the options of a choice in alphabetical order."""
+    if question.type != "choice":
+        return question
+    options, descriptions = zip(
+        *sorted(zip(question.options, question.descriptions, strict=True), key=lambda pair: pair[0]), strict=True
+    )
+    return replace(question, options=options, descriptions=descriptions)
+
+
+def _in_order(answer: Answer, options: tuple[str, ...]) -> Answer:
+    """The answer with its options in the given order."""
+    if answer.choices is None or answer.choices == options or answer.probs is None or answer.member_probs is None:
         return answer
+    columns = [answer.choices.index(option) for option in options]
     return replace(
         answer,
         choices=options,
         prediction_index=None if answer.prediction is None else options.index(answer.prediction),
-        probs=tuple(answer.probs[c] for c in order),
-        member_probs=tuple(tuple(member[c] for c in order) for member in answer.member_probs),
+        probs=tuple(answer.probs[c] for c in columns),
+        member_probs=tuple(tuple(member[c] for c in columns) for member in answer.member_probs),
     )

@@ -84,6 +84,10 @@ def build_pipeline(
         if labels is None:
             raise ConfigError("data.scoring: a head needs texts with labels; questions have their choices: use text")
         num_labels = len(labels)
+    if config.adapt.order == "bootstrap" and train and train[0].asked is not None:
+        raise ConfigError(
+            "adapt.order: bootstrap draws rows one by one, which typed questions share; use another order"
+        )
     model = EnsembleModel(base.model, config.adapt, config.train.seed, adapter_settings, num_labels)
     check_readable(model)
     probe(model)

@@ -78,7 +78,9 @@ def plan_run(
 def _measure(config: RunConfig, rows: RunRows, out: Path, seconds: float, callback: Callback) -> _Plan:
     members = config.adapt.members
     given = config
-    per_epoch = steps_per_epoch(config.train.batch_size, len(rows.task.splits["train"]))
+    train = rows.task.splits["train"]
+    num_rows = len({row.question for row in train}) if rows.task.questions else len(train)
+    per_epoch = steps_per_epoch(config.train.batch_size, num_rows)
     config = _settled(config, per_epoch)
     small = dataclasses.replace(config, adapt=dataclasses.replace(config.adapt, members=min(members, _MAX_MEMBERS)))
     pipeline, resolved = build_pipeline(small, rows.task.name, rows.task.labels, rows.task.splits["train"])

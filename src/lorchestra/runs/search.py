@@ -32,6 +32,7 @@ from lorchestra.store.search_record import SearchRecord, TrialRecord
 from lorchestra.training.callbacks import Callback, CallbackList, Interrupted
 from lorchestra.training.checkpoint import TrainState
 from lorchestra.training.members import member_settings, steps_per_epoch
+from lorchestra.training.sampler import units_of
 from lorchestra.training.search import (
     MAX_EXTENSIONS,
     PATIENCE,
@@ -248,7 +249,7 @@ class _Search:
         (adapter,) = make_adapter_settings(alone, train.seed)
         joint = dataclasses.replace(self.config, adapt=dataclasses.replace(alone, members=len(rates)))
         pipeline, resolved, encoded = prepare_training(joint, self.rows, [adapter] * len(rates))
-        per_epoch = self.steps_per_epoch = steps_per_epoch(train.batch_size, len(encoded.train))
+        per_epoch = self.steps_per_epoch = steps_per_epoch(train.batch_size, len(units_of(encoded.train)))
         epochs = longest(per_epoch) if train.epochs == "auto" else train.epochs
         num_steps = per_epoch * epochs if constant else min(trial_steps(per_epoch), per_epoch * epochs)
         settled = dataclasses.replace(resolved.train, epochs=epochs, lr=rates[0])

@@ -5,10 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from lorchestra.nn.packing import Item
+from lorchestra.nn.packing import Item, same_state
 from lorchestra.nn.seeding import derive_seed, permutation
 from lorchestra.training.members import MemberSettings, steps_per_epoch
 from lorchestra.types import EncodedExample
+
+
+def units_of(rows: Sequence[EncodedExample]) -> list[list[EncodedExample]]:
+    """The rows that are drawn together: consecutive typed questions about one state, and every other row alone."""
+    units: list[list[EncodedExample]] = []
+    for row in rows:
+        if units and same_state(row, units[-1][-1]):
+            units[-1].append(row)
+        else:
+            units.append([row])
+    return units
 
 
 class MemberSampler:
@@ -17,23 +28,25 @@ class MemberSampler:
     Args:
         settings: one per member.
         rows: the training rows.
-        batch_size: rows per member and step.
+        batch_size: rows per member and step; typed questions about one state count as one row, as in the file.
     """
 
     def __init__(self, settings: Sequence[MemberSettings], rows: Sequence[EncodedExample], batch_size: int) -> None:
         self.settings = settings
         self.batch_size = batch_size
-        self._rows_of = [rows if member.rows is None else [rows[e] for e in member.rows] for member in settings]
-        self.steps_per_epoch = steps_per_epoch(batch_size, len(self._rows_of[0]))
+        self._units_of = [
+            units_of(rows if member.rows is None else [rows[e] for e in member.rows]) for member in settings
+        ]
+        self.steps_per_epoch = steps_per_epoch(batch_size, len(self._units_of[0]))
         # all rows of a batch have masks, or none; with a rate of zero a mask drops nothing
         self.dropout = any(member.adapter.dropout > 0 for member in settings)
 
     def rows(self, member: int, step: int) -> list[EncodedExample]:
         """One member's rows in one step."""
         epoch, index = divmod(step, self.steps_per_epoch)
-        rows = self._rows_of[member]
-        order = permutation(len(rows), self.settings[member].order_seed, "order", epoch)
-        return [rows[e] for e in order[index * self.batch_size : (index + 1) * self.batch_size]]
+        units = self._units_of[member]
+        order = permutation(len(units), self.settings[member].order_seed, "order", epoch)
+        return [row for u in order[index * self.batch_size : (index + 1) * self.batch_size] for row in units[u]]
 
     def items(self, members: Sequence[int], step: int) -> list[Item]:
         """Rows of some members in one step, with the seeds of their dropout masks."""
