@@ -100,6 +100,8 @@ class PromptConfig:
     answer_prefix: str = " "
     """Separator of a plain prompt and its answer, if the prompt does not end in white space: ""
     for languages without spaces."""
+    option_orders: int = field(default=1, metadata={"cli": {"aliases": ["--data.option-orders"]}})
+    """With letters: average the probabilities over this many orders of the options (at most their number)."""
     version: Literal[1, 2] = 2
     """Version of the tokenization rules. 1: as in runs of format 1 (a choice that continues another cannot win)."""
     frame: ChatFrame = field(default_factory=ChatFrame, metadata={"cli": {"hidden": True}})
@@ -166,6 +168,8 @@ def check_data(config: DataConfig) -> None:
         raise ConfigError(
             f"--data.max-held-out: {config.read.max_held_out} is less than 1; give the most rows, or null"
         )
+    if not 1 <= config.prompt.option_orders <= 26:
+        raise ConfigError(f"data.prompt.option_orders: {config.prompt.option_orders} is not between 1 and 26")
     mark = config.read.delimiter_mark
     if mark is not None and (len(mark) != 1 or mark in '\r\n"'):
         message = f"--data.delimiter: {config.read.delimiter!r} cannot separate cells"

@@ -20,7 +20,8 @@ from lorchestra.data.encode import EncodedSplit, can_use_letters, encode
 from lorchestra.data.prompts import PromptTemplate, ScoringMode
 from lorchestra.data.splits import draw_stratified
 from lorchestra.data.tokenizer import TextTokenizer
-from lorchestra.errors import LorchestraError
+from lorchestra.errors import ConfigError, LorchestraError
+from lorchestra.inference.option_orders import OrderFlips, average, count_flips, variants
 from lorchestra.inference.predict import MemberPass, PrefixReuse, member_passes, predict_early, predict_rows
 from lorchestra.metrics.early_exit import StopRule
 from lorchestra.models.ensemble import EnsembleModel
@@ -74,6 +75,8 @@ class Pipeline:
     """Most tokens in a training step's micro-batch."""
     task: str
     """Name of the task, for predictions."""
+    order_flips: OrderFlips = field(default_factory=OrderFlips)
+    """Answers that changed with the order of the options, in all predictions so far."""
     _logged: set[str] = field(default_factory=set)
     """Keys of messages that were logged."""
 
@@ -177,7 +180,39 @@ class Pipeline:
             return replace(members, log_probs_MEC=np.stack([next(parts[which]) for which in is_base]))
         encoded = self.encode(examples, shots)
         log_probs = predict_rows(self.model, encoded.rows, passes, self.token_budget, progress=progress)
+        if self._averages_orders and not shots:
+            log_probs = self._over_orders([examples[index] for index in encoded.kept], log_probs, passes)
         return self.predictions(examples, encoded.kept, log_probs, split)
+
+    @property
+    def _averages_orders(self) -> bool:
+        return self.scoring == "letter" and self.data.prompt.option_orders > 1
+
+    def _over_orders(
+        self, examples: Sequence[Example], first_MEC: NDArray[np.float64], passes: Sequence[MemberPass]
+    ) -> NDArray[np.float64]:
+        """The log-probabilities averaged over `data.prompt.option_orders` orders, given those in the first.
+
+        Rows in another order may have a token more than the maximum: they are cut only if such rows are.
+        """
+        number = self.data.prompt.option_orders
+        every_KMEC = np.repeat(first_MEC[None], number, axis=0)
+        present_KE = np.zeros((number, len(examples)), dtype=bool)
+        present_KE[0] = True
+        for k, (indices, reordered, columns) in enumerate(variants(examples, number), 1):
+            if not indices:
+                continue
+            truncate = self.data.too_long == "truncate"
+            rows = self.tokenize(reordered, "truncate" if truncate else "error", bounded=truncate).rows
+            log_probs = predict_rows(self.model, rows, passes, self.token_budget)
+            columns = columns[:, : log_probs.shape[2]]
+            every_KMEC[k][:, indices, : log_probs.shape[2]] = np.take_along_axis(log_probs, columns[None], axis=2)
+            present_KE[k, indices] = True
+        members = [index for index, one in enumerate(passes) if one.member != BASE] or range(len(passes))
+        flips = count_flips(every_KMEC[:, members], present_KE)
+        self.order_flips.rows += flips.rows
+        self.order_flips.flipped += flips.flipped
+        return average(every_KMEC, present_KE)
 
     def predict_early(
         self,
@@ -200,6 +235,8 @@ class Pipeline:
         """Predictions of every member for tokenized examples; one `prefix_reuse` serves a whole stream of calls."""
         passes = member_passes(range(self.model.num_members))
         log_probs = predict_rows(self.model, rows, passes, self.token_budget, prefix_reuse=prefix_reuse)
+        if self._averages_orders:
+            log_probs = self._over_orders(examples, log_probs, passes)
         return self.predictions(examples, range(len(examples)), log_probs, split)
 
     def predict_encoded_early(
@@ -211,7 +248,13 @@ class Pipeline:
         progress: Callable[[int], None] | None = None,
         prefix_reuse: PrefixReuse | None = None,
     ) -> EarlyExitPredictions:
-        """The same as `predict_early` for tokenized examples."""
+        """The same as `predict_early` for tokenized examples.
+
+        Raises:
+            ConfigError: answers are averaged over several orders of the options.
+        """
+        if self._averages_orders:
+            raise ConfigError("early exit: not with data.prompt.option_orders; leave one of the two out")
         log_probs, used = predict_early(self.model, rows, rule, self.token_budget, progress, prefix_reuse)
         parts, indices = [], []
         for num_used in np.unique(used):

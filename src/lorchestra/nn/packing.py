@@ -193,14 +193,7 @@ def pack(
         ValueError: no items, items not sorted by member, a prefix that is not the shared one, or a shared prefix
             together with dropout (whose masks differ per row).
     """
-    if not items:
-        raise ValueError("cannot pack an empty list of items")
-    if any(a.member > b.member for a, b in itertools.pairwise(items)):
-        raise ValueError("items must be sorted by member: a member's tokens are one contiguous span")
-    if shared and any(item.dropout_seed is not None for item in items):
-        raise ValueError("rows under dropout cannot share a prefix: masks are drawn per row")
-    if prefix is not None and len(prefix) != shared:
-        raise ValueError(f"the rows share {shared} first tokens, but {len(prefix)} are cached")
+    _check_packable(items, shared, prefix)
     axis = _Axis()
     spans: list[Span] = []
     choice_starts: list[tuple[int, ...]] = []
@@ -238,6 +231,17 @@ def pack(
         stored=tuple(axis.stored),
     )
     return PackedBatch(tuple(items), packing, tuple(last_positions), tuple(choice_starts), shared, tuple(axis.pieces))
+
+
+def _check_packable(items: Sequence[Item], shared: int, prefix: PrefixCache | None) -> None:
+    if not items:
+        raise ValueError("cannot pack an empty list of items")
+    if any(a.member > b.member for a, b in itertools.pairwise(items)):
+        raise ValueError("items must be sorted by member: a member's tokens are one contiguous span")
+    if shared and any(item.dropout_seed is not None for item in items):
+        raise ValueError("rows under dropout cannot share a prefix: masks are drawn per row")
+    if prefix is not None and len(prefix) != shared:
+        raise ValueError(f"the rows share {shared} first tokens, but {len(prefix)} are cached")
 
 
 def pack_prefix(prefix: PrefixCache, members: Sequence[int], device: torch.device | str = "cpu") -> PackedBatch:

@@ -17,6 +17,7 @@ from lorchestra.config.run import RunConfig, check_run
 from lorchestra.data.in_memory import entries_of, is_file
 from lorchestra.data.input_rows import InputRow, input_rows, read_input_rows
 from lorchestra.errors import ConfigError, DataError
+from lorchestra.inference.option_orders import OrderFlips
 from lorchestra.inference.pipeline import Pipeline, TooLong
 from lorchestra.metrics.calibrator import RAW, Calibration
 from lorchestra.metrics.conformal import Method
@@ -222,7 +223,7 @@ class Ensemble:
         return Answers(self._answers(input_rows_of(self, rows), options, on_error))
 
     def _answers(self, rows: Iterator[InputRow], options: AnswerOptions, on_error: OnError) -> Iterator[Answer]:
-        counts = AnswerCounts()
+        counts, self.pipeline.order_flips = AnswerCounts(), OrderFlips()
         for chunk in answer_chunks(self.pipeline, rows, options, chunk_rows(self.pipeline)):
             counts.add(chunk)
             for answer in chunk.answers:
@@ -231,6 +232,8 @@ class Ensemble:
                 yield answer
         for sentence in counts.sentences(self.pipeline.max_length):
             logger.info(sentence)
+        if (flips := self.pipeline.order_flips.sentence()) is not None:
+            logger.info(flips)
 
     def evaluate(
         self,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from lorchestra.config.data import DataConfig
 from lorchestra.data.splits import split_digest
 from lorchestra.errors import CheckpointError, ConfigError, DataError, did_you_mean
+from lorchestra.inference.option_orders import OrderFlips
 from lorchestra.inference.pipeline import Pipeline
 from lorchestra.inference.predict import MemberPass, member_passes
 from lorchestra.metrics.calibrator import RAW, Calibration
@@ -90,11 +91,14 @@ def evaluate_run(
     if rows is None:
         logger.info(f"evaluating without the run's training rows, and so without the majority answer ({reason})")
     limit = CostLimit.of(pipeline, trained.record.cost, full=full or trained.config.evaluate.full)
+    pipeline.order_flips = OrderFlips()
     predictions, zero_shot = _members_and_base(pipeline, examples, split, callback, limit)
+    flips = pipeline.order_flips.sentence()
     is_validation = pipeline is trained.pipeline and data is None and split == "val"
     validation = predictions if is_validation else _validation(trained, rows, callback)
     work = _Work(trained, pipeline, rows, examples, before, limit, callback, calibration)
     entry, baselines = _score(work, predictions, zero_shot, validation)
+    entry["notes"] += [] if flips is None else [f"{flips}."]
     if early_exit is not None:
         log_probs_MEC = predictions.log_probs_MEC
         entry["early_exit"] = evaluate_early_exit(log_probs_MEC, predictions.labels, early_exit, calibration)
