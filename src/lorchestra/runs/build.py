@@ -159,7 +159,7 @@ def ensemble_record(
 
     Args:
         pipeline: base, prompt and scoring.
-        rows: the task's rows, for its name and labels.
+        rows: the task's rows, for its name, labels and typed questions.
         members: its members.
         cost: the cost of their training here.
     """
@@ -181,4 +181,5 @@ def ensemble_record(
         scoring=pipeline.scoring,
         normalize=pipeline.data.normalize,
         cost=cost,
+        questions=rows.task.questions,
     )
