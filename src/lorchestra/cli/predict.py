@@ -148,9 +148,8 @@ def run(arguments: Sequence[str]) -> int:
         has_stages = parsed.cascade or (parsed.decisions and calibration is not None and calibration.has_stages)
     form = AnswerFormat("jsonl", early_exit=rule is not None or has_stages)
     if parsed.out is not None:
-        form = AnswerFormat.of_file(
-            parsed.out, record.labels, form.early_exit, shown_choices(parsed.top, len(record.labels or ()))
-        )
+        top = shown_choices(parsed.top, len(record.labels or ()))
+        form = AnswerFormat.of_file(parsed.out, record.labels, form.early_exit, top, typed=bool(record.questions))
     command = f"lorchestra predict {shlex.join(_without_if_exists(arguments))}"
     return Prediction(parsed, form, rule, resume_with=f"{command} --if-exists resume").run()
 

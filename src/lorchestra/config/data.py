@@ -73,6 +73,11 @@ class ReadConfig:
     """Merge labels that differ only in case or spaces, under the most frequent spelling."""
     drop_unlabeled: bool = False
     """Drop training rows without a label or answer (empty, null, NaN, -1 or ?) instead of stopping."""
+    questions: str | None = None
+    """A YAML or JSON file with typed questions: each row is a state (a text or a JSON value) with a column per
+    question. See docs/files.md."""
+    question_weights: Literal["even", "rows"] = "even"
+    """With typed questions, what counts equally in the loss: every question (even), or every answer (rows)."""
     rules: Literal[1, 2] = field(default=2, metadata={"cli": {"hidden": True}})
     """Version of the reading rules. 1: as in earlier versions (labels as spelled, sorted by characters)."""
     max_held_out: int | None = 2000
@@ -174,6 +179,13 @@ def check_data(config: DataConfig) -> None:
     if mark is not None and (len(mark) != 1 or mark in '\r\n"'):
         message = f"--data.delimiter: {config.read.delimiter!r} cannot separate cells"
         raise ConfigError(f"{message}; give one character, or comma, semicolon, tab or bar")
+    if config.read.questions is not None:
+        _check_typed(config)
+    elif config.read.question_weights != "even":
+        raise ConfigError(
+            f"--data.question-weights {config.read.question_weights}: there are no typed questions to weigh; give them"
+            " with --data.questions FILE, or leave it out"
+        )
     if config.scoring in ("tree", "head") and config.normalize != "sum":
         message = f"data.normalize: {config.normalize} divides the log-probabilities of texts"
         raise ConfigError(f"{message}, and a {config.scoring} has none; use data.scoring: text, or leave it out")
@@ -192,3 +204,20 @@ def check_data(config: DataConfig) -> None:
         except UnicodeEncodeError as error:
             message = f"data.prompt.{name}: lone surrogate at index {error.start}, which is not a character"
             raise ConfigError(f"{message}; fix the escape") from None
+
+
+def _check_typed(config: DataConfig) -> None:
+    """Refuse settings of other rows together with typed questions."""
+    others = {
+        f"data.task {config.task}": (config.task is not None, "a task by name has its questions"),
+        "data.scoring head": (config.scoring == "head", "a head has one set of labels; use tree, text or letter"),
+        "data.prompt.template": (config.prompt.template is not None, "typed questions have a prompt of their type"),
+        "--data.class-weights": (config.class_weights, "use --data.question-weights"),
+        "--data.label-names": (bool(config.read.label_names), "the questions file names and describes the options"),
+        "--data.clean-labels": (config.read.clean_labels, "the questions file has the options"),
+        "--data.answer-as": (config.read.answer_as is not None, "the question's type says how it is answered"),
+    }
+    for setting, (given, reason) in others.items():
+        if given:
+            message = f"--data.questions {config.read.questions}: cannot be combined with {setting}"
+            raise ConfigError(f"{message}: {reason}; leave one of the two out")

@@ -71,6 +71,15 @@ def parse_value(text: str, where: str) -> Any:
         raise ConfigError(f"{where}: cannot be read ({' '.join(str(error).split())})") from error
 
 
+def as_written(value: object) -> Any:
+    """A value of `parse_value` with its numbers as text, in the notation of the file."""
+    if isinstance(value, _Int | _Float):
+        return value.written
+    if isinstance(value, dict):
+        return {as_written(key): as_written(entry) for key, entry in value.items()}
+    return [as_written(entry) for entry in value] if isinstance(value, list) else value
+
+
 def read_mapping(path: str | Path) -> dict[str, object]:
     """The mapping in a YAML file.
 

@@ -10,7 +10,7 @@ import itertools
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from lorchestra.data.layouts import PARTS, show, used_columns
 from lorchestra.data.readers.streams import FileRow, ReadOptions, shown_path
 from lorchestra.data.row_reader import Answers, RowReader
 from lorchestra.errors import ConfigError, DataError
+from lorchestra.questions import Question
 from lorchestra.types import Example
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,8 @@ class TaskFile:
     """The rows of one file, in its order.
 
     `labels` is the label set in order if the rows are texts with labels (then the choices of every example), and None
-    for questions with choices. `warnings` are sentences about possible mistakes, `notes` about how the file was read.
+    for questions with choices and typed `questions`. `warnings` are sentences about possible mistakes, `notes` about
+    how the file was read.
     """
 
     path: str
@@ -42,6 +44,7 @@ class TaskFile:
     labels: tuple[str, ...] | None
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    questions: tuple[Question, ...] = ()
 
 
 def read_task_file(
@@ -63,7 +66,7 @@ def read_task_file(
     check_fields(config.fields)
     answers: Answers = "ignored" if ignore_answers else "required" if require_answer else "optional"
     notes: list[str] = []
-    rows = _with_progress(rows_of(path, config, note=notes.append), path)
+    rows = with_progress(rows_of(path, config, note=notes.append), path)
     first = next(rows, None)
     if first is None:
         raise DataError(f"{path}: the file has no rows; it needs one example per row")
@@ -80,12 +83,14 @@ def rows_of(
     config: DataConfig,
     *,
     every_column: bool = False,
+    verbatim: Collection[str] = (),
     faults: bool = False,
     note: Callable[[str], None] = lambda text: None,
 ) -> Iterator[FileRow]:
     """The rows of a file, read as configured, one at a time (see `formats.read_rows`).
 
-    With `every_column`, all cells of Parquet and Arrow files are read; without, those of columns that may be used.
+    With `every_column`, all cells of Parquet and Arrow files are read; without, those of columns that may be used. The
+    columns `verbatim` always are, and their cells stay text in CSV files.
 
     Raises: DataError, ConfigError: as `formats.read_rows`.
     """
@@ -94,9 +99,9 @@ def rows_of(
     fields = config.fields
 
     def columns(names: list[str]) -> Iterable[str]:
-        return names if every_column else used_columns(fields, names)
+        return names if every_column else {*used_columns(fields, names), *verbatim}
 
-    return read_rows(path, fields, options, columns=columns, faults=faults, note=note)
+    return read_rows(path, fields, options, verbatim=verbatim, columns=columns, faults=faults, note=note)
 
 
 def check_fields(fields: FieldsConfig) -> None:
@@ -113,7 +118,7 @@ def check_fields(fields: FieldsConfig) -> None:
                 raise ConfigError(f"{message}; name two different columns")
 
 
-def _with_progress(rows: Iterable[FileRow], path: str | Path) -> Iterator[FileRow]:
+def with_progress(rows: Iterable[FileRow], path: str | Path) -> Iterator[FileRow]:
     """The rows, with their number so far logged from time to time."""
     last = time.monotonic()
     for number, row in enumerate(rows, 1):
@@ -125,21 +130,25 @@ def _with_progress(rows: Iterable[FileRow], path: str | Path) -> Iterator[FileRo
                 logger.info(f"reading {shown_path(path)}: {number:,} rows")
 
 
-class _Ids:
-    """The unique ids of a file's rows; a row without one is named after its file and number."""
+class RowIds:
+    """The unique ids of a file's rows; `row_id` gives a row's id, by its number within its file."""
 
-    def __init__(self, reader: RowReader) -> None:
-        self.reader = reader
+    def __init__(self, row_id: Callable[[FileRow, int], str]) -> None:
+        self.row_id = row_id
         self.lines: dict[str, tuple[str, int]] = {}
         self.numbers: Counter[str] = Counter()
 
     def of(self, row: FileRow) -> str:
+        """The id of the next row.
+
+        Raises: DataError if an earlier row has it.
+        """
         self.numbers[row.path] += 1
-        name = self.reader.id(row, self.numbers[row.path])
+        name = self.row_id(row, self.numbers[row.path])
         if name in self.lines:
             path, line = self.lines[name]
             first = f"line {line}" if path == row.path else f"line {line} of {path}"
-            raise self.reader.error(row, f"id {show(name)} is already used by {first}; make the ids unique")
+            raise DataError(f"{row.where}: id {show(name)} is already used by {first}; make the ids unique")
         self.lines[name] = (row.path, row.line)
         return name
 
@@ -153,7 +162,7 @@ class _ExampleReader:
     notes: list[str]
 
     def questions(self, rows: Iterable[FileRow]) -> TaskFile:
-        ids, read, dropped, missing = _Ids(self.reader), [], 0, _Missing(self.path, "answer")
+        ids, read, dropped, missing = RowIds(self.reader.id), [], 0, _Missing(self.path, "answer")
         for row in rows:
             self.reader.check(row)
             name = ids.of(row)
@@ -187,7 +196,7 @@ class _ExampleReader:
         return None if given.value is None else next(indices)
 
     def texts(self, rows: Iterable[FileRow]) -> TaskFile:
-        reader, ids = self.reader, _Ids(self.reader)
+        reader, ids = self.reader, RowIds(self.reader.id)
         census, missing, dropped = LabelCensus(self.path), _Missing(self.path, "label"), 0
         read: list[tuple[str, str, str | None, FileRow]] = []
         labels = reader.layout.columns.get("label", ())

@@ -11,7 +11,7 @@ import glob
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -63,6 +63,7 @@ def read_rows(
     fields: FieldsConfig,
     options: ReadOptions = ReadOptions(),  # noqa: B008 - frozen
     *,
+    verbatim: Collection[str] = (),
     columns: Callable[[list[str]], Iterable[str]] | None = None,
     faults: bool = False,
     note: Callable[[str], None] = lambda text: None,
@@ -76,6 +77,7 @@ def read_rows(
         path: file, directory, pattern or `-`.
         fields: names of the columns in use.
         options: how to read the files.
+        verbatim: names of more columns in use, whose CSV cells stay text.
         columns: selects the columns of a Parquet or Arrow file to read; default: those in `fields`. The cells of the
             others are None.
         faults: yield a row that cannot be read (invalid JSON, too many cells) as a `FileRow` with its `fault`, and
@@ -84,11 +86,12 @@ def read_rows(
 
     Raises: DataError if a file is missing, has an unknown format or is damaged; without `faults`, also for bad rows.
     """
-    wanted = frozenset(asdict(fields).values())
+    wanted = frozenset({*asdict(fields).values(), *verbatim})
     for file, kind in row_files(path, options, note):
         pick = columns or (lambda names: [name for name in names if name in wanted])
         context = ReadContext(shown_path(file), options, wanted, pick, note, faults)
-        yield from _file_rows(file, kind, context, fields)
+        typed = {fields.choices, fields.answer, fields.label} - set(verbatim)
+        yield from _file_rows(file, kind, context, fields, typed)
 
 
 def row_files(
@@ -189,7 +192,9 @@ def _of_one_format(path: Path, candidates: Iterable[Path], options: ReadOptions)
     return [(file, kind) for file, kind in files.items()]
 
 
-def _file_rows(path: Path, kind: Format | None, context: ReadContext, fields: FieldsConfig) -> Iterator[FileRow]:
+def _file_rows(
+    path: Path, kind: Format | None, context: ReadContext, fields: FieldsConfig, typed: Collection[str]
+) -> Iterator[FileRow]:
     on_disk = str(path) != STANDARD_INPUT
     if on_disk and kind in ("parquet", "arrow"):
         yield from (parquet_rows if kind == "parquet" else arrow_rows)(path, context)
@@ -203,7 +208,7 @@ def _file_rows(path: Path, kind: Format | None, context: ReadContext, fields: Fi
         else:
             delimiter = context.options.delimiter or ("\t" if kind == "tsv" else None)
             rows = delimited_rows(stream, context, delimiter)
-            yield from (dataclasses.replace(row, cells=_typed_cells(row.cells, fields)) for row in rows)
+            yield from (dataclasses.replace(row, cells=_typed_cells(row.cells, fields, typed)) for row in rows)
 
 
 def _sniffed(stream: io.BufferedReader) -> Format:
@@ -216,8 +221,8 @@ def _sniffed(stream: io.BufferedReader) -> Format:
     return "json" if start.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"[") else "csv"
 
 
-def _typed_cells(cells: dict[str, object], fields: FieldsConfig) -> dict[str, object]:
-    for column in (fields.choices, fields.answer, fields.label):
+def _typed_cells(cells: dict[str, object], fields: FieldsConfig, typed: Collection[str]) -> dict[str, object]:
+    for column in typed:
         cell = cells.get(column)
         if isinstance(cell, str):
             cells[column] = _typed(cell, integer=column == fields.answer, decimal=column != fields.choices)

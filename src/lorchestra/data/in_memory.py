@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -65,30 +66,31 @@ def _exists(name: str) -> bool:
         return False
 
 
-def entries_of(rows: object, labels: tuple[str, ...] | None) -> Iterable[Entry]:
+def entries_of(rows: object, labels: tuple[str, ...] | None, *, typed: bool = False) -> Iterable[Entry]:
     """The rows of any supported container, each a text, a dict or an example; their values are not checked.
 
     Args:
         rows: a list, array, Series or other iterable of texts, dicts or examples; a DataFrame (pandas, polars), a Table
             (pyarrow) or a Dataset (datasets). An iterator is read lazily.
         labels: the label set of the training rows, None for questions with choices.
+        typed: whether the training rows have typed questions, so that a text is a state.
 
     Raises:
         InputError: it has no rows, or a row is neither a text, a dict nor an example.
     """
     if isinstance(rows, Iterator):
-        return (_entry(row, i, labels) for i, row in enumerate(rows))
-    return [_entry(row, i, labels) for i, row in enumerate(_listed(rows))]
+        return (_entry(row, i, typed or labels is not None) for i, row in enumerate(rows))
+    return [_entry(row, i, typed or labels is not None) for i, row in enumerate(_listed(rows))]
 
 
-def _entry(row: object, i: int, labels: tuple[str, ...] | None) -> Entry:
-    if isinstance(row, str) and labels is None:
+def _entry(row: object, i: int, texts: bool) -> Entry:
+    if isinstance(row, str) and not texts:
         raise InputError(
             f"rows[{i}] is a text, but the training rows were questions with choices; pass dicts with both, as"
             ' {"question": ..., "choices": [...]}'
         )
     if not isinstance(row, Example | str | Mapping):
-        kind = "a text or a dict" if labels is not None else "a dict"
+        kind = "a text or a dict" if texts else "a dict"
         raise InputError(f"rows[{i}] is {row!r:.60}; pass {kind}")
     return row
 
@@ -137,3 +139,18 @@ def is_na(value: object) -> bool:
     """Whether a cell is empty: None, NaN, or pandas' NA and NaT, whose comparisons are neither true nor false."""
     is_na = type(value).__name__ in ("NAType", "NaTType")
     return value is None or is_na or (isinstance(value, float) and value != value)
+
+
+def plain_cell(cell: object) -> object:
+    """A cell as JSON: dates, decimals and bytes of Parquet files as text, missing values as None."""
+    if cell is None or isinstance(cell, str | int):
+        return cell
+    if isinstance(cell, Mapping):
+        return {str(name): plain_cell(value) for name, value in cell.items()}
+    if isinstance(cell, list | tuple):
+        return [plain_cell(value) for value in cell]
+    if isinstance(cell, np.generic | np.ndarray):
+        return plain_cell(cell.tolist())
+    if isinstance(cell, float):
+        return cell if math.isfinite(cell) else None
+    return None if is_na(cell) else str(cell)

@@ -171,7 +171,7 @@ class LayoutFinder:
             if layout.missing(row, part) and not optional:
                 names = layout.columns.get(part) or (str(getattr(self.fields, part)),)
                 hint = self._hint(row, part) or f"Set the column with --data.fields.{part}."
-                message = f"no column {show(names[0])}; the columns are: {_columns(row)}"
+                message = f"no column {show(names[0])}; the columns are: {shown_columns(row)}"
                 raise DataError(f"{row.where}: {message}. {hint.strip()}")
 
     def _complete(self, columns: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
@@ -219,7 +219,7 @@ class LayoutFinder:
         hints = "".join(self._hint(row, part) for part in ("question", "choices", "text", "label"))
         message = 'neither row form fits: a row has "question", "choices" and "answer", or "text" and "label"'
         return DataError(
-            f"{row.where}: {message}; the columns are: {_columns(row)}. {hints}Set them with --data.fields."
+            f"{row.where}: {message}; the columns are: {shown_columns(row)}. {hints}Set them with --data.fields."
         )
 
     def _hint(self, row: FileRow, part: str) -> str:
@@ -246,7 +246,8 @@ class LayoutFinder:
         return f"If {show(near)} is the {part}: --data.fields.{part} {shlex.quote(near)}. " if near else ""
 
 
-def _columns(row: FileRow) -> str:
+def shown_columns(row: FileRow) -> str:
+    """A row's columns for messages."""
     columns = list(row.cells)
     shown = ", ".join(map(show, columns[:12])) + (", ..." if len(columns) > 12 else "")
     if len(columns) == 1 and any(mark in columns[0] for mark in ";\t|"):

@@ -93,11 +93,7 @@ class RowReader:
 
         Raises: DataError if it is neither a string nor an integer.
         """
-        value = self.value(row, "id")
-        if isinstance(value, bool) or not isinstance(value, str | int | None):
-            raise self.error(row, f"the id is {show(value)}; use a string or an integer, or leave it out")
-        given = value is not None and bool(str(value).strip())
-        return self._clean(row, "id", str(value)) if given else f"{stem(row.path)}-{number}"
+        return row_id(row, self.value(row, "id"), number)
 
     def string(self, row: FileRow, part: str) -> str:
         """The question or text of a row.
@@ -109,7 +105,7 @@ class RowReader:
             raise self.error(row, f"the {part} is empty; fill it in or leave the row out")
         if not isinstance(value, str):
             raise self.error(row, f"the {part} is {show(value)}, which is not a string; write it as one")
-        return self._clean(row, part, value)
+        return clean_text(row, part, value)
 
     def question(self, row: FileRow) -> tuple[str, GivenAnswer]:
         """The question of a row, and its choices with the answer in the file's notation.
@@ -196,16 +192,32 @@ class RowReader:
             raise self.error(row, f"{message}; {hint}; correct it, or add rows with it to the training file")
         return None if label is None else index[label]
 
-    def _clean(self, row: FileRow, part: str, text: str) -> str:
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            message = f"the {part} {show(text)} contains a lone surrogate, which is not a character"
-            raise self.error(row, f"{message}; fix the escape") from None
-        return text
-
     def _short(self, row: FileRow, part: str, text: str) -> str:
         if len(text) > LONGEST_CHOICE:
             message = f"the {part} {show(text)} has {len(text):,} characters, over {LONGEST_CHOICE:,}"
             raise self.error(row, f"{message}; shorten it or leave the row out")
-        return self._clean(row, part, text)
+        return clean_text(row, part, text)
+
+
+def clean_text(row: FileRow, part: str, text: str) -> str:
+    """The text of a part of a row.
+
+    Raises: DataError if it has a lone surrogate.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        message = f"the {part} {show(text)} contains a lone surrogate, which is not a character"
+        raise DataError(f"{row.where}: {message}; fix the escape") from None
+    return text
+
+
+def row_id(row: FileRow, value: object, number: int) -> str:
+    """A row's id, of the value in its column; without one, the file's stem and the row's number.
+
+    Raises: DataError if it is neither a string nor an integer.
+    """
+    if isinstance(value, bool) or not isinstance(value, str | int | None):
+        raise DataError(f"{row.where}: the id is {show(value)}; use a string or an integer, or leave it out")
+    given = value is not None and bool(str(value).strip())
+    return clean_text(row, "id", str(value)) if given else f"{stem(row.path)}-{number}"

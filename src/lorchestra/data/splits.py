@@ -2,7 +2,8 @@
 
 Rows are identified by content, not position: two rows are duplicates if question and set of choices are equal after
 folding case, spaces and composed characters. Held-out rows depend on seed and content only, so reordering a file does
-not move rows between splits.
+not move rows between splits. Rows with typed questions are split by their state: all questions about it are in one
+split.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -31,26 +32,31 @@ class SplitReport:
 
     `num_rows` is the number of rows of each split. `held_out` are the splits taken from the training rows. `dropped`
     counts rows removed from a split as duplicates of another split's: `{("train", "test"): 3}` were removed from train.
-    `repeated` counts the rows of each split that duplicate an earlier row of the same split; they stay.
+    `repeated` counts the rows of each split that duplicate an earlier row of the same split; they stay. With typed
+    questions `num_states` counts the states of each split, and rows are answers; it is empty for other rows.
     """
 
     num_rows: Mapping[str, int]
     held_out: tuple[str, ...] = ()
     dropped: Mapping[tuple[str, str], int] = field(default_factory=dict)
     repeated: Mapping[str, int] = field(default_factory=dict)
+    num_states: Mapping[str, int] = field(default_factory=dict)
 
     def sentences(self) -> tuple[str, ...]:
         """The report as sentences for the user; empty if there is nothing to report except the sizes."""
-        lines = [
-            f"{split} is a stratified part of the training rows: {self.num_rows[split]:,} row(s)"
-            for split in self.held_out
-        ]
+        lines = [f"{split} is a stratified part of the training rows: {self._size(split)}" for split in self.held_out]
+        rows, they = ("answer(s)", "their states") if self.num_states else ("row(s)", "they")
         lines += [
-            f"{count} row(s) were removed from {loser}, as they are also in {keeper}"
+            f"{count} {rows} were removed from {loser}, as {they} are also in {keeper}"
             for (loser, keeper), count in self.dropped.items()
         ]
-        lines += [f"{count} row(s) of {split} are duplicates within it" for split, count in self.repeated.items()]
+        lines += [f"{count} {rows} of {split} are duplicates within it" for split, count in self.repeated.items()]
         return tuple(lines)
+
+    def _size(self, split: str) -> str:
+        if not self.num_states:
+            return f"{self.num_rows[split]:,} row(s)"
+        return f"{self.num_states[split]:,} state(s) with {self.num_rows[split]:,} answers"
 
 
 def make_splits(
@@ -67,7 +73,8 @@ def make_splits(
 
     A split that is None is held out from the training rows: a `share` of the distinct rows, at most `most`, stratified
     by `stratum` (default: the label or answer index), with duplicates together. Duplicates across given splits are
-    removed from train and validation, never from test; those of train and validation are removed from train.
+    removed from train and validation, never from test; those of train and validation are removed from train. With typed
+    questions, share and maximum count states, which are stratified by their rarest answer.
 
     Raises: DataError if a given split is empty or becomes empty, or there are too few rows to hold out.
     """
@@ -81,12 +88,14 @@ def make_splits(
         parts = hold_out(splits["train"], held_out, seed, share, stratum, most)
         splits |= parts
     splits = {split: splits[split] for split in ("train", "val", "test")}
-    repeated = {split: len(rows) - len({content_digest(row) for row in rows}) for split, rows in splits.items()}
+    repeated = {split: len(rows) - len({_same_answer(row) for row in rows}) for split, rows in splits.items()}
+    typed = any(row.asked is not None for row in train)
     report = SplitReport(
         num_rows={split: len(rows) for split, rows in splits.items()},
         held_out=held_out,
         dropped=dropped,
         repeated={split: count for split, count in repeated.items() if count},
+        num_states={split: len(set(map(split_key, rows))) for split, rows in splits.items()} if typed else {},
     )
     return splits, report
 
@@ -102,7 +111,7 @@ def drop_duplicates(
     splits = {split: tuple(rows) for split, rows in given.items()}
     for loser, keeper in (("val", "test"), ("train", "test"), ("train", "val")):
         if loser in splits and keeper in splits:
-            kept = _without(splits[loser], {content_digest(row) for row in splits[keeper]})
+            kept = _without(splits[loser], set(map(split_key, splits[keeper])))
             if len(kept) < len(splits[loser]):
                 dropped[loser, keeper] = len(splits[loser]) - len(kept)
             if not kept:
@@ -115,11 +124,12 @@ def drop_duplicates(
 def split_digest(examples: Sequence[Example]) -> str:
     """SHA-256, in hex, of the rows in order, each an ASCII line of JSON: `["id", "question", ["choice", ...], answer]`.
 
-    The rows' locations are not included.
+    The rows' locations are not included. A line of a typed question ends with what an answer to it depends on.
     """
     digest = hashlib.sha256()
     for row in examples:
-        digest.update(json.dumps([row.id, row.question, row.choices, row.answer]).encode("ascii") + b"\n")
+        asked = [] if row.asked is None else [row.asked.content]
+        digest.update(json.dumps([row.id, row.question, row.choices, row.answer, *asked]).encode("ascii") + b"\n")
     return digest.hexdigest()
 
 
@@ -138,9 +148,9 @@ def _choice_set(choices: tuple[str, ...]) -> list[str]:
 
 
 def num_shared(rows: Sequence[Example], others: Sequence[Example]) -> int:
-    """Number of rows with the same content (question and set of choices) as one of the others."""
-    contents = {content_digest(row) for row in others}
-    return sum(content_digest(row) in contents for row in rows)
+    """Number of rows with the same content (question and set of choices, or state) as one of the others."""
+    keys = set(map(split_key, others))
+    return sum(split_key(row) in keys for row in rows)
 
 
 def content_digest(row: Example) -> str:
@@ -149,12 +159,34 @@ def content_digest(row: Example) -> str:
     return hashlib.sha256(json.dumps(parts).encode("ascii")).hexdigest()
 
 
-def _without(rows: Sequence[Example], contents: Collection[str]) -> tuple[Example, ...]:
-    return tuple(row for row in rows if content_digest(row) not in contents)
+def split_key(row: Example) -> str:
+    """A digest, 64 hex digits, that is the same for rows which must be in one split: their content, or their state."""
+    if row.asked is None:
+        return content_digest(row)
+    return hashlib.sha256(json.dumps(["state", normalize_text(row.question)]).encode("ascii")).hexdigest()
+
+
+def _same_answer(row: Example) -> tuple[str, str | None]:
+    """Equal for rows that are duplicates."""
+    return content_digest(row), None if row.asked is None else row.asked.name
+
+
+def _without(rows: Sequence[Example], keys: Collection[str]) -> tuple[Example, ...]:
+    return tuple(row for row in rows if split_key(row) not in keys)
 
 
 def _answer_stratum(row: Example) -> str:
     return "" if row.answer is None else f"{row.answer:09d}"
+
+
+def _rarest_first(rows: Sequence[Example]) -> Callable[[Example], str]:
+    """Strata of answers to typed questions, of which the smallest is that of the rarest answer."""
+
+    def answer_of(row: Example) -> str:
+        return json.dumps([None if row.asked is None else row.asked.name, row.answer])
+
+    counts = Counter(map(answer_of, rows))
+    return lambda row: f"{counts[answer_of(row)]:012d} {answer_of(row)}"
 
 
 def hold_out(
@@ -169,36 +201,48 @@ def hold_out(
 
     Raises: DataError if there are too few rows.
     """
-    stratum = stratum or _answer_stratum
+    typed = any(row.asked is not None for row in rows)
+    stratum = stratum or (_rarest_first(rows) if typed else _answer_stratum)
     stratum_of: dict[str, str] = {}
-    contents_of = [content_digest(row) for row in rows]
-    for row, content in zip(rows, contents_of, strict=True):
-        # duplicates with different answers stay together, in the smallest stratum, independent of their order
-        key = stratum(row)
-        stratum_of[content] = min(stratum_of.get(content, key), key)
-    strata: dict[str, list[str]] = defaultdict(list)
-    for content, key in stratum_of.items():
-        strata[key].append(content)
-    for contents in strata.values():
-        contents.sort(key=lambda content: _draw(seed, content))
+    keys = [split_key(row) for row in rows]
+    for row, key in zip(rows, keys, strict=True):
+        # rows of one split with different answers are in the smallest stratum, independent of their order
+        name = stratum(row)
+        stratum_of[key] = min(stratum_of.get(key, name), name)
     wanted = round(share * len(stratum_of))
     wanted = wanted if most is None else min(wanted, most)
-    # every label or answer keeps a training row
-    spare = sum(len(contents) - 1 for contents in strata.values())
-    if wanted < 1 or spare < wanted * len(names):
-        message = f"{len(stratum_of)} distinct training rows in {len(strata)} label(s) or answer(s) are too few"
+    strata = _strata(stratum_of, seed)
+    if typed and _spare(strata) < wanted * len(names):  # many questions about few states
+        strata = _strata(dict.fromkeys(stratum_of, ""), seed)
+    if wanted < 1 or _spare(strata) < wanted * len(names):
+        what = "states" if typed else "training rows"
+        message = f"{len(stratum_of)} distinct {what} in {len(strata)} label(s) or answer(s) are too few"
         hints = " and ".join(_GIVE.format(name) for name in names)
         raise DataError(f"{message} to hold out {100 * share:g} % for {' and for '.join(names)}; {hints}")
     split_of: dict[str, str] = {}
     for name in names:
-        for key, count in _quotas(strata, wanted, seed).items():
-            for content in strata[key][:count]:
-                split_of[content] = name
-            strata[key] = strata[key][count:]
+        for answers, count in _quotas(strata, wanted, seed).items():
+            split_of |= dict.fromkeys(strata[answers][:count], name)
+            strata[answers] = strata[answers][count:]
     parts: dict[str, list[Example]] = {name: [] for name in (*names, "train")}
-    for row, content in zip(rows, contents_of, strict=True):
-        parts[split_of.get(content, "train")].append(row)
+    for row, key in zip(rows, keys, strict=True):
+        parts[split_of.get(key, "train")].append(row)
     return {name: tuple(part) for name, part in parts.items()}
+
+
+def _strata(stratum_of: Mapping[str, str], seed: int) -> dict[str, list[str]]:
+    """The keys of each stratum, in the order in which they are held out."""
+    strata: dict[str, list[str]] = defaultdict(list)
+    for key, name in stratum_of.items():
+        strata[name].append(key)
+    for keys in strata.values():
+        keys.sort(key=lambda key: _draw(seed, key))
+    return strata
+
+
+def _spare(strata: Mapping[str, Sequence[str]]) -> int:
+    """How many keys can be held out if every stratum keeps one to train on."""
+    return sum(len(keys) - 1 for keys in strata.values())
 
 
 def _draw(seed: int, content: str) -> str:

@@ -17,6 +17,7 @@ from lorchestra.types import Json
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _OTHERS = (".parquet", ".arrow", ".feather", ".xlsx", ".xls", ".ods", ".zst", ".bz2", ".xz", ".zip")
 _FIRST = ("id", "row", "prediction", "confidence")
+_TYPED = ("question", "score")
 _LAST = (
     "entropy",
     "mutual_information",
@@ -38,8 +39,8 @@ class AnswerFormat:
     """How answers become bytes.
 
     `delimiter` is None for lines of JSON. A table has one column per label if there is a label set, or two per rank
-    with `top`, which is below the number of labels; and the `input_columns` of the rows: those of the first rows, since
-    a table's columns are fixed.
+    with `top`, which is below the number of labels; the question and its score if the rows are `typed`; and the
+    `input_columns` of the rows: those of the first rows, since a table's columns are fixed.
     """
 
     name: str
@@ -49,9 +50,12 @@ class AnswerFormat:
     early_exit: bool = False
     top: int | None = None
     input_columns: tuple[str, ...] | None = None
+    typed: bool = False
 
     @classmethod
-    def of_file(cls, path: str, labels: Sequence[str] | None, early_exit: bool, top: int | None = None) -> AnswerFormat:
+    def of_file(
+        cls, path: str, labels: Sequence[str] | None, early_exit: bool, top: int | None = None, *, typed: bool = False
+    ) -> AnswerFormat:
         """The format by a file's name; an unknown suffix is lines of JSON.
 
         Raises:
@@ -67,7 +71,8 @@ class AnswerFormat:
         kind = suffix[1:] if suffix in _DELIMITERS else "jsonl"
         known = None if labels is None else tuple(labels)
         ranks = top if known is not None and top is not None and top < len(known) else None
-        return cls(f"{kind}{'.gz' if zipped else ''}", _DELIMITERS.get(suffix), zipped, known, early_exit, ranks)
+        name = f"{kind}{'.gz' if zipped else ''}"
+        return cls(name, _DELIMITERS.get(suffix), zipped, known, early_exit, ranks, typed=typed)
 
     def with_columns(self, records: Sequence[Json]) -> AnswerFormat:
         """The format with the columns of the first rows."""
@@ -94,7 +99,7 @@ class AnswerFormat:
         if first:
             writer.writerow([_safe(name) for name in self._header()])
         for record in records:
-            cells = [record[name] for name in _FIRST]
+            cells = [record[name] for name in self._first()]
             if self.labels is None:
                 cells += _choices_and_probs(record)
             elif self.top is not None:
@@ -107,12 +112,15 @@ class AnswerFormat:
             writer.writerow([_cell(cell) for cell in cells])
         return text.getvalue()
 
+    def _first(self) -> tuple[str, ...]:
+        return (*_FIRST, *_TYPED) if self.typed else _FIRST
+
     def _header(self) -> list[str]:
         probs = ["choices", "probs"] if self.labels is None else [f"prob_{label}" for label in self.labels]
         if self.top is not None:
             probs = [f"{what}_{rank}" for rank in range(1, self.top + 1) for what in ("choice", "prob")]
         used = ["members_used"] if self.early_exit else []
-        header = [*_FIRST, *probs, *used, *_LAST]
+        header = [*self._first(), *probs, *used, *_LAST]
         taken = set(header)
         return [*header, *(f"input.{name}" if name in taken else name for name in self.input_columns or ())]
 

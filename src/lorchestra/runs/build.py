@@ -163,7 +163,7 @@ def ensemble_record(
 
     Args:
         pipeline: base, prompt and scoring.
-        rows: the task's rows, for its name and labels.
+        rows: the task's rows, for its name, labels and typed questions.
         members: its members.
         cost: the cost of their training here.
     """
@@ -185,4 +185,5 @@ def ensemble_record(
         scoring=pipeline.scoring,
         normalize=pipeline.data.normalize,
         cost=cost,
+        questions=rows.task.questions,
     )

@@ -410,26 +410,29 @@ class Ensemble:
 
     def read(self, path: str | Path, *, require_answer: bool) -> tuple[Example, ...]:
         """Rows of a file, in the form the run was trained on."""
-        return read_like(path, self.config.data, self.labels, require_answer=require_answer).examples
+        record = self.record
+        return read_like(
+            path, self.config.data, record.labels, record.questions, require_answer=require_answer
+        ).examples
 
 
 def input_rows_of(ensemble: Ensemble, rows: object, data: DataConfig | None = None) -> Iterator[InputRow]:
-    """Rows for an ensemble to answer, read lazily.
+    """Rows for an ensemble to answer, read lazily. A run on typed questions asks each of them about every row.
 
     Args:
-        ensemble: a run on texts with labels, or on questions with choices.
-        rows: a file's path; or rows in memory: texts (for a run on texts with labels), dicts, examples, a DataFrame, a
-            Series or a Dataset (see `entries_of`).
+        ensemble: a run on texts with labels, on questions with choices, or on typed questions.
+        rows: a file's path; or rows in memory: texts (for a run on texts with labels or states), dicts, examples, a
+            DataFrame, a Series or a Dataset (see `entries_of`).
         data: how files are read, and the names of their columns; by default as in training.
 
     Raises:
         DataError: the file cannot be read, or no row has the required columns.
         InputError: the Python object holds no rows.
     """
-    data = data or ensemble.config.data
+    data, questions = data or ensemble.config.data, ensemble.record.questions
     if is_file(rows):
-        return read_input_rows(cast(str | Path, rows), data, ensemble.labels)
-    return input_rows(entries_of(rows, ensemble.labels), data, ensemble.labels)
+        return read_input_rows(cast(str | Path, rows), data, ensemble.labels, questions)
+    return input_rows(entries_of(rows, ensemble.labels, typed=bool(questions)), data, ensemble.labels, questions)
 
 
 def load_run(root: str | Path, *, base: str | Path | None = None) -> Ensemble:

@@ -84,7 +84,7 @@ def evaluate_run(
         logger.warning(f"{read_only} The evaluation will be shown, and not saved.")
     config = with_directory(with_files(trained.config.data, files), data_dir)
     rows, reason = _rows_if_available(trained, config, required=data is None and (task is None or task == config.task))
-    ood_rows = read_ood(ood, config, trained.labels)
+    ood_rows = read_ood(ood, config, trained.labels, trained.record.questions)
     pipeline, split, examples = _rows_to_evaluate(trained, rows, config, data, task, split)
     for name in (f"{split}.base_zero_shot", *(f"ood_{name}" for name in ood_rows)):
         trained.run.prediction(pipeline.task, name)  # refuses names that are too long, and links, before any work
@@ -230,7 +230,7 @@ def _rows_to_evaluate(
         name = f"file_{stem}" if stem in FILES else stem
         return trained.pipeline, name, trained.read(data, require_answer=True)
     if task is not None and task != config.task:
-        examples = read_named(task, split, config, trained.labels)
+        examples = read_named(task, split, config, trained.labels, trained.record.questions)
         if task == trained.record.task:
             raise ConfigError(
                 f"--task {task}: results on the run's rows, from a file, have that name; rename the file and train"
@@ -304,7 +304,7 @@ def rows_of_run(trained: Ensemble, config: DataConfig, otherwise: str = _WITHOUT
             " --data, or evaluate it in Python, by the classifier's score or from its predictions"
         )
     try:
-        rows = read_rows(config, trained.config.train.seed)
+        rows = read_rows(config, trained.config.train.seed, trained.record.questions)
     except DataError as error:
         if config.task is not None:
             raise

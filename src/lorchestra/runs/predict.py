@@ -18,6 +18,7 @@ from lorchestra.metrics import predictive
 from lorchestra.metrics.calibrator import RAW, Calibration, pooled
 from lorchestra.metrics.decisions import Decision, Decisions
 from lorchestra.metrics.early_exit import ExitRule, StopRule, first_members
+from lorchestra.questions import Question
 from lorchestra.types import EarlyExitPredictions, EncodedExample, Example, Predictions
 
 if TYPE_CHECKING:
@@ -138,6 +139,8 @@ class Answer:
         }
         if early_exit or self.members_used is not None:
             values["members_used"] = self.members_used
+        if self.question is not None:
+            values |= {"question": self.question, "score": self.score, "trained": self.trained}
         return values | {"error": self.error, "input": dict(self.input)}
 
 
@@ -391,22 +394,22 @@ def answer_chunk(
     pipeline: Pipeline, chunk: tuple[InputRow, ...], options: AnswerOptions, prefix_reuse: PrefixReuse
 ) -> AnsweredChunk:
     """Answers to the rows of one chunk."""
-    examples = {row.number: row.example for row in chunk if row.example is not None}
+    examples = {index: row.example for index, row in enumerate(chunk) if row.example is not None}
     encoded = dict(zip(examples, encode_each(pipeline, list(examples.values()), options.too_long), strict=True))
-    tokens = {number: one.tokens for number, one in encoded.items() if one.tokens is not None}
-    asked = [examples[number] for number in tokens]
+    tokens = {index: one.tokens for index, one in encoded.items() if one.tokens is not None}
+    asked = [examples[index] for index in tokens]
     answers = dict(zip(tokens, _predict(pipeline, asked, list(tokens.values()), options, prefix_reuse), strict=True))
-    faults = {row.number: row.fault for row in chunk if row.example is None}
-    faults |= {number: one.fault for number, one in encoded.items() if one.tokens is None}
+    faults = {index: row.fault for index, row in enumerate(chunk) if row.example is None}
+    faults |= {index: one.fault for index, one in encoded.items() if one.tokens is None}
     finished = []
-    for row in chunk:
-        answer = answers.get(row.number)
-        if answer is not None:
-            finished.append(replace(answer, id=row.id, row=row.number, input=dict(row.kept)))
-        elif (fault := faults[row.number]) is not None:
-            finished.append(_unanswered(row, fault))
-    dropped = tuple(examples[n].where for n, one in encoded.items() if one.tokens is None and one.fault is None)
-    truncated = tuple(examples[n].where for n, one in encoded.items() if one.truncated)
+    for index, row in enumerate(chunk):
+        if index in answers:
+            answer = replace(answers[index], id=row.id, row=row.number, input=dict(row.kept))
+            finished.append(_with_question(answer, row.asked))
+        elif (fault := faults[index]) is not None:
+            finished.append(_with_question(_unanswered(row, fault), row.asked))
+    dropped = tuple(examples[i].where for i, one in encoded.items() if one.tokens is None and one.fault is None)
+    truncated = tuple(examples[i].where for i, one in encoded.items() if one.truncated)
     return AnsweredChunk(chunk, tuple(finished), dropped, truncated)
 
 
@@ -426,6 +429,20 @@ def _predict(
     else:
         predictions = pipeline.predict_encoded_early(examples, rows, "predict", rule, prefix_reuse=prefix_reuse)
     return answers_from(predictions, options.abstain_below, options.calibration, options.decisions)
+
+
+def _with_question(answer: Answer, asked: Question | None) -> Answer:
+    """The answer with the name of the run's typed question, and its score."""
+    if asked is None:
+        return answer
+    return replace(answer, question=asked.name, score=expected_level(asked, answer.probs), trained=True)
+
+
+def expected_level(question: Question, probs: Sequence[float] | None) -> float | None:
+    """The expected level, from 0, of a question of type score; None for others, and without an answer."""
+    if question.type != "score" or probs is None:
+        return None
+    return float(np.arange(len(probs)) @ np.array(probs))
 
 
 def _unanswered(row: InputRow, error: str) -> Answer:

@@ -13,14 +13,17 @@ from lorchestra.config.run import RunConfig, check_run
 from lorchestra.data.files import TaskFile, read_task_file
 from lorchestra.data.formats import is_file_name, rows_name
 from lorchestra.data.labels import label_names
+from lorchestra.data.questions_file import read_questions
 from lorchestra.data.readers.streams import STANDARD_INPUT
 from lorchestra.data.splits import make_splits, split_digest
 from lorchestra.data.tasks.load import load_task
 from lorchestra.data.tasks.sources import data_directory
 from lorchestra.data.tasks.table import TASKS
+from lorchestra.data.typed_files import read_typed_file
 from lorchestra.errors import ConfigError, DataError, did_you_mean
 from lorchestra.metrics.validation import weak_validation
 from lorchestra.models.loading import absolute_base
+from lorchestra.questions import Question
 from lorchestra.store.safe_paths import name_fault, typed_path
 from lorchestra.store.splits import SplitRecord, read_digests
 from lorchestra.types import Example, Json, Task
@@ -46,11 +49,17 @@ class RunRows:
         }
 
 
-def read_rows(config: DataConfig, seed: int) -> RunRows:
+def read_rows(config: DataConfig, seed: int, questions: tuple[Question, ...] = ()) -> RunRows:
     """Read the configured task by name, or the configured files and split them.
 
+    Args:
+        config: the data settings.
+        seed: decides which rows are held out.
+        questions: the typed questions of a finished run; without them, those of the configured file, if there is one.
+
     Raises:
-        ConfigError: neither a task nor a training file is configured, or both are, or the task is unknown.
+        ConfigError: neither a task nor a training file is configured, or both are, or the task or a question is
+            unusable.
         DataError: a file or a row cannot be used, or no source has the task's rows.
     """
     if config.task is not None:
@@ -72,20 +81,22 @@ def read_rows(config: DataConfig, seed: int) -> RunRows:
                 f"data.{split}: standard input cannot be read again by evaluate or a resumed run; write the rows to a"
                 " file first"
             )
-    train = read_task_file(config.train, config, require_answer=True, labels=None)
+    if config.read.questions is not None:
+        questions = questions or read_questions(config.read.questions)
+    train = _read_file(config.train, config, None, questions, require_answer=True)
     notes = [*train.notes, *train.warnings]
     others: dict[str, Sequence[Example] | None] = {}
     for split, path in (("val", config.val), ("test", config.test)):
         if path is None:
             others[split] = None
             continue
-        file = read_like(path, config, train.labels, require_answer=True)
+        file = read_like(path, config, train.labels, questions, require_answer=True)
         notes += (*file.notes, *file.warnings)
         others[split] = file.examples
     if len(train.examples) >= _MANY:
         logger.info(f"splitting {len(train.examples):,} rows")
     splits, report = make_splits(train.examples, others["val"], others["test"], seed, most=config.read.max_held_out)
-    task = Task(name_of_file(config.train), splits, train.labels)
+    task = Task(name_of_file(config.train), splits, train.labels, questions)
     return RunRows(task, (*notes, *report.sentences(), *validation_notes(task)))
 
 
@@ -126,6 +137,8 @@ def name_of_file(path: str | Path) -> str:
 def absolute_paths(config: DataConfig) -> DataConfig:
     """The settings with absolute paths; label names from a file and the data directory are resolved too.
 
+    The path of a questions file is for people and resumed trainings: a finished run has its questions in its record.
+
     Raises:
         ConfigError: `data.read.label_names` names a file that cannot be read.
     """
@@ -136,7 +149,8 @@ def absolute_paths(config: DataConfig) -> DataConfig:
         name: str(typed_path(path).absolute()) for name, path in paths.items() if path and path != STANDARD_INPUT
     }
     names = tuple(f"{label}={name}" for label, name in label_names(config.read.label_names).items())
-    absolute["read"] = dataclasses.replace(config.read, label_names=names)
+    questions = config.read.questions and str(typed_path(config.read.questions).absolute())
+    absolute["read"] = dataclasses.replace(config.read, label_names=names, questions=questions)
     return dataclasses.replace(config, **absolute)
 
 
@@ -166,14 +180,20 @@ def with_directory(config: DataConfig, directory: str | None) -> DataConfig:
 
 
 def read_named(
-    name: str, split: str, config: DataConfig, trained_labels: tuple[str, ...] | None
+    name: str,
+    split: str,
+    config: DataConfig,
+    trained_labels: tuple[str, ...] | None,
+    questions: tuple[Question, ...] = (),
 ) -> tuple[Example, ...]:
     """A split of another task by name, for a run that was trained on this one.
 
     Raises:
         ConfigError: an unknown task, or it has no such split.
-        DataError: no source has the rows, or the run was trained on texts with labels and the task has others.
+        DataError: no source has the rows, or the run was trained on texts with labels and the task has others, or on
+            typed questions.
     """
+    _check_untyped(f"--task {name}", questions)
     loaded = load_task(name, config.dir, (split,))
     labels = loaded.task.labels
     if trained_labels is not None and labels != trained_labels:
@@ -189,17 +209,20 @@ def read_ood(
     values: Sequence[str | Path],
     config: DataConfig,
     trained_labels: tuple[str, ...] | None,
+    questions: tuple[Question, ...] = (),
     *,
     keep_answers: bool = False,
 ) -> dict[str, tuple[Example, ...]]:
     """Rows unlike the training rows, by name of their task or file.
 
-    A run that was trained on texts with labels offers its labels as the choices of every row.
+    A run that was trained on texts with labels offers its labels as the choices of every row; one that was trained on
+    typed questions asks each of them about every state.
 
     Args:
         values: tasks by name, or files.
         config: the directory of named tasks, and the columns of files.
-        trained_labels: labels of the training rows, None if these are questions with choices.
+        trained_labels: labels of the training rows, None if these are questions.
+        questions: typed questions of the training rows.
         keep_answers: keep the answers of questions; without it, no row has one.
 
     Raises:
@@ -214,6 +237,7 @@ def read_ood(
             raise ConfigError(f"--ood {value}: another file or task is named {name} too; rename one")
         keep = keep_answers and trained_labels is None
         if is_task:
+            _check_untyped(f"--ood {name}", questions)
             rows = load_task(name, config.dir, ("test",)).task.splits["test"]
             sets[name] = tuple(
                 dataclasses.replace(row, choices=trained_labels or row.choices, answer=row.answer if keep else None)
@@ -221,7 +245,7 @@ def read_ood(
             )
         else:
             sets[name] = read_like(
-                value, config, trained_labels, require_answer=False, ignore_answers=not keep
+                value, config, trained_labels, questions, require_answer=False, ignore_answers=not keep
             ).examples
     return sets
 
@@ -230,6 +254,7 @@ def read_like(
     path: str | Path,
     config: DataConfig,
     trained_labels: tuple[str, ...] | None,
+    questions: tuple[Question, ...] = (),
     *,
     require_answer: bool,
     ignore_answers: bool = False,
@@ -239,11 +264,31 @@ def read_like(
     Raises:
         DataError: the rows cannot be used, or have labels where the training rows are questions, or the reverse.
     """
-    file = read_task_file(
-        path, config, require_answer=require_answer, labels=trained_labels, ignore_answers=ignore_answers
+    file = _read_file(
+        path, config, trained_labels, questions, require_answer=require_answer, ignore_answers=ignore_answers
     )
     check_same_kind(trained_labels, file.labels, path)
     return file
+
+
+def _read_file(
+    path: str | Path,
+    config: DataConfig,
+    labels: tuple[str, ...] | None,
+    questions: tuple[Question, ...],
+    *,
+    require_answer: bool,
+    ignore_answers: bool = False,
+) -> TaskFile:
+    if questions:
+        return read_typed_file(path, config, questions, require_answer=require_answer, ignore_answers=ignore_answers)
+    return read_task_file(path, config, require_answer=require_answer, labels=labels, ignore_answers=ignore_answers)
+
+
+def _check_untyped(option: str, questions: tuple[Question, ...]) -> None:
+    """Refuse a task by name for a run on typed questions."""
+    if questions:
+        raise DataError(f"{option}: a task by name does not answer the run's typed questions; give a file with states")
 
 
 def is_task_name(value: str | Path) -> bool:

@@ -9,11 +9,12 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorchestra.errors import CheckpointError, printable
+from lorchestra.errors import CheckpointError, ConfigError, printable
+from lorchestra.questions import Question
 from lorchestra.store.schema import COUNT, FILE_NAME, NUMBER_OR_NULL, Each, Number, Shape, check_shape
 from lorchestra.types import Json
 
@@ -54,6 +55,7 @@ _SHAPE_2: dict[str, Shape] = _SHAPE_1 | {
     "choice_end": {"where_needed", "never"},
     "chat_frame?": (_CHAT_FRAME, None),
     "answer_prefix?": str,
+    "questions?": [{"name": str}],
 }
 _MEMBER_PATH = re.compile(r"members/member_[0-9]{2,5}")
 _OPTIONAL_OF_MEMBER = ("reason", "r", "scaling", "source")
@@ -142,6 +144,8 @@ class EnsembleRecord:
     scoring: str
     normalize: str
     cost: Mapping[str, float | None] | None
+    questions: tuple[Question, ...] = ()
+    """The typed questions; none in other runs, whose files have no such field."""
     missing: frozenset[str] = frozenset()
     """Fields that the file lacks because an earlier version wrote it."""
 
@@ -166,6 +170,8 @@ class EnsembleRecord:
         members = [[member.sha256, member.r, member.scaling] for member in self.members if not member.failed]
         scoring = [getattr(self, name) for name in _SCORING]
         content = [self.base.digest, self.tokenizer_digest, members, scoring]
+        if self.questions:
+            content.append(_entries(self.questions))
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode("ascii")).hexdigest()
 
     def to_dict(self) -> Json:
@@ -178,7 +184,9 @@ class EnsembleRecord:
             "task": self.task,
             "labels": None if self.labels is None else list(self.labels),
         }
-        values |= {field.name: getattr(self, field.name) for field in dataclasses.fields(self)[5:-1]}
+        values |= {field.name: getattr(self, field.name) for field in dataclasses.fields(self)[5:-2]}
+        if self.questions:
+            values["questions"] = _entries(self.questions)
         return {name: value for name, value in values.items() if name not in self.missing}
 
     @classmethod
@@ -189,14 +197,33 @@ class EnsembleRecord:
             CheckpointError: another format version, or a damaged record.
         """
         _check(values, where)
-        names = [field.name for field in dataclasses.fields(cls)[:-1]]
+        names = [field.name for field in dataclasses.fields(cls)[:-2]]
         fields: Json = {name: values.get(name) for name in names} | {
             "base": BaseRecord(**{name: values["base"][name] for name in ("id", "revision", "digest", "path")}),
             "members": tuple(map(MemberRecord.from_dict, values["members"])),
             "labels": None if values["labels"] is None else tuple(values["labels"]),
             "choice_end": values.get("choice_end", "never"),
+            "questions": _questions(values.get("questions", []), where),
         }
         return cls(**fields, missing=frozenset({*names, "num_members"} - values.keys()))
+
+
+def _entries(questions: Sequence[Question]) -> list[Json]:
+    return [{"name": question.name, **question.to_dict()} for question in questions]
+
+
+def _questions(entries: Sequence[Json], where: Path) -> tuple[Question, ...]:
+    """The inverse of `_entries`, of objects with names."""
+    names = [entry["name"] for entry in entries]
+    if len(set(names)) < len(names):
+        raise CheckpointError(f"{where}: two questions have the same name; the file was changed")
+    try:
+        return tuple(
+            Question.from_dict(entry["name"], {key: value for key, value in entry.items() if key != "name"})
+            for entry in entries
+        )
+    except ConfigError as error:
+        raise CheckpointError(f"{where}: {error}; the file was changed or damaged") from error
 
 
 def choice_end(prompt_version: int) -> str:

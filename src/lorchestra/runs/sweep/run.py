@@ -228,7 +228,8 @@ class _Sweep:
 
 
 def _read_ood(ood: Sequence[str], pack: Pack) -> Mapping[str, Sequence[Example]]:
-    return read_ood(ood, pack.points[0].config.data, pack.rows.task.labels, keep_answers=True)
+    task = pack.rows.task
+    return read_ood(ood, pack.points[0].config.data, task.labels, task.questions, keep_answers=True)
 
 
 def _register(workspace: Workspace, points: Sequence[Point]) -> list[Point]:
