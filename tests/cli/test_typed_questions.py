@@ -12,6 +12,7 @@ from tiny_base import WORDS, save_tiny_base
 
 from lorchestra.cli import main as cli
 from lorchestra.config.run import RunConfig
+from lorchestra.metrics.by_question import split_by_question
 from lorchestra.runs import predict as answers
 from lorchestra.runs.ensemble import Ensemble
 from lorchestra.runs.rows import read_rows
@@ -153,6 +154,14 @@ def test_evaluate_reads_the_training_files_without_the_questions_file(lorchestra
     code, out, err = lorchestra("evaluate", typed_run)
     assert code == 0, err
     assert "ensemble" in out
+    predictions = Run.at(typed_run).load_predictions("reviews", "test")
+    assert predictions.questions == tuple(name.partition("/")[2] for name in predictions.ids)
+    parts = split_by_question(predictions)
+    assert {name: part.log_probs_MEC.shape[2] for name, part in parts.items()} == {
+        "genre": 3,
+        "praised": 2,
+        "length": 3,
+    }
 
 
 def test_a_task_by_name_has_no_typed_questions(lorchestra, typed_run):
