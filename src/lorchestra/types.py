@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,13 +119,18 @@ class Predictions:
     split: str
     texts: tuple[str, ...] = field(default=())
     """The questions, for reports; may be empty."""
+    questions: tuple[str, ...] = field(default=())
+    """The name of each row's typed question; empty if the rows have none."""
 
     def __post_init__(self) -> None:
         """Refuse arrays whose shapes do not match."""
         num_examples = self.log_probs_MEC.shape[1]
         if self.log_probs_MEC.ndim != 3:
             raise ValueError(f"log_probs_MEC has shape {self.log_probs_MEC.shape}, not [M, E, C]")
-        for name, length in (("labels", len(self.labels)), ("ids", len(self.ids)), ("options", len(self.options))):
+        lengths = {"labels": len(self.labels), "ids": len(self.ids), "options": len(self.options)}
+        if self.questions:
+            lengths["questions"] = len(self.questions)
+        for name, length in lengths.items():
             if length != num_examples:
                 raise ValueError(f"{name} has {length} entries for {num_examples} examples")
 
@@ -143,6 +148,18 @@ class Predictions:
     def num_choices(self) -> NDArray[np.int64]:
         """Choices per example, int64 `[E]`."""
         return np.array([len(options) for options in self.options], dtype=np.int64)
+
+    def of_rows(self, rows: NDArray[np.int64], num_choices: int | None = None) -> Predictions:
+        """The predictions of the rows with these indices; with the first `num_choices` columns of C only."""
+        return replace(
+            self,
+            log_probs_MEC=self.log_probs_MEC[:, rows, :num_choices],
+            labels=self.labels[rows],
+            ids=tuple(self.ids[e] for e in rows),
+            options=tuple(self.options[e] for e in rows),
+            texts=tuple(self.texts[e] for e in rows) if self.texts else (),
+            questions=tuple(self.questions[e] for e in rows) if self.questions else (),
+        )
 
     def to_pandas(self) -> pandas.DataFrame:
         """A tidy table with one row per member, example and choice, in that order.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lorchestra.cli import main as cli
+from lorchestra.cli import predict as command_module
 
 
 @pytest.fixture
@@ -20,3 +21,22 @@ def lorchestra(capsys):
         return code, captured.out, captured.err
 
     return run
+
+
+@pytest.fixture
+def interrupt(monkeypatch):
+    """Interrupts `predict`, as Ctrl-C would, after some chunks, or never."""
+
+    def after(chunks):
+        left = [chunks]
+
+        def write(self, *arguments):
+            if left[0] == 0:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            return original(self, *arguments)
+
+        monkeypatch.setattr(command_module.Prediction, "_write", write)
+
+    original = command_module.Prediction._write
+    return after

@@ -16,7 +16,6 @@ import time
 import pytest
 from tiny_base import WORDS, save_tiny_base
 
-from lorchestra.cli import predict as command_module
 from lorchestra.config.adapt import AdaptConfig, BaseConfig
 from lorchestra.config.data import DataConfig
 from lorchestra.config.run import RunConfig, TrainConfig
@@ -282,25 +281,6 @@ def test_other_formats_are_refused_before_anything_is_read(lorchestra, texts_run
     for name in ("answers.parquet", "answers.xlsx"):
         code, _, err = lorchestra("predict", texts_run, "--data", "none.csv", "--out", tmp_path / name)
         assert (code, "cannot be written; give a .jsonl, .csv or .tsv file" in err) == (2, True)
-
-
-@pytest.fixture
-def interrupt(monkeypatch):
-    """Interrupts the command, as Ctrl-C would, after some chunks, or never."""
-
-    def after(chunks):
-        left = [chunks]
-
-        def write(self, *arguments):
-            if left[0] == 0:
-                raise KeyboardInterrupt
-            left[0] -= 1
-            return original(self, *arguments)
-
-        monkeypatch.setattr(command_module.Prediction, "_write", write)
-
-    original = command_module.Prediction._write
-    return after
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.csv.gz"])

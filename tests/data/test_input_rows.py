@@ -13,6 +13,7 @@ from lorchestra.config.data import DataConfig, FieldsConfig
 from lorchestra.data.in_memory import entries_of
 from lorchestra.data.input_rows import input_rows, read_input_rows
 from lorchestra.errors import ConfigError, DataError, InputError
+from lorchestra.questions import Question
 from lorchestra.types import Example
 
 LABELS = ("no", "yes")
@@ -136,3 +137,78 @@ def test_what_was_assumed_about_a_file_is_logged(tmp_path, on_log):
         f"{path}: read as semicolon-separated",
         f"{path}: read as questions with choices by their columns (question: stem; choices: A, B)",
     ]
+
+
+ASKED = (Question("urgent", "predicate", "x"), Question("severity", "score", "x", ("low", "high")))
+
+
+@pytest.fixture
+def ask_typed(tmp_path):
+    """Reads rows for typed questions."""
+
+    def run(rows, name="new.jsonl", **fields):
+        path = tmp_path / name
+        lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+        path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        return list(read_input_rows(path, DataConfig(fields=FieldsConfig(**fields)), None, ASKED))
+
+    return run
+
+
+def test_every_typed_question_is_asked_of_every_row(ask_typed):
+    rows = ask_typed([{"text": "a", "id": "u", "n": 1, "severity": "high"}, {"state": {"b": 1}}])
+    assert [(row.number, row.id) for row in rows] == [
+        *((1, "u/urgent"), (1, "u/severity")),
+        *((2, "new-2/urgent"), (2, "new-2/severity")),
+    ]
+    assert [row.asked for row in rows] == [*ASKED, *ASKED]
+    assert [row.example.question for row in rows] == ["a", "a", '{"b": 1}', '{"b": 1}']
+    assert [row.example.answer for row in rows] == [None, 1, None, None]
+    assert rows[0].kept == {"text": "a", "n": 1, "severity": "high"}
+    assert rows[3].kept == {"state": {"b": 1}}
+
+
+def test_faults_of_typed_rows_are_those_of_all_their_questions(ask_typed):
+    rows = ask_typed(["{", {"text": ""}, {"text": "a", "urgent": "perhaps"}, {"text": "a", "id": "u", "answers": 5}])
+    assert [row.number for row in rows] == [1, 1, 2, 2, 3, 3, 4, 4]
+    assert [row.fault is None for row in rows] == [False] * 4 + [True] * 4
+    assert [row.id for row in rows[:3]] == ["new-1/urgent", "new-1/severity", "new-2/urgent"]
+    assert rows[2].fault == rows[3].fault
+    assert "the state ('text') is empty" in rows[2].fault
+
+
+def test_typed_rows_need_the_column_of_the_state(ask_typed):
+    with pytest.raises(DataError, match="no column 'text' or 'state'"):
+        ask_typed([{"body": "a"}])
+    assert len(ask_typed([{"body": "a"}], text="body")) == 2
+    assert [row.fault is None for row in ask_typed([{"n": 1}, {"text": "a"}])] == [False, False, True, True]
+
+
+def test_csv_cells_of_typed_rows_are_text(tmp_path):
+    path = tmp_path / "new.csv"
+    path.write_text('text,label\n"{""a"": 1}",1.50\n')
+    question = Question("label", "choice", "x", ("1.50", "2.50"))
+    (row,) = read_input_rows(path, DataConfig(), None, (question,))
+    assert (row.example.question, row.example.answer, row.kept["label"]) == ('{"a": 1}', 0, "1.50")
+
+
+def test_typed_rows_in_memory():
+    entries = entries_of(["a", "b"], None, typed=True)
+    assert [row.example.question for row in input_rows(entries, DataConfig(), None, ASKED)] == ["a", "a", "b", "b"]
+    frame = [{"text": "a", "severity": np.int64(1), "urgent": np.float64("nan")}, {"state": {"b": np.float32(1)}}]
+    rows = list(input_rows(entries_of(frame, None, typed=True), DataConfig(), None, ASKED))
+    assert [row.example.answer for row in rows] == [None, 1, None, None]
+    assert rows[2].example.question == '{"b": 1.0}'
+    lazy = input_rows(entries_of(iter(["a"]), None, typed=True), DataConfig(), None, ASKED)
+    assert [row.id for row in lazy] == ["rows-1/urgent", "rows-1/severity"]
+
+
+def test_examples_in_memory_ask_the_questions_of_the_run():
+    example = Example("e", "a", ASKED[1].options, 0, asked=ASKED[1])
+    (row,) = input_rows([example], DataConfig(), None, ASKED)
+    assert (row.id, row.asked, row.example) == ("e", ASKED[1], example)
+    other = Example("e", "a", ("no", "yes"), 0, asked=Question("other", "choice", "x", ("no", "yes")))
+    with pytest.raises(InputError, match="row 1 asks question 'other', which the run was not trained on"):
+        list(input_rows([other], DataConfig(), None, ASKED))
+    with pytest.raises(InputError, match="row 1 asks no typed question"):
+        list(input_rows([Example("e", "a", ("no", "yes"), 0)], DataConfig(), None, ASKED))

@@ -86,3 +86,50 @@ def test_a_run_writes_the_version_of_now(tmp_path):
     run.write_ensemble(read({name: value for name, value in RECORD.items() if name != "max_length"}, version=1))
     assert '"format_version": 2' in run.ensemble.read_text()
     assert run.read_ensemble() == read({name: value for name, value in RECORD.items() if name != "max_length"})
+
+
+QUESTIONS = [
+    {"name": "queue", "type": "choice", "instructions": "Which?", "options": {"billing": "invoices", "other": None}},
+    {"name": "urgent", "type": "predicate", "instructions": "It is urgent.", "true": "within the hour"},
+    {"name": "severity", "type": "score", "instructions": "", "levels": ["low", "high"]},
+]
+
+
+def test_typed_questions_are_written_as_they_were_read():
+    record = read(RECORD | {"labels": None, "questions": QUESTIONS})
+    assert record.to_dict()["questions"] == QUESTIONS
+    assert [list(entry) for entry in record.to_dict()["questions"]] == [list(entry) for entry in QUESTIONS]
+    assert [question.name for question in record.questions] == ["queue", "urgent", "severity"]
+    assert record.questions[0].descriptions == ("invoices", None)
+
+
+def test_the_digest_of_other_runs_does_not_depend_on_the_field():
+    """The value is that of the version before typed questions; a certificate is bound to it."""
+    assert read(RECORD).digest == "da7e753f63a3f094a66605594f44c32e5f6eb408219724ff2454806bdc86acc2"
+    assert read(RECORD).questions == ()
+    typed = RECORD | {"labels": None, "questions": QUESTIONS}
+    reworded = typed | {"questions": [QUESTIONS[0] | {"instructions": "Which queue?"}, *QUESTIONS[1:]]}
+    renamed = typed | {"questions": [QUESTIONS[0] | {"name": "Queue"}, *QUESTIONS[1:]]}
+    assert len({read(one).digest for one in (RECORD | {"labels": None}, typed, reworded, renamed)}) == 4
+
+
+@pytest.mark.parametrize(
+    ("questions", "message"),
+    [
+        (None, "questions is None"),
+        ({}, "questions is"),
+        ([{}], "name"),
+        ([QUESTIONS[0] | {"name": 5}], "name"),
+        ([QUESTIONS[0] | {"type": "text"}], "question 'queue': type is 'text'"),
+        ([QUESTIONS[0] | {"options": ["one"]}], "it has 1 option"),
+        ([QUESTIONS[0], QUESTIONS[0]], "two questions have the same name"),
+    ],
+)
+def test_damaged_questions_are_refused(questions, message):
+    with pytest.raises(CheckpointError, match=message):
+        read(RECORD | {"labels": None, "questions": questions})
+
+
+def test_labels_and_typed_questions_exclude_each_other():
+    with pytest.raises(CheckpointError, match="labels and typed questions"):
+        read(RECORD | {"questions": QUESTIONS})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -83,3 +84,15 @@ def test_numbers_that_are_none_of_predictions(saved, name):
     save_file({key: np.ascontiguousarray(array) for key, array in arrays.items()}, saved)
     with pytest.raises(CheckpointError, match=message):
         load_predictions(saved)
+
+
+def test_names_of_typed_questions_are_saved_and_other_files_do_not_have_them(saved, tmp_path):
+    assert "questions" not in json.loads(saved.with_suffix(".json").read_text())
+    plain = load_predictions(saved)
+    assert plain.questions == ()
+    path = save_predictions(tmp_path, replace(plain, questions=("q", "r", "q")), "typed")
+    assert load_predictions(path).questions == ("q", "r", "q")
+    texts = path.with_suffix(".json")
+    texts.write_text(json.dumps(json.loads(texts.read_text()) | {"questions": ["q"]}))
+    with pytest.raises(CheckpointError, match="has 3 rows, but 1 questions"):
+        load_predictions(path)

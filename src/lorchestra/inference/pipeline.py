@@ -266,7 +266,7 @@ class Pipeline:
     def predictions(
         self, examples: Sequence[Example], kept_indices: Sequence[int], log_probs_MEC: NDArray[np.float64], split: str
     ) -> Predictions:
-        """Join the log-probabilities of the kept examples with their labels, ids, options and texts."""
+        """Join the log-probabilities of the kept examples with their labels, ids, options, texts and questions."""
         kept = [examples[index] for index in kept_indices]
         return Predictions(
             log_probs_MEC=log_probs_MEC,
@@ -276,6 +276,7 @@ class Pipeline:
             task=self.task,
             split=split,
             texts=tuple(e.question for e in kept),
+            questions=tuple(e.asked.name for e in kept if e.asked is not None),
         )
 
     def predict_members(

@@ -145,15 +145,8 @@ def first_members(predictions: Predictions, used_E: IntArray) -> EarlyExitPredic
     parts, indices = [], []
     for num_used in np.unique(used_E):
         rows = np.flatnonzero(used_E == num_used)
-        part = replace(
-            predictions,
-            log_probs_MEC=predictions.log_probs_MEC[:num_used, rows],
-            labels=predictions.labels[rows],
-            ids=tuple(predictions.ids[e] for e in rows),
-            options=tuple(predictions.options[e] for e in rows),
-            texts=tuple(predictions.texts[e] for e in rows) if predictions.texts else (),
-        )
-        parts.append(part)
+        part = predictions.of_rows(rows)
+        parts.append(replace(part, log_probs_MEC=part.log_probs_MEC[:num_used]))
         indices.append(rows)
     return EarlyExitPredictions(tuple(parts), tuple(indices), predictions.num_members)
 

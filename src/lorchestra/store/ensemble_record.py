@@ -247,6 +247,8 @@ def _check(values: Json, where: Path) -> None:
     labels = values["labels"]
     if labels is not None and len(set(labels)) < max(2, len(labels)):
         raise CheckpointError(f"{where}: labels are not two or more different ones; the file was changed")
+    if labels is not None and values.get("questions"):
+        raise CheckpointError(f"{where}: has both labels and typed questions; the file was changed")
     if any("\ud800" <= character <= "\udfff" for label in labels or () for character in label):
         raise CheckpointError(f"{where}: a label holds half of a surrogate pair; the file was changed")
     if values.get("chat_frame") is not None and len(values["chat_frame"]["alone"]) != 3:

@@ -16,7 +16,14 @@ from lorchestra.store.safe_paths import inside, name_fault
 from lorchestra.store.schema import FILE_NAME, Shape, read_json
 from lorchestra.types import Json, Predictions
 
-_TEXTS: Shape = {"task": FILE_NAME, "split": FILE_NAME, "ids": [str], "options": [[str]], "texts": [str]}
+_TEXTS: Shape = {
+    "task": FILE_NAME,
+    "split": FILE_NAME,
+    "ids": [str],
+    "options": [[str]],
+    "texts": [str],
+    "questions?": [str],
+}
 _TOLERANCE = 1e-5
 """Largest difference from 1 of the sum of a row's probabilities."""
 _LONGEST_STEM = 220
@@ -54,13 +61,15 @@ def save_predictions(directory: Path, predictions: Predictions, name: str | None
     }
     with atomic_path(path) as temporary:
         save_file(arrays, temporary)
-    texts = {
+    texts: Json = {
         "task": predictions.task,
         "split": predictions.split,
         "ids": predictions.ids,
         "options": predictions.options,
         "texts": predictions.texts,
     }
+    if predictions.questions:
+        texts["questions"] = predictions.questions
     atomic_write_json(texts_path, texts, indent=None)
     return path
 
@@ -95,6 +104,7 @@ def load_predictions(path: Path, *, answered: bool = False) -> Predictions:
         task=texts["task"],
         split=texts["split"],
         texts=tuple(texts["texts"]),
+        questions=tuple(texts.get("questions", ())),
     )
 
 
@@ -109,8 +119,7 @@ def _fault(arrays: dict[str, NDArray[Any]], texts: Json) -> str | None:
     num_members, num_examples, width = log_probs_MEC.shape
     lengths = {"labels": len(labels), "num_choices": len(num_choices)}
     lengths |= {name: len(texts[name]) for name in ("ids", "options")}
-    if texts["texts"]:
-        lengths["texts"] = len(texts["texts"])
+    lengths |= {name: len(texts[name]) for name in ("texts", "questions") if texts.get(name)}
     for name, length in lengths.items():
         if length != num_examples:
             return f"has {num_examples} rows, but {length} {name}"
