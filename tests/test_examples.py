@@ -25,7 +25,13 @@ def run(name, *arguments):
 
 
 def test_every_example_is_run_here():
-    assert {path.name for path in EXAMPLES.glob("*.py")} == {"own_loop.py", "from_datasets.py", "shift.py"}
+    run_here = {"own_loop.py", "from_datasets.py", "shift.py"}
+    assert {path.name for path in EXAMPLES.glob("*.py")} == run_here | {"ray_serve.py"}
+
+
+def test_the_example_for_ray_compiles():
+    path = EXAMPLES / "ray_serve.py"
+    compile(path.read_text(), path, "exec")
 
 
 @pytest.mark.slow

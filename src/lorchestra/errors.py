@@ -58,10 +58,11 @@ def _json_escape(c: str) -> str:
 class LorchestraError(Exception):
     """Base class of errors that users can fix; the command line prints the message without a traceback.
 
-    `exit_code` is the exit code of the command line.
+    `exit_code` is the exit code of the command line, `http_status` the status of the server's response.
     """
 
     exit_code = 2
+    http_status = 500
 
     def __str__(self) -> str:
         """The message on one line, safe to print whatever it quotes from a file."""
@@ -71,9 +72,13 @@ class LorchestraError(Exception):
 class ConfigError(LorchestraError, ValueError):
     """A configuration value is missing, unknown or out of range."""
 
+    http_status = 422
+
 
 class DataError(LorchestraError):
     """A task file, a row or a split cannot be used."""
+
+    http_status = 422
 
 
 class InputError(DataError, ValueError):
@@ -86,6 +91,8 @@ class CheckpointError(LorchestraError):
 
 class RequestError(LorchestraError):
     """A request to a trained ensemble cannot be served."""
+
+    http_status = 400
 
 
 class TrainingError(LorchestraError):

@@ -169,10 +169,11 @@ _DATA_OPTIONS = {
     "evaluate": "--data",
     "calibrate": "--data",
     "monitor": "--data",
+    "serve": None,
     "report": None,
     "export": None,
 }
-_WITH_RUN = ("predict", "evaluate", "calibrate", "monitor", "report", "export")
+_WITH_RUN = ("predict", "evaluate", "calibrate", "monitor", "serve", "report", "export")
 
 
 def _data_hint(path: str, command: str, *, first: bool = True) -> str:

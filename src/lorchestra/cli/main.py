@@ -27,6 +27,7 @@ COMMANDS = {
     "monitor": "alarm if new rows are unlike those that a guarantee was made on",
     "tasks": "list the named tasks, where their rows come from, and what they look like",
     "predict": "answer questions or label texts, with uncertainty, one JSON line per row",
+    "serve": "answer typed questions over HTTP, in the formats of two APIs",
     "report": "write one HTML page about a finished run, or compare several runs",
     "import": "make a run from LoRA adapters saved by PEFT",
     "export": "write a run's members as PEFT folders or merged models, with a model card",

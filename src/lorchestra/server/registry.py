@@ -1,0 +1,168 @@
+"""The models of a server: runs, their members and their bases, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Protocol
+
+from lorchestra.errors import ConfigError, did_you_mean
+from lorchestra.nn.packing import BASE
+from lorchestra.questions import Question
+from lorchestra.runs.ask import Asked, Asker, EncodedAsk, Reply
+from lorchestra.runs.ensemble import Ensemble
+from lorchestra.server.errors import ModelNotFoundError
+
+ALIAS = "jev-latest"
+"""Another name of the first run, which clients of /v1/systemone send by default."""
+_BATCH_TOKENS_CPU, _BATCH_TOKENS_CUDA = 2_048, 65_536
+
+
+class Engine(Protocol):
+    """What answers questions (`runs.ask.Asker`): `encode` runs in one thread and `answer` in another."""
+
+    def encode(self, asked: Asked) -> EncodedAsk:
+        """Tokenize a question and its state."""
+        ...
+
+    def answer(self, asks: Sequence[EncodedAsk]) -> list[Reply]:
+        """Answers to questions, in their order."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class ServedRun:
+    """A run and what the server reports about it.
+
+    Attributes:
+        name: of its directory.
+        engine: answers questions.
+        questions: those that it was trained on.
+        member_names: of the members that answer, in order.
+        created: when it was trained.
+        is_calibrated, is_certified: whether trained questions get calibrated probabilities, and decisions.
+        batch_tokens: most tokens of a batch on its device, unless configured.
+    """
+
+    name: str
+    engine: Engine
+    questions: tuple[Question, ...]
+    member_names: tuple[str, ...]
+    created: datetime
+    is_calibrated: bool = False
+    is_certified: bool = False
+    batch_tokens: int = _BATCH_TOKENS_CPU
+
+    @classmethod
+    def load(cls, directory: str, *, base: str | None = None, raw: bool = False) -> ServedRun:
+        """Load a finished run.
+
+        Raises:
+            CheckpointError: see `Ensemble.load`.
+        """
+        ensemble = Ensemble.load(directory, base=base)
+        asker = Asker(ensemble, raw=raw)
+        decisions = None if raw else ensemble.decisions
+        saved = Path(directory, "ensemble.json").stat().st_mtime
+        on_cpu = ensemble.pipeline.model.device.type == "cpu"
+        return cls(
+            name=Path(directory).resolve().name,
+            engine=asker,
+            questions=asker.questions,
+            member_names=tuple(f"member_{index:02d}" for index in ensemble.members),
+            created=datetime.fromtimestamp(saved, UTC),
+            is_calibrated=not raw and ensemble.calibration.is_calibrated,
+            is_certified=decisions is not None and decisions.has_threshold,
+            batch_tokens=_BATCH_TOKENS_CPU if on_cpu else _BATCH_TOKENS_CUDA,
+        )
+
+    @property
+    def num_members(self) -> int:
+        """Number of members that answer."""
+        return len(self.member_names)
+
+    def to_dict(self) -> dict[str, object]:
+        """What a page about the run shows."""
+        return {
+            "name": self.name,
+            "questions": {question.name: question.to_dict() for question in self.questions},
+            "num_members": self.num_members,
+            "calibrated": self.is_calibrated,
+            "certified": self.is_certified,
+        }
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a model's name stands for: a run, its base or one of its members (`Asked.member`)."""
+
+    name: str
+    run: ServedRun
+    member: int | None
+    description: str
+
+
+class Registry:
+    """Models by name.
+
+    Raises:
+        ConfigError: no runs, two with the same name, or one with the name of the alias.
+    """
+
+    def __init__(self, runs: Sequence[ServedRun]) -> None:
+        self.runs = tuple(runs)
+        if not runs:
+            raise ConfigError("no runs; name the directory of one")
+        self._models: dict[str, Model] = {}
+        for run in runs:
+            if run.name in self._models or run.name == ALIAS:
+                raise ConfigError(f"two models would have the name {run.name!r}; rename a run's directory")
+            members = ", ".join(question.name for question in run.questions) or "no labels"
+            self._add(Model(run.name, run, None, f"An ensemble of {run.num_members} LoRA members ({members})."))
+            for index, member in enumerate(run.member_names):
+                self._add(Model(f"{run.name}/{member}", run, index, f"One member of {run.name}, not calibrated."))
+            self._add(Model(f"{run.name}/base", run, BASE, f"The base of {run.name}, without adapters."))
+        first = self._models[runs[0].name]
+        self._models[ALIAS] = Model(first.name, first.run, None, f"Another name of {first.name}.")
+
+    def _add(self, model: Model) -> None:
+        self._models[model.name] = model
+
+    def find(self, name: str) -> Model:
+        """The model of a name.
+
+        Raises:
+            ModelNotFoundError: no model has it.
+        """
+        model = self._models.get(name)
+        if model is None:
+            raise ModelNotFoundError(
+                f"no model is called {name[:100]!r}; {did_you_mean(name, self._models)}", ("model",)
+            )
+        return model
+
+    def to_dict(self) -> dict[str, object]:
+        """All models, as clients of both wire formats read them."""
+        return {
+            "object": "list",
+            "data": [self.entry(name) for name in self._models],
+            "models": [
+                {
+                    "name": name,
+                    "description": model.description,
+                    "release_date": model.run.created.date().isoformat(),
+                }
+                for name, model in self._models.items()
+            ],
+        }
+
+    def entry(self, name: str) -> dict[str, object]:
+        """One model, as OpenAI's clients read it.
+
+        Raises:
+            ModelNotFoundError: no model has the name.
+        """
+        created = int(self.find(name).run.created.timestamp())
+        return {"id": name, "object": "model", "created": created, "owned_by": "lorchestra"}
