@@ -147,11 +147,12 @@ def evaluate_and_show(
 def _show(entry: Json) -> None:
     """Print the tables and the verdict."""
     from lorchestra.cli.output import results
+    from lorchestra.report.question_table import question_table
     from lorchestra.report.table import class_table, early_exit_text, evaluation_table, ood_table, verdict
 
     console = results()
     console.print(evaluation_table(entry))
-    for table in (ood_table(entry), class_table(entry)):
+    for table in (question_table(entry), ood_table(entry), class_table(entry)):
         if table is not None:
             console.print(table)
     console.print(verdict(entry), highlight=False)
@@ -166,6 +167,7 @@ def _draw(run: Run, entry: Json, say: Callable[[str], None]) -> None:
 
     name = f"{entry['task']}.{entry['split']}"
     picture = run.inside(f"reliability.{name}.png")
-    calibration = Evaluation.from_dict(entry).calibration
-    reliability_figure(run.load_predictions(entry["task"], entry["split"]), picture, calibration)
+    predictions = run.load_predictions(entry["task"], entry["split"])
+    calibration = Evaluation.from_dict(entry).calibration_of(predictions)
+    reliability_figure(predictions, picture, calibration)
     say(f"picture: {picture}")

@@ -347,9 +347,8 @@ class Prediction:
 
     def _chunks(self, trained: Ensemble, rows: Iterator[InputRow], size: int) -> Iterator[AnsweredChunk]:
         """Answers by the run, or by the cascade of two runs."""
-        from lorchestra.metrics.calibrator import RAW
         from lorchestra.runs.ensemble import load_run
-        from lorchestra.runs.predict import AnswerOptions, answer_chunks
+        from lorchestra.runs.predict import answer_chunks
         from lorchestra.runs.run_cascade import answer_chunks_by_runs, run_cascade_of
 
         parsed = self.parsed
@@ -359,13 +358,10 @@ class Prediction:
             self.num_members += second.pipeline.model.num_members
             self.has_stages = True
             return answer_chunks_by_runs(trained, second, cascade, rows, size, parsed.reading.too_long)
-        calibration = RAW if parsed.raw else trained.calibration
-        if self.rule is not None:
-            self.rule.check_calibration(calibration)
-        decisions = trained.decisions if parsed.decisions and not parsed.raw else None
-        self.has_stages = decisions is not None and decisions.stages is not None
-        too_long = parsed.reading.too_long or trained.config.data.too_long
-        options = AnswerOptions(parsed.abstain_below, self.rule, too_long, calibration, decisions)
+        options = trained.answer_options(
+            parsed.abstain_below, self.rule, parsed.reading.too_long, raw=parsed.raw, decisions=parsed.decisions
+        )
+        self.has_stages = options.decisions is not None and options.decisions.stages is not None
         return answer_chunks(trained.pipeline, rows, options, size)
 
     def _data(self, trained: Ensemble) -> DataConfig:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -139,7 +139,15 @@ RAW = Calibration("none", "the mixture was asked for as it is")
 """No calibration, because none was wanted."""
 
 
-def pooled(log_probs_MEC: FloatArray, calibration: Calibration | None) -> FloatArray:
+class Calibrates(Protocol):
+    """A calibration of rows: the same for all, or one for each typed question."""
+
+    def apply(self, log_probs_EC: FloatArray) -> FloatArray:
+        """Calibrated log-probabilities of the mixture, `[E, C]` to `[E, C]`."""
+        ...
+
+
+def pooled(log_probs_MEC: FloatArray, calibration: Calibrates | None) -> FloatArray:
     """The calibrated mixture of the members, `[M, E, C]` to `[E, C]`; without a calibration, the mixture."""
     mixture_EC = mixture_log_probs(log_probs_MEC)
     return mixture_EC if calibration is None else calibration.apply(mixture_EC)

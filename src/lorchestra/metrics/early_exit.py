@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorchestra.errors import ConfigError
-from lorchestra.metrics.calibrator import Calibration, pooled
+from lorchestra.metrics.calibrator import Calibrates, Calibration, pooled
 from lorchestra.metrics.predictive import TIE, FloatArray, IntArray, mixture_log_probs
 from lorchestra.metrics.result import EarlyExitScores
 from lorchestra.metrics.scores import all_metrics
@@ -152,7 +152,7 @@ def first_members(predictions: Predictions, used_E: IntArray) -> EarlyExitPredic
 
 
 def evaluate_early_exit(
-    log_probs_MEC: FloatArray, labels_E: IntArray, rule: ExitRule, calibration: Calibration | None = None
+    log_probs_MEC: FloatArray, labels_E: IntArray, rule: ExitRule, calibration: Calibrates | None = None
 ) -> Json:
     """What stopping early would have saved and changed, from the answers of all members; JSON of `EarlyExitScores`.
 

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from lorchestra.metrics import predictive
-from lorchestra.metrics.calibrator import Calibration, pooled
+from lorchestra.metrics.by_question import RowCalibration, scale
+from lorchestra.metrics.calibrator import Calibrates, Calibration, pooled
 from lorchestra.metrics.classes import class_scores
 from lorchestra.metrics.intervals import Ends, Judged, difference_intervals, judge, method_intervals, too_few
 from lorchestra.metrics.predictive import FloatArray, IntArray
 from lorchestra.metrics.result import Evaluation, MemberOodScores, MethodScores, OodScores
 from lorchestra.metrics.scores import LEVEL, all_metrics, auroc, bootstrap, nll, score_rows
-from lorchestra.metrics.temperature import regularized_temperature
 from lorchestra.metrics.validation import weak_validation
 from lorchestra.types import Json, Predictions, plain_values
 
@@ -33,7 +33,7 @@ def evaluate(
     baselines: Mapping[str, Predictions] | None = None,
     fits: Mapping[str, MethodScores] | None = None,
     temperature: bool = False,
-    calibration: Calibration | None = None,
+    calibration: Calibration | RowCalibration | None = None,
     resamples: int = 1000,
     seed: int = 0,
 ) -> Evaluation:
@@ -49,7 +49,8 @@ def evaluate(
         train_labels: answer indices of the training rows, for the majority baseline.
         baselines, fits: other predictions of the same rows, pooled, by name; and what was fitted for some.
         temperature: also scale the ensemble and the best member.
-        calibration: of the mixture, fitted on validation rows; without one it stays as it is.
+        calibration: of the mixture, fitted on validation rows; without one it stays as it is. With typed questions,
+            temperatures are fitted by question, too.
         resamples, seed: of the bootstrap; 0 resamples for no intervals.
 
     Raises:
@@ -63,7 +64,7 @@ def evaluate(
     distributions = _distributions(predictions, baselines)
     optional = _add_references(distributions, predictions, train_labels, validation)
     if temperature or calibration is not None:
-        optional |= _add_temperatures(distributions, validation, best.index)
+        optional |= _add_temperatures(distributions, predictions, validation, best.index)
     _calibrate(distributions, optional, calibration)
     scorer = _Scorer(distributions, predictions.labels, resamples, seed)
 
@@ -82,7 +83,7 @@ def evaluate(
         resamples=resamples,
         seed=seed,
         notes=(*_notes(validation, optional), *scorer.notes()),
-        calibration=calibration,
+        calibration=calibration if isinstance(calibration, Calibration) else None,
         classes=class_scores(predictions, train_labels, baselines, calibration),
     )
 
@@ -131,8 +132,9 @@ def ensemble_minus(
 def ood_scores(
     in_dist: Predictions,
     ood: Predictions,
-    calibration: Calibration | None = None,
+    calibration: Calibrates | None = None,
     distances: tuple[FloatArray, FloatArray] | None = None,
+    ood_calibration: Calibrates | None = None,
 ) -> Json:
     """How well uncertainty separates OOD rows from in-distribution rows, as JSON (see `OodScores`).
 
@@ -148,7 +150,8 @@ def ood_scores(
         raise ValueError(f"ood has {ood.num_members} members, not {in_dist.num_members}")
     if not (in_dist.num_examples and ood.num_examples):
         raise ValueError(f"AUROC needs rows on both sides, not {in_dist.num_examples} and {ood.num_examples}")
-    mixtures = [pooled(side.log_probs_MEC, calibration) for side in (in_dist, ood)]
+    both = ((in_dist, calibration), (ood, ood_calibration or calibration))
+    mixtures = [pooled(side.log_probs_MEC, one) for side, one in both]
     information = [predictive.mutual_information(side.log_probs_MEC) for side in (in_dist, ood)]
     scores = _aurocs(*mixtures) | {"mutual_information": auroc(*information)}
     if distances is not None:
@@ -287,7 +290,7 @@ def _add_references(
     validation: Predictions | None,
 ) -> dict[str, MethodScores]:
     """The majority answer, another way to pool the members, and the members with their temperatures."""
-    scaled = _add_scaled_members(distributions, validation, predictions.num_members)
+    scaled = _add_scaled_members(distributions, predictions, validation)
     return ({} if scaled is None else {"member_mean_scaled": scaled}) | {
         "majority": _add_majority(distributions, predictions, train_labels),
         "mean_of_logits": _add_mean_of_logits(distributions, predictions.log_probs_MEC),
@@ -314,7 +317,10 @@ def _add_mean_of_logits(distributions: dict[str, FloatArray], log_probs_MEC: Flo
 
 
 def _add_temperatures(
-    distributions: dict[str, FloatArray], validation: Predictions | None, best_index: int | None
+    distributions: dict[str, FloatArray],
+    predictions: Predictions,
+    validation: Predictions | None,
+    best_index: int | None,
 ) -> dict[str, MethodScores]:
     """Fit one T on the pooled validation mixture (pool, then calibrate) and one on the best member."""
     names = ("ensemble_scaled", "best_member_scaled")
@@ -326,9 +332,9 @@ def _add_temperatures(
         (names[0], "ensemble", None, pooled_EC),
         (names[1], _member(best_index), best_index, validation.log_probs_MEC[best_index]),
     ):
-        fit = regularized_temperature(log_probs_EC, validation.labels, validation.options)
-        if fit.T is not None:
-            distributions[name] = predictive.apply_temperature(distributions[unscaled], fit.T)
+        scaled_EC, fit = scale(distributions[unscaled], predictions.questions, log_probs_EC, validation)
+        if scaled_EC is not None:
+            distributions[name] = scaled_EC
         methods[name] = MethodScores(
             index=index, temperature=fit.T, num_rows=fit.num_rows, reason=fit.reason, notes=fit.notes
         )
@@ -336,26 +342,32 @@ def _add_temperatures(
 
 
 def _add_scaled_members(
-    distributions: dict[str, FloatArray], validation: Predictions | None, num_members: int
+    distributions: dict[str, FloatArray], predictions: Predictions, validation: Predictions | None
 ) -> MethodScores | None:
     """Each member with its temperature: what one LoRA and a temperature are worth, without the luck of one seed."""
     if validation is None:
         return None
-    fits = [
-        regularized_temperature(log_probs_EC, validation.labels, validation.options)
-        for log_probs_EC in validation.log_probs_MEC
+    scaled = [
+        scale(distributions[_member(index)], predictions.questions, log_probs_EC, validation)
+        for index, log_probs_EC in enumerate(validation.log_probs_MEC)
     ]
-    temperatures = [fit.T for fit in fits if fit.T is not None]
-    if len(temperatures) < len(fits):
-        return MethodScores(num_rows=fits[0].num_rows, reason=next(fit.reason for fit in fits if fit.T is None))
-    for index, (name, temperature) in enumerate(zip(_scaled_members(num_members), temperatures, strict=True)):
-        distributions[name] = predictive.apply_temperature(distributions[_member(index)], temperature)
-    shown = ", ".join(f"{temperature:.2f}" for temperature in temperatures)
-    return MethodScores(num_rows=fits[0].num_rows, notes=(f"T of the members: {shown}",))
+    num_rows = scaled[0][1].num_rows
+    missing = [fit.reason for scaled_EC, fit in scaled if scaled_EC is None]
+    if missing:
+        return MethodScores(num_rows=num_rows, reason=missing[0])
+    for name, (scaled_EC, _) in zip(_scaled_members(len(scaled)), scaled, strict=True):
+        assert scaled_EC is not None
+        distributions[name] = scaled_EC
+    if predictions.questions:
+        return MethodScores(num_rows=num_rows, notes=("each member has a T per question",))
+    shown = ", ".join(f"{fit.T:.2f}" for _, fit in scaled)
+    return MethodScores(num_rows=num_rows, notes=(f"T of the members: {shown}",))
 
 
 def _calibrate(
-    distributions: dict[str, FloatArray], optional: dict[str, MethodScores], calibration: Calibration | None
+    distributions: dict[str, FloatArray],
+    optional: dict[str, MethodScores],
+    calibration: Calibration | RowCalibration | None,
 ) -> None:
     """Replace the mixture by the calibrated one, which needs no other temperature, and keep it as "ensemble_raw"."""
     if calibration is None:

@@ -83,8 +83,14 @@ def quadratic_kappa(log_probs_EC: FloatArray, labels_E: IntArray) -> float:
     1 minus the mean squared distance over that of answers and predictions paired at random. NaN where all rows have the
     same answer and that as the prediction.
     """
+    return ordinal_scores(log_probs_EC, labels_E)["quadratic_kappa"]
+
+
+def ordinal_scores(log_probs_EC: FloatArray, labels_E: IntArray) -> dict[str, float]:
+    """All metrics of ordered levels, by key."""
     rows = score_levels(log_probs_EC, labels_E)
-    return float(ordinal_metrics(rows, np.ones((1, len(rows.labels))))["quadratic_kappa"][0])
+    metrics = ordinal_metrics(rows, np.ones((1, len(rows.labels))))
+    return {key: float(values[0]) for key, values in metrics.items()}
 
 
 def ordinal_metrics(rows: OrdinalScores, counts_RE: FloatArray) -> dict[str, FloatArray]:

@@ -11,9 +11,10 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from lorchestra.errors import LorchestraError
-from lorchestra.metrics.calibrator import Calibration
+from lorchestra.metrics.by_question import RowCalibration
+from lorchestra.metrics.calibrator import Calibrates, Calibration
 from lorchestra.metrics.table import BY_KEY, Metric
-from lorchestra.types import Json
+from lorchestra.types import Json, Predictions
 
 if TYPE_CHECKING:
     import pandas
@@ -37,6 +38,31 @@ class CalibratedReference:
 
     mean: float
     interval: Sequence[float] | None
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionScores:
+    """The evaluation of one typed question.
+
+    Attributes:
+        type: choice, predicate or score.
+        evaluation: of its rows.
+        ordinal: of a score, the metrics of ordered levels (`metrics.ordinal`) of the "ensemble" and the "member_mean".
+    """
+
+    type: str
+    evaluation: Evaluation
+    ordinal: Mapping[str, Numbers] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, values: Json) -> QuestionScores:
+        """Read the question's entry in an evaluation."""
+        return cls(values["type"], Evaluation.from_dict(values), values.get("ordinal") or {})
+
+    def to_dict(self) -> Json:
+        """The question's entry in an evaluation, for JSON."""
+        ordinal = {"ordinal": {name: dict(metrics) for name, metrics in self.ordinal.items()}} if self.ordinal else {}
+        return {"type": self.type, **ordinal, **self.evaluation.to_dict()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,6 +293,7 @@ class Evaluation:
         classes: recall by label; only where the training labels are unbalanced.
         early_exit: what asking the members one after the other would save.
         ood: by name of the OOD set.
+        questions: each typed question on its rows, by name.
     """
 
     task: str
@@ -296,11 +323,21 @@ class Evaluation:
     ood: Mapping[str, OodScores] | None = None
     ensemble_raw: MethodScores | None = None
     calibration: Calibration | None = None
+    questions: Mapping[str, QuestionScores] | None = None
 
     @property
     def is_calibrated(self) -> bool:
         """Whether the ensemble's probabilities were calibrated on validation rows."""
-        return self.calibration is not None
+        by_question = (self.questions or {}).values()
+        return self.calibration is not None or any(one.evaluation.is_calibrated for one in by_question)
+
+    def calibration_of(self, predictions: Predictions) -> Calibrates | None:
+        """The calibration of the mixture of these rows: that of all rows, or by their typed questions."""
+        if self.questions is None or not predictions.questions:
+            return self.calibration
+        calibrations = {name: one.evaluation.calibration for name, one in self.questions.items()}
+        given = {name: calibration for name, calibration in calibrations.items() if calibration is not None}
+        return RowCalibration(given, predictions.questions)
 
     @classmethod
     def of(cls, entry: Evaluation | Json) -> Evaluation:
@@ -324,8 +361,8 @@ class Evaluation:
             return scores.with_intervals(intervals.get(name) or {}, intervals.get(f"ensemble_minus_{name}") or {})
 
         scaled = entry.get("temperature") or {}
-        ood, early_exit, classes, calibration = (
-            entry.get(name) for name in ("ood", "early_exit", "classes", "calibration")
+        ood, early_exit, classes, calibration, questions = (
+            entry.get(name) for name in ("ood", "early_exit", "classes", "calibration", "questions")
         )
         return cls(
             task=entry["task"],
@@ -355,6 +392,7 @@ class Evaluation:
             ood=None if ood is None else {name: OodScores.from_dict(values) for name, values in ood.items()},
             ensemble_raw=optional(entry.get("ensemble_raw")),
             calibration=None if calibration is None else Calibration.from_dict(calibration),
+            questions=None if questions is None else {n: QuestionScores.from_dict(one) for n, one in questions.items()},
         )
 
     def to_dict(self) -> Json:
@@ -390,6 +428,7 @@ class Evaluation:
             "seconds": self.seconds,
             "early_exit": self.early_exit and self.early_exit.to_dict(),
             "ood": None if self.ood is None else {name: scores.to_dict() for name, scores in self.ood.items()},
+            "questions": None if self.questions is None else {n: one.to_dict() for n, one in self.questions.items()},
         }
         return entry | {key: value for key, value in optional.items() if value is not None}
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lorchestra.errors import LorchestraError
-from lorchestra.metrics.calibrator import Calibration, pooled
+from lorchestra.metrics.calibrator import Calibrates, pooled
 from lorchestra.metrics.predictive import FloatArray
 from lorchestra.metrics.scores import NUM_BINS, RowScores, bin_rows, score_rows
 from lorchestra.store.atomic import atomic_path
@@ -39,7 +39,7 @@ class Curve:
     members: Sequence[RowScores] = ()
 
 
-def reliability_figure(predictions: Predictions, path: Path | str, calibration: Calibration | None = None) -> None:
+def reliability_figure(predictions: Predictions, path: Path | str, calibration: Calibrates | None = None) -> None:
     """Write a PNG: reliability diagrams on the left, the confidence of wrong predictions on the right.
 
     "One LoRA" pools the rows of all members, each scored alone; the ensemble is their mixture, with the calibration if
@@ -85,7 +85,7 @@ def pool(members: Sequence[RowScores]) -> RowScores:
     )
 
 
-def _curves(predictions: Predictions, calibration: Calibration | None) -> list[Curve]:
+def _curves(predictions: Predictions, calibration: Calibrates | None) -> list[Curve]:
     """One LoRA and the ensemble, or the only member."""
     members = [score_rows(log_probs_EC, predictions.labels) for log_probs_EC in predictions.log_probs_MEC]
     ensemble = score_rows(pooled(predictions.log_probs_MEC, calibration), predictions.labels)
@@ -97,7 +97,7 @@ def _curves(predictions: Predictions, calibration: Calibration | None) -> list[C
     ]
 
 
-def _draw(figure: Figure, predictions: Predictions, calibration: Calibration | None) -> None:
+def _draw(figure: Figure, predictions: Predictions, calibration: Calibrates | None) -> None:
     sizes = f"examples: {predictions.num_examples}, members: {predictions.num_members}"
     figure.suptitle(f"{predictions.task} {predictions.split} ({sizes})", parse_math=False)
     grid = figure.add_gridspec(2, 2, height_ratios=(4, 1))

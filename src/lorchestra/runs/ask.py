@@ -19,7 +19,7 @@ from lorchestra.metrics.calibrator import RAW, Calibration
 from lorchestra.metrics.decisions import Decisions
 from lorchestra.nn.packing import BASE
 from lorchestra.questions import Question
-from lorchestra.runs.predict import Answer, answers_from
+from lorchestra.runs.predict import Answer, answers_from, expected_level
 from lorchestra.types import EncodedExample, Example
 
 if TYPE_CHECKING:
@@ -99,8 +99,8 @@ class Asker:
     @property
     def questions(self) -> tuple[Question, ...]:
         """The questions that the run was trained on: its typed questions, or its labels as a choice."""
-        labels = self.ensemble.labels
-        return () if labels is None else (Question(self.ensemble.record.task, "choice", "", labels),)
+        labels, record = self.ensemble.labels, self.ensemble.record
+        return record.questions if labels is None else (Question(record.task, "choice", "", labels),)
 
     @property
     def num_members(self) -> int:
@@ -175,15 +175,16 @@ class Asker:
         predictions = self.ensemble.pipeline.predictions([example], [0], log_probs_MC[:, None], "ask")
         calibration, decisions = self._settings(ask)
         answer = _in_order(answers_from(predictions, None, calibration, decisions)[0], ask.asked.question.options)
-        score = None
-        if ask.question.type == "score" and answer.probs is not None:
-            score = float(np.arange(len(answer.probs)) @ np.array(answer.probs))
+        score = expected_level(ask.question, answer.probs)
         return replace(answer, question=ask.asked.question.name, score=score, trained=ask.trained)
 
     def _settings(self, ask: EncodedAsk) -> tuple[Calibration, Decisions | None]:
         """The calibration and decisions of a question; none where it was not trained, or not all members answer."""
         if self.raw or not ask.trained or ask.asked.member is not None:
             return RAW, None
+        name = ask.question.name
+        if name in self.ensemble.calibrations:
+            return self.ensemble.calibrations[name], self.ensemble.decisions_by_question[name]
         return self.ensemble.calibration, self.ensemble.decisions
 
 

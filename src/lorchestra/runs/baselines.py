@@ -16,11 +16,14 @@ from lorchestra.inference.pipeline import Pipeline
 from lorchestra.methods import few_shot, mc_dropout, temperature
 from lorchestra.methods.contract import MethodContext
 from lorchestra.methods.registry import parse_name
+from lorchestra.metrics.by_question import RowCalibration
 from lorchestra.metrics.calibrator import Calibration
 from lorchestra.metrics.evaluation import evaluate_predictions
+from lorchestra.metrics.question_scores import evaluate_questions
 from lorchestra.metrics.result import Evaluation, MethodScores
 from lorchestra.metrics.scores import nll
 from lorchestra.nn.seeding import derive_seed
+from lorchestra.questions import Question
 from lorchestra.runs.evaluation_cost import NO_LIMIT, CostLimit, num_tokens
 from lorchestra.store.evaluations import Entry, check_entry
 from lorchestra.store.run import Run
@@ -71,6 +74,8 @@ def few_shot_base(
         return {}
     if train is None:
         return {"base_few_shot": _NO_ROWS}
+    if examples and examples[0].asked is not None:
+        return {"base_few_shot": "typed questions are asked without examples"}
     pool = few_shot.excluding(train, examples)
     if not pool:
         return {"base_few_shot": "every training row is among the evaluated ones"}
@@ -233,7 +238,8 @@ def score(
     examples: Sequence[Example],
     splits: Mapping[str, Sequence[Example]],
     config: RunConfig,
-    calibration: Calibration,
+    calibration: Calibration | RowCalibration,
+    questions: Sequence[Question] = (),
 ) -> Entry:
     """An entry of `metrics.json`: see `metrics.evaluation`.
 
@@ -244,7 +250,8 @@ def score(
     entry = evaluate_predictions(
         predictions,
         validation=validation,
-        train_labels=[row.answer for row in splits.get("train", ()) if row.answer is not None] or None,
+        # answers to several questions have no majority
+        train_labels=None if questions else [r.answer for r in splits.get("train", ()) if r.answer is not None],
         baselines={name: baseline.predictions for name, baseline in baselines.items()},
         fits={name: baseline.fit for name, baseline in baselines.items()},
         temperature=config.evaluate.temperature,
@@ -252,6 +259,19 @@ def score(
         resamples=config.evaluate.resamples,
         seed=config.train.seed,
     )
+    if isinstance(calibration, RowCalibration):
+        scores = evaluate_questions(
+            predictions,
+            questions,
+            validation=validation,
+            train_labels=_labels_by_question(splits.get("train", ())),
+            baselines={name: baseline.predictions for name, baseline in baselines.items()},
+            fits={name: baseline.fit for name, baseline in baselines.items()},
+            calibrations=calibration.calibrations,
+            resamples=config.evaluate.resamples,
+            seed=config.train.seed,
+        )
+        entry["questions"] = {name: one.to_dict() for name, one in scores.items()}
     if "classes" in entry:
         entry["classes"]["weighted"] = config.data.class_weights
     seen = {name: num_shared(examples, splits.get(name, ())) for name in ("train", "val")}
@@ -259,6 +279,15 @@ def score(
     notes = [*_seen_notes(seen, len(examples)), *entry["notes"], *fitted]
     seconds = {name: round(one.seconds, 2) for name, one in baselines.items() if one.seconds is not None}
     return entry | {"notes": notes, "seen": seen, "left_out": dict(left_out), "seconds": seconds}
+
+
+def _labels_by_question(examples: Sequence[Example]) -> dict[str, list[int]]:
+    """Answer indices of the rows of each typed question."""
+    labels: dict[str, list[int]] = {}
+    for row in examples:
+        if row.asked is not None and row.answer is not None:
+            labels.setdefault(row.asked.name, []).append(row.answer)
+    return labels
 
 
 def _seen_notes(seen: Mapping[str, int], num_rows: int) -> list[str]:

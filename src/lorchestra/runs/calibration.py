@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from lorchestra.data.splits import content_digest
 from lorchestra.inference.pipeline import Pipeline
 from lorchestra.inference.predict import member_passes
+from lorchestra.metrics.by_question import split_by_question
 from lorchestra.metrics.calibrator import Calibration, CalibrationSetting, fit_calibration
 from lorchestra.metrics.predictive import mixture_log_probs
-from lorchestra.store.calibration_record import CalibrationRecord
+from lorchestra.store.calibration_record import ONLY_QUESTION, CalibrationRecord, QuestionCalibration
 from lorchestra.store.ensemble_record import EnsembleRecord
 from lorchestra.store.run import Run
 from lorchestra.training.callbacks import Callback, Interrupted
@@ -61,27 +62,41 @@ def write_calibration(
 ) -> None:
     """Fit a calibration on predictions of validation rows, write it, and log it in a sentence.
 
+    Each typed question has its calibration, fitted on its rows.
+
     Args:
         run: the run directory.
         record: the ensemble.
         predictions: of its members that did not fail; None without rows.
         setting: `train.calibration`.
     """
-    if predictions is None or setting == "none":
-        save_calibration(
-            run, record, Calibration("none", "train.calibration is none" if setting == "none" else _NO_ROWS)
-        )
+    if setting == "none" or predictions is None:
+        save_calibration(run, record, "train.calibration is none" if setting == "none" else _NO_ROWS)
         return
+    if not record.questions:
+        _save(run, record, {ONLY_QUESTION: _fitted(predictions, setting)})
+        return
+    parts, missing = split_by_question(predictions), QuestionCalibration(Calibration("none", _NO_ROWS))
+    names = [question.name for question in record.questions]
+    _save(run, record, {name: _fitted(parts[name], setting) if name in parts else missing for name in names})
+
+
+def save_calibration(run: Run, record: EnsembleRecord, reason: str) -> None:
+    """Write, for a reason, that nothing is calibrated, and log it."""
+    missing = QuestionCalibration(Calibration("none", reason))
+    _save(run, record, {question.name: missing for question in record.questions} or {ONLY_QUESTION: missing})
+
+
+def _fitted(predictions: Predictions, setting: CalibrationSetting) -> QuestionCalibration:
+    """A calibration, and the digests of the rows that it rests on."""
     mixture_EC = mixture_log_probs(predictions.log_probs_MEC)
     calibration = fit_calibration(mixture_EC, predictions.labels, predictions.options, setting)
     rows = zip(predictions.ids, predictions.texts, predictions.options, predictions.labels.tolist(), strict=True)
-    digests = [content_digest(Example(*row)) for row in rows if row[-1] >= 0]
-    save_calibration(run, record, calibration, digests)
+    return QuestionCalibration(calibration, tuple(content_digest(Example(*row)) for row in rows if row[-1] >= 0))
 
 
-def save_calibration(
-    run: Run, record: EnsembleRecord, calibration: Calibration, row_digests: Sequence[str] = ()
-) -> None:
-    """Write a calibration and the digests of the rows that it rests on, and log it."""
-    run.write_calibration(CalibrationRecord.of(record.digest, calibration, row_digests))
-    logger.info(calibration.sentence())
+def _save(run: Run, record: EnsembleRecord, questions: Mapping[str, QuestionCalibration]) -> None:
+    run.write_calibration(CalibrationRecord(record.digest, questions))
+    for name, question in questions.items():
+        sentence = question.calibration.sentence()
+        logger.info(sentence if name == ONLY_QUESTION else f"question {name}: {sentence}")

@@ -31,7 +31,15 @@ from lorchestra.runs.evaluate import FILES, evaluate_run
 from lorchestra.runs.import_peft import BASE_OF_THE_FOLDERS, import_run
 from lorchestra.runs.loading import load_pipeline
 from lorchestra.runs.monitor import monitor_run
-from lorchestra.runs.predict import Answer, AnswerCounts, AnswerOptions, Answers, answer_chunks, chunk_rows
+from lorchestra.runs.predict import (
+    Answer,
+    AnswerCounts,
+    AnswerOptions,
+    Answers,
+    QuestionOptions,
+    answer_chunks,
+    chunk_rows,
+)
 from lorchestra.runs.rows import RunRows, read_like, validation_notes
 from lorchestra.runs.train import train_run
 from lorchestra.store.ensemble_record import EnsembleRecord
@@ -155,6 +163,8 @@ class Ensemble:
     def calibration(self) -> Calibration:
         """How the mixture's probabilities are calibrated; of kind "none" in runs of earlier versions.
 
+        A run on typed questions has one for each (`calibrations`).
+
         Raises:
             CheckpointError: `calibration.json` is damaged or was changed, or belongs to another ensemble.
         """
@@ -162,8 +172,31 @@ class Ensemble:
         return Calibration("none", "the run has no calibration.json") if record is None else record.calibration
 
     @cached_property
+    def calibrations(self) -> dict[str, Calibration]:
+        """How the probabilities of each typed question are calibrated, by its name; empty for other runs.
+
+        Raises:
+            CheckpointError: as `calibration`.
+        """
+        record = self.run.read_calibration(self.record) if self.record.questions else None
+        return {} if record is None else record.calibrations
+
+    @cached_property
+    def decisions_by_question(self) -> dict[str, Decisions | None]:
+        """`decisions` of each typed question, by its name; empty for other runs.
+
+        Raises:
+            CheckpointError: as `calibration`.
+        """
+        record = self.run.read_calibration(self.record) if self.record.questions else None
+        saved = {} if record is None else {name: one.saved_decisions for name, one in record.questions.items()}
+        return {name: None if one is None else one.decisions for name, one in saved.items()}
+
+    @cached_property
     def decisions(self) -> Decisions | None:
         """How answers are decided: thresholds with their certificates, and prediction sets; None before `calibrate`.
+
+        A run on typed questions has them by question (`decisions_by_question`).
 
         Raises:
             CheckpointError: as `calibration`.
@@ -215,12 +248,40 @@ class Ensemble:
         if too_long is not None:
             arguments.check_choice("too_long", too_long, TooLong)
         rule = _exit_rule(early_exit)
-        calibration = RAW if raw else self.calibration
-        if rule is not None:
-            rule.check_calibration(calibration)
-        decided = self.decisions if decisions and not raw else None
-        options = AnswerOptions(abstain_below, rule, too_long or self.config.data.too_long, calibration, decided)
+        options = self.answer_options(abstain_below, rule, too_long, raw=raw, decisions=decisions)
         return Answers(self._answers(input_rows_of(self, rows), options, on_error))
+
+    def answer_options(
+        self,
+        abstain_below: float | None = None,
+        rule: ExitRule | None = None,
+        too_long: TooLong | None = None,
+        *,
+        raw: bool = False,
+        decisions: bool = True,
+    ) -> AnswerOptions:
+        """How rows are answered with these settings (see `predict`) and the run's calibration and decisions.
+
+        Raises:
+            ConfigError: they contradict each other.
+            CheckpointError: see `calibration`.
+        """
+        calibration = RAW if raw else self.calibration
+        questions: dict[str, QuestionOptions] = {}
+        if not raw:
+            decided = self.decisions_by_question if decisions else {}
+            questions = {name: QuestionOptions(one, decided.get(name)) for name, one in self.calibrations.items()}
+        if rule is not None:
+            for one in (calibration, *(question.calibration for question in questions.values())):
+                rule.check_calibration(one)
+        return AnswerOptions(
+            abstain_below,
+            rule,
+            too_long or self.config.data.too_long,
+            calibration,
+            self.decisions if decisions and not raw else None,
+            questions,
+        )
 
     def _answers(self, rows: Iterator[InputRow], options: AnswerOptions, on_error: OnError) -> Iterator[Answer]:
         counts, self.pipeline.order_flips = AnswerCounts(), OrderFlips()

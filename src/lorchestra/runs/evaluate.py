@@ -16,6 +16,7 @@ from lorchestra.errors import CheckpointError, ConfigError, DataError, did_you_m
 from lorchestra.inference.option_orders import OrderFlips
 from lorchestra.inference.pipeline import Pipeline
 from lorchestra.inference.predict import MemberPass, member_passes
+from lorchestra.metrics.by_question import RowCalibration
 from lorchestra.metrics.calibrator import RAW, Calibration
 from lorchestra.metrics.early_exit import ExitRule, evaluate_early_exit
 from lorchestra.metrics.evaluation import ood_scores
@@ -75,9 +76,9 @@ def evaluate_run(
 ) -> Entry:
     """What `Ensemble.evaluate` does; returns the entry of `metrics.json`."""
     callback = CallbackList(callbacks)
-    calibration = RAW if raw else trained.calibration
-    if early_exit is not None:
-        early_exit.check_calibration(calibration)
+    if early_exit is not None and not raw:
+        for one in (trained.calibration, *trained.calibrations.values()):
+            early_exit.check_calibration(one)
     before = trained.run.read_named_evaluations()  # a damaged file is reported before anything is computed
     read_only = trained.run.why_read_only() if save else None
     if read_only is not None:
@@ -94,6 +95,7 @@ def evaluate_run(
     pipeline.order_flips = OrderFlips()
     predictions, zero_shot = _members_and_base(pipeline, examples, split, callback, limit)
     flips = pipeline.order_flips.sentence()
+    calibration = _calibration(trained, predictions, raw)
     is_validation = pipeline is trained.pipeline and data is None and split == "val"
     validation = predictions if is_validation else _validation(trained, rows, callback)
     work = _Work(trained, pipeline, rows, examples, before, limit, callback, calibration)
@@ -105,7 +107,8 @@ def evaluate_run(
     ood_predictions = {name: _predict(pipeline, some, f"ood_{name}", callback) for name, some in ood_rows.items()}
     distances = work.distances(ood_rows)
     entry["ood"] = {
-        name: ood_scores(predictions, some, calibration, distances.get(name)) for name, some in ood_predictions.items()
+        name: ood_scores(predictions, some, calibration, distances.get(name), _calibration(trained, some, raw))
+        for name, some in ood_predictions.items()
     }
     if read_only is not None:
         raise UnsavedEvaluationError(read_only, entry)
@@ -113,6 +116,13 @@ def evaluate_run(
         every = [predictions, *ood_predictions.values(), *(() if validation is None else (validation,))]
         _save(trained, before, entry, every, baselines)
     return entry
+
+
+def _calibration(trained: Ensemble, predictions: Predictions, raw: bool) -> Calibration | RowCalibration:
+    """The calibration of the rows' mixture: the run's, or by typed question."""
+    if raw:
+        return RAW
+    return RowCalibration(trained.calibrations, predictions.questions) if predictions.questions else trained.calibration
 
 
 @dataclass(frozen=True)
@@ -126,7 +136,7 @@ class _Work:
     before: Sequence[Entry]
     limit: CostLimit
     callback: Callback
-    calibration: Calibration
+    calibration: Calibration | RowCalibration
 
     def baselines(self, predictions: Predictions) -> Candidates:
         """All baselines but the zero-shot base, or why they are missing."""
@@ -166,7 +176,8 @@ def _score(
         logger.info(line)
     splits = {} if work.rows is None else work.rows.task.splits
     config, calibration = work.trained.config, work.calibration
-    entry = score(predictions, validation, baselines, left_out, work.examples, splits, config, calibration)
+    questions = work.trained.record.questions
+    entry = score(predictions, validation, baselines, left_out, work.examples, splits, config, calibration, questions)
     return entry, baselines
 
 

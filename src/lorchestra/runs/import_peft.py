@@ -17,7 +17,6 @@ from lorchestra.config.mappings import check_types
 from lorchestra.config.run import RunConfig, TrainConfig, check_run
 from lorchestra.errors import CheckpointError, ConfigError
 from lorchestra.inference.pipeline import Pipeline
-from lorchestra.metrics.calibrator import Calibration
 from lorchestra.models.init import make_adapter_settings
 from lorchestra.models.loading import LoadedBase
 from lorchestra.models.peft_files import WEIGHTS, load_member
@@ -102,7 +101,7 @@ def import_run(
             ]
             record = ensemble_record(pipeline, rows, members, _UNKNOWN_COST)
             if config.data.val is None and config.data.task is None:
-                save_calibration(run, record, Calibration("none", _HELD_OUT))
+                save_calibration(run, record, _HELD_OUT)
             else:
                 calibrate(run, record, pipeline, rows.task.splits["val"], config.train.calibration, Callback())
             run.write_ensemble(record)

@@ -168,9 +168,17 @@ class Answers(Iterator[Answer]):
 
 
 @dataclass(frozen=True)
+class QuestionOptions:
+    """How the mixture's answers to a typed question are calibrated, and which of them are automated."""
+
+    calibration: Calibration = RAW
+    decisions: Decisions | None = None
+
+
+@dataclass(frozen=True)
 class AnswerOptions:
     """How rows are answered: the calibrated confidence below which to abstain, early exit, what to do with long rows,
-    how the mixture is calibrated, and which answers are automated.
+    how the mixture is calibrated, and which answers are automated; the last two by name for typed questions.
 
     Raises:
         ConfigError: decisions together with early exit or another threshold.
@@ -181,12 +189,16 @@ class AnswerOptions:
     too_long: TooLong = "error"
     calibration: Calibration = RAW
     decisions: Decisions | None = None
+    questions: Mapping[str, QuestionOptions] = field(default_factory=lambda: MappingProxyType({}))
 
     def __post_init__(self) -> None:
         """Refuse what contradicts the decisions of the run."""
-        decisions, off = self.decisions, "leave the run's decisions out: --no-decisions (in Python, decisions=False)"
-        if decisions is None:
-            return
+        for decisions in (self.decisions, *(question.decisions for question in self.questions.values())):
+            if decisions is not None:
+                self._check(decisions)
+
+    def _check(self, decisions: Decisions) -> None:
+        off = "leave the run's decisions out: --no-decisions (in Python, decisions=False)"
         if self.rule is not None and decisions.stages is not None:
             raise ConfigError(
                 "--early-exit: the run has a certified cascade, which decides how many members answer a row; leave"
@@ -312,6 +324,7 @@ def answers_from(
     abstain_below: float | None = None,
     calibration: Calibration | None = None,
     decisions: Decisions | None = None,
+    questions: Mapping[str, QuestionOptions] = MappingProxyType({}),
 ) -> list[Answer]:
     """Predictions as answers, in the order of their rows; after early exit, of the members that answered.
 
@@ -323,18 +336,20 @@ def answers_from(
         calibration: of the mixture (`Ensemble.calibration`); without one, the answers are the mixture's as it is.
         decisions: thresholds and sets (`Ensemble.decisions`), made with this calibration; after early exit, only those
             by a cascade.
+        questions: the two for rows with typed questions, by name; then not for all rows.
     """
     cascade = None if decisions is None else decisions.stages
     if isinstance(predictions, Predictions) and cascade is not None:
         used_E = cascade.rule(calibration).members_used(predictions.log_probs_MEC)
         predictions = first_members(predictions, used_E)
     if isinstance(predictions, Predictions):
-        return list(_answers(predictions, abstain_below, calibration, decisions))
+        return list(_answers(predictions, abstain_below, calibration, decisions, questions))
     by_stage = None if cascade is None else decisions
+    undecided = {name: QuestionOptions(one.calibration) for name, one in questions.items()}
     answers = [
         replace(answer, row=int(index) + 1, members_used=part.num_members)
         for part, indices in zip(predictions.parts, predictions.indices, strict=True)
-        for index, answer in zip(indices, _answers(part, abstain_below, calibration, by_stage), strict=True)
+        for index, answer in zip(indices, _answers(part, abstain_below, calibration, by_stage, undecided), strict=True)
     ]
     return sorted(answers, key=lambda answer: answer.row)
 
@@ -351,7 +366,11 @@ def _answers(
     abstain_below: float | None,
     calibration: Calibration | None,
     decisions: Decisions | None = None,
+    questions: Mapping[str, QuestionOptions] = MappingProxyType({}),
 ) -> Iterator[Answer]:
+    if questions:
+        yield from _answers_by_question(predictions, abstain_below, questions)
+        return
     log_probs = predictions.log_probs_MEC
     calibrated = pooled(log_probs, calibration)
     automated = None
@@ -388,6 +407,21 @@ def _answers(
             if sets is None
             else tuple(o for o, fits in zip(options, sets[e], strict=False) if fits),
         )
+
+
+def _answers_by_question(
+    predictions: Predictions, abstain_below: float | None, questions: Mapping[str, QuestionOptions]
+) -> Iterator[Answer]:
+    """The answers to rows with typed questions, in their order."""
+    answers: dict[int, Answer] = {}
+    names = np.array(predictions.questions)
+    for name in dict.fromkeys(predictions.questions):
+        rows = np.flatnonzero(names == name)
+        part = predictions.of_rows(rows, num_choices=len(predictions.options[rows[0]]))
+        options = questions.get(name, QuestionOptions())
+        found = _answers(part, abstain_below, options.calibration, options.decisions)
+        answers |= {int(e): replace(answer, row=int(e) + 1) for e, answer in zip(rows, found, strict=True)}
+    return iter([answers[e] for e in range(predictions.num_examples)])
 
 
 def answer_chunk(
@@ -428,7 +462,8 @@ def _predict(
         predictions = pipeline.predict_encoded(examples, rows, "predict", prefix_reuse)
     else:
         predictions = pipeline.predict_encoded_early(examples, rows, "predict", rule, prefix_reuse=prefix_reuse)
-    return answers_from(predictions, options.abstain_below, options.calibration, options.decisions)
+    below, questions = options.abstain_below, options.questions
+    return answers_from(predictions, below, options.calibration, options.decisions, questions)
 
 
 def _with_question(answer: Answer, asked: Question | None) -> Answer:

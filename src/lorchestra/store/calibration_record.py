@@ -71,6 +71,9 @@ class QuestionCalibration:
         return values
 
 
+_BY_QUESTION = QuestionCalibration(Calibration("none", "each typed question has a calibration"))
+
+
 @dataclass(frozen=True)
 class CalibrationRecord:
     """The calibrations of an ensemble (`EnsembleRecord.digest`), by question."""
@@ -84,19 +87,37 @@ class CalibrationRecord:
         return cls(ensemble, {ONLY_QUESTION: QuestionCalibration(calibration, tuple(row_digests))})
 
     @property
+    def only(self) -> QuestionCalibration:
+        """That of the only question; nothing is calibrated in a run on typed questions, each of which has one."""
+        return self.questions.get(ONLY_QUESTION, _BY_QUESTION)
+
+    @property
     def calibration(self) -> Calibration:
         """That of the only question."""
-        return self.questions[ONLY_QUESTION].calibration
+        return self.only.calibration
+
+    @property
+    def calibrations(self) -> dict[str, Calibration]:
+        """Those of all questions, by name."""
+        return {name: question.calibration for name, question in self.questions.items()}
 
     @property
     def saved_decisions(self) -> SavedDecisions | None:
         """Those of the only question."""
-        return self.questions[ONLY_QUESTION].saved_decisions
+        return self.only.saved_decisions
 
     @property
     def saved_run_cascade(self) -> SavedRunCascade | None:
         """That of the only question."""
-        return self.questions[ONLY_QUESTION].saved_run_cascade
+        return self.only.saved_run_cascade
+
+    def of_question(self, name: str) -> CalibrationRecord:
+        """The record with one of its questions, as its only one."""
+        return replace(self, questions={ONLY_QUESTION: self.questions[name]})
+
+    def with_question(self, name: str, record: CalibrationRecord) -> CalibrationRecord:
+        """The record with the only question of another one as the question `name`."""
+        return replace(self, questions={**self.questions, name: record.only})
 
     @property
     def has_stages(self) -> bool:
@@ -105,12 +126,12 @@ class CalibrationRecord:
 
     def with_decisions(self, saved: SavedDecisions) -> CalibrationRecord:
         """The record with other decisions of the only question."""
-        question = replace(self.questions[ONLY_QUESTION], saved_decisions=saved)
+        question = replace(self.only, saved_decisions=saved)
         return replace(self, questions={**self.questions, ONLY_QUESTION: question})
 
     def with_run_cascade(self, saved: SavedRunCascade) -> CalibrationRecord:
         """The record with another cascade of the run with a second one."""
-        question = replace(self.questions[ONLY_QUESTION], saved_run_cascade=saved)
+        question = replace(self.only, saved_run_cascade=saved)
         return replace(self, questions={**self.questions, ONLY_QUESTION: question})
 
     def to_dict(self) -> Json:
@@ -141,8 +162,8 @@ class CalibrationRecord:
                 f"{path}: the checksum is not that of its content: the file was changed; copy the run again, or answer"
                 " with the mixture as it is: --raw"
             )
-        if ONLY_QUESTION not in record["questions"]:
-            raise CheckpointError(f"{path}: questions has no entry for the run's question; the file was changed")
+        if not record["questions"]:
+            raise CheckpointError(f"{path}: questions has no entry; the file was changed")
         return cls(
             record["ensemble"],
             {name: _question(values, path, f"questions.{name!r}") for name, values in record["questions"].items()},

@@ -72,6 +72,7 @@ _ENTRY: dict[str, Shape] = {
     "left_out?": (Each(str), None),
     "seconds?": (Each(Number(0)), None),
     "classes?": (_CLASSES, None),
+    "questions?": (Each(dict), None),
     "notes?": [str],
     "seen?": {"train": COUNT, "val": COUNT},
     "ood?": (Each(_OOD, names=True), None),
@@ -86,6 +87,8 @@ _ENTRY: dict[str, Shape] = {
         "ensemble_minus_best_member?": _INTERVALS,
     },
 }
+_QUESTION: Shape = {"type": {"choice", "predicate", "score"}, "ordinal?": (Each(Each(NUMBER_OR_NULL)), None)}
+"""The shape of a typed question's entry, in addition to that of an evaluation."""
 _OPTIONAL_METHODS = ("ensemble_raw", "member_mean_scaled", "best_member", "majority", "mean_of_logits", "temperature")
 ENTRY_NAME: Shape = {"task": FILE_NAME, "split": FILE_NAME}
 """The shape of what names an entry."""
@@ -103,6 +106,14 @@ def check_entry(entry: object, where: Path, field: str, hint: str) -> None:
     assert isinstance(entry, dict)
     if entry.get("calibration") is not None:
         read_calibration(entry["calibration"], where, f"{field}.calibration")
+    for name, question in (entry.get("questions") or {}).items():
+        _check_question(question, where, f"{field}.questions.{name!r}", hint)
+
+
+def _check_question(values: object, where: Path, field: str, hint: str) -> None:
+    """Refuse an incomplete evaluation of a typed question."""
+    check_shape(values, _QUESTION, where, field)
+    check_entry(values, where, field, hint)
 
 
 def _fault(entry: object) -> str | None:

@@ -14,14 +14,13 @@ from tempfile import NamedTemporaryFile
 from lorchestra.config.mappings import to_yaml
 from lorchestra.config.run import RunConfig, read_config
 from lorchestra.errors import CheckpointError
-from lorchestra.metrics.decisions import Decisions
 from lorchestra.store.atomic import (
     atomic_directory,
     atomic_write_json,
     atomic_write_text,
     discard_directory,
 )
-from lorchestra.store.calibration_record import CalibrationRecord
+from lorchestra.store.calibration_record import ONLY_QUESTION, CalibrationRecord, QuestionCalibration
 from lorchestra.store.disk import explained
 from lorchestra.store.ensemble_record import COST, FORMAT_VERSION, EnsembleRecord
 from lorchestra.store.evaluations import ENTRY_NAME, Entry, check_entry
@@ -259,24 +258,31 @@ class Run:
                 f" {ensemble.digest[:12]}): its members, base, prompt or scoring differ; copy the run again, or answer"
                 " with the mixture as it is: --raw"
             )
-        scale = record.calibration.scale
-        if scale and len(scale) != len(ensemble.labels or ()):
-            raise CheckpointError(f"{self.calibration}: has {len(scale)} classes, the run {len(ensemble.labels or ())}")
-        if record.saved_decisions is not None:
-            self._check_classes(record.saved_decisions.decisions, ensemble)
+        options = {question.name: question.options for question in ensemble.questions}
+        if record.questions.keys() != (options or {ONLY_QUESTION: ()}).keys():
+            raise CheckpointError(f"{self.calibration}: its questions are not those of the run; copy the run again")
+        for name, question in record.questions.items():
+            self._check_question(question, options.get(name, ensemble.labels or ()), ensemble)
         return record
 
-    def _check_classes(self, decisions: Decisions, ensemble: EnsembleRecord) -> None:
-        """Refuse decisions by classes or members that are not the run's."""
-        cascade, num_members = decisions.cascade, len(ensemble.good_members)
+    def _check_question(
+        self, question: QuestionCalibration, classes: tuple[str, ...], ensemble: EnsembleRecord
+    ) -> None:
+        """Refuse a calibration and decisions by classes or members that are not the run's."""
+        scale = question.calibration.scale
+        if scale and len(scale) != len(classes):
+            raise CheckpointError(f"{self.calibration}: has {len(scale)} classes, the run {len(classes)}")
+        if question.saved_decisions is None:
+            return
+        decisions, num_members = question.saved_decisions.decisions, len(ensemble.good_members)
+        cascade, sets = decisions.cascade, decisions.sets
         if cascade is not None and cascade.num_members != num_members:
             raise CheckpointError(
                 f"{self.calibration}: its cascade has {cascade.num_members} members, the run {num_members}; copy the"
                 " run again, or answer with the mixture as it is: --raw"
             )
-        num_labels, sets = len(ensemble.labels or ()), decisions.sets
-        classes_differ = decisions.classes is not None and decisions.classes != ensemble.labels
-        if classes_differ or (sets is not None and sets.by_class and len(sets.quantiles) != num_labels):
+        classes_differ = decisions.classes is not None and decisions.classes != classes
+        if classes_differ or (sets is not None and sets.by_class and len(sets.quantiles) != len(classes)):
             raise CheckpointError(
                 f"{self.calibration}: its decisions are by classes that are not the run's labels; copy the run again,"
                 " or answer with the mixture as it is: --raw"

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from lorchestra.config.run import RunConfig
 from lorchestra.errors import CheckpointError, DataError, did_you_mean
-from lorchestra.metrics.calibrator import Calibration, pooled
+from lorchestra.metrics.calibrator import Calibrates, pooled
 from lorchestra.metrics.decisions import Decisions
 from lorchestra.metrics.evaluation import evaluate
 from lorchestra.metrics.predictive import FloatArray
@@ -247,7 +247,7 @@ def _check_pair(run: Run, entry: Evaluation, predictions: Predictions) -> None:
         raise _stale(run, differs)
 
 
-def mixture_of(predictions: Predictions, calibration: Calibration | None, run: Run) -> FloatArray:
+def mixture_of(predictions: Predictions, calibration: Calibrates | None, run: Run) -> FloatArray:
     """The calibrated mixture of saved predictions, `[E, C]`.
 
     Raises:
