@@ -332,6 +332,7 @@ class Prediction:
 
     def _answer(self, sink: Sink) -> None:
         from lorchestra.cli.progress import RowProgress
+        from lorchestra.data.chunks import arriving_chunks, full_chunks, may_pause
         from lorchestra.runs.ensemble import input_rows_of, load_run
         from lorchestra.runs.predict import chunk_rows
 
@@ -342,11 +343,12 @@ class Prediction:
             size = chunk_rows(trained.pipeline)
             self._skip_answered(sink, rows, size)
             self.num_members, self.max_length = trained.pipeline.model.num_members, trained.pipeline.max_length
-            for chunk in self._chunks(trained, rows, size):
+            chunks = arriving_chunks(rows, size) if may_pause(parsed.data) else full_chunks(rows, size)
+            for chunk in self._answered(trained, chunks):
                 self._write(chunk, sink, size)
                 progress.on_progress("predicting", self.counts.rows, 0)
 
-    def _chunks(self, trained: Ensemble, rows: Iterator[InputRow], size: int) -> Iterator[AnsweredChunk]:
+    def _answered(self, trained: Ensemble, chunks: Iterator[tuple[InputRow, ...]]) -> Iterator[AnsweredChunk]:
         """Answers by the run, or by the cascade of two runs."""
         from lorchestra.metrics.calibrator import RAW
         from lorchestra.runs.ensemble import load_run
@@ -359,7 +361,7 @@ class Prediction:
             cascade = run_cascade_of(trained, second)
             self.num_members += second.pipeline.model.num_members
             self.has_stages = True
-            return answer_chunks_by_runs(trained, second, cascade, rows, size, parsed.reading.too_long)
+            return answer_chunks_by_runs(trained, second, cascade, chunks, parsed.reading.too_long)
         calibration = RAW if parsed.raw else trained.calibration
         if self.rule is not None:
             self.rule.check_calibration(calibration)
@@ -367,7 +369,7 @@ class Prediction:
         self.has_stages = decisions is not None and decisions.stages is not None
         too_long = parsed.reading.too_long or trained.config.data.too_long
         options = AnswerOptions(parsed.abstain_below, self.rule, too_long, calibration, decisions)
-        return answer_chunks(trained.pipeline, rows, options, size)
+        return answer_chunks(trained.pipeline, chunks, options)
 
     def _data(self, trained: Ensemble) -> DataConfig:
         """The run's data settings, overridden by the options given."""

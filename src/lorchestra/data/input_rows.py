@@ -104,11 +104,9 @@ def _cells(entry: Entry, column: str, number: int) -> dict[str, object]:
 
 
 def _input_rows(rows: Iterator[FileRow], config: DataConfig, labels: tuple[str, ...] | None) -> Iterator[InputRow]:
-    """Reads the first rows now, and the others lazily."""
-    tried = list(itertools.islice(rows, _ROWS_TRIED))
-    if not tried:
-        return iter(())
-    reader = _reader(tried, config, labels)
+    """Reads now up to the first row with a recognized layout, and the others lazily."""
+    tried: list[FileRow] = []
+    reader = _reader(rows, tried, config, labels)
     if reader is not None and reader.layout.sentence is not None:
         logger.info(f"{tried[0].path}: {reader.layout.sentence}")
     return _read(itertools.chain(tried, rows), reader)
@@ -136,10 +134,16 @@ def _plain(cell: object) -> object:
     return None if is_na(cell) else str(cell)
 
 
-def _reader(tried: list[FileRow], config: DataConfig, labels: tuple[str, ...] | None) -> RowReader | None:
-    """A reader for the layout of the first row in which one is recognized; None if no row could be read at all."""
+def _reader(
+    rows: Iterator[FileRow], tried: list[FileRow], config: DataConfig, labels: tuple[str, ...] | None
+) -> RowReader | None:
+    """A reader for the layout of the first row in which one is recognized; None if no row could be read at all.
+
+    The rows that were taken for that are appended to `tried`: no more than necessary, since they may come slowly.
+    """
     errors = []
-    for row in tried:
+    for row in itertools.islice(rows, _ROWS_TRIED):
+        tried.append(row)
         if row.fault is not None:
             continue
         try:

@@ -174,7 +174,9 @@ def _buffered(stream: _Stream, shown: str, message: str, opened: ExitStack) -> i
 
 class _Unclosed:
     def __init__(self, stream: IO[bytes]) -> None:
-        self.read = getattr(stream, "read1", stream.read)
+        # Unbuffered where possible: the buffered stream is locked while a thread waits for a pipe, and the interpreter
+        # aborts if it finds it locked at exit.
+        self.read = getattr(stream, "raw", stream).read
 
     def close(self) -> None:
         pass
