@@ -162,8 +162,11 @@ def _reader(
 
 def _input_row(row: FileRow, number: int, number_in_file: int, reader: RowReader | None) -> InputRow:
     name = f"{stem(row.path)}-{number_in_file}"
-    if reader is None or row.fault is not None:
+    if row.fault is not None:
         return InputRow(number, name, None, str(row.fault), row.cells, row.cells)
+    if reader is None:
+        message = f"{row.where}: its columns are not known, since none of the first {_ROWS_TRIED} rows could be read"
+        return InputRow(number, name, None, message, row.cells, row.cells)
     omitted = {*reader.layout.columns.get("id", ()), *reader.layout.columns.get("choices", ())}
     kept = {column: _plain(cell) for column, cell in row.cells.items() if column not in omitted}
     try:
