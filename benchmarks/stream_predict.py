@@ -70,8 +70,11 @@ def write_rows(pipe: IO[bytes], texts: list[str], most: int, until: float, sent:
     sent.append(number)
 
 
-def measure(run: Path, texts: list[str], most: int, minutes: float) -> list[Reading]:
+def measure(run: Path, texts: list[str], most: int, minutes: float) -> tuple[list[Reading], float]:
     """Send rows to the command and check its lines; memory at powers of ten, their halves, and at the end.
+
+    Returns:
+        The readings, and the command's CPU time in seconds, its start included.
 
     Raises:
         SystemExit: a line is missing or out of order, or the command failed.
@@ -101,7 +104,10 @@ def measure(run: Path, texts: list[str], most: int, minutes: float) -> list[Read
         if process.returncode or sent != [rows]:
             messages.seek(0)
             raise SystemExit(f"exit code {process.returncode}, {rows} lines for {sent} rows: {messages.read()!r}")
-    return [*readings, Reading(rows, time.monotonic() - start, usage.ru_maxrss / 1024)]
+    # the two records of the peak differ by some pages
+    peak = max(usage.ru_maxrss / 1024, *(one.peak_mb for one in readings), 0.0)
+    last = Reading(rows, time.monotonic() - start, peak)
+    return [*(one for one in readings if one.rows < rows), last], usage.ru_utime + usage.ru_stime
 
 
 def peak_mb(pid: int) -> float:
@@ -110,14 +116,14 @@ def peak_mb(pid: int) -> float:
     return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) / 1024
 
 
-def report(readings: list[Reading]) -> str:
+def report(readings: list[Reading], cpu_s: float) -> str:
     """The result as Markdown."""
     last = readings[-1]
     lines = [
         f"# `predict --data -` from a pipe: {processor()}, one thread",
         "",
         f"2 members on a random base of one layer; rows of 3 to 9 words. {last.rows:,} rows in, as many lines out, in"
-        f" order; {last.rows / last.seconds:,.0f} rows per second.",
+        f" order; {last.rows / last.seconds:,.0f} rows per second, {last.rows / cpu_s:,.0f} per second of CPU time.",
         "",
         "| rows answered | seconds since the first answer | peak RSS, MB |",
         "|---|---|---|",
@@ -135,8 +141,8 @@ def main() -> int:
     args = parser.parse_args()
     texts = make_texts()
     with tempfile.TemporaryDirectory() as folder:
-        readings = measure(train(Path(folder), texts), texts, args.rows, args.minutes)
-    text = report(readings)
+        readings, cpu_s = measure(train(Path(folder), texts), texts, args.rows, args.minutes)
+    text = report(readings, cpu_s)
     print(text)
     if args.out is not None:
         args.out.write_text(text, encoding="utf-8")

@@ -80,7 +80,7 @@ class AnswerFile:
         if self._file is None:
             return
         self._file.close()
-        if self._keep_record:
+        if self._keep_record:  # before the file has its name: a kill in between leaves it partial, with both records
             self._save_record(self._kept_record)
         with self._named_faults():
             if not self._keep_record:
