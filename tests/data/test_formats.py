@@ -6,7 +6,9 @@ import gzip
 import io
 import itertools
 import json
+import os
 import sys
+import threading
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -303,6 +305,33 @@ def test_a_parquet_file_as_standard_input(monkeypatch: pytest.MonkeyPatch) -> No
     pq.write_table(pa.table(COLUMNS), sink)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(sink.getvalue())))
     assert cells("-") == ROWS
+
+
+@pytest.mark.parametrize(
+    ("data", "options"),
+    [
+        (b'{"text": "a, b", "label": "x"}\n', {}),
+        (b'\xef\xbb\xbf{"text": "a, b", "label": "x"}\r\n', {}),
+        (b'text,label\n"a, b",x\n', {"delimiter": ","}),
+        (b"text\tlabel\na, b\tx\n", {"format": "tsv"}),
+    ],
+    ids=["JSON lines", "with a mark and CRLF", "CSV with a known delimiter", "TSV"],
+)
+def test_the_first_row_of_a_pipe_does_not_wait_for_others(
+    monkeypatch: pytest.MonkeyPatch, data: bytes, options: dict[str, Any]
+) -> None:
+    reading, writing = os.pipe()
+    with open(reading) as pipe:
+        monkeypatch.setattr(sys, "stdin", pipe)
+        os.write(writing, data)
+        rows = read_rows("-", FieldsConfig(), ReadOptions(**options))
+        closing = threading.Timer(60, os.close, [writing])  # so that a reader that waits fails, and does not hang
+        closing.start()
+        assert next(rows).cells == ROWS[0]
+        assert closing.is_alive()
+        closing.cancel()
+        os.close(writing)
+        assert list(rows) == []
 
 
 # --- class names in metadata ------------------------------------------------------------------------------------------

@@ -55,6 +55,13 @@ def test_the_first_rows_may_be_faulty(ask):
     assert all(row.fault is not None for row in ask(["{", "["]))
 
 
+def test_where_none_of_the_first_rows_can_be_read_later_rows_say_so(ask):
+    rows = ask(["{"] * 100 + [{"text": "a film"}])
+    assert "invalid JSON" in rows[99].fault
+    assert "new.jsonl:101: its columns are not known, since none of the first 100 rows" in rows[100].fault
+    assert rows[100].cells == {"text": "a film"}
+
+
 def test_columns_that_no_row_has_are_an_error_of_the_file(ask):
     with pytest.raises(DataError, match=r"--data\.fields"):
         ask([{"review": "a film"}] * 3)

@@ -13,6 +13,7 @@ import pytest
 from lorchestra.config.adapt import AdaptConfig, BaseConfig
 from lorchestra.config.data import DataConfig
 from lorchestra.config.run import RunConfig, TrainConfig
+from lorchestra.data.chunks import full_chunks
 from lorchestra.errors import CheckpointError, ConfigError, DataError
 from lorchestra.metrics.calibrator import pooled
 from lorchestra.metrics.cascade import cascade_path, certify_cascade
@@ -97,7 +98,7 @@ def scored(runs, examples):
 
 def answers_of(small, large, path):
     cascade = run_cascade_of(small, large)
-    chunks = answer_chunks_by_runs(small, large, cascade, input_rows_of(small, path), 64)
+    chunks = answer_chunks_by_runs(small, large, cascade, full_chunks(input_rows_of(small, path), 64))
     return [answer for chunk in chunks for answer in chunk.answers]
 
 

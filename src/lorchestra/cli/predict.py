@@ -8,16 +8,19 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Protocol, TypedDict, cast
+from typing import TYPE_CHECKING, Annotated, Literal, TypedDict, cast
 
 import tyro
 
 from lorchestra.cli.arguments import check_run_argument, parse
+from lorchestra.cli.sinks import Sink, StreamSink
+from lorchestra.cli.stopping import terminated_like_interrupted
+from lorchestra.data.readers.streams import shown_path
 from lorchestra.errors import ConfigError, DataError, LorchestraError
 from lorchestra.store.disk import explained
 from lorchestra.store.safe_paths import typed_path
@@ -76,9 +79,10 @@ class PredictArguments:
     """Answer every row of a file: one JSON line per row, with the ensemble's probabilities and uncertainty.
 
     The rows have the same form as the training rows; answers are optional. They are read and answered in chunks, and
-    each chunk's lines are written at once, to stdout or to --out. A row that cannot be answered gets a line as well:
-    its "error" is the reason, and its "prediction" is null. "input" repeats the row's columns. The exit code is 0 if
-    at least one row was answered.
+    each chunk's lines are written at once, to stdout or to --out. From a pipe (--data -), a chunk is what has arrived
+    within a tenth of a second: rows are answered as they come, and whoever sends them waits for the answers. A row that
+    cannot be answered gets a line as well: its "error" is the reason, and its "prediction" is null. "input" repeats the
+    row's columns. The exit code is 0 if at least one row was answered.
     """
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
@@ -91,10 +95,13 @@ class PredictArguments:
     """File to write instead of stdout: JSON lines, or a table if the name ends in .csv or .tsv (there, an apostrophe is
     put before text that a spreadsheet would run as a formula); .gz compresses it. It is called FILE.partial until it
     is complete."""
+    resume: bool = False
+    """With --out: skip the rows that are answered in it, or in the FILE.partial of an interrupted command. Give the
+    same rows again; they are compared. New rows may follow, also after those of a complete FILE that was made with
+    --resume or from a pipe."""
     if_exists: Literal["overwrite", "resume", "fail"] | None = None
-    """With --out: continue after the rows of an interrupted command (resume; the resulting bytes are the same), start
-    over (overwrite), or stop with an error (fail). Default: replace a complete file, but not the rows of an interrupted
-    command."""
+    """With --out: the same as --resume (resume), start over (overwrite), or stop with an error (fail). Default: replace
+    a complete file, but not the rows of an interrupted command."""
     base: str | None = None
     """The run's base, if it has moved: hub id, directory or .gguf file with the same weights."""
     raw: bool = False
@@ -124,7 +131,7 @@ class PredictArguments:
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command."""
-    parsed = parse(PredictArguments, arguments, "predict")
+    parsed = _with_resume(parse(PredictArguments, arguments, "predict"))
     check_run_argument(parsed.run, "predict")
     threshold = parsed.abstain_below
     if threshold is not None and not 0 <= threshold <= 1:
@@ -133,7 +140,8 @@ def run(arguments: Sequence[str]) -> int:
     if isinstance(parsed.top, int) and parsed.top < 1:
         raise ConfigError(f"--top: {parsed.top} is less than 1; give a number of choices, or all")
     if parsed.if_exists is not None and parsed.out is None:
-        raise ConfigError(f"--if-exists {parsed.if_exists}: lines on stdout cannot be resumed; give --out FILE")
+        option = "--resume" if parsed.resume else f"--if-exists {parsed.if_exists}"
+        raise ConfigError(f"{option}: lines on stdout cannot be resumed; give --out FILE")
 
     from lorchestra.metrics.early_exit import ExitRule
     from lorchestra.report.answers import AnswerFormat
@@ -151,7 +159,17 @@ def run(arguments: Sequence[str]) -> int:
         top = shown_choices(parsed.top, len(record.labels or ()))
         form = AnswerFormat.of_file(parsed.out, record.labels, form.early_exit, top, typed=bool(record.questions))
     command = f"lorchestra predict {shlex.join(_without_if_exists(arguments))}"
-    return Prediction(parsed, form, rule, resume_with=f"{command} --if-exists resume").run()
+    with terminated_like_interrupted():
+        return Prediction(parsed, form, rule, resume_with=f"{command} --resume").run()
+
+
+def _with_resume(parsed: PredictArguments) -> PredictArguments:
+    """--resume as --if-exists resume."""
+    if not parsed.resume:
+        return parsed
+    if parsed.if_exists not in (None, "resume"):
+        raise ConfigError(f"--resume: contradicts --if-exists {parsed.if_exists}; leave one of the two out")
+    return dataclasses.replace(parsed, if_exists="resume")
 
 
 def _check_cascade(parsed: PredictArguments) -> None:
@@ -186,7 +204,8 @@ def _without_if_exists(arguments: Sequence[str]) -> list[str]:
     kept, skip = [], False
     for argument in arguments:
         name = argument.replace("_", "-")
-        if not skip and name != "--if-exists" and not name.startswith("--if-exists="):
+        is_option = name in ("--resume", "--no-resume", "--if-exists") or name.startswith("--if-exists=")
+        if not skip and not is_option:
             kept.append(argument)
         skip = name == "--if-exists"
     return kept
@@ -199,36 +218,6 @@ class _State(TypedDict):
     chunk_rows: int
     counts: Json
     columns: Sequence[str] | None
-
-
-class Sink(Protocol):
-    """Receives lines, chunk by chunk."""
-
-    num_rows: int
-    state: dict[str, object]
-
-    def append(self, data: bytes, num_rows: int, state: Mapping[str, object]) -> None:
-        """Write a chunk's lines, and save with them what a resumed command needs."""
-
-    def finish(self) -> None:
-        """Called after the last chunk."""
-
-
-class _Stream:
-    """A sink that cannot be resumed: stdout, a pipe, a device."""
-
-    def __init__(self, write: Callable[[bytes], None]) -> None:
-        self._write = write
-        self.num_rows = 0
-        self.state: dict[str, object] = {}
-
-    def append(self, data: bytes, num_rows: int, state: Mapping[str, object]) -> None:
-        """Write a chunk."""
-        self._write(data)
-        self.num_rows += num_rows
-
-    def finish(self) -> None:
-        """Nothing to do."""
 
 
 class Prediction:
@@ -256,21 +245,23 @@ class Prediction:
         """Answer all rows; returns the exit code."""
         with ExitStack() as stack:
             sink = self._sink(stack)
+            before = sink.num_rows
             try:
                 self._answer(sink)
             except (KeyboardInterrupt, LorchestraError) as error:
-                if sink.num_rows and self._resumable():
+                if sink.num_rows > before and self._resumable():
                     self.say(f"{sink.num_rows} rows are in {self.parsed.out}.partial; resume with: {self.resume_with}")
-                elif isinstance(error, KeyboardInterrupt) and sink.num_rows:
+                elif isinstance(error, KeyboardInterrupt) and sink.num_rows > before:
                     self.say(f"interrupted after {sink.num_rows} rows")
                 raise
             if self.counts.rows == 0:
-                raise DataError(f"{self.parsed.data}: the file has no rows; give it one example per row")
+                raise DataError(f"{shown_path(self.parsed.data)}: has no rows; give it one example per row")
             sink.finish()
         self._report()
         return 2 if self.counts.failed == self.counts.rows else 0
 
     def _sink(self, stack: ExitStack) -> Sink:
+        from lorchestra.data.chunks import may_pause
         from lorchestra.store.answer_file import answer_file
 
         out = self.parsed.out
@@ -282,9 +273,12 @@ class Prediction:
                 stdout.write(data.decode("utf-8"))
                 stdout.flush()
 
-            return _Stream(write)
+            return StreamSink(write)
         if self._resumable():
-            return stack.enter_context(answer_file(out, self._made_with(), self.parsed.if_exists))
+            if_exists = self.parsed.if_exists
+            # the end of a pipe may be that of a program that failed
+            keep_record = if_exists == "resume" or may_pause(self.parsed.data)
+            return stack.enter_context(answer_file(out, self._made_with(), if_exists, keep_record=keep_record))
         with explained(Path(out), None):
             device = stack.enter_context(Path(out).open("wb", buffering=0))  # noqa: SIM115
 
@@ -294,7 +288,7 @@ class Prediction:
                 while rest:
                     rest = rest[device.write(rest) :]
 
-        return _Stream(write_all)
+        return StreamSink(write_all)
 
     def _resumable(self) -> bool:
         """Whether the lines go to a regular file, existing or not."""
@@ -331,6 +325,7 @@ class Prediction:
 
     def _answer(self, sink: Sink) -> None:
         from lorchestra.cli.progress import RowProgress
+        from lorchestra.data.chunks import arriving_chunks, full_chunks, may_pause
         from lorchestra.runs.ensemble import input_rows_of, load_run
         from lorchestra.runs.predict import chunk_rows
 
@@ -341,11 +336,12 @@ class Prediction:
             size = chunk_rows(trained.pipeline)
             self._skip_answered(sink, rows, size)
             self.num_members, self.max_length = trained.pipeline.model.num_members, trained.pipeline.max_length
-            for chunk in self._chunks(trained, rows, size):
+            chunks = arriving_chunks(rows, size) if may_pause(parsed.data) else full_chunks(rows, size)
+            for chunk in self._answered(trained, chunks):
                 self._write(chunk, sink, size)
                 progress.on_progress("predicting", self.counts.rows, 0)
 
-    def _chunks(self, trained: Ensemble, rows: Iterator[InputRow], size: int) -> Iterator[AnsweredChunk]:
+    def _answered(self, trained: Ensemble, chunks: Iterator[tuple[InputRow, ...]]) -> Iterator[AnsweredChunk]:
         """Answers by the run, or by the cascade of two runs."""
         from lorchestra.runs.ensemble import load_run
         from lorchestra.runs.predict import answer_chunks
@@ -357,12 +353,12 @@ class Prediction:
             cascade = run_cascade_of(trained, second)
             self.num_members += second.pipeline.model.num_members
             self.has_stages = True
-            return answer_chunks_by_runs(trained, second, cascade, rows, size, parsed.reading.too_long)
+            return answer_chunks_by_runs(trained, second, cascade, chunks, parsed.reading.too_long)
         options = trained.answer_options(
             parsed.abstain_below, self.rule, parsed.reading.too_long, raw=parsed.raw, decisions=parsed.decisions
         )
         self.has_stages = options.decisions is not None and options.decisions.stages is not None
-        return answer_chunks(trained.pipeline, rows, options, size)
+        return answer_chunks(trained.pipeline, chunks, options)
 
     def _data(self, trained: Ensemble) -> DataConfig:
         """The run's data settings, overridden by the options given."""
@@ -391,8 +387,8 @@ class Prediction:
         same_rows = self.counts.rows == sink.num_rows and self.digest.hexdigest() == state["rows_digest"]
         if not same_rows or state["chunk_rows"] != size:
             raise DataError(
-                f"{self.parsed.data}: its first {sink.num_rows} rows are not those of {self.parsed.out}.partial;"
-                " restore the file, or start over with --if-exists overwrite"
+                f"{shown_path(self.parsed.data)}: its first {sink.num_rows} rows are not those of {self.parsed.out},"
+                " answered before; give the same rows again, or start over with --if-exists overwrite"
             )
         self.counts = dataclasses.replace(self.counts, **{name: state["counts"][name] for name in vars(self.counts)})
         columns = state["columns"]

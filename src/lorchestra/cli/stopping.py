@@ -4,13 +4,28 @@ from __future__ import annotations
 
 import os
 import signal
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Self
 
 from lorchestra.training.callbacks import Callback
 
 _STDERR = 2
+
+
+@contextmanager
+def terminated_like_interrupted() -> Iterator[None]:
+    """Within the block, a termination signal raises KeyboardInterrupt, as Ctrl-C does."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class GracefulStop(Callback):

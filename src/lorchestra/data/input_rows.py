@@ -127,24 +127,23 @@ def _cells(entry: Entry, column: str, number: int) -> dict[str, object]:
 def _input_rows(
     rows: Iterator[FileRow], config: DataConfig, labels: tuple[str, ...] | None, questions: tuple[Question, ...]
 ) -> Iterator[InputRow]:
-    """Reads the first rows now, and the others lazily."""
-    tried = list(itertools.islice(rows, _ROWS_TRIED))
-    if not tried:
-        return iter(())
+    """Reads now up to the first row with a recognized layout, and the others lazily."""
+    tried: list[FileRow] = []
     if questions:
         typed = TypedRowReader(config, questions, "lenient")
-        _check_states(tried, typed)
+        _check_states(rows, tried, typed)
         return _read_typed(itertools.chain(tried, rows), typed)
-    reader = _reader(tried, config, labels)
+    reader = _reader(rows, tried, config, labels)
     if reader is not None and reader.layout.sentence is not None:
         logger.info(f"{tried[0].path}: {reader.layout.sentence}")
     return _read(itertools.chain(tried, rows), reader)
 
 
-def _check_states(tried: Sequence[FileRow], reader: TypedRowReader) -> None:
-    """Refuse rows of which none has the column of the state."""
+def _check_states(rows: Iterator[FileRow], tried: list[FileRow], reader: TypedRowReader) -> None:
+    """Refuse rows of which none of the first has the column of the state; those read for that go to `tried`."""
     errors = []
-    for row in tried:
+    for row in itertools.islice(rows, _ROWS_TRIED):
+        tried.append(row)
         if row.fault is None:
             try:
                 reader.state_columns(row)
@@ -185,10 +184,16 @@ def _read(rows: Iterator[FileRow], reader: RowReader | None) -> Iterator[InputRo
         yield _input_row(row, number, num_in_file[row.path], reader)
 
 
-def _reader(tried: list[FileRow], config: DataConfig, labels: tuple[str, ...] | None) -> RowReader | None:
-    """A reader for the layout of the first row in which one is recognized; None if no row could be read at all."""
+def _reader(
+    rows: Iterator[FileRow], tried: list[FileRow], config: DataConfig, labels: tuple[str, ...] | None
+) -> RowReader | None:
+    """A reader for the layout of the first row in which one is recognized; None if no row could be read at all.
+
+    The rows that were taken for that are appended to `tried`: no more than necessary, since they may come slowly.
+    """
     errors = []
-    for row in tried:
+    for row in itertools.islice(rows, _ROWS_TRIED):
+        tried.append(row)
         if row.fault is not None:
             continue
         try:
@@ -207,8 +212,11 @@ def _reader(tried: list[FileRow], config: DataConfig, labels: tuple[str, ...] | 
 
 def _input_row(row: FileRow, number: int, number_in_file: int, reader: RowReader | None) -> InputRow:
     name = f"{stem(row.path)}-{number_in_file}"
-    if reader is None or row.fault is not None:
+    if row.fault is not None:
         return InputRow(number, name, None, str(row.fault), row.cells, row.cells)
+    if reader is None:
+        message = f"{row.where}: its columns are not known, since none of the first {_ROWS_TRIED} rows could be read"
+        return InputRow(number, name, None, message, row.cells, row.cells)
     omitted = {*reader.layout.columns.get("id", ()), *reader.layout.columns.get("choices", ())}
     kept = {column: plain_cell(cell) for column, cell in row.cells.items() if column not in omitted}
     try:

@@ -14,6 +14,7 @@ from typing import Literal, cast
 from lorchestra.config.adapt import BaseConfig
 from lorchestra.config.data import DataConfig
 from lorchestra.config.run import RunConfig, check_run
+from lorchestra.data.chunks import full_chunks
 from lorchestra.data.in_memory import entries_of, is_file
 from lorchestra.data.input_rows import InputRow, input_rows, read_input_rows
 from lorchestra.errors import ConfigError, DataError
@@ -285,7 +286,7 @@ class Ensemble:
 
     def _answers(self, rows: Iterator[InputRow], options: AnswerOptions, on_error: OnError) -> Iterator[Answer]:
         counts, self.pipeline.order_flips = AnswerCounts(), OrderFlips()
-        for chunk in answer_chunks(self.pipeline, rows, options, chunk_rows(self.pipeline)):
+        for chunk in answer_chunks(self.pipeline, full_chunks(rows, chunk_rows(self.pipeline)), options):
             counts.add(chunk)
             for answer in chunk.answers:
                 if on_error == "fail" and answer.error is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -307,15 +306,15 @@ def chunk_rows(pipeline: Pipeline) -> int:
 
 
 def answer_chunks(
-    pipeline: Pipeline, rows: Iterable[InputRow], options: AnswerOptions, size: int
+    pipeline: Pipeline, chunks: Iterable[tuple[InputRow, ...]], options: AnswerOptions
 ) -> Iterator[AnsweredChunk]:
-    """Answers to all rows, a chunk of `size` rows at a time.
+    """Answers to all rows, a chunk at a time (see `data.chunks`).
 
-    A chunk's answers depend on its rows alone, so a stream that starts at a later chunk has the same ones.
+    A chunk's answers depend on its rows alone, so a stream that starts at a later chunk has the same ones. In other
+    chunks a row's numbers differ by rounding, since it is computed in another packed batch.
     """
     prefix_reuse = PrefixReuse()
-    iterator = iter(rows)
-    while chunk := tuple(islice(iterator, size)):
+    for chunk in chunks:
         yield answer_chunk(pipeline, chunk, options, prefix_reuse)
 
 

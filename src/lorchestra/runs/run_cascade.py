@@ -7,7 +7,6 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -134,11 +133,10 @@ def answer_chunks_by_runs(
     first: Ensemble,
     second: Ensemble,
     cascade: RunCascade,
-    rows: Iterable[InputRow],
-    size: int,
+    chunks: Iterable[tuple[InputRow, ...]],
     too_long: TooLong | None = None,
 ) -> Iterator[AnsweredChunk]:
-    """Answers to all rows, a chunk of `size` rows at a time: of the first run where it is sure, else of the second.
+    """Answers to all rows, a chunk at a time: of the first run where it is sure, else of the second.
 
     `Answer.members_used` counts the members of both runs that have seen the row.
     """
@@ -148,8 +146,7 @@ def answer_chunks_by_runs(
     reuse = PrefixReuse(), PrefixReuse()
     num_first, num_second = len(first.members), len(second.members)
     first_threshold, second_threshold = cascade.thresholds
-    iterator = iter(rows)
-    while chunk := tuple(islice(iterator, size)):
+    for chunk in chunks:
         asked = answer_chunk(first.pipeline, chunk, options[0], reuse[0])
         done = {}
         for answer in asked.answers:

@@ -26,7 +26,8 @@ def delimited_rows(stream: io.BufferedReader, context: ReadContext, delimiter: s
     """
     text = open_text(stream, context.shown, context.options.encoding, "")
     try:
-        sample, skipped = _sample(text), 0
+        # with a known delimiter, only a first line `sep=;` is looked for: rows from a pipe may come slowly
+        sample, skipped = _sample(text, _SAMPLE_LINES if delimiter is None else 1), 0
         named = _SEP_LINE.fullmatch(sample[0]) if sample else None
         if named is not None:
             delimiter, skipped = delimiter or named.group(1), 1
@@ -66,13 +67,13 @@ def _parsed(sample: Sequence[str], delimiter: str) -> Iterator[list[str]]:
         return
 
 
-def _sample(text: io.TextIOWrapper) -> list[str]:
+def _sample(text: io.TextIOWrapper, most: int) -> list[str]:
     lines: list[str] = []
     size = 0
     for line in text:
         lines.append(line)
         size += len(line)
-        if len(lines) >= _SAMPLE_LINES or size > _SAMPLE_CHARACTERS:
+        if len(lines) >= most or size > _SAMPLE_CHARACTERS:
             break
     return lines
 

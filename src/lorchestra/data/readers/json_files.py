@@ -66,7 +66,13 @@ def _is_object(line: str) -> bool:
 
 
 def _one_or_many(text: io.TextIOWrapper, first: str, number: int, context: ReadContext) -> Iterator[FileRow]:
-    """Lines of objects, or a single object with the rows in it."""
+    """Lines of objects, or a single object with the rows in it.
+
+    The second line decides, but only about a first line that could be such an object: others need not wait for it.
+    """
+    if not _may_hold_rows(first):
+        yield from _object_lines(text, first, number, context)
+        return
     for after, second in enumerate(text, number + 1):
         if second.strip():
             yield _row(first, number, context)
@@ -202,7 +208,7 @@ def _held_rows(text: str, context: ReadContext) -> Iterator[FileRow]:
 
 
 def _unfolded(value: Object, context: ReadContext) -> Iterator[FileRow]:
-    lists = {key: item for key, item in value.items() if isinstance(item, list) and _has_only_objects(item)}
+    lists = _row_lists(value)
     if len(lists) == 1:
         (key, rows), *_ = lists.items()
         context.note(f"{context.shown}: the rows are those under {key!r}")
@@ -220,6 +226,15 @@ def _unfolded(value: Object, context: ReadContext) -> Iterator[FileRow]:
             f"{context.shown}: several lists of rows ({', '.join(map(repr, lists))}); write one of them to a file"
         )
     yield _checked(value, 1, str(value)[:60], context)
+
+
+def _may_hold_rows(line: str) -> bool:
+    value = json.loads(line, object_pairs_hook=_object)
+    return bool(_row_lists(value)) or _columns(value) is not None
+
+
+def _row_lists(value: Object) -> dict[str, list[object]]:
+    return {key: item for key, item in value.items() if isinstance(item, list) and _has_only_objects(item)}
 
 
 def _has_only_objects(items: list[object]) -> bool:

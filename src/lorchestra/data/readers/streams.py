@@ -9,6 +9,7 @@ import codecs
 import gzip
 import io
 import re
+import select
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -158,8 +159,7 @@ def open_bytes(path: Path) -> Iterator[io.BufferedReader]:
         stream: _Stream
         shown = shown_path(path)
         if str(path) == STANDARD_INPUT:
-            # closing the reader must not close the process's standard input
-            stream = _Unclosed(getattr(sys.stdin, "buffer", io.BytesIO()))
+            stream = _StandardInput(getattr(sys.stdin, "buffer", io.BytesIO()))
         else:
             try:
                 stream = path.open("rb")
@@ -172,9 +172,21 @@ def _buffered(stream: _Stream, shown: str, message: str, opened: ExitStack) -> i
     return opened.enter_context(io.BufferedReader(_CheckedStream(stream, shown, message), 1 << 16))
 
 
-class _Unclosed:
+class _StandardInput:
+    """Standard input, which is never closed.
+
+    It is unbuffered where possible: the buffered stream is locked while a thread waits for a pipe, and the interpreter
+    aborts if it finds it locked at exit.
+    """
+
     def __init__(self, stream: IO[bytes]) -> None:
-        self.read = getattr(stream, "read1", stream.read)
+        self._stream = getattr(stream, "raw", stream)
+
+    def read(self, size: int) -> bytes:
+        # a program at the other end may have made it non-blocking: then there is None instead of a wait
+        while (data := self._stream.read(size)) is None:
+            select.select([self._stream], [], [])
+        return bytes(data)
 
     def close(self) -> None:
         pass
