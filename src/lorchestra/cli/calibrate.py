@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -9,10 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from lorchestra.cli.arguments import check_run_argument, parse
-from lorchestra.errors import ConfigError
+from lorchestra.errors import ConfigError, DataError
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from lorchestra.metrics.decisions import Decisions
+    from lorchestra.runs.ensemble import Ensemble
+    from lorchestra.training.callbacks import Callback
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,9 @@ class CalibrateArguments:
     cascade: int | None = None
     """So many members answer first, and all members only the rows of which the first are not sure; what is left is for
     a person. The pair of thresholds is certified end to end, and predict answers by it, with fewer member passes."""
+    question: str | None = None
+    """Of a run with typed questions, certify only this one. Default: all, each with its threshold; their guarantees
+    hold each on its own, not together."""
     costs: str | None = None
     """YAML file with the cost of each confusion and of asking a person (docs/decisions.md): what deciding by cost would
     cost per 1,000 rows, next to automating all and asking always."""
@@ -90,27 +98,59 @@ def run(arguments: Sequence[str]) -> int:
     if parsed.second_run is not None:
         return _run_two(parsed, parsed.second_run)
     with RowProgress(messages()) as progress:
-        decisions = load_run(parsed.run, base=parsed.base).calibrate(
-            parsed.data,
-            target_error=0.05 if parsed.target_error is None else parsed.target_error,
-            confidence=parsed.confidence,
-            max_errors_per_1000=parsed.max_errors_per_1000,
-            per_class=parsed.per_class,
-            score=parsed.score,
-            sets=parsed.sets,
-            sets_method=parsed.sets_method,
-            sets_by_class=parsed.sets_by_class,
-            cascade=parsed.cascade,
-            costs=parsed.costs,
-            data_dir=parsed.data_dir,
-            files={"train": parsed.data_train, "val": parsed.data_val, "test": parsed.data_test},
-            callbacks=[progress],
-        )
+        trained = load_run(parsed.run, base=parsed.base)
+        names = [question.name for question in trained.record.questions] if parsed.question is None else []
+        if names:
+            certified = _each(parsed, trained, names, progress)
+        else:
+            certified = {"": _certified(parsed, trained, parsed.question, progress)}
     if parsed.json:
-        print_json(decisions.to_dict())
+        print_json(certified[""].to_dict() if "" in certified else {n: one.to_dict() for n, one in certified.items()})
     else:
-        _show(decisions)
-    return 0 if decisions.has_threshold else 1
+        for name, decisions in certified.items():
+            _show(decisions, name)
+    return 0 if any(decisions.has_threshold for decisions in certified.values()) else 1
+
+
+def _each(
+    parsed: CalibrateArguments, trained: Ensemble, names: Sequence[str], progress: Callback
+) -> dict[str, Decisions]:
+    """Certify each typed question that has enough rows.
+
+    Raises:
+        DataError: none has.
+    """
+    certified, faults = {}, []
+    for name in names:
+        try:
+            certified[name] = _certified(parsed, trained, name, progress)
+        except DataError as error:
+            faults.append(f"question {name}: {error}")
+    if not certified:
+        raise DataError(faults[0])
+    for fault in faults:
+        logger.warning(fault)
+    return certified
+
+
+def _certified(parsed: CalibrateArguments, trained: Ensemble, question: str | None, progress: Callback) -> Decisions:
+    return trained.calibrate(
+        parsed.data,
+        target_error=0.05 if parsed.target_error is None else parsed.target_error,
+        confidence=parsed.confidence,
+        max_errors_per_1000=parsed.max_errors_per_1000,
+        per_class=parsed.per_class,
+        score=parsed.score,
+        sets=parsed.sets,
+        sets_method=parsed.sets_method,
+        sets_by_class=parsed.sets_by_class,
+        cascade=parsed.cascade,
+        costs=parsed.costs,
+        question=question,
+        data_dir=parsed.data_dir,
+        files={"train": parsed.data_train, "val": parsed.data_val, "test": parsed.data_test},
+        callbacks=[progress],
+    )
 
 
 def _run_two(parsed: CalibrateArguments, second_run: str) -> int:
@@ -118,6 +158,7 @@ def _run_two(parsed: CalibrateArguments, second_run: str) -> int:
     check_run_argument(second_run, "calibrate", first=False)
     default = CalibrateArguments(parsed.run)
     for name in (
+        "question",
         "max_errors_per_1000",
         "per_class",
         "score",
@@ -159,12 +200,14 @@ def _run_two(parsed: CalibrateArguments, second_run: str) -> int:
     return 0 if cascade.has_threshold else 1
 
 
-def _show(decisions: Decisions) -> None:
-    """Print the tables, and the guarantee last."""
+def _show(decisions: Decisions, question: str) -> None:
+    """Print the tables, and the guarantee last; of a typed question, under its name."""
     from lorchestra.cli.output import results
     from lorchestra.report.decisions import certificate_table, cost_table, score_table, sentences
 
     console = results()
+    if question:
+        console.print(f"\nQuestion {question}", highlight=False, markup=False, style="bold")
     console.print(score_table(decisions))
     console.print(certificate_table(decisions))
     if (costs := cost_table(decisions)) is not None:

@@ -27,6 +27,8 @@ class MonitorArguments:
     """The run directory."""
     data: str | None = None
     """File with the new rows, with or without labels, in the order in which they came."""
+    question: str | None = None
+    """Of a run with typed questions, the one to compare."""
     false_alarm: float = 0.05
     """Probability of any alarm, over all looks, although nothing has changed."""
     base: str | None = None
@@ -49,7 +51,9 @@ def run(arguments: Sequence[str]) -> int:
 
     with RowProgress(messages()) as progress:
         trained = load_run(parsed.run, base=parsed.base)
-        monitoring = trained.monitor(parsed.data, false_alarm=parsed.false_alarm, callbacks=[progress])
+        monitoring = trained.monitor(
+            parsed.data, false_alarm=parsed.false_alarm, question=parsed.question, callbacks=[progress]
+        )
     if parsed.json:
         print_json(monitoring.to_dict())
     else:

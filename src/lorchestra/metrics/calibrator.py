@@ -142,6 +142,16 @@ RAW = Calibration("none", "the mixture was asked for as it is")
 class Calibrates(Protocol):
     """A calibration of rows: the same for all, or one for each typed question."""
 
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether validation rows decided the probabilities."""
+        ...
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether probabilities stay as they are, to the last bit."""
+        ...
+
     def apply(self, log_probs_EC: FloatArray) -> FloatArray:
         """Calibrated log-probabilities of the mixture, `[E, C]` to `[E, C]`."""
         ...

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from lorchestra.metrics.by_question import RowCalibration
-from lorchestra.metrics.calibrator import Calibration, pooled
+from lorchestra.metrics.calibrator import Calibrates, pooled
 from lorchestra.metrics.predictive import IntArray, mixture_log_probs
 from lorchestra.metrics.result import ClassScores
 from lorchestra.metrics.scores import class_recall
@@ -21,7 +20,7 @@ def class_scores(
     predictions: Predictions,
     train_labels: Sequence[int] | IntArray | None,
     baselines: Mapping[str, Predictions],
-    calibration: Calibration | RowCalibration | None = None,
+    calibration: Calibrates | None = None,
 ) -> ClassScores | None:
     """Recall of each label; None where rows differ in their choices, or training labels are balanced or unknown.
 

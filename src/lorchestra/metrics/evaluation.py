@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lorchestra.metrics import predictive
-from lorchestra.metrics.by_question import RowCalibration, scale
+from lorchestra.metrics.by_question import scale
 from lorchestra.metrics.calibrator import Calibrates, Calibration, pooled
 from lorchestra.metrics.classes import class_scores
 from lorchestra.metrics.intervals import Ends, Judged, difference_intervals, judge, method_intervals, too_few
@@ -33,7 +33,7 @@ def evaluate(
     baselines: Mapping[str, Predictions] | None = None,
     fits: Mapping[str, MethodScores] | None = None,
     temperature: bool = False,
-    calibration: Calibration | RowCalibration | None = None,
+    calibration: Calibrates | None = None,
     resamples: int = 1000,
     seed: int = 0,
 ) -> Evaluation:
@@ -111,7 +111,7 @@ def ensemble_minus(
     ensemble: Predictions,
     others: Mapping[str, Predictions],
     *,
-    calibration: Calibration | None = None,
+    calibration: Calibrates | None = None,
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Mapping[str, Ends]]:
@@ -367,7 +367,7 @@ def _add_scaled_members(
 def _calibrate(
     distributions: dict[str, FloatArray],
     optional: dict[str, MethodScores],
-    calibration: Calibration | RowCalibration | None,
+    calibration: Calibrates | None,
 ) -> None:
     """Replace the mixture by the calibrated one, which needs no other temperature, and keep it as "ensemble_raw"."""
     if calibration is None:

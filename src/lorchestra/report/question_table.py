@@ -60,9 +60,8 @@ def _rows(name: str, question: QuestionScores, *, ordered: bool) -> Iterator[lis
         cells = [first, Text(title, style), *(Text(text, style) for text in _numbers(scores))]
         if ordered:
             levels = question.ordinal.get(key, {})
-            cells += [
-                Text("" if (value := levels.get(metric)) is None else f"{value:.3f}", style) for metric in _ORDINAL
-            ]
+            numbers = [levels.get(metric) for metric in _ORDINAL]
+            cells += [Text("" if number is None else f"{number:.3f}", style) for number in numbers]
         yield cells
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from lorchestra.config.costs import Costs, costs_of, read_costs
 from lorchestra.config.data import DataConfig
-from lorchestra.data.splits import content_digest
+from lorchestra.data.splits import content_digest, split_key
 from lorchestra.errors import CheckpointError, ConfigError, DataError, LorchestraError
 from lorchestra.metrics.calibrator import Calibration
 from lorchestra.metrics.certificates import check_enough
@@ -27,9 +27,11 @@ from lorchestra.metrics.decisions import (
     fit_decisions,
 )
 from lorchestra.metrics.monitoring import profile
+from lorchestra.questions import Question
 from lorchestra.runs import arguments
 from lorchestra.runs.evaluate import rows_of_run, with_files
 from lorchestra.runs.monitor import num_prompt_tokens
+from lorchestra.runs.one_question import question_of, rows_with
 from lorchestra.runs.rows import RunRows, check_unchanged, with_directory
 from lorchestra.store.calibration_record import ONLY_QUESTION, CalibrationRecord
 from lorchestra.store.decision_record import SavedDecisions
@@ -46,6 +48,7 @@ def calibrate_run(
     trained: Ensemble,
     settings: DecisionSettings,
     *,
+    question: str | None,
     data: str | Path | None,
     costs: str | Path | Mapping[str, object] | None,
     rows: Task | None,
@@ -55,17 +58,22 @@ def calibrate_run(
 ) -> Decisions:
     """What `Ensemble.calibrate` does."""
     callback = CallbackList(callbacks)
-    check_settings(settings, trained.labels)
+    asked = question_of(trained, question)
+    labels = trained.labels if asked is None else asked.options
+    check_settings(settings, labels)
     check_cascade(settings, len(trained.members), costs is not None)
-    cost_of = _costs(costs, trained.labels)
-    record = record_of(trained)
+    if asked is not None and settings.cascade is not None:
+        raise ConfigError("cascade: not available for typed questions, which are answered together; leave it out")
+    cost_of = _costs(costs, labels)
+    whole = record_of(trained)
+    record = whole if asked is None else whole.of_question(asked.name)
     if (read_only := trained.run.why_read_only()) is not None:
         raise CheckpointError(f"{read_only} The threshold could not be saved.")
     config = with_directory(with_files(trained.config.data, files), data_dir)
     splits = rows_to_compare(trained, config, rows).task.splits
-    examples = _certifying_examples(trained, splits, record, data)
-    check_certifying(examples, settings, trained.labels, str(data or "the test rows"))
-    known = [row for row in splits["val"] if row.answer is not None]
+    examples = _certifying_examples(trained, splits, record, data, asked)
+    check_certifying(examples, settings, labels, str(data or "the test rows"))
+    known = [row for row in rows_with(splits["val"], asked) if row.answer is not None]
     if not known:
         raise DataError("no validation row has an answer; they choose the score and the thresholds to be tested")
     predictions = predict_labelled(trained, examples, "certifying", callback)
@@ -74,7 +82,8 @@ def calibrate_run(
     saved = _fit(trained, settings, record, predictions, reference, source, cost_of)
     tokens = num_prompt_tokens(trained.pipeline, examples)
     saved = replace(saved, reference=profile(predictions, record.calibration, tokens, source))
-    trained.run.write_calibration(record.with_decisions(saved))
+    record = record.with_decisions(saved)
+    trained.run.write_calibration(record if asked is None else whole.with_question(asked.name, record))
     if any(member.state == "imported" for member in trained.record.members):
         logger.info("The members were imported: rows that trained them elsewhere are not known here, and not checked.")
     return saved.decisions
@@ -190,6 +199,7 @@ def _certifying_examples(
     splits: Mapping[str, Sequence[Example]],
     record: CalibrationRecord,
     data: str | Path | None,
+    asked: Question | None,
 ) -> tuple[Example, ...]:
     """The rows that certify; those of a file must be new to the run.
 
@@ -199,14 +209,16 @@ def _certifying_examples(
     """
     used = used_rows(splits, record)
     if data is None:
-        examples = [row for row in splits.get("test", ()) if row.answer is not None]
-        new = tuple(row for row in examples if content_digest(row) not in used)
+        examples = [row for row in rows_with(splits.get("test", ()), asked) if row.answer is not None]
+        new = tuple(row for row in examples if used_as(row, used) is None)
         if not new:
             raise ConfigError("the run has no test rows; give labelled rows that are new to it with --data FILE")
         if len(new) < len(examples):
             logger.info(f"{len(examples) - len(new)} test row(s) are also training or validation rows, and left out")
         return new
-    given = trained.read(data, require_answer=True)
+    given = rows_with(trained.read(data, require_answer=True), asked)
+    if not given:
+        raise DataError(f"{data}: no row answers the question {'' if asked is None else asked.name!r}")
     check_new(given, used, data)
     return given
 
@@ -214,10 +226,15 @@ def _certifying_examples(
 def used_rows(
     splits: Mapping[str, Sequence[Example]], record: CalibrationRecord, run: str = "the run"
 ) -> dict[str, str]:
-    """By content digest, how each row took part in the run, as a clause."""
+    """How each row took part in the run, as a clause, by its content digest, or by its state with typed questions."""
     used = dict.fromkeys(record.questions[ONLY_QUESTION].row_digests, "fitted the calibration")
-    used |= {content_digest(row): f"is a validation row of {run}" for row in splits["val"]}
-    return used | {content_digest(row): f"is a training row of {run}" for row in splits["train"]}
+    used |= {split_key(row): f"is a validation row of {run}" for row in splits["val"]}
+    return used | {split_key(row): f"is a training row of {run}" for row in splits["train"]}
+
+
+def used_as(row: Example, used: Mapping[str, str]) -> str | None:
+    """How a row, or another question about its state, took part in the run (see `used_rows`); None if it is new."""
+    return used.get(content_digest(row), used.get(split_key(row)))
 
 
 def check_new(given: Sequence[Example], used: Mapping[str, str], data: str | Path, run: str = "the run") -> None:
@@ -226,11 +243,11 @@ def check_new(given: Sequence[Example], used: Mapping[str, str], data: str | Pat
     Raises:
         DataError: names the first.
     """
-    if overlap := [row for row in given if content_digest(row) in used]:
+    if overlap := [row for row in given if used_as(row, used) is not None]:
         first = overlap[0]
         raise DataError(
             f"{data}: {len(overlap)} of {len(given)} rows are not new to {run}; the first, {first.where},"
-            f" {used[content_digest(first)]}; a guarantee needs rows that neither trained nor validated it: remove"
+            f" {used_as(first, used)}; a guarantee needs rows that neither trained nor validated it: remove"
             " them, or give other rows"
         )
 

@@ -372,6 +372,7 @@ class Ensemble:
         sets_by_class: bool = False,
         cascade: int | None = None,
         costs: str | Path | Mapping[str, object] | None = None,
+        question: str | None = None,
         rows: Task | None = None,
         data_dir: str | None = None,
         files: Mapping[str, str | Path | None] = MappingProxyType({}),
@@ -394,6 +395,8 @@ class Ensemble:
             sets_by_class: the coverage holds for each class.
             cascade: so many members answer first, all members only the rows of which these are not sure.
             costs: a file or mapping with the cost of each confusion and of asking a person (see `config.costs`).
+            question: of a run with typed questions, the name of the one to certify; the guarantees of several questions
+                hold each on its own, not together.
             rows: the splits of a run that was trained on rows from Python.
             data_dir: as in `evaluate`.
             files: as in `evaluate`.
@@ -414,9 +417,18 @@ class Ensemble:
         arguments.check_files("files", files, FILES)
         arguments.check_callbacks(callbacks)
         decisions = calibrate_run(
-            self, settings, data=data, costs=costs, rows=rows, data_dir=data_dir, files=files, callbacks=callbacks
+            self,
+            settings,
+            question=question,
+            data=data,
+            costs=costs,
+            rows=rows,
+            data_dir=data_dir,
+            files=files,
+            callbacks=callbacks,
         )
-        self.__dict__["decisions"] = decisions
+        for name in ("decisions", "decisions_by_question"):
+            self.__dict__.pop(name, None)  # read again
         return decisions
 
     def monitor(
@@ -424,6 +436,7 @@ class Ensemble:
         rows: str | Path | Sequence[Example],
         *,
         false_alarm: float = 0.05,
+        question: str | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> Monitoring:
         """Compare new rows with those that certified the run's threshold: the guarantee holds for rows like these.
@@ -434,6 +447,7 @@ class Ensemble:
         Args:
             rows: a file or examples, with or without labels, in the order in which they came.
             false_alarm: probability of any alarm although nothing has changed, in (0, 1).
+            question: of a run with typed questions, the name of the one to compare.
             callbacks: report progress; when one asks to stop, `Interrupted` is raised.
 
         Raises:
@@ -442,7 +456,7 @@ class Ensemble:
             CheckpointError: the run's records are damaged, or cannot be written.
         """
         arguments.check_callbacks(callbacks)
-        return monitor_run(self, rows, false_alarm, callbacks)
+        return monitor_run(self, rows, false_alarm, question, callbacks)
 
     def save_pretrained(self, directory: str | os.PathLike[str], members: Sequence[int] | None = None) -> None:
         """Write members as PEFT folders `member_00`, ... into a new directory, which appears complete.

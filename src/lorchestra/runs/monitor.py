@@ -12,6 +12,7 @@ from lorchestra.errors import ConfigError, DataError
 from lorchestra.inference.pipeline import Pipeline
 from lorchestra.metrics.calibrator import Calibration
 from lorchestra.metrics.monitoring import AutomatedErrors, Monitoring, compare, profile
+from lorchestra.runs.one_question import question_of, rows_with
 from lorchestra.training.callbacks import Callback, CallbackList, progress
 from lorchestra.types import Example, Predictions
 
@@ -24,12 +25,19 @@ FEWEST_ROWS = 20
 
 
 def monitor_run(
-    trained: Ensemble, data: str | Path | Sequence[Example], false_alarm: float, callbacks: Sequence[Callback]
+    trained: Ensemble,
+    data: str | Path | Sequence[Example],
+    false_alarm: float,
+    question: str | None,
+    callbacks: Sequence[Callback],
 ) -> Monitoring:
     """What `Ensemble.monitor` does."""
     if isinstance(false_alarm, bool) or not isinstance(false_alarm, int | float) or not 0 < false_alarm < 1:
         raise ConfigError(f"false_alarm: {false_alarm!r} is not a number between 0 and 1")
+    asked = question_of(trained, question)
     record = trained.run.read_calibration(trained.record)
+    if record is not None and asked is not None:
+        record = record.of_question(asked.name)
     saved = None if record is None else record.saved_decisions
     if record is None or saved is None or saved.reference is None:
         raise ConfigError(
@@ -37,13 +45,15 @@ def monitor_run(
             f" {trained.run.root} first"
         )
     examples = trained.read(data, require_answer=False) if isinstance(data, str | Path) else tuple(data)
+    examples = rows_with(examples, asked)
     source = Path(data).name if isinstance(data, str | Path) else "given rows"
     if len(examples) < FEWEST_ROWS:
         raise DataError(f"{source}: {len(examples)} rows are too few to compare; give at least {FEWEST_ROWS}")
     report = progress(CallbackList(callbacks), f"ensemble on {source}", len(examples))
     predictions = trained.pipeline.predict_members(examples, "new", report)
     new = profile(predictions, record.calibration, num_prompt_tokens(trained.pipeline, examples), source)
-    digest = hashlib.sha256("".join(map(content_digest, examples)).encode("ascii")).hexdigest()
+    parts = [*map(content_digest, examples), *([] if asked is None else [asked.name])]
+    digest = hashlib.sha256("".join(parts).encode()).hexdigest()
     looks = trained.run.read_looks()
     monitoring = compare(
         saved.reference,

@@ -107,7 +107,7 @@ def paired(entry: Evaluation, predictions: Predictions, results: Sequence[Method
     intervals = ensemble_minus(
         predictions,
         {result.key: result.predictions for result in results},
-        calibration=entry.calibration,
+        calibration=entry.calibration_of(predictions),
         resamples=entry.resamples,
         seed=entry.seed,
     )
