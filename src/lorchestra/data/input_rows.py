@@ -46,6 +46,11 @@ class InputRow:
     kept: Mapping[str, object]
     asked: Question | None = None
 
+    @property
+    def question(self) -> str | None:
+        """The name of its typed question."""
+        return None if self.asked is None else self.asked.name
+
 
 def read_input_rows(
     path: str | Path, config: DataConfig, labels: tuple[str, ...] | None, questions: tuple[Question, ...] = ()

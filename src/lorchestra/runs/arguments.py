@@ -119,3 +119,10 @@ def check_task(name: str, task: object) -> None:
             raise ConfigError(f"{name}: has no {split} rows; pass a Task with the splits train and val")
         if not all(isinstance(row, Example) for row in rows):
             raise ConfigError(f"{name}: a {split} row is not a lorchestra.Example")
+        # the run's record has the questions, and predictions ask them
+        if not {row.asked for row in rows} <= set(task.questions or (None,)):
+            raise ConfigError(
+                f"{name}: a {split} row does not ask one of the typed questions in Task.questions; add it"
+            )
+    if len({question.name for question in task.questions}) < len(task.questions):
+        raise ConfigError(f"{name}: two of the typed questions have the same name; rename one")

@@ -151,18 +151,20 @@ def answer_chunks_by_runs(
         done = {}
         for answer in asked.answers:
             if answer.confidence is None:
-                done[answer.row] = answer
+                done[answer.row, answer.question] = answer
             elif answer.confidence >= first_threshold:
-                done[answer.row] = replace(answer, decision="automate", members_used=num_first)
-        left = {answer.row for answer in asked.answers}.difference(done)
-        rest = tuple(row for row in chunk if row.number in left)
+                done[answer.row, answer.question] = replace(answer, decision="automate", members_used=num_first)
+        left = {(answer.row, answer.question) for answer in asked.answers}.difference(done)
+        rest = tuple(row for row in chunk if (row.number, row.question) in left)
         again = answer_chunk(second.pipeline, rest, options[1], reuse[1]) if rest else AnsweredChunk((), (), (), ())
         for answer in again.answers:
             decision: Decision | None = None
             if answer.confidence is not None:
                 decision = "automate" if answer.confidence >= second_threshold else "abstain"
-            done[answer.row] = replace(answer, decision=decision, members_used=num_first + num_second)
-        answers = tuple(done[row.number] for row in chunk if row.number in done)
+            members_used = num_first + num_second
+            done[answer.row, answer.question] = replace(answer, decision=decision, members_used=members_used)
+        keys = [(row.number, row.question) for row in chunk]
+        answers = tuple(done[key] for key in keys if key in done)
         yield AnsweredChunk(chunk, answers, asked.dropped + again.dropped, asked.truncated + again.truncated)
 
 
@@ -174,6 +176,9 @@ def _check_runs(first: Ensemble, second: Ensemble) -> None:
     """
     if first.record.digest == second.record.digest:
         raise ConfigError(f"{second.run.root}: is the same ensemble as {first.run.root}; a cascade needs two runs")
+    if first.record.questions != second.record.questions:
+        roots = f"{first.run.root} and {second.run.root}"
+        raise ConfigError(f"{roots} do not have the same typed questions; train one with the questions of the other")
     if first.labels == second.labels:
         return
     (name, labels), (other, others) = ((str(one.run.root), one.labels) for one in (first, second))
