@@ -15,7 +15,7 @@ from lorchestra.config.run import RunConfig
 from lorchestra.metrics.by_question import split_by_question
 from lorchestra.runs import predict as answers
 from lorchestra.runs.ensemble import Ensemble
-from lorchestra.runs.rows import read_rows
+from lorchestra.runs.rows import read_ood, read_rows
 from lorchestra.store.run import Run
 
 QUESTIONS = {
@@ -162,6 +162,16 @@ def test_evaluate_reads_the_training_files_without_the_questions_file(lorchestra
         "praised": 2,
         "length": 3,
     }
+
+
+def test_every_question_is_asked_of_ood_rows(typed_run, tmp_path):
+    run = Ensemble.load(typed_run)
+    (tmp_path / "other.jsonl").write_text('{"text": "a song", "genre": "a wrong answer"}\n{"text": "a play"}\n')
+    record = run.record
+    (examples,) = read_ood([tmp_path / "other.jsonl"], run.config.data, record.labels, record.questions).values()
+    assert [(row.question, row.asked.name, row.answer) for row in examples] == [
+        (state, name, None) for state in ("a song", "a play") for name in QUESTIONS
+    ]
 
 
 def test_a_task_by_name_has_no_typed_questions(lorchestra, typed_run):

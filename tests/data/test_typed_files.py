@@ -101,6 +101,8 @@ def test_files_without_answers_are_refused(tmp_path):
         DataError, match=r"none of the 3 question\(s\) has a column.*'quue', 'text'; is 'quue' 'queue'\?"
     ):
         read(write(tmp_path / "r.jsonl", [{"text": "x", "quue": "billing"}]))
+    with pytest.raises(DataError, match=r"the columns are: 'text'\. Name columns as the questions: 'queue', 'urgent'"):
+        read(write(tmp_path / "r.jsonl", [{"text": "x"}]))
     with pytest.raises(DataError, match="no row answers a question"):
         read(write(tmp_path / "r.jsonl", ROWS[3:]))
     (tmp_path / "empty.jsonl").write_text("")

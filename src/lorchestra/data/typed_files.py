@@ -89,7 +89,7 @@ class _Census:
         if self.columns.intersection(names):
             raise DataError(f"{self.path}: no row answers a question; fill in the columns of the questions")
         shown = ", ".join(map(show, sorted(self.columns)[:_SHOWN]))
-        near = next((f"; is {show(close)} {show(name)}?" for name in names if (close := self._near(name))), "")
+        near = next((f"; is {show(close)} {show(name)}?" for name in names if (close := self._near(name))), ".")
         message = f"{self.path}: none of the {len(names)} question(s) has a column; the columns are: {shown}"
         raise DataError(f"{message}{near} Name columns as the questions: {', '.join(map(show, names[:_SHOWN]))}")
 
