@@ -55,7 +55,9 @@ def test_a_question_that_cannot_be_answered_is_refused_alone(live):
     assert data["answers"][0]["name"] == "n"
     assert "apart" in data["answers"][0]["x_reason"]
     assert data["answers"][1] == ask(live)["answers"][0]
-    assert [answer["type"] for answer in ask(live, PREDICATE | {"instructions": "unanswerable"})["answers"]] == ["refusal"]
+    assert [answer["type"] for answer in ask(live, PREDICATE | {"instructions": "unanswerable"})["answers"]] == [
+        "refusal"
+    ]
 
 
 CALL = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}

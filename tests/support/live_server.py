@@ -62,8 +62,9 @@ class FakeEngine:
         self.batches.append([ask.asked.state for ask in asks])
         self.entered.set()
         self.gate.wait(30)
-        if any("poison" in ask.asked.state for ask in asks):
-            raise RuntimeError("a failure of the device")
+        for ask in asks:
+            if "poison" in ask.asked.state:
+                raise RuntimeError(f"failed at {ask.asked.state}")
         return [self._reply(ask) for ask in asks]
 
     def _reply(self, ask):
@@ -149,7 +150,8 @@ def serving(runs, keys=(), log_texts=False, **limits):
     live = Live(create_app(runs, options))
     live.thread.start()
     try:
-        live.wait_until(lambda: live.service.is_ready)
+        live.wait_until(lambda: live.service.is_ready or live.service.has_failed)
+        assert live.service.is_ready, "a test question failed"
         yield live
     finally:
         live.drain()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import traceback
+
 from lorchestra.errors import RequestError
 
 Location = tuple[str | int, ...]
@@ -147,3 +149,8 @@ class EngineError(HttpError):
     http_status = 500
     error_type = "server_error"
     code = "server_error"
+
+
+def without_texts(error: BaseException) -> str:
+    """An error for the log: kind and location, but not its message, which may quote a request."""
+    return f"{type(error).__name__}\n{''.join(traceback.format_tb(error.__traceback__))}"
