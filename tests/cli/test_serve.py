@@ -38,6 +38,7 @@ def served(monkeypatch):
         (["run", "--host", "::"], "other machines could ask"),
         (["run", "--host", "example.org"], "other machines could ask"),
         (["run", "--max-questions", "0"], "--max-questions is 0; it must be positive"),
+        (["run", "--state-cache-mb", "-1"], "--state-cache-mb is -1; it must not be negative"),
         (["run", "--timeout", "nan"], "--timeout is nan; it must be positive"),
         (["run", "--api-keys", "missing.txt"], "--api-keys missing.txt: cannot be read"),
         (["rows.csv"], "the first argument is a run directory"),

@@ -56,7 +56,7 @@ class FakeEngine:
         if "unanswerable" in asked.question.instructions:
             raise DataError("the tokenizer cannot tell the options apart")
         row = EncodedExample(-1, tuple(range(words)), ((1,),) * len(asked.question.options), None, None, state=words)
-        return EncodedAsk(asked, row, asked.question.options == TRAINED.options, ())
+        return EncodedAsk(asked, row, asked.question, asked.question.options == TRAINED.options)
 
     def answer(self, asks):
         self.batches.append([ask.asked.state for ask in asks])
@@ -89,7 +89,7 @@ class FakeEngine:
             score=score,
             trained=ask.trained,
         )
-        return Reply(answer, ask.num_tokens)
+        return Reply(answer, ask.num_tokens, ask.state_tokens)
 
     @staticmethod
     def _probs(asked, member):

@@ -25,7 +25,7 @@ from lorchestra.server.errors import (
 )
 from lorchestra.server.registry import Model
 from lorchestra.server.service import Service
-from lorchestra.server.wire import Answered, ParsedRequest, WireFormat
+from lorchestra.server.wire import Answered, ParsedRequest, WireFormat, usage
 
 logger = logging.getLogger(__name__)
 
@@ -100,14 +100,15 @@ class Endpoint:
 
     def _count(self, answered: Sequence[Answered], model: Model) -> None:
         metrics = self._service.metrics
+        input_tokens, cached = usage(answered)
+        metrics.tokens.inc(input_tokens)
+        metrics.cached_tokens.inc(cached)
         for one in answered:
             if one.reply is None:
                 metrics.refusals.inc()
                 continue
             answer = one.reply.answer
             metrics.answers.labels(model.name, str(bool(answer.trained)).lower(), answer.decision or "none").inc()
-            metrics.tokens.inc(one.reply.input_tokens)
-            metrics.cached_tokens.inc(one.reply.cached_tokens)
 
 
 def error_response(wire: WireFormat, error: HttpError) -> Response:

@@ -226,12 +226,11 @@ class RequestQueue:
             self._on_batch(batch, seconds)
 
     def _next_batch(self) -> list[Ticket] | None:
-        """Tickets to answer next, those of a job next to each other; None when the queue is stopped."""
+        """Tickets to answer next; None when the queue is stopped."""
         with self._changed:
             while not self._stopped:
                 if batch := self._take():
-                    numbers = {job: number for number, job in enumerate(dict.fromkeys(t.job for t in batch))}
-                    return sorted(batch, key=lambda ticket: numbers[ticket.job])
+                    return batch
                 self._changed.wait()
             return None
 
