@@ -106,6 +106,21 @@ def test_a_body_in_drops_has_its_time_limit_too(engine):
         assert read_response(connection)[0] == 408
 
 
+@pytest.mark.parametrize("start", [b"", b"POST /v1/system", b"POST /v1/systemone HTTP/1.1\r\nHost:"])
+def test_a_connection_without_a_request_is_closed(engine, start):
+    with serving([served(engine)], body_timeout=0.2) as live, live.connect() as connection:
+        connection.sendall(start)
+        assert connection.recv(1) == b""
+        assert live.post(SYSTEMONE, noul()).status_code == 200
+
+
+def test_a_request_that_takes_long_keeps_its_connection(engine):
+    with serving([served(engine)], body_timeout=0.1) as live:
+        release = hold(live, engine)
+        time.sleep(0.5)
+        assert release().status_code == 200
+
+
 def test_a_slow_reader_delays_nobody(live):
     options = dict.fromkeys(f"option {i}" for i in range(255))
     body = noul() | {"questions": {f"q{i}": {"type": "choice", "criteria": options} for i in range(70)}}
