@@ -156,6 +156,7 @@ def test_the_clients_deadline_gives_408_in_the_shape_of_the_route(live, engine):
         live.post("/v1/decisions", decision),
     ]
     assert [response.status_code for response in late] == [408] * 4
+    assert {response.headers["x-should-retry"] for response in late} == {"false"}
     assert "50 ms" in late[0].json()["detail"]["message"]
     assert late[3].json()["error"]["code"] == "deadline_exceeded"
     release()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 from live_server import FakeEngine, served
@@ -51,14 +52,15 @@ class Case:
         for engine in self.engines:
             engine.gate.set()
 
-    def ask(self, client, states, *, run=0, deadline_s=60.0):
+    def ask(self, client, states, *, run=0, deadline_s=60.0, is_shared=False):
         done = threading.Event()
         job = self.queue.open(client, time.monotonic() + deadline_s, done.set)
         job.done = done
         self.jobs.append(job)
         for state in states:
             ask = self.runs[run].engine.encode(Asked(" ".join([state] * WORDS), QUESTION))
-            self.queue.add(job, ask, 1)
+            state = WORDS - 1 if is_shared else 0
+            self.queue.add(job, replace(ask, row=replace(ask.row, state=state)), 1)
         self.queue.submit(job, self.runs[run])
         return job
 
@@ -106,6 +108,15 @@ def test_batches_keep_to_their_budget_but_hold_a_question():
         assert finished(held, small, large)
         assert sorted(len(batch) for batch in case.order()) == [1, 1, 3, 3]
         assert ["b"] in case.order()
+
+
+def test_the_state_of_a_request_counts_once_in_a_batch():
+    with queue(max_batch_tokens=2 * WORDS) as case:
+        held = case.hold()
+        job = case.ask("a", ["a"] * 24, is_shared=True)
+        case.release()
+        assert finished(held, job)
+        assert [len(batch) for batch in case.order()] == [11, 11, 2]  # 10 tokens for the first, 1 for each further one
 
 
 def test_a_client_with_many_questions_does_not_delay_others():

@@ -120,6 +120,8 @@ def error_response(wire: WireFormat, error: HttpError) -> Response:
 def _with_headers(response: Response, error: HttpError) -> Response:
     if error.retry_after_s is not None:
         response.headers["retry-after"] = str(math.ceil(error.retry_after_s))
+    if error.is_final:
+        response.headers["x-should-retry"] = "false"
     if error.http_status == 401:
         response.headers["www-authenticate"] = "Bearer"
     if error.close:

@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from lorchestra.config.serve import ServeLimits
@@ -37,12 +37,17 @@ _RATE_SMOOTHING = 0.2
 
 @dataclass(eq=False)
 class Ticket:
-    """A question of a request, and its reply once there is one; `cost` is its tokens, counted once per member."""
+    """A question of a request that so many members answer (`passes`), and its reply once there is one."""
 
     job: Job
     ask: EncodedAsk
-    cost: int
+    passes: int
     reply: Reply | None = None
+
+    def cost(self, jobs: Collection[Job]) -> int:
+        """Tokens that it adds, once per member, to a batch with questions of these jobs: a job's state counts once."""
+        shared = self.ask.state_tokens if self.job in jobs else 0
+        return self.passes * (self.ask.num_tokens - shared)
 
 
 @dataclass(eq=False)
@@ -166,7 +171,7 @@ class RequestQueue:
             OverloadedError, TooManyWaitingError: too many tokens wait, of all clients or of this one.
         """
         tokens = ask.num_tokens
-        ticket = Ticket(job, ask, tokens * passes)
+        ticket = Ticket(job, ask, passes)
         most = self._limits.max_queue_tokens
         with self._changed:
             client = self._clients[job.client]
@@ -236,17 +241,20 @@ class RequestQueue:
 
     def _take(self) -> list[Ticket]:
         batch: list[Ticket] = []
-        cost, run = 0, None
+        jobs: set[Job] = set()
+        total, run = 0, None
         while (client := self._next_client(run)) is not None:
             ticket = client.waiting[0]
             run = ticket.job.run
             assert run is not None
-            if batch and cost + ticket.cost > (self._limits.max_batch_tokens or run.batch_tokens):
+            cost = ticket.cost(jobs)
+            if batch and total + cost > (self._limits.max_batch_tokens or run.batch_tokens):
                 break
             batch.append(client.waiting.popleft())
-            cost += ticket.cost
+            jobs.add(ticket.job)
+            total += cost
             self._served = client.served
-            client.served += ticket.cost
+            client.served += cost
         return batch
 
     def _next_client(self, run: ServedRun | None) -> _Client | None:

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from lorchestra.config.serve import ServeLimits
-from lorchestra.errors import ConfigError, DataError, LorchestraError
+from lorchestra.errors import ConfigError, DataError
 from lorchestra.questions import Question
 from lorchestra.runs.ask import Asked, EncodedAsk
 from lorchestra.server.errors import InvalidRequestError, StateTooLongError
@@ -81,7 +81,7 @@ class Service:
         """Ask every run a question; the service is ready when all have answered, and not alive if one cannot."""
         try:
             await self._ask_every_run()
-        except (LorchestraError, RuntimeError) as error:
+        except Exception as error:
             self.has_failed = True
             logger.error("not ready: a test question failed: %s", error)
             return
