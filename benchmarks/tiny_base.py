@@ -28,7 +28,7 @@ def tiny_tokenizer() -> transformers.PreTrainedTokenizerFast:
     return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
 
 
-def save_tiny_base(directory: Path, seed: int = 0, num_layers: int = 3) -> Path:
+def save_tiny_base(directory: Path, seed: int = 0, num_layers: int = 3, max_length: int = 256) -> Path:
     """Save a random Llama and its tokenizer as transformers does; returns the directory."""
     tokenizer = tiny_tokenizer()
     config = transformers.LlamaConfig(
@@ -38,7 +38,7 @@ def save_tiny_base(directory: Path, seed: int = 0, num_layers: int = 3) -> Path:
         num_attention_heads=4,
         num_key_value_heads=2,
         vocab_size=len(tokenizer),
-        max_position_embeddings=256,
+        max_position_embeddings=max_length,
         bos_token_id=0,
         eos_token_id=1,
     )

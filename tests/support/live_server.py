@@ -56,14 +56,15 @@ class FakeEngine:
         if "unanswerable" in asked.question.instructions:
             raise DataError("the tokenizer cannot tell the options apart")
         row = EncodedExample(-1, tuple(range(words)), ((1,),) * len(asked.question.options), None, None, state=words)
-        return EncodedAsk(asked, row, asked.question.options == TRAINED.options, ())
+        return EncodedAsk(asked, row, asked.question, asked.question.options == TRAINED.options)
 
     def answer(self, asks):
         self.batches.append([ask.asked.state for ask in asks])
         self.entered.set()
         self.gate.wait(30)
-        if any("poison" in ask.asked.state for ask in asks):
-            raise RuntimeError("a failure of the device")
+        for ask in asks:
+            if "poison" in ask.asked.state:
+                raise RuntimeError(f"failed at {ask.asked.state}")
         return [self._reply(ask) for ask in asks]
 
     def _reply(self, ask):
@@ -88,7 +89,7 @@ class FakeEngine:
             score=score,
             trained=ask.trained,
         )
-        return Reply(answer, ask.num_tokens)
+        return Reply(answer, ask.num_tokens, ask.state_tokens)
 
     @staticmethod
     def _probs(asked, member):
@@ -149,7 +150,8 @@ def serving(runs, keys=(), log_texts=False, **limits):
     live = Live(create_app(runs, options))
     live.thread.start()
     try:
-        live.wait_until(lambda: live.service.is_ready)
+        live.wait_until(lambda: live.service.is_ready or live.service.has_failed)
+        assert live.service.is_ready, "a test question failed"
         yield live
     finally:
         live.drain()

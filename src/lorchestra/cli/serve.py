@@ -44,6 +44,9 @@ class ServeArguments:
     """The runs' base, if it has moved: hub id, directory or .gguf file with the same weights."""
     raw: bool = False
     """Answer with the mixture as it is, without the runs' calibration and decisions."""
+    state_cache_mb: int = 256
+    """Memory for the states of earlier requests, in MB per run: further questions about one cost their tokens only. A
+    state is reused for the same key (or address) and prompt_cache_key only. 0 for none."""
     log_texts: bool = False
     """Log the states and questions of requests. Without this, logs hold no texts."""
     limits: Annotated[ServeLimits, tyro.conf.arg(name="")] = field(default_factory=ServeLimits)
@@ -55,6 +58,8 @@ def run(arguments: Sequence[str]) -> int:
     parsed = parse(ServeArguments, arguments, "serve")
     for name in parsed.runs:
         check_run_argument(name, "serve")
+    if parsed.state_cache_mb < 0:
+        raise ConfigError(f"--state-cache-mb is {parsed.state_cache_mb}; it must not be negative")
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(f"serve needs {', '.join(missing)}: pip install 'lorchestra[serve]'")
@@ -74,7 +79,11 @@ def run(arguments: Sequence[str]) -> int:
         )
     messages()
     options = ServiceOptions(parsed.limits, keys, parsed.log_texts)
-    app = create_app([ServedRun.load(name, base=parsed.base, raw=parsed.raw) for name in parsed.runs], options)
+    runs = [
+        ServedRun.load(name, base=parsed.base, raw=parsed.raw, cache_bytes=parsed.state_cache_mb * 2**20)
+        for name in parsed.runs
+    ]
+    app = create_app(runs, options)
     serve(app, parsed.host, parsed.port)
     return 0
 

@@ -22,6 +22,7 @@ from lorchestra.server.wire import (
     question_at,
     score_confidence,
     typed,
+    usage,
 )
 
 _ROLES = {
@@ -70,17 +71,17 @@ class Decisions:
 
     def response(self, model: str, answered: Sequence[Answered]) -> JsonObject:
         """The response's body."""
-        replies = [one.reply for one in answered if one.reply is not None]
-        read, cached = sum(reply.input_tokens for reply in replies), sum(reply.cached_tokens for reply in replies)
+        input_tokens, cached = usage(answered)
+        output_tokens = sum(one.reply is not None for one in answered)
         return {
             "model": model,
             "answers": [_answer(one) for one in answered],
             "usage": {
-                "input_tokens": read,
+                "input_tokens": input_tokens,
                 "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},
-                "output_tokens": len(replies),
+                "output_tokens": output_tokens,
                 "output_tokens_details": {"reasoning_tokens": 0},
-                "total_tokens": read + len(replies),
+                "total_tokens": input_tokens + output_tokens,
             },
         }
 

@@ -10,6 +10,7 @@ from collections.abc import Coroutine, Sequence
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
+from starlette.requests import ClientDisconnect
 
 from lorchestra.errors import printable
 from lorchestra.server.bodies import parse_json, read_body
@@ -20,10 +21,11 @@ from lorchestra.server.errors import (
     InvalidRequestError,
     TimeLimitError,
     UnsupportedMediaError,
+    without_texts,
 )
 from lorchestra.server.registry import Model
 from lorchestra.server.service import Service
-from lorchestra.server.wire import Answered, ParsedRequest, WireFormat
+from lorchestra.server.wire import Answered, ParsedRequest, WireFormat, usage
 
 logger = logging.getLogger(__name__)
 
@@ -51,9 +53,11 @@ class Endpoint:
             response = await self._respond(request, started)
         except HttpError as error:
             response = error_response(self._wire, error)
+        except ClientDisconnect:
+            self._service.metrics.disconnects.inc()
+            response = Response(status_code=_CLIENT_LEFT)
         except Exception as error:
-            # no traceback: its lines may hold texts of the request
-            logger.error("%s failed: %s", request.url.path, type(error).__name__)
+            logger.error("%s failed: %s", request.url.path, without_texts(error))
             response = error_response(self._wire, EngineError("the server failed at this request"))
         seconds = time.monotonic() - started
         metrics, route = self._service.metrics, request.url.path
@@ -67,21 +71,17 @@ class Endpoint:
         limit_s = service.limits.timeout
         job, done = service.opened(_client(request), started + limit_s)
         try:
-            body = await read_body(request.stream(), service.limits)
-            parsed = self._parsed(request, body)
+            parsed = self._parsed(request, await read_body(request.stream(), service.limits))
             model = service.registry.find(parsed.model)
-            error: HttpError = TimeLimitError(f"no answer within {limit_s:g} s; ask less at once, or try again later")
+            late: HttpError = TimeLimitError(f"no answer within {limit_s:g} s; ask less at once, or try again later")
             deadline_ms = _deadline_ms(request, parsed)
             if deadline_ms is not None and deadline_ms / 1000 < limit_s:
                 job.deadline = started + deadline_ms / 1000
-                error = DeadlineError(f"no answer within {deadline_ms:g} ms, which was your deadline")
+                late = DeadlineError(f"no answer within {deadline_ms:g} ms, which was your deadline")
             work = service.answers(job, done, model, parsed, refuses=self._wire.refuses)
-            answered = await _unless_gone(request, work, job.deadline - time.monotonic(), error)
+            answered = await _unless_gone(request, work, job.deadline - time.monotonic(), late)
         finally:
             service.queue.close(job)
-        if answered is None:
-            service.metrics.disconnects.inc()
-            return Response(status_code=_CLIENT_LEFT)
         self._count(answered, model)
         return JSONResponse(self._wire.response(model.name, answered))
 
@@ -100,14 +100,15 @@ class Endpoint:
 
     def _count(self, answered: Sequence[Answered], model: Model) -> None:
         metrics = self._service.metrics
+        input_tokens, cached = usage(answered)
+        metrics.tokens.inc(input_tokens)
+        metrics.cached_tokens.inc(cached)
         for one in answered:
             if one.reply is None:
                 metrics.refusals.inc()
                 continue
             answer = one.reply.answer
             metrics.answers.labels(model.name, str(bool(answer.trained)).lower(), answer.decision or "none").inc()
-            metrics.tokens.inc(one.reply.input_tokens)
-            metrics.cached_tokens.inc(one.reply.cached_tokens)
 
 
 def error_response(wire: WireFormat, error: HttpError) -> Response:
@@ -119,6 +120,8 @@ def error_response(wire: WireFormat, error: HttpError) -> Response:
 def _with_headers(response: Response, error: HttpError) -> Response:
     if error.retry_after_s is not None:
         response.headers["retry-after"] = str(math.ceil(error.retry_after_s))
+    if error.is_final:
+        response.headers["x-should-retry"] = "false"
     if error.http_status == 401:
         response.headers["www-authenticate"] = "Bearer"
     if error.close:
@@ -154,8 +157,13 @@ def _deadline_ms(request: Request, parsed: ParsedRequest) -> float | None:
 
 async def _unless_gone(
     request: Request, work: Coroutine[object, object, list[Answered]], timeout_s: float, late: HttpError
-) -> list[Answered] | None:
-    """The result of some work, which is cancelled when the client leaves (None) or the time is over (raises `late`)."""
+) -> list[Answered]:
+    """The result of some work, which is cancelled when the client leaves or the time is over.
+
+    Raises:
+        ClientDisconnect: the client left.
+        HttpError: of the work, or `late`.
+    """
     worker = asyncio.ensure_future(work)
     watcher = asyncio.ensure_future(_disconnect(request))
     try:
@@ -163,7 +171,7 @@ async def _unless_gone(
         if worker.done():
             return worker.result()
         if watcher.done():
-            return None
+            raise ClientDisconnect
         raise late
     finally:
         worker.cancel()

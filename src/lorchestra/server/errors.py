@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import traceback
+
 from lorchestra.errors import RequestError
 
 Location = tuple[str | int, ...]
@@ -18,12 +20,14 @@ class HttpError(RequestError):
         error_type: the kind of error, as both wire formats name it.
         code: a finer kind, for programs.
         retry_after_s: after how many seconds to try again; None where that would not help.
+        is_final: whether clients should not retry on their own, as they do at this status.
         close: whether the connection is of no further use.
     """
 
     error_type = "invalid_request_error"
     code = "invalid_value"
     retry_after_s: float | None = None
+    is_final = False
     close = False
 
     def __init__(self, message: str, location: Location = ()) -> None:
@@ -101,6 +105,7 @@ class DeadlineError(HttpError):
     http_status = 408
     error_type = "timeout_error"
     code = "deadline_exceeded"
+    is_final = True
 
 
 class TimeLimitError(HttpError):
@@ -147,3 +152,8 @@ class EngineError(HttpError):
     http_status = 500
     error_type = "server_error"
     code = "server_error"
+
+
+def without_texts(error: BaseException) -> str:
+    """An error for the log: kind and location, but not its message, which may quote a request."""
+    return f"{type(error).__name__}\n{''.join(traceback.format_tb(error.__traceback__))}"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from lorchestra.errors import ConfigError
 from lorchestra.server.service import Service
@@ -50,11 +52,17 @@ class DrainingServer(uvicorn.Server):
     """uvicorn, which would stop listening at the first signal, and end by it instead of with exit code 0."""
 
     def __init__(self, app: FastAPI) -> None:
+        service: Service = app.state.service
         config = uvicorn.Config(
-            app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=_GRACE_S
+            app,
+            http=_impatient_protocol(service.limits.body_timeout),
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=_GRACE_S,
         )
         super().__init__(config)
-        self._service: Service = app.state.service
+        self._service = service
         self._draining = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -71,3 +79,31 @@ class DrainingServer(uvicorn.Server):
         if self._draining and self._service.is_idle:
             self.should_exit = True
         return await super().on_tick(counter)
+
+
+def _impatient_protocol(patience_s: float) -> type[H11Protocol]:
+    """uvicorn's protocol, which by itself waits for ever for a request's headers."""
+
+    class Impatient(H11Protocol):
+        """Closes a connection that has not begun a request in one to two times `patience_s`."""
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            """Start to look at the connection from time to time."""
+            super().connection_made(transport)
+            self._seen = self.cycle
+            self._timer = self.loop.call_later(patience_s, self._look)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            """Stop looking."""
+            self._timer.cancel()
+            super().connection_lost(exc)
+
+        def _look(self) -> None:
+            is_waiting = self.cycle is None or self.cycle.response_complete
+            if is_waiting and self.cycle is self._seen:
+                self.transport.close()
+                return
+            self._seen = self.cycle
+            self._timer = self.loop.call_later(patience_s, self._look)
+
+    return Impatient

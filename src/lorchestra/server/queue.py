@@ -12,12 +12,20 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from lorchestra.config.serve import ServeLimits
 from lorchestra.runs.ask import EncodedAsk, Reply
-from lorchestra.server.errors import DrainingError, EngineError, HttpError, OverloadedError, TooManyWaitingError
+from lorchestra.server.errors import (
+    DrainingError,
+    EngineError,
+    HttpError,
+    InvalidRequestError,
+    OverloadedError,
+    TooManyWaitingError,
+    without_texts,
+)
 from lorchestra.server.registry import ServedRun
 
 logger = logging.getLogger(__name__)
@@ -29,12 +37,17 @@ _RATE_SMOOTHING = 0.2
 
 @dataclass(eq=False)
 class Ticket:
-    """A question of a request, and its reply once there is one."""
+    """A question of a request that so many members answer (`passes`), and its reply once there is one."""
 
     job: Job
     ask: EncodedAsk
-    tokens: int
+    passes: int
     reply: Reply | None = None
+
+    def cost(self, jobs: Collection[Job]) -> int:
+        """Tokens that it adds, once per member, to a batch with questions of these jobs: a job's state counts once."""
+        shared = self.ask.state_tokens if self.job in jobs else 0
+        return self.passes * (self.ask.num_tokens - shared)
 
 
 @dataclass(eq=False)
@@ -45,6 +58,7 @@ class Job:
         client: whose it is.
         deadline: when its answers are of no more use, by `time.monotonic`.
         on_done: called from the worker thread when all tickets have replies, or `error` is set.
+        tokens: of all its questions.
     """
 
     client: str
@@ -53,21 +67,17 @@ class Job:
     tickets: list[Ticket] = field(default_factory=list)
     error: HttpError | None = None
     run: ServedRun | None = None
+    tokens: int = 0
 
     @property
     def is_answered(self) -> bool:
         """Whether every question has a reply."""
         return all(ticket.reply is not None for ticket in self.tickets)
 
-    @property
-    def tokens(self) -> int:
-        """Tokens of all questions."""
-        return sum(ticket.tokens for ticket in self.tickets)
-
 
 @dataclass
 class _Client:
-    """Tickets that wait for a batch; `served` is the virtual time of fair queueing, in tokens."""
+    """Tickets that wait for a batch; `served` is the virtual time of fair queueing, by their cost."""
 
     served: float = 0.0
     waiting: deque[Ticket] = field(default_factory=deque)
@@ -153,16 +163,20 @@ class RequestQueue:
             self._clients.setdefault(client, _Client()).num_jobs += 1
             return job
 
-    def add(self, job: Job, ask: EncodedAsk, tokens: int) -> Ticket:
-        """Add a question to a job and reserve its tokens.
+    def add(self, job: Job, ask: EncodedAsk, passes: int) -> Ticket:
+        """Add a question that so many members answer to a job, and reserve its tokens.
 
         Raises:
+            InvalidRequestError: the job alone has more tokens than one client may have waiting.
             OverloadedError, TooManyWaitingError: too many tokens wait, of all clients or of this one.
         """
-        ticket = Ticket(job, ask, tokens)
+        tokens = ask.num_tokens
+        ticket = Ticket(job, ask, passes)
         most = self._limits.max_queue_tokens
         with self._changed:
             client = self._clients[job.client]
+            if job.tokens + tokens > most // 2:
+                raise InvalidRequestError(f"the questions have over {most // 2:,} tokens; send several requests")
             if self._reserved + tokens > most:
                 raise OverloadedError("too many questions are waiting; try again later", self._retry_after())
             if client.reserved + tokens > most // 2:
@@ -170,6 +184,7 @@ class RequestQueue:
                     "your questions fill half of the queue; wait for answers", self._retry_after()
                 )
             client.reserved += tokens
+            job.tokens += tokens
             self._reserved += tokens
             job.tickets.append(ticket)
         return ticket
@@ -210,34 +225,36 @@ class RequestQueue:
             started = time.monotonic()
             self._answer(batch)
             seconds = max(time.monotonic() - started, 1e-6)
-            rate = sum(ticket.tokens for ticket in batch) / seconds
+            rate = sum(ticket.ask.num_tokens for ticket in batch) / seconds
             weight = _RATE_SMOOTHING if self._tokens_per_s else 1.0
             self._tokens_per_s += weight * (rate - self._tokens_per_s)
             self._on_batch(batch, seconds)
 
     def _next_batch(self) -> list[Ticket] | None:
-        """Tickets to answer next, those of a job next to each other; None when the queue is stopped."""
+        """Tickets to answer next; None when the queue is stopped."""
         with self._changed:
             while not self._stopped:
                 if batch := self._take():
-                    numbers = {job: number for number, job in enumerate(dict.fromkeys(t.job for t in batch))}
-                    return sorted(batch, key=lambda ticket: numbers[ticket.job])
+                    return batch
                 self._changed.wait()
             return None
 
     def _take(self) -> list[Ticket]:
         batch: list[Ticket] = []
-        tokens, run = 0, None
+        jobs: set[Job] = set()
+        total, run = 0, None
         while (client := self._next_client(run)) is not None:
             ticket = client.waiting[0]
             run = ticket.job.run
             assert run is not None
-            if batch and tokens + ticket.tokens > (self._limits.max_batch_tokens or run.batch_tokens):
+            cost = ticket.cost(jobs)
+            if batch and total + cost > (self._limits.max_batch_tokens or run.batch_tokens):
                 break
             batch.append(client.waiting.popleft())
-            tokens += ticket.tokens
+            jobs.add(ticket.job)
+            total += cost
             self._served = client.served
-            client.served += ticket.tokens
+            client.served += cost
         return batch
 
     def _next_client(self, run: ServedRun | None) -> _Client | None:
@@ -265,7 +282,7 @@ class RequestQueue:
                 for job in jobs:
                     self._answer([ticket for ticket in batch if ticket.job is job])
                 return
-            logger.error("a batch of %d questions failed: %s", len(batch), type(error).__name__)
+            logger.error("a batch of %d questions failed: %s", len(batch), without_texts(error))
             jobs[0].error = EngineError("computing the answers failed; the server's log has the kind of error")
         for job in jobs:
             if job.error is not None or job.is_answered:

@@ -56,14 +56,22 @@ class ServedRun:
     batch_tokens: int = _BATCH_TOKENS_CPU
 
     @classmethod
-    def load(cls, directory: str, *, base: str | None = None, raw: bool = False) -> ServedRun:
+    def load(
+        cls, directory: str, *, base: str | None = None, raw: bool = False, cache_bytes: int = 256 * 2**20
+    ) -> ServedRun:
         """Load a finished run.
+
+        Args:
+            directory: the run directory.
+            base: where the base is now, if it has moved.
+            raw: answer with the mixture as it is, without calibration and decisions.
+            cache_bytes: most bytes of cached states.
 
         Raises:
             CheckpointError: see `Ensemble.load`.
         """
         ensemble = Ensemble.load(directory, base=base)
-        asker = Asker(ensemble, raw=raw)
+        asker = Asker(ensemble, cache_bytes=cache_bytes, raw=raw)
         decisions = None if raw else ensemble.decisions
         saved = Path(directory, "ensemble.json").stat().st_mtime
         on_cpu = ensemble.pipeline.model.device.type == "cpu"

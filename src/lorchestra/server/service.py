@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from lorchestra.config.serve import ServeLimits
-from lorchestra.errors import ConfigError, DataError, LorchestraError
+from lorchestra.errors import ConfigError, DataError
 from lorchestra.questions import Question
 from lorchestra.runs.ask import Asked, EncodedAsk
 from lorchestra.server.errors import InvalidRequestError, StateTooLongError
@@ -52,7 +52,7 @@ class Service:
         self.metrics = Metrics()
         self.queue = RequestQueue(self.limits, self._on_batch)
         self._encoder = ThreadPoolExecutor(1, "lorchestra-encoder")
-        self._is_warm = self._has_failed = self.is_draining = False
+        self._is_warm = self.has_failed = self.is_draining = False
         self.metrics.watch("open_requests", "Requests that are being answered", lambda: self.queue.num_jobs)
         self.metrics.watch("waiting_questions", "Questions that wait for a batch", lambda: self.queue.num_waiting)
         self.metrics.watch("reserved_tokens", "Tokens of open requests", lambda: self.queue.reserved_tokens)
@@ -61,7 +61,7 @@ class Service:
     @property
     def is_alive(self) -> bool:
         """Whether the worker thread runs, and no test question has failed."""
-        return self.queue.is_alive and not self._has_failed
+        return self.queue.is_alive and not self.has_failed
 
     @property
     def is_ready(self) -> bool:
@@ -81,8 +81,8 @@ class Service:
         """Ask every run a question; the service is ready when all have answered, and not alive if one cannot."""
         try:
             await self._ask_every_run()
-        except (LorchestraError, RuntimeError) as error:
-            self._has_failed = True
+        except Exception as error:
+            self.has_failed = True
             logger.error("not ready: a test question failed: %s", error)
             return
         self._is_warm = True
@@ -148,8 +148,7 @@ class Service:
                     raise InvalidRequestError(str(error), asked.location) from error
                 reasons[id(asked)] = str(error)
                 continue
-            passes = model.run.num_members if model.member is None else 1
-            tickets[id(asked)] = self.queue.add(job, ask, ask.num_tokens * passes)
+            tickets[id(asked)] = self.queue.add(job, ask, model.run.num_members if model.member is None else 1)
         if tickets:
             self.queue.submit(job, model.run)
             await done.wait()

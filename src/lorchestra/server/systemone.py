@@ -23,6 +23,7 @@ from lorchestra.server.wire import (
     question_at,
     score_confidence,
     typed,
+    usage,
 )
 
 _TEXT: tuple[type[object], ...] = (str, dict, list)
@@ -57,11 +58,11 @@ class SystemOne:
 
     def response(self, model: str, answered: Sequence[Answered]) -> JsonObject:
         """The response's body."""
-        replies = [one.reply for one in answered if one.reply is not None]
+        input_tokens, _ = usage(answered)
         return {
             "model": model,
             "answers": {one.asked.question.name: _answer(one) for one in answered},
-            "usage": {"input_tokens": sum(reply.input_tokens for reply in replies), "output_tokens": len(replies)},
+            "usage": {"input_tokens": input_tokens, "output_tokens": len(answered)},
         }
 
     def error(self, error: HttpError) -> tuple[int, JsonObject]:

@@ -159,6 +159,15 @@ def question_at(location: Location, name: str, *parts: object) -> Question:
         raise InvalidRequestError(str(error), location) from None
 
 
+def usage(answered: Sequence[Answered]) -> tuple[int, int]:
+    """Input tokens of a request, and how many of them were cached: its questions share the tokens of the state."""
+    replies = [one.reply for one in answered if one.reply is not None]
+    of_questions = sum(reply.input_tokens - reply.state_tokens for reply in replies)
+    state = max((reply.state_tokens for reply in replies), default=0)
+    cached = min((reply.cached_tokens for reply in replies if reply.state_tokens), default=0)
+    return of_questions + state, cached
+
+
 def choice_confidence(probs: Sequence[float]) -> float:
     """How far the largest probability is above chance: 0 for equal ones, 1 for certainty."""
     chance = 1 / len(probs)
