@@ -20,8 +20,9 @@ from lorchestra.config.adapt import AdaptConfig, BaseConfig
 from lorchestra.config.data import DataConfig
 from lorchestra.config.run import RunConfig, TrainConfig
 from lorchestra.runs import predict as answers
+from lorchestra.runs.answer_options import AnswerOptions
 from lorchestra.runs.ensemble import input_rows_of, load_run
-from lorchestra.runs.predict import AnswerOptions, answer_chunks
+from lorchestra.runs.predict import answer_chunks
 from lorchestra.runs.train import train_run
 
 posix = pytest.mark.skipif(os.name == "nt", reason="signals and pipes of POSIX")

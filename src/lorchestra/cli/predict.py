@@ -343,6 +343,7 @@ class Prediction:
 
     def _answered(self, trained: Ensemble, chunks: Iterator[tuple[InputRow, ...]]) -> Iterator[AnsweredChunk]:
         """Answers by the run, or by the cascade of two runs."""
+        from lorchestra.runs.answer_options import options_of
         from lorchestra.runs.ensemble import load_run
         from lorchestra.runs.predict import answer_chunks
         from lorchestra.runs.run_cascade import answer_chunks_by_runs, run_cascade_of
@@ -354,8 +355,13 @@ class Prediction:
             self.num_members += second.pipeline.model.num_members
             self.has_stages = True
             return answer_chunks_by_runs(trained, second, cascade, chunks, parsed.reading.too_long)
-        options = trained.answer_options(
-            parsed.abstain_below, self.rule, parsed.reading.too_long, raw=parsed.raw, decisions=parsed.decisions
+        options = options_of(
+            trained,
+            parsed.abstain_below,
+            self.rule,
+            parsed.reading.too_long,
+            raw=parsed.raw,
+            decisions=parsed.decisions,
         )
         self.has_stages = options.decisions is not None and options.decisions.stages is not None
         return answer_chunks(trained.pipeline, chunks, options)

@@ -49,8 +49,7 @@ def evaluate(
         train_labels: answer indices of the training rows, for the majority baseline.
         baselines, fits: other predictions of the same rows, pooled, by name; and what was fitted for some.
         temperature: also scale the ensemble and the best member.
-        calibration: of the mixture, fitted on validation rows; without one it stays as it is. With typed questions,
-            temperatures are fitted by question, too.
+        calibration: of the mixture, fitted on validation rows; temperatures of typed questions are by question, too.
         resamples, seed: of the bootstrap; 0 resamples for no intervals.
 
     Raises:

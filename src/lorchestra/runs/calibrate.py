@@ -47,10 +47,9 @@ logger = logging.getLogger(__name__)
 def calibrate_run(
     trained: Ensemble,
     settings: DecisionSettings,
-    *,
-    question: str | None,
     data: str | Path | None,
     costs: str | Path | Mapping[str, object] | None,
+    question: str | None,
     rows: Task | None,
     data_dir: str | None,
     files: Mapping[str, str | Path | None],

@@ -20,27 +20,20 @@ from lorchestra.data.input_rows import InputRow, input_rows, read_input_rows
 from lorchestra.errors import ConfigError, DataError
 from lorchestra.inference.option_orders import OrderFlips
 from lorchestra.inference.pipeline import Pipeline, TooLong
-from lorchestra.metrics.calibrator import RAW, Calibration
+from lorchestra.metrics.calibrator import Calibration
 from lorchestra.metrics.conformal import Method
 from lorchestra.metrics.decisions import Decisions, DecisionSettings, ScoreSetting
 from lorchestra.metrics.early_exit import ExitRule
 from lorchestra.metrics.monitoring import Monitoring
 from lorchestra.metrics.result import Evaluation
 from lorchestra.runs import arguments
+from lorchestra.runs.answer_options import AnswerOptions, options_of
 from lorchestra.runs.calibrate import calibrate_run
 from lorchestra.runs.evaluate import FILES, evaluate_run
 from lorchestra.runs.import_peft import BASE_OF_THE_FOLDERS, import_run
 from lorchestra.runs.loading import load_pipeline
 from lorchestra.runs.monitor import monitor_run
-from lorchestra.runs.predict import (
-    Answer,
-    AnswerCounts,
-    AnswerOptions,
-    Answers,
-    QuestionOptions,
-    answer_chunks,
-    chunk_rows,
-)
+from lorchestra.runs.predict import Answer, AnswerCounts, Answers, answer_chunks, chunk_rows
 from lorchestra.runs.rows import RunRows, read_like, validation_notes
 from lorchestra.runs.train import train_run
 from lorchestra.store.ensemble_record import EnsembleRecord
@@ -249,40 +242,8 @@ class Ensemble:
         if too_long is not None:
             arguments.check_choice("too_long", too_long, TooLong)
         rule = _exit_rule(early_exit)
-        options = self.answer_options(abstain_below, rule, too_long, raw=raw, decisions=decisions)
+        options = options_of(self, abstain_below, rule, too_long, raw=raw, decisions=decisions)
         return Answers(self._answers(input_rows_of(self, rows), options, on_error))
-
-    def answer_options(
-        self,
-        abstain_below: float | None = None,
-        rule: ExitRule | None = None,
-        too_long: TooLong | None = None,
-        *,
-        raw: bool = False,
-        decisions: bool = True,
-    ) -> AnswerOptions:
-        """How rows are answered with these settings (see `predict`) and the run's calibration and decisions.
-
-        Raises:
-            ConfigError: they contradict each other.
-            CheckpointError: see `calibration`.
-        """
-        calibration = RAW if raw else self.calibration
-        questions: dict[str, QuestionOptions] = {}
-        if not raw:
-            decided = self.decisions_by_question if decisions else {}
-            questions = {name: QuestionOptions(one, decided.get(name)) for name, one in self.calibrations.items()}
-        if rule is not None:
-            for one in (calibration, *(question.calibration for question in questions.values())):
-                rule.check_calibration(one)
-        return AnswerOptions(
-            abstain_below,
-            rule,
-            too_long or self.config.data.too_long,
-            calibration,
-            self.decisions if decisions and not raw else None,
-            questions,
-        )
 
     def _answers(self, rows: Iterator[InputRow], options: AnswerOptions, on_error: OnError) -> Iterator[Answer]:
         counts, self.pipeline.order_flips = AnswerCounts(), OrderFlips()
@@ -395,11 +356,9 @@ class Ensemble:
             sets_by_class: the coverage holds for each class.
             cascade: so many members answer first, all members only the rows of which these are not sure.
             costs: a file or mapping with the cost of each confusion and of asking a person (see `config.costs`).
-            question: of a run with typed questions, the name of the one to certify; the guarantees of several questions
-                hold each on its own, not together.
+            question: the typed question to certify, of a run with some; guarantees of several do not hold together.
             rows: the splits of a run that was trained on rows from Python.
-            data_dir: as in `evaluate`.
-            files: as in `evaluate`.
+            data_dir, files: as in `evaluate`.
             callbacks: report progress; when one asks to stop, `Interrupted` is raised.
 
         Raises:
@@ -416,17 +375,7 @@ class Ensemble:
             arguments.check_task("rows", rows)
         arguments.check_files("files", files, FILES)
         arguments.check_callbacks(callbacks)
-        decisions = calibrate_run(
-            self,
-            settings,
-            question=question,
-            data=data,
-            costs=costs,
-            rows=rows,
-            data_dir=data_dir,
-            files=files,
-            callbacks=callbacks,
-        )
+        decisions = calibrate_run(self, settings, data, costs, question, rows, data_dir, files, callbacks)
         for name in ("decisions", "decisions_by_question"):
             self.__dict__.pop(name, None)  # read again
         return decisions

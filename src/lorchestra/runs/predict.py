@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lorchestra.data.input_rows import InputRow
-from lorchestra.errors import ConfigError, LorchestraError
-from lorchestra.inference.pipeline import Pipeline, TooLong, encode_each
+from lorchestra.errors import LorchestraError
+from lorchestra.inference.pipeline import Pipeline, encode_each
 from lorchestra.inference.predict import PrefixReuse
 from lorchestra.metrics import predictive
-from lorchestra.metrics.calibrator import RAW, Calibration, pooled
+from lorchestra.metrics.calibrator import Calibration, pooled
 from lorchestra.metrics.decisions import Decision, Decisions
-from lorchestra.metrics.early_exit import ExitRule, StopRule, first_members
+from lorchestra.metrics.early_exit import first_members
 from lorchestra.questions import Question
+from lorchestra.runs.answer_options import AnswerOptions, QuestionOptions
 from lorchestra.types import EarlyExitPredictions, EncodedExample, Example, Predictions
 
 if TYPE_CHECKING:
@@ -164,61 +165,6 @@ class Answers(Iterator[Answer]):
         except ImportError as error:
             raise LorchestraError("to_pandas needs pandas: pip install 'lorchestra[pandas]'") from error
         return pandas.DataFrame([answer.to_dict() for answer in self])
-
-
-@dataclass(frozen=True)
-class QuestionOptions:
-    """How the mixture's answers to a typed question are calibrated, and which of them are automated."""
-
-    calibration: Calibration = RAW
-    decisions: Decisions | None = None
-
-
-@dataclass(frozen=True)
-class AnswerOptions:
-    """How rows are answered: the calibrated confidence below which to abstain, early exit, what to do with long rows,
-    how the mixture is calibrated, and which answers are automated; the last two by name for typed questions.
-
-    Raises:
-        ConfigError: decisions together with early exit or another threshold.
-    """
-
-    abstain_below: float | None = None
-    rule: ExitRule | None = None
-    too_long: TooLong = "error"
-    calibration: Calibration = RAW
-    decisions: Decisions | None = None
-    questions: Mapping[str, QuestionOptions] = field(default_factory=lambda: MappingProxyType({}))
-
-    def __post_init__(self) -> None:
-        """Refuse what contradicts the decisions of the run."""
-        for decisions in (self.decisions, *(question.decisions for question in self.questions.values())):
-            if decisions is not None:
-                self._check(decisions)
-
-    def _check(self, decisions: Decisions) -> None:
-        off = "leave the run's decisions out: --no-decisions (in Python, decisions=False)"
-        if self.rule is not None and decisions.stages is not None:
-            raise ConfigError(
-                "--early-exit: the run has a certified cascade, which decides how many members answer a row; leave"
-                f" --early-exit out, or {off}"
-            )
-        if self.rule is not None and (decisions.has_threshold or decisions.sets is not None):
-            raise ConfigError(
-                "--early-exit: the run's threshold and prediction sets are certified for the answers of all members,"
-                f" not of the first few; leave --early-exit out, or {off}"
-            )
-        if self.abstain_below is not None and decisions.has_threshold:
-            raise ConfigError(
-                f"--abstain-below {self.abstain_below:g}: the run has a certified threshold, which decides; leave"
-                f" --abstain-below out, or {off}"
-            )
-
-    @property
-    def stop_rule(self) -> StopRule | None:
-        """When a row needs no more members: early exit, or the run's cascade; None where all members answer."""
-        cascade = None if self.decisions is None else self.decisions.stages
-        return self.rule if cascade is None else cascade.rule(self.calibration)
 
 
 @dataclass(frozen=True)

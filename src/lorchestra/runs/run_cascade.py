@@ -19,6 +19,7 @@ from lorchestra.inference.predict import PrefixReuse
 from lorchestra.metrics.calibrator import Calibration
 from lorchestra.metrics.decisions import Decision, DecisionSettings
 from lorchestra.metrics.run_cascade import RunCascade, Runs, certify_runs
+from lorchestra.runs.answer_options import AnswerOptions
 from lorchestra.runs.calibrate import (
     certifying_rows,
     check_certifying,
@@ -30,7 +31,7 @@ from lorchestra.runs.calibrate import (
     used_rows,
 )
 from lorchestra.runs.evaluate import with_files
-from lorchestra.runs.predict import AnsweredChunk, AnswerOptions, answer_chunk
+from lorchestra.runs.predict import AnsweredChunk, answer_chunk
 from lorchestra.runs.rows import with_directory
 from lorchestra.store.run_cascade_record import SavedRunCascade
 from lorchestra.training.callbacks import Callback, CallbackList
