@@ -69,7 +69,7 @@ def test_runs_limits_and_keys_reach_the_server(lorchestra, served, tiny_base, tm
     ((service, host, port),) = served
     assert (host, port, service.limits.max_questions) == ("0.0.0.0", 9000, 7)
     assert service.options.keys.client(f"Bearer {KEY}") == "alice"
-    assert [run.is_calibrated for run in service.registry.runs] == [False]
+    assert [run.calibrated for run in service.registry.runs] == [frozenset()]
     service.stop()
 
 

@@ -30,7 +30,15 @@ def test_the_runs_page_has_what_a_form_needs(live):
         "runs": [
             {
                 "name": "fake",
-                "questions": {"label": {"type": "choice", "instructions": "", "options": ["no", "yes"]}},
+                "questions": {
+                    "label": {
+                        "type": "choice",
+                        "instructions": "",
+                        "options": ["no", "yes"],
+                        "calibrated": True,
+                        "certified": True,
+                    }
+                },
                 "num_members": 3,
                 "calibrated": True,
                 "certified": True,
@@ -42,9 +50,10 @@ def test_the_runs_page_has_what_a_form_needs(live):
 def test_a_run_is_described_by_its_directory(tiny_run, tiny_live):
     (run,) = tiny_live.get("/v1/x_runs").json()["runs"]
     assert (run["name"], run["num_members"], run["certified"]) == (tiny_run.name, 2, True)
-    assert [question["options"] for question in run["questions"].values()] == [["no", "yes"]]
+    (question,) = run["questions"].values()
+    assert (question["options"], question["calibrated"], question["certified"]) == (["no", "yes"], True, True)
     raw = ServedRun.load(str(tiny_run), raw=True)
-    assert (raw.is_calibrated, raw.is_certified) == (False, False)
+    assert (raw.calibrated, raw.certified) == (frozenset(), frozenset())
 
 
 def test_several_runs_are_served_by_name():

@@ -106,7 +106,7 @@ class FakeEngine:
 def served(engine, name="fake"):
     """A run with a given engine."""
     names = tuple(f"member_{index:02d}" for index in range(engine.num_members))
-    return ServedRun(name, engine, (TRAINED,), names, datetime(2026, 11, 28, tzinfo=UTC), True, True)
+    return ServedRun(name, engine, (TRAINED,), names, datetime(2026, 11, 28, tzinfo=UTC), {"label"}, {"label"})
 
 
 class Live:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -42,7 +43,7 @@ class ServedRun:
         questions: those that it was trained on.
         member_names: of the members that answer, in order.
         created: when it was trained.
-        is_calibrated, is_certified: whether trained questions get calibrated probabilities, and decisions.
+        calibrated, certified: names of the trained questions with calibrated probabilities, and with decisions.
         batch_tokens: most tokens of a batch on its device, unless configured.
     """
 
@@ -51,8 +52,8 @@ class ServedRun:
     questions: tuple[Question, ...]
     member_names: tuple[str, ...]
     created: datetime
-    is_calibrated: bool = False
-    is_certified: bool = False
+    calibrated: frozenset[str] = frozenset()
+    certified: frozenset[str] = frozenset()
     batch_tokens: int = _BATCH_TOKENS_CPU
 
     @classmethod
@@ -72,7 +73,7 @@ class ServedRun:
         """
         ensemble = Ensemble.load(directory, base=base)
         asker = Asker(ensemble, cache_bytes=cache_bytes, raw=raw)
-        decisions = None if raw else ensemble.decisions
+        names = [question.name for question in asker.questions]
         saved = Path(directory, "ensemble.json").stat().st_mtime
         on_cpu = ensemble.pipeline.model.device.type == "cpu"
         return cls(
@@ -81,8 +82,8 @@ class ServedRun:
             questions=asker.questions,
             member_names=tuple(f"member_{index:02d}" for index in ensemble.members),
             created=datetime.fromtimestamp(saved, UTC),
-            is_calibrated=not raw and ensemble.calibration.is_calibrated,
-            is_certified=decisions is not None and decisions.has_threshold,
+            calibrated=frozenset(() if raw else filter(partial(_is_calibrated, ensemble), names)),
+            certified=frozenset(() if raw else filter(partial(_is_certified, ensemble), names)),
             batch_tokens=_BATCH_TOKENS_CPU if on_cpu else _BATCH_TOKENS_CUDA,
         )
 
@@ -95,11 +96,24 @@ class ServedRun:
         """What a page about the run shows."""
         return {
             "name": self.name,
-            "questions": {question.name: question.to_dict() for question in self.questions},
+            "questions": {question.name: self._question_entry(question) for question in self.questions},
             "num_members": self.num_members,
-            "calibrated": self.is_calibrated,
-            "certified": self.is_certified,
+            "calibrated": bool(self.calibrated),
+            "certified": bool(self.certified),
         }
+
+    def _question_entry(self, question: Question) -> dict[str, object]:
+        name = question.name
+        return question.to_dict() | {"calibrated": name in self.calibrated, "certified": name in self.certified}
+
+
+def _is_calibrated(ensemble: Ensemble, question: str) -> bool:
+    return ensemble.calibrations.get(question, ensemble.calibration).is_calibrated
+
+
+def _is_certified(ensemble: Ensemble, question: str) -> bool:
+    decisions = ensemble.decisions_by_question.get(question, ensemble.decisions)
+    return decisions is not None and decisions.has_threshold
 
 
 @dataclass(frozen=True)
