@@ -355,14 +355,8 @@ class Prediction:
             self.num_members += second.pipeline.model.num_members
             self.has_stages = True
             return answer_chunks_by_runs(trained, second, cascade, chunks, parsed.reading.too_long)
-        options = options_of(
-            trained,
-            parsed.abstain_below,
-            self.rule,
-            parsed.reading.too_long,
-            raw=parsed.raw,
-            decisions=parsed.decisions,
-        )
+        below, too_long = parsed.abstain_below, parsed.reading.too_long
+        options = options_of(trained, below, self.rule, too_long, raw=parsed.raw, decisions=parsed.decisions)
         self.has_stages = options.decisions is not None and options.decisions.stages is not None
         return answer_chunks(trained.pipeline, chunks, options)
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorchestra.data.prompts import LETTERS
+from lorchestra.errors import DataError
 from lorchestra.inference.predict import MemberPass, predict_rows
 from lorchestra.inference.state_cache import StateCache, rows_in_order
 from lorchestra.metrics.calibrator import RAW, Calibration
@@ -127,11 +128,15 @@ class Asker:
         )
 
     def _encode(self, asked: Asked, question: Question, example: Example, trained: bool) -> EncodedAsk:
+        # a head has the run's labels only, and the base has none; there are 26 letters; and any other text is scored as
+        # a tree, which costs no more with many options, unless the run was trained to score it otherwise
         of_run = self.ensemble.pipeline.scoring
-        # a head has the run's labels only, the base has no head, and there are 26 letters
-        fits = of_run != "head" or (example.asked is None and asked.member != BASE)
-        fits = fits and (of_run != "letter" or self._lettered(question))
-        row = self._pipelines["" if fits else "tree"].tokenize([example], "error").rows[0]
+        fits = trained or self._lettered(question)
+        fits = fits and not (of_run == "head" and asked.member == BASE)
+        row = self._pipelines["" if fits else "tree"].tokenize([example], "error", bounded=False).rows[0]
+        length, most = row.num_tokens + 1, self.ensemble.pipeline.max_length
+        if length > most:
+            raise DataError(f"the state and the question have {length} tokens, and the run's prompts at most {most}")
         return EncodedAsk(asked, row, question, trained)
 
     def _lettered(self, question: Question) -> bool:
