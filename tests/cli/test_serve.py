@@ -69,7 +69,20 @@ def test_runs_limits_and_keys_reach_the_server(lorchestra, served, tiny_base, tm
     ((service, host, port),) = served
     assert (host, port, service.limits.max_questions) == ("0.0.0.0", 9000, 7)
     assert service.options.keys.client(f"Bearer {KEY}") == "alice"
-    assert [run.calibrated for run in service.registry.runs] == [frozenset()]
+    assert [(run.calibrated, run.similar) for run in service.registry.runs] == [(frozenset(), None)]
+    service.stop()
+
+
+def test_what_the_page_may_show_and_save_is_asked_for(lorchestra, served, tiny_base, tmp_path):
+    root = certify(tmp_path, tiny_base)
+    options = ("serve", root, "--show-training-rows", "--corrections")
+    code, _, err = lorchestra(*options, tmp_path / "rows.csv")
+    assert code == 2
+    assert "end it with .jsonl" in err
+    assert lorchestra(*options, tmp_path / "rows.jsonl")[0] == 0
+    ((service, _, _),) = served
+    (run,) = service.registry.runs
+    assert run.similar.nearest("good film", 1)
     service.stop()
 
 

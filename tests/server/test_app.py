@@ -35,15 +35,19 @@ def test_the_runs_page_has_what_a_form_needs(live):
                         "type": "choice",
                         "instructions": "",
                         "options": ["no", "yes"],
+                        "order": ["no", "yes"],
                         "calibrated": True,
                         "certified": True,
+                        "certificate": None,
                     }
                 },
                 "num_members": 3,
                 "calibrated": True,
                 "certified": True,
+                "shows_training_rows": False,
             }
-        ]
+        ],
+        "saves_corrections": False,
     }
 
 
@@ -123,7 +127,12 @@ def test_metrics_count_and_name_no_texts(live):
 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
-    [("GET", "/", 404), ("GET", "/v1/nothing", 404), ("GET", "/v1/systemone", 405), ("DELETE", "/v1/models", 405)],
+    [
+        ("GET", "/nothing", 404),
+        ("GET", "/v1/nothing", 404),
+        ("GET", "/v1/systemone", 405),
+        ("DELETE", "/v1/models", 405),
+    ],
 )
 def test_unknown_paths_and_methods_have_the_shape_of_errors(live, method, path, status):
     import httpx

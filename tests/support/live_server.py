@@ -144,10 +144,10 @@ class Live:
 
 
 @contextmanager
-def serving(runs, keys=(), log_texts=False, **limits):
+def serving(runs, keys=(), log_texts=False, corrections=None, **limits):
     """Serve runs for the length of the block; every request must have left the queue at its end."""
     options = ServiceOptions(ServeLimits(**limits), Keys.from_lines(keys, "keys"), log_texts)
-    live = Live(create_app(runs, options))
+    live = Live(create_app(runs, options, corrections=corrections))
     live.thread.start()
     try:
         live.wait_until(lambda: live.service.is_ready or live.service.has_failed)

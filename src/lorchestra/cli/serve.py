@@ -47,6 +47,11 @@ class ServeArguments:
     state_cache_mb: int = 256
     """Memory for the states of earlier requests, in MB per run: further questions about one cost their tokens only. A
     state is reused for the same key (or address) and prompt_cache_key only. 0 for none."""
+    corrections: str | None = None
+    """File to which the page at / appends the right answers that people give, one JSON line each, with the state's
+    text; calibrate and monitor read it with --data. Without it, the page offers no corrections."""
+    show_training_rows: bool = False
+    """Show, next to answers on the page, the training rows that are most similar to the state, with their labels."""
     log_texts: bool = False
     """Log the states and questions of requests. Without this, logs hold no texts."""
     limits: Annotated[ServeLimits, tyro.conf.arg(name="")] = field(default_factory=ServeLimits)
@@ -80,10 +85,16 @@ def run(arguments: Sequence[str]) -> int:
     messages()
     options = ServiceOptions(parsed.limits, keys, parsed.log_texts)
     runs = [
-        ServedRun.load(name, base=parsed.base, raw=parsed.raw, cache_bytes=parsed.state_cache_mb * 2**20)
+        ServedRun.load(
+            name,
+            base=parsed.base,
+            raw=parsed.raw,
+            cache_bytes=parsed.state_cache_mb * 2**20,
+            show_training_rows=parsed.show_training_rows,
+        )
         for name in parsed.runs
     ]
-    app = create_app(runs, options)
+    app = create_app(runs, options, corrections=parsed.corrections)
     serve(app, parsed.host, parsed.port)
     return 0
 

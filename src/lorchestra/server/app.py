@@ -13,7 +13,8 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from lorchestra.server import openapi
+from lorchestra.server import openapi, page_routes
+from lorchestra.server.corrections import Corrections
 from lorchestra.server.decisions import Decisions
 from lorchestra.server.endpoint import Endpoint, error_response
 from lorchestra.server.errors import HttpError, NotFoundError, UnauthenticatedError
@@ -24,15 +25,22 @@ from lorchestra.server.service import Service, ServiceOptions
 from lorchestra.server.systemone import SystemOne
 from lorchestra.server.wire import WireFormat
 
-_OPEN_PATHS = ("/health/live",)
+_OPEN_PATHS = ("/health/live", *page_routes.PATHS)
 """Paths that need no key."""
 
 
-def create_app(runs: Sequence[ServedRun], options: ServiceOptions | None = None) -> FastAPI:
+def create_app(
+    runs: Sequence[ServedRun], options: ServiceOptions | None = None, *, corrections: str | None = None
+) -> FastAPI:
     """An ASGI app that serves runs; its `state.service` is the `Service`.
 
+    Args:
+        runs: what is served.
+        options: see `ServiceOptions`.
+        corrections: the file to which corrected answers are appended; None if the page is not to offer that.
+
     Raises:
-        ConfigError: the runs' names are not unique.
+        ConfigError: the runs' names are not unique, or their corrections cannot be saved.
     """
     options = options or ServiceOptions()
     service = Service(runs, options)
@@ -48,7 +56,9 @@ def create_app(runs: Sequence[ServedRun], options: ServiceOptions | None = None)
         ("/v1/decisions", Decisions(), openapi.DECISIONS),
     ):
         app.add_api_route(path, Endpoint(service, wire).__call__, methods=["POST"], openapi_extra=extra, name=path[4:])
-    _add_pages(app, service)
+    saved = None if corrections is None else Corrections(corrections, runs)
+    _add_reports(app, service, saves_corrections=saved is not None)
+    page_routes.add_page(app, service, saved)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(HttpError, _on_http_error)
     app.add_middleware(_RequireKey, keys=options.keys)
@@ -68,7 +78,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await asyncio.get_running_loop().run_in_executor(None, service.stop)
 
 
-def _add_pages(app: FastAPI, service: Service) -> None:
+def _add_reports(app: FastAPI, service: Service, *, saves_corrections: bool) -> None:
     """The routes that only report."""
 
     @app.get("/v1/models")
@@ -84,7 +94,8 @@ def _add_pages(app: FastAPI, service: Service) -> None:
     @app.get("/v1/x_runs")
     async def runs() -> JSONResponse:
         """The runs, with the questions they were trained on."""
-        return JSONResponse({"runs": [run.to_dict() for run in service.registry.runs]})
+        shown = [run.to_dict() for run in service.registry.runs]
+        return JSONResponse({"runs": shown, "saves_corrections": saves_corrections})
 
     @app.get("/health/live")
     async def live() -> JSONResponse:

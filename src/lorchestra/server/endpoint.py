@@ -48,23 +48,7 @@ class Endpoint:
 
     async def __call__(self, request: Request) -> Response:
         """The response to a request; a request that cannot be answered gets an error in the format's shape."""
-        started = time.monotonic()
-        try:
-            response = await self._respond(request, started)
-        except HttpError as error:
-            response = error_response(self._wire, error)
-        except ClientDisconnect:
-            self._service.metrics.disconnects.inc()
-            response = Response(status_code=_CLIENT_LEFT)
-        except Exception as error:
-            logger.error("%s failed: %s", request.url.path, without_texts(error))
-            response = error_response(self._wire, EngineError("the server failed at this request"))
-        seconds = time.monotonic() - started
-        metrics, route = self._service.metrics, request.url.path
-        metrics.requests.labels(route, str(response.status_code)).inc()
-        metrics.seconds.labels(route).observe(seconds)
-        logger.info("%s %d %.3f s %s", route, response.status_code, seconds, request.scope.get("client_name", ""))
-        return response
+        return await responded(request, self._service, self._wire, self._respond(request, time.monotonic()))
 
     async def _respond(self, request: Request, started: float) -> Response:
         service = self._service
@@ -109,6 +93,29 @@ class Endpoint:
                 continue
             answer = one.reply.answer
             metrics.answers.labels(model.name, str(bool(answer.trained)).lower(), answer.decision or "none").inc()
+
+
+async def responded(
+    request: Request, service: Service, wire: WireFormat, work: Coroutine[object, object, Response]
+) -> Response:
+    """The response that some work returns, or that of the error it raises; counted and logged."""
+    started = time.monotonic()
+    metrics, route = service.metrics, request.url.path
+    try:
+        response = await work
+    except HttpError as error:
+        response = error_response(wire, error)
+    except ClientDisconnect:
+        metrics.disconnects.inc()
+        response = Response(status_code=_CLIENT_LEFT)
+    except Exception as error:
+        logger.error("%s failed: %s", route, without_texts(error))
+        response = error_response(wire, EngineError("the server failed at this request"))
+    seconds = time.monotonic() - started
+    metrics.requests.labels(route, str(response.status_code)).inc()
+    metrics.seconds.labels(route).observe(seconds)
+    logger.info("%s %d %.3f s %s", route, response.status_code, seconds, request.scope.get("client_name", ""))
+    return response
 
 
 def error_response(wire: WireFormat, error: HttpError) -> Response:

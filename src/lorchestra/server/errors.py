@@ -76,6 +76,14 @@ class UnauthenticatedError(HttpError):
     code = "invalid_api_key"
 
 
+class ForbiddenError(HttpError):
+    """The request may come from a page of another site."""
+
+    http_status = 403
+    error_type = "permission_error"
+    code = "forbidden"
+
+
 class NotFoundError(HttpError):
     """There is no such route."""
 
@@ -144,6 +152,14 @@ class DrainingError(HttpError):
     code = "draining"
     retry_after_s = 5.0
     close = True
+
+
+class CorrectionsFullError(HttpError):
+    """The file of corrections has its largest size."""
+
+    http_status = 507
+    error_type = "server_error"
+    code = "corrections_full"
 
 
 class EngineError(HttpError):

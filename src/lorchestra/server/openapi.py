@@ -57,7 +57,11 @@ _CHOICE = _object(
     criteria={"type": "object", "additionalProperties": _OPTIONAL_TEXT, "minProperties": 2, "maxProperties": 255},
 )
 _SCORE = _object(
-    ["type", "criteria"], type=_constant("score"), instructions=_OPTIONAL_TEXT, criteria=_list(_TEXT, 2, 10)
+    ["type", "criteria"],
+    type=_constant("score"),
+    instructions=_OPTIONAL_TEXT,
+    criteria=_list(_TEXT, 2, 10),
+    x_descriptions={"type": "array", "items": _OPTIONAL_TEXT, "description": "of each level, as a run was trained"},
 )
 
 SYSTEMONE = _operation(

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from lorchestra.errors import ConfigError, did_you_mean
+from lorchestra.data.row_writer import RowWriter
+from lorchestra.errors import ConfigError, LorchestraError, did_you_mean
+from lorchestra.metrics.decisions import Decisions
 from lorchestra.nn.packing import BASE
 from lorchestra.questions import Question
 from lorchestra.runs.ask import Asked, Asker, EncodedAsk, Reply
 from lorchestra.runs.ensemble import Ensemble
+from lorchestra.runs.similar import SimilarRows
+from lorchestra.server.certificate import certificate_entry
 from lorchestra.server.errors import ModelNotFoundError
+
+logger = logging.getLogger(__name__)
 
 ALIAS = "jev-latest"
 """Another name of the first run, which clients of /v1/systemone send by default."""
@@ -45,6 +52,9 @@ class ServedRun:
         created: when it was trained.
         calibrated, certified: names of the trained questions with calibrated probabilities, and with decisions.
         batch_tokens: most tokens of a batch on its device, unless configured.
+        certificates: of the decisions, as `certificate_entry` has them, by trained question; those that have some.
+        writer: writes labelled rows that the run reads; None if it has no trained questions.
+        similar: the index of its training rows, or why there is none; None if they are not to be shown.
     """
 
     name: str
@@ -55,10 +65,19 @@ class ServedRun:
     calibrated: frozenset[str] = frozenset()
     certified: frozenset[str] = frozenset()
     batch_tokens: int = _BATCH_TOKENS_CPU
+    certificates: Mapping[str, dict[str, object]] = field(default_factory=dict)
+    writer: RowWriter | None = None
+    similar: SimilarRows | str | None = None
 
     @classmethod
     def load(
-        cls, directory: str, *, base: str | None = None, raw: bool = False, cache_bytes: int = 256 * 2**20
+        cls,
+        directory: str,
+        *,
+        base: str | None = None,
+        raw: bool = False,
+        cache_bytes: int = 256 * 2**20,
+        show_training_rows: bool = False,
     ) -> ServedRun:
         """Load a finished run.
 
@@ -67,6 +86,7 @@ class ServedRun:
             base: where the base is now, if it has moved.
             raw: answer with the mixture as it is, without calibration and decisions.
             cache_bytes: most bytes of cached states.
+            show_training_rows: index the training rows, which the page then shows.
 
         Raises:
             CheckpointError: see `Ensemble.load`.
@@ -74,6 +94,7 @@ class ServedRun:
         ensemble = Ensemble.load(directory, base=base)
         asker = Asker(ensemble, cache_bytes=cache_bytes, raw=raw)
         names = [question.name for question in asker.questions]
+        decided = {} if raw else {name: one for name in names if (one := _decisions(ensemble, name)) is not None}
         saved = Path(directory, "ensemble.json").stat().st_mtime
         on_cpu = ensemble.pipeline.model.device.type == "cpu"
         return cls(
@@ -83,8 +104,11 @@ class ServedRun:
             member_names=tuple(f"member_{index:02d}" for index in ensemble.members),
             created=datetime.fromtimestamp(saved, UTC),
             calibrated=frozenset(() if raw else filter(partial(_is_calibrated, ensemble), names)),
-            certified=frozenset(() if raw else filter(partial(_is_certified, ensemble), names)),
+            certified=frozenset(name for name, decisions in decided.items() if decisions.has_threshold),
             batch_tokens=_BATCH_TOKENS_CPU if on_cpu else _BATCH_TOKENS_CUDA,
+            certificates={name: certificate_entry(decisions) for name, decisions in decided.items()},
+            writer=RowWriter(ensemble.config.data, typed=bool(ensemble.record.questions)) if names else None,
+            similar=_similar(ensemble) if show_training_rows else None,
         )
 
     @property
@@ -100,20 +124,35 @@ class ServedRun:
             "num_members": self.num_members,
             "calibrated": bool(self.calibrated),
             "certified": bool(self.certified),
+            "shows_training_rows": self.similar is not None,
         }
 
     def _question_entry(self, question: Question) -> dict[str, object]:
         name = question.name
-        return question.to_dict() | {"calibrated": name in self.calibrated, "certified": name in self.certified}
+        return question.to_dict() | {
+            # the options' names again: JavaScript sorts those of an object that are integers
+            "order": list(question.options),
+            "calibrated": name in self.calibrated,
+            "certified": name in self.certified,
+            "certificate": self.certificates.get(name),
+        }
 
 
 def _is_calibrated(ensemble: Ensemble, question: str) -> bool:
     return ensemble.calibrations.get(question, ensemble.calibration).is_calibrated
 
 
-def _is_certified(ensemble: Ensemble, question: str) -> bool:
-    decisions = ensemble.decisions_by_question.get(question, ensemble.decisions)
-    return decisions is not None and decisions.has_threshold
+def _decisions(ensemble: Ensemble, question: str) -> Decisions | None:
+    return ensemble.decisions_by_question.get(question, ensemble.decisions)
+
+
+def _similar(ensemble: Ensemble) -> SimilarRows | str:
+    """The index of a run's training rows, or why there is none; the log has the error, which may name files."""
+    try:
+        return SimilarRows.of_run(ensemble)
+    except LorchestraError as error:
+        logger.warning("no similar training rows of %s: %s", ensemble.run.root, error)
+        return "The run's training rows cannot be read; the server's log says why."
 
 
 @dataclass(frozen=True)

@@ -84,10 +84,11 @@ def _question(name: str, entry: object) -> AskedQuestion:
         raise InvalidRequestError(f"type is {kind[:60]!r}; use choice, noul or score", (*at, "type"))
     instructions = values.get("instructions")
     text = "" if instructions is None else json_text(typed(instructions, _TEXT, (*at, "instructions")))
-    return _PARSERS[kind](name, text, values.get("criteria"), at)
+    return _PARSERS[kind](name, text, values, at)
 
 
-def _noul(name: str, instructions: str, criteria: object, at: Location) -> AskedQuestion:
+def _noul(name: str, instructions: str, values: JsonObject, at: Location) -> AskedQuestion:
+    criteria = values.get("criteria")
     sides = {} if criteria is None else typed(criteria, dict, (*at, "criteria"))
     unknown = [side for side in sides if side not in ("true", "false")]
     if unknown:
@@ -97,17 +98,20 @@ def _noul(name: str, instructions: str, criteria: object, at: Location) -> Asked
     return AskedQuestion(question, (False, True), at)
 
 
-def _choice(name: str, instructions: str, criteria: object, at: Location) -> AskedQuestion:
-    options = typed(criteria, dict, (*at, "criteria"))
+def _choice(name: str, instructions: str, values: JsonObject, at: Location) -> AskedQuestion:
+    options = typed(values.get("criteria"), dict, (*at, "criteria"))
     described = tuple(_description(text, (*at, "criteria", option)) for option, text in options.items())
     question = question_at((*at, "criteria"), name, "choice", instructions, tuple(options), described)
     return AskedQuestion(question, tuple(options), at)
 
 
-def _score(name: str, instructions: str, criteria: object, at: Location) -> AskedQuestion:
-    levels = typed(criteria, list, (*at, "criteria"))
+def _score(name: str, instructions: str, values: JsonObject, at: Location) -> AskedQuestion:
+    levels = typed(values.get("criteria"), list, (*at, "criteria"))
     texts = tuple(json_text(typed(level, _TEXT, (*at, "criteria", index))) for index, level in enumerate(levels))
-    question = question_at((*at, "criteria"), name, "score", instructions, texts)
+    # the format describes no levels, and a run may have been trained on some that are
+    given = typed(values.get("x_descriptions") or [], list, (*at, "x_descriptions"))
+    described = tuple(_description(text, (*at, "x_descriptions", index)) for index, text in enumerate(given))
+    question = question_at((*at, "criteria"), name, "score", instructions, texts, described)
     return AskedQuestion(question, tuple(levels), at)
 
 
