@@ -144,6 +144,30 @@ def test_a_written_question_is_flagged_and_its_texts_stay_texts(opened, server, 
     assert page.locator("#results script, #results img").count() == 0
 
 
+def test_trained_questions_are_asked_exactly_as_they_were_trained(opened):
+    class Recorder(FakeEngine):
+        asked = ()
+
+        def encode(self, asked):
+            self.asked = (*self.asked, asked.question)
+            return super().encode(asked)
+
+    questions = (
+        Question("genre", "choice", "Which?", ("10", "9", "film"), ("ten", None, NASTY)),
+        Question("praised", "predicate", "It is praised.", ("false", "true"), (None, "good or fine")),
+        Question("plain", "predicate", "It is long."),
+        Question("length", "score", "How long?", ("2", "1", "0"), ("two", None, "none")),
+        Question("__proto__", "score", "", ("low", "high")),
+    )
+    engine = Recorder()
+    with serving([dataclasses.replace(served(engine), questions=questions)]) as server:
+        page = opened(server)
+        ask(page)
+        assert page.locator(".answer h2").all_inner_texts() == [f"{one.name} {one.type}" for one in questions]
+        assert engine.asked[-len(questions) :] == questions
+        assert page.get_by_role("article", name="length").locator(".name").all_inner_texts() == ["2", "1", "0"]
+
+
 def test_predicates_scores_and_many_options(opened, server):
     page = opened(server)
     write_question(page, "predicate", "It is about billing.")
