@@ -64,7 +64,7 @@ def test_every_key_is_compared_in_constant_time(monkeypatch):
     assert {len(digest) for pair in compared for digest in pair} == {32}
 
 
-ROUTES = ["/v1/models", "/v1/x_runs", "/metrics", "/docs", "/openapi.json", "/health/ready", "/nothing", "/"]
+ROUTES = ["/v1/models", "/v1/x_runs", "/metrics", "/docs", "/openapi.json", "/health/ready", "/nothing", "/page"]
 
 
 def test_every_route_but_live_needs_a_key(engine):
