@@ -7,8 +7,8 @@
 The public names, each imported at its first use, so that `import lorchestra` does not wait for torch:
 
 - `Ensemble`: `train`, `load` and `from_peft` return one; `predict` returns `Answers`, an iterator of `Answer`;
-  `evaluate` returns an `Evaluation` (of `MethodScores`, `OodScores`, `EarlyExitScores`) or raises
-  `UnsavedEvaluationError`, which has it; `as_module` returns an `EnsembleModule`; `save_pretrained` writes PEFT
+  `ask` takes typed questions (`Question`); `evaluate` returns an `Evaluation` (of `MethodScores`, `OodScores`,
+  `EarlyExitScores`, `QuestionScores`) or raises `UnsavedEvaluationError`, which has it; `as_module` returns an `EnsembleModule`; `save_pretrained` writes PEFT
   folders. `Ensemble.run` is a `Run` (the run directory; its `read_search` returns a `SearchRecord` of `TrialRecord`),
   `Ensemble.record` an `EnsembleRecord` with a `MemberRecord` per member, `Ensemble.pipeline` a `Pipeline`, whose
   methods return `Predictions`, `Ensemble.calibration` the `Calibration` of the mixture (in the run, a
@@ -58,6 +58,8 @@ if TYPE_CHECKING:
     from lorchestra.metrics.result import Evaluation as Evaluation
     from lorchestra.metrics.result import MethodScores as MethodScores
     from lorchestra.metrics.result import OodScores as OodScores
+    from lorchestra.metrics.result import QuestionScores as QuestionScores
+    from lorchestra.questions import Question as Question
     from lorchestra.runs.build import build_module as build_module
     from lorchestra.runs.ensemble import Ensemble as Ensemble
     from lorchestra.runs.evaluate import UnsavedEvaluationError as UnsavedEvaluationError
@@ -94,7 +96,8 @@ _MODULES = {
     "metrics.certificates": ("Certificate",),
     "metrics.decisions": ("Decisions",),
     "metrics.monitoring": ("Monitoring",),
-    "metrics.result": ("EarlyExitScores", "Evaluation", "MethodScores", "OodScores"),
+    "metrics.result": ("EarlyExitScores", "Evaluation", "MethodScores", "OodScores", "QuestionScores"),
+    "questions": ("Question",),
     "runs.build": ("build_module",),
     "runs.ensemble": ("Ensemble",),
     "runs.evaluate": ("UnsavedEvaluationError",),

@@ -162,12 +162,13 @@ def _show(entry: Json) -> None:
 
 def _draw(run: Run, entry: Json, say: Callable[[str], None]) -> None:
     """Write the reliability diagram to the run directory."""
+    from lorchestra.metrics.question_scores import calibration_of
     from lorchestra.metrics.result import Evaluation
     from lorchestra.report.figure import reliability_figure
 
     name = f"{entry['task']}.{entry['split']}"
     picture = run.inside(f"reliability.{name}.png")
     predictions = run.load_predictions(entry["task"], entry["split"])
-    calibration = Evaluation.from_dict(entry).calibration_of(predictions)
+    calibration = calibration_of(Evaluation.from_dict(entry), predictions)
     reliability_figure(predictions, picture, calibration)
     say(f"picture: {picture}")

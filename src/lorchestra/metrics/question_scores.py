@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from lorchestra.metrics.by_question import split_by_question
-from lorchestra.metrics.calibrator import Calibration, pooled
+from lorchestra.metrics.by_question import RowCalibration, split_by_question
+from lorchestra.metrics.calibrator import Calibrates, Calibration, pooled
 from lorchestra.metrics.evaluation import evaluate
 from lorchestra.metrics.ordinal import ordinal_scores
-from lorchestra.metrics.result import MethodScores, QuestionScores
+from lorchestra.metrics.result import Evaluation, MethodScores, QuestionScores
 from lorchestra.questions import Question
 from lorchestra.types import Predictions, plain_values
 
@@ -58,6 +58,15 @@ def evaluate_questions(
         ordinal = _ordinal(part, calibration) if question.type == "score" else {}
         scores[question.name] = QuestionScores(question.type, evaluation, ordinal)
     return scores
+
+
+def calibration_of(evaluation: Evaluation, predictions: Predictions) -> Calibrates | None:
+    """The calibration of the evaluated mixture: that of all rows, or by their typed questions."""
+    if evaluation.questions is None or not predictions.questions:
+        return evaluation.calibration
+    calibrations = {name: one.evaluation.calibration for name, one in evaluation.questions.items()}
+    given = {name: calibration for name, calibration in calibrations.items() if calibration is not None}
+    return RowCalibration(given, predictions.questions)
 
 
 def _ordinal(predictions: Predictions, calibration: Calibration | None) -> dict[str, dict[str, float | None]]:

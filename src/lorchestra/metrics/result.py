@@ -11,10 +11,9 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from lorchestra.errors import LorchestraError
-from lorchestra.metrics.by_question import RowCalibration
-from lorchestra.metrics.calibrator import Calibrates, Calibration
+from lorchestra.metrics.calibrator import Calibration
 from lorchestra.metrics.table import BY_KEY, Metric
-from lorchestra.types import Json, Predictions
+from lorchestra.types import Json
 
 if TYPE_CHECKING:
     import pandas
@@ -330,14 +329,6 @@ class Evaluation:
         """Whether the ensemble's probabilities were calibrated on validation rows."""
         by_question = (self.questions or {}).values()
         return self.calibration is not None or any(one.evaluation.is_calibrated for one in by_question)
-
-    def calibration_of(self, predictions: Predictions) -> Calibrates | None:
-        """The calibration of the mixture of these rows: that of all rows, or by their typed questions."""
-        if self.questions is None or not predictions.questions:
-            return self.calibration
-        calibrations = {name: one.evaluation.calibration for name, one in self.questions.items()}
-        given = {name: calibration for name, calibration in calibrations.items() if calibration is not None}
-        return RowCalibration(given, predictions.questions)
 
     @classmethod
     def of(cls, entry: Evaluation | Json) -> Evaluation:

@@ -26,8 +26,10 @@ from lorchestra.metrics.decisions import Decisions, DecisionSettings, ScoreSetti
 from lorchestra.metrics.early_exit import ExitRule
 from lorchestra.metrics.monitoring import Monitoring
 from lorchestra.metrics.result import Evaluation
+from lorchestra.questions import Question
 from lorchestra.runs import arguments
 from lorchestra.runs.answer_options import AnswerOptions, options_of
+from lorchestra.runs.ask import Asked, Asker
 from lorchestra.runs.calibrate import calibrate_run
 from lorchestra.runs.evaluate import FILES, evaluate_run
 from lorchestra.runs.import_peft import BASE_OF_THE_FOLDERS, import_run
@@ -244,6 +246,26 @@ class Ensemble:
         rule = _exit_rule(early_exit)
         options = options_of(self, abstain_below, rule, too_long, raw=raw, decisions=decisions)
         return Answers(self._answers(input_rows_of(self, rows), options, on_error))
+
+    def ask(self, states: Sequence[str], questions: Sequence[Question], *, raw: bool = False) -> list[list[Answer]]:
+        """Answers to typed questions about each state, in their order: those of the run's training, and any others.
+
+        Questions that the run was not trained on are answered by its members too, without calibration and decision;
+        `Answer.trained` is then false.
+
+        Args:
+            states: texts.
+            questions: asked about each of them.
+            raw: answer with the mixture as it is, and without the run's decisions.
+
+        Raises:
+            DataError: a state with its question is longer than the run's prompts.
+            CheckpointError: see `calibration`.
+        """
+        asker = Asker(self, raw=raw)
+        asks = [asker.encode(Asked(state, question)) for state in states for question in questions]
+        replies = iter(asker.answer(asks))
+        return [[next(replies).answer for _ in questions] for _ in states]
 
     def _answers(self, rows: Iterator[InputRow], options: AnswerOptions, on_error: OnError) -> Iterator[Answer]:
         counts, self.pipeline.order_flips = AnswerCounts(), OrderFlips()

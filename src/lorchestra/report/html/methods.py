@@ -10,6 +10,7 @@ from lorchestra.config.mappings import differences, from_mapping, to_mapping
 from lorchestra.config.run import RunConfig
 from lorchestra.errors import CheckpointError, DataError
 from lorchestra.metrics.evaluation import ensemble_minus
+from lorchestra.metrics.question_scores import calibration_of
 from lorchestra.metrics.result import Evaluation, finite_ends
 from lorchestra.metrics.table import DECISIONS, ON_PAGE, SUMMARY, WITH_DIRECTION, Metric
 from lorchestra.report.differences import Method
@@ -107,7 +108,7 @@ def paired(entry: Evaluation, predictions: Predictions, results: Sequence[Method
     intervals = ensemble_minus(
         predictions,
         {result.key: result.predictions for result in results},
-        calibration=entry.calibration_of(predictions),
+        calibration=calibration_of(entry, predictions),
         resamples=entry.resamples,
         seed=entry.seed,
     )

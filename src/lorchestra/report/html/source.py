@@ -15,6 +15,7 @@ from lorchestra.metrics.calibrator import Calibrates, pooled
 from lorchestra.metrics.decisions import Decisions
 from lorchestra.metrics.evaluation import evaluate
 from lorchestra.metrics.predictive import FloatArray
+from lorchestra.metrics.question_scores import calibration_of
 from lorchestra.metrics.result import Evaluation
 from lorchestra.metrics.scores import accuracy
 from lorchestra.store.predictions import load_predictions
@@ -67,7 +68,7 @@ class ReportRun:
         Raises:
             CheckpointError: the evaluation's calibration does not fit these rows.
         """
-        return mixture_of(predictions, self.entry.calibration_of(predictions), self.run)
+        return mixture_of(predictions, calibration_of(self.entry, predictions), self.run)
 
 
 def read_run(root: str | Path, split: str | None = None) -> ReportRun:
@@ -84,7 +85,7 @@ def read_run(root: str | Path, split: str | None = None) -> ReportRun:
     entry = _choose(run, entries, split)
     task = entry.task
     predictions = _read_predictions(run, f"{task}.{entry.split}", answered=True)
-    mixture_of(predictions, entry.calibration_of(predictions), run)  # refuses what does not fit
+    mixture_of(predictions, calibration_of(entry, predictions), run)  # refuses what does not fit
     _check_pair(run, entry, predictions)
     members = tuple(m for m, member in enumerate(record["members"]) if member["state"] != "failed")
     if len(members) != predictions.num_members:
@@ -262,7 +263,7 @@ def mixture_of(predictions: Predictions, calibration: Calibrates | None, run: Ru
 def accuracy_differs(entry: Evaluation, predictions: Predictions) -> str | None:
     """That an evaluation has another accuracy than predictions, as a clause; None where it has not."""
     saved = entry.ensemble.metrics["accuracy"]
-    computed = accuracy(pooled(predictions.log_probs_MEC, entry.calibration_of(predictions)), predictions.labels)
+    computed = accuracy(pooled(predictions.log_probs_MEC, calibration_of(entry, predictions)), predictions.labels)
     if saved is not None and abs(computed - saved) <= 1e-9:
         return None
     return f"accuracy is {saved} here and {computed} in the predictions"
@@ -273,7 +274,7 @@ def _with_temperature(entry: Evaluation, predictions: Predictions, validation: P
         predictions,
         validation=validation,
         temperature=True,
-        calibration=entry.calibration_of(predictions),
+        calibration=calibration_of(entry, predictions),
         resamples=entry.resamples,
         seed=entry.seed,
     )
