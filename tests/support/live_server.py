@@ -103,10 +103,11 @@ class FakeEngine:
         return tuple(weight / sum(weights) for weight in weights)
 
 
-def served(engine, name="fake"):
+def served(engine, name="fake", **fields):
     """A run with a given engine."""
     names = tuple(f"member_{index:02d}" for index in range(engine.num_members))
-    return ServedRun(name, engine, (TRAINED,), names, datetime(2026, 11, 28, tzinfo=UTC), {"label"}, {"label"})
+    created = datetime(2026, 11, 28, tzinfo=UTC)
+    return ServedRun(name, engine, (TRAINED,), names, created, {"label"}, {"label"}, **fields)
 
 
 class Live:

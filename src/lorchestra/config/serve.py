@@ -32,7 +32,7 @@ class ServeLimits:
     """Most requests at a time; more get status 529."""
     max_queue_tokens: int = 4_000_000
     """Most tokens of all open requests; more get status 529. A client that has half of them waiting gets 429."""
-    timeout: float = 60.0
+    timeout: float = 120.0
     """Seconds after which a request without an answer gets status 504."""
     body_timeout: float = 10.0
     """Seconds in which a request's body must have arrived; twice that for its headers."""

@@ -93,6 +93,8 @@ class Endpoint:
                 continue
             answer = one.reply.answer
             metrics.answers.labels(model.name, str(bool(answer.trained)).lower(), answer.decision or "none").inc()
+            if model.member is None:
+                metrics.questions.count(model.run.name, one.reply)
 
 
 async def responded(

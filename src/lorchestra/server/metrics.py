@@ -1,20 +1,24 @@
-"""What `/metrics` reports, in Prometheus's format; no texts, no names of questions."""
+"""What `/metrics` reports, in Prometheus's format; no texts, and no names that clients give."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from lorchestra.server.question_metrics import QuestionMetrics
+from lorchestra.server.registry import ServedRun
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
 class Metrics:
-    """Counters and histograms of one server."""
+    """Counters and histograms of one server, which serves these runs."""
 
-    def __init__(self) -> None:
+    def __init__(self, runs: Sequence[ServedRun]) -> None:
         registry = self._registry = CollectorRegistry()
+        self.questions = QuestionMetrics(registry, runs)
         self.requests = Counter(
             "lorchestra_requests", "Requests by route and status", ("route", "status"), registry=registry
         )

@@ -53,6 +53,7 @@ class ServedRun:
         calibrated, certified: names of the trained questions with calibrated probabilities, and with decisions.
         batch_tokens: most tokens of a batch on its device, unless configured.
         certificates: of the decisions, as `certificate_entry` has them, by trained question; those that have some.
+        references: the confidences of the rows that certified, by trained question.
         writer: writes labelled rows that the run reads; None if it has no trained questions.
         similar: the index of its training rows, or why there is none; None if they are not to be shown.
     """
@@ -66,6 +67,7 @@ class ServedRun:
     certified: frozenset[str] = frozenset()
     batch_tokens: int = _BATCH_TOKENS_CPU
     certificates: Mapping[str, dict[str, object]] = field(default_factory=dict)
+    references: Mapping[str, Sequence[float]] = field(default_factory=dict)
     writer: RowWriter | None = None
     similar: SimilarRows | str | None = None
 
@@ -107,6 +109,7 @@ class ServedRun:
             certified=frozenset(name for name, decisions in decided.items() if decisions.has_threshold),
             batch_tokens=_BATCH_TOKENS_CPU if on_cpu else _BATCH_TOKENS_CUDA,
             certificates={name: certificate_entry(decisions) for name, decisions in decided.items()},
+            references={} if raw else _references(ensemble, names),
             writer=RowWriter(ensemble.config.data, typed=bool(ensemble.record.questions)) if names else None,
             similar=_similar(ensemble) if show_training_rows else None,
         )
@@ -136,6 +139,17 @@ class ServedRun:
             "certified": name in self.certified,
             "certificate": self.certificates.get(name),
         }
+
+
+def _references(ensemble: Ensemble, names: Sequence[str]) -> dict[str, Sequence[float]]:
+    """The confidences of the rows that certified each of the questions."""
+    record = ensemble.run.read_calibration(ensemble.record)
+    references: dict[str, Sequence[float]] = {}
+    for name in names:
+        saved = None if record is None else record.questions.get(name, record.only).saved_decisions
+        if saved is not None and saved.reference is not None:
+            references[name] = saved.reference.numbers["max_prob"]
+    return references
 
 
 def _is_calibrated(ensemble: Ensemble, question: str) -> bool:

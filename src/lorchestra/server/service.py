@@ -49,7 +49,7 @@ class Service:
         self.registry = Registry(runs)
         self.options = options
         self.limits = options.limits
-        self.metrics = Metrics()
+        self.metrics = Metrics(runs)
         self.queue = RequestQueue(self.limits, self._on_batch)
         self._encoder = ThreadPoolExecutor(1, "lorchestra-encoder")
         self._is_warm = self.has_failed = self.is_draining = False
