@@ -9,12 +9,12 @@ The public names, each imported at its first use, so that `import lorchestra` do
 - `Ensemble`: `train`, `load` and `from_peft` return one; `predict` returns `Answers`, an iterator of `Answer`;
   `ask` takes typed questions (`Question`); `evaluate` returns an `Evaluation` (of `MethodScores`, `OodScores`,
   `EarlyExitScores`, `QuestionScores`) or raises `UnsavedEvaluationError`, which has it; `as_module` returns an
-  `EnsembleModule`; `save_pretrained` writes PEFT folders. `Ensemble.run` is a `Run` (the run directory; its `read_search` returns a `SearchRecord` of `TrialRecord`),
-  `Ensemble.record` an `EnsembleRecord` with a `MemberRecord` per member, `Ensemble.pipeline` a `Pipeline`, whose
-  methods return `Predictions`, `Ensemble.calibration` the `Calibration` of the mixture (in the run, a
-  `CalibrationRecord` of a `QuestionCalibration` per question). `calibrate` returns the `Decisions` by which `predict`
-  then decides: thresholds with their `Certificate`, and prediction sets; `monitor` a `Monitoring`, whether new rows are
-  like those that certified.
+  `EnsembleModule`; `save_pretrained` writes PEFT folders. `Ensemble.run` is a `Run` (the run directory; its
+  `read_search` returns a `SearchRecord` of `TrialRecord`), `Ensemble.record` an `EnsembleRecord` with a `MemberRecord`
+  per member, `Ensemble.pipeline` a `Pipeline`, whose methods return `Predictions`, `Ensemble.calibration` the
+  `Calibration` of the mixture (in the run, a `CalibrationRecord` of a `QuestionCalibration` per question). `calibrate`
+  returns the `Decisions` by which `predict` then decides: thresholds with their `Certificate`, and prediction sets;
+  `monitor` a `Monitoring`, whether new rows are like those that certified.
 - `read_task` and `build_module`: the rows (`Task` of `Example`) and the untrained members (`EnsembleModule`) for a
   custom training loop. `answers_from` turns `Predictions` into answers.
 - Configuration: `RunConfig` of `BaseConfig`, `AdaptConfig`, `DataConfig` (with `FieldsConfig`, `ReadConfig`,

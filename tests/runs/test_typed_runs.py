@@ -296,5 +296,6 @@ def test_states_are_asked_in_python(trained):
     assert [[answer.question for answer in of_state] for of_state in answers] == [["long", "good"]] * 2
     for state, of_state in zip(states, answers, strict=True):
         np.testing.assert_allclose(of_state[0].probs, ask(Asker(trained), state, LONG)["long"].probs, atol=1e-6)
-    with pytest.raises(DataError, match=r"the state and the question have \d+ tokens, and the run's prompts at most 256"):
+    message = r"the state and the question have \d+ tokens, and the run's prompts at most 256"
+    with pytest.raises(DataError, match=message):
         trained.ask(["film " * 300], [GOOD])
