@@ -16,7 +16,8 @@ from lorchestra.metrics.calibrator import Calibration
 from lorchestra.metrics.result import Evaluation, MethodScores
 from lorchestra.metrics.table import IN_TABLES
 from lorchestra.questions import Question
-from lorchestra.report.card_program import base_reference, is_known_elsewhere, program, prompt_of
+from lorchestra.report.card_program import base_reference, is_known_elsewhere, program
+from lorchestra.report.typed_prompts import prompt_text
 from lorchestra.store.calibration_record import ONLY_QUESTION
 from lorchestra.types import Json
 
@@ -89,16 +90,14 @@ def _introduction(record: Json, members: Sequence[str], merged: bool) -> str:
 
 def _question(record: Json, question: Question) -> str:
     """A typed question: its options and its prompt."""
-    prompt = prompt_of(record, question)
     options = "\n".join(
         f"- `{option}`" + ("" if text is None else f": {_in_line(text)}")
         for option, text in zip(question.options, question.descriptions, strict=True)
     )
     levels = ", from the lowest level" if question.type == "score" else ""
-    text = f"{prompt.before}{{state}}{''.join(prompt.block)}"
     return (
         f"`{_in_line(question.name)}`, a {question.type}{levels}. {_in_line(question.instructions)}\n\n{options}\n\n"
-        f"Prompt:\n\n{_indented(text)}\n"
+        f"Prompt:\n\n{_indented(prompt_text(record, question))}\n"
     )
 
 

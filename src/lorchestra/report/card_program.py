@@ -6,9 +6,9 @@ import re
 from collections.abc import Sequence
 from pathlib import PurePath
 
-from lorchestra.data.prompts import TypedPrompt, typed_prompt
 from lorchestra.metrics.calibrator import Calibration
 from lorchestra.questions import Question
+from lorchestra.report.typed_prompts import prompt_of
 from lorchestra.types import Json
 
 
@@ -47,13 +47,6 @@ def program(
         "print(dict(zip(choices, ensemble.tolist())))",
     ]
     return "\n".join(lines) + "\n"
-
-
-def prompt_of(record: Json, question: Question) -> TypedPrompt:
-    """The prompt of one of a run's typed questions."""
-    alone = record["chat_frame"]["alone"] if record["chat_template"] else None
-    lettered = record["scoring"] == "letter"
-    return typed_prompt(question, alone, lettered=lettered, answer_prefix=record.get("answer_prefix", " "))
 
 
 def _loading_lines(record: Json, members: Sequence[str]) -> list[str]:
