@@ -8,33 +8,33 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from lorchestra.metrics.result import Evaluation, MethodScores, QuestionScores
+from lorchestra.metrics.result import Evaluation, MethodScores, Numbers, QuestionScores
 from lorchestra.metrics.table import BY_KEY, MAIN_TARGET
 from lorchestra.report.fitted_table import FittedTable
+from lorchestra.report.table import best_baseline
 from lorchestra.types import Json
 
 METRICS = tuple(BY_KEY[key] for key in ("accuracy", MAIN_TARGET, "nll", "ece", "aurc"))
 """What is shown of every question."""
 ORDINAL = {"level_mae": "MAE levels", "rps": "RPS", "quadratic_kappa": "Kappa"}
 """What is shown of scores in addition, with headings."""
-METHODS = {"ensemble": "ensemble", "one LoRA": "member_mean"}
-"""The rows of a question by title, with the keys of their metrics of ordered levels."""
 _CAPTION = "One LoRA: mean of the members, each with its temperature where validation rows determine one."
 _ORDINAL_CAPTION = (
     " MAE: mean distance of the most probable level from the answer. RPS: ranked probability score, lower is better."
     " Kappa: quadratic-weighted. Members without temperature in these."
 )
+_BASELINE_CAPTION = " LR: logistic regression per question, without adapters; of two, the one with the lower NLL here."
 
 
 def question_table(entry: Evaluation | Json) -> FittedTable | None:
-    """Two rows per typed question, of the ensemble and of one LoRA; None for rows without typed questions."""
+    """A row per typed question and method (`methods_of`); None for rows without typed questions."""
     questions = Evaluation.of(entry).questions
     if not questions:
         return None
     ordered = has_ordinal(questions)
     table = Table(
         title=Text("By question"),
-        caption=caption(ordered=ordered),
+        caption=caption(questions),
         title_justify="left",
         caption_justify="left",
         box=SIMPLE_HEAD,
@@ -56,29 +56,37 @@ def has_ordinal(questions: Mapping[str, QuestionScores]) -> bool:
     return any(question.ordinal for question in questions.values())
 
 
-def caption(*, ordered: bool) -> str:
-    """What the table's words mean; `ordered` where it has metrics of scores."""
-    return _CAPTION + (_ORDINAL_CAPTION if ordered else "")
+def caption(questions: Mapping[str, QuestionScores]) -> str:
+    """What the table's words mean."""
+    has_baseline = any(best_baseline(question.evaluation) is not None for question in questions.values())
+    text = _CAPTION + (_BASELINE_CAPTION if has_baseline else "")
+    return text + (_ORDINAL_CAPTION if has_ordinal(questions) else "")
 
 
-def one_lora(question: QuestionScores) -> MethodScores:
-    """The mean member: with temperatures, if the evaluation has them."""
-    scaled = question.evaluation.member_mean_scaled
-    return scaled if scaled is not None and scaled.metrics else question.evaluation.member_mean
+def methods_of(question: QuestionScores) -> list[tuple[str, MethodScores, Numbers]]:
+    """Title, metrics and metrics of ordered levels: of the ensemble, one LoRA, and the best baseline without adapters.
+
+    One LoRA is the mean member: with temperatures, if the evaluation has them.
+    """
+    evaluation, ordinal = question.evaluation, question.ordinal
+    scaled = evaluation.member_mean_scaled
+    one = scaled if scaled is not None and scaled.metrics else evaluation.member_mean
+    best = best_baseline(evaluation)
+    return [
+        ("ensemble", evaluation.ensemble, ordinal.get("ensemble", {})),
+        ("one LoRA", one, ordinal.get("member_mean", {})),
+        *([] if best is None else [(best.name, best.scores, {})]),
+    ]
 
 
 def _rows(name: str, question: QuestionScores, *, ordered: bool) -> Iterator[list[Text]]:
     """The cells of a question's rows."""
-    evaluation = question.evaluation
-    about = f"{name}\n{question.type}, {evaluation.num_examples} rows"
-    for index, ((title, key), scores) in enumerate(
-        zip(METHODS.items(), (evaluation.ensemble, one_lora(question)), strict=True)
-    ):
-        style = "bold" if index == 0 else ""
-        first = Text(about.split("\n")[index], style="" if index == 0 else "dim")
+    about = f"{question.type}, {question.evaluation.num_examples} rows"
+    names = (Text(name), Text(about, "dim"), Text())
+    for first, (title, scores, levels) in zip(names, methods_of(question), strict=False):
+        style = "bold" if title == "ensemble" else ""
         cells = [first, Text(title, style), *(Text(scores.number(metric), style) for metric in METRICS)]
         if ordered:
-            levels = question.ordinal.get(key, {})
             numbers = [levels.get(metric) for metric in ORDINAL]
             cells += [Text("" if number is None else f"{number:.3f}", style) for number in numbers]
         yield cells

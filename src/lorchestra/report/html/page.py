@@ -177,7 +177,6 @@ def run_context(
         **{"figures": _figures(run, risk, among_others), "slider": slider},
         "certified": questions.certificates(run),
         "not_certified": questions.not_certified(run),
-        "typed": bool(run.questions),
         "thresholds": _thresholds(run),
         "ood": _ood_rows(entry),
         "has_distance": has_distance(entry),

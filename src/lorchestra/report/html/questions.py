@@ -9,38 +9,39 @@ from lorchestra.report.decisions import decisions_context
 from lorchestra.report.html.source import ReportRun
 from lorchestra.report.html.svg import NO_VALUE
 from lorchestra.report.html.tables import Cell, metric_cell
-from lorchestra.report.question_table import METHODS, METRICS, ORDINAL, caption, has_ordinal, one_lora
+from lorchestra.report.question_table import METRICS, ORDINAL, caption, has_ordinal, methods_of
 from lorchestra.report.typed_prompts import prompt_text
 from lorchestra.types import Json
 
 
 def questions_context(entry: Evaluation) -> Json | None:
-    """Tables of questions, each with a row of the ensemble and one of the mean member; None without questions.
+    """Tables of questions, each with a row per method; None without questions.
 
     The second table has the metrics of ordered levels, for the scores.
     """
     if not entry.questions:
         return None
-    ordered = has_ordinal(entry.questions)
     tables = [([metric.heading for metric in METRICS], [_question(*item) for item in entry.questions.items()])]
-    if ordered:
+    if has_ordinal(entry.questions):
         scores = [_levels(name, question) for name, question in entry.questions.items() if question.ordinal]
         tables.append((list(ORDINAL.values()), scores))
-    return {"tables": tables, "caption": caption(ordered=ordered)}
+    return {"tables": tables, "caption": caption(entry.questions)}
 
 
 def _question(name: str, question: QuestionScores) -> Json:
     """A question's name, its kind and rows, and the metrics of its methods."""
     about = f"{question.type}, {question.evaluation.num_examples:,} rows"
-    methods = zip(METHODS, (question.evaluation.ensemble, one_lora(question)), strict=True)
-    cells = [(title, [metric_cell(metric, scores) for metric in METRICS]) for title, scores in methods]
+    cells = [(title, [metric_cell(metric, scores) for metric in METRICS]) for title, scores, _ in methods_of(question)]
     return {"name": name, "about": about, "methods": cells}
 
 
 def _levels(name: str, question: QuestionScores) -> Json:
-    """The same with the metrics of ordered levels."""
-    methods = [(title, question.ordinal.get(key, {})) for title, key in METHODS.items()]
-    cells = [(title, [_cell(levels.get(metric)) for metric in ORDINAL]) for title, levels in methods]
+    """The same with the metrics of ordered levels, for the methods that have them."""
+    cells = [
+        (title, [_cell(levels.get(metric)) for metric in ORDINAL])
+        for title, _, levels in methods_of(question)
+        if levels
+    ]
     return {"name": name, "about": f"{question.evaluation.num_examples:,} rows", "methods": cells}
 
 
