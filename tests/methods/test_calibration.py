@@ -39,7 +39,7 @@ class Val:
         return lambda done: None
 
     def __init__(self, val=(), labels=("no", "yes"), scoring="text"):
-        self.val, self.labels = val, labels
+        self.val, self.labels, self.questions = val, labels, ()
         self.config = type("Config", (), {"data": type("Data", (), {"scoring": scoring})})
 
 

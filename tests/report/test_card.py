@@ -14,7 +14,8 @@ from huggingface_hub import ModelCard
 from lorchestra.config.data import PromptConfig
 from lorchestra.config.mappings import read_recipe
 from lorchestra.config.run import RunConfig
-from lorchestra.report.card import base_reference, model_card
+from lorchestra.report.card import model_card
+from lorchestra.report.card_program import base_reference
 from lorchestra.runs.ensemble import load_run
 from lorchestra.runs.evaluate import evaluate_run
 from lorchestra.runs.export import export_run, exported_members
@@ -35,7 +36,8 @@ def card_of(root, base_name=None, **changes):
         exported_members(root),
         merged=False,
         base_name=base_name,
-        calibration=None if saved is None else saved.calibration,
+        calibrations={} if saved is None else saved.calibrations,
+        questions=Run(root).read_ensemble().questions,
     )
 
 

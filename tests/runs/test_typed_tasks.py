@@ -9,6 +9,7 @@ import pytest
 
 from lorchestra.config.adapt import AdaptConfig, BaseConfig
 from lorchestra.config.run import RunConfig, TrainConfig
+from lorchestra.data.chunks import full_chunks
 from lorchestra.errors import ConfigError
 from lorchestra.metrics.calibrator import RAW
 from lorchestra.questions import Question
@@ -65,8 +66,8 @@ def test_a_cascade_of_two_runs_answers_each_question(run, train):
     plain = dataclasses.replace(run), dataclasses.replace(second)
     for one in plain:
         one.calibration = RAW  # thresholds are compared with the mixture as it is
-    rows = input_rows_of(run, [f"{i} film" for i in range(6)])
-    answers = [answer for chunk in answer_chunks_by_runs(*plain, cascade, rows, 5) for answer in chunk.answers]
+    chunks = full_chunks(input_rows_of(run, [f"{i} film" for i in range(6)]), 5)
+    answers = [answer for chunk in answer_chunks_by_runs(*plain, cascade, chunks) for answer in chunk.answers]
     assert [(answer.row, answer.question) for answer in answers] == [(a.row, a.question) for a in by_first]
     expected = [
         first if first.confidence >= threshold else other for first, other in zip(by_first, by_second, strict=True)

@@ -15,7 +15,8 @@ from lorchestra.cli.arguments import check_run_argument, parse
 class ExportArguments:
     """Write the members of a run as PEFT folders, with a model card (README.md) for the Hugging Face Hub.
 
-    The folders, member_00, member_01, ..., can be loaded by PEFT and vLLM. Failed members are left out.
+    The folders, member_00, member_01, ..., can be loaded by PEFT and vLLM. Failed members are left out. The typed
+    questions of a run, if it has some, are written to questions.json.
     """
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
@@ -52,7 +53,8 @@ def run(arguments: Sequence[str]) -> int:
         names,
         merged=parsed.merge,
         base_name=parsed.base_name,
-        calibration=None if calibration is None else calibration.calibration,
+        calibrations={} if calibration is None else calibration.calibrations,
+        questions=record.questions,
     )
     written = export_run(
         parsed.run, parsed.out, card=card, merge=parsed.merge, base_name=parsed.base_name, base=parsed.base

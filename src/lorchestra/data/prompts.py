@@ -240,13 +240,8 @@ class PromptTemplate:
         if lettered and len(question.options) > len(LETTERS):
             message = f"{where}: {len(question.options)} options, but there are {len(LETTERS)} letters"
             raise ConfigError(f"{message}; use --data.scoring text or tree")
-        names = LETTERS[: len(question.options)] if lettered else question.options
-        block, before, gap, end = question_text(question, lettered=lettered), "", self.answer_prefix, "\n"
-        if self.chat:
-            before, frame_gap, end = frame_parts(self.frame, 0)
-            opening = frame_gap.rstrip(" ")
-            block, gap = _joined(block, (opening,)), frame_gap[len(opening) :]
-        return TypedPrompt(before, block, gap, tuple(name.strip() for name in names), end)
+        alone = frame_parts(self.frame, 0) if self.chat else None
+        return typed_prompt(question, alone, lettered=lettered, answer_prefix=self.answer_prefix)
 
     def _typed_row(self, example: Example, question: Question, scoring: ScoringMode) -> RenderedPrompt:
         prompt = self.typed(question, scoring, example.where)
@@ -316,6 +311,19 @@ class PromptTemplate:
     def _gap(self, text: Text) -> str:
         """Separator of prompt and choice: a space, unless the prompt ends in white space or an opening bracket."""
         return "" if _OPEN_END.search("".join(text)) else self.answer_prefix
+
+
+def typed_prompt(
+    question: Question, alone: Sequence[str] | None, *, lettered: bool, answer_prefix: str = " "
+) -> TypedPrompt:
+    """The prompt of a typed question: plain, or in the frame of a chat (`ChatFrame.alone`)."""
+    names = LETTERS[: len(question.options)] if lettered else question.options
+    block, before, gap, end = question_text(question, lettered=lettered), "", answer_prefix, "\n"
+    if alone is not None:
+        before, frame_gap, end = alone
+        opening = frame_gap.rstrip(" ")
+        block, gap = _joined(block, (opening,)), frame_gap[len(opening) :]
+    return TypedPrompt(before, block, gap, tuple(name.strip() for name in names), end)
 
 
 def question_text(question: Question, *, lettered: bool) -> Text:

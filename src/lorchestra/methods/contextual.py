@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from lorchestra.errors import ConfigError
 from lorchestra.methods.contract import Fitted, MethodContext, Progress
 from lorchestra.metrics.predictive import mixture_log_probs
+from lorchestra.questions import Question
 from lorchestra.types import Example, Predictions
 
 RARE = 1e-3
@@ -36,8 +37,9 @@ class Config:
 def wrap(context: MethodContext, fitted: Fitted, config: Config) -> Fitted:
     """Calibrate at prediction time; nothing is fitted.
 
-    All rows with the same number of choices share a calibration, if choices are labels or letters. Choices that vary by
-    row and are not scored by letters are calibrated per row, by their probabilities after an empty question.
+    All rows with the same number of choices share a calibration, if choices are labels or letters, and so do the rows
+    of a typed question. Other choices that vary by row and are not scored by letters are calibrated per row, by their
+    probabilities after an empty question.
 
     Raises:
         ConfigError: no texts are given. In prediction: no row has a question to leave out; a content-free input is
@@ -46,20 +48,26 @@ def wrap(context: MethodContext, fitted: Fitted, config: Config) -> Fitted:
     if not config.texts or not all(text.strip() for text in config.texts):
         raise ConfigError(f"contextual.texts: {config.texts!r} must be one or more non-blank texts")
     started = time.perf_counter()
-    per_row = context.labels is None and context.config.data.scoring != "letter"
+    per_row = context.labels is None and context.config.data.scoring != "letter" and not context.questions
 
     def predict(examples: Sequence[Example], split: str, progress: Progress | None = None) -> Predictions:
         if not any(row.question.strip() for row in examples):
             raise ConfigError("contextual: the rows have no question; leave contextual calibration out")
         plain = fitted.predict(examples, split, progress)
-        keys = [options if per_row or context.labels else ("N/A",) * len(options) for options in plain.options]
-        bias = _biases(fitted, config.texts, sorted(set(keys)))
+        asked = {row.asked.name: row.asked for row in examples if row.asked is not None}
+        names = plain.questions or (None,) * plain.num_examples
+        keep = per_row or context.labels is not None or bool(asked)
+        keys = [
+            (options if keep else ("N/A",) * len(options), None if name is None else asked[name])
+            for options, name in zip(plain.options, names, strict=True)
+        ]
+        bias = _biases(fitted, config.texts, sorted(dict.fromkeys(keys), key=lambda key: key[0]))
         if not per_row:
-            for key, bias_MC in bias.items():
-                _note_extremes(result, key, bias_MC)
+            for (options, _), bias_MC in bias.items():
+                _note_extremes(result, options, bias_MC)
         shift = np.full_like(plain.log_probs_MEC, 0.0)
         for e, key in enumerate(keys):
-            shift[:, e, : len(key)] = bias[key]
+            shift[:, e, : len(key[0])] = bias[key]
         return dataclasses.replace(plain, log_probs_MEC=_divided(plain.log_probs_MEC, shift))
 
     factor = 1 + len(config.texts) if per_row else 1
@@ -83,26 +91,32 @@ def _note_extremes(result: Fitted, key: tuple[str, ...], bias_MC: NDArray[np.flo
             )
 
 
-def _biases(
-    fitted: Fitted, texts: Sequence[str], choices: Sequence[tuple[str, ...]]
-) -> dict[tuple[str, ...], NDArray[np.float64]]:
-    """Content-free log-probabilities `[M, C]` of each tuple of choices, averaged over texts."""
-    inputs = [Example(f"{t}-{k}", text, key, None) for k, key in enumerate(choices) for t, text in enumerate(texts)]
+Key = tuple[tuple[str, ...], Question | None]
+"""Choices, and the typed question that they answer, if there is one."""
+
+
+def _biases(fitted: Fitted, texts: Sequence[str], keys: Sequence[Key]) -> dict[Key, NDArray[np.float64]]:
+    """Content-free log-probabilities `[M, C]` of each key's choices, averaged over texts."""
+    inputs = [
+        Example(f"{t}-{k}", text, choices, None, asked=asked)
+        for k, (choices, asked) in enumerate(keys)
+        for t, text in enumerate(texts)
+    ]
     predictions = fitted.predict(inputs, "content_free")
     if predictions.num_examples < len(inputs):
         raise ConfigError(
             f"contextual: {len(inputs) - predictions.num_examples} content-free inputs are longer than data.max_length;"
             " raise it"
         )
-    per_key = np.split(predictions.log_probs_MEC, len(choices), axis=1)
+    per_key = np.split(predictions.log_probs_MEC, len(keys), axis=1)
     biases = {
-        key: mixture_log_probs(block.swapaxes(0, 1))[:, : len(key)] for key, block in zip(choices, per_key, strict=True)
+        key: mixture_log_probs(block.swapaxes(0, 1))[:, : len(key[0])] for key, block in zip(keys, per_key, strict=True)
     }
-    for key, bias_MC in biases.items():
+    for (choices, _), bias_MC in biases.items():
         for choice in np.flatnonzero(np.isneginf(bias_MC).any(axis=0)):
             raise ConfigError(
-                f"contextual: the content-free probability of choice {key[choice]!r} is 0, so it cannot be divided by;"
-                " set other contextual.texts, or leave contextual calibration out"
+                f"contextual: the content-free probability of choice {choices[choice]!r} is 0, so it cannot be divided"
+                " by; set other contextual.texts, or leave contextual calibration out"
             )
     return biases
 

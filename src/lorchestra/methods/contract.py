@@ -15,6 +15,7 @@ from lorchestra.config.run import RunConfig
 from lorchestra.inference.pipeline import Pipeline
 from lorchestra.inference.trunk import TrunkFiles
 from lorchestra.planning.memory import peak_bytes, restart_peak
+from lorchestra.questions import Question
 from lorchestra.training.callbacks import Callback, progress
 from lorchestra.types import Example, Predictions
 
@@ -44,6 +45,11 @@ class MethodContext:
     """Reports progress; where it asks to stop, a fit ends with `Interrupted`."""
     files: TrunkFiles | None = None
     """Where trunks go that are too large for memory; without it they stay in memory."""
+
+    @property
+    def questions(self) -> tuple[Question, ...]:
+        """The typed questions of the training rows; none in other tasks."""
+        return tuple(dict.fromkeys(row.asked for row in self.train if row.asked is not None))
 
     @property
     def members(self) -> int:

@@ -33,9 +33,11 @@ def fit(context: MethodContext, config: Config) -> Fitted:
     """Load the base; the seed determines the shots.
 
     Raises:
-        ConfigError: shots or draws below 1, or more shots than training rows. In prediction: rows are too long with the
-            shots, or no training row remains to show.
+        ConfigError: the questions are typed; shots or draws below 1, or more shots than training rows. In prediction:
+            rows are too long with the shots, or no training row remains to show.
     """
+    if context.questions:
+        raise ConfigError("few_shot: typed questions are asked without examples; zero_shot asks the base alone")
     for name, value in {"num_shots": config.num_shots, "draws": config.draws}.items():
         if value < 1:
             raise ConfigError(f"few_shot.{name}: {value} is less than 1; zero_shot shows no rows")

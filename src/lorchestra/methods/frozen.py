@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from lorchestra.errors import ConfigError
 from lorchestra.inference.features import encode_texts, mean_states, middle_layers
 from lorchestra.methods.contract import Fitted, Meter, MethodContext, Progress
-from lorchestra.methods.linear import TextClassifier, check_labels
+from lorchestra.methods.linear import TextClassifier, check_labels, fit_by_question
 from lorchestra.methods.training import changed
 from lorchestra.training.linear import Inputs, Sklearn
 from lorchestra.types import Example
@@ -37,6 +37,8 @@ def fit(context: MethodContext, config: Config) -> Fitted:
     Raises:
         ConfigError: rows have choices instead of a label set, or a strength is not above 0.
     """
+    if context.labels is None and context.questions:
+        return fit_by_question(context, lambda one: fit(one, config))
     check_labels(context, "frozen")
     meter = Meter()
     pipeline = meter.open(context, changed(context.config, adapt={"members": 1}))

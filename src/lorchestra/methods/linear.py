@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
 from lorchestra.errors import ConfigError
 from lorchestra.inference.pipeline import Pipeline
-from lorchestra.methods.contract import Fitted, Meter, MethodContext, Progress
+from lorchestra.methods.contract import Cost, Fitted, Meter, MethodContext, Progress
+from lorchestra.methods.training import changed
+from lorchestra.questions import Question
 from lorchestra.training.linear import NUM_FOLDS, Inputs, LinearFit, Rows, Sklearn, fit_linear, is_enough
 from lorchestra.types import Example, Predictions
 
@@ -70,6 +72,59 @@ class TextClassifier:
         rows = [examples[i] for i in self.pipeline.kept(examples) if examples[i].answer is not None]
         inputs = self.inputs(rows, context.progress(f"{self.method}, {split} rows", len(rows)))
         return Rows(inputs, np.array([row.answer for row in rows], dtype=np.int64))
+
+
+def fit_by_question(context: MethodContext, fit: Callable[[MethodContext], Fitted]) -> Fitted:
+    """A classifier of states for each typed question, whose options are its labels.
+
+    Args:
+        context: of rows with typed questions.
+        fit: fits one on the rows of a question.
+
+    Raises:
+        ConfigError: it cannot be fitted for one of the questions; the message names it.
+    """
+    pipeline = context.open_pipeline(changed(context.config, adapt={"members": 1}))
+    fits: dict[Question, Fitted] = {}
+    for question in context.questions:
+        train, val = ([row for row in rows if row.asked == question] for rows in (context.train, context.val))
+        rows_of_one = replace(context, open_pipeline=lambda _: pipeline, train=train, val=val, labels=question.options)
+        try:
+            fits[question] = fit(rows_of_one)
+        except ConfigError as error:
+            raise ConfigError(f"{error} (question {question.name})") from error
+
+    def predict(examples: Sequence[Example], split: str, progress: Progress | None = None) -> Predictions:
+        kept = pipeline.kept(examples)
+        asked = [examples[i].asked for i in kept]
+        for question in asked:
+            if question not in fits:
+                raise ConfigError(f"there are no training rows with question {question and question.name}")
+        log_probs_MEC = np.full((1, len(kept), max(len(question.options) for question in fits)), -np.inf)
+        done = 0
+        for question, fitted in fits.items():
+            positions = [e for e, other in enumerate(asked) if other == question]
+            if positions:
+                part = fitted.predict([examples[kept[e]] for e in positions], split)
+                log_probs_MEC[:, positions, : len(question.options)] = part.log_probs_MEC
+                done += len(positions)
+                if progress is not None:
+                    progress(done)
+        return pipeline.predictions(examples, kept, log_probs_MEC, split)
+
+    chosen = {f"{key}_{q.name}": value for q, fitted in fits.items() for key, value in fitted.chosen.items()}
+    notes = [f"{note} (question {q.name})" for q, fitted in fits.items() for note in fitted.notes]
+    return Fitted(predict, _total_cost([fitted.cost for fitted in fits.values()]), chosen, notes)
+
+
+def _total_cost(costs: Sequence[Cost]) -> Cost:
+    """The cost of classifiers that share the rows: each row takes the passes of one."""
+    return replace(
+        costs[0],
+        fit_s=sum(cost.fit_s for cost in costs),
+        peak_bytes=max(cost.peak_bytes for cost in costs),
+        parameters=sum(cost.parameters for cost in costs),
+    )
 
 
 def check_labels(context: MethodContext, method: str) -> None:

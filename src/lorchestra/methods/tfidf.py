@@ -13,7 +13,7 @@ from functools import partial
 from typing import Literal
 
 from lorchestra.methods.contract import Fitted, Meter, MethodContext, Progress
-from lorchestra.methods.linear import TextClassifier, check_labels
+from lorchestra.methods.linear import TextClassifier, check_labels, fit_by_question
 from lorchestra.methods.training import changed
 from lorchestra.training.linear import Sklearn
 from lorchestra.types import Example
@@ -43,6 +43,8 @@ def fit(context: MethodContext, config: Config) -> Fitted:
         ConfigError: rows have choices instead of a label set, the training texts have no words, or a strength is not
             above 0.
     """
+    if context.labels is None and context.questions:
+        return fit_by_question(context, lambda one: fit(one, config))
     check_labels(context, "tfidf")
     meter = Meter()
     pipeline = meter.open(context, changed(context.config, adapt={"members": 1}))

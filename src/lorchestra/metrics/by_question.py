@@ -73,6 +73,42 @@ def split_by_question(predictions: Predictions) -> dict[str, Predictions]:
     return parts
 
 
+def fit_temperatures(
+    log_probs_EC: FloatArray, validation: Predictions, *, prior: bool = True
+) -> dict[str, TemperatureFit]:
+    """The temperature of each typed question, by name; that of rows without typed questions is "".
+
+    Args:
+        log_probs_EC: of a member or mixture on the validation rows.
+        validation: their labels, options and questions.
+        prior: see `regularized_temperature`.
+    """
+    if not validation.questions:
+        return {"": regularized_temperature(log_probs_EC, validation.labels, validation.options, prior=prior)}
+    names, fits = np.array(validation.questions), {}
+    for name in dict.fromkeys(validation.questions):
+        rows = np.flatnonzero(names == name)
+        options = [validation.options[e] for e in rows]
+        fits[name] = regularized_temperature(log_probs_EC[rows], validation.labels[rows], options, prior=prior)
+    return fits
+
+
+def apply_temperatures(
+    log_probs_EC: FloatArray, questions: Sequence[str], temperatures: Mapping[str, float]
+) -> FloatArray:
+    """Log-probabilities with the temperature of each row's question; rows of others stay as they are.
+
+    `questions` are the names of the rows' questions; empty for rows without typed ones, whose temperature is "".
+    """
+    if not questions:
+        return apply_temperature(log_probs_EC, temperatures[""])
+    scaled_EC, names = log_probs_EC.copy(), np.array(questions)
+    for name, temperature in temperatures.items():
+        rows = np.flatnonzero(names == name)
+        scaled_EC[rows] = apply_temperature(log_probs_EC[rows], temperature)
+    return scaled_EC
+
+
 def scale(
     log_probs_EC: FloatArray, questions: Sequence[str], fitted_EC: FloatArray, validation: Predictions
 ) -> tuple[FloatArray | None, TemperatureFit]:
@@ -87,20 +123,13 @@ def scale(
         fitted_EC: of the same member or mixture on the validation rows.
         validation: their labels, options and questions.
     """
+    fits = fit_temperatures(fitted_EC, validation)
+    temperatures = {name: fit.T for name, fit in fits.items() if fit.T is not None and (not name or name in questions)}
     if not questions:
-        fit = regularized_temperature(fitted_EC, validation.labels, validation.options)
-        return (None if fit.T is None else apply_temperature(log_probs_EC, fit.T)), fit
-    scaled_EC, names, fitted_names = log_probs_EC.copy(), np.array(questions), np.array(validation.questions)
-    fits = {}
-    for name in dict.fromkeys(questions):
-        rows, held_out = np.flatnonzero(names == name), np.flatnonzero(fitted_names == name)
-        if len(held_out):
-            options = [validation.options[e] for e in held_out]
-            fit = fits[name] = regularized_temperature(fitted_EC[held_out], validation.labels[held_out], options)
-            if fit.T is not None:
-                scaled_EC[rows] = apply_temperature(log_probs_EC[rows], fit.T)
-    temperatures = [f"{name} {fit.T:.2f}" for name, fit in fits.items() if fit.T is not None]
-    if not temperatures:
-        return None, TemperatureFit(None, validation.num_examples, "no question has validation rows to fit one on")
-    notes = (f"T by question: {', '.join(temperatures)}",)
-    return scaled_EC, TemperatureFit(None, validation.num_examples, notes=notes)
+        fit = fits[""]
+    elif temperatures:
+        by_question = ", ".join(f"{name} {T:.2f}" for name, T in temperatures.items())
+        fit = TemperatureFit(None, validation.num_examples, notes=(f"T by question: {by_question}",))
+    else:
+        fit = TemperatureFit(None, validation.num_examples, "no question has validation rows to fit one on")
+    return (apply_temperatures(log_probs_EC, questions, temperatures) if temperatures else None), fit

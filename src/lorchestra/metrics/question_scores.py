@@ -8,7 +8,7 @@ from lorchestra.metrics.by_question import RowCalibration, split_by_question
 from lorchestra.metrics.calibrator import Calibrates, Calibration, pooled
 from lorchestra.metrics.evaluation import evaluate
 from lorchestra.metrics.ordinal import ordinal_scores
-from lorchestra.metrics.result import Evaluation, MethodScores, QuestionScores
+from lorchestra.metrics.result import Evaluation, QuestionScores
 from lorchestra.questions import Question
 from lorchestra.types import Predictions, plain_values
 
@@ -20,7 +20,6 @@ def evaluate_questions(
     validation: Predictions | None = None,
     train_labels: Mapping[str, Sequence[int]] | None = None,
     baselines: Mapping[str, Predictions] | None = None,
-    fits: Mapping[str, MethodScores] | None = None,
     calibrations: Mapping[str, Calibration] | None = None,
     resamples: int = 1000,
     seed: int = 0,
@@ -32,7 +31,7 @@ def evaluate_questions(
         questions: the run's typed questions.
         validation: the same members on validation rows; a question without such rows has no temperature.
         train_labels: answer indices of the training rows, by question.
-        baselines, fits: other predictions of the same rows, and what was fitted for some.
+        baselines: other predictions of the same rows.
         calibrations: of the mixture, by question.
         resamples, seed: of the bootstrap.
     """
@@ -50,7 +49,6 @@ def evaluate_questions(
             validation=held_out.get(question.name),
             train_labels=(train_labels or {}).get(question.name),
             baselines={name: other[question.name] for name, other in others.items()},
-            fits=fits,
             calibration=calibration,
             resamples=resamples,
             seed=seed,

@@ -5,19 +5,24 @@ Format: YAML front matter between `---` lines, then Markdown (https://huggingfac
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import PurePath
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 import yaml
 
 from lorchestra.config.run import RegularizeConfig, RunConfig
 from lorchestra.errors import visible
 from lorchestra.metrics.calibrator import Calibration
-from lorchestra.metrics.result import Evaluation
+from lorchestra.metrics.result import Evaluation, MethodScores
 from lorchestra.metrics.table import IN_TABLES
+from lorchestra.questions import Question
+from lorchestra.report.card_program import base_reference, is_known_elsewhere, program
+from lorchestra.report.typed_prompts import prompt_text
+from lorchestra.store.calibration_record import ONLY_QUESTION
 from lorchestra.types import Json
 
+QUESTIONS_FILE = "questions.json"
+"""The name of an export's file with typed questions."""
 _LICENSE_NOTE = "# license: yours to choose; write it here. The base's license may restrict the choice\n"
 
 
@@ -30,7 +35,8 @@ def model_card(
     *,
     merged: bool,
     base_name: str | None = None,
-    calibration: Calibration | None = None,
+    calibrations: Mapping[str, Calibration] = MappingProxyType({}),
+    questions: Sequence[Question] = (),
 ) -> str:
     """The card's text.
 
@@ -42,7 +48,8 @@ def model_card(
         members: names of the exported adapters' folders.
         merged: whether merged models are exported, too.
         base_name: a name of the base that others know (a hub id), if it differs from the recorded one.
-        calibration: of the mixture; None if the run has none.
+        calibrations: of the mixture, by question as in `calibration.json`; empty if the run has none.
+        questions: the run's typed questions.
     """
     if base_name is not None:
         record = {**record, "base": {**record["base"], "id": base_name, "revision": None, "named": True}}
@@ -50,22 +57,13 @@ def model_card(
         _front_matter(record),
         f"# {record['task']}: an ensemble of {len(members)} LoRA adapters\n",
         _introduction(record, members, merged),
-        "## Training\n\n" + "\n".join(f"- {line}" for line in _training(record, config, splits)) + "\n",
-        "## Evaluation\n\n" + _evaluation(metrics),
-        "## Calibration\n\n" + _calibration(calibration),
-        "## Use\n\n" + _use(record, members, calibration),
+        *(["## Questions\n\n" + "\n".join(_question(record, one) for one in questions)] if questions else []),
+        "## Training\n\n" + "\n".join(f"- {line}" for line in _training(record, config, splits, questions)) + "\n",
+        "## Evaluation\n\n" + _evaluation(metrics, questions),
+        "## Calibration\n\n" + _calibration(calibrations, questions),
+        "## Use\n\n" + _use(record, members, calibrations, questions),
     ]
     return visible("\n".join(parts))
-
-
-def base_reference(record: Json) -> str:
-    """The base's hub id; of a local base only the name, since its path is specific to this machine."""
-    base = record["base"]
-    return str(base["id"] if _is_known_elsewhere(record) else PurePath(base["id"]).name)
-
-
-def _is_known_elsewhere(record: Json) -> bool:
-    return bool(record["base"]["revision"] or record["base"].get("named"))
 
 
 def _front_matter(record: Json) -> str:
@@ -75,7 +73,7 @@ def _front_matter(record: Json) -> str:
         "pipeline_tag": "text-classification" if record["labels"] else "question-answering",
         "tags": ["lora", "ensemble", "uncertainty", "calibration", "lorchestra"],
     }
-    note = "" if _is_known_elsewhere(record) else "# base_model: a local model was used; write its hub id here\n"
+    note = "" if is_known_elsewhere(record) else "# base_model: a local model was used; write its hub id here\n"
     return f"---\n{note}{_LICENSE_NOTE}{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---\n"
 
 
@@ -90,9 +88,28 @@ def _introduction(record: Json, members: Sequence[str], merged: bool) -> str:
     return text
 
 
-def _training(record: Json, config: RunConfig, splits: Json) -> Iterator[str]:
+def _question(record: Json, question: Question) -> str:
+    """A typed question: its options and its prompt."""
+    options = "\n".join(
+        f"- `{option}`" + ("" if text is None else f": {_in_line(text)}")
+        for option, text in zip(question.options, question.descriptions, strict=True)
+    )
+    levels = ", from the lowest level" if question.type == "score" else ""
+    return (
+        f"`{_in_line(question.name)}`, a {question.type}{levels}. {_in_line(question.instructions)}\n\n{options}\n\n"
+        f"Prompt:\n\n{_indented(prompt_text(record, question))}\n"
+    )
+
+
+def _in_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _training(record: Json, config: RunConfig, splits: Json, questions: Sequence[Question]) -> Iterator[str]:
     sizes = ", ".join(f"{split} {values['num_examples']:,}" for split, values in splits.items())
     kind = "texts with labels: " + ", ".join(record["labels"]) if record["labels"] else "questions with choices"
+    if questions:
+        kind = "one row per state and typed question"
     yield f"Task `{record['task']}`, {kind}. Rows: {sizes}."
     for split, values in splits.items():
         yield f"SHA-256 of the {split} rows: `{values['digest'][:16]}`."
@@ -119,6 +136,9 @@ def _training(record: Json, config: RunConfig, splits: Json) -> Iterator[str]:
             f" {regularize.kl_beta:g}{_other_terms(regularize)}, run seed {train.seed}, each member's {train.keep}"
             " copy."
         )
+    if questions:
+        yield f"Answers are scored by {record['scoring']}, with the prompts above."
+        return
     yield f"Answers are scored by {record['scoring']}, with this prompt:\n\n{_indented(record['prompt_template'])}"
 
 
@@ -133,218 +153,63 @@ def _other_terms(regularize: RegularizeConfig) -> str:
     return over + "".join(f", {name} {value:g}" for name, value in strengths.items() if value)
 
 
-def _evaluation(metrics: Json | None) -> str:
+def _evaluation(metrics: Json | None, questions: Sequence[Question]) -> str:
     if not metrics or not metrics.get("evaluations"):
         return "Not evaluated yet; `lorchestra evaluate` evaluates it.\n"
     titles = ["Rows", "Method", *(metric.heading for metric in IN_TABLES)]
     lines = [_row(titles), _row("---" for _ in titles)]
     for entry in map(Evaluation.from_dict, metrics["evaluations"]):
-        rows = f"{entry.task} {entry.split} ({entry.num_examples:,})"
-        for name, scores in (
-            ("ensemble", entry.ensemble),
-            ("ensemble, raw", entry.ensemble_raw),
-            ("one LoRA, mean of members", entry.member_mean),
-            ("one LoRA, mean of members, with temperatures", entry.member_mean_scaled),
-        ):
-            if scores is None or not scores.metrics:
-                continue
-            numbers = (scores.number(metric) for metric in IN_TABLES)
-            lines.append(_row([rows, name, *numbers]))
+        lines += _evaluation_rows(f"{entry.task} {entry.split}", entry)
+        for name, question in (entry.questions or {}).items():
+            lines += _evaluation_rows(f"{entry.split}, `{name}`", question.evaluation)
     legend = (
         "Automated: largest share of rows, most confident first, with at most that error; ECE over 15 bins; NLL in"
         " nats."
     )
+    if questions:
+        legend += " With the name of a question: the rows that ask it."
     return "\n".join(lines) + f"\n\n{legend}\n"
 
 
-def _calibration(calibration: Calibration | None) -> str:
-    if calibration is None:
+def _evaluation_rows(rows: str, entry: Evaluation) -> Iterator[str]:
+    """A line per method of an evaluation."""
+    methods: dict[str, MethodScores | None] = {
+        "ensemble": entry.ensemble,
+        "ensemble, raw": entry.ensemble_raw,
+        "one LoRA, mean of members": entry.member_mean,
+        "one LoRA, mean of members, with temperatures": entry.member_mean_scaled,
+    }
+    for name, scores in methods.items():
+        if scores is not None and scores.metrics:
+            numbers = (scores.number(metric) for metric in IN_TABLES)
+            yield _row([f"{rows} ({entry.num_examples:,})", name, *numbers])
+
+
+def _calibration(calibrations: Mapping[str, Calibration], questions: Sequence[Question]) -> str:
+    if not calibrations:
         return "The probabilities are the mean of the members' as it is: nothing was fitted to calibrate them.\n"
-    text = f"{calibration.sentence()}"
-    if not calibration.is_identity:
-        text += " It is applied to the mean of the members' probabilities; the program below does so."
+    sentences = {name: one.sentence() for name, one in calibrations.items()}
+    text = sentences.get(ONLY_QUESTION) or "\n".join(f"- `{name}`: {text}" for name, text in sentences.items())
+    if any(not calibration.is_identity for calibration in calibrations.values()):
+        used = "It is applied to the mean of the members' probabilities; the program below does so."
+        if questions:
+            used = "They are applied to the mean of the members' probabilities; the program below applies the first."
+        text += f"\n\n{used}" if questions else f" {used}"
     return f"{text}\n"
 
 
-def _calibration_lines(calibration: Calibration | None) -> list[str]:
-    """The lines that calibrate the mean probabilities."""
-    if calibration is None or calibration.is_identity:
-        return []
-    if calibration.temperature is not None:
-        return [
-            f"ensemble = (ensemble.log() / {calibration.temperature!r}).softmax(-1)  # calibration: one temperature"
-        ]
-    if calibration.kind == "vector":
-        return [
-            "# calibration: a scale and a bias per label",
-            f"scale, bias = torch.tensor({list(calibration.scale)!r}), torch.tensor({list(calibration.bias)!r})",
-            "ensemble = (ensemble.log() * scale + bias).softmax(-1)",
-        ]
-    return [
-        "# calibration: the largest probability by isotonic regression, the others in proportion",
-        f"knots, values = {list(calibration.confidences)!r}, {list(calibration.accuracies)!r}",
-        "best, others = ensemble.argmax(), ensemble.clone()",
-        "others[best] = 0",
-        "others /= others.sum()",
-        "top = float(numpy.interp(float(ensemble[best]), knots, values))",
-        "top = max(top, float(others.max() / (1 + others.max())))  # not below the next one",
-        "ensemble = others * (1 - top)",
-        "ensemble[best] = top",
-    ]
-
-
-def _use(record: Json, members: Sequence[str], calibration: Calibration | None) -> str:
+def _use(
+    record: Json, members: Sequence[str], calibrations: Mapping[str, Calibration], questions: Sequence[Question]
+) -> str:
+    first = questions[0] if questions else None
+    code = program(record, members, calibrations.get(ONLY_QUESTION if first is None else first.name), first)
+    rows = f"--data.questions {QUESTIONS_FILE} --data.train" if questions else "--task"
     return (
-        f"With PEFT alone, in this directory:\n\n```python\n{_code(record, members, calibration)}```\n\n"
+        f"With PEFT alone, in this directory:\n\n```python\n{code}```\n\n"
         "The mean is over probabilities, not over logits: the softmax of mean logits is a different, sharper estimate."
         " With lorchestra (`pip install lorchestra`), which runs all members in one pass and returns uncertainties:"
-        " `lorchestra import member_* --task ROWS.csv --out RUN`, then `lorchestra predict`.\n"
+        f" `lorchestra import member_* {rows} ROWS.csv --out RUN`, then `lorchestra predict`.\n"
     )
-
-
-def _code(record: Json, members: Sequence[str], calibration: Calibration | None) -> str:
-    """A program that answers one question; it scores choices as lorchestra does."""
-    revision = record["base"]["revision"]
-    base = f"BASE = {base_reference(record)!r}" + (
-        "" if _is_known_elsewhere(record) else "  # the base: a directory or hub id"
-    )
-    pinned = f", revision={revision!r}" if revision else ""
-    choices = list(record["labels"] or ["the first choice", "the second choice"])
-    template = re.sub(r"\{\s*(\w+)\s*\}", r"{\1}", record["prompt_template"])
-    letters = record["scoring"] == "letter"
-    names = '"ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(choices)]' if letters else "map(str.strip, choices)"
-    each = {"sum": "", "token": " / len(terms)", "byte": " / len(answer.encode())"}[record["normalize"]]
-    by_head = record["scoring"] == "head"
-    model = "AutoModelForSequenceClassification" if by_head else "AutoModelForCausalLM"
-    lines = [
-        *(["import numpy"] if calibration is not None and calibration.kind == "isotonic" else []),
-        "import torch",
-        "from peft import PeftModel",
-        f"from transformers import {model}, AutoTokenizer",
-        "",
-        base,
-        f"MEMBERS = {list(members)!r}",
-        "",
-        f"tokenizer = AutoTokenizer.from_pretrained(BASE{pinned})",
-        f"model = {model}.from_pretrained(BASE{pinned}{f', num_labels={len(choices)}' if by_head else ''})",
-        "model = PeftModel.from_pretrained(model, MEMBERS[0], adapter_name=MEMBERS[0]).eval()",
-        "for name in MEMBERS[1:]:",
-        "    model.load_adapter(name, adapter_name=name)",
-        "",
-        'question = "your text or question"',
-        f"choices = {choices!r}",
-        'options = "\\n".join(f"{letter}. {choice}" for letter, choice in zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", choices))',
-        f'prompt = {template!r}.replace("{{options}}", options).replace("{{question}}", question)',
-        *_asking_lines(record),
-        *(_head_lines(record) if by_head else _answer_lines(record, names, each)),
-        "",
-        "",
-        "member_probs = torch.stack([probabilities(name) for name in MEMBERS])",
-        "ensemble = member_probs.mean(0)",
-        *_calibration_lines(calibration),
-        "print(dict(zip(choices, ensemble.tolist())))",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _head_lines(record: Json) -> list[str]:
-    """The lines that define a member's probabilities by its classification head."""
-    return [
-        "",
-        "",
-        "@torch.no_grad()",
-        "def probabilities(member):",
-        "    model.set_adapter(member)",
-        f"    ids = tokenizer(prompt{_no_special(record)}).input_ids",
-        "    return model(torch.tensor([ids])).logits[0].float().softmax(-1)",
-    ]
-
-
-def _answer_lines(record: Json, names: str, each: str) -> list[str]:
-    """The lines that define a member's probabilities by the tokens of the answers."""
-    letters = record["scoring"] == "letter"
-    return [
-        f"answers = [gap + name for name in {names}]",
-        "",
-        "",
-        "def tokens(end):",
-        "    texts = [prompt, *(prompt + answer + end for answer in answers)]",
-        f"    return [tokenizer(text{_no_special(record)}).input_ids for text in texts]",
-        "",
-        "",
-        "@torch.no_grad()",
-        "def probabilities(member):",
-        "    model.set_adapter(member)",
-        "    rows = tokens('')",
-        *_end_lines(record),
-        "    # tokens at the end of the prompt may merge with the answer: score those after the common prefix",
-        "    start = next((i for i, ids in enumerate(zip(*rows)) if len(set(ids)) > 1), len(rows[0]))",
-        "    scores = []",
-        "    for answer, ids in zip(answers, rows[1:]):",
-        *(_tree_lines() if record["scoring"] == "tree" else _term_lines("" if letters else each)),
-        "    return torch.stack(scores).softmax(-1)",
-    ]
-
-
-def _term_lines(each: str) -> list[str]:
-    """The lines that score an answer by its tokens."""
-    return [
-        "        log_probs = model(torch.tensor([ids])).logits[0].float().log_softmax(-1)",
-        "        terms = [log_probs[i - 1, ids[i]] for i in range(start, len(ids))]",
-        f"        scores.append(sum(terms){each})",
-    ]
-
-
-def _tree_lines() -> list[str]:
-    """The lines that score an answer by its path in the tree of answers."""
-    return [
-        "        logits, score = model(torch.tensor([ids])).logits[0].float(), torch.tensor(0.0)",
-        "        for i in range(start, len(ids)):",
-        "            # each token is chosen among those with which an answer continues",
-        "            children = sorted({other[i] for other in rows[1:] if other[:i] == ids[:i]})",
-        "            score = score + logits[i - 1, children].log_softmax(-1)[children.index(ids[i])]",
-        "        scores.append(score)",
-    ]
-
-
-def _end_lines(record: Json) -> list[str]:
-    """The lines that append an end to the answers if one is a prefix of another."""
-    if record["scoring"] == "letter" or record.get("choice_end", "never") == "never":
-        return []
-    end = record["chat_frame"]["alone"][2] if record["chat_frame"] else "\n"
-    return [
-        "    if any(a != b and b[: len(a)] == a for a in rows[1:] for b in rows[1:]):",
-        f"        rows = tokens({end!r})  # one answer is a prefix of another: score them with an end",
-    ]
-
-
-def _asking_lines(record: Json) -> list[str]:
-    """The lines from the question's block to the prompt, and the gap between prompt and answer."""
-    if not record["chat_template"]:
-        prefix = record.get("answer_prefix", " ")
-        return [f'gap = "" if prompt.endswith((" ", "\\n", "(", "[", "{{")) else {prefix!r}']
-    if record.get("chat_frame"):
-        frame = record["chat_frame"]
-        before, after, _ = frame["alone"]
-        opening = after.rstrip(" ")
-        trimmed = f".{frame['trim']}()" if frame["trim"] else ""
-        return [
-            "# the chat template's output when the members were trained",
-            f"prompt = {before!r} + prompt{trimmed} + {opening!r}",
-            f"gap = {after[len(opening) :]!r}",
-        ]
-    system = record["system_prompt"]
-    messages = "" if system is None else f'{{"role": "system", "content": {system!r}}}, '
-    return [
-        f'messages = [{messages}{{"role": "user", "content": prompt}}]',
-        "prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)",
-        'gap = ""',
-    ]
-
-
-def _no_special(record: Json) -> str:
-    # a chat template writes its special tokens
-    return ", add_special_tokens=False" if record["chat_template"] else ""
 
 
 def _indented(text: str) -> str:

@@ -200,10 +200,8 @@ def cost_caption(decisions: Decisions) -> str:
     )
 
 
-def decisions_context(decisions: Decisions | None) -> Json | None:
-    """The sentences and tables for the page: each table its title, columns, rows and caption; None without any."""
-    if decisions is None:
-        return None
+def decisions_context(decisions: Decisions) -> Json:
+    """The sentences and tables for the page: each table its title, columns, rows and caption."""
     tables = [
         _thresholds(decisions),
         ("Which score ranks best", SCORE_COLUMNS, score_rows(decisions), score_caption(decisions)),

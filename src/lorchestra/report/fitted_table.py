@@ -38,7 +38,10 @@ class FittedTable:
             yield self.table
             return
         for number, indices in enumerate(pieces):
-            yield self._piece(indices, first=number == 0, last=number == len(pieces) - 1)
+            yield self._piece(indices, first=number == 0)
+        caption = self.table.caption
+        if caption is not None:  # not as wide as the last piece, which may be narrow, but as the terminal
+            yield console.render_str(caption, style="table.caption") if isinstance(caption, str) else caption
 
     def _pieces(self, console: Console, options: ConsoleOptions) -> list[list[int]]:
         """The columns of each piece in addition to the names, by index."""
@@ -70,19 +73,17 @@ class FittedTable:
         _, right, _, left = self.table.padding
         return max(width, column.min_width or 0) + left + right
 
-    def _piece(self, indices: Sequence[int], *, first: bool, last: bool) -> Table:
+    def _piece(self, indices: Sequence[int], *, first: bool) -> Table:
         columns = [self._name_column(self.table.columns[index]) for index in range(self.num_names)]
         columns += [dataclasses.replace(self.table.columns[index].copy(), overflow="fold") for index in indices]
         piece = Table(
             *columns,
             title=self.table.title if first else None,
-            caption=self.table.caption if last else None,
             box=self.table.box,
             show_edge=self.table.show_edge,
             padding=self.table.padding,
             header_style=self.table.header_style,
             title_justify=self.table.title_justify,
-            caption_justify=self.table.caption_justify,
         )
         cells = [list(self.table.columns[index].cells) for index in (*range(self.num_names), *indices)]
         for row in zip(*cells, strict=True):

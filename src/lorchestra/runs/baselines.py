@@ -131,7 +131,7 @@ def linear_baselines(
         examples: the rows to predict.
         split: the name of their split.
         callback: reports progress.
-        has_labels: whether the rows are texts with labels.
+        has_labels: whether the rows are texts with labels, or states with typed questions.
         earlier: the result of an earlier evaluation of the same rows by name; None without one.
     """
     wanted = [name for name in LINEAR if getattr(config.evaluate, name)]
@@ -259,15 +259,14 @@ def score(
         resamples=config.evaluate.resamples,
         seed=config.train.seed,
     )
-    if isinstance(calibration, RowCalibration):
+    if questions:
         scores = evaluate_questions(
             predictions,
             questions,
             validation=validation,
-            train_labels=_labels_by_question(splits.get("train", ())),
+            train_labels=labels_by_question(splits.get("train", ())),
             baselines={name: baseline.predictions for name, baseline in baselines.items()},
-            fits={name: baseline.fit for name, baseline in baselines.items()},
-            calibrations=calibration.calibrations,
+            calibrations=calibration.calibrations if isinstance(calibration, RowCalibration) else None,
             resamples=config.evaluate.resamples,
             seed=config.train.seed,
         )
@@ -281,7 +280,7 @@ def score(
     return entry | {"notes": notes, "seen": seen, "left_out": dict(left_out), "seconds": seconds}
 
 
-def _labels_by_question(examples: Sequence[Example]) -> dict[str, list[int]]:
+def labels_by_question(examples: Sequence[Example]) -> dict[str, list[int]]:
     """Answer indices of the rows of each typed question."""
     labels: dict[str, list[int]] = {}
     for row in examples:

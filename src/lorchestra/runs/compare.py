@@ -22,8 +22,10 @@ from lorchestra.inference.pipeline import Pipeline
 from lorchestra.methods.contract import Cost, MethodContext
 from lorchestra.methods.registry import NamedMethod, parse_name
 from lorchestra.metrics.evaluation import ensemble_minus, evaluate_predictions
+from lorchestra.metrics.question_scores import evaluate_questions
 from lorchestra.models.loading import absolute_base
 from lorchestra.planning.budget import settle_budget
+from lorchestra.runs.baselines import labels_by_question
 from lorchestra.runs.build import build_pipeline, torch_threads
 from lorchestra.runs.cached_fit import CachedFit
 from lorchestra.runs.rows import RunRows, absolute_settings, check_unchanged, read_rows
@@ -200,14 +202,28 @@ class _Comparison:
         logger.info(f"{name} is done: fitted in {cost.fit_s:.0f} s, {seconds['test']:.0f} s for the test rows")
 
     def _evaluate(self, test: Predictions, validation: Predictions) -> Json:
-        config, train = self.context.config, self.rows.task.splits["train"]
-        return evaluate_predictions(
+        """The entry of the test rows, with one per typed question."""
+        config, task = self.context.config, self.rows.task
+        train, resamples, seed = task.splits["train"], config.evaluate.resamples, config.train.seed
+        entry = evaluate_predictions(
             test,
             validation=validation,
-            train_labels=[row.answer for row in train if row.answer is not None],
-            resamples=config.evaluate.resamples,
-            seed=config.train.seed,
+            # answers to several questions have no majority
+            train_labels=None if task.questions else [row.answer for row in train if row.answer is not None],
+            resamples=resamples,
+            seed=seed,
         )
+        if task.questions:
+            by_question = evaluate_questions(
+                test,
+                task.questions,
+                validation=validation,
+                train_labels=labels_by_question(train),
+                resamples=resamples,
+                seed=seed,
+            )
+            entry["questions"] = {name: one.to_dict() for name, one in by_question.items()}
+        return entry
 
     def predictions(self, name: str, split: str) -> Predictions:
         """A finished method's predictions.

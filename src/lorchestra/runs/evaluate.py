@@ -151,7 +151,7 @@ class _Work:
             examples,
             split,
             callback,
-            has_labels=self.trained.labels is not None,
+            has_labels=self.trained.labels is not None or bool(self.trained.record.questions),
             earlier=lambda name: earlier_baseline(self.trained.run, self.before, predictions, name),
         )
         dropout = mc_dropout_of(pipeline, config, examples, split, callback, passes=pipeline.model.num_members)

@@ -17,6 +17,7 @@ from lorchestra.models.loading import LoadedBase
 from lorchestra.models.peft_files import WEIGHTS
 from lorchestra.models.peft_import import CONFIG, PeftFolder, read_peft_config, read_peft_folder
 from lorchestra.models.targets import is_transposed
+from lorchestra.report.card import QUESTIONS_FILE
 from lorchestra.runs.loading import good_members, load_base_of
 from lorchestra.store.atomic import atomic_write_json, atomic_write_text, sha256_file
 from lorchestra.store.ensemble_record import MemberRecord
@@ -48,6 +49,8 @@ def export_run(
     base: str | Path | None = None,
 ) -> Path:
     """Write `member_00`, `member_01`, ... and README.md into a new directory, which appears whole or not at all.
+
+    A run's typed questions are written as a questions file, too.
 
     Args:
         root: a finished run.
@@ -91,6 +94,9 @@ def export_run(
             if base_name is not None:  # last: merging loads the adapters with the base at hand
                 for member in members:
                     _rename_base(directory / member.name / CONFIG, base_name)
+            if record.questions:
+                questions = {question.name: question.to_dict() for question in record.questions}
+                atomic_write_json(directory / QUESTIONS_FILE, questions)
             atomic_write_text(directory / "README.md", card)
     return workspace.root
 

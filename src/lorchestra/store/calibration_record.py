@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lorchestra.errors import CheckpointError
+from lorchestra.metrics.by_question import RowCalibration
 from lorchestra.metrics.calibrator import Calibration, fault_of
 from lorchestra.store.decision_record import DECISIONS, SavedDecisions, read_decisions
 from lorchestra.store.run_cascade_record import RUN_CASCADE, SavedRunCascade, read_run_cascade
@@ -100,6 +101,10 @@ class CalibrationRecord:
     def calibrations(self) -> dict[str, Calibration]:
         """Those of all questions, by name."""
         return {name: question.calibration for name, question in self.questions.items()}
+
+    def of_rows(self, questions: Sequence[str]) -> Calibration | RowCalibration:
+        """That of rows which ask these typed questions; `questions` is empty for rows without typed questions."""
+        return RowCalibration(self.calibrations, questions) if questions else self.calibration
 
     @property
     def saved_decisions(self) -> SavedDecisions | None:

@@ -14,9 +14,8 @@ from lorchestra.config.mappings import to_mapping
 from lorchestra.errors import ConfigError, LorchestraError, visible
 from lorchestra.metrics.result import Evaluation, MethodScores
 from lorchestra.metrics.table import DECISIONS, IN_TABLES, ON_PAGE, SUMMARY, WITH_DIRECTION, Metric
-from lorchestra.report.decisions import decisions_context
 from lorchestra.report.differences import Method
-from lorchestra.report.html import compare, course, figures, tables
+from lorchestra.report.html import compare, course, figures, questions, tables
 from lorchestra.report.html.examples import pick
 from lorchestra.report.html.glyphs import member_glyph, rows_with_glyphs
 from lorchestra.report.html.measures import Threshold, abstain
@@ -173,9 +172,11 @@ def run_context(
         "has_classifiers": any(key in entry.baselines for key in WITHOUT_ADAPTERS),
         "left_out": [(BASELINES.get(name, name), reason) for name, reason in (entry.left_out or {}).items()],
         "temperature_rows": run.validation.num_examples if run.validation and entry.best_member_scaled else None,
-        "calibration": "" if entry.calibration is None else entry.calibration.sentence(),
+        "calibration": questions.calibration_text(entry),
+        "by_question": questions.questions_context(entry),
         **{"figures": _figures(run, risk, among_others), "slider": slider},
-        "certified": decisions_context(run.decisions),
+        "certified": questions.certificates(run),
+        "not_certified": questions.not_certified(run),
         "thresholds": _thresholds(run),
         "ood": _ood_rows(entry),
         "has_distance": has_distance(entry),
@@ -185,7 +186,7 @@ def run_context(
         "examples": pick(run.predictions, run.mixture(run.predictions), examples),
         "examples_left_out": examples == 0,
         "config": _flat(to_mapping(run.config)),
-        "prompt": run.record["prompt_template"],
+        "prompts": questions.prompts(run),
         "facts": _facts(run),
         "environment": _flat(run.environment),
         "others": run.others,
@@ -324,13 +325,19 @@ def _members(run: ReportRun) -> list[Json]:
 def _facts(run: ReportRun) -> list[tuple[str, str]]:
     record = run.record
     labels = record.get("labels")
+    typed = ", ".join(f"{question.name} ({question.type})" for question in run.questions)
+    kind = (
+        ("typed questions", typed)
+        if typed
+        else ("labels", ", ".join(map(str, labels)) if labels else "choices differ by row")
+    )
     return [
         ("run directory", str(run.run.root)),
         ("base", f"{record['base']['id']}, revision {record['base'].get('revision') or 'not given'}"),
         ("digest of the base", str(record["base"].get("digest", NO_VALUE))),
         ("digest of the tokenizer", str(record["tokenizer_digest"])),
         ("answers scored by", f"{record['scoring']}, {record.get('normalize', 'sum')}"),
-        ("labels", ", ".join(map(str, labels)) if labels else "choices differ by row"),
+        kind,
         ("intervals", f"{run.entry.resamples} bootstrap resamples of examples"),
     ]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,8 @@ from lorchestra.metrics.predictive import FloatArray
 from lorchestra.metrics.question_scores import calibration_of
 from lorchestra.metrics.result import Evaluation
 from lorchestra.metrics.scores import accuracy
+from lorchestra.questions import Question
+from lorchestra.store.ensemble_record import EnsembleRecord
 from lorchestra.store.predictions import load_predictions
 from lorchestra.store.run import Run
 from lorchestra.store.safe_paths import inside
@@ -41,7 +43,8 @@ class ReportRun:
         members: numbers of the members that did not fail, in the order of the predictions.
         parameters: trainable parameters of one member; None without its adapter file.
         search: what the search of learning rate and epochs tried, if there was one.
-        decisions: certified thresholds and prediction sets, if there are any.
+        questions: its typed questions; none in other runs.
+        decisions: certified thresholds and prediction sets, by question; that of a run without typed questions is "".
     """
 
     run: Run
@@ -60,7 +63,8 @@ class ReportRun:
     members: tuple[int, ...]
     parameters: int | None
     search: SearchRecord | None
-    decisions: Decisions | None = None
+    questions: tuple[Question, ...] = ()
+    decisions: Mapping[str, Decisions] = field(default_factory=dict)
 
     def mixture(self, predictions: Predictions) -> FloatArray:
         """The ensemble's log-probabilities, `[E, C]`, calibrated as in the evaluation.
@@ -80,7 +84,8 @@ def read_run(root: str | Path, split: str | None = None) -> ReportRun:
         CheckpointError: no run, an unfinished or unevaluated one, damaged files, or files of different evaluations.
     """
     run = Run.at(root)
-    record = run.read_ensemble().to_dict()
+    ensemble = run.read_ensemble()
+    record = ensemble.to_dict()
     entries, cost = _read_metrics(run, record)
     entry = _choose(run, entries, split)
     task = entry.task
@@ -112,7 +117,8 @@ def read_run(root: str | Path, split: str | None = None) -> ReportRun:
         search=run.read_search(),
         members=members,
         parameters=_num_parameters(run, record),
-        decisions=_read_decisions(run),
+        questions=ensemble.questions,
+        decisions=_read_decisions(run, ensemble),
     )
 
 
@@ -185,10 +191,11 @@ def _stale(run: Run, what: str) -> CheckpointError:
     return CheckpointError(f"{run.metrics}: {what}: the files are of different evaluations; {_evaluate_again(run)}")
 
 
-def _read_decisions(run: Run) -> Decisions | None:
-    record = run.read_calibration(run.read_ensemble())
-    saved = None if record is None else record.saved_decisions
-    return None if saved is None else saved.decisions
+def _read_decisions(run: Run, ensemble: EnsembleRecord) -> dict[str, Decisions]:
+    """The certified decisions by question."""
+    record = run.read_calibration(ensemble)
+    saved = {} if record is None else {name: one.saved_decisions for name, one in record.questions.items()}
+    return {name: one.decisions for name, one in saved.items() if one is not None}
 
 
 def _read_metrics(run: Run, record: Json) -> tuple[list[Evaluation], Json]:

@@ -207,7 +207,9 @@ class _Evaluation:
         test, config = predictions["test"], point.config
         baselines, left_out = comparable(self._baselines(point, test), test, self.trained.pipeline)
         saved = run.read_calibration(record)
-        calibration = RAW if saved is None else saved.calibration
+        calibration = {
+            split: RAW if saved is None else saved.of_rows(one.questions) for split, one in predictions.items()
+        }
         entry = score(
             test,
             predictions["val"],
@@ -216,10 +218,11 @@ class _Evaluation:
             self.splits["test"],
             self.splits,
             config,
-            calibration,
+            calibration["test"],
+            record.questions,
         )
         entry["ood"] = {
-            split.removeprefix("ood_"): ood_scores(test, ood, calibration)
+            split.removeprefix("ood_"): ood_scores(test, ood, calibration["test"], None, calibration[split])
             for split, ood in predictions.items()
             if split.startswith("ood_")
         }
@@ -243,7 +246,7 @@ class _Evaluation:
             rows,
             "test",
             self.callback,
-            has_labels=task.labels is not None,
+            has_labels=task.labels is not None or bool(task.questions),
             earlier=self._fitted,
         )
         linear = {name: one for name, one in self.linear.items() if getattr(config.evaluate, name)}
