@@ -7,7 +7,7 @@ import pytest
 from lorchestra.questions import Question
 from lorchestra.runs.ask import Reply
 from lorchestra.runs.predict import Answer
-from lorchestra.server.wire import Answered, AskedQuestion, choice_confidence, score_confidence, usage
+from lorchestra.server.wire import Answered, AskedQuestion, Usage, choice_confidence, score_confidence, usage
 
 
 @pytest.mark.parametrize(
@@ -48,13 +48,14 @@ def answered(*tokens):
 @pytest.mark.parametrize(
     ("tokens", "expected"),
     [
-        ([], (0, 0)),
-        ([(12, 10, 0)], (12, 0)),
-        ([(12, 10, 0), (15, 10, 0)], (17, 0)),
-        ([(12, 10, 10), (15, 10, 10)], (17, 10)),
-        ([(12, 10, 0), (15, 10, 10)], (17, 0)),  # cached by the request's first question
-        ([(12, 10, 10), None, (7, 0, 0)], (19, 10)),
+        ([], (0, 0, 0)),
+        ([(12, 10, 0)], (12, 0, 0)),
+        ([(12, 10, 0, 10), (15, 10, 0, 10)], (17, 0, 10)),
+        ([(12, 10, 10, 0), (15, 10, 10, 0)], (17, 10, 0)),
+        # cached by the request's first question
+        ([(12, 10, 0, 10), (15, 10, 10, 0)], (17, 0, 10)),
+        ([(12, 10, 10), None, (7, 0, 0)], (19, 10, 0)),
     ],
 )
 def test_the_tokens_of_a_state_count_once(tokens, expected):
-    assert usage(answered(*tokens)) == expected
+    assert usage(answered(*tokens)) == Usage(*expected)

@@ -66,14 +66,16 @@ class EncodedAsk:
 class Reply:
     """The answer to a question, with its number of tokens.
 
-    `state_tokens` of the `input_tokens` are the state's, which the questions of a request share, and `cached_tokens`
-    were taken from the cache. `question` is the name under which the run was trained on the question, if it was.
+    `state_tokens` of the `input_tokens` are the state's, which the questions of a request share; `cached_tokens` were
+    taken from the cache, and `written_tokens` are there now. `question` is the name under which the run was trained on
+    the question, if it was.
     """
 
     answer: Answer
     input_tokens: int
     state_tokens: int = 0
     cached_tokens: int = 0
+    written_tokens: int = 0
     question: str | None = None
 
 
@@ -160,8 +162,9 @@ class Asker:
             for row, index in zip(rows, indices, strict=True):
                 answer = self._answer(asks[index], log_probs[:, row.row, : len(row.choices)])
                 num_cached = row.state if row.row in cached else 0
+                written = row.state - num_cached if row.row in states else 0
                 name = asks[index].question.name if asks[index].trained else None
-                replies[index] = Reply(answer, row.num_tokens, row.state, num_cached, name)
+                replies[index] = Reply(answer, row.num_tokens, row.state, num_cached, written, name)
         return [replies[index] for index in range(len(asks))]
 
     def _by_passes(self, asks: Sequence[EncodedAsk]) -> Iterator[tuple[list[MemberPass], list[int]]]:

@@ -71,17 +71,17 @@ class Decisions:
 
     def response(self, model: str, answered: Sequence[Answered]) -> JsonObject:
         """The response's body."""
-        input_tokens, cached = usage(answered)
+        tokens = usage(answered)
         output_tokens = sum(one.reply is not None for one in answered)
         return {
             "model": model,
             "answers": [_answer(one) for one in answered],
             "usage": {
-                "input_tokens": input_tokens,
-                "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},
+                "input_tokens": tokens.input_tokens,
+                "input_tokens_details": {"cached_tokens": tokens.cached, "cache_write_tokens": tokens.written},
                 "output_tokens": output_tokens,
                 "output_tokens_details": {"reasoning_tokens": 0},
-                "total_tokens": input_tokens + output_tokens,
+                "total_tokens": tokens.input_tokens + output_tokens,
             },
         }
 

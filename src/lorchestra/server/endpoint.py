@@ -84,9 +84,9 @@ class Endpoint:
 
     def _count(self, answered: Sequence[Answered], model: Model) -> None:
         metrics = self._service.metrics
-        input_tokens, cached = usage(answered)
-        metrics.tokens.inc(input_tokens)
-        metrics.cached_tokens.inc(cached)
+        tokens = usage(answered)
+        metrics.tokens.inc(tokens.input_tokens)
+        metrics.cached_tokens.inc(tokens.cached)
         for one in answered:
             if one.reply is None:
                 metrics.refusals.inc()

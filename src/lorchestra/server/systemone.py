@@ -58,7 +58,7 @@ class SystemOne:
 
     def response(self, model: str, answered: Sequence[Answered]) -> JsonObject:
         """The response's body."""
-        input_tokens, _ = usage(answered)
+        input_tokens = usage(answered).input_tokens
         return {
             "model": model,
             "answers": {one.asked.question.name: _answer(one) for one in answered},

@@ -159,13 +159,23 @@ def question_at(location: Location, name: str, *parts: object) -> Question:
         raise InvalidRequestError(str(error), location) from None
 
 
-def usage(answered: Sequence[Answered]) -> tuple[int, int]:
-    """Input tokens of a request, and how many of them were cached: its questions share the tokens of the state."""
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Input tokens of a request; how many of them were cached before, and how many are now."""
+
+    input_tokens: int
+    cached: int
+    written: int
+
+
+def usage(answered: Sequence[Answered]) -> Usage:
+    """The tokens of a request, whose questions share those of the state."""
     replies = [one.reply for one in answered if one.reply is not None]
     of_questions = sum(reply.input_tokens - reply.state_tokens for reply in replies)
     state = max((reply.state_tokens for reply in replies), default=0)
     cached = min((reply.cached_tokens for reply in replies if reply.state_tokens), default=0)
-    return of_questions + state, cached
+    written = max((reply.written_tokens for reply in replies), default=0)
+    return Usage(of_questions + state, cached, written)
 
 
 def choice_confidence(probs: Sequence[float]) -> float:
