@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from lorchestra.metrics.calibrator import Calibration
 from lorchestra.metrics.evaluation import evaluate
 from lorchestra.metrics.question_scores import evaluate_questions
 from lorchestra.metrics.result import Evaluation
 from lorchestra.questions import Question
 from lorchestra.report.question_table import caption, question_table
+from lorchestra.report.table import evaluation_table
 from lorchestra.types import Predictions
 
 CHOICE = Question("queue", "choice", "Which queue?", ("film", "play", "song"))
@@ -81,6 +83,20 @@ def test_the_best_baseline_without_adapters_has_a_row():
     assert all("frozen base + LR" in row and "0.555" in row for row in rows)
     assert "LR: logistic regression" in "\n".join(shown)
     assert "LR" not in "\n".join(lines(entry_of(CHOICE, SCORE), 120))
+
+
+def test_the_table_of_all_rows_says_what_is_done_per_question():
+    entry = with_baselines(entry_of(CHOICE), tfidf=0.7)
+    entry["baselines"] = {"tfidf": entry["ensemble"]}
+    console = Console(width=200, file=io.StringIO(), color_system=None)
+    console.print(evaluation_table(entry))
+    assert "calibrated per question" not in console.file.getvalue()
+    calibration = Calibration("temperature", "", num_rows=9, temperature=2.0, nll_before=1.0, nll_after=0.9)
+    entry["questions"]["queue"]["calibration"] = calibration.to_dict()
+    console.print(evaluation_table(entry))
+    text = " ".join(console.file.getvalue().split())
+    assert "Ensemble calibrated per question." in text
+    assert "LR: logistic regression per question, with one temperature (T)." in text
 
 
 def test_without_scores_there_are_no_levels():

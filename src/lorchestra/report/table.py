@@ -57,8 +57,11 @@ def evaluation_table(entry: Entry) -> FittedTable:
     if evaluation.calibration is not None:
         # captions are markup, and the reason comes from a file
         caption += f" Ensemble calibrated: {escape(evaluation.calibration.sentence())}"
+    elif evaluation.is_calibrated:
+        caption += " Ensemble calibrated per question."
     if any(method.key in WITHOUT_ADAPTERS for method in shown):
-        caption += " LR: logistic regression, with one temperature (T)."
+        per_question = " per question" if evaluation.questions else ""
+        caption += f" LR: logistic regression{per_question}, with one temperature (T)."
     if evaluation.seconds:
         caption += f" Seconds spent: {seconds_text(evaluation.seconds)}."
     table = _bare_table(_title(evaluation), caption)
