@@ -17,6 +17,7 @@ from lorchestra.errors import CheckpointError, ConfigError, DataError
 from lorchestra.inference.predict import member_passes
 from lorchestra.metrics.by_question import RowCalibration, split_by_question
 from lorchestra.metrics.calibrator import pooled
+from lorchestra.metrics.early_exit import ExitRule
 from lorchestra.metrics.evaluation import evaluate
 from lorchestra.metrics.ordinal import ordinal_scores
 from lorchestra.metrics.question_scores import evaluate_questions
@@ -299,3 +300,32 @@ def test_states_are_asked_in_python(trained):
     message = r"the state and the question have \d+ tokens, and the run's prompts at most 256"
     with pytest.raises(DataError, match=message):
         trained.ask(["film " * 300], [GOOD])
+
+
+@pytest.mark.parametrize("setting", ["exact", 0.4, 1.0])
+def test_early_exit_answers_with_the_members_that_it_takes(trained, setting):
+    rule = ExitRule.parse(setting)
+    asker = Asker(trained, cache_bytes=10**9)
+    states = [f"a film {index}" for index in range(4)]
+    asks = [asker.encode(Asked(state, q, early_exit=rule)) for state in states for q in QUESTIONS]
+    for ask_, reply in zip(asks, asker.answer(asks), strict=True):
+        whole = ask(Asker(trained), ask_.asked.state, ask_.asked.question)[ask_.asked.question.name]
+        log_probs_MEC = np.log(np.array(whole.member_probs))[:, None]
+        used = int(rule.members_used(log_probs_MEC)[0])
+        assert reply.answer.members_used == used == len(reply.answer.member_probs)
+        np.testing.assert_allclose(reply.answer.member_probs, whole.member_probs[:used], rtol=0, atol=1e-6)
+        assert (reply.cached_tokens, reply.written_tokens, reply.answer.decision) == (0, 0, None)
+        if setting == "exact" and trained.calibrations[reply.question].keeps_predictions:
+            raw = np.mean(whole.member_probs, axis=0)
+            assert reply.answer.prediction_index == int(raw.argmax())
+
+
+def test_early_exit_and_all_members_in_one_call(trained):
+    asker = Asker(trained)
+    early = asker.encode(Asked("a film", GOOD, early_exit=ExitRule.parse("exact")))
+    whole = asker.encode(Asked("a film", GOOD))
+    replies = asker.answer([early, whole, early])
+    used = [reply.answer.members_used for reply in replies]
+    assert used[0] == used[2] is not None
+    assert used[1] is None
+    assert replies[1].answer.probs == ask(Asker(trained), "a film", GOOD)["good"].probs

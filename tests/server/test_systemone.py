@@ -97,6 +97,10 @@ QUESTION = {"type": "noul", "instructions": "Is it?"}
         ({"questions": {"q": {"type": "noul", "instructions": "unanswerable"}}}, ["questions", "q"]),
         ({"x_deadline_ms": 0}, ["x_deadline_ms"]),
         ({"x_deadline_ms": True}, ["x_deadline_ms"]),
+        ({"x_early_exit": True}, ["x_early_exit"]),
+        ({"x_early_exit": 0}, ["x_early_exit"]),
+        ({"x_early_exit": "soon"}, ["x_early_exit"]),
+        ({"x_early_exit": [0.9]}, ["x_early_exit"]),
     ],
 )
 def test_invalid_values_are_located(live, change, location):
@@ -135,3 +139,15 @@ def test_unknown_fields_are_ignored_and_order_and_names_do_not_matter(live):
     assert two["answers"]["other name"] == one
     assert list(two["answers"]) == list(questions)
     assert two["usage"] == {"input_tokens": 2, "output_tokens": 2}
+
+
+@pytest.mark.parametrize("rule", ["exact", 0.5])
+def test_early_exit_on_request(tiny_live, rule):
+    """A tiny run with two members: exact needs both, a confidence of one half at most two."""
+    response = tiny_live.post("/v1/systemone", noul("a film") | {"model": "jev-latest", "x_early_exit": rule})
+    assert response.status_code == 200
+    (answer,) = response.json()["answers"].values()
+    assert answer["x_members_used"] == len(answer["x_members"]) == 2
+    assert answer["x_decision"] is None
+    whole = tiny_live.post("/v1/systemone", noul("a film") | {"model": "jev-latest"}).json()
+    assert "x_members_used" not in next(iter(whole["answers"].values()))

@@ -5,7 +5,7 @@ A server encodes each request as it comes (`Asker.encode`) and answers many at o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from lorchestra.data.prompts import LETTERS
 from lorchestra.errors import DataError
-from lorchestra.inference.predict import MemberPass, predict_rows
+from lorchestra.inference.predict import MemberPass, predict_early, predict_rows
 from lorchestra.inference.state_cache import StateCache, rows_in_order
 from lorchestra.metrics.calibrator import RAW, Calibration
 from lorchestra.metrics.decisions import Decisions
+from lorchestra.metrics.early_exit import ExitRule
 from lorchestra.nn.packing import BASE
 from lorchestra.questions import Question
 from lorchestra.runs.predict import Answer, answers_from, expected_level
@@ -32,13 +33,16 @@ class Asked:
     """A typed question about a state, given as text.
 
     `member` is the index of the only member to answer (among those that did not fail), `BASE` for the base, or None for
-    all members together. States are cached per `partition`: nothing that is cached for one is used for another.
+    all members together. States are cached per `partition`: nothing that is cached for one is used for another. With
+    `early_exit` members answer one after the other until the question is decided; then no state is cached, and there is
+    no decision, which is certified for the answers of all members.
     """
 
     state: str
     question: Question
     member: int | None = None
     partition: str = ""
+    early_exit: ExitRule | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +120,8 @@ class Asker:
 
         Raises:
             DataError: the prompt is longer than the model's context, or an option adds no tokens to it.
-            ConfigError: the tokenizer cannot tell the options apart.
+            ConfigError: the tokenizer cannot tell the options apart, or early exit is exact and the question's
+                calibration may change predictions.
         """
         labels, given = self.ensemble.labels, asked.question
         if labels is not None and given.type == "choice" and set(given.options) == set(labels):
@@ -140,7 +145,10 @@ class Asker:
         length, most = row.num_tokens + 1, self.ensemble.pipeline.max_length
         if length > most:
             raise DataError(f"the state and the question have {length} tokens, and the run's prompts at most {most}")
-        return EncodedAsk(asked, row, question, trained)
+        ask = EncodedAsk(asked, row, question, trained)
+        if asked.early_exit is not None:
+            asked.early_exit.check_calibration(self._settings(ask)[0])
+        return ask
 
     def _lettered(self, question: Question) -> bool:
         return self.ensemble.pipeline.scoring == "letter" and len(question.options) <= len(LETTERS)
@@ -149,9 +157,12 @@ class Asker:
         """Answers to questions, in their order, in passes that hold as many of them as the token budget allows."""
         pipeline = self.ensemble.pipeline
         replies: dict[int, Reply] = {}
-        for passes, indices in self._by_passes(asks):
+        for passes, rule, indices in self._by_passes(asks):
             members = [one.member for one in passes]
             rows = [replace(asks[index].row, row=position) for position, index in enumerate(indices)]
+            if rule is not None:
+                replies |= self._answer_early(rule, rows, {index: asks[index] for index in indices})
+                continue
             found = {row.row: self.cache.of(row, asks[i].asked.partition) for row, i in zip(rows, indices, strict=True)}
             states = {row: state for row, state in found.items() if state is not None}
             cached = {row for row, state in states.items() if state.holds(members)}
@@ -167,24 +178,41 @@ class Asker:
                 replies[index] = Reply(answer, row.num_tokens, row.state, num_cached, written, name)
         return [replies[index] for index in range(len(asks))]
 
-    def _by_passes(self, asks: Sequence[EncodedAsk]) -> Iterator[tuple[list[MemberPass], list[int]]]:
-        """Groups of questions that the same members answer, in the same kind of scoring.
+    def _answer_early(
+        self, rule: ExitRule, rows: Sequence[EncodedExample], asks: Mapping[int, EncodedAsk]
+    ) -> dict[int, Reply]:
+        """Replies by index, of the members that it took to decide each question."""
+        pipeline = self.ensemble.pipeline
+        log_probs, used = predict_early(pipeline.model, rows, rule, pipeline.token_budget)
+        replies = {}
+        for row, (index, ask) in zip(rows, asks.items(), strict=True):
+            answer = self._answer(ask, log_probs[: used[row.row], row.row, : len(row.choices)])
+            name = ask.question.name if ask.trained else None
+            answer = replace(answer, members_used=int(used[row.row]))
+            replies[index] = Reply(answer, row.num_tokens, row.state, question=name)
+        return replies
+
+    def _by_passes(self, asks: Sequence[EncodedAsk]) -> Iterator[tuple[list[MemberPass], ExitRule | None, list[int]]]:
+        """Groups of questions that the same members answer by the same rule, in the same kind of scoring.
 
         Within a group they are sorted by content, so that their order changes no bit.
         """
         order = rows_in_order([ask.row for ask in asks], [ask.asked.partition for ask in asks])
-        groups: dict[tuple[int | None, bool, bool], list[int]] = {}
+        groups: dict[tuple[int | None, ExitRule | None, bool, bool], list[int]] = {}
         for index in order:
-            key = (asks[index].asked.member, asks[index].row.by_head, asks[index].row.tree is None)
-            groups.setdefault(key, []).append(index)
-        for (member, _, _), indices in groups.items():
+            asked, row = asks[index].asked, asks[index].row
+            rule = asked.early_exit if asked.member is None else None
+            groups.setdefault((asked.member, rule, row.by_head, row.tree is None), []).append(index)
+        for (member, rule, _, _), indices in groups.items():
             members = range(self.num_members) if member is None else [member]
-            yield [MemberPass(m) for m in members], indices
+            yield [MemberPass(m) for m in members], rule, indices
 
     def _answer(self, ask: EncodedAsk, log_probs_MC: NDArray[np.float64]) -> Answer:
         example = Example("", ask.asked.state, ask.question.options, None)
         predictions = self.ensemble.pipeline.predictions([example], [0], log_probs_MC[:, None], "ask")
         calibration, decisions = self._settings(ask)
+        if ask.asked.early_exit is not None:
+            decisions = None
         answer = _in_order(answers_from(predictions, None, calibration, decisions)[0], ask.asked.question.options)
         score = expected_level(ask.question, answer.probs)
         return replace(answer, question=ask.asked.question.name, score=score, trained=ask.trained)

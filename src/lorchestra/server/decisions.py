@@ -16,6 +16,7 @@ from lorchestra.server.wire import (
     check_number,
     choice_confidence,
     deadline_of,
+    early_exit_of,
     extension,
     member_of,
     probabilities,
@@ -67,6 +68,7 @@ class Decisions:
             questions,
             deadline_of(values),
             "" if cache_key is None else typed(cache_key, str, ("prompt_cache_key",)),
+            early_exit_of(values),
         )
 
     def response(self, model: str, answered: Sequence[Answered]) -> JsonObject:

@@ -9,6 +9,10 @@ Schema = dict[str, object]
 _TEXT: Schema = {"anyOf": [{"type": "string"}, {"type": "object"}, {"type": "array"}]}
 _OPTIONAL_TEXT: Schema = {"anyOf": [{"type": "string"}, {"type": "object"}, {"type": "array"}, {"type": "null"}]}
 _DEADLINE: Schema = {"type": "number", "exclusiveMinimum": 0, "description": "milliseconds until an answer is useless"}
+_EARLY_EXIT: Schema = {
+    "anyOf": [{"const": "exact"}, {"type": "number", "exclusiveMinimum": 0, "maximum": 1}],
+    "description": "members stop once the answer cannot change (exact), or at this mean probability",
+}
 _STRING: Schema = {"type": "string"}
 
 
@@ -72,6 +76,7 @@ SYSTEMONE = _operation(
         state=_TEXT,
         questions={"type": "object", "additionalProperties": {"oneOf": [_NOUL, _CHOICE, _SCORE]}, "minProperties": 1},
         x_deadline_ms=_DEADLINE,
+        x_early_exit=_EARLY_EXIT,
     ),
     {
         "model": "jev-latest",
@@ -108,6 +113,7 @@ DECISIONS = _operation(
         questions=_list({"oneOf": [_PREDICATE, _CHOICES, _LEVELS]}, 1, 400),
         prompt_cache_key=_STRING,
         x_deadline_ms=_DEADLINE,
+        x_early_exit=_EARLY_EXIT,
     ),
     {
         "model": "jev-latest",

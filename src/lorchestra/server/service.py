@@ -167,7 +167,7 @@ class Service:
                 f"the state has {len(request.state):,} characters, over {most:,} tokens; shorten it"
             )
         partition = f"{client}\0{request.partition}"
-        ask = Asked(request.state, asked.question, model.member, partition)
+        ask = Asked(request.state, asked.question, model.member, partition, request.early_exit)
         encoded = await asyncio.get_running_loop().run_in_executor(self._encoder, model.run.engine.encode, ask)
         tokens = encoded.row.state or len(encoded.row.prefix)
         if tokens > most:

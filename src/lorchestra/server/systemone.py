@@ -17,6 +17,7 @@ from lorchestra.server.wire import (
     check_number,
     choice_confidence,
     deadline_of,
+    early_exit_of,
     extension,
     member_of,
     probabilities,
@@ -54,7 +55,8 @@ class SystemOne:
             text = state_text(state)
         except InputError as error:
             raise UnsupportedMediaError(f"state: {error}", ("state",)) from None
-        return ParsedRequest(member_of(values, "model", str, ()), text, questions, deadline_of(values))
+        model, deadline = member_of(values, "model", str, ()), deadline_of(values)
+        return ParsedRequest(model, text, questions, deadline, early_exit=early_exit_of(values))
 
     def response(self, model: str, answered: Sequence[Answered]) -> JsonObject:
         """The response's body."""

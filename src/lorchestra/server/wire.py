@@ -10,6 +10,7 @@ from typing import Protocol, TypeVar
 from lorchestra.config.serve import ServeLimits
 from lorchestra.data.states import json_text
 from lorchestra.errors import ConfigError
+from lorchestra.metrics.early_exit import ExitRule
 from lorchestra.questions import Question
 from lorchestra.runs.ask import Reply
 from lorchestra.runs.predict import Answer
@@ -39,6 +40,7 @@ class ParsedRequest:
         questions: in the order of their answers.
         deadline_ms: milliseconds after which the client has no use for an answer.
         partition: cached states are shared within it only.
+        early_exit: when a question needs no more members; None for all of them.
     """
 
     model: str
@@ -46,6 +48,7 @@ class ParsedRequest:
     questions: tuple[AskedQuestion, ...]
     deadline_ms: float | None = None
     partition: str = ""
+    early_exit: ExitRule | None = None
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,23 @@ def deadline_of(body: JsonObject) -> float | None:
             f"x_deadline_ms is {json_text(value)[:60]}; send a positive number", ("x_deadline_ms",)
         )
     return float(value)
+
+
+def early_exit_of(body: JsonObject) -> ExitRule | None:
+    """When members can stop, from the field `x_early_exit`: "exact", or a confidence.
+
+    Raises:
+        InvalidRequestError: it is neither of the two.
+    """
+    value = body.get("x_early_exit")
+    if value is None:
+        return None
+    try:
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise ConfigError(f"x_early_exit: {json_text(value)[:60]} is neither exact nor a confidence in (0, 1]")
+        return ExitRule.parse(value, "x_early_exit")
+    except (ConfigError, OverflowError) as error:
+        raise InvalidRequestError(str(error)[:200], ("x_early_exit",)) from None
 
 
 def check_counts(questions: Sequence[AskedQuestion], limits: ServeLimits) -> None:
@@ -210,7 +230,7 @@ def extension(answered: Answered) -> dict[str, object]:
     question = answered.asked.question
     members = [[_probability(p) for p in member] for member in answer.member_probs or ()]
     fitting = answer.prediction_set
-    return {
+    extensions: dict[str, object] = {
         "x_mutual_information": answer.mutual_information,
         "x_members": [member[1] for member in members] if question.type == "predicate" else members,
         "x_decision": answer.decision,
@@ -220,6 +240,9 @@ def extension(answered: Answered) -> dict[str, object]:
         "x_calibrated": answer.calibrated,
         "x_trained": answer.trained,
     }
+    if answer.members_used is not None:
+        extensions["x_members_used"] = answer.members_used
+    return extensions
 
 
 def _probability(value: float) -> float:
