@@ -31,6 +31,7 @@ from lorchestra.config.run import RunConfig
 from lorchestra.errors import ConfigError, InputError, LorchestraError
 from lorchestra.metrics import predictive
 from lorchestra.metrics.calibrator import Calibration, pooled
+from lorchestra.questions import Question
 from lorchestra.runs.ensemble import load_run
 from lorchestra.runs.evaluate import evaluate_run
 from lorchestra.sklearn import LoRAEnsembleClassifier
@@ -371,3 +372,43 @@ def test_fitting_again_replaces_the_kept_run(classifier, tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["run"]
     with pytest.raises(ConfigError, match=r"not empty, and not a run that this classifier has fitted"):
         classifier(out=tmp_path / "run").fit(TEXTS, LABELS)
+
+
+@pytest.mark.parametrize(
+    ("question", "labels"),
+    [
+        (Question("kind", "choice", "What is it?", ("film", "book", "song"), ("on a screen", None, None)), None),
+        (Question("good", "predicate", "It is good."), [i % 2 == 0 for i in range(60)]),
+        (Question("stars", "score", "How good?", ("bad", "fair", "good")), [i % 3 for i in range(60)]),
+    ],
+    ids=["choice", "predicate", "score"],
+)
+def test_a_typed_question(classifier, question, labels):
+    labels = labels or [("song", "film", "book")[i % 3] for i in range(60)]
+    fitted = classifier(question=question, scoring="tree").fit(TEXTS, labels)
+    assert fitted.classes_.tolist() == sorted(set(labels))
+    probs = fitted.predict_proba(NEW)
+    np.testing.assert_allclose(probs.sum(axis=1), 1, rtol=0, atol=1e-6)
+    ensemble = fitted.ensemble()
+    assert ensemble.record.questions == (question,)
+    expected = [[answer.probs for answer in of_text] for of_text in ensemble.ask(NEW, [question])]
+    order = [int(label) if not isinstance(label, str) else question.options.index(label) for label in fitted.classes_]
+    np.testing.assert_allclose(probs, np.array(expected)[:, 0][:, order], rtol=0, atol=1e-5)
+    copied = pickle.loads(pickle.dumps(fitted))
+    np.testing.assert_array_equal(copied.predict(NEW), fitted.predict(NEW))
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["film", "book"] * 30, "y: no row has 'song'"),
+        (["film", "book", "play"] * 20, "y: 'play' is none of the question's options"),
+        (["film", "book", " song", "song"] * 15, "y: 'song' is the same option as another label"),
+    ],
+)
+def test_labels_that_are_not_the_questions(classifier, labels, message):
+    question = Question("kind", "choice", "What is it?", ("film", "book", "song"))
+    with pytest.raises(InputError, match=message):
+        classifier(question=question, scoring="tree").fit(TEXTS, labels)
+    with pytest.raises(ConfigError, match=r"question: .kind. is not a lorchestra\.Question"):
+        classifier(question="kind").fit(TEXTS, labels)

@@ -24,9 +24,11 @@ from lorchestra.config.mappings import read_recipe
 from lorchestra.config.run import RunConfig
 from lorchestra.data.in_memory import plain_labels, texts_of
 from lorchestra.data.splits import hold_out
+from lorchestra.data.typed_rows import answer_index
 from lorchestra.errors import ConfigError, DataError, InputError, LorchestraError
 from lorchestra.metrics import predictive
 from lorchestra.metrics.calibrator import pooled
+from lorchestra.questions import Question
 from lorchestra.runs.ensemble import Ensemble, load_run
 from lorchestra.runs.rows import RunRows, validation_notes
 from lorchestra.runs.train import train_run
@@ -70,6 +72,8 @@ class LoRAEnsembleClassifier(ClassifierMixin, BaseEstimator):
         prompt: data.prompt.template: a template with {question} in place of the text.
         scoring: data.scoring: auto, letter, text, tree or head.
         label_names: the words the model reads for labels, as {0: "negative", 1: "positive"}; default `str(label)`.
+        question: a typed question that is asked about the texts; y has its options, or truth values for a predicate,
+            and each option must occur. The labels' names and the prompt are then the question's.
         config: all other settings, as a `RunConfig` or the path of a recipe; by default lorchestra's defaults, with
             long texts truncated.
         out: run directory to keep, for use with the command line (`lorchestra predict`); temporary by default. Fitting
@@ -100,6 +104,7 @@ class LoRAEnsembleClassifier(ClassifierMixin, BaseEstimator):
         prompt: str | None = None,
         scoring: str | None = None,
         label_names: Mapping[Any, str] | None = None,
+        question: Question | None = None,
         config: RunConfig | str | Path | None = None,
         out: str | Path | None = None,
         random_state: int | np.random.RandomState | None = 0,
@@ -120,6 +125,7 @@ class LoRAEnsembleClassifier(ClassifierMixin, BaseEstimator):
         self.prompt = prompt
         self.scoring = scoring
         self.label_names = label_names
+        self.question = question
         self.config = config
         self.out = out
         self.random_state = random_state
@@ -145,11 +151,10 @@ class LoRAEnsembleClassifier(ClassifierMixin, BaseEstimator):
         classes, codes = np.unique(labels, return_inverse=True)
         if len(classes) < 2:
             raise InputError(f"y holds 1 class only ({classes.tolist()[0]!r}); at least two are needed")
-        names = self._names(classes)
-        options = tuple(sorted(names))
-        columns = [options.index(name) for name in names]
+        options, columns = self._options(classes)
+        asked = self.question
         examples = [
-            Example(f"X-{i}", text, options, columns[code], f"X[{i}]")
+            Example(f"X-{i}", text, options, columns[code], f"X[{i}]", asked)
             for i, (text, code) in enumerate(zip(texts, codes, strict=True))
         ]
         config = self._config()
@@ -166,7 +171,7 @@ class LoRAEnsembleClassifier(ClassifierMixin, BaseEstimator):
                 f"out: {directory.root}: not empty, and not a run that this classifier has fitted; choose another"
                 " directory, or remove it"
             )
-        task = Task("texts", splits, options)
+        task = Task("texts", splits, options) if asked is None else Task("texts", splits, questions=(asked,))
         rows = RunRows(task, tuple(validation_notes(task)))
         replacing = replacing_directory(directory.root) if directory.exists else nullcontext(directory.root)
         with replacing as root, _logging_to_stderr(self.verbose):
@@ -215,16 +220,23 @@ class LoRAEnsembleClassifier(ClassifierMixin, BaseEstimator):
 
     def _mixture(self, log_probs_MEC: NDArray[np.float64], raw: bool) -> NDArray[np.float64]:
         """The mixture's log-probabilities in the order of `classes_`, `[E, C]`, calibrated unless `raw`."""
-        return pooled(log_probs_MEC, None if raw else self.ensemble().calibration)[:, self._columns]
+        trained = self.ensemble()
+        calibration = trained.calibration if self._asked is None else trained.calibrations[self._asked.name]
+        return pooled(log_probs_MEC, None if raw else calibration)[:, self._columns]
+
+    @property
+    def _asked(self) -> Question | None:
+        """The question of the fitted run; None if it is on labels."""
+        return next(iter(self.ensemble().record.questions), None)
 
     def _log_probs(self, X: Sequence[str]) -> NDArray[np.float64]:
         """Every member's log-probabilities in the order of the run's labels, `[M, E, C]`."""
         check_is_fitted(self, "run_dir_")
         texts = texts_of(X)
-        trained = self.ensemble()
-        options = trained.labels
+        trained, asked = self.ensemble(), self._asked
+        options = trained.labels if asked is None else asked.options
         assert options is not None
-        examples = [Example(f"X-{i}", text, options, None, f"X[{i}]") for i, text in enumerate(texts)]
+        examples = [Example(f"X-{i}", text, options, None, f"X[{i}]", asked) for i, text in enumerate(texts)]
         predictions = trained.pipeline.predict_members(examples, "predict")
         if predictions.num_examples < len(texts):
             raise InputError(
@@ -232,6 +244,26 @@ class LoRAEnsembleClassifier(ClassifierMixin, BaseEstimator):
                 " and data.too_long is drop; set it to truncate to predict all texts"
             )
         return predictions.log_probs_MEC
+
+    def _options(self, classes: Labels) -> tuple[tuple[str, ...], list[int]]:
+        """The run's options, and the index of each class among them."""
+        if self.question is None:
+            names = self._names(classes)
+            options = tuple(sorted(names))
+            return options, [options.index(name) for name in names]
+        if not isinstance(self.question, Question):
+            raise ConfigError(f"question: {self.question!r:.60} is not a lorchestra.Question")
+        columns: list[int] = []
+        for label in classes.tolist():
+            column = answer_index(self.question, label)
+            if column is None or column in columns:
+                what = "none of the question's options" if column is None else "the same option as another label"
+                raise InputError(f"y: {label!r} is {what} ({', '.join(map(repr, self.question.options[:12]))})")
+            columns.append(column)
+        missing = [option for index, option in enumerate(self.question.options) if index not in columns]
+        if missing:
+            raise InputError(f"y: no row has {missing[0]!r}; give each option of the question a row, or leave it out")
+        return self.question.options, columns
 
     def _names(self, classes: Labels) -> list[str]:
         """The words that the model reads for each class."""
