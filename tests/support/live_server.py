@@ -145,9 +145,9 @@ class Live:
 
 
 @contextmanager
-def serving(runs, keys=(), log_texts=False, corrections=None, **limits):
+def serving(runs, keys=(), log_texts=False, corrections=None, share_states=False, **limits):
     """Serve runs for the length of the block; every request must have left the queue at its end."""
-    options = ServiceOptions(ServeLimits(**limits), Keys.from_lines(keys, "keys"), log_texts)
+    options = ServiceOptions(ServeLimits(**limits), Keys.from_lines(keys, "keys"), log_texts, share_states)
     live = Live(create_app(runs, options, corrections=corrections))
     live.thread.start()
     try:

@@ -47,6 +47,9 @@ class ServeArguments:
     state_cache_mb: int = 256
     """Memory for the states of earlier requests, in MB per run: further questions about one cost their tokens only. A
     state is reused for the same key (or address) and prompt_cache_key only. 0 for none."""
+    share_states: bool = False
+    """Reuse states for every key and prompt_cache_key: whoever asks can then measure, by the time of an answer and its
+    cached_tokens, that somebody asked about the same state before."""
     corrections: str | None = None
     """File to which the page at / appends the right answers that people give, one JSON line each, with the state's
     text; calibrate and monitor read it with --data. Without it, the page offers no corrections."""
@@ -83,7 +86,7 @@ def run(arguments: Sequence[str]) -> int:
             " --allow-open"
         )
     messages()
-    options = ServiceOptions(parsed.limits, keys, parsed.log_texts)
+    options = ServiceOptions(parsed.limits, keys, parsed.log_texts, parsed.share_states)
     runs = [
         ServedRun.load(
             name,

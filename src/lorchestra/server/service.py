@@ -30,11 +30,12 @@ _WARM_UP_TIMEOUT_S = 600.0
 
 @dataclass(frozen=True)
 class ServiceOptions:
-    """How a service is run: its limits, who may ask, and whether texts are logged."""
+    """How a service is run: its limits, who may ask, whether texts are logged, and states reused for everybody."""
 
     limits: ServeLimits = field(default_factory=ServeLimits)
     keys: Keys = field(default_factory=lambda: Keys({}))
     log_texts: bool = False
+    share_states: bool = False
 
 
 class Service:
@@ -166,7 +167,7 @@ class Service:
             raise StateTooLongError(
                 f"the state has {len(request.state):,} characters, over {most:,} tokens; shorten it"
             )
-        partition = f"{client}\0{request.partition}"
+        partition = "" if self.options.share_states else f"{client}\0{request.partition}"
         ask = Asked(request.state, asked.question, model.member, partition, request.early_exit)
         encoded = await asyncio.get_running_loop().run_in_executor(self._encoder, model.run.engine.encode, ask)
         tokens = encoded.row.state or len(encoded.row.prefix)
