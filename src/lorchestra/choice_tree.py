@@ -112,6 +112,11 @@ class ChoiceTree:
         )
 
 
+def num_common(one: Sequence[int], other: Sequence[int]) -> int:
+    """Number of first tokens that two sequences share."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
 def has_prefix(choices: Sequence[tuple[int, ...]]) -> bool:
     """Whether one of the choices is a proper prefix of another; when sorted, such choices are neighbors."""
     if not all(choices):

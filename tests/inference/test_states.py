@@ -203,3 +203,96 @@ def test_partitions_share_nothing():
     assert cache.of(row, "a") is not cache.of(row, "b")
     assert cache.of(dataclasses.replace(row, state=0), "a") is None
     assert StateCache(0).of(row, "a") is None
+
+
+def grown(row, row_index, tokens, question=(91, 92)):
+    """A question about a state that starts as the row's does, and goes on."""
+    state = row.prefix[: row.state] + tokens
+    return dataclasses.replace(row, row=row_index, prefix=state + question, state=len(state))
+
+
+@pytest.fixture
+def long_state():
+    tree = choice_tree(((1, 100), (2, 3, 100)))
+    return EncodedExample(0, tuple(range(20, 50)) + (7, 8), ((1, 100), (2, 3, 100)), 0, state=30, tree=tree)
+
+
+@pytest.mark.parametrize("budget", [20, 10_000], ids=["several passes", "one pass"])
+def test_a_state_that_goes_on_is_computed_from_its_new_tokens(model, long_state, budget, monkeypatch):
+    passes, cache = member_passes([0, 1, 2]), StateCache(10**9)
+    predict_rows(model, [long_state], passes, budget, states={0: cache.of(long_state, "")})
+    rows = [grown(long_state, 1, (3, 4, 5)), grown(long_state, 2, (3, 4, 5), (61, 62, 63)), grown(long_state, 3, (9,))]
+    expected = predict_rows(model, apart(rows), passes, budget)
+    states = {row.row: cache.of(row, "") for row in rows}
+    assert [states[e].start_for([0, 1, 2]) for e in (1, 2, 3)] == [30, 30, 30]
+    sizes, forward = [], model.forward
+
+    def watched(batch, outputs="log_probs", **options):
+        sizes.append(batch.packing.num_tokens)
+        return forward(batch, outputs, **options)
+
+    monkeypatch.setattr(model, "forward", watched)
+    assert_close(predict_rows(model, rows, passes, budget, states=states), expected)
+    new_tokens = 3 + (rows[0].num_tokens - 33) + (rows[1].num_tokens - 33) + 1 + (rows[2].num_tokens - 31)
+    if budget > 1000:
+        assert sum(sizes) == new_tokens * (3 + (model.trunk_layers > 0))
+    # the new states are whole: used as they are, and as the start of others
+    assert_close(predict_rows(model, rows, passes, budget, states=states), expected)
+    further = [grown(rows[0], 7, (11, 12)), grown(rows[2], 8, (13,))]
+    states = {row.row: cache.of(row, "") for row in further}
+    assert [state.start_for([0]) for state in states.values()] == [33, 31]
+    assert_close(
+        predict_rows(model, further, passes, budget, states=states), predict_rows(model, apart(further), passes, budget)
+    )
+
+
+def test_a_shorter_state_starts_from_a_longer_one(model, long_state):
+    passes, cache = member_passes([0, 2]), StateCache(10**9)
+    predict_rows(model, [long_state], passes, 1000, states={0: cache.of(long_state, "")})
+    state = long_state.prefix[:20]
+    row = dataclasses.replace(long_state, row=1, prefix=(*state, 91), state=20)
+    shorter = cache.of(row, "")
+    assert shorter.start_for([0, 2]) == 19  # a state has a token that is computed
+    assert_close(
+        predict_rows(model, [row], passes, 1000, states={1: shorter}), predict_rows(model, apart([row]), passes, 1000)
+    )
+    assert shorter.num_bytes == pytest.approx(cache.of(long_state, "").num_bytes * 20 / 30)
+
+
+def test_members_that_the_other_state_lacks_start_anew(model, long_state):
+    cache = StateCache(10**9)
+    predict_rows(model, [long_state], member_passes([0]), 1000, states={0: cache.of(long_state, "")})
+    row = grown(long_state, 1, (3, 4, 5))
+    state = cache.of(row, "")
+    assert (state.start_for([0]), state.start_for([0, 1])) == (30, 0)
+    for members in ([0, 1], [1, BASE], [0, 1, 2, BASE]):
+        passes = member_passes(sorted(members))
+        assert_close(
+            predict_rows(model, [row], passes, 1000, states={1: state}), predict_rows(model, apart([row]), passes, 1000)
+        )
+    assert state.holds([0, 1, 2, BASE])
+
+
+def test_short_starts_and_other_partitions_are_not_taken_over(model, long_state):
+    cache = StateCache(10**9)
+    predict_rows(model, [long_state], member_passes([0]), 1000, states={0: cache.of(long_state, "a")})
+    row = grown(long_state, 1, (3,))
+    assert cache.of(row, "b").start_for([0]) == 0
+    other = dataclasses.replace(row, prefix=row.prefix[:15] + (99,) + row.prefix[16:])
+    assert cache.of(other, "a").start_for([0]) == 0
+    assert cache.of(row, "a").start_for([0]) == 30
+
+
+@pytest.mark.parametrize("cached", ["neither", "first", "second"])
+def test_the_same_state_in_two_partitions_of_a_pass(model, long_state, cached):
+    """Each has a copy, whichever of the two is cached."""
+    passes, cache = member_passes([0, 1]), StateCache(10**9)
+    rows = [long_state, dataclasses.replace(long_state, row=1)]
+    for row, name in zip(rows, ("first", "second"), strict=True):
+        if cached == name:
+            predict_rows(model, [row], passes, 1000, states={row.row: cache.of(row, name)})
+    expected = predict_rows(model, apart(rows), passes, 1000)
+    for _ in range(2):
+        states = {row.row: cache.of(row, name) for row, name in zip(rows, ("first", "second"), strict=True)}
+        assert_close(predict_rows(model, rows, passes, 1000, states=states), expected)
+    assert states[0].num_bytes == states[1].num_bytes > 0

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from lorchestra.choice_tree import has_prefix
+from lorchestra.choice_tree import has_prefix, num_common
 from lorchestra.data.prompts import PromptTemplate, ScoringMode, Text, TypedPrompt
 from lorchestra.data.tokenizer import TextTokenizer, front_tokens
 from lorchestra.errors import ConfigError, DataError
@@ -112,7 +112,7 @@ class TypedEncoder:
         prompt = self.template.typed(question, self.scoring, where)
         anchored: Text = (_ANCHOR + prompt.block[0], *prompt.block[1:])
         anchor, block = self._ids([(_ANCHOR,), anchored], [where] * 2)
-        block = block[_num_common(anchor, block) :]
+        block = block[num_common(anchor, block) :]
         excess, options = self._options(prompt, where)
         if has_prefix(options):
             excess, options = self._options(prompt, where, prompt.end)
@@ -130,7 +130,7 @@ class TypedEncoder:
         tail = prompt.block[-1]
         texts: list[Text] = [(tail,), *((tail + prompt.gap, name, end) for name in prompt.names)]
         alone, *each = self._ids(texts, [where] * len(texts))
-        common = min(_num_common(alone, ids) for ids in each)
+        common = min(num_common(alone, ids) for ids in each)
         return len(alone) - common, tuple(tuple(ids[common:]) for ids in each)
 
     def _with_eos(
@@ -149,8 +149,3 @@ class TypedEncoder:
         for name, where in literal.items():
             self.literal.setdefault(name, where)
         return ids
-
-
-def _num_common(one: Sequence[int], other: Sequence[int]) -> int:
-    """Number of first tokens that two sequences share."""
-    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

@@ -1,7 +1,8 @@
 """Keys and values of states that were asked about, kept for further questions about them.
 
 A state goes through the model once: the layers below the first adapted one once for all members, the others once per
-member. The least recently used states are dropped when all of them take more than a number of bytes.
+member. One that starts as another does (a growing conversation) is computed from where they differ. The least
+recently used states are dropped when all of them take more than a number of bytes.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
 
+from lorchestra.choice_tree import num_common
 from lorchestra.nn.kv_cache import PrefixCache
-from lorchestra.nn.packing import BASE
+from lorchestra.nn.packing import BASE, MIN_SHARED_PREFIX
 from lorchestra.types import EncodedExample
 
 
@@ -19,6 +21,7 @@ class CachedState:
 
     def __init__(self, tokens: tuple[int, ...]) -> None:
         self.trunk, self.members = PrefixCache(tokens), PrefixCache(tokens)
+        self._started: frozenset[int] = frozenset()
 
     @property
     def num_bytes(self) -> int:
@@ -29,15 +32,32 @@ class CachedState:
         """Whether nothing of the state has to be computed for these members."""
         return self.members.members.issuperset(members)
 
+    def start_for(self, members: Collection[int]) -> int:
+        """Number of first tokens that need not be computed for these members, while the others do."""
+        return self.members.start if self._started.issuperset(members) else 0
+
+    def start_from(self, other: CachedState, length: int) -> None:
+        """Take over the keys and values of another state's first `length` tokens, which are the same."""
+        self.trunk.start_from(other.trunk, length)
+        self.members.start_from(other.members, length)
+        self._started = other.members.members
+
     def prepare(self, members: Collection[int]) -> None:
         """Have the state's trunk computed if a member is new, whose layers start from its hidden states."""
-        if not self.holds(members):
-            self.trunk.members = frozenset()
+        if self.holds(members):
+            return
+        if self.members.start and not self.start_for(members):
+            self.trunk.clear()
+            self.members.clear()
+        self.trunk.members = frozenset()
 
     def complete(self, members: Collection[int]) -> None:
         """Mark the state as computed for these members."""
+        if self.members.start:
+            self.members.keep(members)
         self.trunk.members = frozenset({BASE})
         self.members.members |= frozenset(members)
+        self.trunk.start = self.members.start = 0
 
 
 class StateCache:
@@ -61,10 +81,25 @@ class StateCache:
         if not row.state or not self.max_bytes:
             return None
         key = (partition, row.prefix[: row.state])
-        if key not in self._states:
-            self._states[key] = CachedState(key[1])
+        state = self._states.get(key)
+        if state is None:
+            state = CachedState(key[1])
+            other, length = self._longest_start(*key)
+            if other is not None and length >= MIN_SHARED_PREFIX:
+                state.start_from(other, length)
+            self._states[key] = state
         self._states.move_to_end(key)
-        return self._states[key]
+        return state
+
+    def _longest_start(self, partition: str, tokens: tuple[int, ...]) -> tuple[CachedState | None, int]:
+        """The cached state of a partition that shares the most first tokens, and their number: less than all."""
+        best, longest = None, 0
+        for (owner, others), state in self._states.items():
+            if owner == partition and state.members.members:
+                shared = min(num_common(tokens, others), len(tokens) - 1)
+                if shared > longest:
+                    best, longest = state, shared
+        return best, longest
 
     def trim(self) -> None:
         """Drop states that no pass has completed, as after an error, and others until the rest fits."""

@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import json
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -149,8 +149,7 @@ class TrunkCache:
         dtype = dtype or model.dtype
         head = shared if prefix is None else 0  # shared tokens, stored once at the start
         items = [Item(BASE, row, state=states.get(row.row)) for row in rows]
-        cached = frozenset(item.example.row for item in items if item.cached_state is not None)
-        self._located, num_stored = _locations(rows, shared, head, cached)
+        self._located, num_stored = _locations(items, shared, head)
 
         def fill(flat: Tensor) -> None:
             done = 0
@@ -195,32 +194,33 @@ class TrunkCache:
 
     def _slices(self, row: EncodedExample, start: int, stop: int) -> Iterator[slice]:
         """Yield where tokens `start:stop` of a row are stored."""
-        state_start, rest_start = self._located[row.row]
-        bounds = (0, self.shared, max(self.shared, row.state), row.num_tokens)
+        known, state_start, rest_start = self._located[row.row]
+        bounds = (0, known, max(known, row.state), row.num_tokens)
         for (first, last), offset in zip(itertools.pairwise(bounds), (0, state_start, rest_start), strict=True):
             low, high = max(start, first), min(stop, last)
             if low < high:
                 yield slice(offset + low - first, offset + high - first)
 
 
-def _locations(
-    rows: Sequence[EncodedExample], shared: int, head: int, cached: Collection[int] = ()
-) -> tuple[dict[int, tuple[int, int]], int]:
-    """Where each row's state and the rest of it start, by the row's index, and the number of stored tokens.
+def _locations(items: Sequence[Item], shared: int, head: int) -> tuple[dict[int, tuple[int, int, int]], int]:
+    """Where the tokens of each row are stored, by the row's index, and the number of stored tokens.
 
-    The `shared` first tokens take `head` of them. Consecutive rows with the same state have one copy of it, and rows
-    whose indices are in `cached` none.
+    Per row: the number of first tokens that are stored for all rows or cached, where its state starts behind these, and
+    where the rest starts. The `shared` first tokens take `head` of the store. Consecutive rows with the same state have
+    one copy of it, and those of which it is cached none.
     """
-    located: dict[int, tuple[int, int]] = {}
+    located: dict[int, tuple[int, int, int]] = {}
     stop, before = head, None
-    for row in rows:
-        if row.row in cached or (before is not None and same_state(row, before)):
-            state_start = stop if before is None else located[before.row][0]
+    for item in items:
+        row, cached = item.example, item.cached_state is not None
+        known = row.state if cached else max(shared, item.started)
+        if before is not None and before.state is item.state and same_state(row, before.example):
+            state_start = located[before.example.row][1]
         else:
-            state_start, stop = stop, stop + max(0, row.state - shared)
-        located[row.row] = state_start, stop
-        stop += row.num_tokens - max(shared, row.state)
-        before = row
+            state_start, stop = stop, stop + max(0, row.state - known)
+        located[row.row] = known, state_start, stop
+        stop += row.num_tokens - max(known, row.state)
+        before = item
     return located, stop
 
 
@@ -228,7 +228,7 @@ def trunk_bytes(
     model: EnsembleModel, rows: Sequence[EncodedExample], shared: int = 0, dtype: torch.dtype | None = None
 ) -> int:
     """Size of a `TrunkCache` of these rows, in bytes."""
-    _, num_tokens = _locations(rows, shared, shared)
+    _, num_tokens = _locations([Item(BASE, row) for row in rows], shared, shared)
     return num_tokens * model.hidden_size * (dtype or model.dtype).itemsize
 
 

@@ -18,7 +18,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from lorchestra.choice_tree import ChoiceTree
+from lorchestra.choice_tree import ChoiceTree, num_common
 from lorchestra.nn.dropout import token_keys
 from lorchestra.nn.kv_cache import PrefixCache
 from lorchestra.nn.layout import Packing, Segment, Span, StoredState
@@ -50,6 +50,11 @@ class Item:
     def cached_state(self) -> PrefixCache | None:
         """The cache, if the state's tokens need not be computed."""
         return self.state if self.state is not None and self.member in self.state.members else None
+
+    @property
+    def started(self) -> int:
+        """Number of the state's first tokens that are cached while the others are not."""
+        return 0 if self.state is None or self.cached_state is not None else self.state.start
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +108,7 @@ def common_prefix(rows: Sequence[EncodedExample]) -> int:
     if not rows:
         return 0
     first, last = min(row.prefix for row in rows), max(row.prefix for row in rows)  # in lexicographic order
-    shared = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
-    return min(shared, min(len(row.prefix) for row in rows) - 1)
+    return min(num_common(first, last), min(len(row.prefix) for row in rows) - 1)
 
 
 def forward_budget(token_budget: int, device: torch.device) -> int:
@@ -160,6 +164,7 @@ def _shares_state(item: Item, before: Item | None) -> bool:
         before is not None
         and before.member == item.member
         and item.dropout_seed is None
+        and item.state is before.state
         and same_state(item.example, before.example)
     )
 
@@ -174,6 +179,7 @@ def _new_tokens(item: Item, before: Item | None, shared: int, prefix: PrefixCach
     known = shared if prefix is not None or (before is not None and before.member == item.member) else 0
     if item.cached_state is not None or _shares_state(item, before):
         known = max(known, item.example.state)
+    known = max(known, item.started)
     return item.example.num_tokens - known
 
 
@@ -210,8 +216,9 @@ def pack(
         if cached is not None:
             first, within = item.example.state, ()
         elif item.example.state > shared and item.dropout_seed is None:
+            cached = item.state if item.started else None
             if not _shares_state(item, before):
-                state = axis.state(index, item, shared, context, cached_for)
+                state = axis.state(index, item, shared, () if item.started else context, cached_for)
             first, within = item.example.state, state
         last_positions.append(len(axis.ids) + len(item.example.prefix) - first - 1)
         seen = cached_for if cached is None else item.member
@@ -284,7 +291,11 @@ class _Axis:
     ) -> tuple[int, ...]:
         """Append the state of an item from the token `start` on; it is stored in the item's cache, if it has one."""
         first = len(self.ids)
+        if item.started:
+            start, cached_for = item.started, item.member
         seen = self.prefix(index, item.example, start, item.example.state, context, cached_for)
+        if item.started:
+            self.segments[-1] = replace(self.segments[-1], state=item.state)
         if item.state is not None:
             self.stored.append(StoredState(item.state, item.member, first, len(self.ids)))
         return seen

@@ -165,14 +165,15 @@ class Asker:
                 continue
             found = {row.row: self.cache.of(row, asks[i].asked.partition) for row, i in zip(rows, indices, strict=True)}
             states = {row: state for row, state in found.items() if state is not None}
-            cached = {row for row, state in states.items() if state.holds(members)}
+            cached = {row: len(state.members) for row, state in states.items() if state.holds(members)}
+            started = {row: state.start_for(members) for row, state in states.items() if row not in cached}
             try:
                 log_probs = predict_rows(pipeline.model, rows, passes, pipeline.token_budget, states=states)
             finally:
                 self.cache.trim()
             for row, index in zip(rows, indices, strict=True):
                 answer = self._answer(asks[index], log_probs[:, row.row, : len(row.choices)])
-                num_cached = row.state if row.row in cached else 0
+                num_cached = cached.get(row.row, started.get(row.row, 0))
                 written = row.state - num_cached if row.row in states else 0
                 name = asks[index].question.name if asks[index].trained else None
                 replies[index] = Reply(answer, row.num_tokens, row.state, num_cached, written, name)
