@@ -214,7 +214,7 @@ def grown(row, row_index, tokens, question=(91, 92)):
 @pytest.fixture
 def long_state():
     tree = choice_tree(((1, 100), (2, 3, 100)))
-    return EncodedExample(0, tuple(range(20, 50)) + (7, 8), ((1, 100), (2, 3, 100)), 0, state=30, tree=tree)
+    return EncodedExample(0, (*range(20, 50), 7, 8), ((1, 100), (2, 3, 100)), 0, state=30, tree=tree)
 
 
 @pytest.mark.parametrize("budget", [20, 10_000], ids=["several passes", "one pass"])
@@ -278,7 +278,7 @@ def test_short_starts_and_other_partitions_are_not_taken_over(model, long_state)
     predict_rows(model, [long_state], member_passes([0]), 1000, states={0: cache.of(long_state, "a")})
     row = grown(long_state, 1, (3,))
     assert cache.of(row, "b").start_for([0]) == 0
-    other = dataclasses.replace(row, prefix=row.prefix[:15] + (99,) + row.prefix[16:])
+    other = dataclasses.replace(row, prefix=(*row.prefix[:15], 99, *row.prefix[16:]))
     assert cache.of(other, "a").start_for([0]) == 0
     assert cache.of(row, "a").start_for([0]) == 30
 

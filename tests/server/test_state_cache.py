@@ -8,7 +8,7 @@ from live_server import serving
 from lorchestra.server.registry import ServedRun
 
 KEYS = ("the-key-that-ann-has ann", "the-key-that-bob-has bob")
-STATE = "a film about a long and slow train through the mountains"
+STATE = "a film about a long and slow train through the mountains and the snow of a winter that did not end"
 
 
 @pytest.fixture(params=[False, True], ids=["separate", "shared"])
@@ -48,7 +48,10 @@ def test_cached_tokens_are_those_of_the_state(live, shares):
     assert ask(live, "the-key-that-ann-has", "It is long.", prompt_cache_key="other")[0] == (written, 0)
     # another state, and the first one for a single member
     member = f"{live.service.registry.runs[0].name}/member_00"
-    assert ask(live, "the-key-that-ann-has", "It is long.", state=STATE + ".")[0][0] == 0
+    assert ask(live, "the-key-that-ann-has", "It is long.", state="Not " + STATE)[0][0] == 0
+    # one that goes on after the first
+    longer, _ = ask(live, "the-key-that-ann-has", "It is long.", state=STATE + ", by night")
+    assert 16 <= longer[0] <= written < sum(longer)
     assert ask(live, "the-key-that-ann-has", "It is long.", model=member)[0] == (written, 0)
     text = live.get("/metrics", headers={"authorization": "Bearer the-key-that-ann-has"}).text
     total = next(line for line in text.splitlines() if line.startswith("lorchestra_cached_tokens_total"))
