@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lorchestra.choice_tree import choice_tree
-from lorchestra.nn import layout
+from lorchestra.nn import attention, layout
 from lorchestra.nn.attention import Scores, make_attention, packed_attention, varlen_attention
 from lorchestra.nn.context import ContextSlot, ForwardContext
 from lorchestra.nn.kv_cache import PrefixCache
@@ -144,6 +144,25 @@ def test_a_cached_prefix_acts_as_context(options, batched, randn):
         cached=cached_of(*inputs[1:]),
     )
     torch.testing.assert_close(out, expected[:, :, UNSHARED], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["plain", "scale"])
+@pytest.mark.parametrize("length", [1, 2, 5, 13])
+def test_a_long_segment_behind_a_context_needs_no_mask(name, length, randn, monkeypatch):
+    """Outputs and gradients equal those with an explicit mask, whichever of the two is longer."""
+    packing = packing_from(Segment(0, 4), Segment(4, 4 + length, (0,)))
+    given = [randn(1, heads, 4 + length, D) for heads in (4, 2, 2)]
+    results, calls, behind = [], [], attention._causal_behind
+    monkeypatch.setattr(attention, "_causal_behind", lambda *args: calls.append(args[3]) or behind(*args))
+    for long in (1_000, 1):
+        monkeypatch.setattr(attention, "_LONG", long)
+        inputs = [tensor.clone().requires_grad_() for tensor in given]
+        out = packed_attention(*inputs, packing, Scores(**OPTIONS[name]), batched=False)
+        out.square().sum().backward()
+        results.append([out.detach(), *(tensor.grad for tensor in inputs)])
+    assert calls == ([4] if length > 4 else [])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
 
 def reference_kernel(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size):
