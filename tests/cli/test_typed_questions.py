@@ -9,6 +9,7 @@ import random
 import pytest
 import yaml
 from tiny_base import WORDS, save_tiny_base
+from typed_rows import QUESTIONS
 
 from lorchestra.cli import main as cli
 from lorchestra.config.run import RunConfig
@@ -18,15 +19,6 @@ from lorchestra.runs.ensemble import Ensemble
 from lorchestra.runs.rows import read_ood, read_rows
 from lorchestra.store.run import Run
 
-QUESTIONS = {
-    "genre": {
-        "type": "choice",
-        "instructions": "Which?",
-        "options": {"film": "on a screen", "play": None, "song": None},
-    },
-    "praised": {"type": "predicate", "instructions": "It is praised.", "true": "good or fine"},
-    "length": {"type": "score", "instructions": "How long?", "levels": ["short", "middle", "long"]},
-}
 CHUNK = 4
 """Lines of a chunk: no multiple of the number of questions, so that chunks end within a row."""
 

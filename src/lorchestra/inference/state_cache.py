@@ -36,6 +36,10 @@ class CachedState:
         """Number of first tokens that need not be computed for these members, while the others do."""
         return self.members.start if self._started.issuperset(members) else 0
 
+    def num_known(self, members: Collection[int]) -> int:
+        """Number of the state's tokens that need not be computed for these members."""
+        return len(self.members) if self.holds(members) else self.start_for(members)
+
     def start_from(self, other: CachedState, length: int) -> None:
         """Take over the keys and values of another state's first `length` tokens, which are the same."""
         self.trunk.start_from(other.trunk, length)
@@ -71,10 +75,6 @@ class StateCache:
         self.max_bytes = max_bytes
         self.num_bytes = 0
         self._states: OrderedDict[tuple[str, tuple[int, ...]], CachedState] = OrderedDict()
-
-    def __len__(self) -> int:
-        """Number of states."""
-        return len(self._states)
 
     def of(self, row: EncodedExample, partition: str) -> CachedState | None:
         """The state of a row in a partition, new if it is not cached; None for rows without one."""

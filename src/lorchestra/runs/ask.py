@@ -61,6 +61,11 @@ class EncodedAsk:
         return self.row.num_tokens
 
     @property
+    def trained_name(self) -> str | None:
+        """The name under which the run was trained on the question; None if it was not."""
+        return self.question.name if self.trained else None
+
+    @property
     def state_tokens(self) -> int:
         """How many of these are the state's, which all questions about it share."""
         return self.row.state
@@ -165,18 +170,16 @@ class Asker:
                 continue
             found = {row.row: self.cache.of(row, asks[i].asked.partition) for row, i in zip(rows, indices, strict=True)}
             states = {row: state for row, state in found.items() if state is not None}
-            cached = {row: len(state.members) for row, state in states.items() if state.holds(members)}
-            started = {row: state.start_for(members) for row, state in states.items() if row not in cached}
+            known = {row: state.num_known(members) for row, state in states.items()}
             try:
                 log_probs = predict_rows(pipeline.model, rows, passes, pipeline.token_budget, states=states)
             finally:
                 self.cache.trim()
             for row, index in zip(rows, indices, strict=True):
                 answer = self._answer(asks[index], log_probs[:, row.row, : len(row.choices)])
-                num_cached = cached.get(row.row, started.get(row.row, 0))
-                written = row.state - num_cached if row.row in states else 0
-                name = asks[index].question.name if asks[index].trained else None
-                replies[index] = Reply(answer, row.num_tokens, row.state, num_cached, written, name)
+                cached = known.get(row.row, 0)
+                written = row.state - cached if row.row in states else 0
+                replies[index] = Reply(answer, row.num_tokens, row.state, cached, written, asks[index].trained_name)
         return [replies[index] for index in range(len(asks))]
 
     def _answer_early(
@@ -188,9 +191,8 @@ class Asker:
         replies = {}
         for row, (index, ask) in zip(rows, asks.items(), strict=True):
             answer = self._answer(ask, log_probs[: used[row.row], row.row, : len(row.choices)])
-            name = ask.question.name if ask.trained else None
             answer = replace(answer, members_used=int(used[row.row]))
-            replies[index] = Reply(answer, row.num_tokens, row.state, question=name)
+            replies[index] = Reply(answer, row.num_tokens, row.state, question=ask.trained_name)
         return replies
 
     def _by_passes(self, asks: Sequence[EncodedAsk]) -> Iterator[tuple[list[MemberPass], ExitRule | None, list[int]]]:
