@@ -95,12 +95,11 @@ def make_attention(slot: ContextSlot) -> Callable[..., tuple[Tensor, None]]:
             for span in packing.spans:
                 tokens = slice(span.start, span.stop)
                 packing.prefix.store(module, span.member, key[:, :, tokens], value[:, :, tokens])
-        cached = _cached(module, packing)  # before states are stored, which may complete one that is read
         for part in packing.stored:
             tokens = slice(part.start, part.stop)
             part.cache.store(module, part.member, key[:, :, tokens], value[:, :, tokens])
         scores = Scores(scale, sliding_window, softcap, s_aux)
-        out = packed_attention(query, key, value, packing, scores, cached=cached)
+        out = packed_attention(query, key, value, packing, scores, cached=_cached(module, packing))
         return out.transpose(1, 2).contiguous(), None  # some models call `view` on it
 
     return attention
