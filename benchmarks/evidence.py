@@ -23,7 +23,7 @@ from lorchestra.training.checkpoint import TrainState
 from lorchestra.training.trainer import Trainer
 
 BESIDE = Path(__file__).parents[2] / "shared" / "data"
-STAGES = ("plain", "regularized", "controls", "methods", "varied", "prompts")
+STAGES = ("plain", "regularized", "controls", "methods", "varied", "prompts", "depth")
 
 
 class Steps(Callback):

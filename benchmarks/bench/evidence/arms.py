@@ -15,7 +15,7 @@ from lorchestra.metrics.predictive import FloatArray, apply_temperature, fit_tem
 from lorchestra.metrics.scores import RowScores, nll, score_rows
 from lorchestra.metrics.temperature import regularized_temperature
 
-from .trainings import DECAYS, POOL, Cell, Experiment, M, Members
+from .trainings import DECAYS, DEPTH_MEMBERS, DEPTHS, POOL, Cell, Experiment, M, Members, depth_name
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def arms_of(experiment: Experiment, cell: Cell) -> list[Arm]:
 
     pool = read("plain", "pool")
     assert pool is not None
-    return [*_plain(pool), *_regularized(pool, read), *_others(read), *_mixed(pool, read)]
+    return [*_plain(pool), *_regularized(pool, read), *_others(read), *_mixed(pool, read), *_depths(pool, read)]
 
 
 Read = Callable[[str, str], Members | None]
@@ -141,11 +141,22 @@ def _others(read: Read) -> Iterator[Arm]:
             yield Arm(name.partition(":")[0], title, trained, served, (part,))
 
 
+def _depths(pool: Members, read: Read) -> Iterator[Arm]:
+    """Ensembles of `DEPTH_MEMBERS` on more layers, at the rate that is best by validation."""
+    yield Arm("depth-last6", "last 6 layers", DEPTH_MEMBERS, DEPTH_MEMBERS, groups(pool, DEPTH_MEMBERS))
+    for layers, rates in DEPTHS.items():
+        parts = [part for lr in rates if (part := read("depth", depth_name(layers, lr))) is not None]
+        if len(parts) == len(rates):
+            title = f"{layers.replace(':', ' ')} layers, best of {len(rates)} rates"
+            yield Arm(f"depth-{layers}", title, DEPTH_MEMBERS, DEPTH_MEMBERS, (min(parts, key=scaled_nll),))
+
+
 def _mixed(pool: Members, read: Read) -> Iterator[Arm]:
     """Ensembles whose members differ in more than a seed, all of `M` members."""
     for name, title in (
         ("bootstrap", "bootstrap rows"),
         ("scaled-a", "A five times as large"),
+        ("random-b", "random B at the start (0.02)"),
         ("dropout", "dropout 0.1"),
     ):
         part = read("varied", name)

@@ -16,11 +16,23 @@ from ..setting import processor
 from .arms import Arm, arms_of
 from .statistics import SHOWN, CellMetrics, Difference, difference, measure
 from .tasks import EPOCHS, TASKS, TEST_ROWS, VAL_ROWS
-from .trainings import LAYERS, LR, POOL, Cell, Experiment, M
+from .trainings import DEPTH_MEMBERS, LAYERS, LR, POOL, Cell, Experiment, M
 
 ENSEMBLE = f"ensemble{M}"
 SIZES = (2, M, 10, POOL)
-_MIXED = ("bootstrap", "scaled-a", "dropout", "ranks", "rates", "layers", "maps", "prompts", "everything", "greedy")
+_MIXED = (
+    "bootstrap",
+    "scaled-a",
+    "random-b",
+    "dropout",
+    "ranks",
+    "rates",
+    "layers",
+    "maps",
+    "prompts",
+    "everything",
+    "greedy",
+)
 
 
 class Results:
@@ -95,15 +107,21 @@ def _introduction(results: Results) -> list[str]:
 
 def _size_tables(results: Results, size: int) -> list[str]:
     known = results.known()
-    against_one = [key for key in known if key not in ("one", *_MIXED)]
+    depths = [key for key in known if key.startswith("depth-")]
+    against_one = [key for key in known if key not in ("one", *_MIXED, *depths)]
     tables = [
         ("Minus one LoRA, mean over tasks.", "one", against_one),
         (f"Members that differ in more than a seed, minus the plain ensemble of {M}.", ENSEMBLE, _MIXED),
+        (f"Ensembles of {DEPTH_MEMBERS} by adapted layers, minus the last 6 (at {LR:g}).", "depth-last6", depths),
         (f"Other arms minus the plain ensemble of {M}.", ENSEMBLE, [key for key in against_one if key != ENSEMBLE]),
     ]
     lines: list[str] = []
     for title, reference, keys in tables:
-        rows = [row for key in keys if key in known and (row := _row(results, known[key], reference, size))]
+        rows = [
+            row
+            for key in keys
+            if key in known and key != reference and (row := _row(results, known[key], reference, size))
+        ]
         if rows:
             heads = [_heading(metric) for metric in SHOWN]
             columns = ["arm", "trained", "served", "tasks", *heads]

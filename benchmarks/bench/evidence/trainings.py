@@ -41,6 +41,7 @@ REGULARIZED: dict[str, Mapping[str, object]] = {
 VARIED: dict[str, Mapping[str, object]] = {
     "bootstrap": {"adapt.order": "bootstrap"},
     "scaled-a": {"adapt.init_scale": 5.0},
+    "random-b": {"adapt.init_std_b": 0.02},
     "rank2": {"adapt.r": 2, "adapt.members": 2},
     "rank32": {"adapt.r": 32, "adapt.lora_alpha": 128.0, "adapt.members": 2},
     "lr-half": {"train.lr": LR / 2, "adapt.members": 2},
@@ -57,6 +58,9 @@ CONTROLS: dict[str, Mapping[str, object]] = {
     "long": {"adapt.members": 1},
 }
 """One LoRA with M times the rank, and one trained M times as long."""
+DEPTH_MEMBERS = 3
+DEPTHS = {"all": (5e-4, 1e-3, 2e-3), "last:10": (1e-3, 2e-3, 4e-3), "last:15": (1e-3, 2e-3)}
+"""Rates tried by adapted layers; the best is chosen by validation."""
 METHODS = (
     *("soup", "snapshot", "last_layer", "swag", "laplace", "batch_ensemble", "mc_dropout:dropout=0.1"),
     *("tfidf", "frozen", "zero_shot"),
@@ -114,7 +118,7 @@ class Experiment:
         self.callbacks = callbacks
 
     def train(self, cell: Cell, stages: Sequence[str]) -> None:
-        """Finish the stages of a cell: `plain`, `regularized`, `varied`, `controls`, `prompts`, `methods`."""
+        """Finish the stages of a cell: `plain`, `regularized`, `varied`, `controls`, `prompts`, `depth`, `methods`."""
         for stage in stages:
             if stage == "methods":
                 compare_methods(self.config(cell), METHODS, self.out / str(cell) / stage, callbacks=self.callbacks)
@@ -135,6 +139,13 @@ class Experiment:
     def points(self, cell: Cell, stage: str) -> list[Point]:
         """The points of a stage's sweep."""
         config = self.config(cell)
+        if stage == "depth":
+            return [
+                Point(depth_name(layers, lr), given, with_settings(config, given))
+                for layers, rates in DEPTHS.items()
+                for lr in rates
+                for given in [{"adapt.layers": layers, "train.lr": lr, "adapt.members": DEPTH_MEMBERS}]
+            ]
         if stage == "prompts":
             return [
                 Point(f"prompt{index}", {"data.prompt.template": text}, _with_prompt(config, text))
@@ -163,6 +174,11 @@ class Experiment:
         """The cells of which the plain members are finished."""
         cells = [Cell.parse(path.parent.name) for path in sorted(self.out.glob("*-*-*/plain"))]
         return [cell for cell in cells if self.read(cell, "plain", "pool") is not None]
+
+
+def depth_name(layers: str, lr: float) -> str:
+    """The name of a point of the stage `depth`."""
+    return f"{layers.replace(':', '')}-{lr:g}"
 
 
 def _with_prompt(config: RunConfig, template: str) -> RunConfig:
