@@ -9,7 +9,7 @@ import torch
 
 from lorchestra.errors import ConfigError
 from lorchestra.methods.contract import Fitted, Meter, MethodContext
-from lorchestra.methods.training import check_rate, fitted_members, only_first_member, start_training, train_steps
+from lorchestra.methods.training import check_rate, fitted_members, only_first_members, start_training, train_steps
 from lorchestra.nn.schedules import CyclicCosine, Schedule
 from lorchestra.training.members import MemberSettings
 
@@ -37,7 +37,7 @@ def fit(context: MethodContext, config: Config) -> Fitted:
         return [CyclicCosine(peak, num_steps, "cosine", 0.0, cycles=context.members) for _ in settings]
 
     training = start_training(context, meter, context.config, make_schedules=make_schedules)
-    only_first_member(training)
+    only_first_members(training)
     trainer = training.trainer
     if trainer.num_steps < context.members:
         raise ConfigError(

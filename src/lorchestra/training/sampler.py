@@ -41,12 +41,16 @@ class MemberSampler:
         # all rows of a batch have masks, or none; with a rate of zero a mask drops nothing
         self.dropout = any(member.adapter.dropout > 0 for member in settings)
 
-    def rows(self, member: int, step: int) -> list[EncodedExample]:
-        """One member's rows in one step."""
+    def units(self, member: int, step: int) -> list[list[EncodedExample]]:
+        """What one member draws in one step; see `units_of`."""
         epoch, index = divmod(step, self.steps_per_epoch)
         units = self._units_of[member]
         order = permutation(len(units), self.settings[member].order_seed, "order", epoch)
-        return [row for u in order[index * self.batch_size : (index + 1) * self.batch_size] for row in units[u]]
+        return [units[u] for u in order[index * self.batch_size : (index + 1) * self.batch_size]]
+
+    def rows(self, member: int, step: int) -> list[EncodedExample]:
+        """One member's rows in one step."""
+        return [row for unit in self.units(member, step) for row in unit]
 
     def items(self, members: Sequence[int], step: int) -> list[Item]:
         """Rows of some members in one step, with the seeds of their dropout masks."""
