@@ -171,6 +171,16 @@ def test_first_member_of_the_ensemble_is_one_lora(make_context):
     assert np.abs(members[1] - alone).max() > 1e-3
 
 
+def test_one_lora_sees_all_rows_where_members_leave_out_folds(make_context):
+    """In a stack of M, too."""
+    own, _ = make_context()
+    folds, _ = make_context(adapt={"order": "folds"})
+    whole = fit(own, "one_lora").cost.tokens
+    for name in ("one_lora", "snapshot", "swag", "laplace", "blob"):
+        assert fit(folds, name).cost.tokens == whole
+    assert 0 < fit(folds, "lora_ensemble").cost.tokens < 2.1 * whole
+
+
 def test_failed_training_is_an_error(make_context):
     """The first optimizer step moves parameters by the rate, out of bounds on any hardware."""
     context, _ = make_context(train={"lr": 1e30, "clip_norm": 0.0})

@@ -27,6 +27,7 @@ from lorchestra.methods.training import (
     changed,
     evaluation_is_due,
     fitted_members,
+    of_one_lora,
     only_first_members,
     start_training,
     train_steps,
@@ -208,7 +209,7 @@ def fit(context: MethodContext, config: Config) -> Fitted:
     draws = context.members if config.draws is None else config.draws
     # members' gradients are not clipped: the gradient of theta is
     shape = changed(context.config, adapt={"members": max(samples, draws)}, train={"clip_norm": 0.0})
-    training = start_training(context, meter, shape)
+    training = start_training(context, meter, of_one_lora(shape))
     only_first_members(training, samples)
     trainer = training.trainer
     trainer.sampler = sampler = DealtSampler(trainer, samples)
