@@ -114,6 +114,7 @@ class PosteriorAdamW(MemberAdamW):
         is_B = torch.zeros_like(theta_Q, dtype=torch.bool)
         is_B[: len(plain.is_B)] = plain.is_B
         self.inner = MemberAdamW(self.theta, is_B, plain.weight_decay_b[:1], betas=plain.betas, eps=plain.eps)
+        self.noise_SJ = theta_Q.new_zeros(sampler.samples, len(self.posterior.columns))
 
     @torch.no_grad()
     def start(self) -> None:
@@ -123,8 +124,13 @@ class PosteriorAdamW(MemberAdamW):
 
     @torch.no_grad()
     def write_samples(self) -> None:
-        """Set the members to the samples of the next step."""
-        self.values[: self.sampler.samples] = self.posterior.samples(self.theta[0], self._noise())
+        """Draw the noise of the next step, and set the members to its samples.
+
+        A sample's noise depends on the seed, the step and its index, not on the number of samples.
+        """
+        step, samples = self.inner.num_steps[0], range(self.sampler.samples)
+        self.noise_SJ.copy_(torch.stack([self.posterior.noise(self.seed, step, sample) for sample in samples]))
+        self.values[: len(samples)] = self.posterior.samples(self.theta[0], self.noise_SJ)
 
     @torch.no_grad()
     def write_draws(self, number: int) -> None:
@@ -134,12 +140,6 @@ class PosteriorAdamW(MemberAdamW):
             return
         noise = torch.stack([self.posterior.noise(self.seed, "draw", draw) for draw in range(number)])
         self.values[:number] = self.posterior.samples(self.theta[0], noise.to(self.theta))
-
-    def _noise(self) -> Tensor:
-        """Noise of the next step, `[S, J]`; a sample's noise does not depend on the number of samples."""
-        step = self.inner.num_steps[0]
-        noises = [self.posterior.noise(self.seed, step, sample) for sample in range(self.sampler.samples)]
-        return torch.stack(noises).to(self.theta)
 
     @torch.no_grad()
     def step(self, grad_MP: Tensor, lrs: Sequence[float], members: Sequence[int]) -> None:
@@ -151,7 +151,7 @@ class PosteriorAdamW(MemberAdamW):
         step = self.inner.num_steps[0]
         shares = grad_MP.new_tensor(self.sampler.shares(step))
         grad_SP = grad_MP[: self.sampler.samples] * shares[:, None]
-        grad_Q = self.posterior.pull(self.theta[0], self._noise(), grad_SP)[None]
+        grad_Q = self.posterior.pull(self.theta[0], self.noise_SJ, grad_SP)[None]
         norm = clip_gradients(grad_Q, [self.clip]).item()
         if what := gradient_failure(norm):
             raise TrainingError(f"the posterior failed (diverged: {what}); try a smaller train.lr")
