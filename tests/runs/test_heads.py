@@ -173,7 +173,19 @@ def test_a_module_starts_at_zero_and_learns(run_config, labels_csv):
 
 
 @pytest.mark.parametrize(
-    "name", ["zero_shot", "few_shot", "laplace+temperature", "swag", "last_layer", "soup", "snapshot", "mc_dropout"]
+    "name",
+    [
+        "zero_shot",
+        "few_shot",
+        "laplace+temperature",
+        "swag",
+        "last_layer",
+        "soup",
+        "snapshot",
+        "mc_dropout",
+        "blob",
+        "batch_ensemble",
+    ],
 )
 def test_methods_with_heads(run_config, labels_csv, name):
     config = run_config(

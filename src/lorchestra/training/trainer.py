@@ -35,7 +35,7 @@ from lorchestra.training.objective import (
     vocabulary_rows,
 )
 from lorchestra.training.precompute import Precomputed, TrainingRows, precompute
-from lorchestra.training.sampler import MemberSampler
+from lorchestra.training.sampler import MemberSampler, unit_sizes
 from lorchestra.types import EncodedExample
 
 MakeOptimizer = Callable[[EnsembleModel, Sequence[MemberSettings]], MemberAdamW]
@@ -61,7 +61,8 @@ class Trainer:
         evaluate_every: number of steps between evaluations on the validation rows; by default an epoch.
 
     Raises:
-        ConfigError: a setting is out of range, such as `lr * weight_decay_b >= 1`.
+        ConfigError: a setting is out of range, such as `lr * weight_decay_b >= 1`, or members have different numbers of
+            steps.
     """
 
     def __init__(
@@ -367,7 +368,7 @@ def make_trainer(
 
     `train` and every method that trains adapters start here; see `Trainer` for the arguments.
     """
-    settings = member_settings(config, len(rows.train), model.adapter_settings)
+    settings = member_settings(config, len(rows.train), model.adapter_settings, unit_sizes=unit_sizes(rows.train))
     return Trainer(
         model,
         rows,
