@@ -13,6 +13,7 @@ import numpy as np
 
 from lorchestra.metrics.predictive import FloatArray, apply_temperature, fit_temperature, mixture_log_probs
 from lorchestra.metrics.scores import RowScores, nll, score_rows
+from lorchestra.metrics.selection import greedy_selection
 from lorchestra.metrics.temperature import regularized_temperature
 
 from .trainings import DECAYS, DEPTH_MEMBERS, DEPTHS, POOL, Cell, Experiment, M, Members, depth_name
@@ -69,14 +70,8 @@ def groups(members: Members, size: int) -> tuple[Members, ...]:
 
 
 def greedy(members: Members, size: int) -> Members:
-    """Members chosen one by one, with repetition, so that the validation NLL of the scaled mixture is lowest.
-
-    Source: Caruana et al. 2004, "Ensemble selection from libraries of models".
-    """
-    chosen: list[int] = []
-    for _ in range(size):
-        chosen.append(min(range(len(members.val)), key=lambda m: scaled_nll(some(members, [*chosen, m]))))
-    return some(members, chosen)
+    """So many members with repetition, each the one that lowers the mixture's validation NLL most."""
+    return some(members, greedy_selection(members.val, members.val_labels, num_rounds=size).order)
 
 
 def arms_of(experiment: Experiment, cell: Cell) -> list[Arm]:
@@ -155,6 +150,7 @@ def _mixed(pool: Members, read: Read) -> Iterator[Arm]:
     """Ensembles whose members differ in more than a seed, all of `M` members."""
     for name, title in (
         ("bootstrap", "bootstrap rows"),
+        ("folds", "each without another fifth of the rows"),
         ("scaled-a", "A five times as large"),
         ("random-b", "random B at the start (0.02)"),
         ("dropout", "dropout 0.1"),

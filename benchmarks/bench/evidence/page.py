@@ -22,6 +22,7 @@ ENSEMBLE = f"ensemble{M}"
 SIZES = (2, M, 10, POOL)
 _MIXED = (
     "bootstrap",
+    "folds",
     "scaled-a",
     "random-b",
     "dropout",

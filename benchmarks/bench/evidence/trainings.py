@@ -40,6 +40,7 @@ REGULARIZED: dict[str, Mapping[str, object]] = {
 }
 VARIED: dict[str, Mapping[str, object]] = {
     "bootstrap": {"adapt.order": "bootstrap"},
+    "folds": {"adapt.order": "folds"},
     "scaled-a": {"adapt.init_scale": 5.0},
     "random-b": {"adapt.init_std_b": 0.02},
     "rank2": {"adapt.r": 2, "adapt.members": 2},
@@ -62,7 +63,7 @@ DEPTH_MEMBERS = 3
 DEPTHS = {"all": (5e-4, 1e-3, 2e-3), "last:10": (1e-3, 2e-3, 4e-3), "last:15": (1e-3, 2e-3)}
 """Rates tried by adapted layers; the best is chosen by validation."""
 METHODS = (
-    *("soup", "snapshot", "last_layer", "swag", "laplace", "batch_ensemble", "mc_dropout:dropout=0.1"),
+    *("soup", "snapshot", "last_layer", "swag", "laplace", "batch_ensemble", "mc_dropout:dropout=0.1", "blob"),
     *("tfidf", "frozen", "zero_shot"),
 )
 

@@ -239,12 +239,13 @@ class BestTogether:
 
 
 def last_layer_columns(model: EnsembleModel) -> Tensor:
-    """Which columns of the bank belong to the last adapted layer, bool `[P]`."""
+    """Columns of the adapters of the last adapted layer, and of the classification heads behind it, bool `[P]`."""
     inside = {id(module) for module in decoder_layers(model.model)[model.layers[-1]].modules()}
     columns = torch.zeros_like(model.adapters.is_B)
     for piece in model.adapters.slices:
         if id(model.model.get_submodule(piece.name)) in inside:
             columns[piece.start : piece.stop] = True
+    columns[model.adapters.slices[-1].stop :] = True  # empty without heads
     return columns
 
 
