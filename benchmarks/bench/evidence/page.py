@@ -217,7 +217,7 @@ def _draw(results: Results, size: int, path: Path) -> None:
     from matplotlib import pyplot as plt
 
     tasks = results.tasks(size)
-    figure, axes = plt.subplots(1, len(SHOWN) + 1, figsize=(3 * (len(SHOWN) + 1), 1.2 + 0.5 * len(tasks)), sharey=False)
+    figure, axes = plt.subplots(1, len(SHOWN) + 1, figsize=(3 * (len(SHOWN) + 1), 2 + 0.4 * len(tasks)), sharey=False)
     for axis, metric in zip(axes, SHOWN, strict=False):
         factor = 1000 if metric == "aurc" else BY_KEY[metric].factor
         for row, task in enumerate([*tasks, ""]):
@@ -228,7 +228,7 @@ def _draw(results: Results, size: int, path: Path) -> None:
             axis.errorbar(value, row, xerr=[[value - low], [high - value]], fmt="o", color=color, capsize=3)
         axis.axvline(0, color="0.6", linewidth=1)
         axis.set_yticks(range(len(tasks) + 1), [*tasks, "mean"] if axis is axes[0] else [""] * (len(tasks) + 1))
-        axis.invert_yaxis()
+        axis.set_ylim(len(tasks) + 0.5, -0.5)
         direction = "higher" if BY_KEY[metric].direction > 0 else "lower"
         axis.set_xlabel(
             f"{_heading(metric)}{' x 1000' if metric == 'aurc' else ''}\n({direction} is better)", fontsize=9
