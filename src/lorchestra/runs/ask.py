@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from lorchestra.data.prompts import LETTERS
 from lorchestra.errors import DataError
-from lorchestra.inference.predict import MemberPass, predict_early, predict_rows
+from lorchestra.inference.answer_states import predict_with_information
+from lorchestra.inference.predict import MemberPass, predict_early
 from lorchestra.inference.state_cache import StateCache, rows_in_order
 from lorchestra.metrics.calibrator import RAW, Calibration
 from lorchestra.metrics.decisions import Decisions
@@ -165,18 +166,23 @@ class Asker:
         for passes, rule, indices in self._by_passes(asks):
             members = [one.member for one in passes]
             rows = [replace(asks[index].row, row=position) for position, index in enumerate(indices)]
-            if rule is not None:
+            if rule is not None and pipeline.information is None:
                 replies |= self._answer_early(rule, rows, {index: asks[index] for index in indices})
                 continue
             found = {row.row: self.cache.of(row, asks[i].asked.partition) for row, i in zip(rows, indices, strict=True)}
             states = {row: state for row, state in found.items() if state is not None}
             known = {row: state.num_known(members) for row, state in states.items()}
             try:
-                log_probs = predict_rows(pipeline.model, rows, passes, pipeline.token_budget, states=states)
+                log_probs, information = predict_with_information(
+                    pipeline.information, pipeline.model, rows, passes, pipeline.token_budget, states=states
+                )
             finally:
                 self.cache.trim()
             for row, index in zip(rows, indices, strict=True):
-                answer = self._answer(asks[index], log_probs[:, row.row, : len(row.choices)])
+                of_row = None if information is None else information[row.row]
+                answer = self._answer(asks[index], log_probs[:, row.row, : len(row.choices)], of_row)
+                if rule is not None:
+                    answer = replace(answer, members_used=1)
                 cached = known.get(row.row, 0)
                 written = row.state - cached if row.row in states else 0
                 replies[index] = Reply(answer, row.num_tokens, row.state, cached, written, asks[index].trained_name)
@@ -210,9 +216,13 @@ class Asker:
             members = range(self.num_members) if member is None else [member]
             yield [MemberPass(m) for m in members], rule, indices
 
-    def _answer(self, ask: EncodedAsk, log_probs_MC: NDArray[np.float64]) -> Answer:
+    def _answer(
+        self, ask: EncodedAsk, log_probs_MC: NDArray[np.float64], information: np.float64 | None = None
+    ) -> Answer:
+        """The answer; `information` is predicted, for the question that the run was trained on."""
         example = Example("", ask.asked.state, ask.question.options, None)
-        predictions = self.ensemble.pipeline.predictions([example], [0], log_probs_MC[:, None], "ask")
+        information_E = None if information is None or not ask.trained else np.array([information])
+        predictions = self.ensemble.pipeline.predictions([example], [0], log_probs_MC[:, None], "ask", information_E)
         calibration, decisions = self._settings(ask)
         if ask.asked.early_exit is not None:
             decisions = None

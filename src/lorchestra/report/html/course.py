@@ -176,12 +176,12 @@ def ood_figure(run: ReportRun) -> Figure | None:
     """Histograms of the three scores, in distribution and of each OOD set; None without OOD sets."""
     if not run.ood:
         return None
-    inside = ood_scores_by_name(run.predictions.log_probs_MEC, run.mixture(run.predictions))
+    inside = ood_scores_by_name(run.predictions, run.mixture(run.predictions))
     panels = []
-    scores = [name for name in _SCORES if name != "mutual_information" or run.predictions.num_members > 1]
+    scores = [name for name in _SCORES if name != "mutual_information" or run.has_information]
     evaluated = run.entry.ood or {}
     for name, predictions in run.ood.items():
-        outside = ood_scores_by_name(predictions.log_probs_MEC, run.mixture(predictions))
+        outside = ood_scores_by_name(predictions, run.mixture(predictions))
         for score in scores:
             value = evaluated[name].auroc.get(score)
             shown = "not defined" if value is None else f"{value:.3f}"
