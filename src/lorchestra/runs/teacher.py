@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 CHUNK_ROWS = 1_000
 """Rows of a file: what an interruption can cost."""
 _FORMAT_VERSION = "1"
+"""Part of a file's identity: files of another version are computed again."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def teach(
     for number, start in enumerate(range(0, len(rows), CHUNK_ROWS)):
         chunk = rows[start : start + CHUNK_ROWS]
         path = inside(directory, f"teacher-{number:05d}.safetensors")
-        identity = hashlib.sha256("".join([teacher, *map(row_key, chunk)]).encode()).hexdigest()
+        identity = hashlib.sha256("".join([_FORMAT_VERSION, teacher, *map(row_key, chunk)]).encode()).hexdigest()
         part = _read(path, identity)
         if part is None:
             if loaded is None:
@@ -138,9 +139,9 @@ def _answers(
 def _write(path: Path, identity: str, part: Taught) -> None:
     keys = np.frombuffer(bytes.fromhex("".join(part.keys)), dtype=np.uint8).reshape(-1, 32)
     arrays = {"keys": keys, "log_probs": part.log_probs_EC, "information": part.information_E}
-    metadata = {"format_version": _FORMAT_VERSION, "identity": identity}
+    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     with atomic_path(path) as temporary:
-        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary, metadata)
+        save_file(arrays, temporary, {"identity": identity})  # several entries would be written in any order
 
 
 def _read(path: Path, identity: str) -> Taught | None:
@@ -154,6 +155,6 @@ def _read(path: Path, identity: str) -> Taught | None:
     except (OSError, SafetensorError) as error:
         logger.info(f"{path}: cannot be read ({error}); computed again")
         return None
-    if metadata.get("format_version") != _FORMAT_VERSION or metadata.get("identity") != identity:
+    if metadata.get("identity") != identity:
         return None
     return Taught(tuple(bytes(key).hex() for key in keys), log_probs_EC, information_E)
