@@ -16,7 +16,8 @@ The public names, each imported at its first use, so that `import lorchestra` do
   returns the `Decisions` by which `predict` then decides: thresholds with their `Certificate`, and prediction sets;
   `monitor` a `Monitoring`, whether new rows are like those that certified.
 - `distill_run` teaches one LoRA the answers of a finished ensemble, and a head its mutual information, as a
-  `DistillConfig` says; the result is a run that `Ensemble.load` takes.
+  `DistillConfig` says; the result is a run that `Ensemble.load` takes (its `read_distillation` returns a
+  `DistillRecord`).
 - `read_task` and `build_module`: the rows (`Task` of `Example`) and the untrained members (`EnsembleModule`) for a
   custom training loop. `answers_from` turns `Predictions` into answers.
 - Configuration: `RunConfig` of `BaseConfig`, `AdaptConfig`, `DataConfig` (with `FieldsConfig`, `ReadConfig`,
@@ -73,6 +74,7 @@ if TYPE_CHECKING:
     from lorchestra.runs.rows import read_task as read_task
     from lorchestra.store.calibration_record import CalibrationRecord as CalibrationRecord
     from lorchestra.store.calibration_record import QuestionCalibration as QuestionCalibration
+    from lorchestra.store.distill_record import DistillRecord as DistillRecord
     from lorchestra.store.ensemble_record import EnsembleRecord as EnsembleRecord
     from lorchestra.store.ensemble_record import MemberRecord as MemberRecord
     from lorchestra.store.run import Run as Run
@@ -110,6 +112,7 @@ _MODULES = {
     "runs.predict": ("Answer", "Answers", "answers_from"),
     "runs.rows": ("read_task",),
     "store.calibration_record": ("CalibrationRecord", "QuestionCalibration"),
+    "store.distill_record": ("DistillRecord",),
     "store.ensemble_record": ("EnsembleRecord", "MemberRecord"),
     "store.run": ("Run",),
     "store.search_record": ("SearchRecord", "TrialRecord"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import shutil
 
@@ -30,6 +31,7 @@ from lorchestra.runs.ask import Asked, Asker
 from lorchestra.runs.distill import distill_run
 from lorchestra.runs.ensemble import Ensemble
 from lorchestra.runs.predict import answers_from
+from lorchestra.runs.rows import RunRows
 from lorchestra.runs.teacher import row_key
 from lorchestra.runs.train import train_run
 from lorchestra.store.run import Run
@@ -93,7 +95,7 @@ def asked():
 def one(root, files, asked, tmp_path_factory):
     """A run that was distilled from it, with further rows: do not modify."""
     out = tmp_path_factory.mktemp("one") / "one"
-    return distill_run(root, out, data=files / "more.csv", callbacks=[asked]).run.root
+    return distill_run(root, out, data=files / "more.csv", callbacks=[asked]).root
 
 
 @pytest.fixture
@@ -213,7 +215,7 @@ def test_what_the_ensemble_has_answered_is_not_asked_again(root, one, files, tmp
     chunks[1].write_bytes(before[1][:100])
     distill_run(root, out, data=data, if_exists="resume")
     assert [chunk.read_bytes() for chunk in chunks] == before
-    assert distill_run(root, out, data=data, if_exists="resume").run.root == out  # finished already
+    assert distill_run(root, out, data=data, if_exists="resume").root == out  # finished already
 
 
 def test_predictions_and_answers_have_the_predicted_information(root, one, files):
@@ -296,7 +298,7 @@ def test_rows_of_the_run_are_left_out(root, files, tmp_path, on_log):
     rows = [*texts(120, 2), *texts(30, 5), *list(texts(30, 5))[:4]]
     with path.open("w", newline="") as file:
         csv.writer(file).writerows([("text",), *((text,) for text in rows)])
-    out = distill_run(root, tmp_path / "one", data=path, train=TrainConfig(epochs=1, lr=0.05)).run
+    out = distill_run(root, tmp_path / "one", data=path, train=TrainConfig(epochs=1, lr=0.05))
     kept = len(out.read_distillation().unlabeled.row_digests)
     assert kept == len(set(texts(30, 5)) - set(texts(60, 0)) - set(texts(80, 1)) - set(texts(120, 2)))
     assert any(f"{len(rows) - kept} of {len(rows)} rows are left out" in message for message in messages)
@@ -314,7 +316,7 @@ def test_answers_of_further_rows_count_with_a_weight(root, files, tmp_path):
         ("reverse", DistillConfig("reverse")),
         ("weighted", DistillConfig("forward", 1.0)),
     ):
-        run = distill_run(root, tmp_path / name, data=files / "new.csv", distill=distill, train=train, adapt=adapt).run
+        run = distill_run(root, tmp_path / name, data=files / "new.csv", distill=distill, train=train, adapt=adapt)
         weights[name] = run.read_ensemble().members[0].sha256
         assert run.read_config().adapt.r == 3
         assert run.read_distillation().distill == distill
@@ -331,7 +333,7 @@ def test_questions_with_choices(tiny_base, questions_jsonl, tmp_path):
     )
     root = train_run(config, tmp_path / "many").run.root
     more = questions_jsonl("more.jsonl", 20, seed=4)
-    student = Ensemble.load(distill_run(root, tmp_path / "one", data=more).run.root)
+    student = Ensemble.load(distill_run(root, tmp_path / "one", data=more).root)
     answers = list(student.predict(more))
     assert {len(answer.choices) for answer in answers} == {2, 3, 4}
     assert all(answer.mutual_information >= 0 for answer in answers)
@@ -406,6 +408,21 @@ def test_a_resumed_distillation_keeps_its_settings(root, one, files, copy, tmp_p
         distill_run(root, other, if_exists="resume")
     distill_run(root, copy, data=data, if_exists="resume")
     assert bytes_of(copy) == bytes_of(one)
+
+
+def test_rows_from_python(root, config, tmp_path):
+    """They are not saved with the run, and so have to be given again."""
+    task = lorchestra.read_task(config)
+    many = train_run(
+        dataclasses.replace(config, data=DataConfig(scoring="text")), tmp_path / "many", rows=RunRows(task, ())
+    ).run.root
+    with pytest.raises(ConfigError, match=r"distill it in Python: distill_run\(..., rows=TASK\)"):
+        distill_run(many, tmp_path / "one")
+    run = distill_run(many, tmp_path / "one", rows=task, train=TrainConfig(epochs=1, lr=0.05))
+    assert run.read_distillation().num_train == 60
+    other = dataclasses.replace(task, splits={**task.splits, "val": task.splits["val"][1:]})
+    with pytest.raises(DataError, match="the val rows are not those this run was made with"):
+        distill_run(many, tmp_path / "other", rows=other)
 
 
 def test_settings_of_the_member():

@@ -75,12 +75,13 @@ def run(arguments: Sequence[str]) -> int:
     from lorchestra.cli.stopping import GracefulStop
     from lorchestra.cli.train import show_trained
     from lorchestra.runs.distill import distill_run
+    from lorchestra.runs.train import TrainOutcome
     from lorchestra.training.callbacks import Interrupted
 
     console = messages()
     try:
         with TrainingProgress(console) as progress, GracefulStop(can_finish=True) as stop:
-            outcome = distill_run(
+            trained = distill_run(
                 parsed.run,
                 parsed.out,
                 data=parsed.data,
@@ -101,4 +102,6 @@ def run(arguments: Sequence[str]) -> int:
             f"stopped; resume with: lorchestra distill {parsed.run}{more} --out {parsed.out} --if-exists resume"
         )
         return 130
-    return show_trained(outcome, evaluate=not parsed.skip_evaluation, as_json=parsed.json, what="distilled run")
+    return show_trained(
+        TrainOutcome(trained, ()), evaluate=not parsed.skip_evaluation, as_json=parsed.json, what="distilled run"
+    )

@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lorchestra.inference.predict import NO_STATES, MemberPass, PrefixReuse, predict_rows
+from lorchestra.inference.predict import NO_STATES, MemberPass, PrefixReuse, predict_early, predict_rows
 from lorchestra.inference.state_cache import CachedState
+from lorchestra.metrics.early_exit import StopRule
 from lorchestra.metrics.information import InformationHead
 from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.nn.packing import BASE
@@ -60,3 +61,21 @@ def predict_with_information(
     log_probs, head_states = predict_with_states(model, rows, passes, token_budget, progress, prefix_reuse, states)
     (index,) = of_members
     return log_probs, head.predict(head_states[index], log_probs[index])
+
+
+def predict_early_with_information(
+    head: InformationHead | None,
+    model: EnsembleModel,
+    rows: Sequence[EncodedExample],
+    rule: StopRule,
+    token_budget: int,
+    progress: Callable[[int], None] | None = None,
+    prefix_reuse: PrefixReuse | None = None,
+) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64] | None]:
+    """What `predict_early` returns, and the mutual information of a run with a head, whose member answers every row."""
+    if head is None:
+        return *predict_early(model, rows, rule, token_budget, progress, prefix_reuse), None
+    log_probs, information_E = predict_with_information(
+        head, model, rows, [MemberPass(0)], token_budget, progress, prefix_reuse
+    )
+    return log_probs, np.ones(len(rows), dtype=np.int64), information_E

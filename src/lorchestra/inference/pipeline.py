@@ -21,9 +21,9 @@ from lorchestra.data.prompts import PromptTemplate, ScoringMode
 from lorchestra.data.splits import draw_stratified
 from lorchestra.data.tokenizer import TextTokenizer
 from lorchestra.errors import ConfigError, LorchestraError
-from lorchestra.inference.answer_states import predict_with_information
+from lorchestra.inference.answer_states import predict_early_with_information, predict_with_information
 from lorchestra.inference.option_orders import OrderFlips, average, count_flips, variants
-from lorchestra.inference.predict import MemberPass, PrefixReuse, member_passes, predict_early, predict_rows
+from lorchestra.inference.predict import MemberPass, PrefixReuse, member_passes, predict_rows
 from lorchestra.metrics.early_exit import StopRule
 from lorchestra.metrics.information import InformationHead
 from lorchestra.models.ensemble import EnsembleModel
@@ -263,14 +263,14 @@ class Pipeline:
         """
         if self._averages_orders:
             raise ConfigError("early exit: not with data.prompt.option_orders; leave one of the two out")
-        if self.information is not None:  # of a distilled run, whose one member answers every row
-            whole = self.predict_encoded(examples, rows, split, prefix_reuse or PrefixReuse())
-            return EarlyExitPredictions((whole,), (np.arange(len(examples)),), 1)
-        log_probs, used = predict_early(self.model, rows, rule, self.token_budget, progress, prefix_reuse)
+        log_probs, used, information = predict_early_with_information(
+            self.information, self.model, rows, rule, self.token_budget, progress, prefix_reuse
+        )
         parts, indices = [], []
         for num_used in np.unique(used):
             selected = np.flatnonzero(used == num_used)
-            parts.append(self.predictions(examples, [int(e) for e in selected], log_probs[:num_used, selected], split))
+            kept, of_part = [int(e) for e in selected], None if information is None else information[selected]
+            parts.append(self.predictions(examples, kept, log_probs[:num_used, selected], split, of_part))
             indices.append(selected)
         return EarlyExitPredictions(tuple(parts), tuple(indices), self.model.num_members)
 

@@ -80,8 +80,7 @@ def predict_rows(
 ) -> NDArray[np.float64]:
     """Normalized log-probabilities of every row's choices under every pass.
 
-    Rows are processed in groups that fill one trunk pass; each group then runs through the adapted layers once per
-    pass.
+    Rows are processed in groups that fill one trunk pass; each then runs through the adapted layers once per pass.
 
     Args:
         model: the ensemble.
@@ -91,10 +90,9 @@ def predict_rows(
         trunk: cached trunks of these rows; None computes them, once per row.
         progress: called with the number of rows done after each group.
         prefix_reuse: KV cache of a shared prefix from earlier calls.
-        states: KV caches of the states of typed questions, by the rows' indices `row`; those that are not complete for
-            the members of these passes are computed and completed. Not together with dropout.
-        on_states: receives the inputs of the output head at the last token of each row's prefix, whose output predicts
-            the answer's first token; of the same passes.
+        states: KV caches of the states of typed questions, by the rows' indices `row`, completed where they are not
+            for the members of these passes. Not together with dropout.
+        on_states: receives the passes' inputs of the output head at the last token of each row's prefix.
 
     Returns:
         float64 `[len(passes), E, C]`, -inf past a row's number of choices.
@@ -106,8 +104,7 @@ def predict_rows(
         shared = trunk.shared
     prefix = (prefix_reuse or PrefixReuse()).prefix(model, rows, shared, {p.member for p in passes}, token_budget)
     log_probs = np.full((len(passes), len(rows), num_choices), -np.inf)
-    done = 0
-    budget = forward_budget(token_budget, model.device)
+    done, budget = 0, forward_budget(token_budget, model.device)
     for state in states.values():
         state.prepare([p.member for p in passes])
     for group in _groups(rows, budget, shared, prefix, states):
@@ -121,8 +118,8 @@ def predict_rows(
             for index, p in enumerate(passes)
             for e in group
         ]
-        of_items = partial(run_packed, model, items, budget, shared=shared, prefix=prefix, trunk=cache)
-        _fill(log_probs, of_items() if on_states is None else _with_states(model, of_items, on_states))
+        run = partial(run_packed, model, items, budget, shared=shared, prefix=prefix, trunk=cache)
+        _fill(log_probs, run() if on_states is None else _with_states(model, run, on_states))
         for e in group:
             if rows[e].row in states:
                 states[rows[e].row].complete([p.member for p in passes])

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from lorchestra.data.prompts import LETTERS
 from lorchestra.errors import DataError
-from lorchestra.inference.answer_states import predict_with_information
-from lorchestra.inference.predict import MemberPass, predict_early
+from lorchestra.inference.answer_states import predict_early_with_information, predict_with_information
+from lorchestra.inference.predict import MemberPass
 from lorchestra.inference.state_cache import StateCache, rows_in_order
 from lorchestra.metrics.calibrator import RAW, Calibration
 from lorchestra.metrics.decisions import Decisions
@@ -166,7 +166,7 @@ class Asker:
         for passes, rule, indices in self._by_passes(asks):
             members = [one.member for one in passes]
             rows = [replace(asks[index].row, row=position) for position, index in enumerate(indices)]
-            if rule is not None and pipeline.information is None:
+            if rule is not None:
                 replies |= self._answer_early(rule, rows, {index: asks[index] for index in indices})
                 continue
             found = {row.row: self.cache.of(row, asks[i].asked.partition) for row, i in zip(rows, indices, strict=True)}
@@ -181,8 +181,6 @@ class Asker:
             for row, index in zip(rows, indices, strict=True):
                 of_row = None if information is None else information[row.row]
                 answer = self._answer(asks[index], log_probs[:, row.row, : len(row.choices)], of_row)
-                if rule is not None:
-                    answer = replace(answer, members_used=1)
                 cached = known.get(row.row, 0)
                 written = row.state - cached if row.row in states else 0
                 replies[index] = Reply(answer, row.num_tokens, row.state, cached, written, asks[index].trained_name)
@@ -193,10 +191,13 @@ class Asker:
     ) -> dict[int, Reply]:
         """Replies by index, of the members that it took to decide each question."""
         pipeline = self.ensemble.pipeline
-        log_probs, used = predict_early(pipeline.model, rows, rule, pipeline.token_budget)
+        log_probs, used, information = predict_early_with_information(
+            pipeline.information, pipeline.model, rows, rule, pipeline.token_budget
+        )
         replies = {}
         for row, (index, ask) in zip(rows, asks.items(), strict=True):
-            answer = self._answer(ask, log_probs[: used[row.row], row.row, : len(row.choices)])
+            log_probs_MC = log_probs[: used[row.row], row.row, : len(row.choices)]
+            answer = self._answer(ask, log_probs_MC, None if information is None else information[row.row])
             answer = replace(answer, members_used=int(used[row.row]))
             replies[index] = Reply(answer, row.num_tokens, row.state, question=ask.trained_name)
         return replies

@@ -18,6 +18,7 @@ from types import MappingProxyType
 import torch
 
 from lorchestra.config.adapt import AdaptConfig
+from lorchestra.config.data import DataConfig
 from lorchestra.config.distill import DistillConfig, check_distill, student_config
 from lorchestra.config.mappings import differences
 from lorchestra.config.run import RegularizeConfig, RunConfig, TrainConfig, check_run
@@ -38,7 +39,7 @@ from lorchestra.runs.evaluate import FILES, with_files
 from lorchestra.runs.loading import FinishedRun
 from lorchestra.runs.rows import RunRows, absolute_settings, read_like, with_directory
 from lorchestra.runs.teacher import Taught, teach
-from lorchestra.runs.train import TrainingJob, TrainOutcome, outcome_of, saved_config, train_and_finish
+from lorchestra.runs.train import TrainingJob, saved_config, train_and_finish
 from lorchestra.runs.training import prepare_training
 from lorchestra.store.distill_record import DistillRecord, DistillResult, UnlabeledRecord
 from lorchestra.store.information import write_information
@@ -71,24 +72,21 @@ def distill_run(
     base: str | Path | None = None,
     given: Collection[str] = (),
     callbacks: Sequence[Callback] = (),
-) -> TrainOutcome:
-    """Train one member on the calibrated mixture of a finished run, into the run directory `out`.
+) -> Run:
+    """Train one member on the calibrated mixture of a finished run, into the run directory `out`; returns the run.
 
     Args:
         source: the directory of the ensemble's run, on texts with labels or questions with choices.
         out: the run directory to make; `Ensemble.load` and all commands take it.
-        data: a file with further rows of the same kind, which need no answers. Rows that are among the run's are left
-            out.
+        data: a file with further rows of the same kind, which need no answers; those among the run's are left out.
         distill: what the member learns.
-        adapt, train, regularize: the member's settings; by default those of the ensemble's members (see
-            `student_config`).
+        adapt, train, regularize: the member's settings; by default those of `student_config`.
         if_exists: as in `Ensemble.train`; with "resume", everything must be as when the run was started.
         rows: the splits of a run that was trained on rows from Python.
         files: by "train", "val" and "test", where the training's files are now; their rows must be the same.
         data_dir: the directory with data sets, instead of the one the run was trained with.
         base: where the base is now, if it has moved.
-        given: dotted settings that were given explicitly: with "resume" they are compared even if they have the
-            default's value.
+        given: dotted settings that are compared with "resume" even if they have the default's value.
         callbacks: report progress; when one asks to stop, what is done so far is kept and `Interrupted` raised.
 
     Raises:
@@ -99,34 +97,24 @@ def distill_run(
     Source: Hinton et al., arXiv 1503.02531; for the uncertainty, Malinin et al., arXiv 1905.00076.
     """
     _check_arguments(source, out, data, rows, files, callbacks)
-    check_distill(distill)
-    ensemble = FinishedRun.read(source)
-    _check_ensemble(ensemble)
+    ensemble = _ensemble(source)
     default = student_config(ensemble.config)
     default = dataclasses.replace(default, data=with_directory(with_files(default.data, files), data_dir))
-    config = dataclasses.replace(
-        default,
-        adapt=adapt or default.adapt,
-        train=train or default.train,
-        regularize=regularize or default.regularize,
-    )
-    _check_student(config, default)
-    task = rows_to_compare(ensemble, default.data, rows).task
+    sections = {"adapt": adapt, "train": train, "regularize": regularize}
+    config = _student(default, {name: one for name, one in sections.items() if one is not None})
+    check_distill(distill)
+    task = _task(ensemble, default.data, rows)
     more = () if data is None else _further_rows(ensemble, task, data)
     with Workspace.open(out, RUN, if_exists) as workspace:
-        run = Run(workspace.root)
-        record = _record(ensemble, task, data, more, distill)
+        run, record = Run(workspace.root), _record(ensemble, task, data, more, distill)
         if workspace.resuming:
             record = _saved_record(run, record, given)
             config = saved_config(run, config, given, default)
-            if run.is_finished:
-                logger.info(f"{run.root} is finished already; nothing to train")
-                return outcome_of(run)
-        if base is not None:
-            config = dataclasses.replace(config, base=dataclasses.replace(config.base, name=str(base), revision=None))
-        config = absolute_settings(config)
+        if run.is_finished:
+            logger.info(f"{run.root} is finished already; nothing to train")
+            return run
         with torch_threads(config.base.threads):
-            job = _Distillation(run, ensemble, config, RunRows(task, ()), more, record, base, callbacks)
+            job = _Distillation(run, ensemble, config, task, more, record, base, callbacks)
             return job.finish(workspace, finish=if_exists == "finish")
 
 
@@ -138,7 +126,7 @@ class _Distillation:
         run: the run to make.
         ensemble: the run that teaches.
         config: settings of the member.
-        rows: the ensemble's rows, which are also those of the run.
+        task: the ensemble's rows, which are also those of the run.
         more: further rows to learn from.
         record: where the run comes from.
         base: where the base is now, if it has moved.
@@ -148,7 +136,7 @@ class _Distillation:
     run: Run
     ensemble: FinishedRun
     config: RunConfig
-    rows: RunRows
+    task: Task
     more: tuple[Example, ...]
     record: DistillRecord
     base: str | Path | None
@@ -157,18 +145,18 @@ class _Distillation:
     @property
     def learned(self) -> tuple[Example, ...]:
         """All rows that the member learns from."""
-        return (*self.rows.task.splits["train"], *self.more)
+        return (*self.task.splits["train"], *self.more)
 
-    def finish(self, workspace: Workspace, *, finish: bool) -> TrainOutcome:
+    def finish(self, workspace: Workspace, *, finish: bool) -> Run:
         """Start or resume the run, ask the ensemble, train the member, fit the head."""
         if not workspace.resuming:
             pipeline, resolved, _ = self._prepare()  # settings that do not fit the base are refused before any work
             with workspace.create() as directory:
                 run = Run(directory)
                 run.write_distillation(self.record)
-                describe(run, resolved, self.rows, pipeline)
+                describe(run, resolved, RunRows(self.task, ()), pipeline)
             del pipeline  # frees the base: the ensemble is loaded on another
-        val = self.rows.task.splits["val"]
+        val = self.task.splits["val"]
         taught = teach(
             self.run.resume,
             (*self.learned, *val),
@@ -186,16 +174,20 @@ class _Distillation:
             self.run,
             pipeline,
             resolved,
-            self.rows,
+            RunRows(self.task, ()),
             training,
             self.callbacks,
             predicts=lambda: self._fit_head(pipeline, taught),
         )
-        return train_and_finish(job, resuming=workspace.resuming, finish=finish)
+        return train_and_finish(job, resuming=workspace.resuming, finish=finish).run
 
     def _prepare(self) -> tuple[Pipeline, RunConfig, TrainingRows]:
-        task = dataclasses.replace(self.rows.task, splits={"train": self.learned, "val": self.rows.task.splits["val"]})
-        return prepare_training(self.config, RunRows(task, ()))
+        config, base = self.config, self.config.base
+        if self.base is not None:
+            base = dataclasses.replace(base, name=str(self.base), revision=None)
+        config = absolute_settings(dataclasses.replace(config, base=base))
+        task = dataclasses.replace(self.task, splits={"train": self.learned, "val": self.task.splits["val"]})
+        return prepare_training(config, RunRows(task, ()))
 
     def _load_ensemble(self) -> tuple[Pipeline, Calibration | None]:
         pipeline = self.ensemble.load(self.base)
@@ -207,7 +199,7 @@ class _Distillation:
         order = permutation(len(self.learned), derive_seed(self.config.train.seed, "information"))[:MAX_HEAD_ROWS]
         learned = [self.learned[index] for index in sorted(order)]
         fitted = _information_rows(pipeline, learned, taught, callback)[0]
-        val, val_log_probs_EC = _information_rows(pipeline, self.rows.task.splits["val"], taught, callback)
+        val, val_log_probs_EC = _information_rows(pipeline, self.task.splits["val"], taught, callback)
         try:
             fit = fit_information(fitted, val)
         except ValueError as error:
@@ -261,12 +253,13 @@ def _check_arguments(
     arguments.check_callbacks(callbacks)
 
 
-def _check_ensemble(ensemble: FinishedRun) -> None:
-    """Refuse runs that one member cannot stand for.
+def _ensemble(source: str | Path) -> FinishedRun:
+    """The run to learn from.
 
     Raises:
-        ConfigError: it has typed questions, or fewer than two members.
+        ConfigError: one member cannot stand for it: it has typed questions, or fewer than two members.
     """
+    ensemble = FinishedRun.read(source)
     record, root = ensemble.record, ensemble.run.root
     if record.questions:
         raise ConfigError(
@@ -276,14 +269,16 @@ def _check_ensemble(ensemble: FinishedRun) -> None:
         )
     if len(record.good_members) < 2:
         raise ConfigError(f"{root}: has one member; there is no ensemble to distill: use the run as it is")
+    return ensemble
 
 
-def _check_student(config: RunConfig, default: RunConfig) -> None:
-    """Refuse settings that a member which learns from an ensemble cannot have.
+def _student(default: RunConfig, sections: Mapping[str, AdaptConfig | TrainConfig | RegularizeConfig]) -> RunConfig:
+    """The settings of the member, with the given sections.
 
     Raises:
-        ConfigError: names the field and its value.
+        ConfigError: a setting that a member which learns from an ensemble cannot have: names the field and its value.
     """
+    config = dataclasses.replace(default, **sections)  # type: ignore[arg-type]
     check_run(config)
     if config.adapt.members != 1:
         raise ConfigError(
@@ -305,6 +300,22 @@ def _check_student(config: RunConfig, default: RunConfig) -> None:
             f"regularize.label_smoothing: {config.regularize.label_smoothing:g} smooths answers, and the member learns"
             " the ensemble's probabilities; leave it out"
         )
+    return config
+
+
+def _task(ensemble: FinishedRun, config: DataConfig, rows: Task | None) -> Task:
+    """The ensemble's rows, verified to be unchanged.
+
+    Raises:
+        ConfigError: they came from Python and are not given.
+        DataError: they cannot be read, or have changed.
+    """
+    if rows is None and config.train is None and config.task is None:
+        raise ConfigError(
+            f"{ensemble.run.root}: trained on rows that came from Python and were not saved; distill it in Python:"
+            " distill_run(..., rows=TASK)"
+        )
+    return rows_to_compare(ensemble, config, rows).task
 
 
 def _further_rows(ensemble: FinishedRun, task: Task, data: str | Path) -> tuple[Example, ...]:

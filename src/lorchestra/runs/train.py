@@ -90,7 +90,7 @@ def train_run(
             check_unchanged(rows, run.splits)
             if run.is_finished:
                 logger.info(f"{run.root} is finished already; nothing to train")
-                return outcome_of(run)
+                return _outcome(run)
         for note in rows.notes:
             logger.info(note)
         with torch_threads(config.base.threads):
@@ -229,7 +229,7 @@ def _finish(job: TrainingJob, trainer: Trainer, peak: int) -> TrainOutcome:
         logger.info(sentence)
         run.append_event("advice", text=sentence)
     run.append_event("finished", failed_members=trainer.state.with_status("failed"))
-    return outcome_of(run)
+    return _outcome(run)
 
 
 def member_records(
@@ -270,7 +270,6 @@ def member_records(
     return records
 
 
-def outcome_of(run: Run) -> TrainOutcome:
-    """The outcome of a finished run."""
+def _outcome(run: Run) -> TrainOutcome:
     failed = run.read_ensemble().failed_members
     return TrainOutcome(run, tuple(failed), tuple(failed.values()))

@@ -56,7 +56,7 @@ def training_figure(run: ReportRun) -> Figure | None:
     return Figure(
         "How training went",
         [panel.svg() for panel in panels],
-        "Validation once per epoch. Training loss: cross-entropy of each member's batch"
+        f"Validation once per epoch. Training loss: {_loss(run)} of each member's batch"
         + (f", smoothed over the last {window} steps." if window > 1 else ".")
         + (" Rings: the step whose adapter was kept." if run.config.train.keep == "best" else "")
         + ("" if run.search is None else f" Searched before: {'; '.join(run.search.sentences())}."),
@@ -72,6 +72,10 @@ def _kept_ensemble(run: ReportRun) -> tuple[float, float] | None:
         return None
     mixture = run.mixture(rows)
     return nll(mixture, rows.labels), float((mixture.argmax(axis=-1) == rows.labels).mean())
+
+
+def _loss(run: ReportRun) -> str:
+    return "cross-entropy" if run.distillation is None else "KL divergence to or from the ensemble"
 
 
 def _by_epoch(
