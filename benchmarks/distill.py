@@ -122,6 +122,8 @@ def _information(ensemble: Evaluated, students: Mapping[str, Evaluated]) -> Iter
         values_E = information(one.test)
         wrong_E = one.mixture_EC.argmax(axis=1) != one.test.labels
         explained = 1 - float(((values_E - true_E) ** 2).mean() / true_E.var())
+        if np.ptp(values_E) == 0:  # one member that does not predict it
+            continue
         rank = float(spearmanr(values_E, true_E).statistic)
         errors = auroc(values_E[~wrong_E], values_E[wrong_E])
         yield _row([name, f"{values_E.mean():.4f}", f"{rank:.3f}", f"{explained:.3f}", f"{errors:.3f}"])

@@ -38,16 +38,28 @@ def test_a_linear_root_is_recovered():
     assert fit.num_rows == 400
 
 
-@pytest.mark.parametrize("strength", [1e-3, 0.1, 10.0])
-def test_equals_scikit_learns_ridge(strength):
-    linear_model = pytest.importorskip("sklearn.linear_model")
-    rows = draw_rows(80, 3, lambda states, entropies: np.abs(np.sin(states[:, 0])) + entropies)
+@pytest.mark.parametrize(("number", "strength"), [(80, 1e-3), (80, 0.1), (80, 10.0), (5, 0.1)])
+def test_the_penalized_normal_equations_hold(number, strength):
+    """(X'X / E + strength P) w = X'y / E with P = 1 for each feature of the state and 0 for the entropy."""
+    rows = draw_rows(number, 3, lambda states, entropies: np.abs(np.sin(states[:, 0])) + entropies)
     fit = fit_information(rows, draw_rows(20, 4, linear), strengths=(strength,))
     features = np.column_stack([rows.states_ED.astype(np.float64), entropy(rows.log_probs_EC)])
     standardized = (features - features.mean(axis=0)) / features.std(axis=0)
-    ridge = linear_model.Ridge(alpha=strength * len(features)).fit(standardized, np.sqrt(rows.information_E))
-    assert_allclose(fit.head.weights_D, ridge.coef_, atol=1e-10)
-    assert fit.head.intercept == pytest.approx(ridge.intercept_)
+    roots = np.sqrt(rows.information_E)
+    gram = standardized.T @ standardized / number + strength * np.diag([1.0] * 6 + [0.0])
+    expected = np.linalg.solve(gram, standardized.T @ (roots - roots.mean()) / number)
+    assert_allclose(fit.head.weights_D, expected, atol=1e-10)
+    assert fit.head.intercept == pytest.approx(roots.mean())
+
+
+def test_the_strongest_penalty_leaves_the_entropy():
+    """A straight line through the roots by entropy, which the state adds nothing to."""
+    rows = draw_rows(60, 8, linear)
+    fit = fit_information(rows, rows, strengths=(1e15,))
+    slope, intercept = np.polyfit(entropy(rows.log_probs_EC), np.sqrt(rows.information_E), 1)
+    new = draw_rows(30, 9, linear)
+    expected = np.maximum(intercept + slope * entropy(new.log_probs_EC), 0) ** 2
+    assert_allclose(fit.head.predict(new.states_ED, new.log_probs_EC), expected, atol=1e-9)
 
 
 def test_the_strength_is_the_one_of_the_least_error_on_validation_rows():

@@ -371,6 +371,12 @@ def test_what_cannot_be_distilled_is_refused(root, one, files, config, tmp_path)
         with pytest.raises(ConfigError, match=message):
             distill_run(**{"source": root, "out": out} | settings)
         assert not out.exists()
+    typed = shutil.copytree(root, tmp_path / "typed")
+    record = json.loads((typed / "ensemble.json").read_text()) | {"labels": None}
+    record["questions"] = [{"name": "good", "type": "predicate", "instructions": "Is it good?"}]
+    (typed / "ensemble.json").write_text(json.dumps(record))
+    with pytest.raises(ConfigError, match="answers typed questions, whose mutual information differs between"):
+        distill_run(typed, out)
     other = tmp_path / "other.csv"
     other.write_text("text,label\na good film,maybe\na bad song,no\n")
     with pytest.raises(DataError, match=r"other.csv:2.*maybe"):

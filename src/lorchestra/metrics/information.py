@@ -39,7 +39,8 @@ class InformationHead:
 
     The root, since mutual information grows with the square of the members' spread: near 0, where most rows are, it is
     flat in every direction. Features are the state and the entropy of the member's answer: the state is nearly linear
-    in the logits, and mutual information, like entropy, is largest between the labels.
+    in the logits, and mutual information, like entropy, is largest between the labels. The entropy has no penalty, so
+    that the strongest penalty on the state leaves the best function of the entropy alone.
 
     Attributes:
         mean_D, scale_D: of the features.
@@ -96,14 +97,19 @@ def fit_information(
     mean_D, scale_D = features_ED.mean(axis=0), features_ED.std(axis=0)
     scale_D = np.where(scale_D > _TINY, scale_D, 1.0)
     features_ED = (features_ED - mean_D) / scale_D
-    roots_E = np.sqrt(rows.information_E)
+    roots_E, num_rows = np.sqrt(rows.information_E), len(features_ED)
     intercept = float(roots_E.mean())
+    # the entropy has no penalty: its part is taken out of states and roots first (Frisch and Waugh 1933)
+    entropy_E, states_ED = features_ED[:, -1], features_ED[:, :-1]
+    slope, slopes_D = entropy_E @ roots_E / num_rows, entropy_E @ states_ED / num_rows
+    states_ED = states_ED - np.outer(entropy_E, slopes_D)
     # all strengths from one decomposition: (X'X / E + strength)^-1 X'y / E
-    variances_D, directions_DD = np.linalg.eigh(features_ED.T @ features_ED / len(features_ED))
-    moments_D = directions_DD.T @ (features_ED.T @ (roots_E - intercept) / len(features_ED))
+    variances_D, directions_DD = np.linalg.eigh(states_ED.T @ states_ED / num_rows)
+    moments_D = directions_DD.T @ (states_ED.T @ (roots_E - intercept - slope * entropy_E) / num_rows)
     val_roots_E, candidates = np.sqrt(val.information_E), []
     for strength in strengths:
         weights_D = directions_DD @ (moments_D / (np.maximum(variances_D, 0.0) + strength))
+        weights_D = np.append(weights_D, slope - slopes_D @ weights_D)
         head = InformationHead(mean_D, scale_D, weights_D, intercept)
         errors_E = np.sqrt(head.predict(val.states_ED, val.log_probs_EC)) - val_roots_E
         candidates.append((float((errors_E**2).mean()), strength, head))

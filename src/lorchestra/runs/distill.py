@@ -263,9 +263,8 @@ def _ensemble(source: str | Path) -> FinishedRun:
     record, root = ensemble.record, ensemble.run.root
     if record.questions:
         raise ConfigError(
-            f"{root}: answers typed questions ({', '.join(question.name for question in record.questions[:3])}, ...):"
-            " mutual information differs between questions, and a head per question is not available; distill a run on"
-            " texts with labels or on questions with choices"
+            f"{root}: answers typed questions, whose mutual information differs between questions, and a head for each"
+            " is not available; distill a run on texts with labels or on questions with choices"
         )
     if len(record.good_members) < 2:
         raise ConfigError(f"{root}: has one member; there is no ensemble to distill: use the run as it is")
