@@ -126,7 +126,7 @@ def _train(
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """A training that is ready to start: the run, base and members, resolved settings, rows, and who is told of it.
+    """A training that is ready to start: the run, base and members, resolved settings, rows, and callbacks.
 
     `predicts` makes the file that predicts mutual information, after the training, and returns its checksum; None in
     runs that have none.
