@@ -366,6 +366,7 @@ def test_what_cannot_be_distilled_is_refused(root, one, files, config, tmp_path)
         ({"distill": DistillConfig(answers_weight=-1.0)}, "distill.answers_weight: -1.0 is not a finite number"),
         ({"distill": DistillConfig(direction="up")}, "distill.direction"),
         ({"adapt": AdaptConfig(members=1, layers="last:9")}, "adapt.layers: 'last:9' is out of range"),
+        ({"adapt": AdaptConfig(members=1, order="bootstrap")}, "adapt.order: bootstrap makes members differ"),
         ({"data": 7}, "data is of type int; pass a path"),
     ):
         with pytest.raises(ConfigError, match=message):

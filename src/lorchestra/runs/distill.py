@@ -283,8 +283,8 @@ def _student(default: RunConfig, sections: Mapping[str, AdaptConfig | TrainConfi
         raise ConfigError(
             f"adapt.members: {config.adapt.members}, but an ensemble is distilled into one member; give 1"
         )
-    if config.adapt.order == "bootstrap":
-        raise ConfigError("adapt.order: bootstrap makes members differ, and there is one; leave it out")
+    if config.adapt.order not in ("own", "same"):
+        raise ConfigError(f"adapt.order: {config.adapt.order} makes members differ, and there is one; leave it out")
     if config.train.is_auto:
         name = "lr" if config.train.lr == "auto" else "epochs"
         example = "1e-3" if name == "lr" else "4"
