@@ -15,6 +15,9 @@ The public names, each imported at its first use, so that `import lorchestra` do
   `Calibration` of the mixture (in the run, a `CalibrationRecord` of a `QuestionCalibration` per question). `calibrate`
   returns the `Decisions` by which `predict` then decides: thresholds with their `Certificate`, and prediction sets;
   `monitor` a `Monitoring`, whether new rows are like those that certified.
+- `distill_run` teaches one LoRA the answers of a finished ensemble, and a head its mutual information, as a
+  `DistillConfig` says; the result is a run that `Ensemble.load` takes (its `read_distillation` returns a
+  `DistillRecord`).
 - `read_task` and `build_module`: the rows (`Task` of `Example`) and the untrained members (`EnsembleModule`) for a
   custom training loop. `answers_from` turns `Predictions` into answers.
 - Configuration: `RunConfig` of `BaseConfig`, `AdaptConfig`, `DataConfig` (with `FieldsConfig`, `ReadConfig`,
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
     from lorchestra.config.data import FieldsConfig as FieldsConfig
     from lorchestra.config.data import PromptConfig as PromptConfig
     from lorchestra.config.data import ReadConfig as ReadConfig
+    from lorchestra.config.distill import DistillConfig as DistillConfig
     from lorchestra.config.run import EvaluateConfig as EvaluateConfig
     from lorchestra.config.run import RegularizeConfig as RegularizeConfig
     from lorchestra.config.run import RunConfig as RunConfig
@@ -61,6 +65,7 @@ if TYPE_CHECKING:
     from lorchestra.metrics.result import QuestionScores as QuestionScores
     from lorchestra.questions import Question as Question
     from lorchestra.runs.build import build_module as build_module
+    from lorchestra.runs.distill import distill_run as distill_run
     from lorchestra.runs.ensemble import Ensemble as Ensemble
     from lorchestra.runs.evaluate import UnsavedEvaluationError as UnsavedEvaluationError
     from lorchestra.runs.predict import Answer as Answer
@@ -69,6 +74,7 @@ if TYPE_CHECKING:
     from lorchestra.runs.rows import read_task as read_task
     from lorchestra.store.calibration_record import CalibrationRecord as CalibrationRecord
     from lorchestra.store.calibration_record import QuestionCalibration as QuestionCalibration
+    from lorchestra.store.distill_record import DistillRecord as DistillRecord
     from lorchestra.store.ensemble_record import EnsembleRecord as EnsembleRecord
     from lorchestra.store.ensemble_record import MemberRecord as MemberRecord
     from lorchestra.store.run import Run as Run
@@ -86,6 +92,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "config.adapt": ("AdaptConfig", "BaseConfig"),
     "config.data": ("DataConfig", "FieldsConfig", "PromptConfig", "ReadConfig"),
+    "config.distill": ("DistillConfig",),
     "config.run": ("EvaluateConfig", "RegularizeConfig", "RunConfig", "TrainConfig"),
     "errors": (
         *("CheckpointError", "ConfigError", "DataError", "InputError"),
@@ -99,11 +106,13 @@ _MODULES = {
     "metrics.result": ("EarlyExitScores", "Evaluation", "MethodScores", "OodScores", "QuestionScores"),
     "questions": ("Question",),
     "runs.build": ("build_module",),
+    "runs.distill": ("distill_run",),
     "runs.ensemble": ("Ensemble",),
     "runs.evaluate": ("UnsavedEvaluationError",),
     "runs.predict": ("Answer", "Answers", "answers_from"),
     "runs.rows": ("read_task",),
     "store.calibration_record": ("CalibrationRecord", "QuestionCalibration"),
+    "store.distill_record": ("DistillRecord",),
     "store.ensemble_record": ("EnsembleRecord", "MemberRecord"),
     "store.run": ("Run",),
     "store.search_record": ("SearchRecord", "TrialRecord"),

@@ -34,7 +34,7 @@ from lorchestra.runs.rows import RunRows, validation_notes
 from lorchestra.runs.train import train_run
 from lorchestra.store.atomic import replacing_directory
 from lorchestra.store.safe_paths import inside
-from lorchestra.types import Example, Json, Task
+from lorchestra.types import Example, Json, Predictions, Task
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin
@@ -194,20 +194,20 @@ class LoRAEnsembleClassifier(ClassifierMixin, BaseEstimator):
 
         It is the calibrated mean over members; with `raw`, the mean as it is.
         """
-        return np.exp(self._mixture(self._log_probs(X), raw))
+        return np.exp(self._mixture(self._predictions(X).log_probs_MEC, raw))
 
     def uncertainty(self, X: Sequence[str], *, raw: bool = False) -> dict[str, NDArray[np.float64]]:
         """Uncertainty of the ensemble per text, `[E]` each.
 
         `entropy` of the calibrated mixture (with `raw`, of the mixture as it is) and `mutual_information` of the
-        members as they are, which measures how far they disagree, in nats; and `disagreement`, the share of member
-        pairs with different answers.
+        members as they are, which measures how far they disagree, in nats (of a distilled run, as predicted for its
+        teacher); and `disagreement`, the share of member pairs with different answers.
         """
-        log_probs_MEC = self._log_probs(X)
+        predictions = self._predictions(X)
         return {
-            "entropy": predictive.entropy(self._mixture(log_probs_MEC, raw)),
-            "mutual_information": predictive.mutual_information(log_probs_MEC),
-            "disagreement": predictive.disagreement(log_probs_MEC),
+            "entropy": predictive.entropy(self._mixture(predictions.log_probs_MEC, raw)),
+            "mutual_information": predictive.information(predictions),
+            "disagreement": predictive.disagreement(predictions.log_probs_MEC),
         }
 
     def ensemble(self) -> Ensemble:
@@ -229,8 +229,8 @@ class LoRAEnsembleClassifier(ClassifierMixin, BaseEstimator):
         """The question of the fitted run; None if it is on labels."""
         return next(iter(self.ensemble().record.questions), None)
 
-    def _log_probs(self, X: Sequence[str]) -> NDArray[np.float64]:
-        """Every member's log-probabilities in the order of the run's labels, `[M, E, C]`."""
+    def _predictions(self, X: Sequence[str]) -> Predictions:
+        """Every member's predictions, with choices in the order of the run's labels."""
         check_is_fitted(self, "run_dir_")
         texts = texts_of(X)
         trained, asked = self.ensemble(), self._asked
@@ -243,7 +243,7 @@ class LoRAEnsembleClassifier(ClassifierMixin, BaseEstimator):
                 f"{len(texts) - predictions.num_examples} texts have more than {trained.pipeline.max_length} tokens,"
                 " and data.too_long is drop; set it to truncate to predict all texts"
             )
-        return predictions.log_probs_MEC
+        return predictions
 
     def _options(self, classes: Labels) -> tuple[tuple[str, ...], list[int]]:
         """The run's options, and the index of each class among them."""

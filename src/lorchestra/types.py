@@ -121,6 +121,9 @@ class Predictions:
     """The questions, for reports; may be empty."""
     questions: tuple[str, ...] = field(default=())
     """The name of each row's typed question; empty if the rows have none."""
+    predicted_information: NDArray[np.float64] | None = None
+    """Mutual information of answer and member, `[E]` in nats, as a distilled run predicts it for the ensemble that
+    taught it; None where it is computed from these members (see `metrics.predictive.information`)."""
 
     def __post_init__(self) -> None:
         """Refuse arrays whose shapes do not match."""
@@ -130,6 +133,8 @@ class Predictions:
         lengths = {"labels": len(self.labels), "ids": len(self.ids), "options": len(self.options)}
         if self.questions:
             lengths["questions"] = len(self.questions)
+        if self.predicted_information is not None:
+            lengths["predicted_information"] = len(self.predicted_information)
         for name, length in lengths.items():
             if length != num_examples:
                 raise ValueError(f"{name} has {length} entries for {num_examples} examples")
@@ -159,6 +164,7 @@ class Predictions:
             options=tuple(self.options[e] for e in rows),
             texts=tuple(self.texts[e] for e in rows) if self.texts else (),
             questions=tuple(self.questions[e] for e in rows) if self.questions else (),
+            predicted_information=None if self.predicted_information is None else self.predicted_information[rows],
         )
 
     def to_pandas(self) -> pandas.DataFrame:

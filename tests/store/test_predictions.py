@@ -96,3 +96,21 @@ def test_names_of_typed_questions_are_saved_and_other_files_do_not_have_them(sav
     texts.write_text(json.dumps(json.loads(texts.read_text()) | {"questions": ["q"]}))
     with pytest.raises(CheckpointError, match="has 3 rows, but 1 questions"):
         load_predictions(path)
+
+
+def test_predicted_information_is_saved_and_other_files_do_not_have_it(saved, tmp_path):
+    assert "predicted_information" not in load_file(saved)
+    plain = load_predictions(saved)
+    assert plain.predicted_information is None
+    path = save_predictions(tmp_path, replace(plain, predicted_information=np.array([0.1, 0.0, 0.5])), "distilled")
+    assert load_predictions(path).predicted_information.tolist() == [0.1, 0.0, 0.5]
+    assert load_predictions(path).of_rows(np.array([2, 0])).predicted_information.tolist() == [0.5, 0.1]
+    for values, message in (
+        (np.array([0.1, -0.1, 0.0]), "numbers that are not finite, or below 0"),
+        (np.array([0.1, np.nan, 0.0]), "numbers that are not finite, or below 0"),
+        (np.zeros(2), "has 3 rows, but 2 predicted_information"),
+        (np.zeros(3, dtype=np.float32), "predicted_information is float32"),
+    ):
+        save_file(load_file(path) | {"predicted_information": values}, path)
+        with pytest.raises(CheckpointError, match=message):
+            load_predictions(path)

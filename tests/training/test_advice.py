@@ -54,3 +54,8 @@ def test_each_sentence_has_its_sign(state, words):
     assert len(sentences) == bool(words)
     for word in words:
         assert word in sentences[0]
+
+
+def test_a_loss_near_zero_is_no_overfitting_where_it_is_not_the_nll_of_the_answers():
+    """A distilled member's is the divergence from its ensemble, which is to be near zero."""
+    assert advice(trained((0.5,), (0.8,), train_nll=0.01), 30, 3, None) == []

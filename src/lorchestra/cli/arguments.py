@@ -17,6 +17,8 @@ from lorchestra.errors import ConfigError
 from lorchestra.store.safe_paths import typed_path
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
     from lorchestra.types import Json
 
 T = TypeVar("T")
@@ -108,12 +110,14 @@ def parse_with_recipe(
     return parsed, RunConfig(**{name: getattr(parsed, name) for name in names})
 
 
-def given_settings(arguments: Sequence[str]) -> set[str]:
+def given_settings(arguments: Sequence[str], **groups: DataclassInstance) -> set[str]:
     """Dotted names of the settings given explicitly, as options or in the recipe, even if equal to the default.
 
-    A null in the recipe counts as not given.
+    A null in the recipe counts as not given. Settings are those of a run, and of further `groups` by name.
     """
     known = set(_flattened(to_mapping(RunConfig())))
+    for group, defaults in groups.items():
+        known |= {f"{group}.{name}" for name in _flattened(to_mapping(defaults))}
     aliases = setting_aliases(RunConfig) | {"data_dir": "data.dir"}
     given = set()
     if arguments and not arguments[0].startswith("-"):
@@ -168,12 +172,13 @@ _DATA_OPTIONS = {
     "predict": "--data",
     "evaluate": "--data",
     "calibrate": "--data",
+    "distill": "--data",
     "monitor": "--data",
     "serve": None,
     "report": None,
     "export": None,
 }
-_WITH_RUN = ("predict", "evaluate", "calibrate", "monitor", "serve", "report", "export")
+_WITH_RUN = ("predict", "evaluate", "distill", "calibrate", "monitor", "serve", "report", "export")
 
 
 def _data_hint(path: str, command: str, *, first: bool = True) -> str:

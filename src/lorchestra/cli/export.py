@@ -55,6 +55,7 @@ def run(arguments: Sequence[str]) -> int:
         base_name=parsed.base_name,
         calibrations={} if calibration is None else calibration.calibrations,
         questions=record.questions,
+        distillation=run_dir.read_distillation(),
     )
     written = export_run(
         parsed.run, parsed.out, card=card, merge=parsed.merge, base_name=parsed.base_name, base=parsed.base

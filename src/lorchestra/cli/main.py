@@ -23,6 +23,7 @@ COMMANDS = {
     "compare": "compare methods at equal budget: one LoRA, the ensemble, equal-compute controls",
     "paper": "reproduce figures and ablations of the paper, on your base and data",
     "evaluate": "measure accuracy, NLL, calibration and OOD detection of a trained ensemble",
+    "distill": "teach one LoRA what an ensemble knows, its uncertainty included",
     "calibrate": "certify which answers can be automated at a guaranteed error",
     "monitor": "alarm if new rows are unlike those that a guarantee was made on",
     "tasks": "list the named tasks, where their rows come from, and what they look like",

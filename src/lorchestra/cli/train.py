@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from lorchestra.cli.arguments import given_settings, parse_with_recipe
 from lorchestra.config.run import RunConfig
+
+if TYPE_CHECKING:
+    from lorchestra.runs.train import TrainOutcome
 
 
 @dataclass(frozen=True)
@@ -67,11 +70,9 @@ def train_and_show(
     `resume_with` is the command that resumes the run after an interruption, if it is not `train`; `given` are the
     settings that were given explicitly (see `train_run`).
     """
-    from lorchestra.cli.evaluate import evaluate_and_show
     from lorchestra.cli.output import messages, printer
     from lorchestra.cli.progress import TrainingProgress
     from lorchestra.cli.stopping import GracefulStop
-    from lorchestra.runs.build import torch_threads
     from lorchestra.runs.train import train_run
     from lorchestra.training.callbacks import Interrupted
 
@@ -84,8 +85,19 @@ def train_and_show(
     except Interrupted:
         say(f"stopped; resume with: {resume_with or f'lorchestra train --out {out} --if-exists resume'}")
         return 130
-    root = outcome.run.root
-    say(f"trained ensemble: {root}")
+    return show_trained(outcome, evaluate=evaluate, as_json=as_json, ood=ood)
+
+
+def show_trained(
+    outcome: TrainOutcome, *, evaluate: bool, as_json: bool, what: str = "ensemble", ood: Sequence[str | Path] = ()
+) -> int:
+    """Report a finished training, evaluate it, and print the table; returns the exit code."""
+    from lorchestra.cli.evaluate import evaluate_and_show
+    from lorchestra.cli.output import messages, printer
+    from lorchestra.runs.build import torch_threads
+
+    say, root = printer(messages()), outcome.run.root
+    say(f"trained {what}: {root}")
     code = 0
     if outcome.failed_members:
         names = ", ".join(map(str, outcome.failed_members))

@@ -21,9 +21,11 @@ from lorchestra.data.prompts import PromptTemplate, ScoringMode
 from lorchestra.data.splits import draw_stratified
 from lorchestra.data.tokenizer import TextTokenizer
 from lorchestra.errors import ConfigError, LorchestraError
+from lorchestra.inference.answer_states import predict_early_with_information, predict_with_information
 from lorchestra.inference.option_orders import OrderFlips, average, count_flips, variants
-from lorchestra.inference.predict import MemberPass, PrefixReuse, member_passes, predict_early, predict_rows
+from lorchestra.inference.predict import MemberPass, PrefixReuse, member_passes, predict_rows
 from lorchestra.metrics.early_exit import StopRule
+from lorchestra.metrics.information import InformationHead
 from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.models.loading import LoadedBase
 from lorchestra.nn.packing import BASE
@@ -75,6 +77,8 @@ class Pipeline:
     """Most tokens in a training step's micro-batch."""
     task: str
     """Name of the task, for predictions."""
+    information: InformationHead | None = None
+    """Predicts the mutual information of a distilled run, which has one member; None in all others."""
     order_flips: OrderFlips = field(default_factory=OrderFlips)
     """Answers that changed with the order of the options, in all predictions so far."""
     _logged: set[str] = field(default_factory=set)
@@ -179,10 +183,12 @@ class Pipeline:
             parts = iter(members.log_probs_MEC), iter(of_base)
             return replace(members, log_probs_MEC=np.stack([next(parts[which]) for which in is_base]))
         encoded = self.encode(examples, shots)
-        log_probs = predict_rows(self.model, encoded.rows, passes, self.token_budget, progress=progress)
+        log_probs, information = predict_with_information(
+            self.information, self.model, encoded.rows, passes, self.token_budget, progress
+        )
         if self._averages_orders and not shots:
             log_probs = self._over_orders([examples[index] for index in encoded.kept], log_probs, passes)
-        return self.predictions(examples, encoded.kept, log_probs, split)
+        return self.predictions(examples, encoded.kept, log_probs, split, information)
 
     @property
     def _averages_orders(self) -> bool:
@@ -234,10 +240,12 @@ class Pipeline:
     ) -> Predictions:
         """Predictions of every member for tokenized examples; one `prefix_reuse` serves a whole stream of calls."""
         passes = member_passes(range(self.model.num_members))
-        log_probs = predict_rows(self.model, rows, passes, self.token_budget, prefix_reuse=prefix_reuse)
+        log_probs, information = predict_with_information(
+            self.information, self.model, rows, passes, self.token_budget, prefix_reuse=prefix_reuse
+        )
         if self._averages_orders:
             log_probs = self._over_orders(examples, log_probs, passes)
-        return self.predictions(examples, range(len(examples)), log_probs, split)
+        return self.predictions(examples, range(len(examples)), log_probs, split, information)
 
     def predict_encoded_early(
         self,
@@ -255,18 +263,29 @@ class Pipeline:
         """
         if self._averages_orders:
             raise ConfigError("early exit: not with data.prompt.option_orders; leave one of the two out")
-        log_probs, used = predict_early(self.model, rows, rule, self.token_budget, progress, prefix_reuse)
+        log_probs, used, information = predict_early_with_information(
+            self.information, self.model, rows, rule, self.token_budget, progress, prefix_reuse
+        )
         parts, indices = [], []
         for num_used in np.unique(used):
             selected = np.flatnonzero(used == num_used)
-            parts.append(self.predictions(examples, [int(e) for e in selected], log_probs[:num_used, selected], split))
+            kept, of_part = [int(e) for e in selected], None if information is None else information[selected]
+            parts.append(self.predictions(examples, kept, log_probs[:num_used, selected], split, of_part))
             indices.append(selected)
         return EarlyExitPredictions(tuple(parts), tuple(indices), self.model.num_members)
 
     def predictions(
-        self, examples: Sequence[Example], kept_indices: Sequence[int], log_probs_MEC: NDArray[np.float64], split: str
+        self,
+        examples: Sequence[Example],
+        kept_indices: Sequence[int],
+        log_probs_MEC: NDArray[np.float64],
+        split: str,
+        information_E: NDArray[np.float64] | None = None,
     ) -> Predictions:
-        """Join the log-probabilities of the kept examples with their labels, ids, options, texts and questions."""
+        """Join the log-probabilities of the kept examples with their labels, ids, options, texts and questions.
+
+        `information_E` is their mutual information where it is predicted.
+        """
         kept = [examples[index] for index in kept_indices]
         return Predictions(
             log_probs_MEC=log_probs_MEC,
@@ -277,6 +296,7 @@ class Pipeline:
             split=split,
             texts=tuple(e.question for e in kept),
             questions=tuple(e.asked.name for e in kept if e.asked is not None),
+            predicted_information=information_E,
         )
 
     def predict_members(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 
 import numpy as np
@@ -15,12 +16,14 @@ from lorchestra.inference.packed import run_packed
 from lorchestra.inference.state_cache import CachedState
 from lorchestra.inference.trunk import TrunkCache
 from lorchestra.metrics.early_exit import StopRule
-from lorchestra.models.ensemble import EnsembleModel
+from lorchestra.models.ensemble import EnsembleModel, OutputKind
 from lorchestra.nn.kv_cache import PrefixCache
 from lorchestra.nn.packing import BASE, Item, PackedBatch, forward_budget, plan_micro_batches, shareable_prefix
 from lorchestra.nn.seeding import derive_seed
 from lorchestra.types import EncodedExample
 
+OnStates = Callable[[Sequence[int], Tensor], None]
+"""Receives hidden states `[B, D]` at answer positions, with the indices of their items: pass * E + row."""
 NO_STATES: Mapping[int, CachedState] = MappingProxyType({})
 _PASSES_PER_GROUP = 4
 """With early exit, a group of rows fills this many passes, so that a member's last, partial pass is rare."""
@@ -73,11 +76,11 @@ def predict_rows(
     progress: Callable[[int], None] | None = None,
     prefix_reuse: PrefixReuse | None = None,
     states: Mapping[int, CachedState] = NO_STATES,
+    on_states: OnStates | None = None,
 ) -> NDArray[np.float64]:
     """Normalized log-probabilities of every row's choices under every pass.
 
-    Rows are processed in groups that fill one trunk pass; each group then runs through the adapted layers once per
-    pass.
+    Rows are processed in groups that fill one trunk pass; each then runs through the adapted layers once per pass.
 
     Args:
         model: the ensemble.
@@ -87,8 +90,9 @@ def predict_rows(
         trunk: cached trunks of these rows; None computes them, once per row.
         progress: called with the number of rows done after each group.
         prefix_reuse: KV cache of a shared prefix from earlier calls.
-        states: KV caches of the states of typed questions, by the rows' indices `row`; those that are not complete for
-            the members of these passes are computed and completed. Not together with dropout.
+        states: KV caches of the states of typed questions, by the rows' indices `row`, completed where they are not
+            for the members of these passes. Not together with dropout.
+        on_states: receives the passes' inputs of the output head at the last token of each row's prefix.
 
     Returns:
         float64 `[len(passes), E, C]`, -inf past a row's number of choices.
@@ -100,8 +104,7 @@ def predict_rows(
         shared = trunk.shared
     prefix = (prefix_reuse or PrefixReuse()).prefix(model, rows, shared, {p.member for p in passes}, token_budget)
     log_probs = np.full((len(passes), len(rows), num_choices), -np.inf)
-    done = 0
-    budget = forward_budget(token_budget, model.device)
+    done, budget = 0, forward_budget(token_budget, model.device)
     for state in states.values():
         state.prepare([p.member for p in passes])
     for group in _groups(rows, budget, shared, prefix, states):
@@ -115,7 +118,8 @@ def predict_rows(
             for index, p in enumerate(passes)
             for e in group
         ]
-        _fill(log_probs, run_packed(model, items, budget, shared=shared, prefix=prefix, trunk=cache))
+        run = partial(run_packed, model, items, budget, shared=shared, prefix=prefix, trunk=cache)
+        _fill(log_probs, run() if on_states is None else _with_states(model, run, on_states))
         for e in group:
             if rows[e].row in states:
                 states[rows[e].row].complete([p.member for p in passes])
@@ -198,6 +202,15 @@ def _groups(
     items = [Item(BASE, row, None, e, below.get(row.row)) for e, row in enumerate(rows)]
     for group in plan_micro_batches(items, budget, shared, prefix):
         yield [item.index for item in group]
+
+
+def _with_states(
+    model: EnsembleModel, run: Callable[[OutputKind], Iterable[tuple[PackedBatch, Tensor]]], on_states: OnStates
+) -> Iterator[tuple[PackedBatch, Tensor]]:
+    """Log-probabilities of passes whose hidden states are read on the way."""
+    for batch, states_KD in run("head_states"):
+        on_states([item.index for item in batch.items], states_KD[batch.scoring.prefix_rows])
+        yield batch, model.forward(batch, "log_probs", head_states=states_KD)
 
 
 def _fill(log_probs: NDArray[np.float64], results: Iterable[tuple[PackedBatch, Tensor]]) -> None:

@@ -147,11 +147,18 @@ class Decisions:
         """The threshold, or one per class; None where it was refused."""
         return tuple(one.threshold for one in self.certificates)
 
-    def scores(self, log_probs_MEC: FloatArray, log_probs_EC: FloatArray) -> FloatArray:
-        """The score of each row, `[E]`, from the members' log-probabilities and the calibrated ones."""
-        return chosen_scores(self.score, simple_scores(log_probs_MEC, log_probs_EC), self.combined)
+    def scores(
+        self, log_probs_MEC: FloatArray, log_probs_EC: FloatArray, information_E: FloatArray | None = None
+    ) -> FloatArray:
+        """The score of each row, `[E]`, from the members' log-probabilities and the calibrated ones.
 
-    def automated(self, log_probs_MEC: FloatArray, log_probs_EC: FloatArray) -> BoolArray:
+        `information_E` is the mutual information as a distilled run predicts it.
+        """
+        return chosen_scores(self.score, simple_scores(log_probs_MEC, log_probs_EC, information_E), self.combined)
+
+    def automated(
+        self, log_probs_MEC: FloatArray, log_probs_EC: FloatArray, information_E: FloatArray | None = None
+    ) -> BoolArray:
         """Which rows are automated, bool `[E]`: those whose score is at least the threshold.
 
         In a cascade these are the members of the stage that answers the rows, and the threshold is that stage's.
@@ -159,14 +166,16 @@ class Decisions:
         if self.cascade is not None:
             threshold = self.cascade.threshold_of(len(log_probs_MEC))
             return np.asarray(self.scores(log_probs_MEC, log_probs_EC) >= threshold)
-        return self._above(self.scores(log_probs_MEC, log_probs_EC), predicted(log_probs_EC))
+        return self._above(self.scores(log_probs_MEC, log_probs_EC, information_E), predicted(log_probs_EC))
 
-    def decide(self, log_probs_MEC: FloatArray, calibration: Calibration | None) -> tuple[FloatArray, BoolArray]:
+    def decide(
+        self, log_probs_MEC: FloatArray, calibration: Calibration | None, information_E: FloatArray | None = None
+    ) -> tuple[FloatArray, BoolArray]:
         """From the predictions of all members: the calibrated answers, `[E, C]`, and which of them are automated."""
         if self.cascade is not None:
             return self.cascade.decide(log_probs_MEC, calibration)
         log_probs_EC = pooled(log_probs_MEC, calibration)
-        return log_probs_EC, self.automated(log_probs_MEC, log_probs_EC)
+        return log_probs_EC, self.automated(log_probs_MEC, log_probs_EC, information_E)
 
     def _above(self, scores_E: FloatArray, predicted_E: IntArray) -> BoolArray:
         thresholds = np.array([np.inf if value is None else value for value in self.thresholds])
@@ -299,7 +308,7 @@ class _Scored:
     @classmethod
     def of(cls, predictions: Predictions, calibration: Calibration | None) -> _Scored:
         log_probs_EC = pooled(predictions.log_probs_MEC, calibration)
-        scores = simple_scores(predictions.log_probs_MEC, log_probs_EC)
+        scores = simple_scores(predictions.log_probs_MEC, log_probs_EC, predictions.predicted_information)
         predicted_E = predicted(log_probs_EC)
         correct_E = np.asarray(predicted_E == predictions.labels)
         return cls(log_probs_EC, predictions.labels, predicted_E, correct_E, scores)

@@ -81,7 +81,7 @@ def evaluate(
         level=LEVEL,
         resamples=resamples,
         seed=seed,
-        notes=(*_notes(validation, optional), *scorer.notes()),
+        notes=(*_information_notes(predictions), *_notes(validation, optional), *scorer.notes()),
         calibration=calibration if isinstance(calibration, Calibration) else None,
         classes=class_scores(predictions, train_labels, baselines, calibration),
     )
@@ -102,7 +102,7 @@ def _scored_members(
         "member_mean_scaled": scaled and scorer.mean(scaled, _scaled_members(len(members))),
         "best_member": best if best.index is None else scorer.scored(_member(best.index), best),
         "members": tuple(MethodScores(scorer.metrics(name), index=index) for index, name in enumerate(members)),
-        "uncertainty": _mean_uncertainty(predictions.log_probs_MEC),
+        "uncertainty": _mean_uncertainty(predictions),
     }
 
 
@@ -138,9 +138,9 @@ def ood_scores(
     """How well uncertainty separates OOD rows from in-distribution rows, as JSON (see `OodScores`).
 
     AUROC by score: `max_prob` (low confidence) and `entropy` (high) of the calibrated mixture, `mutual_information`
-    (high) of the members as they are, and `distance` (high) where the distances of the in-distribution rows and of the
-    OOD rows from the training rows are given. OOD rows are the positives; labels are ignored. Where the two sets differ
-    in their number of choices, confidence and entropy differ for that reason alone.
+    (high) of the members as they are, or as a distilled run predicts it, and `distance` (high) where the distances of
+    the in-distribution rows and of the OOD rows from the training rows are given. OOD rows are the positives; labels
+    are ignored. Where the two sets differ in their number of choices, confidence and entropy differ for that reason.
 
     Raises:
         ValueError: a set is empty, or the two come from different numbers of members.
@@ -151,7 +151,7 @@ def ood_scores(
         raise ValueError(f"AUROC needs rows on both sides, not {in_dist.num_examples} and {ood.num_examples}")
     both = ((in_dist, calibration), (ood, ood_calibration or calibration))
     mixtures = [pooled(side.log_probs_MEC, one) for side, one in both]
-    information = [predictive.mutual_information(side.log_probs_MEC) for side in (in_dist, ood)]
+    information = [predictive.information(side) for side in (in_dist, ood)]
     scores = _aurocs(*mixtures) | {"mutual_information": auroc(*information)}
     if distances is not None:
         scores["distance"] = auroc(*distances)
@@ -379,6 +379,12 @@ def _calibrate(
         distributions["ensemble_raw"], optional["ensemble_raw"] = raw_EC, MethodScores()
 
 
+def _information_notes(predictions: Predictions) -> tuple[str, ...]:
+    if predictions.predicted_information is None:
+        return ()
+    return ("Mutual information is predicted, for the ensemble that taught this member.",)
+
+
 def _notes(validation: Predictions | None, methods: Mapping[str, MethodScores]) -> list[str]:
     """Sentences about the validation rows and the two temperatures."""
     notes = [] if validation is None else weak_validation(validation.labels, validation.options)
@@ -391,14 +397,15 @@ def _notes(validation: Predictions | None, methods: Mapping[str, MethodScores]) 
     return notes
 
 
-def _mean_uncertainty(log_probs_MEC: FloatArray) -> dict[str, float]:
-    measures = (
-        predictive.total_entropy,
-        predictive.expected_entropy,
-        predictive.mutual_information,
-        predictive.disagreement,
-    )
-    return {measure.__name__: float(measure(log_probs_MEC).mean()) for measure in measures}
+def _mean_uncertainty(predictions: Predictions) -> dict[str, float]:
+    log_probs_MEC = predictions.log_probs_MEC
+    measures = {
+        "total_entropy": predictive.total_entropy(log_probs_MEC),
+        "expected_entropy": predictive.expected_entropy(log_probs_MEC),
+        "mutual_information": predictive.information(predictions),
+        "disagreement": predictive.disagreement(log_probs_MEC),
+    }
+    return {name: float(values_E.mean()) for name, values_E in measures.items()}
 
 
 def _mean_and_std(members: Sequence[Mapping[str, float]]) -> tuple[dict[str, float | None], dict[str, float | None]]:

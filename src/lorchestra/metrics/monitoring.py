@@ -22,7 +22,7 @@ from lorchestra.metrics.drift import (
     shift_of_classes,
     shift_of_numbers,
 )
-from lorchestra.metrics.predictive import FloatArray, entropy, mutual_information
+from lorchestra.metrics.predictive import FloatArray, entropy, information
 from lorchestra.types import Json, Predictions
 
 LARGE_PSI = 0.1
@@ -100,7 +100,7 @@ def profile(
     columns: dict[str, FloatArray] = {
         "max_prob": np.exp(log_probs_EC.max(axis=1)),
         "entropy": entropy(log_probs_EC),
-        "mutual_information": mutual_information(predictions.log_probs_MEC),
+        "mutual_information": information(predictions),
         "num_tokens": np.array(num_tokens, dtype=np.float64),
         "characters_per_token": np.array([length / max(n, 1) for length, n in zip(lengths, num_tokens, strict=True)]),
     }

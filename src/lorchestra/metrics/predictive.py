@@ -15,6 +15,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from lorchestra.types import Predictions
+
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
@@ -101,6 +103,14 @@ def mutual_information(log_probs_MEC: FloatArray) -> FloatArray:
     gap_MEC = np.where(possible_MEC, log_probs_MEC, 0.0) - np.where(possible_MEC, mixture_EC, 0.0)
     divergence_ME = (probs_MEC * gap_MEC).sum(axis=-1)
     return np.asarray(np.maximum(np.sort(divergence_ME, axis=0).mean(axis=0), 0.0))
+
+
+def information(predictions: Predictions) -> FloatArray:
+    """Mutual information of answer and member per row in nats, `[E]`: that of the members, or as a distilled run, which
+    has one member, predicts it for the ensemble that taught it."""
+    if predictions.predicted_information is not None:
+        return predictions.predicted_information
+    return mutual_information(predictions.log_probs_MEC)
 
 
 def disagreement(log_probs_MEC: FloatArray) -> FloatArray:

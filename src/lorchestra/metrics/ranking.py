@@ -94,12 +94,15 @@ class ScoreChoice:
         return cls(**{**values, "gain": {name: (ends[0], ends[1]) for name, ends in values["gain"].items()}})
 
 
-def simple_scores(log_probs_MEC: FloatArray, log_probs_EC: FloatArray) -> dict[str, FloatArray]:
+def simple_scores(
+    log_probs_MEC: FloatArray, log_probs_EC: FloatArray, information_E: FloatArray | None = None
+) -> dict[str, FloatArray]:
     """The scores of `SIMPLE` by name, each `[E]`.
 
     Args:
         log_probs_MEC: of the members, -inf past a row's choices.
         log_probs_EC: of the calibrated mixture, whose most probable choice is the answer.
+        information_E: mutual information as a distilled run predicts it; None for that of the members.
 
     Raises:
         ValueError: the shapes do not match, or a log-probability is NaN.
@@ -108,6 +111,8 @@ def simple_scores(log_probs_MEC: FloatArray, log_probs_EC: FloatArray) -> dict[s
         raise ValueError(f"members have shape {log_probs_MEC.shape} and their mixture {log_probs_EC.shape}")
     if np.isnan(log_probs_MEC).any() or np.isnan(log_probs_EC).any():
         raise ValueError("a log-probability is NaN")
+    if information_E is None:
+        information_E = mutual_information(log_probs_MEC)
     # a choice of probability 0 is added, so that rows with a single choice have a second one
     second_E, first_E = np.sort(np.pad(np.exp(log_probs_EC), ((0, 0), (1, 0))), axis=1)[:, -2:].T
     agrees_ME = log_probs_MEC.argmax(axis=-1) == log_probs_EC.argmax(axis=-1)
@@ -116,7 +121,7 @@ def simple_scores(log_probs_MEC: FloatArray, log_probs_EC: FloatArray) -> dict[s
         "max_prob": confidence(log_probs_EC),
         "margin": np.asarray(first_E - second_E),
         "entropy": 0.0 - entropy(log_probs_EC),
-        "mutual_information": 0.0 - mutual_information(log_probs_MEC),
+        "mutual_information": 0.0 - information_E,
         "agreement": np.asarray(agrees_ME.mean(axis=0)),
     }
 

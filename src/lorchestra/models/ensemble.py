@@ -178,12 +178,15 @@ class EnsembleModel:
                 - trunk: hidden states below the first adapted layer, `[1, N, D]`, the same for all members;
                 - LayerInputs: hidden states before each of its layers, `[L, N, D]`.
             hidden: the batch's trunk, `[1, N, D]`: the layers below the first adapted one are skipped.
-            head_states: `[B, D]`, with "logits" only: input of the head. All layers are skipped, and any batch will do.
-                The model still runs, so that a cap or scale after the head is applied. Returns `[B, V]`, no gradient.
+            head_states: input of the head, without gradient. All layers are skipped, but the model still runs, so that
+                a cap or scale after the head is applied. With "logits" `[B, D]`: any batch will do, and the result is
+                `[B, V]`. With "log_probs" `[K, D]`: what "head_states" returned for this batch.
 
         Raises:
             ValueError: "log_probs" of items without choices; of the base, or "logits", for rows that are `by_head`.
         """
+        if outputs == "log_probs" and head_states is not None and batch.scoring.by_head:
+            return self._head_log_probs(batch, head_states)
         context = self._context(batch, outputs, hidden, head_states)
         with_gradient = outputs in ("log_probs", "logits") and head_states is None
         with torch.set_grad_enabled(with_gradient and torch.is_grad_enabled()), self.slot.use(context):

@@ -19,6 +19,7 @@ from lorchestra.questions import Question
 from lorchestra.report.card_program import base_reference, is_known_elsewhere, program
 from lorchestra.report.typed_prompts import prompt_text
 from lorchestra.store.calibration_record import ONLY_QUESTION
+from lorchestra.store.distill_record import DistillRecord
 from lorchestra.types import Json
 
 QUESTIONS_FILE = "questions.json"
@@ -39,6 +40,7 @@ def model_card(
     base_name: str | None = None,
     calibrations: Mapping[str, Calibration] = MappingProxyType({}),
     questions: Sequence[Question] = (),
+    distillation: DistillRecord | None = None,
 ) -> str:
     """The card's text.
 
@@ -52,15 +54,19 @@ def model_card(
         base_name: a name of the base that others know (a hub id), if it differs from the recorded one.
         calibrations: of the mixture, by question as in `calibration.json`; empty if the run has none.
         questions: the run's typed questions.
+        distillation: which ensemble taught the only member; None if none did.
     """
     if base_name is not None:
         record = {**record, "base": {**record["base"], "id": base_name, "revision": None, "named": True}}
+    lines = [*_training(record, config, splits, questions)]
+    if distillation is not None:
+        lines.insert(1, f"Distilled: {distillation.sentence()}; the head that predicts it is not among these files.")
     parts = [
         _front_matter(record),
         f"# {record['task']}: an ensemble of {len(members)} LoRA adapters\n",
         _introduction(record, members, merged),
         *(["## Questions\n\n" + "\n".join(_question(record, one) for one in questions)] if questions else []),
-        "## Training\n\n" + "\n".join(f"- {line}" for line in _training(record, config, splits, questions)) + "\n",
+        "## Training\n\n" + "\n".join(f"- {line}" for line in lines) + "\n",
         "## Evaluation\n\n" + _evaluation(metrics, questions),
         "## Calibration\n\n" + _calibration(calibrations, questions),
         "## Use\n\n" + _use(record, members, calibrations, questions),

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from lorchestra.data.prompts import LETTERS
 from lorchestra.errors import DataError
-from lorchestra.inference.predict import MemberPass, predict_early, predict_rows
+from lorchestra.inference.answer_states import predict_early_with_information, predict_with_information
+from lorchestra.inference.predict import MemberPass
 from lorchestra.inference.state_cache import StateCache, rows_in_order
 from lorchestra.metrics.calibrator import RAW, Calibration
 from lorchestra.metrics.decisions import Decisions
@@ -172,11 +173,14 @@ class Asker:
             states = {row: state for row, state in found.items() if state is not None}
             known = {row: state.num_known(members) for row, state in states.items()}
             try:
-                log_probs = predict_rows(pipeline.model, rows, passes, pipeline.token_budget, states=states)
+                log_probs, information = predict_with_information(
+                    pipeline.information, pipeline.model, rows, passes, pipeline.token_budget, states=states
+                )
             finally:
                 self.cache.trim()
             for row, index in zip(rows, indices, strict=True):
-                answer = self._answer(asks[index], log_probs[:, row.row, : len(row.choices)])
+                of_row = None if information is None else information[row.row]
+                answer = self._answer(asks[index], log_probs[:, row.row, : len(row.choices)], of_row)
                 cached = known.get(row.row, 0)
                 written = row.state - cached if row.row in states else 0
                 replies[index] = Reply(answer, row.num_tokens, row.state, cached, written, asks[index].trained_name)
@@ -187,10 +191,13 @@ class Asker:
     ) -> dict[int, Reply]:
         """Replies by index, of the members that it took to decide each question."""
         pipeline = self.ensemble.pipeline
-        log_probs, used = predict_early(pipeline.model, rows, rule, pipeline.token_budget)
+        log_probs, used, information = predict_early_with_information(
+            pipeline.information, pipeline.model, rows, rule, pipeline.token_budget
+        )
         replies = {}
         for row, (index, ask) in zip(rows, asks.items(), strict=True):
-            answer = self._answer(ask, log_probs[: used[row.row], row.row, : len(row.choices)])
+            log_probs_MC = log_probs[: used[row.row], row.row, : len(row.choices)]
+            answer = self._answer(ask, log_probs_MC, None if information is None else information[row.row])
             answer = replace(answer, members_used=int(used[row.row]))
             replies[index] = Reply(answer, row.num_tokens, row.state, question=ask.trained_name)
         return replies
@@ -210,9 +217,13 @@ class Asker:
             members = range(self.num_members) if member is None else [member]
             yield [MemberPass(m) for m in members], rule, indices
 
-    def _answer(self, ask: EncodedAsk, log_probs_MC: NDArray[np.float64]) -> Answer:
+    def _answer(
+        self, ask: EncodedAsk, log_probs_MC: NDArray[np.float64], information: np.float64 | None = None
+    ) -> Answer:
+        """The answer; `information` is predicted, for the question that the run was trained on."""
         example = Example("", ask.asked.state, ask.question.options, None)
-        predictions = self.ensemble.pipeline.predictions([example], [0], log_probs_MC[:, None], "ask")
+        information_E = None if information is None or not ask.trained else np.array([information])
+        predictions = self.ensemble.pipeline.predictions([example], [0], log_probs_MC[:, None], "ask", information_E)
         calibration, decisions = self._settings(ask)
         if ask.asked.early_exit is not None:
             decisions = None

@@ -30,11 +30,13 @@ from lorchestra.metrics.monitoring import profile
 from lorchestra.questions import Question
 from lorchestra.runs import arguments
 from lorchestra.runs.evaluate import rows_of_run, with_files
+from lorchestra.runs.loading import FinishedRun
 from lorchestra.runs.monitor import num_prompt_tokens
 from lorchestra.runs.one_question import question_of, rows_with
 from lorchestra.runs.rows import RunRows, check_unchanged, with_directory
 from lorchestra.store.calibration_record import ONLY_QUESTION, CalibrationRecord
 from lorchestra.store.decision_record import SavedDecisions
+from lorchestra.store.run import Run
 from lorchestra.training.callbacks import Callback, CallbackList, progress
 from lorchestra.types import Example, Predictions, Task
 
@@ -172,7 +174,7 @@ def _costs(costs: str | Path | Mapping[str, object] | None, labels: tuple[str, .
     return costs_of(costs, labels, "costs") if isinstance(costs, Mapping) else read_costs(costs, labels)
 
 
-def rows_to_compare(trained: Ensemble, config: DataConfig, rows: Task | None) -> RunRows:
+def rows_to_compare(trained: Ensemble | FinishedRun, config: DataConfig, rows: Task | None) -> RunRows:
     """The rows that the run was trained and validated on, without which nothing can be said of others.
 
     Raises:
@@ -206,14 +208,14 @@ def _certifying_examples(
         ConfigError: there are no test rows.
         DataError: the file cannot be read, or a row of it was trained or validated on.
     """
-    used = used_rows(splits, record)
+    used = used_rows(splits, record, trained.run)
     if data is None:
         examples = [row for row in rows_with(splits.get("test", ()), asked) if row.answer is not None]
         new = tuple(row for row in examples if used_as(row, used) is None)
         if not new:
             raise ConfigError("the run has no test rows; give labelled rows that are new to it with --data FILE")
         if len(new) < len(examples):
-            logger.info(f"{len(examples) - len(new)} test row(s) are also training or validation rows, and left out")
+            logger.info(f"{len(examples) - len(new)} test row(s) took part in the run's training, and are left out")
         return new
     given = rows_with(trained.read(data, require_answer=True), asked)
     if not given:
@@ -223,12 +225,19 @@ def _certifying_examples(
 
 
 def used_rows(
-    splits: Mapping[str, Sequence[Example]], record: CalibrationRecord, run: str = "the run"
+    splits: Mapping[str, Sequence[Example]], record: CalibrationRecord, run: Run, name: str = "the run"
 ) -> dict[str, str]:
-    """How each row took part in the run, as a clause, by its content digest, or by its state with typed questions."""
+    """How each row took part in a run, as a clause, by its content digest, or by its state with typed questions.
+
+    Rows that a distilled run has learned from did so without their answers, but the run knows the ensemble's answers to
+    them better than those to other rows.
+    """
     used = dict.fromkeys(record.questions[ONLY_QUESTION].row_digests, "fitted the calibration")
-    used |= {split_key(row): f"is a validation row of {run}" for row in splits["val"]}
-    return used | {split_key(row): f"is a training row of {run}" for row in splits["train"]}
+    distillation = run.read_distillation()
+    if distillation is not None and distillation.unlabeled is not None:
+        used |= dict.fromkeys(distillation.unlabeled.row_digests, f"is a row that {name} was distilled on")
+    used |= {split_key(row): f"is a validation row of {name}" for row in splits["val"]}
+    return used | {split_key(row): f"is a training row of {name}" for row in splits["train"]}
 
 
 def used_as(row: Example, used: Mapping[str, str]) -> str | None:

@@ -44,13 +44,17 @@ def calibrate(
     predictions = None
     if setting != "none" and answered:
         passes = member_passes(record.good_members)
-        predictions = pipeline.predict(answered, passes, "val", progress=_progress(callback, len(answered)))
+        predictions = pipeline.predict(
+            answered, passes, "val", progress=last_progress(callback, "calibration on val", len(answered))
+        )
     write_calibration(run, record, predictions, setting)
 
 
-def _progress(callback: Callback, total: int) -> Callable[[int], None]:
+def last_progress(callback: Callback, what: str, total: int) -> Callable[[int], None]:
+    """As `callbacks.progress`, for the work after a training, which a request to finish it does not stop."""
+
     def report(done: int) -> None:
-        callback.on_progress("calibration on val", min(done, total), total)
+        callback.on_progress(what, min(done, total), total)
         if callback.should_stop() and not callback.should_finish():
             raise Interrupted
 

@@ -36,6 +36,7 @@ from lorchestra.runs.baselines import (
 )
 from lorchestra.runs.distance import distances_to_training
 from lorchestra.runs.evaluation_cost import CostLimit, num_tokens, top_share
+from lorchestra.runs.loading import FinishedRun
 from lorchestra.runs.rows import RunRows, check_unchanged, name_of_file, read_named, read_ood, read_rows, with_directory
 from lorchestra.store.evaluations import Entry
 from lorchestra.store.run import Run
@@ -275,7 +276,7 @@ def _members_and_base(
     members, base = (every.log_probs_MEC[part] for part in (slice(-1), slice(-1, None)))
     return (
         dataclasses.replace(every, log_probs_MEC=members),
-        Baseline(dataclasses.replace(every, log_probs_MEC=base)),
+        Baseline(dataclasses.replace(every, log_probs_MEC=base, predicted_information=None)),
     )
 
 
@@ -297,7 +298,7 @@ def with_files(config: DataConfig, files: Mapping[str, str | Path | None]) -> Da
 _WITHOUT_ROWS = "; to evaluate on other labelled rows without it, --data FILE"
 
 
-def rows_of_run(trained: Ensemble, config: DataConfig, otherwise: str = _WITHOUT_ROWS) -> RunRows:
+def rows_of_run(trained: Ensemble | FinishedRun, config: DataConfig, otherwise: str = _WITHOUT_ROWS) -> RunRows:
     """The rows of the run's training, verified to be unchanged.
 
     Args:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import reprlib
+from dataclasses import dataclass
 from pathlib import Path
 
 from lorchestra.config.adapt import BaseConfig
@@ -13,16 +14,41 @@ from lorchestra.config.run import RunConfig
 from lorchestra.data.prompts import PromptTemplate
 from lorchestra.errors import CheckpointError, ConfigError, DataError
 from lorchestra.inference.pipeline import FORMAT_1_CHOICES, Pipeline
+from lorchestra.metrics.information import InformationHead
 from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.models.init import make_adapter_settings
 from lorchestra.models.loading import LoadedBase, load_base
 from lorchestra.models.peft_files import WEIGHTS, load_member
 from lorchestra.models.peft_import import CONFIG
 from lorchestra.store.ensemble_record import EnsembleRecord, choice_end
+from lorchestra.store.information import read_information
 from lorchestra.store.run import Run
 from lorchestra.types import Example
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A finished run whose base and members are not loaded: an `Ensemble` without its pipeline."""
+
+    run: Run
+    record: EnsembleRecord
+    config: RunConfig
+
+    @classmethod
+    def read(cls, path: str | Path) -> FinishedRun:
+        """The run in a directory.
+
+        Raises:
+            CheckpointError: no finished run, or damaged records.
+        """
+        run = Run.at(path)
+        return cls(run, run.read_ensemble(), run.read_config())
+
+    def load(self, moved_base: str | Path | None = None) -> Pipeline:
+        """Its pipeline; see `load_pipeline`."""
+        return load_pipeline(self.run, self.record, self.config, moved_base)
 
 
 def load_pipeline(
@@ -68,8 +94,20 @@ def load_pipeline(
         )
     assert config.train.token_budget is not None
     pipeline = Pipeline(base, model, template, config.data, config.data.scoring, config.train.token_budget, record.task)
+    if record.information is not None:
+        pipeline.information = _information(run, record.information, model)
     _log_hopeless_labels(pipeline, record)
     return pipeline
+
+
+def _information(run: Run, sha256: str, model: EnsembleModel) -> InformationHead:
+    """The head of a distilled run that predicts mutual information."""
+    if model.num_members != 1:
+        raise CheckpointError(
+            f"{run.ensemble}: has {model.num_members} members and information, which only runs of one member have; the"
+            " file was changed"
+        )
+    return read_information(run.information, sha256, model.hidden_size + 1)
 
 
 def load_base_of(run: Run, record: EnsembleRecord, config: RunConfig, moved: str | Path | None = None) -> LoadedBase:

@@ -81,7 +81,9 @@ def _automated_errors(
     certificate = decisions.certificates[0]
     if not known_E.any() or certificate.threshold is None or decisions.classes is not None:
         return None
-    log_probs_EC, automated_E = decisions.decide(predictions.log_probs_MEC, calibration)
+    log_probs_EC, automated_E = decisions.decide(
+        predictions.log_probs_MEC, calibration, predictions.predicted_information
+    )
     wrong_E = log_probs_EC.argmax(axis=1) != predictions.labels
     # the error among automated rows, or among all rows, as it was certified
     counted_E = known_E & automated_E if certificate.error_of == "automated" else known_E

@@ -44,7 +44,8 @@ class Answer:
         probs: probability of each choice under the calibrated mixture of members.
         member_probs: those of each member, which are not calibrated.
         entropy: of `probs`, in nats.
-        mutual_information: of answer and member, in nats: how far the members, as they are, disagree.
+        mutual_information: of answer and member, in nats: how far the members, as they are, disagree; of a distilled
+            run, as predicted for the ensemble that taught it.
         disagreement: share of pairs of members with different predictions.
         calibrated: whether `probs` are calibrated; False where they are the mixture as it is; None without an answer.
         abstain: whether the confidence is below the threshold that was given; None without one.
@@ -56,6 +57,7 @@ class Answer:
         question: the typed question's name; None for rows without one.
         score: the expected level, from 0, of a question of type score; None otherwise.
         trained: whether the run was trained on the typed question; None for rows without one.
+        information_predicted: whether `mutual_information` is predicted, by a distilled run.
     """
 
     id: str
@@ -81,6 +83,7 @@ class Answer:
     question: str | None = None
     score: float | None = None
     trained: bool | None = None
+    information_predicted: bool = False
 
     @property
     def prediction_text(self) -> str | None:
@@ -139,6 +142,8 @@ class Answer:
         }
         if early_exit or self.members_used is not None:
             values["members_used"] = self.members_used
+        if self.information_predicted:
+            values["information_predicted"] = True
         if self.question is not None:
             values |= {"question": self.question, "score": self.score, "trained": self.trained}
         return values | {"error": self.error, "input": dict(self.input)}
@@ -320,12 +325,12 @@ def _answers(
     calibrated = pooled(log_probs, calibration)
     automated = None
     if decisions is not None and decisions.has_threshold:
-        automated = decisions.automated(log_probs, calibrated)
+        automated = decisions.automated(log_probs, calibrated, predictions.predicted_information)
     sets = None if decisions is None or decisions.sets is None else decisions.sets.sets(calibrated)
     mixture = np.exp(calibrated)
     member_probs = np.exp(log_probs)
     entropy = predictive.entropy(calibrated)
-    information = predictive.mutual_information(log_probs)
+    information = predictive.information(predictions)
     disagreement = predictive.disagreement(log_probs)
     for e, options in enumerate(predictions.options):
         probs = mixture[e, : len(options)]
@@ -351,6 +356,7 @@ def _answers(
             prediction_set=None
             if sets is None
             else tuple(o for o, fits in zip(options, sets[e], strict=False) if fits),
+            information_predicted=predictions.predicted_information is not None,
         )
 
 

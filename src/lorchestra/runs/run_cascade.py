@@ -83,7 +83,8 @@ def calibrate_runs(
         rows_to_compare(one, config, None).task.splits for one, config in zip((first, second), configs, strict=True)
     ]
     names = [str(one.run.root) for one in (first, second)]
-    used = [used_rows(*one) for one in zip(splits, (record, other), names, strict=True)]
+    runs = (first.run, second.run)
+    used = [used_rows(*one) for one in zip(splits, (record, other), runs, names, strict=True)]
     examples = first.read(data, require_answer=True)
     for one, name in zip(used, names, strict=True):
         check_new(examples, one, data, name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from lorchestra.store.run import Run
 from lorchestra.store.workspace import RUN, IfExists, Workspace
 from lorchestra.training.advice import advice
 from lorchestra.training.callbacks import Callback, CallbackList
+from lorchestra.training.precompute import TrainingRows
 from lorchestra.training.trainer import Trainer, make_trainer
 
 logger = logging.getLogger(__name__)
@@ -77,7 +78,12 @@ def train_run(
     with Workspace.open(out, RUN, if_exists) as workspace:
         run = Run(workspace.root)
         if workspace.resuming:
-            config = _saved_config(run, config, given)
+            if run.distill.exists():
+                raise ConfigError(
+                    f"{run.root}: is a distilled run, which learns from an ensemble; resume it by: lorchestra distill"
+                    f" RUN --out {run.root} --if-exists resume"
+                )
+            config = saved_config(run, config, given)
         if rows is None:
             rows = read_rows(config.data, config.train.seed)
         if workspace.resuming:
@@ -113,33 +119,63 @@ def _train(
         watching.on_status((), "training")
         run.settle_config(absolute_settings(resolved))
         pipeline, resolved, training = prepare_training(resolved, rows)
-    files = trunk_files(run, pipeline.base.digest) if run.search.exists() else _trunk_files(run, pipeline, resolved)
-    callback = CallbackList([EventLog(run), *callbacks])
-    trainer = make_trainer(pipeline.model, training, resolved, callback, files=files)
-    if workspace.resuming:
+    files = trunk_files(run, pipeline.base.digest) if run.search.exists() else None
+    job = TrainingJob(run, pipeline, resolved, rows, training, callbacks)
+    return train_and_finish(job, resuming=workspace.resuming, finish=finish, files=files)
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """A training that is ready to start: the run, base and members, resolved settings, rows, and callbacks.
+
+    `predicts` makes the file that predicts mutual information, after the training, and returns its checksum; None in
+    runs that have none.
+    """
+
+    run: Run
+    pipeline: Pipeline
+    config: RunConfig
+    rows: RunRows
+    training: TrainingRows
+    callbacks: Sequence[Callback]
+    predicts: Callable[[], str] | None = None
+
+
+def train_and_finish(
+    job: TrainingJob, *, resuming: bool, finish: bool, files: TrunkFiles | None = None
+) -> TrainOutcome:
+    """Train from the run's checkpoint, or from the start, to a finished run; with `finish` without further training.
+
+    `files` are where trunks go; by default below the run's resume directory.
+    """
+    run, pipeline = job.run, job.pipeline
+    if files is None:
+        memory = round(job.config.adapt.trunk_memory_gb * 1e9)
+        files = TrunkFiles(run.resume, pipeline.base.digest, memory, run.append_event)
+    callback = CallbackList([EventLog(run), *job.callbacks])
+    trainer = make_trainer(pipeline.model, job.training, job.config, callback, files=files)
+    if resuming:
         restore(run, trainer)
     if finish:
         if trainer.state.step == 0:
             raise CheckpointError(f"{run.root}: no step was trained yet; train it with --if-exists resume")
         trainer.finish()
     peak = train_with_checkpoints(run, trainer)
-    return _finish(run, trainer, pipeline, rows, peak, CallbackList(callbacks))
+    return _finish(job, trainer, peak)
 
 
-def _trunk_files(run: Run, pipeline: Pipeline, config: RunConfig) -> TrunkFiles:
-    memory = round(config.adapt.trunk_memory_gb * 1e9)
-    return TrunkFiles(run.resume, pipeline.base.digest, memory, run.append_event)
-
-
-def _saved_config(run: Run, requested: RunConfig, explicit: Collection[str]) -> RunConfig:
+def saved_config(
+    run: Run, requested: RunConfig, explicit: Collection[str], default: RunConfig | None = None
+) -> RunConfig:
     """The configuration of the run to resume; refuses requested settings that differ from it.
 
-    Settings with the default's value are compared only if they are among the `explicit` ones.
+    Settings with the `default`'s value, by default that of `RunConfig`, are compared only if they are among the
+    `explicit` ones.
     """
     saved = run.read_config()
     requested = absolute_settings(requested)
     saved = dataclasses.replace(saved, base=absolute_base(saved.base))
-    given = set(explicit) | differences(requested, RunConfig()).keys()
+    given = set(explicit) | differences(requested, default or RunConfig()).keys()
     for field, (value, open_value) in {
         "base.threads": (requested.base.threads, None),
         "data.scoring": (requested.data.scoring, "auto"),
@@ -160,10 +196,9 @@ def _saved_config(run: Run, requested: RunConfig, explicit: Collection[str]) -> 
     return dataclasses.replace(saved, data=with_directory(saved.data, None))
 
 
-def _finish(
-    run: Run, trainer: Trainer, pipeline: Pipeline, rows: RunRows, peak: int, callback: Callback
-) -> TrainOutcome:
+def _finish(job: TrainingJob, trainer: Trainer, peak: int) -> TrainOutcome:
     """Save the members, their calibration and the record; with `ensemble.json` the run is finished."""
+    run, pipeline, rows = job.run, job.pipeline, job.rows
     try:
         trainer.state.good_members()
     except TrainingError as error:
@@ -180,11 +215,16 @@ def _finish(
     record = ensemble_record(pipeline, rows, member_records(trainer, written), cost)
     with torch.no_grad():
         pipeline.model.adapters.values.copy_(trainer.final_values())
+    if job.predicts is not None:
+        record = dataclasses.replace(record, information=job.predicts())
+    callback = CallbackList(job.callbacks)
     calibrate(run, record, pipeline, rows.task.splits["val"], trainer.config.calibration, callback)
     run.write_ensemble(record)
     for cached in run.resume.glob("trunk-*"):
         cached.unlink(missing_ok=True)
-    log_choices = sum(trainer.log_choices) / len(trainer.log_choices)
+    log_choices = None
+    if job.training.targets is None:
+        log_choices = sum(trainer.log_choices) / len(trainer.log_choices)
     for sentence in advice(trainer.state, trainer.num_steps, trainer.config.num_epochs, log_choices):
         logger.info(sentence)
         run.append_event("advice", text=sentence)

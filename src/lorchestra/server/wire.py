@@ -242,6 +242,8 @@ def extension(answered: Answered) -> dict[str, object]:
     }
     if answer.members_used is not None:
         extensions["x_members_used"] = answer.members_used
+    if answer.information_predicted:
+        extensions["x_information_predicted"] = True
     return extensions
 
 

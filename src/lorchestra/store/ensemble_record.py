@@ -56,6 +56,7 @@ _SHAPE_2: dict[str, Shape] = _SHAPE_1 | {
     "chat_frame?": (_CHAT_FRAME, None),
     "answer_prefix?": str,
     "questions?": [{"name": str}],
+    "information?": (str, None),
 }
 _MEMBER_PATH = re.compile(r"members/member_[0-9]{2,5}")
 _OPTIONAL_OF_MEMBER = ("reason", "r", "scaling", "source")
@@ -146,6 +147,8 @@ class EnsembleRecord:
     cost: Mapping[str, float | None] | None
     questions: tuple[Question, ...] = ()
     """The typed questions; none in other runs, whose files have no such field."""
+    information: str | None = None
+    """SHA-256 of `information.safetensors`, which predicts mutual information; None but in distilled runs."""
     missing: frozenset[str] = frozenset()
     """Fields that the file lacks because an earlier version wrote it."""
 
@@ -166,12 +169,14 @@ class EnsembleRecord:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of what probabilities depend on: base, members that did not fail, prompt and scoring."""
+        """SHA-256 of what answers depend on: base, members that did not fail, prompt, scoring, information."""
         members = [[member.sha256, member.r, member.scaling] for member in self.members if not member.failed]
         scoring = [getattr(self, name) for name in _SCORING]
         content = [self.base.digest, self.tokenizer_digest, members, scoring]
         if self.questions:
             content.append(_entries(self.questions))
+        if self.information is not None:
+            content.append(self.information)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode("ascii")).hexdigest()
 
     def to_dict(self) -> Json:
@@ -184,9 +189,11 @@ class EnsembleRecord:
             "task": self.task,
             "labels": None if self.labels is None else list(self.labels),
         }
-        values |= {field.name: getattr(self, field.name) for field in dataclasses.fields(self)[5:-2]}
+        values |= {field.name: getattr(self, field.name) for field in dataclasses.fields(self)[5:-3]}
         if self.questions:
             values["questions"] = _entries(self.questions)
+        if self.information is not None:
+            values["information"] = self.information
         return {name: value for name, value in values.items() if name not in self.missing}
 
     @classmethod
@@ -197,13 +204,14 @@ class EnsembleRecord:
             CheckpointError: another format version, or a damaged record.
         """
         _check(values, where)
-        names = [field.name for field in dataclasses.fields(cls)[:-2]]
+        names = [field.name for field in dataclasses.fields(cls)[:-3]]
         fields: Json = {name: values.get(name) for name in names} | {
             "base": BaseRecord(**{name: values["base"][name] for name in ("id", "revision", "digest", "path")}),
             "members": tuple(map(MemberRecord.from_dict, values["members"])),
             "labels": None if values["labels"] is None else tuple(values["labels"]),
             "choice_end": values.get("choice_end", "never"),
             "questions": _questions(values.get("questions", []), where),
+            "information": values.get("information"),
         }
         return cls(**fields, missing=frozenset({*names, "num_members"} - values.keys()))
 

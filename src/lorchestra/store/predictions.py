@@ -59,6 +59,8 @@ def save_predictions(directory: Path, predictions: Predictions, name: str | None
         "labels": predictions.labels,
         "num_choices": predictions.num_choices,
     }
+    if predictions.predicted_information is not None:
+        arrays["predicted_information"] = predictions.predicted_information
     with atomic_path(path) as temporary:
         save_file(arrays, temporary)
     texts: Json = {
@@ -105,19 +107,23 @@ def load_predictions(path: Path, *, answered: bool = False) -> Predictions:
         split=texts["split"],
         texts=tuple(texts["texts"]),
         questions=tuple(texts.get("questions", ())),
+        predicted_information=arrays.get("predicted_information"),
     )
 
 
 def _fault(arrays: dict[str, NDArray[Any]], texts: Json) -> str | None:
     """The fault of saved predictions as a clause; None if they are valid."""
-    for name, kind, axes in (("log_probs", np.float64, 3), ("labels", np.int64, 1), ("num_choices", np.int64, 1)):
+    expected = {"log_probs": (np.float64, 3), "labels": (np.int64, 1), "num_choices": (np.int64, 1)}
+    if "predicted_information" in arrays:
+        expected["predicted_information"] = (np.float64, 1)
+    for name, (kind, axes) in expected.items():
         if name not in arrays:
             return f"has no {name}"
         if arrays[name].dtype != kind or arrays[name].ndim != axes:
             return f"{name} is {arrays[name].dtype} {list(arrays[name].shape)}, not {np.dtype(kind)} of {axes} axes"
     log_probs_MEC, labels, num_choices = (arrays[name] for name in ("log_probs", "labels", "num_choices"))
     num_members, num_examples, width = log_probs_MEC.shape
-    lengths = {"labels": len(labels), "num_choices": len(num_choices)}
+    lengths = {name: len(arrays[name]) for name, (_, axes) in expected.items() if axes == 1}
     lengths |= {name: len(texts[name]) for name in ("ids", "options")}
     lengths |= {name: len(texts[name]) for name in ("texts", "questions") if texts.get(name)}
     for name, length in lengths.items():
@@ -132,6 +138,9 @@ def _fault(arrays: dict[str, NDArray[Any]], texts: Json) -> str | None:
         return f"log_probs has {width} columns, but rows have {num_options.min()} to {num_options.max()} options"
     if ((labels < -1) | (labels >= num_options)).any():
         return "labels are not all among their rows' options"
+    information_E = arrays.get("predicted_information", np.zeros(0))
+    if not ((information_E >= 0) & np.isfinite(information_E)).all():
+        return "predicted_information holds numbers that are not finite, or below 0"
     return _fault_of_numbers(log_probs_MEC, num_options)
 
 

@@ -22,6 +22,7 @@ from lorchestra.store.atomic import (
 )
 from lorchestra.store.calibration_record import ONLY_QUESTION, CalibrationRecord, QuestionCalibration
 from lorchestra.store.disk import explained
+from lorchestra.store.distill_record import DistillRecord
 from lorchestra.store.ensemble_record import COST, FORMAT_VERSION, EnsembleRecord
 from lorchestra.store.evaluations import ENTRY_NAME, Entry, check_entry
 from lorchestra.store.events import Event, read_events
@@ -112,6 +113,16 @@ class Run:
         """What the search of learning rate and epochs tried and chose (see `store.search_record`)."""
         return self.inside("search.json")
 
+    @property
+    def distill(self) -> Path:
+        """`distill.json`: which ensemble taught the run's member (see `store.distill_record`)."""
+        return self.inside("distill.json")
+
+    @property
+    def information(self) -> Path:
+        """The head that predicts mutual information (see `store.information`)."""
+        return self.inside("information.safetensors")
+
     def search_pass(self, number: int) -> Run:
         """The directory of a pass of this search while it is in progress: events and checkpoints, as of a run."""
         return Run(self.inside("search", f"pass_{number}"))
@@ -172,6 +183,18 @@ class Run:
         """
         return SearchRecord.read(self.search) if self.search.exists() else None
 
+    def write_distillation(self, record: DistillRecord) -> None:
+        """Write `distill.json`."""
+        atomic_write_json(self.distill, record.to_dict())
+
+    def read_distillation(self) -> DistillRecord | None:
+        """Which ensemble taught the run's member; None if none did.
+
+        Raises:
+            CheckpointError: `distill.json` is damaged.
+        """
+        return DistillRecord.read(self.distill) if self.distill.exists() else None
+
     def discard_search(self) -> None:
         """Remove the directories of the search's passes."""
         discard_directory(self.inside("search"))
@@ -213,9 +236,10 @@ class Run:
             raise CheckpointError(f"{self.root}: no such run directory")
         if not self.is_finished:
             if self.is_started:
+                command = "distill RUN" if self.distill.exists() else "train"
                 raise CheckpointError(
-                    f"{self.root}: this run is not finished (no ensemble.json); finish it by: lorchestra train --out"
-                    f" {self.root} --if-exists resume"
+                    f"{self.root}: this run is not finished (no ensemble.json); finish it by: lorchestra {command}"
+                    f" --out {self.root} --if-exists resume"
                 )
             raise CheckpointError(f"{self.root}: not a run directory (neither ensemble.json nor config.yaml in it)")
         return EnsembleRecord.from_dict(read_json(self.ensemble), self.ensemble)

@@ -15,14 +15,14 @@ FITTED, RISEN = 0.1, 1.1
 """Over-fitting: training loss as a share of that of guessing, and last validation NLL as a multiple of the best."""
 
 
-def advice(state: TrainState, num_steps: int, epochs: int, log_choices: float) -> list[str]:
+def advice(state: TrainState, num_steps: int, epochs: int, log_choices: float | None) -> list[str]:
     """Sentences about a training.
 
     Args:
         state: of the finished training.
         num_steps: its configured number of steps; one that ended earlier gets no advice on its length.
         epochs: its configured number of epochs.
-        log_choices: loss of guessing on the training rows, in nats.
+        log_choices: loss of guessing on the training rows, in nats; None where the loss is not the NLL of the answers.
     """
     if not state.history:
         return []
@@ -45,7 +45,7 @@ def advice(state: TrainState, num_steps: int, epochs: int, log_choices: float) -
     best = [member.best_nll for member in state.members]
     now, lowest = _means_of_common(last["val_nll"], best)
     train_nll = _mean(_finite(last.get("train_nll", ())))
-    if train_nll < FITTED * log_choices and now > RISEN * lowest:
+    if log_choices is not None and train_nll < FITTED * log_choices and now > RISEN * lowest:
         sentences.append(
             f"training NLL is near zero ({train_nll:.3f}) and validation NLL rose from {lowest:.3f} to {now:.3f}:"
             " members over-fit; regularize, as with --regularize.weight-decay-b 100 or --adapt.dropout 0.1"

@@ -17,7 +17,7 @@ from lorchestra.nn.adapters import StackedAdapters, decay_products
 from lorchestra.nn.packing import PackedBatch
 from lorchestra.nn.scoring import choice_log_probs, normalize
 from lorchestra.training.members import MemberSettings
-from lorchestra.training.precompute import Precomputed
+from lorchestra.training.precompute import Precomputed, SoftTargets
 
 
 def cross_entropy(log_probs_BC: Tensor, answers_B: Tensor) -> Tensor:
@@ -44,6 +44,17 @@ def kl_divergence(log_p_BC: Tensor, log_q_BC: Tensor) -> Tensor:
     return (log_p_BC.exp() * difference).where(present, zero).sum(dim=-1)
 
 
+def kl_to_targets(log_probs_BC: Tensor, target_log_probs_BC: Tensor, direction: str) -> Tensor:
+    """The loss of distillation per row, in nats, `[B]`.
+
+    Forward is KL(target || member), reverse KL(member || target). With targets of probability 1 for the answers,
+    forward is the cross-entropy, bit by bit.
+    """
+    if direction == "forward":
+        return kl_divergence(target_log_probs_BC, log_probs_BC)
+    return kl_divergence(log_probs_BC, target_log_probs_BC)
+
+
 def kl_to_base(log_probs_BC: Tensor, base_log_probs_BC: Tensor, direction: str) -> Tensor:
     """The paper's function-space penalty, over choices `[B, C]` or vocabulary `[B, V]`.
 
@@ -61,7 +72,7 @@ class RowOutputs:
     members: Sequence[int]
     """Each row's member."""
     answers: Tensor
-    """int64 `[B]`."""
+    """int64 `[B]`; -1 where a row has none, which only rows with targets may lack."""
     log_probs: Tensor
     """Log-probabilities of the choices, `[B, C]`."""
     base_log_probs: Tensor | None = None
@@ -70,6 +81,8 @@ class RowOutputs:
     """Indices of the rows whose distribution over the vocabulary is needed."""
     vocabulary: tuple[Tensor, Tensor] | None = None
     """For these rows, log-probabilities of the answer's first token under the member and the base, both `[.., V]`."""
+    target_log_probs: Tensor | None = None
+    """Log-probabilities of the choices that the members learn instead of the answers, `[B, C]`."""
 
 
 def vocabulary_rows(batch: PackedBatch, settings: Sequence[MemberSettings]) -> list[int]:
@@ -79,7 +92,11 @@ def vocabulary_rows(batch: PackedBatch, settings: Sequence[MemberSettings]) -> l
 
 
 def read_outputs(
-    batch: PackedBatch, outputs: Tensor, settings: Sequence[MemberSettings], precomputed: Precomputed
+    batch: PackedBatch,
+    outputs: Tensor,
+    settings: Sequence[MemberSettings],
+    precomputed: Precomputed,
+    targets: SoftTargets | None = None,
 ) -> RowOutputs:
     """Collect the inputs of the row terms from a forward pass.
 
@@ -88,6 +105,7 @@ def read_outputs(
         outputs: logits over the vocabulary if there are `vocabulary_rows`, else the choices' log-probabilities.
         settings: one per member.
         precomputed: outputs of the base.
+        targets: what the members learn instead of the answers.
     """
     rows, vocabulary = vocabulary_rows(batch, settings), None
     if rows:
@@ -101,31 +119,52 @@ def read_outputs(
         )
     else:
         log_probs = outputs
-    base = precomputed.base_log_probs
+    answers = [item.example.answer for item in batch.items]
+
+    def of_items(log_probs_EC: Tensor | None) -> Tensor | None:
+        """The items' rows of log-probabilities of the training rows."""
+        if log_probs_EC is None:
+            return None
+        return log_probs_EC[[item.example.row for item in batch.items], : log_probs.shape[1]].to(log_probs)
+
     return RowOutputs(
         members=[item.member for item in batch.items],
-        answers=torch.tensor([item.example.answer for item in batch.items], device=log_probs.device),
+        answers=torch.tensor([-1 if answer is None else answer for answer in answers], device=log_probs.device),
         log_probs=log_probs,
-        base_log_probs=None
-        if base is None
-        else base[[item.example.row for item in batch.items], : log_probs.shape[1]].to(log_probs.dtype),
+        base_log_probs=of_items(precomputed.base_log_probs),
         vocabulary_rows=rows,
         vocabulary=vocabulary,
+        target_log_probs=None if targets is None else of_items(targets.log_probs_EC),
     )
 
 
-def row_terms(settings: Sequence[MemberSettings], outputs: RowOutputs) -> dict[str, Tensor]:
-    """The row terms by name, each `[B]` and including its strength: `loss` (cross-entropy) and the penalties.
+def row_terms(
+    settings: Sequence[MemberSettings], outputs: RowOutputs, targets: SoftTargets | None = None
+) -> dict[str, Tensor]:
+    """The row terms by name, each `[B]` and including its strength: `loss`, and the penalties.
 
-    A term that no member has is absent.
+    The loss is the cross-entropy of the answers, or the KL divergence to or from the targets, to which `answers` then
+    adds the weighted cross-entropy. A term that no member has is absent.
     """
-    terms = {"loss": cross_entropy(outputs.log_probs, outputs.answers)}
+    if targets is None:
+        terms = {"loss": cross_entropy(outputs.log_probs, outputs.answers)}
+    else:
+        assert outputs.target_log_probs is not None
+        terms = {"loss": kl_to_targets(outputs.log_probs, outputs.target_log_probs, targets.direction)}
+        if targets.answers_weight > 0:
+            terms["answers"] = targets.answers_weight * _known_cross_entropy(outputs)
     if any(member.regularize.kl_beta > 0 for member in settings):
         terms["kl_to_base"] = _kl_terms(settings, outputs)
     if any(member.regularize.label_smoothing > 0 for member in settings):
         strengths = outputs.log_probs.new_tensor([settings[m].regularize.label_smoothing for m in outputs.members])
         terms["label_smoothing"] = strengths * smoothing(outputs.log_probs, outputs.answers)
     return terms
+
+
+def _known_cross_entropy(outputs: RowOutputs) -> Tensor:
+    """The cross-entropy of the rows that have an answer, 0 for the others, `[B]`."""
+    losses_B = cross_entropy(outputs.log_probs, outputs.answers.clamp(min=0))
+    return losses_B.where(outputs.answers >= 0, losses_B.new_zeros(()))
 
 
 def _kl_terms(settings: Sequence[MemberSettings], outputs: RowOutputs) -> Tensor:

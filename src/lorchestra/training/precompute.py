@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -26,6 +27,21 @@ _COMPARED_ROWS = 16
 
 
 @dataclass(frozen=True)
+class SoftTargets:
+    """Distributions that the members learn instead of the answers, as in distillation.
+
+    Source: Hinton et al., arXiv 1503.02531, without its temperature: the distributions are calibrated already.
+    """
+
+    log_probs_EC: Tensor
+    """Log-probabilities of the training rows' choices, by `EncodedExample.row`; -inf past a row's choices."""
+    direction: Literal["forward", "reverse"] = "forward"
+    """forward: KL(target || member); reverse: KL(member || target)."""
+    answers_weight: float = 0.0
+    """Weight of the cross-entropy of the answers, of the rows that have one."""
+
+
+@dataclass(frozen=True)
 class TrainingRows:
     """The encoded training and validation examples of a run."""
 
@@ -33,6 +49,8 @@ class TrainingRows:
     val: Sequence[EncodedExample]
     weights: Sequence[float] | None = None
     """One per training row, with mean 1; None for equal weights."""
+    targets: SoftTargets | None = None
+    """What the members learn instead of the answers, which training rows then may lack."""
 
 
 @dataclass(frozen=True)

@@ -178,7 +178,10 @@ class Trainer:
             self._init_heads()
 
     def _init_heads(self) -> None:
-        """Set the members' classification heads from the base's states of the rows."""
+        """Set the members' classification heads from the base's states of the rows that have an answer."""
+        known = self.rows
+        if self.rows.targets is not None:
+            known = TrainingRows([row for row in self.rows.train if row.answer is not None], self.rows.val)
         train, val = (
             answer_states(
                 self.model,
@@ -189,11 +192,11 @@ class Trainer:
                 progress(self.callback, f"states for the heads, {name} rows", len(rows)),
             )
             for name, rows, trunk in (
-                ("training", self.rows.train, self.precomputed.train),
-                ("validation", self.rows.val, self.precomputed.val),
+                ("training", known.train, self.precomputed.train),
+                ("validation", known.val, self.precomputed.val),
             )
         )
-        init_heads(self.model, self.rows, self.settings, (train, val))
+        init_heads(self.model, known, self.settings, (train, val))
         self.best.copy_(self.model.adapters.values)
 
     def step_items(self, step: int) -> list[Item]:
@@ -235,8 +238,9 @@ class Trainer:
         for batch, outputs in passes:
             if self.callback.should_stop():
                 return False
-            self._accumulate(read_outputs(batch, outputs, self.settings, self.precomputed), batch, weights, sums)
-            del outputs  # frees its graph before the next forward pass
+            read = read_outputs(batch, outputs, self.settings, self.precomputed, self.rows.targets)
+            self._accumulate(read, batch, weights, sums)
+            del outputs, read  # frees its graph before the next forward pass
         sums |= add_parameter_terms(adapters, self.settings)
 
         # 2. Per member: clip, fail on bad gradients before the update, update, fail on bad parameters after it.
@@ -292,7 +296,7 @@ class Trainer:
     ) -> None:
         """Run the backward pass of one micro-batch and add the members' losses and penalties to `sums`."""
         shares = outputs.log_probs.new_tensor([weights[item.index] for item in batch.items])
-        terms = {name: values * shares for name, values in row_terms(self.settings, outputs).items()}
+        terms = {name: values * shares for name, values in row_terms(self.settings, outputs, self.rows.targets).items()}
         torch.stack(list(terms.values())).sum().backward()
         members = torch.tensor(outputs.members)
         for name, values in terms.items():

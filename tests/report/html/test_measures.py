@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from lorchestra.report.html import measures
+from lorchestra.types import Predictions
 
 LOG = np.log
 
@@ -32,7 +35,13 @@ def test_examples_are_picked_by_rule():
     mixture = LOG(np.mean([first, second], axis=0))
     assert measures.confident_mistakes(mixture, np.array([1, 1, 1, 0]), 5) == [1, 0]
     assert measures.confident_mistakes(mixture, np.array([1, 1, 1, 0]), 1) == [1]
-    assert measures.contested(log_probs, 5) == [3]
+    predictions = Predictions(log_probs, np.array([1, 1, 1, 0]), tuple("abcd"), (("no", "yes"),) * 4, "task", "test")
+    assert measures.contested(predictions, 5) == [3]
+    predicted = replace(predictions, predicted_information=np.array([0.1, 0.0, 0.3, 0.2]))  # by a distilled run
+    assert measures.contested(predicted, 5) == [2, 3, 0]
+    np.testing.assert_array_equal(
+        measures.ood_scores_by_name(predicted, mixture)["mutual_information"], predicted.predicted_information
+    )
 
 
 def test_history_counts_epochs_in_passes():

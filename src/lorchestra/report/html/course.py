@@ -56,7 +56,7 @@ def training_figure(run: ReportRun) -> Figure | None:
     return Figure(
         "How training went",
         [panel.svg() for panel in panels],
-        "Validation once per epoch. Training loss: cross-entropy of each member's batch"
+        f"Validation once per epoch. Training loss: {_loss(run)} of each member's batch"
         + (f", smoothed over the last {window} steps." if window > 1 else ".")
         + (" Rings: the step whose adapter was kept." if run.config.train.keep == "best" else "")
         + ("" if run.search is None else f" Searched before: {'; '.join(run.search.sentences())}."),
@@ -72,6 +72,10 @@ def _kept_ensemble(run: ReportRun) -> tuple[float, float] | None:
         return None
     mixture = run.mixture(rows)
     return nll(mixture, rows.labels), float((mixture.argmax(axis=-1) == rows.labels).mean())
+
+
+def _loss(run: ReportRun) -> str:
+    return "cross-entropy" if run.distillation is None else "KL divergence to or from the ensemble"
 
 
 def _by_epoch(
@@ -176,12 +180,12 @@ def ood_figure(run: ReportRun) -> Figure | None:
     """Histograms of the three scores, in distribution and of each OOD set; None without OOD sets."""
     if not run.ood:
         return None
-    inside = ood_scores_by_name(run.predictions.log_probs_MEC, run.mixture(run.predictions))
+    inside = ood_scores_by_name(run.predictions, run.mixture(run.predictions))
     panels = []
-    scores = [name for name in _SCORES if name != "mutual_information" or run.predictions.num_members > 1]
+    scores = [name for name in _SCORES if name != "mutual_information" or run.has_information]
     evaluated = run.entry.ood or {}
     for name, predictions in run.ood.items():
-        outside = ood_scores_by_name(predictions.log_probs_MEC, run.mixture(predictions))
+        outside = ood_scores_by_name(predictions, run.mixture(predictions))
         for score in scores:
             value = evaluated[name].auroc.get(score)
             shown = "not defined" if value is None else f"{value:.3f}"

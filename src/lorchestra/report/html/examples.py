@@ -58,14 +58,15 @@ def pick(predictions: Predictions, mixture_EC: FloatArray, most: int) -> list[Ex
 
     `mixture_EC` is the ensemble's distribution, which may be calibrated.
     """
-    log_probs_MEC, labels = predictions.log_probs_MEC, predictions.labels
-    mistakes = _shown(predictions, mixture_EC, confident_mistakes(mixture_EC, labels, most))
+    mistakes = _shown(predictions, mixture_EC, confident_mistakes(mixture_EC, predictions.labels, most))
     lists = [Examples("The most confident mistakes", "wrong answers by the ensemble's confidence", mistakes)]
-    if predictions.num_members > 1:
+    predicted = predictions.predicted_information is not None
+    if predicted or predictions.num_members > 1:
         rule = "rows by mutual information: members are sure, but of different answers"
-        lists.append(
-            Examples("The most contested rows", rule, _shown(predictions, mixture_EC, contested(log_probs_MEC, most)))
-        )
+        if predicted:
+            rule = "rows by mutual information, as predicted for the ensemble that taught this member"
+        rows = _shown(predictions, mixture_EC, contested(predictions, most))
+        lists.append(Examples("The most contested rows", rule, rows))
     return [examples for examples in lists if examples.rows]
 
 
@@ -74,9 +75,9 @@ def _shown(predictions: Predictions, mixture_EC: FloatArray, rows: Sequence[int]
         return ()
     log_probs_MEC = predictions.log_probs_MEC[:, list(rows)]
     probs_EC = np.exp(mixture_EC[list(rows)])
-    information_E = predictive.mutual_information(log_probs_MEC)
+    information_E = predictive.information(predictions)
     return tuple(
-        _row(predictions, e, np.exp(log_probs_MEC[:, i]), probs_EC[i], float(information_E[i]))
+        _row(predictions, e, np.exp(log_probs_MEC[:, i]), probs_EC[i], float(information_E[e]))
         for i, e in enumerate(rows)
     )
 

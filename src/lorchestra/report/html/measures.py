@@ -12,7 +12,7 @@ import numpy as np
 
 from lorchestra.metrics import predictive
 from lorchestra.metrics.predictive import FloatArray, IntArray
-from lorchestra.types import Json
+from lorchestra.types import Json, Predictions
 
 
 def moving_mean(values_S: Sequence[float | None], window: int) -> FloatArray:
@@ -51,7 +51,7 @@ def abstain(log_probs_EC: FloatArray, labels_E: IntArray, thresholds: Sequence[f
     return points
 
 
-def ood_scores_by_name(log_probs_MEC: FloatArray, mixture_EC: FloatArray) -> dict[str, FloatArray]:
+def ood_scores_by_name(predictions: Predictions, mixture_EC: FloatArray) -> dict[str, FloatArray]:
     """The three scores of each row, `[E]`, by their names in `metrics.json`; OOD rows have a low `max_prob`.
 
     Those of the mixture are of `mixture_EC`, which may be calibrated.
@@ -59,7 +59,7 @@ def ood_scores_by_name(log_probs_MEC: FloatArray, mixture_EC: FloatArray) -> dic
     return {
         "max_prob": predictive.confidence(mixture_EC),
         "entropy": predictive.entropy(mixture_EC),
-        "mutual_information": predictive.mutual_information(log_probs_MEC),
+        "mutual_information": predictive.information(predictions),
     }
 
 
@@ -71,9 +71,9 @@ def confident_mistakes(mixture_EC: FloatArray, labels_E: IntArray, most: int) ->
     return [int(e) for e in order if wrong[e]][:most]
 
 
-def contested(log_probs_MEC: FloatArray, most: int) -> list[int]:
+def contested(predictions: Predictions, most: int) -> list[int]:
     """Rows with mutual information, the highest first: members are sure, but of different answers."""
-    information_E = predictive.mutual_information(log_probs_MEC)
+    information_E = predictive.information(predictions)
     order = np.argsort(-information_E, kind="stable")
     return [int(e) for e in order if information_E[e] > 0][:most]
 

@@ -178,7 +178,9 @@ def run_context(
         "certified": questions.certificates(run),
         "not_certified": questions.not_certified(run),
         "thresholds": _thresholds(run),
-        "ood": _ood_rows(entry),
+        "ood": _ood_rows(entry, run.has_information),
+        "has_information": run.has_information,
+        "predicted_information": run.predicted_information,
         "has_distance": has_distance(entry),
         "uncertainty": _uncertainty(entry),
         "cost": tables.cost_rows(run),
@@ -264,14 +266,14 @@ def _thresholds(run: ReportRun) -> list[Json]:
     ]
 
 
-def _ood_rows(entry: Evaluation) -> list[Json]:
+def _ood_rows(entry: Evaluation, has_information: bool) -> list[Json]:
     rows = []
     for name, scores in (entry.ood or {}).items():
         single = scores.member_mean
         cells = []
         for score in ("max_prob", "entropy", "mutual_information", *(["distance"] if has_distance(entry) else [])):
             mine, theirs = scores.auroc.get(score), single.auroc.get(score)
-            if score == "mutual_information" and entry.num_members == 1:
+            if score == "mutual_information" and not has_information:
                 mine = None  # equal for all rows, so its AUROC of 0.5 means nothing
             spread = single.std.get(score)
             one = NO_VALUE if theirs is None else f"{theirs:.3f}" + ("" if spread is None else f" ± {spread:.3f}")
@@ -338,6 +340,7 @@ def _facts(run: ReportRun) -> list[tuple[str, str]]:
         ("digest of the tokenizer", str(record["tokenizer_digest"])),
         ("answers scored by", f"{record['scoring']}, {record.get('normalize', 'sum')}"),
         kind,
+        *([] if run.distillation is None else [("distilled", run.distillation.sentence())]),
         ("intervals", f"{run.entry.resamples} bootstrap resamples of examples"),
     ]
 

@@ -19,6 +19,7 @@ from lorchestra.metrics.question_scores import calibration_of
 from lorchestra.metrics.result import Evaluation
 from lorchestra.metrics.scores import accuracy
 from lorchestra.questions import Question
+from lorchestra.store.distill_record import DistillRecord
 from lorchestra.store.ensemble_record import EnsembleRecord
 from lorchestra.store.predictions import load_predictions
 from lorchestra.store.run import Run
@@ -45,6 +46,7 @@ class ReportRun:
         search: what the search of learning rate and epochs tried, if there was one.
         questions: its typed questions; none in other runs.
         decisions: certified thresholds and prediction sets, by question; that of a run without typed questions is "".
+        distillation: which ensemble taught its only member; None if none did.
     """
 
     run: Run
@@ -65,6 +67,17 @@ class ReportRun:
     search: SearchRecord | None
     questions: tuple[Question, ...] = ()
     decisions: Mapping[str, Decisions] = field(default_factory=dict)
+    distillation: DistillRecord | None = None
+
+    @property
+    def predicted_information(self) -> bool:
+        """Whether mutual information is predicted by a distilled run, instead of computed from members."""
+        return self.predictions.predicted_information is not None
+
+    @property
+    def has_information(self) -> bool:
+        """Whether rows differ in mutual information, which one member alone does not have."""
+        return self.predicted_information or self.predictions.num_members > 1
 
     def mixture(self, predictions: Predictions) -> FloatArray:
         """The ensemble's log-probabilities, `[E, C]`, calibrated as in the evaluation.
@@ -119,6 +132,7 @@ def read_run(root: str | Path, split: str | None = None) -> ReportRun:
         parameters=_num_parameters(run, record),
         questions=ensemble.questions,
         decisions=_read_decisions(run, ensemble),
+        distillation=run.read_distillation(),
     )
 
 

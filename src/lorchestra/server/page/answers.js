@@ -149,6 +149,9 @@ function facts({ answer, rows }) {
   if (most > 0) {
     const value = `${answer.x_mutual_information.toFixed(3)} nats (0 if all members agree, at most ${most.toFixed(2)})`;
     entries.push(["Mutual information", value]);
+  } else if (answer.x_information_predicted) {
+    const value = `${answer.x_mutual_information.toFixed(3)} nats, predicted for the ensemble that taught this member`;
+    entries.push(["Mutual information", value]);
   }
   return make("dl", {}, ...entries.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]));
 }
