@@ -20,7 +20,7 @@ from lorchestra.models.loading import absolute_base
 from lorchestra.models.peft_files import save_members
 from lorchestra.planning.estimate import training_base_passes
 from lorchestra.planning.memory import restart_peak
-from lorchestra.runs.build import describe, ensemble_record, torch_threads
+from lorchestra.runs.build import describe, ensemble_record, settle_dtype, torch_threads
 from lorchestra.runs.calibration import calibrate
 from lorchestra.runs.event_log import EventLog
 from lorchestra.runs.rows import RunRows, absolute_settings, check_unchanged, read_rows, with_directory
@@ -99,11 +99,14 @@ def _train(
     if finish and config.train.is_auto:
         left = "train.lr" if config.train.lr == "auto" else "train.epochs"
         raise CheckpointError(f"{run.root}: {left} is still searched; train it with --if-exists resume")
+    rates = None
+    if not workspace.resuming:
+        config, rates = settle_dtype(config)
     pipeline, resolved, training = prepare_training(config, rows)
     scorings = open_scorings(config, resolved, rows)
     if not workspace.resuming:
         with workspace.create() as directory:
-            describe(Run(directory), resolved if len(scorings) == 1 else open_scoring(resolved), rows, pipeline)
+            describe(Run(directory), resolved if len(scorings) == 1 else open_scoring(resolved), rows, pipeline, rates)
     if resolved.train.is_auto:
         width = pipeline.model.hidden_size
         del pipeline, training  # frees the base: the search loads another
@@ -141,6 +144,7 @@ def _saved_config(run: Run, requested: RunConfig, explicit: Collection[str]) -> 
     saved = dataclasses.replace(saved, base=absolute_base(saved.base))
     given = set(explicit) | differences(requested, RunConfig()).keys()
     for field, (value, open_value) in {
+        "base.dtype": (requested.base.dtype, "auto"),
         "base.threads": (requested.base.threads, None),
         "data.scoring": (requested.data.scoring, "auto"),
         "train.token_budget": (requested.train.token_budget, None),
