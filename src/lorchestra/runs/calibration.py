@@ -44,13 +44,16 @@ def calibrate(
     predictions = None
     if setting != "none" and answered:
         passes = member_passes(record.good_members)
-        predictions = pipeline.predict(answered, passes, "val", progress=_progress(callback, len(answered)))
+        report = finishing_progress(callback, "calibration on val", len(answered))
+        predictions = pipeline.predict(answered, passes, "val", progress=report)
     write_calibration(run, record, predictions, setting)
 
 
-def _progress(callback: Callback, total: int) -> Callable[[int], None]:
+def finishing_progress(callback: Callback, what: str, total: int) -> Callable[[int], None]:
+    """As `callbacks.progress`, for what follows the last step: a request to finish does not stop it."""
+
     def report(done: int) -> None:
-        callback.on_progress("calibration on val", min(done, total), total)
+        callback.on_progress(what, min(done, total), total)
         if callback.should_stop() and not callback.should_finish():
             raise Interrupted
 

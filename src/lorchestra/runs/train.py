@@ -22,6 +22,7 @@ from lorchestra.planning.estimate import training_base_passes
 from lorchestra.planning.memory import restart_peak
 from lorchestra.runs.build import describe, ensemble_record, settle_dtype, torch_threads
 from lorchestra.runs.calibration import calibrate
+from lorchestra.runs.dtype_change import measure_dtype_change
 from lorchestra.runs.event_log import EventLog
 from lorchestra.runs.rows import RunRows, absolute_settings, check_unchanged, read_rows, with_directory
 from lorchestra.runs.search import open_scoring, open_scorings, settle_training, trunk_files
@@ -32,6 +33,7 @@ from lorchestra.store.workspace import RUN, IfExists, Workspace
 from lorchestra.training.advice import advice
 from lorchestra.training.callbacks import Callback, CallbackList
 from lorchestra.training.trainer import Trainer, make_trainer
+from lorchestra.types import Example
 
 logger = logging.getLogger(__name__)
 
@@ -185,6 +187,7 @@ def _finish(
     with torch.no_grad():
         pipeline.model.adapters.values.copy_(trainer.final_values())
     calibrate(run, record, pipeline, rows.task.splits["val"], trainer.config.calibration, callback)
+    _report_dtype_change(run, trainer, pipeline, rows.task.splits["val"], callback)
     run.write_ensemble(record)
     for cached in run.resume.glob("trunk-*"):
         cached.unlink(missing_ok=True)
@@ -194,6 +197,16 @@ def _finish(
         run.append_event("advice", text=sentence)
     run.append_event("finished", failed_members=trainer.state.with_status("failed"))
     return _outcome(run)
+
+
+def _report_dtype_change(
+    run: Run, trainer: Trainer, pipeline: Pipeline, rows: Sequence[Example], callback: Callback
+) -> None:
+    good, tokens = trainer.state.good_members(), trainer.state.tokens
+    change = measure_dtype_change(pipeline, run.read_config().base, rows, good, tokens, callback)
+    if change is not None:
+        logger.info(change.sentence())
+        run.append_event("base_dtype", **dataclasses.asdict(change))
 
 
 def member_records(
