@@ -37,7 +37,6 @@ _IN_LAYERS = re.compile(r"(?:^|\.)[0-9]+\.")
 _clock = time.perf_counter if os.name == "nt" else time.process_time
 
 Shape = tuple[int, int]
-Times = Mapping[torch.dtype, float]
 
 
 @dataclass(frozen=True)
