@@ -11,6 +11,7 @@ import yaml
 from safetensors.torch import load_file
 from stop_after import StopAfter
 
+import lorchestra.runs.sweep.run as sweeping
 from lorchestra.errors import CheckpointError, ConfigError
 from lorchestra.models import number_format
 from lorchestra.models.number_format import ProductRates
@@ -150,6 +151,17 @@ def test_a_sweep_from_before_formats_were_measured_stays_in_float32(run_config, 
     (tmp_path / "sweep/number_formats.json").unlink()
     run_sweep(second, tmp_path / "sweep", evaluate=False)
     assert dtype_of(tmp_path / "sweep/runs/lr=0.02/config.yaml") == "float32"
+
+
+def test_a_sweep_that_was_killed_before_it_measured_measures(run_config, texts_csv, tmp_path, fast_bfloat16):
+    points = grid_points(run_config(texts_csv(), adapt={"members": 1}), [("train.lr", [0.01])])
+    root = tmp_path / "sweep"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweeping, "settle_dtypes", None)
+        with pytest.raises(TypeError):
+            run_sweep(points, root, evaluate=False)
+    run_sweep(points, root, evaluate=False)
+    assert dtype_of(root / "runs/lr=0.01/config.yaml") == "bfloat16"
 
 
 def test_an_unknown_format_in_a_sweep_is_refused(run_config, texts_csv, tmp_path):

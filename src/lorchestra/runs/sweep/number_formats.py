@@ -22,23 +22,23 @@ from lorchestra.types import Json
 
 _RECORD: Shape = {"bases": [{"base": dict, "dtype": str}]}
 _FORMATS = ("float32", "bfloat16")
+_WORK = ("runs", "passes", "search")
 
 
-def settle_dtypes(root: Path, points: Sequence[Point], *, resuming: bool) -> list[Point]:
+def settle_dtypes(root: Path, points: Sequence[Point]) -> list[Point]:
     """The points with `base.dtype` resolved, per base.
 
-    A sweep that was started before formats were measured has no record: its points keep "auto" (see `settle_dtype`).
+    A sweep that has work from before formats were measured has no record: its points keep "auto" (see `settle_dtype`).
 
     Args:
         root: the sweep's directory.
         points: as given.
-        resuming: whether the sweep was started by an earlier call.
 
     Raises:
         CheckpointError: a base does not exist, or the record is damaged.
     """
     path = inside(root, "number_formats.json")
-    if resuming and not path.exists():
+    if not path.exists() and any(inside(root, name).exists() for name in _WORK):
         return list(points)
     entries: list[Json] = read_json(path, _RECORD)["bases"] if path.exists() else []
     for entry in entries:

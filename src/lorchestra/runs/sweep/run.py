@@ -89,7 +89,7 @@ def run_sweep(
     with Workspace.open(out, SWEEP) as workspace:
         root = workspace.root
         sweep = _Sweep(root, _register(workspace, points), _read_failed(root), evaluate, each_epoch, callback)
-        points = settle_dtypes(root, points, resuming=workspace.resuming)
+        points = settle_dtypes(root, points)
         points = _settled(root, points, callback)
         passes = sweep.passes(points, most_members)
         waiting = {point.name for pack in passes for point in pack.points}
