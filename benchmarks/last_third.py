@@ -91,7 +91,7 @@ def _line(row: Example) -> str:
 def train_and_predict(task: str, layers: str, data: DataConfig, args: argparse.Namespace) -> Run:
     """A finished, evaluated run of the recipe on these layers; skips what is finished."""
     config = RunConfig(
-        base=BaseConfig(name=args.base),
+        base=BaseConfig(name=args.base, dtype="float32"),
         adapt=AdaptConfig(members=args.members, layers=layers),
         data=data,
         train=TrainConfig(epochs=args.epochs),

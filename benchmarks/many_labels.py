@@ -127,7 +127,7 @@ def table(cases: dict[tuple[int, ScoringMode], Case]) -> list[str]:
 def run(args: argparse.Namespace) -> dict[tuple[int, ScoringMode], Case]:
     """Measure all cases in turns."""
     config = RunConfig(
-        base=BaseConfig(name=args.base, device="cpu"),
+        base=BaseConfig(name=args.base, dtype="float32", device="cpu"),
         adapt=AdaptConfig(members=args.members, layers=args.layers),
         data=DataConfig(scoring="text"),
         train=TrainConfig(token_budget=640),

@@ -115,7 +115,7 @@ def make_run(folder: Path, layers: str, base: str) -> Path:
             answers |= {"team": draw.choice(["Billing", "Sales"]), "anger": draw.choice(["Calm", "Very angry"])}
             file.write(json.dumps({"state": " ".join(draw.choices(WORDS, k=20)), "answers": answers}) + "\n")
     config = RunConfig(
-        base=BaseConfig(name=base),
+        base=BaseConfig(name=base, dtype="float32"),
         adapt=AdaptConfig(members=5, r=RANK, layers=layers, target_modules=("q_proj", "v_proj")),
         data=DataConfig(train=str(rows), read=ReadConfig(questions=str(questions))),
         train=TrainConfig(epochs=1, lr=1e-3, batch_size=8),

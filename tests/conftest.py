@@ -24,6 +24,8 @@ from lorchestra.config.run import EvaluateConfig, RegularizeConfig, RunConfig, T
 from lorchestra.data.tasks import convert, sources, table
 from lorchestra.data.tasks.load import rows_digest
 from lorchestra.data.tasks.spec import ExpectedRows, Files, TaskSpec
+from lorchestra.models import number_format
+from lorchestra.models.number_format import ProductRates
 from lorchestra.types import Example
 
 pytest_plugins = ["nn_fixtures", "training_fixtures"]
@@ -43,6 +45,21 @@ def shared_data():
     if not directory.is_dir():
         pytest.skip(f"the data sets are not at {directory} (LORCHESTRA_SHARED_DATA names another place)")
     return directory
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_measured_dtype():
+    """On every processor, tests have the number format of one that computes bfloat16 no faster than float32."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(number_format, "product_rates", lambda shapes, num_tokens: ProductRates(100.0, 100.0))
+        yield
+
+
+@pytest.fixture
+def fast_bfloat16(monkeypatch):
+    """A processor that computes bfloat16 four times as fast as float32; tiny bases are measured, too."""
+    monkeypatch.setattr(number_format, "_SMALLEST", 0)
+    monkeypatch.setattr(number_format, "product_rates", lambda shapes, num_tokens: ProductRates(100.0, 400.0))
 
 
 @pytest.fixture(autouse=True)

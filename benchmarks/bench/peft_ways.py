@@ -91,12 +91,12 @@ class PeftMembers:
             for group in cut:
                 names = [f"m{m}" for m in range(self.num_members) for _ in group]
                 logits = head_logits(self.model, group * self.num_members, False, adapter_names=names)
-                member_log_probs = logits.log_softmax(-1).unflatten(0, (self.num_members, len(group)))
+                member_log_probs = logits.float().log_softmax(-1).unflatten(0, (self.num_members, len(group)))
                 log_probs[:, [row.row for row in group]] = member_log_probs.numpy()
             return log_probs
         for m in range(self.num_members):
             self.model.set_adapter(f"m{m}")
             for group in cut:
                 logits = head_logits(self.model, group, way == "a0")
-                log_probs[m, [row.row for row in group]] = logits.log_softmax(-1).numpy()
+                log_probs[m, [row.row for row in group]] = logits.float().log_softmax(-1).numpy()
         return log_probs

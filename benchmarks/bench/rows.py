@@ -14,11 +14,14 @@ OPTIONS = (4, 5, 6, 7)
 """The token of each choice."""
 
 
-def make_rows(count: int, mean: int, vocab_size: int, prefix: int = 0) -> list[EncodedExample]:
-    """Rows of `mean` tokens on average (log-normal, spread 0.4), after `prefix` tokens that all rows share."""
+def make_rows(count: int, mean: int, vocab_size: int, prefix: int = 0, spread: float = 0.4) -> list[EncodedExample]:
+    """Rows of `mean` tokens on average, after `prefix` tokens that all rows share.
+
+    `spread` is the standard deviation of the logarithm of a row's length.
+    """
     generator = torch.Generator().manual_seed(0)
-    spread = torch.randn(count, generator=generator).mul(0.4).exp()
-    lengths = (spread / spread.mean() * mean).round().long().clamp(min=8)
+    relative = torch.randn(count, generator=generator).mul(spread).exp()
+    lengths = (relative / relative.mean() * mean).round().long().clamp(min=8)
 
     def tokens(number: int) -> tuple[int, ...]:
         return tuple(torch.randint(8, vocab_size, (number,), generator=generator).tolist())

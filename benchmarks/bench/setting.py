@@ -9,7 +9,7 @@ import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lorchestra.config.adapt import AdaptConfig, BaseConfig
 from lorchestra.inference.pipeline import CPU_TOKEN_BUDGET
@@ -55,10 +55,10 @@ class Setting:
 
 
 class Base:
-    """The base in float32 on the CPU; every way gets separate modules with the same weights."""
+    """The base on the CPU; every way gets separate modules with the same weights."""
 
-    def __init__(self, name: str) -> None:
-        loaded = load_base(BaseConfig(name=name, device="cpu", dtype="float32"))
+    def __init__(self, name: str, dtype: Literal["float32", "bfloat16"] = "float32") -> None:
+        loaded = load_base(BaseConfig(name=name, device="cpu", dtype=dtype))
         self._model = loaded.model
         self.vocab_size: int = text_config(self._model).vocab_size
         self.num_layers: int = text_config(self._model).num_hidden_layers

@@ -98,7 +98,7 @@ def test_auto_uses_cuda_in_bfloat16_if_available(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for device, dtype, expected in (("auto", "auto", "cuda bfloat16"), ("cpu", "auto", "cpu float32")):
         config = BaseConfig(device=device, dtype=dtype)  # type: ignore[arg-type]
-        device = sources._device(config)
+        device = sources.base_device(config)
         assert f"{device.type} {str(sources._dtype(config, device)).removeprefix('torch.')}" == expected
 
 

@@ -36,7 +36,7 @@ class ImportArguments:
     revision: str | None = None
     """Hub revision of the base. Default: the one that the folders name."""
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
-    """Number format of the base; auto is float32 on a CPU and bfloat16 on CUDA."""
+    """Number format of the base; auto as in train."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto uses CUDA if available."""
     same_base: bool = False

@@ -25,7 +25,8 @@ class BaseConfig:
     revision: str | None = None
     """Hub revision: branch, tag or commit."""
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
-    """Data type of the base; auto is float32 on a CPU and bfloat16 on CUDA. Adapters are float32 or wider."""
+    """Data type of the base; auto is bfloat16 on CUDA and on a CPU whose products are clearly faster in it (measured
+    when a run starts, and saved with it), else float32. Adapters and losses are float32 or wider."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to compute on; auto is CUDA if available."""
     threads: int | None = None

@@ -23,6 +23,7 @@ from torch import Tensor
 from lorchestra.errors import CheckpointError, ConfigError
 from lorchestra.inference.packed import run_packed
 from lorchestra.models.ensemble import EnsembleModel
+from lorchestra.models.loading import dtype_name
 from lorchestra.nn.kv_cache import PrefixCache
 from lorchestra.nn.packing import BASE, Item, PackedBatch, forward_budget, same_state
 from lorchestra.store.atomic import atomic_path, atomic_write_json, sha256_file
@@ -236,11 +237,6 @@ def trunk_dtype(model: EnsembleModel) -> torch.dtype:
     """The number format set by `adapt.trunk_dtype`."""
     formats = {"auto": model.dtype, "bfloat16": torch.bfloat16, "float16": torch.float16}
     return formats[model.adapt.trunk_dtype]
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """Name of a number format in settings and messages."""
-    return str(dtype).removeprefix("torch.")
 
 
 def _narrowed(hidden: Tensor, dtype: torch.dtype) -> Tensor:

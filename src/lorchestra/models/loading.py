@@ -86,7 +86,7 @@ def load_base(config: BaseConfig) -> LoadedBase:
         CheckpointError: the base does not exist, cannot be read or converted, or is not a complete causal language
             model.
     """
-    device = _device(config)
+    device = base_device(config)
     dtype = _dtype(config, device)
     source = _resolve(config)
     check_sizes(f"base.name {source.id!r}", source.directory)
@@ -147,7 +147,26 @@ def _path(name: str) -> Path:
     return Path(os.path.abspath(typed_path(name)))
 
 
-def _device(config: BaseConfig) -> torch.device:
+def dtype_name(dtype: torch.dtype) -> str:
+    """Name of a number format in settings and messages."""
+    return str(dtype).removeprefix("torch.")
+
+
+def base_directory(config: BaseConfig) -> Path:
+    """The directory of the base that `config` names: converted, downloaded or as it is.
+
+    Raises:
+        ConfigError, CheckpointError: as `load_base`.
+    """
+    return _resolve(config).directory
+
+
+def base_device(config: BaseConfig) -> torch.device:
+    """The device that `config` names; auto is CUDA if available.
+
+    Raises:
+        ConfigError: an unknown device, or there is no CUDA device.
+    """
     if config.device not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"base.device is {config.device!r}; it must be auto, cpu or cuda.")
     available = torch.cuda.is_available()

@@ -58,9 +58,9 @@ def check_sizes(start: str, directory: Path) -> None:
     """
     try:
         config = json.loads((directory / "config.json").read_text("utf-8"))
-        shapes = dict(_shapes(directory))
-    except (OSError, ValueError, RecursionError, SafetensorError, KeyError, AttributeError, TypeError):
+    except (OSError, ValueError, RecursionError):
         return
+    shapes = weight_shapes(directory)
     if not isinstance(config, dict) or not shapes:
         return
     packed = _PACKED if "quantization_config" in config else 1
@@ -113,8 +113,15 @@ def _fields(config: Mapping[str, object], path: str = "") -> Iterator[tuple[str,
             yield full, value
 
 
+def weight_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of all weights of a base by name, from the file headers; empty if files are missing or damaged."""
+    try:
+        return {name: tuple(shape) for name, shape in _shapes(directory)}
+    except (OSError, ValueError, RecursionError, SafetensorError, KeyError, AttributeError, TypeError):
+        return {}
+
+
 def _shapes(directory: Path) -> Iterator[tuple[str, Sequence[int]]]:
-    """The shapes of all weights, from the file headers."""
     files = [_WEIGHTS]
     if not (directory / _WEIGHTS).is_file():
         files = sorted(set(json.loads((directory / _INDEX).read_text("utf-8"))["weight_map"].values()))

@@ -17,6 +17,7 @@ from lorchestra.config.run import RunConfig, check_run
 from lorchestra.data.prompts import PromptTemplate
 from lorchestra.errors import ConfigError
 from lorchestra.inference.pipeline import (
+    CPU_TOKEN_BUDGET,
     Pipeline,
     decide_scoring,
     default_token_budget,
@@ -25,7 +26,8 @@ from lorchestra.inference.pipeline import (
 )
 from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.models.init import AdapterSettings
-from lorchestra.models.loading import LoadedBase, load_base
+from lorchestra.models.loading import LoadedBase, dtype_name, load_base
+from lorchestra.models.number_format import ProductRates, automatic_dtype, with_dtype
 from lorchestra.models.peft_files import check_readable
 from lorchestra.models.probe import probe
 from lorchestra.runs.rows import RunRows, absolute_settings
@@ -53,6 +55,24 @@ def torch_threads(number: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def settle_dtype(config: RunConfig) -> tuple[RunConfig, ProductRates | None]:
+    """The configuration of a new job with `base.dtype` resolved, and the rates that decided it, if any were measured.
+
+    Not for a saved one: an "auto" in it was saved before formats were measured, and means what it meant then, float32
+    on a CPU and bfloat16 on CUDA.
+
+    Raises:
+        ConfigError, CheckpointError: the base does not exist.
+    """
+    if config.base.dtype != "auto":
+        return config, None
+    num_tokens = min(config.train.token_budget or CPU_TOKEN_BUDGET, CPU_TOKEN_BUDGET)
+    dtype, rates = automatic_dtype(config.base, num_tokens)
+    if rates is not None:
+        logger.info(rates.sentence())
+    return dataclasses.replace(config, base=with_dtype(config.base, dtype)), rates
+
+
 def build_pipeline(
     config: RunConfig,
     task: str,
@@ -73,8 +93,8 @@ def build_pipeline(
         check_base: may refuse the loaded base, before members are put on it.
 
     Returns:
-        The pipeline, and the configuration with threads (those of now, see `torch_threads`) and scoring resolved; its
-        token budget is the device's default if none is given (see `budget.settle_budget`).
+        The pipeline, and the configuration with number format, threads (those of now, see `torch_threads`) and scoring
+        resolved; its token budget is the device's default if none is given (see `budget.settle_budget`).
     """
     base = load_base(config.base)
     check_context(config, base)
@@ -107,7 +127,7 @@ def build_pipeline(
         prompt = dataclasses.replace(prompt, frame=template.frame)
     resolved = dataclasses.replace(
         config,
-        base=dataclasses.replace(config.base, threads=torch.get_num_threads()),
+        base=dataclasses.replace(with_dtype(config.base, dtype_name(base.dtype)), threads=torch.get_num_threads()),
         data=dataclasses.replace(config.data, scoring=scoring, prompt=prompt),
         train=dataclasses.replace(config.train, token_budget=token_budget),
     )
@@ -124,6 +144,7 @@ def build_module(config: RunConfig, task: Task) -> EnsembleModule:
         ConfigError, CheckpointError: bad input; or `adapt.init_lora_weights` is pissa (see `EnsembleModule`).
     """
     check_run(config)
+    config, _ = settle_dtype(config)
     return EnsembleModule(build_pipeline(config, task.name, task.labels, task.splits["train"])[0])
 
 
@@ -136,13 +157,15 @@ def check_context(config: RunConfig, base: LoadedBase) -> None:
         )
 
 
-def describe(run: Run, resolved: RunConfig, rows: RunRows, pipeline: Pipeline) -> None:
+def describe(
+    run: Run, resolved: RunConfig, rows: RunRows, pipeline: Pipeline, rates: ProductRates | None = None
+) -> None:
     """Write what a run starts with: splits, environment and configuration."""
-    run.write_description(absolute_settings(resolved), environment(pipeline.base), rows.record())
+    run.write_description(absolute_settings(resolved), environment(pipeline.base, rates), rows.record())
 
 
-def environment(base: LoadedBase) -> dict[str, object]:
-    """What a run was made with: versions, machine and threads."""
+def environment(base: LoadedBase, rates: ProductRates | None = None) -> dict[str, object]:
+    """What a run was made with: versions, machine, threads, and the rates that decided its number format, if any."""
     packages = ("lorchestra", "torch", "transformers", "tokenizers", "safetensors", "peft", "numpy")
     return {
         "python": platform.python_version(),
@@ -152,7 +175,8 @@ def environment(base: LoadedBase) -> dict[str, object]:
         "num_cpus": os.cpu_count(),
         "num_threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if base.device.type == "cuda" else "cpu",
-        "dtype": str(base.dtype).removeprefix("torch."),
+        "dtype": dtype_name(base.dtype),
+        **({} if rates is None else {"gflops_per_core": rates.to_dict()}),
     }
 
 

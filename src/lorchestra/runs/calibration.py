@@ -44,14 +44,13 @@ def calibrate(
     predictions = None
     if setting != "none" and answered:
         passes = member_passes(record.good_members)
-        predictions = pipeline.predict(
-            answered, passes, "val", progress=last_progress(callback, "calibration on val", len(answered))
-        )
+        report = finishing_progress(callback, "calibration on val", len(answered))
+        predictions = pipeline.predict(answered, passes, "val", progress=report)
     write_calibration(run, record, predictions, setting)
 
 
-def last_progress(callback: Callback, what: str, total: int) -> Callable[[int], None]:
-    """As `callbacks.progress`, for the work after a training, which a request to finish it does not stop."""
+def finishing_progress(callback: Callback, what: str, total: int) -> Callable[[int], None]:
+    """As `callbacks.progress`, for what follows the last step: a request to finish does not stop it."""
 
     def report(done: int) -> None:
         callback.on_progress(what, min(done, total), total)

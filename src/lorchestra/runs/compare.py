@@ -26,7 +26,7 @@ from lorchestra.metrics.question_scores import evaluate_questions
 from lorchestra.models.loading import absolute_base
 from lorchestra.planning.budget import settle_budget
 from lorchestra.runs.baselines import labels_by_question
-from lorchestra.runs.build import build_pipeline, torch_threads
+from lorchestra.runs.build import build_pipeline, settle_dtype, torch_threads
 from lorchestra.runs.cached_fit import CachedFit
 from lorchestra.runs.rows import RunRows, absolute_settings, check_unchanged, read_rows
 from lorchestra.runs.search import settle_once
@@ -107,6 +107,8 @@ def compare_methods(
             logger.info(note)
         settled = resolved or config
         with torch_threads(settled.base.threads):
+            if not workspace.resuming:
+                settled, _ = settle_dtype(settled)
             context = method_context(settle_once(settled, rows, callback), rows.task, callback)
             if not workspace.resuming:
                 with workspace.create() as directory:

@@ -34,7 +34,7 @@ from lorchestra.nn.seeding import derive_seed, permutation
 from lorchestra.runs import arguments
 from lorchestra.runs.build import describe, torch_threads
 from lorchestra.runs.calibrate import rows_to_compare
-from lorchestra.runs.calibration import last_progress
+from lorchestra.runs.calibration import finishing_progress
 from lorchestra.runs.evaluate import FILES, with_files
 from lorchestra.runs.loading import FinishedRun
 from lorchestra.runs.rows import RunRows, absolute_settings, read_like, with_directory
@@ -217,7 +217,7 @@ def _information_rows(
     """The member's outputs for rows with the ensemble's mutual information, and the ensemble's log-probabilities."""
     kept = _kept(pipeline, rows)
     encoded = pipeline.encode(kept).rows
-    report = last_progress(callback, "states for mutual information", len(encoded))
+    report = finishing_progress(callback, "states for mutual information", len(encoded))
     (log_probs_EC,), (states_ED,) = predict_with_states(
         pipeline.model, encoded, member_passes([0]), pipeline.token_budget, report
     )

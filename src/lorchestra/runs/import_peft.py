@@ -31,7 +31,7 @@ from lorchestra.models.peft_import import (
     read_peft_config,
     read_peft_folder,
 )
-from lorchestra.runs.build import build_pipeline, describe, ensemble_record, torch_threads
+from lorchestra.runs.build import build_pipeline, describe, ensemble_record, settle_dtype, torch_threads
 from lorchestra.runs.calibration import calibrate, save_calibration
 from lorchestra.runs.rows import RunRows, read_rows
 from lorchestra.store.atomic import atomic_write_json, sha256_file
@@ -88,13 +88,14 @@ def import_run(
         rows = read_rows(config.data, seed)
         _check_heads(adapters, rows.task.labels)
         _log_notes(adapters, data, rows)
+        config, rates = settle_dtype(config)
         pipeline, resolved = _build(config, adapters, rows, same_base)
         for split in ("val", "test"):  # reports rows that cannot be used now, not in the first evaluation
             pipeline.encode(rows.task.splits[split])
         num_bytes = sum(folder_file(folder.path, WEIGHTS).stat().st_size for folder in adapters)
         with workspace.create(num_bytes) as directory:
             run = Run(directory)
-            describe(run, resolved, rows, pipeline)
+            describe(run, resolved, rows, pipeline, rates)
             members = [
                 _copy_member(run, m, folder, checksum, pipeline)
                 for m, (folder, checksum) in enumerate(zip(adapters, checksums, strict=True))

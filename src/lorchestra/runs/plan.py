@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lorchestra.config.run import RunConfig, TrainConfig, check_run
 from lorchestra.inference.pipeline import Pipeline, default_token_budget
+from lorchestra.models.loading import dtype_name
 from lorchestra.planning.budget import (
     adapter_counts,
     budget_within,
@@ -24,7 +25,7 @@ from lorchestra.planning.measure import Calibration, calibrate, with_checkpointi
 from lorchestra.planning.memory import free_bytes, peak_bytes, used_bytes
 from lorchestra.planning.suggestions import SuggestionInputs, suggest
 from lorchestra.planning.workload import Workload, plan_workload
-from lorchestra.runs.build import build_pipeline, torch_threads
+from lorchestra.runs.build import build_pipeline, settle_dtype, torch_threads
 from lorchestra.runs.rows import RunRows, read_rows
 from lorchestra.runs.search import open_scorings
 from lorchestra.store import disk
@@ -72,6 +73,7 @@ def plan_run(
     for note in rows.notes:
         logger.info(note)
     with torch_threads(config.base.threads):
+        config, _ = settle_dtype(config)
         return _measure(config, rows, Path(out), seconds, callback).record()
 
 
@@ -162,7 +164,7 @@ class _Plan:
         return {
             "base": self.pipeline.base.id,
             "device": str(model.device),
-            "dtype": str(self.pipeline.base.dtype).removeprefix("torch."),
+            "dtype": dtype_name(self.pipeline.base.dtype),
             "rows": {"train": len(training.train), "val": len(training.val), "longest_tokens": longest},
             "members": counts.members,
             "scoring": {"kind": self.pipeline.scoring, "choice_tokens": self._choice_share},

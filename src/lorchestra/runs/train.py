@@ -20,8 +20,9 @@ from lorchestra.models.loading import absolute_base
 from lorchestra.models.peft_files import save_members
 from lorchestra.planning.estimate import training_base_passes
 from lorchestra.planning.memory import restart_peak
-from lorchestra.runs.build import describe, ensemble_record, torch_threads
+from lorchestra.runs.build import describe, ensemble_record, settle_dtype, torch_threads
 from lorchestra.runs.calibration import calibrate
+from lorchestra.runs.dtype_change import measure_dtype_change
 from lorchestra.runs.event_log import EventLog
 from lorchestra.runs.rows import RunRows, absolute_settings, check_unchanged, read_rows, with_directory
 from lorchestra.runs.search import open_scoring, open_scorings, settle_training, trunk_files
@@ -33,6 +34,7 @@ from lorchestra.training.advice import advice
 from lorchestra.training.callbacks import Callback, CallbackList
 from lorchestra.training.precompute import TrainingRows
 from lorchestra.training.trainer import Trainer, make_trainer
+from lorchestra.types import Example
 
 logger = logging.getLogger(__name__)
 
@@ -105,11 +107,14 @@ def _train(
     if finish and config.train.is_auto:
         left = "train.lr" if config.train.lr == "auto" else "train.epochs"
         raise CheckpointError(f"{run.root}: {left} is still searched; train it with --if-exists resume")
+    rates = None
+    if not workspace.resuming:
+        config, rates = settle_dtype(config)
     pipeline, resolved, training = prepare_training(config, rows)
     scorings = open_scorings(config, resolved, rows)
     if not workspace.resuming:
         with workspace.create() as directory:
-            describe(Run(directory), resolved if len(scorings) == 1 else open_scoring(resolved), rows, pipeline)
+            describe(Run(directory), resolved if len(scorings) == 1 else open_scoring(resolved), rows, pipeline, rates)
     if resolved.train.is_auto:
         width = pipeline.model.hidden_size
         del pipeline, training  # frees the base: the search loads another
@@ -177,6 +182,7 @@ def saved_config(
     saved = dataclasses.replace(saved, base=absolute_base(saved.base))
     given = set(explicit) | differences(requested, default or RunConfig()).keys()
     for field, (value, open_value) in {
+        "base.dtype": (requested.base.dtype, "auto"),
         "base.threads": (requested.base.threads, None),
         "data.scoring": (requested.data.scoring, "auto"),
         "train.token_budget": (requested.train.token_budget, None),
@@ -219,6 +225,7 @@ def _finish(job: TrainingJob, trainer: Trainer, peak: int) -> TrainOutcome:
         record = dataclasses.replace(record, information=job.predicts())
     callback = CallbackList(job.callbacks)
     calibrate(run, record, pipeline, rows.task.splits["val"], trainer.config.calibration, callback)
+    _report_dtype_change(run, trainer, pipeline, rows.task.splits["val"], callback)
     run.write_ensemble(record)
     for cached in run.resume.glob("trunk-*"):
         cached.unlink(missing_ok=True)
@@ -230,6 +237,16 @@ def _finish(job: TrainingJob, trainer: Trainer, peak: int) -> TrainOutcome:
         run.append_event("advice", text=sentence)
     run.append_event("finished", failed_members=trainer.state.with_status("failed"))
     return _outcome(run)
+
+
+def _report_dtype_change(
+    run: Run, trainer: Trainer, pipeline: Pipeline, rows: Sequence[Example], callback: Callback
+) -> None:
+    good, tokens = trainer.state.good_members(), trainer.state.tokens
+    change = measure_dtype_change(pipeline, run.read_config().base, rows, good, tokens, callback)
+    if change is not None:
+        logger.info(change.sentence())
+        run.append_event("base_dtype", **dataclasses.asdict(change))
 
 
 def member_records(

@@ -14,8 +14,9 @@ from torch import Tensor
 from lorchestra.errors import CheckpointError, ConfigError
 from lorchestra.inference.packed import run_packed
 from lorchestra.inference.predict import member_passes, predict_rows
-from lorchestra.inference.trunk import TrunkCache, TrunkFiles, dtype_name, trunk_bytes, trunk_dtype
+from lorchestra.inference.trunk import TrunkCache, TrunkFiles, trunk_bytes, trunk_dtype
 from lorchestra.models.ensemble import EnsembleModel
+from lorchestra.models.loading import dtype_name
 from lorchestra.nn.packing import BASE, Item, PackedBatch, forward_budget, shareable_prefix
 from lorchestra.nn.scoring import normalize
 from lorchestra.training.callbacks import Callback, progress
@@ -187,7 +188,8 @@ def _trunk(
     """The trunks of a split; None if the disk is full, and its rows then run through all layers in every step."""
     file, dtype = None, trunk_dtype(model)
     if files is not None and trunk_bytes(model, rows, shared, dtype) > files.memory_bytes:
-        settings = (model.trunk_layers, token_budget, shared, torch.get_num_threads(), dtype_name(dtype))
+        formats = dtype_name(dtype) if dtype == model.dtype else f"{dtype_name(dtype)} of {dtype_name(model.dtype)}"
+        settings = (model.trunk_layers, token_budget, shared, torch.get_num_threads(), formats)
         file = files.file(name, rows, settings)
     report = progress(callback, f"lower layers, {name} rows", len(rows))
     try:

@@ -1,7 +1,8 @@
 """A sweep from start to end: finished points are skipped, and what was killed is resumed.
 
 Format of its directory: `sweep.json` (every point's configuration), `runs/<point>/` (finished runs, complete),
-`search/` (of learning rate and epochs, if points leave them open), `failed.json` (points of which every member failed),
+`number_formats.json` (of the bases), `search/` (of learning rate and epochs, if points leave them open),
+`failed.json` (points of which every member failed),
 `passes/<key>/` (checkpoints and events of passes in progress), `trunks/` (hidden states below the adapters, shared by
 all passes), `results.json` and `results.csv`.
 """
@@ -23,6 +24,7 @@ from lorchestra.runs.build import torch_threads
 from lorchestra.runs.rows import absolute_settings, read_ood, read_rows
 from lorchestra.runs.search import settle_once
 from lorchestra.runs.sweep.finish import finish_pack
+from lorchestra.runs.sweep.number_formats import settle_dtypes
 from lorchestra.runs.sweep.passes import Pack, make_packs
 from lorchestra.runs.sweep.points import Point
 from lorchestra.runs.sweep.results import write_results
@@ -87,6 +89,7 @@ def run_sweep(
     with Workspace.open(out, SWEEP) as workspace:
         root = workspace.root
         sweep = _Sweep(root, _register(workspace, points), _read_failed(root), evaluate, each_epoch, callback)
+        points = settle_dtypes(root, points)
         points = _settled(root, points, callback)
         passes = sweep.passes(points, most_members)
         waiting = {point.name for pack in passes for point in pack.points}

@@ -55,7 +55,7 @@ class TrainedPack:
         config, resolved = point.config, self.resolved
         return dataclasses.replace(
             config,
-            base=dataclasses.replace(config.base, threads=resolved.base.threads),
+            base=dataclasses.replace(config.base, dtype=resolved.base.dtype, threads=resolved.base.threads),
             data=dataclasses.replace(config.data, scoring=resolved.data.scoring, prompt=resolved.data.prompt),
             train=dataclasses.replace(config.train, token_budget=resolved.train.token_budget),
         )
