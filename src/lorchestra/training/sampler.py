@@ -48,8 +48,11 @@ class MemberSampler:
         order = permutation(len(units), self.settings[member].order_seed, "order", epoch)
         return [row for u in order[index * self.batch_size : (index + 1) * self.batch_size] for row in units[u]]
 
-    def items(self, members: Sequence[int], step: int) -> list[Item]:
-        """Rows of some members in one step, with the seeds of their dropout masks."""
+    def items(self, members: Sequence[int], step: int, first: int = 0) -> list[Item]:
+        """Rows of some members in one step, with the seeds of their dropout masks.
+
+        `first` is the member that is the model's first: the items count from it.
+        """
         items: list[Item] = []
         for m in members:
             counts: Counter[int] = Counter()
@@ -57,6 +60,6 @@ class MemberSampler:
                 repeat = (counts[row.row],) if counts[row.row] else ()  # a repeated row (bootstrap) has another mask
                 names = ("dropout", step, row.row, *repeat)
                 seed = derive_seed(self.settings[m].dropout_seed, *names) if self.dropout else None
-                items.append(Item(m, row, seed, len(items)))
+                items.append(Item(m - first, row, seed, len(items)))
                 counts[row.row] += 1
         return items
