@@ -1,0 +1,266 @@
+"""`lorchestra train` in several processes: the run of one process, whatever happens to one of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from processes import start_commands
+from safetensors.numpy import load_file
+
+from lorchestra.config.mappings import to_yaml
+from lorchestra.runs.train import train_run
+from lorchestra.store.run import Run
+
+TIMEOUT = 240
+
+
+@pytest.fixture
+def recipe(run_config, texts_csv, tmp_path):
+    """Writes the recipe of a quick run, with its rows split in files; returns it and its configuration."""
+
+    def build(**settings):
+        data = {"val": str(texts_csv("val.csv", 12, seed=1)), "test": str(texts_csv("test.csv", 12, seed=2))}
+        config = run_config(texts_csv(), data=data, **settings)
+        path = tmp_path / "recipe.yaml"
+        path.write_text(to_yaml(config), encoding="utf-8")
+        return path, config
+
+    return build
+
+
+def trained(arguments, directory, size=2):
+    """Train in some processes; returns the exit codes, and stderr by process."""
+    commands = start_commands([arguments] * size, directory)
+    try:
+        return [command.wait(TIMEOUT) for command in commands], [command.err for command in commands]
+    finally:
+        for command in commands:
+            command.kill()
+
+
+def members(root):
+    """The members' parameters."""
+    return [load_file(folder / "adapter_model.safetensors") for folder in sorted((root / "members").iterdir())]
+
+
+def weights(root):
+    """The bytes of the members' files."""
+    return [(folder / "adapter_model.safetensors").read_bytes() for folder in sorted((root / "members").iterdir())]
+
+
+def assert_same_run(ours, theirs):
+    """The same members and records up to the rounding of float32, the same files."""
+    names = [sorted(str(path.relative_to(run.root)) for path in run.root.rglob("*")) for run in (ours, theirs)]
+    assert names[0] == names[1]
+    assert ours.read_config() == theirs.read_config()
+    for mine, other in zip(members(ours.root), members(theirs.root), strict=True):
+        assert mine.keys() == other.keys()
+        assert all(np.abs(mine[name] - other[name]).max() < 1e-4 for name in mine)
+    one, two = ours.read_ensemble(), theirs.read_ensemble()
+    assert [member.seed for member in one.members] == [member.seed for member in two.members]
+    assert [member.val_nll for member in one.members] == pytest.approx(
+        [member.val_nll for member in two.members], abs=1e-4
+    )
+    assert one.cost["tokens"] == two.cost["tokens"]
+    assert one.cost["base_passes"] == two.cost["base_passes"]
+    temperatures = [
+        run.read_calibration(record).questions[""].calibration.temperature
+        for run, record in ((ours, one), (theirs, two))
+    ]
+    assert temperatures[0] == pytest.approx(temperatures[1], abs=1e-3)
+    events = [[(event["event"], event.get("step")) for event in run.read_events(3)] for run in (ours, theirs)]
+    assert events[0] == events[1]
+
+
+def test_the_run_is_that_of_one_process(recipe, tmp_path):
+    """With a trunk, dropout, a KL term and early stopping; the first process alone prints and evaluates."""
+    path, config = recipe(
+        adapt={"layers": "last:1", "dropout": 0.1}, regularize={"kl_beta": 0.1}, train={"epochs": 3, "patience": 1}
+    )
+    one = train_run(config, tmp_path / "one").run
+    codes, errors = trained(["train", path, "--out", tmp_path / "two"], tmp_path)
+    assert codes == [0, 0], errors
+    assert errors[1] == ""
+    assert "trained ensemble" in errors[0]
+    assert "reviews test (examples: 12, members: 3)" in (tmp_path / "rank_0/stdout.txt").read_text()
+    assert (tmp_path / "rank_1/stdout.txt").read_text() == ""
+    two = Run(tmp_path / "two")
+    assert two.read_named_evaluations()
+    shutil.rmtree(two.predictions)
+    for written in (two.metrics, *two.root.glob("*.png")):
+        written.unlink()
+    assert_same_run(two, one)
+    assert not list(tmp_path.glob(".*.lock"))
+
+
+def test_the_search_is_done_once_for_all(recipe, tmp_path):
+    path, config = recipe(train={"lr": "auto", "epochs": 2, "batch_size": 20})
+    one = train_run(config, tmp_path / "one").run
+    codes, errors = trained(["train", path, "--out", tmp_path / "two", "--skip-evaluation"], tmp_path)
+    assert codes == [0, 0], errors
+    assert_same_run(Run(tmp_path / "two"), one)
+    assert Run(tmp_path / "two").read_search().lr == one.read_search().lr
+
+
+def wait_for_steps(root, number, commands):
+    """Wait until the log has some steps."""
+    deadline = time.monotonic() + TIMEOUT
+    while time.monotonic() < deadline and all(command.exit_code is None for command in commands):
+        if (root / "events.jsonl").exists() and (root / "events.jsonl").read_text().count('"step", ') >= number:
+            return
+        time.sleep(0.01)
+    raise AssertionError([command.err for command in commands])
+
+
+@pytest.mark.parametrize("killed", [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_a_killed_process_ends_all_and_the_run_is_resumed_with_the_same_bytes(recipe, tmp_path, killed):
+    path, _ = recipe(adapt={"dropout": 0.1}, train={"epochs": 12})
+    arguments = ["train", path, "--out", tmp_path / "run", "--skip-evaluation", "--if-exists", "resume"]
+    commands = start_commands([arguments] * 2, tmp_path)
+    try:
+        wait_for_steps(tmp_path / "run", 4, commands)
+        commands[killed].send_signal(signal.SIGKILL)
+        codes = [command.wait(TIMEOUT) for command in commands]
+    finally:
+        for command in commands:
+            command.kill()
+    other = commands[1 - killed]
+    assert codes[killed] == -signal.SIGKILL
+    assert codes[1 - killed] == 1
+    lines = [line for line in other.err.splitlines() if line.startswith(("error", "internal", "Traceback"))]
+    assert len(lines) == 1, other.err
+    assert "another of the 2 processes of this training has ended" in lines[0]
+    assert not (tmp_path / "run/ensemble.json").exists()
+    for out in ("run", "whole"):
+        arguments[3] = tmp_path / out
+        codes, errors = trained(arguments, tmp_path)
+        assert codes == [0, 0], errors
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+    steps = [event["step"] for event in Run(tmp_path / "run").read_events(3) if event["event"] == "step"]
+    assert steps == list(range(1, len(steps) + 1))
+
+
+def test_an_interrupted_run_is_resumed_by_another_number_of_processes(recipe, tmp_path):
+    """Ctrl-C reaches all processes; a stop of one alone would stop all, too."""
+    path, config = recipe(train={"epochs": 12})
+    arguments = ["train", path, "--out", tmp_path / "run", "--skip-evaluation", "--if-exists", "resume"]
+    commands = start_commands([arguments] * 3, tmp_path)
+    try:
+        wait_for_steps(tmp_path / "run", 3, commands)
+        commands[1].send_signal(signal.SIGINT)
+        assert [command.wait(TIMEOUT) for command in commands] == [130] * 3
+    finally:
+        for command in commands:
+            command.kill()
+    assert [command.err for command in commands[1:]] == ["", ""]
+    stopped = "stopped; resume with: torchrun --nproc-per-node 3 -m lorchestra train --out "
+    assert stopped in " ".join(commands[0].err.split())
+    resumed = train_run(config, tmp_path / "run", if_exists="resume").run
+    assert [event["event"] for event in resumed.read_events(3)].count("resumed") == 1
+    whole = train_run(config, tmp_path / "whole").run
+    for mine, other in zip(members(resumed.root), members(whole.root), strict=True):
+        assert all(np.abs(mine[name] - other[name]).max() < 1e-4 for name in mine)
+
+
+def test_an_error_in_one_process_is_the_only_message(recipe, texts_csv, tmp_path):
+    path, _ = recipe()
+    arguments = ["train", path, "--out", tmp_path / "run"]
+    for extra, message in {
+        ("--data.train", tmp_path / "missing.csv"): r"error: \S+missing.csv",
+        ("--data.train", texts_csv("other.csv", 50, seed=5)): "error: .+ differs between process 0 ",
+    }.items():
+        commands = start_commands([arguments, [*arguments, *extra]], tmp_path)
+        try:
+            codes = [command.wait(TIMEOUT) for command in commands]
+        finally:
+            for command in commands:
+                command.kill()
+        assert 0 not in codes
+        lines = [line for command in commands for line in command.err.splitlines() if "error: " in line]
+        assert len(lines) == 1, lines
+        assert re.match(message, lines[0]), lines
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_cannot_be_done_in_several_processes_is_refused(recipe, tmp_path):
+    path, _ = recipe()
+    codes, errors = trained(["train", path, "--out", tmp_path / "run", "--adapt.members", 1], tmp_path)
+    assert codes == [2, 2]
+    assert sorted(map(len, errors))[0] == 0
+    assert "adapt.members: 1 members cannot be split over 2 processes" in "".join(errors)
+    assert "--nproc-per-node 1" in "".join(errors)
+    assert not (tmp_path / "run").exists()
+    codes, errors = trained(["predict", tmp_path / "run", "--data", "rows.csv"], tmp_path)
+    assert codes == [2, 2]
+    assert errors[1] == ""
+    assert "error: predict: runs in one process, and torchrun has started 2; start it without torchrun" in errors[0]
+
+
+def torchrun(size, *arguments, directory):
+    """Start a command as a user does."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size), "-m", "lorchestra"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = {name: value for name, value in environment.items() if name not in ("RANK", "WORLD_SIZE")}
+    with (directory / "stderr.txt").open("w", encoding="utf-8") as errors:
+        return subprocess.Popen(
+            [sys.executable, *launcher, *map(str, arguments)], stdout=errors, stderr=errors, env=environment
+        )
+
+
+@pytest.mark.slow
+def test_four_processes_of_torchrun(recipe, tmp_path):
+    path, config = recipe(adapt={"members": 5}, train={"epochs": 1})
+    with torchrun(4, "train", path, "--out", tmp_path / "four", "--skip-evaluation", directory=tmp_path) as process:
+        try:
+            assert process.wait(TIMEOUT) == 0, (tmp_path / "stderr.txt").read_text()
+        finally:
+            process.kill()
+    one = train_run(config, tmp_path / "one").run
+    for mine, other in zip(members(tmp_path / "four"), members(one.root), strict=True):
+        assert all(np.abs(mine[name] - other[name]).max() < 1e-4 for name in mine)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_torchrun_ends_if_a_process_is_killed_or_it_is_interrupted(recipe, tmp_path, number):
+    path, _ = recipe(train={"epochs": 5000, "patience": 0})
+    root = tmp_path / "run"
+    with torchrun(2, "train", path, "--out", root, "--skip-evaluation", directory=tmp_path) as process:
+        try:
+            deadline = time.monotonic() + TIMEOUT
+            while not (root / "resume/latest.json").exists() and process.poll() is None:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            if number == signal.SIGKILL:
+                os.kill(child_of_rank(1, process.pid), number)
+            else:
+                process.send_signal(number)
+            code = process.wait(TIMEOUT)
+        finally:
+            process.kill()
+    text = (tmp_path / "stderr.txt").read_text()
+    assert code not in (0, None)
+    if number == signal.SIGINT:
+        assert "stopped; resume with: torchrun --nproc-per-node 2" in " ".join(text.split())
+    else:
+        assert text.count("another of the 2 processes of this training has ended") == 1, text
+    assert json.loads((root / "resume/latest.json").read_text())["state"]["step"] > 0
+
+
+def child_of_rank(rank, launcher):
+    """The process of a rank."""
+    import psutil
+
+    (child,) = [
+        child for child in psutil.Process(launcher).children(recursive=True) if child.environ().get("RANK") == str(rank)
+    ]
+    return child.pid
