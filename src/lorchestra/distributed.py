@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -159,11 +160,12 @@ class ProcessGroup(Group):
             if not self.is_first:
                 dist.send(data, group=self._group, group_dst=0)
                 return rows
-            parts = [data]
-            for rank in range(1, self.size):
-                parts.append(torch.empty(lengths[rank], dtype=torch.uint8))
-                dist.recv(parts[-1], group=self._group, group_src=rank)
-        return torch.cat(parts).view(rows.dtype).view(-1, *rows.shape[1:])
+            joined = torch.empty(sum(lengths), dtype=torch.uint8)
+            mine, *others = joined.split(lengths)
+            mine.copy_(data)
+            for rank, part in enumerate(others, 1):
+                dist.recv(part, group=self._group, group_src=rank)
+        return joined.view(rows.dtype).view(-1, *rows.shape[1:])
 
     def _lengths(self, length: int) -> list[int]:
         lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
@@ -201,16 +203,17 @@ def process_group() -> Iterator[Group]:
     Raises:
         ConfigError: the processes are on several machines.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
+    if not dist.is_torchelastic_launched() or os.environ["WORLD_SIZE"] == "1":
         yield ALONE
         return
+    if platform.system() == "Linux":  # they are on one machine, and nobody else can connect to them
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     store, rank, size = next(rendezvous("env://", timeout=TIMEOUT))
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=TIMEOUT)
     try:
         _check_machine(size)
         if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank)) % torch.cuda.device_count())
+            torch.cuda.set_device(rank % torch.cuda.device_count())
         yield ProcessGroup()
     except (Interrupted, ReportedError):
         raise
@@ -224,7 +227,7 @@ def process_group() -> Iterator[Group]:
 
 
 def _check_machine(size: int) -> None:
-    local = os.environ.get("LOCAL_WORLD_SIZE", str(size))
+    local = os.environ["LOCAL_WORLD_SIZE"]
     if local != str(size):
         raise ConfigError(
             f"torchrun: {size} processes on several machines, {local} on this one; a training runs on one machine:"

@@ -87,6 +87,17 @@ def test_members_equal_those_of_one_process(make_trainer, make_group, train, set
             assert mine.penalties.keys() == other.penalties.keys()
 
 
+@pytest.mark.parametrize("size", [2, 3])
+def test_members_have_the_same_bits_if_the_micro_batches_are_the_same(make_trainer, make_group, train, size):
+    """Here each row is one; what a member shares one with depends on the number of processes, and so does rounding."""
+    settings = SETTINGS["dropout, KL, clipping, patience"] | {"dtype": torch.float32, "members": 5}
+    settings["train"] = settings["train"] | {"token_budget": 1}
+    alone = train(make_trainer(**settings))
+    trainers = trained(*make_group(size, **settings))
+    for name, expected in alone.tensors().items():
+        assert torch.equal(joined(trainers, name), expected)
+
+
 def test_a_process_whose_members_have_all_stopped_follows_the_others(make_trainer, make_group, train):
     settings = {"depth": 3, "layers": "last:1", "regularize": {"weight_decay_b": 1.0}}
 

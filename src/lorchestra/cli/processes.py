@@ -13,12 +13,12 @@ _IN_SEVERAL = ("train",)
 
 def num_processes() -> int:
     """Number of processes that torchrun has started; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
 
 
 def is_first() -> bool:
     """Whether this is the only process, or the first of several."""
-    return num_processes() == 1 or os.environ.get("RANK") == "0"
+    return num_processes() == 1 or os.environ["RANK"] == "0"
 
 
 def check_processes(command: str) -> None:

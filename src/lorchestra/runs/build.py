@@ -136,13 +136,13 @@ def check_context(config: RunConfig, base: LoadedBase) -> None:
         )
 
 
-def describe(run: Run, resolved: RunConfig, rows: RunRows, pipeline: Pipeline) -> None:
+def describe(run: Run, resolved: RunConfig, rows: RunRows, pipeline: Pipeline, num_processes: int = 1) -> None:
     """Write what a run starts with: splits, environment and configuration."""
-    run.write_description(absolute_settings(resolved), environment(pipeline.base), rows.record())
+    run.write_description(absolute_settings(resolved), environment(pipeline.base, num_processes), rows.record())
 
 
-def environment(base: LoadedBase) -> dict[str, object]:
-    """What a run was made with: versions, machine and threads."""
+def environment(base: LoadedBase, num_processes: int = 1) -> dict[str, object]:
+    """What a run was made with: versions, machine, threads and processes."""
     packages = ("lorchestra", "torch", "transformers", "tokenizers", "safetensors", "peft", "numpy")
     return {
         "python": platform.python_version(),
@@ -151,6 +151,7 @@ def environment(base: LoadedBase) -> dict[str, object]:
         "processor": platform.processor() or platform.machine(),
         "num_cpus": os.cpu_count(),
         "num_threads": torch.get_num_threads(),
+        "num_processes": num_processes,
         "device": torch.cuda.get_device_name() if base.device.type == "cuda" else "cpu",
         "dtype": str(base.dtype).removeprefix("torch."),
     }

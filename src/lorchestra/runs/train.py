@@ -106,12 +106,12 @@ def _workspace(out: str | Path, if_exists: IfExists, group: Group) -> Iterator[W
     """The output directory, which the first process locks for all."""
     with ExitStack() as stack:
 
-        def enter() -> list[str | bool | None]:
+        def enter() -> tuple[str, bool]:
             workspace = stack.enter_context(Workspace.open(out, RUN, if_exists))
-            return [str(workspace.root), workspace.resuming]
+            return str(workspace.root), workspace.resuming
 
         root, resuming = group.first(enter)
-        yield Workspace(Path(str(root)), RUN.marker, bool(resuming))
+        yield Workspace(Path(root), RUN.marker, resuming)
 
 
 def _train(
@@ -132,7 +132,7 @@ def _train(
     scorings = open_scorings(config, resolved, rows)
     if not workspace.resuming:
         settled = resolved if len(scorings) == 1 else open_scoring(resolved)
-        group.first(lambda: _start(workspace, settled, rows, pipeline))
+        group.first(lambda: _start(workspace, settled, rows, pipeline, group.size))
     if resolved.train.is_auto:
         width = pipeline.model.hidden_size
         del pipeline, training  # frees the base: the search loads another
@@ -155,9 +155,9 @@ def _train(
     return _finish(run, trainer, pipeline, rows, peak, CallbackList(callbacks))
 
 
-def _start(workspace: Workspace, config: RunConfig, rows: RunRows, pipeline: Pipeline) -> None:
+def _start(workspace: Workspace, config: RunConfig, rows: RunRows, pipeline: Pipeline, num_processes: int) -> None:
     with workspace.create() as directory:
-        describe(Run(directory), config, rows, pipeline)
+        describe(Run(directory), config, rows, pipeline, num_processes)
 
 
 def _trunk_files(run: Run, pipeline: Pipeline, config: RunConfig, group: Group) -> TrunkFiles:
