@@ -30,6 +30,10 @@ class TrainArguments(RunConfig):
     at any time; --if-exists resume continues it, and --if-exists finish ends it with the best adapters so far.
 
     The learning rate and the number of epochs are searched first on the validation rows, unless they are given.
+
+    In several processes of one machine, each with some of the members (one per GPU, for example):
+
+        torchrun --nproc-per-node 4 -m lorchestra train --data.train reviews.csv --out runs/reviews
     """
 
     out: str = field(kw_only=True)

@@ -51,7 +51,8 @@ def prepare_training(
     sharing = group.sharing(pipeline.base.device)
     if sharing > 1 and pipeline.base.device.type == "cuda":
         logger.warning(f"{group.size} processes share fewer GPUs, each with a base; start as many as there are GPUs")
-    pipeline.token_budget = min(group.gather(settle_budget(config, pipeline, training, sharing)))
+    mine = dataclasses.replace(config, adapt=dataclasses.replace(config.adapt, members=pipeline.model.num_members))
+    pipeline.token_budget = min(group.gather(settle_budget(mine, pipeline, training, sharing)))
     train_config = dataclasses.replace(resolved.train, token_budget=pipeline.token_budget)
     return pipeline, dataclasses.replace(resolved, train=train_config), training
 
