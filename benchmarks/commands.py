@@ -32,10 +32,11 @@ _PRELOAD = (
 _OPERATIONS = ("open", "os.rename", "os.remove", "os.mkdir", "os.truncate")
 
 
-def _context() -> ForkServerContext:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(_PRELOAD))
-    return context
+def context() -> ForkServerContext:
+    """The context whose processes are forked from the server."""
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(list(_PRELOAD))
+    return server
 
 
 class Command:
@@ -54,7 +55,7 @@ class Command:
         """
         streams = [directory / name for name in ("stdout.txt", "stderr.txt")]
         self._out, self._err = streams
-        self._process: ForkServerProcess = _context().Process(
+        self._process: ForkServerProcess = context().Process(
             target=_run, args=([*map(str, arguments)], streams, last_operation, dict(environment))
         )
         self._process.start()

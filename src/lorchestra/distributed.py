@@ -74,7 +74,7 @@ class Group:
         return [tensor]
 
     def rows_to_first(self, rows: Tensor) -> Tensor:
-        """In the first process, the rows of all of them, `[sum of rows, ..]`, on the host; in the others, their own."""
+        """In the first process, the rows of all of them, `[sum of rows, ..]`, on the host; in the others, theirs."""
         return rows
 
     def any(self, value: bool) -> bool:

@@ -108,6 +108,7 @@ def test_the_run_is_that_of_one_process(recipe, tmp_path):
     assert (tmp_path / "rank_1/stdout.txt").read_text() == ""
     two = Run(tmp_path / "two")
     assert two.read_named_evaluations()
+    assert [run.read_environment()["num_processes"] for run in (one, two)] == [1, 2]
     shutil.rmtree(two.predictions)
     for written in (two.metrics, *two.root.glob("*.png")):
         written.unlink()
@@ -213,6 +214,10 @@ def test_what_cannot_be_done_in_several_processes_is_refused(recipe, tmp_path):
     assert codes == [2, 2]
     assert errors[1] == ""
     assert "error: predict: runs in one process, and torchrun has started 2; start it without torchrun" in errors[0]
+    codes, errors = trained(["train", "--no-such-option"], tmp_path)
+    assert codes == [2, 2]
+    assert errors[1] == ""
+    assert "no-such-option" in errors[0]
 
 
 def torchrun(size, *arguments, directory):

@@ -1,11 +1,10 @@
 """Processes as torchrun starts them, forked from a server that has imported everything."""
 
-import multiprocessing
 import os
 import socket
 import traceback
 
-from commands import Command, _context
+from commands import Command, context
 
 
 def environments(size):
@@ -33,9 +32,9 @@ def in_processes(size, function, timeout=120):
 
     A process that is killed has the result None. The function must be importable.
     """
-    queue = _context().Queue()
+    queue = context().Queue()
     processes = [
-        _context().Process(target=_call, args=(queue, function, rank, environment))
+        context().Process(target=_call, args=(queue, function, rank, environment))
         for rank, environment in enumerate(environments(size))
     ]
     try:
@@ -62,4 +61,3 @@ def _call(queue, function, rank, environment):
     queue.put((rank, result))
     queue.close()
     queue.join_thread()
-    assert multiprocessing.parent_process() is not None

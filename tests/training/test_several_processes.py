@@ -7,6 +7,7 @@ import torch
 from stop_after import StopAfter
 from thread_group import in_threads, thread_groups
 
+import lorchestra.inference.trunk
 from lorchestra.errors import CheckpointError, Interrupted
 from lorchestra.inference.trunk import TrunkFiles
 from lorchestra.training.callbacks import Callback
@@ -154,6 +155,19 @@ def test_the_trunk_is_computed_once_in_turns_with_the_bits_of_one_process(
         assert max(passes) - min(passes) <= 2  # one per split
         assert min(passes) >= 2
     assert sorted(path.name for path in tmp_path.glob("trunk-*.bin")) == ["trunk-training.bin", "trunk-validation.bin"]
+
+
+def test_without_room_for_the_file_all_processes_continue_without_the_trunk(make_group, monkeypatch, tmp_path):
+    def full(path, num_bytes):
+        raise CheckpointError(f"{path}: the disk is full")
+
+    monkeypatch.setattr(lorchestra.inference.trunk, "atomic_path", full)
+    groups, trainers = make_group(2, depth=3, layers="last:1")
+    for trainer in trainers:
+        trainer.files = TrunkFiles(tmp_path, "base", 0)
+    for trainer in trained(groups, trainers):
+        assert (trainer.precomputed.train, trainer.precomputed.val) == (None, None)
+        assert [member.status for member in trainer.state.members] == ["finished"] * 3
 
 
 def count_trunks(model, counts, rank):

@@ -22,7 +22,7 @@ def is_first() -> bool:
 
 
 def check_processes(command: str) -> None:
-    """Refuse several processes for a command that runs in one.
+    """Refuse several processes for a command that runs in a single one.
 
     Raises:
         ConfigError: names the commands that run in several; in the other processes a `ReportedError`.
