@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.distributed_c10d import Store
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 import lorchestra.errors
@@ -209,11 +209,14 @@ def process_group() -> Iterator[Group]:
     if platform.system() == "Linux":  # they are on one machine, and nobody else can connect to them
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     store, rank, size = next(rendezvous("env://", timeout=TIMEOUT))
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=TIMEOUT)
+    # after a restart by torchrun, the store still has the addresses of the processes before it, and their error
+    store = PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     try:
         _check_machine(size)
         if torch.cuda.is_available():
             torch.cuda.set_device(rank % torch.cuda.device_count())
+        with _noticing_loss(size):
+            dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=TIMEOUT)
         yield ProcessGroup()
     except (Interrupted, ReportedError):
         raise
@@ -223,7 +226,8 @@ def process_group() -> Iterator[Group]:
         exit_code = error.exit_code if isinstance(error, LorchestraError) else ReportedError.exit_code
         raise ReportedError(f"another process has reported an error; here: {error}", exit_code) from error
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def _check_machine(size: int) -> None:

@@ -9,10 +9,11 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
+from contextlib import contextmanager, suppress
 
+import psutil
 import pytest
 from processes import start_commands
 from tiny_base import tiny_tokenizer
@@ -220,26 +221,45 @@ def test_what_cannot_be_done_in_several_processes_is_refused(recipe, tmp_path):
     assert "no-such-option" in errors[0]
 
 
-def torchrun(size, *arguments, directory):
-    """Start a command as a user does."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size), "-m", "lorchestra"]
+@contextmanager
+def torchrun(size, *arguments, directory, restarts=0):
+    """Start a command as a user does; all processes are killed at the end."""
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", size, "--max-restarts", restarts]
+    command = [sys.executable, "-m", *launcher, "-m", "lorchestra", *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with (directory / "stderr.txt").open("w", encoding="utf-8") as errors:
-        return subprocess.Popen(
-            [sys.executable, *launcher, *map(str, arguments)], stdout=errors, stderr=errors, env=environment
-        )
+        process = psutil.Popen([str(word) for word in command], stdout=errors, stderr=errors, env=environment)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            for one in (*process.children(recursive=True), process):
+                with suppress(psutil.NoSuchProcess):
+                    one.kill()
+            process.wait()
+
+
+def wait_for_checkpoint(root, process):
+    """Wait until the training has a checkpoint."""
+    deadline = time.monotonic() + TIMEOUT
+    while not (root / "resume/latest.json").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def kill_rank(rank, process):
+    """Kill one of torchrun's processes."""
+    (child,) = [child for child in process.children(recursive=True) if child.environ().get("RANK") == str(rank)]
+    child.kill()
 
 
 @pytest.mark.slow
 def test_four_processes_of_torchrun(recipe, tmp_path):
     path, config = recipe(adapt={"members": 5}, train={"epochs": 1})
     with torchrun(4, "train", path, "--out", tmp_path / "four", "--skip-evaluation", directory=tmp_path) as process:
-        try:
-            assert process.wait(TIMEOUT) == 0, (tmp_path / "stderr.txt").read_text()
-        finally:
-            process.kill()
-    one = train_run(config, tmp_path / "one").run
-    assert_same_run(Run(tmp_path / "four"), one)
+        assert process.wait(TIMEOUT) == 0, (tmp_path / "stderr.txt").read_text()
+    assert_same_run(Run(tmp_path / "four"), train_run(config, tmp_path / "one").run)
 
 
 @pytest.mark.slow
@@ -248,20 +268,13 @@ def test_torchrun_ends_if_a_process_is_killed_or_it_is_interrupted(recipe, tmp_p
     path, _ = recipe(train={"epochs": 5000, "patience": 0})
     root = tmp_path / "run"
     with torchrun(2, "train", path, "--out", root, "--skip-evaluation", directory=tmp_path) as process:
-        try:
-            deadline = time.monotonic() + TIMEOUT
-            while not (root / "resume/latest.json").exists() and process.poll() is None:
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
-            if number == signal.SIGKILL:
-                os.kill(child_of_rank(1, process.pid), number)
-            else:
-                process.send_signal(number)
-            code = process.wait(TIMEOUT)
-        finally:
-            process.kill()
+        wait_for_checkpoint(root, process)
+        if number == signal.SIGKILL:
+            kill_rank(1, process)
+        else:
+            process.send_signal(number)
+        assert process.wait(TIMEOUT) != 0
     text = (tmp_path / "stderr.txt").read_text()
-    assert code not in (0, None)
     if number == signal.SIGINT:
         assert "stopped; resume with: torchrun --nproc-per-node 2" in " ".join(text.split())
     else:
@@ -269,11 +282,14 @@ def test_torchrun_ends_if_a_process_is_killed_or_it_is_interrupted(recipe, tmp_p
     assert json.loads((root / "resume/latest.json").read_text())["state"]["step"] > 0
 
 
-def child_of_rank(rank, launcher):
-    """The process of a rank."""
-    import psutil
-
-    (child,) = [
-        child for child in psutil.Process(launcher).children(recursive=True) if child.environ().get("RANK") == str(rank)
-    ]
-    return child.pid
+@pytest.mark.slow
+def test_torchrun_restarts_a_training(recipe, tmp_path):
+    path, config = recipe(train={"epochs": 20, "patience": 0})
+    words = ["train", path, "--out", tmp_path / "run", "--skip-evaluation", "--if-exists", "resume"]
+    with torchrun(2, *words, directory=tmp_path, restarts=1) as process:
+        wait_for_checkpoint(tmp_path / "run", process)
+        kill_rank(1, process)
+        assert process.wait(TIMEOUT) == 0, (tmp_path / "stderr.txt").read_text()
+    events = [event["event"] for event in Run(tmp_path / "run").read_events(3)]
+    assert events.count("resumed") == 1
+    assert weights(tmp_path / "run") == weights(train_run(config, tmp_path / "one").run.root)
