@@ -57,7 +57,8 @@ CASES: dict[str, dict[str, Any]] = {
 }
 SWEEP = ("train.lr=0.01,1e30", "regularize.label_smoothing=0,0.1")
 METHODS = (
-    "one_lora,lora_ensemble+temperature,mc_dropout:dropout=0.2,soup,snapshot,last_layer,swag,laplace,batch_ensemble"
+    "one_lora,lora_ensemble+temperature,mc_dropout:dropout=0.2,soup,snapshot,last_layer,swag,laplace,blob,"
+    "batch_ensemble"
 )
 
 

@@ -72,9 +72,9 @@ def write_set(name: str, data_dir: Path, folder: Path) -> dict[str, Path]:
             atomic_write_text(path, text.replace('"label": "no"', '"label": "news"'))
         return files
     real = SETS[name]
-    rows = _shuffled(_read(data_dir / real.train))
+    rows = shuffled(read_rows(data_dir / real.train))
     num_train, num_val, num_test = real.sizes
-    held_out = rows[num_train + num_val :] if real.test is None else _shuffled(_read(data_dir / real.test))
+    held_out = rows[num_train + num_val :] if real.test is None else shuffled(read_rows(data_dir / real.test))
     parts = {
         "train": rows[:num_train],
         "val": rows[num_train : num_train + num_val],
@@ -86,12 +86,14 @@ def write_set(name: str, data_dir: Path, folder: Path) -> dict[str, Path]:
     return files
 
 
-def _shuffled(rows: Sequence[Row]) -> list[Row]:
+def shuffled(rows: Sequence[Row], seed: int = 0) -> list[Row]:
+    """The rows in an order that depends on their number and the seed."""
     mixed = list(rows)
-    random.Random(0).shuffle(mixed)
+    random.Random(seed).shuffle(mixed)
     return mixed
 
 
-def _read(path: Path) -> list[Row]:
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a JSONL file, compressed or not."""
     with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
         return [json.loads(line) for line in file]

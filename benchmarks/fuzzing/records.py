@@ -52,7 +52,8 @@ _SETTINGS += tuple(f"regularize.{name}" for name in ("weight_decay_a", "weight_d
 _SETTINGS += ("regularize.label_smoothing", "evaluate.few_shot", "evaluate.resamples", "data.max_length")
 _OF_METHODS = ("batch_ensemble:init=normal:spread", "laplace:precisions", "laplace:draws", "mc_dropout:dropout")
 _OF_METHODS += ("mc_dropout:passes", "snapshot:lr_factor", "swag:start", "swag:lr_factor", "swag:scale")
-_OF_METHODS += ("swag:iterates", "swag:rank", "few_shot:num_shots", "few_shot:draws")
+_OF_METHODS += ("swag:iterates", "swag:rank", "few_shot:num_shots", "few_shot:draws", "blob:samples", "blob:draws")
+_OF_METHODS += ("blob:init_rho", "blob:prior_std", "blob:kl_lr", "blob:gamma")
 _NUMBERS = ("1e38", "1e300", "-1e300", "1e-300", "1e29", "-1", "0", "1099511627776", str(2**70), ".nan", ".inf", "0.5")
 
 

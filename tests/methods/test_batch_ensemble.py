@@ -36,9 +36,10 @@ def test_a_members_update_is_the_shared_one_times_its_fast_weights():
             torch.testing.assert_close(update, shared * torch.outer(s, r), rtol=1e-12, atol=1e-12)
 
 
-def test_gradients_of_shared_and_fast_weights_by_finite_differences():
+@pytest.mark.parametrize("head_shape", [None, (3, 8)])
+def test_gradients_of_shared_and_fast_weights_by_finite_differences(head_shape):
     """With a synthetic loss of the members' adapters, whose gradients are known."""
-    adapters = StackedAdapters(3, 2, [("a", 7, 5), ("b", 4, 6)], dtype=torch.float64)
+    adapters = StackedAdapters(3, 2, [("a", 7, 5), ("b", 4, 6)], head_shape=head_shape, dtype=torch.float64)
     weights = FastWeights(adapters)
     theta = randn(weights.num_shared + 3 * weights.num_fast)
     optimizer = FastWeightsAdamW(MemberAdamW(adapters.values, adapters.is_B, [0.0] * 3), weights, theta, 0.0, True)

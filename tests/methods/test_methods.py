@@ -89,7 +89,7 @@ def test_every_wrapper_on_top_of_every_kind_of_method(make_context, name, wrappe
 def test_every_method_supports_pissa_or_refuses_it(make_context, name):
     """The cost counts all stored parameters, including the frozen half."""
     context, test = make_context(adapt={"init_lora_weights": "pissa", "r": 2})
-    if name in ("batch_ensemble", "laplace"):
+    if name in ("batch_ensemble", "blob", "laplace"):
         message = rf"^{name}: .* adapt\.init_lora_weights: pissa .* choose another initialization"
         with pytest.raises(ConfigError, match=message):
             fit(context, name)
@@ -121,6 +121,7 @@ def test_fit_stops_on_request(make_context, name):
         ("laplace", "curvature, training rows"),
         ("laplace", "prior precision, validation rows"),
         ("last_layer", "validation"),
+        ("blob", "validation"),
         ("one_lora+temperature", "temperature, validation rows"),
         ("frozen", "frozen, train rows"),
         ("tfidf", "tfidf, choosing the penalty: fit"),
@@ -170,18 +171,28 @@ def test_first_member_of_the_ensemble_is_one_lora(make_context):
     assert np.abs(members[1] - alone).max() > 1e-3
 
 
+def test_one_lora_sees_all_rows_where_members_leave_out_folds(make_context):
+    """In a stack of M, too."""
+    own, _ = make_context()
+    folds, _ = make_context(adapt={"order": "folds"})
+    whole = fit(own, "one_lora").cost.tokens
+    for name in ("one_lora", "snapshot", "swag", "laplace", "blob"):
+        assert fit(folds, name).cost.tokens == whole
+    assert 0 < fit(folds, "lora_ensemble").cost.tokens < 2.1 * whole
+
+
 def test_failed_training_is_an_error(make_context):
     """The first optimizer step moves parameters by the rate, out of bounds on any hardware."""
     context, _ = make_context(train={"lr": 1e30, "clip_norm": 0.0})
     for name in ("one_lora", "lora_ensemble", "soup"):
         with pytest.raises(TrainingError, match="every member failed"):
             fit(context, name)
-    for name in ("snapshot", "swag", "laplace", "last_layer", "batch_ensemble"):
+    for name in ("snapshot", "swag", "laplace", "last_layer", "blob", "batch_ensemble"):
         with pytest.raises(TrainingError, match=r"(member 0|the adapter) failed \(diverged: largest parameter \S+e\+"):
             fit(context, name)
 
 
-@pytest.mark.parametrize("name", ["last_layer", "batch_ensemble"])
+@pytest.mark.parametrize("name", ["last_layer", "blob", "batch_ensemble"])
 def test_nan_validation_nll_fails_members_that_train_together(make_context, monkeypatch, name):
     original = lorchestra.methods.training.predict_rows
 

@@ -46,7 +46,7 @@ def test_without_covariance_swag_is_the_mean_of_the_iterates(make_context, last_
     usual = context.config.train
     path = []
     other = training.start_training(context, training.Meter(), context.config)
-    training.only_first_member(other)
+    training.only_first_members(other)
     plain = other.trainer.schedules[0]
     other.trainer.schedules = (lambda step: plain(step) if step < 6 else usual.lr * 0.5, *other.trainer.schedules[1:])
     training.train_steps(context, other, lambda step: path.append(other.values[0].clone()))

@@ -10,11 +10,14 @@ from typed_rows import typed_config
 
 from lorchestra.errors import ConfigError
 from lorchestra.methods import contextual, few_shot, frozen, temperature, tfidf, zero_shot
+from lorchestra.methods.contract import Meter
+from lorchestra.methods.training import changed, start_training
 from lorchestra.metrics.by_question import split_by_question
 from lorchestra.metrics.predictive import apply_temperature, mixture_log_probs
 from lorchestra.metrics.temperature import regularized_temperature
 from lorchestra.runs.compare import method_context
 from lorchestra.runs.rows import read_rows
+from lorchestra.training.sampler import units_of
 
 NAMES = ["genre", "praised", "length"]
 
@@ -125,3 +128,20 @@ def test_contextual_calibration_asks_each_question_about_nothing(context, test_r
 def test_few_shot_is_refused(context):
     with pytest.raises(ConfigError, match="few_shot: typed questions are asked without examples"):
         few_shot.fit(context, few_shot.Config())
+
+
+def test_questions_about_one_state_are_in_one_fold(context):
+    """Every member has three quarters of the states, with all questions that are answered about each."""
+    config = changed(context.config, adapt={"order": "folds", "members": 4})
+    trainer = start_training(context, Meter(), config).trainer
+    units = units_of(trainer.rows.train)
+    assert {len(unit) for unit in units} == {2, 3}
+    of_state = {row.row: u for u, unit in enumerate(units) for row in unit}
+    left_out = []
+    for m in range(4):
+        seen = [row.row for step in range(trainer.steps_per_epoch) for row in trainer.sampler.rows(m, step)]
+        states = {of_state[row] for row in seen}
+        assert sorted(seen) == sorted(row.row for u in states for row in units[u])
+        left_out.append(set(range(len(units))) - states)
+    assert [len(states) for states in left_out] == [len(units) // 4] * 4
+    assert len(set.union(*left_out)) == len(units) // 4 * 4

@@ -264,6 +264,24 @@ def test_float32_equals_naive_attention_in_float64(options, randn):
     torch.testing.assert_close(out.double(), naive_attention(*inputs, packing, **options), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("options", [{}, {"window": 3}, {"softcap": 0.8}], ids=["plain", "window", "softcap"])
+def test_training_in_half_precision_on_a_cpu_rounds_only_the_result(options, dtype, randn):
+    n = len(UNSHARED)
+    inputs = [randn(1, heads, n, D).to(dtype).requires_grad_() for heads in (4, 2, 2)]
+    prefixes = cached_of(randn(1, 2, 17, D).to(dtype), randn(1, 2, 17, D).to(dtype))
+    weights = randn(1, 4, n, D).to(dtype)
+    results = []
+    for float32 in (False, True):
+        leaves = [tensor.detach().to(torch.float32 if float32 else dtype).requires_grad_() for tensor in inputs]
+        seen = {which: tuple(t.to(leaves[0].dtype) for t in pair) for which, pair in prefixes.items()}
+        out = packed_attention(*leaves, AFTER_CACHED, **given(options), cached=seen)
+        grads = torch.autograd.grad(out, leaves, weights.to(out.dtype))
+        results.append([tensor.to(dtype) for tensor in (out, *grads)])
+    for half, full in zip(*results, strict=True):
+        assert torch.equal(half, full)
+
+
 @pytest.mark.parametrize("options", [{}, {"batched": True}, {"window": 2}, {"softcap": 0.8}, {"sinks": True}], ids=str)
 def test_nan_in_one_row_affects_no_other_row(options, randn):
     """Forward and backward, with the NaN row packed first; the others are bit for bit the same without it."""

@@ -63,6 +63,16 @@ def test_plan_matches_what_the_trainer_runs(make_trainer, make_rows, count_passe
     assert len(pack(planned.largest, shared=planned.shared).packing.input_ids[0]) == max(count_passes["trainer"])
 
 
+@pytest.mark.parametrize("order", ["bootstrap", "folds"])
+def test_plan_of_members_with_different_rows(make_trainer, make_rows, count_passes, train, order):
+    trainer = make_trainer(rows=(make_rows(13, "texts"), make_rows(7, "texts", seed=1)), order=order)
+    planned = plan_workload(trainer, 3, 60)
+    train(trainer)
+    assert planned.work.train_tokens == sum(count_passes["trainer"])
+    assert planned.steps == trainer.state.step
+    assert planned.tokens_per_epoch * 2 == trainer.state.tokens
+
+
 def test_base_predictions_for_the_kl_term(make_trainer, count_passes, train):
     trainer = make_trainer(regularize={"kl_beta": 0.1})
     work = plan_workload(trainer, 3, 60).work

@@ -64,6 +64,17 @@ def test_the_hub_can_read_it_and_the_license_is_left_open(finished, tiny_base):
     assert "BASE = 'org/name'\n" in named
 
 
+def test_it_says_which_rows_members_saw(finished):
+    config = Run(finished).config
+    text = config.read_text()
+    for order, words in {
+        "bootstrap": "a different initialization and a different draw of the rows, with replacement;",
+        "folds": "a different initialization and a different part of the rows left out;",
+    }.items():
+        config.write_text(text.replace("order: own", f"order: {order}"))
+        assert words in card_of(finished)
+
+
 def test_it_says_what_it_was_trained_on_and_how_well_it_does(finished):
     text = card_of(finished)
     assert "texts with labels: no, yes" in text

@@ -13,7 +13,9 @@ from peft import PeftModel
 from stop_after import StopAfter
 
 from lorchestra.errors import CheckpointError, ConfigError
+from lorchestra.methods import last_layer
 from lorchestra.methods.registry import parse_name
+from lorchestra.methods.training import last_layer_columns
 from lorchestra.models.peft_files import HEAD_KEY
 from lorchestra.runs.build import build_module
 from lorchestra.runs.compare import method_context
@@ -172,8 +174,38 @@ def test_a_module_starts_at_zero_and_learns(run_config, labels_csv):
     assert module.get_parameter("members.0.score.weight").grad.abs().max() > 0
 
 
+def test_heads_of_the_last_layer_ensemble_are_member_specific(run_config, labels_csv, monkeypatch):
+    config = run_config(
+        labels_csv(number=48), data=HEAD, adapt={"members": 3, "layers": "all"}, train={"epochs": 1, "keep": "last"}
+    )
+    rows = read_rows(config.data, 0)
+    trained = []
+    start = last_layer.start_training
+    monkeypatch.setattr(last_layer, "start_training", lambda *a, **k: trained.append(start(*a, **k)) or trained[-1])
+    fitted = last_layer.fit(method_context(config, rows.task), last_layer.Config())
+    adapters = trained[0].pipeline.model.adapters
+    heads = trained[0].values[:, adapters.slices[-1].stop :]
+    columns = last_layer_columns(trained[0].pipeline.model)
+    assert heads.shape[1] > 0
+    assert len({row.numpy().tobytes() for row in heads}) == 3
+    assert torch.equal(trained[0].values[:, ~columns], trained[0].values[:1, ~columns].expand(3, -1))
+    assert fitted.cost.parameters == len(columns) + 2 * int(columns.sum())
+
+
 @pytest.mark.parametrize(
-    "name", ["zero_shot", "few_shot", "laplace+temperature", "swag", "last_layer", "soup", "snapshot", "mc_dropout"]
+    "name",
+    [
+        "zero_shot",
+        "few_shot",
+        "laplace+temperature",
+        "swag",
+        "last_layer",
+        "soup",
+        "snapshot",
+        "mc_dropout",
+        "blob",
+        "batch_ensemble",
+    ],
 )
 def test_methods_with_heads(run_config, labels_csv, name):
     config = run_config(

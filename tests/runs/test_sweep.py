@@ -239,6 +239,16 @@ def test_passes_hold_what_can_go_together(config):
     assert [{p.config.train.seed for p in pack.points} for pack in make_packs(points, 100)] == [{0}, {1}]
 
 
+def test_points_with_folds_of_other_sizes_have_separate_passes(config):
+    points = grid_points(
+        config,
+        [("adapt.order", ["own", "bootstrap", "folds"]), ("adapt.members", [2, 3]), ("train.lr", [0.01, 0.02])],
+    )
+    packs = [{(p.config.adapt.order, p.config.adapt.members) for p in pack.points} for pack in make_packs(points, 100)]
+    unfolded = {(order, members) for order in ("own", "bootstrap") for members in (2, 3)}
+    assert sorted(packs, key=len) == [{("folds", 2)}, {("folds", 3)}, unfolded]
+
+
 def test_layers_below_the_adapters_are_computed_once_for_all_passes(config, sweep, monkeypatch):
     config = dataclasses.replace(config, adapt=dataclasses.replace(config.adapt, layers="last:1"))
     filled = []

@@ -4,14 +4,16 @@ import dataclasses
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from lorchestra.config.run import RegularizeConfig, TrainConfig
+from lorchestra.config.run import RegularizeConfig
 from lorchestra.errors import ConfigError
 from lorchestra.models.init import member_seed
 from lorchestra.models.peft_files import adapter_tensors, load_member, save_members
-from lorchestra.training.members import bootstrap, check_members
+from lorchestra.training.members import all_but_one_fold, bootstrap
+from lorchestra.training.sampler import MemberSampler
 
 
 def with_settings(member, adapter=None, **fields):
@@ -253,6 +255,36 @@ def test_a_bootstrap_is_a_function_of_its_names():
     assert len(set(drawn)) == pytest.approx(1000 * (1 - 1 / math.e), abs=4.5 * 0.31 * math.sqrt(1000))
 
 
+@pytest.mark.parametrize(("num_rows", "num_folds"), [(12, 3), (11, 3), (5, 5), (100, 7)])
+def test_folds_are_disjoint_and_equally_large(num_rows, num_folds):
+    """The remaining rows are in no fold."""
+    every = set(range(num_rows))
+    kept = [all_but_one_fold([1] * num_rows, fold, num_folds, 3) for fold in range(num_folds)]
+    left_out = [every - set(rows) for rows in kept]
+    assert all(list(rows) == sorted(set(rows)) for rows in kept)
+    assert [len(fold) for fold in left_out] == [num_rows // num_folds] * num_folds
+    assert len(set.union(*left_out)) == num_rows // num_folds * num_folds
+    assert all_but_one_fold([1] * num_rows, 0, num_folds, 3) == kept[0]
+    if num_rows == 100:
+        assert all_but_one_fold([1] * num_rows, 0, num_folds, 4) != kept[0]
+
+
+def test_rows_of_a_unit_are_in_one_fold():
+    sizes = [1, 3, 2, 1, 4, 2, 2, 1]
+    ends = np.cumsum(sizes)
+    units = [set(range(end - size, end)) for end, size in zip(ends, sizes, strict=True)]
+    left_out = [set(range(16)) - set(all_but_one_fold(sizes, fold, 4, 0)) for fold in range(4)]
+    assert set.union(*left_out) == set(range(16))
+    for rows in left_out:
+        assert sum(unit <= rows for unit in units) == 2
+        assert all(unit <= rows or not unit & rows for unit in units)
+
+
+def test_fewer_rows_than_folds_are_refused(make_settings):
+    with pytest.raises(ConfigError, match=r"adapt\.order: folds needs a training row for each of 3 members .* are 2;"):
+        make_settings(order="folds", num_rows=2)
+
+
 def test_a_member_sees_its_rows_once_per_epoch_including_repeats(make_trainer, make_settings):
     plain = make_settings()
     rows = (0, 0, 0, 0, 3, 3, 5, 6, 7, 8, 9, 11)
@@ -314,9 +346,9 @@ def test_a_members_settings_out_of_range_are_refused_with_its_number(make_traine
         make_trainer(settings=(plain[0], with_settings(plain[1], **fields)))
 
 
-def test_members_without_rows_are_refused(make_settings):
+def test_members_without_rows_are_refused(make_settings, make_rows):
     with pytest.raises(ConfigError, match=r"rows: .* have 0"):
-        check_members(TrainConfig(), [with_settings(member, rows=()) for member in make_settings()], 12)
+        MemberSampler([with_settings(member, rows=()) for member in make_settings()], make_rows(12), 4)
 
 
 def test_settings_of_other_adapters_than_the_models_are_refused(make_trainer, make_settings):

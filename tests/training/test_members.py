@@ -111,6 +111,25 @@ def test_bootstrap_draws_different_rows_for_each_member(make_trainer, seed_as):
     assert sorted(rows_seen(make_trainer(members=1, order="bootstrap"), 0, 0)) == seen[2]
 
 
+def test_each_member_leaves_out_its_fold(make_trainer, make_rows):
+    """Of 11 rows and 3 members: folds of 3 rows and two rows in none, so that all members have two steps of 4."""
+    rows = make_rows(11), make_rows(7, seed=1)
+    trainer = make_trainer(order="folds", rows=rows, train={"batch_size": 4})
+    assert trainer.steps_per_epoch == 2
+    left_out = []
+    for m in range(3):
+        first, second = (rows_seen(trainer, m, epoch) for epoch in range(2))
+        assert first != second
+        assert sorted(first) == sorted(second)
+        assert len(set(first)) == len(first) == 8
+        left_out.append(set(range(11)) - set(first))
+    assert len(set.union(*left_out)) == 9
+    alone = make_trainer(order="folds", rows=rows, members=1, train={"batch_size": 4})
+    assert sorted(rows_seen(alone, 0, 0)) == list(range(11))
+    other = make_trainer(order="folds", rows=rows, train={"batch_size": 4, "seed": 1})
+    assert set(range(11)) - set(rows_seen(other, 0, 0)) != left_out[0]
+
+
 @pytest.mark.parametrize("switch", [{"order": "same"}, {"same_init": True}])
 def test_either_source_alone_makes_members_differ(make_trainer, train, switch):
     values = train(make_trainer(**switch)).model.adapters.values

@@ -23,7 +23,7 @@ SETTINGS = {
     },
     "early stopping": {"train": {"lr": 0.04, "epochs": 6, "patience": 1, "schedule": "constant"}},
     "trunk": {"depth": 3, "layers": "last:1", "dropout": 0.2, "kind": "texts", "regularize": {"kl_beta": 0.3}},
-    "trunk, letters": {"depth": 3, "layers": "last:1"},
+    "trunk, folds": {"depth": 3, "layers": "last:1", "order": "folds"},
     "heads, bootstrap": {"kind": "heads", "depth": 3, "layers": "last:1", "order": "bootstrap"},
     "PiSSA": {
         **{"kind": "texts", "init_lora_weights": "pissa", "dropout": 0.2},

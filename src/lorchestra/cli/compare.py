@@ -20,7 +20,8 @@ class CompareArguments(RunConfig):
 
     Methods: zero_shot, few_shot, tfidf and frozen (logistic regression on words, or on the base's hidden states),
     one_lora, lora_ensemble, mc_dropout, high_rank (one LoRA of M times the rank), long_training (one LoRA trained M
-    times as long), soup, snapshot, last_layer, swag, laplace, batch_ensemble. Append +temperature or +contextual to
+    times as long), soup, snapshot, last_layer, swag, laplace, blob (a Gaussian over A, by variational
+    inference), batch_ensemble. Append +temperature or +contextual to
     calibrate one: one_lora+temperature. Wrappers share the fit of the method they wrap.
     Settings of a method (docs/design/methods.md) follow after colons, and a method may be listed several times:
     mc_dropout:dropout=0.2,laplace,laplace:layers=last:structure=full+temperature.

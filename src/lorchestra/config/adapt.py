@@ -66,10 +66,11 @@ class AdaptConfig:
     """Dropout on the adapter's input in training, in [0, 1)."""
     same_init: bool = False
     """Give all members the same initial A (ablation: members then differ by data order only)."""
-    order: Literal["own", "same", "bootstrap"] = "own"
+    order: Literal["own", "same", "bootstrap", "folds"] = "own"
     """Training rows: own (all rows, in a separate order per member), same (one order for all
     members; ablation: members then differ by initialization only), bootstrap (each member draws
-    as many rows with replacement: bagging)."""
+    as many rows with replacement: bagging), folds (each leaves out one of M disjoint parts of
+    the rows, drawn by the run seed: cross-validation; one member alone leaves out nothing)."""
 
     ALIASES: ClassVar[Mapping[str, str]] = MappingProxyType(
         {"lora_dropout": "dropout", "layers_to_transform": "layers"}
@@ -130,8 +131,8 @@ def check_adapt(adapt: AdaptConfig) -> None:
     for name, value in {"members": adapt.members, "r": adapt.r}.items():
         if value > _MOST:
             raise ConfigError(f"adapt.{name}: {value} is more than {_MOST}")
-    if adapt.order not in ("own", "same", "bootstrap"):
-        raise ConfigError(f"adapt.order: {adapt.order!r} is not own, same or bootstrap")
+    if adapt.order not in ("own", "same", "bootstrap", "folds"):
+        raise ConfigError(f"adapt.order: {adapt.order!r} is not own, same, bootstrap or folds")
     if not 0 <= adapt.dropout < 1:
         raise ConfigError(f"adapt.dropout: {adapt.dropout} is not in [0, 1)")
     if not 0 < adapt.init_scale < math.inf:

@@ -41,8 +41,8 @@ class Config:
 class FastWeights:
     """Maps shared and fast weights to the members' adapters.
 
-    A flat vector theta `[Q]` holds the shared adapter `[P]`, then per member the fast weights of every module: r `[I]`
-    and s `[O]`.
+    A flat vector theta `[Q]` holds the shared adapter `[P]`, with its classification head if there is one, then per
+    member the fast weights of every module: r `[I]` and s `[O]`. The head is the same for all members.
     """
 
     def __init__(self, adapters: StackedAdapters) -> None:
@@ -62,7 +62,8 @@ class FastWeights:
             B = adapters.view(shared_P, piece, "B") * fast_MF[:, middle:end, None]
             pieces += [A.flatten(1), B.flatten(1)]
             start = end
-        return torch.cat(pieces, dim=1)
+        head = shared_P[adapters.slices[-1].stop :]  # empty without heads
+        return torch.cat([*pieces, head.expand(adapters.num_members, -1)], dim=1)
 
     def initial(self, seed: int, config: Config) -> Tensor:
         """Theta with the first member's adapter as the shared one and random fast weights."""
@@ -90,6 +91,13 @@ class FastWeightsAdamW(MemberAdamW):
         is_B[: weights.num_shared] = plain.is_B
         self.inner = MemberAdamW(self.theta, is_B, plain.weight_decay_b[:1], betas=plain.betas, eps=plain.eps)
         self.values.copy_(weights.expand(theta_Q))
+
+    @torch.no_grad()
+    def take_head(self) -> None:
+        """Share the first member's classification head, which has its initial values by now."""
+        stop = self.weights.adapters.slices[-1].stop
+        self.theta[0, stop : self.weights.num_shared] = self.values[0, stop:]
+        self.values.copy_(self.weights.expand(self.theta[0]))
 
     def pull(self, grad_MP: Tensor) -> Tensor:
         """The gradient of the members' mean loss with respect to theta, `[Q]`, from the members' gradients."""
@@ -147,7 +155,9 @@ def fit(context: MethodContext, config: Config) -> Fitted:
     unclipped = changed(context.config, train={"clip_norm": 0.0})
     training = start_training(context, meter, unclipped, make_optimizer=make_optimizer)
     best = BestTogether(context, training)
-    train_steps(context, training, best.after_step)
+    optimizer = training.trainer.optimizer
+    assert isinstance(optimizer, FastWeightsAdamW)
+    train_steps(context, training, best.after_step, after_prepare=optimizer.take_head)
     best.restore()
     weights = FastWeights(training.pipeline.model.adapters)
     num_parameters = weights.num_shared + context.members * weights.num_fast

@@ -83,7 +83,7 @@ class Cost:
     """Wall time of the fit, without loading the base."""
     peak_bytes: int
     """Most memory during the fit (of the process; on CUDA, of the GPU). Methods whose draws become members (`swag`,
-    `snapshot`, `laplace`) hold M adapters with their optimizer state from the start, though they train one."""
+    `snapshot`, `laplace`, `blob`) hold M adapters with their optimizer state from the start, though they train one."""
     parameters: int
     """Numbers stored beside the base."""
     predict_base_passes: float

@@ -1,5 +1,7 @@
 """Last-layer ensemble: members share the adapters of all layers except the last adapted one, and train together.
 
+Classification heads are member-specific, as the last layer is.
+
 The shared adapters are updated with the mean of the members' gradients, each on its data order. Training and prediction
 cost as much as the full ensemble's; only the number of parameters is smaller.
 """

@@ -13,6 +13,7 @@ from lorchestra.config.mappings import check_magnitudes, from_mapping, parse_val
 from lorchestra.errors import ConfigError, did_you_mean
 from lorchestra.methods import (
     batch_ensemble,
+    blob,
     contextual,
     few_shot,
     frozen,
@@ -75,6 +76,7 @@ METHODS: dict[str, Method] = {
     "last_layer": Method("M members that share all adapters but the last layer's", last_layer.Config, last_layer.fit),
     "swag": Method("M draws from a Gaussian fitted to the iterates of one LoRA", swag.Config, swag.fit),
     "laplace": Method("draws from a Laplace approximation around one LoRA", laplace.Config, laplace.fit),
+    "blob": Method("draws from a Gaussian over A, trained by variational inference (BLoB)", blob.Config, blob.fit),
     "batch_ensemble": Method(
         "M members that share one adapter up to rank-1 fast weights", batch_ensemble.Config, batch_ensemble.fit
     ),

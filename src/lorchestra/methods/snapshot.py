@@ -9,7 +9,14 @@ import torch
 
 from lorchestra.errors import ConfigError
 from lorchestra.methods.contract import Fitted, Meter, MethodContext
-from lorchestra.methods.training import check_rate, fitted_members, only_first_member, start_training, train_steps
+from lorchestra.methods.training import (
+    check_rate,
+    fitted_members,
+    of_one_lora,
+    only_first_members,
+    start_training,
+    train_steps,
+)
 from lorchestra.nn.schedules import CyclicCosine, Schedule
 from lorchestra.training.members import MemberSettings
 
@@ -36,8 +43,8 @@ def fit(context: MethodContext, config: Config) -> Fitted:
     def make_schedules(settings: Sequence[MemberSettings], num_steps: int) -> list[Schedule]:
         return [CyclicCosine(peak, num_steps, "cosine", 0.0, cycles=context.members) for _ in settings]
 
-    training = start_training(context, meter, context.config, make_schedules=make_schedules)
-    only_first_member(training)
+    training = start_training(context, meter, of_one_lora(context.config), make_schedules=make_schedules)
+    only_first_members(training)
     trainer = training.trainer
     if trainer.num_steps < context.members:
         raise ConfigError(

@@ -11,7 +11,14 @@ import torch
 from lorchestra.errors import ConfigError
 from lorchestra.methods.contract import Fitted, Meter, MethodContext
 from lorchestra.methods.posterior import SwagMoments
-from lorchestra.methods.training import check_rate, fitted_members, only_first_member, start_training, train_steps
+from lorchestra.methods.training import (
+    check_rate,
+    fitted_members,
+    of_one_lora,
+    only_first_members,
+    start_training,
+    train_steps,
+)
 from lorchestra.nn.schedules import Schedule, ThenConstant
 from lorchestra.nn.seeding import generator
 from lorchestra.training.members import MemberSettings
@@ -53,8 +60,8 @@ def fit(context: MethodContext, config: Config) -> Fitted:
             for one in member_schedules(settings, num_steps)
         ]
 
-    training = start_training(context, meter, context.config, make_schedules=make_schedules)
-    only_first_member(training)
+    training = start_training(context, meter, of_one_lora(context.config), make_schedules=make_schedules)
+    only_first_members(training)
     trainer = training.trainer
     first = int(config.start * trainer.num_steps)
     steps = _collected(first, trainer.num_steps, config.iterates)

@@ -16,6 +16,7 @@ from lorchestra.errors import ConfigError, TrainingError
 from lorchestra.inference.pipeline import Pipeline
 from lorchestra.inference.predict import MemberPass, member_passes, predict_rows
 from lorchestra.methods.contract import Fitted, Meter, MethodContext, Predictor, Progress
+from lorchestra.metrics.predictive import FloatArray, IntArray
 from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.models.patching import decoder_layers
 from lorchestra.planning.estimate import prediction_base_passes, training_base_passes
@@ -53,6 +54,11 @@ def changed(config: RunConfig, *, adapt: Json | None = None, train: Json | None 
         adapt=dataclasses.replace(config.adapt, **(adapt or {})),
         train=dataclasses.replace(config.train, **(train or {})),
     )
+
+
+def of_one_lora(config: RunConfig) -> RunConfig:
+    """The configuration of one LoRA in a stack of M: with `adapt.order: folds` it sees all rows, as `one_lora` does."""
+    return changed(config, adapt={"order": "own"}) if config.adapt.order == "folds" else config
 
 
 def start_training(
@@ -101,10 +107,17 @@ def train_members(context: MethodContext, meter: Meter, config: RunConfig) -> tu
     return training, members
 
 
-def train_steps(context: MethodContext, training: MethodTraining, after_step: Callable[[int], None]) -> None:
+def train_steps(
+    context: MethodContext,
+    training: MethodTraining,
+    after_step: Callable[[int], None],
+    after_prepare: Callable[[], None] | None = None,
+) -> None:
     """Take all steps of a training without its evaluations; `after_step` is called with the number of steps done.
 
     For methods whose members share parameters or are points on one path: a best copy of each would tear them apart.
+    `after_prepare` is called before the first step, when the members' classification heads, if any, have their initial
+    values.
 
     Raises:
         TrainingError: a member failed.
@@ -112,6 +125,8 @@ def train_steps(context: MethodContext, training: MethodTraining, after_step: Ca
     """
     trainer = training.trainer
     trainer.prepare()
+    if after_prepare is not None:
+        after_prepare()
     while trainer.state.step < trainer.num_steps:
         if not trainer.step():
             raise Interrupted
@@ -140,9 +155,9 @@ def check_rate(context: MethodContext, factor: float, name: str) -> None:
         raise ConfigError(f"{name}: with train.lr times {factor:g}, {error}") from error
 
 
-def only_first_member(training: MethodTraining) -> None:
-    """Let the first member alone be trained; the other rows of the bank wait for values that come of it."""
-    for member in training.trainer.state.members[1:]:
+def only_first_members(training: MethodTraining, number: int = 1) -> None:
+    """Train only this many members; the other rows of the stack wait for values that come of theirs."""
+    for member in training.trainer.state.members[number:]:
         member.status = "stopped"
 
 
@@ -153,8 +168,8 @@ def train_first_member(context: MethodContext, meter: Meter, config: RunConfig) 
         TrainingError: it failed.
         Interrupted: the setting asked to stop.
     """
-    training = start_training(context, meter, config)
-    only_first_member(training)
+    training = start_training(context, meter, of_one_lora(config))
+    only_first_members(training)
     trainer = training.trainer
     trainer.run(lambda: None)
     first = trainer.state.members[0]
@@ -163,6 +178,34 @@ def train_first_member(context: MethodContext, meter: Meter, config: RunConfig) 
     with torch.no_grad():
         training.values.copy_(trainer.final_values()[:1].expand_as(training.values).clone())
     return training
+
+
+def evaluation_is_due(training: MethodTraining, step: int) -> bool:
+    """Whether a method that keeps the best epoch evaluates after this many steps: at the end of an epoch."""
+    return training.trainer.config.keep == "best" and step % training.trainer.steps_per_epoch == 0
+
+
+def validation_log_probs(
+    context: MethodContext, training: MethodTraining, members: Sequence[int], step: int
+) -> tuple[FloatArray, IntArray]:
+    """Log-probabilities `[M, E, C]` of the validation rows under some members after a step, and the answers `[E]`.
+
+    Raises:
+        TrainingError: a member's NLL is not finite.
+        Interrupted: the setting asked to stop.
+    """
+    trainer = training.trainer
+    rows = trainer.rows.val
+    progress = context.progress("validation", len(rows))
+    log_probs_MEC = predict_rows(
+        trainer.model, rows, member_passes(members), trainer.token_budget, trainer.precomputed.val, progress
+    )
+    answers_E = np.array([row.answer for row in rows])
+    for m, one_EC in zip(members, log_probs_MEC, strict=True):
+        if what := validation_failure(float(-one_EC[np.arange(len(rows)), answers_E].mean())):
+            trainer.state.fail(m, step, what)
+    _refuse_failed(training)
+    return log_probs_MEC, answers_E
 
 
 class BestTogether:
@@ -180,20 +223,11 @@ class BestTogether:
 
     def after_step(self, step: int) -> None:
         """Evaluate where an epoch has ended."""
-        trainer = self.training.trainer
-        if trainer.config.keep == "last" or step % trainer.steps_per_epoch:
+        if not evaluation_is_due(self.training, step):
             return
-        rows = trainer.rows.val
-        passes = member_passes(range(trainer.model.num_members))
-        tell = self.context.progress("validation", len(rows))
-        found = predict_rows(trainer.model, rows, passes, trainer.token_budget, trainer.precomputed.val, tell)
-        answers = np.array([row.answer for row in rows])
-        losses_ME = -found[:, np.arange(len(rows)), answers]
-        for m, mean in enumerate(losses_ME.mean(axis=1).tolist()):
-            if what := validation_failure(mean):
-                trainer.state.fail(m, step, what)
-        _refuse_failed(self.training)
-        nll = float(losses_ME.mean())
+        members = range(self.training.trainer.model.num_members)
+        log_probs_MEC, answers_E = validation_log_probs(self.context, self.training, members, step)
+        nll = float(-log_probs_MEC[:, np.arange(len(answers_E)), answers_E].mean())
         if nll < self.nll:
             self.nll, self.kept = nll, self.training.values.clone()
 
@@ -205,12 +239,13 @@ class BestTogether:
 
 
 def last_layer_columns(model: EnsembleModel) -> Tensor:
-    """Which columns of the bank belong to the last adapted layer, bool `[P]`."""
+    """Columns of the adapters of the last adapted layer, and of the classification heads behind it, bool `[P]`."""
     inside = {id(module) for module in decoder_layers(model.model)[model.layers[-1]].modules()}
     columns = torch.zeros_like(model.adapters.is_B)
     for piece in model.adapters.slices:
         if id(model.model.get_submodule(piece.name)) in inside:
             columns[piece.start : piece.stop] = True
+    columns[model.adapters.slices[-1].stop :] = True  # empty without heads
     return columns
 
 

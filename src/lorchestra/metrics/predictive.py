@@ -25,7 +25,7 @@ TIE = 1e-12
 """Confidences closer than this are equal: rounding must not decide an order or a bin."""
 
 
-def _log_mean_exp(values: FloatArray, axis: int) -> FloatArray:
+def log_mean_exp(values: FloatArray, axis: int) -> FloatArray:
     """log(mean(exp(values))) along one axis; -inf where every entry is -inf.
 
     The mean is taken inside the logarithm, so that the average of equal values is that value to the last bit.
@@ -39,7 +39,7 @@ def _log_mean_exp(values: FloatArray, axis: int) -> FloatArray:
 
 def log_softmax(scores_EC: FloatArray) -> FloatArray:
     """Log-softmax over the last axis, `[E, C]` to `[E, C]`; each row must have a finite entry."""
-    return np.asarray(scores_EC - (_log_mean_exp(scores_EC, axis=-1) + np.log(scores_EC.shape[-1]))[..., None])
+    return np.asarray(scores_EC - (log_mean_exp(scores_EC, axis=-1) + np.log(scores_EC.shape[-1]))[..., None])
 
 
 def mixture_log_probs(log_probs_MEC: FloatArray) -> FloatArray:
@@ -50,7 +50,7 @@ def mixture_log_probs(log_probs_MEC: FloatArray) -> FloatArray:
 
     Source: arXiv 2310.00035, the ensemble's predictive distribution.
     """
-    return _log_mean_exp(np.sort(log_probs_MEC, axis=0), axis=0)
+    return log_mean_exp(np.sort(log_probs_MEC, axis=0), axis=0)
 
 
 def mean_of_logits(log_probs_MEC: FloatArray) -> FloatArray:

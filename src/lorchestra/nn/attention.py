@@ -31,6 +31,9 @@ from lorchestra.nn.layout import CacheKey, Packing, SegmentGroup
 
 _LONG = 1024
 """Keys from which on a segment behind a shorter context is computed by a causal kernel."""
+_SHORT = 512
+"""Longest segment up to which training in half precision on a CPU computes attention in float32."""
+_HALF_PRECISION = (torch.bfloat16, torch.float16)
 _MAX_HEAD_DIM, _ALIGNMENT = 256, 8
 """The variable-length kernel supports head dimensions up to the one that are multiples of the other."""
 _HAS_ENABLE_GQA = "enable_gqa" in inspect.signature(varlen_attn).parameters
@@ -137,6 +140,10 @@ def packed_attention(
     """
     if batched is None and scores.is_standard and _supports_varlen(query, value):
         return varlen_attention(query, key, value, packing, scores, cached=cached)
+    if _is_faster_in_float32(query, packing):
+        full = {which: (k.float(), v.float()) for which, (k, v) in (cached or {}).items()}
+        out = packed_attention(query.float(), key.float(), value.float(), packing, scores, batched=batched, cached=full)
+        return out.to(query.dtype)
     groups = query.shape[1] // key.shape[1]
     # On a CPU, torch's attention supports grouped heads without repeated keys and values. Not every CUDA kernel does,
     # nor do the explicit products.
@@ -153,6 +160,20 @@ def packed_attention(
         return _in_packed_order(one_by_one, _attend_buckets(query, key, value, packing, scores.scale), packing)
     indices = range(len(packing.merged_segments))
     return torch.cat(_attend_segments(query, key, value, packing, scores, indices, cached or {}), dim=2)
+
+
+def _is_faster_in_float32(query: Tensor, packing: Packing) -> bool:
+    """Whether attention in half precision is computed in float32, which is also more exact.
+
+    The backward pass of the CPU's kernel costs some 0.4 ms more per segment in bfloat16, whatever the length: five
+    times as much at 12 tokens, the same at 300, less at 1,000.
+    """
+    return (
+        query.device.type == "cpu"
+        and query.dtype in _HALF_PRECISION
+        and query.requires_grad
+        and max(segment.stop - segment.start for segment in packing.merged_segments) <= _SHORT
+    )
 
 
 def _attend_segments(
@@ -273,7 +294,7 @@ def _supports_varlen(query: Tensor, value: Tensor) -> bool:
     head_dim = query.shape[-1]
     return (
         query.is_cuda
-        and query.dtype in (torch.bfloat16, torch.float16)
+        and query.dtype in _HALF_PRECISION
         and head_dim == value.shape[-1]
         and head_dim <= _MAX_HEAD_DIM
         and head_dim % _ALIGNMENT == 0

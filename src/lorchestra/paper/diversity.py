@@ -44,9 +44,11 @@ def randomness_of(settings: Settings) -> str:
         (False, "own"): "both",
         (False, "same"): "initialization only",
         (False, "bootstrap"): "both and bootstrap",
+        (False, "folds"): "both and folds",
         (True, "own"): "shuffling only",
         (True, "same"): "neither",
         (True, "bootstrap"): "bootstrap only",
+        (True, "folds"): "shuffling and folds",
     }[same_init, str(settings.get("adapt.order", "own"))]
 
 

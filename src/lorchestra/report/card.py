@@ -23,6 +23,8 @@ from lorchestra.types import Json
 
 QUESTIONS_FILE = "questions.json"
 """The name of an export's file with typed questions."""
+_ROWS = {"bootstrap": "draw of the rows, with replacement", "folds": "part of the rows left out"}
+"""What differs between members by `adapt.order`; otherwise the order of the rows."""
 _LICENSE_NOTE = "# license: yours to choose; write it here. The base's license may restrict the choice\n"
 
 
@@ -118,7 +120,7 @@ def _training(record: Json, config: RunConfig, splits: Json, questions: Sequence
     if all(member["state"] == "imported" for member in record["members"]):
         yield f"The adapters (rank up to {adapt.r} on {maps}) were trained elsewhere and imported."
     else:
-        rows = "draw of the rows, with replacement" if adapt.order == "bootstrap" else "order of the rows"
+        rows = _ROWS.get(adapt.order, "order of the rows")
         shared = {"initialization": adapt.shares_init, rows: adapt.order == "same"}
         specific = [name for name, is_shared in shared.items() if not is_shared]
         if specific and len(record["members"]) > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -12,7 +13,7 @@ import torch
 from lorchestra.config.run import RegularizeConfig, RunConfig, TrainConfig, check_init, check_training
 from lorchestra.errors import ConfigError
 from lorchestra.models.init import AdapterSettings, make_adapter_settings, member_seed
-from lorchestra.nn.seeding import generator
+from lorchestra.nn.seeding import generator, permutation
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,16 @@ class MemberSettings:
     regularize: RegularizeConfig = dataclasses.field(default_factory=RegularizeConfig)
     """Its regularizers."""
     rows: tuple[int, ...] | None = None
-    """Indices of its training rows, each used once per epoch and possibly repeated (see `bootstrap`); None for all."""
+    """Indices of its training rows, each used once per epoch and possibly repeated (see `bootstrap` and
+    `all_but_one_fold`); None for all."""
 
 
 def member_settings(
-    config: RunConfig, num_rows: int, adapters: Sequence[AdapterSettings] | None = None
+    config: RunConfig,
+    num_rows: int,
+    adapters: Sequence[AdapterSettings] | None = None,
+    *,
+    unit_sizes: Sequence[int] | None = None,
 ) -> tuple[MemberSettings, ...]:
     """Settings of the M members of an ensemble, which differ only by their seeds and what is drawn from them.
 
@@ -57,8 +63,22 @@ def member_settings(
         config: configuration of the ensemble.
         num_rows: number of training rows.
         adapters: adapter settings of a model's members; by default made from `config`.
+        unit_sizes: numbers of consecutive rows that stay together (see `sampler.units_of`); by default, each is alone.
+
+    Raises:
+        ConfigError: fewer units than folds.
     """
     adapt, train = config.adapt, config.train
+    adapters = make_adapter_settings(adapt, train.seed) if adapters is None else adapters
+    sizes = [1] * num_rows if unit_sizes is None else unit_sizes
+
+    def rows(m: int) -> tuple[int, ...] | None:
+        if adapt.order == "bootstrap":
+            return bootstrap(num_rows, member_seed(train.seed, m))
+        if adapt.order == "folds" and len(adapters) > 1:
+            return all_but_one_fold(sizes, m, len(adapters), train.seed)
+        return None
+
     return tuple(
         MemberSettings(
             adapter=adapter,
@@ -70,9 +90,9 @@ def member_settings(
             clip_norm=train.clip_norm,
             patience=train.patience,
             regularize=config.regularize,
-            rows=bootstrap(num_rows, member_seed(train.seed, m)) if adapt.order == "bootstrap" else None,
+            rows=rows(m),
         )
-        for m, adapter in enumerate(make_adapter_settings(adapt, train.seed) if adapters is None else adapters)
+        for m, adapter in enumerate(adapters)
     )
 
 
@@ -85,8 +105,29 @@ def bootstrap(num_rows: int, *names: int | str) -> tuple[int, ...]:
     return tuple(torch.randint(num_rows, (num_rows,), generator=source).sort().values.tolist())
 
 
+def all_but_one_fold(unit_sizes: Sequence[int], fold: int, num_folds: int, *names: int | str) -> tuple[int, ...]:
+    """Ascending indices of the rows outside one of `num_folds` disjoint folds, which are a function of `names`.
+
+    A fold has `len(unit_sizes) // num_folds` units; the remaining ones are in no fold, so that members have equally
+    many units, and thus steps. Rows of one unit are in one fold.
+
+    Raises:
+        ConfigError: fewer units than folds.
+    """
+    size = len(unit_sizes) // num_folds
+    if size == 0:
+        raise ConfigError(
+            f"adapt.order: folds needs a training row for each of {num_folds} members (typed questions about one state"
+            f" count as one), but there are {len(unit_sizes)}; use fewer members, or another order"
+        )
+    left_out = set(permutation(len(unit_sizes), *names, "folds")[fold * size : (fold + 1) * size])
+    ends = itertools.accumulate(unit_sizes)
+    units = [range(end - size, end) for end, size in zip(ends, unit_sizes, strict=True)]
+    return tuple(row for u, unit in enumerate(units) if u not in left_out for row in unit)
+
+
 def check_members(train: TrainConfig, settings: Sequence[MemberSettings], num_rows: int) -> None:
-    """Refuse member settings that are invalid, alone or together in one pass.
+    """Refuse member settings that are invalid.
 
     Args:
         train: the shared settings.
@@ -96,7 +137,6 @@ def check_members(train: TrainConfig, settings: Sequence[MemberSettings], num_ro
     Raises:
         ConfigError: names the member, the field and its value.
     """
-    step_counts = set()
     for m, member in enumerate(settings):
         member_train = dataclasses.replace(
             train,
@@ -115,12 +155,6 @@ def check_members(train: TrainConfig, settings: Sequence[MemberSettings], num_ro
         outside = [index for index in indices if not 0 <= index < num_rows]
         if outside:
             raise ConfigError(f"member {m}: rows: {outside[0]} is not the index of one of the {num_rows} training rows")
-        step_counts.add(steps_per_epoch(train.batch_size, len(indices)))
-    if len(step_counts) > 1 or 0 in step_counts:
-        raise ConfigError(
-            "rows: members of one pass need the same number of steps per epoch, but these have"
-            f" {', '.join(map(str, sorted(step_counts)))}; give each the same number of rows, one or more"
-        )
 
 
 def steps_per_epoch(batch_size: int, num_rows: int) -> int:

@@ -40,7 +40,7 @@ from lorchestra.training.objective import (
     vocabulary_rows,
 )
 from lorchestra.training.precompute import Precomputed, TrainingRows, precompute
-from lorchestra.training.sampler import MemberSampler
+from lorchestra.training.sampler import MemberSampler, unit_sizes
 from lorchestra.types import EncodedExample
 
 MakeOptimizer = Callable[[EnsembleModel, Sequence[MemberSettings]], MemberAdamW]
@@ -71,7 +71,8 @@ class Trainer:
         group: the processes that the members are split over.
 
     Raises:
-        ConfigError: a setting is out of range, such as `lr * weight_decay_b >= 1`.
+        ConfigError: a setting is out of range, such as `lr * weight_decay_b >= 1`, or members have different numbers of
+            steps.
     """
 
     def __init__(
@@ -410,7 +411,7 @@ def make_trainer(
     `train` and every method that trains adapters start here; see `Trainer` for the arguments.
     """
     adapters = model.adapter_settings if group.size == 1 else None
-    settings = member_settings(config, len(rows.train), adapters)
+    settings = member_settings(config, len(rows.train), adapters, unit_sizes=unit_sizes(rows.train))
     return Trainer(
         model,
         rows,

@@ -43,6 +43,7 @@ NAMES = {
     "last_layer": "members that share all but the last layer",
     "swag": "SWAG",
     "laplace": "Laplace",
+    "blob": "BLoB, variational LoRA",
     "batch_ensemble": "BatchEnsemble",
 }
 """Names of methods for people, in the order of the page; others follow by name."""

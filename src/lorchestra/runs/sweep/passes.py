@@ -93,7 +93,9 @@ def _digests(rows: RunRows) -> dict[str, str]:
 
 
 def _shared_settings(config: RunConfig) -> Json:
-    return {
+    settings = {
         group: {name: value for name, value in values.items() if name not in MEMBER_SETTINGS.get(group, ())}
         for group, values in to_mapping(config).items()
     }
+    # members without a fold of the rows have fewer steps, the fewer folds there are
+    return settings | {"folds": config.adapt.members if config.adapt.order == "folds" else 1}

@@ -29,6 +29,7 @@ from lorchestra.store.schema import read_json
 from lorchestra.training.callbacks import Callback, CallbackList
 from lorchestra.training.checkpoint import TrainState
 from lorchestra.training.members import member_settings
+from lorchestra.training.sampler import unit_sizes
 from lorchestra.training.trainer import Trainer
 from lorchestra.types import Example
 
@@ -96,7 +97,8 @@ def train_pack(
     ]
     joint = dataclasses.replace(configs[0], adapt=dataclasses.replace(configs[0].adapt, members=len(adapter_settings)))
     pipeline, resolved, rows = prepare_training(_with_saved_frame(joint, directory), pack.rows, adapter_settings)
-    settings = [member for config in configs for member in member_settings(config, len(rows.train))]
+    sizes = unit_sizes(rows.train)
+    settings = [member for config in configs for member in member_settings(config, len(rows.train), unit_sizes=sizes)]
     resuming = directory.resume.exists()
     if not resuming:
         atomic_write_json(directory.inside(_FRAME), to_mapping(resolved.data.prompt.frame))
