@@ -10,9 +10,10 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
+from types import MappingProxyType
 
 _PRELOAD = (
     "lorchestra.cli.main",
@@ -31,24 +32,31 @@ _PRELOAD = (
 _OPERATIONS = ("open", "os.rename", "os.remove", "os.mkdir", "os.truncate")
 
 
-def _context() -> ForkServerContext:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(_PRELOAD))
-    return context
+def context() -> ForkServerContext:
+    """The context whose processes are forked from the server."""
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(list(_PRELOAD))
+    return server
 
 
 class Command:
     """A running `lorchestra` command; a context manager that kills it at the end."""
 
-    def __init__(self, *arguments: object, directory: Path, last_operation: tuple[Path, int] | None = None) -> None:
-        """Start it, with its output in files in `directory`.
+    def __init__(
+        self,
+        *arguments: object,
+        directory: Path,
+        last_operation: tuple[Path, int] | None = None,
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """Start it, with its output in files in `directory`, and with more variables in its `environment`.
 
         With `last_operation`, a directory and a number n, it is killed before the n-th file operation there.
         """
         streams = [directory / name for name in ("stdout.txt", "stderr.txt")]
         self._out, self._err = streams
-        self._process: ForkServerProcess = _context().Process(
-            target=_run, args=([*map(str, arguments)], streams, last_operation)
+        self._process: ForkServerProcess = context().Process(
+            target=_run, args=([*map(str, arguments)], streams, last_operation, dict(environment))
         )
         self._process.start()
 
@@ -103,7 +111,13 @@ class Command:
         self._process.kill()
 
 
-def _run(arguments: list[str], streams: list[Path], last_operation: tuple[Path, int] | None) -> None:
+def _run(
+    arguments: list[str],
+    streams: list[Path],
+    last_operation: tuple[Path, int] | None,
+    environment: dict[str, str],
+) -> None:
+    os.environ.update(environment)
     for number, path in enumerate(streams, 1):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(descriptor, number)

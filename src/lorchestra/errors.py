@@ -99,3 +99,23 @@ class TrainingError(LorchestraError):
     """Training failed: no member is left, or a check did not pass."""
 
     exit_code = 1
+
+
+class LostProcessError(LorchestraError):
+    """Another process of a distributed training has ended or does not answer."""
+
+    exit_code = 1
+
+
+class ReportedError(LorchestraError):
+    """An error in several processes of a training, or the consequence of one in another process, which reports it."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, exit_code: int = exit_code) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class Interrupted(Exception):  # noqa: N818 - an event, not an error
+    """A callback requested a stop; a training stops after a whole optimizer step."""

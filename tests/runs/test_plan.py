@@ -103,7 +103,7 @@ def test_what_does_not_fit_comes_with_remedies(run_config, texts_csv, tmp_path, 
 def settled(run_config, texts_csv, on_log):
     """The budget that a configuration gets, and the messages."""
 
-    def settle(**settings):
+    def settle(sharing=1, **settings):
         config = run_config(texts_csv(), **settings)
         rows = read_rows(config.data, 0)
         train = rows.task.splits["train"]
@@ -111,7 +111,7 @@ def settled(run_config, texts_csv, on_log):
         messages = []
         on_log(messages.append)
         encoded = [pipeline.encode(rows.task.splits[split]).rows for split in ("train", "val")]
-        return settle_budget(config, pipeline, TrainingRows(*encoded)), messages
+        return settle_budget(config, pipeline, TrainingRows(*encoded), sharing), messages
 
     return settle
 
@@ -149,6 +149,13 @@ def test_less_memory_gives_a_smaller_budget_down_to_the_longest_row(settled, fre
     assert f"token budget of {budget}, the longest row" in messages[0]
     free_memory(2_000_000)
     assert settled(train={"gradient_checkpointing": True})[0] > budgets[-1]
+
+
+def test_processes_on_one_machine_share_its_free_memory(settled, free_memory):
+    free_memory(8_000_000)
+    alone, in_two = settled()[0], settled(sharing=2)[0]
+    free_memory(4_000_000)
+    assert in_two == settled()[0] < alone
 
 
 def test_a_budget_that_is_given_is_kept(settled, free_memory):

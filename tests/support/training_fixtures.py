@@ -11,6 +11,7 @@ import lorchestra.training.members
 from lorchestra.choice_tree import choice_tree
 from lorchestra.config.adapt import AdaptConfig
 from lorchestra.config.run import RegularizeConfig, RunConfig, TrainConfig
+from lorchestra.distributed import ALONE
 from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.training.callbacks import Callback
 from lorchestra.training.members import member_settings
@@ -130,7 +131,7 @@ class Recorder(Callback):
 def make_trainer(tiny_ensemble, make_rows):
     """Builds a trainer on twelve training and seven validation rows; `trainer.callback` records.
 
-    `settings` are per member, by default those of an ensemble.
+    `settings` are per member, by default those of an ensemble. With a `group`, the model has one process's members.
     """
 
     def build(
@@ -143,16 +144,22 @@ def make_trainer(tiny_ensemble, make_rows):
         dtype=torch.float64,
         depth=2,
         settings=None,
+        group=ALONE,
         **adapt,
     ):
         config = TrainConfig(**TRAIN | (train or {}))
-        adapter_settings = None if settings is None else [member.adapter for member in settings]
+        regularizers = RegularizeConfig(**(regularize or {}))
+        if group.size > 1 and settings is None:
+            shape = AdaptConfig(**{"members": 3, "r": 2} | adapt)
+            settings = member_settings(RunConfig(adapt=shape, train=config, regularize=regularizers), 12)
+        block = group.block(len(settings or ()))
+        adapter_settings = None if settings is None else [settings[m].adapter for m in block]
         train_rows, val_rows = rows or (make_rows(12, kind), make_rows(7, kind, seed=1))
         num_labels = NUM_LABELS if train_rows[0].by_head else None
         model = tiny_ensemble(
             dtype, depth, seed=config.seed, adapter_settings=adapter_settings, num_labels=num_labels, **adapt
         )
-        run = RunConfig(adapt=model.adapt, train=config, regularize=RegularizeConfig(**(regularize or {})))
+        run = RunConfig(adapt=model.adapt, train=config, regularize=regularizers)
         recorder = Recorder()
         recorder.trainer = Trainer(
             model,
@@ -160,6 +167,7 @@ def make_trainer(tiny_ensemble, make_rows):
             config,
             settings or member_settings(run, len(train_rows), model.adapter_settings),
             recorder,
+            group=group,
         )
         return recorder.trainer
 

@@ -11,8 +11,9 @@ import os
 import sys
 from collections.abc import Sequence
 
+from lorchestra.cli.processes import check_processes, is_first, only_first_prints
 from lorchestra.cli.streams import Stdout, prepared_streams, print_stderr
-from lorchestra.errors import LorchestraError, did_you_mean
+from lorchestra.errors import LorchestraError, ReportedError, did_you_mean
 from lorchestra.store.disk import explained_paths
 
 COMMANDS = {
@@ -82,14 +83,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _guarded(arguments: list[str], debug: bool, stdout: Stdout) -> int:
     """Run a command and map its exceptions to a message and an exit code; errors of stdout are raised."""
     try:
-        return _run(arguments)
+        with only_first_prints():
+            return _run(arguments)
     except KeyboardInterrupt:
-        print_stderr("interrupted")
+        if is_first():
+            print_stderr("interrupted")
         return 130
     except LorchestraError as error:
         if debug:
             raise
-        print_stderr(f"error: {error}")
+        if not isinstance(error, ReportedError):
+            print_stderr(f"error: {error}")
         return error.exit_code
     except Exception as error:
         if debug or stdout.fault is not None:
@@ -113,6 +117,7 @@ def _run(arguments: list[str]) -> int:
         hint = did_you_mean(command, COMMANDS)
         print_stderr(f"error: {command!r} is not a command; {hint} (lorchestra --help)")
         return 2
+    check_processes(command)
     _keep_bars_to_terminals()
     module = f"{command}_" if keyword.iskeyword(command) else command
     try:

@@ -138,7 +138,7 @@ class TrainingProgress(Callback):
             self._live.stop()
         # a reference to the trainer would keep its base alive in the next pass of a search
         self._state, self._num_steps = trainer.state, trainer.num_steps
-        self._losses, self._rates, self._phase = [None] * trainer.model.num_members, [], ""
+        self._losses, self._rates, self._phase = [None] * len(trainer.state.members), [], ""
         names = _rates(self._candidates)
         self._failures = Failures(self.console, names.__getitem__) if names else Failures(self.console)
         if self.console.is_terminal:

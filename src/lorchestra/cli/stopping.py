@@ -33,11 +33,12 @@ class GracefulStop(Callback):
 
     Args:
         can_finish: whether there is one between them, which asks to end the training with the best adapters so far.
+        quiet: whether nothing is printed: torchrun reports the signals that it sends.
     """
 
-    def __init__(self, *, can_finish: bool = False) -> None:
+    def __init__(self, *, can_finish: bool = False, quiet: bool = False) -> None:
         self.requested = False
-        self._can_finish = can_finish
+        self._can_finish, self._quiet = can_finish, quiet
         self._finish = False
 
     def should_stop(self) -> bool:
@@ -67,6 +68,8 @@ class GracefulStop(Callback):
         elif self._can_finish:
             text = b"stopping after this micro-batch; a second Ctrl-C ends the training with the best adapters so far"
         self.requested = True
+        if self._quiet:
+            return
         # not through the console: a signal may arrive while it prints, or while one of its modules is being imported
         with suppress(OSError):
             os.write(_STDERR, b"\n" + text + b"\n")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from lorchestra.cli.arguments import given_settings, parse_with_recipe
+from lorchestra.cli.processes import num_processes
 from lorchestra.config.run import RunConfig
 
 if TYPE_CHECKING:
+    from lorchestra.distributed import Group
     from lorchestra.runs.train import TrainOutcome
 
 
@@ -28,6 +31,10 @@ class TrainArguments(RunConfig):
     at any time; --if-exists resume continues it, and --if-exists finish ends it with the best adapters so far.
 
     The learning rate and the number of epochs are searched first on the validation rows, unless they are given.
+
+    In several processes of one machine, each with some of the members (one per GPU, for example):
+
+        torchrun --nproc-per-node 4 -m lorchestra train --data.train reviews.csv --out runs/reviews
     """
 
     out: str = field(kw_only=True)
@@ -43,15 +50,29 @@ class TrainArguments(RunConfig):
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command."""
-    parsed, config = parse_with_recipe(TrainArguments, arguments, "train", required=["out"])
-    return train_and_show(
-        config,
-        parsed.out,
-        parsed.if_exists,
-        evaluate=not parsed.skip_evaluation,
-        as_json=parsed.json,
-        given=given_settings(arguments),
-    )
+    with _processes() as group:
+        parsed, config = parse_with_recipe(TrainArguments, arguments, "train", required=["out"])
+        return train_and_show(
+            config,
+            parsed.out,
+            parsed.if_exists,
+            evaluate=not parsed.skip_evaluation,
+            as_json=parsed.json,
+            given=given_settings(arguments),
+            group=group,
+        )
+
+
+@contextmanager
+def _processes() -> Iterator[Group | None]:
+    """The processes that torchrun has started; None without it, which needs no torch to parse arguments."""
+    if num_processes() == 1:
+        yield None
+        return
+    from lorchestra.distributed import process_group
+
+    with process_group() as group:
+        yield group
 
 
 def train_and_show(
@@ -64,34 +85,49 @@ def train_and_show(
     ood: Sequence[str | Path] = (),
     resume_with: str | None = None,
     given: Collection[str] = (),
+    group: Group | None = None,
 ) -> int:
     """Train with progress on stderr, evaluate, and print the table; returns the exit code.
 
     `resume_with` is the command that resumes the run after an interruption, if it is not `train`; `given` are the
-    settings that were given explicitly (see `train_run`).
+    settings that were given explicitly (see `train_run`). The members are split over the processes of `group`; only the
+    first one evaluates.
     """
     from lorchestra.cli.output import messages, printer
     from lorchestra.cli.progress import TrainingProgress
     from lorchestra.cli.stopping import GracefulStop
+    from lorchestra.distributed import ALONE
     from lorchestra.runs.train import train_run
     from lorchestra.training.callbacks import Interrupted
 
     console = messages()
     say = printer(console)
+    group = group or ALONE
+    is_alone = group.size == 1
     try:
         # the live table is closed before other messages are printed
-        with TrainingProgress(console) as progress, GracefulStop(can_finish=True) as stop:
-            outcome = train_run(config, out, if_exists=if_exists, callbacks=[progress, stop], given=given)
+        with TrainingProgress(console) as progress, GracefulStop(can_finish=is_alone, quiet=not is_alone) as stop:
+            outcome = train_run(config, out, if_exists=if_exists, callbacks=[progress, stop], given=given, group=group)
     except Interrupted:
-        say(f"stopped; resume with: {resume_with or f'lorchestra train --out {out} --if-exists resume'}")
+        start = "lorchestra" if is_alone else f"torchrun --nproc-per-node {group.size} -m lorchestra"
+        say(f"stopped; resume with: {resume_with or f'{start} train --out {out} --if-exists resume'}")
         return 130
-    return show_trained(outcome, evaluate=evaluate, as_json=as_json, ood=ood)
+    return show_trained(outcome, evaluate=evaluate, as_json=as_json, ood=ood, is_first=group.is_first)
 
 
 def show_trained(
-    outcome: TrainOutcome, *, evaluate: bool, as_json: bool, what: str = "ensemble", ood: Sequence[str | Path] = ()
+    outcome: TrainOutcome,
+    *,
+    evaluate: bool,
+    as_json: bool,
+    what: str = "ensemble",
+    ood: Sequence[str | Path] = (),
+    is_first: bool = True,
 ) -> int:
-    """Report a finished training, evaluate it, and print the table; returns the exit code."""
+    """Report a finished training, evaluate it in the first of its processes, and print the table.
+
+    Returns the exit code.
+    """
     from lorchestra.cli.evaluate import evaluate_and_show
     from lorchestra.cli.output import messages, printer
     from lorchestra.runs.build import torch_threads
@@ -106,6 +142,8 @@ def show_trained(
             for m, reason in zip(outcome.failed_members, outcome.reasons, strict=True):
                 say(f"member {m}: {reason}")
         code = 1
+    if not is_first:
+        return 0  # with another code, torchrun would end the evaluation in the first process
     if evaluate:
         with torch_threads(outcome.run.read_config().base.threads):
             evaluate_and_show(root, ood=ood, as_json=as_json)

@@ -12,6 +12,7 @@ import itertools
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -20,12 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lorchestra.distributed import ALONE, Group
 from lorchestra.errors import CheckpointError, ConfigError
 from lorchestra.inference.packed import run_packed
 from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.models.loading import dtype_name
 from lorchestra.nn.kv_cache import PrefixCache
-from lorchestra.nn.packing import BASE, Item, PackedBatch, forward_budget, same_state
+from lorchestra.nn.packing import BASE, Item, PackedBatch, forward_budget, pack, plan_micro_batches, same_state
 from lorchestra.store.atomic import atomic_path, atomic_write_json, sha256_file
 from lorchestra.store.safe_paths import inside
 from lorchestra.types import EncodedExample
@@ -62,10 +64,13 @@ class TrunkFile:
     path: Path
     key: str
 
-    def tensor(self, shape: tuple[int, int], dtype: torch.dtype, fill: Callable[[Tensor], None]) -> Tensor:
+    def tensor(
+        self, shape: tuple[int, int], dtype: torch.dtype, fill: Callable[[Tensor], None], group: Group = ALONE
+    ) -> Tensor:
         """Map the file as a tensor; `fill` computes a new file if this one is missing, damaged or of other inputs.
 
-        It is written under a temporary name and renamed, so a second process or an interruption does no damage.
+        It is written under a temporary name and renamed, so a second process or an interruption does no damage. The
+        processes of a group call this together: the first one writes the file, and all map it.
 
         Raises:
             CheckpointError: the disk is full.
@@ -73,21 +78,33 @@ class TrunkFile:
         description: dict[str, object] = {"key": self.key, "shape": list(shape), "dtype": str(dtype)}
         inside(self.path.parent, self.path.name)  # neither file may be a link
         record = inside(self.path.parent, f"{self.path.stem}.json")
-        if record.exists():
-            reason = self._unfit(record, description)
-            if reason is None:
-                return _mapped(self.path, "c", shape, dtype)
-            if reason:
-                logger.info(f"{self.path}: {reason}; the layers below the adapters are computed again")
-        num_bytes = shape[0] * shape[1] * dtype.itemsize
-        with atomic_path(self.path, num_bytes=num_bytes) as temporary:
-            with temporary.open("r+b") as file:
-                file.truncate(num_bytes)
-            fill(_mapped(temporary, "r+", shape, dtype))
-        atomic_write_json(record, {**description, "sha256": sha256_file(self.path)})
+        if not group.first(lambda: self._is_usable(record, description)):
+            with ExitStack() as written:
+                new = group.first(lambda: str(self._create(written, shape[0] * shape[1] * dtype.itemsize)))
+                # the others take part in the computation and store nothing
+                fill(_mapped(Path(new), "r+", shape, dtype) if group.is_first else _nowhere(shape, dtype))
+                complete = written.pop_all()
+                group.first(lambda: self._complete(complete, record, description))
         return _mapped(self.path, "c", shape, dtype)
 
-    def _unfit(self, record: Path, description: dict[str, object]) -> str | None:
+    def _is_usable(self, record: Path, description: Mapping[str, object]) -> bool:
+        reason = self._unfit(record, description) if record.exists() else ""
+        if reason:
+            logger.info(f"{self.path}: {reason}; the layers below the adapters are computed again")
+        return reason is None
+
+    def _create(self, written: ExitStack, num_bytes: int) -> Path:
+        """Make a file of this size, which gets its name when `written` is closed."""
+        temporary = written.enter_context(atomic_path(self.path, num_bytes=num_bytes))
+        with temporary.open("r+b") as file:
+            file.truncate(num_bytes)
+        return temporary
+
+    def _complete(self, written: ExitStack, record: Path, description: Mapping[str, object]) -> None:
+        written.close()
+        atomic_write_json(record, {**description, "sha256": sha256_file(self.path)})
+
+    def _unfit(self, record: Path, description: Mapping[str, object]) -> str | None:
         """Why the file cannot be used; empty if it has other inputs, as when a sweep changes the adapted layers."""
         try:
             recorded = json.loads(record.read_text(encoding="utf-8"))
@@ -108,6 +125,11 @@ def _mapped(path: Path, mode: str, shape: tuple[int, int], dtype: torch.dtype) -
     return torch.from_numpy(raw).view(dtype).view(shape)
 
 
+def _nowhere(shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """A tensor without memory."""
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
 class TrunkCache:
     """Cached trunks of some rows, in one flat tensor in memory or mapped from a file.
 
@@ -126,6 +148,8 @@ class TrunkCache:
         prefix: KV cache of the shared tokens; they are then not stored at all.
         states: KV caches of the states of typed questions, by the rows' indices; states that are cached for `BASE` are
             not stored, and those of the others are added to their caches.
+        group: processes with the same model and rows, which call this together. They compute the passes in turns and
+            exchange the results, which are the bits of one process.
 
     Raises:
         CheckpointError: the disk is full.
@@ -143,6 +167,7 @@ class TrunkCache:
         dtype: torch.dtype | None = None,
         prefix: PrefixCache | None = None,
         states: Mapping[int, PrefixCache] = MappingProxyType({}),
+        group: Group = ALONE,
     ) -> None:
         self.shared = shared
         self.device = model.device
@@ -155,8 +180,8 @@ class TrunkCache:
         def fill(flat: Tensor) -> None:
             done = 0
             budget = forward_budget(token_budget, model.device)
-            for batch, hidden in run_packed(model, items, budget, "trunk", shared=shared, prefix=prefix):
-                narrow = _narrowed(hidden[0], dtype)
+            for batch, hidden in _passes(model, items, budget, shared, prefix, group):
+                narrow = _narrowed(hidden, dtype)
                 first = 0
                 for piece in batch.pieces:
                     for part in self._slices(batch.items[piece.item].example, piece.start, piece.stop):
@@ -168,7 +193,7 @@ class TrunkCache:
 
         shape = (num_stored, model.hidden_size)
         if file is not None:
-            self._flat = file.tensor(shape, dtype, fill)
+            self._flat = file.tensor(shape, dtype, fill, group)
         else:
             self._flat = torch.empty(shape, dtype=dtype, device=model.device)
             fill(self._flat)
@@ -201,6 +226,22 @@ class TrunkCache:
             low, high = max(start, first), min(stop, last)
             if low < high:
                 yield slice(offset + low - first, offset + high - first)
+
+
+def _passes(
+    model: EnsembleModel, items: Sequence[Item], budget: int, shared: int, prefix: PrefixCache | None, group: Group
+) -> Iterator[tuple[PackedBatch, Tensor]]:
+    """Yield all micro-batches with their trunks `[N, D]`, in every process of the group; each computes its share."""
+    planned = plan_micro_batches(items, budget, shared, prefix)
+    for start in range(0, len(planned), group.size):
+        parts = planned[start : start + group.size]  # the last round may have fewer
+        mine = parts[group.rank] if group.rank < len(parts) else []
+        batches = {rank: pack(part, "cpu", shared, prefix) for rank, part in enumerate(parts) if part is not mine}
+        hidden = torch.empty(1, 0, model.hidden_size, dtype=model.dtype)
+        for batch, outputs in run_packed(model, mine, budget, "trunk", shared=shared, prefix=prefix):
+            batches[group.rank], hidden = batch, outputs
+        trunks = group.gather_tensors(hidden[0])
+        yield from ((batches[rank], trunks[rank]) for rank in range(len(parts)))
 
 
 def _locations(items: Sequence[Item], shared: int, head: int) -> tuple[dict[int, tuple[int, int, int]], int]:

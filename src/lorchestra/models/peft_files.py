@@ -62,6 +62,7 @@ def save_members(
     base_path: str,
     members: Sequence[int] | None = None,
     adapt: AdaptConfig | None = None,
+    first: int = 0,
 ) -> list[dict[str, str]]:
     """Write the folders `member_00`, `member_01`, ... to an existing directory.
 
@@ -73,6 +74,7 @@ def save_members(
         members: which to write, numbered in this order; default: all.
         adapt: the settings that these members were configured with, if not the ensemble's (a point of a sweep); they
             decide whether a folder states its scaling by lora_alpha and use_rslora as configured.
+        first: number of the first folder.
 
     Returns:
         Per written member, its folder's path and the SHA-256 of its weights.
@@ -80,7 +82,7 @@ def save_members(
     adapt = adapt or ensemble.adapt
     config = peft_config(ensemble, base_path)
     written = []
-    for index, m in enumerate(range(ensemble.num_members) if members is None else members):
+    for index, m in enumerate(range(ensemble.num_members) if members is None else members, first):
         member = ensemble.adapter_settings[m]
         as_configured = (member.r, member.scaling) == (adapt.r, adapt.scaling)
         config.r, config.lora_dropout = member.r, member.dropout

@@ -19,11 +19,17 @@ from lorchestra.training.precompute import TrainingRows
 logger = logging.getLogger(__name__)
 
 
-def settle_budget(config: RunConfig, pipeline: Pipeline, rows: TrainingRows) -> int:
+def settle_budget(config: RunConfig, pipeline: Pipeline, rows: TrainingRows, sharing: int = 1) -> int:
     """The configured token budget, or the device's default, reduced if memory is short.
 
     With enough memory the result depends on device and rows only. `pipeline` may have fewer members than `config`. The
     budget is at least the longest row; a warning is logged if even that may not fit.
+
+    Args:
+        config: the run's configuration.
+        pipeline: the base with members on it.
+        rows: the training and validation rows.
+        sharing: number of processes that share the free memory.
 
     Raises:
         ConfigError: the configured budget is below the longest row.
@@ -38,6 +44,7 @@ def settle_budget(config: RunConfig, pipeline: Pipeline, rows: TrainingRows) -> 
         return configured
     model = pipeline.model
     free = free_bytes(model.device)
+    free = None if free is None else free // sharing
     default = default_token_budget(model.device.type, shared_tokens(model, rows))
     per_token = token_bytes(model, rows.train, config.train.gradient_checkpointing)
     other = _future_bytes(model, rows, config.adapt.members)

@@ -158,14 +158,20 @@ def check_context(config: RunConfig, base: LoadedBase) -> None:
 
 
 def describe(
-    run: Run, resolved: RunConfig, rows: RunRows, pipeline: Pipeline, rates: ProductRates | None = None
+    run: Run,
+    resolved: RunConfig,
+    rows: RunRows,
+    pipeline: Pipeline,
+    rates: ProductRates | None = None,
+    num_processes: int = 1,
 ) -> None:
     """Write what a run starts with: splits, environment and configuration."""
-    run.write_description(absolute_settings(resolved), environment(pipeline.base, rates), rows.record())
+    described = environment(pipeline.base, rates, num_processes)
+    run.write_description(absolute_settings(resolved), described, rows.record())
 
 
-def environment(base: LoadedBase, rates: ProductRates | None = None) -> dict[str, object]:
-    """What a run was made with: versions, machine, threads, and the rates that decided its number format, if any."""
+def environment(base: LoadedBase, rates: ProductRates | None = None, num_processes: int = 1) -> dict[str, object]:
+    """What a run was made with: versions, machine, threads, processes, and the rates that decided its number format."""
     packages = ("lorchestra", "torch", "transformers", "tokenizers", "safetensors", "peft", "numpy")
     return {
         "python": platform.python_version(),
@@ -174,6 +180,7 @@ def environment(base: LoadedBase, rates: ProductRates | None = None) -> dict[str
         "processor": platform.processor() or platform.machine(),
         "num_cpus": os.cpu_count(),
         "num_threads": torch.get_num_threads(),
+        "num_processes": num_processes,
         "device": torch.cuda.get_device_name() if base.device.type == "cuda" else "cpu",
         "dtype": dtype_name(base.dtype),
         **({} if rates is None else {"gflops_per_core": rates.to_dict()}),

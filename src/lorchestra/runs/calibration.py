@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
 
+import torch
+
 from lorchestra.data.splits import content_digest
+from lorchestra.distributed import ALONE, Group
 from lorchestra.inference.pipeline import Pipeline
 from lorchestra.inference.predict import member_passes
 from lorchestra.metrics.by_question import split_by_question
@@ -15,6 +19,7 @@ from lorchestra.store.calibration_record import ONLY_QUESTION, CalibrationRecord
 from lorchestra.store.ensemble_record import EnsembleRecord
 from lorchestra.store.run import Run
 from lorchestra.training.callbacks import Callback, Interrupted
+from lorchestra.training.joint import JointStop
 from lorchestra.types import Example, Predictions
 
 logger = logging.getLogger(__name__)
@@ -29,24 +34,30 @@ def calibrate(
     rows: Sequence[Example],
     setting: CalibrationSetting,
     callback: Callback,
+    group: Group = ALONE,
 ) -> None:
     """Predict validation rows with the members that did not fail, fit a calibration, and write it.
 
     Args:
         run: the run directory.
         record: the ensemble. `ensemble.json` itself is written after the calibration, since it makes the run finished.
-        pipeline: with the members' final values.
+        pipeline: with the final values of this process's members.
         rows: validation rows; those that `data.too_long` drops do not count.
         setting: `train.calibration`.
         callback: reports progress; when it requests a stop, and not to finish, `Interrupted` is raised.
+        group: the processes of the training, which all call this; the first one fits and writes.
     """
     answered = [row for row in rows if row.answer is not None]
     predictions = None
     if setting != "none" and answered:
-        passes = member_passes(record.good_members)
-        report = finishing_progress(callback, "calibration on val", len(answered))
-        predictions = pipeline.predict(answered, passes, "val", progress=report)
-    write_calibration(run, record, predictions, setting)
+        block = group.block(len(record.members))
+        passes = member_passes([m - block.start for m in record.good_members if m in block])
+        report = finishing_progress(JointStop(callback, group), "calibration on val", len(answered))
+        # where all of a process's members have failed, one of them predicts to no effect
+        predictions = pipeline.predict(answered, passes or member_passes([0]), "val", progress=report)
+        parts = group.gather_tensors(torch.from_numpy(predictions.log_probs_MEC[: len(passes)]))
+        predictions = dataclasses.replace(predictions, log_probs_MEC=torch.cat(parts).numpy())
+    group.first(lambda: write_calibration(run, record, predictions, setting))
 
 
 def finishing_progress(callback: Callback, what: str, total: int) -> Callable[[int], None]:

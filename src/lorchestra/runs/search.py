@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 from lorchestra.config.mappings import to_mapping
 from lorchestra.config.run import RunConfig
 from lorchestra.data.prompts import ScoringMode
+from lorchestra.distributed import ALONE, Group
 from lorchestra.errors import TrainingError
 from lorchestra.inference.trunk import TrunkFiles
 from lorchestra.models.init import make_adapter_settings
@@ -31,6 +32,7 @@ from lorchestra.store.safe_paths import inside
 from lorchestra.store.search_record import SearchRecord, TrialRecord
 from lorchestra.training.callbacks import Callback, CallbackList, Interrupted
 from lorchestra.training.checkpoint import TrainState
+from lorchestra.training.joint import led
 from lorchestra.training.members import member_settings, steps_per_epoch
 from lorchestra.training.sampler import units_of
 from lorchestra.training.search import (
@@ -80,6 +82,7 @@ def settle_training(
     hidden_size: int,
     callback: Callback,
     scorings: Sequence[ScoringMode] = (),
+    group: Group = ALONE,
 ) -> RunConfig:
     """Search what `train.lr` and `train.epochs` leave open, and record it.
 
@@ -90,6 +93,8 @@ def settle_training(
         hidden_size: of the base; it sets the first rates.
         callback: reports progress; may request a stop.
         scorings: candidates for how answers are scored; by default that of `config`.
+        group: processes that all call this. The first one searches: the search of the length, which takes longest, has
+            one member, so there is little to split.
 
     Returns:
         The configuration with numbers and scoring; `config.yaml` is not written.
@@ -100,12 +105,17 @@ def settle_training(
     """
     if not config.train.is_auto:
         return config
-    record = run.read_search()
-    if record is None:
-        record = _Search(run, config, rows, hidden_size, callback).record(scorings or (config.data.scoring,))
-        run.write_search(record)
-    run.discard_search()
+
+    def search(callback: Callback) -> None:
+        if run.read_search() is None:
+            record = _Search(run, config, rows, hidden_size, callback).record(scorings or (config.data.scoring,))
+            run.write_search(record)
+        run.discard_search()
+
+    led(group, callback, search)
     gc.collect()  # frees the base of the last pass
+    record = run.read_search()
+    assert record is not None
     if record.scoring is not None:
         config = _scored(config, record.scoring)
     return dataclasses.replace(config, train=config.train.filled(record.lr, record.epochs))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +14,12 @@ import torch
 from lorchestra.config.adapt import AdaptConfig
 from lorchestra.config.mappings import differences
 from lorchestra.config.run import RunConfig, check_run
+from lorchestra.distributed import ALONE, Group
 from lorchestra.errors import CheckpointError, ConfigError, TrainingError
 from lorchestra.inference.pipeline import Pipeline
 from lorchestra.inference.trunk import TrunkFiles
 from lorchestra.models.loading import absolute_base
+from lorchestra.models.number_format import ProductRates, with_dtype
 from lorchestra.models.peft_files import save_members
 from lorchestra.planning.estimate import training_base_passes
 from lorchestra.planning.memory import restart_peak
@@ -25,9 +28,9 @@ from lorchestra.runs.calibration import calibrate
 from lorchestra.runs.dtype_change import measure_dtype_change
 from lorchestra.runs.event_log import EventLog
 from lorchestra.runs.rows import RunRows, absolute_settings, check_unchanged, read_rows, with_directory
-from lorchestra.runs.search import open_scoring, open_scorings, settle_training, trunk_files
+from lorchestra.runs.search import open_scoring, open_scorings, settle_training
 from lorchestra.runs.training import prepare_training, restore, train_with_checkpoints
-from lorchestra.store.ensemble_record import MemberRecord
+from lorchestra.store.ensemble_record import EnsembleRecord, MemberRecord
 from lorchestra.store.run import Run
 from lorchestra.store.workspace import RUN, IfExists, Workspace
 from lorchestra.training.advice import advice
@@ -57,6 +60,7 @@ def train_run(
     callbacks: Sequence[Callback] = (),
     rows: RunRows | None = None,
     given: Collection[str] = (),
+    group: Group = ALONE,
 ) -> TrainOutcome:
     """Train the ensemble that `config` describes into the directory `out`.
 
@@ -69,6 +73,8 @@ def train_run(
         rows: the splits "train" and "val", if they come from Python instead of the files in `config.data`.
         given: dotted settings that were given explicitly: with "resume" they are compared with the run's even if they
             have the default's value. Settings with other values always count as given.
+        group: the processes that the members are split over (see `distributed.process_group`); all call this with the
+            same arguments, but for the callbacks.
 
     Raises:
         ConfigError, DataError, CheckpointError: bad input, or another process is working in `out`; nothing half-written
@@ -77,7 +83,7 @@ def train_run(
         Interrupted: a callback asked to stop.
     """
     check_run(config)
-    with Workspace.open(out, RUN, if_exists) as workspace:
+    with _workspace(out, if_exists, group) as workspace:
         run = Run(workspace.root)
         if workspace.resuming:
             if run.distill.exists():
@@ -86,6 +92,11 @@ def train_run(
                     f" RUN --out {run.root} --if-exists resume"
                 )
             config = saved_config(run, config, given)
+        if config.adapt.members < group.size:
+            raise ConfigError(
+                f"adapt.members: {config.adapt.members} members cannot be split over {group.size} processes; start at"
+                f" most as many processes: torchrun --nproc-per-node {config.adapt.members}"
+            )
         if rows is None:
             rows = read_rows(config.data, config.train.seed)
         if workspace.resuming:
@@ -96,11 +107,30 @@ def train_run(
         for note in rows.notes:
             logger.info(note)
         with torch_threads(config.base.threads):
-            return _train(workspace, config, rows, callbacks, finish=if_exists == "finish")
+            return _train(workspace, config, rows, callbacks, group, finish=if_exists == "finish")
+
+
+@contextmanager
+def _workspace(out: str | Path, if_exists: IfExists, group: Group) -> Iterator[Workspace]:
+    """The output directory, which the first process locks for all."""
+    with ExitStack() as stack:
+
+        def enter() -> tuple[str, bool]:
+            workspace = stack.enter_context(Workspace.open(out, RUN, if_exists))
+            return str(workspace.root), workspace.resuming
+
+        root, resuming = group.first(enter)
+        yield Workspace(Path(root), RUN.marker, resuming)
 
 
 def _train(
-    workspace: Workspace, config: RunConfig, rows: RunRows, callbacks: Sequence[Callback], *, finish: bool
+    workspace: Workspace,
+    config: RunConfig,
+    rows: RunRows,
+    callbacks: Sequence[Callback],
+    group: Group,
+    *,
+    finish: bool,
 ) -> TrainOutcome:
     """Start or resume the run, search what is left open, train, and finish it; with `finish` without training it."""
     run = Run(workspace.root)
@@ -109,24 +139,48 @@ def _train(
         raise CheckpointError(f"{run.root}: {left} is still searched; train it with --if-exists resume")
     rates = None
     if not workspace.resuming:
-        config, rates = settle_dtype(config)
-    pipeline, resolved, training = prepare_training(config, rows)
+        config, rates = _settle_dtype(config, group)
+    pipeline, resolved, training = prepare_training(config, rows, group=group)
     scorings = open_scorings(config, resolved, rows)
     if not workspace.resuming:
-        with workspace.create() as directory:
-            describe(Run(directory), resolved if len(scorings) == 1 else open_scoring(resolved), rows, pipeline, rates)
+        settled = resolved if len(scorings) == 1 else open_scoring(resolved)
+        group.first(lambda: _start(workspace, settled, rows, pipeline, rates, group.size))
     if resolved.train.is_auto:
         width = pipeline.model.hidden_size
         del pipeline, training  # frees the base: the search loads another
         watching = CallbackList(callbacks)
-        resolved = settle_training(run, resolved, rows, width, watching, scorings)
+        resolved = settle_training(run, resolved, rows, width, watching, scorings, group)
         restart_peak()
         watching.on_status((), "training")
-        run.settle_config(absolute_settings(resolved))
-        pipeline, resolved, training = prepare_training(resolved, rows)
-    files = trunk_files(run, pipeline.base.digest) if run.search.exists() else None
-    job = TrainingJob(run, pipeline, resolved, rows, training, callbacks)
-    return train_and_finish(job, resuming=workspace.resuming, finish=finish, files=files)
+        group.first(lambda: run.settle_config(absolute_settings(resolved)))
+        pipeline, resolved, training = prepare_training(resolved, rows, group=group)
+    job = TrainingJob(run, pipeline, resolved, rows, training, callbacks, group=group)
+    return train_and_finish(job, resuming=workspace.resuming, finish=finish)
+
+
+def _settle_dtype(config: RunConfig, group: Group) -> tuple[RunConfig, ProductRates | None]:
+    """The configuration with the number format that the first process chooses, and there the rates that decided it."""
+    rates = None
+
+    def choose() -> str:
+        nonlocal rates
+        settled, rates = settle_dtype(config)
+        return settled.base.dtype
+
+    base = with_dtype(config.base, group.first(choose))
+    return dataclasses.replace(config, base=base), rates
+
+
+def _start(
+    workspace: Workspace,
+    config: RunConfig,
+    rows: RunRows,
+    pipeline: Pipeline,
+    rates: ProductRates | None,
+    num_processes: int,
+) -> None:
+    with workspace.create() as directory:
+        describe(Run(directory), config, rows, pipeline, rates, num_processes)
 
 
 @dataclass(frozen=True)
@@ -134,7 +188,7 @@ class TrainingJob:
     """A training that is ready to start: the run, base and members, resolved settings, rows, and callbacks.
 
     `predicts` makes the file that predicts mutual information, after the training, and returns its checksum; None in
-    runs that have none.
+    runs that have none. `group` are the processes that the members are split over.
     """
 
     run: Run
@@ -144,21 +198,15 @@ class TrainingJob:
     training: TrainingRows
     callbacks: Sequence[Callback]
     predicts: Callable[[], str] | None = None
+    group: Group = ALONE
 
 
-def train_and_finish(
-    job: TrainingJob, *, resuming: bool, finish: bool, files: TrunkFiles | None = None
-) -> TrainOutcome:
-    """Train from the run's checkpoint, or from the start, to a finished run; with `finish` without further training.
-
-    `files` are where trunks go; by default below the run's resume directory.
-    """
-    run, pipeline = job.run, job.pipeline
-    if files is None:
-        memory = round(job.config.adapt.trunk_memory_gb * 1e9)
-        files = TrunkFiles(run.resume, pipeline.base.digest, memory, run.append_event)
-    callback = CallbackList([EventLog(run), *job.callbacks])
-    trainer = make_trainer(pipeline.model, job.training, job.config, callback, files=files)
+def train_and_finish(job: TrainingJob, *, resuming: bool, finish: bool) -> TrainOutcome:
+    """Train from the run's checkpoint, or from the start, to a finished run; with `finish` without further training."""
+    run, pipeline, group = job.run, job.pipeline, job.group
+    callback = CallbackList([*([EventLog(run)] if group.is_first else []), *job.callbacks])
+    files = _trunk_files(run, pipeline, job.config, group)
+    trainer = make_trainer(pipeline.model, job.training, job.config, callback, files=files, group=group)
     if resuming:
         restore(run, trainer)
     if finish:
@@ -167,6 +215,18 @@ def train_and_finish(
         trainer.finish()
     peak = train_with_checkpoints(run, trainer)
     return _finish(job, trainer, peak)
+
+
+def _trunk_files(run: Run, pipeline: Pipeline, config: RunConfig, group: Group) -> TrunkFiles:
+    """Where trunks go that are too large for memory; those of a search before this training are read again."""
+    memory = 0 if run.search.exists() else round(config.adapt.trunk_memory_gb * 1e9)
+    run.resume.mkdir(parents=True, exist_ok=True)
+    log = run.append_event if group.is_first else _log_nothing
+    return TrunkFiles(run.resume, pipeline.base.digest, memory, log)
+
+
+def _log_nothing(event: str, **values: object) -> None:
+    """For the processes that do not write the event log."""
 
 
 def saved_config(
@@ -209,8 +269,7 @@ def _finish(job: TrainingJob, trainer: Trainer, peak: int) -> TrainOutcome:
         trainer.state.good_members()
     except TrainingError as error:
         raise TrainingError(f"{error}; {run.events} has each step") from None
-    with run.new_members() as directory:
-        written = save_members(directory, pipeline.model, trainer.final_values(), pipeline.base.path_for_peft)
+    written = _save_members(run, trainer, pipeline.base.path_for_peft)
     cost = {
         "train_s": round(trainer.state.train_s, 2),
         "tokens": trainer.state.tokens,
@@ -223,9 +282,28 @@ def _finish(job: TrainingJob, trainer: Trainer, peak: int) -> TrainOutcome:
         pipeline.model.adapters.values.copy_(trainer.final_values())
     if job.predicts is not None:
         record = dataclasses.replace(record, information=job.predicts())
-    callback = CallbackList(job.callbacks)
-    calibrate(run, record, pipeline, rows.task.splits["val"], trainer.config.calibration, callback)
-    _report_dtype_change(run, trainer, pipeline, rows.task.splits["val"], callback)
+    callback, val = CallbackList(job.callbacks), rows.task.splits["val"]
+    calibrate(run, record, pipeline, val, trainer.config.calibration, callback, trainer.group)
+    if trainer.group.size == 1:  # one process does not have all members
+        _report_dtype_change(run, trainer, pipeline, val, callback)
+    trainer.group.first(lambda: _write_results(job, trainer, record))
+    return _outcome(run)
+
+
+def _save_members(run: Run, trainer: Trainer, base_path: str) -> list[dict[str, str]]:
+    """Write the members' folders, each process those of its block; they appear together. Returns all (see there)."""
+    group, first = trainer.group, trainer.block.start
+    with ExitStack() as complete:
+        directory = group.first(lambda: str(complete.enter_context(run.new_members())))
+        mine = save_members(Path(directory), trainer.model, trainer.final_values(), base_path, first=first)
+        written = [files for part in group.gather(mine) for files in part]
+        named = complete.pop_all()
+        group.first(named.close)
+    return written
+
+
+def _write_results(job: TrainingJob, trainer: Trainer, record: EnsembleRecord) -> None:
+    run = job.run
     run.write_ensemble(record)
     for cached in run.resume.glob("trunk-*"):
         cached.unlink(missing_ok=True)
@@ -236,7 +314,6 @@ def _finish(job: TrainingJob, trainer: Trainer, peak: int) -> TrainOutcome:
         logger.info(sentence)
         run.append_event("advice", text=sentence)
     run.append_event("finished", failed_members=trainer.state.with_status("failed"))
-    return _outcome(run)
 
 
 def _report_dtype_change(
@@ -265,8 +342,8 @@ def member_records(
             those of every member.
     """
     adapt = adapt or trainer.model.adapt
-    chosen = range(trainer.model.num_members) if members is None else members
-    adapter_settings = [trainer.model.adapter_settings[m] for m in chosen]
+    chosen = range(len(trainer.settings)) if members is None else members
+    adapter_settings = [trainer.settings[m].adapter for m in chosen]
     differ = any((adapter.r, adapter.scaling) != (adapt.r, adapt.scaling) for adapter in adapter_settings)
     records = []
     for index, (m, adapter, files) in enumerate(zip(chosen, adapter_settings, written, strict=True)):

@@ -6,14 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lorchestra.errors import Interrupted as Interrupted
 from lorchestra.training.checkpoint import TrainState
 
 if TYPE_CHECKING:
     from lorchestra.training.trainer import Trainer
-
-
-class Interrupted(Exception):  # noqa: N818 - an event, not an error
-    """A callback requested a stop; a training stops after a whole optimizer step."""
 
 
 @dataclass(frozen=True)

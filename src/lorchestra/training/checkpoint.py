@@ -234,18 +234,26 @@ def load_checkpoint(directory: Path) -> tuple[TrainState, dict[str, Tensor], int
     return TrainState.from_json(body["state"]), tensors, body["events_bytes"]
 
 
-def check_fits(state: TrainState, tensors: dict[str, Tensor], live: dict[str, Tensor], num_steps: int) -> None:
-    """Refuse a checkpoint that does not fit a run with the tensors `live` and `num_steps`.
+def check_fits(
+    state: TrainState, tensors: dict[str, Tensor], live: dict[str, Tensor], num_members: int, num_steps: int
+) -> None:
+    """Refuse a checkpoint that does not fit a run with `num_members` and `num_steps`.
+
+    Args:
+        state: the checkpoint's state.
+        tensors: its tensors, of all members.
+        live: the run's tensors, of this process's members.
+        num_members: M, of all processes.
+        num_steps: of the whole training.
 
     Raises:
         CheckpointError: members, tensors, shapes or steps differ.
     """
-    num_members = len(live["values"])
     for name, tensor in live.items():
-        saved = tensors.get(name)
-        if saved is None or saved.shape != tensor.shape or saved.dtype != tensor.dtype:
+        saved, shape = tensors.get(name), [num_members, *tensor.shape[1:]]
+        if saved is None or list(saved.shape) != shape or saved.dtype != tensor.dtype:
             has = "no such tensor" if saved is None else f"{saved.dtype} {list(saved.shape)}"
-            message = f"resume: {name} should be {tensor.dtype} {list(tensor.shape)}, but the checkpoint has {has}"
+            message = f"resume: {name} should be {tensor.dtype} {shape}, but the checkpoint has {has}"
             raise CheckpointError(f"{message}; config.yaml was changed, or {_HINT}")
     if len(state.members) != num_members or len(state.num_updates) != num_members:
         raise CheckpointError(f"resume: the checkpoint does not have {num_members} members; {_HINT}")

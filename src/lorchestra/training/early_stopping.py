@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from torch import Tensor
+import torch
 
+from lorchestra.distributed import ALONE, Group
 from lorchestra.inference.predict import member_passes, predict_rows
 from lorchestra.inference.trunk import TrunkCache
 from lorchestra.metrics.predictive import FloatArray, IntArray, apply_temperature
@@ -38,9 +39,18 @@ def validate_members(
     token_budget: int,
     trunk: TrunkCache | None,
     progress: Callable[[int], None],
+    block: range | None = None,
+    group: Group = ALONE,
 ) -> Validation:
-    """Evaluate some members on the validation rows."""
-    log_probs_MEC = predict_rows(model, rows, member_passes(members), token_budget, trunk, progress)
+    """Evaluate some members on the validation rows.
+
+    With several processes each predicts with its `block` of all members, which are those of its model, and gets the
+    results of all.
+    """
+    block = range(model.num_members) if block is None else block
+    passes = member_passes([m - block.start for m in members if m in block])
+    log_probs = predict_rows(model, rows, passes, token_budget, trunk, progress)
+    log_probs_MEC = torch.cat(group.gather_tensors(torch.from_numpy(log_probs))).numpy()
     answers = np.array([row.answer for row in rows])
     options = [tuple(map(str, row.choices)) for row in rows]
     probs_MEC = np.exp(log_probs_MEC)
@@ -62,10 +72,8 @@ def _mean_nll(log_probs_EC: FloatArray, answers: IntArray) -> float:
     return float(-log_probs_EC[np.arange(len(answers)), answers].mean())
 
 
-def update_early_stopping(
-    state: TrainState, m: int, val_nll: float, score: float, patience: int, values_MP: Tensor, best_MP: Tensor
-) -> None:
-    """Update one member after validation: copy its parameters if they are its best so far, or stop it, or fail it.
+def update_early_stopping(state: TrainState, m: int, val_nll: float, score: float, patience: int) -> bool:
+    """Update one member after validation, which may stop it or fail it; true if its parameters are its best so far.
 
     The lowest `score` is the best, the validation NLL itself or after scaling (`train.criterion`).
     """
@@ -75,8 +83,9 @@ def update_early_stopping(
         state.fail(m, state.step, failure)
     elif best is None or score < best:
         member.best_nll, member.best_score, member.best_step, member.waited = val_nll, score, state.step, 0
-        best_MP[m].copy_(values_MP[m])
+        return True
     else:
         member.waited += 1
         if 0 < patience <= member.waited:
             member.status = "stopped"
+    return False

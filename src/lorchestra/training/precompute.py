@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lorchestra.distributed import ALONE, Group
 from lorchestra.errors import CheckpointError, ConfigError
 from lorchestra.inference.packed import run_packed
 from lorchestra.inference.predict import member_passes, predict_rows
@@ -143,6 +144,7 @@ def precompute(
     with_vocabulary: bool = False,
     files: TrunkFiles | None,
     callback: Callback,
+    group: Group = ALONE,
 ) -> Precomputed:
     """Compute trunks if the lower layers are not adapted, and the outputs of the base that KL terms need.
 
@@ -155,6 +157,8 @@ def precompute(
         with_vocabulary: whether its distributions over the vocabulary are needed.
         files: where trunks go that are too large for memory; None keeps them in memory.
         callback: receives progress; may request a stop.
+        group: the processes of the training, which all call this: they share the trunks' computation. Each computes all
+            outputs of the base for itself.
 
     Raises:
         ConfigError: a hidden state is out of the range of `adapt.trunk_dtype`.
@@ -162,8 +166,8 @@ def precompute(
     train = val = base_log_probs = None
     if model.trunk_layers > 0:
         val_shared = shareable_prefix(rows.val, dropout=False)
-        train = _trunk(model, rows.train, token_budget, shared, "training", files, callback)
-        val = _trunk(model, rows.val, token_budget, val_shared, "validation", files, callback)
+        train = _trunk(model, rows.train, token_budget, shared, "training", files, callback, group)
+        val = _trunk(model, rows.val, token_budget, val_shared, "validation", files, callback, group)
         if val is not None and files is not None and model.adapt.trunk_dtype != "auto":
             _report_change(model, rows.val[:_COMPARED_ROWS], val, token_budget, files)
     report = progress(callback, "base, training rows", len(rows.train))
@@ -184,6 +188,7 @@ def _trunk(
     name: str,
     files: TrunkFiles | None,
     callback: Callback,
+    group: Group,
 ) -> TrunkCache | None:
     """The trunks of a split; None if the disk is full, and its rows then run through all layers in every step."""
     file, dtype = None, trunk_dtype(model)
@@ -193,7 +198,7 @@ def _trunk(
         file = files.file(name, rows, settings)
     report = progress(callback, f"lower layers, {name} rows", len(rows))
     try:
-        return TrunkCache(model, rows, token_budget, report, shared, file, dtype)
+        return TrunkCache(model, rows, token_budget, report, shared, file, dtype, group=group)
     except CheckpointError as error:
         if files is not None:
             logger.info(f"{error} Training continues without the cache: all layers are computed in every step.")

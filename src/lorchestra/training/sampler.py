@@ -67,8 +67,11 @@ class MemberSampler:
         """One member's rows in one step."""
         return [row for unit in self.units(member, step) for row in unit]
 
-    def items(self, members: Sequence[int], step: int) -> list[Item]:
-        """Rows of some members in one step, with the seeds of their dropout masks."""
+    def items(self, members: Sequence[int], step: int, first: int = 0) -> list[Item]:
+        """Rows of some members in one step, with the seeds of their dropout masks.
+
+        `first` is the member that is the model's first: the items count from it.
+        """
         items: list[Item] = []
         for m in members:
             counts: Counter[int] = Counter()
@@ -76,6 +79,6 @@ class MemberSampler:
                 repeat = (counts[row.row],) if counts[row.row] else ()  # a repeated row (bootstrap) has another mask
                 names = ("dropout", step, row.row, *repeat)
                 seed = derive_seed(self.settings[m].dropout_seed, *names) if self.dropout else None
-                items.append(Item(m, row, seed, len(items)))
+                items.append(Item(m - first, row, seed, len(items)))
                 counts[row.row] += 1
         return items
