@@ -22,6 +22,7 @@ import torch
 from bench.peft_head import PeftHead
 from bench.real_sets import SETS, write_set
 from bench.setting import hardware, log, processor
+from bench.steps import Steps
 
 from lorchestra.config.adapt import BaseConfig
 from lorchestra.config.mappings import read_recipe
@@ -37,9 +38,6 @@ from lorchestra.runs.evaluate import evaluate_run
 from lorchestra.runs.train import train_run
 from lorchestra.store.atomic import atomic_write_text
 from lorchestra.store.run import Run
-from lorchestra.training.callbacks import Callback, StepReport
-from lorchestra.training.checkpoint import TrainState
-from lorchestra.training.trainer import Trainer
 from lorchestra.types import Example
 
 BESIDE = Path(__file__).parents[2] / "shared" / "data"
@@ -50,26 +48,6 @@ RESAMPLES = 1000
 PEFT_HEADS = {"last third": (5e-4, 1e-3, 2e-3), "all layers": (5e-4,)}
 """Rates of PEFT's head by adapted layers."""
 ENSEMBLE, ONE = "ensemble", "one LoRA + T"
-
-
-class Steps(Callback):
-    """Prints progress every 25 steps."""
-
-    def __init__(self, name: str) -> None:
-        self.name = self.status = name
-
-    def on_status(self, names: Sequence[str], status: str) -> None:
-        """Keep what is being trained."""
-        self.status = f"{self.name}, {status} {' '.join(names)}"
-
-    def on_train_begin(self, trainer: Trainer) -> None:
-        """Keep the number of steps."""
-        self.num_steps = trainer.num_steps
-
-    def on_step(self, report: StepReport, state: TrainState) -> None:
-        """Print every 25th step."""
-        if report.step % 25 == 0:
-            log(f"{self.status}: step {report.step} of {self.num_steps}, {state.tokens / state.train_s:,.0f} tokens/s")
 
 
 def ensemble_run(name: str, files: dict[str, Path], args: argparse.Namespace) -> Run:

@@ -17,34 +17,10 @@ from pathlib import Path
 from bench.evidence.page import write_results
 from bench.evidence.trainings import Cell, Experiment
 from bench.setting import log
-
-from lorchestra.training.callbacks import Callback, StepReport
-from lorchestra.training.checkpoint import TrainState
-from lorchestra.training.trainer import Trainer
+from bench.steps import Steps
 
 BESIDE = Path(__file__).parents[2] / "shared" / "data"
 STAGES = ("plain", "regularized", "controls", "methods", "varied", "prompts", "depth")
-
-
-class Steps(Callback):
-    """Prints progress every 25 steps."""
-
-    def __init__(self) -> None:
-        self.names = self.status = ""
-
-    def on_status(self, names: Sequence[str], status: str) -> None:
-        """Keep what is being trained."""
-        self.status = f"{status} {' '.join(names)[:80]}"
-
-    def on_train_begin(self, trainer: Trainer) -> None:
-        """Keep the number of steps."""
-        self.num_steps = trainer.num_steps
-
-    def on_step(self, report: StepReport, state: TrainState) -> None:
-        """Print every 25th step."""
-        if report.step % 25 == 0:
-            rate = state.tokens / max(state.train_s, 1e-9)
-            log(f"{self.status}: step {report.step} of {self.num_steps}, {rate:,.0f} tokens/s")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -59,11 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/evidence"), help="directory of rows and trainings")
     parser.add_argument("--results", type=Path, default=Path(__file__).parents[1] / "docs" / "results")
     args = parser.parse_args(arguments)
-    experiment = Experiment(args.out, args.data_dir, args.dtype, args.threads, [Steps()])
+    experiment = Experiment(args.out, args.data_dir, args.dtype, args.threads)
     if args.command == "train":
         for cell in map(Cell.parse, filter(None, args.cells.split(","))):
             log(f"{cell}")
-            experiment.train(cell, args.stages.split(","))
+            experiment.train(cell, args.stages.split(","), [Steps(str(cell))])
     else:
         print(write_results(experiment, args.results))
 

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.setting import hardware, log, processor
+from bench.steps import Steps
 
 from lorchestra.config.adapt import AdaptConfig, BaseConfig
 from lorchestra.config.data import DataConfig, PromptConfig
@@ -35,9 +36,6 @@ from lorchestra.runs.train import train_run
 from lorchestra.store.atomic import atomic_write_text
 from lorchestra.store.predictions import load_predictions
 from lorchestra.store.run import Run
-from lorchestra.training.callbacks import Callback, StepReport
-from lorchestra.training.checkpoint import TrainState
-from lorchestra.training.trainer import Trainer
 from lorchestra.types import Example, Predictions
 
 TASKS = ("sst2", "ag_news_10k", "arc_easy")
@@ -45,22 +43,6 @@ BESIDE = Path(__file__).parents[2] / "shared" / "data"
 RESULTS = Path(__file__).parent / "results"
 SHOWN = ("accuracy", "nll", "ece")
 RESAMPLES = 1000
-
-
-class Steps(Callback):
-    """Prints a run's progress every ten steps."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def on_train_begin(self, trainer: Trainer) -> None:
-        """Keep the number of steps."""
-        self.num_steps = trainer.num_steps
-
-    def on_step(self, report: StepReport, state: TrainState) -> None:
-        """Every tenth step, and the last."""
-        if report.step % 10 == 0 or report.step == self.num_steps:
-            log(f"{self.name}: step {report.step} of {self.num_steps}, {state.tokens / state.train_s:,.0f} tokens/s")
 
 
 def write_rows(task: str, args: argparse.Namespace, folder: Path) -> DataConfig:
@@ -100,7 +82,7 @@ def train_and_predict(task: str, layers: str, data: DataConfig, args: argparse.N
     name = f"{task}, layers {layers}"
     out = args.runs / f"{task}-{layers.replace(':', '-')}"
 
-    run = train_run(config, out, if_exists="resume", callbacks=[Steps(name)]).run
+    run = train_run(config, out, if_exists="resume", callbacks=[Steps(name, every=10)]).run
     if not run.metrics.is_file():
         log(f"{name}: evaluating")
         evaluate_run(load_run(run.root))

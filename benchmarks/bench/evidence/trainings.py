@@ -109,22 +109,18 @@ class Experiment:
         data_dir: the real data sets.
         dtype: the base's number format.
         threads: CPU threads, None for torch's choice.
-        callbacks: report progress.
     """
 
-    def __init__(
-        self, out: Path, data_dir: Path, dtype: str, threads: int | None, callbacks: Sequence[Callback] = ()
-    ) -> None:
+    def __init__(self, out: Path, data_dir: Path, dtype: str, threads: int | None) -> None:
         self.out, self.data_dir, self.dtype, self.threads = out, data_dir, dtype, threads
-        self.callbacks = callbacks
 
-    def train(self, cell: Cell, stages: Sequence[str]) -> None:
+    def train(self, cell: Cell, stages: Sequence[str], callbacks: Sequence[Callback] = ()) -> None:
         """Finish the stages of a cell: `plain`, `regularized`, `varied`, `controls`, `prompts`, `depth`, `methods`."""
         for stage in stages:
             if stage == "methods":
-                compare_methods(self.config(cell), METHODS, self.out / str(cell) / stage, callbacks=self.callbacks)
+                compare_methods(self.config(cell), METHODS, self.out / str(cell) / stage, callbacks=callbacks)
             else:
-                run_sweep(self.points(cell, stage), self.out / str(cell) / stage, callbacks=self.callbacks)
+                run_sweep(self.points(cell, stage), self.out / str(cell) / stage, callbacks=callbacks)
 
     def config(self, cell: Cell) -> RunConfig:
         """The configuration that all trainings of a cell have in common."""

@@ -290,10 +290,15 @@ class _Search:
         return _trials(rates, trainer.state, "val_scaled_nll" if is_scaled else "val_nll")
 
 
-def trunk_files(run: Run, base_digest: str) -> TrunkFiles:
-    """Files for the trunks of a search and of the training after it, which then does not compute them again."""
+def trunk_files(run: Run, base_digest: str, memory_bytes: int = 0, group: Group = ALONE) -> TrunkFiles:
+    """Files for trunks of more than `memory_bytes`; with 0 a training reads those of the search before it."""
     run.resume.mkdir(parents=True, exist_ok=True)
-    return TrunkFiles(run.resume, base_digest, 0, run.append_event)
+    log = run.append_event if group.is_first else _log_nothing
+    return TrunkFiles(run.resume, base_digest, memory_bytes, log)
+
+
+def _log_nothing(event: str, **values: object) -> None:
+    """For the processes that do not write the event log."""
 
 
 def _smallest_refused(config: RunConfig) -> float:

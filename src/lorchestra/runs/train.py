@@ -17,7 +17,6 @@ from lorchestra.config.run import RunConfig, check_run
 from lorchestra.distributed import ALONE, Group
 from lorchestra.errors import CheckpointError, ConfigError, TrainingError
 from lorchestra.inference.pipeline import Pipeline
-from lorchestra.inference.trunk import TrunkFiles
 from lorchestra.models.loading import absolute_base
 from lorchestra.models.number_format import ProductRates, with_dtype
 from lorchestra.models.peft_files import save_members
@@ -28,7 +27,7 @@ from lorchestra.runs.calibration import calibrate
 from lorchestra.runs.dtype_change import measure_dtype_change
 from lorchestra.runs.event_log import EventLog
 from lorchestra.runs.rows import RunRows, absolute_settings, check_unchanged, read_rows, with_directory
-from lorchestra.runs.search import open_scoring, open_scorings, settle_training
+from lorchestra.runs.search import open_scoring, open_scorings, settle_training, trunk_files
 from lorchestra.runs.training import prepare_training, restore, train_with_checkpoints
 from lorchestra.store.ensemble_record import EnsembleRecord, MemberRecord
 from lorchestra.store.run import Run
@@ -205,7 +204,9 @@ def train_and_finish(job: TrainingJob, *, resuming: bool, finish: bool) -> Train
     """Train from the run's checkpoint, or from the start, to a finished run; with `finish` without further training."""
     run, pipeline, group = job.run, job.pipeline, job.group
     callback = CallbackList([*([EventLog(run)] if group.is_first else []), *job.callbacks])
-    files = _trunk_files(run, pipeline, job.config, group)
+    # the trunks of a search before this training are in files, and read again
+    memory = 0 if run.search.exists() else round(job.config.adapt.trunk_memory_gb * 1e9)
+    files = trunk_files(run, pipeline.base.digest, memory, group)
     trainer = make_trainer(pipeline.model, job.training, job.config, callback, files=files, group=group)
     if resuming:
         restore(run, trainer)
@@ -215,18 +216,6 @@ def train_and_finish(job: TrainingJob, *, resuming: bool, finish: bool) -> Train
         trainer.finish()
     peak = train_with_checkpoints(run, trainer)
     return _finish(job, trainer, peak)
-
-
-def _trunk_files(run: Run, pipeline: Pipeline, config: RunConfig, group: Group) -> TrunkFiles:
-    """Where trunks go that are too large for memory; those of a search before this training are read again."""
-    memory = 0 if run.search.exists() else round(config.adapt.trunk_memory_gb * 1e9)
-    run.resume.mkdir(parents=True, exist_ok=True)
-    log = run.append_event if group.is_first else _log_nothing
-    return TrunkFiles(run.resume, pipeline.base.digest, memory, log)
-
-
-def _log_nothing(event: str, **values: object) -> None:
-    """For the processes that do not write the event log."""
 
 
 def saved_config(
