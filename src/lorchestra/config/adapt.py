@@ -27,6 +27,9 @@ class BaseConfig:
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
     """Data type of the base; auto is bfloat16 on CUDA and on a CPU whose products are clearly faster in it (measured
     when a run starts, and saved with it), else float32. Adapters and losses are float32 or wider."""
+    quantization: Literal["none", "nf4", "int8"] = "none"
+    """Store the layers' linear maps in fewer bits, for bases that would not fit: nf4 (4 bits, with double
+    quantization) or int8 (8 bits, weights only), both by bitsandbytes. A checkpoint that it stored is read as it is."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to compute on; auto is CUDA if available."""
     threads: int | None = None
@@ -108,6 +111,8 @@ def check_base(base: BaseConfig) -> None:
         ConfigError: names the field and its value.
     """
     check_magnitudes(base, "base")
+    if base.quantization not in ("none", "nf4", "int8"):
+        raise ConfigError(f"base.quantization: {base.quantization!r} is not none, nf4 or int8")
     if base.threads is not None and not 1 <= base.threads <= _MAX_THREADS:
         raise ConfigError(f"base.threads: {base.threads} is not in [1, {_MAX_THREADS}]")
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lorchestra.config.adapt import AdaptConfig, check_adapt
 from lorchestra.errors import ConfigError
+from lorchestra.models.quantized import dense_weight
 from lorchestra.models.targets import LinearMap, features, is_transposed
 from lorchestra.nn.adapters import StackedAdapters
 from lorchestra.nn.seeding import derive_seed
@@ -159,7 +160,8 @@ def _init_at_principal(
                 f" {min(features(linear))}, or leave the map out of adapt.target_modules"
             )
     for piece, (_, linear) in zip(adapters.slices, linears, strict=True):
-        weight_OI = linear.weight.t() if is_transposed(linear) else linear.weight
+        weight = dense_weight(linear)
+        weight_OI = weight.t() if is_transposed(linear) else weight
         A, B = principal_pair(weight_OI, most, adapters.values.dtype)
         for m, member in settings.items():
             share, rank = 1 / math.sqrt(member.scaling), member.trained_r

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.models.patching import text_config
+from lorchestra.models.quantized import plain_parameters
 from lorchestra.nn.optimizer import clip_gradients
 from lorchestra.nn.packing import Item, PackedBatch, forward_budget, pack, plan_micro_batches, shareable_prefix
 from lorchestra.planning.estimate import ALLOCATION, Rates, checkpointed_bytes
@@ -49,7 +50,7 @@ def saved_bytes(model: EnsembleModel, batch: PackedBatch, hidden: Tensor | None)
 
     Measured without gradient checkpointing, whatever the model's setting.
     """
-    weights = {p.untyped_storage().data_ptr() for p in model.model.parameters()}
+    weights = {p.untyped_storage().data_ptr() for p in plain_parameters(model.model)}  # no pass saves quantized ones
     storages: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:

@@ -58,8 +58,9 @@ def _what(record: Json) -> list[tuple[str, str, str]]:
     rows, layers, work, parameters = (record[name] for name in ("rows", "layers", "work", "parameters"))
     budget = record["token_budget"]
     below = f", {layers['below']} below computed once" if layers["below"] else ""
+    stored = f", maps stored as {record['quantization']}" if record["quantization"] != "none" else ""
     return [
-        ("parameters of the base", f"{parameters['base']:,}", f"{record['base']}, {record['dtype']}, frozen"),
+        ("parameters of the base", f"{parameters['base']:,}", f"{record['base']}, {record['dtype']}{stored}, frozen"),
         (
             "parameters of a member",
             f"{parameters['member']:,}",

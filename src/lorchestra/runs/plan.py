@@ -12,6 +12,7 @@ from pathlib import Path
 from lorchestra.config.run import RunConfig, TrainConfig, check_run
 from lorchestra.inference.pipeline import Pipeline, default_token_budget
 from lorchestra.models.loading import dtype_name
+from lorchestra.models.quantized import num_weights, stored_bytes
 from lorchestra.planning.budget import (
     adapter_counts,
     budget_within,
@@ -165,12 +166,13 @@ class _Plan:
             "base": self.pipeline.base.id,
             "device": str(model.device),
             "dtype": dtype_name(self.pipeline.base.dtype),
+            "quantization": self.pipeline.base.quantization or "none",
             "rows": {"train": len(training.train), "val": len(training.val), "longest_tokens": longest},
             "members": counts.members,
             "scoring": {"kind": self.pipeline.scoring, "choice_tokens": self._choice_share},
             "layers": {"adapted": len(model.layers), "below": model.trunk_layers, "all": model.num_layers},
             "parameters": {
-                "base": sum(p.numel() for p in model.model.parameters() if not p.requires_grad),
+                "base": num_weights(model.model),
                 "member": counts.parameters,
                 "members": counts.members * counts.parameters,
             },
@@ -204,7 +206,7 @@ class _Plan:
     @cached_property
     def _footprint(self) -> Footprint:
         model, calibration = self.pipeline.model, self.calibration
-        base = sum(p.nbytes for p in model.model.parameters() if not p.requires_grad)
+        base = stored_bytes(model.model)
         made = dataclasses.replace(self.counts, members=model.num_members)
         return Footprint(
             process=max(0, self._held - base - made.adapter_bytes),
