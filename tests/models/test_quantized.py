@@ -11,6 +11,7 @@ import transformers
 from tiny_base import tiny_tokenizer
 
 from lorchestra.config.adapt import AdaptConfig, BaseConfig
+from lorchestra.config.run import RunConfig, check_run
 from lorchestra.errors import CheckpointError, ConfigError
 from lorchestra.models import quantized
 from lorchestra.models.ensemble import EnsembleModel
@@ -226,3 +227,45 @@ def test_pissa_starts_as_the_quantized_base(wide_base, letters, kind):
     member = ensemble.forward(pack([Item(0, row) for row in letters]))
     base = ensemble.forward(pack([Item(-1, row) for row in letters]))
     torch.testing.assert_close(member, base, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_loftq_starts_at_the_best_product_of_its_rank(wide_base, kind):
+    """Known answer: by Eckart and Young the error that is left has the remaining singular values."""
+    plain = dict(load(wide_base, "none").model.named_modules())
+    base = load(wide_base, kind)
+    quantized_weights = {name: dense_weight(module) for name, module in quantized_maps(base.model)}
+    adapt = AdaptConfig(members=2, r=3, lora_alpha=12.0, init_lora_weights="loftq")
+    ensemble = EnsembleModel(base.model, adapt, seed=0)
+    for name, (A, B) in ensemble.adapters.parameters.items():
+        error = plain[name].weight - quantized_weights[name]
+        singular = torch.linalg.svdvals(error)
+        for m in range(2):
+            left = torch.linalg.matrix_norm(error - adapt.scaling * B[m] @ A[m])
+            torch.testing.assert_close(left, singular[3:].square().sum().sqrt(), rtol=1e-3, atol=1e-6)
+        assert torch.equal(A[0], A[1])
+        assert torch.equal(B[0], B[1])
+    assert adapt.shares_init
+
+
+def test_noise_keeps_members_apart_at_loftq_s_start(wide_base):
+    made = {}
+    for how, std in (("loftq", 0.0), ("loftq", 0.05), (True, 0.05)):
+        adapt = AdaptConfig(members=2, r=3, init_lora_weights=how, init_std_b=std)
+        made[how, std] = EnsembleModel(load(wide_base, "nf4").model, adapt, seed=0).adapters.parameters
+    for name, (_, start) in made["loftq", 0.0].items():
+        noisy, noise = made["loftq", 0.05][name][1], made[True, 0.05][name][1]
+        for m in range(2):
+            torch.testing.assert_close(noisy[m], start[m] + noise[m])
+        assert not torch.equal(noisy[0], noisy[1])
+
+
+def test_loftq_needs_the_weights_before_they_were_quantized(wide_base, tmp_path):
+    made = load(wide_base, "nf4")
+    made.model.save_pretrained(tmp_path / "stored")
+    made.tokenizer.save_pretrained(tmp_path / "stored")
+    adapt = AdaptConfig(members=1, r=2, init_lora_weights="loftq")
+    with pytest.raises(ConfigError, match="loftq needs the weights before they were quantized"):
+        EnsembleModel(load(tmp_path / "stored", "none").model, adapt, seed=0)
+    with pytest.raises(ConfigError, match=r"loftq starts at what quantizing changes, and base.quantization is none"):
+        check_run(RunConfig(adapt=adapt))

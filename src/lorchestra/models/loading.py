@@ -22,7 +22,13 @@ from lorchestra.models.digests import model_digest, tokenizer_digest
 from lorchestra.models.directories import check_directory, is_near, looks_like_path, near_path
 from lorchestra.models.gguf import converted_directory, quiet_transformers
 from lorchestra.models.hub import EMBEDDED_NAME, embedded_directory, hub_directory
-from lorchestra.models.quantized import quantization_config, quantization_of, stored_quantization, use_dense_products
+from lorchestra.models.quantized import (
+    quantization_config,
+    quantization_of,
+    remember_sources,
+    stored_quantization,
+    use_dense_products,
+)
 from lorchestra.models.sizes import check_sizes
 from lorchestra.store.safe_paths import typed_path
 
@@ -261,6 +267,8 @@ def _load_quantized(
         options["quantization_config"] = quantization_config(config.quantization)
     tokenizer, model = _load(source, torch.float32, **options)
     use_dense_products(model, dtype)
+    if "quantization_config" in options:
+        remember_sources(model, source.directory)
     return tokenizer, model
 
 

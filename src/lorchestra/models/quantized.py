@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from lorchestra.config.adapt import BaseConfig
@@ -113,6 +115,54 @@ def use_dense_products(model: nn.Module, dtype: torch.dtype) -> None:
             buffer = module._buffers[key]
             if buffer is not None and buffer.is_floating_point():
                 module._buffers[key] = buffer.to(dtype)
+
+
+@dataclass(frozen=True)
+class WeightSource:
+    """Where the plain weights of a quantized map are."""
+
+    directory: Path
+    name: str
+
+    def read(self) -> Tensor:
+        """The weight `[O, I]` in float32.
+
+        Raises:
+            ConfigError: the files have no weight of this name.
+        """
+        index = self.directory / "model.safetensors.index.json"
+        file = "model.safetensors"
+        if not (self.directory / file).is_file():
+            file = json.loads(index.read_text("utf-8"))["weight_map"].get(self.name, "")
+        try:
+            with safe_open(self.directory / file, framework="pt") as tensors:
+                return tensors.get_tensor(self.name).float()
+        except (OSError, SafetensorError) as error:
+            raise ConfigError(
+                f"adapt.init_lora_weights: loftq needs the weight {self.name}, which the files in {self.directory} do"
+                " not have under this name; choose another initialization"
+            ) from error
+
+
+def remember_sources(model: nn.Module, directory: Path) -> None:
+    """Let `original_weight` find the weights that quantized maps were made from."""
+    for name, module in quantized_maps(model):
+        module.source = WeightSource(directory, f"{name}.weight")  # type: ignore[assignment]
+
+
+def original_weight(module: nn.Module) -> Tensor:
+    """The weight `[O, I]` of a quantized map before it was quantized, in float32 on the CPU.
+
+    Raises:
+        ConfigError: it was not quantized here, or its files have other names.
+    """
+    source = getattr(module, "source", None)
+    if not isinstance(source, WeightSource):
+        raise ConfigError(
+            "adapt.init_lora_weights: loftq needs the weights before they were quantized, which this base does not"
+            " have; give the model that it was made from, with base.quantization nf4 or int8"
+        )
+    return source.read()
 
 
 def is_quantized(module: nn.Module) -> bool:
