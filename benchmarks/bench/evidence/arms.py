@@ -82,7 +82,14 @@ def arms_of(experiment: Experiment, cell: Cell) -> list[Arm]:
 
     pool = read("plain", "pool")
     assert pool is not None
-    return [*_plain(pool), *_regularized(pool, read), *_others(read), *_mixed(pool, read), *_depths(pool, read)]
+    return [
+        *_plain(pool),
+        *_heads(read),
+        *_regularized(pool, read),
+        *_others(read),
+        *_mixed(pool, read),
+        *_depths(pool, read),
+    ]
 
 
 Read = Callable[[str, str], Members | None]
@@ -95,6 +102,13 @@ def _plain(pool: Members) -> Iterator[Arm]:
     yield Arm("best", f"one LoRA, the best of {M} by validation", M, 1, best)
     for size in (2, M, 10, POOL):
         yield Arm(f"ensemble{size}", f"ensemble of {size}", size, size, groups(pool, size))
+
+
+def _heads(read: Read) -> Iterator[Arm]:
+    part = read("heads", "heads")
+    if part is not None:
+        yield Arm("one-heads", "one LoRA with a classification head", 1, 1, groups(part, 1))
+        yield Arm("heads", "ensemble, classification heads", M, M, (part,))
 
 
 def _regularized(pool: Members, read: Read) -> Iterator[Arm]:
