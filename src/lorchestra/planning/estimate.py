@@ -80,6 +80,8 @@ class Rates:
     trunk_s: float
     evaluate_s: float
     update_s: float
+    states_s: float = 0.0
+    """Per token of a pass that reads hidden states of the base (see `Work.states_tokens`)."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,12 @@ class Work:
     updates: int
     search_tokens: int = 0
     """Tokens of the candidates of a search of learning rate and epochs."""
+    calibration_tokens: int = 0
+    """Tokens of the members' predictions that a calibration is fitted on, after the training."""
+    calibration_trunk_tokens: int = 0
+    """Tokens of the layers below the adapters in these predictions."""
+    states_tokens: int = 0
+    """Tokens of the texts whose hidden states an evaluation's baseline `frozen` reads."""
 
 
 @dataclass(frozen=True)
@@ -105,16 +113,19 @@ class Duration:
     base: float
     evaluation: float
     search: float = 0.0
+    calibration: float = 0.0
+    states: float = 0.0
+    """Hidden states of the baseline `frozen`, in the evaluation that follows the run."""
 
     @property
     def training(self) -> float:
-        """Everything except evaluation."""
+        """Everything except evaluation and calibration."""
         return self.search + self.steps + self.trunk + self.base
 
     @property
     def total(self) -> float:
-        """Training and evaluation."""
-        return self.training + self.evaluation
+        """Training, evaluation on validation rows, and calibration on them."""
+        return self.training + self.evaluation + self.calibration
 
 
 def duration(work: Work, rates: Rates) -> Duration:
@@ -125,6 +136,8 @@ def duration(work: Work, rates: Rates) -> Duration:
         base=work.base_tokens * rates.evaluate_s,
         evaluation=work.evaluate_tokens * rates.evaluate_s,
         search=work.search_tokens * rates.train_s,
+        calibration=work.calibration_tokens * rates.evaluate_s + work.calibration_trunk_tokens * rates.trunk_s,
+        states=work.states_tokens * rates.states_s,
     )
 
 
