@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.nn.packing import Item
 from lorchestra.training.trainer import Trainer
+from lorchestra.types import EncodedExample
 
 ALLOCATION = 2.0
 """Growth of the process relative to the bytes saved for the backward pass.
@@ -15,6 +16,8 @@ ALLOCATION = 2.0
 Heap fragmentation, temporaries of the backward pass and the trunk's passes add to the saved bytes. Measured:
 `benchmarks/plan_accuracy.py`, column "over saved".
 """
+COPIES_OF_LOGITS = 3
+"""Logits, log-probabilities, and the temporaries between them."""
 SHARE = 0.9
 """Share of free memory that a run may plan to use; the rest is for other programs."""
 LEAF_BYTES = 1100
@@ -145,6 +148,12 @@ def packed_tokens(batch: Sequence[Item], shared: int) -> int:
     """Tokens of a packed micro-batch: the first `shared` tokens count once per member."""
     not_shared = sum(item.example.num_tokens - shared for item in batch)
     return not_shared + shared * len({item.member for item in batch})
+
+
+def evaluation_tokens(rows: Sequence[EncodedExample], members: int, shared: int) -> int:
+    """Packed tokens of one evaluation: per member, the shared prefix once and the rest of every row."""
+    shared = shared if len(rows) > 1 else 0
+    return members * (sum(row.num_tokens - shared for row in rows) + shared)
 
 
 def split_trunk(split_bytes: Sequence[int], memory_bytes: int) -> tuple[int, int]:

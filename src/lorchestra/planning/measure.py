@@ -16,7 +16,7 @@ from lorchestra.models.ensemble import EnsembleModel, LayerInputs
 from lorchestra.models.patching import text_config
 from lorchestra.nn.optimizer import clip_gradients
 from lorchestra.nn.packing import BASE, Item, PackedBatch, forward_budget, pack, plan_micro_batches, shareable_prefix
-from lorchestra.planning.estimate import ALLOCATION, Rates, checkpointed_bytes
+from lorchestra.planning.estimate import ALLOCATION, COPIES_OF_LOGITS, Rates, checkpointed_bytes
 from lorchestra.planning.memory import peak_bytes, restart_peak
 from lorchestra.training.callbacks import Callback
 from lorchestra.training.objective import cross_entropy
@@ -26,8 +26,6 @@ from lorchestra.types import EncodedExample
 _TRIED_TOKENS = 128
 _EVALUATION_SHARE = 0.2
 _STATES_SHARE = 0.05
-_COPIES_OF_LOGITS = 3
-"""Logits, log-probabilities, and the temporaries between them."""
 T = TypeVar("T")
 
 
@@ -91,7 +89,7 @@ def token_bytes(model: EnsembleModel, rows: Sequence[EncodedExample], checkpoint
         return training
     scored = len(batch.scoring.keep) / tokens * forward_budget(tokens, model.device) / tokens
     logits = scored * text_config(model.model).vocab_size * next(model.model.parameters()).element_size()
-    return max(training, _COPIES_OF_LOGITS * logits)
+    return max(training, COPIES_OF_LOGITS * logits)
 
 
 def with_checkpointing(model: EnsembleModel, saved: float, tokens: int) -> float:

@@ -12,7 +12,7 @@ import torch
 from lorchestra.config.adapt import AdaptConfig
 from lorchestra.config.run import RegularizeConfig, RunConfig, TrainConfig
 from lorchestra.nn.packing import BASE, Item, forward_budget, plan_micro_batches, shareable_prefix
-from lorchestra.planning.estimate import Work, packed_tokens
+from lorchestra.planning.estimate import Work, evaluation_tokens, packed_tokens
 from lorchestra.training.members import member_settings
 from lorchestra.training.precompute import TrainingRows
 from lorchestra.training.sampler import MemberSampler, unit_sizes
@@ -99,8 +99,8 @@ def plan_workload(run: PlannedRun, members: int, token_budget: int, option_order
         work=Work(
             train_tokens=round(train_tokens),
             trunk_tokens=train_once + _pass_tokens(rows.val, room, val_shared) if run.has_trunk else 0,
-            evaluate_tokens=_evaluation_tokens(rows.val, members, val_shared) * config.num_epochs,
-            base_tokens=_evaluation_tokens(rows.train, 1, shared) if run.regularize.kl_beta > 0 else 0,
+            evaluate_tokens=evaluation_tokens(rows.val, members, val_shared) * config.num_epochs,
+            base_tokens=evaluation_tokens(rows.train, 1, shared) if run.regularize.kl_beta > 0 else 0,
             updates=members * num_steps,
             calibration_tokens=calibration,
             calibration_trunk_tokens=calibration_trunk,
@@ -142,8 +142,8 @@ def _calibration_tokens(run: PlannedRun, members: int, option_orders: int) -> tu
     for order in range(option_orders):  # a row has at most as many orders as options
         rows = [row for row in answered if order == 0 or len(row.choices) > order]
         shared = shareable_prefix(rows, dropout=False)
-        of_members += _evaluation_tokens(rows, members, shared) if rows else 0
-        below += _evaluation_tokens(rows, 1, shared) if rows and run.has_trunk else 0
+        of_members += evaluation_tokens(rows, members, shared) if rows else 0
+        below += evaluation_tokens(rows, 1, shared) if rows and run.has_trunk else 0
     return of_members, below
 
 
@@ -176,9 +176,3 @@ def _mean_tokens(sampler: MemberSampler, rows: Sequence[EncodedExample]) -> floa
 def _pass_tokens(rows: Sequence[EncodedExample], room: int, shared: int) -> int:
     batches = plan_micro_batches([Item(BASE, row) for row in rows], room, shared)
     return sum(packed_tokens(batch, shared) for batch in batches)
-
-
-def _evaluation_tokens(rows: Sequence[EncodedExample], members: int, shared: int) -> int:
-    """Packed tokens of one evaluation: per member, the shared prefix once and the rest of every row."""
-    shared = shared if len(rows) > 1 else 0
-    return members * (sum(row.num_tokens - shared for row in rows) + shared)
