@@ -1,10 +1,11 @@
 """`lorchestra plan --what-if` against the measured cases of `benchmarks/results`: its arithmetic, not this machine.
 
 Every case that states enough (shape, tokens, threads, number format, and seconds, tokens per second or peak memory) is
-predicted, and compared with what was measured. Nothing is timed here.
+predicted, and compared with what was measured. With `--wide`, a few layers of wider bases are timed, too.
 
     python benchmarks/what_if.py                              half a minute
     python benchmarks/what_if.py --data-dir DIR               also the trainings on data sets next to the checkout
+    python benchmarks/what_if.py --wide                       also layers of 1B and 8B bases, about four minutes
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from bench.measured_cases import (
     speed,
     vllm,
 )
+from bench.wide_layers import LAYERS, Wide, measure, table
 
 from lorchestra.planning.what_if import ELEMENT_BYTES_PER_S
 from lorchestra.report.what_if import CHECKED_WITHIN
@@ -80,7 +82,7 @@ def is_test(one: Checked) -> bool:
     return not one.sets_machine and one.case.name != FITTED
 
 
-def report(checked: Sequence[Checked]) -> str:
+def report(checked: Sequence[Checked], wide: Sequence[Wide] = ()) -> str:
     """The comparison as Markdown."""
     tests = [one for one in checked if is_test(one)]
     missed = [one for one in tests if abs(one.ratio - 1) > CHECKED_WITHIN]
@@ -93,7 +95,7 @@ def report(checked: Sequence[Checked]) -> str:
         f" cases {len(tests) - len(missed)} are predicted within {100 * CHECKED_WITHIN:.0f} %; the {len(missed)} others"
         f" are of a loaded machine (reasons below). Without that machine's files the largest error is"
         f" {100 * worst:.0f} %. All cases are of SmolLM2-135M on AMD EPYC CPUs, with rows of up to 500 tokens: larger"
-        " bases, longer rows and GPUs are extrapolated.",
+        " bases (but for the layers at the end), longer rows and GPUs are extrapolated.",
         "",
         "- Memory has no constant but `ALLOCATION`, which plans have, too. What the process has before it trains is"
         " measured where this runs.",
@@ -120,17 +122,28 @@ def report(checked: Sequence[Checked]) -> str:
         f"- {file}: {reason}." for file, reason in REASONS.items() if any(one.case.file == file for one in missed)
     ]
     lines += ["", "Not checked, and why:", "", *(f"- {file}: {reason}." for file, reason in NOT_CHECKED.items())]
+    if wide:
+        lines += ["", "## Layers of wider bases", "", _ABOUT_WIDE, "", *table(list(wide))]
     return "\n".join(lines) + "\n"
+
+
+_ABOUT_WIDE = (
+    f"{LAYERS} layers with the widths of each base and adapters on q and v, one packed pass of eight rows (600 tokens),"
+    " least CPU time of three, one thread, next to other jobs. The speed of products is measured before and after, as"
+    " `--what-if` does by default; the bandwidth is that of above, so nothing here is fitted."
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Checked]:
     """Check, print the table, and write it with `--out`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", default=str(BESIDE) if BESIDE.is_dir() else None, help="as lorchestra's data.dir")
+    parser.add_argument("--wide", action="store_true", help="also time layers of wider bases")
     parser.add_argument("--out", type=Path)
     parsed = parser.parse_args(arguments)
+    wide = list(measure()) if parsed.wide else []
     checked = check_all(parsed.data_dir)
-    text = report(checked)
+    text = report(checked, wide)
     print(text)
     if parsed.out is not None:
         atomic_write_text(parsed.out, text)

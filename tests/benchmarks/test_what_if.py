@@ -16,9 +16,10 @@ from bench.measured_cases import (
     speed,
     vllm,
 )
+from bench.wide_layers import measure
 
 from lorchestra.planning.what_if import ELEMENT_BYTES_PER_S
-from lorchestra.report.what_if import CHECKED_WITHIN
+from lorchestra.report.what_if import CHECKED_WITHIN, LAYERS_WITHIN
 
 REPORT = RESULTS / "what_if_2026-11.md"
 
@@ -109,3 +110,20 @@ def test_the_saved_report_is_that_of_this_model():
     listed = {file for file, _ in saved} | {name.removesuffix(".md") for name in what_if.NOT_CHECKED}
     others = {path.stem for path in RESULTS.glob("*.md")} - {REPORT.stem}
     assert others == listed
+
+
+def test_the_saved_layers_are_met_as_the_command_states():
+    lines = [line for line in REPORT.read_text(encoding="utf-8").splitlines() if line.startswith("| llama-")]
+    ratios = [float(line.split("|")[6]) for line in lines]
+    assert len(ratios) == 2 * 2 * 2
+    assert all(abs(ratio - 1) <= LAYERS_WITHIN + 1e-9 for ratio in ratios)
+
+
+def test_layers_of_other_bases_are_timed_in_both_formats():
+    wide = list(measure(("smollm2-135m",)))
+    assert [(one.dtype, one.what) for one in wide] == [
+        (dtype, what) for dtype in ("float32", "bfloat16") for what in ("training", "evaluation")
+    ]
+    assert all(one.measured > 0 and one.predicted > 0 and 0 < one.elementwise < 1 for one in wide)
+    text = what_if.report(check(vllm(RESULTS / "vllm_2cpu_amd-epyc_2026-11.md")), wide)
+    assert text.count("| smollm2-135m |") == 4

@@ -26,8 +26,17 @@ STATED = {"device_gb": 100.0, "tflops": 0.1, "gb_per_s": 10.0}
         {"adapt": {"layers": "[0, 2]", "target_modules": ("o_proj",)}, "regularize": {"kl_beta": 0.1}},
         {"adapt": {"layers": "last:1"}, "data": {"scoring": "tree"}, "train": {"lr": "auto", "epochs": "auto"}},
         {"data": {"prompt": PromptConfig(template="one two " * 10 + "{question} Answer:")}},
+        {"adapt": {"init_lora_weights": "pissa", "layers": "last:2"}, "data": {"scoring": "letter"}},
     ],
-    ids=["all layers", "last layer", "eleven members", "scattered layers", "tree and search", "shared prefix"],
+    ids=[
+        "all layers",
+        "last layer",
+        "eleven members",
+        "scattered layers",
+        "tree and search",
+        "prefix",
+        "pissa, letters",
+    ],
 )
 def test_terms_are_those_of_a_plan(run_config, texts_csv, tmp_path, tiny_base, monkeypatch, settings):
     """Bytes that a plan measures by building the ensemble, tokens that it counts, saved bytes that hooks report."""

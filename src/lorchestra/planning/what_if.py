@@ -40,7 +40,7 @@ Far below what a core can copy: small operations, cold caches and new memory are
 """
 _COUNTED_BATCHES = 48
 """Micro-batches whose layout is counted; those between them are like them."""
-_COUNTED_ROWS = 200
+_COUNTED_ROWS, _COUNTED_MEMBERS = 200, 8
 
 
 @dataclass(frozen=True)
@@ -232,7 +232,7 @@ class Planner:
         rows = self.run.rows.val[:_COUNTED_ROWS]
         shared = shareable_prefix(self.run.rows.val, dropout=False)
         room = forward_budget(budget, self.run.device)
-        items = [Item(m, row) for m in range(members) for row in rows]
+        items = [Item(m, row) for m in range(min(members, _COUNTED_MEMBERS)) for row in rows]
         return _counts(plan_micro_batches(items, room, shared)[:_COUNTED_BATCHES], shared)
 
 

@@ -15,6 +15,8 @@ from lorchestra.types import Json
 
 CHECKED_WITHIN = 0.2
 """Largest error of the cases that `benchmarks/what_if.py` counts as predicted."""
+LAYERS_WITHIN = 0.1
+"""Largest error of its passes through layers of larger bases."""
 
 
 def what_if_tables(record: Json) -> Iterator[RenderableType]:
@@ -36,9 +38,10 @@ def assumptions() -> str:
         "Arithmetic, not a measurement: products at the device's speed, and element-wise operations at its bandwidth;"
         " all epochs, without loading the base and without communication. Members are split over devices by torchrun:"
         " each device holds the whole base, and memory and time are those of the device with most members. More"
-        " devices than members are refused, and so left out. The measured cases of this project are of one base (135M"
-        f" parameters) on CPUs; most are met within {100 * CHECKED_WITHIN:.0f} %"
-        " (benchmarks/results/what_if_2026-11.md). Larger bases and GPUs are extrapolated."
+        " devices than members are refused, and so left out. Of the measured cases of this project, of one base (135M"
+        f" parameters) on CPUs, most are met within {100 * CHECKED_WITHIN:.0f} %, and layers of 1B and 8B bases within"
+        f" {100 * LAYERS_WITHIN:.0f} % (benchmarks/results/what_if_2026-11.md). Whole trainings of larger bases, and"
+        " GPUs, are extrapolated."
     )
 
 
