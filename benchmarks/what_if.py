@@ -100,7 +100,9 @@ def report(checked: Sequence[Checked], wide: Sequence[Wide] = ()) -> str:
         "- Memory has no constant but `ALLOCATION`, which plans have, too. What the process has before it trains is"
         " measured where this runs.",
         f"- Times have two speeds. Element-wise operations: {ELEMENT_BYTES_PER_S / 1e9:.0f} GB/s per core everywhere,"
-        " fitted to one case (marked). Products: as the file states them (number formats:"
+        " which solves one case (marked); it was chosen, as was the form with two speeds, with the cases of the number"
+        " formats and of speed in view, so these are fits of one constant. The other files and the layers at the end"
+        " were predicted with everything settled. Products: as the file states them (number formats:"
         f" {REFERENCE_FLOP_PER_S / 1e9:.0f} GFLOP/s per core in float32, 414 in bfloat16; speed: 154 of both cores). A"
         " file that states none has one factor on both speeds, set by its first case (marked): how fast its machine"
         " was that day.",

@@ -35,8 +35,9 @@ from lorchestra.planning.workload import PlannedRun, Workload, plan_workload, wi
 ELEMENT_BYTES_PER_S = 12e9
 """Bytes that element-wise operations read and write per second of one CPU core.
 
-Far below what a core can copy: small operations, cold caches and new memory are part of it. Fitted to one case of
-`benchmarks/results/number_formats_2cpu_amd-epyc_2026-11.md`; `benchmarks/what_if.py` compares it with the others.
+Far below what a core can copy: small operations, cold caches and new memory are part of it. Solves one case of
+`benchmarks/results/number_formats_2cpu_amd-epyc_2026-11.md`, and was chosen with the others of that file and of
+`speed.py`'s in view; `benchmarks/what_if.py` compares it with all measured cases.
 """
 _COUNTED_BATCHES = 48
 """Micro-batches whose layout is counted; those between them are like them."""
