@@ -95,9 +95,8 @@ def test_why_there_is_no_distance_is_logged(run, on_log, monkeypatch):
     messages = []
     on_log(messages.append)
     rows = examples("the film was good")
-    monkeypatch.setattr(
-        distance, "text_states", lambda model, tokens, max_length, budget, rows, *rest: np.full((len(rows), 3), np.nan)
-    )
+    not_finite = np.full((len(rows) + len(splits_of(run)["train"]) + len(rows), 3), np.nan)
+    monkeypatch.setattr(distance, "text_states", lambda *arguments: not_finite)
     assert distances_to_training(run.pipeline, splits_of(run)["train"], rows, {"far": rows}, 0, Callback()) == {}
     assert "hidden states of the base are not finite" in messages.pop()
     monkeypatch.undo()
