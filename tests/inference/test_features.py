@@ -66,8 +66,8 @@ def test_texts_are_encoded_without_prompt_and_cut_at_the_longest_row(run_config,
     config = run_config(texts_csv(), data={"max_length": 60})
     pipeline, _ = build_pipeline(config, "reviews", ("no", "yes"), ())
     examples = [Example("a", "the film </s>", ("no", "yes"), 0, "here"), Example("b", "long " * 90, ("no", "yes"), 1)]
-    short, long = encode_texts(pipeline, examples)
+    short, long = encode_texts(pipeline.tokens, examples, pipeline.max_length)
     assert pipeline.base.tokenizer.decode(short.prefix) == "the film </s>"
     assert 1 not in short.prefix  # the name of a control token is plain text
     assert len(long.prefix) == 60
-    assert encode_texts(pipeline, []) == []
+    assert encode_texts(pipeline.tokens, [], pipeline.max_length) == []

@@ -59,7 +59,7 @@ def test_nothing_is_computed_without_ood_rows_or_training_rows(run, other_csv, t
     def fail(*args, **kwargs):
         raise AssertionError("states were computed")
 
-    monkeypatch.setattr(distance, "mean_states", fail)
+    monkeypatch.setattr(distance, "text_states", fail)
     assert "distance" not in str(evaluate_run(run)["ood"])
     Path(run.config.data.train).unlink()
     entry = evaluate_run(run, data=texts_csv("new.csv", 12, seed=9), ood=[other_csv])
@@ -69,13 +69,13 @@ def test_nothing_is_computed_without_ood_rows_or_training_rows(run, other_csv, t
 def test_evaluated_rows_are_not_compared_with_themselves(run, monkeypatch):
     """The training rows are those that are left, at most a number, always the same ones."""
     train, seen = splits_of(run)["train"], []
-    compute = distance.mean_states
+    compute = distance.text_states
 
-    def note(model, rows, *rest):
+    def note(model, tokens, max_length, token_budget, rows, *rest):
         seen.append(len(rows))
-        return compute(model, rows, *rest)
+        return compute(model, tokens, max_length, token_budget, rows, *rest)
 
-    monkeypatch.setattr(distance, "mean_states", note)
+    monkeypatch.setattr(distance, "text_states", note)
     far = {"far": examples("what is it", "the sky is blue")}
 
     def measure(rows, seed=0):
@@ -95,7 +95,8 @@ def test_why_there_is_no_distance_is_logged(run, on_log, monkeypatch):
     messages = []
     on_log(messages.append)
     rows = examples("the film was good")
-    monkeypatch.setattr(distance, "mean_states", lambda model, rows, *rest: np.full((len(rows), 3), np.nan))
+    not_finite = np.full((len(rows) + len(splits_of(run)["train"]) + len(rows), 3), np.nan)
+    monkeypatch.setattr(distance, "text_states", lambda *arguments: not_finite)
     assert distances_to_training(run.pipeline, splits_of(run)["train"], rows, {"far": rows}, 0, Callback()) == {}
     assert "hidden states of the base are not finite" in messages.pop()
     monkeypatch.undo()

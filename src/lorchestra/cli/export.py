@@ -53,7 +53,8 @@ def run(arguments: Sequence[str]) -> int:
         names,
         merged=parsed.merge,
         base_name=parsed.base_name,
-        calibrations={} if calibration is None else calibration.calibrations,
+        # those of a mixture with a probe do not fit the members alone
+        calibrations={} if calibration is None or record.linear_probe else calibration.calibrations,
         questions=record.questions,
         distillation=run_dir.read_distillation(),
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lorchestra.config.mappings import check_types
-from lorchestra.config.run import RunConfig
+from lorchestra.config.run import MixtureConfig, RunConfig
 from lorchestra.errors import ConfigError
 
 
@@ -43,4 +43,4 @@ def student_config(config: RunConfig) -> RunConfig:
     adapt = dataclasses.replace(config.adapt, members=1, order="own", same_init=False)
     regularize = dataclasses.replace(config.regularize, kl_beta=0.0, label_smoothing=0.0)
     data = dataclasses.replace(config.data, class_weights=False)
-    return dataclasses.replace(config, adapt=adapt, regularize=regularize, data=data)
+    return dataclasses.replace(config, adapt=adapt, regularize=regularize, data=data, mixture=MixtureConfig())

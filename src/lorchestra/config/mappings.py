@@ -53,8 +53,10 @@ def read_recipe(path: str | Path, cls: type[T], *, whole: bool = False) -> T:
     """
     mapping = _read_yaml(path)
     if whole:
-        for name in typing.get_type_hints(cls):
-            if not isinstance(mapping, dict) or name not in mapping:
+        for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+            name = field.name
+            is_later = name in getattr(cls, "SAVED_WITHOUT_GROUPS", ())
+            if not isinstance(mapping, dict) or (name not in mapping and not is_later):
                 raise ConfigError(f"{path}: has no {name} settings; the file was truncated or changed")
     return from_mapping(cls, {} if mapping is None else mapping, str(path), saved=whole)
 

@@ -146,6 +146,15 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
+class MixtureConfig:
+    """What is averaged beside the members."""
+
+    linear_probe: Literal["none", "auto"] = "none"
+    """For texts with labels, mix the members with logistic regression on the frozen base's hidden states, where this
+    lowers the validation NLL. It costs two thirds of a pass of the base per row."""
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """All settings of a run; saved with it, and enough to repeat it."""
 
@@ -155,6 +164,10 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     regularize: RegularizeConfig = field(default_factory=RegularizeConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    mixture: MixtureConfig = field(default_factory=MixtureConfig)
+
+    SAVED_WITHOUT_GROUPS: ClassVar[frozenset[str]] = frozenset({"mixture"})
+    """Groups that earlier versions did not save; their runs have the defaults."""
 
 
 def check_training(config: TrainConfig, regularize: RegularizeConfig) -> None:
@@ -269,6 +282,20 @@ def check_run(config: RunConfig) -> None:
     check_loftq(config.base, config.adapt)
     check_head(config.data.scoring, config.regularize)
     check_evaluation(config.evaluate)
+    if config.mixture.linear_probe not in ("none", "auto"):
+        raise ConfigError(f"mixture.linear_probe: {config.mixture.linear_probe!r} is not none or auto")
+
+
+def check_no_probe(config: RunConfig, command: str) -> None:
+    """Refuse a linear probe where none is fitted.
+
+    Raises:
+        ConfigError: names the field.
+    """
+    if config.mixture.linear_probe != "none":
+        raise ConfigError(
+            f"mixture.linear_probe: {config.mixture.linear_probe}, but {command} fits no probe; leave it out"
+        )
 
 
 def read_config(path: Path) -> RunConfig:

@@ -8,9 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lorchestra.data.tokenizer import front_tokens
+from lorchestra.data.tokenizer import TextTokenizer, front_tokens
 from lorchestra.inference.packed import run_packed
-from lorchestra.inference.pipeline import Pipeline
 from lorchestra.models.ensemble import EnsembleModel, LayerInputs
 from lorchestra.nn.packing import BASE, Item, forward_budget
 from lorchestra.types import EncodedExample, Example
@@ -25,17 +24,15 @@ def middle_layers(num_layers: int) -> tuple[int, ...]:
     return tuple(sorted({min(max(depth, 1), num_layers - 1) for depth in depths}))
 
 
-def encode_texts(pipeline: Pipeline, examples: Sequence[Example]) -> list[EncodedExample]:
-    """The examples' texts alone, without prompt and choices, cut at the pipeline's longest row.
+def encode_texts(tokens: TextTokenizer, examples: Sequence[Example], max_length: int) -> list[EncodedExample]:
+    """The examples' texts alone, without prompt and choices, cut at the longest allowed row.
 
     Special tokens that the tokenizer adds in front are included. A text may have no tokens.
     """
-    front = front_tokens(pipeline.tokens.tokenizer)
+    front = front_tokens(tokens.tokenizer)
     texts = [("", row.question, "") for row in examples]
-    ids, _ = pipeline.tokens.ids(texts, [row.where for row in examples]) if texts else ([], {})
-    return [
-        EncodedExample(index, (*front, *tokens)[: pipeline.max_length], (), None) for index, tokens in enumerate(ids)
-    ]
+    ids, _ = tokens.ids(texts, [row.where for row in examples]) if texts else ([], {})
+    return [EncodedExample(index, (*front, *row)[:max_length], (), None) for index, row in enumerate(ids)]
 
 
 @torch.no_grad()

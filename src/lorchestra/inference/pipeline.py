@@ -9,7 +9,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal
 
 import numpy as np
@@ -22,10 +22,12 @@ from lorchestra.data.splits import draw_stratified
 from lorchestra.data.tokenizer import TextTokenizer
 from lorchestra.errors import ConfigError, LorchestraError
 from lorchestra.inference.answer_states import predict_early_with_information, predict_with_information
+from lorchestra.inference.linear_probe import mix_probe_in, text_states
 from lorchestra.inference.option_orders import OrderFlips, average, count_flips, variants
 from lorchestra.inference.predict import MemberPass, PrefixReuse, member_passes, predict_rows
 from lorchestra.metrics.early_exit import StopRule
 from lorchestra.metrics.information import InformationHead
+from lorchestra.metrics.linear_probe import LinearProbe
 from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.models.loading import LoadedBase
 from lorchestra.nn.packing import BASE
@@ -79,6 +81,8 @@ class Pipeline:
     """Name of the task, for predictions."""
     information: InformationHead | None = None
     """Predicts the mutual information of a distilled run, which has one member; None in all others."""
+    linear_probe: LinearProbe | None = None
+    """Mixed into the members' answers to texts with labels; None in runs without one."""
     order_flips: OrderFlips = field(default_factory=OrderFlips)
     """Answers that changed with the order of the options, in all predictions so far."""
     _logged: set[str] = field(default_factory=set)
@@ -186,9 +190,18 @@ class Pipeline:
         log_probs, information = predict_with_information(
             self.information, self.model, encoded.rows, passes, self.token_budget, progress
         )
+        encodable = [examples[index] for index in encoded.kept]
         if self._averages_orders and not shots:
-            log_probs = self._over_orders([examples[index] for index in encoded.kept], log_probs, passes)
+            log_probs = self._over_orders(encodable, log_probs, passes)
+        log_probs = self._with_probe(encodable, log_probs, passes)
         return self.predictions(examples, encoded.kept, log_probs, split, information)
+
+    def _with_probe(
+        self, examples: Sequence[Example], log_probs_MEC: NDArray[np.float64], passes: Sequence[MemberPass]
+    ) -> NDArray[np.float64]:
+        members = [index for index, one in enumerate(passes) if one.member != BASE]
+        features = partial(text_states, self.model, self.tokens, self.max_length, self.token_budget)
+        return mix_probe_in(self.linear_probe, features, examples, log_probs_MEC, members)
 
     @property
     def _averages_orders(self) -> bool:
@@ -245,6 +258,7 @@ class Pipeline:
         )
         if self._averages_orders:
             log_probs = self._over_orders(examples, log_probs, passes)
+        log_probs = self._with_probe(examples, log_probs, passes)
         return self.predictions(examples, range(len(examples)), log_probs, split, information)
 
     def predict_encoded_early(
@@ -259,10 +273,11 @@ class Pipeline:
         """The same as `predict_early` for tokenized examples.
 
         Raises:
-            ConfigError: answers are averaged over several orders of the options.
+            ConfigError: answers are averaged over several orders of the options, or the run has a linear probe.
         """
-        if self._averages_orders:
-            raise ConfigError("early exit: not with data.prompt.option_orders; leave one of the two out")
+        others = {"a linear probe": self.linear_probe, "data.prompt.option_orders": self._averages_orders}
+        if found := [name for name, value in others.items() if value]:
+            raise ConfigError(f"early exit: not with {found[0]}, with which other rows would be decided; leave it out")
         log_probs, used, information = predict_early_with_information(
             self.information, self.model, rows, rule, self.token_budget, progress, prefix_reuse
         )
@@ -282,10 +297,7 @@ class Pipeline:
         split: str,
         information_E: NDArray[np.float64] | None = None,
     ) -> Predictions:
-        """Join the log-probabilities of the kept examples with their labels, ids, options, texts and questions.
-
-        `information_E` is their mutual information where it is predicted.
-        """
+        """Predictions of the kept examples; `information_E` is their mutual information where it is predicted."""
         kept = [examples[index] for index in kept_indices]
         return Predictions(
             log_probs_MEC=log_probs_MEC,

@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lorchestra.errors import ConfigError
-from lorchestra.inference.features import encode_texts, mean_states, middle_layers
+from lorchestra.inference.features import middle_layers
+from lorchestra.inference.linear_probe import text_states
 from lorchestra.methods.contract import Fitted, Meter, MethodContext, Progress
 from lorchestra.methods.linear import TextClassifier, check_labels, fit_by_question
 from lorchestra.methods.training import changed
-from lorchestra.training.linear import Inputs, Sklearn
+from lorchestra.training.linear import STRENGTHS, Inputs, scaler
 from lorchestra.types import Example
 
 MAX_BYTES = 2_000_000_000
@@ -27,7 +28,7 @@ MAX_BYTES = 2_000_000_000
 class Config:
     """Penalties to choose from."""
 
-    strengths: tuple[float, ...] = (0.0001, 0.001, 0.01, 0.1, 1.0)
+    strengths: tuple[float, ...] = STRENGTHS
     """Values of C, the inverse strength of the L2 penalty."""
 
 
@@ -50,19 +51,14 @@ def fit(context: MethodContext, config: Config) -> Fitted:
         raise ConfigError(f"{message}, over {MAX_BYTES / 1e9:.0f} GB; leave it out, or give fewer training rows")
 
     def features(examples: Sequence[Example], progress: Progress | None) -> Inputs:
-        return mean_states(model, encode_texts(pipeline, examples), layers, pipeline.token_budget, progress)
+        budgets = pipeline.max_length, pipeline.token_budget
+        return text_states(model, pipeline.tokens, *budgets, examples, layers, progress)
 
     passes = max(layers) / model.num_layers
-    classifier = TextClassifier("frozen", pipeline, features, {"states": _scaler}, config.strengths, passes)
+    classifier = TextClassifier("frozen", pipeline, features, {"states": scaler}, config.strengths, passes)
     return classifier.fit(context, meter)
 
 
 def states_bytes(num_rows: int, width: int) -> int:
     """Bytes of the states of some rows, float64 `[E, width]`."""
     return num_rows * width * 8
-
-
-def _scaler() -> Sklearn:
-    from sklearn.preprocessing import StandardScaler
-
-    return StandardScaler()

@@ -26,6 +26,10 @@ QUESTIONS_FILE = "questions.json"
 """The name of an export's file with typed questions."""
 _ROWS = {"bootstrap": "draw of the rows, with replacement", "folds": "part of the rows left out"}
 """What differs between members by `adapt.order`; otherwise the order of the rows."""
+_PROBE = (
+    "lorchestra mixes the members with a linear probe of the base, which is not among these files: the figures above"
+    " are of that mixture, calibrated.\n\n"
+)
 _LICENSE_NOTE = "# license: yours to choose; write it here. The base's license may restrict the choice\n"
 
 
@@ -68,7 +72,7 @@ def model_card(
         *(["## Questions\n\n" + "\n".join(_question(record, one) for one in questions)] if questions else []),
         "## Training\n\n" + "\n".join(f"- {line}" for line in lines) + "\n",
         "## Evaluation\n\n" + _evaluation(metrics, questions),
-        "## Calibration\n\n" + _calibration(calibrations, questions),
+        "## Calibration\n\n" + (_PROBE if record.get("linear_probe") else "") + _calibration(calibrations, questions),
         "## Use\n\n" + _use(record, members, calibrations, questions),
     ]
     return visible("\n".join(parts))

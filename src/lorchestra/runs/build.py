@@ -13,7 +13,7 @@ from importlib import metadata
 import torch
 
 from lorchestra.config.mappings import to_mapping
-from lorchestra.config.run import RunConfig, check_run
+from lorchestra.config.run import RunConfig, check_no_probe, check_run
 from lorchestra.data.prompts import PromptTemplate
 from lorchestra.errors import ConfigError
 from lorchestra.inference.pipeline import (
@@ -144,6 +144,7 @@ def build_module(config: RunConfig, task: Task) -> EnsembleModule:
         ConfigError, CheckpointError: bad input; or `adapt.init_lora_weights` is pissa (see `EnsembleModule`).
     """
     check_run(config)
+    check_no_probe(config, "a custom training loop")
     config, _ = settle_dtype(config)
     return EnsembleModule(build_pipeline(config, task.name, task.labels, task.splits["train"])[0])
 

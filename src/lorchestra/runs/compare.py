@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from lorchestra.config.mappings import differences, from_mapping, to_mapping
-from lorchestra.config.run import RunConfig, check_run
+from lorchestra.config.run import RunConfig, check_no_probe, check_run
 from lorchestra.errors import CheckpointError, ConfigError, TrainingError
 from lorchestra.inference.pipeline import Pipeline
 from lorchestra.methods.contract import Cost, MethodContext
@@ -97,6 +97,7 @@ def compare_methods(
         Interrupted: a callback asked to stop.
     """
     check_run(config)
+    check_no_probe(config, "a comparison")
     names = list(dict.fromkeys(names))
     groups = _by_method(names)
     config, callback = absolute_settings(config), CallbackList(callbacks)

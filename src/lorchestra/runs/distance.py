@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from lorchestra.inference.features import encode_texts, mean_states, middle_layers
+from lorchestra.inference.features import middle_layers
+from lorchestra.inference.linear_probe import text_states
 from lorchestra.inference.pipeline import Pipeline
 from lorchestra.methods.few_shot import excluding
 from lorchestra.metrics.distance import Gaussian
@@ -47,7 +48,8 @@ def distances_to_training(
     rows = [row for side in sides for row in side]
     layers = middle_layers(pipeline.model.num_layers)[-1:]
     report = progress(callback, "distance from the training rows", len(rows))
-    states_ED = mean_states(pipeline.model, encode_texts(pipeline, rows), layers, pipeline.token_budget, report)
+    budgets = pipeline.max_length, pipeline.token_budget
+    states_ED = text_states(pipeline.model, pipeline.tokens, *budgets, rows, layers, report)
     if not np.isfinite(states_ED).all():
         logger.info(f"{_WITHOUT} (hidden states of the base are not finite)")
         return {}

@@ -452,7 +452,12 @@ class Ensemble:
         """The members as a `torch.nn.Module`: differentiable, with the adapters as its parameters.
 
         Its `calibration` is the run's, which `mixture` applies.
+
+        Raises:
+            ConfigError: the run's members are mixed with a linear probe, which a module does not have.
         """
+        if self.pipeline.linear_probe is not None:
+            raise ConfigError(f"{self.run.root}: members are mixed with a linear probe, which a module does not have")
         return EnsembleModule(self.pipeline, self.calibration)
 
     def read(self, path: str | Path, *, require_answer: bool) -> tuple[Example, ...]:

@@ -22,6 +22,7 @@ from lorchestra.models.peft_files import WEIGHTS, load_member
 from lorchestra.models.peft_import import CONFIG
 from lorchestra.store.ensemble_record import EnsembleRecord, choice_end
 from lorchestra.store.information import read_information
+from lorchestra.store.linear_probe import read_linear_probe
 from lorchestra.store.run import Run
 from lorchestra.types import Example
 
@@ -96,6 +97,9 @@ def load_pipeline(
     pipeline = Pipeline(base, model, template, config.data, config.data.scoring, config.train.token_budget, record.task)
     if record.information is not None:
         pipeline.information = _information(run, record.information, model)
+    if record.linear_probe is not None:
+        sizes = len(record.labels or ()), model.num_layers, model.hidden_size
+        pipeline.linear_probe = read_linear_probe(run.linear_probe, record.linear_probe, *sizes)
     _log_hopeless_labels(pipeline, record)
     return pipeline
 

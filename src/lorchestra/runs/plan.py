@@ -147,7 +147,8 @@ def _texts_of_states(config: RunConfig, task: Task, pipeline: Pipeline) -> list[
     if frozen.states_bytes(_most_of_a_question(splits["train"]), width) > frozen.MAX_BYTES:
         return []
     answered = [row for name in ("train", "val") for row in splits[name] if row.answer is not None]
-    return [row for row in encode_texts(pipeline, [*answered, *splits["test"]]) if row.prefix]
+    texts = encode_texts(pipeline.tokens, [*answered, *splits["test"]], pipeline.max_length)
+    return [row for row in texts if row.prefix]
 
 
 def _most_of_a_question(rows: Sequence[Example]) -> int:

@@ -13,7 +13,7 @@ import torch
 
 from lorchestra.config.adapt import AdaptConfig
 from lorchestra.config.mappings import differences
-from lorchestra.config.run import RunConfig, check_run
+from lorchestra.config.run import RunConfig, check_no_probe, check_run
 from lorchestra.distributed import ALONE, Group
 from lorchestra.errors import CheckpointError, ConfigError, TrainingError
 from lorchestra.inference.pipeline import Pipeline
@@ -26,6 +26,7 @@ from lorchestra.runs.build import describe, ensemble_record, settle_dtype, torch
 from lorchestra.runs.calibration import calibrate
 from lorchestra.runs.dtype_change import measure_dtype_change
 from lorchestra.runs.event_log import EventLog
+from lorchestra.runs.linear_probe import add_linear_probe
 from lorchestra.runs.rows import RunRows, absolute_settings, check_unchanged, read_rows, with_directory
 from lorchestra.runs.search import open_scoring, open_scorings, settle_training, trunk_files
 from lorchestra.runs.training import prepare_training, restore, train_with_checkpoints
@@ -96,6 +97,8 @@ def train_run(
                 f"adapt.members: {config.adapt.members} members cannot be split over {group.size} processes; start at"
                 f" most as many processes: torchrun --nproc-per-node {config.adapt.members}"
             )
+        if group.size > 1:
+            check_no_probe(config, "a training in several processes")
         if rows is None:
             rows = read_rows(config.data, config.train.seed)
         if workspace.resuming:
@@ -272,6 +275,9 @@ def _finish(job: TrainingJob, trainer: Trainer, peak: int) -> TrainOutcome:
     if job.predicts is not None:
         record = dataclasses.replace(record, information=job.predicts())
     callback, val = CallbackList(job.callbacks), rows.task.splits["val"]
+    if job.config.mixture.linear_probe == "auto":
+        probe = add_linear_probe(run, pipeline, rows.task, record.good_members, callback)
+        record = dataclasses.replace(record, linear_probe=probe)
     calibrate(run, record, pipeline, val, trainer.config.calibration, callback, trainer.group)
     if trainer.group.size == 1:  # one process does not have all members
         _report_dtype_change(run, trainer, pipeline, val, callback)

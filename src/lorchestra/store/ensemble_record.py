@@ -57,6 +57,7 @@ _SHAPE_2: dict[str, Shape] = _SHAPE_1 | {
     "answer_prefix?": str,
     "questions?": [{"name": str}],
     "information?": (str, None),
+    "linear_probe?": (str, None),
 }
 _MEMBER_PATH = re.compile(r"members/member_[0-9]{2,5}")
 _OPTIONAL_OF_MEMBER = ("reason", "r", "scaling", "source")
@@ -156,6 +157,8 @@ class EnsembleRecord:
     """The typed questions; none in other runs, whose files have no such field."""
     information: str | None = None
     """SHA-256 of `information.safetensors`, which predicts mutual information; None but in distilled runs."""
+    linear_probe: str | None = None
+    """SHA-256 of `linear_probe.safetensors`, which members are mixed with; None in runs without one."""
     missing: frozenset[str] = frozenset()
     """Fields that the file lacks because an earlier version wrote it."""
 
@@ -176,14 +179,16 @@ class EnsembleRecord:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of what answers depend on: base, members that did not fail, prompt, scoring, information."""
+        """SHA-256 of what answers depend on: base, members that did not fail, prompt, scoring, information, probe."""
         members = [[member.sha256, member.r, member.scaling] for member in self.members if not member.failed]
         scoring = [getattr(self, name) for name in _SCORING]
-        content = [self.base.digest, self.tokenizer_digest, members, scoring]
+        content: list[object] = [self.base.digest, self.tokenizer_digest, members, scoring]
         if self.questions:
             content.append(_entries(self.questions))
         if self.information is not None:
             content.append(self.information)
+        if self.linear_probe is not None:
+            content.append({"linear_probe": self.linear_probe})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode("ascii")).hexdigest()
 
     def to_dict(self) -> Json:
@@ -196,11 +201,13 @@ class EnsembleRecord:
             "task": self.task,
             "labels": None if self.labels is None else list(self.labels),
         }
-        values |= {field.name: getattr(self, field.name) for field in dataclasses.fields(self)[5:-3]}
+        values |= {field.name: getattr(self, field.name) for field in dataclasses.fields(self)[5:-4]}
         if self.questions:
             values["questions"] = _entries(self.questions)
         if self.information is not None:
             values["information"] = self.information
+        if self.linear_probe is not None:
+            values["linear_probe"] = self.linear_probe
         return {name: value for name, value in values.items() if name not in self.missing}
 
     @classmethod
@@ -211,7 +218,7 @@ class EnsembleRecord:
             CheckpointError: another format version, or a damaged record.
         """
         _check(values, where)
-        names = [field.name for field in dataclasses.fields(cls)[:-3]]
+        names = [field.name for field in dataclasses.fields(cls)[:-4]]
         fields: Json = {name: values.get(name) for name in names} | {
             "base": BaseRecord(**{f.name: values["base"].get(f.name) for f in dataclasses.fields(BaseRecord)}),
             "members": tuple(map(MemberRecord.from_dict, values["members"])),
@@ -219,6 +226,7 @@ class EnsembleRecord:
             "choice_end": values.get("choice_end", "never"),
             "questions": _questions(values.get("questions", []), where),
             "information": values.get("information"),
+            "linear_probe": values.get("linear_probe"),
         }
         return cls(**fields, missing=frozenset({*names, "num_members"} - values.keys()))
 

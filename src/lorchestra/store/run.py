@@ -123,6 +123,11 @@ class Run:
         """The head that predicts mutual information (see `store.information`)."""
         return self.inside("information.safetensors")
 
+    @property
+    def linear_probe(self) -> Path:
+        """The classifier of frozen states that members are mixed with (see `store.linear_probe`)."""
+        return self.inside("linear_probe.safetensors")
+
     def search_pass(self, number: int) -> Run:
         """The directory of a pass of this search while it is in progress: events and checkpoints, as of a run."""
         return Run(self.inside("search", f"pass_{number}"))

@@ -66,6 +66,21 @@ class LinearFit:
     log_probs: Callable[[Inputs], FloatArray]
     """Log-probabilities `[E, C]` of new inputs."""
     num_parameters: int
+    transformer: Sklearn
+    """Of the inputs, fitted."""
+    model: Sklearn
+    """The regression; None where the training rows have a single label."""
+
+
+STRENGTHS: tuple[float, ...] = (0.0001, 0.001, 0.01, 0.1, 1.0)
+"""Values of C to choose from for features of hidden states."""
+
+
+def scaler() -> Sklearn:
+    """An unfitted transformer of features to mean 0 and variance 1."""
+    from sklearn.preprocessing import StandardScaler
+
+    return StandardScaler()
 
 
 def fit_linear(
@@ -117,7 +132,7 @@ def fit_linear(
         return _log_probs(model, transformer.transform(inputs), train.labels, num_labels)
 
     size = 0 if model is None else model.coef_.size + model.intercept_.size
-    return LinearFit(name, C, score, held_out, log_probs, size)
+    return LinearFit(name, C, score, held_out, log_probs, size, transformer, model)
 
 
 def is_enough(val: Rows) -> bool:
@@ -196,6 +211,11 @@ def regression(
         return model.fit(matrix, labels_E, sample_weight=weights_E)
 
 
+def unseen_probability(num_rows: int, num_labels: int) -> float:
+    """Probability of a label without training rows; see `fit_linear`."""
+    return 1.0 / (num_rows + num_labels)
+
+
 def _log_probs(model: Sklearn, matrix: Sklearn, train_labels_E: IntArray, num_labels: int) -> FloatArray:
     """Log-probabilities `[E, C]` over all labels; see `fit_linear` for those without training rows."""
     seen = np.unique(train_labels_E)
@@ -204,7 +224,7 @@ def _log_probs(model: Sklearn, matrix: Sklearn, train_labels_E: IntArray, num_la
         scores = np.stack([np.zeros_like(scores), scores], axis=1)
     top = scores.max(axis=1, keepdims=True)
     scores = scores - top - np.log(np.exp(scores - top).sum(axis=1, keepdims=True))
-    unseen = 1.0 / (len(train_labels_E) + num_labels)
+    unseen = unseen_probability(len(train_labels_E), num_labels)
     log_probs_EC = np.full((len(scores), num_labels), np.log(unseen))
     log_probs_EC[:, seen] = scores + np.log1p(-unseen * (num_labels - len(seen)))
     return log_probs_EC

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lorchestra.config.mappings import differences, from_mapping, to_mapping
-from lorchestra.config.run import RunConfig
+from lorchestra.config.run import RunConfig, check_no_probe
 from lorchestra.errors import CheckpointError, ConfigError, DataError
 from lorchestra.models.loading import absolute_base
 from lorchestra.runs.build import torch_threads
@@ -85,7 +85,7 @@ def run_sweep(
     if most_members < 1:
         raise ConfigError(f"--most-members: {most_members} is less than 1")
     callback = CallbackList(callbacks)
-    points = [replace(point, config=absolute_settings(point.config)) for point in points]
+    points = [_checked(point) for point in points]
     with Workspace.open(out, SWEEP) as workspace:
         root = workspace.root
         sweep = _Sweep(root, _register(workspace, points), _read_failed(root), evaluate, each_epoch, callback)
@@ -115,6 +115,12 @@ def run_sweep(
             sweep.close(pack, failed)
         sweep.close_all()
         return SweepOutcome(root, tuple(point.name for point in points if point.name in sweep.failed))
+
+
+def _checked(point: Point) -> Point:
+    """The point with absolute paths; one with a setting that no sweep uses is refused."""
+    check_no_probe(point.config, "a sweep")
+    return replace(point, config=absolute_settings(point.config))
 
 
 def read_points(root: str | Path) -> list[Point]:
