@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
 import socket
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 
 from lorchestra.config.mappings import to_yaml
 from lorchestra.errors import ConfigError
-from lorchestra.runs.cluster.connection import WorkerShape, divided
+from lorchestra.runs.cluster.connection import WorkerShape, _kept_handlers, divided
 from lorchestra.runs.train import train_run
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed (extra ray)")
@@ -39,6 +40,15 @@ def test_options_of_a_cluster_need_one(lorchestra, commands, tmp_path):
             assert (code, out) == (2, "")
             assert message in err
     assert not (tmp_path / "out").exists()
+
+
+def test_stop_signals_keep_their_handlers():
+    """Ray's abort the process at SIGTERM."""
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with _kept_handlers():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 @needs_ray

@@ -34,7 +34,7 @@ def predict_parts(parsed: PredictArguments, form: AnswerFormat) -> int:
         of=made_with(parsed, form),
         form=form,
         settings=AnswerSettings(
-            base=parsed.base,
+            base=_absolute(parsed.base),
             abstain_below=parsed.abstain_below,
             early_exit=parsed.early_exit,
             too_long=parsed.reading.too_long,
@@ -68,6 +68,11 @@ def predict_parts(parsed: PredictArguments, form: AnswerFormat) -> int:
     if counts.answered and form.early_exit:
         say(f"{counts.members_used / counts.answered:.2f} members per row")
     return 2 if counts.failed == counts.rows else 0
+
+
+def _absolute(base: str | None) -> str | None:
+    """A base's path as other processes can use it; a hub id stays."""
+    return os.path.abspath(base) if base is not None and os.path.exists(base) else base
 
 
 def _checked_out(parsed: PredictArguments) -> str:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from lorchestra.inference.pipeline import TooLong
     from lorchestra.training.callbacks import Callback
 
-PART_LINES = 4096
+PART_LINES = 2048
 """Lines of a part: some chunks of either size, seconds to minutes of a worker's time."""
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -55,7 +57,8 @@ def connection(address: str | None) -> Iterator[None]:
         _check_answers(address)
     try:
         started = {"include_dashboard": False} if address in (None, "local") else {}
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **started)
+        with _kept_handlers():
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR", **started)
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ClusterError(
@@ -65,6 +68,20 @@ def connection(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _kept_handlers() -> Iterator[None]:
+    """Restore the handlers of stop signals, which Ray replaces: at SIGTERM it would abort the process."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _check_answers(address: str) -> None:
