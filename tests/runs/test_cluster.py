@@ -183,16 +183,16 @@ def test_an_interrupted_job_answers_what_is_missing(two_nodes, run, rows, local,
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         answer(run, rows, out, callback=At(4 * PART, stop))
-    before = {path.name: path.stat().st_mtime_ns for path in out.glob("part-*.jsonl")}
-    assert 4 <= len(before) < 19
-    # a part without a record may be incomplete
+    # a part without a record does not count
     finished = sorted(path.stem for path in (out / "records").glob("part-*.json"))
+    assert 4 <= len(finished) < 19
+    written = {name: (out / f"{name}.jsonl").stat().st_mtime_ns for name in finished}
     (out / f"{finished[0]}.jsonl").write_bytes(b"")
     outcome = answer(run, rows, out, workers=1)
-    assert outcome.num_finished_before >= 3
+    assert outcome.num_finished_before >= len(finished) - 1
     assert lines(out) == local
-    after = {path.name: path.stat().st_mtime_ns for path in out.glob("part-*.jsonl")}
-    assert [name for name in before if before[name] != after[name]] == [f"{finished[0]}.jsonl"]
+    again = [name for name in finished if (out / f"{name}.jsonl").stat().st_mtime_ns != written[name]]
+    assert again == finished[:1]
     assert json.loads((out / "answers.json").read_text())["num_lines"] == 600
     # only parts of the same rows and the same run are continued
     with pytest.raises(CheckpointError, match="started with run 'these', not 'others'"):
@@ -260,7 +260,7 @@ def test_calls_of_lost_workers_are_repeated_and_bad_ones_end_the_job(two_nodes, 
 
 @pytest.fixture
 def sweep(run_config, texts_csv, tmp_path):
-    """Runs two points of one member each, a pass each, in a directory."""
+    """Runs the first points of one member each, a pass each, in a directory."""
     config = run_config(
         texts_csv(),
         adapt={"members": 1, "layers": "last:1"},
@@ -268,7 +268,7 @@ def sweep(run_config, texts_csv, tmp_path):
         evaluate={"few_shot": 0},
     )
     points = grid_points(config, [parse_axis("train.lr=0.01,0.003")])
-    return lambda out, **options: run_sweep(points, tmp_path / out, most_members=1, **options)
+    return lambda out, number=2, **options: run_sweep(points[:number], tmp_path / out, most_members=1, **options)
 
 
 def results(root):
@@ -305,7 +305,7 @@ def test_a_sweep_has_the_results_of_a_local_one_whoever_is_killed_or_stopped(two
         def ready(self):
             pass
 
-    # with the first node occupied, passes run on the second one until that is killed
+    # with the first node occupied, the pass runs on the second one until that is killed
     occupant = ray.remote(num_cpus=1, resources={"node:__internal_head__": 0.01})(Occupant).remote()
     ray.get(occupant.ready.remote())
 
@@ -314,8 +314,10 @@ def test_a_sweep_has_the_results_of_a_local_one_whoever_is_killed_or_stopped(two
         ray.kill(occupant)
 
     callback = WhenTraining(tmp_path / "killed", kill)
-    outcome = sweep("killed", engine=RayEngine(WorkerShape(1, 1, 0)), callbacks=[callback])
+    outcome = sweep("killed", 1, engine=RayEngine(WorkerShape(1, 1, 0)), callbacks=[callback])
     assert callback.function is None
     assert outcome.failed == ()
-    assert results(outcome.root) == expected
+    adapters, entries = results(outcome.root)
+    assert entries == expected[1][1:]  # files are sorted, lr=0.003 first
+    assert adapters == {name: data for name, data in expected[0].items() if "lr=0.01" in name}
     assert not (outcome.root / "passes").exists()

@@ -6,7 +6,7 @@ fsspec comes with torch; a file system may need a further package, which its err
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, cast
 
@@ -20,9 +20,10 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 @dataclass(frozen=True, order=True)
 class RemoteFile:
-    """A file at a URL: what readers use of a `Path`."""
+    """A file at a URL: what readers use of a `Path`, and its size where the file system lists it."""
 
     url: str
+    num_bytes: int | None = field(default=None, compare=False)
 
     @property
     def name(self) -> str:
@@ -41,16 +42,6 @@ class RemoteFile:
         """
         system, path = _system(self.url)
         return cast("IO[bytes]", system.open(path, mode))
-
-    @property
-    def num_bytes(self) -> int:
-        """Its size.
-
-        Raises:
-            OSError: it does not exist.
-        """
-        system, path = _system(self.url)
-        return int(system.size(path) or 0)
 
     def __str__(self) -> str:
         """The URL."""
@@ -78,10 +69,10 @@ def remote_files(url: str) -> tuple[list[RemoteFile], bool]:
         if not (is_pattern or is_directory):
             if not system.exists(path):
                 raise DataError(f"{url}: no such file; check the URL")
-            return [RemoteFile(url)], False
+            return [RemoteFile(url, system.size(path))], False
         entries = system.glob(path, detail=True).values() if is_pattern else system.ls(path, detail=True)
-        files = [entry["name"] for entry in entries if entry["type"] == "file"]
-        return [RemoteFile(system.unstrip_protocol(name)) for name in files], True
+        files = [entry for entry in entries if entry["type"] == "file"]
+        return [RemoteFile(system.unstrip_protocol(file["name"]), file.get("size")) for file in files], True
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{url}: cannot be read ({reason}); check the URL and its credentials") from error
