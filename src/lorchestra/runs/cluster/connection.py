@@ -60,10 +60,9 @@ def connection(address: str | None) -> Iterator[None]:
         with _kept_handlers():
             ray.init(address=address, log_to_driver=False, logging_level="ERROR", **started)
     except (ConnectionError, RuntimeError, ValueError) as error:
+        what = "--engine ray: Ray cannot be started here" if address is None else f"--address {address}: no connection"
         reason = " ".join(str(error).split())
-        raise ClusterError(
-            f"--address {address}: cannot be connected to ({reason}); start it with ray start"
-        ) from error
+        raise ClusterError(f"{what} ({reason}); ray start --head starts a cluster on a machine") from error
     try:
         yield
     finally:

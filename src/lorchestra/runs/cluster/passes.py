@@ -118,7 +118,7 @@ def _result(reference: ray.ObjectRef) -> object:
         cause = raised_there(error)
         if isinstance(cause, ConfigError | DataError):
             return cause
-        raise cause from error
+        raise cause from None
     except RayError as error:
         raise ClusterError(
             f"a pass was lost {_MOST_RETRIES + 1} times; is there enough memory on the nodes? The last:"

@@ -118,7 +118,7 @@ class WorkerPool(Generic[C]):
             self._replace(worker, error)
             return
         except RayTaskError as error:
-            raise raised_there(error) from error
+            raise raised_there(error) from None
         if call is None:
             worker.ready, self._losses_while_loading = True, 0
             return
