@@ -27,11 +27,13 @@ from bench.steps import Steps
 from lorchestra.config.adapt import BaseConfig
 from lorchestra.config.mappings import read_recipe
 from lorchestra.config.run import RunConfig
+from lorchestra.inference.pipeline import CPU_TOKEN_BUDGET
 from lorchestra.metrics.calibrator import pooled
 from lorchestra.metrics.intervals import Ends, difference_intervals, judge
 from lorchestra.metrics.predictive import FloatArray, apply_temperature, fit_temperature, mixture_log_probs
 from lorchestra.metrics.scores import all_metrics, bootstrap, score_rows
 from lorchestra.models.loading import load_base
+from lorchestra.models.number_format import automatic_dtype, with_dtype
 from lorchestra.models.patching import parse_layers
 from lorchestra.runs.ensemble import Ensemble, load_run
 from lorchestra.runs.evaluate import evaluate_run
@@ -91,7 +93,8 @@ def peft_head(name: str, trained: Ensemble, run: Run, args: argparse.Namespace) 
         return np.asarray(np.load(saved)["log_probs"])
     data = run.read_config().data
     train, val, test = (trained.read(file, require_answer=True) for file in (data.train, data.val, data.test))
-    base = load_base(BaseConfig(name="smollm2-135m"))
+    plain = BaseConfig(name="smollm2-135m")
+    base = load_base(with_dtype(plain, automatic_dtype(plain, CPU_TOKEN_BUDGET)[0]))
     num_layers = len(base.model.model.layers)
     scored: dict[str, tuple[float, FloatArray]] = {}
     for layers, rates in PEFT_HEADS.items():

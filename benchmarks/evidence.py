@@ -20,7 +20,7 @@ from bench.setting import log
 from bench.steps import Steps
 
 BESIDE = Path(__file__).parents[2] / "shared" / "data"
-STAGES = ("plain", "regularized", "controls", "methods", "varied", "prompts", "depth")
+STAGES = ("plain", "heads", "regularized", "controls", "methods", "varied", "prompts", "depth")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -69,6 +69,8 @@ class PeftHead:
         config.num_labels, config.pad_token_id = self.num_labels, self.tokenizer.eos_token_id
         classifier = transformers.AutoModelForSequenceClassification.from_config(config)
         classifier.model = copy.deepcopy(self.base.model)
+        # whatever the base's number format, the head is float32, as PEFT makes the adapters
+        classifier.score.float().register_forward_pre_hook(lambda head, inputs: (inputs[0].float(),))
         lora = LoraConfig(
             task_type="SEQ_CLS",
             r=8,

@@ -57,8 +57,13 @@ class Setting:
 class Base:
     """The base on the CPU; every way gets separate modules with the same weights."""
 
-    def __init__(self, name: str, dtype: Literal["float32", "bfloat16"] = "float32") -> None:
-        loaded = load_base(BaseConfig(name=name, device="cpu", dtype=dtype))
+    def __init__(
+        self,
+        name: str,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+        quantization: Literal["none", "nf4", "int8"] = "none",
+    ) -> None:
+        loaded = load_base(BaseConfig(name=name, device="cpu", dtype=dtype, quantization=quantization))
         self._model = loaded.model
         self.vocab_size: int = text_config(self._model).vocab_size
         self.num_layers: int = text_config(self._model).num_hidden_layers

@@ -5,7 +5,7 @@ import csv
 import numpy as np
 import pytest
 from bench.evidence import statistics
-from bench.evidence.arms import Arm, arms_of, greedy, groups, joined, some
+from bench.evidence.arms import Arm, arms_of, blended, greedy, groups, joined, some
 from bench.evidence.page import Results, write_results
 from bench.evidence.trainings import POOL, Cell, Experiment, Members
 
@@ -60,6 +60,15 @@ def test_greedy_selection_starts_with_the_best_and_leaves_out_the_useless():
     chosen = greedy(joined(useless, good), 3)
     assert len(chosen.val) == 3
     assert (chosen.val == good.val).all()
+
+
+def test_a_blend_is_the_weighted_mean_of_both_mixtures():
+    members, other = simulated(1, members=3), simulated(2)
+    for split in ("val", "test"):
+        ours, others = (np.exp(getattr(one, split)).mean(axis=0) for one in (members, other))
+        expected = 0.75 * ours + 0.25 * others
+        np.testing.assert_allclose(np.exp(getattr(blended(members, other, 0.25), split)[0]), expected)
+    np.testing.assert_allclose(np.exp(blended(members, other, 0.0).val[0]), np.exp(members.val).mean(axis=0))
 
 
 def test_the_mean_over_tasks_is_of_each_tasks_mean_over_seeds(experiment):

@@ -43,6 +43,13 @@ def test_time_is_work_times_rates():
     assert (times.training, times.total) == (67.0, 69.0)
 
 
+def test_calibration_is_in_the_total_and_what_the_evaluation_reads_is_not():
+    rates = Rates(train_s=0.5, trunk_s=0.25, evaluate_s=0.125, update_s=2.0, states_s=0.5)
+    work = Work(2, 0, 0, 0, 0, calibration_tokens=8, calibration_trunk_tokens=4, states_tokens=6)
+    times = duration(work, rates)
+    assert (times.calibration, times.states, times.training, times.total) == (2.0, 3.0, 1.0, 3.0)
+
+
 @pytest.mark.parametrize(
     ("limit", "expected"), [(0, (0, 70)), (10, (10, 60)), (59, (10, 60)), (60, (70, 0)), (10**9, (70, 0))]
 )

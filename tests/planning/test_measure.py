@@ -7,7 +7,7 @@ import torch
 from lorchestra.nn.packing import Item, pack
 from lorchestra.planning.estimate import ALLOCATION
 from lorchestra.planning.measure import calibrate, saved_bytes, token_bytes
-from lorchestra.planning.workload import plan_workload
+from lorchestra.planning.workload import PlannedRun, plan_workload
 from lorchestra.training.callbacks import Callback
 from lorchestra.types import EncodedExample
 
@@ -67,7 +67,7 @@ def test_calibration_changes_no_member_and_measures_every_rate(make_trainer, lay
     """Also with more members planned than the model has: spans are assigned to existing members."""
     trainer = make_trainer(layers=layers, dtype=torch.float32)
     before = trainer.model.adapters.values.clone()
-    planned = plan_workload(trainer, members, 60)
+    planned = plan_workload(PlannedRun.of(trainer), members, 60)
     phases = []
 
     class Recorder(Callback):

@@ -5,7 +5,7 @@ import lorchestra.planning.workload
 from lorchestra.inference import predict, trunk
 from lorchestra.inference.packed import run_packed
 from lorchestra.nn.packing import BASE, pack, pack_prefix
-from lorchestra.planning.workload import plan_workload
+from lorchestra.planning.workload import PlannedRun, plan_workload
 from lorchestra.training import trainer
 from lorchestra.types import EncodedExample
 
@@ -50,7 +50,7 @@ def test_plan_matches_what_the_trainer_runs(make_trainer, make_rows, count_passe
     if prefix:
         rows = tuple(map(with_prefix, rows))
     trainer = make_trainer(rows=rows, layers=layers, train={"batch_size": batch_size})
-    planned = plan_workload(trainer, 3, 60)
+    planned = plan_workload(PlannedRun.of(trainer), 3, 60)
     train(trainer)
     assert planned.micro_batches == len(planned.batches) == len(count_passes["trainer"])
     assert planned.work.train_tokens == sum(count_passes["trainer"])
@@ -66,7 +66,7 @@ def test_plan_matches_what_the_trainer_runs(make_trainer, make_rows, count_passe
 @pytest.mark.parametrize("order", ["bootstrap", "folds"])
 def test_plan_of_members_with_different_rows(make_trainer, make_rows, count_passes, train, order):
     trainer = make_trainer(rows=(make_rows(13, "texts"), make_rows(7, "texts", seed=1)), order=order)
-    planned = plan_workload(trainer, 3, 60)
+    planned = plan_workload(PlannedRun.of(trainer), 3, 60)
     train(trainer)
     assert planned.work.train_tokens == sum(count_passes["trainer"])
     assert planned.steps == trainer.state.step
@@ -75,7 +75,7 @@ def test_plan_of_members_with_different_rows(make_trainer, make_rows, count_pass
 
 def test_base_predictions_for_the_kl_term(make_trainer, count_passes, train):
     trainer = make_trainer(regularize={"kl_beta": 0.1})
-    work = plan_workload(trainer, 3, 60).work
+    work = plan_workload(PlannedRun.of(trainer), 3, 60).work
     train(trainer)
     assert work.base_tokens > 0
     assert work.base_tokens + work.evaluate_tokens == sum(count_passes["predict"])
@@ -83,7 +83,7 @@ def test_base_predictions_for_the_kl_term(make_trainer, count_passes, train):
 
 def test_plan_may_have_more_members_than_the_trainer(make_trainer):
     few, many = make_trainer(members=2), make_trainer(members=6)
-    assert plan_workload(few, 6, 60) == plan_workload(many, 6, 60)
+    assert plan_workload(PlannedRun.of(few), 6, 60) == plan_workload(PlannedRun.of(many), 6, 60)
     assert len(few.state.members) == 2
 
 
@@ -92,10 +92,10 @@ def test_sample_of_steps_and_members_is_close_to_the_whole(
     make_trainer, make_rows, monkeypatch, most_members, most_items
 ):
     trainer = make_trainer(rows=(make_rows(90), make_rows(30, seed=1)), train={"epochs": 3})
-    whole = plan_workload(trainer, 24, 30)
+    whole = plan_workload(PlannedRun.of(trainer), 24, 30)
     monkeypatch.setattr(lorchestra.planning.workload, "_MAX_MEMBERS", most_members)
     monkeypatch.setattr(lorchestra.planning.workload, "_MAX_ITEMS", most_items)
-    part = plan_workload(trainer, 24, 30)
+    part = plan_workload(PlannedRun.of(trainer), 24, 30)
     assert len(part.batches) < len(whole.batches) * 0.6
     assert part.tokens_per_epoch == whole.tokens_per_epoch
     assert part.work.train_tokens == pytest.approx(whole.work.train_tokens, rel=0.01)

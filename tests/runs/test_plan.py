@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from safetensors.torch import load_file
+from typed_rows import typed_config
 
+import lorchestra.methods.frozen
+import lorchestra.models.ensemble
 import lorchestra.planning.budget
 import lorchestra.runs.plan
+import lorchestra.runs.train
 from lorchestra.config.data import PromptConfig
 from lorchestra.errors import ConfigError
+from lorchestra.inference import features, predict, trunk
+from lorchestra.inference.packed import run_packed
+from lorchestra.nn.packing import BASE, pack_prefix
 from lorchestra.planning.budget import settle_budget
 from lorchestra.runs.build import build_pipeline
+from lorchestra.runs.calibration import calibrate
+from lorchestra.runs.ensemble import load_run
+from lorchestra.runs.evaluate import evaluate_run
 from lorchestra.runs.plan import plan_run
 from lorchestra.runs.rows import read_rows
 from lorchestra.runs.train import train_run
@@ -73,6 +85,98 @@ def test_trunks_go_to_a_file_beyond_their_memory(run_config, texts_csv, tmp_path
     outside = plan_run(run_config(texts_csv(), adapt=asked | {"trunk_memory_gb": 0}), tmp_path, seconds=0.1)
     assert (inside["disk_bytes"]["trunk"], outside["bytes"]["trunk"]) == (0, 0)
     assert inside["bytes"]["trunk"] == outside["disk_bytes"]["trunk"] > 0
+
+
+@pytest.fixture
+def count_tokens(monkeypatch):
+    """Counts packed tokens by the module that runs the passes, while the switch is on; returns counts and switch."""
+    tokens, switch = Counter(), SimpleNamespace(on=False)
+
+    def watch(name, module):
+        def counted(*args, **kwargs):
+            for batch, outputs in run_packed(*args, **kwargs):
+                tokens[name] += batch.packing.num_tokens * switch.on
+                yield batch, outputs
+
+        monkeypatch.setattr(module, "run_packed", counted)
+
+    for name, module in {"members": predict, "trunk": trunk, "states": features}.items():
+        watch(name, module)
+
+    def counted_prefix(prefix, members, device):
+        batch = pack_prefix(prefix, members, device)
+        tokens["trunk" if members == [BASE] else "members"] += batch.packing.num_tokens * switch.on
+        return batch
+
+    monkeypatch.setattr(lorchestra.models.ensemble, "pack_prefix", counted_prefix)
+    return tokens, switch
+
+
+@pytest.mark.parametrize("layers", ["all", "last:1"])
+@pytest.mark.parametrize("prompt", ["{question} Answer:", "one two " * 10 + "{question} Answer:"])
+def test_calibration_and_frozen_states_are_counted(
+    run_config, texts_csv, tmp_path, monkeypatch, count_tokens, layers, prompt
+):
+    """The tokens that the calibration after the training, and the baseline in the evaluation, really compute."""
+    tokens, switch = count_tokens
+    config = run_config(texts_csv(), adapt={"layers": layers}, data={"prompt": PromptConfig(template=prompt)})
+    work = plan_run(config, tmp_path, seconds=0.1)["work"]
+
+    def counted(*args):
+        switch.on = True
+        calibrate(*args)
+        switch.on = False
+
+    monkeypatch.setattr(lorchestra.runs.train, "calibrate", counted)
+    run = train_run(config, tmp_path / "run").run
+    assert tokens["members"] > 0
+    assert (tokens["trunk"] > 0) == (layers == "last:1")
+    assert work["calibration_tokens"] == tokens["members"] + tokens["trunk"]
+    tokens.clear()
+    switch.on = True
+    evaluate_run(load_run(run.root))
+    assert work["frozen_states_tokens"] == tokens["states"] > 0
+
+
+def test_frozen_states_of_typed_questions_are_counted(tmp_path, tiny_base, count_tokens):
+    """A classifier per question reads the states of its rows."""
+    tokens, switch = count_tokens
+    config = typed_config(tmp_path, tiny_base)
+    work = plan_run(config, tmp_path, seconds=0.1)["work"]
+    run = train_run(config, tmp_path / "run").run
+    switch.on = True
+    evaluate_run(load_run(run.root))
+    assert work["frozen_states_tokens"] == tokens["states"] > 0
+
+
+def test_calibration_averages_orders_of_the_options(run_config, questions_jsonl, tmp_path, monkeypatch, count_tokens):
+    tokens, switch = count_tokens
+    data = {"scoring": "letter", "prompt": PromptConfig(option_orders=3)}
+    config = run_config(questions_jsonl(), data=data)
+    record = plan_run(config, tmp_path, seconds=0.1)
+    assert record["time_s"]["frozen_states"] == record["work"]["frozen_states_tokens"] == 0  # no labels
+
+    def counted(*args):
+        switch.on = True
+        calibrate(*args)
+        switch.on = False
+
+    monkeypatch.setattr(lorchestra.runs.train, "calibrate", counted)
+    train_run(config, tmp_path / "run")
+    assert record["work"]["calibration_tokens"] == pytest.approx(tokens["members"], rel=0.01)
+
+
+def test_what_is_disabled_is_not_counted(run_config, texts_csv, tmp_path, monkeypatch):
+    config = run_config(texts_csv(), train={"calibration": "none"}, evaluate={"frozen": False})
+    record = plan_run(config, tmp_path, seconds=0.1)
+    assert record["time_s"]["calibration"] == record["time_s"]["frozen_states"] == 0
+    assert record["work"]["calibration_tokens"] == record["work"]["frozen_states_tokens"] == 0
+    config = run_config(texts_csv())
+    times = plan_run(config, tmp_path, seconds=0.1)["time_s"]
+    assert min(times["calibration"], times["frozen_states"]) > 0
+    assert times["total"] == pytest.approx(times["training"] + times["evaluation"] + times["calibration"])
+    monkeypatch.setattr(lorchestra.methods.frozen, "MAX_BYTES", 1000)  # then the evaluation leaves it out
+    assert plan_run(config, tmp_path, seconds=0.1)["work"]["frozen_states_tokens"] == 0
 
 
 def test_many_members_are_not_made(run_config, texts_csv, tmp_path):

@@ -18,6 +18,9 @@ from lorchestra.metrics.temperature import regularized_temperature
 
 from .trainings import DECAYS, DEPTH_MEMBERS, DEPTHS, POOL, Cell, Experiment, M, Members, depth_name
 
+FROZEN_WEIGHTS = (0.0, 0.25, 0.5, 0.75)
+"""Weights of the classifier on frozen states that are tried."""
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -69,6 +72,19 @@ def groups(members: Members, size: int) -> tuple[Members, ...]:
     return tuple(some(members, range(start, start + size)) for start in range(0, len(members.val) - size + 1, size))
 
 
+def blended(members: Members, other: Members, weight: float) -> Members:
+    """The members' mixture and another's, which gets this weight, as one distribution."""
+
+    def blend(split: str) -> FloatArray:
+        ours, others = (mixture_log_probs(getattr(one, split)) for one in (members, other))
+        with np.errstate(divide="ignore"):
+            weights = np.log([1 - weight, weight])
+        return np.logaddexp(ours + weights[0], others + weights[1])[None]
+
+    labels = members.val_labels, members.test_labels
+    return Members(blend("val"), blend("test"), *labels, members.options)
+
+
 def greedy(members: Members, size: int) -> Members:
     """So many members with repetition, each the one that lowers the mixture's validation NLL most."""
     return some(members, greedy_selection(members.val, members.val_labels, num_rounds=size).order)
@@ -82,7 +98,15 @@ def arms_of(experiment: Experiment, cell: Cell) -> list[Arm]:
 
     pool = read("plain", "pool")
     assert pool is not None
-    return [*_plain(pool), *_regularized(pool, read), *_others(read), *_mixed(pool, read), *_depths(pool, read)]
+    return [
+        *_plain(pool),
+        *_heads(read),
+        *_with_frozen(pool, read),
+        *_regularized(pool, read),
+        *_others(read),
+        *_mixed(pool, read),
+        *_depths(pool, read),
+    ]
 
 
 Read = Callable[[str, str], Members | None]
@@ -95,6 +119,28 @@ def _plain(pool: Members) -> Iterator[Arm]:
     yield Arm("best", f"one LoRA, the best of {M} by validation", M, 1, best)
     for size in (2, M, 10, POOL):
         yield Arm(f"ensemble{size}", f"ensemble of {size}", size, size, groups(pool, size))
+
+
+def _heads(read: Read) -> Iterator[Arm]:
+    part = read("heads", "heads")
+    if part is not None:
+        yield Arm("one-heads", "one LoRA with a classification head", 1, 1, groups(part, 1))
+        yield Arm("heads", "ensemble, classification heads", M, M, (part,))
+
+
+def _with_frozen(pool: Members, read: Read) -> Iterator[Arm]:
+    """Members mixed with the logistic regression on frozen states, whose weight is chosen by validation."""
+    frozen = read("methods", "frozen")
+    if frozen is None:
+        return
+
+    def chosen(members: Members) -> Members:
+        return min((blended(members, frozen, weight) for weight in FROZEN_WEIGHTS), key=scaled_nll)
+
+    yield Arm("one-frozen", "one LoRA with frozen states", 1, 1, tuple(map(chosen, groups(pool, 1))))
+    for size in (M, POOL):
+        title = f"ensemble of {size} with frozen states"
+        yield Arm(f"ensemble{size}-frozen", title, size, size, tuple(map(chosen, groups(pool, size))))
 
 
 def _regularized(pool: Members, read: Read) -> Iterator[Arm]:

@@ -36,6 +36,8 @@ class Task:
     prompts: tuple[str, ...]
     """Other wordings of the prompt, for members that differ in it."""
     real: RealSet | None = None
+    has_labels: bool = True
+    """Whether all rows have the same labels, so that a classification head can be trained."""
 
 
 _NEWS = ("News: {question}\nTopic:", "{question}\nThis article is about", "Article: {question}\nSection:")
@@ -52,7 +54,7 @@ TASKS = {
     "tickets": Task("generated tickets (sys1bench), 6 queues", "text", _TICKET),
     "subjects17": Task("exam questions, 17 uneven subjects", "tree", _EXAM, SETS["subjects17"]),
     "subjects57": Task("exam questions, 57 subjects", "tree", _EXAM, SETS["subjects57"]),
-    "arc_easy": Task("science questions with choices", "text", _CHOICE, SETS["arc_easy"]),
+    "arc_easy": Task("science questions with choices", "text", _CHOICE, SETS["arc_easy"], has_labels=False),
 }
 
 

@@ -59,6 +59,8 @@ CONTROLS: dict[str, Mapping[str, object]] = {
     "long": {"adapt.members": 1},
 }
 """One LoRA with M times the rank, and one trained M times as long."""
+HEADS: dict[str, Mapping[str, object]] = {"heads": {"data.scoring": "head"}}
+"""A classification head per member, started by logistic regression, instead of the labels' texts."""
 DEPTH_MEMBERS = 3
 DEPTHS = {"all": (5e-4, 1e-3, 2e-3), "last:10": (1e-3, 2e-3, 4e-3), "last:15": (1e-3, 2e-3)}
 """Rates tried by adapted layers; the best is chosen by validation."""
@@ -115,8 +117,10 @@ class Experiment:
         self.out, self.data_dir, self.dtype, self.threads = out, data_dir, dtype, threads
 
     def train(self, cell: Cell, stages: Sequence[str], callbacks: Sequence[Callback] = ()) -> None:
-        """Finish the stages of a cell: `plain`, `regularized`, `varied`, `controls`, `prompts`, `depth`, `methods`."""
+        """Finish the stages of a cell, which are `plain`, `regularized`, `varied` and so on; see `evidence.py`."""
         for stage in stages:
+            if stage == "heads" and not TASKS[cell.task].has_labels:
+                continue
             if stage == "methods":
                 compare_methods(self.config(cell), METHODS, self.out / str(cell) / stage, callbacks=callbacks)
             else:
@@ -148,7 +152,13 @@ class Experiment:
                 Point(f"prompt{index}", {"data.prompt.template": text}, _with_prompt(config, text))
                 for index, text in enumerate(TASKS[cell.task].prompts)
             ]
-        settings = {"plain": PLAIN, "regularized": REGULARIZED, "varied": VARIED, "controls": CONTROLS}[stage]
+        settings = {
+            "plain": PLAIN,
+            "regularized": REGULARIZED,
+            "varied": VARIED,
+            "controls": CONTROLS,
+            "heads": HEADS,
+        }[stage]
         points = [Point(name, given, with_settings(config, given)) for name, given in settings.items()]
         return [_trained_longer(point) if point.name == "long" else point for point in points]
 

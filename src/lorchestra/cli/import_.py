@@ -37,6 +37,8 @@ class ImportArguments:
     """Hub revision of the base. Default: the one that the folders name."""
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
     """Number format of the base; auto as in train."""
+    quantization: Literal["none", "nf4", "int8"] = "none"
+    """How the base is stored, as --base.quantization of train: nf4 for adapters that were trained as QLoRA."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto uses CUDA if available."""
     same_base: bool = False
@@ -71,7 +73,13 @@ def run(arguments: Sequence[str]) -> int:
         parsed.folders,
         parsed.out,
         data=data,
-        base=BaseConfig(parsed.base or "", parsed.revision, parsed.dtype, parsed.device),
+        base=BaseConfig(
+            name=parsed.base or "",
+            revision=parsed.revision,
+            dtype=parsed.dtype,
+            quantization=parsed.quantization,
+            device=parsed.device,
+        ),
         same_base=parsed.same_base,
         seed=parsed.seed,
     )

@@ -27,6 +27,9 @@ class BaseConfig:
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
     """Data type of the base; auto is bfloat16 on CUDA and on a CPU whose products are clearly faster in it (measured
     when a run starts, and saved with it), else float32. Adapters and losses are float32 or wider."""
+    quantization: Literal["none", "nf4", "int8"] = "none"
+    """Store the layers' linear maps in fewer bits, for bases that would not fit: nf4 (4 bits, with double
+    quantization) or int8 (8 bits, weights only), both by bitsandbytes. A checkpoint that it stored is read as it is."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to compute on; auto is CUDA if available."""
     threads: int | None = None
@@ -45,11 +48,13 @@ class AdaptConfig:
     """The adapter's product B A x is scaled by lora_alpha / r."""
     use_rslora: bool = False
     """Scale by lora_alpha / sqrt(r) instead (rsLoRA), so that higher ranks do not learn more slowly."""
-    init_lora_weights: Literal[True, "gaussian", "orthogonal", "pissa"] = True
+    init_lora_weights: Literal[True, "gaussian", "orthogonal", "pissa", "loftq"] = True
     """Initialization of A and B as in PEFT: True (A uniform, B zero), gaussian (A normal, B zero),
     orthogonal (B A zero), pissa (the r principal components of each frozen weight, minus a
     frozen copy of them: all members start as the base and differ by data order and dropout
-    only; saved as plain LoRA of rank 2 r)."""
+    only; saved as plain LoRA of rank 2 r), loftq (the r principal components of what quantizing
+    each weight changed: members start nearer to the base before it was quantized, and differ in
+    init_std_b, data order and dropout)."""
     init_scale: float = 1.0
     """Factor of the initial A."""
     init_std_b: float = 0.0
@@ -98,7 +103,8 @@ class AdaptConfig:
     @property
     def shares_init(self) -> bool:
         """Whether all members have the same initial A and B."""
-        return self.same_init or self.init_lora_weights == "pissa"
+        alike = self.init_lora_weights == "pissa" or (self.init_lora_weights == "loftq" and self.init_std_b == 0)
+        return self.same_init or alike
 
 
 def check_base(base: BaseConfig) -> None:
@@ -108,6 +114,8 @@ def check_base(base: BaseConfig) -> None:
         ConfigError: names the field and its value.
     """
     check_magnitudes(base, "base")
+    if base.quantization not in ("none", "nf4", "int8"):
+        raise ConfigError(f"base.quantization: {base.quantization!r} is not none, nf4 or int8")
     if base.threads is not None and not 1 <= base.threads <= _MAX_THREADS:
         raise ConfigError(f"base.threads: {base.threads} is not in [1, {_MAX_THREADS}]")
 
@@ -151,5 +159,10 @@ def check_adapt(adapt: AdaptConfig) -> None:
                     f"adapt.{name}: {getattr(adapt, name)}, but adapt.init_lora_weights: pissa is not random: it takes"
                     " A and B from the base's weights; leave one of them out"
                 )
+    if adapt.init_lora_weights == "loftq" and adapt.init_scale != 1.0:
+        raise ConfigError(
+            f"adapt.init_scale: {adapt.init_scale}, but adapt.init_lora_weights: loftq takes A from the base's weights;"
+            " leave one of them out"
+        )
     if adapt.init_lora_weights == "orthogonal" and adapt.r % 2:
         raise ConfigError(f"adapt.init_lora_weights: orthogonal needs an even rank; adapt.r is {adapt.r}")

@@ -214,6 +214,19 @@ def check_init(init_lora_weights: bool | str, regularize: RegularizeConfig) -> N
             )
 
 
+def check_loftq(base: BaseConfig, adapt: AdaptConfig) -> None:
+    """Refuse an initialization by the error of quantizing where nothing is quantized.
+
+    Raises:
+        ConfigError: names both fields.
+    """
+    if adapt.init_lora_weights == "loftq" and base.quantization == "none":
+        raise ConfigError(
+            "adapt.init_lora_weights: loftq starts at what quantizing changes, and base.quantization is none; set it to"
+            " nf4 or int8, with a base that has plain weights"
+        )
+
+
 def check_head(scoring: str, regularize: RegularizeConfig) -> None:
     """Refuse a penalty towards the base's answers where the base has none.
 
@@ -253,6 +266,7 @@ def check_run(config: RunConfig) -> None:
     check_data(config.data)
     check_training(config.train, config.regularize)
     check_init(config.adapt.init_lora_weights, config.regularize)
+    check_loftq(config.base, config.adapt)
     check_head(config.data.scoring, config.regularize)
     check_evaluation(config.evaluate)
 

@@ -350,7 +350,7 @@ def decide_scoring(
     tokens = text_tokenizer(base, data)
     possible, reason = can_use_letters(examples, template, tokens)
     if not possible:
-        return _text_or_tree(template, tokens, data, examples[:1] if has_labels else (), reason)
+        return text_or_tree(template, tokens, data, examples[:1] if has_labels else (), reason)
     probed = draw_stratified(
         [example for example in examples if example.answer is not None], _NUM_PROBED, "auto scoring"
     )
@@ -372,10 +372,10 @@ def decide_scoring(
     )
     if accuracy > chance + 3 * error:
         return "letter", reason
-    return _text_or_tree(template, tokens, data, examples[:1] if has_labels else (), reason)
+    return text_or_tree(template, tokens, data, examples[:1] if has_labels else (), reason)
 
 
-def _text_or_tree(
+def text_or_tree(
     template: PromptTemplate, tokens: TextTokenizer, data: DataConfig, labeled: Sequence[Example], reason: str
 ) -> tuple[ScoringMode, str]:
     """Text or tree scoring for rows like the one in `labeled` (empty if the task has no labels); adds to the reason."""

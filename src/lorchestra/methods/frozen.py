@@ -44,7 +44,7 @@ def fit(context: MethodContext, config: Config) -> Fitted:
     pipeline = meter.open(context, changed(context.config, adapt={"members": 1}))
     model = pipeline.model
     layers = middle_layers(model.num_layers)
-    size = len(context.train) * len(layers) * model.hidden_size * 8
+    size = states_bytes(len(context.train), len(layers) * model.hidden_size)
     if size > MAX_BYTES:
         message = f"frozen: the states of {len(context.train):,} training rows take {size / 1e9:.1f} GB"
         raise ConfigError(f"{message}, over {MAX_BYTES / 1e9:.0f} GB; leave it out, or give fewer training rows")
@@ -55,6 +55,11 @@ def fit(context: MethodContext, config: Config) -> Fitted:
     passes = max(layers) / model.num_layers
     classifier = TextClassifier("frozen", pipeline, features, {"states": _scaler}, config.strengths, passes)
     return classifier.fit(context, meter)
+
+
+def states_bytes(num_rows: int, width: int) -> int:
+    """Bytes of the states of some rows, float64 `[E, width]`."""
+    return num_rows * width * 8
 
 
 def _scaler() -> Sklearn:

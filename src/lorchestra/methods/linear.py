@@ -86,9 +86,11 @@ def fit_by_question(context: MethodContext, fit: Callable[[MethodContext], Fitte
     """
     pipeline = context.open_pipeline(changed(context.config, adapt={"members": 1}))
     fits: dict[Question, Fitted] = {}
+    val_rows: dict[Question, list[Example]] = {}
     for question in context.questions:
         train, val = ([row for row in rows if row.asked == question] for rows in (context.train, context.val))
         rows_of_one = replace(context, open_pipeline=lambda _: pipeline, train=train, val=val, labels=question.options)
+        val_rows[question] = val
         try:
             fits[question] = fit(rows_of_one)
         except ConfigError as error:
@@ -105,7 +107,9 @@ def fit_by_question(context: MethodContext, fit: Callable[[MethodContext], Fitte
         for question, fitted in fits.items():
             positions = [e for e, other in enumerate(asked) if other == question]
             if positions:
-                part = fitted.predict([examples[kept[e]] for e in positions], split)
+                rows = [examples[kept[e]] for e in positions]
+                # the same list, whose features the classifier has
+                part = fitted.predict(val_rows[question] if rows == val_rows[question] else rows, split)
                 log_probs_MEC[:, positions, : len(question.options)] = part.log_probs_MEC
                 done += len(positions)
                 if progress is not None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lorchestra.errors import CheckpointError
+from lorchestra.models.quantized import dense_weight, quantized_maps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -58,7 +59,8 @@ def model_digest(model: nn.Module) -> str:
 
     A checkpoint has the same digest in every number format it is loaded in: values are hashed as bfloat16, the coarsest
     of them, and rounding float32 or float64 weights to bfloat16 gives what loading them as bfloat16 gives. Changes
-    below bfloat16's resolution, or between the samples, go unnoticed. Tied weights count once.
+    below bfloat16's resolution, or between the samples, go unnoticed. Tied weights count once. Of quantized weights the
+    dequantized values count: quantized in another way, a base has another digest.
 
     Args:
         model: a transformers causal language model without adapters.
@@ -70,9 +72,11 @@ def model_digest(model: nn.Module) -> str:
     fields = {name: getattr(text_config, name, None) for name in _ARCHITECTURE_FIELDS}
     digest = hashlib.sha256()
     digest.update(_canonical({name: value for name, value in fields.items() if value is not None}))
+    quantized = {f"{name}.weight": module for name, module in quantized_maps(model)}
     for name, parameter in sorted(model.named_parameters()):
-        digest.update(_canonical([name, list(parameter.shape)]))
-        digest.update(_sample(parameter))
+        values = dense_weight(quantized[name]) if name in quantized else parameter
+        digest.update(_canonical([name, list(values.shape)]))
+        digest.update(_sample(values))
     return digest.hexdigest()
 
 

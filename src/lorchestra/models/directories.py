@@ -49,9 +49,9 @@ def check_directory(name: str, directory: Path) -> None:
     config = _read_json(start, directory / "config.json")
     if (how := _quantized(directory, config)) is not None:
         raise CheckpointError(
-            f"{start}: the weights in {directory} are quantized ({how}), and members need plain ones. Give the"
-            " model that it was made from (in float32, bfloat16 or float16), or write a dequantized copy with the tool"
-            " that quantized it."
+            f"{start}: the weights in {directory} are quantized ({how}), which is not supported. Give the model that it"
+            " was made from (in float32, bfloat16 or float16), with base.quantization nf4 or int8 if it has to be"
+            " small, or write a dequantized copy with the tool that quantized it."
         )
     explicit = config.get("transformers_weights")
     is_valid = str(explicit).endswith((".safetensors", ".safetensors.index.json")) and not name_fault(str(explicit))
@@ -91,9 +91,23 @@ def _named_base(directory: Path) -> str:
     return f", {name!r}" if isinstance(name, str) and name else ""
 
 
+def bitsandbytes_settings(config: Mapping[str, object]) -> Mapping[str, object] | None:
+    """How bitsandbytes stored a checkpoint's weights, which can be read; None for others.
+
+    Args:
+        config: its config.json.
+    """
+    settings = config.get("quantization_config")
+    if not isinstance(settings, dict) or settings.get("quant_method", "bitsandbytes") != "bitsandbytes":
+        return None
+    return settings if settings.get("load_in_4bit") or settings.get("load_in_8bit") else None
+
+
 def _quantized(directory: Path, config: Mapping[str, object]) -> str | None:
-    """How a directory's weights are quantized; None if they are not, or if transformers unpacks them."""
+    """How a directory's weights are quantized; None if they are not, or in a way that can be read."""
     text_config = config.get("text_config")
+    if bitsandbytes_settings(config) is not None:
+        return None
     for part in (config, text_config if isinstance(text_config, dict) else {}):
         settings = part.get("quantization_config")
         if not isinstance(settings, dict) or not settings:

@@ -1,7 +1,7 @@
 """Members' adapters: rank, scaling and dropout of each, and the initial values of A and B.
 
-A and B are drawn by the members' seeds, or with PiSSA (arXiv 2404.02948) start at the principal part of the frozen
-weight: the product of rank r closest to it.
+A and B are drawn by the members' seeds, or start at the product of rank r that is closest to a matrix: with PiSSA
+(arXiv 2404.02948) the frozen weight, with LoftQ (arXiv 2310.08659, one iteration) what quantizing the weight changed.
 """
 
 from __future__ import annotations
@@ -17,9 +17,13 @@ from torch import Tensor
 
 from lorchestra.config.adapt import AdaptConfig, check_adapt
 from lorchestra.errors import ConfigError
+from lorchestra.models.quantized import dense_weight, original_weight
 from lorchestra.models.targets import LinearMap, features, is_transposed
 from lorchestra.nn.adapters import StackedAdapters
 from lorchestra.nn.seeding import derive_seed
+
+_FROM_WEIGHTS = ("pissa", "loftq")
+"""Starts that are computed from the base's weights."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class AdapterSettings:
     """The factor of B A x: lora_alpha / r, or lora_alpha / sqrt(r) with rsLoRA."""
     dropout: float = 0.0
     """Dropout on the adapter's input while training, in [0, 1)."""
-    init_lora_weights: Literal[True, "gaussian", "orthogonal", "pissa"] = True
+    init_lora_weights: Literal[True, "gaussian", "orthogonal", "pissa", "loftq"] = True
     """As `AdaptConfig.init_lora_weights`."""
     init_scale: float = 1.0
     """As `AdaptConfig.init_scale`."""
@@ -48,8 +52,8 @@ class AdapterSettings:
 
     @property
     def as_saved(self) -> AdapterSettings:
-        """The settings of the saved folder: there PiSSA is plain LoRA, and loading does not recompute the start."""
-        return dataclasses.replace(self, init_lora_weights=True) if self.init_lora_weights == "pissa" else self
+        """The settings of the saved folder: there all are plain LoRA, and loading does not recompute the start."""
+        return dataclasses.replace(self, init_lora_weights=True) if self.init_lora_weights in _FROM_WEIGHTS else self
 
 
 def member_seed(seed: int, member: int) -> int:
@@ -127,42 +131,60 @@ def init_adapters(
         settings: one per member.
 
     Raises:
-        ConfigError: PiSSA at a rank above a map's.
+        ConfigError: a start from the weights at a rank above a map's; LoftQ on a base that was not quantized here.
     """
-    principal = {}
+    of_weights: dict[str, dict[int, AdapterSettings]] = {how: {} for how in _FROM_WEIGHTS}
     for m, member in enumerate(settings):
-        if member.init_lora_weights == "pissa":
-            principal[m] = member
-        else:
-            adapters.initialize(
-                m,
-                member.seed,
-                member.init_lora_weights,
-                rank=member.r,
-                scale=member.init_scale,
-                std_B=member.init_std_b,
-            )
-    if principal:
-        _init_at_principal(adapters, linears, principal)
+        how = member.init_lora_weights
+        if how in ("pissa", "loftq"):
+            of_weights[how][m] = member
+        if how != "pissa":  # of LoftQ's start, the noise in B is drawn here
+            drawn = True if how == "loftq" else how
+            adapters.initialize(m, member.seed, drawn, rank=member.r, scale=member.init_scale, std_B=member.init_std_b)
+    if of_weights["pissa"]:
+        _init_at_principal(adapters, linears, of_weights["pissa"])
+    if of_weights["loftq"]:
+        _init_at_quantization_error(adapters, linears, of_weights["loftq"])
 
 
 def _init_at_principal(
     adapters: StackedAdapters, linears: Sequence[tuple[str, LinearMap]], settings: Mapping[int, AdapterSettings]
 ) -> None:
     """PiSSA: one decomposition per map for all members, cut to each member's rank and divided by its scaling."""
-    most = max(member.trained_r for member in settings.values())
-    for name, linear in linears:
-        if most > min(features(linear)):
-            raise ConfigError(
-                f"adapt.init_lora_weights: pissa has no {most} singular values of {name}, a map from"
-                f" {features(linear)[0]} to {features(linear)[1]} features; set adapt.r to at most"
-                f" {min(features(linear))}, or leave the map out of adapt.target_modules"
-            )
+    most = _highest_rank("pissa", linears, settings)
     for piece, (_, linear) in zip(adapters.slices, linears, strict=True):
-        weight_OI = linear.weight.t() if is_transposed(linear) else linear.weight
+        weight = dense_weight(linear)
+        weight_OI = weight.t() if is_transposed(linear) else weight
         A, B = principal_pair(weight_OI, most, adapters.values.dtype)
         for m, member in settings.items():
             share, rank = 1 / math.sqrt(member.scaling), member.trained_r
             adapters.init_with_frozen_copy(m, piece, A[:rank] * share, B[:, :rank] * share)
     for rank in {member.trained_r for member in settings.values()}:
         adapters.freeze_from(rank, [m for m, member in settings.items() if member.trained_r == rank])
+
+
+def _init_at_quantization_error(
+    adapters: StackedAdapters, linears: Sequence[tuple[str, LinearMap]], settings: Mapping[int, AdapterSettings]
+) -> None:
+    """LoftQ: as `_init_at_principal`, of the original minus the quantized weight, and added to each member's noise."""
+    most = _highest_rank("loftq", linears, settings)
+    for piece, (_, linear) in zip(adapters.slices, linears, strict=True):
+        error_OI = original_weight(linear).to(adapters.values.device) - dense_weight(linear)
+        A, B = principal_pair(error_OI, most, adapters.values.dtype)
+        for m, member in settings.items():
+            share, rank = 1 / math.sqrt(member.scaling), member.r
+            adapters.view(adapters.values[m], piece, "A")[:rank] = A[:rank] * share
+            adapters.view(adapters.values[m], piece, "B")[:, :rank] += B[:, :rank] * share
+
+
+def _highest_rank(how: str, linears: Sequence[tuple[str, LinearMap]], settings: Mapping[int, AdapterSettings]) -> int:
+    """The highest rank that is trained, which every map must have."""
+    most = max(member.trained_r for member in settings.values())
+    for name, linear in linears:
+        if most > min(features(linear)):
+            raise ConfigError(
+                f"adapt.init_lora_weights: {how} has no {most} singular values of {name}, a map from"
+                f" {features(linear)[0]} to {features(linear)[1]} features; set adapt.r to at most"
+                f" {min(features(linear))}, or leave the map out of adapt.target_modules"
+            )
+    return most

@@ -22,6 +22,13 @@ from lorchestra.models.digests import model_digest, tokenizer_digest
 from lorchestra.models.directories import check_directory, is_near, looks_like_path, near_path
 from lorchestra.models.gguf import converted_directory, quiet_transformers
 from lorchestra.models.hub import EMBEDDED_NAME, embedded_directory, hub_directory
+from lorchestra.models.quantized import (
+    quantization_config,
+    quantization_of,
+    remember_sources,
+    stored_quantization,
+    use_dense_products,
+)
 from lorchestra.models.sizes import check_sizes
 from lorchestra.store.safe_paths import typed_path
 
@@ -53,9 +60,12 @@ class LoadedBase:
     tokenizer_digest: str
     """See `tokenizer_digest`."""
     dtype: torch.dtype
+    """Number format of computation, and of the weights that are not quantized."""
     device: torch.device
     context_length: int
     """Maximum number of tokens in a row."""
+    quantization: str | None = None
+    """How the linear maps of its layers are stored (see `quantized`); None for plain weights."""
 
     @property
     def num_embeddings(self) -> int:
@@ -90,7 +100,8 @@ def load_base(config: BaseConfig) -> LoadedBase:
     dtype = _dtype(config, device)
     source = _resolve(config)
     check_sizes(f"base.name {source.id!r}", source.directory)
-    tokenizer, model = _load(source, dtype)
+    quantization = quantization_of(config, source.directory)
+    tokenizer, model = _load(source, dtype) if quantization is None else _load_quantized(source, dtype, device, config)
     text_config = model.config.get_text_config()
     if tokenizer.pad_token is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -102,7 +113,7 @@ def load_base(config: BaseConfig) -> LoadedBase:
     except torch.OutOfMemoryError as error:
         raise CheckpointError(
             f"base.name {config.name!r}: the weights do not fit into the memory of {device} as {dtype}. "
-            "Set base.dtype bfloat16 or base.device cpu, or use a smaller base."
+            "Set base.dtype bfloat16, base.quantization nf4 or base.device cpu, or use a smaller base."
         ) from error
     _log_unknown_tokens(config.name, tokenizer, model)
     return LoadedBase(
@@ -116,6 +127,7 @@ def load_base(config: BaseConfig) -> LoadedBase:
         dtype=dtype,
         device=device,
         context_length=_context_length(source, text_config, tokenizer),
+        quantization=quantization,
     )
 
 
@@ -220,13 +232,18 @@ def _resolve(config: BaseConfig) -> _Source:
     return _Source(str(path), path, str(path))
 
 
-def _load(source: _Source, dtype: torch.dtype) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-    """Tokenizer and model as transformers loads them, on the CPU."""
+def _load(source: _Source, dtype: torch.dtype, **options: object) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """Tokenizer and model as transformers loads them, on the CPU unless the options say otherwise."""
     with quiet_transformers():
         try:
             tokenizer = _tokenizer(source)
             model, info = transformers.AutoModelForCausalLM.from_pretrained(
-                str(source.directory), dtype=dtype, use_safetensors=True, output_loading_info=True, **_OPTIONS
+                str(source.directory),
+                dtype=dtype,
+                use_safetensors=True,
+                output_loading_info=True,
+                **_OPTIONS,
+                **options,
             )
         except MemoryError:
             raise
@@ -238,6 +255,20 @@ def _load(source: _Source, dtype: torch.dtype) -> tuple[PreTrainedTokenizerBase,
             f"base.name {source.id!r}: {len(names)} weights are missing ({', '.join(names[:3])}, ...) and would be "
             "random. Use a complete causal language model."
         )
+    return tokenizer, model
+
+
+def _load_quantized(
+    source: _Source, dtype: torch.dtype, device: torch.device, config: BaseConfig
+) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """Tokenizer and model, quantized from the weights in float32, so that the result does not depend on the format."""
+    options: dict[str, object] = {"device_map": {"": str(device)}}
+    if config.quantization != "none" and stored_quantization(source.directory) is None:
+        options["quantization_config"] = quantization_config(config.quantization)
+    tokenizer, model = _load(source, torch.float32, **options)
+    use_dense_products(model, dtype)
+    if "quantization_config" in options:
+        remember_sources(model, source.directory)
     return tokenizer, model
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lorchestra.errors import ConfigError
+from lorchestra.models.quantized import dense_weight
 from lorchestra.nn.context import ContextSlot
 from lorchestra.nn.lora import MemberLoRALinear
 
@@ -132,9 +133,10 @@ def _slim_forward(module: Any) -> Callable[[Tensor], Tensor]:
 def _is_gated_mlp(module: Any) -> bool:
     if not all(isinstance(linear, nn.Linear | MemberLoRALinear) for linear in (module.gate_proj, module.down_proj)):
         return False
-    weight = module.gate_proj.weight
+    gate = getattr(module.gate_proj, "base", module.gate_proj)
     source = torch.Generator().manual_seed(0)
-    x = torch.randn(1, 3, weight.shape[1], generator=source).to(weight)
+    # of quantized maps the weight is stored in another number format and shape than it has
+    x = torch.randn(1, 3, gate.in_features, generator=source).to(dense_weight(gate))
     try:
         return torch.equal(module(x), _slim_forward(module)(x))
     except (TypeError, RuntimeError):  # it takes other arguments

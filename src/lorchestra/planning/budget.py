@@ -35,12 +35,8 @@ def settle_budget(config: RunConfig, pipeline: Pipeline, rows: TrainingRows, sha
         ConfigError: the configured budget is below the longest row.
     """
     longest, configured = longest_row(rows), config.train.token_budget
+    check_budget(configured, longest)
     if configured is not None:
-        if configured < longest:
-            raise ConfigError(
-                f"train.token_budget: {configured} is below the longest row ({longest} tokens); raise it to"
-                f" {longest} or more, or limit row length with data.max_length"
-            )
         return configured
     model = pipeline.model
     free = free_bytes(model.device)
@@ -63,6 +59,19 @@ def settle_budget(config: RunConfig, pipeline: Pipeline, rows: TrainingRows, sha
             " train.token_budget to override it"
         )
     return budget
+
+
+def check_budget(configured: int | None, longest: int) -> None:
+    """Refuse a token budget below the longest row, in tokens.
+
+    Raises:
+        ConfigError: names both.
+    """
+    if configured is not None and configured < longest:
+        raise ConfigError(
+            f"train.token_budget: {configured} is below the longest row ({longest} tokens); raise it to"
+            f" {longest} or more, or limit row length with data.max_length"
+        )
 
 
 def budget_within(model: EnsembleModel, rows: TrainingRows, members: int, checkpointing: bool) -> int:

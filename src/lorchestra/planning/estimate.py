@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.nn.packing import Item
 from lorchestra.training.trainer import Trainer
+from lorchestra.types import EncodedExample
 
 ALLOCATION = 2.0
 """Growth of the process relative to the bytes saved for the backward pass.
@@ -15,6 +16,8 @@ ALLOCATION = 2.0
 Heap fragmentation, temporaries of the backward pass and the trunk's passes add to the saved bytes. Measured:
 `benchmarks/plan_accuracy.py`, column "over saved".
 """
+COPIES_OF_LOGITS = 3
+"""Logits, log-probabilities, and the temporaries between them."""
 SHARE = 0.9
 """Share of free memory that a run may plan to use; the rest is for other programs."""
 LEAF_BYTES = 1100
@@ -80,6 +83,8 @@ class Rates:
     trunk_s: float
     evaluate_s: float
     update_s: float
+    states_s: float = 0.0
+    """Per token of a pass that reads hidden states of the base (see `Work.states_tokens`)."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,12 @@ class Work:
     updates: int
     search_tokens: int = 0
     """Tokens of the candidates of a search of learning rate and epochs."""
+    calibration_tokens: int = 0
+    """Tokens of the members' predictions that a calibration is fitted on, after the training."""
+    calibration_trunk_tokens: int = 0
+    """Tokens of the layers below the adapters in these predictions."""
+    states_tokens: int = 0
+    """Tokens of the texts whose hidden states an evaluation's baseline `frozen` reads."""
 
 
 @dataclass(frozen=True)
@@ -105,16 +116,19 @@ class Duration:
     base: float
     evaluation: float
     search: float = 0.0
+    calibration: float = 0.0
+    states: float = 0.0
+    """Hidden states of the baseline `frozen`, in the evaluation that follows the run."""
 
     @property
     def training(self) -> float:
-        """Everything except evaluation."""
+        """Everything except evaluation and calibration."""
         return self.search + self.steps + self.trunk + self.base
 
     @property
     def total(self) -> float:
-        """Training and evaluation."""
-        return self.training + self.evaluation
+        """Training, evaluation on validation rows, and calibration on them."""
+        return self.training + self.evaluation + self.calibration
 
 
 def duration(work: Work, rates: Rates) -> Duration:
@@ -125,6 +139,8 @@ def duration(work: Work, rates: Rates) -> Duration:
         base=work.base_tokens * rates.evaluate_s,
         evaluation=work.evaluate_tokens * rates.evaluate_s,
         search=work.search_tokens * rates.train_s,
+        calibration=work.calibration_tokens * rates.evaluate_s + work.calibration_trunk_tokens * rates.trunk_s,
+        states=work.states_tokens * rates.states_s,
     )
 
 
@@ -132,6 +148,12 @@ def packed_tokens(batch: Sequence[Item], shared: int) -> int:
     """Tokens of a packed micro-batch: the first `shared` tokens count once per member."""
     not_shared = sum(item.example.num_tokens - shared for item in batch)
     return not_shared + shared * len({item.member for item in batch})
+
+
+def evaluation_tokens(rows: Sequence[EncodedExample], members: int, shared: int) -> int:
+    """Packed tokens of one evaluation: per member, the shared prefix once and the rest of every row."""
+    shared = shared if len(rows) > 1 else 0
+    return members * (sum(row.num_tokens - shared for row in rows) + shared)
 
 
 def split_trunk(split_bytes: Sequence[int], memory_bytes: int) -> tuple[int, int]:

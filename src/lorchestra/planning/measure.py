@@ -11,11 +11,13 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from lorchestra.models.ensemble import EnsembleModel
+from lorchestra.inference.features import middle_layers
+from lorchestra.models.ensemble import EnsembleModel, LayerInputs
 from lorchestra.models.patching import text_config
+from lorchestra.models.quantized import plain_parameters
 from lorchestra.nn.optimizer import clip_gradients
-from lorchestra.nn.packing import Item, PackedBatch, forward_budget, pack, plan_micro_batches, shareable_prefix
-from lorchestra.planning.estimate import ALLOCATION, Rates, checkpointed_bytes
+from lorchestra.nn.packing import BASE, Item, PackedBatch, forward_budget, pack, plan_micro_batches, shareable_prefix
+from lorchestra.planning.estimate import ALLOCATION, COPIES_OF_LOGITS, Rates, checkpointed_bytes
 from lorchestra.planning.memory import peak_bytes, restart_peak
 from lorchestra.training.callbacks import Callback
 from lorchestra.training.objective import cross_entropy
@@ -24,8 +26,7 @@ from lorchestra.types import EncodedExample
 
 _TRIED_TOKENS = 128
 _EVALUATION_SHARE = 0.2
-_COPIES_OF_LOGITS = 3
-"""Logits, log-probabilities, and the temporaries between them."""
+_STATES_SHARE = 0.05
 T = TypeVar("T")
 
 
@@ -49,7 +50,7 @@ def saved_bytes(model: EnsembleModel, batch: PackedBatch, hidden: Tensor | None)
 
     Measured without gradient checkpointing, whatever the model's setting.
     """
-    weights = {p.untyped_storage().data_ptr() for p in model.model.parameters()}
+    weights = {p.untyped_storage().data_ptr() for p in plain_parameters(model.model)}  # no pass saves quantized ones
     storages: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -89,7 +90,7 @@ def token_bytes(model: EnsembleModel, rows: Sequence[EncodedExample], checkpoint
         return training
     scored = len(batch.scoring.keep) / tokens * forward_budget(tokens, model.device) / tokens
     logits = scored * text_config(model.model).vocab_size * next(model.model.parameters()).element_size()
-    return max(training, _COPIES_OF_LOGITS * logits)
+    return max(training, COPIES_OF_LOGITS * logits)
 
 
 def with_checkpointing(model: EnsembleModel, saved: float, tokens: int) -> float:
@@ -106,6 +107,7 @@ def calibrate(
     seconds: float,
     resident_before: int | None,
     callback: Callback,
+    texts: Sequence[EncodedExample] = (),
 ) -> Calibration:
     """Run the largest micro-batch, then others in turn until the time is up, then an update and an evaluation.
 
@@ -117,6 +119,7 @@ def calibrate(
         seconds: approximate total time; each kind of pass runs at least once.
         resident_before: bytes used before `trainer` was created; None if unknown.
         callback: reports the current phase.
+        texts: rows without choices, whose hidden states a baseline will read; last, a few passes of them are timed.
     """
     clock = _Clock(trainer)
     started = time.perf_counter()
@@ -137,6 +140,9 @@ def calibrate(
     peak, tokens = peak_bytes(), batch.packing.num_tokens
     # measured last: a discarded graph fragments the heap in a way that training does not
     saved = saved_bytes(trainer.model, batch, clock.trunk(batch))
+    if texts:
+        callback.on_progress("hidden states of the base", 0, 0)
+        clock.states(texts, token_budget, seconds * _STATES_SHARE)
     if can_measure:
         assert resident_before is not None
         state = sum(tensor.nbytes for name, tensor in trainer.tensors().items() if name != "values")
@@ -206,9 +212,21 @@ class _Clock:
             hidden = self.trunk(batch)
             self._timed("evaluate", batch, lambda b=batch, h=hidden: self.model.forward(b, hidden=h))  # type: ignore[misc]
 
+    @torch.no_grad()
+    def states(self, texts: Sequence[EncodedExample], token_budget: int, seconds: float) -> None:
+        """Passes of the base up to the last layer whose input a baseline reads."""
+        outputs = LayerInputs(middle_layers(self.model.num_layers))
+        room = forward_budget(token_budget, self.model.device)
+        started = time.perf_counter()
+        for number, planned in enumerate(plan_micro_batches([Item(BASE, row) for row in texts[:200]], room)):
+            if number > 0 and time.perf_counter() - started > seconds:
+                break
+            batch = pack(planned, self.model.device)
+            self._timed("states", batch, lambda b=batch: self.model.forward(b, outputs))  # type: ignore[misc]
+
     def rates(self) -> Rates:
         """Seconds per token, or per member update."""
-        kinds = ("train", "trunk", "evaluate", "update")
+        kinds = ("train", "trunk", "evaluate", "update", "states")
         return Rates(*(self.spent.get(kind, 0.0) / self.tokens.get(kind, 1) for kind in kinds))
 
     def _timed(self, kind: str, batch: PackedBatch, run: Callable[[], T]) -> T:

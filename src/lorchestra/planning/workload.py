@@ -7,11 +7,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lorchestra.config.run import RunConfig
+import torch
+
+from lorchestra.config.adapt import AdaptConfig
+from lorchestra.config.run import RegularizeConfig, RunConfig, TrainConfig
 from lorchestra.nn.packing import BASE, Item, forward_budget, plan_micro_batches, shareable_prefix
-from lorchestra.planning.estimate import Work, packed_tokens
+from lorchestra.planning.estimate import Work, evaluation_tokens, packed_tokens
 from lorchestra.training.members import member_settings
+from lorchestra.training.precompute import TrainingRows
 from lorchestra.training.sampler import MemberSampler, unit_sizes
+from lorchestra.training.search import expected_steps
 from lorchestra.training.trainer import Trainer
 from lorchestra.types import EncodedExample
 
@@ -38,16 +43,41 @@ class Workload:
     work: Work
 
 
-def plan_workload(trainer: Trainer, members: int, token_budget: int) -> Workload:
+@dataclass(frozen=True)
+class PlannedRun:
+    """What a workload depends on: rows and settings, and nothing of the base but whether it has a trunk."""
+
+    rows: TrainingRows
+    config: TrainConfig
+    """With numbers for the learning rate and the epochs."""
+    adapt: AdaptConfig
+    regularize: RegularizeConfig
+    shared: int
+    """First tokens that a training step computes once per member and micro-batch."""
+    has_trunk: bool
+    device: torch.device
+
+    @classmethod
+    def of(cls, trainer: Trainer) -> PlannedRun:
+        """The run of a trainer, whatever its number of members."""
+        model = trainer.model
+        kl = [member.regularize for member in trainer.settings if member.regularize.kl_beta > 0]
+        regularize = kl[0] if kl else trainer.settings[0].regularize
+        has_trunk = model.trunk_layers > 0
+        return cls(trainer.rows, trainer.config, model.adapt, regularize, trainer.shared, has_trunk, model.device)
+
+
+def plan_workload(run: PlannedRun, members: int, token_budget: int, option_orders: int = 1) -> Workload:
     """Plan the steps of a run, or a sample of them, as the trainer would; assumes that no member stops early.
 
     Args:
-        trainer: gives rows, settings and seeds; may have any number of members.
+        run: its rows and settings.
         members: M of the run.
         token_budget: token budget of the run.
+        option_orders: orders of the options over which answers by letters are averaged, in the calibration.
     """
-    rows, config, shared = trainer.rows, trainer.config, trainer.shared
-    sampler = _sampler(trainer, min(members, _MAX_MEMBERS))
+    rows, config, shared = run.rows, run.config, run.shared
+    sampler = _sampler(run, min(members, _MAX_MEMBERS))
     num_steps = sampler.steps_per_epoch * config.num_epochs
     batches = _sampled_batches(sampler, num_steps, token_budget, shared)
     epoch_tokens = round(members * _mean_tokens(sampler, rows.train))
@@ -55,11 +85,10 @@ def plan_workload(trainer: Trainer, members: int, token_budget: int) -> Workload
     seen = sum(item.example.num_tokens for batch in batches for item in batch)
     scale = epoch_tokens * config.num_epochs / seen
     train_tokens = sum(packed_tokens(batch, shared) for batch in batches) * scale
-    has_trunk = trainer.model.trunk_layers > 0
-    with_base = any(member.regularize.kl_beta > 0 for member in trainer.settings)
     val_shared = shareable_prefix(rows.val, dropout=False)
-    room = forward_budget(token_budget, trainer.model.device)
+    room = forward_budget(token_budget, run.device)
     train_once = _pass_tokens(rows.train, room, shared)
+    calibration, calibration_trunk = _calibration_tokens(run, members, option_orders)
     return Workload(
         batches=tuple(batches),
         largest=max(batches, key=lambda batch: packed_tokens(batch, shared)),
@@ -69,20 +98,61 @@ def plan_workload(trainer: Trainer, members: int, token_budget: int) -> Workload
         tokens_per_epoch=epoch_tokens,
         work=Work(
             train_tokens=round(train_tokens),
-            trunk_tokens=train_once + _pass_tokens(rows.val, room, val_shared) if has_trunk else 0,
-            evaluate_tokens=_evaluation_tokens(rows.val, members, val_shared) * config.num_epochs,
-            base_tokens=_evaluation_tokens(rows.train, 1, shared) if with_base else 0,
+            trunk_tokens=train_once + _pass_tokens(rows.val, room, val_shared) if run.has_trunk else 0,
+            evaluate_tokens=evaluation_tokens(rows.val, members, val_shared) * config.num_epochs,
+            base_tokens=evaluation_tokens(rows.train, 1, shared) if run.regularize.kl_beta > 0 else 0,
             updates=members * num_steps,
+            calibration_tokens=calibration,
+            calibration_trunk_tokens=calibration_trunk,
         ),
     )
 
 
-def _sampler(trainer: Trainer, members: int) -> MemberSampler:
+def with_search(
+    workload: Workload, searched: TrainConfig, settled: TrainConfig, per_epoch: int, members: int, grids: int
+) -> Workload:
+    """The workload with the tokens of the search that comes before the training, if there is one.
+
+    A head's candidates have no tokens of the labels' texts, but are counted as if they had.
+
+    Args:
+        workload: of the settled training.
+        searched: the training as configured.
+        settled: the same with usual numbers in place of what a search chooses.
+        per_epoch: optimizer steps per epoch.
+        members: M.
+        grids: number of scorings for which the rate is searched.
+    """
+    if not searched.is_auto:
+        return workload
+    steps = expected_steps(per_epoch, settled.num_epochs, grids=grids, length=searched.epochs == "auto")
+    per_step = workload.work.train_tokens / (settled.num_epochs * per_epoch * members)
+    return dataclasses.replace(workload, work=dataclasses.replace(workload.work, search_tokens=round(steps * per_step)))
+
+
+def _calibration_tokens(run: PlannedRun, members: int, option_orders: int) -> tuple[int, int]:
+    """Packed tokens of the predictions that a calibration is fitted on: of the members, and of the layers below.
+
+    The rows are the validation rows with an answer. Their trunk is not the one that training cached.
+    """
+    of_members = below = 0
+    if run.config.calibration == "none":
+        return 0, 0
+    answered = [row for row in run.rows.val if row.answer is not None]
+    for order in range(option_orders):  # a row has at most as many orders as options
+        rows = [row for row in answered if order == 0 or len(row.choices) > order]
+        shared = shareable_prefix(rows, dropout=False)
+        of_members += evaluation_tokens(rows, members, shared) if rows else 0
+        below += evaluation_tokens(rows, 1, shared) if rows and run.has_trunk else 0
+    return of_members, below
+
+
+def _sampler(run: PlannedRun, members: int) -> MemberSampler:
     """The sampler of the run's first members."""
-    rows, config = trainer.rows.train, trainer.config
-    adapt = dataclasses.replace(trainer.model.adapt, members=members)
-    run = RunConfig(adapt=adapt, train=config, regularize=trainer.settings[0].regularize)
-    return MemberSampler(member_settings(run, len(rows), unit_sizes=unit_sizes(rows)), rows, config.batch_size)
+    rows, config = run.rows.train, run.config
+    adapt = dataclasses.replace(run.adapt, members=members)
+    whole = RunConfig(adapt=adapt, train=config, regularize=run.regularize)
+    return MemberSampler(member_settings(whole, len(rows), unit_sizes=unit_sizes(rows)), rows, config.batch_size)
 
 
 def _sampled_batches(sampler: MemberSampler, num_steps: int, token_budget: int, shared: int) -> list[tuple[Item, ...]]:
@@ -106,9 +176,3 @@ def _mean_tokens(sampler: MemberSampler, rows: Sequence[EncodedExample]) -> floa
 def _pass_tokens(rows: Sequence[EncodedExample], room: int, shared: int) -> int:
     batches = plan_micro_batches([Item(BASE, row) for row in rows], room, shared)
     return sum(packed_tokens(batch, shared) for batch in batches)
-
-
-def _evaluation_tokens(rows: Sequence[EncodedExample], members: int, shared: int) -> int:
-    """Packed tokens of one evaluation: per member, the shared prefix once and the rest of every row."""
-    shared = shared if len(rows) > 1 else 0
-    return members * (sum(row.num_tokens - shared for row in rows) + shared)

@@ -121,6 +121,8 @@ def _training(record: Json, config: RunConfig, splits: Json, questions: Sequence
     yield f"Task `{record['task']}`, {kind}. Rows: {sizes}."
     for split, values in splits.items():
         yield f"SHA-256 of the {split} rows: `{values['digest'][:16]}`."
+    if quantization := record["base"].get("quantization"):
+        yield f"The base's linear maps were quantized ({quantization}): the adapters fit these weights best."
     adapt, train, regularize = config.adapt, config.train, config.regularize
     maps = ", ".join(f"`{name}`" for name in adapt.target_modules)
     if all(member["state"] == "imported" for member in record["members"]):

@@ -49,6 +49,19 @@ def program(
     return "\n".join(lines) + "\n"
 
 
+_QUANTIZATION: dict[str | None, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "nf4": (
+        ("BitsAndBytesConfig",),
+        (
+            'NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}',
+            "QUANTIZATION = BitsAndBytesConfig(**NF4, bnb_4bit_compute_dtype=torch.float32)",
+        ),
+    ),
+    "int8": (("BitsAndBytesConfig",), ("QUANTIZATION = BitsAndBytesConfig(load_in_8bit=True)",)),
+}
+"""How transformers quantizes the base as it was in training: names to import, and lines."""
+
+
 def _loading_lines(record: Json, members: Sequence[str]) -> list[str]:
     """The lines that load the base with its adapters."""
     revision = record["base"]["revision"]
@@ -59,16 +72,19 @@ def _loading_lines(record: Json, members: Sequence[str]) -> list[str]:
     by_head = record["scoring"] == "head"
     model = "AutoModelForSequenceClassification" if by_head else "AutoModelForCausalLM"
     num_labels = f", num_labels={len(record['labels'])}" if by_head else ""
+    imported, definition = _QUANTIZATION.get(record["base"].get("quantization"), ((), ()))
+    quantized = ", quantization_config=QUANTIZATION, dtype=torch.float32" if definition else ""
     return [
         "import torch",
         "from peft import PeftModel",
-        f"from transformers import {model}, AutoTokenizer",
+        f"from transformers import {', '.join([model, 'AutoTokenizer', *imported])}",
         "",
         base,
+        *definition,
         f"MEMBERS = {list(members)!r}",
         "",
         f"tokenizer = AutoTokenizer.from_pretrained(BASE{pinned})",
-        f"model = {model}.from_pretrained(BASE{pinned}{num_labels})",
+        f"model = {model}.from_pretrained(BASE{pinned}{num_labels}{quantized})",
         "model = PeftModel.from_pretrained(model, MEMBERS[0], adapter_name=MEMBERS[0]).eval()",
         "for name in MEMBERS[1:]:",
         "    model.load_adapter(name, adapter_name=name)",

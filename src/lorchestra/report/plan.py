@@ -58,8 +58,9 @@ def _what(record: Json) -> list[tuple[str, str, str]]:
     rows, layers, work, parameters = (record[name] for name in ("rows", "layers", "work", "parameters"))
     budget = record["token_budget"]
     below = f", {layers['below']} below computed once" if layers["below"] else ""
+    stored = f", maps stored as {record['quantization']}" if record["quantization"] != "none" else ""
     return [
-        ("parameters of the base", f"{parameters['base']:,}", f"{record['base']}, {record['dtype']}, frozen"),
+        ("parameters of the base", f"{parameters['base']:,}", f"{record['base']}, {record['dtype']}{stored}, frozen"),
         (
             "parameters of a member",
             f"{parameters['member']:,}",
@@ -124,15 +125,20 @@ def _time(record: Json) -> list[tuple[str, str, str]]:
     if times["base"]:
         rows.append(("  of which the base's answers", readable_seconds(times["base"]), "once, for the KL term"))
     count = calibration["micro_batches"]
-    return [
-        *rows,
-        ("evaluation on validation rows", readable_seconds(times["evaluation"]), "after each epoch"),
-        (
-            "total",
-            readable_seconds(times["total"]),
-            f"from {readable_seconds(calibration['seconds'])} of calibration, {count} micro-batches",
-        ),
-    ]
+    rows.append(("evaluation on validation rows", readable_seconds(times["evaluation"]), "after each epoch"))
+    if times["calibration"]:
+        rows.append(("calibration", readable_seconds(times["calibration"]), "the members' answers to validation rows"))
+    measured = f"from {readable_seconds(calibration['seconds'])} of measurement, {count} micro-batches"
+    rows.append(("total", readable_seconds(times["total"]), measured))
+    if times["frozen_states"]:
+        rows.append(
+            (
+                "then, of the evaluation",
+                readable_seconds(times["frozen_states"]),
+                "hidden states of the baseline without adapters, not in the total",
+            )
+        )
+    return rows
 
 
 def _fits(record: Json) -> bool:

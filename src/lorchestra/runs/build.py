@@ -183,6 +183,7 @@ def environment(base: LoadedBase, rates: ProductRates | None = None, num_process
         "num_processes": num_processes,
         "device": torch.cuda.get_device_name() if base.device.type == "cuda" else "cpu",
         "dtype": dtype_name(base.dtype),
+        "quantization": base.quantization or "none",
         **({} if rates is None else {"gflops_per_core": rates.to_dict()}),
     }
 
@@ -201,7 +202,7 @@ def ensemble_record(
     base, template = pipeline.base, pipeline.template
     frame = template.frame if template.chat and template.version > 1 else None
     return EnsembleRecord(
-        base=BaseRecord(base.id, base.revision, base.digest, base.path_for_peft),
+        base=BaseRecord(base.id, base.revision, base.digest, base.path_for_peft, base.quantization),
         tokenizer_digest=base.tokenizer_digest,
         members=tuple(members),
         task=rows.task.name,

@@ -20,6 +20,7 @@ from lorchestra.metrics.scores import nll
 from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.models.loading import load_base
 from lorchestra.models.number_format import with_dtype
+from lorchestra.models.quantized import stored_bytes
 from lorchestra.planning.memory import free_bytes
 from lorchestra.runs.calibration import finishing_progress
 from lorchestra.training.callbacks import Callback
@@ -97,7 +98,7 @@ def measure_dtype_change(
         return None
     answered = [row for row in rows if row.answer is not None][:_MOST_ROWS]
     chosen = answered[: _affordable(pipeline, answered, len(members), trained_tokens)]
-    float32_bytes = sum(4 * parameter.numel() for parameter in model.model.parameters())
+    float32_bytes = stored_bytes(model.model, torch.float32)
     free = free_bytes(model.device)
     fits = free is None or float32_bytes <= _SHARE_OF_MEMORY * free
     if len(chosen) < _FEWEST_ROWS or float32_bytes > _MOST_BYTES or not fits:

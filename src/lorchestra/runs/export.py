@@ -13,9 +13,10 @@ import torch
 
 from lorchestra.errors import CheckpointError, ConfigError
 from lorchestra.models.gguf import quiet_transformers
-from lorchestra.models.loading import LoadedBase
+from lorchestra.models.loading import LoadedBase, dtype_name
 from lorchestra.models.peft_files import WEIGHTS
 from lorchestra.models.peft_import import CONFIG, PeftFolder, read_peft_config, read_peft_folder
+from lorchestra.models.quantized import dequantize, num_weights
 from lorchestra.models.targets import is_transposed
 from lorchestra.report.card import QUESTIONS_FILE
 from lorchestra.runs.loading import good_members, load_base_of
@@ -85,7 +86,7 @@ def export_run(
         if loaded is not None and base_name is None and base is not None:
             base_name = loaded.path_for_peft
         if loaded is not None and merge:
-            num_bytes += len(members) * sum(parameter.nbytes for parameter in loaded.model.parameters())
+            num_bytes += len(members) * num_weights(loaded.model) * loaded.dtype.itemsize
         with workspace.create(num_bytes) as directory:
             for member in members:
                 _copy_member(run, member, directory)
@@ -99,6 +100,16 @@ def export_run(
                 atomic_write_json(directory / QUESTIONS_FILE, questions)
             atomic_write_text(directory / "README.md", card)
     return workspace.root
+
+
+def _dequantize(base: LoadedBase) -> None:
+    """Make a quantized base plain: merged weights do not have the few values that it can store."""
+    if base.quantization is not None:
+        logger.warning(
+            f"merged models hold the dequantized weights ({base.quantization}) that the members were trained on, in"
+            f" {dtype_name(base.dtype)}; quantizing them again changes answers and confidence"
+        )
+        dequantize(base.model, base.dtype)
 
 
 def _members(run: Run) -> list[MemberRecord]:
@@ -152,6 +163,7 @@ def _merge_members(directory: Path, names: Sequence[str], base: LoadedBase) -> N
     """Merge each member into the one loaded base, save the model, and restore the base's weights."""
     from peft import PeftModel  # heavy; only needed here
 
+    _dequantize(base)
     for part in (base.model.config, base.model.config.get_text_config()):
         part.use_cache = True  # loading turned it off for packed passes; saved models are for generation
     for name in names:

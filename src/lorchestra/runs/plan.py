@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from lorchestra.config.run import RunConfig, TrainConfig, check_run
+from lorchestra.inference.features import encode_texts, middle_layers
 from lorchestra.inference.pipeline import Pipeline, default_token_budget
+from lorchestra.methods import frozen
 from lorchestra.models.loading import dtype_name
+from lorchestra.models.quantized import num_weights, stored_bytes
 from lorchestra.planning.budget import (
     adapter_counts,
     budget_within,
@@ -24,7 +28,7 @@ from lorchestra.planning.estimate import SHARE, AdapterCounts, Footprint, base_p
 from lorchestra.planning.measure import Calibration, calibrate, with_checkpointing
 from lorchestra.planning.memory import free_bytes, peak_bytes, used_bytes
 from lorchestra.planning.suggestions import SuggestionInputs, suggest
-from lorchestra.planning.workload import Workload, plan_workload
+from lorchestra.planning.workload import PlannedRun, Workload, plan_workload, with_search
 from lorchestra.runs.build import build_pipeline, settle_dtype, torch_threads
 from lorchestra.runs.rows import RunRows, read_rows
 from lorchestra.runs.search import open_scorings
@@ -32,9 +36,9 @@ from lorchestra.store import disk
 from lorchestra.training.callbacks import Callback, CallbackList
 from lorchestra.training.members import steps_per_epoch
 from lorchestra.training.precompute import TrainingRows
-from lorchestra.training.search import expected_epochs, expected_steps
+from lorchestra.training.search import expected_epochs
 from lorchestra.training.trainer import Trainer, make_trainer
-from lorchestra.types import Json
+from lorchestra.types import EncodedExample, Example, Json, Task
 
 logger = logging.getLogger(__name__)
 
@@ -95,9 +99,13 @@ def _measure(config: RunConfig, rows: RunRows, out: Path, seconds: float, callba
     settings = dataclasses.replace(config.train, token_budget=budget)
     trainer = make_trainer(pipeline.model, training, dataclasses.replace(small, train=settings), callback)
     grids = len(open_scorings(given, resolved, rows)) if given.train.lr == "auto" else 0
-    workload = plan_workload(trainer, members, budget)
-    workload = _with_search(workload, given.train, config.train, per_epoch, members, grids)
-    calibration = _calibrate(trainer, workload, pipeline, budget, seconds, resident, callback)
+    orders = config.data.prompt.option_orders if pipeline.scoring == "letter" else 1
+    workload = plan_workload(PlannedRun.of(trainer), members, budget, orders)
+    workload = with_search(workload, given.train, config.train, per_epoch, members, grids)
+    texts = _texts_of_states(config, rows.task, pipeline)
+    states_tokens = sum(len(row.prefix) for row in texts)
+    workload = dataclasses.replace(workload, work=dataclasses.replace(workload.work, states_tokens=states_tokens))
+    calibration = _calibrate(trainer, workload, pipeline, budget, seconds, resident, callback, texts)
     counts = adapter_counts(pipeline.model, members)
     return _Plan(config, pipeline, trainer, workload, calibration, counts, loading, resident, free, out, given.train)
 
@@ -105,20 +113,6 @@ def _measure(config: RunConfig, rows: RunRows, out: Path, seconds: float, callba
 def _settled(config: RunConfig, per_epoch: int) -> RunConfig:
     """The configuration with usual numbers where a search will choose them."""
     return dataclasses.replace(config, train=config.train.filled(_ANY_RATE, expected_epochs(per_epoch)))
-
-
-def _with_search(
-    workload: Workload, searched: TrainConfig, settled: TrainConfig, per_epoch: int, members: int, grids: int
-) -> Workload:
-    """The workload with the tokens of the search that comes before the training, if there is one.
-
-    A head's candidates have no tokens of the labels' texts, but are counted as if they had.
-    """
-    if not searched.is_auto:
-        return workload
-    steps = expected_steps(per_epoch, settled.num_epochs, grids=grids, length=searched.epochs == "auto")
-    per_step = workload.work.train_tokens / (settled.num_epochs * per_epoch * members)
-    return dataclasses.replace(workload, work=dataclasses.replace(workload.work, search_tokens=round(steps * per_step)))
 
 
 def _calibrate(
@@ -129,6 +123,7 @@ def _calibrate(
     seconds: float,
     resident: int | None,
     callback: Callback,
+    texts: Sequence[EncodedExample],
 ) -> Calibration:
     """Calibrate at the run's budget, or at a smaller one if that would not fit or take minutes."""
     model = pipeline.model
@@ -136,8 +131,28 @@ def _calibrate(
     default = default_token_budget(model.device.type, shared_tokens(model, trainer.rows))
     within = min(budget, most, max(longest_row(trainer.rows), 2 * default))
     if within < budget:
-        workload = plan_workload(trainer, model.num_members, within)
-    return calibrate(trainer, workload.largest, workload.batches, within, seconds, resident, callback)
+        workload = plan_workload(PlannedRun.of(trainer), model.num_members, within)
+    return calibrate(trainer, workload.largest, workload.batches, within, seconds, resident, callback, texts)
+
+
+def _texts_of_states(config: RunConfig, task: Task, pipeline: Pipeline) -> list[EncodedExample]:
+    """The texts whose hidden states the baseline `frozen` reads in the evaluation on test rows; see `methods.frozen`.
+
+    It is fitted on the answered training rows, and its penalty chosen on the answered validation rows.
+    """
+    if not config.evaluate.frozen or (task.labels is None and not task.questions):
+        return []
+    splits = {name: [rows[i] for i in pipeline.kept(rows)] for name, rows in task.splits.items()}
+    width = len(middle_layers(pipeline.model.num_layers)) * pipeline.model.hidden_size
+    if frozen.states_bytes(_most_of_a_question(splits["train"]), width) > frozen.MAX_BYTES:
+        return []
+    answered = [row for name in ("train", "val") for row in splits[name] if row.answer is not None]
+    return [row for row in encode_texts(pipeline, [*answered, *splits["test"]]) if row.prefix]
+
+
+def _most_of_a_question(rows: Sequence[Example]) -> int:
+    """The most rows with one typed question, or all rows if there are none; a classifier is fitted for each."""
+    return max(Counter(row.asked for row in rows).values(), default=0)
 
 
 @dataclass(frozen=True)
@@ -165,12 +180,13 @@ class _Plan:
             "base": self.pipeline.base.id,
             "device": str(model.device),
             "dtype": dtype_name(self.pipeline.base.dtype),
+            "quantization": self.pipeline.base.quantization or "none",
             "rows": {"train": len(training.train), "val": len(training.val), "longest_tokens": longest},
             "members": counts.members,
             "scoring": {"kind": self.pipeline.scoring, "choice_tokens": self._choice_share},
             "layers": {"adapted": len(model.layers), "below": model.trunk_layers, "all": model.num_layers},
             "parameters": {
-                "base": sum(p.numel() for p in model.model.parameters() if not p.requires_grad),
+                "base": num_weights(model.model),
                 "member": counts.parameters,
                 "members": counts.members * counts.parameters,
             },
@@ -188,7 +204,9 @@ class _Plan:
                 "base": times.base,
                 "training": times.training,
                 "evaluation": times.evaluation,
+                "calibration": times.calibration,
                 "total": times.total,
+                "frozen_states": times.states,
             },
             "calibration": {
                 "seconds": self.calibration.seconds,
@@ -204,7 +222,7 @@ class _Plan:
     @cached_property
     def _footprint(self) -> Footprint:
         model, calibration = self.pipeline.model, self.calibration
-        base = sum(p.nbytes for p in model.model.parameters() if not p.requires_grad)
+        base = stored_bytes(model.model)
         made = dataclasses.replace(self.counts, members=model.num_members)
         return Footprint(
             process=max(0, self._held - base - made.adapter_bytes),
@@ -272,6 +290,8 @@ class _Plan:
             "largest_micro_batch": self._largest,
             "tokens_per_epoch": workload.tokens_per_epoch,
             "tokens": workload.tokens_per_epoch * train.num_epochs,
+            "calibration_tokens": workload.work.calibration_tokens + workload.work.calibration_trunk_tokens,
+            "frozen_states_tokens": workload.work.states_tokens,
         }
 
     def _suggestions(self) -> SuggestionInputs:

@@ -25,7 +25,7 @@ COST: Shape = (Each(NUMBER_OR_NULL), None)
 """The cost of a training, by name."""
 
 _SHAPE_1: dict[str, Shape] = {
-    "base": {"digest": str, "revision": (str, None), "id": str, "path": str},
+    "base": {"digest": str, "revision": (str, None), "id": str, "path": str, "quantization?": str},
     "tokenizer_digest": str,
     "num_members?": COUNT,
     "members": [
@@ -80,6 +80,13 @@ class BaseRecord:
     revision: str | None
     digest: str
     path: str
+    quantization: str | None = None
+    """How its linear maps were stored in training; None for plain weights."""
+
+    def to_dict(self) -> Json:
+        """Its entry in `ensemble.json`."""
+        values = dataclasses.asdict(self)
+        return values if self.quantization is not None else {k: v for k, v in values.items() if k != "quantization"}
 
 
 @dataclass(frozen=True)
@@ -182,7 +189,7 @@ class EnsembleRecord:
     def to_dict(self) -> Json:
         """The content of `ensemble.json`, without its format version."""
         values: Json = {
-            "base": dataclasses.asdict(self.base),
+            "base": self.base.to_dict(),
             "tokenizer_digest": self.tokenizer_digest,
             "num_members": len(self.members),
             "members": [member.to_dict() for member in self.members],
@@ -206,7 +213,7 @@ class EnsembleRecord:
         _check(values, where)
         names = [field.name for field in dataclasses.fields(cls)[:-3]]
         fields: Json = {name: values.get(name) for name in names} | {
-            "base": BaseRecord(**{name: values["base"][name] for name in ("id", "revision", "digest", "path")}),
+            "base": BaseRecord(**{f.name: values["base"].get(f.name) for f in dataclasses.fields(BaseRecord)}),
             "members": tuple(map(MemberRecord.from_dict, values["members"])),
             "labels": None if values["labels"] is None else tuple(values["labels"]),
             "choice_end": values.get("choice_end", "never"),
