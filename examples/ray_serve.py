@@ -2,8 +2,8 @@
 
     serve run examples.ray_serve:app
 
-The run's directory is in the environment variable RUN. Ray is no dependency of lorchestra and not installed where its
-tests run: there this program is only compiled, never run.
+The run's directory is in the environment variable RUN. Ray Serve (`pip install 'ray[serve]'`) is not installed where
+lorchestra's tests run: there this program is only compiled, never run.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,11 @@ def test_every_example_is_run_here():
 def test_the_example_for_ray_compiles():
     path = EXAMPLES / "ray_serve.py"
     compile(path.read_text(), path, "exec")
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+def test_the_example_for_slurm_is_valid_bash():
+    subprocess.run(["bash", "-n", str(EXAMPLES / "slurm.sh")], check=True)
 
 
 @pytest.mark.slow

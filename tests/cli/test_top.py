@@ -7,8 +7,7 @@ import json
 
 import pytest
 
-from lorchestra.cli.predict import shown_choices
-from lorchestra.runs.predict import Answer
+from lorchestra.runs.predict import Answer, shown_choices
 from lorchestra.runs.train import train_run
 
 LABELS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")

@@ -11,7 +11,7 @@ import yaml
 from safetensors.torch import load_file
 from stop_after import StopAfter
 
-import lorchestra.runs.sweep.run as sweeping
+import lorchestra.runs.sweep.settle as settling
 from lorchestra.errors import CheckpointError, ConfigError
 from lorchestra.models import number_format
 from lorchestra.models.number_format import ProductRates
@@ -157,7 +157,7 @@ def test_a_sweep_that_was_killed_before_it_measured_measures(run_config, texts_c
     points = grid_points(run_config(texts_csv(), adapt={"members": 1}), [("train.lr", [0.01])])
     root = tmp_path / "sweep"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sweeping, "settle_dtypes", None)
+        patch.setattr(settling, "settle_dtypes", None)
         with pytest.raises(TypeError):
             run_sweep(points, root, evaluate=False)
     run_sweep(points, root, evaluate=False)

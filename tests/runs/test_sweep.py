@@ -14,6 +14,7 @@ from rich.console import Console
 from safetensors.numpy import load_file
 from stopping import StopWhen
 
+import lorchestra.runs.sweep.engine as engine
 import lorchestra.runs.sweep.run as sweeping
 import lorchestra.runs.sweep.train as training
 from lorchestra.cli.progress import SweepProgress
@@ -198,7 +199,7 @@ def test_a_trained_pass_is_finished_from_its_files(members, config, sweep, monke
     def killed(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sweeping, "finish_pack", killed)
+    monkeypatch.setattr(engine, "finish_pack", killed)
     with pytest.raises(KeyboardInterrupt):
         sweep(config, *axes, out="parts", each_epoch=True, most_members=members)
     monkeypatch.undo()

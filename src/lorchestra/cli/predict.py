@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import os
 import shlex
 import sys
@@ -18,8 +17,10 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypedDict, cast
 import tyro
 
 from lorchestra.cli.arguments import check_run_argument, parse
+from lorchestra.cli.engine import EngineArguments
 from lorchestra.cli.sinks import Sink, StreamSink
 from lorchestra.cli.stopping import terminated_like_interrupted
+from lorchestra.data.readers.remote import is_url
 from lorchestra.data.readers.streams import shown_path
 from lorchestra.errors import ConfigError, DataError, LorchestraError
 from lorchestra.store.disk import explained
@@ -31,12 +32,8 @@ if TYPE_CHECKING:
     from lorchestra.metrics.early_exit import ExitRule
     from lorchestra.report.answers import AnswerFormat
     from lorchestra.runs.ensemble import Ensemble
-    from lorchestra.runs.predict import AnsweredChunk
+    from lorchestra.runs.predict import AnswerCounts, AnsweredChunk
     from lorchestra.types import Json
-
-
-_MANY, _TOP = 10, 5
-"""Of more choices than the first number, lines have the most probable ones, as many as the second."""
 
 
 @dataclass(frozen=True)
@@ -83,12 +80,17 @@ class PredictArguments:
     within a tenth of a second: rows are answered as they come, and whoever sends them waits for the answers. A row that
     cannot be answered gets a line as well: its "error" is the reason, and its "prediction" is null. "input" repeats the
     row's columns. The exit code is 0 if at least one row was answered.
+
+    With --engine ray, workers on a Ray cluster answer the rows of many files, and --out is a directory: its parts
+    appear whole, have the lines of this command in the order of their names, and are skipped if the same command is
+    started again. Only --out, the run and its base must be seen by all nodes; this process reads the rows.
     """
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run directory."""
     data: str
-    """The file with the rows (or a directory, a pattern, or - for standard input)."""
+    """The file with the rows (or a directory, a pattern, a URL such as s3://bucket/rows-*.jsonl, or - for standard
+    input)."""
     second_run: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[RUN_LARGE]")] = None
     """With --cascade: the second run of a cascade that lorchestra calibrate RUN RUN_LARGE has certified."""
     out: str | None = None
@@ -127,6 +129,7 @@ class PredictArguments:
     """For a row that cannot be answered (no text, invalid JSON, too long): write a line with the reason, or stop the
     command."""
     reading: Annotated[ReadingArguments, tyro.conf.arg(name="data")] = field(default_factory=ReadingArguments)
+    where: Annotated[EngineArguments, tyro.conf.arg(name="")] = field(default=EngineArguments())
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -137,6 +140,7 @@ def run(arguments: Sequence[str]) -> int:
     if threshold is not None and not 0 <= threshold <= 1:
         raise ConfigError(f"--abstain-below: {threshold} is not in [0, 1]")
     _check_cascade(parsed)
+    parsed.where.check()
     if isinstance(parsed.top, int) and parsed.top < 1:
         raise ConfigError(f"--top: {parsed.top} is less than 1; give a number of choices, or all")
     if parsed.if_exists is not None and parsed.out is None:
@@ -155,7 +159,14 @@ def run(arguments: Sequence[str]) -> int:
         calibration = Run.at(parsed.run).read_calibration(record)
         has_stages = parsed.cascade or (parsed.decisions and calibration is not None and calibration.has_stages)
     form = AnswerFormat("jsonl", early_exit=rule is not None or has_stages)
+    if parsed.where.engine == "ray":
+        from lorchestra.cli.predict_parts import predict_parts
+
+        with terminated_like_interrupted():
+            return predict_parts(parsed, form)
     if parsed.out is not None:
+        from lorchestra.runs.predict import shown_choices
+
         top = shown_choices(parsed.top, len(record.labels or ()))
         form = AnswerFormat.of_file(parsed.out, record.labels, form.early_exit, top, typed=bool(record.questions))
     command = f"lorchestra predict {shlex.join(_without_if_exists(arguments))}"
@@ -189,15 +200,6 @@ def _check_cascade(parsed: PredictArguments) -> None:
     ):
         if given:
             raise ConfigError(f"{option}: a cascade of two runs is certified without it; leave one of the two out")
-
-
-def shown_choices(top: int | Literal["all"] | None, num_choices: int) -> int | None:
-    """Number of the most probable choices to write; None for all."""
-    if top == "all":
-        return None
-    if top is not None:
-        return top
-    return _TOP if num_choices > _MANY else None
 
 
 def _without_if_exists(arguments: Sequence[str]) -> list[str]:
@@ -299,29 +301,7 @@ class Prediction:
         return not os.path.exists(path) or os.path.isfile(path) or os.path.isdir(path)
 
     def _made_with(self) -> dict[str, object]:
-        """What the lines depend on, except for the rows, which have a digest."""
-        from lorchestra.store.atomic import sha256_file
-        from lorchestra.store.run import Run
-
-        run = Run.at(self.parsed.run)
-        run.read_ensemble()  # refuses what is not a finished run
-        options = {
-            name: getattr(self.parsed, name)
-            for name in ("abstain_below", "decisions", "early_exit", "on_error", "raw", "top")
-        }
-        if self.parsed.second_run is not None:
-            second = Run.at(self.parsed.second_run)
-            options["second_run"] = [
-                sha256_file(path) for path in (second.ensemble, second.calibration) if path.exists()
-            ]
-        reading = {f"data.{name}": value for name, value in dataclasses.asdict(self.parsed.reading).items()}
-        return {
-            "lorchestra": version("lorchestra"),
-            "run": sha256_file(run.ensemble),
-            "calibration": sha256_file(run.calibration) if run.calibration.exists() and not self.parsed.raw else None,
-            "format": self.form.name,
-            **{f"--{name.replace('_', '-')}": value for name, value in (options | reading).items()},
-        }
+        return made_with(self.parsed, self.form)
 
     def _answer(self, sink: Sink) -> None:
         from lorchestra.cli.progress import RowProgress
@@ -332,7 +312,8 @@ class Prediction:
         parsed = self.parsed
         with RowProgress(self.console, live=parsed.out is not None or not sys.stdout.isatty()) as progress:
             trained = load_run(parsed.run, base=parsed.base)
-            rows = input_rows_of(trained, Path(parsed.data), self._data(trained))
+            path = parsed.data if is_url(parsed.data) else Path(parsed.data)
+            rows = input_rows_of(trained, path, data_settings(parsed.reading, trained.config.data))
             size = chunk_rows(trained.pipeline)
             self._skip_answered(sink, rows, size)
             self.num_members, self.max_length = trained.pipeline.model.num_members, trained.pipeline.max_length
@@ -360,16 +341,6 @@ class Prediction:
         self.has_stages = options.decisions is not None and options.decisions.stages is not None
         return answer_chunks(trained.pipeline, chunks, options)
 
-    def _data(self, trained: Ensemble) -> DataConfig:
-        """The run's data settings, overridden by the options given."""
-        reading = self.parsed.reading
-        data = trained.config.data
-        given = {name: value for name, value in dataclasses.asdict(reading.fields).items() if value is not None}
-        read = {name: getattr(reading, name) for name in ("format", "encoding", "delimiter")}
-        return dataclasses.replace(
-            data, fields=dataclasses.replace(data.fields, **given), read=dataclasses.replace(data.read, **read)
-        )
-
     def _skip_answered(self, sink: Sink, rows: Iterator[InputRow], size: int) -> None:
         """Skip the rows that an interrupted command has answered, and restore its state.
 
@@ -379,8 +350,10 @@ class Prediction:
         if not sink.num_rows:
             return
         state = self._checked(sink.state)
+        from lorchestra.data.input_rows import digest_line
+
         for row in rows:
-            self._digest(row)
+            self.digest.update(digest_line(row))
             self.counts.rows += 1
             if self.counts.rows == sink.num_rows:
                 break
@@ -401,20 +374,22 @@ class Prediction:
         Raises:
             CheckpointError: names the field.
         """
+        from lorchestra.runs.predict import AnswerCounts
         from lorchestra.store.schema import COUNT, Shape, check_shape
 
-        counts: dict[str, Shape] = {
-            name: str if isinstance(value, str) else COUNT for name, value in vars(self.counts).items()
+        shape: Shape = {
+            "rows_digest": str,
+            "chunk_rows": COUNT,
+            "counts": AnswerCounts.shape(),
+            "columns": ([str], None),
         }
-        shape: Shape = {"rows_digest": str, "chunk_rows": COUNT, "counts": counts, "columns": ([str], None)}
         check_shape(state, shape, typed_path(f"{self.parsed.out}.partial.json"), "state")
         return cast(_State, state)
 
-    def _digest(self, row: InputRow) -> None:
-        line = json.dumps([row.id, row.fault, row.cells], default=str)
-        self.digest.update(line.encode("ascii") + b"\n")
-
     def _write(self, chunk: AnsweredChunk, sink: Sink, size: int) -> None:
+        from lorchestra.data.input_rows import digest_line
+        from lorchestra.runs.predict import shown_choices
+
         if self.parsed.on_error == "fail":
             for answer in chunk.answers:
                 if answer.error is not None:
@@ -425,7 +400,7 @@ class Prediction:
             for answer in chunk.answers
         ]
         for row in chunk.rows:
-            self._digest(row)
+            self.digest.update(digest_line(row))
         first = self.form.input_columns is None
         if first:
             self.form = self.form.with_columns(records)
@@ -443,12 +418,7 @@ class Prediction:
         counts, out = self.counts, self.parsed.out
         if out is not None:
             self.say(f"{counts.rows} rows: {out}")
-        if counts.failed:
-            self.say(
-                f"warning: {counts.failed} of {counts.rows} rows could not be answered; their lines have the error;"
-                f" the first: {counts.first_fault}"
-            )
-        for sentence in counts.sentences(self.max_length):
+        for sentence in sentences(counts, self.max_length):
             self.say(sentence)
         if self.cells_left_out:
             self.say(
@@ -459,3 +429,45 @@ class Prediction:
             what = "cascade" if self.has_stages else f"early exit ({self.parsed.early_exit})"
             mean = counts.members_used / counts.answered
             self.say(f"{what}: {mean:.2f} of {self.num_members} members per row")
+
+
+def made_with(parsed: PredictArguments, form: AnswerFormat) -> dict[str, object]:
+    """What the lines depend on, except for the rows, which have a digest."""
+    from lorchestra.store.atomic import sha256_file
+    from lorchestra.store.run import Run
+
+    run = Run.at(parsed.run)
+    run.read_ensemble()  # refuses what is not a finished run
+    options = {
+        name: getattr(parsed, name) for name in ("abstain_below", "decisions", "early_exit", "on_error", "raw", "top")
+    }
+    if parsed.second_run is not None:
+        second = Run.at(parsed.second_run)
+        options["second_run"] = [sha256_file(path) for path in (second.ensemble, second.calibration) if path.exists()]
+    reading = {f"data.{name}": value for name, value in dataclasses.asdict(parsed.reading).items()}
+    return {
+        "lorchestra": version("lorchestra"),
+        "run": sha256_file(run.ensemble),
+        "calibration": sha256_file(run.calibration) if run.calibration.exists() and not parsed.raw else None,
+        "format": form.name,
+        **{f"--{name.replace('_', '-')}": value for name, value in (options | reading).items()},
+    }
+
+
+def data_settings(reading: ReadingArguments, data: DataConfig) -> DataConfig:
+    """A run's data settings, overridden by the options given."""
+    given = {name: value for name, value in dataclasses.asdict(reading.fields).items() if value is not None}
+    read = {name: getattr(reading, name) for name in ("format", "encoding", "delimiter")}
+    return dataclasses.replace(
+        data, fields=dataclasses.replace(data.fields, **given), read=dataclasses.replace(data.read, **read)
+    )
+
+
+def sentences(counts: AnswerCounts, max_length: int) -> Iterator[str]:
+    """Messages about rows without an answer, decisions and long rows."""
+    if counts.failed:
+        yield (
+            f"warning: {counts.failed} of {counts.rows} rows could not be answered; their lines have the error;"
+            f" the first: {counts.first_fault}"
+        )
+    yield from counts.sentences(max_length)

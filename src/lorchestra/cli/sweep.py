@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from lorchestra.cli.arguments import parse_with_recipe
+from lorchestra.cli.engine import EngineArguments
 from lorchestra.config.run import RunConfig
 from lorchestra.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lorchestra.runs.sweep.engine import Engine
+    from lorchestra.runs.sweep.points import Point
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,9 @@ class SweepArguments(RunConfig):
     adapters are computed once for all of them. Every point gets a run directory under OUT/runs; results.csv summarizes
     them. Run the same command again to resume after an interruption (finished points are skipped), or with more values
     to add their points.
+
+    With --engine ray, packed passes are trained at the same time on the nodes of a Ray cluster; a pass whose node is
+    lost is repeated from its last checkpoint. Results are the same; --most-members decides how many passes there are.
     """
 
     out: str = field(kw_only=True)
@@ -42,6 +51,7 @@ class SweepArguments(RunConfig):
     """Do not evaluate on the test rows."""
     json: bool = field(default=False, kw_only=True)
     """Print the results as JSON instead of a table."""
+    where: Annotated[EngineArguments, tyro.conf.arg(name="")] = field(default=EngineArguments(), kw_only=True)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -59,11 +69,16 @@ def run(arguments: Sequence[str]) -> int:
     from lorchestra.runs.sweep.run import run_sweep
     from lorchestra.training.callbacks import Interrupted
 
+    parsed.where.check()
     points = grid_points(config, [parse_axis(text) for text in parsed.grid])
     console = messages()
     say = printer(console)
     try:
-        with SweepProgress(console, points) as progress, GracefulStop() as stop:
+        with (
+            _engine(parsed.where, points) as engine,
+            SweepProgress(console, points) as progress,
+            GracefulStop() as stop,
+        ):
             outcome = run_sweep(
                 points,
                 parsed.out,
@@ -72,6 +87,7 @@ def run(arguments: Sequence[str]) -> int:
                 ood=parsed.ood,
                 each_epoch=parsed.each_epoch,
                 callbacks=[progress, stop],
+                engine=engine,
             )
     except Interrupted:
         say("stopped; run the same command again to resume")
@@ -85,3 +101,19 @@ def run(arguments: Sequence[str]) -> int:
     for name in outcome.failed:
         say(f"warning: {name} failed; {outcome.root / 'failed.json'} has the reason")
     return 1 if outcome.failed else 0
+
+
+@contextmanager
+def _engine(where: EngineArguments, points: Sequence[Point]) -> Iterator[Engine]:
+    """What trains the passes; connected to the cluster for the time of the block, if there is one."""
+    from lorchestra.runs.sweep.engine import LocalEngine
+
+    if where.engine == "local":
+        yield LocalEngine()
+        return
+    from lorchestra.runs.cluster.connection import connection, worker_shape
+    from lorchestra.runs.cluster.passes import RayEngine
+
+    with connection(where.address):
+        uses_gpus = any(point.config.base.device != "cpu" for point in points)
+        yield RayEngine(worker_shape(where.workers, gpus=uses_gpus))

@@ -14,11 +14,13 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import TypeVar
 
 from lorchestra.config.data import FieldsConfig
 from lorchestra.data.readers.columnar import arrow_rows, parquet_rows
 from lorchestra.data.readers.delimited import delimited_rows
 from lorchestra.data.readers.json_files import json_rows
+from lorchestra.data.readers.remote import RemoteFile, SourceFile, is_url, remote_files
 from lorchestra.data.readers.streams import (
     STANDARD_INPUT,
     FileRow,
@@ -50,6 +52,8 @@ _FORMATS |= {
 SUFFIXES = tuple(_FORMATS)
 """File suffixes with a known format."""
 
+F = TypeVar("F", Path, RemoteFile)
+
 # files that the `datasets` library writes next to its Arrow files
 _NOT_ROWS = {"dataset_info.json", "state.json", "dataset_dict.json"}
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
@@ -70,11 +74,13 @@ def read_rows(
 ) -> Iterator[FileRow]:
     """The rows of a file, of all files in a directory or matching a pattern, or of standard input (`-`), in order.
 
+    A text with `://` in it is a URL, which may name a directory or a pattern, too.
+
     Rows are read lazily: memory holds one row, a batch of 1,024 (Parquet, Arrow), or the whole file if it is one JSON
     object with the rows in it.
 
     Args:
-        path: file, directory, pattern or `-`.
+        path: file, directory, pattern, URL or `-`.
         fields: names of the columns in use.
         options: how to read the files.
         verbatim: names of more columns in use, whose CSV cells stay text.
@@ -96,27 +102,42 @@ def read_rows(
 
 def row_files(
     path: str | Path, options: ReadOptions, note: Callable[[str], None] = lambda text: None
-) -> list[tuple[Path, Format | None]]:
+) -> list[tuple[SourceFile, Format | None]]:
     """The files of a path, sorted, with their formats; None if the format must be detected from the content.
 
     Raises: DataError if there are none, or several formats or splits.
     """
     if str(path) == STANDARD_INPUT:
         return [(Path(STANDARD_INPUT), options.format)]
+    if is_url(path):
+        return _with_note(path, _at_url(str(path), options), note)
     path = typed_path(path)
     try:
         is_directory, exists = path.is_dir(), path.exists()
     except OSError as error:
         raise DataError(f"{path}: the file cannot be read ({error.strerror}); check the path") from error
     if is_directory:
-        files = _of_one_format(path, path.iterdir(), options)
+        files = _of_one_format(path, "directory", path.iterdir(), options)
     elif not exists and glob.has_magic(str(path)):
-        files = _of_one_format(path, map(Path, glob.glob(str(path), recursive=True)), options)
+        files = _of_one_format(path, "pattern", map(Path, glob.glob(str(path), recursive=True)), options)
     else:
         return [(_checked(path, exists), options.format or _format(path))]
+    return _with_note(path, files, note)
+
+
+def _with_note(
+    path: str | Path, files: list[tuple[SourceFile, Format | None]], note: Callable[[str], None]
+) -> list[tuple[SourceFile, Format | None]]:
     if len(files) > 1:
         note(f"{path}: {len(files)} files, {files[0][0].name} to {files[-1][0].name}")
     return files
+
+
+def _at_url(url: str, options: ReadOptions) -> list[tuple[SourceFile, Format | None]]:
+    files, several = remote_files(url)
+    if several:
+        return _of_one_format(url, "directory or pattern", files, options)
+    return [(file, options.format or _format(file)) for file in files]
 
 
 def stem(path: str | Path) -> str:
@@ -141,12 +162,12 @@ def is_file_name(value: str) -> bool:
     return is_path or typed_path(value).exists()
 
 
-def _suffix_format(path: Path) -> Format | None:
+def _suffix_format(path: SourceFile) -> Format | None:
     name = path.name.lower()
     return next((kind for suffix, kind in _FORMATS.items() if name.endswith(suffix)), None)
 
 
-def _format(path: Path) -> Format:
+def _format(path: SourceFile) -> Format:
     kind = _suffix_format(path)
     if kind is None:
         message = f"{path}: the suffix is none of {', '.join(SUFFIXES)}"
@@ -165,8 +186,10 @@ def _checked(path: Path, exists: bool) -> Path:
     return path
 
 
-def _of_one_format(path: Path, candidates: Iterable[Path], options: ReadOptions) -> list[tuple[Path, Format | None]]:
-    files: dict[Path, Format] = {}
+def _of_one_format(
+    path: str | Path, what: str, candidates: Iterable[F], options: ReadOptions
+) -> list[tuple[SourceFile, Format | None]]:
+    files: dict[F, Format] = {}
     for file in sorted(candidates):
         kind = _suffix_format(file)
         if kind is not None and file.is_file() and file.name not in _NOT_ROWS and not file.name.startswith("."):
@@ -174,14 +197,13 @@ def _of_one_format(path: Path, candidates: Iterable[Path], options: ReadOptions)
     if options.format is not None:
         files = {file: kind for file, kind in files.items() if kind == options.format}
     kinds = sorted(set(files.values()))
-    what = "directory" if path.is_dir() else "pattern"
     if not files:
         known = ", ".join(SUFFIXES)
         raise DataError(f"{path}: this {what} has no files with rows ({known}); use a file or another {what}")
     if len(kinds) > 1:
         counts = ", ".join(f"{list(files.values()).count(kind)} {kind}" for kind in kinds)
         raise DataError(f"{path}: this {what} has files of several formats ({counts}); choose with --data.format")
-    splits: dict[str, Path] = {}
+    splits: dict[str, F] = {}
     for file in files:
         split = _SPLITS.get(re.split(r"[-_.]", file.name.lower())[0])
         if split is not None:
@@ -193,11 +215,15 @@ def _of_one_format(path: Path, candidates: Iterable[Path], options: ReadOptions)
 
 
 def _file_rows(
-    path: Path, kind: Format | None, context: ReadContext, fields: FieldsConfig, typed: Collection[str]
+    path: SourceFile, kind: Format | None, context: ReadContext, fields: FieldsConfig, typed: Collection[str]
 ) -> Iterator[FileRow]:
-    on_disk = str(path) != STANDARD_INPUT
-    if on_disk and kind in ("parquet", "arrow"):
-        yield from (parquet_rows if kind == "parquet" else arrow_rows)(path, context)
+    columnar = parquet_rows if kind == "parquet" else arrow_rows
+    if isinstance(path, RemoteFile) and kind in ("parquet", "arrow"):
+        with path.open() as remote:
+            yield from columnar(remote, context)
+        return
+    if isinstance(path, Path) and str(path) != STANDARD_INPUT and kind in ("parquet", "arrow"):
+        yield from columnar(path, context)
         return
     with open_bytes(path) as stream:
         kind = kind or _sniffed(stream)

@@ -11,6 +11,7 @@ from typing import TypeAlias, cast
 import numpy as np
 
 from lorchestra.data.formats import SUFFIXES
+from lorchestra.data.readers.remote import is_url
 from lorchestra.errors import InputError
 from lorchestra.types import Example
 
@@ -54,7 +55,7 @@ def is_file(rows: object) -> bool:
         raise InputError("rows is one string of bytes; pass a list of texts")
     if not isinstance(rows, str):
         return isinstance(rows, Path)
-    if rows.lower().endswith(SUFFIXES) or _exists(rows):
+    if rows.lower().endswith(SUFFIXES) or is_url(rows) or _exists(rows):
         return True
     raise InputError(f"{rows!r:.80} is one string and not the name of a file; for a single text, pass a list: [text]")
 

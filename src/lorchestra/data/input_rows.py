@@ -6,6 +6,7 @@ Answers are optional, ids may repeat, and unknown labels count as missing.
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -50,6 +51,11 @@ class InputRow:
     def question(self) -> str | None:
         """The name of its typed question."""
         return None if self.asked is None else self.asked.name
+
+
+def digest_line(row: InputRow) -> bytes:
+    """What a digest of rows has of each, to compare them with those of an earlier command."""
+    return json.dumps([row.id, row.fault, row.cells], default=str).encode("ascii") + b"\n"
 
 
 def read_input_rows(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -19,11 +20,14 @@ from lorchestra.metrics.decisions import Decision, Decisions
 from lorchestra.metrics.early_exit import first_members
 from lorchestra.questions import Question
 from lorchestra.runs.answer_options import AnswerOptions, QuestionOptions
-from lorchestra.types import EarlyExitPredictions, EncodedExample, Example, Predictions
+from lorchestra.store.schema import COUNT, Shape, check_shape
+from lorchestra.types import EarlyExitPredictions, EncodedExample, Example, Json, Predictions
 
 if TYPE_CHECKING:
     import pandas
 
+_MANY, _TOP = 10, 5
+"""Of more choices than the first number, lines have the most probable ones, as many as the second."""
 CHUNK_ROWS_CPU, CHUNK_ROWS_CUDA = 256, 1024
 """Rows of a chunk: enough to fill some passes, few enough that the first answers come soon."""
 
@@ -221,6 +225,27 @@ class AnswerCounts:
                 self.failed += 1
                 self.first_fault = self.first_fault or answer.error
 
+    def merge(self, later: AnswerCounts) -> None:
+        """Add the counts of rows that come after these."""
+        for name, value in vars(later).items():
+            before = getattr(self, name)
+            setattr(self, name, before or value if isinstance(value, str) else before + value)
+
+    @classmethod
+    def from_dict(cls, values: Json, where: Path, field: str = "counts") -> AnswerCounts:
+        """Counts from the `field` of a record in the file `where`.
+
+        Raises:
+            CheckpointError: they are damaged.
+        """
+        check_shape(values, cls.shape(), where, field)
+        return cls(**{name: values[name] for name in cls.shape()})
+
+    @classmethod
+    def shape(cls) -> dict[str, Shape]:
+        """The shape of their record."""
+        return {name: str if isinstance(value, str) else COUNT for name, value in vars(cls()).items()}
+
     def _add_decision(self, answer: Answer) -> None:
         self.decided += answer.decision is not None
         self.automated += answer.decision == "automate"
@@ -249,6 +274,15 @@ class AnswerCounts:
         ):
             if number:
                 yield f"{number} row(s) longer than {max_length} tokens {what}, the first: {first}"
+
+
+def shown_choices(top: int | Literal["all"] | None, num_choices: int) -> int | None:
+    """Number of the most probable choices to write; None for all."""
+    if top == "all":
+        return None
+    if top is not None:
+        return top
+    return _TOP if num_choices > _MANY else None
 
 
 def chunk_rows(pipeline: Pipeline) -> int:

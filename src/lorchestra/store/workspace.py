@@ -27,6 +27,7 @@ class Kind:
 
 RUN = Kind("config.yaml", "a run directory (no config.yaml)")
 SWEEP = Kind("sweep.json", "the directory of a sweep")
+ANSWERS = Kind("answers.json", "a directory of answers (no answers.json)")
 COMPARISON = Kind("compare.json", "the directory of a comparison")
 
 

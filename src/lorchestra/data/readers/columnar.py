@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from lorchestra.data.readers.streams import FileRow, ReadContext
 from lorchestra.errors import DataError
@@ -19,7 +18,7 @@ _ROWS_PER_BATCH = 1024
 _ARROW_FILE = b"ARROW1"
 
 
-def parquet_rows(source: Path | io.BytesIO, context: ReadContext) -> Iterator[FileRow]:
+def parquet_rows(source: Path | IO[bytes], context: ReadContext) -> Iterator[FileRow]:
     """The rows of a Parquet file, numbered from 1."""
     import pyarrow
     import pyarrow.parquet
@@ -35,7 +34,7 @@ def parquet_rows(source: Path | io.BytesIO, context: ReadContext) -> Iterator[Fi
         raise DataError(f"{context.shown}: cannot be read as a Parquet file ({error}); write it again") from error
 
 
-def arrow_rows(source: Path | io.BytesIO, context: ReadContext) -> Iterator[FileRow]:
+def arrow_rows(source: Path | IO[bytes], context: ReadContext) -> Iterator[FileRow]:
     """The rows of an Arrow or Feather file or stream, numbered from 1."""
     import pyarrow
     import pyarrow.ipc

@@ -15,9 +15,9 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal, Protocol
 
+from lorchestra.data.readers.remote import SourceFile
 from lorchestra.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class ReadContext:
 STANDARD_INPUT = "-"
 
 
-def shown_path(path: str | Path) -> str:
+def shown_path(path: str | SourceFile) -> str:
     """A path in messages."""
     return "standard input" if str(path) == STANDARD_INPUT else str(path)
 
@@ -150,7 +150,7 @@ class _CheckedStream(io.RawIOBase):
 
 
 @contextmanager
-def open_bytes(path: Path) -> Iterator[io.BufferedReader]:
+def open_bytes(path: SourceFile) -> Iterator[io.BufferedReader]:
     """A file, or standard input for the path `-`, as a decompressed stream.
 
     Raises: DataError if it cannot be opened.
@@ -164,7 +164,8 @@ def open_bytes(path: Path) -> Iterator[io.BufferedReader]:
             try:
                 stream = path.open("rb")
             except OSError as error:
-                raise DataError(f"{path}: the file cannot be read ({error.strerror}); check its permissions") from error
+                reason = error.strerror or error
+                raise DataError(f"{path}: the file cannot be read ({reason}); check its permissions") from error
         yield _decompressed(_buffered(stream, shown, "the file cannot be read", opened), path, shown, opened)
 
 
@@ -192,7 +193,7 @@ class _StandardInput:
         pass
 
 
-def _decompressed(reader: io.BufferedReader, path: Path, shown: str, opened: ExitStack) -> io.BufferedReader:
+def _decompressed(reader: io.BufferedReader, path: SourceFile, shown: str, opened: ExitStack) -> io.BufferedReader:
     name = path.name.lower()
     start = reader.peek(4)[:4]
     if start.startswith(_GZIP):

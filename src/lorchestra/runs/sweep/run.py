@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,15 +20,11 @@ from lorchestra.config.mappings import differences, from_mapping, to_mapping
 from lorchestra.config.run import RunConfig, check_no_probe
 from lorchestra.errors import CheckpointError, ConfigError, DataError
 from lorchestra.models.loading import absolute_base
-from lorchestra.runs.build import torch_threads
-from lorchestra.runs.rows import absolute_settings, read_ood, read_rows
-from lorchestra.runs.search import settle_once
-from lorchestra.runs.sweep.finish import finish_pack
-from lorchestra.runs.sweep.number_formats import settle_dtypes
+from lorchestra.runs.rows import absolute_settings, read_ood
+from lorchestra.runs.sweep.engine import Engine, LocalEngine, PassJob
 from lorchestra.runs.sweep.passes import Pack, make_packs
 from lorchestra.runs.sweep.points import Point
 from lorchestra.runs.sweep.results import write_results
-from lorchestra.runs.sweep.train import TrainedPack, train_pack
 from lorchestra.store.atomic import atomic_write_json, sweep_directory
 from lorchestra.store.run import Run
 from lorchestra.store.safe_paths import inside, typed_path
@@ -64,6 +60,7 @@ def run_sweep(
     ood: Sequence[str] = (),
     each_epoch: bool = False,
     callbacks: Sequence[Callback] = (),
+    engine: Engine = LocalEngine(),  # noqa: B008 - has no state
 ) -> SweepOutcome:
     """Train and evaluate every point that is not finished yet.
 
@@ -75,6 +72,7 @@ def run_sweep(
         ood: tasks by name, or files, with rows unlike the training rows.
         each_epoch: whether to predict the test rows after every epoch, into the runs' `predictions/*.epoch_*`.
         callbacks: report progress; when one asks to stop, a checkpoint is written and `Interrupted` raised.
+        engine: where the passes are trained.
 
     Raises:
         ConfigError, DataError: bad input; or settings that only the base refuses, such as layers that it does not have,
@@ -88,31 +86,26 @@ def run_sweep(
     points = [_checked(point) for point in points]
     with Workspace.open(out, SWEEP) as workspace:
         root = workspace.root
-        sweep = _Sweep(root, _register(workspace, points), _read_failed(root), evaluate, each_epoch, callback)
-        points = settle_dtypes(root, points)
-        points = _settled(root, points, callback)
+        sweep = _Sweep(root, _register(workspace, points), _read_failed(root), callback)
+        points = engine.settle(root, points, callback)
         passes = sweep.passes(points, most_members)
         waiting = {point.name for pack in passes for point in pack.points}
         callback.on_status([p.name for p in points if p.name not in waiting | sweep.failed.keys()], "finished")
         for note in dict.fromkeys(note for pack in passes for note in pack.rows.notes):
             logger.info(note)
         callback.on_status([name for name in sweep.failed if name not in waiting], "failed")
-        ood_rows = [_read_ood(ood, pack) for pack in passes]
+        jobs = [PassJob(root, pack, _read_ood(ood, pack), evaluate, each_epoch) for pack in passes]
         refused: dict[str, ConfigError | DataError] = {}
-        for pack, rows in zip(passes, ood_rows, strict=True):
-            names = [point.name for point in pack.points]
-            callback.on_status(names, "training")
-            try:
-                with torch_threads(pack.points[0].config.base.threads):
-                    failed = sweep.train_and_finish(pack, rows, trunks_in_memory=len(passes) == 1)
-            except (ConfigError, DataError) as error:  # settings that only the base refuses, such as layers
-                refused |= dict.fromkeys(names, error)
-                if len(refused) == len(points):  # all have the same mistake: nothing is left to train or remember
-                    sweep.forget(refused, pack)
-                    raise next(iter(refused.values())) from error
-                logger.info(f"{', '.join(names)}: {error}")
-                failed = {name: str(error) for name in names}
-            sweep.close(pack, failed)
+        with closing(engine.outcomes(jobs, callback)) as outcomes:
+            for job, outcome in outcomes:
+                if isinstance(outcome, ConfigError | DataError):
+                    refused |= dict.fromkeys(job.names, outcome)
+                    if len(refused) == len(points):  # all have the same mistake: nothing is left to train or remember
+                        sweep.forget(refused, job)
+                        raise next(iter(refused.values())) from outcome
+                    logger.info(f"{', '.join(job.names)}: {outcome}")
+                    outcome = {name: str(outcome) for name in job.names}
+                sweep.close(job, outcome)
         sweep.close_all()
         return SweepOutcome(root, tuple(point.name for point in points if point.name in sweep.failed))
 
@@ -148,8 +141,6 @@ class _Sweep:
     """All points of the directory, also those of earlier calls."""
     failed: dict[str, str]
     """Points of which every member failed, with the reason: they would only fail again."""
-    evaluate: bool
-    each_epoch: bool
     callback: Callback
 
     def passes(self, points: Sequence[Point], most_members: int) -> list[Pack]:
@@ -180,33 +171,14 @@ class _Sweep:
         new = [point for point in points if point.name not in taken and not self._is_done(point.name)]
         return [*started, *make_packs(new, most_members)]
 
-    def train_and_finish(
-        self, pack: Pack, ood: Mapping[str, Sequence[Example]], *, trunks_in_memory: bool
-    ) -> dict[str, str]:
-        """One pass; returns its failed points, with the reason. When this returns, nothing holds its base any more."""
-        directory = self._pass(pack)
-        atomic_write_json(directory.inside("pass.json"), {"points": [point.name for point in pack.points]})
-        trained = train_pack(
-            pack,
-            directory,
-            inside(self.root, "trunks"),
-            trunks_in_memory=trunks_in_memory,
-            each_epoch=pack.rows.task.splits["test"] if self.each_epoch else (),
-            callback=self.callback,
-        )
-        self.callback.on_status([point.name for point in pack.points], "evaluating")
-        runs = inside(self.root, "runs")
-        failed = finish_pack(trained, runs, evaluate=self.evaluate, ood=ood, callback=self.callback)
-        return {point.name: _reason(trained, point) for point in failed}
-
-    def close(self, pack: Pack, failed: Mapping[str, str]) -> None:
+    def close(self, job: PassJob, failed: Mapping[str, str]) -> None:
         """Write results and failed points, and remove the pass."""
         if failed:
             self.failed |= failed
             self._write_failed(self.failed)
         self._write_results()
-        shutil.rmtree(self._pass(pack).root)
-        finished = [point.name for point in pack.points if point.name not in self.failed]
+        shutil.rmtree(job.directory.root)
+        finished = [name for name in job.names if name not in self.failed]
         self.callback.on_status(finished, "finished")
         self.callback.on_status(list(failed), "failed")
 
@@ -217,13 +189,10 @@ class _Sweep:
             inside(self.root, "passes").rmdir()  # it may hold others, which a call with their points resumes
         self._write_results()
 
-    def forget(self, names: Mapping[str, object], pack: Pack) -> None:
+    def forget(self, names: Mapping[str, object], job: PassJob) -> None:
         """Remove points from the failed ones, and the pass in progress."""
         self._write_failed({name: reason for name, reason in self.failed.items() if name not in names})
-        shutil.rmtree(self._pass(pack).root)
-
-    def _pass(self, pack: Pack) -> Run:
-        return Run(inside(self.root, "passes", pack.key))
+        shutil.rmtree(job.directory.root)
 
     def _is_done(self, name: str) -> bool:
         """Whether a point is finished or failed."""
@@ -265,39 +234,6 @@ def _register(workspace: Workspace, points: Sequence[Point]) -> list[Point]:
     return list(every.values())
 
 
-def _settled(root: Path, points: Sequence[Point], callback: Callback) -> list[Point]:
-    """The points with numbers for learning rate and epochs: what any of them leaves open is searched once.
-
-    The search has the settings of the first such point that the base does not refuse.
-    """
-    waiting = [point.config for point in points if point.config.train.is_auto]
-    if not waiting:
-        return list(points)
-    lr = "auto" if any(config.train.lr == "auto" for config in waiting) else waiting[0].train.lr
-    epochs = "auto" if any(config.train.epochs == "auto" for config in waiting) else waiting[0].train.epochs
-    errors: list[ConfigError | DataError] = []
-    for config in waiting:
-        config = replace(config, train=replace(config.train, lr=lr, epochs=epochs))
-        try:
-            with torch_threads(config.base.threads):
-                rows = read_rows(config.data, config.train.seed)
-                search = settle_once(config, rows, callback, inside(root, "search")).train
-        except (ConfigError, DataError) as error:  # settings that only the base refuses, such as layers
-            errors.append(error)
-            continue
-        trains = [point.config.train.filled(search.peak_lr, search.num_epochs) for point in points]
-        return [
-            replace(point, config=replace(point.config, train=train))
-            for point, train in zip(points, trains, strict=True)
-        ]
-    raise errors[0]
-
-
 def _read_failed(root: Path) -> dict[str, str]:
     path = inside(root, "failed.json")
     return {name: str(reason) for name, reason in read_json(path).items()} if path.exists() else {}
-
-
-def _reason(trained: TrainedPack, point: Point) -> str:
-    states = trained.trainer.state.members
-    return "; ".join(f"member {i}: {states[m].reason}" for i, m in enumerate(trained.pack.members_of(point)))
