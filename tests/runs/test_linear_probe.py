@@ -11,8 +11,11 @@ import pytest
 from lorchestra.config.run import MixtureConfig, RunConfig
 from lorchestra.errors import CheckpointError, ConfigError
 from lorchestra.inference.features import encode_texts, mean_states
+from lorchestra.metrics.early_exit import ExitRule
 from lorchestra.metrics.linear_probe import mix
+from lorchestra.questions import Question
 from lorchestra.runs import linear_probe
+from lorchestra.runs.ask import Asked, Asker
 from lorchestra.runs.compare import compare_methods
 from lorchestra.runs.ensemble import Ensemble, load_run
 from lorchestra.runs.evaluate import evaluate_run
@@ -72,6 +75,30 @@ def test_the_calibration_is_of_the_mixture_with_the_probe(finished):
     events = [json.loads(line) for line in trained.run.events.read_text().splitlines()]
     (event,) = [one for one in events if one["event"] == "linear_probe"]
     assert event["weight"] == 0.25
+
+
+def test_questions_that_are_asked_get_the_same_answers(finished, texts_csv):
+    """The run's labels as a choice, in any order, next to another question with more options."""
+    trained = load_run(finished)
+    rows = trained.read(texts_csv("new.csv", 6, seed=9), require_answer=False)
+    expected = [answer.probs for answer in trained.predict([row.question for row in rows])]
+    own = Question("own", "choice", "", tuple(reversed(trained.labels)))
+    other = Question("other", "choice", "Which?", ("a film", "a play", "a song"))
+    for row, (mine, theirs), probs in zip(
+        rows, trained.ask([row.question for row in rows], [own, other]), expected, strict=True
+    ):
+        np.testing.assert_allclose(mine.probs, probs[::-1], rtol=1e-6)
+        plain = dataclasses.replace(trained, pipeline=dataclasses.replace(trained.pipeline, linear_probe=None))
+        alone, same = plain.ask([row.question], [own, other])[0]
+        assert np.abs(np.subtract(alone.probs, mine.probs)).max() > 1e-4
+        np.testing.assert_allclose(same.probs, theirs.probs, rtol=1e-6)
+
+
+def test_an_asked_question_has_no_early_exit(finished):
+    trained = load_run(finished)
+    own = Question("own", "choice", "", trained.labels)
+    with pytest.raises(ConfigError, match="early exit: not with a linear probe"):
+        Asker(trained).encode(Asked("the film was good", own, early_exit=ExitRule()))
 
 
 def test_an_evaluation_is_of_the_mixture(finished):

@@ -11,6 +11,8 @@ from lorchestra.metrics.predictive import FloatArray
 from lorchestra.models.ensemble import EnsembleModel
 from lorchestra.types import Example
 
+NO_EARLY_EXIT = "early exit: not with a linear probe, which has a part in every answer; leave it out"
+"""Why a run with a probe does not stop before its last member."""
 Features = Callable[[Sequence[Example], Sequence[int]], FloatArray]
 """The features `[E, F]` of texts, given the layers whose states they are."""
 

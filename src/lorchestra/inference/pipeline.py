@@ -22,7 +22,7 @@ from lorchestra.data.splits import draw_stratified
 from lorchestra.data.tokenizer import TextTokenizer
 from lorchestra.errors import ConfigError, LorchestraError
 from lorchestra.inference.answer_states import predict_early_with_information, predict_with_information
-from lorchestra.inference.linear_probe import mix_probe_in, text_states
+from lorchestra.inference.linear_probe import NO_EARLY_EXIT, mix_probe_in, text_states
 from lorchestra.inference.option_orders import OrderFlips, average, count_flips, variants
 from lorchestra.inference.predict import MemberPass, PrefixReuse, member_passes, predict_rows
 from lorchestra.metrics.early_exit import StopRule
@@ -193,12 +193,13 @@ class Pipeline:
         encodable = [examples[index] for index in encoded.kept]
         if self._averages_orders and not shots:
             log_probs = self._over_orders(encodable, log_probs, passes)
-        log_probs = self._with_probe(encodable, log_probs, passes)
+        log_probs = self.with_probe(encodable, log_probs, passes)
         return self.predictions(examples, encoded.kept, log_probs, split, information)
 
-    def _with_probe(
+    def with_probe(
         self, examples: Sequence[Example], log_probs_MEC: NDArray[np.float64], passes: Sequence[MemberPass]
     ) -> NDArray[np.float64]:
+        """The log-probabilities of texts with the run's labels, with the linear probe mixed into those of members."""
         members = [index for index, one in enumerate(passes) if one.member != BASE]
         features = partial(text_states, self.model, self.tokens, self.max_length, self.token_budget)
         return mix_probe_in(self.linear_probe, features, examples, log_probs_MEC, members)
@@ -258,7 +259,7 @@ class Pipeline:
         )
         if self._averages_orders:
             log_probs = self._over_orders(examples, log_probs, passes)
-        log_probs = self._with_probe(examples, log_probs, passes)
+        log_probs = self.with_probe(examples, log_probs, passes)
         return self.predictions(examples, range(len(examples)), log_probs, split, information)
 
     def predict_encoded_early(
@@ -275,9 +276,10 @@ class Pipeline:
         Raises:
             ConfigError: answers are averaged over several orders of the options, or the run has a linear probe.
         """
-        others = {"a linear probe": self.linear_probe, "data.prompt.option_orders": self._averages_orders}
-        if found := [name for name, value in others.items() if value]:
-            raise ConfigError(f"early exit: not with {found[0]}, with which other rows would be decided; leave it out")
+        if self.linear_probe is not None:
+            raise ConfigError(NO_EARLY_EXIT)
+        if self._averages_orders:
+            raise ConfigError("early exit: not with data.prompt.option_orders; leave one of the two out")
         log_probs, used, information = predict_early_with_information(
             self.information, self.model, rows, rule, self.token_budget, progress, prefix_reuse
         )

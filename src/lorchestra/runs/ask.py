@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorchestra.data.prompts import LETTERS
-from lorchestra.errors import DataError
+from lorchestra.errors import ConfigError, DataError
 from lorchestra.inference.answer_states import predict_early_with_information, predict_with_information
+from lorchestra.inference.linear_probe import NO_EARLY_EXIT
 from lorchestra.inference.predict import MemberPass
 from lorchestra.inference.state_cache import StateCache, rows_in_order
 from lorchestra.metrics.calibrator import RAW, Calibration
@@ -126,8 +127,8 @@ class Asker:
 
         Raises:
             DataError: the prompt is longer than the model's context, or an option adds no tokens to it.
-            ConfigError: the tokenizer cannot tell the options apart, or early exit is exact and the question's
-                calibration may change predictions.
+            ConfigError: the tokenizer cannot tell the options apart; or early exit is exact and the question's
+                calibration may change predictions, or a linear probe has a part in its answers.
         """
         labels, given = self.ensemble.labels, asked.question
         if labels is not None and given.type == "choice" and set(given.options) == set(labels):
@@ -153,6 +154,8 @@ class Asker:
             raise DataError(f"the state and the question have {length} tokens, and the run's prompts at most {most}")
         ask = EncodedAsk(asked, row, question, trained)
         if asked.early_exit is not None:
+            if trained and self.ensemble.pipeline.linear_probe is not None:
+                raise ConfigError(NO_EARLY_EXIT)
             asked.early_exit.check_calibration(self._settings(ask)[0])
         return ask
 
@@ -178,6 +181,7 @@ class Asker:
                 )
             finally:
                 self.cache.trim()
+            log_probs = self._with_probe([asks[index] for index in indices], log_probs, passes)
             for row, index in zip(rows, indices, strict=True):
                 of_row = None if information is None else information[row.row]
                 answer = self._answer(asks[index], log_probs[:, row.row, : len(row.choices)], of_row)
@@ -185,6 +189,19 @@ class Asker:
                 written = row.state - cached if row.row in states else 0
                 replies[index] = Reply(answer, row.num_tokens, row.state, cached, written, asks[index].trained_name)
         return [replies[index] for index in range(len(asks))]
+
+    def _with_probe(
+        self, asks: Sequence[EncodedAsk], log_probs_MEC: NDArray[np.float64], passes: Sequence[MemberPass]
+    ) -> NDArray[np.float64]:
+        """The log-probabilities with the run's linear probe mixed into answers to the question it was trained on."""
+        probe, trained = self.ensemble.pipeline.linear_probe, [e for e, ask in enumerate(asks) if ask.trained]
+        if probe is None or not trained:
+            return log_probs_MEC
+        texts = [Example("", asks[e].asked.state, asks[e].question.options, None, "state") for e in trained]
+        mixed_MEC, labels = log_probs_MEC.copy(), slice(probe.num_labels)
+        of_trained_MEC = self.ensemble.pipeline.with_probe(texts, log_probs_MEC[:, trained, labels], passes)
+        mixed_MEC[:, trained, labels] = of_trained_MEC
+        return mixed_MEC
 
     def _answer_early(
         self, rule: ExitRule, rows: Sequence[EncodedExample], asks: Mapping[int, EncodedAsk]
