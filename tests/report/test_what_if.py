@@ -49,7 +49,7 @@ def test_a_base_that_does_not_fit_says_what_would_hold_its_weights():
     base = {**BASE, "cells": [{**CELL, "bytes": sizes}], "bytes_with_one_member": sizes, "least_devices": {"5": None}}
     text = text_of(base)
     assert "with one member the training takes 500 bytes on each device, whatever their number" in text
-    assert "Its weights alone (450 bytes) fill 3 such devices." in text
+    assert "Its weights alone (450 bytes) fill 3 such devices; base.quantization" in text
     assert "members devices" not in text
     assert "the search" not in text
 

@@ -103,9 +103,10 @@ def _lacking(base: Json) -> Iterator[str]:
             yield f"{members} member(s) fit on {devices} device(s) or more."
     if None in least.values():
         limit, weights = base["limit"], base["bytes_with_one_member"]["base"]
+        filled = -(-weights // max(1, limit))
         yield (
             f"It does not fit: with one member the training takes"
             f" {readable_bytes(base['bytes_with_one_member']['peak'])} on each device, whatever their number, since the"
             f" base is not split over devices. Its weights alone ({readable_bytes(weights)}) fill"
-            f" {-(-weights // max(1, limit))} such devices."
+            f" {filled} such {'device' if filled == 1 else 'devices'}; base.quantization nf4 stores them in 4 bits."
         )
