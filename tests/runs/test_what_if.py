@@ -138,6 +138,9 @@ def test_a_gpu_must_be_stated(run_config, texts_csv):
         what_if(config, WhatIf(tflops=100.0))
     record = what_if(config, WhatIf(("llama-3.1-8b",), (1,), (1,), **STATED))
     assert (record["bases"][0]["dtype"], record["bases"][0]["cells"][0]["bytes"]["process"]) == ("bfloat16", 0)
+    packed = dataclasses.replace(config, base=dataclasses.replace(config.base, quantization="nf4"))
+    with pytest.raises(ConfigError, match=r"base\.quantization: nf4 is not counted"):
+        what_if(packed, WhatIf(tflops=100.0))
     wide = dataclasses.replace(config, base=dataclasses.replace(config.base, dtype="float64"))
     with pytest.raises(ConfigError, match=r"base\.dtype: float64 is not counted"):
         what_if(wide, WhatIf(**STATED))

@@ -99,6 +99,11 @@ def what_if(config: RunConfig, question: WhatIf, callbacks: Sequence[Callback] =
     """
     check_run(config)
     check_what_if(question)
+    if config.base.quantization != "none":
+        raise ConfigError(
+            f"base.quantization: {config.base.quantization} is not counted by --what-if; leave it out: plain weights"
+            " need more memory and a little less time"
+        )
     if config.base.device == "cuda" and None in (question.device_gb, question.tflops, question.gb_per_s):
         raise ConfigError(
             "--what-if with base.device cuda: state the GPU with --device-gb, --device-tflops and --device-gb-per-s;"
