@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lorchestra.cli import main as cli
-from lorchestra.cli.predict import PredictArguments, data_settings, made_with
+from lorchestra.cli.predict_arguments import PredictArguments, data_settings, made_with
 from lorchestra.config.data import ReadConfig
 from lorchestra.data.chunks import full_chunks
 from lorchestra.data.input_rows import read_input_rows

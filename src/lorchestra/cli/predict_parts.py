@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from lorchestra.cli.output import messages, printer
-from lorchestra.cli.predict import data_settings, made_with, sentences
+from lorchestra.cli.predict_arguments import PredictArguments, data_settings, made_with, sentences
 from lorchestra.cli.progress import RowProgress
 from lorchestra.data.readers.streams import STANDARD_INPUT
 from lorchestra.errors import CheckpointError, ConfigError
@@ -15,7 +15,6 @@ from lorchestra.store.run import Run
 from lorchestra.store.safe_paths import typed_path
 
 if TYPE_CHECKING:
-    from lorchestra.cli.predict import PredictArguments
     from lorchestra.report.answers import AnswerFormat
 
 
