@@ -196,7 +196,7 @@ def _tree(draw: random.Random, train: str) -> dict[str, Any]:
     default = to_mapping(RunConfig())
     tree: dict[str, Any] = {"data": {"train": train}}
     for group in draw.sample(list(_FIELDS), draw.randrange(len(_FIELDS) + 1)):
-        for name in draw.sample(_FIELDS[group], draw.randrange(4)):
+        for name in draw.sample(_FIELDS[group], draw.randrange(min(4, len(_FIELDS[group]) + 1))):
             if (group, name) != ("data", "train") and default[group][name] is not None:
                 tree.setdefault(group, {})[name] = default[group][name]
     return tree

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -269,3 +271,10 @@ def test_loftq_needs_the_weights_before_they_were_quantized(wide_base, tmp_path)
         EnsembleModel(load(tmp_path / "stored", "none").model, adapt, seed=0)
     with pytest.raises(ConfigError, match=r"loftq starts at what quantizing changes, and base.quantization is none"):
         check_run(RunConfig(adapt=adapt))
+
+
+def test_no_warning_of_missing_kernels_is_shown():
+    """bitsandbytes warns when it is imported, as by PEFT in the middle of a training's live table."""
+    program = "import lorchestra.models.loading, peft, bitsandbytes.backends.cpu.ops"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "kernels" not in done.stderr

@@ -122,7 +122,10 @@ def plan_record():
         },
         "bytes": sizes | {"peak": 900_000_000, "limit": 800_000_000, "fits": False},
         "disk_bytes": {"run": 1234, "trunk": 5678, "free": 10**12, "fits": True},
-        "time_s": {"training": 1234.0, "search": 321.0, "trunk": 56.0, "base": 7.0, "evaluation": 8.0, "total": 1305.0},
+        "time_s": {
+            **{"training": 1234.0, "search": 321.0, "trunk": 56.0, "base": 7.0, "evaluation": 8.0, "total": 1305.0},
+            **{"calibration": 9.0, "frozen_states": 12.0},
+        },
         "calibration": {"micro_batches": 9, "seconds": 10.2},
         "remedies": [{"option": "train.gradient_checkpointing", "value": "True", "peak": 500_000_000, "fits": True}],
     }

@@ -13,6 +13,7 @@ arXiv 2208.07339.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import util
@@ -31,6 +32,9 @@ from lorchestra.models.directories import bitsandbytes_settings
 if TYPE_CHECKING:
     from transformers.utils.quantization_config import QuantizationConfigMixin
 
+
+# imported by PEFT, too, wherever it is installed: it then warns that kernels are missing, which are not used here
+logging.getLogger("bitsandbytes.backends").setLevel(logging.ERROR)
 
 _Weight: TypeAlias = Any
 """A weight of bitsandbytes, or a plain one: the package has no types."""
