@@ -130,6 +130,11 @@ class Duration:
         """Training, evaluation on validation rows, and calibration on them."""
         return self.training + self.evaluation + self.calibration
 
+    def to_dict(self) -> dict[str, float]:
+        """What `lorchestra plan --json` prints of a run, in seconds; `states` follow the run and are left out."""
+        names = ("search", "steps", "trunk", "base", "training", "evaluation", "calibration", "total")
+        return {name: getattr(self, name) for name in names}
+
 
 def duration(work: Work, rates: Rates) -> Duration:
     """Multiply work by rates."""

@@ -198,17 +198,7 @@ class _Plan:
             "bytes": self._bytes(),
             "disk_bytes": self._disk_bytes(),
             "work": self._work(),
-            "time_s": {
-                "search": times.search,
-                "steps": times.steps,
-                "trunk": times.trunk,
-                "base": times.base,
-                "training": times.training,
-                "evaluation": times.evaluation,
-                "calibration": times.calibration,
-                "total": times.total,
-                "frozen_states": times.states,
-            },
+            "time_s": times.to_dict() | {"frozen_states": times.states},
             "calibration": {
                 "seconds": self.calibration.seconds,
                 "micro_batches": self.calibration.micro_batches,

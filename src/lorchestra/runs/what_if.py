@@ -170,7 +170,6 @@ def _base(
 
 
 def _cell_record(cell: Cell) -> Json:
-    times = cell.duration
     return {
         "members": cell.members,
         "devices": cell.devices,
@@ -178,16 +177,7 @@ def _cell_record(cell: Cell) -> Json:
         "token_budget": cell.token_budget,
         "tokens": cell.tokens,
         "bytes": _bytes(cell),
-        "time_s": {
-            "search": times.search,
-            "steps": times.steps,
-            "trunk": times.trunk,
-            "base": times.base,
-            "training": times.training,
-            "evaluation": times.evaluation,
-            "calibration": times.calibration,
-            "total": times.total,
-        },
+        "time_s": cell.duration.to_dict(),
     }
 
 
